@@ -1,0 +1,1 @@
+"""How each engine and KV connector splits a request in two legs. Pure functions."""

@@ -1,0 +1,1 @@
+"""Simulated engines that enforce the wire contract."""
