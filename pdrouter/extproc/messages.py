@@ -1,0 +1,274 @@
+"""What Envoy and the router say to each other about one HTTP request: events and replies."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import Any, ClassVar, TypeAlias
+
+from google.protobuf.struct_pb2 import Struct, Value
+
+from pdrouter.extproc import ext_proc_pb2 as pb
+
+Headers: TypeAlias = tuple[tuple[str, str], ...]
+
+
+class Phase(StrEnum):
+    """A step of one HTTP request; each has a message from Envoy and a reply to it.
+
+    The values are the names of the fields that hold the two on the wire.
+    """
+
+    REQUEST_HEADERS = "request_headers"
+    REQUEST_BODY = "request_body"
+    REQUEST_TRAILERS = "request_trailers"
+    RESPONSE_HEADERS = "response_headers"
+    RESPONSE_BODY = "response_body"
+    RESPONSE_TRAILERS = "response_trailers"
+
+
+class HeaderMode(IntEnum):
+    """Whether Envoy sends headers or trailers; by default it sends headers and no trailers."""
+
+    DEFAULT = 0
+    SEND = 1
+    SKIP = 2
+
+
+class BodyMode(IntEnum):
+    """How Envoy sends a body."""
+
+    NONE = 0
+    STREAMED = 1
+    BUFFERED = 2
+    BUFFERED_PARTIAL = 3
+    FULL_DUPLEX_STREAMED = 4
+    GRPC = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ProtocolConfig:
+    """How Envoy's filter is configured; only the first message of a stream tells."""
+
+    request_body_mode: BodyMode
+    response_body_mode: BodyMode
+    send_body_without_waiting_for_header_response: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Event:
+    """What every message from Envoy may carry.
+
+    Attributes:
+        protocol_config: The filter's configuration, on the first message of a stream.
+        observability_mode: True if Envoy ignores replies to this message.
+        context: The message that attributes and metadata are read from, when asked for.
+    """
+
+    protocol_config: ProtocolConfig | None = None
+    observability_mode: bool = False
+    context: pb.ProcessingRequest = field(
+        default_factory=pb.ProcessingRequest, repr=False, compare=False
+    )
+
+    def attributes(self) -> dict[str, dict[str, Any]]:
+        """Returns Envoy's attributes by the name of the filter that sends them.
+
+        All of the ext_proc filter's are under `envoy.filters.http.ext_proc`, such as
+        `upstream.address`. Envoy sends them once per direction, with the first message.
+        """
+        return {name: _read_struct(struct) for name, struct in self.context.attributes.items()}
+
+    def metadata(self) -> dict[str, dict[str, Any]]:
+        """Returns the request's dynamic metadata by namespace, as far as Envoy forwards it."""
+        namespaces = self.context.metadata_context.filter_metadata
+        return {name: _read_struct(struct) for name, struct in namespaces.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _HeadersEvent(_Event):
+    """The headers of one direction.
+
+    Attributes:
+        headers: By name in lower case, pseudo headers such as `:path` among them.
+        end_of_stream: True if neither a body nor trailers follow.
+    """
+
+    headers: Mapping[str, str]
+    end_of_stream: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _BodyEvent(_Event):
+    """The body of one direction or, in the streamed modes, a piece of it.
+
+    Attributes:
+        end_of_stream: True if neither more of the body nor trailers follow.
+    """
+
+    body: bytes = field(repr=False)
+    end_of_stream: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _TrailersEvent(_Event):
+    """The trailers of one direction, by name in lower case."""
+
+    trailers: Mapping[str, str]
+
+
+class RequestHeaders(_HeadersEvent):
+    """The headers from the client."""
+
+    __slots__ = ()
+    phase: ClassVar[Phase] = Phase.REQUEST_HEADERS
+
+
+class RequestBody(_BodyEvent):
+    """The body from the client."""
+
+    __slots__ = ()
+    phase: ClassVar[Phase] = Phase.REQUEST_BODY
+
+
+class RequestTrailers(_TrailersEvent):
+    """The trailers from the client."""
+
+    __slots__ = ()
+    phase: ClassVar[Phase] = Phase.REQUEST_TRAILERS
+
+
+class ResponseHeaders(_HeadersEvent):
+    """The headers from the engine."""
+
+    __slots__ = ()
+    phase: ClassVar[Phase] = Phase.RESPONSE_HEADERS
+
+
+class ResponseBody(_BodyEvent):
+    """The body from the engine."""
+
+    __slots__ = ()
+    phase: ClassVar[Phase] = Phase.RESPONSE_BODY
+
+
+class ResponseTrailers(_TrailersEvent):
+    """The trailers from the engine."""
+
+    __slots__ = ()
+    phase: ClassVar[Phase] = Phase.RESPONSE_TRAILERS
+
+
+Event: TypeAlias = (
+    RequestHeaders
+    | RequestBody
+    | RequestTrailers
+    | ResponseHeaders
+    | ResponseBody
+    | ResponseTrailers
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaceBody:
+    """This body instead of the whole message that is answered."""
+
+    body: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ClearBody:
+    """No body instead of the message that is answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedBody:
+    """A piece of the body in the modes `FULL_DUPLEX_STREAMED` and `GRPC`, and only there."""
+
+    body: bytes = field(repr=False)
+    end_of_stream: bool = False
+
+
+BodyMutation: TypeAlias = ReplaceBody | ClearBody | StreamedBody
+
+
+@dataclass(frozen=True, slots=True)
+class ModeOverride:
+    """What Envoy sends in the rest of this request: all of it, in place of what is configured.
+
+    Envoy obeys in reply to headers only, and only if its filter has `allow_mode_override`.
+    """
+
+    request_body: BodyMode = BodyMode.NONE
+    request_trailers: HeaderMode = HeaderMode.DEFAULT
+    response_headers: HeaderMode = HeaderMode.DEFAULT
+    response_body: BodyMode = BodyMode.NONE
+    response_trailers: HeaderMode = HeaderMode.DEFAULT
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseReply:
+    """The answer to the message of one phase: let it go on, changed as said here.
+
+    Attributes:
+        set_headers: Headers that replace all others of their name.
+        append_headers: Headers that are added to others of their name.
+        remove_headers: Names of headers to remove; Envoy removes before it sets.
+        clear_route_cache: Choose the route anew, by the changed headers.
+        replace: Send nothing more of this direction (`CONTINUE_AND_REPLACE`). In reply to headers
+            a body mutation counts only with this.
+        dynamic_metadata: Values to set, by namespace.
+        override_message_timeout_s: The time in seconds that Envoy is to wait for the real reply,
+            from now; this one is then no more than the wish for it.
+    """
+
+    phase: Phase
+    set_headers: Headers = ()
+    append_headers: Headers = ()
+    remove_headers: tuple[str, ...] = ()
+    body: BodyMutation | None = None
+    clear_route_cache: bool = False
+    replace: bool = False
+    mode_override: ModeOverride | None = None
+    dynamic_metadata: Mapping[str, Mapping[str, Any]] | None = None
+    override_message_timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImmediateReply:
+    """The end of the request with an answer of our own.
+
+    Attributes:
+        status: An HTTP status from 200 up.
+        headers: A name that occurs twice is sent twice.
+        details: What Envoy's access log shows as `RESPONSE_CODE_DETAILS`.
+        grpc_status: For gRPC clients, the status of the call.
+    """
+
+    status: int
+    headers: Headers = ()
+    body: bytes = field(default=b"", repr=False)
+    details: str = ""
+    grpc_status: int | None = None
+
+
+Reply: TypeAlias = PhaseReply | ImmediateReply
+
+
+def _read_struct(struct: Struct) -> dict[str, Any]:
+    return {name: _read_value(value) for name, value in struct.fields.items()}
+
+
+def _read_value(value: Value) -> Any:  # noqa: ANN401 (any JSON value)
+    match value.WhichOneof("kind"):
+        case "struct_value":
+            return _read_struct(value.struct_value)
+        case "list_value":
+            return [_read_value(item) for item in value.list_value.values]
+        case "number_value":
+            return value.number_value
+        case "string_value":
+            return value.string_value
+        case "bool_value":
+            return value.bool_value
+        case _:
+            return None
