@@ -1,0 +1,269 @@
+"""A validated inference request."""
+
+import re
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+
+from pdrouter.openai.body import Body, BodyInvalid
+from pdrouter.openai.errors import RequestRejected
+from pdrouter.openai.paths import Endpoint
+
+T = TypeVar("T")
+
+BYTES_PER_TOKEN = 4
+"""How many bytes of a body are taken for one prompt token."""
+
+_CONTROL_MEMBERS = frozenset(
+    {
+        "model",
+        "messages",
+        "prompt",
+        "prompt_embeds",
+        "input",
+        "token_ids",
+        "max_tokens",
+        "max_completion_tokens",
+        "max_output_tokens",
+        "min_tokens",
+        "n",
+        "best_of",
+        "echo",
+        "use_beam_search",
+        "prompt_logprobs",
+        "stream",
+        "stream_options",
+        "sampling_params",
+        "vllm_xargs",
+        "store",
+        "background",
+        "previous_response_id",
+        "conversation",
+    }
+)
+
+_LISTS = frozenset({"messages", "token_ids"})
+_ABSENT = (None, b"null")
+_NO_CONTENT = msgspec.Raw(b'""')
+_FIRST_ITEM = re.compile(rb"\[[ \t\n\r]*(.)", re.DOTALL)
+_MULTIMODAL_TYPES = (
+    "image_url",
+    "input_image",
+    "image",
+    "image_pil",
+    "image_embeds",
+    "input_audio",
+    "audio_url",
+    "video_url",
+    "input_file",
+    "file",
+)
+_MULTIMODAL_HINT = re.compile(
+    b"|".join(b'"%s"' % name.encode() for name in _MULTIMODAL_TYPES),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceRequest:
+    """What the router needs to know of a request; anything else is the engine's business.
+
+    Attributes:
+        endpoint: what was asked for.
+        query: query string with its question mark, or nothing.
+        body: the client's body.
+        sampling: the nested object of limits and sampling options, where the endpoint has one and
+            the client sent it.
+        model: the model or adapter asked for.
+        stream: whether the answer is to be streamed.
+        prompt_tokens: estimated length of the prompt, in tokens.
+        whole: why the request does not fit two legs; None where it does.
+    """
+
+    endpoint: Endpoint
+    query: str
+    body: Body
+    sampling: Body | None
+    model: str
+    stream: bool
+    prompt_tokens: int
+    whole: str | None
+
+
+def parse_request(
+    endpoint: Endpoint,
+    query: str,
+    data: bytes,
+    *,
+    transfer_members: frozenset[str],
+    split_multimodal: bool,
+) -> InferenceRequest:
+    """Validate a body and return the request.
+
+    Args:
+        endpoint: what the path asks for.
+        query: query string of the path, with its question mark.
+        data: the body.
+        transfer_members: members that steer the KV transfer; like the other members that the
+            router reads or writes, they may not occur twice.
+        split_multimodal: whether prompts with images, sound or files are split in two legs.
+
+    Raises:
+        RequestRejected: with status 400, and the member at fault.
+    """
+    try:
+        body = Body(data)
+        sampling = _nested(body, endpoint.sampling)
+    except BodyInvalid as error:
+        raise RequestRejected(400, "invalid_body", str(error)) from None
+    for holder in (body, sampling):
+        repeated = holder and holder.duplicates & (_CONTROL_MEMBERS | transfer_members)
+        if repeated:
+            name = min(repeated)
+            raise _invalid(name, f"{name!r} occurs more than once")
+    model = _get(body, "model", str, "a string")
+    if not model:
+        raise _invalid("model", "'model' is required and must be a string that is not empty")
+    prompt = _get_prompt(endpoint, body)
+    stream = bool(_get(body, "stream", bool, "a boolean"))
+    if not stream and body.raw("stream_options") not in _ABSENT:
+        raise _invalid("stream_options", "'stream_options' is only allowed when 'stream' is true")
+    options = sampling or body
+    for name in endpoint.limits:
+        _check_positive(options, name)
+    if endpoint.legs == 2:
+        _check_positive(options, "n")
+        whole = _find_misfit(endpoint, body, options, prompt)
+        if whole is None and not split_multimodal and _is_multimodal(prompt):
+            whole = "multimodal"
+    else:
+        whole = "single-pod-path"
+    return InferenceRequest(
+        endpoint,
+        query,
+        body,
+        sampling,
+        model,
+        stream,
+        max(1, len(data) // BYTES_PER_TOKEN),
+        whole,
+    )
+
+
+def _nested(body: Body, name: str | None) -> Body | None:
+    raw = body.raw(name) if name else None
+    if raw is None or raw == b"null":
+        return None
+    try:
+        return Body(raw)
+    except BodyInvalid:
+        raise _invalid(str(name), f"{name!r} must be an object") from None
+
+
+def _invalid(param: str, message: str) -> RequestRejected:
+    return RequestRejected(400, "invalid_value", message, param)
+
+
+def _get(body: Body, name: str, expected: type[T], meaning: str) -> T | None:
+    try:
+        return body.get(name, expected)
+    except msgspec.MsgspecError:
+        raise _invalid(name, f"{name!r} must be {meaning}") from None
+
+
+def _check_positive(body: Body, name: str) -> None:
+    raw = body.raw(name)
+    # Numbers of any size count, so the digits are looked at, not their value.
+    if raw is not None and raw != b"null" and not (raw.isdigit() and raw.strip(b"0")):
+        raise _invalid(name, f"{name!r} must be a positive integer")
+
+
+def _get_prompt(endpoint: Endpoint, body: Body) -> bytes:
+    """Return the prompt as it stands in the body; nothing where the endpoint needs none."""
+    if not endpoint.prompts:
+        return b""
+    name, raw = endpoint.prompts[0], None
+    for candidate in endpoint.prompts:
+        value = body.raw(candidate)
+        if value is not None and value != b"null":
+            name, raw = candidate, value
+            break
+    if raw is None:
+        raise _invalid(name, f"{name!r} is required")
+    first = _FIRST_ITEM.match(raw)
+    if first is not None:
+        if first[1] == b"]":
+            raise _invalid(name, f"{name!r} must not be empty")
+    elif name in _LISTS:
+        raise _invalid(name, f"{name!r} must be a list")
+    elif not raw.startswith(b'"'):
+        raise _invalid(name, f"{name!r} must be a string or a list")
+    return raw
+
+
+def _find_misfit(endpoint: Endpoint, body: Body, options: Body, prompt: bytes) -> str | None:
+    """Return why a request cannot be split into two legs.
+
+    The rules and their reasons stand in vLLM: the answer of the prefill leg carries one set of
+    blocks (several prompts, `n`, `best_of`, beam search); the decode engine computes the whole
+    prompt again (`echo`, `prompt_logprobs`); the state of a conversation lives on one pod.
+    """
+    checks = (
+        ("several-prompts", endpoint.batches and _has_several_items(prompt)),
+        ("n", _is_above_one(options, "n")),
+        ("best-of", _is_above_one(options, "best_of")),
+        ("beam-search", options.raw("use_beam_search") == b"true"),
+        ("echo", body.raw("echo") == b"true"),
+        ("prompt-logprobs", options.raw("prompt_logprobs") not in _ABSENT),
+        ("stateful-responses", endpoint.stateful and _is_stateful(body)),
+    )
+    return next((reason for reason, applies in checks if applies), None)
+
+
+def _is_above_one(body: Body, name: str) -> bool:
+    return body.raw(name) not in (*_ABSENT, b"1")
+
+
+def _is_stateful(body: Body) -> bool:
+    return (
+        body.raw("store") != b"false"
+        or body.raw("background") == b"true"
+        or any(body.raw(name) not in _ABSENT for name in ("previous_response_id", "conversation"))
+    )
+
+
+def _has_several_items(prompt: bytes) -> bool:
+    first = _FIRST_ITEM.match(prompt)
+    # A list that starts with a number is one prompt of token ids.
+    if first is None or first[1] not in (b'"', b"["):
+        return False
+    try:
+        msgspec.json.decode(prompt, type=tuple[msgspec.Raw])
+    except msgspec.ValidationError:
+        return True
+    return False
+
+
+class _Part(msgspec.Struct):
+    type: str = ""
+
+
+class _Message(msgspec.Struct):
+    content: msgspec.Raw = _NO_CONTENT
+
+
+def _is_multimodal(prompt: bytes) -> bool:
+    # The bytes rule it out for nearly every request before anything is decoded.
+    if _MULTIMODAL_HINT.search(prompt) is None:
+        return False
+    try:
+        messages = msgspec.json.decode(prompt, type=list[_Message])
+        return any(
+            part.type in _MULTIMODAL_TYPES
+            for message in messages
+            if bytes(message.content).startswith(b"[")
+            for part in msgspec.json.decode(message.content, type=list[_Part])
+        )
+    except msgspec.ValidationError:
+        # Not the shape of messages: the engine says what is wrong with it.
+        return False
