@@ -1,0 +1,133 @@
+"""What a KV connector does with a request: the contract of the modules in this room."""
+
+from typing import Protocol
+
+from pdrouter.openai.body import Body
+from pdrouter.openai.request import InferenceRequest
+
+
+class EnginePod(Protocol):
+    """What a wire protocol needs to know of a pod."""
+
+    @property
+    def ip(self) -> str:
+        """IPv4 or IPv6 address, without brackets."""
+
+
+class HandoffInvalid(Exception):
+    """The prefill engine's answer holds nothing that a decode engine can work with.
+
+    Attributes:
+        reason: a short, bounded word for metrics, such as `null-params`.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class KVConnector(Protocol):
+    """How one KV connector splits a request. Pure: bytes in, bytes out."""
+
+    @property
+    def name(self) -> str:
+        """Name of the connector in settings, labels and logs."""
+
+    def prefill_body(self, request: InferenceRequest) -> bytes:
+        """Return the body of the prefill leg."""
+
+    def decode_body(
+        self, request: InferenceRequest, prefill_answer: bytes, prefill_pod: EnginePod
+    ) -> bytes:
+        """Return the body of the decode leg.
+
+        Raises:
+            HandoffInvalid: the prefill leg's answer must not be handed to a decode engine.
+        """
+
+
+TRANSFER_MEMBERS = frozenset(
+    {
+        "kv_transfer_params",
+        "ec_transfer_params",
+        "disagg_prefill_resp",
+        "disaggregated_params",
+        "bootstrap_host",
+        "bootstrap_port",
+        "bootstrap_room",
+        "transfer_id",
+        "rid",
+    }
+)
+"""Members that steer a transfer between engines. A client that could set them could crash a decode
+engine, make it connect to any address, or read the KV blocks of another request."""
+
+_NESTED_HOLDERS = ("vllm_xargs",)
+_SAMPLING_EXTRA = "extra_args"
+
+
+def whole_body(request: InferenceRequest) -> bytes:
+    """Return the client's body without transfer members, for one pod that does both legs."""
+    return request.body.edit(strip_transfer_members(request), TRANSFER_MEMBERS)
+
+
+def strip_transfer_members(request: InferenceRequest) -> dict[str, bytes]:
+    """Return replacements for the objects in which a client hid transfer members.
+
+    vLLM reads `kv_transfer_params` from the extra arguments of its sampling parameters, which a
+    client can also set by way of `vllm_xargs` and `sampling_params.extra_args`.
+    """
+    replace: dict[str, bytes] = {}
+    for holder in _NESTED_HOLDERS:
+        stripped = _strip(request.body.raw(holder))
+        if stripped is not None:
+            replace[holder] = stripped
+    if request.sampling is not None:
+        stripped = _strip(request.sampling.raw(_SAMPLING_EXTRA))
+        if stripped is not None:
+            replace[str(request.endpoint.sampling)] = request.sampling.edit(
+                {_SAMPLING_EXTRA: stripped}
+            )
+    return replace
+
+
+def _strip(raw: bytes | None) -> bytes | None:
+    """Return an object without transfer members; None if there is nothing to strip."""
+    if raw is None or not raw.startswith(b"{"):
+        return None
+    holder = Body(raw)
+    if not TRANSFER_MEMBERS.intersection(holder.names):
+        return None
+    return holder.edit(remove=TRANSFER_MEMBERS)
+
+
+def limit_to_prefill(request: InferenceRequest) -> tuple[dict[str, bytes], set[str]]:
+    """Return the edits, replaced and removed members, that make a body a prefill leg.
+
+    One token, not streamed. `stream_options` and `min_tokens` must go: vLLM refuses the one without
+    `stream` and the other above the limit. Nothing that shapes the prompt is touched.
+    """
+    replace = strip_transfer_members(request)
+    replace["stream"] = b"false"
+    remove = {"stream_options", *TRANSFER_MEMBERS}
+    endpoint = request.endpoint
+    if endpoint.sampling is None:
+        replace.update(_limits(endpoint.limits, request.body))
+        remove.add("min_tokens")
+    else:
+        sampling = Body(
+            replace.get(endpoint.sampling, request.sampling.data if request.sampling else b"{}")
+        )
+        replace[endpoint.sampling] = sampling.edit(
+            _limits(endpoint.limits, sampling), {"min_tokens"}
+        )
+    return replace, remove
+
+
+def _limits(names: tuple[str, ...], holder: Body) -> dict[str, bytes]:
+    # The first name is set always, the others where the client used them: old engines know only
+    # the first. vLLM emits the KV parameters once, so several choices are of no use.
+    limits = {name: b"1" for name in names if name == names[0] or name in holder}
+    if "n" in holder:
+        limits["n"] = b"1"
+    return limits

@@ -1,0 +1,135 @@
+"""vLLM's NixlConnector, pull mode: prefill answers with a handle, decode fetches the blocks.
+
+Source: vLLM 0.33 `docs/features/nixl_connector_usage.md` and `nixl/pull_scheduler.py`. Current
+Neuron engines (`NeuronNixlConnector`) speak the same wire.
+"""
+
+import ipaddress
+from dataclasses import dataclass
+from enum import StrEnum
+
+import msgspec
+
+from pdrouter.engines.connector import (
+    TRANSFER_MEMBERS,
+    EnginePod,
+    HandoffInvalid,
+    limit_to_prefill,
+    strip_transfer_members,
+)
+from pdrouter.openai.body import Body, BodyInvalid, encode
+from pdrouter.openai.request import InferenceRequest
+
+_PARAMS = "kv_transfer_params"
+_PREFILL_PARAMS = encode(
+    {
+        "do_remote_decode": True,
+        "do_remote_prefill": False,
+        "remote_engine_id": None,
+        "remote_block_ids": None,
+        "remote_host": None,
+        "remote_port": None,
+    }
+)
+
+
+class RemoteHostRewrite(StrEnum):
+    """When `remote_host` becomes the prefill pod's address.
+
+    Engines fill it from `VLLM_NIXL_SIDE_CHANNEL_HOST`, whose default is `localhost`; Neuron's
+    tutorials set `0.0.0.0`. Neither leads anywhere from another node.
+    """
+
+    AUTO = "auto"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+@dataclass(frozen=True, slots=True)
+class NixlConnector:
+    """The upstream NIXL wire (aibrix calls it `shfs`)."""
+
+    remote_host_rewrite: RemoteHostRewrite = RemoteHostRewrite.AUTO
+    name: str = "nixl"
+
+    def prefill_body(self, request: InferenceRequest) -> bytes:
+        """Return the client's body for one token, which asks the engine to keep the KV blocks."""
+        replace, remove = limit_to_prefill(request)
+        replace[_PARAMS] = _PREFILL_PARAMS
+        return request.body.edit(replace, remove)
+
+    def decode_body(
+        self, request: InferenceRequest, prefill_answer: bytes, prefill_pod: EnginePod
+    ) -> bytes:
+        """Return the client's body with the handle, verbatim but for an unusable `remote_host`."""
+        replace = strip_transfer_members(request)
+        replace[_PARAMS] = self._take_params(prefill_answer, prefill_pod)
+        return request.body.edit(replace, TRANSFER_MEMBERS)
+
+    def _take_params(self, prefill_answer: bytes, prefill_pod: EnginePod) -> bytes:
+        try:
+            raw = Body(prefill_answer).raw(_PARAMS)
+        except BodyInvalid as error:
+            raise HandoffInvalid("invalid-answer", f"the prefill answer: {error}") from None
+        if raw is None or raw == b"null":
+            raise HandoffInvalid("null-params", f"the prefill answer has no {_PARAMS}")
+        try:
+            params = Body(raw)
+        except BodyInvalid:
+            raise HandoffInvalid("invalid-params", f"{_PARAMS} is not an object") from None
+        _check_params(params)
+        if not self._must_rewrite(params):
+            return raw
+        return params.edit({"remote_host": encode(prefill_pod.ip)})
+
+    def _must_rewrite(self, params: Body) -> bool:
+        match self.remote_host_rewrite:
+            case RemoteHostRewrite.ALWAYS:
+                return True
+            case RemoteHostRewrite.NEVER:
+                return False
+            case RemoteHostRewrite.AUTO:
+                return is_unusable_host(params.get("remote_host", str) or "")
+
+
+def is_unusable_host(host: str) -> bool:
+    """Return whether a host means the machine on which it is read, or none."""
+    if host in {"", "localhost"}:
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
+
+
+def _check_params(params: Body) -> None:
+    """Check what a decode engine needs before it commits itself to a transfer.
+
+    vLLM's decode scheduler parks a request whose parameters are incomplete and never wakes it, and
+    an empty block list breaks an assertion in the engine core: neither must leave the router.
+
+    Raises:
+        HandoffInvalid: a member is missing, null or empty.
+    """
+    if params.raw("do_remote_prefill") != b"true":
+        raise HandoffInvalid("incomplete-params", "do_remote_prefill is not true")
+    if not _has_blocks(params.raw("remote_block_ids")):
+        raise HandoffInvalid("empty-blocks", "remote_block_ids names no block")
+    for name in ("remote_engine_id", "remote_host", "remote_port"):
+        # An empty host is one that can be rewritten.
+        if params.raw(name) in (None, b"null"):
+            raise HandoffInvalid("incomplete-params", f"{name} is missing")
+    # Engines before vLLM 0.13 do not know the id; an engine that knows it never leaves it empty.
+    if params.raw("remote_request_id") in (b"null", b'""'):
+        raise HandoffInvalid("incomplete-params", "remote_request_id is empty")
+
+
+def _has_blocks(raw: bytes | None) -> bool:
+    """Return whether a list of block ids, flat or one list per KV cache group, names a block."""
+    try:
+        blocks = msgspec.json.decode(raw or b"null", type=list[int | list[int]] | None)
+    except msgspec.ValidationError:
+        # A shape that this version does not know: the decode engine judges it.
+        return raw not in (b"{}", b'""')
+    return any(block if isinstance(block, list) else True for block in blocks or ())
