@@ -1,0 +1,118 @@
+"""Pods: what the router knows of one engine and its address."""
+
+import ipaddress
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Role(StrEnum):
+    """What a pod does."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+    BOTH = "both"
+    """Serves requests whole; it takes no part in disaggregation."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairingKey:
+    """What a prefill and a decode pod must have in common to be a pair."""
+
+    namespace: str
+    roleset: str
+    engine: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A pod, or an address of an endpoints file.
+
+    Attributes:
+        uid: identity; a pod that is replaced under the same name has another one.
+        name: name, for people.
+        namespace: Kubernetes namespace.
+        ip: IPv4 or IPv6 address, without brackets.
+        port: port that the engine serves HTTP on.
+        model: name of the model that it serves.
+        role: what it does.
+        roleset: name of the group within which pairs are formed.
+        engine: the software in it, such as `vllm`.
+        kv_connector: name of its KV connector; None for the configured default.
+        ready: whether it may get new requests.
+        address: `ip:port`, with IPv6 addresses in brackets.
+        pairing: what its partner must have in common with it.
+    """
+
+    uid: str
+    name: str
+    namespace: str
+    ip: str
+    port: int
+    model: str
+    role: Role
+    roleset: str
+    engine: str
+    kv_connector: str | None
+    ready: bool
+    address: str
+    pairing: PairingKey
+
+    @classmethod
+    def create(
+        cls,
+        *,
+        uid: str,
+        name: str,
+        ip: str,
+        port: int,
+        model: str,
+        role: Role,
+        namespace: str = "default",
+        roleset: str = "",
+        engine: str = "vllm",
+        kv_connector: str | None = None,
+        ready: bool = True,
+    ) -> "Pod":
+        """Return a pod, with what follows from its attributes filled in."""
+        return cls(
+            uid,
+            name,
+            namespace,
+            ip,
+            port,
+            model,
+            role,
+            roleset,
+            engine,
+            kv_connector,
+            ready,
+            format_address(ip, port),
+            PairingKey(namespace, roleset, engine),
+        )
+
+
+def format_address(host: str, port: int) -> str:
+    """Return `host:port`, with an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """Return the IP address and the port of `ip:port` or `[ipv6]:port`.
+
+    Host names are refused: Envoy sends a request to the address that it is given, and resolves
+    nothing.
+
+    Raises:
+        ValueError: the text is not such an address.
+    """
+    host, colon, port = address.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    try:
+        ip = ipaddress.ip_address(host[1:-1] if bracketed else host)
+    except ValueError:
+        raise ValueError(f"{address!r} is not ip:port (host names are not resolved)") from None
+    if (ip.version == 6) != bracketed:
+        raise ValueError(f"{address!r}: an IPv6 address stands in brackets, [::1]:8000")
+    if not colon or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ValueError(f"{address!r}: the port must be from 1 to 65535")
+    return str(ip), int(port)

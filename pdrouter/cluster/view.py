@@ -1,0 +1,93 @@
+"""The pods at one moment, by model, and the place where the newest such view is kept."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from pdrouter.cluster.pods import PairingKey, Pod, Role
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPods:
+    """The pods of one model.
+
+    Attributes:
+        model: name of the model.
+        pods: every known pod, ready or not.
+        prefill: ready prefill pods that have a ready decode pod to pair with.
+        decode: ready decode pods by what a prefill pod must have in common with them.
+        whole: ready pods that may serve a request whole: decode pods, and those without a part.
+    """
+
+    model: str
+    pods: tuple[Pod, ...]
+    prefill: tuple[Pod, ...]
+    decode: Mapping[PairingKey, tuple[Pod, ...]]
+    whole: tuple[Pod, ...]
+
+    @classmethod
+    def group(cls, model: str, pods: Iterable[Pod]) -> "ModelPods":
+        """Sort the pods of a model by what they may be used for."""
+        known = tuple(pods)
+        ready = [pod for pod in known if pod.ready]
+        decode: defaultdict[PairingKey, list[Pod]] = defaultdict(list)
+        for pod in ready:
+            if pod.role is Role.DECODE:
+                decode[pod.pairing].append(pod)
+        return cls(
+            model,
+            known,
+            tuple(pod for pod in ready if pod.role is Role.PREFILL and pod.pairing in decode),
+            MappingProxyType({key: tuple(group) for key, group in decode.items()}),
+            tuple(pod for pod in ready if pod.role is not Role.PREFILL),
+        )
+
+    @property
+    def disaggregated(self) -> bool:
+        """Whether any pod of the model, ready or not, has a role in disaggregation."""
+        return any(pod.role is not Role.BOTH for pod in self.pods)
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterView:
+    """Immutable snapshot of all models and their pods."""
+
+    models: Mapping[str, ModelPods]
+
+    @classmethod
+    def build(cls, pods: Iterable[Pod]) -> "ClusterView":
+        """Return the view of these pods."""
+        by_model: defaultdict[str, list[Pod]] = defaultdict(list)
+        for pod in pods:
+            by_model[pod.model].append(pod)
+        return cls(
+            MappingProxyType(
+                {name: ModelPods.group(name, group) for name, group in by_model.items()}
+            )
+        )
+
+    @property
+    def pods(self) -> Iterable[Pod]:
+        """Every pod of every model."""
+        return (pod for model in self.models.values() for pod in model.pods)
+
+
+class PodCache:
+    """Holds the newest view. A source replaces it; everybody else reads it.
+
+    Attributes:
+        view: the newest view.
+        synced: whether a source has delivered pods at least once.
+    """
+
+    __slots__ = ("synced", "view")
+
+    def __init__(self) -> None:
+        self.view = ClusterView.build(())
+        self.synced = False
+
+    def replace(self, pods: Iterable[Pod]) -> None:
+        """Make these pods the newest view."""
+        self.view = ClusterView.build(pods)
+        self.synced = True

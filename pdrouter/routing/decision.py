@@ -1,0 +1,115 @@
+"""What a strategy is asked, and what it answers."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import StrEnum
+from random import Random
+from typing import Protocol
+
+from pdrouter.cluster.load import Ledger
+from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.view import ModelPods
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingFacts:
+    """What a strategy needs to know of a request.
+
+    Attributes:
+        prompt_tokens: estimated length of the prompt.
+        whole: why one pod must serve the request; None where it may be split.
+    """
+
+    prompt_tokens: int
+    whole: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One chosen pod, and why.
+
+    Attributes:
+        pod: the pod.
+        policy: the scoring rule that chose it.
+        score: its score; lower is better.
+        candidates: how many pods there were to choose from.
+    """
+
+    pod: Pod
+    policy: str
+    score: float
+    candidates: int
+
+
+class DecisionKind(StrEnum):
+    """How a request is served."""
+
+    DISAGGREGATED = "disaggregated"
+    AGGREGATED = "aggregated"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The pods that serve a request.
+
+    Attributes:
+        prefill: the prefill pod; None where the decode pod serves the request whole.
+        decode: the pod that Envoy sends the request to.
+        reason: why the request is served whole; empty where it is not.
+    """
+
+    prefill: Choice | None
+    decode: Choice
+    reason: str = ""
+
+    @property
+    def kind(self) -> DecisionKind:
+        """How the request is served."""
+        return DecisionKind.AGGREGATED if self.prefill is None else DecisionKind.DISAGGREGATED
+
+
+class NoReadyPod(Exception):
+    """There is no ready pod for a part of the request.
+
+    Attributes:
+        role: the role that is missing.
+    """
+
+    def __init__(self, model: str, role: Role) -> None:
+        super().__init__(f"no ready {role} pod for model {model!r}")
+        self.role = role
+
+
+class Strategy(Protocol):
+    """A named routing algorithm. Pure: load and randomness are passed in."""
+
+    @property
+    def name(self) -> str:
+        """Name in `ROUTING_ALGORITHM` and in the `routing-strategy` header."""
+
+    def decide(
+        self, facts: RoutingFacts, pods: ModelPods, ledger: Ledger, random: Random
+    ) -> Decision:
+        """Choose the pods for a request.
+
+        Raises:
+            NoReadyPod: a pod that the request needs is not there.
+        """
+
+    def choose_other_prefill(
+        self,
+        decode: Pod,
+        tried: Collection[str],
+        pods: ModelPods,
+        ledger: Ledger,
+        random: Random,
+    ) -> Choice | None:
+        """Choose a prefill pod to try again on, a partner of `decode` that was not tried.
+
+        Args:
+            decode: the decode pod, which stays.
+            tried: UIDs of the prefill pods that have failed.
+            pods: the newest view of the model's pods.
+            ledger: work in flight.
+            random: source of randomness.
+        """
