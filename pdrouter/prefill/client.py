@@ -1,0 +1,171 @@
+"""One POST to a prefill pod, over pooled connections."""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import SimpleNamespace, TracebackType
+
+import aiohttp
+from yarl import URL
+
+# Above this size aiohttp wants a body that it can write in pieces.
+_LARGE_BODY_BYTES = 1024 * 1024
+_KEEPALIVE_S = 75.0
+
+
+class FailureKind(StrEnum):
+    """What went wrong between the router and a prefill pod."""
+
+    CONNECT = "connect"
+    TRANSPORT = "transport"
+    TIMEOUT = "timeout"
+    STATUS = "status"
+    TOO_LARGE = "too-large"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineAnswer:
+    """An engine's HTTP answer, of any status."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class PostFailed(Exception):
+    """There is no HTTP answer.
+
+    Attributes:
+        kind: what went wrong.
+        stale: whether the connection had been used before and was closed without an answer: the
+            engine had most likely closed it while it was idle.
+    """
+
+    def __init__(self, kind: FailureKind, message: str, *, stale: bool = False) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.stale = stale
+
+
+@dataclass(slots=True)
+class _Connection:
+    reused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ClientLimits:
+    """Limits of one POST.
+
+    Attributes:
+        connect_s: seconds to establish a connection.
+        response_s: seconds without a byte of the answer.
+        answer_bytes: size of the largest answer that is read.
+    """
+
+    connect_s: float
+    response_s: float
+    answer_bytes: int
+
+
+@dataclass(slots=True)
+class PrefillClient:
+    """HTTP client with keep-alive connections to every pod. Use as an async context manager."""
+
+    limits: ClientLimits
+    _session: aiohttp.ClientSession | None = field(default=None, init=False)
+
+    async def __aenter__(self) -> "PrefillClient":
+        trace = aiohttp.TraceConfig()
+        trace.on_connection_reuseconn.append(_note_reuse)
+        self._session = aiohttp.ClientSession(
+            # A request waits in the engine, where the load is seen, not for a connection.
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"user-agent": "pdrouter"},
+            skip_auto_headers=("accept", "accept-encoding"),
+            trace_configs=[trace],
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def post(
+        self, address: str, path: str, headers: Mapping[str, str], body: bytes, total_s: float
+    ) -> EngineAnswer:
+        """Send a request and read the whole answer. Cancelling closes the connection.
+
+        Args:
+            address: `ip:port` of the pod.
+            path: path with query string.
+            headers: request headers.
+            body: request body.
+            total_s: seconds for everything.
+
+        Raises:
+            PostFailed: there is no complete answer within the limits.
+        """
+        session = self._session
+        if session is None:
+            raise RuntimeError("the client is not open")
+        connection = _Connection()
+        try:
+            async with session.post(
+                URL(f"http://{address}{path}", encoded=True),
+                data=io.BytesIO(body) if len(body) > _LARGE_BODY_BYTES else body,
+                headers=headers,
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(
+                    total=total_s,
+                    sock_connect=self.limits.connect_s,
+                    sock_read=self.limits.response_s,
+                ),
+                trace_request_ctx=connection,
+            ) as response:
+                return EngineAnswer(
+                    response.status,
+                    {name.lower(): value for name, value in response.headers.items()},
+                    await self._read(response),
+                )
+        except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
+            raise PostFailed(FailureKind.CONNECT, str(error)) from None
+        except TimeoutError:
+            raise PostFailed(FailureKind.TIMEOUT, f"no answer from {address} in time") from None
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+            raise PostFailed(
+                FailureKind.TRANSPORT, _describe(error), stale=connection.reused
+            ) from None
+        except aiohttp.ClientError as error:
+            raise PostFailed(FailureKind.TRANSPORT, _describe(error)) from None
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        body = bytearray()
+        async for chunk in response.content.iter_any():
+            body += chunk
+            if len(body) > self.limits.answer_bytes:
+                # Leaving the response unread closes its connection.
+                response.close()
+                message = f"the answer is larger than {self.limits.answer_bytes} bytes"
+                raise PostFailed(FailureKind.TOO_LARGE, message)
+        return bytes(body)
+
+
+async def _note_reuse(
+    session: aiohttp.ClientSession,
+    context: SimpleNamespace,
+    params: aiohttp.TraceConnectionReuseconnParams,
+) -> None:
+    del session, params
+    context.trace_request_ctx.reused = True
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
