@@ -1,0 +1,285 @@
+"""From a request's body to the pod that it goes to: validate, route, prefill, hand over."""
+
+import time
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from enum import StrEnum
+from random import Random
+
+from pdrouter.cluster.load import Ledger
+from pdrouter.cluster.pods import Pod
+from pdrouter.cluster.view import ModelPods, PodCache
+from pdrouter.engines.connector import TRANSFER_MEMBERS, HandoffInvalid, whole_body
+from pdrouter.engines.registry import Connectors
+from pdrouter.extproc.headers import FORWARDED_TO_PREFILL, ROUTING_STRATEGY
+from pdrouter.extproc.record import Observer, RequestRecord
+from pdrouter.openai.errors import RequestRejected
+from pdrouter.openai.paths import Endpoint
+from pdrouter.openai.request import InferenceRequest, parse_request
+from pdrouter.prefill.client import FailureKind
+from pdrouter.prefill.leg import (
+    PrefillAttempt,
+    Prefilled,
+    PrefillFailed,
+    PrefillLeg,
+    PrefillPlan,
+)
+from pdrouter.routing.decision import Decision, NoReadyPod, RoutingFacts, Strategy
+from pdrouter.routing.registry import STRATEGIES
+
+RETRY_AFTER_S = "5"
+"""Seconds after which a client may find a ready pod, or one that is less busy."""
+
+
+class FailurePolicy(StrEnum):
+    """What becomes of a request whose prefill leg gives nothing to hand over."""
+
+    FAIL = "fail"
+    """The client gets an error."""
+    AGGREGATE = "aggregate"
+    """The decode pod serves the request whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchPolicy:
+    """What an operator may decide about the way of a request.
+
+    Attributes:
+        default_strategy: name of the strategy without a `routing-strategy` header; None to let such
+            requests pass by their model's own route.
+        split_multimodal: whether prompts with images, sound or files get two legs.
+        on_prefill_failure: what to do if no pod carries out the prefill leg.
+        on_handoff_failure: what to do if a pod has, but its answer is of no use to a decode engine.
+        forward_headers: client headers for the prefill leg beside the usual ones.
+    """
+
+    default_strategy: str | None
+    split_multimodal: bool
+    on_prefill_failure: FailurePolicy
+    on_handoff_failure: FailurePolicy
+    forward_headers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """What a request's headers say.
+
+    Attributes:
+        endpoint: what the path asks for.
+        query: query string of the path, with its question mark.
+        headers: the client's headers, names in lower case.
+    """
+
+    endpoint: Endpoint
+    query: str
+    headers: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatched:
+    """Where a request goes, and with which body.
+
+    Attributes:
+        body: body of the request that Envoy sends on.
+        request_id: `x-request-id` of that request.
+        decode: the pod; None where the request passes without an endpoint.
+    """
+
+    body: bytes
+    request_id: str
+    decode: Pod | None
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatcher:
+    """Finds the way of requests. One for the whole process.
+
+    Attributes:
+        cache: the pods.
+        ledger: work in flight.
+        connectors: how engines split requests.
+        prefill: runs the prefill leg.
+        policy: what the operator decided.
+        random: source of randomness for ties.
+        observer: is told of decisions and attempts.
+    """
+
+    cache: PodCache
+    ledger: Ledger
+    connectors: Connectors
+    prefill: PrefillLeg
+    policy: DispatchPolicy
+    random: Random
+    observer: Observer
+
+    async def dispatch(
+        self, head: RequestHead, data: bytes, record: RequestRecord, scopes: ExitStack
+    ) -> Dispatched:
+        """Find the way of one request, and run its prefill leg.
+
+        Args:
+            head: the client's headers.
+            data: the client's body.
+            record: filled in on the way.
+            scopes: gets what must be released when the request has ended.
+
+        Raises:
+            RequestRejected: the router answers with an error of its own.
+            PrefillRefused: the client gets the prefill engine's error.
+        """
+        record.body_bytes = len(data)
+        request = parse_request(
+            head.endpoint,
+            head.query,
+            data,
+            transfer_members=TRANSFER_MEMBERS,
+            split_multimodal=self.policy.split_multimodal,
+        )
+        record.stream = request.stream
+        pods = self._find_model(request)
+        record.model = request.model
+        strategy = self._find_strategy(head.headers)
+        if strategy is None:
+            return Dispatched(whole_body(request), record.request_id, None)
+        record.strategy = strategy.name
+        decision = self._decide(strategy, request, pods, record)
+        decode = decision.decode.pod
+        scopes.enter_context(self.ledger.start_decode(decode.uid))
+        if decision.prefill is None:
+            return Dispatched(whole_body(request), record.request_id, decode)
+        try:
+            prefilled = await self._run_prefill(
+                self._plan_prefill(strategy, request, decision.prefill.pod, decode, head), record
+            )
+        except PrefillFailed as failed:
+            return self._aggregate(request, decode, record, failed)
+        return self._hand_over(request, prefilled, decode, record)
+
+    def _find_model(self, request: InferenceRequest) -> ModelPods:
+        pods = self.cache.view.models.get(request.model)
+        if pods is None:
+            message = f"model {request.model[:200]!r} does not exist"
+            raise RequestRejected(404, "model_not_found", message, "model")
+        return pods
+
+    def _find_strategy(self, headers: Mapping[str, str]) -> Strategy | None:
+        name = headers.get(ROUTING_STRATEGY, "").strip() or self.policy.default_strategy
+        if name is None:
+            return None
+        strategy = STRATEGIES.get(name)
+        if strategy is None:
+            known = ", ".join(STRATEGIES)
+            message = f"routing strategy {name[:200]!r} is none of {known}"
+            raise RequestRejected(400, "invalid_routing_strategy", message, ROUTING_STRATEGY)
+        return strategy
+
+    def _decide(
+        self,
+        strategy: Strategy,
+        request: InferenceRequest,
+        pods: ModelPods,
+        record: RequestRecord,
+    ) -> Decision:
+        start = time.perf_counter()
+        try:
+            decision = self._choose(strategy, request, pods)
+        except NoReadyPod as missing:
+            headers = (("retry-after", RETRY_AFTER_S),)
+            raise RequestRejected(503, "no_ready_pod", str(missing), headers=headers) from missing
+        record.routing_s = time.perf_counter() - start
+        record.decision = decision
+        record.aggregated = decision.reason
+        self.observer.request_routed(record)
+        return decision
+
+    def _choose(self, strategy: Strategy, request: InferenceRequest, pods: ModelPods) -> Decision:
+        facts = RoutingFacts(request.prompt_tokens, request.whole)
+        try:
+            return strategy.decide(facts, pods, self.ledger, self.random)
+        except NoReadyPod:
+            if request.whole or self.policy.on_prefill_failure is FailurePolicy.FAIL:
+                raise
+            whole = RoutingFacts(request.prompt_tokens, "no-ready-pair")
+            return strategy.decide(whole, pods, self.ledger, self.random)
+
+    def _plan_prefill(
+        self,
+        strategy: Strategy,
+        request: InferenceRequest,
+        prefill: Pod,
+        decode: Pod,
+        head: RequestHead,
+    ) -> PrefillPlan:
+        def choose_other(tried: Collection[str]) -> Pod | None:
+            # The view of now: the pod that failed may be gone from it, and others have come.
+            pods = self.cache.view.models.get(request.model)
+            if pods is None:
+                return None
+            choice = strategy.choose_other_prefill(decode, tried, pods, self.ledger, self.random)
+            return choice.pod if choice else None
+
+        return PrefillPlan(
+            request.endpoint.path + request.query,
+            self._select_headers(head.headers),
+            self.connectors.get(prefill.kv_connector).prefill_body(request),
+            request.prompt_tokens,
+            prefill,
+            choose_other,
+        )
+
+    async def _run_prefill(self, plan: PrefillPlan, record: RequestRecord) -> Prefilled:
+        def note_attempt(attempt: PrefillAttempt) -> None:
+            record.attempts.append(attempt)
+            if attempt.failure is None:
+                record.prefill_pod = attempt.pod
+            self.observer.prefill_attempted(record, attempt)
+
+        start = time.perf_counter()
+        try:
+            return await self.prefill.run(plan, record.request_id, note_attempt)
+        finally:
+            record.prefill_s = time.perf_counter() - start
+
+    def _select_headers(self, headers: Mapping[str, str]) -> dict[str, str]:
+        names = (*FORWARDED_TO_PREFILL, *self.policy.forward_headers)
+        selected = {name: headers[name] for name in names if name in headers}
+        selected.setdefault("content-type", "application/json")
+        return selected
+
+    def _hand_over(
+        self, request: InferenceRequest, prefilled: Prefilled, decode: Pod, record: RequestRecord
+    ) -> Dispatched:
+        connector = self.connectors.get(prefilled.pod.kv_connector)
+        try:
+            body = connector.decode_body(request, prefilled.answer.body, prefilled.pod)
+        except HandoffInvalid as invalid:
+            record.handoff = invalid.reason
+            if self.policy.on_handoff_failure is FailurePolicy.FAIL:
+                raise RequestRejected(
+                    502, "handoff_invalid", f"the prefill leg gave no KV handle: {invalid}"
+                ) from invalid
+            record.aggregated = f"handoff-{invalid.reason}"
+            return Dispatched(whole_body(request), prefilled.request_id, decode)
+        return Dispatched(body, prefilled.request_id, decode)
+
+    def _aggregate(
+        self, request: InferenceRequest, decode: Pod, record: RequestRecord, failed: PrefillFailed
+    ) -> Dispatched:
+        """Let the decode pod serve the whole request, or give the error that its prefill met."""
+        if self.policy.on_prefill_failure is FailurePolicy.FAIL:
+            raise _describe_failure(failed) from failed
+        record.aggregated = "prefill-failed"
+        return Dispatched(whole_body(request), record.request_id, decode)
+
+
+def _describe_failure(failed: PrefillFailed) -> RequestRejected:
+    last = failed.last
+    # Addresses of pods are for the log.
+    message = f"the prefill leg failed after {failed.attempts} attempt(s): {last.failure}"
+    if last.failure is FailureKind.TIMEOUT:
+        return RequestRejected(504, "prefill_timeout", message)
+    if last.status == 503:
+        headers = (("retry-after", RETRY_AFTER_S),)
+        return RequestRejected(503, "prefill_unavailable", message, headers=headers)
+    return RequestRejected(502, "prefill_failed", message)

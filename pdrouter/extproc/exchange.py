@@ -1,0 +1,374 @@
+"""The life of one HTTP request: an event from Envoy in, a reply out, whatever carries them."""
+
+import hmac
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from enum import Enum, auto
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeAlias
+from urllib.parse import unquote
+
+from pdrouter.extproc.codec import MessageInvalid, decode, encode
+from pdrouter.extproc.dispatch import Dispatched, Dispatcher, RequestHead
+from pdrouter.extproc.headers import (
+    DESTINATION_ENDPOINT,
+    MODEL,
+    REQUEST_ID,
+    ROUTING_STRATEGY,
+    STRIPPED_HEADERS,
+    TARGET_POD,
+)
+from pdrouter.extproc.messages import (
+    BodyMode,
+    Event,
+    Headers,
+    ImmediateReply,
+    ModeOverride,
+    Phase,
+    PhaseReply,
+    ProtocolConfig,
+    ReplaceBody,
+    Reply,
+    RequestBody,
+    RequestHeaders,
+    RequestTrailers,
+    ResponseBody,
+    ResponseHeaders,
+    ResponseTrailers,
+)
+from pdrouter.extproc.record import Outcome, RequestRecord, describe_decision
+from pdrouter.openai.errors import RequestRejected
+from pdrouter.openai.models import encode_model, encode_models
+from pdrouter.openai.paths import ENDPOINTS, MODELS_PATH, split_path
+from pdrouter.prefill.client import EngineAnswer
+from pdrouter.prefill.leg import PrefillRefused
+
+log = logging.getLogger(__name__)
+
+_JSON = ("content-type", "application/json")
+_CLIENT_ID_LENGTH = 128
+_STRIP = PhaseReply(Phase.REQUEST_HEADERS, remove_headers=STRIPPED_HEADERS)
+_NO_RESPONSE_BODY = ModeOverride(request_body=BodyMode.BUFFERED, response_body=BodyMode.NONE)
+_KEPT_HEADERS = ("content-type", "retry-after", "www-authenticate")
+
+
+_Step: TypeAlias = Callable[["Exchange", Any], Awaitable[Reply]]
+
+
+class State(Enum):
+    """How far a request has come."""
+
+    START = auto()
+    """Nothing has arrived."""
+    HEAD = auto()
+    """The request's headers have been answered; its body is to come."""
+    FORWARDED = auto()
+    """The request goes to a pod; its response is to come."""
+    RESPONDING = auto()
+    """The response's headers have been answered."""
+    ENDED = auto()
+    """The router has answered the request itself, or has given it up."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangePolicy:
+    """What an operator may decide about the answers.
+
+    Attributes:
+        expose_pods: whether clients are told names and addresses of pods.
+        bearer_token: the key that clients must present; None to let everybody in.
+        max_body_bytes: size of the largest body; larger ones are refused.
+    """
+
+    expose_pods: bool
+    bearer_token: str | None
+    max_body_bytes: int
+
+
+class Exchange:
+    """One request. Feed it with events, in order; close it when the stream has ended.
+
+    Attributes:
+        record: what is known of the request so far.
+    """
+
+    __slots__ = (
+        "_dispatcher",
+        "_head",
+        "_observer",
+        "_policy",
+        "_response_mode",
+        "_scopes",
+        "_start",
+        "_state",
+        "record",
+    )
+
+    def __init__(self, dispatcher: Dispatcher, policy: ExchangePolicy) -> None:
+        self._dispatcher = dispatcher
+        self._observer = dispatcher.observer
+        self._policy = policy
+        self._state = State.START
+        self._start = time.perf_counter()
+        self._scopes = ExitStack()
+        self._head: RequestHead | None = None
+        self._response_mode: BodyMode | None = None
+        self.record = RequestRecord(str(uuid.uuid4()))
+        self._observer.request_started(self.record)
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing more to say: the stream is to be ended."""
+        return self._state is State.ENDED
+
+    async def receive(self, data: bytes) -> bytes | None:
+        """Answer a message of the ext_proc stream; None if there is no answer to it."""
+        try:
+            event = decode(data)
+        except MessageInvalid as invalid:
+            reply = self._give_up(f"a message cannot be read: {invalid.reason}")
+        else:
+            reply = await self.handle(event)
+        return None if reply is None else encode(reply)
+
+    async def handle(self, event: Event) -> Reply | None:
+        """Answer an event; None if there is no answer to it. Raises nothing but cancellation."""
+        entered = time.perf_counter()
+        waited = self.record.prefill_s
+        try:
+            if self._state is State.ENDED:
+                return None
+            step = self._STEPS.get((self._state, type(event)))
+            if step is None:
+                return self._give_up(f"{event.phase} arrived in state {self._state.name}")
+            return await step(self, event)
+        except RequestRejected as rejected:
+            return self._reject(rejected)
+        except PrefillRefused as refused:
+            return self._pass_refusal(refused.answer)
+        except Exception:
+            log.exception("request failed", extra=self._log_fields)
+            return self._reject(RequestRejected(500, "internal_error", "internal error"))
+        finally:
+            spent = time.perf_counter() - entered
+            self.record.overhead_s += spent - (self.record.prefill_s - waited)
+
+    def close(self) -> None:
+        """Release all that is counted for the request. Call it once, however the stream ended."""
+        self._scopes.close()
+        self._state = State.ENDED
+        record = self.record
+        record.total_s = time.perf_counter() - self._start
+        if record.outcome is None:
+            record.outcome = Outcome.CLIENT_LEFT
+        self._observer.request_finished(record)
+
+    async def _on_request_headers(self, event: RequestHeaders) -> Reply:
+        headers, record = event.headers, self.record
+        path, query = split_path(headers.get(":path", ""))
+        record.method = headers.get(":method", "")
+        record.path = path
+        record.client_request_id = headers.get(REQUEST_ID, "")[:_CLIENT_ID_LENGTH]
+        self._authenticate(headers)
+        if path == MODELS_PATH or path.startswith(MODELS_PATH + "/"):
+            return self._answer_models(path)
+        endpoint = ENDPOINTS.get(path)
+        if endpoint is None:
+            raise RequestRejected(404, "unknown_path", f"path {path[:200]!r} is not served")
+        self._allow_method("POST")
+        self._check_modes(event.protocol_config)
+        if headers.get("content-encoding", "identity") != "identity":
+            message = "compressed request bodies are not accepted"
+            raise RequestRejected(415, "unsupported_encoding", message, "content-encoding")
+        if event.end_of_stream:
+            raise RequestRejected(400, "invalid_body", "the request has no body")
+        self._head = RequestHead(endpoint, query, headers)
+        self._state = State.HEAD
+        return _STRIP
+
+    async def _on_request_body(self, event: RequestBody) -> Reply:
+        if self._head is None:
+            raise RuntimeError("a body without headers passed the table")
+        limit = self._policy.max_body_bytes
+        if len(event.body) > limit:
+            message = f"the request body is larger than the limit of {limit} bytes"
+            raise RequestRejected(413, "request_too_large", message)
+        dispatched = await self._dispatcher.dispatch(
+            self._head, event.body, self.record, self._scopes
+        )
+        self._state = State.FORWARDED
+        return self._forward(dispatched, event.body)
+
+    async def _on_response_headers(self, event: ResponseHeaders) -> Reply:
+        status = self._note_response(event)
+        self.record.outcome = Outcome.OK if status < 400 else Outcome.ENGINE_ERROR
+        # A response body that passes through the router costs a message per token.
+        silence = self._response_mode not in (None, BodyMode.NONE) and not event.end_of_stream
+        return PhaseReply(
+            Phase.RESPONSE_HEADERS,
+            set_headers=self._explain(),
+            mode_override=_NO_RESPONSE_BODY if silence else None,
+        )
+
+    async def _on_local_reply(self, event: ResponseHeaders) -> Reply:
+        self._note_response(event)
+        self.record.outcome = Outcome.LOCAL_REPLY
+        return PhaseReply(Phase.RESPONSE_HEADERS, set_headers=self._explain())
+
+    async def _continue(self, event: Event) -> Reply:
+        return PhaseReply(event.phase)
+
+    _STEPS: ClassVar[Mapping[tuple[State, type[Event]], _Step]] = MappingProxyType(
+        {
+            (State.START, RequestHeaders): _on_request_headers,
+            (State.HEAD, RequestBody): _on_request_body,
+            # Envoy answers by itself, for example because the body is too large.
+            (State.HEAD, ResponseHeaders): _on_local_reply,
+            (State.FORWARDED, RequestTrailers): _continue,
+            (State.FORWARDED, ResponseHeaders): _on_response_headers,
+            # Where the filter skips the response's headers.
+            (State.FORWARDED, ResponseBody): _continue,
+            (State.FORWARDED, ResponseTrailers): _continue,
+            (State.RESPONDING, RequestTrailers): _continue,
+            (State.RESPONDING, ResponseBody): _continue,
+            (State.RESPONDING, ResponseTrailers): _continue,
+        }
+    )
+    """Which message may come in which state, and what answers it. Anything else ends the stream."""
+
+    @property
+    def _log_fields(self) -> dict[str, dict[str, str]]:
+        return {"fields": {"request_id": self.record.request_id}}
+
+    def _note_response(self, event: ResponseHeaders) -> int:
+        status = event.headers.get(":status", "")
+        code = int(status) if status.isdecimal() else 500
+        self.record.status = code
+        self.record.headers_s = time.perf_counter() - self._start
+        self._state = State.RESPONDING
+        return code
+
+    def _authenticate(self, headers: Mapping[str, str]) -> None:
+        expected = self._policy.bearer_token
+        if expected is None:
+            return
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        presented = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        if not hmac.compare_digest(presented.encode(), expected.encode()):
+            message = "Incorrect API key provided"
+            raise RequestRejected(401, "invalid_api_key", message, "api_key")
+
+    def _check_modes(self, config: ProtocolConfig | None) -> None:
+        """Refuse body modes under which the filter would wait for replies of another kind."""
+        if config is None:  # An Envoy that does not tell; the manifests for it say BUFFERED.
+            return
+        self._response_mode = config.response_body_mode
+        if config.request_body_mode is not BodyMode.BUFFERED:
+            raise _misconfigured("request_body_mode", config.request_body_mode, "BUFFERED")
+        if config.response_body_mode not in (BodyMode.NONE, BodyMode.STREAMED):
+            raise _misconfigured("response_body_mode", config.response_body_mode, "NONE")
+
+    def _allow_method(self, allowed: str) -> None:
+        if self.record.method != allowed:
+            message = f"method {self.record.method[:20]} is not allowed here, only {allowed}"
+            headers = (("allow", allowed),)
+            raise RequestRejected(405, "method_not_allowed", message, headers=headers)
+
+    def _answer_models(self, path: str) -> ImmediateReply:
+        self._allow_method("GET")
+        models = self._dispatcher.cache.view.models
+        if path == MODELS_PATH:
+            body = encode_models(models)
+        else:
+            name = unquote(path.removeprefix(MODELS_PATH + "/"))
+            if name not in models:
+                message = f"model {name[:200]!r} does not exist"
+                raise RequestRejected(404, "model_not_found", message, "model")
+            body = encode_model(name)
+        self.record.outcome = Outcome.ANSWERED
+        return self._answer(200, (_JSON,), body, "models")
+
+    def _forward(self, dispatched: Dispatched, original: bytes) -> PhaseReply:
+        headers = [(REQUEST_ID, dispatched.request_id)]
+        if dispatched.decode is None:
+            headers.append((MODEL, self.record.model))
+        else:
+            headers += [
+                (TARGET_POD, dispatched.decode.address),
+                (DESTINATION_ENDPOINT, dispatched.decode.address),
+                (ROUTING_STRATEGY, self.record.strategy or ""),
+            ]
+        body = None
+        if dispatched.body is not original:
+            headers.append(("content-length", str(len(dispatched.body))))
+            body = ReplaceBody(dispatched.body)
+        return PhaseReply(
+            Phase.REQUEST_BODY, set_headers=tuple(headers), body=body, clear_route_cache=True
+        )
+
+    def _reject(self, rejected: RequestRejected) -> Reply | None:
+        if self._state is State.RESPONDING:
+            return self._give_up(rejected.message)
+        record = self.record
+        record.outcome = Outcome.REJECTED if rejected.status < 500 else Outcome.FAILED
+        record.code, record.message = rejected.code, rejected.message
+        headers = (_JSON, *rejected.headers, (REQUEST_ID, record.request_id))
+        return self._answer(rejected.status, headers, rejected.body(), rejected.code)
+
+    def _pass_refusal(self, answer: EngineAnswer) -> ImmediateReply:
+        """Give the client the prefill engine's own error."""
+        self.record.outcome = Outcome.ENGINE_ERROR
+        kept = [(name, answer.headers[name]) for name in _KEPT_HEADERS if name in answer.headers]
+        return self._answer(
+            answer.status, (*kept, *self._explain()), answer.body, "prefill_refused"
+        )
+
+    def _answer(self, status: int, headers: Headers, body: bytes, details: str) -> ImmediateReply:
+        self.record.status = status
+        self.record.headers_s = time.perf_counter() - self._start
+        self._state = State.ENDED
+        return ImmediateReply(status, headers, body, f"pdrouter_{details}")
+
+    def _give_up(self, reason: str) -> Reply | None:
+        """End a stream on which something arrived that must not."""
+        log.warning("ext_proc stream given up: %s", reason, extra=self._log_fields)
+        answerable = self._state not in (State.RESPONDING, State.ENDED)
+        self._state = State.ENDED
+        self.record.outcome = Outcome.PROTOCOL_ERROR
+        self.record.message = reason
+        if not answerable:
+            return None
+        rejected = RequestRejected(500, "protocol_error", "the gateway's messages make no sense")
+        return self._answer(500, (_JSON,), rejected.body(), rejected.code)
+
+    def _explain(self) -> Headers:
+        """Return the response headers that tell the client what was done for it."""
+        record = self.record
+        headers = [(REQUEST_ID, record.request_id)]
+        decision = record.decision
+        if decision is None:
+            return tuple(headers)
+        headers.append(("x-pd-decision", describe_decision(record)))
+        if self._policy.expose_pods:
+            decode = decision.decode.pod
+            headers += [
+                ("request-id", record.request_id),
+                (ROUTING_STRATEGY, record.strategy or ""),
+                (TARGET_POD, decode.name),
+                ("target-pod-ip", decode.address),
+            ]
+            if record.prefill_pod is not None:
+                headers += [
+                    ("prefill-target-pod", record.prefill_pod.name),
+                    ("prefill-target-pod-ip", record.prefill_pod.ip),
+                ]
+        return tuple(headers)
+
+
+def _misconfigured(name: str, mode: BodyMode, wanted: str) -> RequestRejected:
+    message = f"the ext_proc filter's {name} is {mode.name}, but must be {wanted}"
+    return RequestRejected(500, "ext_proc_misconfigured", message)

@@ -1,0 +1,39 @@
+"""Names of HTTP headers, and which of a client's headers go where."""
+
+TARGET_POD = "target-pod"
+DESTINATION_ENDPOINT = "x-gateway-destination-endpoint"
+ROUTING_STRATEGY = "routing-strategy"
+REQUEST_ID = "x-request-id"
+MODEL = "model"
+
+CONTROL_HEADERS = (
+    TARGET_POD,
+    DESTINATION_ENDPOINT,
+    "target-pod-ip",
+    "prefill-target-pod",
+    "prefill-target-pod-ip",
+    "x-prefiller-host-port",
+    "x-data-parallel-rank",
+    "x-data-parallel-host-port",
+)
+"""Headers that steer a request behind the router: a client's never survive. Envoy can remove them
+before any filter runs, since no client has a use for them."""
+
+STRIPPED_HEADERS = (*CONTROL_HEADERS, ROUTING_STRATEGY, MODEL)
+"""What the router removes from every request; the last two, which Envoy routes by, are read from
+the client or from the body first and set anew."""
+
+FORWARDED_TO_PREFILL = (
+    "authorization",
+    "content-type",
+    "traceparent",
+    "tracestate",
+    "baggage",
+    "x-session-id",
+    "x-aibrix-session-key",
+    "x-vllm-priority",
+    "x-api-key",
+    "anthropic-version",
+    "anthropic-beta",
+)
+"""What an engine may need of a client's headers on the prefill leg."""

@@ -1,0 +1,109 @@
+"""The record of one request: what was chosen, why, and what it cost."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from pdrouter.cluster.pods import Pod
+from pdrouter.prefill.leg import PrefillAttempt
+from pdrouter.routing.decision import Decision, DecisionKind
+
+
+class Outcome(StrEnum):
+    """How a request ended, as far as the router can see."""
+
+    OK = "ok"
+    """The engine answered with a status below 400."""
+    ENGINE_ERROR = "engine-error"
+    """The answer's status is 400 or more: an engine's, or Envoy's if no engine could be reached."""
+    ANSWERED = "answered"
+    """The router answered itself, without an error."""
+    REJECTED = "rejected"
+    """The router refused the request with a 4xx status."""
+    FAILED = "failed"
+    """The router answered with a 5xx status."""
+    LOCAL_REPLY = "local-reply"
+    """Envoy answered before the request was complete, for example because of its size."""
+    CLIENT_LEFT = "client-left"
+    """The stream ended before there was an answer: the client left, or Envoy's timeout struck."""
+    PROTOCOL_ERROR = "protocol-error"
+    """Envoy's side of the stream said something that it must not say."""
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """Filled in while a request goes its way. All times are in seconds.
+
+    Attributes:
+        request_id: the router's own id, unique to the request.
+        client_request_id: the `x-request-id` that came with the request.
+        method: HTTP method.
+        path: path without query string.
+        model: name of the model, once it is known to be served.
+        stream: whether the answer is streamed.
+        body_bytes: size of the client's body.
+        strategy: name of the strategy; None where the request passes without one.
+        decision: the pods and the reason; None before the choice.
+        aggregated: why the decode pod serves the request whole, whether by choice or after the
+            prefill leg failed; empty where it does not.
+        handoff: why the prefill answer was of no use to the decode leg; empty if it was.
+        prefill_pod: the last pod that took the prefill leg and answered, or refused, it.
+        attempts: tries of the prefill leg.
+        routing_s: time to choose.
+        prefill_s: time waiting for the prefill leg.
+        overhead_s: time in the router's own code, without that wait.
+        headers_s: time from the request's to the response's headers.
+        total_s: time from the request's headers to the end of the stream.
+        status: HTTP status of the answer.
+        code: `error.code` of an error that the router gave.
+        message: `error.message` of that error.
+        outcome: how it ended.
+    """
+
+    request_id: str
+    client_request_id: str = ""
+    method: str = ""
+    path: str = ""
+    model: str = ""
+    stream: bool = False
+    body_bytes: int = 0
+    strategy: str | None = None
+    decision: Decision | None = None
+    aggregated: str = ""
+    handoff: str = ""
+    prefill_pod: Pod | None = None
+    attempts: list[PrefillAttempt] = field(default_factory=list)
+    routing_s: float | None = None
+    prefill_s: float = 0.0
+    overhead_s: float = 0.0
+    headers_s: float | None = None
+    total_s: float = 0.0
+    status: int | None = None
+    code: str = ""
+    message: str = ""
+    outcome: Outcome | None = None
+
+
+def describe_decision(record: RequestRecord) -> str:
+    """Return the decision as the header `x-pd-decision` gives it; nothing before there is one."""
+    if record.decision is None:
+        return ""
+    if record.aggregated:
+        return f"{DecisionKind.AGGREGATED};reason={record.aggregated}"
+    return DecisionKind.DISAGGREGATED
+
+
+class Observer(Protocol):
+    """Is told what happens, as it happens. Must not raise."""
+
+    def request_started(self, record: RequestRecord) -> None:
+        """A stream was opened."""
+
+    def request_routed(self, record: RequestRecord) -> None:
+        """The pods were chosen."""
+
+    def prefill_attempted(self, record: RequestRecord, attempt: PrefillAttempt) -> None:
+        """One try of the prefill leg has ended."""
+
+    def request_finished(self, record: RequestRecord) -> None:
+        """The stream has ended, and all that was counted for it is released."""

@@ -1,0 +1,158 @@
+"""The gRPC server: ext_proc streams, health, TLS, drain."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+
+from pdrouter.extproc.exchange import Exchange
+from pdrouter.extproc.tls import TlsFiles, create_credentials
+
+log = logging.getLogger(__name__)
+
+SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
+HEALTH_SERVICES = ("", SERVICE, "gateway-plugin")
+"""Names that the health service knows; the last is aibrix's."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """How the server listens.
+
+    Attributes:
+        host: address to bind to.
+        port: port to bind to; 0 for any.
+        max_message_bytes: size of the largest message.
+        keepalive_s: seconds after which an idle connection is probed.
+        tls: certificates; None for plain text.
+    """
+
+    host: str
+    port: int
+    max_message_bytes: int
+    keepalive_s: float
+    tls: TlsFiles | None
+
+
+class ExtProcServer:
+    """Carries exchanges over gRPC.
+
+    Attributes:
+        port: the port that it listens on, once started.
+        draining: whether it is about to end.
+    """
+
+    def __init__(self, create_exchange: Callable[[], Exchange], options: ServerOptions) -> None:
+        """Set up the server.
+
+        Args:
+            create_exchange: called for each stream.
+            options: how to listen.
+        """
+        self._create_exchange = create_exchange
+        self._options = options
+        self._open = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._health = HealthServicer()
+        self._server: Any = grpc.aio.server(options=_list_channel_options(options))
+        self._server.add_generic_rpc_handlers(
+            (
+                grpc.method_handlers_generic_handler(
+                    SERVICE,
+                    # Without serializers, messages stay bytes: the codec is faster.
+                    {"Process": grpc.stream_stream_rpc_method_handler(self._process)},
+                ),
+            )
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self.port = 0
+        self.draining = False
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            OSError: the address cannot be bound.
+            CertificatesInvalid: the files for TLS cannot be used.
+        """
+        host, port = self._options.host, self._options.port
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            if self._options.tls is None:
+                self.port = self._server.add_insecure_port(address)
+            else:
+                credentials = create_credentials(self._options.tls)
+                self.port = self._server.add_secure_port(address, credentials)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {address}: {error}") from error
+        await self._server.start()
+        for service in HEALTH_SERVICES:
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+
+    async def drain(self, lame_duck_s: float, drain_s: float) -> None:
+        """Let open requests finish, then stop.
+
+        Health turns NOT_SERVING at once. For `lame_duck_s` seconds new streams are still served,
+        until their senders have noticed; then no more, and after `drain_s` seconds in all what is
+        still open is cancelled.
+        """
+        self.draining = True
+        await self._health.enter_graceful_shutdown()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + drain_s
+        await asyncio.sleep(min(lame_duck_s, drain_s))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._server.stop(drain_s))
+            # Watchers of the health service do not end by themselves: only requests are waited for.
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(deadline):
+                    await self._idle.wait()
+            if self._open:
+                log.warning("drain time is over, %d requests are cancelled", self._open)
+            await self.stop()
+
+    async def stop(self) -> None:
+        """Stop at once; what is open is cancelled."""
+        await self._server.stop(None)
+
+    async def _process(self, requests: AsyncIterator[bytes], context: Any) -> None:  # noqa: ANN401 - grpc has no types
+        del requests  # The context's own reader costs less.
+        exchange = self._create_exchange()
+        self._open += 1
+        self._idle.clear()
+        try:
+            while (message := await context.read()) is not grpc.aio.EOF:
+                reply = await exchange.receive(message)
+                if reply is not None:
+                    await context.write(reply)
+                if exchange.ended:
+                    break
+        finally:
+            exchange.close()
+            self._open -= 1
+            if not self._open:
+                self._idle.set()
+
+
+def _list_channel_options(options: ServerOptions) -> list[tuple[str, int]]:
+    keepalive_ms = int(options.keepalive_s * 1000)
+    return [
+        ("grpc.max_receive_message_length", options.max_message_bytes),
+        # A reply holds a body that was received, with what an engine has added to it.
+        ("grpc.max_send_message_length", -1),
+        ("grpc.keepalive_time_ms", keepalive_ms),
+        ("grpc.keepalive_timeout_ms", keepalive_ms),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # Envoy may probe idle connections as often as it is configured to.
+        ("grpc.http2.max_ping_strikes", 0),
+        # Two processes that share a port by accident would each get a part of the connections.
+        ("grpc.so_reuseport", 0),
+    ]
