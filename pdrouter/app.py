@@ -1,0 +1,181 @@
+"""The composition root: builds the router from its settings, and runs it."""
+
+import asyncio
+import logging
+import os
+import signal
+from contextlib import AsyncExitStack
+from random import Random
+from types import TracebackType
+
+from pdrouter.admin.server import AdminServer
+from pdrouter.cluster.endpoints_file import EndpointsFile
+from pdrouter.cluster.load import Ledger
+from pdrouter.cluster.view import PodCache
+from pdrouter.engines.registry import CONNECTOR_NAMES, ENGINES, Connectors
+from pdrouter.extproc.dispatch import Dispatcher, DispatchPolicy
+from pdrouter.extproc.exchange import Exchange, ExchangePolicy
+from pdrouter.extproc.server import ExtProcServer, ServerOptions
+from pdrouter.extproc.tls import TlsFiles
+from pdrouter.prefill.client import ClientLimits, PrefillClient
+from pdrouter.prefill.leg import PrefillLeg
+from pdrouter.settings import SettingInvalid, Settings
+from pdrouter.telemetry.requests import RequestTelemetry
+
+log = logging.getLogger(__name__)
+
+BODY_HEADROOM_BYTES = 512 * 1024
+"""What must be left in a message for headers, and for the KV handle that a body grows by."""
+
+
+class Router:
+    """A running router. Use as an async context manager.
+
+    Attributes:
+        cache: the pods.
+        ledger: work in flight.
+        telemetry: metrics and open requests.
+        server: the gRPC port.
+        admin: the HTTP port.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        """Build the router; nothing is opened yet.
+
+        Raises:
+            SettingInvalid: the settings name no source of pods.
+        """
+        if settings.endpoints is None:
+            raise SettingInvalid("there is no source of pods: give --endpoints FILE")
+        self._settings = settings
+        self._stack = AsyncExitStack()
+        self.cache = PodCache()
+        self.ledger = Ledger()
+        self.telemetry = RequestTelemetry(self.cache, self.ledger)
+        self._endpoints = EndpointsFile(
+            settings.endpoints,
+            self.cache,
+            engines=ENGINES,
+            kv_connectors=CONNECTOR_NAMES,
+            poll_interval_s=settings.endpoints_poll_s,
+            on_reload=self._count_reload,
+        )
+        self._client = PrefillClient(_limit_client(settings))
+        dispatcher = Dispatcher(
+            self.cache,
+            self.ledger,
+            Connectors(settings.kv_connector, settings.nixl_means, settings.rewrite_remote_host),
+            PrefillLeg(
+                self._client, self.ledger, settings.prefill_timeout_s, settings.prefill_retries
+            ),
+            DispatchPolicy(
+                settings.routing_algorithm,
+                settings.split_multimodal,
+                settings.on_prefill_failure,
+                settings.on_handoff_failure,
+                settings.forward_headers,
+            ),
+            Random(),
+            self.telemetry,
+        )
+        policy = ExchangePolicy(
+            settings.expose_pods,
+            settings.bearer_token,
+            settings.max_message_bytes - BODY_HEADROOM_BYTES,
+        )
+        self.server = ExtProcServer(
+            lambda: Exchange(dispatcher, policy),
+            ServerOptions(
+                *settings.grpc_bind,
+                settings.max_message_bytes,
+                settings.grpc_keepalive_s,
+                _find_tls(settings),
+            ),
+        )
+        self.admin = AdminServer(
+            self.cache,
+            self.ledger,
+            self.telemetry,
+            settings.show(),
+            lambda: self.server.draining,
+        )
+
+    async def __aenter__(self) -> "Router":
+        """Read the pods, and listen.
+
+        Raises:
+            EndpointsInvalid: the pods cannot be read.
+            CertificatesInvalid: the files for TLS cannot be used.
+            OSError: an address cannot be bound.
+        """
+        async with AsyncExitStack() as stack:
+            await self._endpoints.load()
+            tasks = await stack.enter_async_context(asyncio.TaskGroup())
+            watcher = tasks.create_task(self._endpoints.watch())
+            stack.callback(watcher.cancel)
+            await stack.enter_async_context(self._client)
+            await self.admin.start(*self._settings.http_bind)
+            stack.push_async_callback(self.admin.stop)
+            await self.server.start()
+            stack.push_async_callback(self.server.stop)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._stack.__aexit__(kind, error, trace)
+
+    async def drain(self) -> None:
+        """Let open requests finish, as far as the settings give them time."""
+        await self.server.drain(self._settings.lame_duck_s, self._settings.drain_s)
+
+    def _count_reload(self, success: bool) -> None:
+        self.telemetry.metrics.endpoints_reloads.labels("ok" if success else "broken").inc()
+
+
+async def serve(settings: Settings) -> None:
+    """Run the router until SIGTERM or SIGINT, then drain it. A second signal exits at once."""
+    stopping = asyncio.Event()
+
+    def stop() -> None:
+        if stopping.is_set():
+            os._exit(1)
+        stopping.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    async with Router(settings) as router:
+        log.info(
+            "serving",
+            extra={
+                "fields": {
+                    "grpc_port": router.server.port,
+                    "http": router.admin.address,
+                    "models": sorted(router.cache.view.models),
+                    "settings": settings.show(),
+                }
+            },
+        )
+        await stopping.wait()
+        log.info("draining", extra={"fields": {"requests": len(router.telemetry.open)}})
+        await router.drain()
+    log.info("stopped")
+
+
+def _limit_client(settings: Settings) -> ClientLimits:
+    return ClientLimits(
+        settings.prefill_connect_timeout_s,
+        settings.prefill_response_timeout_s or settings.prefill_timeout_s,
+        settings.max_message_bytes,
+    )
+
+
+def _find_tls(settings: Settings) -> TlsFiles | None:
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    return TlsFiles(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)

@@ -1,0 +1,388 @@
+"""All that an operator can set: one typed, validated object; nothing else reads the environment.
+
+Each setting is declared once: its variable, its default, what is allowed and what it means. The
+command line and `docs/configuration.md` are made from the same declarations.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pdrouter.engines.registry import CONNECTOR_NAMES, NIXL_MEANINGS
+from pdrouter.engines.vllm_nixl import RemoteHostRewrite
+from pdrouter.extproc.dispatch import FailurePolicy
+from pdrouter.routing.registry import STRATEGIES
+
+T = TypeVar("T")
+_MIB = 1024 * 1024
+
+
+class SettingInvalid(ValueError):
+    """A setting has a value that is not allowed; the message names variable, value and rule."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How the text of a variable is read.
+
+    Attributes:
+        parse: returns the value; raises ValueError if it is not allowed.
+        allowed: what is allowed, in words.
+    """
+
+    parse: Callable[[str], Any]
+    allowed: str
+
+
+def _number(
+    convert: Callable[[str], float], words: str, low: float, high: float, *, above: bool = False
+) -> Kind:
+    def parse(text: str) -> float:
+        value = convert(text)
+        if not (math.isfinite(value) and low <= value <= high) or (above and value == low):
+            raise ValueError(text)
+        return value
+
+    return Kind(parse, f"{words} {'above' if above else 'from'} {low:g} to {high:g}")
+
+
+def _seconds(low: float, high: float, *, above: bool = False) -> Kind:
+    return _number(float, "seconds,", low, high, above=above)
+
+
+def _choice(*options: str) -> Kind:
+    def parse(text: str) -> str:
+        if text not in options:
+            raise ValueError(text)
+        return text
+
+    return Kind(parse, "one of " + ", ".join(options))
+
+
+def _enumeration(kind: Callable[[str], Any], *options: str) -> Kind:
+    return Kind(kind, "one of " + ", ".join(options))
+
+
+def _parse_boolean(text: str) -> bool:
+    # The spellings that aibrix (Go's ParseBool) accepts.
+    if text in {"1", "t", "T", "true", "TRUE", "True"}:
+        return True
+    if text in {"0", "f", "F", "false", "FALSE", "False"}:
+        return False
+    raise ValueError(text)
+
+
+def _parse_bind(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError(text)
+    if not colon or not port.isdecimal() or int(port) > 65535:
+        raise ValueError(text)
+    return host or "0.0.0.0", int(port)
+
+
+def _parse_names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip().lower() for name in text.split(",") if name.strip())
+
+
+_BOOLEAN = Kind(_parse_boolean, "true or false")
+_BIND = Kind(_parse_bind, "host:port, with an IPv6 address in brackets")
+_PATH = Kind(Path, "a path")
+_TEXT = Kind(str, "any text")
+_NAMES = Kind(_parse_names, "names separated by commas")
+_COUNT = _number(int, "a whole number", 0, 100)
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """What is known of one setting.
+
+    Attributes:
+        variable: environment variable.
+        kind: how its text is read.
+        doc: what it means.
+        option: command line option of `pdrouter serve` that stands for it; empty for none.
+        secret: whether its value must not be shown.
+    """
+
+    variable: str
+    kind: Kind
+    doc: str
+    option: str = ""
+    secret: bool = False
+
+
+def _declare(
+    default: T, variable: str, kind: Kind, doc: str, option: str = "", *, secret: bool = False
+) -> T:
+    declaration = Declaration(variable, kind, doc, option, secret)
+    value: T = field(default=default, metadata={"declaration": declaration})
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings of `pdrouter serve`. See `describe_settings` for what each of them means."""
+
+    routing_algorithm: str | None = _declare(
+        None,
+        "ROUTING_ALGORITHM",
+        _choice(*STRATEGIES),
+        "Strategy for requests without a `routing-strategy` header. Unset or empty: such requests "
+        "pass with a `model` header and no endpoint.",
+        "--routing-algorithm",
+    )
+    endpoints: Path | None = _declare(
+        None,
+        "PDROUTER_ENDPOINTS",
+        _PATH,
+        "File that lists the pods. It is read again when it changes.",
+        "--endpoints",
+    )
+    endpoints_poll_s: float = _declare(
+        1.0,
+        "PDROUTER_ENDPOINTS_POLL",
+        _seconds(0.01, 3600),
+        "Time between two looks at the endpoints file.",
+    )
+    grpc_bind: tuple[str, int] = _declare(
+        ("0.0.0.0", 50052),
+        "PDROUTER_GRPC_BIND",
+        _BIND,
+        "Where Envoy connects.",
+        "--grpc-bind",
+    )
+    http_bind: tuple[str, int] = _declare(
+        ("0.0.0.0", 8080),
+        "PDROUTER_HTTP_BIND",
+        _BIND,
+        "Where metrics, probes and debug pages are served.",
+        "--http-bind",
+    )
+    max_message_bytes: int = _declare(
+        16 * _MIB,
+        "AIBRIX_GRPC_MAX_MESSAGE_SIZE_BYTES",
+        _number(int, "a whole number of bytes", _MIB, 1024 * _MIB),
+        "Largest ext_proc message, and so about the largest request body. `pdrouter envoy-config` "
+        "derives Envoy's buffer limits from it.",
+        "--max-message-bytes",
+    )
+    grpc_keepalive_s: float = _declare(
+        30.0,
+        "PDROUTER_GRPC_KEEPALIVE",
+        _seconds(1, 7200),
+        "Idle time after which a connection from Envoy is probed, and time for the answer.",
+    )
+    tls_certificate: Path | None = _declare(
+        None,
+        "PDROUTER_TLS_CERTIFICATE",
+        _PATH,
+        "Certificate chain (PEM) for the gRPC port; followed when it changes. Unset: plain text.",
+    )
+    tls_key: Path | None = _declare(
+        None, "PDROUTER_TLS_KEY", _PATH, "Private key (PEM) of the certificate."
+    )
+    tls_client_ca: Path | None = _declare(
+        None,
+        "PDROUTER_TLS_CLIENT_CA",
+        _PATH,
+        "Certificates (PEM) that sign Envoy's client certificate. Unset: any client may connect.",
+    )
+    lame_duck_s: float = _declare(
+        5.0,
+        "PDROUTER_LAME_DUCK",
+        _seconds(0, 300),
+        "After SIGTERM, time in which new requests are still served while health says NOT_SERVING.",
+    )
+    drain_s: float = _declare(
+        600.0,
+        "PDROUTER_DRAIN",
+        _seconds(0, 86400),
+        "After SIGTERM, time for open requests to finish; what is open then is cancelled.",
+    )
+    prefill_timeout_s: float = _declare(
+        60.0,
+        "AIBRIX_PREFILL_REQUEST_TIMEOUT",
+        _seconds(0, 86400, above=True),
+        "Deadline of the prefill leg, all attempts together. Envoy's `messageTimeout` must be "
+        "longer.",
+        "--prefill-timeout",
+    )
+    prefill_connect_timeout_s: float = _declare(
+        3.0,
+        "PDROUTER_PREFILL_CONNECT_TIMEOUT",
+        _seconds(0, 300, above=True),
+        "Deadline to connect to a prefill pod.",
+    )
+    prefill_response_timeout_s: float | None = _declare(
+        None,
+        "PDROUTER_PREFILL_RESPONSE_TIMEOUT",
+        _seconds(0, 86400, above=True),
+        "Deadline for one attempt to answer. Unset: the deadline of the leg, so that a pod that "
+        "hangs leaves no time for another.",
+    )
+    prefill_retries: int = _declare(
+        1,
+        "PDROUTER_PREFILL_RETRIES",
+        _COUNT,
+        "How many further prefill pods are tried after a transport error, a 5xx or a timeout.",
+    )
+    on_prefill_failure: FailurePolicy = _declare(
+        FailurePolicy.FAIL,
+        "PDROUTER_ON_PREFILL_FAILURE",
+        _enumeration(FailurePolicy, *FailurePolicy),
+        "What to do when no prefill pod is ready, or none carries out the leg: `fail` gives the "
+        "client an error (502, 503, 504), `aggregate` lets the decode pod serve the request whole.",
+    )
+    on_handoff_failure: FailurePolicy = _declare(
+        FailurePolicy.AGGREGATE,
+        "PDROUTER_ON_HANDOFF_FAILURE",
+        _enumeration(FailurePolicy, *FailurePolicy),
+        "What to do when a prefill answer holds no usable KV handle (engines give none for very "
+        "short prompts): `aggregate` or `fail`, as above.",
+    )
+    forward_headers: tuple[str, ...] = _declare(
+        (),
+        "PDROUTER_FORWARD_HEADERS",
+        _NAMES,
+        "Client headers to send to prefill pods beside the usual ones (authorization, traceparent, "
+        "session headers).",
+    )
+    kv_connector: str = _declare(
+        "shfs",
+        "AIBRIX_KV_CONNECTOR_TYPE",
+        _choice(*CONNECTOR_NAMES),
+        "KV connector of pods that name none. `shfs` is aibrix's name for vLLM's NixlConnector.",
+    )
+    nixl_means: str = _declare(
+        "nixl",
+        "PDROUTER_NIXL_MEANS",
+        _choice(*NIXL_MEANINGS),
+        "What the connector name `nixl` stands for: vLLM's NixlConnector, or the older Neuron wire "
+        "that aibrix calls by this name.",
+    )
+    rewrite_remote_host: RemoteHostRewrite = _declare(
+        RemoteHostRewrite.AUTO,
+        "PDROUTER_REWRITE_REMOTE_HOST",
+        _enumeration(RemoteHostRewrite, *RemoteHostRewrite),
+        "When `remote_host` in a KV handle becomes the prefill pod's address; `auto`: when it is a "
+        "loopback or wildcard address, or empty.",
+    )
+    split_multimodal: bool = _declare(
+        False,
+        "PDROUTER_SPLIT_MULTIMODAL",
+        _BOOLEAN,
+        "Whether prompts with images, sound or files get two legs. Engines must support it.",
+    )
+    expose_pods: bool = _declare(
+        True,
+        "PDROUTER_EXPOSE_PODS",
+        _BOOLEAN,
+        "Whether responses carry names and addresses of pods, as aibrix's do.",
+    )
+    bearer_token: str | None = _declare(
+        None,
+        "AIBRIX_AUTH_BEARER_TOKEN",
+        _TEXT,
+        "Key that clients must present (`Authorization: Bearer`, or `x-api-key`). Unset: none.",
+        secret=True,
+    )
+    log_level: str = _declare(
+        "info",
+        "PDROUTER_LOG_LEVEL",
+        _choice("debug", "info", "warning", "error"),
+        "Least level of log lines.",
+        "--log-level",
+    )
+
+    @classmethod
+    def load(cls, environment: Mapping[str, str], options: Mapping[str, str | None]) -> "Settings":
+        """Read the settings.
+
+        Args:
+            environment: variables; an empty one counts as unset.
+            options: values from the command line by name of the setting; they win.
+
+        Raises:
+            SettingInvalid: a value is not allowed, or two do not go together.
+        """
+        values: dict[str, Any] = {}
+        for name, declaration in declarations().items():
+            option = options.get(name)
+            text = environment.get(declaration.variable, "").strip() if option is None else option
+            if not text:
+                continue
+            source = declaration.variable if option is None else declaration.option
+            try:
+                values[name] = declaration.kind.parse(text)
+            except ValueError:
+                shown = "(secret)" if declaration.secret else repr(text)
+                raise SettingInvalid(
+                    f"{source}={shown} is not allowed: it must be {declaration.kind.allowed}"
+                ) from None
+        settings = cls(**values)
+        settings.check()
+        return settings
+
+    def check(self) -> None:
+        """Check what no setting can check alone.
+
+        Raises:
+            SettingInvalid: two settings do not go together.
+        """
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise SettingInvalid("PDROUTER_TLS_CERTIFICATE and PDROUTER_TLS_KEY go together")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise SettingInvalid("PDROUTER_TLS_CLIENT_CA needs PDROUTER_TLS_CERTIFICATE")
+        if self.prefill_connect_timeout_s > self.prefill_timeout_s:
+            raise SettingInvalid(
+                f"PDROUTER_PREFILL_CONNECT_TIMEOUT={self.prefill_connect_timeout_s:g} is longer "
+                f"than AIBRIX_PREFILL_REQUEST_TIMEOUT={self.prefill_timeout_s:g}"
+            )
+
+    def show(self) -> dict[str, Any]:
+        """Return the values by variable, for people; secrets are hidden."""
+        shown: dict[str, Any] = {}
+        for name, declaration in declarations().items():
+            value = getattr(self, name)
+            if declaration.secret and value is not None:
+                value = "(secret)"
+            shown[declaration.variable] = str(value) if isinstance(value, Path) else value
+        return shown
+
+
+def declarations() -> dict[str, Declaration]:
+    """Return the declarations by name of the setting."""
+    return {each.name: each.metadata["declaration"] for each in dataclasses.fields(Settings)}
+
+
+def describe_settings() -> str:
+    """Return the table of all settings in Markdown."""
+    lines = ["| Variable | Default | Allowed | Meaning |", "|---|---|---|---|"]
+    for each in dataclasses.fields(Settings):
+        declaration: Declaration = each.metadata["declaration"]
+        variable = f"`{declaration.variable}`"
+        if declaration.option:
+            variable += f"<br>`{declaration.option}`"
+        default = _show_default(each.default)
+        lines.append(f"| {variable} | {default} | {declaration.kind.allowed} | {declaration.doc} |")
+    return "\n".join(lines) + "\n"
+
+
+def _show_default(value: Any) -> str:  # noqa: ANN401 - any setting's
+    match value:
+        case None | ():
+            return ""
+        case bool():
+            return f"`{str(value).lower()}`"
+        case (host, port):
+            return f"`{host}:{port}`"
+        case float():
+            return f"`{value:g}`"
+        case _:
+            return f"`{value}`"

@@ -1,0 +1,174 @@
+"""The Prometheus metrics, declared once."""
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from pdrouter import __version__
+from pdrouter.cluster.load import Ledger
+from pdrouter.cluster.view import PodCache
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
+_CODE_SECONDS = (
+    *(0.00005, 0.0001, 0.00015, 0.0002, 0.0003, 0.0005, 0.00075),
+    *(0.001, 0.002, 0.005, 0.01, 0.05, 0.25),
+)
+
+
+class Metrics:
+    """All metrics of the process, in a registry of their own.
+
+    A `model` label is a served model's name, or empty: clients cannot add series.
+    """
+
+    def __init__(self, cache: PodCache, ledger: Ledger, in_flight: Callable[[], int]) -> None:
+        """Declare the metrics.
+
+        Args:
+            cache: the pods, for the gauges per pod.
+            ledger: work in flight, for the gauges per pod.
+            in_flight: counts the open ext_proc streams.
+        """
+        registry = CollectorRegistry()
+        self._registry = registry
+        self.requests = Counter(
+            "pdrouter_requests",
+            "Requests that have ended, by how: ok, engine-error, answered, rejected, failed, "
+            "local-reply, client-left, protocol-error.",
+            ("model", "outcome", "status"),
+            registry=registry,
+        )
+        self.decisions = Counter(
+            "pdrouter_decisions",
+            "Routed requests by decision (disaggregated, aggregated) and, if aggregated, why.",
+            ("model", "decision", "reason"),
+            registry=registry,
+        )
+        self.prefill_attempts = Counter(
+            "pdrouter_prefill_attempts",
+            "Tries of the prefill leg.",
+            ("model",),
+            registry=registry,
+        )
+        self.prefill_failures = Counter(
+            "pdrouter_prefill_failures",
+            "Tries of the prefill leg that another pod might have carried out: connect, transport, "
+            "timeout, status (5xx), too-large.",
+            ("model", "reason"),
+            registry=registry,
+        )
+        self.prefill_refusals = Counter(
+            "pdrouter_prefill_refusals",
+            "Prefill legs that the engine refused with a 4xx status.",
+            ("model", "status"),
+            registry=registry,
+        )
+        self.stale_connections = Counter(
+            "pdrouter_prefill_stale_connections",
+            "Keep-alive connections that the engine had closed when they were used again.",
+            registry=registry,
+        )
+        self.handoff_failures = Counter(
+            "pdrouter_handoff_failures",
+            "Prefill answers that hold nothing that a decode engine can work with.",
+            ("model", "reason"),
+            registry=registry,
+        )
+        self.prefill_seconds = Histogram(
+            "pdrouter_prefill_seconds",
+            "Duration of the prefill leg, all tries together.",
+            ("model",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.headers_seconds = Histogram(
+            "pdrouter_response_headers_seconds",
+            "From the request's headers to the response's headers.",
+            ("model",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.request_seconds = Histogram(
+            "pdrouter_request_seconds",
+            "From the request's headers to the end of the response.",
+            ("model",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.routing_seconds = Histogram(
+            "pdrouter_routing_seconds",
+            "Time to choose the pods.",
+            buckets=_CODE_SECONDS,
+            registry=registry,
+        )
+        self.overhead_seconds = Histogram(
+            "pdrouter_overhead_seconds",
+            "Time that a request spends in the router's own code, without waiting for prefill.",
+            buckets=_CODE_SECONDS,
+            registry=registry,
+        )
+        self.endpoints_reloads = Counter(
+            "pdrouter_endpoints_reloads",
+            "Times that the changed endpoints file was read, by result (ok, broken).",
+            ("result",),
+            registry=registry,
+        )
+        Gauge("pdrouter_info", "Version of the router.", ("version",), registry=registry).labels(
+            __version__
+        ).set(1)
+        registry.register(_LiveGauges(cache, ledger, in_flight))
+
+    def render(self) -> bytes:
+        """Return the metrics page in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+
+class _LiveGauges(Collector):
+    """Gauges read from the state itself when asked for: they cannot drift from it."""
+
+    def __init__(self, cache: PodCache, ledger: Ledger, in_flight: Callable[[], int]) -> None:
+        self._cache = cache
+        self._ledger = ledger
+        self._in_flight = in_flight
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the gauges as they stand now."""
+        yield GaugeMetricFamily(
+            "pdrouter_requests_in_flight",
+            "Open ext_proc streams: requests that have not ended.",
+            value=self._in_flight(),
+        )
+        yield GaugeMetricFamily(
+            "pdrouter_pods_synced",
+            "1 once the pods are known.",
+            value=float(self._cache.synced),
+        )
+        names = ("namespace", "pod", "model", "role")
+        ready = GaugeMetricFamily(
+            "pdrouter_pod_ready", "1 if the pod may get requests.", None, names
+        )
+        prefills = GaugeMetricFamily(
+            "pdrouter_pod_prefill_requests", "Prefill legs in flight on the pod.", None, names
+        )
+        tokens = GaugeMetricFamily(
+            "pdrouter_pod_prefill_tokens",
+            "Estimated prompt tokens of the prefill legs in flight on the pod.",
+            None,
+            names,
+        )
+        decodes = GaugeMetricFamily(
+            "pdrouter_pod_decode_requests",
+            "Decode legs and whole requests in flight on the pod.",
+            None,
+            names,
+        )
+        for pod in self._cache.view.pods:
+            labels = (pod.namespace, pod.name, pod.model, pod.role)
+            load = self._ledger.load(pod.uid)
+            ready.add_metric(labels, float(pod.ready))
+            prefills.add_metric(labels, load.prefill_requests)
+            tokens.add_metric(labels, load.prefill_tokens)
+            decodes.add_metric(labels, load.decode_requests)
+        yield from (ready, prefills, tokens, decodes)

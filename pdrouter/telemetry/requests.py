@@ -1,0 +1,135 @@
+"""Numbers and a log line for every request."""
+
+import logging
+from typing import Any
+
+from pdrouter.cluster.load import Ledger
+from pdrouter.cluster.view import PodCache
+from pdrouter.extproc.record import Outcome, RequestRecord, describe_decision
+from pdrouter.prefill.leg import PrefillAttempt
+from pdrouter.routing.decision import DecisionKind
+from pdrouter.telemetry.metrics import Metrics
+
+log = logging.getLogger("pdrouter.request")
+
+_LOUD = frozenset({Outcome.FAILED, Outcome.PROTOCOL_ERROR})
+
+
+class RequestTelemetry:
+    """Counts requests and writes one line for each at its end.
+
+    Attributes:
+        metrics: the metrics of the process.
+        open: records of the requests that have not ended, by request id.
+    """
+
+    def __init__(self, cache: PodCache, ledger: Ledger) -> None:
+        self.open: dict[str, RequestRecord] = {}
+        self.metrics = Metrics(cache, ledger, lambda: len(self.open))
+
+    def request_started(self, record: RequestRecord) -> None:
+        """Note an open request."""
+        self.open[record.request_id] = record
+
+    def request_routed(self, record: RequestRecord) -> None:
+        """Count the time to choose, and say at debug level what was chosen."""
+        if record.routing_s is not None:
+            self.metrics.routing_seconds.observe(record.routing_s)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("routed", extra={"fields": _describe_choice(record)})
+
+    def prefill_attempted(self, record: RequestRecord, attempt: PrefillAttempt) -> None:
+        """Count a try of the prefill leg."""
+        metrics = self.metrics
+        metrics.prefill_attempts.labels(record.model).inc()
+        if attempt.stale_connections:
+            metrics.stale_connections.inc(attempt.stale_connections)
+        if attempt.failure is not None:
+            metrics.prefill_failures.labels(record.model, attempt.failure).inc()
+        elif attempt.status is not None and attempt.status >= 400:
+            metrics.prefill_refusals.labels(record.model, str(attempt.status)).inc()
+
+    def request_finished(self, record: RequestRecord) -> None:
+        """Count a request that has ended, and write its line."""
+        self.open.pop(record.request_id, None)
+        self._count(record)
+        level = logging.WARNING if record.outcome in _LOUD else logging.INFO
+        if log.isEnabledFor(level):
+            log.log(level, "request", extra={"fields": describe_request(record)})
+
+    def _count(self, record: RequestRecord) -> None:
+        metrics, model = self.metrics, record.model
+        status = "" if record.status is None else str(record.status)
+        metrics.requests.labels(model, record.outcome or "", status).inc()
+        metrics.overhead_seconds.observe(record.overhead_s)
+        metrics.request_seconds.labels(model).observe(record.total_s)
+        if record.headers_s is not None:
+            metrics.headers_seconds.labels(model).observe(record.headers_s)
+        if record.attempts:
+            metrics.prefill_seconds.labels(model).observe(record.prefill_s)
+        if record.handoff:
+            metrics.handoff_failures.labels(model, record.handoff).inc()
+        if record.decision is not None:
+            kind = DecisionKind.AGGREGATED if record.aggregated else DecisionKind.DISAGGREGATED
+            metrics.decisions.labels(model, kind, record.aggregated).inc()
+
+
+def describe_request(record: RequestRecord) -> dict[str, Any]:
+    """Return the fields of a request's log line. Bodies, prompts and keys are not among them."""
+    fields: dict[str, Any] = {
+        "request_id": record.request_id,
+        "client_request_id": record.client_request_id,
+        "method": record.method,
+        "path": record.path[:200],
+        "model": record.model,
+        "stream": record.stream,
+        "body_bytes": record.body_bytes,
+        "outcome": record.outcome,
+        "status": record.status,
+        "strategy": record.strategy,
+        "decision": describe_decision(record),
+        "prefill_pod": record.prefill_pod.name if record.prefill_pod else None,
+        "decode_pod": record.decision.decode.pod.name if record.decision else None,
+        "prefill_attempts": len(record.attempts),
+        "routing_ms": _milliseconds(record.routing_s),
+        "prefill_ms": _milliseconds(record.prefill_s),
+        "overhead_ms": _milliseconds(record.overhead_s),
+        "headers_ms": _milliseconds(record.headers_s),
+        "total_ms": _milliseconds(record.total_s),
+    }
+    failed = [_describe_attempt(attempt) for attempt in record.attempts if attempt.failure]
+    if failed:
+        fields["failed_attempts"] = failed
+    if record.code or record.message:
+        fields |= {"error_code": record.code, "error": record.message}
+    return fields
+
+
+def _describe_attempt(attempt: PrefillAttempt) -> dict[str, Any]:
+    return {
+        "pod": attempt.pod.name,
+        "request_id": attempt.request_id,
+        "status": attempt.status,
+        "failure": attempt.failure,
+        "message": attempt.message,
+        "ms": _milliseconds(attempt.seconds),
+    }
+
+
+def _describe_choice(record: RequestRecord) -> dict[str, Any]:
+    fields: dict[str, Any] = {"request_id": record.request_id, "reason": record.aggregated}
+    decision = record.decision
+    if decision is not None:
+        for leg, choice in (("prefill", decision.prefill), ("decode", decision.decode)):
+            if choice is not None:
+                fields[leg] = {
+                    "pod": choice.pod.name,
+                    "policy": choice.policy,
+                    "score": choice.score,
+                    "candidates": choice.candidates,
+                }
+    return fields
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 3)
