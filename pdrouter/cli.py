@@ -24,12 +24,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 if it went well, 1 if it failed, 2 if it was called in a wrong way.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
-    options = _create_parser(words[0] if words else "").parse_args(words)
     try:
+        options = _create_parser(words[0] if words else "").parse_args(words)
         return int(options.run(options))
     except SettingInvalid as error:
         print(f"pdrouter: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("pdrouter"):
+            raise
+        print(f"pdrouter: {error.name} is missing: install pdrouter[demo]", file=sys.stderr)
+        return 1
 
 
 def _create_parser(chosen: str) -> argparse.ArgumentParser:

@@ -142,6 +142,9 @@ class Exchange:
         try:
             if self._state is State.ENDED:
                 return None
+            if event.observability_mode:
+                self._give_up("the filter is in observability mode: it ignores all replies")
+                return None
             step = self._STEPS.get((self._state, type(event)))
             if step is None:
                 return self._give_up(f"{event.phase} arrived in state {self._state.name}")

@@ -90,6 +90,8 @@ class Body:
                 first place if it occurs twice); one that is not is added at the end.
             remove: names of members to drop; absent ones are no matter.
         """
+        if not replace and self._members.keys().isdisjoint(remove):
+            return self.data
         pending = dict(replace) if replace else {}
         dropped = frozenset(remove).difference(pending)
         data, spans = self.data, self._spans

@@ -2,7 +2,14 @@
 
 from collections.abc import Callable, Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -31,6 +38,8 @@ class Metrics:
             ledger: work in flight, for the gauges per pod.
             in_flight: counts the open ext_proc streams.
         """
+        # A time of creation beside every counter would double the page.
+        disable_created_metrics()
         registry = CollectorRegistry()
         self._registry = registry
         self.requests = Counter(

@@ -1,0 +1,47 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint bench protos docs constraints clean
+
+demo: $(VENV)/demo.installed ## Run engines, router and Envoy here; KEEP=1 leaves them running
+	$(BIN)/pdrouter demo $(if $(KEEP),--keep)
+
+test: lint ## All checks
+	$(BIN)/pytest --cov --cov-report=term
+	$(BIN)/coverage report --fail-under=95 --include='pdrouter/openai/*,pdrouter/engines/*,pdrouter/routing/*,pdrouter/extproc/*'
+
+lint: $(VENV)/dev.installed ## Format, lint, types, order of the rooms
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/dev.installed ## What a request costs, side by side with what it could cost
+	$(BIN)/python -m benchmarks
+
+protos: $(VENV)/dev.installed ## Compile the ext_proc schema
+	$(BIN)/python protos/generate.py
+
+docs: $(VENV)/dev.installed ## Write the pages that are made from code
+	$(BIN)/python docs/generate.py
+
+constraints: $(VENV)/dev.installed ## Pin the newest versions of all dependencies
+	for extra in demo dev; do \
+	  printf 'hatchling\neditables\n' | $(BIN)/uv pip compile --quiet --upgrade --universal \
+	    --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+	    --custom-compile-command 'make constraints' --extra $$extra \
+	    --output-file constraints/$$extra.txt pyproject.toml - || exit 1; \
+	done
+
+clean:
+	rm -rf $(VENV) .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/%.installed: constraints/%.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo 'Python 3.11 or newer is needed; name one: make PYTHON=python3.12 ...'; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@

@@ -1,0 +1,147 @@
+"""What the router's own steps cost for one request, beside parsing and dumping the same body.
+
+Every step is timed in turns with the reference, so that a change of the machine's speed meets both.
+"""
+
+import gc
+import json
+import statistics
+import time
+from collections.abc import Callable
+from random import Random
+
+from pdrouter.cluster.load import Ledger
+from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.view import ClusterView
+from pdrouter.engines.connector import TRANSFER_MEMBERS
+from pdrouter.engines.vllm_nixl import NixlConnector
+from pdrouter.extproc.codec import decode, encode
+from pdrouter.extproc.ext_proc_pb2 import ProcessingRequest
+from pdrouter.extproc.messages import Phase, PhaseReply, ReplaceBody
+from pdrouter.openai.paths import ENDPOINTS
+from pdrouter.openai.request import InferenceRequest, parse_request
+from pdrouter.routing.decision import RoutingFacts
+from pdrouter.routing.pd import PrefillDecode
+
+ROUNDS = 9
+SECONDS_PER_TURN = 0.02
+CHAT = ENDPOINTS["/v1/chat/completions"]
+ANSWER = json.dumps(
+    {
+        "choices": [{"message": {"content": "x"}}],
+        "kv_transfer_params": {
+            "do_remote_prefill": True,
+            "do_remote_decode": False,
+            "remote_block_ids": [list(range(500))],
+            "remote_engine_id": "engine",
+            "remote_request_id": "request",
+            "remote_host": "10.0.0.1",
+            "remote_port": 5600,
+        },
+    }
+).encode()
+
+
+def make_body(size: int) -> bytes:
+    """Return a chat request of about this size in bytes."""
+    text = "The quick brown fox jumps over the lazy dog. " * 8
+    messages = [{"role": "user", "content": text} for _ in range(max(1, size // len(text)))]
+    return json.dumps({"model": "m", "messages": messages, "stream": True}).encode()
+
+
+def make_pods(count: int) -> list[Pod]:
+    """Return as many pods, half of them for prefill."""
+    return [
+        Pod.create(
+            uid=f"{role}-{index}",
+            name=f"{role}-{index}",
+            ip=f"10.0.{index // 250}.{index % 250 + 1}",
+            port=8000,
+            model="m",
+            role=role,
+        )
+        for index in range(count // 2)
+        for role in (Role.PREFILL, Role.DECODE)
+    ]
+
+
+def parse(body: bytes) -> InferenceRequest:
+    """Validate a body as the router does."""
+    return parse_request(CHAT, "", body, transfer_members=TRANSFER_MEMBERS, split_multimodal=False)
+
+
+def time_call(call: Callable[[], object]) -> float:
+    """Return the seconds of CPU that one call takes, on average over a turn."""
+    calls, spent = 0, 0.0
+    while spent < SECONDS_PER_TURN:
+        start = time.process_time()
+        for _ in range(10):
+            call()
+        spent += time.process_time() - start
+        calls += 10
+    return spent / calls
+
+
+def compare(steps: dict[str, Callable[[], object]], reference: Callable[[], object]) -> None:
+    """Print the median cost of each step, and its ratio to the reference."""
+    costs: dict[str, list[float]] = {name: [] for name in (*steps, "json")}
+    for _ in range(ROUNDS):
+        for name, call in (*steps.items(), ("json", reference)):
+            costs[name].append(time_call(call))
+    base = statistics.median(costs["json"])
+    for name, samples in costs.items():
+        cost = statistics.median(samples)
+        print(f"  {name:28} {cost * 1e6:9.1f} us  {cost / base:6.2f} x json")
+
+
+def bench_body(size: int) -> None:
+    """Measure the steps that handle the body."""
+    body = make_body(size)
+    request = parse(body)
+    connector = NixlConnector()
+    pod = make_pods(2)[0]
+    message = ProcessingRequest()
+    message.request_body.body = body
+    message.request_body.end_of_stream = True
+    data = message.SerializeToString()
+    decode_body = connector.decode_body(request, ANSWER, pod)
+    reply = PhaseReply(
+        Phase.REQUEST_BODY,
+        set_headers=(("target-pod", "10.0.0.1:8000"), ("x-request-id", "0" * 36)),
+        body=ReplaceBody(decode_body),
+        clear_route_cache=True,
+    )
+    print(f"\nbody of {len(body):,} bytes; json = loads and two dumps")
+    compare(
+        {
+            "read the ext_proc message": lambda: decode(data),
+            "index and validate": lambda: parse(body),
+            "prefill body": lambda: connector.prefill_body(request),
+            "decode body": lambda: connector.decode_body(request, ANSWER, pod),
+            "write the ext_proc reply": lambda: encode(reply),
+        },
+        lambda: (json.dumps(json.loads(body)), json.dumps(json.loads(ANSWER))),
+    )
+
+
+def bench_routing(count: int) -> None:
+    """Measure a decision among so many pods."""
+    pods = ClusterView.build(make_pods(count)).models["m"]
+    ledger, random, strategy = Ledger(), Random(1), PrefillDecode()
+    facts = RoutingFacts(2000, None)
+    body = make_body(8192)
+    print(f"\ndecision among {count:,} pods; json = loads of an 8 KB body")
+    compare({"pd": lambda: strategy.decide(facts, pods, ledger, random)}, lambda: json.loads(body))
+
+
+def main() -> None:
+    """Run all of it."""
+    gc.freeze()
+    for size in (1_000, 8_000, 64_000, 1_000_000):
+        bench_body(size)
+    for count in (4, 100, 1000):
+        bench_routing(count)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""`pdrouter envoy-config`: an Envoy bootstrap that fits the router's settings."""
+
+import argparse
+import os
+
+from pdrouter.envoy_config import command
+from pdrouter.envoy_config.command import run
+from pdrouter.settings import Settings
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options; what the router's settings also say is taken from the environment.
+
+    Raises:
+        SettingInvalid: a variable has a value that is not allowed.
+    """
+    command.add_arguments(parser)
+    settings = Settings.load(os.environ, {})
+    parser.set_defaults(
+        max_message_bytes=settings.max_message_bytes, prefill_timeout=settings.prefill_timeout_s
+    )

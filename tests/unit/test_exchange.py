@@ -1,0 +1,719 @@
+"""The life of one request, driven by events, without a transport."""
+
+import asyncio
+import json
+from collections.abc import Callable, Collection, Mapping
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pdrouter.cluster.load import Ledger
+from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.view import PodCache
+from pdrouter.engines.registry import Connectors
+from pdrouter.extproc.codec import encode
+from pdrouter.extproc.dispatch import Dispatcher, DispatchPolicy, FailurePolicy
+from pdrouter.extproc.exchange import Exchange, ExchangePolicy, State
+from pdrouter.extproc.messages import (
+    BodyMode,
+    Event,
+    ImmediateReply,
+    Phase,
+    PhaseReply,
+    ProtocolConfig,
+    ReplaceBody,
+    Reply,
+    RequestBody,
+    RequestHeaders,
+    RequestTrailers,
+    ResponseBody,
+    ResponseHeaders,
+    ResponseTrailers,
+)
+from pdrouter.extproc.record import Outcome, RequestRecord
+from pdrouter.prefill.client import EngineAnswer, FailureKind
+from pdrouter.prefill.leg import (
+    PrefillAttempt,
+    Prefilled,
+    PrefillFailed,
+    PrefillPlan,
+    PrefillRefused,
+)
+
+PREFILL = Pod.create(
+    uid="p", name="prefill-0", ip="10.0.0.1", port=8000, model="m", role=Role.PREFILL
+)
+DECODE = Pod.create(uid="d", name="decode-0", ip="10.0.0.2", port=8000, model="m", role=Role.DECODE)
+PARAMS = (
+    b'{"do_remote_prefill": true, "remote_block_ids": [[1, 2]], "remote_engine_id": "e",'
+    b' "remote_request_id": "r", "remote_host": "10.0.0.1", "remote_port": 5600,'
+    b' "cookie": 12345678901234567890}'
+)
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 9}
+BUFFERED = ProtocolConfig(BodyMode.BUFFERED, BodyMode.NONE, False)
+
+
+class ScriptedPrefill:
+    """Answers prefill legs as a test says."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.plans: list[PrefillPlan] = []
+        self.answer: Callable[[], Any] = lambda: EngineAnswer(
+            200, {}, b'{"kv_transfer_params": ' + PARAMS + b"}"
+        )
+
+    async def run(
+        self, plan: PrefillPlan, request_id: str, on_attempt: Callable[[PrefillAttempt], None]
+    ) -> Prefilled:
+        self.plans.append(plan)
+        with self.ledger.start_prefill(plan.pod.uid, plan.prompt_tokens):
+            answer = self.answer()
+            if asyncio.iscoroutine(answer):
+                answer = await answer
+        if isinstance(answer, FailureKind):
+            attempt = PrefillAttempt(plan.pod, request_id, None, answer, "10.0.0.1 broke", 0.1, 0)
+            on_attempt(attempt)
+            raise PrefillFailed(attempt, 1)
+        on_attempt(PrefillAttempt(plan.pod, request_id, answer.status, None, "", 0.1, 0))
+        if answer.status >= 400:
+            raise PrefillRefused(answer)
+        return Prefilled(plan.pod, request_id, answer)
+
+
+class Notes:
+    """Remembers what an observer is told."""
+
+    def __init__(self) -> None:
+        self.open = 0
+        self.finished: list[RequestRecord] = []
+
+    def request_started(self, record: RequestRecord) -> None:
+        self.open += 1
+
+    def request_routed(self, record: RequestRecord) -> None:
+        assert record.decision is not None
+
+    def prefill_attempted(self, record: RequestRecord, attempt: PrefillAttempt) -> None:
+        assert attempt in record.attempts
+
+    def request_finished(self, record: RequestRecord) -> None:
+        self.open -= 1
+        self.finished.append(record)
+
+
+class Bench:
+    """An exchange with everything around it."""
+
+    def __init__(
+        self,
+        pods: Collection[Pod] = (PREFILL, DECODE),
+        *,
+        strategy: str | None = "pd",
+        on_prefill_failure: FailurePolicy = FailurePolicy.FAIL,
+        on_handoff_failure: FailurePolicy = FailurePolicy.AGGREGATE,
+        expose_pods: bool = True,
+        bearer_token: str | None = None,
+        max_body_bytes: int = 1_000_000,
+    ) -> None:
+        self.cache = PodCache()
+        self.cache.replace(pods)
+        self.ledger = Ledger()
+        self.prefill = ScriptedPrefill(self.ledger)
+        self.notes = Notes()
+        self.dispatcher = Dispatcher(
+            self.cache,
+            self.ledger,
+            Connectors(),
+            self.prefill,  # type: ignore[arg-type]
+            DispatchPolicy(strategy, False, on_prefill_failure, on_handoff_failure, ("x-extra",)),
+            Random(1),
+            self.notes,
+        )
+        self.policy = ExchangePolicy(expose_pods, bearer_token, max_body_bytes)
+        self.exchange = self.open()
+
+    def open(self) -> Exchange:
+        return Exchange(self.dispatcher, self.policy)
+
+    async def tell(self, *events: Event) -> list[Reply | None]:
+        return [await self.exchange.handle(event) for event in events]
+
+    def close(self) -> RequestRecord:
+        self.exchange.close()
+        assert self.notes.open == 0
+        assert self.ledger.snapshot() == {}
+        return self.notes.finished[-1]
+
+
+def request_headers(
+    path: str = "/v1/chat/completions",
+    method: str = "POST",
+    *,
+    end_of_stream: bool = False,
+    config: ProtocolConfig | None = BUFFERED,
+    extra: Mapping[str, str] | None = None,
+    **headers: str,
+) -> RequestHeaders:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return RequestHeaders(
+        {":path": path, ":method": method, **named, **(extra or {})},
+        end_of_stream,
+        protocol_config=config,
+    )
+
+
+def request_body(content: Any = None, *, end_of_stream: bool = True) -> RequestBody:
+    data = content if isinstance(content, bytes) else json.dumps(content or CHAT).encode()
+    return RequestBody(data, end_of_stream)
+
+
+def response_headers(status: str = "200") -> ResponseHeaders:
+    return ResponseHeaders({":status": status})
+
+
+def error_of(reply: Reply | None) -> tuple[int, str]:
+    assert isinstance(reply, ImmediateReply)
+    assert ("content-type", "application/json") in reply.headers
+    return reply.status, json.loads(reply.body)["error"]["code"]
+
+
+async def test_a_disaggregated_request_goes_its_whole_way() -> None:
+    bench = Bench()
+    headers, body, response = await bench.tell(
+        request_headers(authorization="Bearer k", cookie="c", x_extra="1"),
+        request_body(),
+        response_headers(),
+    )
+    assert isinstance(headers, PhaseReply)
+    assert {"target-pod", "x-gateway-destination-endpoint", "routing-strategy", "model"} <= set(
+        headers.remove_headers
+    )
+    assert isinstance(body, PhaseReply)
+    assert isinstance(body.body, ReplaceBody)
+    sent = body.body.body
+    assert PARAMS in sent
+    assert json.loads(sent) == CHAT | {"kv_transfer_params": json.loads(PARAMS)}
+    request_id = bench.exchange.record.request_id
+    assert dict(body.set_headers) == {
+        "x-request-id": request_id,
+        "target-pod": "10.0.0.2:8000",
+        "x-gateway-destination-endpoint": "10.0.0.2:8000",
+        "routing-strategy": "pd",
+        "content-length": str(len(sent)),
+    }
+    assert body.clear_route_cache
+    assert isinstance(response, PhaseReply)
+    assert response.mode_override is None
+    assert dict(response.set_headers) == {
+        "x-request-id": request_id,
+        "x-pd-decision": "disaggregated",
+        "request-id": request_id,
+        "routing-strategy": "pd",
+        "target-pod": "decode-0",
+        "target-pod-ip": "10.0.0.2:8000",
+        "prefill-target-pod": "prefill-0",
+        "prefill-target-pod-ip": "10.0.0.1",
+    }
+    assert bench.ledger.load("d").decode_requests == 1
+    record = bench.close()
+    assert record.outcome is Outcome.OK
+    assert record.status == 200
+    (plan,) = bench.prefill.plans
+    assert json.loads(plan.body)["max_tokens"] == 1
+    assert plan.headers == {
+        "authorization": "Bearer k",
+        "content-type": "application/json",
+        "x-extra": "1",
+    }
+
+
+async def test_pods_are_not_told_when_the_operator_says_so() -> None:
+    bench = Bench(expose_pods=False)
+    *_, response = await bench.tell(request_headers(), request_body(), response_headers())
+    assert isinstance(response, PhaseReply)
+    assert {name for name, _ in response.set_headers} == {"x-request-id", "x-pd-decision"}
+    bench.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "end", "status", "code"),
+    [
+        ("/", "GET", True, 404, "unknown_path"),
+        ("/v1/chat/completions/", "POST", False, 404, "unknown_path"),
+        ("/v1/chat/completions", "GET", True, 405, "method_not_allowed"),
+        ("/v1/chat/completions?x=1", "POST", True, 400, "invalid_body"),
+        ("/v1/models", "POST", False, 405, "method_not_allowed"),
+        ("/v1/models/none", "GET", True, 404, "model_not_found"),
+    ],
+)
+async def test_requests_without_a_way_are_refused_at_their_headers(
+    path: str, method: str, end: bool, status: int, code: str
+) -> None:
+    bench = Bench()
+    (reply,) = await bench.tell(request_headers(path, method, end_of_stream=end))
+    assert error_of(reply) == (status, code)
+    assert bench.exchange.ended
+    record = bench.close()
+    assert (record.outcome, record.status, record.code) == (Outcome.REJECTED, status, code)
+
+
+async def test_a_refused_method_names_the_allowed_one() -> None:
+    bench = Bench()
+    (reply,) = await bench.tell(request_headers(method="PUT"))
+    assert isinstance(reply, ImmediateReply)
+    assert ("allow", "POST") in reply.headers
+    bench.close()
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models?limit=1"])
+async def test_the_models_are_listed(path: str) -> None:
+    bench = Bench()
+    (reply,) = await bench.tell(request_headers(path, "GET", end_of_stream=True))
+    assert isinstance(reply, ImmediateReply)
+    assert [model["id"] for model in json.loads(reply.body)["data"]] == ["m"]
+    assert bench.close().outcome is Outcome.ANSWERED
+
+
+async def test_a_model_with_a_slash_in_its_name_is_found() -> None:
+    pod = Pod.create(uid="x", name="x", ip="10.0.0.3", port=1, model="Qwen/Q", role=Role.BOTH)
+    bench = Bench([pod])
+    (reply,) = await bench.tell(request_headers("/v1/models/Qwen%2FQ", "GET", end_of_stream=True))
+    assert isinstance(reply, ImmediateReply)
+    assert json.loads(reply.body)["id"] == "Qwen/Q"
+    bench.close()
+
+
+@pytest.mark.parametrize(
+    ("headers", "admitted"),
+    [
+        ({}, False),
+        ({"authorization": "Bearer wrong"}, False),
+        ({"authorization": "Basic key"}, False),
+        ({"authorization": "bearer  key "}, True),
+        ({"x-api-key": "key"}, True),
+    ],
+)
+async def test_the_bearer_token_is_asked_for(headers: dict[str, str], admitted: bool) -> None:
+    bench = Bench(bearer_token="key")
+    (reply,) = await bench.tell(request_headers(extra=headers))
+    if admitted:
+        assert isinstance(reply, PhaseReply)
+    else:
+        assert error_of(reply) == (401, "invalid_api_key")
+    bench.close()
+
+
+@pytest.mark.parametrize(
+    ("config", "refused"),
+    [
+        (None, False),
+        (BUFFERED, False),
+        (ProtocolConfig(BodyMode.BUFFERED, BodyMode.STREAMED, False), False),
+        (ProtocolConfig(BodyMode.STREAMED, BodyMode.NONE, False), True),
+        (ProtocolConfig(BodyMode.NONE, BodyMode.NONE, False), True),
+        (ProtocolConfig(BodyMode.BUFFERED, BodyMode.FULL_DUPLEX_STREAMED, False), True),
+    ],
+)
+async def test_body_modes_that_cannot_work_are_refused_by_name(
+    config: ProtocolConfig | None, refused: bool
+) -> None:
+    bench = Bench()
+    (reply,) = await bench.tell(request_headers(config=config))
+    if refused:
+        assert error_of(reply) == (500, "ext_proc_misconfigured")
+    else:
+        assert isinstance(reply, PhaseReply)
+    bench.close()
+
+
+async def test_compressed_bodies_are_refused() -> None:
+    bench = Bench()
+    (reply,) = await bench.tell(request_headers(content_encoding="gzip"))
+    assert error_of(reply) == (415, "unsupported_encoding")
+    bench.close()
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "code"),
+    [
+        (b"{", 400, "invalid_body"),
+        (CHAT | {"model": "other"}, 404, "model_not_found"),
+        (CHAT | {"messages": []}, 400, "invalid_value"),
+        (CHAT | {"pad": "x" * 1_000_000}, 413, "request_too_large"),
+    ],
+)
+async def test_bad_bodies_are_refused_before_any_pod_is_chosen(
+    content: Any, status: int, code: str
+) -> None:
+    bench = Bench()
+    _, reply = await bench.tell(request_headers(), request_body(content))
+    assert error_of(reply) == (status, code)
+    assert bench.prefill.plans == []
+    assert bench.close().decision is None
+
+
+async def test_the_client_may_choose_the_strategy() -> None:
+    bench = Bench()
+    _, body, response = await bench.tell(
+        request_headers(routing_strategy="random"), request_body(), response_headers()
+    )
+    assert isinstance(body, PhaseReply)
+    assert dict(body.set_headers)["routing-strategy"] == "random"
+    assert isinstance(response, PhaseReply)
+    assert dict(response.set_headers)["x-pd-decision"] == "aggregated;reason=strategy-random"
+    assert bench.prefill.plans == []
+    bench.close()
+
+
+async def test_an_unknown_strategy_is_refused_with_the_known_ones() -> None:
+    bench = Bench()
+    _, reply = await bench.tell(request_headers(routing_strategy="magic"), request_body())
+    assert error_of(reply) == (400, "invalid_routing_strategy")
+    assert isinstance(reply, ImmediateReply)
+    message = json.loads(reply.body)["error"]["message"]
+    assert all(name in message for name in ("pd", "random", "least-request", "magic"))
+    bench.close()
+
+
+async def test_without_a_strategy_a_request_passes_with_its_model() -> None:
+    bench = Bench(strategy=None)
+    _, body, response = await bench.tell(
+        request_headers(), request_body(CHAT | {"kv_transfer_params": {}}), response_headers()
+    )
+    assert isinstance(body, PhaseReply)
+    assert isinstance(body.body, ReplaceBody)
+    assert json.loads(body.body.body) == CHAT
+    headers = dict(body.set_headers)
+    assert headers["model"] == "m"
+    assert not {"target-pod", "x-gateway-destination-endpoint", "routing-strategy"} & set(headers)
+    assert isinstance(response, PhaseReply)
+    assert {name for name, _ in response.set_headers} == {"x-request-id"}
+    bench.close()
+
+
+async def test_a_body_that_needs_no_edit_is_not_sent_back() -> None:
+    bench = Bench()
+    _, body = await bench.tell(request_headers(), request_body(CHAT | {"n": 2}))
+    assert isinstance(body, PhaseReply)
+    assert body.body is None
+    assert "content-length" not in dict(body.set_headers)
+    bench.close()
+
+
+async def test_a_request_that_does_not_fit_two_legs_says_why() -> None:
+    bench = Bench()
+    *_, response = await bench.tell(
+        request_headers(), request_body(CHAT | {"n": 2}), response_headers()
+    )
+    assert isinstance(response, PhaseReply)
+    assert dict(response.set_headers)["x-pd-decision"] == "aggregated;reason=n"
+    assert "prefill-target-pod" not in dict(response.set_headers)
+    bench.close()
+
+
+@pytest.mark.parametrize("pods", [(DECODE,), (PREFILL,)])
+async def test_a_missing_half_of_the_pair_is_unavailable(pods: tuple[Pod, ...]) -> None:
+    bench = Bench(pods)
+    _, reply = await bench.tell(request_headers(), request_body())
+    assert error_of(reply) == (503, "no_ready_pod")
+    assert isinstance(reply, ImmediateReply)
+    assert "retry-after" in dict(reply.headers)
+    assert bench.close().outcome is Outcome.FAILED
+
+
+async def test_without_a_prefill_pod_decode_may_serve_the_request_whole() -> None:
+    bench = Bench((DECODE,), on_prefill_failure=FailurePolicy.AGGREGATE)
+    *_, response = await bench.tell(request_headers(), request_body(), response_headers())
+    assert isinstance(response, PhaseReply)
+    assert dict(response.set_headers)["x-pd-decision"] == "aggregated;reason=no-ready-pair"
+    bench.close()
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "code"),
+    [
+        (FailureKind.CONNECT, 502, "prefill_failed"),
+        (FailureKind.TRANSPORT, 502, "prefill_failed"),
+        (FailureKind.TIMEOUT, 504, "prefill_timeout"),
+    ],
+)
+async def test_a_failed_prefill_is_an_error_without_addresses(
+    failure: FailureKind, status: int, code: str
+) -> None:
+    bench = Bench()
+    bench.prefill.answer = lambda: failure
+    _, reply = await bench.tell(request_headers(), request_body())
+    assert error_of(reply) == (status, code)
+    assert isinstance(reply, ImmediateReply)
+    assert b"10.0.0.1" not in reply.body
+    assert bench.close().attempts[0].message == "10.0.0.1 broke"
+
+
+async def test_a_failed_prefill_may_be_served_whole() -> None:
+    bench = Bench(on_prefill_failure=FailurePolicy.AGGREGATE)
+    bench.prefill.answer = lambda: FailureKind.CONNECT
+    _, body, response = await bench.tell(request_headers(), request_body(), response_headers())
+    assert isinstance(body, PhaseReply)
+    assert body.body is None
+    assert isinstance(response, PhaseReply)
+    assert dict(response.set_headers)["x-pd-decision"] == "aggregated;reason=prefill-failed"
+    bench.close()
+
+
+async def test_an_engines_refusal_reaches_the_client_unchanged() -> None:
+    bench = Bench()
+    answer = EngineAnswer(
+        422, {"content-type": "application/problem+json", "server": "x"}, b'{"error": "no"}'
+    )
+    bench.prefill.answer = lambda: answer
+    _, reply = await bench.tell(request_headers(), request_body())
+    assert isinstance(reply, ImmediateReply)
+    assert (reply.status, reply.body) == (422, b'{"error": "no"}')
+    headers = dict(reply.headers)
+    assert headers["content-type"] == "application/problem+json"
+    assert headers["prefill-target-pod"] == "prefill-0"
+    assert "server" not in headers
+    assert bench.close().outcome is Outcome.ENGINE_ERROR
+
+
+async def test_a_useless_handle_never_reaches_decode() -> None:
+    bench = Bench()
+    bench.prefill.answer = lambda: EngineAnswer(200, {}, b'{"kv_transfer_params": null}')
+    _, body, response = await bench.tell(request_headers(), request_body(), response_headers())
+    assert isinstance(body, PhaseReply)
+    assert body.body is None
+    assert isinstance(response, PhaseReply)
+    assert dict(response.set_headers)["x-pd-decision"] == "aggregated;reason=handoff-null-params"
+    assert bench.close().handoff == "null-params"
+
+
+async def test_a_useless_handle_may_be_an_error() -> None:
+    bench = Bench(on_handoff_failure=FailurePolicy.FAIL)
+    bench.prefill.answer = lambda: EngineAnswer(200, {}, b"[]")
+    _, reply = await bench.tell(request_headers(), request_body())
+    assert error_of(reply) == (502, "handoff_invalid")
+    bench.close()
+
+
+async def test_a_streamed_response_body_is_turned_off_and_tolerated() -> None:
+    bench = Bench()
+    streamed = ProtocolConfig(BodyMode.BUFFERED, BodyMode.STREAMED, False)
+    *_, response, chunk, end = await bench.tell(
+        request_headers(config=streamed),
+        request_body(),
+        response_headers(),
+        ResponseBody(b"data", False),
+        ResponseBody(b"", True),
+    )
+    assert isinstance(response, PhaseReply)
+    assert response.mode_override is not None
+    assert response.mode_override.response_body is BodyMode.NONE
+    assert chunk == end == PhaseReply(Phase.RESPONSE_BODY)
+    bench.close()
+
+
+async def test_trailers_and_skipped_response_headers_are_answered() -> None:
+    bench = Bench()
+    replies = await bench.tell(
+        request_headers(),
+        request_body(end_of_stream=False),
+        RequestTrailers({}),
+        ResponseBody(b"x", False),
+        ResponseTrailers({}),
+    )
+    assert [reply.phase for reply in replies if isinstance(reply, PhaseReply)] == [
+        Phase.REQUEST_HEADERS,
+        Phase.REQUEST_BODY,
+        Phase.REQUEST_TRAILERS,
+        Phase.RESPONSE_BODY,
+        Phase.RESPONSE_TRAILERS,
+    ]
+    bench.close()
+
+
+async def test_envoys_own_answer_before_the_body_is_noted() -> None:
+    bench = Bench()
+    await bench.tell(request_headers(), response_headers("413"))
+    record = bench.close()
+    assert (record.outcome, record.status) == (Outcome.LOCAL_REPLY, 413)
+
+
+@pytest.mark.parametrize("status", ["500", "404", "odd", ""])
+async def test_an_engines_error_status_is_an_engine_error(status: str) -> None:
+    bench = Bench()
+    await bench.tell(request_headers(), request_body(), response_headers(status))
+    assert bench.close().outcome is Outcome.ENGINE_ERROR
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [request_body()],
+        [response_headers()],
+        [ResponseTrailers({})],
+        [request_headers(), request_headers()],
+        [request_headers(), RequestTrailers({})],
+        [request_headers(), request_body(), request_body()],
+    ],
+    ids=lambda events: "-".join(event.phase for event in events),
+)
+async def test_messages_out_of_order_end_the_stream_with_an_error(events: list[Event]) -> None:
+    bench = Bench()
+    replies = await bench.tell(*events)
+    assert error_of(replies[-1]) == (500, "protocol_error")
+    assert bench.exchange.ended
+    assert await bench.exchange.handle(request_headers()) is None
+    assert bench.close().outcome is Outcome.PROTOCOL_ERROR
+
+
+async def test_a_message_out_of_order_after_the_response_ends_the_stream_silently() -> None:
+    bench = Bench()
+    *_, reply = await bench.tell(
+        request_headers(), request_body(), response_headers(), response_headers()
+    )
+    assert reply is None
+    assert bench.exchange.ended
+    bench.close()
+
+
+async def test_an_observing_filter_gets_no_answer() -> None:
+    bench = Bench()
+    event = RequestHeaders({":path": "/v1/models"}, True, observability_mode=True)
+    assert await bench.exchange.handle(event) is None
+    assert bench.exchange.ended
+    bench.close()
+
+
+async def test_garbage_is_answered_with_an_error() -> None:
+    bench = Bench()
+    reply = await bench.exchange.receive(b"\xff\xff\xff")
+    assert reply is not None
+    assert b"protocol_error" in reply
+    assert bench.exchange.ended
+    assert bench.close().outcome is Outcome.PROTOCOL_ERROR
+
+
+async def test_a_fault_of_our_own_is_an_internal_error(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench()
+
+    def fail() -> EngineAnswer:
+        raise ZeroDivisionError
+
+    bench.prefill.answer = fail
+    _, reply = await bench.tell(request_headers(), request_body())
+    assert error_of(reply) == (500, "internal_error")
+    assert "ZeroDivisionError" in caplog.text
+    bench.close()
+
+
+async def test_cancelling_in_prefill_releases_everything() -> None:
+    bench = Bench()
+    waiting = asyncio.Event()
+
+    async def hang() -> EngineAnswer:
+        waiting.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    bench.prefill.answer = hang
+    await bench.tell(request_headers())
+    task = asyncio.create_task(bench.exchange.handle(request_body()))
+    await asyncio.wait_for(waiting.wait(), 10)
+    assert bench.ledger.load("p").prefill_requests == 1
+    assert bench.ledger.load("d").decode_requests == 1
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert bench.close().outcome is Outcome.CLIENT_LEFT
+
+
+async def test_every_request_has_an_id_of_its_own_whatever_the_client_says() -> None:
+    bench = Bench()
+    ids = set()
+    for _ in range(3):
+        bench.exchange = bench.open()
+        await bench.tell(
+            request_headers(
+                x_request_id="same",
+                traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            ),
+            request_body(),
+        )
+        record = bench.exchange.record
+        assert record.client_request_id == "same"
+        ids.add(record.request_id)
+        bench.exchange.close()
+    assert len(ids) == 3
+    assert "same" not in ids
+    bench.close()
+
+
+EVENTS = st.one_of(
+    st.builds(
+        request_headers,
+        st.sampled_from(["/v1/chat/completions", "/v1/models", "/v1/embeddings", "/x", "", "?"]),
+        st.sampled_from(["POST", "GET", ""]),
+        end_of_stream=st.booleans(),
+        config=st.sampled_from(
+            [None, BUFFERED, ProtocolConfig(BodyMode.BUFFERED, BodyMode.STREAMED, False)]
+        ),
+    ),
+    st.builds(
+        request_body,
+        st.one_of(
+            st.just(CHAT),
+            st.just(CHAT | {"n": 2}),
+            st.binary(max_size=8),
+            st.just({"model": "m", "input": "x"}),
+        ),
+        end_of_stream=st.booleans(),
+    ),
+    st.builds(RequestTrailers, st.just({})),
+    st.builds(response_headers, st.sampled_from(["200", "500", "x", ""])),
+    st.builds(ResponseBody, st.binary(max_size=4), st.booleans()),
+    st.builds(ResponseTrailers, st.just({})),
+)
+
+
+@given(
+    st.lists(st.one_of(EVENTS, st.binary(max_size=6)), max_size=8),
+    st.sampled_from(
+        [
+            EngineAnswer(200, {}, b'{"kv_transfer_params": ' + PARAMS + b"}"),
+            EngineAnswer(200, {}, b"nonsense"),
+            EngineAnswer(429, {}, b"{}"),
+            FailureKind.TIMEOUT,
+        ]
+    ),
+    st.sampled_from(FailurePolicy),
+)
+@settings(max_examples=300, deadline=None)
+def test_any_sequence_of_messages_leaves_nothing_behind(
+    messages: list[Event | bytes], answer: Any, policy: FailurePolicy
+) -> None:
+    async def drive() -> None:
+        bench = Bench(on_prefill_failure=policy, on_handoff_failure=policy)
+        bench.prefill.answer = lambda: answer
+        for message in messages:
+            if isinstance(message, bytes):
+                reply = await bench.exchange.receive(message)
+                assert reply is None or isinstance(reply, bytes)
+            else:
+                typed = await bench.exchange.handle(message)
+                if typed is not None:
+                    encode(typed)
+            if bench.exchange.ended:
+                break
+        record = bench.close()
+        assert record.outcome is not None
+
+    asyncio.run(drive())
+
+
+def test_every_state_is_in_the_table_or_final() -> None:
+    states = {state for state, _ in Exchange._STEPS}
+    assert states == set(State) - {State.ENDED}
