@@ -1,1 +1,1 @@
-"""Simulated engines that enforce the wire contract."""
+"""Engines that enforce the wire contract of disaggregated serving, for tests and the demo."""

@@ -1,0 +1,98 @@
+"""What one simulated engine is: its role, its speeds and what it serves."""
+
+import uuid
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+EngineRole = Literal["prefill", "decode", "both"]
+KvConnector = Literal["nixl", "neuron-legacy", "none"]
+EngineRelease = Literal["new", "old"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Settings of one simulated engine, checked when they are built.
+
+    Attributes:
+        role: What the engine is meant for. As in vLLM this is only configuration: a request of
+            another kind is served, and counted.
+        models: Names under which the model is served; the first is the base model.
+        host: Address to bind to.
+        port: Port to bind to; 0 takes a free one.
+        kv_connector: How blocks go from prefill to decode. `neuron-legacy` has fixed roles, so
+            it excludes `both`.
+        engine_id: The engine's identity in the handles it issues.
+        prefill_tokens_per_s: Prompt tokens that the whole engine computes per second, one
+            request after the other; 0 means that prefill takes no time.
+        itl_ms: Time between two output tokens of one request, in milliseconds.
+        slots: Requests that run at once; others wait in arrival order.
+        kv_lease_s: Seconds during which the blocks of a finished prefill leg can be fetched.
+        max_model_len: Longest prompt plus output, in tokens.
+        block_size: Tokens in one KV block.
+        kv_blocks: KV blocks the engine has; it only scales `vllm:kv_cache_usage_perc`.
+        default_max_tokens: Output tokens of a request that sets no limit.
+        release: `old` engines (before vLLM 0.13) hand out no `remote_request_id`, and no blocks
+            for prompts shorter than one block.
+        side_channel_host: The `remote_host` in issued handles; `None` is the engine's own
+            address. `localhost` and `0.0.0.0` are what real engines put there by default.
+        keepalive_timeout_s: Idle seconds after which the engine closes a connection.
+        request_log_size: Received requests that are kept for inspection.
+
+    Raises:
+        ValueError: A setting is out of its range; the message names it.
+    """
+
+    role: EngineRole = "both"
+    models: tuple[str, ...] = ("simulated-model",)
+    host: str = "127.0.0.1"
+    port: int = 0
+    kv_connector: KvConnector = "nixl"
+    engine_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    prefill_tokens_per_s: float = 1_000_000.0
+    itl_ms: float = 5.0
+    slots: int = 256
+    kv_lease_s: float = 30.0
+    max_model_len: int = 32_768
+    block_size: int = 16
+    kv_blocks: int = 16_384
+    default_max_tokens: int = 16
+    release: EngineRelease = "new"
+    side_channel_host: str | None = None
+    keepalive_timeout_s: float = 75.0
+    request_log_size: int = 1_000
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("role", EngineRole),
+            ("kv_connector", KvConnector),
+            ("release", EngineRelease),
+        ):
+            if getattr(self, name) not in get_args(allowed):
+                message = f"{name} must be one of {', '.join(get_args(allowed))}"
+                raise ValueError(message)
+        if self.kv_connector == "neuron-legacy" and self.role == "both":
+            raise ValueError("role must be prefill or decode with the neuron-legacy connector")
+        if not self.models or not all(self.models):
+            raise ValueError("models must name at least one model")
+        if not 0 <= self.port <= 65_535:
+            raise ValueError("port must be between 0 and 65535")
+        for name in (
+            "slots",
+            "max_model_len",
+            "block_size",
+            "kv_blocks",
+            "default_max_tokens",
+            "kv_lease_s",
+            "keepalive_timeout_s",
+            "request_log_size",
+        ):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be greater than 0")
+        for name in ("prefill_tokens_per_s", "itl_ms"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative")
+
+    @property
+    def base_model(self) -> str:
+        """The name that metrics and unnamed requests use."""
+        return self.models[0]

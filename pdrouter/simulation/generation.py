@@ -1,0 +1,91 @@
+"""The output of a simulated model: words that show which prompt they answer."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pdrouter.simulation.api_requests import GenerationRequest
+from pdrouter.simulation.config import EngineConfig
+
+FinishReason = Literal["length", "stop"]
+
+_DIGEST_LENGTH = 8
+_VOCABULARY = 32_000
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What the engine answers to one request.
+
+    Attributes:
+        request_id: The request's id, without the prefix its API adds.
+        created: Unix time in seconds.
+        request: The request answered.
+        words: The tokens of each choice, as text.
+        token_ids: The same tokens, as numbers.
+        finish_reason: `length` if the client's limit ended it, `stop` if the model did.
+        cached_tokens: Prompt tokens that came from another engine.
+        kv_transfer_params: The handle that goes with the answer, on a prefill leg.
+    """
+
+    request_id: str
+    created: int
+    request: GenerationRequest
+    words: tuple[str, ...]
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    cached_tokens: int = 0
+    kv_transfer_params: Mapping[str, Any] | None = None
+
+    @property
+    def choices(self) -> int:
+        """How many choices the answer has."""
+        return self.request.prompts * self.request.n
+
+    @property
+    def text(self) -> str:
+        """The text of each choice."""
+        return "".join(self.words)
+
+    @property
+    def completion_tokens(self) -> int:
+        """Output tokens of all choices."""
+        return len(self.words) * self.choices
+
+
+def generate(
+    request: GenerationRequest, config: EngineConfig, request_id: str, created: int
+) -> Generation:
+    """Generate the whole output of a request: the same for the same prompt on any engine.
+
+    A request with a limit gets that many tokens. Without one the model stops by itself after
+    the configured number, or `min_tokens` if that is more.
+    """
+    finish_reason: FinishReason = "length"
+    if request.limit is not None:
+        length = request.limit
+    else:
+        room = config.max_model_len - request.prompt_tokens
+        wanted = max(config.default_max_tokens, request.min_tokens)
+        length = max(1, min(wanted, room))
+        finish_reason = "stop"
+    return Generation(
+        request_id=request_id,
+        created=created,
+        request=request,
+        words=tuple(word(request.digest, index) for index in range(length)),
+        token_ids=tuple(_token_id(request.digest, index) for index in range(length)),
+        finish_reason=finish_reason,
+    )
+
+
+def word(digest: str, index: int) -> str:
+    """Give the text of one output token: the prompt's digest, shortened, and its place."""
+    separator = " " if index else ""
+    return f"{separator}{digest[:_DIGEST_LENGTH]}-{index}"
+
+
+def _token_id(digest: str, index: int) -> int:
+    seed = hashlib.sha256(f"{digest}:{index}".encode()).digest()
+    return int.from_bytes(seed[:4], "big") % _VOCABULARY

@@ -1,0 +1,76 @@
+"""Answers of `/v1/messages`, Anthropic's API."""
+
+from collections.abc import Iterator, Mapping
+
+from pdrouter.simulation.answers import event
+from pdrouter.simulation.generation import Generation
+
+_STOP_REASONS = {"length": "max_tokens", "stop": "end_turn"}
+
+
+class MessagesForm:
+    """`message`, and the named events of its stream."""
+
+    def plain(self, generation: Generation) -> dict[str, object]:
+        """Give a `message`."""
+        return {
+            **_message(generation),
+            "content": [{"type": "text", "text": generation.text}],
+            "stop_reason": _STOP_REASONS[generation.finish_reason],
+            "usage": _usage(generation, generation.completion_tokens),
+            "kv_transfer_params": generation.kv_transfer_params,
+        }
+
+    def opening(self, generation: Generation) -> Iterator[bytes]:
+        """Start the message and its only block of text."""
+        yield _named("message_start", message=_message(generation))
+        yield _named("content_block_start", index=0, content_block={"type": "text", "text": ""})
+
+    def token(self, generation: Generation, index: int) -> Iterator[bytes]:
+        """Give one delta of text."""
+        delta = {"type": "text_delta", "text": generation.words[index]}
+        yield _named("content_block_delta", index=0, delta=delta)
+
+    def closing(self, generation: Generation) -> Iterator[bytes]:
+        """Stop the block, then the message with its usage."""
+        yield _named("content_block_stop", index=0)
+        yield _named(
+            "message_delta",
+            delta={
+                "stop_reason": _STOP_REASONS[generation.finish_reason],
+                "stop_sequence": None,
+            },
+            usage=_usage(generation, generation.completion_tokens),
+        )
+        yield _named("message_stop")
+
+    def failure(self, envelope: Mapping[str, object]) -> Iterator[bytes]:
+        """Give an `error` event."""
+        yield _named("error", **envelope)
+
+
+def _named(name: str, **members: object) -> bytes:
+    return event({"type": name, **members}, name)
+
+
+def _message(generation: Generation) -> dict[str, object]:
+    return {
+        "id": f"chatcmpl-{generation.request_id}",
+        "type": "message",
+        "role": "assistant",
+        "model": generation.request.model,
+        "content": [],
+        "stop_reason": None,
+        "stop_sequence": None,
+        "usage": _usage(generation, 0),
+    }
+
+
+def _usage(generation: Generation, output_tokens: int) -> dict[str, object]:
+    """Count tokens as Anthropic does: cached ones apart."""
+    return {
+        "input_tokens": generation.request.prompt_tokens - generation.cached_tokens,
+        "output_tokens": output_tokens,
+        "cache_read_input_tokens": generation.cached_tokens,
+        "cache_creation_input_tokens": 0,
+    }
