@@ -1,0 +1,177 @@
+"""What an operator decides about Envoy: addresses, limits and timeouts, checked once."""
+
+import enum
+import ipaddress
+from dataclasses import dataclass
+from typing import Self
+
+_MIB = 1024 * 1024
+# What a gRPC message of Envoy carries besides the request body: framing, attributes, metadata.
+_MESSAGE_OVERHEAD_BYTES = 64 * 1024
+# Time for the router to turn its own prefill deadline into an answer before Envoy gives up.
+_MESSAGE_TIMEOUT_MARGIN_S = 5.0
+# Envoy accepts no message timeout above an hour.
+_MAX_PREFILL_TIMEOUT_S = 3600 - _MESSAGE_TIMEOUT_MARGIN_S
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A host with a TCP port.
+
+    Attributes:
+        host: IPv4 or IPv6 address (no brackets), or a host name.
+        port: 0 to 65535; 0 lets the kernel choose, where Envoy listens.
+    """
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Reads `host:port`; an IPv6 address stands in brackets.
+
+        Raises:
+            ValueError: If the text has another form.
+        """
+        host, colon, port = text.rpartition(":")
+        bracketed = host.startswith("[") and host.endswith("]")
+        if bracketed:
+            host = host[1:-1]
+        valid_host = _is_ip(host, version=6) if bracketed else bool(host) and ":" not in host
+        valid_port = port.isascii() and port.isdecimal() and int(port) <= 65535
+        if not (colon and valid_host and valid_port):
+            raise ValueError(f"{text!r} is not host:port (an IPv6 address stands in brackets)")
+        return cls(host, int(port))
+
+    @property
+    def is_ip(self) -> bool:
+        """Whether the host is an address, so that nothing needs to be resolved."""
+        return _is_ip(self.host)
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Routing(enum.StrEnum):
+    """How Envoy reaches the pod that the router chose.
+
+    Both variants read a header that the router sets on every routed request.
+    """
+
+    ORIGINAL_DST = "original-dst"
+    """`target-pod` may name any address: nothing to keep up to date, no health, no fallback."""
+
+    OVERRIDE_HOST = "override-host"
+    """`x-gateway-destination-endpoint` selects among the decode endpoints known to Envoy; a
+    request without a known choice goes to any of them."""
+
+
+class ResponseBody(enum.StrEnum):
+    """Whether response bodies pass through the router."""
+
+    NONE = "none"
+    """They do not: tokens cost the router nothing."""
+
+    STREAMED = "streamed"
+    """Every chunk does, unless the router turns it off at the response headers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvoyConfig:
+    """The decisions behind one Envoy bootstrap.
+
+    Attributes:
+        routers: The routers' gRPC addresses; several are the workers of one router or its
+            replicas. Host names are resolved by Envoy.
+        listen: Where clients connect, with HTTP/1.1 or HTTP/2 (prior knowledge).
+        admin: Envoy's admin server, on loopback since it asks nobody who they are; None for none.
+        routing: How the chosen pod is reached.
+        decode: The decode pods, needed for `Routing.OVERRIDE_HOST` only.
+        response_body: Whether response bodies pass through the router.
+        allow_mode_override: Lets the router change the body modes of one request.
+        max_message_bytes: What the router's gRPC server accepts as one message.
+        prefill_timeout_s: The router's deadline for a prefill leg, all attempts together.
+        decode_silence_timeout_s: How long the decode engine may send nothing, before and
+            between tokens.
+        max_concurrent_requests: Requests in flight in one Envoy; above it, Envoy answers 503.
+        router_ca_file: PEM file with the authority of the routers' certificates, as Envoy sees
+            the file system; None speaks plain text to the routers.
+        router_health_checks: Asks the routers' gRPC health service, so that a draining router
+            gets no new requests.
+        access_log: File (`/dev/stdout` included) that gets a line per request; None for no log.
+
+    Raises:
+        ValueError: If the decisions contradict each other or lie outside what Envoy accepts.
+    """
+
+    routers: tuple[Address, ...]
+    listen: Address = Address("0.0.0.0", 10080)
+    admin: Address | None = None
+    routing: Routing = Routing.ORIGINAL_DST
+    decode: tuple[Address, ...] = ()
+    response_body: ResponseBody = ResponseBody.NONE
+    allow_mode_override: bool = True
+    max_message_bytes: int = 16 * _MIB
+    prefill_timeout_s: float = 60.0
+    decode_silence_timeout_s: float = 300.0
+    max_concurrent_requests: int = 10_000
+    router_ca_file: str | None = None
+    router_health_checks: bool = True
+    access_log: str | None = None
+
+    def __post_init__(self) -> None:
+        self._check_addresses()
+        for name, value, lowest, highest in (
+            ("max message bytes", self.max_message_bytes, _MIB, 2**31 - 1),
+            ("max concurrent requests", self.max_concurrent_requests, 1, 2**31 - 2),
+            ("prefill timeout", self.prefill_timeout_s, 0.001, _MAX_PREFILL_TIMEOUT_S),
+            ("decode silence timeout", self.decode_silence_timeout_s, 0.001, 86_400),
+        ):
+            if not lowest <= value <= highest:
+                raise ValueError(f"{name} {value} is not between {lowest} and {highest}")
+
+    def _check_addresses(self) -> None:
+        if not self.routers:
+            raise ValueError("at least one router address is needed")
+        if (self.routing is Routing.OVERRIDE_HOST) != bool(self.decode):
+            raise ValueError("override-host routing and decode addresses need each other")
+        for role, addresses in (
+            ("listen", (self.listen,)),
+            ("admin", (self.admin,) if self.admin else ()),
+            ("decode", self.decode),
+        ):
+            for address in addresses:
+                if not address.is_ip:
+                    raise ValueError(f"{role} address {address} needs an IP address")
+        if self.admin is not None and not ipaddress.ip_address(self.admin.host).is_loopback:
+            raise ValueError(f"admin address {self.admin} is not loopback; anyone could stop Envoy")
+        for address in self.routers + self.decode:
+            if address.port == 0:
+                raise ValueError(f"{address} needs a port to connect to")
+
+    @property
+    def body_limit_bytes(self) -> int:
+        """The largest request body that Envoy takes, before and after the router's edit.
+
+        Below the router's message limit, so that the client gets Envoy's 413 and never the
+        failure of a gRPC call.
+        """
+        return self.max_message_bytes - _MESSAGE_OVERHEAD_BYTES
+
+    @property
+    def message_timeout_s(self) -> float:
+        """How long Envoy waits for the answer to one message; a prefill runs within one."""
+        return self.prefill_timeout_s + _MESSAGE_TIMEOUT_MARGIN_S
+
+    @property
+    def stream_idle_timeout_s(self) -> float:
+        """How long a request may see no byte in either direction: prefill, then decode."""
+        return self.message_timeout_s + self.decode_silence_timeout_s
+
+
+def _is_ip(host: str, *, version: int | None = None) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return version is None or address.version == version

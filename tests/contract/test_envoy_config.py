@@ -1,0 +1,269 @@
+"""What the printed configuration promises, read back from its YAML and judged by the real Envoy."""
+
+import argparse
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import certifi
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pdrouter.envoy_config import (
+    Address,
+    EnvoyConfig,
+    ResponseBody,
+    Routing,
+    build_bootstrap,
+    command,
+    to_yaml,
+)
+from pdrouter.envoy_process import find_envoy
+from pdrouter.extproc.headers import CONTROL_HEADERS
+
+ROUTER = Address("127.0.0.1", 50052)
+MIB = 2**20
+
+
+def read_back(**options: Any) -> dict[str, Any]:
+    """The `static_resources` of the printed YAML."""
+    config = EnvoyConfig(**{"routers": (ROUTER,), **options})
+    resources: dict[str, Any] = yaml.safe_load(to_yaml(build_bootstrap(config)))["static_resources"]
+    return resources
+
+
+def connection_manager(resources: dict[str, Any]) -> dict[str, Any]:
+    manager: dict[str, Any] = resources["listeners"][0]["filter_chains"][0]["filters"][0][
+        "typed_config"
+    ]
+    return manager
+
+
+def ext_proc(resources: dict[str, Any]) -> dict[str, Any]:
+    settings: dict[str, Any] = connection_manager(resources)["http_filters"][0]["typed_config"]
+    return settings
+
+
+def seconds(duration: str) -> float:
+    return float(duration.removesuffix("s"))
+
+
+class TestEnvoyAccepts:
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {},
+            {"response_body": ResponseBody.STREAMED, "allow_mode_override": False},
+            {"routers": tuple(Address("10.0.0.1", port) for port in (50052, 50053, 50054))},
+            {"routers": (Address("pdrouter.default.svc", 50052),)},
+            {"listen": Address("::", 10080), "routers": (Address("::1", 50052),)},
+            {"admin": Address("::1", 9901), "access_log": "/dev/stdout"},
+            {
+                "routing": Routing.OVERRIDE_HOST,
+                "decode": (Address("10.0.0.2", 8000), Address("fd00::2", 8000)),
+            },
+            {"router_health_checks": False, "max_concurrent_requests": 2**31 - 2},
+            {"max_message_bytes": MIB, "prefill_timeout_s": 0.001},
+            {"max_message_bytes": 2**31 - 1, "prefill_timeout_s": 3595},
+        ],
+        ids=lambda options: " ".join(options) or "defaults",
+    )
+    def test_every_variant(self, options: dict[str, Any], tmp_path: Path) -> None:
+        self.validate(EnvoyConfig(**{"routers": (ROUTER,), **options}), tmp_path)
+
+    def test_tls_to_the_router(self, tmp_path: Path) -> None:
+        routers = (ROUTER, Address("pdrouter.default.svc", 50052))
+        self.validate(EnvoyConfig(routers=routers, router_ca_file=certifi.where()), tmp_path)
+
+    @staticmethod
+    def validate(config: EnvoyConfig, directory: Path) -> None:
+        file = directory / "envoy.yaml"
+        file.write_text(to_yaml(build_bootstrap(config)))
+        result = subprocess.run(
+            [find_envoy(), "--mode", "validate", "-c", file, "--log-level", "warning"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+        assert "deprecated" not in result.stderr
+
+
+class TestTimeouts:
+    @given(st.floats(0.001, 3595), st.floats(0.001, 86_400))
+    def test_the_router_gives_up_before_envoy_does(self, prefill: float, silence: float) -> None:
+        config = EnvoyConfig(
+            routers=(ROUTER,), prefill_timeout_s=prefill, decode_silence_timeout_s=silence
+        )
+        assert prefill < config.message_timeout_s <= 3600
+        assert config.message_timeout_s < config.stream_idle_timeout_s
+
+    def test_messages_may_take_the_prefill_deadline_and_a_margin(self) -> None:
+        settings = ext_proc(read_back(prefill_timeout_s=600))
+        assert seconds(settings["message_timeout"]) == 605
+        assert settings["max_message_timeout"] == settings["message_timeout"]
+
+    def test_no_timeout_cuts_an_answer_that_flows(self) -> None:
+        resources = read_back(prefill_timeout_s=60, decode_silence_timeout_s=300)
+        manager = connection_manager(resources)
+        (route,) = manager["route_config"]["virtual_hosts"][0]["routes"]
+        assert route["route"]["timeout"] == "0s"
+        assert route["route"]["idle_timeout"] == manager["stream_idle_timeout"] == "365s"
+        assert "timeout" not in ext_proc(resources)["grpc_service"]
+
+    def test_nothing_is_retried(self) -> None:
+        assert "retry" not in to_yaml(build_bootstrap(EnvoyConfig(routers=(ROUTER,))))
+
+
+class TestLimits:
+    @pytest.mark.parametrize("limit", [MIB, 4 * MIB, 16 * MIB, 17 * MIB, 2**31 - 1])
+    def test_envoy_refuses_a_body_before_the_router_refuses_its_message(self, limit: int) -> None:
+        resources = read_back(max_message_bytes=limit)
+        manager = connection_manager(resources)
+        body_limit = manager["route_config"]["virtual_hosts"][0]["request_body_buffer_limit"]
+        assert limit - 2**17 < int(body_limit) < limit
+        # Flow control comes first: the body limit of the route can only raise these two.
+        buffer = resources["listeners"][0]["per_connection_buffer_limit_bytes"]
+        window = manager["http2_protocol_options"]["initial_stream_window_size"]
+        assert 0 < buffer <= int(body_limit)
+        assert 2**16 <= window <= int(body_limit)
+
+    @pytest.mark.parametrize("routing", list(Routing))
+    def test_concurrency_is_bounded_by_one_number(self, routing: Routing) -> None:
+        decode = (Address("10.0.0.2", 8000),) if routing is Routing.OVERRIDE_HOST else ()
+        resources = read_back(routing=routing, decode=decode, max_concurrent_requests=5000)
+        for cluster in resources["clusters"]:
+            (threshold,) = cluster["circuit_breakers"]["thresholds"]
+            names = ("max_connections", "max_pending_requests", "max_requests")
+            assert threshold == dict.fromkeys(names, 5000), cluster["name"]
+        http2 = connection_manager(resources)["http2_protocol_options"]
+        assert http2["max_concurrent_streams"] == 5000
+
+
+class TestContent:
+    def test_control_headers_are_removed_first_of_all(self) -> None:
+        (mutation,) = connection_manager(read_back())["early_header_mutation_extensions"]
+        removed = [rule["remove"] for rule in mutation["typed_config"]["mutations"]]
+        assert removed == list(CONTROL_HEADERS)
+
+    @pytest.mark.parametrize("mode", list(ResponseBody))
+    def test_the_router_sees_the_whole_request_and_the_response_headers(
+        self, mode: ResponseBody
+    ) -> None:
+        settings = ext_proc(read_back(response_body=mode))
+        modes = settings["processing_mode"]
+        assert modes["request_header_mode"] == modes["response_header_mode"] == "SEND"
+        assert modes["request_body_mode"] == "BUFFERED"
+        assert modes["request_trailer_mode"] == modes["response_trailer_mode"] == "SKIP"
+        # NONE is the value that a message leaves out.
+        assert modes.get("response_body_mode", "NONE") == mode.name
+        assert "failure_mode_allow" not in settings
+
+    def test_the_admin_server_is_off_unless_asked_for(self) -> None:
+        assert "admin" not in yaml.safe_load(
+            to_yaml(build_bootstrap(EnvoyConfig(routers=(ROUTER,))))
+        )
+
+
+class TestAddress:
+    @pytest.mark.parametrize(
+        ("text", "address"),
+        [
+            ("127.0.0.1:0", Address("127.0.0.1", 0)),
+            ("[::1]:8000", Address("::1", 8000)),
+            ("router.svc:65535", Address("router.svc", 65535)),
+        ],
+    )
+    def test_is_read_and_written(self, text: str, address: Address) -> None:
+        assert Address.parse(text) == address
+        assert str(address) == text
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            *("", "host", ":80", "host:", "host:x", "host:-1", "host:65536", "host:\u0661"),
+            *("::1:80", "[host]:80", "[127.0.0.1]:80"),
+        ],
+    )
+    def test_refuses(self, text: str) -> None:
+        with pytest.raises(ValueError, match="is not host:port"):
+            Address.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"routers": ()}, "router address"),
+        ({"routing": Routing.OVERRIDE_HOST}, "need each other"),
+        ({"decode": (ROUTER,)}, "need each other"),
+        ({"listen": Address("localhost", 80)}, "listen address localhost:80 needs an IP"),
+        ({"admin": Address("0.0.0.0", 9901)}, "not loopback"),
+        ({"routers": (Address("router", 0),)}, "needs a port"),
+        ({"max_message_bytes": MIB - 1}, "max message bytes"),
+        ({"max_message_bytes": 2**31}, "max message bytes"),
+        ({"max_concurrent_requests": 0}, "max concurrent requests"),
+        ({"prefill_timeout_s": 0.0}, "prefill timeout"),
+        ({"prefill_timeout_s": 3596.0}, "prefill timeout"),
+        ({"prefill_timeout_s": float("nan")}, "prefill timeout"),
+        ({"decode_silence_timeout_s": float("inf")}, "decode silence timeout"),
+    ],
+)
+def test_contradictions_are_refused(options: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        EnvoyConfig(**{"routers": (ROUTER,), **options})
+
+
+class TestCommand:
+    @staticmethod
+    def run(*arguments: str) -> int:
+        parser = argparse.ArgumentParser("pdrouter envoy-config")
+        command.add_arguments(parser)
+        return command.run(parser.parse_args(arguments))
+
+    def test_prints_the_defaults(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert self.run() == 0
+        assert capsys.readouterr().out == to_yaml(build_bootstrap(EnvoyConfig(routers=(ROUTER,))))
+
+    def test_every_option_reaches_the_configuration(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert (
+            self.run(
+                *("--router", "[::1]:50052", "--router", "router.svc:50053"),
+                *("--router-ca-file", "/tls/ca.pem", "--no-router-health-checks"),
+                *("--listen", "[::]:8080", "--admin", "127.0.0.1:9901"),
+                *("--routing", "override-host", "--decode", "10.0.0.1:8000"),
+                *("--response-body", "streamed", "--access-log", "/dev/stdout"),
+                *("--max-message-bytes", "8388608", "--max-requests", "64"),
+                *("--prefill-timeout", "600", "--decode-silence-timeout", "30.5"),
+            )
+            == 0
+        )
+        expected = EnvoyConfig(
+            routers=(Address("::1", 50052), Address("router.svc", 50053)),
+            router_ca_file="/tls/ca.pem",
+            router_health_checks=False,
+            listen=Address("::", 8080),
+            admin=Address("127.0.0.1", 9901),
+            routing=Routing.OVERRIDE_HOST,
+            decode=(Address("10.0.0.1", 8000),),
+            response_body=ResponseBody.STREAMED,
+            access_log="/dev/stdout",
+            max_message_bytes=8 * MIB,
+            max_concurrent_requests=64,
+            prefill_timeout_s=600,
+            decode_silence_timeout_s=30.5,
+        )
+        assert capsys.readouterr().out == to_yaml(build_bootstrap(expected))
+
+    def test_contradictions_are_usage_errors(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert self.run("--routing", "override-host") == 2
+        assert "decode" in capsys.readouterr().err
+
+    def test_a_malformed_address_is_a_usage_error(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as stop:
+            self.run("--listen", "10080")
+        assert stop.value.code == 2
+        assert "'10080' is not host:port" in capsys.readouterr().err
