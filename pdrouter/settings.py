@@ -6,6 +6,7 @@ command line and `docs/configuration.md` are made from the same declarations.
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,10 +91,29 @@ def _parse_names(text: str) -> tuple[str, ...]:
     return tuple(name.strip().lower() for name in text.split(",") if name.strip())
 
 
+def _parse_selectors(text: str) -> tuple[str, ...]:
+    return tuple(selector.strip() for selector in text.split(";") if selector.strip())
+
+
+def _parse_duration(text: str) -> float:
+    """Read a duration as Go writes it, in seconds."""
+    if not _DURATION.fullmatch(text):
+        raise ValueError(text)
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in _DURATION_PART.findall(text))
+    if seconds <= 0:
+        raise ValueError(text)
+    return float(seconds)
+
+
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
+_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+_DURATION = re.compile(rf"(?:{_DURATION_PART.pattern})+")
+
 _BOOLEAN = Kind(_parse_boolean, "true or false")
 _BIND = Kind(_parse_bind, "host:port, with an IPv6 address in brackets")
 _PATH = Kind(Path, "a path")
 _TEXT = Kind(str, "any text")
+_SELECTORS = Kind(_parse_selectors, "label selectors separated by semicolons")
 _NAMES = Kind(_parse_names, "names separated by commas")
 _COUNT = _number(int, "a whole number", 0, 100)
 
@@ -115,6 +135,11 @@ class Declaration:
     doc: str
     option: str = ""
     secret: bool = False
+
+    @property
+    def switch(self) -> bool:
+        """Whether the option takes no value."""
+        return self.kind is _BOOLEAN
 
 
 def _declare(
@@ -143,6 +168,59 @@ class Settings:
         _PATH,
         "File that lists the pods. It is read again when it changes.",
         "--endpoints",
+    )
+    kubernetes: bool = _declare(
+        False,
+        "PDROUTER_KUBERNETES",
+        _BOOLEAN,
+        "Whether pods come from the Kubernetes API.",
+        "--kubernetes",
+    )
+    kubeconfig: Path | None = _declare(
+        None,
+        "KUBECONFIG",
+        _PATH,
+        "Kubeconfig file for the API server. Unset: the service account of the router's own pod.",
+        "--kubeconfig",
+    )
+    namespaces: tuple[str, ...] = _declare(
+        (),
+        "PDROUTER_NAMESPACES",
+        _NAMES,
+        "Namespaces whose pods are watched, `*` for all (which needs a ClusterRole). Unset: the "
+        "router's own.",
+        "--namespaces",
+    )
+    pod_namespace: str = _declare(
+        "default",
+        "POD_NAMESPACE",
+        _TEXT,
+        "The router's own namespace; manifests fill it in.",
+    )
+    pod_selectors: tuple[str, ...] = _declare(
+        ("role-name", "!role-name,model.aibrix.ai/name"),
+        "PDROUTER_POD_SELECTORS",
+        _SELECTORS,
+        "Label selectors of the pods; what any of them selects is watched.",
+    )
+    merge_namespaces: bool = _declare(
+        False,
+        "PDROUTER_MERGE_NAMESPACES",
+        _BOOLEAN,
+        "Whether the same model name in several namespaces is one model. Otherwise requests say "
+        "`namespace/name` where the name alone is ambiguous. Pairs never cross namespaces.",
+    )
+    httproute_namespace: str = _declare(
+        "aibrix-system",
+        "PDROUTER_HTTPROUTE_NAMESPACE",
+        _TEXT,
+        "Where the models' own HTTPRoutes are, for requests without a strategy.",
+    )
+    httproute_ttl_s: float = _declare(
+        30.0,
+        "AIBRIX_HTTPROUTE_CACHE_TTL",
+        Kind(_parse_duration, "a duration above 0 such as 30s or 1m30s"),
+        "How long the status of such a route is remembered.",
     )
     endpoints_poll_s: float = _declare(
         1.0,
@@ -335,6 +413,8 @@ class Settings:
         Raises:
             SettingInvalid: two settings do not go together.
         """
+        if self.kubernetes and self.endpoints is not None:
+            raise SettingInvalid("PDROUTER_KUBERNETES and PDROUTER_ENDPOINTS exclude each other")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise SettingInvalid("PDROUTER_TLS_CERTIFICATE and PDROUTER_TLS_KEY go together")
         if self.tls_client_ca is not None and self.tls_certificate is None:

@@ -91,7 +91,7 @@ class AdminServer:
 
     async def _show_models(self, request: web.Request) -> web.Response:
         del request
-        return _json(encode_models(self._cache.view.models))
+        return _json(encode_models(self._cache.view.names))
 
     async def _show_state(self, request: web.Request) -> web.Response:
         del request
@@ -123,6 +123,7 @@ class AdminServer:
             "engine": pod.engine,
             "kv_connector": pod.kv_connector,
             "ready": pod.ready,
+            "obstacle": pod.obstacle,
             **asdict(self._ledger.load(pod.uid)),
         }
 

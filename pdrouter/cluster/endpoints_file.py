@@ -3,14 +3,17 @@
 import asyncio
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import msgspec
 import yaml
 
-from pdrouter.cluster.pods import Pod, Role, parse_address
+from pdrouter.cluster.pods import Pod, Role, format_address, parse_address
+from pdrouter.cluster.reflector_stats import ReflectorStats
+from pdrouter.cluster.source import SourceUnusable
 from pdrouter.cluster.view import PodCache
 
 log = logging.getLogger(__name__)
@@ -19,7 +22,7 @@ NAMESPACE = "standalone"
 """Namespace of pods from a file, as in aibrix."""
 
 
-class EndpointsInvalid(ValueError):
+class EndpointsInvalid(SourceUnusable):
     """The file cannot be read, or does not say what pods there are."""
 
 
@@ -55,9 +58,7 @@ def parse_endpoints(
         EndpointsInvalid: the text is not such a file; the message says where and why.
     """
     try:
-        models = msgspec.convert(yaml.safe_load(text), _Endpoints).models
-    except yaml.YAMLError as error:
-        raise EndpointsInvalid(f"not valid YAML: {' '.join(str(error).split())}") from None
+        models = msgspec.convert(_read_yaml(text), _Endpoints).models
     except msgspec.ValidationError as error:
         raise EndpointsInvalid(str(error)) from None
     names = [model.name for model in models]
@@ -67,6 +68,15 @@ def parse_endpoints(
         _check_name(model.name, "engine", model.engine, engines)
         _check_name(model.name, "kv_connector", model.kv_connector, (None, *kv_connectors))
     return tuple(pod for model in models for pod in _read_model(model))
+
+
+def _read_yaml(text: str) -> object:
+    try:
+        return yaml.safe_load(text)
+    # Beside its own errors, PyYAML raises what its readers of scalars and its recursion run into:
+    # `2024-99-99` is a date to it.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        raise EndpointsInvalid(f"not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def _check_name(model: str, member: str, name: str | None, allowed: tuple[str | None, ...]) -> None:
@@ -80,15 +90,20 @@ def _read_model(model: _Model) -> list[Pod]:
         raise EndpointsInvalid(f"model {model.name!r} has neither rolesets nor endpoints")
     entries = [("", Role.BOTH, address) for address in model.endpoints]
     for roleset in model.rolesets:
+        if not roleset.prefill and not roleset.decode:
+            raise EndpointsInvalid(
+                f"model {model.name!r}: roleset {roleset.name!r} has no addresses"
+            )
         entries += [(roleset.name, Role.PREFILL, address) for address in roleset.prefill]
         entries += [(roleset.name, Role.DECODE, address) for address in roleset.decode]
     pods: list[Pod] = []
     seen: set[str] = set()
-    for index, (roleset_name, role, address) in enumerate(entries):
+    for index, (roleset_name, role, text) in enumerate(entries):
         try:
-            ip, port = parse_address(address)
+            ip, port = parse_address(text)
         except ValueError as error:
             raise EndpointsInvalid(f"model {model.name!r}: {error}") from None
+        address = format_address(ip, port)
         if address in seen:
             raise EndpointsInvalid(f"model {model.name!r}: {address} is listed twice")
         seen.add(address)
@@ -145,6 +160,27 @@ class EndpointsFile:
         self._poll_interval_s = poll_interval_s
         self._on_reload = on_reload
         self._seen: Any = None
+
+    @property
+    def stats(self) -> Mapping[str, ReflectorStats]:
+        """Nothing: a file has no watches."""
+        return {}
+
+    @property
+    def routes(self) -> None:
+        """None: a file knows of no routes."""
+
+    async def __aenter__(self) -> "EndpointsFile":
+        await self.load()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Nothing stays open."""
 
     async def load(self) -> None:
         """Read the file and replace the cache's view.

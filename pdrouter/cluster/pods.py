@@ -1,8 +1,11 @@
 """Pods: what the router knows of one engine and its address."""
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from enum import StrEnum
+
+_PORT = re.compile("[0-9]{1,5}")
 
 
 class Role(StrEnum):
@@ -12,6 +15,12 @@ class Role(StrEnum):
     DECODE = "decode"
     BOTH = "both"
     """Serves requests whole; it takes no part in disaggregation."""
+    OTHER = "other"
+    """Is part of a deployment, but gets no requests."""
+
+
+TERMINATING = "terminating"
+"""The obstacle of a pod that is about to end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +48,7 @@ class Pod:
         engine: the software in it, such as `vllm`.
         kv_connector: name of its KV connector; None for the configured default.
         ready: whether it may get new requests.
+        obstacle: why it may not, for people; empty where that is not known, or where it may.
         address: `ip:port`, with IPv6 addresses in brackets.
         pairing: what its partner must have in common with it.
     """
@@ -54,8 +64,16 @@ class Pod:
     engine: str
     kv_connector: str | None
     ready: bool
+    obstacle: str
     address: str
     pairing: PairingKey
+
+    @property
+    def state(self) -> str:
+        """`ready`, `terminating` or `unready`."""
+        if self.ready:
+            return "ready"
+        return "terminating" if self.obstacle == TERMINATING else "unready"
 
     @classmethod
     def create(
@@ -72,6 +90,7 @@ class Pod:
         engine: str = "vllm",
         kv_connector: str | None = None,
         ready: bool = True,
+        obstacle: str = "",
     ) -> "Pod":
         """Return a pod, with what follows from its attributes filled in."""
         return cls(
@@ -85,7 +104,8 @@ class Pod:
             roleset,
             engine,
             kv_connector,
-            ready,
+            ready and not obstacle,
+            obstacle,
             format_address(ip, port),
             PairingKey(namespace, roleset, engine),
         )
@@ -105,14 +125,16 @@ def parse_address(address: str) -> tuple[str, int]:
     Raises:
         ValueError: the text is not such an address.
     """
-    host, colon, port = address.rpartition(":")
+    host, _, port = address.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
+    bare = host[1:-1] if bracketed else host
     try:
-        ip = ipaddress.ip_address(host[1:-1] if bracketed else host)
+        # A zone (`fe80::1%eth0`) means something on one machine only.
+        ip = ipaddress.ip_address("" if "%" in bare else bare)
     except ValueError:
         raise ValueError(f"{address!r} is not ip:port (host names are not resolved)") from None
     if (ip.version == 6) != bracketed:
         raise ValueError(f"{address!r}: an IPv6 address stands in brackets, [::1]:8000")
-    if not colon or not port.isdecimal() or not 0 < int(port) < 65536:
+    if not _PORT.fullmatch(port) or not 0 < int(port) < 65536:
         raise ValueError(f"{address!r}: the port must be from 1 to 65535")
     return str(ip), int(port)

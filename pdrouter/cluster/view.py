@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from pdrouter.cluster.pods import PairingKey, Pod, Role
@@ -40,37 +40,40 @@ class ModelPods:
             known,
             tuple(pod for pod in ready if pod.role is Role.PREFILL and pod.pairing in decode),
             MappingProxyType({key: tuple(group) for key, group in decode.items()}),
-            tuple(pod for pod in ready if pod.role is not Role.PREFILL),
+            tuple(pod for pod in ready if pod.role in (Role.DECODE, Role.BOTH)),
         )
 
     @property
     def disaggregated(self) -> bool:
         """Whether any pod of the model, ready or not, has a role in disaggregation."""
-        return any(pod.role is not Role.BOTH for pod in self.pods)
+        return any(pod.role in (Role.PREFILL, Role.DECODE) for pod in self.pods)
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterView:
-    """Immutable snapshot of all models and their pods."""
+    """Immutable snapshot of all models and their pods.
+
+    Attributes:
+        models: models and adapters by every name that requests may use.
+        pods: every known pod, once.
+        names: one name for each model and adapter.
+        ambiguous: names that stand for models of several namespaces, with the names to use instead.
+    """
 
     models: Mapping[str, ModelPods]
+    pods: tuple[Pod, ...]
+    names: tuple[str, ...]
+    ambiguous: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
 
     @classmethod
     def build(cls, pods: Iterable[Pod]) -> "ClusterView":
-        """Return the view of these pods."""
+        """Return the view of these pods, by model."""
+        known = tuple(pods)
         by_model: defaultdict[str, list[Pod]] = defaultdict(list)
-        for pod in pods:
+        for pod in known:
             by_model[pod.model].append(pod)
-        return cls(
-            MappingProxyType(
-                {name: ModelPods.group(name, group) for name, group in by_model.items()}
-            )
-        )
-
-    @property
-    def pods(self) -> Iterable[Pod]:
-        """Every pod of every model."""
-        return (pod for model in self.models.values() for pod in model.pods)
+        models = {name: ModelPods.group(name, group) for name, group in by_model.items()}
+        return cls(MappingProxyType(models), known, tuple(models))
 
 
 class PodCache:
@@ -89,5 +92,9 @@ class PodCache:
 
     def replace(self, pods: Iterable[Pod]) -> None:
         """Make these pods the newest view."""
-        self.view = ClusterView.build(pods)
-        self.synced = True
+        self.publish(ClusterView.build(pods), synced=True)
+
+    def publish(self, view: ClusterView, *, synced: bool) -> None:
+        """Make this the newest view; what has been synced once stays so."""
+        self.view = view
+        self.synced = self.synced or synced

@@ -7,7 +7,7 @@ import sys
 import uvloop
 
 from pdrouter.app import serve
-from pdrouter.cluster.endpoints_file import EndpointsInvalid
+from pdrouter.cluster.source import SourceUnusable
 from pdrouter.extproc.tls import CertificatesInvalid
 from pdrouter.settings import Settings, declarations
 from pdrouter.telemetry.logs import log_to_stdout
@@ -17,12 +17,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add an option for each setting that has one."""
     for name, declaration in declarations().items():
         if declaration.option:
-            parser.add_argument(
-                declaration.option,
-                dest=name,
-                metavar="VALUE",
-                help=f"{declaration.doc} [{declaration.variable}]",
-            )
+            text = f"{declaration.doc} [{declaration.variable}]".replace("%", "%%")
+            if declaration.switch:
+                parser.add_argument(
+                    declaration.option, dest=name, action="store_const", const="true", help=text
+                )
+            else:
+                parser.add_argument(declaration.option, dest=name, metavar="VALUE", help=text)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -35,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         with log_to_stdout(settings.log_level):
             uvloop.run(serve(settings))
-    except (EndpointsInvalid, CertificatesInvalid, OSError) as error:
+    except (SourceUnusable, CertificatesInvalid, OSError) as error:
         print(f"pdrouter: {error}", file=sys.stderr)
         return 1
     return 0

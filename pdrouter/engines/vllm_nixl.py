@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
+import msgspec
+
 from pdrouter.engines.connector import (
     TRANSFER_MEMBERS,
     EnginePod,
@@ -78,28 +80,33 @@ class NixlConnector:
         except BodyInvalid:
             raise HandoffInvalid("invalid-params", f"{_PARAMS} is not an object") from None
         _check_params(params)
-        if not self._must_rewrite(params):
-            return raw
-        return params.edit({"remote_host": encode(prefill_pod.ip)})
+        host = _read_host(params)
+        if self._must_rewrite(host):
+            return params.edit({"remote_host": encode(prefill_pod.ip)})
+        if not host:
+            raise HandoffInvalid("incomplete-params", "remote_host is empty")
+        return raw
 
-    def _must_rewrite(self, params: Body) -> bool:
+    def _must_rewrite(self, host: str) -> bool:
         match self.remote_host_rewrite:
             case RemoteHostRewrite.ALWAYS:
                 return True
             case RemoteHostRewrite.NEVER:
                 return False
             case RemoteHostRewrite.AUTO:
-                return is_unusable_host(params.get("remote_host", str) or "")
+                return is_unusable_host(host)
 
 
 def is_unusable_host(host: str) -> bool:
     """Return whether a host means the machine on which it is read, or none."""
-    if host in {"", "localhost"}:
+    if host.lower() in {"", "localhost"}:
         return True
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
         return False
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
     return address.is_loopback or address.is_unspecified
 
 
@@ -116,13 +123,27 @@ def _check_params(params: Body) -> None:
         raise HandoffInvalid("incomplete-params", "do_remote_prefill is not true")
     if not _has_blocks(params.raw("remote_block_ids")):
         raise HandoffInvalid("empty-blocks", "remote_block_ids names no block")
-    for name in ("remote_engine_id", "remote_host", "remote_port"):
-        # An empty host is one that can be rewritten.
-        if params.raw(name) in (None, b"null"):
-            raise HandoffInvalid("incomplete-params", f"{name} is missing")
+    for name in ("remote_engine_id", "remote_port"):
+        if params.raw(name) in (None, b"null", b'""'):
+            raise HandoffInvalid("incomplete-params", f"{name} is missing or empty")
     # Engines before vLLM 0.13 do not know the id; an engine that knows it never leaves it empty.
     if params.raw("remote_request_id") in (b"null", b'""'):
         raise HandoffInvalid("incomplete-params", "remote_request_id is empty")
+
+
+def _read_host(params: Body) -> str:
+    """Return `remote_host`; it may be empty, since it can be rewritten.
+
+    Raises:
+        HandoffInvalid: it is missing, null or not a string.
+    """
+    try:
+        host = params.get("remote_host", str)
+    except msgspec.ValidationError:
+        host = None
+    if host is None:
+        raise HandoffInvalid("incomplete-params", "remote_host is not a string")
+    return host
 
 
 def _has_blocks(raw: bytes | None) -> bool:

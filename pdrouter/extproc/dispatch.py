@@ -9,6 +9,7 @@ from random import Random
 
 from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.pods import Pod
+from pdrouter.cluster.source import RouteCheck, RouteUnavailable
 from pdrouter.cluster.view import ModelPods, PodCache
 from pdrouter.engines.connector import TRANSFER_MEMBERS, HandoffInvalid, whole_body
 from pdrouter.engines.registry import Connectors
@@ -16,7 +17,7 @@ from pdrouter.extproc.headers import FORWARDED_TO_PREFILL, ROUTING_STRATEGY
 from pdrouter.extproc.record import Observer, RequestRecord
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.paths import Endpoint
-from pdrouter.openai.request import InferenceRequest, parse_request
+from pdrouter.openai.request import InferenceRequest, parse_request, rename_model
 from pdrouter.prefill.client import FailureKind
 from pdrouter.prefill.leg import (
     PrefillAttempt,
@@ -84,11 +85,13 @@ class Dispatched:
         body: body of the request that Envoy sends on.
         request_id: `x-request-id` of that request.
         decode: the pod; None where the request passes without an endpoint.
+        model: name of the model, for a request that passes.
     """
 
     body: bytes
     request_id: str
     decode: Pod | None
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,8 @@ class Dispatcher:
         policy: what the operator decided.
         random: source of randomness for ties.
         observer: is told of decisions and attempts.
+        routes: checks the models' own routes, for requests without a strategy; None to pass them
+            unchecked.
     """
 
     cache: PodCache
@@ -112,6 +117,7 @@ class Dispatcher:
     policy: DispatchPolicy
     random: Random
     observer: Observer
+    routes: RouteCheck | None = None
 
     async def dispatch(
         self, head: RequestHead, data: bytes, record: RequestRecord, scopes: ExitStack
@@ -139,9 +145,12 @@ class Dispatcher:
         record.stream = request.stream
         pods = self._find_model(request)
         record.model = request.model
+        if pods.model != request.model:
+            request = rename_model(request, pods.model)
         strategy = self._find_strategy(head.headers)
         if strategy is None:
-            return Dispatched(whole_body(request), record.request_id, None)
+            await self._check_route(pods.model)
+            return Dispatched(whole_body(request), record.request_id, None, pods.model)
         record.strategy = strategy.name
         decision = self._decide(strategy, request, pods, record)
         decode = decision.decode.pod
@@ -157,11 +166,31 @@ class Dispatcher:
         return self._hand_over(request, prefilled, decode, record)
 
     def _find_model(self, request: InferenceRequest) -> ModelPods:
-        pods = self.cache.view.models.get(request.model)
+        view = self.cache.view
+        pods = view.models.get(request.model)
         if pods is None:
+            if not self.cache.synced:
+                headers = (("retry-after", RETRY_AFTER_S),)
+                message = "the pods are not known yet"
+                raise RequestRejected(503, "no_ready_pod", message, headers=headers)
+            names = view.ambiguous.get(request.model)
+            if names is not None:
+                message = f"model {request.model!r} is ambiguous: ask for {' or '.join(names)}"
+                raise RequestRejected(400, "model_ambiguous", message, "model")
             message = f"model {request.model[:200]!r} does not exist"
             raise RequestRejected(404, "model_not_found", message, "model")
         return pods
+
+    async def _check_route(self, model: str) -> None:
+        if self.routes is None:
+            return
+        try:
+            await self.routes.check(model)
+        except RouteUnavailable as unavailable:
+            headers = (("retry-after", RETRY_AFTER_S),)
+            raise RequestRejected(
+                503, "route_unavailable", str(unavailable), headers=headers
+            ) from unavailable
 
     def _find_strategy(self, headers: Mapping[str, str]) -> Strategy | None:
         name = headers.get(ROUTING_STRATEGY, "").strip() or self.policy.default_strategy

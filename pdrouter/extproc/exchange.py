@@ -283,12 +283,12 @@ class Exchange:
 
     def _answer_models(self, path: str) -> ImmediateReply:
         self._allow_method("GET")
-        models = self._dispatcher.cache.view.models
+        view = self._dispatcher.cache.view
         if path == MODELS_PATH:
-            body = encode_models(models)
+            body = encode_models(view.names)
         else:
             name = unquote(path.removeprefix(MODELS_PATH + "/"))
-            if name not in models:
+            if name not in view.models:
                 message = f"model {name[:200]!r} does not exist"
                 raise RequestRejected(404, "model_not_found", message, "model")
             body = encode_model(name)
@@ -298,7 +298,7 @@ class Exchange:
     def _forward(self, dispatched: Dispatched, original: bytes) -> PhaseReply:
         headers = [(REQUEST_ID, dispatched.request_id)]
         if dispatched.decode is None:
-            headers.append((MODEL, self.record.model))
+            headers.append((MODEL, dispatched.model))
         else:
             headers += [
                 (TARGET_POD, dispatched.decode.address),

@@ -1,6 +1,7 @@
 """TLS for the gRPC port, with certificates that may be replaced while the server runs."""
 
 import logging
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,20 +32,25 @@ class TlsFiles:
         """Return the contents of the files.
 
         Raises:
-            CertificatesInvalid: a file cannot be read, or is not PEM.
+            CertificatesInvalid: a file cannot be read, is not PEM, or the key is of another
+                certificate, as it is for a moment while the files are replaced one by one.
         """
-        paths = (self.certificate, self.key, self.client_ca)
-        contents: list[bytes | None] = []
-        for path in paths:
-            try:
-                content = None if path is None else path.read_bytes()
-            except OSError as error:
-                raise CertificatesInvalid(f"{path}: {error.strerror}") from error
-            if content is not None and b"-----BEGIN" not in content:
-                raise CertificatesInvalid(f"{path} is not a PEM file")
-            contents.append(content)
-        certificate, key, client_ca = contents
-        return certificate or b"", key or b"", client_ca
+        client_ca = self.client_ca
+        try:
+            contents = (
+                self.certificate.read_bytes(),
+                self.key.read_bytes(),
+                None if client_ca is None else client_ca.read_bytes(),
+            )
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            # Without a password, OpenSSL would ask the terminal for that of an encrypted key.
+            context.load_cert_chain(self.certificate, self.key, password="")
+            if client_ca is not None:
+                context.load_verify_locations(client_ca)
+        except OSError as error:  # Those of OpenSSL are among them.
+            names = ", ".join(str(path) for path in (self.certificate, self.key, client_ca) if path)
+            raise CertificatesInvalid(f"TLS files {names}: {error}") from error
+        return contents
 
 
 def create_credentials(files: TlsFiles) -> grpc.ServerCredentials:

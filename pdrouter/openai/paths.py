@@ -11,7 +11,7 @@ class Endpoint:
     Attributes:
         path: path without query string.
         prompts: members of which one must be there. Each is a string or a list that is not empty.
-        batches: whether a list in `prompts[0]` is several prompts (`["a", "b"]`) rather than one.
+        batches: whether a list in one of `prompts` is several prompts, not one (`["a", "b"]`).
         limits: members that limit the number of output tokens.
         sampling: the object that holds limits and sampling options; None where they are top-level.
         legs: 2 where a request may be split into a prefill and a decode leg, else 1.

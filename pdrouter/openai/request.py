@@ -1,12 +1,12 @@
 """A validated inference request."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import msgspec
 
-from pdrouter.openai.body import Body, BodyInvalid
+from pdrouter.openai.body import Body, BodyInvalid, encode
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.paths import Endpoint
 
@@ -35,6 +35,7 @@ _CONTROL_MEMBERS = frozenset(
         "stream",
         "stream_options",
         "sampling_params",
+        "extra_args",
         "vllm_xargs",
         "store",
         "background",
@@ -74,7 +75,7 @@ class InferenceRequest:
         body: the client's body.
         sampling: the nested object of limits and sampling options, where the endpoint has one and
             the client sent it.
-        model: the model or adapter asked for.
+        model: the model or adapter, as the client asked for it.
         stream: whether the answer is to be streamed.
         prompt_tokens: estimated length of the prompt, in tokens.
         whole: why the request does not fit two legs; None where it does.
@@ -133,7 +134,7 @@ def parse_request(
         _check_positive(options, name)
     if endpoint.legs == 2:
         _check_positive(options, "n")
-        whole = _find_misfit(endpoint, body, options, prompt)
+        whole = _find_misfit(endpoint, body, options)
         if whole is None and not split_multimodal and _is_multimodal(prompt):
             whole = "multimodal"
     else:
@@ -148,6 +149,11 @@ def parse_request(
         max(1, len(data) // BYTES_PER_TOKEN),
         whole,
     )
+
+
+def rename_model(request: InferenceRequest, model: str) -> InferenceRequest:
+    """Return the request with a body that names the model as the engines know it."""
+    return replace(request, body=Body(request.body.edit({"model": encode(model)})))
 
 
 def _nested(body: Body, name: str | None) -> Body | None:
@@ -201,7 +207,7 @@ def _get_prompt(endpoint: Endpoint, body: Body) -> bytes:
     return raw
 
 
-def _find_misfit(endpoint: Endpoint, body: Body, options: Body, prompt: bytes) -> str | None:
+def _find_misfit(endpoint: Endpoint, body: Body, options: Body) -> str | None:
     """Return why a request cannot be split into two legs.
 
     The rules and their reasons stand in vLLM: the answer of the prefill leg carries one set of
@@ -209,7 +215,7 @@ def _find_misfit(endpoint: Endpoint, body: Body, options: Body, prompt: bytes) -
     prompt again (`echo`, `prompt_logprobs`); the state of a conversation lives on one pod.
     """
     checks = (
-        ("several-prompts", endpoint.batches and _has_several_items(prompt)),
+        ("several-prompts", endpoint.batches and _has_several_prompts(endpoint, body)),
         ("n", _is_above_one(options, "n")),
         ("best-of", _is_above_one(options, "best_of")),
         ("beam-search", options.raw("use_beam_search") == b"true"),
@@ -230,6 +236,13 @@ def _is_stateful(body: Body) -> bool:
         or body.raw("background") == b"true"
         or any(body.raw(name) not in _ABSENT for name in ("previous_response_id", "conversation"))
     )
+
+
+def _has_several_prompts(endpoint: Endpoint, body: Body) -> bool:
+    # vLLM adds embeddings to the prompts, unless the prompt is an empty string.
+    values = (body.raw(name) for name in endpoint.prompts)
+    prompts = [raw for raw in values if raw is not None and raw not in (b"null", b'""')]
+    return len(prompts) > 1 or any(map(_has_several_items, prompts))
 
 
 def _has_several_items(prompt: bytes) -> bool:

@@ -1,6 +1,8 @@
 """The Prometheus metrics, declared once."""
 
-from collections.abc import Callable, Iterable
+import time
+from collections import Counter as Counts
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import (
     CollectorRegistry,
@@ -10,11 +12,12 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from pdrouter import __version__
 from pdrouter.cluster.load import Ledger
+from pdrouter.cluster.reflector_stats import ReflectorStats
 from pdrouter.cluster.view import PodCache
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
@@ -30,13 +33,20 @@ class Metrics:
     A `model` label is a served model's name, or empty: clients cannot add series.
     """
 
-    def __init__(self, cache: PodCache, ledger: Ledger, in_flight: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        cache: PodCache,
+        ledger: Ledger,
+        in_flight: Callable[[], int],
+        watches: Callable[[], Mapping[str, ReflectorStats]],
+    ) -> None:
         """Declare the metrics.
 
         Args:
             cache: the pods, for the gauges per pod.
             ledger: work in flight, for the gauges per pod.
             in_flight: counts the open ext_proc streams.
+            watches: gives what the reflectors of Kubernetes objects have met.
         """
         # A time of creation beside every counter would double the page.
         disable_created_metrics()
@@ -128,6 +138,7 @@ class Metrics:
             __version__
         ).set(1)
         registry.register(_LiveGauges(cache, ledger, in_flight))
+        registry.register(_WatchMetrics(watches))
 
     def render(self) -> bytes:
         """Return the metrics page in Prometheus' text format."""
@@ -181,3 +192,58 @@ class _LiveGauges(Collector):
             tokens.add_metric(labels, load.prefill_tokens)
             decodes.add_metric(labels, load.decode_requests)
         yield from (ready, prefills, tokens, decodes)
+        counts = GaugeMetricFamily(
+            "pdrouter_pods",
+            "Pods by model, role and state: ready, unready, terminating.",
+            None,
+            ("model", "role", "state"),
+        )
+        states = Counts((pod.model, pod.role, pod.state) for pod in self._cache.view.pods)
+        for key, count in states.items():
+            counts.add_metric(key, count)
+        yield counts
+
+
+class _WatchMetrics(Collector):
+    """What the reflectors of Kubernetes objects have met; absent without Kubernetes."""
+
+    def __init__(self, watches: Callable[[], Mapping[str, ReflectorStats]]) -> None:
+        self._watches = watches
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the metrics as they stand now."""
+        names = ("watch",)
+        staleness = GaugeMetricFamily(
+            "pdrouter_kubernetes_staleness_seconds",
+            "Time since the API server's last sign of life.",
+            None,
+            names,
+        )
+        synced = GaugeMetricFamily(
+            "pdrouter_kubernetes_synced", "1 once everything has been listed.", None, names
+        )
+        lists = CounterMetricFamily("pdrouter_kubernetes_lists", "Complete lists.", None, names)
+        begun = CounterMetricFamily(
+            "pdrouter_kubernetes_watches", "Watches that were begun.", None, names
+        )
+        events = CounterMetricFamily(
+            "pdrouter_kubernetes_events", "Events by type.", None, ("watch", "type")
+        )
+        restarts = CounterMetricFamily(
+            "pdrouter_kubernetes_restarts",
+            "Lists and watches that ended, by cause.",
+            None,
+            ("watch", "cause"),
+        )
+        now = time.monotonic()
+        for watch, stats in self._watches().items():
+            if stats.contact is not None:
+                staleness.add_metric((watch,), now - stats.contact)
+            synced.add_metric((watch,), float(stats.synced))
+            lists.add_metric((watch,), stats.lists)
+            begun.add_metric((watch,), stats.watches)
+            for kind, count in stats.events.copy().items():
+                events.add_metric((watch, kind), count)
+            for cause, count in stats.restarts.copy().items():
+                restarts.add_metric((watch, cause), count)
+        yield from (staleness, synced, lists, begun, events, restarts)

@@ -1,9 +1,11 @@
 """Numbers and a log line for every request."""
 
 import logging
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pdrouter.cluster.load import Ledger
+from pdrouter.cluster.reflector_stats import ReflectorStats
 from pdrouter.cluster.view import PodCache
 from pdrouter.extproc.record import Outcome, RequestRecord, describe_decision
 from pdrouter.prefill.leg import PrefillAttempt
@@ -23,9 +25,14 @@ class RequestTelemetry:
         open: records of the requests that have not ended, by request id.
     """
 
-    def __init__(self, cache: PodCache, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        cache: PodCache,
+        ledger: Ledger,
+        watches: Callable[[], Mapping[str, ReflectorStats]] = dict,
+    ) -> None:
         self.open: dict[str, RequestRecord] = {}
-        self.metrics = Metrics(cache, ledger, lambda: len(self.open))
+        self.metrics = Metrics(cache, ledger, lambda: len(self.open), watches)
 
     def request_started(self, record: RequestRecord) -> None:
         """Note an open request."""

@@ -1,0 +1,109 @@
+"""Builds views from single changes: only what has changed is sorted anew."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from itertools import chain
+from types import MappingProxyType
+
+from pdrouter.cluster.kube_objects import Adapter
+from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.view import ClusterView, ModelPods
+
+_Key = tuple[str, str]
+"""Namespace, and name of a model or an adapter."""
+
+
+class Catalog:
+    """The pods and adapters of a cluster, as they come and go."""
+
+    def __init__(self, *, merge_namespaces: bool) -> None:
+        """Start without pods.
+
+        Args:
+            merge_namespaces: whether the same model name in several namespaces is one model.
+                Otherwise requests say `namespace/name` where the name alone is ambiguous.
+        """
+        self._merge_namespaces = merge_namespaces
+        self._pods: dict[str, Pod] = {}
+        self._groups: defaultdict[_Key, dict[str, Pod]] = defaultdict(dict)
+        self._sorted: dict[_Key, ModelPods] = {}
+        self._adapters: dict[_Key, Adapter] = {}
+
+    def put_pod(self, pod: Pod) -> None:
+        """Add a pod, or replace what was known of the one with its UID."""
+        self.drop_pod(pod.uid)
+        key = (pod.namespace, pod.model)
+        self._pods[pod.uid] = pod
+        self._groups[key][pod.uid] = pod
+        self._sorted.pop(key, None)
+
+    def drop_pod(self, uid: str) -> None:
+        """Remove a pod; one that is not there is no matter."""
+        pod = self._pods.pop(uid, None)
+        if pod is None:
+            return
+        key = (pod.namespace, pod.model)
+        group = self._groups[key]
+        del group[uid]
+        if not group:
+            del self._groups[key]
+        self._sorted.pop(key, None)
+
+    def replace_adapters(self, adapters: Iterable[Adapter]) -> None:
+        """Make these the adapters."""
+        self._adapters = {(adapter.namespace, adapter.name): adapter for adapter in adapters}
+
+    def build(self) -> ClusterView:
+        """Return the view of what there is now."""
+        for key, group in self._groups.items():
+            if key not in self._sorted:
+                self._sorted[key] = ModelPods.group(key[1], group.values())
+        by_key = {key: self._sorted[key] for key in self._groups}
+        for key, adapter in self._adapters.items():
+            # An adapter under the name of its base model adds nothing to it.
+            if key not in by_key and (pods := self._find_adapter_pods(adapter)):
+                by_key[key] = ModelPods.group(adapter.name, pods)
+        return self._name(by_key)
+
+    def _find_adapter_pods(self, adapter: Adapter) -> list[Pod]:
+        """Return the pods of an adapter.
+
+        Where only prefill pods have loaded it, its requests are decoded by the base model's decode
+        pods of the same rolesets.
+        """
+        namespace = [pod for pod in self._pods.values() if pod.namespace == adapter.namespace]
+        pods = [pod for pod in namespace if pod.name in adapter.instances]
+        if any(pod.role is not Role.PREFILL for pod in pods):
+            return pods
+        rolesets = {pod.pairing for pod in pods}
+        base = adapter.base_model or next((pod.model for pod in pods), "")
+        return pods + [
+            pod
+            for pod in self._groups.get((adapter.namespace, base), {}).values()
+            if pod.role is Role.DECODE and pod.pairing in rolesets
+        ]
+
+    def _name(self, by_key: dict[_Key, ModelPods]) -> ClusterView:
+        namespaces: defaultdict[str, list[str]] = defaultdict(list)
+        for namespace, name in by_key:
+            namespaces[name].append(namespace)
+        models: dict[str, ModelPods] = {}
+        ambiguous: dict[str, tuple[str, ...]] = {}
+        for name, homes in namespaces.items():
+            if len(homes) == 1:
+                models[name] = by_key[homes[0], name]
+            elif self._merge_namespaces:
+                models[name] = ModelPods.group(
+                    name, (pod for home in homes for pod in by_key[home, name].pods)
+                )
+            else:
+                ambiguous[name] = tuple(sorted(f"{home}/{name}" for home in homes))
+        names = (*models, *chain.from_iterable(ambiguous.values()))
+        for (namespace, name), pods in by_key.items():
+            models.setdefault(f"{namespace}/{name}", pods)
+        return ClusterView(
+            MappingProxyType(models),
+            tuple(self._pods.values()),
+            names,
+            MappingProxyType(ambiguous),
+        )

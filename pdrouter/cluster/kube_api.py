@@ -1,0 +1,177 @@
+"""GET requests to the Kubernetes API server, with credentials that may change meanwhile."""
+
+import asyncio
+import logging
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+
+import aiohttp
+import msgspec
+from kubernetes_asyncio.client import ApiClient, Configuration
+from kubernetes_asyncio.config import (
+    ConfigException,
+    load_incluster_config,
+    load_kube_config,
+)
+
+from pdrouter.cluster.source import SourceUnusable
+
+log = logging.getLogger(__name__)
+
+_CONNECT_S = 3.0
+
+
+class KubeConfigInvalid(SourceUnusable):
+    """There is no usable configuration for the API server."""
+
+
+class KubeStatus(msgspec.Struct, frozen=True):
+    """A `Status` object: how the API server says that something went wrong."""
+
+    code: int = 0
+    reason: str = ""
+    message: str = ""
+
+
+class KubeRefused(Exception):
+    """The API server answered with an error.
+
+    Attributes:
+        code: HTTP status, of the answer or of the event in a watch.
+        retry_after_s: seconds after which it wants to be asked again; None if it does not say.
+    """
+
+    def __init__(self, code: int, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(f"{code} {message}")
+        self.code = code
+        self.retry_after_s = retry_after_s
+
+
+Connect = Callable[[], Awaitable[Configuration]]
+"""Reads the configuration anew."""
+
+
+async def connect_in_cluster() -> Configuration:
+    """Read the service account of the pod that this process runs in.
+
+    Raises:
+        KubeConfigInvalid: the process does not run in a pod.
+    """
+    configuration = Configuration()
+    try:
+        load_incluster_config(client_configuration=configuration)
+    except (ConfigException, OSError) as error:
+        raise KubeConfigInvalid(f"no service account of a pod: {error}") from error
+    return configuration
+
+
+def connect_by_kubeconfig(path: Path) -> Connect:
+    """Return what reads a kubeconfig file, its current context."""
+
+    async def connect() -> Configuration:
+        configuration = Configuration()
+        try:
+            await load_kube_config(
+                config_file=str(path), client_configuration=configuration, persist_config=False
+            )
+        except (ConfigException, OSError) as error:
+            raise KubeConfigInvalid(f"{path}: {error}") from error
+        return configuration
+
+    return connect
+
+
+class KubeApi:
+    """The API server. Use as an async context manager."""
+
+    def __init__(self, connect: Connect) -> None:
+        self._connect = connect
+        self._client: ApiClient | None = None
+        self._renewing = asyncio.Lock()
+
+    async def __aenter__(self) -> "KubeApi":
+        """Read the configuration; nothing is sent yet.
+
+        Raises:
+            KubeConfigInvalid: there is none.
+        """
+        self._client = ApiClient(await self._connect())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    @asynccontextmanager
+    async def get(
+        self, path: str, query: Mapping[str, str], *, total_s: float | None, silence_s: float
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send a GET request.
+
+        Args:
+            path: path of the resource.
+            query: parameters.
+            total_s: seconds for everything; None for a stream.
+            silence_s: seconds without a byte.
+
+        Yields:
+            The response, of status 200, with its body unread.
+
+        Raises:
+            KubeRefused: the status is another one.
+            KubeConfigInvalid: the credentials had to be read anew, and could not be.
+            aiohttp.ClientError, TimeoutError: there is no answer.
+        """
+        client = self._client
+        if client is None:
+            raise RuntimeError("the API client is not open")
+        try:
+            response: aiohttp.ClientResponse = await client.call_api(
+                path,
+                "GET",
+                query_params=list(query.items()),
+                header_params={"accept": "application/json"},
+                auth_settings=["BearerToken"],
+                _preload_content=False,
+                _request_timeout=aiohttp.ClientTimeout(
+                    total=total_s, sock_connect=_CONNECT_S, sock_read=silence_s
+                ),
+            )
+        except (aiohttp.ClientSSLError, ssl.SSLError):
+            # The authority may have been replaced: it is read once per client.
+            await self._renew(client)
+            raise
+        async with response:
+            if response.status == 401:
+                await self._renew(client)
+            if response.status != 200:
+                raise await _read_refusal(response)
+            yield response
+
+    async def _renew(self, used: ApiClient) -> None:
+        """Read the configuration anew, unless somebody else has done so meanwhile."""
+        async with self._renewing:
+            if self._client is used:
+                self._client = ApiClient(await self._connect())
+                await used.close()
+
+
+async def _read_refusal(response: aiohttp.ClientResponse) -> KubeRefused:
+    body = await response.read()
+    try:
+        message = msgspec.json.decode(body, type=KubeStatus).message
+    except msgspec.MsgspecError:
+        message = body[:200].decode(errors="replace")
+    retry_after = response.headers.get("retry-after", "")
+    return KubeRefused(
+        response.status, message, float(retry_after) if retry_after.isdecimal() else None
+    )

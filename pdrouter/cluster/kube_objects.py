@@ -1,0 +1,187 @@
+"""Kubernetes objects, as far as they are of interest, and what they mean to the router.
+
+Decoding only these members skips the rest at C speed: on real pods, half of the bytes are
+bookkeeping of the API server.
+"""
+
+from dataclasses import dataclass
+
+import msgspec
+
+from pdrouter.cluster.pods import TERMINATING, Pod, Role
+
+MODEL = "model.aibrix.ai/name"
+PORT = "model.aibrix.ai/port"
+ENGINE = "model.aibrix.ai/engine"
+KV_CONNECTOR = "model.aibrix.ai/kv-connector-type"
+ROLE = "role-name"
+ROLESET = "roleset-name"
+GROUP_INDEX = "stormservice.orchestration.aibrix.ai/pod-group-index"
+
+DEFAULT_PORT = 8000
+
+
+class ObjectMeta(msgspec.Struct, frozen=True, rename="camel"):
+    """`metadata` of any object."""
+
+    name: str
+    namespace: str = ""
+    uid: str = ""
+    resource_version: str = ""
+    deletion_timestamp: str | None = None
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+
+    def get(self, key: str) -> str | None:
+        """Return a label or, where there is none of that name, an annotation."""
+        return self.labels.get(key) or self.annotations.get(key)
+
+
+class Condition(msgspec.Struct, frozen=True):
+    """A condition in the status of an object."""
+
+    type: str
+    status: str
+    reason: str = ""
+    message: str = ""
+
+
+class PodStatus(msgspec.Struct, frozen=True, rename={"pod_ip": "podIP"}):
+    """`status` of a pod."""
+
+    pod_ip: str = ""
+    conditions: list[Condition] = []
+
+
+class KubePod(msgspec.Struct, frozen=True):
+    """A pod as the API server tells it."""
+
+    metadata: ObjectMeta
+    status: PodStatus = PodStatus()
+
+
+class ModelAdapterSpec(msgspec.Struct, frozen=True, rename="camel"):
+    """`spec` of a ModelAdapter."""
+
+    base_model: str = ""
+
+
+class ModelAdapterStatus(msgspec.Struct, frozen=True):
+    """`status` of a ModelAdapter."""
+
+    instances: list[str] = []
+
+
+class KubeModelAdapter(msgspec.Struct, frozen=True):
+    """A ModelAdapter (`model.aibrix.ai/v1alpha1`) as the API server tells it."""
+
+    metadata: ObjectMeta
+    spec: ModelAdapterSpec = ModelAdapterSpec()
+    status: ModelAdapterStatus = ModelAdapterStatus()
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter that some pods have loaded.
+
+    Attributes:
+        namespace: its namespace, and that of its pods.
+        name: name that requests use.
+        base_model: model that it adapts; empty if the object does not say.
+        instances: names of the pods that have loaded it.
+    """
+
+    namespace: str
+    name: str
+    base_model: str
+    instances: frozenset[str]
+
+
+def read_adapter(adapter: KubeModelAdapter) -> Adapter:
+    """Return what a ModelAdapter means."""
+    metadata = adapter.metadata
+    return Adapter(
+        metadata.namespace,
+        metadata.name,
+        adapter.spec.base_model or metadata.get(MODEL) or "",
+        frozenset(adapter.status.instances),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PodRules:
+    """What pods may say of themselves.
+
+    Attributes:
+        engines: engines whose wire is spoken.
+        kv_connectors: names of KV connectors.
+    """
+
+    engines: tuple[str, ...]
+    kv_connectors: tuple[str, ...]
+
+    def read(self, pod: KubePod) -> Pod | None:
+        """Return what a Kubernetes pod means; None if it names no model."""
+        metadata = pod.metadata
+        model = metadata.get(MODEL)
+        if not model:
+            return None
+        engine = (metadata.get(ENGINE) or self.engines[0]).lower()
+        connector = metadata.get(KV_CONNECTOR)
+        return Pod.create(
+            uid=metadata.uid,
+            name=metadata.name,
+            namespace=metadata.namespace,
+            ip=pod.status.pod_ip,
+            port=_read_port(metadata.get(PORT)),
+            model=model,
+            role=_read_role(metadata.labels.get(ROLE)),
+            roleset=metadata.labels.get(ROLESET, ""),
+            engine=engine,
+            kv_connector=None if connector is None else connector.lower(),
+            obstacle=self._find_obstacle(pod, engine, connector),
+        )
+
+    def _find_obstacle(self, pod: KubePod, engine: str, connector: str | None) -> str:
+        """Return why a pod gets no requests; nothing if it may get some.
+
+        A pod is out as soon as its deletion timestamp appears, long before it is deleted. Of the
+        pods of a multi-node engine, only the head answers requests.
+        """
+        checks = (
+            (TERMINATING, pod.metadata.deletion_timestamp is not None),
+            ("no address", not pod.status.pod_ip),
+            ("not ready", not _is_ready(pod.status)),
+            ("not the head of its group", pod.metadata.labels.get(GROUP_INDEX, "0") != "0"),
+            (f"port {pod.metadata.get(PORT)!r} is invalid", _is_invalid_port(pod.metadata)),
+            (f"engine {engine!r} is not supported", engine not in self.engines),
+            (
+                f"KV connector {connector!r} is not supported",
+                connector is not None and connector.lower() not in self.kv_connectors,
+            ),
+        )
+        return next((obstacle for obstacle, applies in checks if applies), "")
+
+
+def _is_ready(status: PodStatus) -> bool:
+    return any(
+        condition.type == "Ready" and condition.status == "True" for condition in status.conditions
+    )
+
+
+def _read_role(name: str | None) -> Role:
+    if name is None:
+        return Role.BOTH
+    # Other roles, such as a router of its own, are part of a deployment but serve no requests.
+    return Role(name) if name in (Role.PREFILL, Role.DECODE) else Role.OTHER
+
+
+def _read_port(text: str | None) -> int:
+    if text is None or not text.isdecimal() or not 0 < int(text) < 65536:
+        return DEFAULT_PORT
+    return int(text)
+
+
+def _is_invalid_port(metadata: ObjectMeta) -> bool:
+    text = metadata.get(PORT)
+    return text is not None and str(_read_port(text)) != text
