@@ -7,8 +7,11 @@ BIN := $(VENV)/bin
 demo: $(VENV)/demo.installed ## Run engines, router and Envoy here; KEEP=1 leaves them running
 	$(BIN)/pdrouter demo $(if $(KEEP),--keep)
 
+# A cluster is changed by tests only if it is named: make test KUBECONFIG=...
+CLUSTER = $(if $(filter command line,$(origin KUBECONFIG)),KUBECONFIG=$(KUBECONFIG),-u KUBECONFIG)
+
 test: lint ## All checks
-	$(BIN)/pytest --cov --cov-report=term
+	env $(CLUSTER) $(BIN)/pytest --cov --cov-report=term
 	$(BIN)/coverage report --fail-under=95 --include='pdrouter/openai/*,pdrouter/engines/*,pdrouter/routing/*,pdrouter/extproc/*'
 
 lint: $(VENV)/dev.installed ## Format, lint, types, order of the rooms

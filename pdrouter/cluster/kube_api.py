@@ -5,6 +5,7 @@ import logging
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -84,12 +85,25 @@ def connect_by_kubeconfig(path: Path) -> Connect:
     return connect
 
 
+@dataclass(slots=True)
+class _Client:
+    """A client with the credentials of one moment; closed when the last request has ended."""
+
+    api: ApiClient
+    requests: int = 0
+    retired: bool = False
+
+    async def close_if_idle(self) -> None:
+        if self.retired and not self.requests:
+            await self.api.close()
+
+
 class KubeApi:
     """The API server. Use as an async context manager."""
 
     def __init__(self, connect: Connect) -> None:
         self._connect = connect
-        self._client: ApiClient | None = None
+        self._client: _Client | None = None
         self._renewing = asyncio.Lock()
 
     async def __aenter__(self) -> "KubeApi":
@@ -98,7 +112,7 @@ class KubeApi:
         Raises:
             KubeConfigInvalid: there is none.
         """
-        self._client = ApiClient(await self._connect())
+        self._client = _Client(ApiClient(await self._connect()))
         return self
 
     async def __aexit__(
@@ -109,7 +123,7 @@ class KubeApi:
     ) -> None:
         client, self._client = self._client, None
         if client is not None:
-            await client.close()
+            await client.api.close()
 
     @asynccontextmanager
     async def get(
@@ -134,35 +148,49 @@ class KubeApi:
         client = self._client
         if client is None:
             raise RuntimeError("the API client is not open")
+        client.requests += 1
         try:
-            response: aiohttp.ClientResponse = await client.call_api(
-                path,
-                "GET",
-                query_params=list(query.items()),
-                header_params={"accept": "application/json"},
-                auth_settings=["BearerToken"],
-                _preload_content=False,
-                _request_timeout=aiohttp.ClientTimeout(
-                    total=total_s, sock_connect=_CONNECT_S, sock_read=silence_s
-                ),
-            )
+            async with await self._send(client.api, path, query, total_s, silence_s) as response:
+                if response.status == 401:
+                    await self._renew(client)
+                if response.status != 200:
+                    raise await _read_refusal(response)
+                yield response
         except (aiohttp.ClientSSLError, ssl.SSLError):
             # The authority may have been replaced: it is read once per client.
             await self._renew(client)
             raise
-        async with response:
-            if response.status == 401:
-                await self._renew(client)
-            if response.status != 200:
-                raise await _read_refusal(response)
-            yield response
+        finally:
+            client.requests -= 1
+            await client.close_if_idle()
 
-    async def _renew(self, used: ApiClient) -> None:
+    async def _send(
+        self,
+        api: ApiClient,
+        path: str,
+        query: Mapping[str, str],
+        total_s: float | None,
+        silence_s: float,
+    ) -> aiohttp.ClientResponse:
+        response: aiohttp.ClientResponse = await api.call_api(
+            path,
+            "GET",
+            query_params=list(query.items()),
+            header_params={"accept": "application/json"},
+            auth_settings=["BearerToken"],
+            _preload_content=False,
+            _request_timeout=aiohttp.ClientTimeout(
+                total=total_s, sock_connect=_CONNECT_S, sock_read=silence_s
+            ),
+        )
+        return response
+
+    async def _renew(self, used: _Client) -> None:
         """Read the configuration anew, unless somebody else has done so meanwhile."""
         async with self._renewing:
             if self._client is used:
-                self._client = ApiClient(await self._connect())
-                await used.close()
+                self._client = _Client(ApiClient(await self._connect()))
+                used.retired = True
 
 
 async def _read_refusal(response: aiohttp.ClientResponse) -> KubeRefused:

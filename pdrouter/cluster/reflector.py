@@ -159,9 +159,14 @@ class Reflector(Generic[T]):
                 pause = self._random.uniform(0, 0.5)
             except KubeRefused as refused:
                 pause = self._meet_refusal(refused, failures)
-            except (aiohttp.ClientError, KubeConfigInvalid, TimeoutError, OSError) as error:
-                cause = "timeout" if isinstance(error, TimeoutError) else "connection"
-                self._note(cause, logging.WARNING, f"{type(error).__name__}: {error}")
+            except TimeoutError:
+                # A healthy watch is never silent for so long. One that was begun with a version
+                # from the future, as after a restored backup, would be silent again.
+                self._version = None
+                self._note("timeout", logging.WARNING, "no sign of life")
+                pause = self._back_off(failures)
+            except (aiohttp.ClientError, KubeConfigInvalid, OSError) as error:
+                self._note("connection", logging.WARNING, f"{type(error).__name__}: {error}")
                 pause = self._back_off(failures)
             except msgspec.MsgspecError as error:
                 self._version = None

@@ -1,0 +1,442 @@
+"""Pods from Kubernetes, through the real Envoy: from a guide's manifests to engines."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from expectations import connect, expect_settled
+from fakekube import FakeApiServer, make_pod
+from informers import wait_for
+
+from pdrouter.envoy_config import Routing
+from pdrouter.local_stack import LocalStack, StackOptions, run_stack
+from pdrouter.simulation.config import EngineConfig
+from pdrouter.simulation.engine import SimulatedEngine
+
+GUIDE = Path(__file__).parents[1] / "data" / "setup-guide.md"
+MODEL = "llama31-8b"
+PROMPT = "Hello, how are you today? " * 10
+
+
+def read_guide() -> list[dict[str, Any]]:
+    """Return the objects of the setup guide: its YAML blocks and what it pipes to kubectl."""
+    text = GUIDE.read_text()
+    blocks = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    blocks += re.findall(r"kubectl apply -f - <<EOF\n(.*?)^EOF", text, re.MULTILINE | re.DOTALL)
+    return [document for block in blocks for document in yaml.safe_load_all(block)]
+
+
+def address_pods(prefix: Mapping[str, str]) -> Callable[[dict[str, Any]], str]:
+    """Return what gives pods of a role the addresses below a prefix, one after the other."""
+    numbers = {role: count(1) for role in prefix}
+
+    def allocate(pod: dict[str, Any]) -> str:
+        role = pod["metadata"]["labels"]["role-name"]
+        return f"{prefix[role]}.{next(numbers[role])}"
+
+    return allocate
+
+
+@dataclass
+class Cluster:
+    """An API server, engines, and the installation that serves them."""
+
+    api: FakeApiServer
+    stack: LocalStack
+    client: httpx.AsyncClient
+
+    async def wait_for_pods(self, ready: int) -> None:
+        """Wait until the router knows so many ready pods."""
+        await wait_for(lambda: sum(pod.ready for pod in self.stack.router.cache.view.pods) == ready)
+
+    async def chat(self, model: str = MODEL, **headers: str) -> httpx.Response:
+        """Send a chat request."""
+        body = {
+            "model": model,
+            "messages": [{"role": "user", "content": PROMPT}],
+            "max_tokens": 4,
+        }
+        return await self.client.post("/v1/chat/completions", json=body, headers=headers)
+
+
+@asynccontextmanager
+async def run_cluster(
+    kubeconfig: Path,
+    *,
+    prefill: tuple[EngineConfig, ...],
+    decode: tuple[EngineConfig, ...],
+    routing: Routing = Routing.ORIGINAL_DST,
+    **environment: str,
+) -> AsyncIterator[Cluster]:
+    async with FakeApiServer() as api:
+        options = StackOptions(
+            model=MODEL,
+            prefill=prefill,
+            decode=decode,
+            routing=routing,
+            environment={
+                "PDROUTER_ENDPOINTS": "",
+                "PDROUTER_KUBERNETES": "true",
+                "KUBECONFIG": str(api.write_kubeconfig(kubeconfig)),
+                **environment,
+            },
+        )
+        async with run_stack(options) as stack, connect(stack) as client:
+            yield Cluster(api, stack, client)
+            await expect_settled(stack)
+
+
+def engines(role: Any, prefix: str, number: int) -> tuple[EngineConfig, ...]:
+    return tuple(
+        EngineConfig(role=role, host=f"{prefix}.{index}", port=8000, itl_ms=1)
+        for index in range(1, number + 1)
+    )
+
+
+async def test_the_manifests_of_the_setup_guide_lead_to_routed_pods(tmp_path: Path) -> None:
+    async with run_cluster(
+        tmp_path / "kubeconfig",
+        prefill=engines("prefill", "127.10.0", 2),
+        decode=engines("decode", "127.20.0", 4),
+    ) as cluster:
+        objects = read_guide()
+        assert [thing["kind"] for thing in objects] == [
+            "Deployment",
+            "Deployment",
+            "BackendTrafficPolicy",
+            "ModelAdapter",
+        ]
+        for thing in objects:
+            if thing["kind"] != "BackendTrafficPolicy":
+                cluster.api.store.create(thing)
+        cluster.api.run_deployments(address_pods({"prefill": "127.10.0", "decode": "127.20.0"}))
+        await cluster.wait_for_pods(6)
+        pods = cluster.api.store.objects("pods")
+        names = {
+            role: {
+                pod["metadata"]["name"]
+                for pod in pods
+                if pod["metadata"]["labels"]["role-name"] == role
+            }
+            for role in ("prefill", "decode")
+        }
+        # aibrix's controller says which pods have loaded an adapter: here, those of its selector.
+        cluster.api.store.patch(
+            "modeladapters",
+            MODEL,
+            {"status": {"instances": sorted(names["prefill"])}},
+            namespace="default",
+        )
+        seen: set[str] = set()
+        for _ in range(12):
+            response = await cluster.chat()
+            assert response.status_code == 200
+            assert response.headers["x-pd-decision"] == "disaggregated"
+            assert response.headers["prefill-target-pod"] in names["prefill"]
+            assert response.headers["target-pod"] in names["decode"]
+            assert response.headers["target-pod-ip"].startswith("127.20.0.")
+            assert response.headers["prefill-target-pod-ip"].startswith("127.10.0.")
+            usage = response.json()["usage"]
+            assert usage["prompt_tokens_details"]["cached_tokens"] == usage["prompt_tokens"] - 1
+            seen.add(response.headers["target-pod"])
+        assert len(seen) > 1
+
+
+async def test_an_adapter_on_prefill_pods_is_decoded_by_the_base_models_pods(
+    tmp_path: Path,
+) -> None:
+    async with run_cluster(
+        tmp_path / "kubeconfig",
+        prefill=(
+            EngineConfig(role="prefill", host="127.10.0.1", port=8000),
+            EngineConfig(role="prefill", host="127.10.0.2", port=8000),
+        ),
+        decode=engines("decode", "127.20.0", 1),
+    ) as cluster:
+        add_pods(cluster.api, "prefill", "127.10.0", 2)
+        add_pods(cluster.api, "decode", "127.20.0", 1)
+        cluster.api.store.create(
+            {
+                "apiVersion": "model.aibrix.ai/v1alpha1",
+                "kind": "ModelAdapter",
+                "metadata": {"name": "my-lora", "namespace": "default"},
+                "spec": {"baseModel": MODEL, "artifactURL": "x", "podSelector": {}},
+                "status": {"instances": ["prefill-2"]},
+            }
+        )
+        await wait_for(lambda: "my-lora" in cluster.stack.router.cache.view.models)
+        response = await cluster.chat("my-lora")
+        # The simulated engines know no adapters; what counts is whom the router has asked.
+        assert response.status_code == 404
+        assert response.json()["error"]["type"] == "NotFoundError"
+        assert response.headers["prefill-target-pod"] == "prefill-2"
+        assert response.headers["target-pod"] == "decode-1"
+        listed = (await cluster.client.get("/v1/models")).json()["data"]
+        assert {model["id"] for model in listed} == {MODEL, "my-lora"}
+
+
+def add_pods(api: FakeApiServer, role: str, prefix: str, number: int) -> None:
+    for index in range(1, number + 1):
+        add_pod(api, role, f"{prefix}.{index}", f"{role}-{index}")
+
+
+def add_pod(api: FakeApiServer, role: str, ip: str, name: str) -> None:
+    labels = {"role-name": role, "model.aibrix.ai/name": MODEL}
+    api.store.create(make_pod(name, labels=labels, ip=ip))
+
+
+async def test_until_the_pods_are_known_requests_are_told_to_come_back(tmp_path: Path) -> None:
+    async with run_cluster(
+        tmp_path / "kubeconfig",
+        prefill=engines("prefill", "127.10.0", 1),
+        decode=engines("decode", "127.20.0", 1),
+        PDROUTER_NAMESPACES="elsewhere",
+    ) as cluster:
+        await wait_for(lambda: cluster.stack.router.cache.synced)
+        cluster.stack.router.cache.synced = False
+        ready = await cluster.client.get(f"{cluster.stack.admin_url}/readyz")
+        assert ready.status_code == 503
+        response = await cluster.chat()
+        assert response.status_code == 503
+        assert response.json()["error"]["code"] == "no_ready_pod"
+        assert "retry-after" in response.headers
+
+
+class Load:
+    """Clients that send requests until they are stopped.
+
+    Every answer must be a good one, except where the prefill pod is one that is killed: the blocks
+    that its decode pod has not fetched yet die with it.
+    """
+
+    def __init__(self, cluster: Cluster, clients: int, *, killed: str = "") -> None:
+        self.sent = 0
+        self._killed = killed
+        self._cluster = cluster
+        self._clients = clients
+        self._stopping = False
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(self._clients):
+                tasks.create_task(self._send())
+            try:
+                yield
+            finally:
+                self._stopping = True
+
+    async def _send(self) -> None:
+        while not self._stopping:
+            response = await self._cluster.chat()
+            assert response.headers["x-pd-decision"] == "disaggregated"
+            if response.headers["prefill-target-pod"] != self._killed:
+                assert response.status_code == 200, response.text
+            self.sent += 1
+
+    async def pass_requests(self, number: int = 30) -> None:
+        """Wait until so many more requests have been answered."""
+        target = self.sent + number
+        await wait_for(lambda: self.sent >= target)
+
+
+async def expect_left_alone(cluster: Cluster, engine: SimulatedEngine, load: Load) -> None:
+    """Check that an engine gets nothing any more, once the router has seen its pod's event."""
+    gone = engine.address
+    router = cluster.stack.router
+    await wait_for(
+        lambda: all(pod.address != gone or not pod.ready for pod in router.cache.view.pods)
+    )
+    open_before = set(router.telemetry.open)
+    await wait_for(lambda: not open_before & set(router.telemetry.open))
+    received = engine.requests[-1].number if engine.requests else 0
+    await load.pass_requests()
+    assert (engine.requests[-1].number if engine.requests else 0) == received
+
+
+async def expect_used(engine: SimulatedEngine) -> None:
+    """Wait until an engine gets another request."""
+    before = engine.requests[-1].number
+    await wait_for(lambda: engine.requests[-1].number > before)
+
+
+async def test_pods_come_and_go_under_load(tmp_path: Path) -> None:
+    async with run_cluster(
+        tmp_path / "kubeconfig",
+        prefill=engines("prefill", "127.10.0", 2),
+        decode=engines("decode", "127.20.0", 2),
+    ) as cluster:
+        add_pods(cluster.api, "prefill", "127.10.0", 2)
+        add_pods(cluster.api, "decode", "127.20.0", 2)
+        await cluster.wait_for_pods(4)
+        load = Load(cluster, 8)
+        store = cluster.api.store
+        async with load.running():
+            await load.pass_requests()
+            for role, prefix, both in (
+                ("prefill", "127.10.0", cluster.stack.prefill),
+                ("decode", "127.20.0", cluster.stack.decode),
+            ):
+                name, ip, engine = f"{role}-1", f"{prefix}.1", both[0]
+                unready = {"conditions": [{"type": "Ready", "status": "False"}]}
+                store.patch("pods", name, {"status": unready}, namespace="default")
+                await expect_left_alone(cluster, engine, load)
+                ready = {"conditions": [{"type": "Ready", "status": "True"}]}
+                store.patch("pods", name, {"status": ready}, namespace="default")
+                await cluster.wait_for_pods(4)
+                # Terminating pods are out before they are gone.
+                store.delete("pods", name, namespace="default", grace=3600)
+                await expect_left_alone(cluster, engine, load)
+                store.finish_deletion("pods", name, namespace="default")
+                await wait_for(lambda: len(cluster.stack.router.cache.view.pods) == 3)
+                # The same name and address, and yet another pod.
+                add_pod(cluster.api, role, ip, name)
+                await cluster.wait_for_pods(4)
+                await expect_used(engine)
+        assert load.sent > 100
+
+
+async def test_a_killed_prefill_engine_costs_no_request(tmp_path: Path) -> None:
+    async with run_cluster(
+        tmp_path / "kubeconfig",
+        prefill=engines("prefill", "127.10.0", 2),
+        decode=engines("decode", "127.20.0", 1),
+    ) as cluster:
+        add_pods(cluster.api, "prefill", "127.10.0", 2)
+        add_pods(cluster.api, "decode", "127.20.0", 1)
+        await cluster.wait_for_pods(3)
+        load = Load(cluster, 4, killed="prefill-1")
+        async with load.running():
+            await load.pass_requests()
+            await cluster.stack.prefill[0].stop()
+            await load.pass_requests()
+            cluster.api.store.delete("pods", "prefill-1", namespace="default", grace=0)
+            await cluster.wait_for_pods(2)
+            await load.pass_requests()
+
+
+@pytest.fixture
+async def routed_cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+    """A cluster whose requests go by their model's HTTPRoute."""
+    async with run_cluster(
+        tmp_path / "kubeconfig",
+        prefill=engines("prefill", "127.10.0", 1),
+        decode=engines("decode", "127.20.0", 1),
+        routing=Routing.OVERRIDE_HOST,
+        ROUTING_ALGORITHM="",
+        AIBRIX_HTTPROUTE_CACHE_TTL="200ms",
+    ) as cluster:
+        add_pods(cluster.api, "prefill", "127.10.0", 1)
+        add_pods(cluster.api, "decode", "127.20.0", 1)
+        await cluster.wait_for_pods(2)
+        yield cluster
+
+
+def make_route(accepted: str = "Accepted", resolved: str = "ResolvedRefs") -> dict[str, Any]:
+    return {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": {"name": f"{MODEL}-router", "namespace": "aibrix-system"},
+        "spec": {},
+        "status": {
+            "parents": [
+                {
+                    "conditions": [
+                        {"type": "Accepted", "reason": accepted, "status": "True"},
+                        {"type": "ResolvedRefs", "reason": resolved, "status": "True"},
+                    ]
+                }
+            ]
+        },
+    }
+
+
+async def test_without_a_strategy_a_request_goes_by_its_models_route(
+    routed_cluster: Cluster,
+) -> None:
+    cluster = routed_cluster
+    response = await cluster.chat()
+    assert response.status_code == 503
+    error = response.json()["error"]
+    assert error["code"] == "route_unavailable"
+    assert f"aibrix-system/{MODEL}-router" in error["message"]
+    cluster.api.store.create(make_route(resolved="BackendNotFound"))
+    await wait_until_answered(cluster, 503, "BackendNotFound")
+    cluster.api.store.patch(
+        "httproutes",
+        f"{MODEL}-router",
+        {"status": make_route()["status"]},
+        namespace="aibrix-system",
+    )
+    await wait_until_answered(cluster, 200, "")
+    (engine,) = cluster.stack.decode
+    headers = engine.requests[-1].headers
+    assert headers["model"] == MODEL
+    assert not {"target-pod", "x-gateway-destination-endpoint", "routing-strategy"} & set(headers)
+
+
+async def wait_until_answered(cluster: Cluster, status: int, text: str) -> None:
+    """Repeat a request until it is answered so; what was found before is remembered a while."""
+    for _ in range(200):
+        response = await cluster.chat()
+        if response.status_code == status and text in response.text:
+            return
+        await asyncio.sleep(0.05)
+    pytest.fail(f"{response.status_code} {response.text}")
+
+
+async def test_the_route_is_looked_at_once_for_many_requests(routed_cluster: Cluster) -> None:
+    cluster = routed_cluster
+    cluster.api.store.create(make_route())
+    cluster.api.faults.delay(0.1, resource="httproutes", times=None)
+    responses = await asyncio.gather(*(cluster.chat() for _ in range(10)))
+    assert {response.status_code for response in responses} == {200}
+    assert cluster.api.count("get", "httproutes") == 1
+
+
+async def test_a_strategy_needs_no_route(routed_cluster: Cluster) -> None:
+    response = await routed_cluster.chat(**{"routing-strategy": "pd"})
+    assert response.status_code == 200
+    assert response.headers["x-pd-decision"] == "disaggregated"
+    assert routed_cluster.api.count("get", "httproutes") == 0
+
+
+async def test_a_name_in_two_namespaces_is_asked_for_by_namespace(tmp_path: Path) -> None:
+    async with run_cluster(
+        tmp_path / "kubeconfig",
+        prefill=engines("prefill", "127.10.0", 2),
+        decode=engines("decode", "127.20.0", 2),
+        PDROUTER_NAMESPACES="*",
+    ) as cluster:
+        for index, namespace in ((1, "one"), (2, "two")):
+            for role, prefix in (("prefill", "127.10.0"), ("decode", "127.20.0")):
+                labels = {"role-name": role, "model.aibrix.ai/name": MODEL}
+                cluster.api.store.create(
+                    make_pod(
+                        f"{role}-{namespace}",
+                        namespace=namespace,
+                        labels=labels,
+                        ip=f"{prefix}.{index}",
+                    )
+                )
+        await cluster.wait_for_pods(4)
+        response = await cluster.chat()
+        assert response.status_code == 400
+        error = response.json()["error"]
+        assert (error["code"], error["param"]) == ("model_ambiguous", "model")
+        assert f"one/{MODEL}" in error["message"]
+        for namespace in ("one", "two"):
+            response = await cluster.chat(f"{namespace}/{MODEL}")
+            # The engines know the model by its own name.
+            assert response.status_code == 200
+            assert response.headers["prefill-target-pod"] == f"prefill-{namespace}"
+            assert response.headers["target-pod"] == f"decode-{namespace}"
+            assert response.json()["model"] == MODEL
