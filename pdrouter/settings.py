@@ -43,11 +43,11 @@ def _number(
 ) -> Kind:
     def parse(text: str) -> float:
         value = convert(text)
-        if not (math.isfinite(value) and low <= value <= high) or (above and value == low):
+        if not low <= value <= high or (above and value == low):
             raise ValueError(text)
         return value
 
-    return Kind(parse, f"{words} {'above' if above else 'from'} {low:g} to {high:g}")
+    return Kind(parse, f"{words} {'above' if above else 'from'} {low} to {high}")
 
 
 def _seconds(low: float, high: float, *, above: bool = False) -> Kind:
@@ -100,7 +100,7 @@ def _parse_duration(text: str) -> float:
     if not _DURATION.fullmatch(text):
         raise ValueError(text)
     seconds = sum(float(number) * _UNITS[unit] for number, unit in _DURATION_PART.findall(text))
-    if seconds <= 0:
+    if not 0 < seconds < math.inf:
         raise ValueError(text)
     return float(seconds)
 
@@ -146,7 +146,7 @@ def _declare(
     default: T, variable: str, kind: Kind, doc: str, option: str = "", *, secret: bool = False
 ) -> T:
     declaration = Declaration(variable, kind, doc, option, secret)
-    value: T = field(default=default, metadata={"declaration": declaration})
+    value: T = field(default=default, repr=not secret, metadata={"declaration": declaration})
     return value
 
 
@@ -419,11 +419,6 @@ class Settings:
             raise SettingInvalid("PDROUTER_TLS_CERTIFICATE and PDROUTER_TLS_KEY go together")
         if self.tls_client_ca is not None and self.tls_certificate is None:
             raise SettingInvalid("PDROUTER_TLS_CLIENT_CA needs PDROUTER_TLS_CERTIFICATE")
-        if self.prefill_connect_timeout_s > self.prefill_timeout_s:
-            raise SettingInvalid(
-                f"PDROUTER_PREFILL_CONNECT_TIMEOUT={self.prefill_connect_timeout_s:g} is longer "
-                f"than AIBRIX_PREFILL_REQUEST_TIMEOUT={self.prefill_timeout_s:g}"
-            )
 
     def show(self) -> dict[str, Any]:
         """Return the values by variable, for people; secrets are hidden."""
@@ -460,8 +455,10 @@ def _show_default(value: Any) -> str:  # noqa: ANN401 - any setting's
             return ""
         case bool():
             return f"`{str(value).lower()}`"
-        case (host, port):
+        case (str(host), int(port)):
             return f"`{host}:{port}`"
+        case tuple():
+            return f"`{';'.join(value)}`"
         case float():
             return f"`{value:g}`"
         case _:

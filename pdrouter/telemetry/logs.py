@@ -43,16 +43,19 @@ def log_to_stdout(level: str) -> Iterator[None]:
 
     A reader that stalls holds up the writing thread, never the event loop.
     """
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(JsonFormatter())
+    writer = logging.StreamHandler(sys.stdout)
+    writer.setFormatter(JsonFormatter())
     records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
-    listener = QueueListener(records, handler)
+    listener = QueueListener(records, writer)
+    handler = _DirectQueueHandler(records)
     root = logging.getLogger()
+    former_level = root.level
     root.setLevel(level.upper())
-    root.addHandler(_DirectQueueHandler(records))
+    root.addHandler(handler)
     listener.start()
     try:
         yield
     finally:
+        root.removeHandler(handler)
+        root.setLevel(former_level)
         listener.stop()
-        root.handlers.clear()

@@ -1,0 +1,373 @@
+"""One POST to a prefill pod, against real servers: what it sends, and what may go wrong."""
+
+import asyncio
+import gzip
+import socket
+from contextlib import closing
+
+import pytest
+from loopback import OK, Server, Talk, answer_always, answering, hang, listen, reset, trickle
+from waiting import WAIT_S, wait_until
+
+from pdrouter.prefill.client import (
+    ClientLimits,
+    EngineAnswer,
+    FailureKind,
+    PostFailed,
+    PrefillClient,
+)
+
+MIB = 1024 * 1024
+LIMITS = ClientLimits(connect_s=WAIT_S, response_s=WAIT_S, answer_bytes=64 * 1024)
+
+
+async def post(
+    client: PrefillClient,
+    address: str,
+    *,
+    path: str = "/v1/completions",
+    headers: dict[str, str] | None = None,
+    body: bytes = b"{}",
+    total_s: float = WAIT_S,
+) -> EngineAnswer:
+    given = {"content-type": "application/json"} if headers is None else headers
+    return await client.post(address, path, given, body, total_s)
+
+
+async def fail(talk: Talk, *, limits: ClientLimits = LIMITS, total_s: float = WAIT_S) -> PostFailed:
+    async with listen(talk) as server, PrefillClient(limits) as client:
+        with pytest.raises(PostFailed) as caught:
+            await post(client, server.address, total_s=total_s)
+        # A connection that failed is not kept.
+        await wait_until(server.closed.is_set)
+    return caught.value
+
+
+def limit(**changes: float) -> ClientLimits:
+    return ClientLimits(
+        connect_s=changes.get("connect_s", WAIT_S),
+        response_s=changes.get("response_s", WAIT_S),
+        answer_bytes=int(changes.get("answer_bytes", 64 * 1024)),
+    )
+
+
+# --- What goes over the wire ---
+
+
+async def test_a_request_carries_the_given_headers_and_no_others() -> None:
+    headers = {
+        "content-type": "application/json",
+        "authorization": "Bearer k",
+        "x-request-id": "r-1",
+        "traceparent": "00-1-2-03",
+        "x-utf-8": "é",
+    }
+    async with listen(answer_always) as server, PrefillClient(LIMITS) as client:
+        await post(client, server.address, headers=headers, body=b'{"a":1}')
+    request = server.requests[0]
+    assert request.line == "POST /v1/completions HTTP/1.1"
+    assert request.headers == headers | {
+        "host": server.address,
+        "user-agent": "pdrouter",
+        "content-length": "7",
+    }
+    assert request.body == b'{"a":1}'
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/messages?beta=true", "/a?b=%2F%20+&c=%e9", "/a%2fb", "/a?q=é"]
+)
+async def test_path_and_query_go_out_as_they_came(path: str) -> None:
+    async with listen(answer_always) as server, PrefillClient(LIMITS) as client:
+        await post(client, server.address, path=path)
+    assert server.requests[0].line == f"POST {path} HTTP/1.1"
+
+
+@pytest.mark.parametrize("size", [0, 1, MIB, MIB + 1, 8 * MIB, 8 * MIB + 1])
+async def test_bodies_of_any_size_go_out_whole_and_with_their_length(size: int) -> None:
+    body = bytes(range(256)) * (size // 256 + 1)
+    async with listen(answer_always) as server, PrefillClient(LIMITS) as client:
+        await post(client, server.address, body=body[:size])
+    request = server.requests[0]
+    assert request.body == body[:size]
+    assert request.headers["content-length"] == str(size)
+    assert "transfer-encoding" not in request.headers
+    assert "expect" not in request.headers
+
+
+async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    async with listen(answer_always) as server, PrefillClient(LIMITS) as client:
+        assert (await post(client, server.address)).status == 200
+
+
+async def test_cookies_are_not_kept_for_the_next_client() -> None:
+    answer = b"HTTP/1.1 200 OK\r\nset-cookie: a=b; path=/\r\ncontent-length: 0\r\n\r\n"
+    async with listen(answering(answer, OK)) as server, PrefillClient(LIMITS) as client:
+        await post(client, server.address)
+        await post(client, server.address)
+    assert len(server.requests) == 2
+    assert "cookie" not in server.requests[1].headers
+
+
+# --- Answers ---
+
+
+@pytest.mark.parametrize("status", [200, 201, 302, 400, 404, 422, 429, 500, 503])
+async def test_an_answer_of_any_status_is_an_answer(status: int) -> None:
+    answer = (
+        f"HTTP/1.1 {status} Whatever\r\nLocation: /elsewhere\r\nX-Mixed-Case: Kept\r\n"
+        "content-length: 5\r\n\r\n"
+    ).encode() + b"{\xff\x00}\n"
+    async with listen(answering(answer)) as server, PrefillClient(LIMITS) as client:
+        got = await post(client, server.address)
+    assert (got.status, got.body) == (status, b"{\xff\x00}\n")
+    assert got.headers == {"location": "/elsewhere", "x-mixed-case": "Kept", "content-length": "5"}
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n\r\n{}",
+        b"HTTP/1.0 200 OK\r\n\r\n{}",
+        b"HTTP/1.1 100 Continue\r\n\r\n" + OK,
+    ],
+    ids=["chunked", "until the end", "http/1.0", "after a continue"],
+)
+async def test_bodies_of_any_framing_are_read(answer: bytes) -> None:
+    async with listen(answering(answer)) as server, PrefillClient(LIMITS) as client:
+        assert (await post(client, server.address)).body == b"{}"
+
+
+async def test_an_answer_may_come_before_the_body_was_read() -> None:
+    async def refuse_early(
+        server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        del server
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Too Large\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}")
+        await writer.drain()
+        await reader.read()
+
+    async with listen(refuse_early) as server, PrefillClient(LIMITS) as client:
+        assert (await post(client, server.address, body=b"x" * 8 * MIB)).status == 413
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000])
+async def test_an_answer_up_to_the_limit_is_read(size: int) -> None:
+    answer = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (size, b"x" * size)
+    async with (
+        listen(answering(answer)) as server,
+        PrefillClient(limit(answer_bytes=1000)) as client,
+    ):
+        assert (await post(client, server.address)).body == b"x" * size
+
+
+_ZEROS = gzip.compress(bytes(MIB))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\ncontent-length: 1001\r\n\r\n" + b"x" * 1001,
+        b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000\r\n\r\n" + b"x" * 1001,
+        b"HTTP/1.1 500 No\r\ntransfer-encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 1001,
+        b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n%s"
+        % (len(_ZEROS), _ZEROS),
+    ],
+    ids=["by one byte", "announced", "chunked", "unpacked"],
+)
+async def test_an_answer_above_the_limit_is_a_failure(answer: bytes) -> None:
+    limits = limit(answer_bytes=1000)
+    async with listen(answering(answer)) as server, PrefillClient(limits) as client:
+        with pytest.raises(PostFailed, match="larger than 1000 bytes") as caught:
+            await post(client, server.address)
+    assert (caught.value.kind, caught.value.stale) == (FailureKind.TOO_LARGE, False)
+
+
+async def test_an_answer_above_the_limit_is_not_read_to_its_end() -> None:
+    failed = await fail(trickle, limits=limit(answer_bytes=3))
+    assert failed.kind is FailureKind.TOO_LARGE
+
+
+# --- Connections ---
+
+
+async def test_a_connection_is_used_again() -> None:
+    async with listen(answer_always) as server, PrefillClient(LIMITS) as client:
+        for _ in range(3):
+            await post(client, server.address)
+    assert (len(server.requests), server.connections) == (3, 1)
+
+
+async def test_requests_at_the_same_time_do_not_wait_for_each_other() -> None:
+    both_came = asyncio.Event()
+
+    async def wait_for_another(
+        server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        await server.read(reader)
+        if len(server.requests) == 60:
+            both_came.set()
+        await both_came.wait()
+        writer.write(OK)
+
+    async with listen(wait_for_another) as server, PrefillClient(LIMITS) as client:
+        await asyncio.gather(*(post(client, server.address) for _ in range(60)))
+    assert server.connections == 60
+
+
+async def test_connections_are_closed_with_the_client() -> None:
+    async with listen(answer_always) as server:
+        async with PrefillClient(LIMITS) as client:
+            await post(client, server.address)
+            assert not server.closed.is_set()
+        await wait_until(server.closed.is_set)
+
+
+async def test_a_client_that_is_not_open_is_an_error() -> None:
+    client = PrefillClient(LIMITS)
+    with pytest.raises(RuntimeError, match="not open"):
+        await post(client, "127.0.0.1:9")
+    async with client:
+        pass
+    with pytest.raises(RuntimeError, match="not open"):
+        await post(client, "127.0.0.1:9")
+
+
+async def test_cancelling_closes_the_connection() -> None:
+    async with listen(hang) as server, PrefillClient(LIMITS) as client:
+        task = asyncio.create_task(post(client, server.address))
+        await wait_until(lambda: bool(server.requests))
+        task.cancel()
+        await wait_until(server.closed.is_set)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def test_cancelling_while_the_answer_comes_closes_the_connection() -> None:
+    async with listen(trickle) as server, PrefillClient(limit(answer_bytes=10**9)) as client:
+        task = asyncio.create_task(post(client, server.address))
+        await wait_until(lambda: bool(server.requests))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await wait_until(server.closed.is_set)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+# --- Failures ---
+
+
+async def test_a_port_that_nobody_listens_on_is_a_failure_to_connect() -> None:
+    with closing(socket.socket()) as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    async with PrefillClient(LIMITS) as client:
+        with pytest.raises(PostFailed) as caught:
+            await post(client, f"127.0.0.1:{port}")
+    assert (caught.value.kind, caught.value.stale) == (FailureKind.CONNECT, False)
+
+
+@pytest.mark.parametrize(
+    ("connect_s", "total_s", "kind"), [(0.1, WAIT_S, "connect"), (WAIT_S, 0.1, "timeout")]
+)
+async def test_a_host_that_does_not_answer_is_given_up(
+    connect_s: float, total_s: float, kind: str
+) -> None:
+    with closing(socket.socket()) as listener, closing(socket.socket()) as first:
+        # Linux lets one connection more than the backlog wait, and ignores the next.
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        first.connect(listener.getsockname())
+        async with PrefillClient(limit(connect_s=connect_s)) as client:
+            with pytest.raises(PostFailed) as caught:
+                await post(client, "{}:{}".format(*listener.getsockname()), total_s=total_s)
+    assert caught.value.kind == kind
+
+
+@pytest.mark.parametrize(
+    "talk",
+    [
+        reset,
+        answering(b""),
+        answering(b"HTTP/1.1 200 OK\r\ncontent-le"),
+        answering(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{"),
+        answering(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{"),
+        answering(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nxyz\r\n"),
+        answering(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"),
+        answering(b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 2\r\n\r\n{}"),
+    ],
+    ids=[
+        "reset",
+        "closed",
+        "half a head",
+        "half a body",
+        "half a chunk",
+        "bad chunk",
+        "another protocol",
+        "not packed",
+    ],
+)
+async def test_an_answer_that_breaks_off_or_makes_no_sense_is_a_transport_failure(
+    talk: Talk,
+) -> None:
+    failed = await fail(talk)
+    assert (failed.kind, failed.stale) == (FailureKind.TRANSPORT, False)
+    assert str(failed)
+
+
+@pytest.mark.parametrize(
+    "end", [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{", b"junk\r\n\r\n"]
+)
+async def test_only_a_used_connection_that_ends_without_any_answer_is_stale(end: bytes) -> None:
+    async with listen(answering(OK, end)) as server, PrefillClient(LIMITS) as client:
+        await post(client, server.address)
+        with pytest.raises(PostFailed) as caught:
+            await post(client, server.address)
+    assert server.connections == 1
+    assert caught.value.kind is FailureKind.TRANSPORT
+    assert caught.value.stale is (end == b"")
+
+
+async def test_a_used_connection_that_is_reset_is_stale() -> None:
+    async def talk(
+        server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        await answering(OK)(server, reader, writer)
+        await reset(server, reader, writer)
+
+    async with listen(talk) as server, PrefillClient(LIMITS) as client:
+        await post(client, server.address)
+        with pytest.raises(PostFailed) as caught:
+            await post(client, server.address)
+    assert (caught.value.kind, caught.value.stale) == (FailureKind.TRANSPORT, True)
+
+
+@pytest.mark.parametrize(
+    ("talk", "response_s", "total_s"),
+    [(hang, 0.1, WAIT_S), (hang, WAIT_S, 0.1), (trickle, WAIT_S, 0.2)],
+    ids=["no answer", "no answer in all", "a slow answer"],
+)
+async def test_a_deadline_ends_the_request_and_its_connection(
+    talk: Talk, response_s: float, total_s: float
+) -> None:
+    failed = await fail(talk, limits=limit(response_s=response_s), total_s=total_s)
+    assert (failed.kind, failed.stale) == (FailureKind.TIMEOUT, False)
+
+
+async def test_an_answer_that_keeps_coming_is_not_late() -> None:
+    async def talk(
+        server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        await server.read(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\n")
+        for _ in range(8):
+            await asyncio.sleep(0.2)
+            writer.write(b" ")
+
+    async with listen(talk) as server, PrefillClient(limit(response_s=1.0)) as client:
+        assert (await post(client, server.address)).body == b" " * 8

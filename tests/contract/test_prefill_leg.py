@@ -1,0 +1,389 @@
+"""The prefill leg against real servers: retries, deadlines, refusals, counts that end at zero."""
+
+import asyncio
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+
+import pytest
+import pytest_asyncio
+from factories import make_pod
+from loopback import OK, Server, Talk, answer_always, answering, hang, listen, reset, trickle
+from waiting import WAIT_S, wait_until
+
+from pdrouter.cluster.load import Ledger, PodLoad
+from pdrouter.cluster.pods import Pod
+from pdrouter.prefill.client import ClientLimits, FailureKind, PrefillClient
+from pdrouter.prefill.leg import (
+    PrefillAttempt,
+    Prefilled,
+    PrefillFailed,
+    PrefillLeg,
+    PrefillPlan,
+    PrefillRefused,
+)
+
+SHORT_S = 0.15
+MIB = 1024 * 1024
+TOKENS = 77
+LIMITS = ClientLimits(connect_s=WAIT_S, response_s=WAIT_S, answer_bytes=1024)
+
+
+def status(code: int, body: bytes = b"{}") -> bytes:
+    return b"HTTP/1.1 %d Whatever\r\nx-from: engine\r\ncontent-length: %d\r\n\r\n%s" % (
+        code,
+        len(body),
+        body,
+    )
+
+
+@dataclass(slots=True)
+class Stage:
+    """Engines, what was tried on them, and a leg to run."""
+
+    stack: AsyncExitStack
+    ledger: Ledger = field(default_factory=Ledger)
+    pods: list[Pod] = field(default_factory=list)
+    servers: list[Server] = field(default_factory=list)
+    attempts: list[PrefillAttempt] = field(default_factory=list)
+    asked_without: list[list[str]] = field(default_factory=list)
+
+    async def add_engine(self, talk: Talk) -> Pod:
+        """Start a server that talks so, and return the pod that it stands for."""
+        server = await self.stack.enter_async_context(listen(talk))
+        self.servers.append(server)
+        return self.add_pod(server.address)
+
+    def add_pod(self, address: str) -> Pod:
+        ip, _, port = address.rpartition(":")
+        self.pods.append(make_pod(f"p{len(self.pods)}", ip=ip, port=int(port)))
+        return self.pods[-1]
+
+    async def create_leg(
+        self, *, limits: ClientLimits = LIMITS, total_s: float = WAIT_S, retries: int = 1
+    ) -> PrefillLeg:
+        client = await self.stack.enter_async_context(PrefillClient(limits))
+        return PrefillLeg(client, self.ledger, total_s, retries)
+
+    def plan(self, body: bytes = b'{"a":1}') -> PrefillPlan:
+        """Try the pods in the order in which they were added."""
+
+        def choose_other(tried: Collection[str]) -> Pod | None:
+            self.asked_without.append(list(tried))
+            return next((pod for pod in self.pods if pod.uid not in tried), None)
+
+        headers = {"content-type": "application/json", "authorization": "Bearer k"}
+        return PrefillPlan("/v1/completions?a=b", headers, body, TOKENS, self.pods[0], choose_other)
+
+    async def run(self, leg: PrefillLeg, body: bytes = b'{"a":1}') -> Prefilled:
+        return await leg.run(self.plan(body), "id", self.attempts.append)
+
+    @property
+    def failures(self) -> list[FailureKind | None]:
+        return [attempt.failure for attempt in self.attempts]
+
+
+@pytest_asyncio.fixture
+async def stage() -> AsyncIterator[Stage]:
+    async with AsyncExitStack() as stack:
+        stage = Stage(stack)
+        yield stage
+        # However a test ended, nothing may be left of it.
+        assert stage.ledger.snapshot() == {}
+
+
+# --- Success ---
+
+
+async def test_an_engine_that_answers_has_carried_out_the_leg(stage: Stage) -> None:
+    pod = await stage.add_engine(answering(status(200, b'{"kv_transfer_params":{}}')))
+    prefilled = await stage.run(await stage.create_leg())
+    assert prefilled.pod is pod
+    assert prefilled.request_id == "id"
+    assert prefilled.answer.body == b'{"kv_transfer_params":{}}'
+    (attempt,) = stage.attempts
+    assert attempt == PrefillAttempt(pod, "id", 200, None, "", attempt.seconds, 0)
+    assert attempt.seconds > 0
+    (request,) = stage.servers[0].requests
+    assert request.line == "POST /v1/completions?a=b HTTP/1.1"
+    assert request.body == b'{"a":1}'
+    assert request.headers["authorization"] == "Bearer k"
+    assert request.headers["x-request-id"] == "id"
+
+
+async def test_the_work_is_counted_on_the_pod_while_it_lasts(stage: Stage) -> None:
+    seen: list[Mapping[str, PodLoad]] = []
+
+    async def look_at_the_ledger(
+        server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        await server.read(reader)
+        seen.append(stage.ledger.snapshot())
+        writer.write(OK)
+
+    pod = await stage.add_engine(look_at_the_ledger)
+    await stage.run(await stage.create_leg())
+    assert seen == [{pod.uid: PodLoad(1, TOKENS, 0)}]
+    assert stage.ledger.snapshot() == {}
+
+
+@pytest.mark.parametrize("size", [MIB + 1, 8 * MIB])
+async def test_large_bodies_survive_a_retry(stage: Stage, size: int) -> None:
+    body = b'{"prompt":"' + b"x" * size + b'"}'
+    await stage.add_engine(reset)
+    await stage.add_engine(answer_always)
+    await stage.run(await stage.create_leg(), body)
+    assert [server.requests[0].body == body for server in stage.servers] == [True, True]
+
+
+# --- Retries on another pod ---
+
+
+@pytest.mark.parametrize(
+    ("talk", "failure", "code"),
+    [
+        (reset, FailureKind.TRANSPORT, None),
+        (answering(b""), FailureKind.TRANSPORT, None),
+        (answering(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{"), FailureKind.TRANSPORT, None),
+        (hang, FailureKind.TIMEOUT, None),
+        (answering(status(200, b"x" * 1025)), FailureKind.TOO_LARGE, None),
+        (answering(status(500)), FailureKind.STATUS, 500),
+        (answering(status(502)), FailureKind.STATUS, 502),
+        (answering(status(503)), FailureKind.STATUS, 503),
+        (answering(status(302)), FailureKind.STATUS, 302),
+        (answering(status(304, b"")), FailureKind.STATUS, 304),
+    ],
+    ids=[
+        *("reset", "closed", "broken off", "hang", "too large"),
+        *("500", "502", "503", "302", "304"),
+    ],
+)
+async def test_what_another_pod_might_do_better_is_tried_there_under_a_fresh_id(
+    stage: Stage, talk: Talk, failure: FailureKind, code: int | None
+) -> None:
+    first = await stage.add_engine(talk)
+    second = await stage.add_engine(answer_always)
+    leg = await stage.create_leg(limits=ClientLimits(WAIT_S, SHORT_S, 1024))
+    prefilled = await stage.run(leg)
+    assert prefilled.pod is second
+    assert prefilled.request_id == "id-2"
+    assert stage.servers[0].requests[0].headers["x-request-id"] == "id"
+    assert stage.servers[1].requests[0].headers["x-request-id"] == "id-2"
+    assert stage.asked_without == [[first.uid]]
+    failed, succeeded = stage.attempts
+    assert (failed.pod, failed.failure, failed.status) == (first, failure, code)
+    assert failed.message
+    assert (succeeded.pod, succeeded.failure, succeeded.status) == (second, None, 200)
+
+
+async def test_a_pod_that_refuses_connections_is_left_for_another(stage: Stage) -> None:
+    async with listen(hang) as gone:
+        stage.add_pod(gone.address)
+    second = await stage.add_engine(answer_always)
+    assert (await stage.run(await stage.create_leg())).pod is second
+    assert stage.failures == [FailureKind.CONNECT, None]
+
+
+async def test_only_the_pod_that_is_being_tried_is_counted(stage: Stage) -> None:
+    first = await stage.add_engine(answering(status(500)))
+    second = await stage.add_engine(hang)
+    task = asyncio.create_task(stage.run(await stage.create_leg()))
+    await wait_until(lambda: bool(stage.servers[1].requests))
+    assert set(stage.ledger.snapshot()) == {second.uid}
+    assert stage.ledger.load(first.uid) == PodLoad()
+    task.cancel()
+    await asyncio.wait([task])
+
+
+@pytest.mark.parametrize(
+    ("engines", "retries", "attempts"), [(1, 0, 1), (2, 0, 1), (1, 3, 1), (3, 1, 2), (3, 3, 3)]
+)
+async def test_retries_end_with_their_number_or_with_the_pods(
+    stage: Stage, engines: int, retries: int, attempts: int
+) -> None:
+    for number in range(engines):
+        await stage.add_engine(answering(status(500 + number)))
+    with pytest.raises(PrefillFailed) as caught:
+        await stage.run(await stage.create_leg(retries=retries))
+    assert caught.value.attempts == attempts
+    assert caught.value.last is stage.attempts[-1]
+    assert caught.value.last.status == 499 + attempts
+    assert [attempt.pod for attempt in stage.attempts] == stage.pods[:attempts]
+    tried = [pod.uid for pod in stage.pods]
+    asked = min(attempts, retries)
+    assert stage.asked_without == [tried[: number + 1] for number in range(asked)]
+
+
+# --- Stale connections ---
+
+
+async def test_a_stale_connection_is_tried_once_more_on_the_same_pod_under_a_fresh_id(
+    stage: Stage,
+) -> None:
+    answers = iter([[OK, b""], [OK]])
+
+    async def close_when_used_again(
+        server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        await answering(*next(answers))(server, reader, writer)
+
+    pod = await stage.add_engine(close_when_used_again)
+    leg = await stage.create_leg(retries=0)
+    await stage.run(leg)
+    prefilled = await stage.run(leg)
+    assert (prefilled.pod, prefilled.request_id) == (pod, "id-2")
+    ids = [request.headers["x-request-id"] for request in stage.servers[0].requests]
+    assert ids == ["id", "id", "id-2"]
+    assert stage.failures == [None, None]
+    assert [attempt.stale_connections for attempt in stage.attempts] == [0, 1]
+    assert stage.asked_without == []
+
+
+async def test_a_connection_that_is_stale_twice_is_a_failure(stage: Stage) -> None:
+    """As when an engine drops all connections that it has kept."""
+    first = await stage.add_engine(answering(OK, b""))
+    second = await stage.add_engine(answer_always)
+    leg = await stage.create_leg()
+    # Two at once, so that two connections are kept.
+    await asyncio.gather(stage.run(leg), stage.run(leg))
+    assert stage.servers[0].connections == 2
+    stage.attempts.clear()
+    prefilled = await stage.run(leg)
+    assert (prefilled.pod, prefilled.request_id) == (second, "id-3")
+    assert stage.failures == [FailureKind.TRANSPORT, None]
+    assert [attempt.stale_connections for attempt in stage.attempts] == [1, 0]
+    assert stage.attempts[0].pod is first
+
+
+async def test_a_first_connection_that_breaks_is_not_tried_again_on_the_same_pod(
+    stage: Stage,
+) -> None:
+    await stage.add_engine(answering(b""))
+    with pytest.raises(PrefillFailed):
+        await stage.run(await stage.create_leg())
+    assert len(stage.servers[0].requests) == 1
+    assert [attempt.stale_connections for attempt in stage.attempts] == [0]
+
+
+# --- Refusals ---
+
+
+@pytest.mark.parametrize("code", [400, 401, 404, 413, 422, 429, 499])
+async def test_a_refusal_is_handed_on_unchanged_and_tried_nowhere_else(
+    stage: Stage, code: int
+) -> None:
+    body = b'{"error": {"message" : "no\\u00e9", "code":%d}}' % code
+    pod = await stage.add_engine(answering(status(code, body)))
+    await stage.add_engine(answer_always)
+    with pytest.raises(PrefillRefused, match=str(code)) as caught:
+        await stage.run(await stage.create_leg())
+    answer = caught.value.answer
+    assert (answer.status, answer.body) == (code, body)
+    assert answer.headers["x-from"] == "engine"
+    (attempt,) = stage.attempts
+    assert (attempt.pod, attempt.status, attempt.failure) == (pod, code, None)
+    assert stage.servers[1].requests == []
+    assert stage.asked_without == []
+
+
+async def test_a_refusal_after_a_failure_is_still_a_refusal(stage: Stage) -> None:
+    await stage.add_engine(reset)
+    await stage.add_engine(answering(status(400)))
+    with pytest.raises(PrefillRefused):
+        await stage.run(await stage.create_leg())
+    assert stage.failures == [FailureKind.TRANSPORT, None]
+
+
+# --- Deadlines ---
+
+
+@pytest.mark.parametrize("talk", [hang, trickle], ids=["hang", "trickle"])
+async def test_the_deadline_of_the_leg_leaves_no_time_for_another_pod(
+    stage: Stage, talk: Talk
+) -> None:
+    await stage.add_engine(talk)
+    await stage.add_engine(answer_always)
+    limits = ClientLimits(WAIT_S, WAIT_S, MIB)
+    with pytest.raises(PrefillFailed) as caught:
+        await stage.run(await stage.create_leg(limits=limits, total_s=SHORT_S))
+    assert caught.value.last.failure is FailureKind.TIMEOUT
+    assert caught.value.attempts == 1
+    assert stage.servers[1].requests == []
+    await wait_until(stage.servers[0].closed.is_set)
+
+
+async def test_the_deadline_of_the_leg_holds_for_all_attempts_together(stage: Stage) -> None:
+    for _ in range(4):
+        await stage.add_engine(hang)
+    limits = ClientLimits(WAIT_S, SHORT_S, 1024)
+    with pytest.raises(PrefillFailed) as caught:
+        await stage.run(await stage.create_leg(limits=limits, total_s=1.5 * SHORT_S, retries=9))
+    assert set(stage.failures) == {FailureKind.TIMEOUT}
+    assert 1 <= caught.value.attempts <= 2
+
+
+# --- Cancellation and errors ---
+
+
+@pytest.mark.parametrize("talk", [hang, trickle], ids=["hang", "trickle"])
+async def test_cancelling_closes_the_connection_and_counts_nothing(
+    stage: Stage, talk: Talk
+) -> None:
+    await stage.add_engine(talk)
+    await stage.add_engine(answer_always)
+    leg = await stage.create_leg(limits=ClientLimits(WAIT_S, WAIT_S, 10**9))
+    task = asyncio.create_task(stage.run(leg))
+    await wait_until(lambda: bool(stage.servers[0].requests))
+    assert stage.ledger.load(stage.pods[0].uid) == PodLoad(1, TOKENS, 0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert stage.ledger.snapshot() == {}
+    await wait_until(stage.servers[0].closed.is_set)
+    assert stage.attempts == []
+    assert stage.servers[1].requests == []
+
+
+async def test_many_legs_at_once_on_faulty_engines_leave_nothing_behind(stage: Stage) -> None:
+    calls = 0
+
+    async def behave_in_turns(
+        server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        nonlocal calls
+        calls += 1
+        turns = (answer_always, reset, hang, answering(status(500)), answering(OK, b""), trickle)
+        await turns[calls % len(turns)](server, reader, writer)
+
+    for _ in range(3):
+        await stage.add_engine(behave_in_turns)
+    leg = await stage.create_leg(limits=ClientLimits(WAIT_S, SHORT_S, 1024), retries=2, total_s=1.0)
+    tasks = [asyncio.create_task(stage.run(leg)) for _ in range(60)]
+    await wait_until(lambda: bool(stage.attempts))
+    for task in tasks[::5]:
+        task.cancel()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    expected = (Prefilled, PrefillFailed, asyncio.CancelledError)
+    assert [outcome for outcome in outcomes if not isinstance(outcome, expected)] == []
+    assert any(isinstance(outcome, Prefilled) for outcome in outcomes)
+    assert stage.ledger.snapshot() == {}
+
+
+async def test_an_error_in_the_choice_of_another_pod_leaves_nothing_behind(stage: Stage) -> None:
+    await stage.add_engine(reset)
+    plan = stage.plan()
+
+    def fail(tried: Collection[str]) -> Pod | None:
+        raise RuntimeError(f"{len(tried)} tried")
+
+    failing = PrefillPlan(plan.path, plan.headers, plan.body, plan.prompt_tokens, plan.pod, fail)
+    leg = await stage.create_leg()
+    with pytest.raises(RuntimeError, match="1 tried"):
+        await leg.run(failing, "id", stage.attempts.append)
+
+
+async def test_a_client_that_is_not_open_leaves_nothing_behind(stage: Stage) -> None:
+    stage.add_pod("127.0.0.1:9")
+    leg = PrefillLeg(PrefillClient(LIMITS), stage.ledger, WAIT_S, 1)
+    with pytest.raises(RuntimeError, match="not open"):
+        await stage.run(leg)

@@ -1,0 +1,104 @@
+"""Builders of the values that many tests need, each with sensible defaults."""
+
+import json
+from typing import Any
+
+from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.view import ModelPods
+from pdrouter.engines.connector import TRANSFER_MEMBERS
+from pdrouter.extproc.record import RequestRecord
+from pdrouter.openai.paths import ENDPOINTS
+from pdrouter.openai.request import InferenceRequest, parse_request
+from pdrouter.prefill.client import FailureKind
+from pdrouter.prefill.leg import PrefillAttempt
+from pdrouter.routing.decision import Choice, Decision
+
+MODEL = "llama"
+
+TWO_LEG_BODIES: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
+    "/v1/completions": {"prompt": "hi"},
+    "/v1/messages": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 7},
+    "/v1/responses": {"input": "hi", "store": False},
+    "/inference/v1/generate": {"token_ids": [1, 2, 3]},
+}
+"""For each path whose requests may have two legs, the least body that gets them."""
+
+
+def make_pod(name: str = "pod-0", role: Role = Role.PREFILL, **changes: Any) -> Pod:
+    """A ready pod of the model; its UID follows from its name."""
+    return Pod.create(
+        **{
+            "uid": f"uid-{name}",
+            "name": name,
+            "ip": "10.0.0.1",
+            "port": 8000,
+            "model": MODEL,
+            "role": role,
+            **changes,
+        }
+    )
+
+
+def make_model_pods(*pods: Pod) -> ModelPods:
+    """The model's pods, sorted by what they are for."""
+    return ModelPods.group(MODEL, pods)
+
+
+def make_body(path: str, **changes: Any) -> bytes:
+    """A client's body for the path; `...` as a value leaves the member out."""
+    members = {"model": MODEL, **TWO_LEG_BODIES.get(path, {}), **changes}
+    return json.dumps({name: value for name, value in members.items() if value is not ...}).encode()
+
+
+def make_request(path: str, data: bytes | None = None, **changes: Any) -> InferenceRequest:
+    """A validated request with that body, or with one made by `make_body`."""
+    return parse_request(
+        ENDPOINTS[path],
+        "",
+        make_body(path, **changes) if data is None else data,
+        transfer_members=TRANSFER_MEMBERS,
+        split_multimodal=False,
+    )
+
+
+def make_kv_params(**changes: Any) -> dict[str, Any]:
+    """The KV handle of a vLLM prefill engine; `...` as a value leaves the member out."""
+    params = {
+        "do_remote_prefill": True,
+        "do_remote_decode": False,
+        "remote_block_ids": [[17, 18, 19]],
+        "remote_engine_id": "engine-1",
+        "remote_request_id": "cmpl-1",
+        "remote_host": "10.0.3.7",
+        "remote_port": 5600,
+        "tp_size": 8,
+        **changes,
+    }
+    return {name: value for name, value in params.items() if value is not ...}
+
+
+def make_attempt(
+    pod: Pod,
+    *,
+    status: int | None = 200,
+    failure: FailureKind | None = None,
+    stale_connections: int = 0,
+) -> PrefillAttempt:
+    """A try of the prefill leg that took a quarter of a second."""
+    message = "" if failure is None else f"it was {failure}"
+    return PrefillAttempt(pod, "id-1", status, failure, message, 0.25, stale_connections)
+
+
+def make_decision(prefill: Pod | None, decode: Pod, reason: str = "") -> Decision:
+    """A decision for these pods."""
+    return Decision(
+        None if prefill is None else Choice(prefill, "least_tokens", 0.0, 1),
+        Choice(decode, "least_request", 2.0, 3),
+        reason,
+    )
+
+
+def make_record(**changes: Any) -> RequestRecord:
+    """The record of a request that nothing has happened to yet, but for the changes."""
+    return RequestRecord(**{"request_id": "r-1", **changes})

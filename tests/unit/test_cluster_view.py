@@ -1,0 +1,141 @@
+"""The view of the pods, and where the newest one is kept."""
+
+import pytest
+from factories import MODEL, make_model_pods, make_pod
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.view import ClusterView, ModelPods, PodCache
+
+P, D, BOTH, OTHER = Role.PREFILL, Role.DECODE, Role.BOTH, Role.OTHER
+
+
+def names(pods: tuple[Pod, ...]) -> list[str]:
+    return [pod.name for pod in pods]
+
+
+def test_pods_are_sorted_by_what_they_may_be_used_for() -> None:
+    pods = make_model_pods(
+        make_pod("p0", P, roleset="a"),
+        make_pod("p1", P, roleset="a", ready=False),
+        make_pod("p2", P, roleset="alone"),
+        make_pod("d0", D, roleset="a"),
+        make_pod("d1", D, roleset="a", ready=False),
+        make_pod("d2", D, roleset="without-prefill"),
+        make_pod("b0", BOTH),
+        make_pod("b1", BOTH, ready=False),
+        make_pod("o0", OTHER),
+    )
+    assert pods.model == MODEL
+    assert names(pods.pods) == ["p0", "p1", "p2", "d0", "d1", "d2", "b0", "b1", "o0"]
+    assert names(pods.prefill) == ["p0"]
+    assert {key.roleset: names(group) for key, group in pods.decode.items()} == {
+        "a": ["d0"],
+        "without-prefill": ["d2"],
+    }
+    assert names(pods.whole) == ["d0", "d2", "b0"]
+
+
+def test_a_prefill_pod_whose_decode_pods_are_not_ready_is_of_no_use() -> None:
+    pods = make_model_pods(make_pod("p", P), make_pod("d", D, ready=False))
+    assert pods.prefill == ()
+    assert pods.whole == ()
+
+
+@pytest.mark.parametrize("other", [{"roleset": "x"}, {"engine": "x"}, {"namespace": "x"}])
+def test_pairs_cross_neither_rolesets_nor_engines_nor_namespaces(other: dict[str, str]) -> None:
+    assert make_model_pods(make_pod("p", P), make_pod("d", D, **other)).prefill == ()
+
+
+@pytest.mark.parametrize(
+    ("pods", "disaggregated"),
+    [
+        ([], False),
+        ([make_pod(role=BOTH)], False),
+        ([make_pod(role=BOTH), make_pod(role=P)], True),
+        ([make_pod(role=OTHER)], False),
+        ([make_pod(role=D)], True),
+        ([make_pod(role=P, ready=False)], True),
+    ],
+)
+def test_a_model_is_disaggregated_if_any_of_its_pods_has_a_part(
+    pods: list[Pod], disaggregated: bool
+) -> None:
+    assert make_model_pods(*pods).disaggregated is disaggregated
+
+
+@st.composite
+def _pods(draw: st.DrawFn) -> list[Pod]:
+    return [
+        make_pod(
+            f"pod-{number}",
+            draw(st.sampled_from(Role)),
+            model=draw(st.sampled_from(["m1", "m2"])),
+            roleset=draw(st.sampled_from(["", "a", "b"])),
+            engine=draw(st.sampled_from(["vllm", "sglang"])),
+            ready=draw(st.booleans()),
+        )
+        for number in range(draw(st.integers(0, 8)))
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(_pods())
+def test_a_view_holds_every_pod_once_and_offers_only_ready_ones_with_partners(
+    pods: list[Pod],
+) -> None:
+    view = ClusterView.build(iter(pods))
+    assert sorted(names(tuple(view.pods))) == sorted(names(tuple(pods)))
+    assert set(view.models) == set(view.names) == {pod.model for pod in pods}
+    assert len(view.names) == len(view.models)
+    for model, group in view.models.items():
+        ready = {pod for pod in pods if pod.ready and pod.model == model}
+        decodes = {pod for pod in ready if pod.role is D}
+        assert {pod for each in group.decode.values() for pod in each} == decodes
+        assert all(pod.pairing == key for key, each in group.decode.items() for pod in each)
+        assert set(group.prefill) == {
+            pod
+            for pod in ready
+            if pod.role is P and any(pod.pairing == decode.pairing for decode in decodes)
+        }
+        assert set(group.whole) == {pod for pod in ready if pod.role in (D, BOTH)}
+
+
+def test_a_view_cannot_be_changed() -> None:
+    view = ClusterView.build([make_pod(role=D)])
+    with pytest.raises(TypeError):
+        view.models["other"] = ModelPods.group("other", ())  # type: ignore[index]
+    with pytest.raises(TypeError):
+        view.models[MODEL].decode[make_pod().pairing] = ()  # type: ignore[index]
+
+
+def test_a_cache_is_empty_and_not_synced_until_a_source_delivers() -> None:
+    cache = PodCache()
+    assert (cache.synced, cache.view.pods) == (False, ())
+    cache.replace(iter([make_pod()]))
+    assert (cache.synced, set(cache.view.models)) == (True, {MODEL})
+
+
+def test_a_cache_that_gets_no_pods_is_synced() -> None:
+    cache = PodCache()
+    cache.replace(())
+    assert cache.synced
+
+
+def test_what_has_been_synced_once_stays_so() -> None:
+    cache = PodCache()
+    cache.publish(ClusterView.build([make_pod()]), synced=False)
+    assert (cache.synced, set(cache.view.models)) == (False, {MODEL})
+    cache.publish(ClusterView.build([]), synced=True)
+    cache.publish(ClusterView.build([]), synced=False)
+    assert cache.synced
+
+
+def test_a_view_that_was_taken_stays_as_it_was() -> None:
+    cache = PodCache()
+    cache.replace([make_pod()])
+    taken = cache.view
+    cache.replace([])
+    assert set(taken.models) == {MODEL}
+    assert not cache.view.models

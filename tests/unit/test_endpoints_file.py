@@ -1,0 +1,383 @@
+"""Pods from a file: what may stand in it, and how changes are followed."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from waiting import wait_until
+
+from pdrouter.cluster.endpoints_file import (
+    NAMESPACE,
+    EndpointsFile,
+    EndpointsInvalid,
+    parse_endpoints,
+)
+from pdrouter.cluster.pods import PairingKey, Pod, Role
+from pdrouter.cluster.view import PodCache
+
+ENGINES = ("vllm", "sglang")
+CONNECTORS = ("nixl", "shfs")
+
+AIBRIX_EXAMPLE = """
+models:
+  - name: llama31-8b
+    engine: vllm
+    rolesets:
+      - name: rs0
+        prefill: ["127.0.0.1:9001", "127.0.0.1:9003"]
+        decode: ["127.0.0.1:9002"]
+      - name: rs1
+        prefill: ["[fd00::1]:8000"]
+        decode: ["[fd00::2]:8000"]
+  - name: small
+    endpoints: ["10.0.0.9:8000"]
+"""
+
+
+def parse(text: str) -> tuple[Pod, ...]:
+    return parse_endpoints(text, ENGINES, CONNECTORS)
+
+
+def dump(*models: Any) -> str:
+    return yaml.safe_dump({"models": list(models)})
+
+
+def test_the_file_of_aibrix_is_understood() -> None:
+    pods = parse(AIBRIX_EXAMPLE)
+    assert [(pod.model, pod.role, pod.roleset, pod.address) for pod in pods] == [
+        ("llama31-8b", Role.PREFILL, "rs0", "127.0.0.1:9001"),
+        ("llama31-8b", Role.PREFILL, "rs0", "127.0.0.1:9003"),
+        ("llama31-8b", Role.DECODE, "rs0", "127.0.0.1:9002"),
+        ("llama31-8b", Role.PREFILL, "rs1", "[fd00::1]:8000"),
+        ("llama31-8b", Role.DECODE, "rs1", "[fd00::2]:8000"),
+        ("small", Role.BOTH, "", "10.0.0.9:8000"),
+    ]
+    first = pods[0]
+    assert (first.namespace, first.engine, first.kv_connector, first.ready) == (
+        NAMESPACE,
+        "vllm",
+        None,
+        True,
+    )
+    assert first.uid == "127.0.0.1:9001"
+    assert first.pairing == PairingKey(NAMESPACE, "rs0", "vllm")
+
+
+def test_pods_are_named_after_model_and_address() -> None:
+    names = [pod.name for pod in parse(AIBRIX_EXAMPLE)]
+    assert names[0] == "llama31-8b-127-0-0-1-0"
+    assert names[3] == "llama31-8b-fd00-1-3"
+    assert len(set(names)) == len(names)
+
+
+def test_a_name_that_is_no_dns_name_gives_a_pod_name_that_is() -> None:
+    pods = parse(dump({"name": "org/Model_7B.äö", "endpoints": ["10.0.0.1:80"]}))
+    assert pods[0].model == "org/Model_7B.äö"
+    assert pods[0].name == "org-model-7b-10-0-0-1-0"
+
+
+def test_engine_and_connector_may_be_chosen() -> None:
+    model = {"name": "m", "engine": "sglang", "kv_connector": "shfs", "endpoints": ["10.0.0.1:80"]}
+    pod = parse(dump(model))[0]
+    assert (pod.engine, pod.kv_connector) == ("sglang", "shfs")
+
+
+def test_a_model_may_have_rolesets_and_endpoints() -> None:
+    rolesets = [{"name": "a", "decode": ["10.0.0.1:80"]}]
+    pods = parse(dump({"name": "m", "rolesets": rolesets, "endpoints": ["10.0.0.2:80"]}))
+    assert {pod.role for pod in pods} == {Role.DECODE, Role.BOTH}
+
+
+def test_two_models_at_one_address_share_their_load() -> None:
+    pods = parse(
+        dump(
+            {"name": "m1", "endpoints": ["10.0.0.1:80"]},
+            {"name": "m2", "endpoints": ["10.0.0.1:80"]},
+        )
+    )
+    assert pods[0].uid == pods[1].uid
+    assert pods[0].model != pods[1].model
+
+
+def test_the_spelling_of_an_address_does_not_make_another_pod_of_it() -> None:
+    long = parse(dump({"name": "m", "endpoints": ["[0:0:0:0:0:0:0:1]:08000"]}))
+    assert long[0].uid == parse(dump({"name": "m", "endpoints": ["[::1]:8000"]}))[0].uid
+
+
+def test_there_may_be_no_models() -> None:
+    assert parse("models: []") == ()
+
+
+_ROLESET = {"name": "r", "prefill": ["10.0.0.1:80"]}
+_BROKEN: list[tuple[str, str]] = [
+    ("", "Expected `object`, got `null`"),
+    ("just text", "Expected `object`"),
+    ("[]", "Expected `object`, got `array`"),
+    ("models:", "Expected `array`, got `null`"),
+    ("models: 3", "Expected `array`"),
+    ("{}", "missing required field `models`"),
+    ("models: []\nversion: 1", "unknown field `version`"),
+    ("models: [", "not valid YAML"),
+    ("models: \t[]", "not valid YAML"),
+    ("a: 1\n  b: 2", "not valid YAML"),
+    ("models: []\n---\nmodels: []", "not valid YAML"),
+    ("models: !!python/name:os.system", "not valid YAML"),
+    ("models: [{name: 2024-99-99}]", "not valid YAML"),
+    ("models: [{name: !!int 'x'}]", "not valid YAML"),
+    ("models: [{name: !!bool 'x'}]", "not valid YAML"),
+    ("models: [{name: !!timestamp 'x'}]", "not valid YAML"),
+    ("models: " + "[" * 5000, "not valid YAML"),
+    ("models: &a [*a]", "Expected `object`, got `array`"),
+    ("{1: 2}", "Expected `str`"),
+    (dump({}), "missing required field `name`"),
+    (dump({"name": 5, "endpoints": ["10.0.0.1:80"]}), "Expected `str`, got `int`"),
+    (dump({"name": "", "endpoints": ["10.0.0.1:80"]}), "'' is empty or occurs twice"),
+    (dump({"name": "m"}), "'m' has neither rolesets nor endpoints"),
+    (dump({"name": "m", "endpoints": []}), "'m' has neither rolesets nor endpoints"),
+    (dump({"name": "m", "rolesets": [{"name": "r"}]}), "'m': roleset 'r' has no addresses"),
+    (dump({"name": "m", "rolesets": [{"prefill": []}]}), "missing required field `name`"),
+    (dump({"name": "m", "rolesets": [{**_ROLESET, "both": []}]}), "unknown field `both`"),
+    (dump({"name": "m", "rolesets": [{**_ROLESET, "decode": "10.0.0.2:80"}]}), "got `str`"),
+    (dump({"name": "m", "endpoint": ["10.0.0.1:80"]}), "unknown field `endpoint`"),
+    (dump({"name": "m", "endpoints": [80]}), "Expected `str`, got `int`"),
+    (dump({"name": "m", "endpoints": ["engine:80"]}), "'m': 'engine:80' is not ip:port"),
+    (dump({"name": "m", "endpoints": ["10.0.0.1:0"]}), "port must be from 1 to 65535"),
+    (dump({"name": "m", "endpoints": ["::1:80"]}), "stands in brackets"),
+    (dump({"name": "m", "endpoints": ["10.0.0.1:80"] * 2}), "10.0.0.1:80 is listed twice"),
+    (dump({"name": "m", "endpoints": ["10.0.0.1:80", "10.0.0.1:080"]}), "is listed twice"),
+    (
+        dump({"name": "m", "rolesets": [{**_ROLESET, "decode": ["10.0.0.1:80"]}]}),
+        "10.0.0.1:80 is listed twice",
+    ),
+    (
+        dump({"name": "m", "engine": "tgi", "endpoints": ["10.0.0.1:80"]}),
+        "'m': engine 'tgi' is none of vllm, sglang",
+    ),
+    (
+        dump({"name": "m", "kv_connector": "x", "endpoints": ["10.0.0.1:80"]}),
+        "'m': kv_connector 'x' is none of nixl, shfs",
+    ),
+    (
+        dump(*({"name": "m", "endpoints": [f"10.0.0.{n}:80"]} for n in (1, 2))),
+        "'m' is empty or occurs twice",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), _BROKEN)
+def test_a_broken_file_is_refused_with_the_place_and_the_reason(text: str, message: str) -> None:
+    with pytest.raises(EndpointsInvalid) as caught:
+        parse(text)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.one_of(
+        st.text(max_size=30),
+        st.text("models:[]{}-!&*|>'\"#%@`0123.~ \n", max_size=30).map(
+            lambda text: "models: " + text
+        ),
+    )
+)
+def test_no_text_breaks_the_reader(text: str) -> None:
+    try:
+        parse(text)
+    except EndpointsInvalid as error:
+        assert str(error)  # noqa: PT017 - most texts are refused, not all
+
+
+# --- Following the file ---
+
+POLL_S = 0.005
+
+
+def one_pod(address: str) -> str:
+    return dump({"name": "m", "endpoints": [address]})
+
+
+class Source:
+    """A file in a directory, a cache, and what was reported about reading it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.cache = PodCache()
+        self.reloads: list[bool] = []
+        self.file = EndpointsFile(
+            path,
+            self.cache,
+            engines=ENGINES,
+            kv_connectors=CONNECTORS,
+            poll_interval_s=POLL_S,
+            on_reload=self.reloads.append,
+        )
+
+    @property
+    def addresses(self) -> list[str]:
+        return [pod.address for pod in self.cache.view.pods]
+
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self.file.watch())
+        try:
+            yield
+            assert not task.done()
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a file at once, as editors and `kubectl cp` do."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.replace(path)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Source:
+    return Source(tmp_path / "endpoints.yaml")
+
+
+async def test_the_file_is_loaded(source: Source) -> None:
+    source.path.write_text(AIBRIX_EXAMPLE)
+    async with source.file as entered:
+        assert entered is source.file
+    assert len(source.addresses) == 6
+    assert source.cache.synced
+    assert source.reloads == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "No such file"),
+        (b"models: [\xff]", "utf-8"),
+        (b"models: [", "not valid YAML"),
+        (b"models: 1", "Expected `array`"),
+    ],
+)
+async def test_a_file_that_cannot_be_loaded_is_named_and_changes_nothing(
+    source: Source, content: bytes | None, message: str
+) -> None:
+    if content is not None:
+        source.path.write_bytes(content)
+    with pytest.raises(EndpointsInvalid, match=message) as caught:
+        await source.file.load()
+    assert str(source.path) in str(caught.value)
+    assert not source.cache.synced
+
+
+async def test_a_directory_is_no_endpoints_file(tmp_path: Path) -> None:
+    with pytest.raises(EndpointsInvalid):
+        await Source(tmp_path).file.load()
+
+
+def overwrite(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+def remove_and_write(path: Path, text: str) -> None:
+    path.unlink()
+    path.write_text(text)
+
+
+@pytest.mark.parametrize("change", [write, overwrite, remove_and_write])
+async def test_changes_are_followed(source: Source, change: Callable[[Path, str], None]) -> None:
+    source.path.write_text(one_pod("10.0.0.1:80"))
+    await source.file.load()
+    async with source.watching():
+        change(source.path, one_pod("10.0.0.22:80"))
+        await wait_until(lambda: source.addresses == ["10.0.0.22:80"])
+        change(source.path, one_pod("10.0.0.3:80"))
+        await wait_until(lambda: source.addresses == ["10.0.0.3:80"])
+    assert source.reloads[-1]
+
+
+async def test_a_file_that_does_not_change_is_read_once(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source.path.write_text(one_pod("10.0.0.1:80"))
+    await source.file.load()
+    looks = 0
+    identify = source.file._identify
+
+    def count_looks() -> object:
+        nonlocal looks
+        looks += 1
+        return identify()
+
+    monkeypatch.setattr(source.file, "_identify", count_looks)
+    async with source.watching():
+        await wait_until(lambda: looks >= 5)
+    assert source.reloads == []
+
+
+@pytest.mark.parametrize("broken", ["models: [", "models: [{name: 2024-99-99}]", ""])
+async def test_a_broken_file_keeps_the_last_good_pods_and_is_reported_once(
+    source: Source, broken: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    source.path.write_text(one_pod("10.0.0.1:80"))
+    await source.file.load()
+    async with source.watching():
+        write(source.path, broken)
+        await wait_until(lambda: source.reloads == [False])
+        await asyncio.sleep(5 * POLL_S)
+        assert source.reloads == [False]
+        assert source.addresses == ["10.0.0.1:80"]
+        write(source.path, one_pod("10.0.0.2:80"))
+        await wait_until(lambda: source.addresses == ["10.0.0.2:80"])
+    assert source.reloads == [False, True]
+    messages = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(messages) == 1
+    assert "the last good one stays in use" in messages[0]
+    assert str(source.path) in messages[0]
+
+
+async def test_a_file_that_is_removed_keeps_the_last_good_pods(source: Source) -> None:
+    source.path.write_text(one_pod("10.0.0.1:80"))
+    await source.file.load()
+    async with source.watching():
+        source.path.unlink()
+        await wait_until(lambda: source.reloads == [False])
+        assert source.addresses == ["10.0.0.1:80"]
+
+
+async def test_a_file_that_was_broken_at_first_is_read_when_it_is_mended(source: Source) -> None:
+    with pytest.raises(EndpointsInvalid):
+        await source.file.load()
+    async with source.watching():
+        write(source.path, one_pod("10.0.0.1:80"))
+        await wait_until(lambda: source.cache.synced)
+    assert source.reloads == [True]
+
+
+async def test_a_mounted_configmap_is_followed(tmp_path: Path) -> None:
+    """The kubelet writes a new directory and swaps the symbolic link that leads to it."""
+
+    def publish(version: str, text: str) -> None:
+        directory = tmp_path / f"..{version}"
+        directory.mkdir()
+        (directory / "endpoints.yaml").write_text(text)
+        # Even a file of the same size and age counts as another one.
+        os.utime(directory / "endpoints.yaml", (1_700_000_000, 1_700_000_000))
+        link = tmp_path / "..data_tmp"
+        link.symlink_to(directory.name)
+        link.replace(tmp_path / "..data")
+
+    source = Source(tmp_path / "endpoints.yaml")
+    publish("v1", one_pod("10.0.0.1:80"))
+    source.path.symlink_to("..data/endpoints.yaml")
+    await source.file.load()
+    async with source.watching():
+        publish("v2", one_pod("10.0.0.2:80"))
+        await wait_until(lambda: source.addresses == ["10.0.0.2:80"])
+    assert source.reloads == [True]

@@ -1,0 +1,427 @@
+"""What is counted and written for each request."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from factories import make_attempt, make_decision, make_pod, make_record
+from prometheus_client.parser import text_string_to_metric_families
+
+from pdrouter import __version__
+from pdrouter.cluster.load import Ledger
+from pdrouter.cluster.pods import Role
+from pdrouter.cluster.reflector_stats import ReflectorStats
+from pdrouter.cluster.view import PodCache
+from pdrouter.extproc.record import Outcome, RequestRecord, describe_decision
+from pdrouter.prefill.client import FailureKind
+from pdrouter.telemetry.logs import JsonFormatter, log_to_stdout
+from pdrouter.telemetry.requests import RequestTelemetry, describe_request
+
+P = make_pod("p0", Role.PREFILL)
+D = make_pod("d0", Role.DECODE)
+
+
+def create_telemetry(
+    ledger: Ledger | None = None, cache: PodCache | None = None
+) -> RequestTelemetry:
+    return RequestTelemetry(cache or PodCache(), ledger or Ledger())
+
+
+def read_metrics(
+    telemetry: RequestTelemetry,
+) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(telemetry.metrics.render().decode())
+        for sample in family.samples
+    }
+
+
+def value(telemetry: RequestTelemetry, name: str, **labels: str) -> float | None:
+    return read_metrics(telemetry).get((name, frozenset(labels.items())))
+
+
+def finish(telemetry: RequestTelemetry, **changes: Any) -> RequestRecord:
+    record = make_record(**{"outcome": Outcome.OK, "status": 200, "model": "m", **changes})
+    telemetry.request_started(record)
+    telemetry.request_finished(record)
+    return record
+
+
+# --- Metrics ---
+
+
+def test_an_open_request_is_in_flight_until_it_ends() -> None:
+    telemetry = create_telemetry()
+    records = [make_record(request_id=f"r{number}") for number in range(3)]
+    for record in records:
+        telemetry.request_started(record)
+    assert value(telemetry, "pdrouter_requests_in_flight") == 3
+    assert list(telemetry.open.values()) == records
+    for record in records:
+        telemetry.request_finished(record)
+    assert value(telemetry, "pdrouter_requests_in_flight") == 0
+    assert telemetry.open == {}
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+def test_every_outcome_is_counted(outcome: Outcome) -> None:
+    telemetry = create_telemetry()
+    finish(telemetry, outcome=outcome, status=None, model="")
+    labels = {"model": "", "outcome": outcome.value, "status": ""}
+    assert value(telemetry, "pdrouter_requests_total", **labels) == 1
+
+
+def test_requests_are_counted_by_model_outcome_and_status() -> None:
+    telemetry = create_telemetry()
+    finish(telemetry)
+    finish(telemetry)
+    finish(telemetry, status=404, outcome=Outcome.ENGINE_ERROR)
+    ok = {"model": "m", "outcome": "ok", "status": "200"}
+    assert value(telemetry, "pdrouter_requests_total", **ok) == 2
+    error = {"model": "m", "outcome": "engine-error", "status": "404"}
+    assert value(telemetry, "pdrouter_requests_total", **error) == 1
+
+
+def test_times_are_histograms_in_seconds() -> None:
+    telemetry = create_telemetry()
+    finish(
+        telemetry,
+        total_s=3.0,
+        headers_s=0.3,
+        overhead_s=0.0004,
+        prefill_s=0.25,
+        attempts=[make_attempt(P)],
+    )
+    by_model = {
+        "pdrouter_request_seconds": 3.0,
+        "pdrouter_response_headers_seconds": 0.3,
+        "pdrouter_prefill_seconds": 0.25,
+    }
+    for name, seconds in by_model.items():
+        assert value(telemetry, f"{name}_count", model="m") == 1
+        assert value(telemetry, f"{name}_sum", model="m") == seconds
+        assert value(telemetry, f"{name}_bucket", model="m", le="+Inf") == 1
+        assert value(telemetry, f"{name}_bucket", model="m", le="0.005") == 0
+    assert value(telemetry, "pdrouter_overhead_seconds_sum") == 0.0004
+    assert value(telemetry, "pdrouter_overhead_seconds_bucket", le="0.0003") == 0
+    assert value(telemetry, "pdrouter_overhead_seconds_bucket", le="0.0005") == 1
+
+
+def test_what_did_not_happen_has_no_time() -> None:
+    telemetry = create_telemetry()
+    finish(telemetry, headers_s=None)
+    assert value(telemetry, "pdrouter_response_headers_seconds_count", model="m") is None
+    assert value(telemetry, "pdrouter_prefill_seconds_count", model="m") is None
+    assert value(telemetry, "pdrouter_routing_seconds_count") == 0
+
+
+@pytest.mark.parametrize(
+    ("prefill", "aggregated", "kind"),
+    [(P, "", "disaggregated"), (None, "n", "aggregated"), (P, "prefill-failed", "aggregated")],
+)
+def test_decisions_are_counted_as_they_turned_out(prefill: Any, aggregated: str, kind: str) -> None:
+    telemetry = create_telemetry()
+    finish(telemetry, decision=make_decision(prefill, D), aggregated=aggregated)
+    labels = {"model": "m", "decision": kind, "reason": aggregated}
+    assert value(telemetry, "pdrouter_decisions_total", **labels) == 1
+
+
+def test_a_request_without_a_decision_counts_as_none() -> None:
+    telemetry = create_telemetry()
+    finish(telemetry)
+    assert not [name for name, _ in read_metrics(telemetry) if name == "pdrouter_decisions_total"]
+
+
+def test_a_failed_hand_over_is_counted_with_its_reason() -> None:
+    telemetry = create_telemetry()
+    finish(telemetry, handoff="null-params")
+    labels = {"model": "m", "reason": "null-params"}
+    assert value(telemetry, "pdrouter_handoff_failures_total", **labels) == 1
+
+
+@pytest.mark.parametrize("failure", FailureKind)
+def test_a_failed_try_of_the_prefill_leg_is_counted_with_its_reason(failure: FailureKind) -> None:
+    telemetry = create_telemetry()
+    record = make_record(model="m")
+    telemetry.prefill_attempted(record, make_attempt(P, status=None, failure=failure))
+    assert value(telemetry, "pdrouter_prefill_attempts_total", model="m") == 1
+    labels = {"model": "m", "reason": failure.value}
+    assert value(telemetry, "pdrouter_prefill_failures_total", **labels) == 1
+
+
+def test_a_refusal_is_no_failure() -> None:
+    telemetry = create_telemetry()
+    telemetry.prefill_attempted(make_record(model="m"), make_attempt(P, status=422))
+    assert value(telemetry, "pdrouter_prefill_attempts_total", model="m") == 1
+    labels = {"model": "m", "status": "422"}
+    assert value(telemetry, "pdrouter_prefill_refusals_total", **labels) == 1
+    names = {name for name, _ in read_metrics(telemetry)}
+    assert "pdrouter_prefill_failures_total" not in names
+
+
+def test_a_try_that_went_well_is_neither() -> None:
+    telemetry = create_telemetry()
+    telemetry.prefill_attempted(make_record(model="m"), make_attempt(P, stale_connections=1))
+    assert value(telemetry, "pdrouter_prefill_attempts_total", model="m") == 1
+    assert value(telemetry, "pdrouter_prefill_stale_connections_total") == 1
+    names = {name for name, _ in read_metrics(telemetry)}
+    assert not names & {"pdrouter_prefill_failures_total", "pdrouter_prefill_refusals_total"}
+
+
+def test_time_to_choose_is_counted() -> None:
+    telemetry = create_telemetry()
+    telemetry.request_routed(make_record(routing_s=0.00012))
+    telemetry.request_routed(make_record(routing_s=None))
+    assert value(telemetry, "pdrouter_routing_seconds_count") == 1
+    assert value(telemetry, "pdrouter_routing_seconds_bucket", le="0.00015") == 1
+
+
+def test_gauges_per_pod_follow_the_ledger_and_the_view() -> None:
+    cache, ledger = PodCache(), Ledger()
+    telemetry = create_telemetry(ledger, cache)
+    assert value(telemetry, "pdrouter_pods_synced") == 0
+    cache.replace([P, make_pod("d0", Role.DECODE, ready=False)])
+    scopes = [ledger.start_prefill(P.uid, 40), ledger.start_prefill(P.uid, 2)]
+    scopes.append(ledger.start_decode(D.uid))
+    prefill = {"namespace": "default", "pod": "p0", "model": P.model, "role": "prefill"}
+    decode = prefill | {"pod": "d0", "role": "decode"}
+
+    def gauges() -> list[float | None]:
+        return [
+            value(telemetry, f"pdrouter_pod_{name}", **labels)
+            for labels in (prefill, decode)
+            for name in ("ready", "prefill_requests", "prefill_tokens", "decode_requests")
+        ]
+
+    assert value(telemetry, "pdrouter_pods_synced") == 1
+    assert gauges() == [1, 2, 42, 0, 0, 0, 0, 1]
+    for scope in scopes:
+        scope.release()
+    assert gauges() == [1, 0, 0, 0, 0, 0, 0, 0]
+    cache.replace([])
+    assert gauges() == [None] * 8
+
+
+def test_watches_are_shown_as_they_stand() -> None:
+    stats = ReflectorStats(synced=True, contact=time.monotonic(), lists=2, watches=3)
+    stats.events["ADDED"] = 5
+    stats.restarts["gone"] = 1
+    watches = {"pods": stats, "models": ReflectorStats()}
+    telemetry = RequestTelemetry(PodCache(), Ledger(), lambda: watches)
+    assert value(telemetry, "pdrouter_kubernetes_synced", watch="pods") == 1
+    assert value(telemetry, "pdrouter_kubernetes_synced", watch="models") == 0
+    assert value(telemetry, "pdrouter_kubernetes_lists_total", watch="pods") == 2
+    assert value(telemetry, "pdrouter_kubernetes_watches_total", watch="pods") == 3
+    assert value(telemetry, "pdrouter_kubernetes_events_total", watch="pods", type="ADDED") == 5
+    assert value(telemetry, "pdrouter_kubernetes_restarts_total", watch="pods", cause="gone") == 1
+    staleness = "pdrouter_kubernetes_staleness_seconds"
+    assert value(telemetry, staleness, watch="models") is None
+    seconds = value(telemetry, staleness, watch="pods")
+    assert seconds is not None
+    assert seconds >= 0
+
+
+def test_the_version_is_shown_and_every_metric_is_ours_and_documented() -> None:
+    telemetry = create_telemetry()
+    assert value(telemetry, "pdrouter_info", version=__version__) == 1
+    for family in text_string_to_metric_families(telemetry.metrics.render().decode()):
+        assert family.name.startswith("pdrouter_")
+        assert len(family.documentation) > 10
+        assert not family.name.endswith("_created")
+
+
+# --- The log line ---
+
+
+def full_record() -> RequestRecord:
+    return make_record(
+        client_request_id="c-1",
+        method="POST",
+        path="/v1/chat/completions",
+        model="m",
+        stream=True,
+        body_bytes=123,
+        strategy="pd",
+        decision=make_decision(P, D),
+        prefill_pod=P,
+        attempts=[
+            make_attempt(P, status=None, failure=FailureKind.CONNECT),
+            make_attempt(P),
+        ],
+        routing_s=0.0001234,
+        prefill_s=0.5,
+        overhead_s=0.0004,
+        headers_s=0.6,
+        total_s=2.0,
+        status=200,
+        outcome=Outcome.OK,
+    )
+
+
+def test_a_line_tells_the_whole_story() -> None:
+    fields = describe_request(full_record())
+    assert fields == {
+        "request_id": "r-1",
+        "client_request_id": "c-1",
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "model": "m",
+        "stream": True,
+        "body_bytes": 123,
+        "outcome": "ok",
+        "status": 200,
+        "strategy": "pd",
+        "decision": "disaggregated",
+        "prefill_pod": "p0",
+        "decode_pod": "d0",
+        "prefill_attempts": 2,
+        "routing_ms": 0.123,
+        "prefill_ms": 500.0,
+        "overhead_ms": 0.4,
+        "headers_ms": 600.0,
+        "total_ms": 2000.0,
+        "failed_attempts": [
+            {
+                "pod": "p0",
+                "request_id": "id-1",
+                "status": None,
+                "failure": "connect",
+                "message": "it was connect",
+                "ms": 250.0,
+            }
+        ],
+    }
+
+
+def test_a_line_of_a_request_that_went_nowhere_has_the_same_fields() -> None:
+    record = make_record(outcome=Outcome.REJECTED, status=404, code="unknown_path", message="no")
+    fields = describe_request(record)
+    assert fields["error_code"] == "unknown_path"
+    assert fields["error"] == "no"
+    assert fields["decision"] == ""
+    assert fields["decode_pod"] is fields["prefill_pod"] is fields["routing_ms"] is None
+    assert set(describe_request(full_record())) - set(fields) == {"failed_attempts"}
+
+
+def test_a_long_path_is_cut() -> None:
+    assert len(describe_request(make_record(path="/" + "x" * 10_000))["path"]) == 200
+
+
+@pytest.mark.parametrize(
+    ("decision", "aggregated", "expected"),
+    [
+        (None, "", ""),
+        (make_decision(P, D), "", "disaggregated"),
+        (make_decision(None, D, "n"), "n", "aggregated;reason=n"),
+        (make_decision(P, D), "prefill-failed", "aggregated;reason=prefill-failed"),
+    ],
+)
+def test_a_decision_is_described_as_the_header_gives_it(
+    decision: Any, aggregated: str, expected: str
+) -> None:
+    record = make_record(decision=decision, aggregated=aggregated)
+    assert describe_decision(record) == expected
+
+
+@pytest.mark.parametrize(
+    ("outcome", "level"),
+    [
+        (Outcome.OK, logging.INFO),
+        (Outcome.REJECTED, logging.INFO),
+        (Outcome.CLIENT_LEFT, logging.INFO),
+        (Outcome.FAILED, logging.WARNING),
+        (Outcome.PROTOCOL_ERROR, logging.WARNING),
+    ],
+)
+def test_each_request_leaves_one_line_at_the_level_of_its_outcome(
+    outcome: Outcome, level: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "pdrouter.request")
+    record = finish(create_telemetry(), outcome=outcome)
+    (line,) = caplog.records
+    assert (line.levelno, line.getMessage()) == (level, "request")
+    assert line.fields == describe_request(record)  # type: ignore[attr-defined]
+
+
+def test_a_level_that_is_off_costs_no_line(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "pdrouter.request")
+    finish(create_telemetry())
+    assert caplog.records == []
+
+
+def test_the_choice_is_written_at_debug_level(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "pdrouter.request")
+    telemetry = create_telemetry()
+    telemetry.request_routed(make_record(decision=make_decision(P, D)))
+    telemetry.request_routed(make_record(decision=make_decision(None, D, "n"), aggregated="n"))
+    telemetry.request_routed(make_record())
+    fields = [record.fields for record in caplog.records]  # type: ignore[attr-defined]
+    decode = {"pod": "d0", "policy": "least_request", "score": 2.0, "candidates": 3}
+    prefill = {"pod": "p0", "policy": "least_tokens", "score": 0.0, "candidates": 1}
+    assert fields == [
+        {"request_id": "r-1", "reason": "", "prefill": prefill, "decode": decode},
+        {"request_id": "r-1", "reason": "n", "decode": decode},
+        {"request_id": "r-1", "reason": ""},
+    ]
+
+
+# --- Lines as JSON ---
+
+
+@pytest.fixture
+def logger() -> Iterator[logging.Logger]:
+    logger = logging.getLogger("pdrouter.test")
+    yield logger
+    logger.setLevel(logging.NOTSET)
+
+
+def test_a_line_is_one_json_object(logger: logging.Logger) -> None:
+    record = logger.makeRecord(
+        logger.name,
+        logging.INFO,
+        "file",
+        1,
+        "it is %s\n",
+        ("é",),
+        None,
+        extra={"fields": describe_request(full_record())},
+    )
+    text = JsonFormatter().format(record)
+    assert "\n" not in text
+    line = json.loads(text)
+    assert line["event"] == "it is é\n"
+    assert (line["level"], line["logger"]) == ("info", "pdrouter.test")
+    assert line["time"].endswith("+00:00")
+    assert line["failed_attempts"][0]["failure"] == "connect"
+
+
+def test_an_exception_is_part_of_the_line(logger: logging.Logger) -> None:
+    error = ValueError("inside")
+    info = (type(error), error, None)
+    record = logger.makeRecord(logger.name, logging.ERROR, "file", 1, "no", (), info)
+    line = json.loads(JsonFormatter().format(record))
+    assert "ValueError: inside" in line["exception"]
+
+
+def test_lines_are_written_to_standard_output_before_the_context_ends(
+    logger: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with log_to_stdout("warning"):
+        logger.info("unseen")
+        logger.warning("seen", extra={"fields": {"a": 1}})
+        logger.error("seen, too")
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["event"] for line in lines] == ["seen", "seen, too"]
+    assert lines[0]["a"] == 1
+
+
+def test_logging_is_as_before_after_the_context() -> None:
+    root = logging.getLogger()
+    before = (root.level, list(root.handlers))
+    with log_to_stdout("debug"):
+        assert (root.level, len(root.handlers)) == (logging.DEBUG, len(before[1]) + 1)
+    assert (root.level, root.handlers) == before

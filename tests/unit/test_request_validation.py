@@ -1,0 +1,457 @@
+"""Validation of requests, and which of them fit two legs."""
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+from factories import MODEL, TWO_LEG_BODIES, make_body, make_request
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pdrouter.engines.connector import TRANSFER_MEMBERS
+from pdrouter.openai.errors import RequestRejected
+from pdrouter.openai.paths import ENDPOINTS, split_path
+from pdrouter.openai.request import InferenceRequest, parse_request, rename_model
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+MESSAGES = "/v1/messages"
+RESPONSES = "/v1/responses"
+GENERATE = "/inference/v1/generate"
+EMBEDDINGS = "/v1/embeddings"
+TWO_LEG_PATHS = tuple(TWO_LEG_BODIES)
+ONE_LEG_PATHS = tuple(path for path, endpoint in ENDPOINTS.items() if endpoint.legs == 1)
+LIMITS = [
+    (CHAT, "max_tokens"),
+    (CHAT, "max_completion_tokens"),
+    (COMPLETIONS, "max_tokens"),
+    (MESSAGES, "max_tokens"),
+    (RESPONSES, "max_output_tokens"),
+    (GENERATE, "sampling_params.max_tokens"),
+]
+
+
+def build(path: str, name: str, value: Any) -> bytes:
+    """A body in which a member, or a member of a member, has that value."""
+    outer, _, inner = name.partition(".")
+    return make_body(path, **{outer: {inner: value} if inner else value})
+
+
+def build_raw(path: str, name: str, value: str) -> bytes:
+    """As `build`, for a value as it is spelled."""
+    return build(path, name, "<value>").replace(b'"<value>"', value.encode())
+
+
+def reject(path: str, data: bytes) -> RequestRejected:
+    with pytest.raises(RequestRejected) as caught:
+        make_request(path, data)
+    return caught.value
+
+
+def test_paths_of_two_legs_are_those_that_may_be_split() -> None:
+    assert set(TWO_LEG_PATHS) == {e.path for e in ENDPOINTS.values() if e.legs == 2}
+    assert all(path == endpoint.path for path, endpoint in ENDPOINTS.items())
+
+
+@pytest.mark.parametrize("path", TWO_LEG_PATHS)
+def test_the_least_body_of_each_path_gets_two_legs(path: str) -> None:
+    data = make_body(path)
+    request = make_request(path, data)
+    assert request == InferenceRequest(
+        endpoint=ENDPOINTS[path],
+        query="",
+        body=request.body,
+        sampling=None,
+        model=MODEL,
+        stream=False,
+        prompt_tokens=len(data) // 4,
+        whole=None,
+    )
+    assert request.body.data == data
+
+
+@pytest.mark.parametrize(
+    ("path", "bare", "query"),
+    [
+        ("/v1/models", "/v1/models", ""),
+        ("/v1/models?", "/v1/models", "?"),
+        ("/v1/x?a=1&b=?", "/v1/x", "?a=1&b=?"),
+        ("?a", "", "?a"),
+        ("", "", ""),
+    ],
+)
+def test_a_path_is_split_from_its_query_string(path: str, bare: str, query: str) -> None:
+    assert split_path(path) == (bare, query)
+
+
+def test_the_query_string_is_kept() -> None:
+    request = parse_request(
+        ENDPOINTS[CHAT],
+        "?beta=true",
+        make_body(CHAT),
+        transfer_members=TRANSFER_MEMBERS,
+        split_multimodal=False,
+    )
+    assert request.query == "?beta=true"
+
+
+@pytest.mark.parametrize(("size", "tokens"), [(400, 100), (403, 100), (404, 101)])
+def test_a_prompt_is_taken_for_a_quarter_as_many_tokens_as_the_body_has_bytes(
+    size: int, tokens: int
+) -> None:
+    data = make_body(CHAT)
+    assert make_request(CHAT, data.ljust(size)).prompt_tokens == tokens
+
+
+def test_a_renamed_model_is_all_that_changes_in_the_body() -> None:
+    request = make_request(CHAT, b'{ "messages":[{}], "model" : "ns\\/m" ,"seed":1.0}')
+    renamed = rename_model(request, 'an "é"')
+    assert renamed.body.data == '{ "messages":[{}], "model" : "an \\"é\\"" ,"seed":1.0}'.encode()
+    assert dataclasses.replace(renamed, body=request.body) == request
+    assert request.model == renamed.model == "ns/m"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"[]", b"null", b'"x"', b"{", b'{"model":"m"', b'{"a":"\xff"}', b'{"a":NaN}', b"\x00"],
+)
+@pytest.mark.parametrize("path", [CHAT, EMBEDDINGS, "/rerank"])
+def test_what_is_not_a_json_object_is_refused(path: str, data: bytes) -> None:
+    rejected = reject(path, data)
+    assert (rejected.status, rejected.code, rejected.param) == (400, "invalid_body", None)
+
+
+@pytest.mark.parametrize("path", ENDPOINTS)
+@pytest.mark.parametrize("model", [..., None, "", 1, True, ["m"], {"name": "m"}])
+def test_the_model_must_be_a_string_that_is_not_empty(path: str, model: Any) -> None:
+    data = make_body(path, model=model, input="x")
+    rejected = reject(path, data)
+    assert (rejected.status, rejected.code, rejected.param) == (400, "invalid_value", "model")
+    assert "'model'" in rejected.message
+
+
+def test_the_model_is_decoded() -> None:
+    data = make_body(CHAT).replace(b'"llama"', rb'"ll\u0061m\u00e1"')
+    assert make_request(CHAT, data).model == "llamá"
+
+
+_GOOD_PROMPTS: list[tuple[str, dict[str, Any]]] = [
+    (CHAT, {"messages": [{}]}),
+    (CHAT, {"messages": ["not a message, but that is the engine's business"]}),
+    (MESSAGES, {"messages": [{"role": "user", "content": ""}]}),
+    (COMPLETIONS, {"prompt": ""}),
+    (COMPLETIONS, {"prompt": "x"}),
+    (COMPLETIONS, {"prompt": ["x"]}),
+    (COMPLETIONS, {"prompt": [1, 2, 3]}),
+    (COMPLETIONS, {"prompt": [[1, 2, 3]]}),
+    (COMPLETIONS, {"prompt": None, "prompt_embeds": "AAAA"}),
+    (COMPLETIONS, {"prompt": ..., "prompt_embeds": ["AAAA"]}),
+    (RESPONSES, {"input": ""}),
+    (RESPONSES, {"input": [{"role": "user", "content": "x"}]}),
+    (GENERATE, {"token_ids": [0]}),
+    (EMBEDDINGS, {"input": "x"}),
+    (EMBEDDINGS, {"input": ["x", "y"]}),
+    (EMBEDDINGS, {"messages": [{"role": "user", "content": "x"}]}),
+]
+
+
+@pytest.mark.parametrize(("path", "members"), _GOOD_PROMPTS)
+def test_prompts_that_are_allowed(path: str, members: dict[str, Any]) -> None:
+    make_request(path, **members)
+
+
+_BAD_PROMPTS: list[tuple[str, dict[str, Any], str, str]] = [
+    (CHAT, {"messages": ...}, "messages", "is required"),
+    (CHAT, {"messages": None}, "messages", "is required"),
+    (CHAT, {"messages": []}, "messages", "must not be empty"),
+    (CHAT, {"messages": "hi"}, "messages", "must be a list"),
+    (CHAT, {"messages": {"role": "user"}}, "messages", "must be a list"),
+    (CHAT, {"messages": ..., "prompt": "hi"}, "messages", "is required"),
+    (MESSAGES, {"messages": ...}, "messages", "is required"),
+    (MESSAGES, {"messages": True}, "messages", "must be a list"),
+    (COMPLETIONS, {"prompt": ...}, "prompt", "is required"),
+    (COMPLETIONS, {"prompt": None}, "prompt", "is required"),
+    (COMPLETIONS, {"prompt": []}, "prompt", "must not be empty"),
+    (COMPLETIONS, {"prompt": 1}, "prompt", "must be a string or a list"),
+    (COMPLETIONS, {"prompt": {}}, "prompt", "must be a string or a list"),
+    (COMPLETIONS, {"prompt": False}, "prompt", "must be a string or a list"),
+    (COMPLETIONS, {"prompt": ..., "prompt_embeds": 1}, "prompt_embeds", "must be a string or"),
+    (COMPLETIONS, {"prompt": ..., "prompt_embeds": []}, "prompt_embeds", "must not be empty"),
+    (RESPONSES, {"input": ...}, "input", "is required"),
+    (RESPONSES, {"input": []}, "input", "must not be empty"),
+    (RESPONSES, {"input": 7}, "input", "must be a string or a list"),
+    (GENERATE, {"token_ids": ...}, "token_ids", "is required"),
+    (GENERATE, {"token_ids": []}, "token_ids", "must not be empty"),
+    (GENERATE, {"token_ids": "1"}, "token_ids", "must be a list"),
+    (EMBEDDINGS, {}, "input", "is required"),
+    (EMBEDDINGS, {"input": None, "messages": None}, "input", "is required"),
+    (EMBEDDINGS, {"messages": []}, "messages", "must not be empty"),
+]
+
+
+@pytest.mark.parametrize(("path", "members", "param", "message"), _BAD_PROMPTS)
+def test_prompts_that_are_refused(
+    path: str, members: dict[str, Any], param: str, message: str
+) -> None:
+    rejected = reject(path, make_body(path, **members))
+    assert (rejected.status, rejected.code, rejected.param) == (400, "invalid_value", param)
+    assert message in rejected.message
+
+
+def test_an_empty_list_is_seen_whatever_its_spacing() -> None:
+    assert reject(CHAT, b'{"model":"m","messages": [ \r\n\t ] }').param == "messages"
+
+
+@pytest.mark.parametrize(("path", "name"), [*LIMITS, *((path, "n") for path in TWO_LEG_PATHS[:4])])
+@pytest.mark.parametrize("value", ["1", "2", "9223372036854775808", "9" * 400, "null"])
+def test_limits_may_be_any_positive_integer_or_null(path: str, name: str, value: str) -> None:
+    make_request(path, build_raw(path, name, value))
+
+
+@pytest.mark.parametrize(("path", "name"), [*LIMITS, *((path, "n") for path in TWO_LEG_PATHS[:4])])
+@pytest.mark.parametrize(
+    "value", ["0", "-0", "-1", "1.0", "1e2", "true", "false", '"1"', "[1]", "{}", '""']
+)
+def test_limits_of_any_other_kind_are_refused(path: str, name: str, value: str) -> None:
+    rejected = reject(path, build_raw(path, name, value))
+    param = name.rpartition(".")[2]
+    assert (rejected.status, rejected.code, rejected.param) == (400, "invalid_value", param)
+    assert "must be a positive integer" in rejected.message
+
+
+def test_a_limit_of_another_path_is_the_engines_business() -> None:
+    make_request(CHAT, max_output_tokens="many")
+    make_request(RESPONSES, max_tokens=0)
+    make_request(GENERATE, max_tokens=0, sampling_params={"max_tokens": 1})
+
+
+@pytest.mark.parametrize("value", [[], "x", 1, True])
+def test_sampling_params_must_be_an_object(value: Any) -> None:
+    rejected = reject(GENERATE, make_body(GENERATE, sampling_params=value))
+    assert (rejected.code, rejected.param) == ("invalid_value", "sampling_params")
+
+
+@pytest.mark.parametrize("value", [..., None])
+def test_sampling_params_may_be_absent(value: Any) -> None:
+    assert make_request(GENERATE, sampling_params=value).sampling is None
+
+
+@pytest.mark.parametrize("path", TWO_LEG_PATHS)
+@pytest.mark.parametrize("value", [1, 0, "true", "", [], {}])
+def test_stream_must_be_a_boolean(path: str, value: Any) -> None:
+    rejected = reject(path, make_body(path, stream=value))
+    assert (rejected.status, rejected.code, rejected.param) == (400, "invalid_value", "stream")
+
+
+@pytest.mark.parametrize(
+    ("value", "stream"), [(True, True), (False, False), (None, False), (..., False)]
+)
+def test_stream_is_read(value: Any, stream: bool) -> None:
+    assert make_request(CHAT, stream=value).stream is stream
+
+
+@pytest.mark.parametrize("stream", [..., None, False])
+@pytest.mark.parametrize("options", [{}, {"include_usage": True}, False, 1])
+def test_stream_options_without_stream_are_refused(stream: Any, options: Any) -> None:
+    rejected = reject(CHAT, make_body(CHAT, stream=stream, stream_options=options))
+    assert (rejected.status, rejected.code, rejected.param) == (
+        400,
+        "invalid_value",
+        "stream_options",
+    )
+
+
+@pytest.mark.parametrize(
+    ("stream", "options"),
+    [(True, {"include_usage": True}), (True, None), (False, None), (..., None)],
+)
+def test_stream_options_are_allowed_with_stream_or_null(stream: Any, options: Any) -> None:
+    make_request(CHAT, stream=stream, stream_options=options)
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "spelled"),
+    [
+        (CHAT, "model", '"model":"m"'),
+        (CHAT, "messages", '"messages":[{}]'),
+        (CHAT, "max_tokens", '"max_tokens":1,"max_tokens":1'),
+        (CHAT, "stream", r'"stream":true,"str\u0065am":false'),
+        (CHAT, "n", '"n":1,"n":2'),
+        (CHAT, "kv_transfer_params", '"kv_transfer_params":null,"kv_transfer_params":{}'),
+        (CHAT, "bootstrap_room", '"bootstrap_room":1,"bootstrap_room":2'),
+        (CHAT, "vllm_xargs", '"vllm_xargs":{"kv_transfer_params":1},"vllm_xargs":{}'),
+        (COMPLETIONS, "prompt", '"prompt":"y"'),
+        (COMPLETIONS, "echo", '"echo":true,"echo":false'),
+        (RESPONSES, "store", '"store":false'),
+        (GENERATE, "sampling_params", '"sampling_params":{},"sampling_params":{}'),
+        (GENERATE, "max_tokens", '"sampling_params":{"max_tokens":1,"max_tokens":2}'),
+        (GENERATE, "n", '"sampling_params":{"n":1,"n":2}'),
+        (
+            GENERATE,
+            "extra_args",
+            '"sampling_params":{"extra_args":{"kv_transfer_params":{}},"extra_args":{}}',
+        ),
+    ],
+)
+def test_a_control_member_that_occurs_twice_is_refused(path: str, name: str, spelled: str) -> None:
+    rejected = reject(path, make_body(path)[:-1] + b"," + spelled.encode() + b"}")
+    assert (rejected.status, rejected.code, rejected.param) == (400, "invalid_value", name)
+    assert "more than once" in rejected.message
+
+
+def test_other_members_may_occur_twice() -> None:
+    data = make_body(CHAT)[:-1] + b',"user":"a","user":"b"}'
+    assert make_request(CHAT, data).body.data == data
+
+
+@pytest.mark.parametrize("path", ONE_LEG_PATHS)
+def test_paths_of_one_leg_go_whole_to_one_pod(path: str) -> None:
+    request = make_request(path, input="x", n=0, best_of=2, echo=True)
+    assert request.whole == "single-pod-path"
+
+
+_WHOLE: list[tuple[str, dict[str, Any], str | None]] = [
+    # Several prompts, or one that looks like several.
+    (COMPLETIONS, {"prompt": ["one"]}, None),
+    (COMPLETIONS, {"prompt": ["one", "two"]}, "several-prompts"),
+    (COMPLETIONS, {"prompt": [1, 2]}, None),
+    (COMPLETIONS, {"prompt": [[1, 2]]}, None),
+    (COMPLETIONS, {"prompt": [[1, 2], [3]]}, "several-prompts"),
+    (COMPLETIONS, {"prompt": ["one", ["two"]]}, "several-prompts"),
+    (COMPLETIONS, {"prompt": ['a", "b']}, None),
+    (COMPLETIONS, {"prompt": None, "prompt_embeds": ["AAAA"]}, None),
+    (COMPLETIONS, {"prompt": None, "prompt_embeds": ["AAAA", "BBBB"]}, "several-prompts"),
+    (COMPLETIONS, {"prompt": "", "prompt_embeds": "AAAA"}, None),
+    (COMPLETIONS, {"prompt": "", "prompt_embeds": ["AAAA", "BBBB"]}, "several-prompts"),
+    (COMPLETIONS, {"prompt": "hi", "prompt_embeds": "AAAA"}, "several-prompts"),
+    (CHAT, {"messages": [{"role": "user"}, {"role": "assistant"}]}, None),
+    (RESPONSES, {"input": [{"role": "user"}, {"role": "assistant"}]}, None),
+    # Several choices.
+    *((path, {"n": 1}, None) for path in (CHAT, COMPLETIONS)),
+    *((path, {"n": None}, None) for path in (CHAT, COMPLETIONS)),
+    *((path, {"n": 2}, "n") for path in (CHAT, COMPLETIONS)),
+    (COMPLETIONS, {"best_of": 1}, None),
+    (COMPLETIONS, {"best_of": None}, None),
+    (COMPLETIONS, {"best_of": 2}, "best-of"),
+    (COMPLETIONS, {"best_of": "2"}, "best-of"),
+    (CHAT, {"use_beam_search": False}, None),
+    (CHAT, {"use_beam_search": True}, "beam-search"),
+    # The decode engine computes the whole prompt again.
+    (COMPLETIONS, {"echo": False}, None),
+    (COMPLETIONS, {"echo": None}, None),
+    (COMPLETIONS, {"echo": True}, "echo"),
+    (CHAT, {"echo": True}, "echo"),
+    (COMPLETIONS, {"prompt_logprobs": None}, None),
+    (COMPLETIONS, {"prompt_logprobs": 0}, "prompt-logprobs"),
+    (CHAT, {"prompt_logprobs": 5}, "prompt-logprobs"),
+    (COMPLETIONS, {"logprobs": 5}, None),
+    # State.
+    (RESPONSES, {"store": ...}, "stateful-responses"),
+    (RESPONSES, {"store": None}, "stateful-responses"),
+    (RESPONSES, {"store": True}, "stateful-responses"),
+    (RESPONSES, {"background": True}, "stateful-responses"),
+    (RESPONSES, {"background": False}, None),
+    (RESPONSES, {"previous_response_id": "r"}, "stateful-responses"),
+    (RESPONSES, {"previous_response_id": None}, None),
+    (RESPONSES, {"conversation": {"id": "c"}}, "stateful-responses"),
+    (RESPONSES, {"conversation": None}, None),
+    (CHAT, {"store": True}, None),
+    # Options that are nested.
+    (GENERATE, {"sampling_params": {"n": 1}}, None),
+    (GENERATE, {"sampling_params": {"n": 2}}, "n"),
+    (GENERATE, {"sampling_params": {"best_of": 2}}, "best-of"),
+    (GENERATE, {"sampling_params": {"prompt_logprobs": 0}}, "prompt-logprobs"),
+    (GENERATE, {"sampling_params": {"prompt_logprobs": None}}, None),
+    (GENERATE, {"sampling_params": {}}, None),
+    # What vLLM splits without harm.
+    (CHAT, {"tools": [{"type": "function"}], "tool_choice": "auto"}, None),
+    (CHAT, {"response_format": {"type": "json_object"}, "priority": 1}, None),
+    (MESSAGES, {"thinking": {"type": "enabled", "budget_tokens": 1024}}, None),
+]
+
+
+@pytest.mark.parametrize(("path", "members", "whole"), _WHOLE)
+def test_requests_that_do_not_fit_two_legs_say_why(
+    path: str, members: dict[str, Any], whole: str | None
+) -> None:
+    assert make_request(path, **members).whole == whole
+
+
+def _chat_part(part: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": [{"type": "text", "text": "look"}, part]}]}
+
+
+_MULTIMODAL: list[tuple[str, dict[str, Any], bool]] = [
+    (CHAT, _chat_part({"type": "image_url", "image_url": {"url": "https://x/y.png"}}), True),
+    (CHAT, _chat_part({"type": "input_audio", "input_audio": {}}), True),
+    (CHAT, _chat_part({"type": "video_url", "video_url": {}}), True),
+    (CHAT, _chat_part({"type": "audio_url"}), True),
+    (CHAT, _chat_part({"type": "file", "file": {}}), True),
+    (MESSAGES, _chat_part({"type": "image", "source": {}}), True),
+    (RESPONSES, {"input": [{"content": [{"type": "input_image"}]}]}, True),
+    (RESPONSES, {"input": [{"content": [{"type": "input_file"}]}]}, True),
+    (CHAT, _chat_part({"type": "text", "text": '{"type": "image_url"}'}), False),
+    (CHAT, _chat_part({"type": "text", "text": "image_url"}), False),
+    (CHAT, {"messages": [{"role": "user", "content": "image_url"}]}, False),
+    (CHAT, {"messages": [{"role": "user", "name": "file", "content": "x"}]}, False),
+    (CHAT, {"messages": [{"role": "user", "name": "file", "content": [{"type": "text"}]}]}, False),
+    (CHAT, {"messages": [{"role": "assistant", "name": "file", "content": None}]}, False),
+    (CHAT, {"messages": [{"role": "assistant", "name": "file"}]}, False),
+    (CHAT, {"messages": ["file", 1]}, False),
+    (CHAT, _chat_part("file"), False),
+    (RESPONSES, {"input": "file"}, False),
+    (COMPLETIONS, {"prompt": "file"}, False),
+]
+
+
+@pytest.mark.parametrize(("path", "members", "multimodal"), _MULTIMODAL)
+def test_prompts_with_images_sound_or_files_are_split_only_if_that_is_wanted(
+    path: str, members: dict[str, Any], multimodal: bool
+) -> None:
+    data = make_body(path, **members)
+    assert make_request(path, data).whole == ("multimodal" if multimodal else None)
+    request = parse_request(
+        ENDPOINTS[path],
+        "",
+        data,
+        transfer_members=TRANSFER_MEMBERS,
+        split_multimodal=True,
+    )
+    assert request.whole is None
+
+
+def test_a_reason_that_no_setting_changes_comes_before_multimodal() -> None:
+    assert make_request(CHAT, n=2, **_chat_part({"type": "image_url"})).whole == "n"
+
+
+_JSON: st.SearchStrategy[Any] = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text()),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(), inner, max_size=3)
+    ),
+    max_leaves=4,
+)
+_NAMES = st.sampled_from(
+    [
+        *("messages", "prompt", "prompt_embeds", "input", "token_ids", "sampling_params"),
+        *("max_tokens", "n", "best_of", "stream", "stream_options", "vllm_xargs", "store"),
+    ]
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(sorted(ENDPOINTS)), st.dictionaries(_NAMES, _JSON, max_size=5))
+def test_any_json_values_give_a_request_or_a_refusal_that_names_a_member(
+    path: str, members: dict[str, Any]
+) -> None:
+    data = json.dumps({"model": "m", **members}, ensure_ascii=True).encode()
+    try:
+        request = make_request(path, data)
+    except RequestRejected as rejected:
+        refusal = rejected
+    else:
+        assert request.model == "m"
+        return
+    assert refusal.status == 400
+    assert refusal.param is not None or refusal.code == "invalid_body"

@@ -1,0 +1,324 @@
+"""Settings: what each may be, what the error says, and how they are shown."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from pdrouter.engines.vllm_nixl import RemoteHostRewrite
+from pdrouter.extproc.dispatch import FailurePolicy
+from pdrouter.settings import SettingInvalid, Settings, declarations, describe_settings
+
+MIB = 1024 * 1024
+_SECONDS_ABOVE_0 = [("0.001", 0.001), ("86400", 86400), ("1e2", 100), (" 30 ", 30)]
+_NO_SECONDS = ["0", "-1", "86400.1", "nan", "inf", "-inf", "x", "1s", "9" * 400]
+_BOOLEANS = [
+    *((text, True) for text in ("1", "t", "T", "true", "True", "TRUE")),
+    *((text, False) for text in ("0", "f", "F", "false", "False", "FALSE")),
+]
+_NO_BOOLEANS = ["yes", "on", "2", "tRUE", "null", "-1"]
+_BINDS = [
+    ("127.0.0.1:80", ("127.0.0.1", 80)),
+    ("localhost:0", ("localhost", 0)),
+    (":65535", ("0.0.0.0", 65535)),
+    ("[::1]:80", ("::1", 80)),
+    ("[::]:80", ("::", 80)),
+]
+_NO_BINDS = [
+    "80",
+    "127.0.0.1",
+    "127.0.0.1:",
+    "a:b",
+    "a:-1",
+    "a:65536",
+    "::1:80",
+    "[::1:80",
+    "a:b:1",
+]
+_PATHS = [("/a/b.yaml", Path("/a/b.yaml")), ("b", Path("b"))]
+_POLICIES = [("fail", FailurePolicy.FAIL), ("aggregate", FailurePolicy.AGGREGATE)]
+_NO_POLICIES = ["FAIL", "retry", "0"]
+_NAMES = [("a", ("a",)), ("X-A, x-b ,,", ("x-a", "x-b")), (",", ())]
+_TEXTS = [("x", "x"), (" x y ", "x y")]
+
+_RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
+    "ROUTING_ALGORITHM": (
+        [("pd", "pd"), ("random", "random"), ("least-request", "least-request")],
+        ["PD", "round-robin", "pd,random"],
+    ),
+    "PDROUTER_ENDPOINTS": (_PATHS, []),
+    "PDROUTER_KUBERNETES": (_BOOLEANS, _NO_BOOLEANS),
+    "KUBECONFIG": (_PATHS, []),
+    "PDROUTER_NAMESPACES": ([("*", ("*",)), *_NAMES], []),
+    "POD_NAMESPACE": (_TEXTS, []),
+    "PDROUTER_POD_SELECTORS": ([("a=b", ("a=b",)), ("a,b ; !c;", ("a,b", "!c"))], []),
+    "PDROUTER_MERGE_NAMESPACES": (_BOOLEANS, _NO_BOOLEANS),
+    "PDROUTER_HTTPROUTE_NAMESPACE": (_TEXTS, []),
+    "AIBRIX_HTTPROUTE_CACHE_TTL": (
+        [("30s", 30), ("1m30s", 90), ("1.5h", 5400), ("250ms", 0.25), ("1h1m1s1ms", 3661.001)],
+        ["30", "s", "0s", "-1s", "1m 30s", "1d", "30s!", ".5s", "9" * 400 + "h"],
+    ),
+    "PDROUTER_ENDPOINTS_POLL": (
+        [("0.01", 0.01), ("3600", 3600)],
+        ["0", "0.009", "3601", "nan", "x"],
+    ),
+    "PDROUTER_GRPC_BIND": (_BINDS, _NO_BINDS),
+    "PDROUTER_HTTP_BIND": (_BINDS, _NO_BINDS),
+    "AIBRIX_GRPC_MAX_MESSAGE_SIZE_BYTES": (
+        [(str(MIB), MIB), (str(1024 * MIB), 1024 * MIB)],
+        [str(MIB - 1), str(1024 * MIB + 1), "16MiB", "2e6", "1048576.0", "9" * 400, "9" * 5000],
+    ),
+    "PDROUTER_GRPC_KEEPALIVE": ([("1", 1), ("7200", 7200)], ["0", "0.9", "7201", "-5"]),
+    "PDROUTER_TLS_CERTIFICATE": ([], []),
+    "PDROUTER_TLS_KEY": ([], []),
+    "PDROUTER_TLS_CLIENT_CA": ([], []),
+    "PDROUTER_LAME_DUCK": ([("0", 0), ("300", 300)], ["-0.1", "301", "nan"]),
+    "PDROUTER_DRAIN": ([("0", 0), ("86400", 86400)], ["-1", "86401", "inf"]),
+    "AIBRIX_PREFILL_REQUEST_TIMEOUT": (_SECONDS_ABOVE_0, _NO_SECONDS),
+    "PDROUTER_PREFILL_CONNECT_TIMEOUT": ([("0.1", 0.1), ("300", 300)], ["0", "300.5", "nan"]),
+    "PDROUTER_PREFILL_RESPONSE_TIMEOUT": (_SECONDS_ABOVE_0, _NO_SECONDS),
+    "PDROUTER_PREFILL_RETRIES": (
+        [("0", 0), ("1", 1), ("100", 100)],
+        ["-1", "101", "1.0", "one", "9" * 400, "9" * 5000],
+    ),
+    "PDROUTER_ON_PREFILL_FAILURE": (_POLICIES, _NO_POLICIES),
+    "PDROUTER_ON_HANDOFF_FAILURE": (_POLICIES, _NO_POLICIES),
+    "PDROUTER_FORWARD_HEADERS": (_NAMES, []),
+    "AIBRIX_KV_CONNECTOR_TYPE": (
+        [("shfs", "shfs"), ("nixl", "nixl"), ("neuron-legacy", "neuron-legacy")],
+        ["SHFS", "mooncake"],
+    ),
+    "PDROUTER_NIXL_MEANS": (
+        [("nixl", "nixl"), ("neuron-legacy", "neuron-legacy")],
+        ["shfs", "NIXL"],
+    ),
+    "PDROUTER_REWRITE_REMOTE_HOST": (
+        [(policy.value, policy) for policy in RemoteHostRewrite],
+        ["AUTO", "sometimes", "true"],
+    ),
+    "PDROUTER_SPLIT_MULTIMODAL": (_BOOLEANS, _NO_BOOLEANS),
+    "PDROUTER_EXPOSE_PODS": (_BOOLEANS, _NO_BOOLEANS),
+    "AIBRIX_AUTH_BEARER_TOKEN": (_TEXTS, []),
+    "PDROUTER_LOG_LEVEL": (
+        [(level, level) for level in ("debug", "info", "warning", "error")],
+        ["INFO", "trace", "10"],
+    ),
+}
+"""For each variable, texts that are allowed with what they mean, and texts that are not."""
+
+NAMES = {declaration.variable: name for name, declaration in declarations().items()}
+
+
+def load(**environment: str) -> Settings:
+    return Settings.load(environment, {})
+
+
+def test_every_setting_has_rules_here() -> None:
+    assert set(_RULES) == set(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "value"),
+    [(variable, text, value) for variable, rule in _RULES.items() for text, value in rule[0]],
+)
+def test_good_values(variable: str, text: str, value: Any) -> None:
+    got = getattr(load(**{variable: text}), NAMES[variable])
+    assert got == value
+    assert type(got) is type(value) or {type(got), type(value)} == {int, float}
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [(variable, text) for variable, rule in _RULES.items() for text in rule[1]],
+)
+def test_bad_values_are_refused_with_variable_value_and_what_is_allowed(
+    variable: str, text: str
+) -> None:
+    with pytest.raises(SettingInvalid) as caught:
+        load(**{variable: text})
+    allowed = declarations()[NAMES[variable]].kind.allowed
+    assert str(caught.value) == f"{variable}={text!r} is not allowed: it must be {allowed}"
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [
+        ("max_message_bytes", "a whole number of bytes from 1048576 to 1073741824"),
+        ("endpoints_poll_s", "seconds, from 0.01 to 3600"),
+        ("prefill_timeout_s", "seconds, above 0 to 86400"),
+        ("prefill_retries", "a whole number from 0 to 100"),
+        ("routing_algorithm", "one of pd, random, least-request"),
+        ("on_prefill_failure", "one of fail, aggregate"),
+        ("rewrite_remote_host", "one of auto, always, never"),
+    ],
+)
+def test_what_is_allowed_is_said_exactly(name: str, allowed: str) -> None:
+    assert declarations()[name].kind.allowed == allowed
+
+
+@pytest.mark.parametrize("variable", _RULES)
+@pytest.mark.parametrize("empty", ["", " ", "\t\n"])
+def test_an_empty_variable_counts_as_unset(variable: str, empty: str) -> None:
+    assert load(**{variable: empty}) == Settings()
+
+
+def test_defaults_are_those_that_are_promised() -> None:
+    settings = Settings()
+    assert settings.max_message_bytes == 16 * MIB
+    assert settings.drain_s == 600
+    assert settings.prefill_retries == 1
+    assert settings.on_prefill_failure is FailurePolicy.FAIL
+    assert settings.on_handoff_failure is FailurePolicy.AGGREGATE
+    assert settings.grpc_bind == ("0.0.0.0", 50052)
+    assert settings.http_bind == ("0.0.0.0", 8080)
+    assert settings.rewrite_remote_host is RemoteHostRewrite.AUTO
+    assert settings.routing_algorithm is None
+    settings.check()
+
+
+def test_variables_of_others_do_not_matter() -> None:
+    assert load(PATH="/bin", PDROUTER_UNKNOWN="x") == Settings()
+
+
+# --- Options of the command line ---
+
+
+def test_an_option_wins_over_its_variable() -> None:
+    settings = Settings.load({"ROUTING_ALGORITHM": "pd"}, {"routing_algorithm": "random"})
+    assert settings.routing_algorithm == "random"
+
+
+def test_an_option_that_is_not_given_leaves_the_variable() -> None:
+    settings = Settings.load({"ROUTING_ALGORITHM": "pd"}, {"routing_algorithm": None, "run": None})
+    assert settings.routing_algorithm == "pd"
+
+
+def test_an_empty_option_undoes_its_variable() -> None:
+    settings = Settings.load({"ROUTING_ALGORITHM": "pd"}, {"routing_algorithm": ""})
+    assert settings.routing_algorithm is None
+
+
+def test_a_bad_option_is_named_as_such() -> None:
+    with pytest.raises(SettingInvalid, match=re.escape("--grpc-bind='x' is not allowed")):
+        Settings.load({"PDROUTER_GRPC_BIND": ":1"}, {"grpc_bind": "x"})
+
+
+def test_options_and_variables_are_unique() -> None:
+    options = [d.option for d in declarations().values() if d.option]
+    assert len(set(options)) == len(options)
+    assert len(NAMES) == len(declarations())
+    assert all(option.startswith("--") for option in options)
+
+
+# --- What goes together ---
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PDROUTER_TLS_CERTIFICATE": "c"},
+        {"PDROUTER_TLS_KEY": "k"},
+        {"PDROUTER_TLS_CLIENT_CA": "a"},
+        {"PDROUTER_TLS_CLIENT_CA": "a", "PDROUTER_TLS_CERTIFICATE": "c"},
+        {"PDROUTER_KUBERNETES": "true", "PDROUTER_ENDPOINTS": "f"},
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(environment: dict[str, str]) -> None:
+    with pytest.raises(SettingInvalid) as caught:
+        load(**environment)
+    assert any(variable in str(caught.value) for variable in environment)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PDROUTER_TLS_CERTIFICATE": "c", "PDROUTER_TLS_KEY": "k"},
+        {
+            "PDROUTER_TLS_CERTIFICATE": "c",
+            "PDROUTER_TLS_KEY": "k",
+            "PDROUTER_TLS_CLIENT_CA": "a",
+        },
+        {"PDROUTER_KUBERNETES": "false", "PDROUTER_ENDPOINTS": "f"},
+        # The deadline of the leg holds while it connects, too.
+        {"AIBRIX_PREFILL_REQUEST_TIMEOUT": "1"},
+    ],
+)
+def test_settings_that_go_together(environment: dict[str, str]) -> None:
+    load(**environment)
+
+
+# --- Showing them ---
+
+
+def test_values_are_shown_by_variable_and_can_be_logged() -> None:
+    shown = load(
+        PDROUTER_ENDPOINTS="/etc/pods.yaml",
+        PDROUTER_ON_PREFILL_FAILURE="aggregate",
+        PDROUTER_FORWARD_HEADERS="a,b",
+    ).show()
+    assert set(shown) == set(NAMES)
+    logged = json.loads(msgspec.json.encode(shown))
+    assert logged["PDROUTER_ENDPOINTS"] == "/etc/pods.yaml"
+    assert logged["PDROUTER_ON_PREFILL_FAILURE"] == "aggregate"
+    assert logged["PDROUTER_FORWARD_HEADERS"] == ["a", "b"]
+    assert logged["AIBRIX_AUTH_BEARER_TOKEN"] is None
+
+
+def test_secrets_are_hidden() -> None:
+    settings = load(AIBRIX_AUTH_BEARER_TOKEN="hunter2")
+    assert settings.bearer_token == "hunter2"
+    assert settings.show()["AIBRIX_AUTH_BEARER_TOKEN"] == "(secret)"
+    assert "hunter2" not in repr(settings)
+    assert {name for name, each in declarations().items() if each.secret} == {"bearer_token"}
+
+
+def test_a_secret_that_is_not_allowed_is_not_shown_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(text: str) -> str:
+        raise ValueError(text)
+
+    declared = declarations()
+    secret = declared["bearer_token"]
+    kind = dataclasses.replace(secret.kind, parse=refuse, allowed="another one")
+    broken = declared | {"bearer_token": dataclasses.replace(secret, kind=kind)}
+    monkeypatch.setattr("pdrouter.settings.declarations", lambda: broken)
+    with pytest.raises(SettingInvalid) as caught:
+        load(AIBRIX_AUTH_BEARER_TOKEN="hunter2")
+    assert "hunter2" not in str(caught.value)
+    assert "(secret)" in str(caught.value)
+
+
+def test_the_table_has_a_row_for_every_setting() -> None:
+    lines = describe_settings().splitlines()
+    assert len(lines) == 2 + len(NAMES)
+    for name, declaration in declarations().items():
+        (row,) = (line for line in lines if line.startswith(f"| `{declaration.variable}`"))
+        assert declaration.doc in row, name
+        assert declaration.kind.allowed in row
+        assert row.count(" | ") == 3
+        assert not declaration.option or f"`{declaration.option}`" in row
+
+
+@pytest.mark.parametrize(
+    ("variable", "default"),
+    [
+        ("ROUTING_ALGORITHM", ""),
+        ("PDROUTER_FORWARD_HEADERS", ""),
+        ("PDROUTER_GRPC_BIND", "`0.0.0.0:50052`"),
+        ("PDROUTER_POD_SELECTORS", "`role-name;!role-name,model.aibrix.ai/name`"),
+        ("PDROUTER_EXPOSE_PODS", "`true`"),
+        ("PDROUTER_DRAIN", "`600`"),
+        ("AIBRIX_GRPC_MAX_MESSAGE_SIZE_BYTES", "`16777216`"),
+        ("PDROUTER_ON_PREFILL_FAILURE", "`fail`"),
+    ],
+)
+def test_the_table_shows_defaults_as_they_would_be_written(variable: str, default: str) -> None:
+    (row,) = (line for line in describe_settings().splitlines() if f"`{variable}`" in line)
+    assert row.split(" | ")[1] == default
+    if default:
+        assert getattr(load(**{variable: default.strip("`")}), NAMES[variable]) == getattr(
+            Settings(), NAMES[variable]
+        )
