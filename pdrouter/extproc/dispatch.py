@@ -272,9 +272,7 @@ class Dispatcher:
 
     def _select_headers(self, headers: Mapping[str, str]) -> dict[str, str]:
         names = (*FORWARDED_TO_PREFILL, *self.policy.forward_headers)
-        selected = {name: headers[name] for name in names if name in headers}
-        selected.setdefault("content-type", "application/json")
-        return selected
+        return {name: headers[name] for name in names if name in headers}
 
     def _hand_over(
         self, request: InferenceRequest, prefilled: Prefilled, decode: Pod, record: RequestRecord

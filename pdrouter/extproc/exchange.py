@@ -293,7 +293,7 @@ class Exchange:
                 raise RequestRejected(404, "model_not_found", message, "model")
             body = encode_model(name)
         self.record.outcome = Outcome.ANSWERED
-        return self._answer(200, (_JSON,), body, "models")
+        return self._answer(200, (_JSON, (REQUEST_ID, self.record.request_id)), body, "models")
 
     def _forward(self, dispatched: Dispatched, original: bytes) -> PhaseReply:
         headers = [(REQUEST_ID, dispatched.request_id)]
@@ -346,7 +346,8 @@ class Exchange:
         if not answerable:
             return None
         rejected = RequestRejected(500, "protocol_error", "the gateway's messages make no sense")
-        return self._answer(500, (_JSON,), rejected.body(), rejected.code)
+        headers = (_JSON, (REQUEST_ID, self.record.request_id))
+        return self._answer(500, headers, rejected.body(), rejected.code)
 
     def _explain(self) -> Headers:
         """Return the response headers that tell the client what was done for it."""

@@ -21,6 +21,9 @@ SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 HEALTH_SERVICES = ("", SERVICE, "gateway-plugin")
 """Names that the health service knows; the last is aibrix's."""
 
+_MAX_PENDING_STREAMS = 1_000_000
+_MARGIN_S = 3600
+
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
@@ -110,7 +113,9 @@ class ExtProcServer:
         deadline = loop.time() + drain_s
         await asyncio.sleep(min(lame_duck_s, drain_s))
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._server.stop(drain_s))
+            # The stop below ends this one. If its grace ended at that very moment, gRPC would
+            # touch the server after its destruction, and crash.
+            tasks.create_task(self._server.stop(drain_s + _MARGIN_S))
             # Watchers of the health service do not end by themselves: only requests are waited for.
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(deadline):
@@ -153,6 +158,10 @@ def _list_channel_options(options: ServerOptions) -> list[tuple[str, int]]:
         ("grpc.keepalive_permit_without_calls", 1),
         # Envoy may probe idle connections as often as it is configured to.
         ("grpc.http2.max_ping_strikes", 0),
+        # A burst waits its turn: by default, gRPC refuses streams at random while more than 1,000
+        # are new. Envoy's circuit breaker is the place for a limit.
+        ("grpc.server.max_pending_requests", _MAX_PENDING_STREAMS),
+        ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_STREAMS),
         # Two processes that share a port by accident would each get a part of the connections.
         ("grpc.so_reuseport", 0),
     ]

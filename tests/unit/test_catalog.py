@@ -37,7 +37,8 @@ def build(
     catalog = Catalog(merge_namespaces=merge_namespaces)
     for pod in pods:
         catalog.put_pod(pod)
-    catalog.replace_adapters(adapters)
+    for number, each in enumerate(adapters):
+        catalog.put_adapter(str(number), each)
     return catalog.build()
 
 
