@@ -1,8 +1,10 @@
 """The composition root: builds the router from its settings, and runs it."""
 
 import asyncio
+import gc
 import logging
 import os
+import resource
 import signal
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -18,6 +20,7 @@ from pdrouter.cluster.view import PodCache
 from pdrouter.engines.registry import CONNECTOR_NAMES, ENGINES, Connectors
 from pdrouter.extproc.dispatch import Dispatcher, DispatchPolicy
 from pdrouter.extproc.exchange import Exchange, ExchangePolicy
+from pdrouter.extproc.limits import HANDLE_HEADROOM_BYTES, MESSAGE_OVERHEAD_BYTES
 from pdrouter.extproc.server import ExtProcServer, ServerOptions
 from pdrouter.extproc.tls import TlsFiles
 from pdrouter.prefill.client import ClientLimits, PrefillClient
@@ -26,9 +29,6 @@ from pdrouter.settings import SettingInvalid, Settings
 from pdrouter.telemetry.requests import RequestTelemetry
 
 log = logging.getLogger(__name__)
-
-BODY_HEADROOM_BYTES = 512 * 1024
-"""What must be left in a message for headers, and for the KV handle that a body grows by."""
 
 
 class Router:
@@ -68,6 +68,7 @@ class Router:
                 settings.on_prefill_failure,
                 settings.on_handoff_failure,
                 settings.forward_headers,
+                settings.max_message_bytes - MESSAGE_OVERHEAD_BYTES,
             ),
             Random(),
             self.telemetry,
@@ -76,7 +77,7 @@ class Router:
         policy = ExchangePolicy(
             settings.expose_pods,
             settings.bearer_token,
-            settings.max_message_bytes - BODY_HEADROOM_BYTES,
+            settings.max_message_bytes - HANDLE_HEADROOM_BYTES,
         )
         self.server = ExtProcServer(
             lambda: Exchange(dispatcher, policy),
@@ -143,10 +144,14 @@ async def serve(settings: Settings) -> None:
             os._exit(1)
         stopping.set()
 
+    _raise_file_limit()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     async with Router(settings) as router:
+        # What was loaded so far stays: looking through it again and again for garbage would hold
+        # the event loop for 30 ms and more (`python -m benchmarks.kubernetes`).
+        gc.freeze()
         log.info(
             "serving",
             extra={
@@ -196,6 +201,19 @@ def _create_source(
             httproute_ttl_s=settings.httproute_ttl_s,
         )
     raise SettingInvalid("there is no source of pods: give --endpoints FILE or --kubernetes")
+
+
+def _raise_file_limit() -> None:
+    """Allow as many open files as the system lets the process have.
+
+    Each prefill leg in flight holds a connection, and many shells and container runtimes start
+    processes with a limit of 1,024, above which even probes would go unanswered.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError) as error:  # Where "unlimited" is more than the kernel takes.
+        log.warning("at most %d files can be open: %s", soft, error)
 
 
 def _limit_client(settings: Settings) -> ClientLimits:

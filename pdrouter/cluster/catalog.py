@@ -1,7 +1,6 @@
 """Builds views from single changes: only what has changed is sorted anew."""
 
 from collections import defaultdict
-from collections.abc import Iterable
 from itertools import chain
 from types import MappingProxyType
 
@@ -27,7 +26,7 @@ class Catalog:
         self._pods: dict[str, Pod] = {}
         self._groups: defaultdict[_Key, dict[str, Pod]] = defaultdict(dict)
         self._sorted: dict[_Key, ModelPods] = {}
-        self._adapters: dict[_Key, Adapter] = {}
+        self._adapters: dict[str, Adapter] = {}
 
     def put_pod(self, pod: Pod) -> None:
         """Add a pod, or replace what was known of the one with its UID."""
@@ -49,9 +48,13 @@ class Catalog:
             del self._groups[key]
         self._sorted.pop(key, None)
 
-    def replace_adapters(self, adapters: Iterable[Adapter]) -> None:
-        """Make these the adapters."""
-        self._adapters = {(adapter.namespace, adapter.name): adapter for adapter in adapters}
+    def put_adapter(self, uid: str, adapter: Adapter) -> None:
+        """Add an adapter, or replace what was known of the one with its UID."""
+        self._adapters[uid] = adapter
+
+    def drop_adapter(self, uid: str) -> None:
+        """Remove an adapter; one that is not there is no matter."""
+        self._adapters.pop(uid, None)
 
     def build(self) -> ClusterView:
         """Return the view of what there is now."""
@@ -59,7 +62,8 @@ class Catalog:
             if key not in self._sorted:
                 self._sorted[key] = ModelPods.group(key[1], group.values())
         by_key = {key: self._sorted[key] for key in self._groups}
-        for key, adapter in self._adapters.items():
+        for adapter in self._adapters.values():
+            key = (adapter.namespace, adapter.name)
             # An adapter under the name of its base model adds nothing to it.
             if key not in by_key and (pods := self._find_adapter_pods(adapter)):
                 by_key[key] = ModelPods.group(adapter.name, pods)

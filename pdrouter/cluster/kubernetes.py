@@ -1,24 +1,26 @@
 """Pods and adapters from Kubernetes."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from types import TracebackType
+from typing import Generic, TypeVar
 
 from pdrouter.cluster.catalog import Catalog
 from pdrouter.cluster.http_routes import HttpRoutes
 from pdrouter.cluster.kube_api import KubeApi, connect_by_kubeconfig, connect_in_cluster
 from pdrouter.cluster.kube_objects import (
-    Adapter,
     KubeModelAdapter,
     KubePod,
     PodRules,
     read_adapter,
 )
-from pdrouter.cluster.reflector import DEFAULT_TIMING, Reflector, ReflectorTiming
+from pdrouter.cluster.reflector import DEFAULT_TIMING, KubeObject, Reflector, ReflectorTiming
 from pdrouter.cluster.reflector_stats import ReflectorStats
 from pdrouter.cluster.view import PodCache
+
+T = TypeVar("T", bound=KubeObject)
 
 _SETTLE_S = 0.01
 """Changes within this time make one new view: a rollout changes many pods at once."""
@@ -63,29 +65,35 @@ class KubernetesPods:
         self.routes = routes
         self.catalog = Catalog(merge_namespaces=merge_namespaces)
         self._flush: asyncio.TimerHandle | None = None
-        owners: dict[str, _PodSink] = {}
+        self._rules = rules
         self._reflectors: dict[str, Reflector[KubePod] | Reflector[KubeModelAdapter]] = {}
-        adapters: dict[tuple[str, str], Adapter] = {}
+        pod_owners: dict[str, _Sink[KubePod]] = {}
+        adapter_owners: dict[str, _Sink[KubeModelAdapter]] = {}
         for namespace in namespaces:
             scope = "" if namespace == "*" else f"/namespaces/{namespace}"
+            path = f"/api/v1{scope}/pods"
             for selector in selectors:
-                pods_path = f"/api/v1{scope}/pods"
-                self._reflectors[f"{pods_path}?{selector}"] = Reflector(
+                self._reflectors[f"{path}?{selector}"] = Reflector(
                     api,
-                    pods_path,
+                    path,
                     selector,
                     KubePod,
-                    _PodSink(self, rules, owners),
+                    _Sink(pod_owners, self._store_pod, self.catalog.drop_pod, self._note_change),
                     timing=timing,
                     random=random,
                 )
-            adapters_path = f"/apis/model.aibrix.ai/v1alpha1{scope}/modeladapters"
-            self._reflectors[adapters_path] = Reflector(
+            path = f"/apis/model.aibrix.ai/v1alpha1{scope}/modeladapters"
+            self._reflectors[path] = Reflector(
                 api,
-                adapters_path,
+                path,
                 "",
                 KubeModelAdapter,
-                _AdapterSink(self, adapters),
+                _Sink(
+                    adapter_owners,
+                    self._store_adapter,
+                    self.catalog.drop_adapter,
+                    self._note_change,
+                ),
                 optional=True,
                 timing=timing,
                 random=random,
@@ -118,95 +126,80 @@ class KubernetesPods:
             if self._flush is not None:
                 self._flush.cancel()
 
-    def note_change(self) -> None:
-        """Make a new view soon."""
-        if self._flush is None:
+    def _store_pod(self, thing: KubePod) -> bool:
+        pod = self._rules.read(thing)
+        if pod is None:
+            return False
+        self.catalog.put_pod(pod)
+        return True
+
+    def _store_adapter(self, thing: KubeModelAdapter) -> bool:
+        self.catalog.put_adapter(thing.metadata.uid, read_adapter(thing))
+        return True
+
+    def _note_change(self) -> None:
+        """Make a new view soon, once everything has been listed."""
+        if self._flush is None and self._is_synced():
             self._flush = asyncio.get_running_loop().call_later(_SETTLE_S, self._publish)
+
+    def _is_synced(self) -> bool:
+        return all(reflector.stats.synced for reflector in self._reflectors.values())
 
     def _publish(self) -> None:
         self._flush = None
-        synced = all(reflector.stats.synced for reflector in self._reflectors.values())
-        self._cache.publish(self.catalog.build(), synced=synced)
+        self._cache.publish(self.catalog.build(), synced=True)
 
 
-class _PodSink:
-    """Takes the pods of one selector.
+class _Sink(Generic[T]):
+    """Takes the objects of one reflector, and remembers which they are.
 
-    A pod whose labels change may leave one selector and enter another, in any order: it belongs to
-    the one that has seen it last.
+    An object whose labels change may leave one selector and enter another, in any order: it belongs
+    to the reflector that has seen it last.
     """
 
     def __init__(
-        self, source: KubernetesPods, rules: PodRules, owners: dict[str, "_PodSink"]
+        self,
+        owners: dict[str, "_Sink[T]"],
+        store: Callable[[T], bool],
+        forget: Callable[[str], None],
+        note_change: Callable[[], None],
     ) -> None:
-        self._source = source
-        self._rules = rules
+        """Set up the sink.
+
+        Args:
+            owners: sinks by the UIDs of their objects, for all sinks of this kind.
+            store: takes an object; returns whether it is of interest.
+            forget: forgets the object with a UID.
+            note_change: called after each change.
+        """
         self._owners = owners
+        self._store = store
+        self._forget_stored = forget
+        self._note_change = note_change
 
-    def replace(self, objects: Sequence[KubePod]) -> None:
-        listed = {thing.metadata.uid for thing in objects}
-        gone = [uid for uid, owner in self._owners.items() if owner is self and uid not in listed]
-        for uid in gone:
-            self._forget(uid)
-        for thing in objects:
-            self.put(thing)
-        self._source.note_change()
-
-    def put(self, thing: KubePod) -> None:
+    def put(self, thing: T) -> None:
         uid = thing.metadata.uid
-        pod = self._rules.read(thing)
-        if pod is None:
-            self._forget(uid)
-        else:
+        if self._store(thing):
             self._owners[uid] = self
-            self._source.catalog.put_pod(pod)
-            self._source.note_change()
+            self._note_change()
+        else:
+            self._forget(uid)
 
-    def drop(self, thing: KubePod) -> None:
+    def drop(self, thing: T) -> None:
         self._forget(thing.metadata.uid)
+
+    def retain(self, uids: Collection[str]) -> None:
+        mine = [uid for uid, owner in self._owners.items() if owner is self]
+        for uid in mine:
+            if uid not in uids:
+                self._forget(uid)
+        self._note_change()
 
     def _forget(self, uid: str) -> None:
         if self._owners.get(uid) is self:
             del self._owners[uid]
-            self._source.catalog.drop_pod(uid)
-            self._source.note_change()
-
-
-class _AdapterSink:
-    """Takes the adapters of one path."""
-
-    def __init__(self, source: KubernetesPods, adapters: dict[tuple[str, str], Adapter]) -> None:
-        self._source = source
-        self._adapters = adapters
-        self._mine: set[tuple[str, str]] = set()
-
-    def replace(self, objects: Sequence[KubeModelAdapter]) -> None:
-        for key in self._mine:
-            self._adapters.pop(key, None)
-        self._mine.clear()
-        for thing in objects:
-            self._add(thing)
-        self._update()
-
-    def put(self, thing: KubeModelAdapter) -> None:
-        self._add(thing)
-        self._update()
-
-    def drop(self, thing: KubeModelAdapter) -> None:
-        key = (thing.metadata.namespace, thing.metadata.name)
-        self._mine.discard(key)
-        self._adapters.pop(key, None)
-        self._update()
-
-    def _add(self, thing: KubeModelAdapter) -> None:
-        adapter = read_adapter(thing)
-        key = (adapter.namespace, adapter.name)
-        self._mine.add(key)
-        self._adapters[key] = adapter
-
-    def _update(self) -> None:
-        self._source.catalog.replace_adapters(self._adapters.values())
-        self._source.note_change()
+            self._forget_stored(uid)
+            self._note_change()
 
 
 def create_kubernetes_source(

@@ -8,10 +8,10 @@ stay for ever; a restart loses history. The last known objects stay in use throu
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
 from random import Random
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import aiohttp
 import msgspec
@@ -38,14 +38,14 @@ T_contra = TypeVar("T_contra", bound=KubeObject, contravariant=True)
 class Sink(Protocol[T_contra]):
     """Where the objects go."""
 
-    def replace(self, objects: Sequence[Any]) -> None:
-        """Take these objects for all that there are."""
-
     def put(self, thing: T_contra) -> None:
-        """Take an object that is new or has changed."""
+        """Take an object that is new or has changed, or has not."""
 
     def drop(self, thing: T_contra) -> None:
         """Forget an object; it comes as it last was, or as it is after leaving the selection."""
+
+    def retain(self, uids: Collection[str]) -> None:
+        """Forget all objects but those with these UIDs: a list is complete."""
 
 
 class _Version(msgspec.Struct, frozen=True, rename="camel"):
@@ -195,8 +195,8 @@ class Reflector(Generic[T]):
         if self._optional and refused.code in (403, 404):
             if self._version is not None or not self.stats.synced:
                 self._note(str(refused.code), logging.INFO, "not there, looked for again later")
-            self._sink.replace([])
             self.stats.synced = True
+            self._sink.retain(())
             self._version = None
             return self._timing.absent_s
         level = logging.ERROR if refused.code in (401, 403) else logging.WARNING
@@ -224,7 +224,7 @@ class Reflector(Generic[T]):
         Raises:
             KubeRefused: with code 410 if the pages took too long.
         """
-        objects: list[T] = []
+        listed: set[str] = set()
         query = {**self._query, "limit": self._PAGE}
         timing = self._timing
         while True:
@@ -233,13 +233,16 @@ class Reflector(Generic[T]):
             ) as response:
                 page = self._decode_page(await response.read())
             self._touch()
-            objects += page.items
+            # Page by page, so that the event loop gets its turn in between.
+            for thing in page.items:
+                listed.add(thing.metadata.uid)
+                self._sink.put(thing)
             if not page.metadata.next_page:
                 break
             query["continue"] = page.metadata.next_page
-        self._sink.replace(objects)
         self.stats.lists += 1
         self.stats.synced = True
+        self._sink.retain(listed)
         return page.metadata.resource_version
 
     async def watch_once(self, version: str) -> None:

@@ -5,9 +5,9 @@ import ipaddress
 from dataclasses import dataclass
 from typing import Self
 
+from pdrouter.extproc.limits import MESSAGE_OVERHEAD_BYTES
+
 _MIB = 1024 * 1024
-# What a gRPC message of Envoy carries besides the request body: framing, attributes, metadata.
-_MESSAGE_OVERHEAD_BYTES = 64 * 1024
 # Time for the router to turn its own prefill deadline into an answer before Envoy gives up.
 _MESSAGE_TIMEOUT_MARGIN_S = 5.0
 # Envoy accepts no message timeout above an hour.
@@ -156,7 +156,7 @@ class EnvoyConfig:
         Below the router's message limit, so that the client gets Envoy's 413 and never the
         failure of a gRPC call.
         """
-        return self.max_message_bytes - _MESSAGE_OVERHEAD_BYTES
+        return self.max_message_bytes - MESSAGE_OVERHEAD_BYTES
 
     @property
     def message_timeout_s(self) -> float:

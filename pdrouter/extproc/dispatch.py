@@ -53,6 +53,7 @@ class DispatchPolicy:
         on_prefill_failure: what to do if no pod carries out the prefill leg.
         on_handoff_failure: what to do if a pod has, but its answer is of no use to a decode engine.
         forward_headers: client headers for the prefill leg beside the usual ones.
+        max_forwarded_bytes: size of the largest body that Envoy takes back.
     """
 
     default_strategy: str | None
@@ -60,6 +61,7 @@ class DispatchPolicy:
     on_prefill_failure: FailurePolicy
     on_handoff_failure: FailurePolicy
     forward_headers: tuple[str, ...]
+    max_forwarded_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,9 +279,8 @@ class Dispatcher:
     def _hand_over(
         self, request: InferenceRequest, prefilled: Prefilled, decode: Pod, record: RequestRecord
     ) -> Dispatched:
-        connector = self.connectors.get(prefilled.pod.kv_connector)
         try:
-            body = connector.decode_body(request, prefilled.answer.body, prefilled.pod)
+            body = self._put_handle(request, prefilled)
         except HandoffInvalid as invalid:
             record.handoff = invalid.reason
             if self.policy.on_handoff_failure is FailurePolicy.FAIL:
@@ -289,6 +290,14 @@ class Dispatcher:
             record.aggregated = f"handoff-{invalid.reason}"
             return Dispatched(whole_body(request), prefilled.request_id, decode)
         return Dispatched(body, prefilled.request_id, decode)
+
+    def _put_handle(self, request: InferenceRequest, prefilled: Prefilled) -> bytes:
+        connector = self.connectors.get(prefilled.pod.kv_connector)
+        body = connector.decode_body(request, prefilled.answer.body, prefilled.pod)
+        if len(body) > self.policy.max_forwarded_bytes:
+            # Envoy would refuse it, as if the client's body were too large.
+            raise HandoffInvalid("too-large", "with the handle, the body is too large")
+        return body
 
     def _aggregate(
         self, request: InferenceRequest, decode: Pod, record: RequestRecord, failed: PrefillFailed

@@ -1,5 +1,6 @@
 """The decode engine's side of a KV transfer: it asks the prefill engine for the blocks."""
 
+import io
 import json
 from typing import Self
 
@@ -58,7 +59,7 @@ class BlockFetcher:
         try:
             url = URL.build(scheme="http", host=host, port=port, path=FETCH_PATH)
             async with self._client.post(
-                url, data=body, headers={"content-type": "application/json"}
+                url, data=io.BytesIO(body), headers={"content-type": "application/json"}
             ) as response:
                 answer = await response.text()
                 if response.status != 200:

@@ -102,7 +102,7 @@ def describe_request(record: RequestRecord) -> dict[str, Any]:
         "prefill_ms": _milliseconds(record.prefill_s),
         "overhead_ms": _milliseconds(record.overhead_s),
         "headers_ms": _milliseconds(record.headers_s),
-        "total_ms": _milliseconds(record.total_s),
+        "total_ms": _milliseconds(record.total_s if record.outcome else None),
     }
     failed = [_describe_attempt(attempt) for attempt in record.attempts if attempt.failure]
     if failed:

@@ -118,6 +118,7 @@ class Bench:
         expose_pods: bool = True,
         bearer_token: str | None = None,
         max_body_bytes: int = 1_000_000,
+        max_forwarded_bytes: int = 2_000_000,
     ) -> None:
         self.cache = PodCache()
         self.cache.replace(pods)
@@ -129,7 +130,14 @@ class Bench:
             self.ledger,
             Connectors(),
             self.prefill,  # type: ignore[arg-type]
-            DispatchPolicy(strategy, False, on_prefill_failure, on_handoff_failure, ("x-extra",)),
+            DispatchPolicy(
+                strategy,
+                False,
+                on_prefill_failure,
+                on_handoff_failure,
+                ("x-extra",),
+                max_forwarded_bytes,
+            ),
             Random(1),
             self.notes,
         )
@@ -485,6 +493,14 @@ async def test_a_useless_handle_never_reaches_decode() -> None:
     assert isinstance(response, PhaseReply)
     assert dict(response.set_headers)["x-pd-decision"] == "aggregated;reason=handoff-null-params"
     assert bench.close().handoff == "null-params"
+
+
+async def test_a_handle_that_makes_the_body_too_large_is_useless() -> None:
+    bench = Bench(max_forwarded_bytes=200)
+    *_, response = await bench.tell(request_headers(), request_body(), response_headers())
+    assert isinstance(response, PhaseReply)
+    assert dict(response.set_headers)["x-pd-decision"] == "aggregated;reason=handoff-too-large"
+    bench.close()
 
 
 async def test_a_useless_handle_may_be_an_error() -> None:
