@@ -59,6 +59,7 @@ _MULTIMODAL_TYPES = (
     "video_url",
     "input_file",
     "file",
+    "document",
 )
 _MULTIMODAL_HINT = re.compile(
     b"|".join(b'"%s"' % name.encode() for name in _MULTIMODAL_TYPES),
@@ -258,10 +259,9 @@ def _has_several_items(prompt: bytes) -> bool:
 
 
 class _Part(msgspec.Struct):
+    """A message, or a part of one; a tool's result has parts of its own."""
+
     type: str = ""
-
-
-class _Message(msgspec.Struct):
     content: msgspec.Raw = _NO_CONTENT
 
 
@@ -270,13 +270,16 @@ def _is_multimodal(prompt: bytes) -> bool:
     if _MULTIMODAL_HINT.search(prompt) is None:
         return False
     try:
-        messages = msgspec.json.decode(prompt, type=list[_Message])
-        return any(
-            part.type in _MULTIMODAL_TYPES
-            for message in messages
-            if bytes(message.content).startswith(b"[")
-            for part in msgspec.json.decode(message.content, type=list[_Part])
-        )
+        return _has_multimodal_part(prompt, depth=3)
     except msgspec.ValidationError:
         # Not the shape of messages: the engine says what is wrong with it.
         return False
+
+
+def _has_multimodal_part(parts: msgspec.Raw | bytes, depth: int) -> bool:
+    if not depth or not bytes(parts).startswith(b"["):
+        return False
+    return any(
+        part.type in _MULTIMODAL_TYPES or _has_multimodal_part(part.content, depth - 1)
+        for part in msgspec.json.decode(parts, type=list[_Part])
+    )

@@ -76,7 +76,8 @@ class NoReadyPod(Exception):
     """
 
     def __init__(self, model: str, role: Role) -> None:
-        super().__init__(f"no ready {role} pod for model {model!r}")
+        partner = " with a ready decode pod in its roleset" if role is Role.PREFILL else ""
+        super().__init__(f"no ready {role} pod{partner} for model {model!r}")
         self.role = role
 
 
