@@ -25,7 +25,7 @@ from expectations import (
 from h2.connection import H2Connection
 from h2.events import DataReceived, ResponseReceived, StreamEnded
 
-from pdrouter.app import BODY_HEADROOM_BYTES
+from pdrouter.extproc.limits import HANDLE_HEADROOM_BYTES
 from pdrouter.local_stack import LocalStack, StackOptions
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 CHAT = "/v1/chat/completions"
 MIB = 2**20
 LARGEST_MESSAGE = 10 * MIB
-ROUTER_LIMIT = LARGEST_MESSAGE - BODY_HEADROOM_BYTES
+ROUTER_LIMIT = LARGEST_MESSAGE - HANDLE_HEADROOM_BYTES
 ENVOY_LIMIT = LARGEST_MESSAGE - 64 * 1024
 
 
