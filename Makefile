@@ -29,13 +29,14 @@ protos: $(VENV)/dev.installed ## Compile the ext_proc schema
 docs: $(VENV)/dev.installed ## Write the pages that are made from code
 	$(BIN)/python docs/generate.py
 
+PIN := uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+  --no-emit-index-url --no-annotate --custom-compile-command 'make constraints'
+
 constraints: $(VENV)/dev.installed ## Pin the newest versions of all dependencies
-	for extra in demo dev; do \
-	  printf 'hatchling\neditables\n' | $(BIN)/uv pip compile --quiet --upgrade --universal \
-	    --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
-	    --custom-compile-command 'make constraints' --extra $$extra \
-	    --output-file constraints/$$extra.txt pyproject.toml - || exit 1; \
-	done
+	for extra in demo dev; do printf 'hatchling\neditables\n' | \
+	  $(BIN)/$(PIN) --extra $$extra --output-file constraints/$$extra.txt pyproject.toml - || exit 1; done
+	$(BIN)/$(PIN) --output-file constraints/runtime.txt pyproject.toml
+	echo hatchling | $(BIN)/$(PIN) --output-file constraints/build.txt -
 
 clean:
 	rm -rf $(VENV) .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

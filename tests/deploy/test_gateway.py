@@ -1,0 +1,260 @@
+"""Envoy Gateway's objects say of timeouts, limits, paths and headers what the program says."""
+
+from typing import Any
+
+import pytest
+from manifests import (
+    OVERLAYS,
+    Object,
+    build,
+    compose,
+    container,
+    ext_proc,
+    find,
+    settings_of,
+)
+
+from pdrouter.envoy_config import Address, EnvoyConfig
+from pdrouter.extproc.headers import (
+    CONTROL_HEADERS,
+    DESTINATION_ENDPOINT,
+    ROUTING_STRATEGY,
+    TARGET_POD,
+)
+from pdrouter.openai.paths import ENDPOINTS, MODELS_PATH
+
+# What `pdrouter envoy-config` would say with the prefill timeout that the manifests set.
+ENVOY = EnvoyConfig(routers=(Address("127.0.0.1", 50052),), prefill_timeout_s=590)
+ENVOY_BREAKERS = ("maxConnections", "maxParallelRequests", "maxPendingRequests")
+
+
+def seconds(duration: str) -> float:
+    return float(duration.removesuffix("s"))
+
+
+def in_bytes(quantity: str | int) -> int:
+    text = str(quantity)
+    return int(text[:-2]) * 2**20 if text.endswith("Mi") else int(text)
+
+
+def paths_of(route: Object) -> list[str]:
+    return [
+        match["path"]["value"]
+        for rule in route["spec"]["rules"]
+        for match in rule["matches"]
+        if "headers" not in match and match["path"]["type"] == "PathPrefix"
+    ]
+
+
+def serves_all(route: Object) -> bool:
+    return MODELS_PATH in paths_of(route)
+
+
+def covers(path: str) -> Any:
+    return lambda prefix: path == prefix or path.startswith(prefix + "/")
+
+
+def patch_value(policy: Object, kind: str) -> Object:
+    (value,) = [
+        patch["operation"]["value"]
+        for patch in policy["spec"]["jsonPatches"]
+        if patch["type"].endswith("." + kind)
+    ]
+    assert isinstance(value, dict)
+    return value
+
+
+class TestTimeouts:
+    def test_envoy_waits_for_a_message_longer_than_prefill_may_take(
+        self, objects: list[Object]
+    ) -> None:
+        prefill = settings_of(find(objects, "Deployment")).prefill_timeout_s
+
+        assert seconds(ext_proc(objects)["messageTimeout"]) > prefill == ENVOY.prefill_timeout_s
+
+    def test_a_silent_stream_lives_through_prefill_and_decode(self, objects: list[Object]) -> None:
+        idle = find(objects, "ClientTrafficPolicy")["spec"]["timeout"]["http"]["streamIdleTimeout"]
+
+        assert seconds(idle) >= ENVOY.stream_idle_timeout_s
+        assert seconds(idle) >= seconds(ext_proc(objects)["messageTimeout"]) + 300
+
+    def test_no_limit_cuts_a_long_answer(self, objects: list[Object]) -> None:
+        served = [one for one in objects if one["kind"] == "HTTPRoute" and serves_all(one)]
+        assert [rule["timeouts"] for one in served for rule in one["spec"]["rules"]] == [
+            {"request": "0s"}
+        ]
+        for one in objects:
+            if one["kind"] == "BackendTrafficPolicy":
+                timeouts = one["spec"]["timeout"]["http"]
+                assert timeouts["requestTimeout"] == "0s"
+                assert "maxStreamDuration" not in timeouts
+            if one["kind"] == "EnvoyPatchPolicy":
+                assert patch_value(one, "RouteConfiguration")["route"]["timeout"] == "0s"
+
+    def test_kubernetes_waits_for_the_drain(self, objects: list[Object]) -> None:
+        deployment = find(objects, "Deployment")
+        settings = settings_of(deployment)
+        grace = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+
+        assert grace > settings.lame_duck_s + settings.drain_s
+        assert "lifecycle" not in container(deployment)
+
+    def test_envoy_drains_as_long_as_the_router(self, objects: list[Object]) -> None:
+        drain = find(objects, "EnvoyProxy")["spec"]["shutdown"]["drainTimeout"]
+
+        assert seconds(drain) == settings_of(find(objects, "Deployment")).drain_s
+
+
+class TestLimits:
+    def test_envoy_refuses_a_body_before_the_router_would(self, objects: list[Object]) -> None:
+        client = find(objects, "ClientTrafficPolicy")["spec"]
+
+        assert in_bytes(client["connection"]["bufferLimit"]) == ENVOY.body_limit_bytes
+        assert in_bytes(client["http2"]["initialStreamWindowSize"]) == ENVOY.body_limit_bytes
+
+    def test_a_whole_message_fits_between_envoy_and_the_router(self, objects: list[Object]) -> None:
+        limit = ext_proc(objects)["backendSettings"]["connection"]["bufferLimit"]
+
+        assert in_bytes(limit) == settings_of(find(objects, "Deployment")).max_message_bytes
+
+    def test_requests_in_flight_are_not_capped_at_envoys_defaults(
+        self, objects: list[Object]
+    ) -> None:
+        breakers = [ext_proc(objects)["backendSettings"]["circuitBreaker"]]
+        for one in objects:
+            if one["kind"] == "BackendTrafficPolicy":
+                breakers.append(one["spec"]["circuitBreaker"])
+            if one["kind"] == "EnvoyPatchPolicy":
+                (threshold,) = patch_value(one, "Cluster")["circuit_breakers"]["thresholds"]
+                names = ("max_connections", "max_requests", "max_pending_requests")
+                breakers.append(
+                    {ours: threshold[its] for ours, its in zip(ENVOY_BREAKERS, names, strict=True)}
+                )
+
+        assert len(breakers) == 2
+        for breaker in breakers:
+            assert breaker == dict.fromkeys(ENVOY_BREAKERS, ENVOY.max_concurrent_requests)
+
+    def test_http2_connections_carry_as_many_streams(self, objects: list[Object]) -> None:
+        streams = [
+            ext_proc(objects)["backendSettings"]["http2"]["maxConcurrentStreams"],
+            find(objects, "ClientTrafficPolicy")["spec"]["http2"]["maxConcurrentStreams"],
+        ]
+
+        assert set(streams) == {ENVOY.max_concurrent_requests}
+
+
+class TestFilter:
+    def test_bodies_of_requests_come_whole_and_those_of_responses_not_at_all(
+        self, objects: list[Object]
+    ) -> None:
+        mode = ext_proc(objects)["processingMode"]
+
+        assert mode["request"]["body"] == "Buffered"
+        assert "body" not in mode["response"]
+
+    def test_a_request_never_passes_the_router_by(self, objects: list[Object]) -> None:
+        assert ext_proc(objects)["failOpen"] is False
+
+    def test_the_router_may_change_the_mode(self) -> None:
+        assert ext_proc(build(OVERLAYS[0]))["processingMode"]["allowModeOverride"] is True
+
+    def test_it_covers_the_route_of_the_served_paths(self, objects: list[Object]) -> None:
+        (target,) = find(objects, "EnvoyExtensionPolicy")["spec"]["targetRefs"]
+
+        assert serves_all(find(objects, target["kind"], target["name"]))
+
+
+class TestRoute:
+    @pytest.fixture
+    def prefixes(self, objects: list[Object]) -> list[str]:
+        (route,) = [one for one in objects if one["kind"] == "HTTPRoute" and serves_all(one)]
+        return paths_of(route)
+
+    def test_every_served_path_is_covered(self, prefixes: list[str]) -> None:
+        uncovered = [
+            path for path in (*ENDPOINTS, MODELS_PATH) if not any(map(covers(path), prefixes))
+        ]
+
+        assert uncovered == []
+
+    def test_nothing_else_is(self, prefixes: list[str]) -> None:
+        assert [path for path in prefixes if path not in {*ENDPOINTS, MODELS_PATH}] == []
+
+    def test_a_models_own_route_is_as_specific(self, prefixes: list[str]) -> None:
+        """A longer prefix would win over the route of a model, which aibrix makes by path."""
+        inside = [path for path in prefixes if any(map(covers(path), set(prefixes) - {path}))]
+
+        assert inside == []
+
+
+class TestPodRouting:
+    def test_control_headers_are_removed_before_any_filter_runs(
+        self, objects: list[Object]
+    ) -> None:
+        headers = find(objects, "ClientTrafficPolicy")["spec"]["headers"]
+
+        assert set(headers["earlyRequestHeaders"]["remove"]) == set(CONTROL_HEADERS)
+
+    def test_no_route_removes_headers(self, objects: list[Object]) -> None:
+        """It would remove the router's own before a pod is chosen by them."""
+        assert not [
+            rule["filters"]
+            for one in objects
+            if one["kind"] == "HTTPRoute"
+            for rule in one["spec"]["rules"]
+            if "filters" in rule
+        ]
+
+    def test_endpoint_override_reads_the_routers_header(self) -> None:
+        policy = find(build(OVERLAYS[0]), "BackendTrafficPolicy")["spec"]
+
+        assert policy["loadBalancer"]["endpointOverride"] == {
+            "extractFrom": [{"header": DESTINATION_ENDPOINT}]
+        }
+        assert "retry" not in policy
+
+    def test_envoy_falls_back_to_decode_pods_only(self) -> None:
+        objects = build(OVERLAYS[0])
+        (backend,) = find(objects, "HTTPRoute")["spec"]["rules"][0]["backendRefs"]
+        service = find(objects, "Service", backend["name"])["spec"]
+
+        assert service["selector"] == {"role-name": "decode"}
+        assert service["clusterIP"] == "None"
+        assert [port["port"] for port in service["ports"]] == [backend["port"]]
+
+    def test_original_dst_reads_the_routers_header(self) -> None:
+        policy = find(build(OVERLAYS[1]), "EnvoyPatchPolicy")
+        cluster = patch_value(policy, "Cluster")
+        route = patch_value(policy, "RouteConfiguration")
+
+        assert cluster["original_dst_lb_config"] == {
+            "use_http_header": True,
+            "http_header_name": TARGET_POD,
+        }
+        assert route["route"]["cluster"] == cluster["name"]
+        assert route["match"]["headers"] == [{"name": ROUTING_STRATEGY, "present_match": True}]
+
+    @pytest.mark.parametrize(
+        "objects",
+        [
+            pytest.param(compose(["envoy-gateway", "original-dst"]), id="component"),
+            pytest.param(build(OVERLAYS[1]), id="aibrix"),
+        ],
+    )
+    def test_original_dst_names_what_envoy_gateway_makes(self, objects: list[Object]) -> None:
+        patch = find(objects, "EnvoyPatchPolicy")
+        gateway = find(objects, "Gateway")
+        policy = find(objects, "EnvoyExtensionPolicy")
+        namespace = gateway["metadata"].get("namespace", "default")
+        (listener,) = gateway["spec"]["listeners"]
+
+        assert patch["spec"]["jsonPatches"][1]["name"] == "/".join(
+            (namespace, gateway["metadata"]["name"], listener["name"])
+        )
+        filter_name = (
+            "envoy.filters.http.ext_proc/envoyextensionpolicy/"
+            f"{namespace}/{policy['metadata']['name']}/extproc/0"
+        )
+        per_filter = patch_value(patch, "RouteConfiguration")["typed_per_filter_config"]
+        assert list(per_filter) == [filter_name]
