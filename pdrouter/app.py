@@ -194,7 +194,7 @@ def _create_source(
             cache,
             PodRules(ENGINES, CONNECTOR_NAMES),
             kubeconfig=settings.kubeconfig,
-            namespaces=settings.namespaces or (settings.pod_namespace,),
+            namespaces=settings.namespaces,
             selectors=settings.pod_selectors,
             merge_namespaces=settings.merge_namespaces,
             httproute_namespace=settings.httproute_namespace,

@@ -184,18 +184,11 @@ class Settings:
         "--kubeconfig",
     )
     namespaces: tuple[str, ...] = _declare(
-        (),
+        ("*",),
         "PDROUTER_NAMESPACES",
         _NAMES,
-        "Namespaces whose pods are watched, `*` for all (which needs a ClusterRole). Unset: the "
-        "router's own.",
+        "Namespaces whose pods are watched. `*` is all, as in aibrix, and needs a ClusterRole.",
         "--namespaces",
-    )
-    pod_namespace: str = _declare(
-        "default",
-        "POD_NAMESPACE",
-        _TEXT,
-        "The router's own namespace; manifests fill it in.",
     )
     pod_selectors: tuple[str, ...] = _declare(
         ("role-name", "!role-name,model.aibrix.ai/name"),

@@ -161,6 +161,8 @@ def _build_ext_proc(config: EnvoyConfig) -> ext_proc.ExternalProcessor:
         message_timeout=message_timeout,
         max_message_timeout=message_timeout,
         allow_mode_override=config.allow_mode_override,
+        # Which pod has answered: another than the chosen one, if Envoy does not know that.
+        response_attributes=["upstream.address"],
     )
 
 

@@ -50,6 +50,7 @@ from pdrouter.prefill.leg import PrefillRefused
 log = logging.getLogger(__name__)
 
 _JSON = ("content-type", "application/json")
+_FILTER = "envoy.filters.http.ext_proc"
 _CLIENT_ID_LENGTH = 128
 _STRIP = PhaseReply(Phase.REQUEST_HEADERS, remove_headers=STRIPPED_HEADERS)
 _NO_RESPONSE_BODY = ModeOverride(request_body=BodyMode.BUFFERED, response_body=BodyMode.NONE)
@@ -209,6 +210,7 @@ class Exchange:
     async def _on_response_headers(self, event: ResponseHeaders) -> Reply:
         status = self._note_response(event)
         self.record.outcome = Outcome.OK if status < 400 else Outcome.ENGINE_ERROR
+        self._compare_pod(event)
         # A response body that passes through the router costs a message per token.
         silence = self._response_mode not in (None, BodyMode.NONE) and not event.end_of_stream
         return PhaseReply(
@@ -216,6 +218,13 @@ class Exchange:
             set_headers=self._explain(),
             mode_override=_NO_RESPONSE_BODY if silence else None,
         )
+
+    def _compare_pod(self, event: ResponseHeaders) -> None:
+        """Note a pod that was not chosen: Envoy falls back if it does not know the chosen one."""
+        decision = self.record.decision
+        served_by = event.attributes().get(_FILTER, {}).get("upstream.address")
+        if decision is not None and served_by not in (None, decision.decode.pod.address):
+            self.record.served_by = str(served_by)
 
     async def _on_local_reply(self, event: ResponseHeaders) -> Reply:
         self._note_response(event)

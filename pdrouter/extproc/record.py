@@ -54,6 +54,8 @@ class RequestRecord:
         overhead_s: time in the router's own code, without that wait.
         headers_s: time from the request's to the response's headers.
         total_s: time from the request's headers to the end of the stream.
+        served_by: address of the pod that has answered, where Envoy tells it and it is not the one
+            that was chosen.
         status: HTTP status of the answer.
         code: `error.code` of an error that the router gave.
         message: `error.message` of that error.
@@ -78,6 +80,7 @@ class RequestRecord:
     overhead_s: float = 0.0
     headers_s: float | None = None
     total_s: float = 0.0
+    served_by: str = ""
     status: int | None = None
     code: str = ""
     message: str = ""

@@ -95,6 +95,12 @@ class Metrics:
             ("model", "reason"),
             registry=registry,
         )
+        self.misrouted = Counter(
+            "pdrouter_misrouted",
+            "Requests that Envoy sent to another pod than the chosen one.",
+            ("model",),
+            registry=registry,
+        )
         self.prefill_seconds = Histogram(
             "pdrouter_prefill_seconds",
             "Duration of the prefill leg, all tries together.",

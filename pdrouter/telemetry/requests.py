@@ -76,6 +76,8 @@ class RequestTelemetry:
             metrics.prefill_seconds.labels(model).observe(record.prefill_s)
         if record.handoff:
             metrics.handoff_failures.labels(model, record.handoff).inc()
+        if record.served_by:
+            metrics.misrouted.labels(model).inc()
         if record.decision is not None:
             kind = DecisionKind.AGGREGATED if record.aggregated else DecisionKind.DISAGGREGATED
             metrics.decisions.labels(model, kind, record.aggregated).inc()
@@ -107,6 +109,8 @@ def describe_request(record: RequestRecord) -> dict[str, Any]:
     failed = [_describe_attempt(attempt) for attempt in record.attempts if attempt.failure]
     if failed:
         fields["failed_attempts"] = failed
+    if record.served_by:
+        fields["served_by"] = record.served_by
     if record.code or record.message:
         fields |= {"error_code": record.code, "error": record.message}
     return fields

@@ -114,7 +114,7 @@ async def running(*faults: Fault, **settings: Any) -> AsyncIterator[SimulatedEng
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(GENEROUS_S):
-        while not condition():  # noqa: ASYNC110 - engines show what they do, they do not signal it
+        while not condition():
             await asyncio.sleep(0.005)
 
 

@@ -1,6 +1,7 @@
 """Pods from Kubernetes, through the real Envoy: from a guide's manifests to engines."""
 
 import asyncio
+import os
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -23,6 +24,9 @@ from pdrouter.simulation.engine import SimulatedEngine
 
 GUIDE = Path(__file__).parents[1] / "data" / "setup-guide.md"
 MODEL = "llama31-8b"
+# The guide's pods serve at port 8000: addresses of their own let two runs share a machine.
+NETWORK = f"127.{os.getpid() % 200 + 30}"
+PREFILL, DECODE = f"{NETWORK}.1", f"{NETWORK}.2"
 PROMPT = "Hello, how are you today? " * 10
 
 
@@ -94,9 +98,13 @@ async def run_cluster(
             await expect_settled(stack)
 
 
-def engines(role: Any, prefix: str, number: int) -> tuple[EngineConfig, ...]:
+def engines(
+    role: Any, prefix: str, number: int, *, kv_lease_s: float = 30.0
+) -> tuple[EngineConfig, ...]:
     return tuple(
-        EngineConfig(role=role, host=f"{prefix}.{index}", port=8000, itl_ms=1)
+        EngineConfig(
+            role=role, host=f"{prefix}.{index}", port=8000, itl_ms=1, kv_lease_s=kv_lease_s
+        )
         for index in range(1, number + 1)
     )
 
@@ -104,8 +112,8 @@ def engines(role: Any, prefix: str, number: int) -> tuple[EngineConfig, ...]:
 async def test_the_manifests_of_the_setup_guide_lead_to_routed_pods(tmp_path: Path) -> None:
     async with run_cluster(
         tmp_path / "kubeconfig",
-        prefill=engines("prefill", "127.10.0", 2),
-        decode=engines("decode", "127.20.0", 4),
+        prefill=engines("prefill", PREFILL, 2),
+        decode=engines("decode", DECODE, 4),
     ) as cluster:
         objects = read_guide()
         assert [thing["kind"] for thing in objects] == [
@@ -117,7 +125,7 @@ async def test_the_manifests_of_the_setup_guide_lead_to_routed_pods(tmp_path: Pa
         for thing in objects:
             if thing["kind"] != "BackendTrafficPolicy":
                 cluster.api.store.create(thing)
-        cluster.api.run_deployments(address_pods({"prefill": "127.10.0", "decode": "127.20.0"}))
+        cluster.api.run_deployments(address_pods({"prefill": PREFILL, "decode": DECODE}))
         await cluster.wait_for_pods(6)
         pods = cluster.api.store.objects("pods")
         names = {
@@ -142,8 +150,8 @@ async def test_the_manifests_of_the_setup_guide_lead_to_routed_pods(tmp_path: Pa
             assert response.headers["x-pd-decision"] == "disaggregated"
             assert response.headers["prefill-target-pod"] in names["prefill"]
             assert response.headers["target-pod"] in names["decode"]
-            assert response.headers["target-pod-ip"].startswith("127.20.0.")
-            assert response.headers["prefill-target-pod-ip"].startswith("127.10.0.")
+            assert response.headers["target-pod-ip"].startswith(f"{DECODE}.")
+            assert response.headers["prefill-target-pod-ip"].startswith(f"{PREFILL}.")
             usage = response.json()["usage"]
             assert usage["prompt_tokens_details"]["cached_tokens"] == usage["prompt_tokens"] - 1
             seen.add(response.headers["target-pod"])
@@ -156,13 +164,13 @@ async def test_an_adapter_on_prefill_pods_is_decoded_by_the_base_models_pods(
     async with run_cluster(
         tmp_path / "kubeconfig",
         prefill=(
-            EngineConfig(role="prefill", host="127.10.0.1", port=8000),
-            EngineConfig(role="prefill", host="127.10.0.2", port=8000),
+            EngineConfig(role="prefill", host=f"{PREFILL}.1", port=8000),
+            EngineConfig(role="prefill", host=f"{PREFILL}.2", port=8000),
         ),
-        decode=engines("decode", "127.20.0", 1),
+        decode=engines("decode", DECODE, 1),
     ) as cluster:
-        add_pods(cluster.api, "prefill", "127.10.0", 2)
-        add_pods(cluster.api, "decode", "127.20.0", 1)
+        add_pods(cluster.api, "prefill", PREFILL, 2)
+        add_pods(cluster.api, "decode", DECODE, 1)
         cluster.api.store.create(
             {
                 "apiVersion": "model.aibrix.ai/v1alpha1",
@@ -196,8 +204,8 @@ def add_pod(api: FakeApiServer, role: str, ip: str, name: str) -> None:
 async def test_until_the_pods_are_known_requests_are_told_to_come_back(tmp_path: Path) -> None:
     async with run_cluster(
         tmp_path / "kubeconfig",
-        prefill=engines("prefill", "127.10.0", 1),
-        decode=engines("decode", "127.20.0", 1),
+        prefill=engines("prefill", PREFILL, 1),
+        decode=engines("decode", DECODE, 1),
         PDROUTER_NAMESPACES="elsewhere",
     ) as cluster:
         await wait_for(lambda: cluster.stack.router.cache.synced)
@@ -271,19 +279,19 @@ async def expect_used(engine: SimulatedEngine) -> None:
 async def test_pods_come_and_go_under_load(tmp_path: Path) -> None:
     async with run_cluster(
         tmp_path / "kubeconfig",
-        prefill=engines("prefill", "127.10.0", 2),
-        decode=engines("decode", "127.20.0", 2),
+        prefill=engines("prefill", PREFILL, 2),
+        decode=engines("decode", DECODE, 2),
     ) as cluster:
-        add_pods(cluster.api, "prefill", "127.10.0", 2)
-        add_pods(cluster.api, "decode", "127.20.0", 2)
+        add_pods(cluster.api, "prefill", PREFILL, 2)
+        add_pods(cluster.api, "decode", DECODE, 2)
         await cluster.wait_for_pods(4)
         load = Load(cluster, 8)
         store = cluster.api.store
         async with load.running():
             await load.pass_requests()
             for role, prefix, both in (
-                ("prefill", "127.10.0", cluster.stack.prefill),
-                ("decode", "127.20.0", cluster.stack.decode),
+                ("prefill", PREFILL, cluster.stack.prefill),
+                ("decode", DECODE, cluster.stack.decode),
             ):
                 name, ip, engine = f"{role}-1", f"{prefix}.1", both[0]
                 unready = {"conditions": [{"type": "Ready", "status": "False"}]}
@@ -307,11 +315,11 @@ async def test_pods_come_and_go_under_load(tmp_path: Path) -> None:
 async def test_a_killed_prefill_engine_costs_no_request(tmp_path: Path) -> None:
     async with run_cluster(
         tmp_path / "kubeconfig",
-        prefill=engines("prefill", "127.10.0", 2),
-        decode=engines("decode", "127.20.0", 1),
+        prefill=engines("prefill", PREFILL, 2, kv_lease_s=1.0),
+        decode=engines("decode", DECODE, 1),
     ) as cluster:
-        add_pods(cluster.api, "prefill", "127.10.0", 2)
-        add_pods(cluster.api, "decode", "127.20.0", 1)
+        add_pods(cluster.api, "prefill", PREFILL, 2)
+        add_pods(cluster.api, "decode", DECODE, 1)
         await cluster.wait_for_pods(3)
         load = Load(cluster, 4, killed="prefill-1")
         async with load.running():
@@ -328,14 +336,14 @@ async def routed_cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
     """A cluster whose requests go by their model's HTTPRoute."""
     async with run_cluster(
         tmp_path / "kubeconfig",
-        prefill=engines("prefill", "127.10.0", 1),
-        decode=engines("decode", "127.20.0", 1),
+        prefill=engines("prefill", PREFILL, 1),
+        decode=engines("decode", DECODE, 1),
         routing=Routing.OVERRIDE_HOST,
         ROUTING_ALGORITHM="",
         AIBRIX_HTTPROUTE_CACHE_TTL="200ms",
     ) as cluster:
-        add_pods(cluster.api, "prefill", "127.10.0", 1)
-        add_pods(cluster.api, "decode", "127.20.0", 1)
+        add_pods(cluster.api, "prefill", PREFILL, 1)
+        add_pods(cluster.api, "decode", DECODE, 1)
         await cluster.wait_for_pods(2)
         yield cluster
 
@@ -412,12 +420,12 @@ async def test_a_strategy_needs_no_route(routed_cluster: Cluster) -> None:
 async def test_a_name_in_two_namespaces_is_asked_for_by_namespace(tmp_path: Path) -> None:
     async with run_cluster(
         tmp_path / "kubeconfig",
-        prefill=engines("prefill", "127.10.0", 2),
-        decode=engines("decode", "127.20.0", 2),
+        prefill=engines("prefill", PREFILL, 2),
+        decode=engines("decode", DECODE, 2),
         PDROUTER_NAMESPACES="*",
     ) as cluster:
         for index, namespace in ((1, "one"), (2, "two")):
-            for role, prefix in (("prefill", "127.10.0"), ("decode", "127.20.0")):
+            for role, prefix in (("prefill", PREFILL), ("decode", DECODE)):
                 labels = {"role-name": role, "model.aibrix.ai/name": MODEL}
                 cluster.api.store.create(
                     make_pod(

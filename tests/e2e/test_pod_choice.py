@@ -29,9 +29,10 @@ from expectations import (
     read_metrics,
     run_checked_stack,
 )
+from waiting import wait_until
 
 from pdrouter.envoy_config import Routing
-from pdrouter.local_stack import LocalStack, StackOptions
+from pdrouter.local_stack import LocalStack, StackOptions, write_endpoints
 from pdrouter.simulation.config import EngineConfig
 from pdrouter.simulation.engine import SimulatedEngine
 from pdrouter.simulation.faults import Fault
@@ -453,3 +454,20 @@ async def test_pods_may_have_ipv6_addresses() -> None:
             _, decode = expect_disaggregated(stack, response)
             assert response.headers["target-pod-ip"] == f"[::1]:{decode.engine.port}"
             assert response.headers["prefill-target-pod-ip"] == "::1"
+
+
+async def test_a_pod_that_envoy_does_not_know_is_noticed() -> None:
+    options = StackOptions(prefill=PREFILL, decode=DECODE, routing=Routing.OVERRIDE_HOST)
+    unknown = SimulatedEngine(EngineConfig(role="decode", models=("demo",)))
+    async with run_checked_stack(options) as stack, connect(stack) as client, unknown:
+        write_endpoints(stack.endpoints_file, stack.model, stack.prefill, [unknown])
+        await wait_until(
+            lambda: unknown.address in {pod.address for pod in stack.router.cache.view.pods}
+        )
+        response = await client.post("/v1/chat/completions", json=chat())
+        # Envoy has fallen back to a pod that it knows; that one has the KV blocks as well.
+        assert response.status_code == 200
+        assert response.headers["target-pod-ip"] == unknown.address
+        assert unknown.requests == ()
+        await expect_settled(stack)
+        assert (await read_metrics(stack)).total("pdrouter_misrouted_total") == 1

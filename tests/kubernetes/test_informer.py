@@ -183,6 +183,23 @@ async def test_labels_decide_what_a_pod_is(cluster: Cluster) -> None:
         await wait_for(lambda: informer.cache.view.names == ("a/b",))
 
 
+@pytest.mark.parametrize("transition", ["new", "previous"])
+async def test_a_pod_that_leaves_the_selection_is_forgotten(
+    tmp_path: Path, transition: Any
+) -> None:
+    # API servers say DELETED, with the object as it was before or as it is after.
+    async with FakeApiServer(transition=transition) as api:
+        cluster = FakeCluster(api, tmp_path / "kubeconfig")
+        await cluster.create("p", PREFILL)
+        async with run_informer(cluster.kubeconfig) as informer:
+            gone = {"model.aibrix.ai/name": None, "role-name": None}
+            await cluster.patch("p", {"metadata": {"labels": gone}})
+            await wait_for(lambda: informer.states == {})
+            await cluster.patch("p", {"metadata": {"labels": PREFILL}})
+            await wait_for(lambda: informer.states == {"p": "ready"})
+            assert informer.lists == 1
+
+
 async def test_a_terminating_pod_is_out_at_once(tmp_path: Path) -> None:
     async with FakeApiServer() as api:
         cluster = FakeCluster(api, tmp_path / "kubeconfig")

@@ -17,6 +17,7 @@ from pdrouter.engines.registry import Connectors
 from pdrouter.extproc.codec import encode
 from pdrouter.extproc.dispatch import Dispatcher, DispatchPolicy, FailurePolicy
 from pdrouter.extproc.exchange import Exchange, ExchangePolicy, State
+from pdrouter.extproc.ext_proc_pb2 import ProcessingRequest
 from pdrouter.extproc.messages import (
     BodyMode,
     Event,
@@ -509,6 +510,27 @@ async def test_a_useless_handle_may_be_an_error() -> None:
     _, reply = await bench.tell(request_headers(), request_body())
     assert error_of(reply) == (502, "handoff_invalid")
     bench.close()
+
+
+@pytest.mark.parametrize(
+    ("attributes", "served_by"),
+    [
+        ({}, ""),
+        ({"upstream.address": "10.0.0.2:8000"}, ""),
+        ({"upstream.address": "10.0.0.9:8000"}, "10.0.0.9:8000"),
+        ({"other": 1}, ""),
+    ],
+)
+async def test_a_pod_that_was_not_chosen_is_noted(
+    attributes: dict[str, Any], served_by: str
+) -> None:
+    bench = Bench()
+    context = ProcessingRequest()
+    context.attributes["envoy.filters.http.ext_proc"].update(attributes)
+    await bench.tell(
+        request_headers(), request_body(), ResponseHeaders({":status": "200"}, context=context)
+    )
+    assert bench.close().served_by == served_by
 
 
 async def test_a_streamed_response_body_is_turned_off_and_tolerated() -> None:

@@ -54,7 +54,6 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     "PDROUTER_KUBERNETES": (_BOOLEANS, _NO_BOOLEANS),
     "KUBECONFIG": (_PATHS, []),
     "PDROUTER_NAMESPACES": ([("*", ("*",)), *_NAMES], []),
-    "POD_NAMESPACE": (_TEXTS, []),
     "PDROUTER_POD_SELECTORS": ([("a=b", ("a=b",)), ("a,b ; !c;", ("a,b", "!c"))], []),
     "PDROUTER_MERGE_NAMESPACES": (_BOOLEANS, _NO_BOOLEANS),
     "PDROUTER_HTTPROUTE_NAMESPACE": (_TEXTS, []),

@@ -118,7 +118,7 @@ def pod_status(
 def _add_bulk(metadata: Json, spec: Json) -> None:
     """Give a pod what admission, probes and field ownership give to a real one."""
     container = spec["containers"][0]
-    container["env"] = [{"name": f"SETTING_{n}", "value": f"value-{n}"} for n in range(12)]
+    container["env"] = [{"name": f"SETTING_{n}", "value": f"value-{n}"} for n in range(24)]
     resources = {"cpu": "8", "memory": "64Gi", "vpc.amazonaws.com/efa": "1"}
     container["resources"] = {"limits": resources, "requests": resources}
     probe = {

@@ -1,7 +1,7 @@
 """Requests for objects: from a parsed call to the response."""
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 import yaml
@@ -23,6 +23,7 @@ JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
 STRATEGIC_MERGE_PATCH = "application/strategic-merge-patch+json"
 
+_T = TypeVar("_T")
 _Change: TypeAlias = Callable[[Json], Json]
 
 
@@ -143,10 +144,12 @@ _FIRST_STATUS: dict[str, Json] = {
 
 
 def _parse(body: bytes, content_type: str) -> Json:
-    if content_type == PROTOBUF:
-        return decode_object(body)
+    return decode_object(body) if content_type == PROTOBUF else _parse_json(body, Json)
+
+
+def _parse_json(body: bytes, expected: type[_T]) -> _T:
     try:
-        return msgspec.json.decode(body, type=dict[str, Any])
+        return msgspec.json.decode(body, type=expected)
     except msgspec.MsgspecError as error:
         raise ApiError.bad_request(f"the object provided is unrecognized: {error}") from error
 
@@ -169,7 +172,7 @@ def _change(kind: Kind, body: bytes, content_type: str) -> _Change:
         ApiError: 400 if the body cannot be parsed, 415 if its format is not for this kind.
     """
     if content_type == JSON_PATCH:
-        operations = _parse(b'{"operations":%s}' % body, content_type)["operations"]
+        operations = _parse_json(body, list[Json])
         return lambda current: json_patch(current, operations)
     if content_type == APPLY:
         patch = _parse_yaml(body)

@@ -239,9 +239,10 @@ class FakeApiServer:
         if call.verb == "watch":
             return await self._watch(request, call, cut_after)
         response = await self._api.answer(request, call, call.kind)
-        body = response.body
-        if self._gzip and isinstance(body, bytes) and len(body) > _GZIP_ABOVE_BYTES:
-            response.enable_compression()
+        body, accepted = response.body, request.headers.get("Accept-Encoding", "")
+        is_large = isinstance(body, bytes) and len(body) > _GZIP_ABOVE_BYTES
+        if self._gzip and is_large and "gzip" in accepted:
+            response.enable_compression(web.ContentCoding.gzip)
         return response
 
     async def _watch(

@@ -1,0 +1,206 @@
+"""The doctor on manifests: how they are read, and what it says of those that we ship."""
+
+import io
+import json
+import re
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+import yaml
+from setups import codes, endpoint_override
+
+from pdrouter.cli import main
+from pdrouter.doctor.diagnosis import diagnose
+from pdrouter.doctor.manifests import ManifestsUnreadable, read_manifests
+from pdrouter.doctor.report import render_json, render_text
+
+ROOT = Path(__file__).parents[2]
+GUIDE = ROOT / "tests" / "data" / "setup-guide.md"
+OVERLAYS = sorted(path for path in (ROOT / "deploy" / "overlays").iterdir() if path.is_dir())
+ENGINES = [ROOT / "deploy" / "examples" / name for name in ("gpu", "trainium2", "simulated")]
+
+
+def read(text: str) -> set[str]:
+    return {str(thing.ref) for thing in read_manifests(["-"], io.StringIO(text)).objects}
+
+
+def kustomize(directory: Path) -> str:
+    kubectl = shutil.which("kubectl", path=sysconfig.get_path("scripts")) or "kubectl"
+    arguments = [kubectl, "kustomize", str(directory)]
+    return subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
+
+
+def read_guide() -> str:
+    """The manifests of the setup guide: its YAML blocks, and what it pipes to kubectl."""
+    text = GUIDE.read_text()
+    blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    blocks += re.findall(r"<<EOF\n(.*?)\nEOF", text, re.DOTALL)
+    return "\n---\n".join(blocks)
+
+
+POD = "{apiVersion: v1, kind: Pod, metadata: {name: a}}"
+
+
+@pytest.mark.parametrize(
+    ("text", "refs"),
+    [
+        (POD, {"Pod default/a"}),
+        (f"---\n---\n{POD}\n---\n", {"Pod default/a"}),
+        (f"{POD}\n---\n{POD}", {"Pod default/a"}),
+        ("{apiVersion: v1, kind: Pod, metadata: {name: a, namespace: b}}", {"Pod b/a"}),
+        (f"{{apiVersion: v1, kind: List, items: [{POD}]}}", {"Pod default/a"}),
+        (f"{{apiVersion: v1, kind: PodList, items: [{POD}]}}", {"Pod default/a"}),
+        (json.dumps(yaml.safe_load(POD)), {"Pod default/a"}),
+        ("{apiVersion: v1, kind: Secret, metadata: {name: a}}", set()),
+        ("{apiVersion: other/v1, kind: Pod, metadata: {name: a}}", set()),
+        ("{a: b}", set()),
+        (
+            "{apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRole, metadata: {name: a}}",
+            {"ClusterRole a"},
+        ),
+        ("", set()),
+    ],
+)
+def test_objects_are_read_from_a_stream_of_documents(text: str, refs: set[str]) -> None:
+    assert read(text) == refs
+
+
+def test_files_and_directories_are_read(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    for name, file in (("a", "a.yaml"), ("b", "deep/b.yml"), ("c", "c.json"), ("d", "notes.txt")):
+        (tmp_path / file).write_text(POD.replace("name: a", f"name: {name}"))
+
+    from_directory = read_manifests([str(tmp_path)], io.StringIO())
+    from_files = read_manifests([str(tmp_path / "a.yaml"), "-"], io.StringIO(POD))
+
+    assert {thing.metadata.name for thing in from_directory.objects} == {"a", "b", "c"}
+    assert {thing.metadata.name for thing in from_files.objects} == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"a: [", "a.yaml"),
+        (b"\xff\xfe\xff", "a.yaml"),
+        (b"just text", "no object"),
+    ],
+)
+def test_what_is_no_manifest_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "a.yaml").write_bytes(content)
+
+    with pytest.raises(ManifestsUnreadable, match=words):
+        read_manifests([str(tmp_path)], io.StringIO())
+
+
+def test_dates_are_text() -> None:
+    text = POD.replace("name: a", "name: a, annotations: {since: 2026-01-31}")
+
+    assert read(text) == {"Pod default/a"}
+
+
+def test_a_kustomization_is_to_be_built_first(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "kustomization.yaml").write_text("resources: []")
+
+    with pytest.raises(ManifestsUnreadable, match=r"kubectl kustomize .*base"):
+        read_manifests([str(tmp_path)], io.StringIO())
+
+
+def test_a_healthy_installation_gives_exit_code_0(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(yaml.safe_dump_all(endpoint_override())))
+
+    assert main(["doctor", "--manifests", "-"]) == 0
+    assert capsys.readouterr().out == "0 errors, 0 warnings\n"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "code"), [("failOpen", True, 0), ("messageTimeout", None, 1)]
+)
+def test_only_errors_give_exit_code_1(
+    tmp_path: Path,
+    key: str,
+    value: object,
+    code: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    documents = endpoint_override()
+    (policy,) = (each for each in documents if each["kind"] == "EnvoyExtensionPolicy")
+    policy["spec"]["extProc"][0][key] = value
+    (tmp_path / "all.yaml").write_text(yaml.safe_dump_all(documents))
+
+    assert main(["doctor", "--json", "--manifests", str(tmp_path)]) == code
+    report = json.loads(capsys.readouterr().out)
+    (finding,) = report["findings"]
+    assert (report["errors"], report["warnings"]) == ((1, 0) if code else (0, 1))
+    assert finding["object"] == {
+        "kind": "EnvoyExtensionPolicy",
+        "namespace": "default",
+        "name": "router",
+    }
+    assert finding["field"] == f"spec.extProc[0].{key}"
+    assert {"code", "severity", "problem", "why", "fix"} <= finding.keys()
+
+
+def test_a_missing_file_gives_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", "--manifests", str(tmp_path / "none.yaml")]) == 2
+    assert "none.yaml" in capsys.readouterr().err
+
+
+def test_the_report_for_people_says_everything_of_a_finding() -> None:
+    documents = endpoint_override()
+    documents = [each for each in documents if each["kind"] != "PodDisruptionBudget"]
+    diagnosis = diagnose(read_manifests(["-"], io.StringIO(yaml.safe_dump_all(documents))))
+
+    assert render_text(diagnosis) == (
+        "warning: Deployment default/router  [disruption-budget-missing]\n"
+        "  where: PodDisruptionBudget spec.selector\n"
+        "  found: no budget selects its pods\n"
+        "  why:   A drain of nodes may take all of them at once, and with them every open "
+        "request.\n"
+        "  fix:   add a PodDisruptionBudget with maxUnavailable: 1\n"
+        "\n"
+        "0 errors, 1 warning\n"
+    )
+    assert json.loads(render_json(diagnosis))["warnings"] == 1
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)
+@pytest.mark.parametrize("engines", ENGINES, ids=lambda path: path.name)
+def test_the_shipped_manifests_have_no_error(overlay: Path, engines: Path) -> None:
+    text = kustomize(overlay) + "---\n" + kustomize(engines)
+    diagnosis = diagnose(read_manifests(["-"], io.StringIO(text)))
+
+    errors = [each.check.code for each in diagnosis.findings if each.check.severity == "error"]
+    assert errors == []
+    assert diagnosis.notes == ()
+
+
+def test_the_setup_guide_works_but_is_not_all_well() -> None:
+    diagnosis = diagnose(read_manifests(["-"], io.StringIO(read_guide())))
+
+    assert codes(diagnosis) == {"nixl-host-local", "adapter-shadowed"}
+
+
+def test_the_set_up_of_the_guide_has_no_error() -> None:
+    documents = list(yaml.safe_load_all(kustomize(ROOT / "deploy" / "overlays" / "aibrix")))
+    for document in documents:
+        if document["kind"] == "Deployment":
+            environment = document["spec"]["template"]["spec"]["containers"][0]["env"]
+            environment += [
+                {"name": "ROUTING_ALGORITHM", "value": "pd"},
+                {"name": "AIBRIX_PREFILL_REQUEST_TIMEOUT", "value": "600"},
+            ]
+        if document["kind"] == "EnvoyExtensionPolicy":
+            document["spec"]["extProc"][0]["messageTimeout"] = "600s"
+    text = yaml.safe_dump_all(documents) + "---\n" + read_guide()
+
+    diagnosis = diagnose(read_manifests(["-"], io.StringIO(text)))
+
+    assert codes(diagnosis) == {"nixl-host-local", "adapter-shadowed", "message-timeout-tight"}

@@ -1,0 +1,55 @@
+"""Pages that are made from code, or that must follow it."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+from pdrouter.cluster.load import Ledger
+from pdrouter.cluster.view import PodCache
+from pdrouter.extproc.headers import FORWARDED_TO_PREFILL
+from pdrouter.openai.paths import ENDPOINTS
+from pdrouter.telemetry.requests import RequestTelemetry
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def read(name: str) -> str:
+    return (DOCS / name).read_text()
+
+
+def test_the_table_of_settings_is_up_to_date() -> None:
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    assert read("configuration.md") == generate.render_configuration()
+
+
+def test_every_metric_is_explained_and_no_other() -> None:
+    page = RequestTelemetry(PodCache(), Ledger()).metrics.render().decode()
+    exported = set(re.findall(r"^# TYPE (\S+)", page, re.MULTILINE))
+    explained = set(re.findall(r"`(pdrouter_\w+)`", read("metrics.md")))
+    assert explained == exported
+
+
+def test_every_path_is_listed() -> None:
+    text = read("requests.md")
+    assert [path for path in ENDPOINTS if f"`{path}`" not in text] == []
+
+
+def test_every_header_that_goes_to_prefill_is_listed() -> None:
+    text = read("requests.md")
+    assert [name for name in FORWARDED_TO_PREFILL if f"`{name}`" not in text] == []
+
+
+def test_links_lead_somewhere() -> None:
+    root = DOCS.parent
+    pages = [*DOCS.glob("*.md"), root / "README.md", root / "CONTRIBUTING.md"]
+    broken = [
+        (page.name, target)
+        for page in pages
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+        if not (page.parent / target).exists()
+    ]
+    assert broken == []
