@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from pdrouter.doctor.diagnosis import describe_findings
 from pdrouter.settings import describe_settings
 
 _CONFIGURATION = """# Configuration
@@ -22,9 +23,35 @@ def render_configuration() -> str:
     return _CONFIGURATION + describe_settings()
 
 
+_DOCTOR = """# pdrouter doctor
+
+`pdrouter doctor` reads a cluster (`--kubeconfig FILE`, or the pod's own service account) and says
+what is wrong with the set-up before a request does: object, field, why it hurts, and the fix. With
+`--manifests` it reads YAML instead:
+
+```bash
+kubectl kustomize deploy/overlays/envoy-gateway | pdrouter doctor --manifests -
+```
+
+`--json` prints the findings as JSON, `--probe` also connects to the pods. It exits 1 if there is an
+error, 0 if there are only warnings, 2 if it was called in a wrong way.
+
+"""
+
+
+def render_doctor() -> str:
+    """Return `docs/doctor.md`."""
+    return _DOCTOR + describe_findings()
+
+
+PAGES = {"configuration.md": render_configuration, "doctor.md": render_doctor}
+"""Functions that return a page, by its name."""
+
+
 def main() -> None:
     """Write the pages."""
-    Path(__file__).with_name("configuration.md").write_text(render_configuration())
+    for name, render in PAGES.items():
+        Path(__file__).with_name(name).write_text(render())
 
 
 if __name__ == "__main__":

@@ -12,6 +12,10 @@ _COMMANDS = {
     "serve": ("run the router", "pdrouter.commands.serve"),
     "settings": ("print all settings with their meaning", "pdrouter.commands.settings"),
     "envoy-config": ("print an Envoy bootstrap for the router", "pdrouter.commands.envoy_config"),
+    "doctor": (
+        "say what is wrong with an installation, and what to change",
+        "pdrouter.commands.doctor",
+    ),
     "engine": ("run a simulated engine", "pdrouter.commands.engine"),
     "demo": ("run engines, Envoy and the router on this machine", "pdrouter.commands.demo"),
 }

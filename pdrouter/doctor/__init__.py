@@ -1,0 +1,1 @@
+"""Finds the known misconfigurations of an installation, before a request does."""

@@ -1,0 +1,142 @@
+"""What the router's service account may do at the API server."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pdrouter.doctor.findings import Check, Fault, Severity
+from pdrouter.doctor.installation import Installation
+from pdrouter.doctor.objects.access import (
+    ClusterRole,
+    ClusterRoleBinding,
+    PolicyRule,
+    Role,
+    RoleBinding,
+    RoleRef,
+)
+from pdrouter.doctor.objects.workloads import ModelAdapter
+from pdrouter.doctor.router import Router
+from pdrouter.doctor.snapshot import Snapshot
+
+_KINDS = (Role, RoleBinding, ClusterRole, ClusterRoleBinding)
+
+
+@dataclass(frozen=True, slots=True)
+class _Need:
+    """What the router has to do at the API server."""
+
+    verbs: tuple[str, ...]
+    group: str
+    resource: str
+
+
+_PODS = _Need(("list", "watch"), "", "pods")
+_ADAPTERS = _Need(("list", "watch"), "model.aibrix.ai", "modeladapters")
+_ROUTES = _Need(("get",), "gateway.networking.k8s.io", "httproutes")
+
+
+def _find_blindness(installation: Installation) -> Iterator[Fault]:
+    for router in installation.routers:
+        for namespace in router.namespaces:
+            yield from _judge(installation.snapshot, router, namespace, _PODS)
+
+
+def _find_adapter_blindness(installation: Installation) -> Iterator[Fault]:
+    if ModelAdapter in installation.snapshot.unread:
+        return
+    for router in installation.routers:
+        for namespace in router.namespaces:
+            yield from _judge(installation.snapshot, router, namespace, _ADAPTERS)
+
+
+def _find_route_blindness(installation: Installation) -> Iterator[Fault]:
+    for router in installation.routers:
+        if router.routes_by_model and router.knows("httproute_namespace"):
+            namespace = router.settings.httproute_namespace
+            yield from _judge(installation.snapshot, router, namespace, _ROUTES)
+
+
+def _judge(snapshot: Snapshot, router: Router, namespace: str, need: _Need) -> Iterator[Fault]:
+    if not router.watches_kubernetes or not _is_known(snapshot):
+        return
+    account = router.deployment.spec.template.spec.service_account_name
+    home = router.deployment.metadata.namespace
+    rules = _find_rules(snapshot, home, account, namespace)
+    if rules is None:
+        return
+    missing = [
+        verb
+        for verb in need.verbs
+        if not any(rule.allows(verb, need.group, need.resource) for rule in rules)
+    ]
+    if missing:
+        everywhere = namespace == "*"
+        where = "in all namespaces" if everywhere else f"in namespace {namespace}"
+        kind = "ClusterRole and ClusterRoleBinding" if everywhere else "Role and RoleBinding"
+        group = need.group or '""'
+        yield Fault(
+            router.deployment.ref,
+            "spec.template.spec.serviceAccountName",
+            f"{home}/{account} may not {' or '.join(missing)} {need.resource} {where}",
+            f"give it a {kind} with apiGroups [{group}], resources [{need.resource}], "
+            f"verbs [{', '.join(need.verbs)}]",
+        )
+
+
+def _is_known(snapshot: Snapshot) -> bool:
+    """Return whether the snapshot says who may do what; manifests may leave it to others."""
+    if any(kind in snapshot.unread for kind in _KINDS):
+        return False
+    return any(snapshot.of(kind) for kind in _KINDS)
+
+
+def _find_rules(
+    snapshot: Snapshot, home: str, account: str, namespace: str
+) -> list[PolicyRule] | None:
+    """Return what an account may do in a namespace; None if one of its roles is not known."""
+    bindings: list[RoleBinding | ClusterRoleBinding] = [*snapshot.of(ClusterRoleBinding)]
+    bindings += [
+        binding for binding in snapshot.of(RoleBinding) if binding.metadata.namespace == namespace
+    ]
+    rules: list[PolicyRule] = []
+    for binding in bindings:
+        if any(subject.includes(home, account) for subject in binding.subjects):
+            role = _find_role(snapshot, binding.role_ref, namespace)
+            if role is None:
+                return None
+            rules += role.rules
+    return rules
+
+
+def _find_role(snapshot: Snapshot, ref: RoleRef, namespace: str) -> Role | ClusterRole | None:
+    roles: tuple[Role | ClusterRole, ...] = (
+        snapshot.of(ClusterRole)
+        if ref.kind == "ClusterRole"
+        else tuple(role for role in snapshot.of(Role) if role.metadata.namespace == namespace)
+    )
+    return next((role for role in roles if role.metadata.name == ref.name), None)
+
+
+CHECKS = (
+    Check(
+        "pods-forbidden",
+        Severity.ERROR,
+        "The router may not list or watch pods.",
+        "It finds no engines, is never ready, and Envoy answers every request with an error.",
+        _find_blindness,
+    ),
+    Check(
+        "adapters-forbidden",
+        Severity.WARNING,
+        "The router may not list or watch ModelAdapters.",
+        "Requests for an adapter's name get a 404.",
+        _find_adapter_blindness,
+    ),
+    Check(
+        "routes-forbidden",
+        Severity.ERROR,
+        "The router may not get HTTPRoutes, and no strategy is set.",
+        "Requests without a strategy go by their model's HTTPRoute, whose status the router has to "
+        "read first: they get a 503.",
+        _find_route_blindness,
+    ),
+)

@@ -1,0 +1,94 @@
+"""The kinds of objects that the doctor reads, and where the API server serves them."""
+
+from dataclasses import dataclass
+
+from pdrouter.doctor.objects.access import ClusterRole, ClusterRoleBinding, Role, RoleBinding
+from pdrouter.doctor.objects.base import KubeObject
+from pdrouter.doctor.objects.envoy_gateway import (
+    BackendPolicy,
+    ClientPolicy,
+    EnvoyProxy,
+    ExtensionPolicy,
+    PatchPolicy,
+)
+from pdrouter.doctor.objects.gateway_api import Gateway, GatewayClass, HttpRoute
+from pdrouter.doctor.objects.workloads import (
+    DaemonSet,
+    Deployment,
+    DisruptionBudget,
+    ModelAdapter,
+    Pod,
+    Service,
+    StatefulSet,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of objects.
+
+    Attributes:
+        name: value of `kind`.
+        group: API group; empty for the core.
+        version: version that the cluster is asked for.
+        plural: its name in paths.
+        type: what its objects are decoded to.
+        namespaced: whether its objects are in namespaces.
+    """
+
+    name: str
+    group: str
+    version: str
+    plural: str
+    type: type[KubeObject]
+    namespaced: bool = True
+
+    def path(self, namespace: str) -> str:
+        """Return where they are listed; those of all namespaces for an empty name."""
+        root = f"/apis/{self.group}" if self.group else "/api"
+        scope = f"namespaces/{namespace}/" if namespace and self.namespaced else ""
+        return f"{root}/{self.version}/{scope}{self.plural}"
+
+
+_RBAC = "rbac.authorization.k8s.io"
+_GATEWAY_API = "gateway.networking.k8s.io"
+_ENVOY_GATEWAY = "gateway.envoyproxy.io"
+
+KINDS = (
+    Kind("Pod", "", "v1", "pods", Pod),
+    Kind("Service", "", "v1", "services", Service),
+    Kind("Deployment", "apps", "v1", "deployments", Deployment),
+    Kind("StatefulSet", "apps", "v1", "statefulsets", StatefulSet),
+    Kind("DaemonSet", "apps", "v1", "daemonsets", DaemonSet),
+    Kind("PodDisruptionBudget", "policy", "v1", "poddisruptionbudgets", DisruptionBudget),
+    Kind("Role", _RBAC, "v1", "roles", Role),
+    Kind("RoleBinding", _RBAC, "v1", "rolebindings", RoleBinding),
+    Kind("ClusterRole", _RBAC, "v1", "clusterroles", ClusterRole, namespaced=False),
+    Kind(
+        "ClusterRoleBinding",
+        _RBAC,
+        "v1",
+        "clusterrolebindings",
+        ClusterRoleBinding,
+        namespaced=False,
+    ),
+    Kind("GatewayClass", _GATEWAY_API, "v1", "gatewayclasses", GatewayClass, namespaced=False),
+    Kind("Gateway", _GATEWAY_API, "v1", "gateways", Gateway),
+    Kind("HTTPRoute", _GATEWAY_API, "v1", "httproutes", HttpRoute),
+    Kind("EnvoyProxy", _ENVOY_GATEWAY, "v1alpha1", "envoyproxies", EnvoyProxy),
+    Kind(
+        "EnvoyExtensionPolicy",
+        _ENVOY_GATEWAY,
+        "v1alpha1",
+        "envoyextensionpolicies",
+        ExtensionPolicy,
+    ),
+    Kind("ClientTrafficPolicy", _ENVOY_GATEWAY, "v1alpha1", "clienttrafficpolicies", ClientPolicy),
+    Kind(
+        "BackendTrafficPolicy", _ENVOY_GATEWAY, "v1alpha1", "backendtrafficpolicies", BackendPolicy
+    ),
+    Kind("EnvoyPatchPolicy", _ENVOY_GATEWAY, "v1alpha1", "envoypatchpolicies", PatchPolicy),
+    Kind("ModelAdapter", "model.aibrix.ai", "v1alpha1", "modeladapters", ModelAdapter),
+)
+
+BY_GROUP_AND_NAME = {(kind.group, kind.name): kind for kind in KINDS}
