@@ -19,9 +19,12 @@ from pdrouter.extproc.codec import decode, encode
 from pdrouter.extproc.ext_proc_pb2 import ProcessingRequest
 from pdrouter.extproc.messages import Phase, PhaseReply, ReplaceBody
 from pdrouter.openai.paths import ENDPOINTS
+from pdrouter.openai.prompt_prefix import hash_prompt
 from pdrouter.openai.request import InferenceRequest, parse_request
 from pdrouter.routing.decision import RoutingFacts
-from pdrouter.routing.pd import PrefillDecode
+from pdrouter.routing.prefix_index import PrefixIndex
+from pdrouter.routing.registry import create_strategies
+from pdrouter.routing.state import RoutingState
 
 ROUNDS = 9
 SECONDS_PER_TURN = 0.02
@@ -127,11 +130,20 @@ def bench_body(size: int) -> None:
 def bench_routing(count: int) -> None:
     """Measure a decision among so many pods."""
     pods = ClusterView.build(make_pods(count)).models["m"]
-    ledger, random, strategy = Ledger(), Random(1), PrefillDecode()
-    facts = RoutingFacts(2000, None)
-    body = make_body(8192)
-    print(f"\ndecision among {count:,} pods; json = loads of an 8 KB body")
-    compare({"pd": lambda: strategy.decide(facts, pods, ledger, random)}, lambda: json.loads(body))
+    strategy = create_strategies()["pd"]
+    prefixes = PrefixIndex(1 << 26, 1200, time.monotonic)
+    state = RoutingState(Ledger(), prefixes, {}, time.monotonic, Random(1))
+    request = parse(make_body(32768))
+    prefix = hash_prompt(request)
+    for number, pod in enumerate(pods.prefill):
+        prefixes.add(prefix.hashes[: number % (len(prefix.hashes) + 1)], pod.uid)
+    body = request.body.data
+    print(f"\ndecision among {count:,} pods, 32 KB prompt; json = loads of its body")
+
+    def decide() -> object:
+        return strategy.decide(RoutingFacts(8192, None, hash_prompt(request)), pods, state)
+
+    compare({"hash, look up, choose": decide}, lambda: json.loads(body))
 
 
 def main() -> None:

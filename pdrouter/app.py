@@ -6,6 +6,7 @@ import logging
 import os
 import resource
 import signal
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from random import Random
@@ -15,6 +16,7 @@ from pdrouter.admin.server import AdminServer
 from pdrouter.cluster.endpoints_file import EndpointsFile
 from pdrouter.cluster.kube_objects import PodRules
 from pdrouter.cluster.load import Ledger
+from pdrouter.cluster.prefill_rates import PrefillRates
 from pdrouter.cluster.source import PodSource
 from pdrouter.cluster.view import PodCache
 from pdrouter.engines.registry import CONNECTOR_NAMES, ENGINES, Connectors
@@ -25,6 +27,10 @@ from pdrouter.extproc.server import ExtProcServer, ServerOptions
 from pdrouter.extproc.tls import TlsFiles
 from pdrouter.prefill.client import ClientLimits, PrefillClient
 from pdrouter.prefill.leg import PrefillLeg
+from pdrouter.routing.prefix_index import PrefixIndex
+from pdrouter.routing.prompt_length import TokenRatios
+from pdrouter.routing.registry import create_strategies
+from pdrouter.routing.state import RoutingState
 from pdrouter.settings import SettingInvalid, Settings
 from pdrouter.telemetry.requests import RequestTelemetry
 
@@ -50,14 +56,21 @@ class Router:
         """
         self._settings = settings
         self._stack = AsyncExitStack()
-        self.cache = PodCache()
-        self.ledger = Ledger()
+        self.ledger = Ledger(PrefillRates(settings.prefill_tokens_per_s))
+        prefixes = PrefixIndex(
+            settings.prefix_index_bytes, settings.prefix_ttl_minutes * 60, time.monotonic
+        )
+        self.cache = PodCache(lambda uid: _forget_pod(uid, self.ledger, prefixes))
         self._source = _create_source(settings, self.cache, self._count_reload)
         self.telemetry = RequestTelemetry(self.cache, self.ledger, lambda: self._source.stats)
         self._client = PrefillClient(_limit_client(settings))
         dispatcher = Dispatcher(
             self.cache,
-            self.ledger,
+            create_strategies(
+                settings.prefill_policy, settings.decode_policy, settings.prefill_buckets
+            ),
+            RoutingState(self.ledger, prefixes, {}, time.monotonic, Random()),
+            TokenRatios(),
             Connectors(settings.kv_connector, settings.nixl_means, settings.rewrite_remote_host),
             PrefillLeg(
                 self._client, self.ledger, settings.prefill_timeout_s, settings.prefill_retries
@@ -69,8 +82,9 @@ class Router:
                 settings.on_handoff_failure,
                 settings.forward_headers,
                 settings.max_message_bytes - MESSAGE_OVERHEAD_BYTES,
+                settings.expected_output_tokens,
+                settings.max_wait_s,
             ),
-            Random(),
             self.telemetry,
             self._source.routes,
         )
@@ -214,6 +228,11 @@ def _raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     except (OSError, ValueError) as error:  # Where "unlimited" is more than the kernel takes.
         log.warning("at most %d files can be open: %s", soft, error)
+
+
+def _forget_pod(uid: str, ledger: Ledger, prefixes: PrefixIndex) -> None:
+    ledger.rates.forget(uid)
+    prefixes.forget(uid)
 
 
 def _limit_client(settings: Settings) -> ClientLimits:

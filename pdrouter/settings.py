@@ -9,13 +9,14 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pdrouter.engines.registry import CONNECTOR_NAMES, NIXL_MEANINGS
 from pdrouter.engines.vllm_nixl import RemoteHostRewrite
 from pdrouter.extproc.dispatch import FailurePolicy
-from pdrouter.routing.registry import STRATEGIES
+from pdrouter.routing.registry import DECODE_POLICIES, PREFILL_POLICIES, STRATEGY_NAMES
 
 T = TypeVar("T")
 _MIB = 1024 * 1024
@@ -91,6 +92,13 @@ def _parse_names(text: str) -> tuple[str, ...]:
     return tuple(name.strip().lower() for name in text.split(",") if name.strip())
 
 
+def _parse_buckets(text: str) -> tuple[int, ...]:
+    buckets = tuple(int(bucket) for bucket in text.split(","))
+    if any(low >= high for low, high in pairwise((0, *buckets))):
+        raise ValueError(text)
+    return buckets
+
+
 def _parse_selectors(text: str) -> tuple[str, ...]:
     return tuple(selector.strip() for selector in text.split(";") if selector.strip())
 
@@ -157,7 +165,7 @@ class Settings:
     routing_algorithm: str | None = _declare(
         None,
         "ROUTING_ALGORITHM",
-        _choice(*STRATEGIES),
+        _choice(*STRATEGY_NAMES),
         "Strategy for requests without a `routing-strategy` header. Unset or empty: such requests "
         "pass with a `model` header and no endpoint.",
         "--routing-algorithm",
@@ -275,6 +283,61 @@ class Settings:
         "PDROUTER_DRAIN",
         _seconds(0, 86400),
         "After SIGTERM, time for open requests to finish; what is open then is cancelled.",
+    )
+    prefill_policy: str = _declare(
+        "ttft",
+        "AIBRIX_PREFILL_SCORE_POLICY",
+        _choice(*PREFILL_POLICIES),
+        "How `pd` chooses a prefill pod. `ttft` predicts the time to the first token; the others "
+        "are aibrix's.",
+        "--prefill-policy",
+    )
+    decode_policy: str = _declare(
+        "kv_capacity",
+        "AIBRIX_DECODE_SCORE_POLICY",
+        _choice(*DECODE_POLICIES),
+        "How `pd` chooses a decode pod. `kv_capacity` looks for room first, then for the least "
+        "load; the others are aibrix's.",
+        "--decode-policy",
+    )
+    prefill_buckets: tuple[int, ...] = _declare(
+        (),
+        "PDROUTER_PREFILL_BUCKETS",
+        Kind(_parse_buckets, "ascending whole numbers separated by commas"),
+        "Prompt lengths that prefill engines of static shapes (Neuron) are compiled for: `ttft` "
+        "rounds prompts up to them.",
+    )
+    prefill_tokens_per_s: float = _declare(
+        8000.0,
+        "PDROUTER_PREFILL_TOKENS_PER_S",
+        _number(float, "tokens per second,", 1, 10_000_000),
+        "Speed of a prefill pod until it has been measured.",
+    )
+    expected_output_tokens: int = _declare(
+        512,
+        "PDROUTER_EXPECTED_OUTPUT_TOKENS",
+        _number(int, "a whole number of tokens", 1, 1_000_000),
+        "Length of an answer for which KV memory is reserved, unless the client sets a lower "
+        "limit.",
+    )
+    max_wait_s: float | None = _declare(
+        None,
+        "PDROUTER_MAX_WAIT",
+        _seconds(0, 86400, above=True),
+        "Predicted time in the queue of the best prefill pod above which requests are refused "
+        "(429) before any work is done for them. Unset: no limit.",
+    )
+    prefix_index_bytes: int = _declare(
+        64 * _MIB,
+        "PDROUTER_PREFIX_INDEX_BYTES",
+        _number(int, "a whole number of bytes", _MIB, 16 * 1024 * _MIB),
+        "Memory for what is known of the prefixes that prefill pods have cached.",
+    )
+    prefix_ttl_minutes: float = _declare(
+        20.0,
+        "AIBRIX_PREFIX_CACHE_EVICTION_DURATION_MINS",
+        _number(float, "minutes,", 0, 100_000, above=True),
+        "Time after which a prefix that nobody uses is forgotten.",
     )
     prefill_timeout_s: float = _declare(
         60.0,

@@ -1,9 +1,13 @@
 """Builders of the values that many tests need, each with sensible defaults."""
 
 import json
+from collections.abc import Callable, Mapping
+from random import Random
 from typing import Any
 
+from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.samples import EngineSample
 from pdrouter.cluster.view import ModelPods
 from pdrouter.engines.connector import TRANSFER_MEMBERS
 from pdrouter.extproc.record import RequestRecord
@@ -12,6 +16,8 @@ from pdrouter.openai.request import InferenceRequest, parse_request
 from pdrouter.prefill.client import FailureKind
 from pdrouter.prefill.leg import PrefillAttempt
 from pdrouter.routing.decision import Choice, Decision
+from pdrouter.routing.prefix_index import PrefixIndex
+from pdrouter.routing.state import RoutingState
 
 MODEL = "llama"
 
@@ -93,8 +99,8 @@ def make_attempt(
 def make_decision(prefill: Pod | None, decode: Pod, reason: str = "") -> Decision:
     """A decision for these pods."""
     return Decision(
-        None if prefill is None else Choice(prefill, "least_tokens", 0.0, 1),
-        Choice(decode, "least_request", 2.0, 3),
+        None if prefill is None else Choice(prefill, "ttft", 0.0, [prefill], [0.0], 7),
+        Choice(decode, "kv_capacity", 2.0, [decode] * 3, [2.0] * 3, 9),
         reason,
     )
 
@@ -102,3 +108,21 @@ def make_decision(prefill: Pod | None, decode: Pod, reason: str = "") -> Decisio
 def make_record(**changes: Any) -> RequestRecord:
     """The record of a request that nothing has happened to yet, but for the changes."""
     return RequestRecord(**{"request_id": "r-1", **changes})
+
+
+def make_state(
+    ledger: Ledger | None = None,
+    *,
+    samples: Mapping[str, EngineSample] | None = None,
+    prefixes: PrefixIndex | None = None,
+    seed: int = 0,
+    clock: Callable[[], float] = lambda: 0.0,
+) -> RoutingState:
+    """The condition of pods that nothing is known of but what is given, at a time that stands."""
+    return RoutingState(
+        Ledger(clock=clock) if ledger is None else ledger,
+        prefixes or PrefixIndex(1 << 20, 60, clock),
+        samples or {},
+        clock,
+        Random(seed),
+    )

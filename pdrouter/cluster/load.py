@@ -1,8 +1,14 @@
 """The ledger of work in flight on each pod, as far as this process has sent it there."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import TracebackType
+
+from pdrouter.cluster.prefill_rates import PrefillRates
+
+Clock = Callable[[], float]
+"""Gives the time in seconds; only differences count."""
 
 
 @dataclass(slots=True)
@@ -11,13 +17,29 @@ class PodLoad:
 
     Attributes:
         prefill_requests: prefill legs that run or wait there.
-        prefill_tokens: estimated prompt tokens of those legs.
+        prefill_tokens: prompt tokens that those legs have to compute, as estimated.
         decode_requests: decode legs, and whole requests, that run there.
+        decode_tokens: tokens that those need KV memory for at their end, as estimated.
     """
 
     prefill_requests: int = 0
     prefill_tokens: int = 0
     decode_requests: int = 0
+    decode_tokens: int = 0
+
+    def add(self, other: "PodLoad") -> None:
+        """Count more work."""
+        self.prefill_requests += other.prefill_requests
+        self.prefill_tokens += other.prefill_tokens
+        self.decode_requests += other.decode_requests
+        self.decode_tokens += other.decode_tokens
+
+    def subtract(self, other: "PodLoad") -> None:
+        """Count less work."""
+        self.prefill_requests -= other.prefill_requests
+        self.prefill_tokens -= other.prefill_tokens
+        self.decode_requests -= other.decode_requests
+        self.decode_tokens -= other.decode_tokens
 
 
 _IDLE = PodLoad()
@@ -51,6 +73,50 @@ class Scope:
         self.release()
 
 
+class PrefillScope(Scope):
+    """One prefill leg; the time that it took teaches how fast its pod is."""
+
+    __slots__ = ("_completed",)
+
+    def __init__(self, ledger: "Ledger", uid: str, amount: PodLoad) -> None:
+        super().__init__(ledger, uid, amount)
+        self._completed: int | None = None
+
+    def __enter__(self) -> "PrefillScope":
+        return self
+
+    def complete(self, tokens: int | None = None) -> None:
+        """Note that the leg was carried out; call it before the release.
+
+        Args:
+            tokens: prompt tokens that were computed, if the engine has said so.
+        """
+        self._completed = self._amount.prefill_tokens if tokens is None else tokens
+
+    def release(self) -> None:
+        """Stop counting the leg. Further calls change nothing."""
+        ledger = self._ledger
+        if ledger is not None:
+            ledger.leave_queue(self._uid, self, self._completed)
+        super().release()
+
+
+class _PrefillQueue:
+    """The prefill legs on one pod, in the order in which they were sent.
+
+    Engines work on one after the other, or on all at once at a rate that they share: either way, a
+    leg is done when the work before it and its own is.
+    """
+
+    __slots__ = ("since", "tokens")
+
+    def __init__(self, now: float) -> None:
+        self.since = now
+        """When the first leg came to the front."""
+        self.tokens: dict[PrefillScope, int] = {}
+        """Tokens to compute, by leg."""
+
+
 class Ledger:
     """Counts work by the UID of its pod.
 
@@ -58,10 +124,19 @@ class Ledger:
     leave nothing behind, and an update of a pod changes nothing.
     """
 
-    __slots__ = ("_loads",)
+    __slots__ = ("_clock", "_loads", "_queues", "rates")
 
-    def __init__(self) -> None:
+    def __init__(self, rates: PrefillRates | None = None, clock: Clock = time.monotonic) -> None:
+        """Start with nothing in flight.
+
+        Args:
+            rates: learns from prefill legs that are completed.
+            clock: gives the time.
+        """
+        self.rates = rates or PrefillRates()
+        self._clock = clock
         self._loads: dict[str, PodLoad] = {}
+        self._queues: dict[str, _PrefillQueue] = {}
 
     def load(self, uid: str) -> PodLoad:
         """Return the work in flight on a pod. It is the ledger's own record: do not change it."""
@@ -71,26 +146,52 @@ class Ledger:
         """Return a copy of all entries by UID; pods without work have none."""
         return {uid: replace(load) for uid, load in self._loads.copy().items()}
 
-    def start_prefill(self, uid: str, tokens: int) -> Scope:
-        """Count a prefill leg of so many estimated prompt tokens."""
-        return self._add(uid, PodLoad(prefill_requests=1, prefill_tokens=tokens))
+    def predict_prefill_wait(self, uid: str) -> float:
+        """Return the seconds until a pod has done the prefill legs that it has, as predicted."""
+        queue = self._queues.get(uid)
+        if queue is None:
+            return 0.0
+        predict = self.rates.predict
+        costs = [predict(uid, tokens) for tokens in queue.tokens.values()]
+        # The first leg is under way. If it is overdue, it hangs, or the prediction was wrong: the
+        # longer it is late, the longer it will take.
+        left = abs(costs[0] - (self._clock() - queue.since))
+        return left + sum(costs[1:])
 
-    def start_decode(self, uid: str) -> Scope:
-        """Count a decode leg or a whole request."""
-        return self._add(uid, PodLoad(decode_requests=1))
+    def start_prefill(self, uid: str, tokens: int) -> PrefillScope:
+        """Count a prefill leg that has so many prompt tokens to compute."""
+        amount = PodLoad(prefill_requests=1, prefill_tokens=tokens)
+        scope = PrefillScope(self, uid, amount)
+        queue = self._queues.get(uid)
+        if queue is None:
+            queue = self._queues[uid] = _PrefillQueue(self._clock())
+        queue.tokens[scope] = tokens
+        self._loads.setdefault(uid, PodLoad()).add(amount)
+        return scope
 
-    def _add(self, uid: str, amount: PodLoad) -> Scope:
-        load = self._loads.setdefault(uid, PodLoad())
-        load.prefill_requests += amount.prefill_requests
-        load.prefill_tokens += amount.prefill_tokens
-        load.decode_requests += amount.decode_requests
+    def start_decode(self, uid: str, tokens: int = 0) -> Scope:
+        """Count a decode leg, or a whole request, that needs KV memory for so many tokens."""
+        amount = PodLoad(decode_requests=1, decode_tokens=tokens)
+        self._loads.setdefault(uid, PodLoad()).add(amount)
         return Scope(self, uid, amount)
+
+    def leave_queue(self, uid: str, scope: PrefillScope, completed: int | None) -> None:
+        """Take a leg out of its pod's queue, and learn from it; only scopes call this."""
+        queue = self._queues[uid]
+        now = self._clock()
+        if completed is not None:
+            # The pod worked on others before it came to this one.
+            self.rates.observe(uid, completed, now - queue.since)
+        was_first = next(iter(queue.tokens)) is scope
+        del queue.tokens[scope]
+        if not queue.tokens:
+            del self._queues[uid]
+        elif was_first or completed is not None:
+            queue.since = now
 
     def subtract(self, uid: str, amount: PodLoad) -> None:
         """Take back what a scope has counted; only scopes call this."""
         load = self._loads[uid]
-        load.prefill_requests -= amount.prefill_requests
-        load.prefill_tokens -= amount.prefill_tokens
-        load.decode_requests -= amount.decode_requests
+        load.subtract(amount)
         if load == _IDLE:
             del self._loads[uid]

@@ -1,7 +1,7 @@
 """The pods at one moment, by model, and the place where the newest such view is kept."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -84,11 +84,17 @@ class PodCache:
         synced: whether a source has delivered pods at least once.
     """
 
-    __slots__ = ("synced", "view")
+    __slots__ = ("_on_gone", "synced", "view")
 
-    def __init__(self) -> None:
+    def __init__(self, on_gone: Callable[[str], None] | None = None) -> None:
+        """Start without pods.
+
+        Args:
+            on_gone: called with the UID of each pod that a new view does not have any more.
+        """
         self.view = ClusterView.build(())
         self.synced = False
+        self._on_gone = on_gone
 
     def replace(self, pods: Iterable[Pod]) -> None:
         """Make these pods the newest view."""
@@ -96,5 +102,8 @@ class PodCache:
 
     def publish(self, view: ClusterView, *, synced: bool) -> None:
         """Make this the newest view; what has been synced once stays so."""
-        self.view = view
+        before, self.view = self.view, view
         self.synced = self.synced or synced
+        if self._on_gone is not None:
+            for uid in {pod.uid for pod in before.pods} - {pod.uid for pod in view.pods}:
+                self._on_gone(uid)

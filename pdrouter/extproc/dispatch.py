@@ -3,11 +3,10 @@
 import time
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from random import Random
+from math import ceil
 
-from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.source import RouteCheck, RouteUnavailable
 from pdrouter.cluster.view import ModelPods, PodCache
@@ -17,7 +16,13 @@ from pdrouter.extproc.headers import FORWARDED_TO_PREFILL, ROUTING_STRATEGY
 from pdrouter.extproc.record import Observer, RequestRecord
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.paths import Endpoint
-from pdrouter.openai.request import InferenceRequest, parse_request, rename_model
+from pdrouter.openai.prompt_prefix import NO_PREFIX, hash_prompt
+from pdrouter.openai.request import (
+    InferenceRequest,
+    count_token_ids,
+    parse_request,
+    rename_model,
+)
 from pdrouter.prefill.client import FailureKind
 from pdrouter.prefill.leg import (
     PrefillAttempt,
@@ -25,11 +30,13 @@ from pdrouter.prefill.leg import (
     PrefillFailed,
     PrefillLeg,
     PrefillPlan,
+    PrefillTarget,
 )
 from pdrouter.routing.decision import Decision, NoReadyPod, RoutingFacts, Strategy
-from pdrouter.routing.registry import STRATEGIES
+from pdrouter.routing.prompt_length import TokenRatios
+from pdrouter.routing.state import RoutingState
 
-RETRY_AFTER_S = "5"
+RETRY_AFTER_S = 5
 """Seconds after which a client may find a ready pod, or one that is less busy."""
 
 
@@ -54,6 +61,9 @@ class DispatchPolicy:
         on_handoff_failure: what to do if a pod has, but its answer is of no use to a decode engine.
         forward_headers: client headers for the prefill leg beside the usual ones.
         max_forwarded_bytes: size of the largest body that Envoy takes back.
+        expected_output_tokens: length of an answer, if the client sets no lower limit.
+        max_wait_s: predicted seconds in a prefill pod's queue above which requests are refused;
+            None for no limit.
     """
 
     default_strategy: str | None
@@ -62,6 +72,8 @@ class DispatchPolicy:
     on_handoff_failure: FailurePolicy
     forward_headers: tuple[str, ...]
     max_forwarded_bytes: int
+    expected_output_tokens: int
+    max_wait_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,22 +114,24 @@ class Dispatcher:
 
     Attributes:
         cache: the pods.
-        ledger: work in flight.
+        strategies: the strategies by name.
+        state: the pods' condition.
+        ratios: learns the length of prompts.
         connectors: how engines split requests.
         prefill: runs the prefill leg.
         policy: what the operator decided.
-        random: source of randomness for ties.
         observer: is told of decisions and attempts.
         routes: checks the models' own routes, for requests without a strategy; None to pass them
             unchecked.
     """
 
     cache: PodCache
-    ledger: Ledger
+    strategies: Mapping[str, Strategy]
+    state: RoutingState
+    ratios: TokenRatios
     connectors: Connectors
     prefill: PrefillLeg
     policy: DispatchPolicy
-    random: Random
     observer: Observer
     routes: RouteCheck | None = None
 
@@ -154,17 +168,18 @@ class Dispatcher:
             await self._check_route(pods.model)
             return Dispatched(whole_body(request), record.request_id, None, pods.model)
         record.strategy = strategy.name
-        decision = self._decide(strategy, request, pods, record)
+        facts = self._describe(request, pods)
+        decision = self._decide(strategy, facts, pods, record)
         decode = decision.decode.pod
-        scopes.enter_context(self.ledger.start_decode(decode.uid))
+        scopes.enter_context(self.state.ledger.start_decode(decode.uid, decision.decode.tokens))
         if decision.prefill is None:
             return Dispatched(whole_body(request), record.request_id, decode)
         try:
-            prefilled = await self._run_prefill(
-                self._plan_prefill(strategy, request, decision.prefill.pod, decode, head), record
-            )
+            plan = self._plan_prefill(strategy, request, facts, decision, head)
+            prefilled = await self._run_prefill(plan, record)
         except PrefillFailed as failed:
             return self._aggregate(request, decode, record, failed)
+        self._learn(request, facts, prefilled)
         return self._hand_over(request, prefilled, decode, record)
 
     def _find_model(self, request: InferenceRequest) -> ModelPods:
@@ -172,9 +187,7 @@ class Dispatcher:
         pods = view.models.get(request.model)
         if pods is None:
             if not self.cache.synced:
-                headers = (("retry-after", RETRY_AFTER_S),)
-                message = "the pods are not known yet"
-                raise RequestRejected(503, "no_ready_pod", message, headers=headers)
+                raise _refuse_for_now(503, "no_ready_pod", "the pods are not known yet")
             names = view.ambiguous.get(request.model)
             if names is not None:
                 message = f"model {request.model!r} is ambiguous: ask for {' or '.join(names)}"
@@ -189,75 +202,101 @@ class Dispatcher:
         try:
             await self.routes.check(model)
         except RouteUnavailable as unavailable:
-            headers = (("retry-after", RETRY_AFTER_S),)
-            raise RequestRejected(
-                503, "route_unavailable", str(unavailable), headers=headers
-            ) from unavailable
+            raise _refuse_for_now(503, "route_unavailable", str(unavailable)) from unavailable
 
     def _find_strategy(self, headers: Mapping[str, str]) -> Strategy | None:
         name = headers.get(ROUTING_STRATEGY, "").strip() or self.policy.default_strategy
         if name is None:
             return None
-        strategy = STRATEGIES.get(name)
+        strategy = self.strategies.get(name)
         if strategy is None:
-            known = ", ".join(STRATEGIES)
+            known = ", ".join(self.strategies)
             message = f"routing strategy {name[:200]!r} is none of {known}"
             raise RequestRejected(400, "invalid_routing_strategy", message, ROUTING_STRATEGY)
         return strategy
 
+    def _describe(self, request: InferenceRequest, pods: ModelPods) -> RoutingFacts:
+        """Return what strategies need to know of a request."""
+        prompt = request.prompt or request.body.data
+        tokens = count_token_ids(prompt)
+        if tokens is None:
+            tokens = self.ratios.estimate(pods.model, len(prompt))
+        expected = self.policy.expected_output_tokens
+        split = request.whole is None and pods.disaggregated
+        return RoutingFacts(
+            tokens,
+            request.whole,
+            hash_prompt(request) if split else NO_PREFIX,
+            min(request.max_output_tokens or expected, expected),
+        )
+
     def _decide(
-        self,
-        strategy: Strategy,
-        request: InferenceRequest,
-        pods: ModelPods,
-        record: RequestRecord,
+        self, strategy: Strategy, facts: RoutingFacts, pods: ModelPods, record: RequestRecord
     ) -> Decision:
         start = time.perf_counter()
         try:
-            decision = self._choose(strategy, request, pods)
+            decision = self._choose(strategy, facts, pods)
         except NoReadyPod as missing:
-            headers = (("retry-after", RETRY_AFTER_S),)
-            raise RequestRejected(503, "no_ready_pod", str(missing), headers=headers) from missing
+            raise _refuse_for_now(503, "no_ready_pod", str(missing)) from missing
         record.routing_s = time.perf_counter() - start
         record.decision = decision
         record.aggregated = decision.reason
         self.observer.request_routed(record)
+        if decision.prefill is not None:
+            self._admit(decision.prefill.pod)
         return decision
 
-    def _choose(self, strategy: Strategy, request: InferenceRequest, pods: ModelPods) -> Decision:
-        facts = RoutingFacts(request.prompt_tokens, request.whole)
+    def _choose(self, strategy: Strategy, facts: RoutingFacts, pods: ModelPods) -> Decision:
         try:
-            return strategy.decide(facts, pods, self.ledger, self.random)
+            return strategy.decide(facts, pods, self.state)
         except NoReadyPod:
-            if request.whole or self.policy.on_prefill_failure is FailurePolicy.FAIL:
+            if facts.whole or self.policy.on_prefill_failure is FailurePolicy.FAIL:
                 raise
-            whole = RoutingFacts(request.prompt_tokens, "no-ready-pair")
-            return strategy.decide(whole, pods, self.ledger, self.random)
+            return strategy.decide(replace(facts, whole="no-ready-pair"), pods, self.state)
+
+    def _admit(self, prefill: Pod) -> None:
+        """Refuse a request that would wait too long, before any work is done for it."""
+        limit = self.policy.max_wait_s
+        if limit is None:
+            return
+        wait = self.state.ledger.predict_prefill_wait(prefill.uid)
+        if wait > limit:
+            message = f"the prefill queue is {wait:.1f} s long, and may be {limit:g} s"
+            raise _refuse_for_now(429, "overloaded", message, ceil(wait - limit))
 
     def _plan_prefill(
         self,
         strategy: Strategy,
         request: InferenceRequest,
-        prefill: Pod,
-        decode: Pod,
+        facts: RoutingFacts,
+        decision: Decision,
         head: RequestHead,
     ) -> PrefillPlan:
-        def choose_other(tried: Collection[str]) -> Pod | None:
+        first, decode = decision.prefill, decision.decode.pod
+        if first is None:
+            raise ValueError("a request that is served whole has no prefill leg")
+
+        def choose_other(tried: Collection[str]) -> PrefillTarget | None:
             # The view of now: the pod that failed may be gone from it, and others have come.
             pods = self.cache.view.models.get(request.model)
             if pods is None:
                 return None
-            choice = strategy.choose_other_prefill(decode, tried, pods, self.ledger, self.random)
-            return choice.pod if choice else None
+            choice = strategy.choose_other_prefill(facts, decode, tried, pods, self.state)
+            return PrefillTarget(choice.pod, choice.tokens) if choice else None
 
         return PrefillPlan(
             request.endpoint.path + request.query,
             self._select_headers(head.headers),
-            self.connectors.get(prefill.kv_connector).prefill_body(request),
-            request.prompt_tokens,
-            prefill,
+            self.connectors.get(first.pod.kv_connector).prefill_body(request),
+            PrefillTarget(first.pod, first.tokens),
             choose_other,
         )
+
+    def _learn(self, request: InferenceRequest, facts: RoutingFacts, prefilled: Prefilled) -> None:
+        """Remember which pod has the prompt cached, and how long the prompt was."""
+        self.state.prefixes.add(facts.prefix.hashes, prefilled.pod.uid)
+        if prefilled.usage is not None and count_token_ids(request.prompt) is None:
+            self.ratios.observe(request.model, len(request.prompt), prefilled.usage.prompt_tokens)
 
     async def _run_prefill(self, plan: PrefillPlan, record: RequestRecord) -> Prefilled:
         def note_attempt(attempt: PrefillAttempt) -> None:
@@ -309,6 +348,13 @@ class Dispatcher:
         return Dispatched(whole_body(request), record.request_id, decode)
 
 
+def _refuse_for_now(
+    status: int, code: str, message: str, seconds: int = RETRY_AFTER_S
+) -> RequestRejected:
+    headers = (("retry-after", str(seconds)),)
+    return RequestRejected(status, code, message, headers=headers)
+
+
 def _describe_failure(failed: PrefillFailed) -> RequestRejected:
     last = failed.last
     # Addresses of pods are for the log.
@@ -316,6 +362,5 @@ def _describe_failure(failed: PrefillFailed) -> RequestRejected:
     if last.failure is FailureKind.TIMEOUT:
         return RequestRejected(504, "prefill_timeout", message)
     if last.status == 503:
-        headers = (("retry-after", RETRY_AFTER_S),)
-        return RequestRejected(503, "prefill_unavailable", message, headers=headers)
+        return _refuse_for_now(503, "prefill_unavailable", message)
     return RequestRejected(502, "prefill_failed", message)

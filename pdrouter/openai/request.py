@@ -12,9 +12,6 @@ from pdrouter.openai.paths import Endpoint
 
 T = TypeVar("T")
 
-BYTES_PER_TOKEN = 4
-"""How many bytes of a body are taken for one prompt token."""
-
 _CONTROL_MEMBERS = frozenset(
     {
         "model",
@@ -74,21 +71,24 @@ class InferenceRequest:
         endpoint: what was asked for.
         query: query string with its question mark, or nothing.
         body: the client's body.
+        prompt: the messages, prompt, input or token ids, as they stand in the body; nothing where
+            the endpoint needs none.
         sampling: the nested object of limits and sampling options, where the endpoint has one and
             the client sent it.
         model: the model or adapter, as the client asked for it.
         stream: whether the answer is to be streamed.
-        prompt_tokens: estimated length of the prompt, in tokens.
+        max_output_tokens: limit of the answer's length; None if the client sets none.
         whole: why the request does not fit two legs; None where it does.
     """
 
     endpoint: Endpoint
     query: str
     body: Body
+    prompt: bytes
     sampling: Body | None
     model: str
     stream: bool
-    prompt_tokens: int
+    max_output_tokens: int | None
     whole: str | None
 
 
@@ -131,10 +131,9 @@ def parse_request(
     if not stream and body.raw("stream_options") not in _ABSENT:
         raise _invalid("stream_options", "'stream_options' is only allowed when 'stream' is true")
     options = sampling or body
-    for name in endpoint.limits:
-        _check_positive(options, name)
+    limits = [limit for name in endpoint.limits if (limit := _get_positive(options, name))]
     if endpoint.legs == 2:
-        _check_positive(options, "n")
+        _get_positive(options, "n")
         whole = _find_misfit(endpoint, body, options)
         if whole is None and not split_multimodal and _is_multimodal(prompt):
             whole = "multimodal"
@@ -144,12 +143,19 @@ def parse_request(
         endpoint,
         query,
         body,
+        prompt,
         sampling,
         model,
         stream,
-        max(1, len(data) // BYTES_PER_TOKEN),
+        min(limits, default=None),
         whole,
     )
+
+
+def count_token_ids(prompt: bytes) -> int | None:
+    """Return the length of a prompt that is a list of token ids; None if it is something else."""
+    first = _FIRST_ITEM.match(prompt)
+    return prompt.count(b",") + 1 if first is not None and first[1].isdigit() else None
 
 
 def rename_model(request: InferenceRequest, model: str) -> InferenceRequest:
@@ -178,11 +184,14 @@ def _get(body: Body, name: str, expected: type[T], meaning: str) -> T | None:
         raise _invalid(name, f"{name!r} must be {meaning}") from None
 
 
-def _check_positive(body: Body, name: str) -> None:
+def _get_positive(body: Body, name: str) -> int | None:
     raw = body.raw(name)
-    # Numbers of any size count, so the digits are looked at, not their value.
-    if raw is not None and raw != b"null" and not (raw.isdigit() and raw.strip(b"0")):
+    if raw is None or raw == b"null":
+        return None
+    if not (raw.isdigit() and raw.strip(b"0")):
         raise _invalid(name, f"{name!r} must be a positive integer")
+    # Numbers of any size are allowed, and one of so many digits is no limit.
+    return int(raw[:10])
 
 
 def _get_prompt(endpoint: Endpoint, body: Body) -> bytes:

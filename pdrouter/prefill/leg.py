@@ -7,7 +7,21 @@ from itertools import count
 
 from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.pods import Pod
+from pdrouter.openai.usage import Usage, read_usage
 from pdrouter.prefill.client import EngineAnswer, FailureKind, PostFailed, PrefillClient
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillTarget:
+    """Where a prefill leg goes.
+
+    Attributes:
+        pod: the pod.
+        tokens: prompt tokens that it has to compute, as estimated; for the ledger.
+    """
+
+    pod: Pod
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,18 +32,16 @@ class PrefillPlan:
         path: path with query string.
         headers: request headers, without `x-request-id`.
         body: request body.
-        prompt_tokens: estimated length of the prompt, for the ledger.
-        pod: where to try first.
-        choose_other: gives the pod for another attempt, after those with the given UIDs failed;
-            None if there is none.
+        target: where to try first.
+        choose_other: gives the target of another attempt, after the pods with the given UIDs
+            failed; None if there is none.
     """
 
     path: str
     headers: Mapping[str, str]
     body: bytes
-    prompt_tokens: int
-    pod: Pod
-    choose_other: Callable[[Collection[str]], Pod | None]
+    target: PrefillTarget
+    choose_other: Callable[[Collection[str]], PrefillTarget | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +69,19 @@ class PrefillAttempt:
 
 @dataclass(frozen=True, slots=True)
 class Prefilled:
-    """The outcome of a prefill leg that an engine has carried out."""
+    """The outcome of a prefill leg that an engine has carried out.
+
+    Attributes:
+        pod: the engine's pod.
+        request_id: `x-request-id` of its request.
+        answer: its answer.
+        usage: what the answer says of the prompt's tokens; None if nothing.
+    """
 
     pod: Pod
     request_id: str
     answer: EngineAnswer
+    usage: Usage | None
 
 
 class PrefillRefused(Exception):
@@ -124,28 +144,30 @@ class PrefillLeg:
         deadline = time.monotonic() + self.total_s
         ids = _number_ids(request_id)
         tried: list[str] = []
-        pod: Pod | None = plan.pod
-        while pod is not None:
-            tried.append(pod.uid)
-            attempt, answer = await self._attempt(plan, pod, ids, deadline)
+        target: PrefillTarget | None = plan.target
+        while target is not None:
+            tried.append(target.pod.uid)
+            attempt, answer, usage = await self._attempt(plan, target, ids, deadline)
             on_attempt(attempt)
             if answer is not None and attempt.failure is None:
                 if answer.status >= 400:
                     raise PrefillRefused(answer)
-                return Prefilled(pod, attempt.request_id, answer)
+                return Prefilled(target.pod, attempt.request_id, answer, usage)
             exhausted = len(tried) > self.retries or time.monotonic() >= deadline
-            pod = None if exhausted else plan.choose_other(tried)
+            target = None if exhausted else plan.choose_other(tried)
         raise PrefillFailed(attempt, len(tried))
 
     async def _attempt(
-        self, plan: PrefillPlan, pod: Pod, ids: Iterator[str], deadline: float
-    ) -> tuple[PrefillAttempt, EngineAnswer | None]:
+        self, plan: PrefillPlan, target: PrefillTarget, ids: Iterator[str], deadline: float
+    ) -> tuple[PrefillAttempt, EngineAnswer | None, Usage | None]:
         start = time.monotonic()
         stale = 0
         answer: EngineAnswer | None = None
+        usage: Usage | None = None
         failure: FailureKind | None = None
         message = ""
-        with self.ledger.start_prefill(pod.uid, plan.prompt_tokens):
+        pod = target.pod
+        with self.ledger.start_prefill(pod.uid, target.tokens) as scope:
             while True:
                 request_id = next(ids)
                 headers = {**plan.headers, "x-request-id": request_id}
@@ -160,15 +182,16 @@ class PrefillLeg:
                         continue
                     failure, message = error.kind, str(error)
                 break
+            if answer is not None and answer.status < 300:
+                usage = read_usage(answer.body)
+                scope.complete(None if usage is None else usage.count_computed())
         if answer is not None and not _is_final(answer.status):
             failure = FailureKind.STATUS
             message = f"the prefill engine answered {answer.status}"
         seconds = time.monotonic() - start
         status = None if answer is None else answer.status
-        return (
-            PrefillAttempt(pod, request_id, status, failure, message, seconds, stale),
-            answer,
-        )
+        attempt = PrefillAttempt(pod, request_id, status, failure, message, seconds, stale)
+        return attempt, answer, usage
 
 
 def _is_final(status: int) -> bool:

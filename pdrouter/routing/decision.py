@@ -1,14 +1,14 @@
 """What a strategy is asked, and what it answers."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from random import Random
 from typing import Protocol
 
-from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ModelPods
+from pdrouter.openai.prompt_prefix import NO_PREFIX, PromptPrefix
+from pdrouter.routing.state import RoutingState
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,12 +16,16 @@ class RoutingFacts:
     """What a strategy needs to know of a request.
 
     Attributes:
-        prompt_tokens: estimated length of the prompt.
+        prompt_tokens: length of the prompt, as estimated.
         whole: why one pod must serve the request; None where it may be split.
+        prefix: the blocks of the prompt.
+        output_tokens: length of the answer, as expected.
     """
 
     prompt_tokens: int
     whole: str | None
+    prefix: PromptPrefix = NO_PREFIX
+    output_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +36,21 @@ class Choice:
         pod: the pod.
         policy: the scoring rule that chose it.
         score: its score; lower is better.
-        candidates: how many pods there were to choose from.
+        candidates: the pods there were to choose from.
+        scores: their scores, in the same order.
+        tokens: what the request costs there: for prefill, prompt tokens to compute; for decode,
+            tokens that need KV memory.
+        seconds: predicted time until the pod has done its part of prefill; None where the policy
+            predicts none.
     """
 
     pod: Pod
     policy: str
     score: float
-    candidates: int
+    candidates: Sequence[Pod]
+    scores: Sequence[float]
+    tokens: int
+    seconds: float | None = None
 
 
 class DecisionKind(StrEnum):
@@ -56,11 +68,13 @@ class Decision:
         prefill: the prefill pod; None where the decode pod serves the request whole.
         decode: the pod that Envoy sends the request to.
         reason: why the request is served whole; empty where it is not.
+        notes: what filtered whom, for people.
     """
 
     prefill: Choice | None
     decode: Choice
     reason: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def kind(self) -> DecisionKind:
@@ -82,15 +96,13 @@ class NoReadyPod(Exception):
 
 
 class Strategy(Protocol):
-    """A named routing algorithm. Pure: load and randomness are passed in."""
+    """A named routing algorithm. Pure: load, time and randomness are passed in."""
 
     @property
     def name(self) -> str:
         """Name in `ROUTING_ALGORITHM` and in the `routing-strategy` header."""
 
-    def decide(
-        self, facts: RoutingFacts, pods: ModelPods, ledger: Ledger, random: Random
-    ) -> Decision:
+    def decide(self, facts: RoutingFacts, pods: ModelPods, state: RoutingState) -> Decision:
         """Choose the pods for a request.
 
         Raises:
@@ -99,18 +111,18 @@ class Strategy(Protocol):
 
     def choose_other_prefill(
         self,
+        facts: RoutingFacts,
         decode: Pod,
         tried: Collection[str],
         pods: ModelPods,
-        ledger: Ledger,
-        random: Random,
+        state: RoutingState,
     ) -> Choice | None:
         """Choose a prefill pod to try again on, a partner of `decode` that was not tried.
 
         Args:
+            facts: the request.
             decode: the decode pod, which stays.
             tried: UIDs of the prefill pods that have failed.
             pods: the newest view of the model's pods.
-            ledger: work in flight.
-            random: source of randomness.
+            state: the pods' condition.
         """

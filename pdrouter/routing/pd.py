@@ -1,64 +1,146 @@
 """The `pd` strategy: one pod for prefill, one for decode, from the same roleset."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from random import Random
 
-from pdrouter.cluster.load import Ledger
-from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.pods import PairingKey, Pod, Role
 from pdrouter.cluster.view import ModelPods
 from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts
 from pdrouter.routing.filters import keep_partners, keep_untried
 from pdrouter.routing.picker import pick_lowest
-from pdrouter.routing.scorers import outstanding_prefill_tokens, requests_in_flight
+from pdrouter.routing.policy import DecodePolicy, PrefillPolicy, RoutedRequest
+from pdrouter.routing.state import RoutingState
 
 
 class PrefillDecode:
     """Disaggregates what can be split; a decode pod serves the rest whole.
 
-    The prefill pod is chosen first, from all rolesets that have a ready decode pod: its queue
-    decides the time to the first token. The decode pod follows from the same roleset.
+    A policy scores each leg's candidates. Within a roleset the best of both are a pair; among
+    rolesets, the pair with the lowest sum of scores wins, each as a share of the highest.
     """
 
     name = "pd"
 
-    def decide(
-        self, facts: RoutingFacts, pods: ModelPods, ledger: Ledger, random: Random
-    ) -> Decision:
+    def __init__(self, prefill: PrefillPolicy, decode: DecodePolicy) -> None:
+        """Set up the strategy with the policies of its legs."""
+        self._prefill = prefill
+        self._decode = decode
+
+    def decide(self, facts: RoutingFacts, pods: ModelPods, state: RoutingState) -> Decision:
         """Choose a pair, or one pod for a request that is served whole."""
+        request = RoutedRequest(facts, state)
         whole = facts.whole
         if whole is None and not pods.disaggregated:
             whole = "not-disaggregated"
         if whole is not None:
-            return Decision(None, self._choose_decode(pods.whole, pods, ledger, random), whole)
-        prefill = self._choose_prefill(pods.prefill, ledger, random)
-        if prefill is None:
+            return self._decide_whole(whole, pods, request)
+        if not pods.prefill:
             raise NoReadyPod(pods.model, Role.PREFILL if pods.decode else Role.DECODE)
-        partners = pods.decode[prefill.pod.pairing]
-        return Decision(prefill, self._choose_decode(partners, pods, ledger, random))
+        notes: list[str] = []
+        prefills, decodes = self._narrow(pods, request, notes)
+        prefill, decode = self._pair(prefills, decodes, request)
+        return Decision(prefill, decode, notes=tuple(notes))
+
+    def _decide_whole(self, reason: str, pods: ModelPods, request: RoutedRequest) -> Decision:
+        if not pods.whole:
+            raise NoReadyPod(pods.model, Role.DECODE)
+        candidates, note = self._decode.narrow(pods.whole, request)
+        scores = self._decode.score(candidates, request)
+        index = pick_lowest(candidates, scores, request.state.random)
+        choice = self._choose_decode(candidates, scores, index, request)
+        return Decision(None, choice, reason, (note,) if note else ())
+
+    def _narrow(
+        self, pods: ModelPods, request: RoutedRequest, notes: list[str]
+    ) -> tuple[Sequence[Pod], Sequence[Pod]]:
+        """Let the policies drop pods; what is left has partners on the other side."""
+        prefills, note = self._prefill.narrow(pods.prefill, request)
+        if note:
+            notes.append(note)
+        decodes = [pod for key in {pod.pairing for pod in prefills} for pod in pods.decode[key]]
+        narrowed, note = self._decode.narrow(decodes, request)
+        if note:
+            notes.append(note)
+            rolesets = {pod.pairing for pod in narrowed}
+            prefills = [pod for pod in prefills if pod.pairing in rolesets]
+        return prefills, narrowed
+
+    def _pair(
+        self,
+        prefills: Sequence[Pod],
+        decodes: Sequence[Pod],
+        request: RoutedRequest,
+    ) -> tuple[Choice, Choice]:
+        random = request.state.random
+        prefill_scores = self._prefill.score(prefills, request)
+        decode_scores = self._decode.score(decodes, request)
+        best_prefills = _find_best(prefills, prefill_scores, random)
+        best_decodes = _find_best(decodes, decode_scores, random)
+        highest_prefill = max(prefill_scores) or 1.0
+        highest_decode = max(decode_scores) or 1.0
+        rolesets = [key for key in best_prefills if key in best_decodes]
+        sums = [
+            prefill_scores[best_prefills[key]] / highest_prefill
+            + decode_scores[best_decodes[key]] / highest_decode
+            for key in rolesets
+        ]
+        lowest = min(sums)
+        chosen = random.choice(
+            [key for key, total in zip(rolesets, sums, strict=True) if total == lowest]
+        )
+        return (
+            self._choose_prefill(prefills, prefill_scores, best_prefills[chosen], request),
+            self._choose_decode(decodes, decode_scores, best_decodes[chosen], request),
+        )
 
     def choose_other_prefill(
         self,
+        facts: RoutingFacts,
         decode: Pod,
         tried: Collection[str],
         pods: ModelPods,
-        ledger: Ledger,
-        random: Random,
+        state: RoutingState,
     ) -> Choice | None:
         """Choose another prefill pod of the decode pod's roleset."""
         partners = keep_partners(keep_untried(pods.prefill, tried), decode.pairing)
-        return self._choose_prefill(partners, ledger, random)
+        if not partners:
+            return None
+        request = RoutedRequest(facts, state)
+        scores = self._prefill.score(partners, request)
+        return self._choose_prefill(
+            partners, scores, pick_lowest(partners, scores, state.random), request
+        )
 
     def _choose_prefill(
-        self, candidates: Collection[Pod], ledger: Ledger, random: Random
-    ) -> Choice | None:
-        return pick_lowest(
-            tuple(candidates), outstanding_prefill_tokens, "least_tokens", ledger, random
+        self, pods: Sequence[Pod], scores: Sequence[float], index: int, request: RoutedRequest
+    ) -> Choice:
+        pod = pods[index]
+        return Choice(
+            pod,
+            self._prefill.name,
+            scores[index],
+            pods,
+            scores,
+            self._prefill.count_tokens(pod.uid, request),
         )
 
     def _choose_decode(
-        self, candidates: tuple[Pod, ...], pods: ModelPods, ledger: Ledger, random: Random
+        self, pods: Sequence[Pod], scores: Sequence[float], index: int, request: RoutedRequest
     ) -> Choice:
-        choice = pick_lowest(candidates, requests_in_flight, "least_request", ledger, random)
-        if choice is None:
-            raise NoReadyPod(pods.model, Role.DECODE)
-        return choice
+        facts = request.facts
+        tokens = facts.prompt_tokens + facts.output_tokens
+        return Choice(pods[index], self._decode.name, scores[index], pods, scores, tokens)
+
+
+def _find_best(
+    pods: Sequence[Pod], scores: Sequence[float], random: Random
+) -> dict[PairingKey, int]:
+    """Return the index of the pod with the lowest score in each roleset, ties at random."""
+    best: dict[PairingKey, list[int]] = {}
+    for index, pod in enumerate(pods):
+        known = best.get(pod.pairing)
+        if known is None or scores[index] < scores[known[0]]:
+            best[pod.pairing] = [index]
+        elif scores[index] == scores[known[0]]:
+            known.append(index)
+    return {key: random.choice(indexes) for key, indexes in best.items()}

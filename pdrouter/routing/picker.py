@@ -3,23 +3,16 @@
 from collections.abc import Sequence
 from random import Random
 
-from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.pods import Pod
-from pdrouter.routing.decision import Choice
-from pdrouter.routing.scorers import Scorer
 
 
-def pick_lowest(
-    pods: Sequence[Pod], scorer: Scorer, policy: str, ledger: Ledger, random: Random
-) -> Choice | None:
-    """Choose the pod with the lowest score, one of them at random where several have it.
+def pick_lowest(pods: Sequence[Pod], scores: Sequence[float], random: Random) -> int:
+    """Return the index of the pod with the lowest score, a random one where several have it.
 
-    Returns:
-        The choice; None if there are no candidates.
+    Raises:
+        ValueError: there are no pods.
     """
-    if not pods:
-        return None
-    scores = [scorer(ledger.load(pod.uid)) for pod in pods]
     lowest = min(scores)
-    best = [pod for pod, score in zip(pods, scores, strict=True) if score == lowest]
-    return Choice(random.choice(best), policy, lowest, len(pods))
+    if scores.count(lowest) == 1:
+        return scores.index(lowest)
+    return random.choice([index for index, score in enumerate(scores) if score == lowest])

@@ -1,49 +1,49 @@
 """Strategies that send every request whole to one pod."""
 
 from collections.abc import Collection
-from random import Random
 
-from pdrouter.cluster.load import Ledger, PodLoad
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ModelPods
 from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts
+from pdrouter.routing.kv_capacity import count_requests
 from pdrouter.routing.picker import pick_lowest
-from pdrouter.routing.scorers import Scorer, requests_in_flight
+from pdrouter.routing.policy import RoutedRequest
+from pdrouter.routing.state import RoutingState
 
 
 class SinglePod:
-    """Sends a request to the ready pod with the lowest score; prefill pods are no candidates."""
+    """Sends a request to one ready pod; prefill pods are no candidates."""
 
-    def __init__(self, name: str, scorer: Scorer) -> None:
+    def __init__(self, name: str, *, by_load: bool) -> None:
+        """Set up the strategy.
+
+        Args:
+            name: its name.
+            by_load: whether the pod with the fewest requests is taken, or any.
+        """
         self.name = name
-        self._scorer = scorer
+        self._by_load = by_load
 
-    def decide(
-        self, facts: RoutingFacts, pods: ModelPods, ledger: Ledger, random: Random
-    ) -> Decision:
+    def decide(self, facts: RoutingFacts, pods: ModelPods, state: RoutingState) -> Decision:
         """Choose one pod."""
-        choice = pick_lowest(pods.whole, self._scorer, self.name, ledger, random)
-        if choice is None:
+        candidates = pods.whole
+        if not candidates:
             raise NoReadyPod(pods.model, Role.DECODE if pods.disaggregated else Role.BOTH)
+        request = RoutedRequest(facts, state)
+        scores = [count_requests(pod.uid, request) if self._by_load else 0.0 for pod in candidates]
+        index = pick_lowest(candidates, scores, state.random)
+        tokens = facts.prompt_tokens + facts.output_tokens
+        choice = Choice(candidates[index], self.name, scores[index], candidates, scores, tokens)
         return Decision(None, choice, facts.whole or f"strategy-{self.name}")
 
     def choose_other_prefill(
         self,
+        facts: RoutingFacts,
         decode: Pod,
         tried: Collection[str],
         pods: ModelPods,
-        ledger: Ledger,
-        random: Random,
+        state: RoutingState,
     ) -> Choice | None:
         """Return None: there is no prefill leg."""
-        del decode, tried, pods, ledger, random
+        del facts, decode, tried, pods, state
         return None
-
-
-def _same_for_all(load: PodLoad) -> float:
-    del load
-    return 0.0
-
-
-RANDOM = SinglePod("random", _same_for_all)
-LEAST_REQUEST = SinglePod("least-request", requests_in_flight)

@@ -137,7 +137,7 @@ def _describe_choice(record: RequestRecord) -> dict[str, Any]:
                     "pod": choice.pod.name,
                     "policy": choice.policy,
                     "score": choice.score,
-                    "candidates": choice.candidates,
+                    "candidates": len(choice.candidates),
                 }
     return fields
 

@@ -21,6 +21,7 @@ from pdrouter.prefill.leg import (
     PrefillLeg,
     PrefillPlan,
     PrefillRefused,
+    PrefillTarget,
 )
 
 SHORT_S = 0.15
@@ -68,12 +69,14 @@ class Stage:
     def plan(self, body: bytes = b'{"a":1}') -> PrefillPlan:
         """Try the pods in the order in which they were added."""
 
-        def choose_other(tried: Collection[str]) -> Pod | None:
+        def choose_other(tried: Collection[str]) -> PrefillTarget | None:
             self.asked_without.append(list(tried))
-            return next((pod for pod in self.pods if pod.uid not in tried), None)
+            untried = (PrefillTarget(pod, TOKENS) for pod in self.pods if pod.uid not in tried)
+            return next(untried, None)
 
         headers = {"content-type": "application/json", "authorization": "Bearer k"}
-        return PrefillPlan("/v1/completions?a=b", headers, body, TOKENS, self.pods[0], choose_other)
+        target = PrefillTarget(self.pods[0], TOKENS)
+        return PrefillPlan("/v1/completions?a=b", headers, body, target, choose_other)
 
     async def run(self, leg: PrefillLeg, body: bytes = b'{"a":1}') -> Prefilled:
         return await leg.run(self.plan(body), "id", self.attempts.append)
@@ -373,10 +376,10 @@ async def test_an_error_in_the_choice_of_another_pod_leaves_nothing_behind(stage
     await stage.add_engine(reset)
     plan = stage.plan()
 
-    def fail(tried: Collection[str]) -> Pod | None:
+    def fail(tried: Collection[str]) -> PrefillTarget | None:
         raise RuntimeError(f"{len(tried)} tried")
 
-    failing = PrefillPlan(plan.path, plan.headers, plan.body, plan.prompt_tokens, plan.pod, fail)
+    failing = PrefillPlan(plan.path, plan.headers, plan.body, plan.target, fail)
     leg = await stage.create_leg()
     with pytest.raises(RuntimeError, match="1 tried"):
         await leg.run(failing, "id", stage.attempts.append)

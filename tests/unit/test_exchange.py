@@ -3,10 +3,10 @@
 import asyncio
 import json
 from collections.abc import Callable, Collection, Mapping
-from random import Random
 from typing import Any
 
 import pytest
+from factories import make_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,6 +35,7 @@ from pdrouter.extproc.messages import (
     ResponseTrailers,
 )
 from pdrouter.extproc.record import Outcome, RequestRecord
+from pdrouter.openai.usage import read_usage
 from pdrouter.prefill.client import EngineAnswer, FailureKind
 from pdrouter.prefill.leg import (
     PrefillAttempt,
@@ -43,6 +44,8 @@ from pdrouter.prefill.leg import (
     PrefillPlan,
     PrefillRefused,
 )
+from pdrouter.routing.prompt_length import TokenRatios
+from pdrouter.routing.registry import create_strategies
 
 PREFILL = Pod.create(
     uid="p", name="prefill-0", ip="10.0.0.1", port=8000, model="m", role=Role.PREFILL
@@ -71,18 +74,19 @@ class ScriptedPrefill:
         self, plan: PrefillPlan, request_id: str, on_attempt: Callable[[PrefillAttempt], None]
     ) -> Prefilled:
         self.plans.append(plan)
-        with self.ledger.start_prefill(plan.pod.uid, plan.prompt_tokens):
+        with self.ledger.start_prefill(plan.target.pod.uid, plan.target.tokens):
             answer = self.answer()
             if asyncio.iscoroutine(answer):
                 answer = await answer
         if isinstance(answer, FailureKind):
-            attempt = PrefillAttempt(plan.pod, request_id, None, answer, "10.0.0.1 broke", 0.1, 0)
+            pod = plan.target.pod
+            attempt = PrefillAttempt(pod, request_id, None, answer, "10.0.0.1 broke", 0.1, 0)
             on_attempt(attempt)
             raise PrefillFailed(attempt, 1)
-        on_attempt(PrefillAttempt(plan.pod, request_id, answer.status, None, "", 0.1, 0))
+        on_attempt(PrefillAttempt(plan.target.pod, request_id, answer.status, None, "", 0.1, 0))
         if answer.status >= 400:
             raise PrefillRefused(answer)
-        return Prefilled(plan.pod, request_id, answer)
+        return Prefilled(plan.target.pod, request_id, answer, read_usage(answer.body))
 
 
 class Notes:
@@ -120,15 +124,19 @@ class Bench:
         bearer_token: str | None = None,
         max_body_bytes: int = 1_000_000,
         max_forwarded_bytes: int = 2_000_000,
+        max_wait_s: float | None = None,
     ) -> None:
         self.cache = PodCache()
         self.cache.replace(pods)
         self.ledger = Ledger()
+        self.state = make_state(self.ledger)
         self.prefill = ScriptedPrefill(self.ledger)
         self.notes = Notes()
         self.dispatcher = Dispatcher(
             self.cache,
-            self.ledger,
+            create_strategies(),
+            self.state,
+            TokenRatios(),
             Connectors(),
             self.prefill,  # type: ignore[arg-type]
             DispatchPolicy(
@@ -138,8 +146,9 @@ class Bench:
                 on_handoff_failure,
                 ("x-extra",),
                 max_forwarded_bytes,
+                expected_output_tokens=100,
+                max_wait_s=max_wait_s,
             ),
-            Random(1),
             self.notes,
         )
         self.policy = ExchangePolicy(expose_pods, bearer_token, max_body_bytes)
@@ -494,6 +503,36 @@ async def test_a_useless_handle_never_reaches_decode() -> None:
     assert isinstance(response, PhaseReply)
     assert dict(response.set_headers)["x-pd-decision"] == "aggregated;reason=handoff-null-params"
     assert bench.close().handoff == "null-params"
+
+
+async def test_a_request_that_would_wait_too_long_is_refused_before_prefill() -> None:
+    bench = Bench(max_wait_s=1.0)
+    with bench.ledger.start_prefill("p", 80_000):
+        _, reply = await bench.tell(request_headers(), request_body())
+    # At 8,000 tokens per second, 10 seconds of work are ahead.
+    assert error_of(reply) == (429, "overloaded")
+    assert isinstance(reply, ImmediateReply)
+    assert dict(reply.headers)["retry-after"] == "9"
+    assert bench.prefill.plans == []
+    bench.close()
+
+
+async def test_what_was_prefilled_is_remembered() -> None:
+    bench = Bench()
+    prompt = "A long system prompt. " * 40
+    messages = [{"role": "user", "content": prompt}]
+    answer = b'{"usage": {"prompt_tokens": 90}, "kv_transfer_params": ' + PARAMS + b"}"
+    bench.prefill.answer = lambda: EngineAnswer(200, {}, answer)
+    await bench.tell(request_headers(), request_body(CHAT | {"messages": messages}))
+    bench.exchange.close()
+    bench.exchange = bench.open()
+    bench.notes.open = 1
+    longer = [*messages, {"role": "assistant", "content": "x"}]
+    await bench.tell(request_headers(), request_body(CHAT | {"messages": longer}))
+    first, second = bench.prefill.plans
+    # The beginning is known to be cached, and the size of a token has been learnt.
+    assert second.target.tokens < first.target.tokens / 2
+    bench.close()
 
 
 async def test_a_handle_that_makes_the_body_too_large_is_useless() -> None:

@@ -26,11 +26,11 @@ class LedgerAgainstAList(RuleBasedStateMachine):
 
     @rule(target=scopes, uid=st.sampled_from("abc"), tokens=st.integers(0, 2**40))
     def start_prefill(self, uid: str, tokens: int) -> Scope:
-        return self._note(self.ledger.start_prefill(uid, tokens), uid, PodLoad(1, tokens, 0))
+        return self._note(self.ledger.start_prefill(uid, tokens), uid, PodLoad(1, tokens))
 
     @rule(target=scopes, uid=st.sampled_from("abc"))
     def start_decode(self, uid: str) -> Scope:
-        return self._note(self.ledger.start_decode(uid), uid, PodLoad(0, 0, 1))
+        return self._note(self.ledger.start_decode(uid), uid, PodLoad(decode_requests=1))
 
     @rule(scope=scopes)
     def release(self, scope: Scope) -> None:

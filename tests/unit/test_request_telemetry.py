@@ -11,7 +11,7 @@ from factories import make_attempt, make_decision, make_pod, make_record
 from prometheus_client.parser import text_string_to_metric_families
 
 from pdrouter import __version__
-from pdrouter.cluster.load import Ledger
+from pdrouter.cluster.load import Ledger, Scope
 from pdrouter.cluster.pods import Role
 from pdrouter.cluster.reflector_stats import ReflectorStats
 from pdrouter.cluster.view import PodCache
@@ -185,7 +185,7 @@ def test_gauges_per_pod_follow_the_ledger_and_the_view() -> None:
     telemetry = create_telemetry(ledger, cache)
     assert value(telemetry, "pdrouter_pods_synced") == 0
     cache.replace([P, make_pod("d0", Role.DECODE, ready=False)])
-    scopes = [ledger.start_prefill(P.uid, 40), ledger.start_prefill(P.uid, 2)]
+    scopes: list[Scope] = [ledger.start_prefill(P.uid, 40), ledger.start_prefill(P.uid, 2)]
     scopes.append(ledger.start_decode(D.uid))
     prefill = {"namespace": "default", "pod": "p0", "model": P.model, "role": "prefill"}
     decode = prefill | {"pod": "d0", "role": "decode"}
@@ -360,8 +360,8 @@ def test_the_choice_is_written_at_debug_level(caplog: pytest.LogCaptureFixture) 
     telemetry.request_routed(make_record(decision=make_decision(None, D, "n"), aggregated="n"))
     telemetry.request_routed(make_record())
     fields = [record.fields for record in caplog.records]  # type: ignore[attr-defined]
-    decode = {"pod": "d0", "policy": "least_request", "score": 2.0, "candidates": 3}
-    prefill = {"pod": "p0", "policy": "least_tokens", "score": 0.0, "candidates": 1}
+    decode = {"pod": "d0", "policy": "kv_capacity", "score": 2.0, "candidates": 3}
+    prefill = {"pod": "p0", "policy": "ttft", "score": 0.0, "candidates": 1}
     assert fields == [
         {"request_id": "r-1", "reason": "", "prefill": prefill, "decode": decode},
         {"request_id": "r-1", "reason": "n", "decode": decode},

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pdrouter.engines.connector import TRANSFER_MEMBERS
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.paths import ENDPOINTS, split_path
-from pdrouter.openai.request import InferenceRequest, parse_request, rename_model
+from pdrouter.openai.request import InferenceRequest, count_token_ids, parse_request, rename_model
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -65,7 +65,8 @@ def test_the_least_body_of_each_path_gets_two_legs(path: str) -> None:
         sampling=None,
         model=MODEL,
         stream=False,
-        prompt_tokens=len(data) // 4,
+        prompt=request.prompt,
+        max_output_tokens=7 if path == MESSAGES else None,
         whole=None,
     )
     assert request.body.data == data
@@ -96,12 +97,29 @@ def test_the_query_string_is_kept() -> None:
     assert request.query == "?beta=true"
 
 
-@pytest.mark.parametrize(("size", "tokens"), [(400, 100), (403, 100), (404, 101)])
-def test_a_prompt_is_taken_for_a_quarter_as_many_tokens_as_the_body_has_bytes(
-    size: int, tokens: int
+@pytest.mark.parametrize(
+    ("path", "members", "limit"),
+    [
+        (CHAT, {"max_tokens": 5}, 5),
+        (CHAT, {"max_tokens": 5, "max_completion_tokens": 3}, 3),
+        (CHAT, {"max_tokens": None}, None),
+        (CHAT, {"max_tokens": 10**30}, 10**9),
+        (RESPONSES, {"max_output_tokens": 7, "max_tokens": 1}, 7),
+        (GENERATE, {"sampling_params": {"max_tokens": 4}}, 4),
+    ],
+)
+def test_the_limit_of_the_answer_is_known(
+    path: str, members: dict[str, Any], limit: int | None
 ) -> None:
-    data = make_body(CHAT)
-    assert make_request(CHAT, data.ljust(size)).prompt_tokens == tokens
+    assert make_request(path, **members).max_output_tokens == limit
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tokens"),
+    [(b"[1,2, 3]", 3), (b"[ 1 ]", 1), (b'"1,2"', None), (b'["1"]', None), (b"[[1,2]]", None)],
+)
+def test_token_ids_are_counted(prompt: bytes, tokens: int | None) -> None:
+    assert count_token_ids(prompt) == tokens
 
 
 def test_a_renamed_model_is_all_that_changes_in_the_body() -> None:

@@ -1,0 +1,86 @@
+"""How fast pods compute prompts, learnt from the prefill legs that they have completed."""
+
+from dataclasses import dataclass
+
+_FORGET_CURVE = 0.995
+_FORGET_SCALE = 0.9
+_PRIOR_WEIGHT = 3.0
+_PRIOR_TOKENS = 2000.0
+
+
+@dataclass(slots=True)
+class _Scale:
+    """How much slower than the curve one pod is: a ratio of sums that fade."""
+
+    observed: float
+    predicted: float
+
+    @property
+    def factor(self) -> float:
+        return self.observed / self.predicted
+
+
+class PrefillRates:
+    """Predicts the seconds that a prompt takes.
+
+    The shape of the curve is common to all pods: seconds = linear * n + quadratic * n * n, because
+    attention makes long prompts dearer per token. How fast a pod is in comparison is its own.
+    """
+
+    __slots__ = ("_linear", "_moments", "_quadratic", "_scales")
+
+    def __init__(self, tokens_per_s: float = 8000.0) -> None:
+        """Start with a guess.
+
+        Args:
+            tokens_per_s: rate to assume before anything is known.
+        """
+        self._linear = 1.0 / tokens_per_s
+        self._quadratic = 0.0
+        self._scales: dict[str, _Scale] = {}
+        # Sums for a fit of both coefficients by least squares, begun with the guess: of n^2, n^3,
+        # n^4, n * seconds, n^2 * seconds.
+        n = _PRIOR_TOKENS
+        w = _PRIOR_WEIGHT
+        seconds = n * self._linear
+        self._moments = [w * n**2, w * n**3, w * n**4 * 1.001, w * n * seconds, w * n**2 * seconds]
+
+    def predict(self, uid: str, tokens: float) -> float:
+        """Return the seconds that a pod needs for so many prompt tokens that it has not cached."""
+        scale = self._scales.get(uid)
+        seconds = tokens * (self._linear + self._quadratic * tokens)
+        return seconds if scale is None else seconds * scale.factor
+
+    def observe(self, uid: str, tokens: int, seconds: float) -> None:
+        """Learn from a leg: so many tokens took a pod so long, others' work not counted."""
+        if tokens <= 0 or seconds <= 0:
+            return
+        curve = tokens * (self._linear + self._quadratic * tokens)
+        scale = self._scales.get(uid)
+        if scale is None:
+            # Half of the first surprise may be chance.
+            scale = self._scales[uid] = _Scale(curve, curve)
+        scale.observed = scale.observed * _FORGET_SCALE + seconds
+        scale.predicted = scale.predicted * _FORGET_SCALE + curve
+        self._fit(float(tokens), seconds / scale.factor)
+
+    def forget(self, uid: str) -> None:
+        """Forget a pod that is gone."""
+        self._scales.pop(uid, None)
+
+    def _fit(self, n: float, seconds: float) -> None:
+        n2, n3, n4, ns, n2s = self._moments = [
+            moment * _FORGET_CURVE + added
+            for moment, added in zip(
+                self._moments,
+                (n * n, n * n * n, n * n * n * n, n * seconds, n * n * seconds),
+                strict=True,
+            )
+        ]
+        determinant = n2 * n4 - n3 * n3
+        quadratic = (n2 * n2s - n3 * ns) / determinant if determinant > 0 else 0.0
+        linear = (ns - quadratic * n3) / n2
+        if quadratic < 0 or linear <= 0:
+            # No such curve: prompts of about one length say nothing about its bend.
+            quadratic, linear = 0.0, ns / n2
+        self._linear, self._quadratic = linear, quadratic

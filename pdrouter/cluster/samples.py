@@ -1,0 +1,29 @@
+"""What an engine says of itself, at one moment."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSample:
+    """Load signals of one engine; None for those that it does not give.
+
+    Attributes:
+        at: when they were read, on the clock of the ledger.
+        own_decode_requests: decode requests that this router had there at that moment: what the
+            engine counts beyond them are those of others.
+        running: requests that run.
+        waiting: requests that wait.
+        kv_usage: share of the KV memory in use, 0 to 1.
+        kv_capacity_tokens: size of the KV memory, in tokens.
+        generated_tokens_per_s: tokens generated per second since the sample before.
+        prefill_seconds: mean duration of a prefill, as the engine counts it.
+    """
+
+    at: float
+    own_decode_requests: int = 0
+    running: float | None = None
+    waiting: float | None = None
+    kv_usage: float | None = None
+    kv_capacity_tokens: int | None = None
+    generated_tokens_per_s: float | None = None
+    prefill_seconds: float | None = None

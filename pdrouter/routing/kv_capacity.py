@@ -1,0 +1,62 @@
+"""The decode policy `kv_capacity`: room for the whole answer first, then the least load."""
+
+from collections.abc import Sequence
+
+from pdrouter.cluster.pods import Pod
+from pdrouter.routing.policy import RoutedRequest
+
+_FULL = 0.95
+"""Share of KV memory above which engines begin to preempt."""
+
+
+class KVCapacity:
+    """Scores a pod by how full and how busy it would be with the request.
+
+    What this router has sent is known at once, from the ledger; what others have sent shows in the
+    engine's own numbers, a little later. A pod without room gets a request only if no other has
+    any.
+    """
+
+    name = "kv_capacity"
+
+    def narrow(self, pods: Sequence[Pod], request: RoutedRequest) -> tuple[Sequence[Pod], str]:
+        """Return the pods that have room for prompt and answer; all of them if none has."""
+        roomy = [pod for pod in pods if estimate_usage(pod.uid, request) <= _FULL]
+        if not roomy or len(roomy) == len(pods):
+            return pods, ""
+        return roomy, f"kv_capacity: {len(pods) - len(roomy)} decode pods have no room"
+
+    def score(self, pods: Sequence[Pod], request: RoutedRequest) -> Sequence[float]:
+        """Return the requests that each pod would run, and a part more by how full it would be."""
+        return [
+            count_requests(pod.uid, request) * (1.0 + estimate_usage(pod.uid, request))
+            + estimate_usage(pod.uid, request)
+            for pod in pods
+        ]
+
+
+def count_requests(uid: str, request: RoutedRequest) -> float:
+    """Return the requests in flight on a pod: ours, and those of others as last seen."""
+    ours = request.state.ledger.load(uid).decode_requests
+    sample = request.state.samples.get(uid)
+    if sample is None or sample.running is None:
+        return ours
+    seen = sample.running + (sample.waiting or 0.0)
+    return ours + max(0.0, seen - sample.own_decode_requests)
+
+
+def estimate_usage(uid: str, request: RoutedRequest) -> float:
+    """Return the share of KV memory that a pod would use with the request; 0 if it is unknown.
+
+    The larger of two views: what the requests in flight will need at their end, and what the engine
+    says it uses now.
+    """
+    sample = request.state.samples.get(uid)
+    if sample is None:
+        return 0.0
+    need = request.facts.prompt_tokens + request.facts.output_tokens
+    reserved = 0.0
+    own = need / sample.kv_capacity_tokens if sample.kv_capacity_tokens else 0.0
+    if sample.kv_capacity_tokens:
+        reserved = request.state.ledger.load(uid).decode_tokens / sample.kv_capacity_tokens
+    return max(reserved, sample.kv_usage or 0.0) + own

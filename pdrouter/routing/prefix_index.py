@@ -1,0 +1,114 @@
+"""Which pods have probably cached which prefixes, as far as this router has sent them there."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+_BYTES_PER_ENTRY = 120
+"""Memory of one entry: two integers and its place in a dictionary, measured."""
+
+
+class PrefixIndex:
+    """Blocks of prompts, and the pods that have computed them.
+
+    A block is known by a hash of itself and of all before it, so that one look-up per block finds
+    the pods that share a prefix, however many pods there are: each entry is a set of pods, kept as
+    the bits of one number.
+
+    Entries live in two generations. A new or used one goes to the young generation; when that is
+    full, or half the time to live is over, it becomes the old one and the old one is dropped. That
+    bounds memory and age, and costs nothing per entry.
+    """
+
+    def __init__(self, max_bytes: int, ttl_s: float, clock: Callable[[], float]) -> None:
+        """Start empty.
+
+        Args:
+            max_bytes: memory to use at the most.
+            ttl_s: seconds after which a prefix that nobody used is forgotten.
+            clock: gives the time in seconds.
+        """
+        self._generation_size = max(1, max_bytes // _BYTES_PER_ENTRY // 2)
+        self._generation_s = ttl_s / 2
+        self._clock = clock
+        self._young: dict[int, int] = {}
+        self._old: dict[int, int] = {}
+        self._turned = clock()
+        self._bits: dict[str, int] = {}
+        self._names: dict[int, str] = {}
+        self._alive = 0
+        # Bits of pods that are gone, by the number of turns after which no entry has them.
+        self._retired: list[tuple[int, int]] = []
+        self._turns = 0
+
+    def __len__(self) -> int:
+        return len(self._young) + len(self._old)
+
+    def match(self, hashes: Sequence[int]) -> Mapping[str, int]:
+        """Return how many blocks, from the first on, each pod has; pods without any are absent."""
+        self._turn_if_due()
+        young, old = self._young, self._old
+        matches: dict[str, int] = {}
+        holders = self._alive
+        length = 0
+        for block in hashes:
+            remaining = holders & (young.get(block, 0) | old.get(block, 0))
+            if remaining != holders:
+                if length:
+                    self._note(matches, holders & ~remaining, length)
+                holders = remaining
+                if not holders:
+                    break
+            length += 1
+        self._note(matches, holders if length else 0, length)
+        return matches
+
+    def add(self, hashes: Iterable[int], uid: str) -> None:
+        """Note that a pod has computed these blocks."""
+        self._turn_if_due()
+        bit = self._bits.get(uid)
+        if bit is None:
+            bit = self._add_pod(uid)
+        young, old = self._young, self._old
+        for block in hashes:
+            known = young.get(block)
+            if known is None:
+                if len(young) >= self._generation_size:
+                    self._turn()
+                    young, old = self._young, self._old
+                known = old.pop(block, 0) & self._alive
+            young[block] = known | bit
+
+    def forget(self, uid: str) -> None:
+        """Forget a pod that is gone; its bit is used again once no entry can have it."""
+        bit = self._bits.pop(uid, None)
+        if bit is not None:
+            del self._names[bit]
+            self._alive &= ~bit
+            self._retired.append((self._turns + 2, bit))
+
+    def _add_pod(self, uid: str) -> int:
+        if self._retired and self._retired[0][0] <= self._turns:
+            _, bit = self._retired.pop(0)
+        else:
+            used = self._alive
+            for _, retired in self._retired:
+                used |= retired
+            bit = 1 << used.bit_length()
+        self._bits[uid] = bit
+        self._names[bit] = uid
+        self._alive |= bit
+        return bit
+
+    def _note(self, matches: dict[str, int], holders: int, length: int) -> None:
+        while holders:
+            bit = holders & -holders
+            matches[self._names[bit]] = length
+            holders ^= bit
+
+    def _turn_if_due(self) -> None:
+        if self._clock() - self._turned >= self._generation_s:
+            self._turn()
+
+    def _turn(self) -> None:
+        self._old, self._young = self._young, {}
+        self._turned = self._clock()
+        self._turns += 1

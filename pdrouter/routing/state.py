@@ -1,0 +1,28 @@
+"""What is known of the pods' condition when a request is routed."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from random import Random
+
+from pdrouter.cluster.load import Ledger
+from pdrouter.cluster.samples import EngineSample
+from pdrouter.routing.prefix_index import PrefixIndex
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingState:
+    """Read by strategies; changed by what happens to requests.
+
+    Attributes:
+        ledger: work in flight that this router has sent, and how fast pods are.
+        prefixes: which pods have probably cached which prefixes.
+        samples: what engines say of themselves, by UID; fresh ones only.
+        clock: gives the time in seconds.
+        random: source of randomness.
+    """
+
+    ledger: Ledger
+    prefixes: PrefixIndex
+    samples: Mapping[str, EngineSample]
+    clock: Callable[[], float]
+    random: Random

@@ -1,0 +1,54 @@
+"""The prefill policy `ttft`: the pod whose first token is predicted to come first."""
+
+from collections.abc import Sequence
+
+from pdrouter.cluster.pods import Pod
+from pdrouter.routing.policy import RoutedRequest
+
+
+class TimeToFirstToken:
+    """Scores a pod by the seconds until it has computed the prompt.
+
+    That is the work that waits there, and the part of this prompt that it has not cached, at the
+    pod's own measured speed. It needs no rule of its own for hot prefixes: when the queue of the
+    pod that has one is longer than computing it anew, another pod gets it, and has it from then on.
+    """
+
+    name = "ttft"
+
+    def __init__(self, buckets: Sequence[int] = ()) -> None:
+        """Set up the policy.
+
+        Args:
+            buckets: prompt lengths that engines of static shapes are compiled for, ascending: such
+                an engine computes a shorter prompt as if it had the next of these lengths. Empty
+                for other engines.
+        """
+        self._buckets = tuple(buckets)
+
+    def narrow(self, pods: Sequence[Pod], request: RoutedRequest) -> tuple[Sequence[Pod], str]:
+        """Return all pods."""
+        del request
+        return pods, ""
+
+    def count_tokens(self, uid: str, request: RoutedRequest) -> int:
+        """Return how many tokens a pod computes for the request."""
+        tokens = request.count_uncached(uid)
+        return round_up(tokens, self._buckets) if self._buckets else tokens
+
+    def score(self, pods: Sequence[Pod], request: RoutedRequest) -> Sequence[float]:
+        """Return the predicted seconds for each pod."""
+        ledger = request.state.ledger
+        predict, wait = ledger.rates.predict, ledger.predict_prefill_wait
+        return [
+            wait(pod.uid) + predict(pod.uid, self.count_tokens(pod.uid, request)) for pod in pods
+        ]
+
+
+def round_up(tokens: int, buckets: Sequence[int]) -> int:
+    """Return the bucket that holds so many tokens; beyond the largest, as many of it as needed."""
+    for bucket in buckets:
+        if tokens <= bucket:
+            return bucket
+    largest = buckets[-1]
+    return -(-tokens // largest) * largest

@@ -1,0 +1,136 @@
+"""How fast pods are: learnt from what they have done."""
+
+from collections.abc import Callable
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pdrouter.cluster.load import Ledger
+from pdrouter.cluster.prefill_rates import PrefillRates
+
+
+def learn(rates: PrefillRates, curve: Callable[[int], float], *, factors: dict[str, float]) -> None:
+    random = Random(1)
+    for _ in range(400):
+        uid = random.choice(sorted(factors))
+        tokens = int(random.lognormvariate(8.5, 1))
+        noise = random.uniform(0.9, 1.1)
+        rates.observe(uid, tokens, curve(tokens) * factors[uid] * noise)
+
+
+def test_before_anything_is_known_the_guess_holds() -> None:
+    assert PrefillRates(1000).predict("a", 500) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("quadratic", [0.0, 2e-9])
+def test_curve_and_pods_are_learnt(quadratic: float) -> None:
+    def curve(tokens: int) -> float:
+        return tokens / 6000 + tokens * tokens * quadratic
+
+    rates = PrefillRates()
+    learn(rates, curve, factors={"a": 1.0, "b": 1.0, "slow": 2.0})
+    for tokens in (1_000, 10_000, 80_000):
+        for uid in "ab":
+            assert rates.predict(uid, tokens) == pytest.approx(curve(tokens), rel=0.15)
+        assert rates.predict("slow", tokens) == pytest.approx(2 * curve(tokens), rel=0.15)
+
+
+def test_a_pod_that_is_gone_is_forgotten() -> None:
+    rates = PrefillRates()
+    learn(rates, lambda tokens: tokens / 6000, factors={"a": 1.0, "slow": 3.0})
+    rates.forget("slow")
+    rates.forget("nobody")
+    assert rates.predict("slow", 1000) == rates.predict("new", 1000)
+
+
+@pytest.mark.parametrize(("tokens", "seconds"), [(0, 1.0), (-1, 1.0), (10, 0.0), (10, -1.0)])
+def test_what_cannot_be_is_not_learnt(tokens: int, seconds: float) -> None:
+    rates = PrefillRates()
+    rates.observe("a", tokens, seconds)
+    assert rates.predict("a", 8000) == pytest.approx(1.0)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("ab"), st.integers(1, 200_000), st.floats(1e-6, 1e4)),
+        max_size=60,
+    )
+)
+@settings(deadline=None)
+def test_whatever_is_learnt_more_tokens_take_longer(
+    observations: list[tuple[str, int, float]],
+) -> None:
+    rates = PrefillRates()
+    for uid, tokens, seconds in observations:
+        rates.observe(uid, tokens, seconds)
+        for pod in "abc":
+            predictions = [rates.predict(pod, count) for count in (1, 100, 10_000, 1_000_000)]
+            assert predictions == sorted(predictions)
+            assert predictions[0] > 0
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_the_wait_is_the_work_ahead_less_what_is_done_of_it() -> None:
+    clock = Clock()
+    ledger = Ledger(PrefillRates(1000), clock)
+    assert ledger.predict_prefill_wait("a") == 0
+    first = ledger.start_prefill("a", 1000)
+    ledger.start_prefill("a", 500)
+    assert ledger.predict_prefill_wait("a") == pytest.approx(1.5)
+    clock.now += 0.4
+    assert ledger.predict_prefill_wait("a") == pytest.approx(1.1)
+    clock.now += 0.6
+    assert ledger.predict_prefill_wait("a") == pytest.approx(0.5)
+    first.complete()
+    first.release()
+    assert ledger.predict_prefill_wait("a") == pytest.approx(0.5)
+
+
+def test_a_leg_that_is_overdue_is_not_taken_for_done() -> None:
+    clock = Clock()
+    ledger = Ledger(PrefillRates(1000), clock)
+    ledger.start_prefill("a", 1000)
+    clock.now += 31
+    assert ledger.predict_prefill_wait("a") == pytest.approx(30)
+
+
+def test_a_leg_teaches_from_when_its_pod_came_to_it() -> None:
+    clock = Clock()
+    rates = PrefillRates(1000)
+    ledger = Ledger(rates, clock)
+    scopes = [ledger.start_prefill("a", 1000) for _ in range(30)]
+    for scope in scopes:
+        # Each takes two seconds, and waits for those before it.
+        clock.now += 2
+        with scope:
+            scope.complete()
+    assert rates.predict("a", 1000) == pytest.approx(2, rel=0.1)
+
+
+def test_a_leg_that_failed_teaches_nothing() -> None:
+    clock = Clock()
+    rates = PrefillRates(1000)
+    ledger = Ledger(rates, clock)
+    with ledger.start_prefill("a", 1000):
+        clock.now += 50
+    assert rates.predict("a", 1000) == pytest.approx(1)
+
+
+def test_what_the_engine_says_it_has_computed_counts() -> None:
+    clock = Clock()
+    rates = PrefillRates(1000)
+    ledger = Ledger(rates, clock)
+    for _ in range(30):
+        with ledger.start_prefill("a", 1000) as scope:
+            clock.now += 1
+            scope.complete(250)
+    assert rates.predict("a", 1000) == pytest.approx(4, rel=0.1)

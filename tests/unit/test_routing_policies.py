@@ -1,0 +1,159 @@
+"""Our own policies: the time to the first token, and room in KV memory."""
+
+from collections.abc import Mapping
+
+import pytest
+from factories import make_pod, make_state
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pdrouter.cluster.load import Ledger
+from pdrouter.cluster.prefill_rates import PrefillRates
+from pdrouter.cluster.samples import EngineSample
+from pdrouter.openai.prompt_prefix import NO_PREFIX, PromptPrefix
+from pdrouter.routing.decision import RoutingFacts
+from pdrouter.routing.kv_capacity import KVCapacity, count_requests
+from pdrouter.routing.policy import RoutedRequest
+from pdrouter.routing.prefix_index import PrefixIndex
+from pdrouter.routing.ttft import TimeToFirstToken, round_up
+
+A, B = make_pod("a"), make_pod("b")
+LONG = PromptPrefix((1, 2, 3, 4), (250, 500, 750, 1000), 1000)
+
+
+def make_request(
+    *,
+    ledger: Ledger | None = None,
+    cached: Mapping[str, int] | None = None,
+    samples: Mapping[str, EngineSample] | None = None,
+    prefix: PromptPrefix = LONG,
+    tokens: int = 1000,
+    output_tokens: int = 0,
+) -> RoutedRequest:
+    prefixes = PrefixIndex(1 << 20, 60, lambda: 0.0)
+    for uid, blocks in (cached or {}).items():
+        prefixes.add(LONG.hashes[:blocks], uid)
+    facts = RoutingFacts(tokens, None, prefix, output_tokens)
+    ledger = Ledger(PrefillRates(1000), lambda: 0.0) if ledger is None else ledger
+    return RoutedRequest(facts, make_state(ledger, samples=samples, prefixes=prefixes))
+
+
+@pytest.mark.parametrize(("blocks", "uncached"), [(0, 1000), (1, 750), (3, 250), (4, 1)])
+def test_what_is_cached_need_not_be_computed(blocks: int, uncached: int) -> None:
+    assert make_request(cached={A.uid: blocks}).count_uncached(A.uid) == uncached
+
+
+def test_a_prompt_without_blocks_is_computed_whole() -> None:
+    request = make_request(prefix=NO_PREFIX, cached={A.uid: 4})
+    assert request.count_uncached(A.uid) == 1000
+
+
+def test_ttft_is_the_wait_and_the_uncached_part() -> None:
+    ledger = Ledger(PrefillRates(1000), lambda: 0.0)
+    ledger.start_prefill(B.uid, 300)
+    request = make_request(ledger=ledger, cached={A.uid: 2})
+    assert TimeToFirstToken().score([A, B], request) == pytest.approx([0.5, 1.3])
+
+
+def test_a_hot_prefix_spreads_once_its_pod_is_too_busy() -> None:
+    ledger = Ledger(PrefillRates(1000), lambda: 0.0)
+    request = make_request(ledger=ledger, cached={A.uid: 4})
+    hot, cold = TimeToFirstToken().score([A, B], request)
+    assert hot < cold
+    ledger.start_prefill(A.uid, 1100)
+    hot, cold = TimeToFirstToken().score([A, B], request)
+    assert cold < hot
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rounded"),
+    [(1, 128), (128, 128), (129, 1024), (1024, 1024), (1025, 2048), (2049, 3072)],
+)
+def test_static_shapes_round_prompts_up(tokens: int, rounded: int) -> None:
+    assert round_up(tokens, (128, 1024)) == rounded
+
+
+def test_engines_of_static_shapes_are_scored_by_their_buckets() -> None:
+    policy = TimeToFirstToken((512, 4096))
+    request = make_request(cached={A.uid: 2})
+    assert policy.count_tokens(A.uid, request) == 512
+    assert policy.count_tokens(B.uid, request) == 4096
+
+
+@given(st.lists(st.integers(0, 5000), min_size=1, max_size=5), st.integers(1, 5000))
+@settings(deadline=None)
+def test_more_work_never_lowers_a_prefill_score(queue: list[int], more: int) -> None:
+    ledger = Ledger(PrefillRates(1000), lambda: 0.0)
+    for tokens in queue:
+        ledger.start_prefill(A.uid, tokens)
+    request = make_request(ledger=ledger)
+    (before,) = TimeToFirstToken().score([A], request)
+    ledger.start_prefill(A.uid, more)
+    (after,) = TimeToFirstToken().score([A], request)
+    assert after > before
+
+
+def sample(
+    *, usage: float | None = None, capacity: int | None = 10_000, running: float | None = None
+) -> EngineSample:
+    return EngineSample(0.0, 0, running, None, usage, capacity)
+
+
+def test_a_pod_without_room_is_no_candidate() -> None:
+    samples = {A.uid: sample(usage=0.9), B.uid: sample(usage=0.2)}
+    pods, note = KVCapacity().narrow([A, B], make_request(samples=samples))
+    assert pods == [B]
+    assert "1 decode pods have no room" in note
+
+
+def test_if_no_pod_has_room_all_are_candidates() -> None:
+    samples = {A.uid: sample(usage=0.99), B.uid: sample(usage=0.97)}
+    pods, note = KVCapacity().narrow([A, B], make_request(samples=samples))
+    assert (pods, note) == ([A, B], "")
+
+
+def test_what_is_on_its_way_counts_before_the_engine_shows_it() -> None:
+    ledger = Ledger()
+    ledger.start_decode(A.uid, 9_000)
+    samples = {A.uid: sample(usage=0.0), B.uid: sample(usage=0.0)}
+    pods, _ = KVCapacity().narrow([A, B], make_request(ledger=ledger, samples=samples))
+    assert pods == [B]
+
+
+def test_the_answer_needs_room_too() -> None:
+    samples = {A.uid: sample(usage=0.5), B.uid: sample(usage=0.2)}
+    pods, _ = KVCapacity().narrow([A, B], make_request(samples=samples, output_tokens=4_000))
+    assert pods == [B]
+
+
+def test_without_metrics_the_ledger_decides() -> None:
+    ledger = Ledger()
+    ledger.start_decode(A.uid, 100)
+    request = make_request(ledger=ledger)
+    assert KVCapacity().narrow([A, B], request) == ([A, B], "")
+    assert list(KVCapacity().score([A, B], request)) == [1.0, 0.0]
+
+
+def test_requests_of_others_are_those_that_the_engine_had_beyond_ours() -> None:
+    ledger = Ledger()
+    ledger.start_decode(A.uid)
+    ledger.start_decode(A.uid)
+    samples = {A.uid: EngineSample(0.0, 1, 4.0, 2.0)}
+    request = make_request(ledger=ledger, samples=samples)
+    assert count_requests(A.uid, request) == 2 + (4 + 2 - 1)
+    # A scrape that does not show ours yet must not make the pod look better than the ledger says.
+    samples = {A.uid: EngineSample(0.0, 2, 0.0, 0.0)}
+    assert count_requests(A.uid, make_request(ledger=ledger, samples=samples)) == 2
+
+
+@given(st.integers(0, 20), st.floats(0, 1), st.integers(0, 9_000))
+@settings(deadline=None)
+def test_more_load_never_lowers_a_decode_score(requests: int, usage: float, tokens: int) -> None:
+    ledger = Ledger()
+    for _ in range(requests):
+        ledger.start_decode(A.uid, 10)
+    request = make_request(ledger=ledger, samples={A.uid: sample(usage=usage)})
+    (before,) = KVCapacity().score([A], request)
+    ledger.start_decode(A.uid, tokens)
+    (after,) = KVCapacity().score([A], request)
+    assert after > before
