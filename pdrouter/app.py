@@ -62,7 +62,9 @@ class Router:
         )
         self.cache = PodCache(lambda uid: _forget_pod(uid, self.ledger, prefixes))
         self._source = _create_source(settings, self.cache, self._count_reload)
-        self.telemetry = RequestTelemetry(self.cache, self.ledger, lambda: self._source.stats)
+        self.telemetry = RequestTelemetry(
+            self.cache, self.ledger, lambda: self._source.stats, settings.kept_decisions
+        )
         self._client = PrefillClient(_limit_client(settings))
         dispatcher = Dispatcher(
             self.cache,
@@ -84,12 +86,15 @@ class Router:
                 settings.max_message_bytes - MESSAGE_OVERHEAD_BYTES,
                 settings.expected_output_tokens,
                 settings.max_wait_s,
+                settings.aggregation,
+                settings.handover_s,
             ),
             self.telemetry,
             self._source.routes,
         )
         policy = ExchangePolicy(
             settings.expose_pods,
+            settings.explain_decisions,
             settings.bearer_token,
             settings.max_message_bytes - HANDLE_HEADROOM_BYTES,
         )

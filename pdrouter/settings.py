@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from pdrouter.engines.registry import CONNECTOR_NAMES, NIXL_MEANINGS
 from pdrouter.engines.vllm_nixl import RemoteHostRewrite
 from pdrouter.extproc.dispatch import FailurePolicy
+from pdrouter.routing.aggregation import Aggregation
 from pdrouter.routing.registry import DECODE_POLICIES, PREFILL_POLICIES, STRATEGY_NAMES
 
 T = TypeVar("T")
@@ -320,6 +321,21 @@ class Settings:
         "Length of an answer for which KV memory is reserved, unless the client sets a lower "
         "limit.",
     )
+    aggregation: Aggregation = _declare(
+        Aggregation.FALLBACK,
+        "PDROUTER_AGGREGATE",
+        _enumeration(Aggregation, *Aggregation),
+        "When a decode pod serves a request whole that could be split: `never`, `fallback` (no "
+        "prefill pod is ready), or `when-faster` (that, and whenever it is predicted to be faster: "
+        "short prompts, busy prefill pods, idle decode pods).",
+        "--aggregate",
+    )
+    handover_s: float = _declare(
+        0.05,
+        "PDROUTER_HANDOVER",
+        _seconds(0, 60),
+        "Time that the way over two pods costs beside computing, for `when-faster`.",
+    )
     max_wait_s: float | None = _declare(
         None,
         "PDROUTER_MAX_WAIT",
@@ -370,8 +386,8 @@ class Settings:
         FailurePolicy.FAIL,
         "PDROUTER_ON_PREFILL_FAILURE",
         _enumeration(FailurePolicy, *FailurePolicy),
-        "What to do when no prefill pod is ready, or none carries out the leg: `fail` gives the "
-        "client an error (502, 503, 504), `aggregate` lets the decode pod serve the request whole.",
+        "What to do when no prefill pod carries out the leg: `fail` gives the client an error "
+        "(502, 503, 504), `aggregate` lets the decode pod serve the request whole.",
     )
     on_handoff_failure: FailurePolicy = _declare(
         FailurePolicy.AGGREGATE,
@@ -418,6 +434,19 @@ class Settings:
         "PDROUTER_EXPOSE_PODS",
         _BOOLEAN,
         "Whether responses carry names and addresses of pods, as aibrix's do.",
+    )
+    explain_decisions: bool = _declare(
+        False,
+        "PDROUTER_DECISION_DETAIL",
+        _BOOLEAN,
+        "Whether a client that sends `x-pd-decision-detail` gets the decision in detail in a "
+        "response header of that name.",
+    )
+    kept_decisions: int = _declare(
+        100,
+        "PDROUTER_KEPT_DECISIONS",
+        _number(int, "a whole number", 0, 10_000),
+        "How many decisions `/debug/decisions` shows.",
     )
     bearer_token: str | None = _declare(
         None,

@@ -55,6 +55,7 @@ class AdminServer:
         app.router.add_get("/metrics", self._show_metrics)
         app.router.add_get("/v1/models", self._show_models)
         app.router.add_get("/debug/state", self._show_state)
+        app.router.add_get("/debug/decisions", self._show_decisions)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
 
     async def start(self, host: str, port: int) -> None:
@@ -96,6 +97,11 @@ class AdminServer:
     async def _show_state(self, request: web.Request) -> web.Response:
         del request
         return _json(await asyncio.to_thread(self._render_state))
+
+    async def _show_decisions(self, request: web.Request) -> web.Response:
+        del request
+        decisions = await asyncio.to_thread(self._telemetry.decisions.describe)
+        return _json(msgspec.json.encode({"decisions": decisions}))
 
     def _render_state(self) -> bytes:
         state = {

@@ -32,6 +32,7 @@ from pdrouter.prefill.leg import (
     PrefillPlan,
     PrefillTarget,
 )
+from pdrouter.routing.aggregation import Aggregation, is_faster_whole
 from pdrouter.routing.decision import Decision, NoReadyPod, RoutingFacts, Strategy
 from pdrouter.routing.prompt_length import TokenRatios
 from pdrouter.routing.state import RoutingState
@@ -64,6 +65,8 @@ class DispatchPolicy:
         expected_output_tokens: length of an answer, if the client sets no lower limit.
         max_wait_s: predicted seconds in a prefill pod's queue above which requests are refused;
             None for no limit.
+        aggregation: when a decode pod serves a request whole that could be split.
+        handover_s: seconds that the way over two pods costs beside computing.
     """
 
     default_strategy: str | None
@@ -74,6 +77,8 @@ class DispatchPolicy:
     max_forwarded_bytes: int
     expected_output_tokens: int
     max_wait_s: float | None
+    aggregation: Aggregation
+    handover_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,12 +252,20 @@ class Dispatcher:
         return decision
 
     def _choose(self, strategy: Strategy, facts: RoutingFacts, pods: ModelPods) -> Decision:
+        policy = self.policy
         try:
-            return strategy.decide(facts, pods, self.state)
+            decision = strategy.decide(facts, pods, self.state)
         except NoReadyPod:
-            if facts.whole or self.policy.on_prefill_failure is FailurePolicy.FAIL:
+            if facts.whole or policy.aggregation is Aggregation.NEVER:
                 raise
             return strategy.decide(replace(facts, whole="no-ready-pair"), pods, self.state)
+        if (
+            decision.prefill is not None
+            and policy.aggregation is Aggregation.WHEN_FASTER
+            and is_faster_whole(decision, facts, self.state, policy.handover_s)
+        ):
+            return replace(decision, prefill=None, reason="faster")
+        return decision
 
     def _admit(self, prefill: Pod) -> None:
         """Refuse a request that would wait too long, before any work is done for it."""

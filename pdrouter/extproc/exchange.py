@@ -12,9 +12,13 @@ from types import MappingProxyType
 from typing import Any, ClassVar, TypeAlias
 from urllib.parse import unquote
 
+import msgspec
+
 from pdrouter.extproc.codec import MessageInvalid, decode, encode
 from pdrouter.extproc.dispatch import Dispatched, Dispatcher, RequestHead
 from pdrouter.extproc.headers import (
+    DECISION,
+    DECISION_DETAIL,
     DESTINATION_ENDPOINT,
     MODEL,
     REQUEST_ID,
@@ -46,12 +50,14 @@ from pdrouter.openai.models import encode_model, encode_models
 from pdrouter.openai.paths import ENDPOINTS, MODELS_PATH, split_path
 from pdrouter.prefill.client import EngineAnswer
 from pdrouter.prefill.leg import PrefillRefused
+from pdrouter.routing.explanation import describe_in_detail
 
 log = logging.getLogger(__name__)
 
 _JSON = ("content-type", "application/json")
 _FILTER = "envoy.filters.http.ext_proc"
 _CLIENT_ID_LENGTH = 128
+_DETAIL_LENGTH = 8192
 _STRIP = PhaseReply(Phase.REQUEST_HEADERS, remove_headers=STRIPPED_HEADERS)
 _NO_RESPONSE_BODY = ModeOverride(request_body=BodyMode.BUFFERED, response_body=BodyMode.NONE)
 _KEPT_HEADERS = ("content-type", "retry-after", "www-authenticate")
@@ -81,11 +87,13 @@ class ExchangePolicy:
 
     Attributes:
         expose_pods: whether clients are told names and addresses of pods.
+        explain_decisions: whether a client may ask for a decision in detail.
         bearer_token: the key that clients must present; None to let everybody in.
         max_body_bytes: size of the largest body; larger ones are refused.
     """
 
     expose_pods: bool
+    explain_decisions: bool
     bearer_token: str | None
     max_body_bytes: int
 
@@ -365,7 +373,10 @@ class Exchange:
         decision = record.decision
         if decision is None:
             return tuple(headers)
-        headers.append(("x-pd-decision", describe_decision(record)))
+        headers.append((DECISION, describe_decision(record)))
+        if self._policy.explain_decisions and self._head and DECISION_DETAIL in self._head.headers:
+            detail = msgspec.json.encode(describe_in_detail(decision)).decode()
+            headers.append((DECISION_DETAIL, detail[:_DETAIL_LENGTH]))
         if self._policy.expose_pods:
             decode = decision.decode.pod
             headers += [

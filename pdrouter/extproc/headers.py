@@ -5,6 +5,8 @@ DESTINATION_ENDPOINT = "x-gateway-destination-endpoint"
 ROUTING_STRATEGY = "routing-strategy"
 REQUEST_ID = "x-request-id"
 MODEL = "model"
+DECISION = "x-pd-decision"
+DECISION_DETAIL = "x-pd-decision-detail"
 
 CONTROL_HEADERS = (
     TARGET_POD,

@@ -10,6 +10,7 @@ from pdrouter.cluster.view import PodCache
 from pdrouter.extproc.record import Outcome, RequestRecord, describe_decision
 from pdrouter.prefill.leg import PrefillAttempt
 from pdrouter.routing.decision import DecisionKind
+from pdrouter.telemetry.decisions import DecisionLog
 from pdrouter.telemetry.metrics import Metrics
 
 log = logging.getLogger("pdrouter.request")
@@ -23,6 +24,7 @@ class RequestTelemetry:
     Attributes:
         metrics: the metrics of the process.
         open: records of the requests that have not ended, by request id.
+        decisions: the last decisions.
     """
 
     def __init__(
@@ -30,7 +32,17 @@ class RequestTelemetry:
         cache: PodCache,
         ledger: Ledger,
         watches: Callable[[], Mapping[str, ReflectorStats]] = dict,
+        kept_decisions: int = 100,
     ) -> None:
+        """Start with no requests.
+
+        Args:
+            cache: the pods, for metrics.
+            ledger: work in flight, for metrics.
+            watches: gives what the reflectors of Kubernetes objects have met, for metrics.
+            kept_decisions: how many decisions are kept for `/debug/decisions`.
+        """
+        self.decisions = DecisionLog(kept_decisions)
         self.open: dict[str, RequestRecord] = {}
         self.metrics = Metrics(cache, ledger, lambda: len(self.open), watches)
 
@@ -39,7 +51,8 @@ class RequestTelemetry:
         self.open[record.request_id] = record
 
     def request_routed(self, record: RequestRecord) -> None:
-        """Count the time to choose, and say at debug level what was chosen."""
+        """Count the time to choose, keep the decision, and log it at debug level."""
+        self.decisions.note(record)
         if record.routing_s is not None:
             self.metrics.routing_seconds.observe(record.routing_s)
         if log.isEnabledFor(logging.DEBUG):

@@ -46,7 +46,9 @@ STRATEGIES = ("pd", "random", "least-request")
 @pytest.fixture(scope="module")
 def stack_options() -> StackOptions:
     return StackOptions(
-        prefill=PREFILL, decode=DECODE, environment={"PDROUTER_ENDPOINTS_POLL": "0.02"}
+        prefill=PREFILL,
+        decode=DECODE,
+        environment={"PDROUTER_ENDPOINTS_POLL": "0.02", "PDROUTER_AGGREGATE": "never"},
     )
 
 
@@ -384,7 +386,7 @@ async def test_half_a_model_is_not_ready(
 
 async def test_a_decode_pod_serves_alone_if_the_operator_says_so() -> None:
     options = StackOptions(
-        prefill=(), decode=DECODE, environment={"PDROUTER_ON_PREFILL_FAILURE": "aggregate"}
+        prefill=(), decode=DECODE, environment={"PDROUTER_AGGREGATE": "fallback"}
     )
     async with run_checked_stack(options) as stack, connect(stack) as client:
         expect_whole(stack, await ask(client), "no-ready-pair")

@@ -251,7 +251,8 @@ async def test_the_decode_pod_can_take_over_what_prefill_fails_to_do(fault: Faul
 
 @pytest.mark.parametrize("missing", ["prefill", "decode"])
 async def test_without_a_ready_pair_the_client_is_told_to_come_back(missing: str) -> None:
-    async with run_small_stack(FOLLOW_ENDPOINTS) as (stack, client):
+    environment = {"PDROUTER_AGGREGATE": "never", **FOLLOW_ENDPOINTS}
+    async with run_small_stack(environment) as (stack, client):
         prefill = () if missing == "prefill" else stack.prefill
         decode = () if missing == "decode" else stack.decode
         await list_pods(stack, {"default": (prefill, decode)})
@@ -264,8 +265,7 @@ async def test_without_a_ready_pair_the_client_is_told_to_come_back(missing: str
 
 @pytest.mark.parametrize("missing", ["prefill", "decode"])
 async def test_without_a_ready_pair_a_decode_pod_can_serve_alone(missing: str) -> None:
-    environment = {"PDROUTER_ON_PREFILL_FAILURE": "aggregate", **FOLLOW_ENDPOINTS}
-    async with run_small_stack(environment) as (stack, client):
+    async with run_small_stack(FOLLOW_ENDPOINTS) as (stack, client):
         prefill = () if missing == "prefill" else stack.prefill
         decode = () if missing == "decode" else stack.decode
         await list_pods(stack, {"default": (prefill, decode)})

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -44,6 +45,7 @@ from pdrouter.prefill.leg import (
     PrefillPlan,
     PrefillRefused,
 )
+from pdrouter.routing.aggregation import Aggregation
 from pdrouter.routing.prompt_length import TokenRatios
 from pdrouter.routing.registry import create_strategies
 
@@ -121,10 +123,12 @@ class Bench:
         on_prefill_failure: FailurePolicy = FailurePolicy.FAIL,
         on_handoff_failure: FailurePolicy = FailurePolicy.AGGREGATE,
         expose_pods: bool = True,
+        explain_decisions: bool = False,
         bearer_token: str | None = None,
         max_body_bytes: int = 1_000_000,
         max_forwarded_bytes: int = 2_000_000,
         max_wait_s: float | None = None,
+        aggregation: Aggregation = Aggregation.NEVER,
     ) -> None:
         self.cache = PodCache()
         self.cache.replace(pods)
@@ -148,10 +152,12 @@ class Bench:
                 max_forwarded_bytes,
                 expected_output_tokens=100,
                 max_wait_s=max_wait_s,
+                aggregation=aggregation,
+                handover_s=0.05,
             ),
             self.notes,
         )
-        self.policy = ExchangePolicy(expose_pods, bearer_token, max_body_bytes)
+        self.policy = ExchangePolicy(expose_pods, explain_decisions, bearer_token, max_body_bytes)
         self.exchange = self.open()
 
     def open(self) -> Exchange:
@@ -250,6 +256,30 @@ async def test_pods_are_not_told_when_the_operator_says_so() -> None:
     *_, response = await bench.tell(request_headers(), request_body(), response_headers())
     assert isinstance(response, PhaseReply)
     assert {name for name, _ in response.set_headers} == {"x-request-id", "x-pd-decision"}
+    bench.close()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("asked", [True, False])
+async def test_a_decision_is_explained_to_who_asks_if_the_operator_agrees(
+    enabled: bool, asked: bool
+) -> None:
+    bench = Bench(explain_decisions=enabled)
+    extra = {"x-pd-decision-detail": "1"} if asked else {}
+    *_, response = await bench.tell(
+        request_headers(extra=extra), request_body(), response_headers()
+    )
+    assert isinstance(response, PhaseReply)
+    detail = dict(response.set_headers).get("x-pd-decision-detail")
+    if enabled and asked:
+        assert detail is not None
+        explained = json.loads(detail)
+        assert explained["decision"] == "disaggregated"
+        assert explained["prefill"]["policy"] == "ttft"
+        assert set(explained["prefill"]["scores"]) == {"prefill-0"}
+        assert explained["decode"]["pod"] == "decode-0"
+    else:
+        assert detail is None
     bench.close()
 
 
@@ -440,10 +470,35 @@ async def test_a_missing_half_of_the_pair_is_unavailable(pods: tuple[Pod, ...]) 
 
 
 async def test_without_a_prefill_pod_decode_may_serve_the_request_whole() -> None:
-    bench = Bench((DECODE,), on_prefill_failure=FailurePolicy.AGGREGATE)
+    bench = Bench((DECODE,), aggregation=Aggregation.FALLBACK)
     *_, response = await bench.tell(request_headers(), request_body(), response_headers())
     assert isinstance(response, PhaseReply)
     assert dict(response.set_headers)["x-pd-decision"] == "aggregated;reason=no-ready-pair"
+    bench.close()
+
+
+@pytest.mark.parametrize(
+    ("queue", "busy", "decision"),
+    [
+        # The hand-over costs more than so short a prompt.
+        (0, 0, "aggregated;reason=faster"),
+        # A decode pod with much to do is no place for prefill.
+        (0, 10_000, "disaggregated"),
+        (80_000, 1_000, "aggregated;reason=faster"),
+    ],
+)
+async def test_a_request_is_served_whole_where_that_is_faster(
+    queue: int, busy: int, decision: str
+) -> None:
+    bench = Bench(aggregation=Aggregation.WHEN_FASTER)
+    with ExitStack() as work:
+        if queue:
+            work.enter_context(bench.ledger.start_prefill("p", queue))
+        for _ in range(busy):
+            work.enter_context(bench.ledger.start_decode("d"))
+        *_, response = await bench.tell(request_headers(), request_body(), response_headers())
+    assert isinstance(response, PhaseReply)
+    assert dict(response.set_headers)["x-pd-decision"] == decision
     bench.close()
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from pdrouter.engines.vllm_nixl import RemoteHostRewrite
 from pdrouter.extproc.dispatch import FailurePolicy
+from pdrouter.routing.aggregation import Aggregation
 from pdrouter.settings import SettingInvalid, Settings, declarations, describe_settings
 
 MIB = 1024 * 1024
@@ -84,6 +85,13 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     ),
     "PDROUTER_PREFILL_TOKENS_PER_S": ([("1", 1), ("1e7", 1e7)], ["0", "1e8", "nan", "fast"]),
     "PDROUTER_EXPECTED_OUTPUT_TOKENS": ([("1", 1), ("1000000", 10**6)], ["0", "1000001", "1.5"]),
+    "PDROUTER_AGGREGATE": (
+        [(each.value, each) for each in Aggregation],
+        ["always"],
+    ),
+    "PDROUTER_HANDOVER": ([("0", 0), ("60", 60)], ["-1", "61"]),
+    "PDROUTER_DECISION_DETAIL": (_BOOLEANS, _NO_BOOLEANS),
+    "PDROUTER_KEPT_DECISIONS": ([("0", 0), ("10000", 10_000)], ["-1", "10001", "x"]),
     "PDROUTER_MAX_WAIT": (_SECONDS_ABOVE_0, _NO_SECONDS),
     "PDROUTER_PREFIX_INDEX_BYTES": ([("1048576", 1 << 20)], ["1048575", "1e9", "64M"]),
     "AIBRIX_PREFIX_CACHE_EVICTION_DURATION_MINS": ([("20", 20), ("0.5", 0.5)], ["0", "x"]),

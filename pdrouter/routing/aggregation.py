@@ -1,0 +1,44 @@
+"""When one pod serves a request that could be split."""
+
+from enum import StrEnum
+
+from pdrouter.routing.decision import Decision, RoutingFacts
+from pdrouter.routing.state import RoutingState
+
+
+class Aggregation(StrEnum):
+    """When a decode pod may serve a request whole that has two legs."""
+
+    NEVER = "never"
+    """Never: without a ready prefill pod, requests are refused."""
+    FALLBACK = "fallback"
+    """If there is no ready prefill pod."""
+    WHEN_FASTER = "when-faster"
+    """Then, and if it is predicted to be faster."""
+
+
+def is_faster_whole(
+    decision: Decision, facts: RoutingFacts, state: RoutingState, handover_s: float
+) -> bool:
+    """Return whether the decode pod would have the first token before the two legs have it.
+
+    The requests that it decodes slow a prefill down, and are slowed down by it: each counts as if
+    it shared the pod equally.
+
+    Args:
+        decision: the pair that was chosen.
+        facts: the request.
+        state: the pods' condition.
+        handover_s: seconds that the way over two pods costs beside computing.
+    """
+    prefill, decode = decision.prefill, decision.decode.pod
+    if prefill is None:
+        return True
+    ledger = state.ledger
+    two_legs = (
+        ledger.predict_prefill_wait(prefill.pod.uid)
+        + ledger.rates.predict(prefill.pod.uid, prefill.tokens)
+        + handover_s
+    )
+    sharers = 1 + ledger.load(decode.uid).decode_requests
+    return ledger.rates.predict(decode.uid, facts.prompt_tokens) * sharers < two_legs
