@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from pdrouter.engines.registry import CONNECTOR_NAMES, NIXL_MEANINGS
 from pdrouter.engines.vllm_nixl import RemoteHostRewrite
 from pdrouter.extproc.dispatch import FailurePolicy
+from pdrouter.extproc.headers import NEVER_FORWARDED
 from pdrouter.routing.aggregation import Aggregation
 from pdrouter.routing.registry import DECODE_POLICIES, PREFILL_POLICIES, STRATEGY_NAMES
 
@@ -89,8 +90,22 @@ def _parse_bind(text: str) -> tuple[str, int]:
     return host or "0.0.0.0", int(port)
 
 
+def _split(text: str, separator: str) -> tuple[str, ...]:
+    parts = tuple(part.strip() for part in text.split(separator) if part.strip())
+    if not parts:
+        raise ValueError(text)
+    return parts
+
+
 def _parse_names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip().lower() for name in text.split(",") if name.strip())
+    return tuple(name.lower() for name in _split(text, ","))
+
+
+def _parse_headers(text: str) -> tuple[str, ...]:
+    names = _parse_names(text)
+    if not NEVER_FORWARDED.isdisjoint(names):
+        raise ValueError(text)
+    return names
 
 
 def _parse_buckets(text: str) -> tuple[int, ...]:
@@ -101,7 +116,7 @@ def _parse_buckets(text: str) -> tuple[int, ...]:
 
 
 def _parse_selectors(text: str) -> tuple[str, ...]:
-    return tuple(selector.strip() for selector in text.split(";") if selector.strip())
+    return _split(text, ";")
 
 
 def _parse_duration(text: str) -> float:
@@ -124,6 +139,9 @@ _PATH = Kind(Path, "a path")
 _TEXT = Kind(str, "any text")
 _SELECTORS = Kind(_parse_selectors, "label selectors separated by semicolons")
 _NAMES = Kind(_parse_names, "names separated by commas")
+_HEADERS = Kind(
+    _parse_headers, "names separated by commas, none of which steers or frames the request"
+)
 _COUNT = _number(int, "a whole number", 0, 100)
 
 
@@ -399,7 +417,7 @@ class Settings:
     forward_headers: tuple[str, ...] = _declare(
         (),
         "PDROUTER_FORWARD_HEADERS",
-        _NAMES,
+        _HEADERS,
         "Client headers to send to prefill pods beside the usual ones (authorization, traceparent, "
         "session headers).",
     )

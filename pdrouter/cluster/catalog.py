@@ -25,36 +25,45 @@ class Catalog:
         self._merge_namespaces = merge_namespaces
         self._pods: dict[str, Pod] = {}
         self._groups: defaultdict[_Key, dict[str, Pod]] = defaultdict(dict)
+        self._named: defaultdict[_Key, dict[str, Pod]] = defaultdict(dict)
         self._sorted: dict[_Key, ModelPods] = {}
         self._adapters: dict[str, Adapter] = {}
+        self._sorted_adapters: dict[str, ModelPods] = {}
 
     def put_pod(self, pod: Pod) -> None:
         """Add a pod, or replace what was known of the one with its UID."""
+        if self._pods.get(pod.uid) == pod:
+            # Most updates of a pod, and all of a new list, say nothing new.
+            return
         self.drop_pod(pod.uid)
-        key = (pod.namespace, pod.model)
         self._pods[pod.uid] = pod
-        self._groups[key][pod.uid] = pod
-        self._sorted.pop(key, None)
+        self._groups[pod.namespace, pod.model][pod.uid] = pod
+        self._named[pod.namespace, pod.name][pod.uid] = pod
+        self._unsort(pod)
 
     def drop_pod(self, uid: str) -> None:
         """Remove a pod; one that is not there is no matter."""
         pod = self._pods.pop(uid, None)
         if pod is None:
             return
-        key = (pod.namespace, pod.model)
-        group = self._groups[key]
-        del group[uid]
-        if not group:
-            del self._groups[key]
-        self._sorted.pop(key, None)
+        _remove(self._groups, (pod.namespace, pod.model), uid)
+        _remove(self._named, (pod.namespace, pod.name), uid)
+        self._unsort(pod)
+
+    def _unsort(self, pod: Pod) -> None:
+        self._sorted.pop((pod.namespace, pod.model), None)
+        for uid in [uid for uid in self._sorted_adapters if self._adapters[uid].concerns(pod)]:
+            del self._sorted_adapters[uid]
 
     def put_adapter(self, uid: str, adapter: Adapter) -> None:
         """Add an adapter, or replace what was known of the one with its UID."""
         self._adapters[uid] = adapter
+        self._sorted_adapters.pop(uid, None)
 
     def drop_adapter(self, uid: str) -> None:
         """Remove an adapter; one that is not there is no matter."""
         self._adapters.pop(uid, None)
+        self._sorted_adapters.pop(uid, None)
 
     def build(self) -> ClusterView:
         """Return the view of what there is now."""
@@ -62,11 +71,13 @@ class Catalog:
             if key not in self._sorted:
                 self._sorted[key] = ModelPods.group(key[1], group.values())
         by_key = {key: self._sorted[key] for key in self._groups}
-        for adapter in self._adapters.values():
-            key = (adapter.namespace, adapter.name)
+        for uid, adapter in self._adapters.items():
+            if uid not in self._sorted_adapters:
+                pods = self._find_adapter_pods(adapter)
+                self._sorted_adapters[uid] = ModelPods.group(adapter.name, pods)
             # An adapter under the name of its base model adds nothing to it.
-            if key not in by_key and (pods := self._find_adapter_pods(adapter)):
-                by_key[key] = ModelPods.group(adapter.name, pods)
+            if self._sorted_adapters[uid].pods:
+                by_key.setdefault((adapter.namespace, adapter.name), self._sorted_adapters[uid])
         return self._name(by_key)
 
     def _find_adapter_pods(self, adapter: Adapter) -> list[Pod]:
@@ -75,8 +86,8 @@ class Catalog:
         Where only prefill pods have loaded it, its requests are decoded by the base model's decode
         pods of the same rolesets.
         """
-        namespace = [pod for pod in self._pods.values() if pod.namespace == adapter.namespace]
-        pods = [pod for pod in namespace if pod.name in adapter.instances]
+        homes = (self._named.get((adapter.namespace, name), {}) for name in adapter.instances)
+        pods = [pod for home in homes for pod in home.values()]
         if any(pod.role is not Role.PREFILL for pod in pods):
             return pods
         rolesets = {pod.pairing for pod in pods}
@@ -111,3 +122,10 @@ class Catalog:
             names,
             MappingProxyType(ambiguous),
         )
+
+
+def _remove(groups: defaultdict[_Key, dict[str, Pod]], key: _Key, uid: str) -> None:
+    group = groups[key]
+    del group[uid]
+    if not group:
+        del groups[key]

@@ -14,6 +14,7 @@ from pdrouter.cluster.kube_objects import Condition
 from pdrouter.cluster.source import RouteUnavailable
 
 _GET_S = 5.0
+_RETRY_S = 1.0
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 
 
@@ -33,6 +34,10 @@ class _Route(msgspec.Struct, frozen=True):
 class _Verdict:
     problem: str
     expires: float
+
+
+class _NoAnswer(Exception):
+    """The API server does not say whether there is a route."""
 
 
 class HttpRoutes:
@@ -63,9 +68,7 @@ class HttpRoutes:
             async with self._locks.setdefault(model, asyncio.Lock()):
                 verdict = self._recall(model)
                 if verdict is None:
-                    problem = await self._look(model)
-                    verdict = _Verdict(problem, time.monotonic() + self._ttl_s)
-                    self._verdicts[model] = verdict
+                    verdict = self._verdicts[model] = await self._look(model)
         if verdict.problem:
             raise RouteUnavailable(verdict.problem)
 
@@ -73,7 +76,20 @@ class HttpRoutes:
         verdict = self._verdicts.get(model)
         return verdict if verdict is not None and verdict.expires > time.monotonic() else None
 
-    async def _look(self, model: str) -> str:
+    async def _look(self, model: str) -> _Verdict:
+        ttl_s = self._ttl_s
+        try:
+            problem = await self._find_route(model)
+        except _NoAnswer as error:
+            last = self._verdicts.get(model)
+            if last is None:
+                problem, ttl_s = str(error), min(ttl_s, _RETRY_S)
+            else:
+                # An outage of the API server is none of the routes.
+                problem = last.problem
+        return _Verdict(problem, time.monotonic() + ttl_s)
+
+    async def _find_route(self, model: str) -> str:
         problem = ""
         for name in name_routes(model):
             path = f"/apis/gateway.networking.k8s.io/v1/namespaces/{self._namespace}/httproutes"
@@ -83,12 +99,14 @@ class HttpRoutes:
                 ) as response:
                     route = msgspec.json.decode(await response.read(), type=_Route)
             except KubeRefused as refused:
-                problem = problem or f"httproute {self._namespace}/{name}: {refused}"
-                if refused.code == 404:
-                    continue
-                return problem
-            except (aiohttp.ClientError, KubeConfigInvalid, TimeoutError, OSError) as error:
-                return f"httproute {self._namespace}/{name}: {type(error).__name__}"
+                refusal = f"httproute {self._namespace}/{name}: {refused}"
+                if refused.code != 404:
+                    raise _NoAnswer(refusal) from refused
+                problem = problem or refusal
+                continue
+            except (aiohttp.ClientError, KubeConfigInvalid, OSError, msgspec.MsgspecError) as error:
+                message = f"httproute {self._namespace}/{name}: {type(error).__name__}"
+                raise _NoAnswer(message) from error
             found = find_problem(route.status.parents)
             return f"httproute {self._namespace}/{name}: {found}" if found else ""
         return problem

@@ -11,6 +11,7 @@ from types import TracebackType
 
 import aiohttp
 import msgspec
+import yaml
 from kubernetes_asyncio.client import ApiClient, Configuration
 from kubernetes_asyncio.config import (
     ConfigException,
@@ -23,6 +24,10 @@ from pdrouter.cluster.source import SourceUnusable
 log = logging.getLogger(__name__)
 
 _CONNECT_S = 3.0
+_CONFIGURE_S = 30.0
+# Beside its own errors, the client raises what its reading of a file runs into, which may be half
+# written at that moment.
+_UNREADABLE = (ConfigException, OSError, yaml.YAMLError, ValueError, TypeError, LookupError)
 
 
 class KubeConfigInvalid(SourceUnusable):
@@ -64,7 +69,7 @@ async def connect_in_cluster() -> Configuration:
     configuration = Configuration()
     try:
         load_incluster_config(client_configuration=configuration)
-    except (ConfigException, OSError) as error:
+    except _UNREADABLE as error:
         raise KubeConfigInvalid(f"no service account of a pod: {error}") from error
     return configuration
 
@@ -78,8 +83,8 @@ def connect_by_kubeconfig(path: Path) -> Connect:
             await load_kube_config(
                 config_file=str(path), client_configuration=configuration, persist_config=False
             )
-        except (ConfigException, OSError) as error:
-            raise KubeConfigInvalid(f"{path}: {error}") from error
+        except _UNREADABLE as error:
+            raise KubeConfigInvalid(f"{path}: {' '.join(str(error).split())}") from error
         return configuration
 
     return connect
@@ -112,7 +117,7 @@ class KubeApi:
         Raises:
             KubeConfigInvalid: there is none.
         """
-        self._client = _Client(ApiClient(await self._connect()))
+        self._client = await self._create_client()
         return self
 
     async def __aexit__(
@@ -189,8 +194,17 @@ class KubeApi:
         """Read the configuration anew, unless somebody else has done so meanwhile."""
         async with self._renewing:
             if self._client is used:
-                self._client = _Client(ApiClient(await self._connect()))
+                self._client = await self._create_client()
                 used.retired = True
+
+    async def _create_client(self) -> _Client:
+        try:
+            # A kubeconfig may name a program that fetches the credentials.
+            async with asyncio.timeout(_CONFIGURE_S):
+                configuration = await self._connect()
+        except TimeoutError:
+            raise KubeConfigInvalid(f"no credentials within {_CONFIGURE_S:g} s") from None
+        return _Client(ApiClient(configuration))
 
 
 async def _read_refusal(response: aiohttp.ClientResponse) -> KubeRefused:

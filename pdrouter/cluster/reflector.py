@@ -196,12 +196,15 @@ class Reflector(Generic[T]):
             if self._version is not None or not self.stats.synced:
                 self._note(str(refused.code), logging.INFO, "not there, looked for again later")
             self.stats.synced = True
-            self._sink.retain(())
+            # What is forbidden now may still be there: what was listed stays in use.
+            if refused.code == 404 or not self.stats.lists:
+                self._sink.retain(())
             self._version = None
             return self._timing.absent_s
         level = logging.ERROR if refused.code in (401, 403) else logging.WARNING
         self._note(str(refused.code), level, str(refused))
-        return max(self._back_off(failures), refused.retry_after_s or 0.0)
+        wished = min(refused.retry_after_s or 0.0, self._timing.backoff_most_s)
+        return max(self._back_off(failures), wished)
 
     def _back_off(self, failures: int) -> float:
         pause = self._timing.backoff_s * 2.0 ** min(failures, 20)

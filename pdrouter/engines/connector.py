@@ -2,7 +2,8 @@
 
 from typing import Protocol
 
-from pdrouter.openai.body import Body
+from pdrouter.openai.body import Body, BodyInvalid
+from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.request import InferenceRequest
 
 
@@ -76,14 +77,17 @@ def strip_transfer_members(request: InferenceRequest) -> dict[str, bytes]:
 
     vLLM reads `kv_transfer_params` from the extra arguments of its sampling parameters, which a
     client can also set by way of `vllm_xargs` and `sampling_params.extra_args`.
+
+    Raises:
+        RequestRejected: such an object has more members than any request needs.
     """
     replace: dict[str, bytes] = {}
     for holder in _NESTED_HOLDERS:
-        stripped = _strip(request.body.raw(holder))
+        stripped = _strip(holder, request.body.raw(holder))
         if stripped is not None:
             replace[holder] = stripped
     if request.sampling is not None:
-        stripped = _strip(request.sampling.raw(_SAMPLING_EXTRA))
+        stripped = _strip(_SAMPLING_EXTRA, request.sampling.raw(_SAMPLING_EXTRA))
         if stripped is not None:
             replace[str(request.endpoint.sampling)] = request.sampling.edit(
                 {_SAMPLING_EXTRA: stripped}
@@ -91,11 +95,15 @@ def strip_transfer_members(request: InferenceRequest) -> dict[str, bytes]:
     return replace
 
 
-def _strip(raw: bytes | None) -> bytes | None:
+def _strip(name: str, raw: bytes | None) -> bytes | None:
     """Return an object without transfer members; None if there is nothing to strip."""
     if raw is None or not raw.startswith(b"{"):
         return None
-    holder = Body(raw)
+    try:
+        holder = Body(raw)
+    except BodyInvalid as error:
+        message = f"{name!r} cannot be read: {error}"
+        raise RequestRejected(400, "invalid_value", message, name) from None
     if not TRANSFER_MEMBERS.intersection(holder.names):
         return None
     return holder.edit(remove=TRANSFER_MEMBERS)

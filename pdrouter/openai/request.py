@@ -228,8 +228,8 @@ def _find_misfit(endpoint: Endpoint, body: Body, options: Body) -> str | None:
         ("several-prompts", endpoint.batches and _has_several_prompts(endpoint, body)),
         ("n", _is_above_one(options, "n")),
         ("best-of", _is_above_one(options, "best_of")),
-        ("beam-search", options.raw("use_beam_search") == b"true"),
-        ("echo", body.raw("echo") == b"true"),
+        ("beam-search", _is_set(options, "use_beam_search")),
+        ("echo", _is_set(body, "echo")),
         ("prompt-logprobs", options.raw("prompt_logprobs") not in _ABSENT),
         ("stateful-responses", endpoint.stateful and _is_stateful(body)),
     )
@@ -240,10 +240,15 @@ def _is_above_one(body: Body, name: str) -> bool:
     return body.raw(name) not in (*_ABSENT, b"1")
 
 
+def _is_set(body: Body, name: str) -> bool:
+    # Engines take 1, "yes" and other spellings for true.
+    return body.raw(name) not in (*_ABSENT, b"false")
+
+
 def _is_stateful(body: Body) -> bool:
     return (
         body.raw("store") != b"false"
-        or body.raw("background") == b"true"
+        or _is_set(body, "background")
         or any(body.raw(name) not in _ABSENT for name in ("previous_response_id", "conversation"))
     )
 
@@ -290,5 +295,6 @@ def _has_multimodal_part(parts: msgspec.Raw | bytes, depth: int) -> bool:
         return False
     return any(
         part.type in _MULTIMODAL_TYPES or _has_multimodal_part(part.content, depth - 1)
-        for part in msgspec.json.decode(parts, type=list[_Part])
+        for part in msgspec.json.decode(parts, type=list[_Part | str])
+        if isinstance(part, _Part)
     )

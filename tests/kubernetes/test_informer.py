@@ -300,6 +300,21 @@ async def test_a_cluster_without_adapters_is_no_error(tmp_path: Path, code: int)
             assert informer.restarts(str(code)) >= 1
 
 
+async def test_adapters_that_are_forbidden_later_stay_in_use(tmp_path: Path) -> None:
+    async with FakeApiServer() as api:
+        cluster = FakeCluster(api, tmp_path / "kubeconfig")
+        await cluster.create("p", MODEL)
+        api.store.create(adapter("p"))
+        async with run_informer(cluster.kubeconfig) as informer:
+            await wait_for(lambda: "lora" in informer.cache.view.models)
+            await wait_for(lambda: len(api.watches) == 3)
+            api.faults.fail(403, resource="modeladapters", times=None)
+            seen = api.count(resource="modeladapters")
+            api.watches.abort()
+            await wait_for(lambda: api.count(resource="modeladapters") >= seen + 2)
+            assert "lora" in informer.cache.view.models
+
+
 async def test_adapters_that_are_allowed_later_are_found(tmp_path: Path) -> None:
     async with FakeApiServer() as api:
         cluster = FakeCluster(api, tmp_path / "kubeconfig")

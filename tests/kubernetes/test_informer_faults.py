@@ -10,7 +10,9 @@ from random import Random
 import pytest
 from fakekube import Certificate, FakeApiServer, make_pod
 from informers import FAST, Informer, run_informer, wait_for
+from kubernetes_asyncio.client import Configuration
 
+from pdrouter.cluster import kube_api
 from pdrouter.cluster.kube_api import KubeConfigInvalid
 from pdrouter.cluster.kubernetes import create_kubernetes_source
 from pdrouter.cluster.view import PodCache
@@ -184,6 +186,41 @@ async def test_a_rotated_token_is_read_again(tmp_path: Path) -> None:
             assert informer.addresses == {"p0": "10.0.0.1:8000"}
             api.write_kubeconfig(kubeconfig)
             await Bench(api, informer).expect_new_pod_seen()
+
+
+@pytest.mark.parametrize("written", ["", "{", "- a", "clusters: [", "\x00"])
+async def test_a_kubeconfig_that_is_half_written_is_read_again(
+    tmp_path: Path, written: str
+) -> None:
+    async with FakeApiServer(token="first") as api:
+        api.store.create(make_pod("p0", labels=LABELS))
+        kubeconfig = api.write_kubeconfig(tmp_path / "kubeconfig")
+        async with run_informer(kubeconfig) as informer:
+            kubeconfig.write_text(written)
+            api.token = "second"
+            api.watches.abort()
+            await wait_for(lambda: informer.restarts("connection") >= 4)
+            assert informer.addresses == {"p0": "10.0.0.1:8000"}
+            api.write_kubeconfig(kubeconfig)
+            await Bench(api, informer).expect_new_pod_seen()
+
+
+async def test_credentials_that_never_come_are_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def hang() -> Configuration:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(kube_api, "_CONFIGURE_S", 0.01)
+    with pytest.raises(KubeConfigInvalid, match="no credentials within"):
+        await kube_api.KubeApi(hang).__aenter__()
+
+
+async def test_a_server_cannot_ask_for_a_pause_without_end(bench: Bench) -> None:
+    bench.api.faults.fail(503, resource="pods", times=2, retry_after=10**9)
+    bench.api.watches.abort()
+    await bench.expect_new_pod_seen()
 
 
 async def test_a_replaced_authority_is_read_again(tmp_path: Path) -> None:

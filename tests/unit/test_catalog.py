@@ -1,5 +1,7 @@
 """Views of a cluster as pods and adapters come and go."""
 
+from dataclasses import replace
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -123,6 +125,18 @@ def test_an_adapter_whose_base_model_is_not_named_takes_that_of_its_pods() -> No
     assert names(view.models["lora"].whole) == {"b"}
 
 
+def test_an_adapter_that_moves_is_found_where_it_is_now() -> None:
+    catalog = Catalog(merge_namespaces=False)
+    for uid in "ab":
+        catalog.put_pod(make_pod(uid))
+    catalog.put_adapter("l", adapter("a"))
+    assert names(catalog.build().models["lora"].whole) == {"a"}
+    catalog.put_adapter("l", adapter("b"))
+    assert names(catalog.build().models["lora"].whole) == {"b"}
+    catalog.drop_adapter("l")
+    assert catalog.build().names == ("m",)
+
+
 def test_an_adapter_under_the_name_of_its_base_model_takes_nothing_away() -> None:
     view = build(
         *(make_pod(uid, Role.PREFILL) for uid in "ab"),
@@ -155,12 +169,16 @@ CHANGES = st.lists(
 )
 
 
-@given(CHANGES)
+@given(CHANGES, st.sampled_from(["", "m", "n"]), st.frozensets(st.sampled_from("abcdef")))
 @settings(deadline=None)
 def test_single_changes_give_the_same_view_as_all_at_once(
     changes: list[tuple[str, str, Role, str, str, bool, bool]],
+    base: str,
+    instances: frozenset[str],
 ) -> None:
     catalog = Catalog(merge_namespaces=False)
+    loaded = replace(adapter(*instances, base=base), namespace="x")
+    catalog.put_adapter("0", loaded)
     known: dict[str, Pod] = {}
     for uid, action, role, model, namespace, ready, look in changes:
         if action == "put":
@@ -173,7 +191,7 @@ def test_single_changes_give_the_same_view_as_all_at_once(
         if look:
             catalog.build()
     view = catalog.build()
-    expected = build(*known.values())
+    expected = build(*known.values(), adapters=(loaded,))
     assert {pod.uid: pod for pod in view.pods} == known
     assert view.ambiguous == expected.ambiguous
     assert set(view.names) == set(expected.names)

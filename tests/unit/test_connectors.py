@@ -17,6 +17,7 @@ from pdrouter.engines.connector import (
 from pdrouter.engines.neuron_legacy import NeuronLegacyConnector
 from pdrouter.engines.registry import CONNECTOR_NAMES, NIXL_MEANINGS, Connectors
 from pdrouter.engines.vllm_nixl import NixlConnector, RemoteHostRewrite, is_unusable_host
+from pdrouter.openai.errors import RequestRejected
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -175,6 +176,23 @@ def test_an_escaped_spelling_hides_nothing(spelled: str) -> None:
 def test_members_that_hide_twice_are_all_removed() -> None:
     data = make_body(CHAT)[:-1] + b',"vllm_xargs":{"rid":"evil","a":1,"rid":"evil"}}'
     assert whole_body(make_request(CHAT, data)).endswith(b',"vllm_xargs":{"a":1}}')
+
+
+@pytest.mark.parametrize(
+    ("path", "holder", "param"),
+    [
+        (CHAT, '"vllm_xargs":%s', "vllm_xargs"),
+        (GENERATE, '"sampling_params":{"extra_args":%s}', "extra_args"),
+    ],
+)
+def test_a_holder_of_more_members_than_any_request_needs_is_refused(
+    path: str, holder: str, param: str
+) -> None:
+    many = json.dumps({f"a{number}": 1 for number in range(1001)})
+    data = make_body(path)[:-1] + f",{holder % many}}}".encode()
+    with pytest.raises(RequestRejected) as caught:
+        whole_body(make_request(path, data))
+    assert (caught.value.status, caught.value.param) == (400, param)
 
 
 @pytest.mark.parametrize("value", [b"null", b"[]", b'"kv_transfer_params"', b'{ "a":1.0 }', b"{}"])

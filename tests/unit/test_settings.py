@@ -43,7 +43,8 @@ _NO_BINDS = [
 _PATHS = [("/a/b.yaml", Path("/a/b.yaml")), ("b", Path("b"))]
 _POLICIES = [("fail", FailurePolicy.FAIL), ("aggregate", FailurePolicy.AGGREGATE)]
 _NO_POLICIES = ["FAIL", "retry", "0"]
-_NAMES = [("a", ("a",)), ("X-A, x-b ,,", ("x-a", "x-b")), (",", ())]
+_NAMES = [("a", ("a",)), ("X-A, x-b ,,", ("x-a", "x-b"))]
+_NO_NAMES = [",", ",,"]
 _TEXTS = [("x", "x"), (" x y ", "x y")]
 
 _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
@@ -54,8 +55,8 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     "PDROUTER_ENDPOINTS": (_PATHS, []),
     "PDROUTER_KUBERNETES": (_BOOLEANS, _NO_BOOLEANS),
     "KUBECONFIG": (_PATHS, []),
-    "PDROUTER_NAMESPACES": ([("*", ("*",)), *_NAMES], []),
-    "PDROUTER_POD_SELECTORS": ([("a=b", ("a=b",)), ("a,b ; !c;", ("a,b", "!c"))], []),
+    "PDROUTER_NAMESPACES": ([("*", ("*",)), *_NAMES], _NO_NAMES),
+    "PDROUTER_POD_SELECTORS": ([("a=b", ("a=b",)), ("a,b ; !c;", ("a,b", "!c"))], [";", ";;"]),
     "PDROUTER_MERGE_NAMESPACES": (_BOOLEANS, _NO_BOOLEANS),
     "PDROUTER_HTTPROUTE_NAMESPACE": (_TEXTS, []),
     "AIBRIX_HTTPROUTE_CACHE_TTL": (
@@ -105,7 +106,10 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     ),
     "PDROUTER_ON_PREFILL_FAILURE": (_POLICIES, _NO_POLICIES),
     "PDROUTER_ON_HANDOFF_FAILURE": (_POLICIES, _NO_POLICIES),
-    "PDROUTER_FORWARD_HEADERS": (_NAMES, []),
+    "PDROUTER_FORWARD_HEADERS": (
+        _NAMES,
+        [*_NO_NAMES, "x-a,Content-Length", "host", "target-pod", "x-request-id", "upgrade"],
+    ),
     "AIBRIX_KV_CONNECTOR_TYPE": (
         [("shfs", "shfs"), ("nixl", "nixl"), ("neuron-legacy", "neuron-legacy")],
         ["SHFS", "mooncake"],
