@@ -5,20 +5,33 @@ command line and `docs/configuration.md` are made from the same declarations.
 """
 
 import dataclasses
-import math
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pdrouter.engines.registry import CONNECTOR_NAMES, NIXL_MEANINGS
 from pdrouter.engines.vllm_nixl import RemoteHostRewrite
 from pdrouter.extproc.dispatch import FailurePolicy
-from pdrouter.extproc.headers import NEVER_FORWARDED
 from pdrouter.routing.aggregation import Aggregation
 from pdrouter.routing.registry import DECODE_POLICIES, PREFILL_POLICIES, STRATEGY_NAMES
+from pdrouter.setting_kinds import (
+    BIND,
+    BOOLEAN,
+    BUCKETS,
+    COUNT,
+    DURATION,
+    HEADERS,
+    NAMES,
+    PATH,
+    SELECTORS,
+    TEXT,
+    Kind,
+    choice,
+    enumeration,
+    number,
+    seconds,
+)
 
 T = TypeVar("T")
 _MIB = 1024 * 1024
@@ -26,123 +39,6 @@ _MIB = 1024 * 1024
 
 class SettingInvalid(ValueError):
     """A setting has a value that is not allowed; the message names variable, value and rule."""
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """How the text of a variable is read.
-
-    Attributes:
-        parse: returns the value; raises ValueError if it is not allowed.
-        allowed: what is allowed, in words.
-    """
-
-    parse: Callable[[str], Any]
-    allowed: str
-
-
-def _number(
-    convert: Callable[[str], float], words: str, low: float, high: float, *, above: bool = False
-) -> Kind:
-    def parse(text: str) -> float:
-        value = convert(text)
-        if not low <= value <= high or (above and value == low):
-            raise ValueError(text)
-        return value
-
-    return Kind(parse, f"{words} {'above' if above else 'from'} {low} to {high}")
-
-
-def _seconds(low: float, high: float, *, above: bool = False) -> Kind:
-    return _number(float, "seconds,", low, high, above=above)
-
-
-def _choice(*options: str) -> Kind:
-    def parse(text: str) -> str:
-        if text not in options:
-            raise ValueError(text)
-        return text
-
-    return Kind(parse, "one of " + ", ".join(options))
-
-
-def _enumeration(kind: Callable[[str], Any], *options: str) -> Kind:
-    return Kind(kind, "one of " + ", ".join(options))
-
-
-def _parse_boolean(text: str) -> bool:
-    # The spellings that aibrix (Go's ParseBool) accepts.
-    if text in {"1", "t", "T", "true", "TRUE", "True"}:
-        return True
-    if text in {"0", "f", "F", "false", "FALSE", "False"}:
-        return False
-    raise ValueError(text)
-
-
-def _parse_bind(text: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        raise ValueError(text)
-    if not colon or not port.isdecimal() or int(port) > 65535:
-        raise ValueError(text)
-    return host or "0.0.0.0", int(port)
-
-
-def _split(text: str, separator: str) -> tuple[str, ...]:
-    parts = tuple(part.strip() for part in text.split(separator) if part.strip())
-    if not parts:
-        raise ValueError(text)
-    return parts
-
-
-def _parse_names(text: str) -> tuple[str, ...]:
-    return tuple(name.lower() for name in _split(text, ","))
-
-
-def _parse_headers(text: str) -> tuple[str, ...]:
-    names = _parse_names(text)
-    if not NEVER_FORWARDED.isdisjoint(names):
-        raise ValueError(text)
-    return names
-
-
-def _parse_buckets(text: str) -> tuple[int, ...]:
-    buckets = tuple(int(bucket) for bucket in text.split(","))
-    if any(low >= high for low, high in pairwise((0, *buckets))):
-        raise ValueError(text)
-    return buckets
-
-
-def _parse_selectors(text: str) -> tuple[str, ...]:
-    return _split(text, ";")
-
-
-def _parse_duration(text: str) -> float:
-    """Read a duration as Go writes it, in seconds."""
-    if not _DURATION.fullmatch(text):
-        raise ValueError(text)
-    seconds = sum(float(number) * _UNITS[unit] for number, unit in _DURATION_PART.findall(text))
-    if not 0 < seconds < math.inf:
-        raise ValueError(text)
-    return float(seconds)
-
-
-_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
-_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
-_DURATION = re.compile(rf"(?:{_DURATION_PART.pattern})+")
-
-_BOOLEAN = Kind(_parse_boolean, "true or false")
-_BIND = Kind(_parse_bind, "host:port, with an IPv6 address in brackets")
-_PATH = Kind(Path, "a path")
-_TEXT = Kind(str, "any text")
-_SELECTORS = Kind(_parse_selectors, "label selectors separated by semicolons")
-_NAMES = Kind(_parse_names, "names separated by commas")
-_HEADERS = Kind(
-    _parse_headers, "names separated by commas, none of which steers or frames the request"
-)
-_COUNT = _number(int, "a whole number", 0, 100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +62,7 @@ class Declaration:
     @property
     def switch(self) -> bool:
         """Whether the option takes no value."""
-        return self.kind is _BOOLEAN
+        return self.kind is BOOLEAN
 
 
 def _declare(
@@ -184,7 +80,7 @@ class Settings:
     routing_algorithm: str | None = _declare(
         None,
         "ROUTING_ALGORITHM",
-        _choice(*STRATEGY_NAMES),
+        choice(*STRATEGY_NAMES),
         "Strategy for requests without a `routing-strategy` header. Unset or empty: such requests "
         "pass with a `model` header and no endpoint.",
         "--routing-algorithm",
@@ -192,80 +88,80 @@ class Settings:
     endpoints: Path | None = _declare(
         None,
         "PDROUTER_ENDPOINTS",
-        _PATH,
+        PATH,
         "File that lists the pods. It is read again when it changes.",
         "--endpoints",
     )
     kubernetes: bool = _declare(
         False,
         "PDROUTER_KUBERNETES",
-        _BOOLEAN,
+        BOOLEAN,
         "Whether pods come from the Kubernetes API.",
         "--kubernetes",
     )
     kubeconfig: Path | None = _declare(
         None,
         "KUBECONFIG",
-        _PATH,
+        PATH,
         "Kubeconfig file for the API server. Unset: the service account of the router's own pod.",
         "--kubeconfig",
     )
     namespaces: tuple[str, ...] = _declare(
         ("*",),
         "PDROUTER_NAMESPACES",
-        _NAMES,
+        NAMES,
         "Namespaces whose pods are watched. `*` is all, as in aibrix, and needs a ClusterRole.",
         "--namespaces",
     )
     pod_selectors: tuple[str, ...] = _declare(
         ("role-name", "!role-name,model.aibrix.ai/name"),
         "PDROUTER_POD_SELECTORS",
-        _SELECTORS,
+        SELECTORS,
         "Label selectors of the pods; what any of them selects is watched.",
     )
     merge_namespaces: bool = _declare(
         False,
         "PDROUTER_MERGE_NAMESPACES",
-        _BOOLEAN,
+        BOOLEAN,
         "Whether the same model name in several namespaces is one model. Otherwise requests say "
         "`namespace/name` where the name alone is ambiguous. Pairs never cross namespaces.",
     )
     httproute_namespace: str = _declare(
         "aibrix-system",
         "PDROUTER_HTTPROUTE_NAMESPACE",
-        _TEXT,
+        TEXT,
         "Where the models' own HTTPRoutes are, for requests without a strategy.",
     )
     httproute_ttl_s: float = _declare(
         30.0,
         "AIBRIX_HTTPROUTE_CACHE_TTL",
-        Kind(_parse_duration, "a duration above 0 such as 30s or 1m30s"),
+        DURATION,
         "How long the status of such a route is remembered.",
     )
     endpoints_poll_s: float = _declare(
         1.0,
         "PDROUTER_ENDPOINTS_POLL",
-        _seconds(0.01, 3600),
+        seconds(0.01, 3600),
         "Time between two looks at the endpoints file.",
     )
     grpc_bind: tuple[str, int] = _declare(
         ("0.0.0.0", 50052),
         "PDROUTER_GRPC_BIND",
-        _BIND,
+        BIND,
         "Where Envoy connects.",
         "--grpc-bind",
     )
     http_bind: tuple[str, int] = _declare(
         ("0.0.0.0", 8080),
         "PDROUTER_HTTP_BIND",
-        _BIND,
+        BIND,
         "Where metrics, probes and debug pages are served.",
         "--http-bind",
     )
     max_message_bytes: int = _declare(
         16 * _MIB,
         "AIBRIX_GRPC_MAX_MESSAGE_SIZE_BYTES",
-        _number(int, "a whole number of bytes", _MIB, 1024 * _MIB),
+        number(int, "a whole number of bytes", _MIB, 1024 * _MIB),
         "Largest ext_proc message, and so about the largest request body. `pdrouter envoy-config` "
         "derives Envoy's buffer limits from it.",
         "--max-message-bytes",
@@ -273,40 +169,40 @@ class Settings:
     grpc_keepalive_s: float = _declare(
         30.0,
         "PDROUTER_GRPC_KEEPALIVE",
-        _seconds(1, 7200),
+        seconds(1, 7200),
         "Idle time after which a connection from Envoy is probed, and time for the answer.",
     )
     tls_certificate: Path | None = _declare(
         None,
         "PDROUTER_TLS_CERTIFICATE",
-        _PATH,
+        PATH,
         "Certificate chain (PEM) for the gRPC port; followed when it changes. Unset: plain text.",
     )
     tls_key: Path | None = _declare(
-        None, "PDROUTER_TLS_KEY", _PATH, "Private key (PEM) of the certificate."
+        None, "PDROUTER_TLS_KEY", PATH, "Private key (PEM) of the certificate."
     )
     tls_client_ca: Path | None = _declare(
         None,
         "PDROUTER_TLS_CLIENT_CA",
-        _PATH,
+        PATH,
         "Certificates (PEM) that sign Envoy's client certificate. Unset: any client may connect.",
     )
     lame_duck_s: float = _declare(
         5.0,
         "PDROUTER_LAME_DUCK",
-        _seconds(0, 300),
+        seconds(0, 300),
         "After SIGTERM, time in which new requests are still served while health says NOT_SERVING.",
     )
     drain_s: float = _declare(
         600.0,
         "PDROUTER_DRAIN",
-        _seconds(0, 86400),
+        seconds(0, 86400),
         "After SIGTERM, time for open requests to finish; what is open then is cancelled.",
     )
     prefill_policy: str = _declare(
         "ttft",
         "AIBRIX_PREFILL_SCORE_POLICY",
-        _choice(*PREFILL_POLICIES),
+        choice(*PREFILL_POLICIES),
         "How `pd` chooses a prefill pod. `ttft` predicts the time to the first token; the others "
         "are aibrix's.",
         "--prefill-policy",
@@ -314,7 +210,7 @@ class Settings:
     decode_policy: str = _declare(
         "kv_capacity",
         "AIBRIX_DECODE_SCORE_POLICY",
-        _choice(*DECODE_POLICIES),
+        choice(*DECODE_POLICIES),
         "How `pd` chooses a decode pod. `kv_capacity` looks for room first, then for the least "
         "load; the others are aibrix's.",
         "--decode-policy",
@@ -322,27 +218,27 @@ class Settings:
     prefill_buckets: tuple[int, ...] = _declare(
         (),
         "PDROUTER_PREFILL_BUCKETS",
-        Kind(_parse_buckets, "ascending whole numbers separated by commas"),
+        BUCKETS,
         "Prompt lengths that prefill engines of static shapes (Neuron) are compiled for: `ttft` "
         "rounds prompts up to them.",
     )
     prefill_tokens_per_s: float = _declare(
         8000.0,
         "PDROUTER_PREFILL_TOKENS_PER_S",
-        _number(float, "tokens per second,", 1, 10_000_000),
+        number(float, "tokens per second,", 1, 10_000_000),
         "Speed of a prefill pod until it has been measured.",
     )
     expected_output_tokens: int = _declare(
         512,
         "PDROUTER_EXPECTED_OUTPUT_TOKENS",
-        _number(int, "a whole number of tokens", 1, 1_000_000),
+        number(int, "a whole number of tokens", 1, 1_000_000),
         "Length of an answer for which KV memory is reserved, unless the client sets a lower "
         "limit.",
     )
     aggregation: Aggregation = _declare(
         Aggregation.FALLBACK,
         "PDROUTER_AGGREGATE",
-        _enumeration(Aggregation, *Aggregation),
+        enumeration(Aggregation, *Aggregation),
         "When a decode pod serves a request whole that could be split: `never`, `fallback` (no "
         "prefill pod is ready), or `when-faster` (that, and whenever it is predicted to be faster: "
         "short prompts, busy prefill pods, idle decode pods).",
@@ -351,32 +247,32 @@ class Settings:
     handover_s: float = _declare(
         0.05,
         "PDROUTER_HANDOVER",
-        _seconds(0, 60),
+        seconds(0, 60),
         "Time that the way over two pods costs beside computing, for `when-faster`.",
     )
     max_wait_s: float | None = _declare(
         None,
         "PDROUTER_MAX_WAIT",
-        _seconds(0, 86400, above=True),
+        seconds(0, 86400, above=True),
         "Predicted time in the queue of the best prefill pod above which requests are refused "
         "(429) before any work is done for them. Unset: no limit.",
     )
     prefix_index_bytes: int = _declare(
         64 * _MIB,
         "PDROUTER_PREFIX_INDEX_BYTES",
-        _number(int, "a whole number of bytes", _MIB, 16 * 1024 * _MIB),
+        number(int, "a whole number of bytes", _MIB, 16 * 1024 * _MIB),
         "Memory for what is known of the prefixes that prefill pods have cached.",
     )
     prefix_ttl_minutes: float = _declare(
         20.0,
         "AIBRIX_PREFIX_CACHE_EVICTION_DURATION_MINS",
-        _number(float, "minutes,", 0, 100_000, above=True),
+        number(float, "minutes,", 0, 100_000, above=True),
         "Time after which a prefix that nobody uses is forgotten.",
     )
     prefill_timeout_s: float = _declare(
         60.0,
         "AIBRIX_PREFILL_REQUEST_TIMEOUT",
-        _seconds(0, 86400, above=True),
+        seconds(0, 86400, above=True),
         "Deadline of the prefill leg, all attempts together. Envoy's `messageTimeout` must be "
         "longer.",
         "--prefill-timeout",
@@ -384,99 +280,99 @@ class Settings:
     prefill_connect_timeout_s: float = _declare(
         3.0,
         "PDROUTER_PREFILL_CONNECT_TIMEOUT",
-        _seconds(0, 300, above=True),
+        seconds(0, 300, above=True),
         "Deadline to connect to a prefill pod.",
     )
     prefill_response_timeout_s: float | None = _declare(
         None,
         "PDROUTER_PREFILL_RESPONSE_TIMEOUT",
-        _seconds(0, 86400, above=True),
+        seconds(0, 86400, above=True),
         "Deadline for one attempt to answer. Unset: the deadline of the leg, so that a pod that "
         "hangs leaves no time for another.",
     )
     prefill_retries: int = _declare(
         1,
         "PDROUTER_PREFILL_RETRIES",
-        _COUNT,
+        COUNT,
         "How many further prefill pods are tried after a transport error, a 5xx or a timeout.",
     )
     on_prefill_failure: FailurePolicy = _declare(
         FailurePolicy.FAIL,
         "PDROUTER_ON_PREFILL_FAILURE",
-        _enumeration(FailurePolicy, *FailurePolicy),
+        enumeration(FailurePolicy, *FailurePolicy),
         "What to do when no prefill pod carries out the leg: `fail` gives the client an error "
         "(502, 503, 504), `aggregate` lets the decode pod serve the request whole.",
     )
     on_handoff_failure: FailurePolicy = _declare(
         FailurePolicy.AGGREGATE,
         "PDROUTER_ON_HANDOFF_FAILURE",
-        _enumeration(FailurePolicy, *FailurePolicy),
+        enumeration(FailurePolicy, *FailurePolicy),
         "What to do when a prefill answer holds no usable KV handle (engines give none for very "
         "short prompts): `aggregate` or `fail`, as above.",
     )
     forward_headers: tuple[str, ...] = _declare(
         (),
         "PDROUTER_FORWARD_HEADERS",
-        _HEADERS,
+        HEADERS,
         "Client headers to send to prefill pods beside the usual ones (authorization, traceparent, "
         "session headers).",
     )
     kv_connector: str = _declare(
         "shfs",
         "AIBRIX_KV_CONNECTOR_TYPE",
-        _choice(*CONNECTOR_NAMES),
+        choice(*CONNECTOR_NAMES),
         "KV connector of pods that name none. `shfs` is aibrix's name for vLLM's NixlConnector.",
     )
     nixl_means: str = _declare(
         "nixl",
         "PDROUTER_NIXL_MEANS",
-        _choice(*NIXL_MEANINGS),
+        choice(*NIXL_MEANINGS),
         "What the connector name `nixl` stands for: vLLM's NixlConnector, or the older Neuron wire "
         "that aibrix calls by this name.",
     )
     rewrite_remote_host: RemoteHostRewrite = _declare(
         RemoteHostRewrite.AUTO,
         "PDROUTER_REWRITE_REMOTE_HOST",
-        _enumeration(RemoteHostRewrite, *RemoteHostRewrite),
+        enumeration(RemoteHostRewrite, *RemoteHostRewrite),
         "When `remote_host` in a KV handle becomes the prefill pod's address; `auto`: when it is a "
         "loopback or wildcard address, or empty.",
     )
     split_multimodal: bool = _declare(
         False,
         "PDROUTER_SPLIT_MULTIMODAL",
-        _BOOLEAN,
+        BOOLEAN,
         "Whether prompts with images, sound or files get two legs. Engines must support it.",
     )
     expose_pods: bool = _declare(
         True,
         "PDROUTER_EXPOSE_PODS",
-        _BOOLEAN,
+        BOOLEAN,
         "Whether responses carry names and addresses of pods, as aibrix's do.",
     )
     explain_decisions: bool = _declare(
         False,
         "PDROUTER_DECISION_DETAIL",
-        _BOOLEAN,
+        BOOLEAN,
         "Whether a client that sends `x-pd-decision-detail` gets the decision in detail in a "
         "response header of that name.",
     )
     kept_decisions: int = _declare(
         100,
         "PDROUTER_KEPT_DECISIONS",
-        _number(int, "a whole number", 0, 10_000),
+        number(int, "a whole number", 0, 10_000),
         "How many decisions `/debug/decisions` shows.",
     )
     bearer_token: str | None = _declare(
         None,
         "AIBRIX_AUTH_BEARER_TOKEN",
-        _TEXT,
+        TEXT,
         "Key that clients must present (`Authorization: Bearer`, or `x-api-key`). Unset: none.",
         secret=True,
     )
     log_level: str = _declare(
         "info",
         "PDROUTER_LOG_LEVEL",
-        _choice("debug", "info", "warning", "error"),
+        choice("debug", "info", "warning", "error"),
         "Least level of log lines.",
         "--log-level",
     )

@@ -33,7 +33,7 @@ from pdrouter.prefill.leg import (
     PrefillTarget,
 )
 from pdrouter.routing.aggregation import Aggregation, is_faster_whole
-from pdrouter.routing.decision import Decision, NoReadyPod, RoutingFacts, Strategy
+from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts, Strategy
 from pdrouter.routing.prompt_length import TokenRatios
 from pdrouter.routing.state import RoutingState
 
@@ -295,15 +295,18 @@ class Dispatcher:
             if pods is None:
                 return None
             choice = strategy.choose_other_prefill(facts, decode, tried, pods, self.state)
-            return PrefillTarget(choice.pod, choice.tokens) if choice else None
+            return self._aim(request, choice) if choice else None
 
         return PrefillPlan(
             request.endpoint.path + request.query,
             self._select_headers(head.headers),
-            self.connectors.get(first.pod.kv_connector).prefill_body(request),
-            PrefillTarget(first.pod, first.tokens),
+            self._aim(request, first),
             choose_other,
         )
+
+    def _aim(self, request: InferenceRequest, choice: Choice) -> PrefillTarget:
+        connector = self.connectors.get(choice.pod.kv_connector)
+        return PrefillTarget(choice.pod, choice.tokens, connector.prefill_body(request))
 
     def _learn(self, request: InferenceRequest, facts: RoutingFacts, prefilled: Prefilled) -> None:
         """Remember which pod has the prompt cached, and how long the prompt was."""

@@ -18,10 +18,12 @@ class PrefillTarget:
     Attributes:
         pod: the pod.
         tokens: prompt tokens that it has to compute, as estimated; for the ledger.
+        body: request body, as its KV connector wants it.
     """
 
     pod: Pod
     tokens: int
+    body: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,6 @@ class PrefillPlan:
     Attributes:
         path: path with query string.
         headers: request headers, without `x-request-id`.
-        body: request body.
         target: where to try first.
         choose_other: gives the target of another attempt, after the pods with the given UIDs
             failed; None if there is none.
@@ -39,7 +40,6 @@ class PrefillPlan:
 
     path: str
     headers: Mapping[str, str]
-    body: bytes
     target: PrefillTarget
     choose_other: Callable[[Collection[str]], PrefillTarget | None]
 
@@ -174,7 +174,7 @@ class PrefillLeg:
                 remaining = max(0.001, deadline - time.monotonic())
                 try:
                     answer = await self.client.post(
-                        pod.address, plan.path, headers, plan.body, remaining
+                        pod.address, plan.path, headers, target.body, remaining
                     )
                 except PostFailed as error:
                     if error.stale and not stale:

@@ -71,12 +71,12 @@ class Stage:
 
         def choose_other(tried: Collection[str]) -> PrefillTarget | None:
             self.asked_without.append(list(tried))
-            untried = (PrefillTarget(pod, TOKENS) for pod in self.pods if pod.uid not in tried)
-            return next(untried, None)
+            untried = (pod for pod in self.pods if pod.uid not in tried)
+            return next((PrefillTarget(pod, TOKENS, body) for pod in untried), None)
 
         headers = {"content-type": "application/json", "authorization": "Bearer k"}
-        target = PrefillTarget(self.pods[0], TOKENS)
-        return PrefillPlan("/v1/completions?a=b", headers, body, target, choose_other)
+        target = PrefillTarget(self.pods[0], TOKENS, body)
+        return PrefillPlan("/v1/completions?a=b", headers, target, choose_other)
 
     async def run(self, leg: PrefillLeg, body: bytes = b'{"a":1}') -> Prefilled:
         return await leg.run(self.plan(body), "id", self.attempts.append)
@@ -379,7 +379,7 @@ async def test_an_error_in_the_choice_of_another_pod_leaves_nothing_behind(stage
     def fail(tried: Collection[str]) -> PrefillTarget | None:
         raise RuntimeError(f"{len(tried)} tried")
 
-    failing = PrefillPlan(plan.path, plan.headers, plan.body, plan.target, fail)
+    failing = PrefillPlan(plan.path, plan.headers, plan.target, fail)
     leg = await stage.create_leg()
     with pytest.raises(RuntimeError, match="1 tried"):
         await leg.run(failing, "id", stage.attempts.append)

@@ -247,7 +247,7 @@ async def test_a_disaggregated_request_goes_its_whole_way() -> None:
     assert record.outcome is Outcome.OK
     assert record.status == 200
     (plan,) = bench.prefill.plans
-    assert json.loads(plan.body)["max_tokens"] == 1
+    assert json.loads(plan.target.body)["max_tokens"] == 1
     assert plan.headers == {"authorization": "Bearer k", "x-extra": "1"}
 
 

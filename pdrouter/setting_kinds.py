@@ -1,0 +1,144 @@
+"""How the texts of settings are read, and what is allowed in them."""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from pdrouter.extproc.headers import NEVER_FORWARDED
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How the text of a variable is read.
+
+    Attributes:
+        parse: returns the value; raises ValueError if it is not allowed.
+        allowed: what is allowed, in words.
+    """
+
+    parse: Callable[[str], Any]
+    allowed: str
+
+
+def number(
+    convert: Callable[[str], float], words: str, low: float, high: float, *, above: bool = False
+) -> Kind:
+    """Return the kind of numbers within bounds.
+
+    Args:
+        convert: reads a number.
+        words: what it is, for people.
+        low: the lowest value.
+        high: the highest value.
+        above: whether the lowest value itself is not allowed.
+    """
+
+    def parse(text: str) -> float:
+        value = convert(text)
+        if not low <= value <= high or (above and value == low):
+            raise ValueError(text)
+        return value
+
+    return Kind(parse, f"{words} {'above' if above else 'from'} {low} to {high}")
+
+
+def seconds(low: float, high: float, *, above: bool = False) -> Kind:
+    """Return the kind of times within bounds."""
+    return number(float, "seconds,", low, high, above=above)
+
+
+def choice(*options: str) -> Kind:
+    """Return the kind of texts that are one of these."""
+
+    def parse(text: str) -> str:
+        if text not in options:
+            raise ValueError(text)
+        return text
+
+    return Kind(parse, "one of " + ", ".join(options))
+
+
+def enumeration(kind: Callable[[str], Any], *options: str) -> Kind:
+    """Return the kind of members of an enumeration, which have these values."""
+    return Kind(kind, "one of " + ", ".join(options))
+
+
+def _parse_boolean(text: str) -> bool:
+    # The spellings that aibrix (Go's ParseBool) accepts.
+    if text in {"1", "t", "T", "true", "TRUE", "True"}:
+        return True
+    if text in {"0", "f", "F", "false", "FALSE", "False"}:
+        return False
+    raise ValueError(text)
+
+
+def _parse_bind(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError(text)
+    if not colon or not port.isdecimal() or int(port) > 65535:
+        raise ValueError(text)
+    return host or "0.0.0.0", int(port)
+
+
+def _split(text: str, separator: str) -> tuple[str, ...]:
+    parts = tuple(part.strip() for part in text.split(separator) if part.strip())
+    if not parts:
+        raise ValueError(text)
+    return parts
+
+
+def _parse_names(text: str) -> tuple[str, ...]:
+    return tuple(name.lower() for name in _split(text, ","))
+
+
+def _parse_headers(text: str) -> tuple[str, ...]:
+    names = _parse_names(text)
+    if not NEVER_FORWARDED.isdisjoint(names):
+        raise ValueError(text)
+    return names
+
+
+def _parse_buckets(text: str) -> tuple[int, ...]:
+    buckets = tuple(int(bucket) for bucket in text.split(","))
+    if any(low >= high for low, high in pairwise((0, *buckets))):
+        raise ValueError(text)
+    return buckets
+
+
+def _parse_selectors(text: str) -> tuple[str, ...]:
+    return _split(text, ";")
+
+
+def _parse_duration(text: str) -> float:
+    """Read a duration as Go writes it, in seconds."""
+    if not _DURATION.fullmatch(text):
+        raise ValueError(text)
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in _DURATION_PART.findall(text))
+    if not 0 < seconds < math.inf:
+        raise ValueError(text)
+    return float(seconds)
+
+
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
+_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+_DURATION = re.compile(rf"(?:{_DURATION_PART.pattern})+")
+
+BOOLEAN = Kind(_parse_boolean, "true or false")
+BIND = Kind(_parse_bind, "host:port, with an IPv6 address in brackets")
+PATH = Kind(Path, "a path")
+TEXT = Kind(str, "any text")
+SELECTORS = Kind(_parse_selectors, "label selectors separated by semicolons")
+NAMES = Kind(_parse_names, "names separated by commas")
+HEADERS = Kind(
+    _parse_headers, "names separated by commas, none of which steers or frames the request"
+)
+COUNT = number(int, "a whole number", 0, 100)
+DURATION = Kind(_parse_duration, "a duration above 0 such as 30s or 1m30s")
+BUCKETS = Kind(_parse_buckets, "ascending whole numbers separated by commas")
