@@ -23,6 +23,7 @@ from pdrouter.engines.registry import CONNECTOR_NAMES, ENGINES, Connectors
 from pdrouter.extproc.dispatch import Dispatcher, DispatchPolicy
 from pdrouter.extproc.exchange import Exchange, ExchangePolicy
 from pdrouter.extproc.limits import HANDLE_HEADROOM_BYTES, MESSAGE_OVERHEAD_BYTES
+from pdrouter.extproc.prefilling import Prefilling
 from pdrouter.extproc.server import ExtProcServer, ServerOptions
 from pdrouter.extproc.tls import TlsFiles
 from pdrouter.prefill.client import ClientLimits, PrefillClient
@@ -66,17 +67,21 @@ class Router:
             self.cache, self.ledger, lambda: self._source.stats, settings.kept_decisions
         )
         self._client = PrefillClient(_limit_client(settings))
+        state = RoutingState(self.ledger, prefixes, {}, time.monotonic, Random())
+        connectors = Connectors(
+            settings.kv_connector, settings.nixl_means, settings.rewrite_remote_host
+        )
+        leg = PrefillLeg(
+            self._client, self.ledger, settings.prefill_timeout_s, settings.prefill_retries
+        )
         dispatcher = Dispatcher(
             self.cache,
             create_strategies(
                 settings.prefill_policy, settings.decode_policy, settings.prefill_buckets
             ),
-            RoutingState(self.ledger, prefixes, {}, time.monotonic, Random()),
-            TokenRatios(),
-            Connectors(settings.kv_connector, settings.nixl_means, settings.rewrite_remote_host),
-            PrefillLeg(
-                self._client, self.ledger, settings.prefill_timeout_s, settings.prefill_retries
-            ),
+            state,
+            connectors,
+            Prefilling(self.cache, state, connectors, leg, TokenRatios(), self.telemetry),
             DispatchPolicy(
                 settings.routing_algorithm,
                 settings.split_multimodal,

@@ -6,6 +6,8 @@ _FORGET_CURVE = 0.995
 _FORGET_SCALE = 0.9
 _PRIOR_WEIGHT = 3.0
 _PRIOR_TOKENS = 2000.0
+_LEAST_LINEAR = 1e-8
+_LEAST_FACTOR = 1e-3
 
 
 @dataclass(slots=True)
@@ -49,11 +51,15 @@ class PrefillRates:
         """Return the seconds that a pod needs for so many prompt tokens that it has not cached."""
         scale = self._scales.get(uid)
         seconds = tokens * (self._linear + self._quadratic * tokens)
-        return seconds if scale is None else seconds * scale.factor
+        return seconds if scale is None else seconds * max(scale.factor, _LEAST_FACTOR)
 
     def observe(self, uid: str, tokens: int, seconds: float) -> None:
-        """Learn from a leg: so many tokens took a pod so long, others' work not counted."""
-        if tokens <= 0 or seconds <= 0:
+        """Learn from a leg: so many tokens took a pod so long, others' work not counted.
+
+        A pod that works on several legs at once completes some of them together: all of the time
+        is then with the first of them, and the others took none. Sums make it right.
+        """
+        if tokens <= 0 or seconds < 0:
             return
         curve = tokens * (self._linear + self._quadratic * tokens)
         scale = self._scales.get(uid)
@@ -62,7 +68,7 @@ class PrefillRates:
             scale = self._scales[uid] = _Scale(curve, curve)
         scale.observed = scale.observed * _FORGET_SCALE + seconds
         scale.predicted = scale.predicted * _FORGET_SCALE + curve
-        self._fit(float(tokens), seconds / scale.factor)
+        self._fit(float(tokens), seconds / max(scale.factor, _LEAST_FACTOR))
 
     def forget(self, uid: str) -> None:
         """Forget a pod that is gone."""
@@ -83,4 +89,4 @@ class PrefillRates:
         if quadratic < 0 or linear <= 0:
             # No such curve: prompts of about one length say nothing about its bend.
             quadratic, linear = 0.0, ns / n2
-        self._linear, self._quadratic = linear, quadratic
+        self._linear, self._quadratic = max(linear, _LEAST_LINEAR), quadratic

@@ -1,7 +1,7 @@
 """From a request's body to the pod that it goes to: validate, route, prefill, hand over."""
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -13,6 +13,7 @@ from pdrouter.cluster.view import ModelPods, PodCache
 from pdrouter.engines.connector import TRANSFER_MEMBERS, HandoffInvalid, whole_body
 from pdrouter.engines.registry import Connectors
 from pdrouter.extproc.headers import FORWARDED_TO_PREFILL, ROUTING_STRATEGY
+from pdrouter.extproc.prefilling import Prefilling, PrefillStep
 from pdrouter.extproc.record import Observer, RequestRecord
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.paths import Endpoint
@@ -24,17 +25,9 @@ from pdrouter.openai.request import (
     rename_model,
 )
 from pdrouter.prefill.client import FailureKind
-from pdrouter.prefill.leg import (
-    PrefillAttempt,
-    Prefilled,
-    PrefillFailed,
-    PrefillLeg,
-    PrefillPlan,
-    PrefillTarget,
-)
+from pdrouter.prefill.leg import Prefilled, PrefillFailed
 from pdrouter.routing.aggregation import Aggregation, is_faster_whole
-from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts, Strategy
-from pdrouter.routing.prompt_length import TokenRatios
+from pdrouter.routing.decision import Decision, NoReadyPod, RoutingFacts, Strategy
 from pdrouter.routing.state import RoutingState
 
 RETRY_AFTER_S = 5
@@ -121,11 +114,10 @@ class Dispatcher:
         cache: the pods.
         strategies: the strategies by name.
         state: the pods' condition.
-        ratios: learns the length of prompts.
         connectors: how engines split requests.
-        prefill: runs the prefill leg.
+        prefilling: what the prefill leg needs.
         policy: what the operator decided.
-        observer: is told of decisions and attempts.
+        observer: is told of decisions.
         routes: checks the models' own routes, for requests without a strategy; None to pass them
             unchecked.
     """
@@ -133,9 +125,8 @@ class Dispatcher:
     cache: PodCache
     strategies: Mapping[str, Strategy]
     state: RoutingState
-    ratios: TokenRatios
     connectors: Connectors
-    prefill: PrefillLeg
+    prefilling: Prefilling
     policy: DispatchPolicy
     observer: Observer
     routes: RouteCheck | None = None
@@ -180,11 +171,10 @@ class Dispatcher:
         if decision.prefill is None:
             return Dispatched(whole_body(request), record.request_id, decode)
         try:
-            plan = self._plan_prefill(strategy, request, facts, decision, head)
-            prefilled = await self._run_prefill(plan, record)
+            step = PrefillStep(self.prefilling, strategy, request, facts, decode, record)
+            prefilled = await step.run(decision.prefill, self._select_headers(head.headers))
         except PrefillFailed as failed:
             return self._aggregate(request, decode, record, failed)
-        self._learn(request, facts, prefilled)
         return self._hand_over(request, prefilled, decode, record)
 
     def _find_model(self, request: InferenceRequest) -> ModelPods:
@@ -225,7 +215,7 @@ class Dispatcher:
         prompt = request.prompt or request.body.data
         tokens = count_token_ids(prompt)
         if tokens is None:
-            tokens = self.ratios.estimate(pods.model, len(prompt))
+            tokens = self.prefilling.ratios.estimate(pods.model, len(prompt))
         expected = self.policy.expected_output_tokens
         split = request.whole is None and pods.disaggregated
         return RoutingFacts(
@@ -276,56 +266,6 @@ class Dispatcher:
         if wait > limit:
             message = f"the prefill queue is {wait:.1f} s long, and may be {limit:g} s"
             raise _refuse_for_now(429, "overloaded", message, ceil(wait - limit))
-
-    def _plan_prefill(
-        self,
-        strategy: Strategy,
-        request: InferenceRequest,
-        facts: RoutingFacts,
-        decision: Decision,
-        head: RequestHead,
-    ) -> PrefillPlan:
-        first, decode = decision.prefill, decision.decode.pod
-        if first is None:
-            raise ValueError("a request that is served whole has no prefill leg")
-
-        def choose_other(tried: Collection[str]) -> PrefillTarget | None:
-            # The view of now: the pod that failed may be gone from it, and others have come.
-            pods = self.cache.view.models.get(request.model)
-            if pods is None:
-                return None
-            choice = strategy.choose_other_prefill(facts, decode, tried, pods, self.state)
-            return self._aim(request, choice) if choice else None
-
-        return PrefillPlan(
-            request.endpoint.path + request.query,
-            self._select_headers(head.headers),
-            self._aim(request, first),
-            choose_other,
-        )
-
-    def _aim(self, request: InferenceRequest, choice: Choice) -> PrefillTarget:
-        connector = self.connectors.get(choice.pod.kv_connector)
-        return PrefillTarget(choice.pod, choice.tokens, connector.prefill_body(request))
-
-    def _learn(self, request: InferenceRequest, facts: RoutingFacts, prefilled: Prefilled) -> None:
-        """Remember which pod has the prompt cached, and how long the prompt was."""
-        self.state.prefixes.add(facts.prefix.hashes, prefilled.pod.uid)
-        if prefilled.usage is not None and count_token_ids(request.prompt) is None:
-            self.ratios.observe(request.model, len(request.prompt), prefilled.usage.prompt_tokens)
-
-    async def _run_prefill(self, plan: PrefillPlan, record: RequestRecord) -> Prefilled:
-        def note_attempt(attempt: PrefillAttempt) -> None:
-            record.attempts.append(attempt)
-            if attempt.failure is None:
-                record.prefill_pod = attempt.pod
-            self.observer.prefill_attempted(record, attempt)
-
-        start = time.perf_counter()
-        try:
-            return await self.prefill.run(plan, record.request_id, note_attempt)
-        finally:
-            record.prefill_s = time.perf_counter() - start
 
     def _select_headers(self, headers: Mapping[str, str]) -> dict[str, str]:
         names = (*FORWARDED_TO_PREFILL, *self.policy.forward_headers)

@@ -1,7 +1,8 @@
 """Which pods have probably cached which prefixes, as far as this router has sent them there."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
+_CAPACITY_CHECK = 16
 _BYTES_PER_ENTRY = 120
 """Memory of one entry: two integers and its place in a dictionary, measured."""
 
@@ -14,18 +15,30 @@ class PrefixIndex:
     the bits of one number.
 
     Entries live in two generations. A new or used one goes to the young generation; when that is
-    full, or half the time to live is over, it becomes the old one and the old one is dropped. That
-    bounds memory and age, and costs nothing per entry.
+    full, or half the time to live is over, or the pods have computed half of what their caches
+    hold, it becomes the old one and the old one is dropped. That bounds memory and age, forgets as
+    fast as engines do, and costs nothing per entry.
     """
 
-    def __init__(self, max_bytes: int, ttl_s: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        max_bytes: int,
+        ttl_s: float,
+        clock: Callable[[], float],
+        count_capacity: Callable[[Collection[str]], float | None] = lambda uids: None,
+    ) -> None:
         """Start empty.
 
         Args:
             max_bytes: memory to use at the most.
             ttl_s: seconds after which a prefix that nobody used is forgotten.
             clock: gives the time in seconds.
+            count_capacity: gives the tokens that the caches of these pods hold together; None if
+                that is not known.
         """
+        self._count_capacity = count_capacity
+        self._computed = 0
+        self._added = 0
         self._generation_size = max(1, max_bytes // _BYTES_PER_ENTRY // 2)
         self._generation_s = ttl_s / 2
         self._clock = clock
@@ -61,13 +74,29 @@ class PrefixIndex:
         self._note(matches, holders if length else 0, length)
         return matches
 
-    def add(self, hashes: Iterable[int], uid: str) -> None:
-        """Note that a pod has computed these blocks."""
+    def add(self, hashes: Iterable[int], uid: str, tokens: int = 0) -> list[int]:
+        """Note that a pod has these blocks, or will have them when it comes to a later request.
+
+        Args:
+            hashes: the blocks.
+            uid: the pod.
+            tokens: prompt tokens that it computes for them.
+
+        Returns:
+            The blocks that it was not known to have, for `discard`.
+        """
         self._turn_if_due()
+        self._computed += tokens
+        self._added += 1
+        if self._added % _CAPACITY_CHECK == 0:
+            capacity = self._count_capacity(self._bits.keys())
+            if capacity is not None and self._computed >= capacity / 2:
+                self._turn()
         bit = self._bits.get(uid)
         if bit is None:
             bit = self._add_pod(uid)
         young, old = self._young, self._old
+        new: list[int] = []
         for block in hashes:
             known = young.get(block)
             if known is None:
@@ -75,7 +104,18 @@ class PrefixIndex:
                     self._turn()
                     young, old = self._young, self._old
                 known = old.pop(block, 0) & self._alive
+            if not known & bit:
+                new.append(block)
             young[block] = known | bit
+        return new
+
+    def discard(self, hashes: Iterable[int], uid: str) -> None:
+        """Note that a pod does not have these blocks: it did not carry out what was expected."""
+        bit = self._bits.get(uid, 0)
+        for generation in (self._young, self._old):
+            for block in hashes:
+                if block in generation:
+                    generation[block] &= ~bit
 
     def forget(self, uid: str) -> None:
         """Forget a pod that is gone; its bit is used again once no entry can have it."""
@@ -111,4 +151,5 @@ class PrefixIndex:
     def _turn(self) -> None:
         self._old, self._young = self._young, {}
         self._turned = self._clock()
+        self._computed = 0
         self._turns += 1

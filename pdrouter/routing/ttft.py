@@ -10,21 +10,26 @@ class TimeToFirstToken:
     """Scores a pod by the seconds until it has computed the prompt.
 
     That is the work that waits there, and the part of this prompt that it has not cached, at the
-    pod's own measured speed. It needs no rule of its own for hot prefixes: when the queue of the
-    pod that has one is longer than computing it anew, another pod gets it, and has it from then on.
+    pod's own measured speed. The second counts several times: what is computed anew although
+    another pod has it delays all who come after, waiting does not.
+
+    It needs no rule of its own for hot prefixes: when the queue of the pod that has one is longer
+    than computing it anew, another pod gets it, and has it from then on.
     """
 
     name = "ttft"
 
-    def __init__(self, buckets: Sequence[int] = ()) -> None:
+    def __init__(self, buckets: Sequence[int] = (), compute_weight: float = 3.0) -> None:
         """Set up the policy.
 
         Args:
+            compute_weight: how many times a second of computing counts as much as one of waiting.
             buckets: prompt lengths that engines of static shapes are compiled for, ascending: such
                 an engine computes a shorter prompt as if it had the next of these lengths. Empty
                 for other engines.
         """
         self._buckets = tuple(buckets)
+        self._compute_weight = compute_weight
 
     def narrow(self, pods: Sequence[Pod], request: RoutedRequest) -> tuple[Sequence[Pod], str]:
         """Return all pods."""
@@ -37,11 +42,13 @@ class TimeToFirstToken:
         return round_up(tokens, self._buckets) if self._buckets else tokens
 
     def score(self, pods: Sequence[Pod], request: RoutedRequest) -> Sequence[float]:
-        """Return the predicted seconds for each pod."""
+        """Return the predicted seconds for each pod, those of computing weighted."""
         ledger = request.state.ledger
         predict, wait = ledger.rates.predict, ledger.predict_prefill_wait
+        weight = self._compute_weight
         return [
-            wait(pod.uid) + predict(pod.uid, self.count_tokens(pod.uid, request)) for pod in pods
+            wait(pod.uid) + weight * predict(pod.uid, self.count_tokens(pod.uid, request))
+            for pod in pods
         ]
 
 

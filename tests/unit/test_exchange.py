@@ -35,6 +35,7 @@ from pdrouter.extproc.messages import (
     ResponseHeaders,
     ResponseTrailers,
 )
+from pdrouter.extproc.prefilling import Prefilling
 from pdrouter.extproc.record import Outcome, RequestRecord
 from pdrouter.openai.usage import read_usage
 from pdrouter.prefill.client import EngineAnswer, FailureKind
@@ -140,9 +141,15 @@ class Bench:
             self.cache,
             create_strategies(),
             self.state,
-            TokenRatios(),
             Connectors(),
-            self.prefill,  # type: ignore[arg-type]
+            Prefilling(
+                self.cache,
+                self.state,
+                Connectors(),
+                self.prefill,  # type: ignore[arg-type]
+                TokenRatios(),
+                self.notes,
+            ),
             DispatchPolicy(
                 strategy,
                 False,
@@ -256,6 +263,21 @@ async def test_pods_are_not_told_when_the_operator_says_so() -> None:
     *_, response = await bench.tell(request_headers(), request_body(), response_headers())
     assert isinstance(response, PhaseReply)
     assert {name for name, _ in response.set_headers} == {"x-request-id", "x-pd-decision"}
+    bench.close()
+
+
+@pytest.mark.parametrize("answer", [FailureKind.CONNECT, EngineAnswer(400, {}, b"{}")])
+async def test_what_was_not_prefilled_is_not_remembered(answer: Any) -> None:
+    bench = Bench()
+    bench.prefill.answer = lambda: answer
+    messages = [{"role": "user", "content": "A long prompt. " * 100}]
+    await bench.tell(request_headers(), request_body(CHAT | {"messages": messages}))
+    bench.exchange.close()
+    bench.exchange = bench.open()
+    bench.notes.open = 1
+    await bench.tell(request_headers(), request_body(CHAT | {"messages": messages}))
+    first, second = bench.prefill.plans
+    assert second.target.tokens == first.target.tokens
     bench.close()
 
 

@@ -73,6 +73,26 @@ def test_what_nobody_uses_is_forgotten() -> None:
     assert index.match([2]) == {}
 
 
+def test_what_a_pod_failed_to_compute_is_taken_back_but_not_what_it_had() -> None:
+    index = make_index()
+    assert index.add([1, 2], "a") == [1, 2]
+    new = index.add([1, 2, 3, 4], "a")
+    assert new == [3, 4]
+    index.add([1, 2, 3, 4], "b")
+    index.discard(new, "a")
+    assert index.match([1, 2, 3, 4]) == {"a": 2, "b": 4}
+    index.discard([1], "nobody")
+
+
+def test_prefixes_are_forgotten_as_fast_as_engines_evict_them() -> None:
+    index = PrefixIndex(1 << 20, 1e9, Clock(), lambda uids: 10_000.0 * len(uids))
+    index.add([1], "a", 100)
+    for number in range(200):
+        index.add([100 + number], "a", 100)
+    assert index.match([1]) == {}
+    assert index.match([299]) == {"a": 1}
+
+
 def test_memory_is_bounded() -> None:
     index = make_index(max_bytes=120 * 100)
     for block in range(10_000):

@@ -52,7 +52,9 @@ def test_ttft_is_the_wait_and_the_uncached_part() -> None:
     ledger = Ledger(PrefillRates(1000), lambda: 0.0)
     ledger.start_prefill(B.uid, 300)
     request = make_request(ledger=ledger, cached={A.uid: 2})
-    assert TimeToFirstToken().score([A, B], request) == pytest.approx([0.5, 1.3])
+    assert TimeToFirstToken((), 1.0).score([A, B], request) == pytest.approx([0.5, 1.3])
+    # Computing counts more than waiting: it delays those who come after.
+    assert TimeToFirstToken((), 3.0).score([A, B], request) == pytest.approx([1.5, 3.3])
 
 
 def test_a_hot_prefix_spreads_once_its_pod_is_too_busy() -> None:
@@ -60,7 +62,7 @@ def test_a_hot_prefix_spreads_once_its_pod_is_too_busy() -> None:
     request = make_request(ledger=ledger, cached={A.uid: 4})
     hot, cold = TimeToFirstToken().score([A, B], request)
     assert hot < cold
-    ledger.start_prefill(A.uid, 1100)
+    ledger.start_prefill(A.uid, 3100)
     hot, cold = TimeToFirstToken().score([A, B], request)
     assert cold < hot
 
