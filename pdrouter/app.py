@@ -77,7 +77,7 @@ class Router:
         dispatcher = Dispatcher(
             self.cache,
             create_strategies(
-                settings.prefill_policy, settings.decode_policy, settings.prefill_buckets
+                settings.prefill_policy, settings.decode_policy, settings.choose_policy_options()
             ),
             state,
             connectors,
@@ -242,6 +242,7 @@ def _raise_file_limit() -> None:
 
 def _forget_pod(uid: str, ledger: Ledger, prefixes: PrefixIndex) -> None:
     ledger.rates.forget(uid)
+    ledger.drains.forget(uid)
     prefixes.forget(uid)
 
 

@@ -6,35 +6,33 @@ command line and `docs/configuration.md` are made from the same declarations.
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pdrouter.engines.registry import CONNECTOR_NAMES, NIXL_MEANINGS
 from pdrouter.engines.vllm_nixl import RemoteHostRewrite
 from pdrouter.extproc.dispatch import FailurePolicy
-from pdrouter.routing.aggregation import Aggregation
-from pdrouter.routing.registry import DECODE_POLICIES, PREFILL_POLICIES, STRATEGY_NAMES
+from pdrouter.routing.registry import STRATEGY_NAMES
+from pdrouter.routing_settings import RoutingSettings
 from pdrouter.setting_kinds import (
     BIND,
     BOOLEAN,
-    BUCKETS,
     COUNT,
     DURATION,
     HEADERS,
+    MIB,
     NAMES,
     PATH,
     SELECTORS,
     TEXT,
-    Kind,
+    Declaration,
     choice,
+    declare,
     enumeration,
     number,
     seconds,
 )
-
-T = TypeVar("T")
-_MIB = 1024 * 1024
 
 
 class SettingInvalid(ValueError):
@@ -42,42 +40,10 @@ class SettingInvalid(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Declaration:
-    """What is known of one setting.
-
-    Attributes:
-        variable: environment variable.
-        kind: how its text is read.
-        doc: what it means.
-        option: command line option of `pdrouter serve` that stands for it; empty for none.
-        secret: whether its value must not be shown.
-    """
-
-    variable: str
-    kind: Kind
-    doc: str
-    option: str = ""
-    secret: bool = False
-
-    @property
-    def switch(self) -> bool:
-        """Whether the option takes no value."""
-        return self.kind is BOOLEAN
-
-
-def _declare(
-    default: T, variable: str, kind: Kind, doc: str, option: str = "", *, secret: bool = False
-) -> T:
-    declaration = Declaration(variable, kind, doc, option, secret)
-    value: T = field(default=default, repr=not secret, metadata={"declaration": declaration})
-    return value
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(RoutingSettings):
     """The settings of `pdrouter serve`. See `describe_settings` for what each of them means."""
 
-    routing_algorithm: str | None = _declare(
+    routing_algorithm: str | None = declare(
         None,
         "ROUTING_ALGORITHM",
         choice(*STRATEGY_NAMES),
@@ -85,191 +51,121 @@ class Settings:
         "pass with a `model` header and no endpoint.",
         "--routing-algorithm",
     )
-    endpoints: Path | None = _declare(
+    endpoints: Path | None = declare(
         None,
         "PDROUTER_ENDPOINTS",
         PATH,
         "File that lists the pods. It is read again when it changes.",
         "--endpoints",
     )
-    kubernetes: bool = _declare(
+    kubernetes: bool = declare(
         False,
         "PDROUTER_KUBERNETES",
         BOOLEAN,
         "Whether pods come from the Kubernetes API.",
         "--kubernetes",
     )
-    kubeconfig: Path | None = _declare(
+    kubeconfig: Path | None = declare(
         None,
         "KUBECONFIG",
         PATH,
         "Kubeconfig file for the API server. Unset: the service account of the router's own pod.",
         "--kubeconfig",
     )
-    namespaces: tuple[str, ...] = _declare(
+    namespaces: tuple[str, ...] = declare(
         ("*",),
         "PDROUTER_NAMESPACES",
         NAMES,
         "Namespaces whose pods are watched. `*` is all, as in aibrix, and needs a ClusterRole.",
         "--namespaces",
     )
-    pod_selectors: tuple[str, ...] = _declare(
+    pod_selectors: tuple[str, ...] = declare(
         ("role-name", "!role-name,model.aibrix.ai/name"),
         "PDROUTER_POD_SELECTORS",
         SELECTORS,
         "Label selectors of the pods; what any of them selects is watched.",
     )
-    merge_namespaces: bool = _declare(
+    merge_namespaces: bool = declare(
         False,
         "PDROUTER_MERGE_NAMESPACES",
         BOOLEAN,
         "Whether the same model name in several namespaces is one model. Otherwise requests say "
         "`namespace/name` where the name alone is ambiguous. Pairs never cross namespaces.",
     )
-    httproute_namespace: str = _declare(
+    httproute_namespace: str = declare(
         "aibrix-system",
         "PDROUTER_HTTPROUTE_NAMESPACE",
         TEXT,
         "Where the models' own HTTPRoutes are, for requests without a strategy.",
     )
-    httproute_ttl_s: float = _declare(
+    httproute_ttl_s: float = declare(
         30.0,
         "AIBRIX_HTTPROUTE_CACHE_TTL",
         DURATION,
         "How long the status of such a route is remembered.",
     )
-    endpoints_poll_s: float = _declare(
+    endpoints_poll_s: float = declare(
         1.0,
         "PDROUTER_ENDPOINTS_POLL",
         seconds(0.01, 3600),
         "Time between two looks at the endpoints file.",
     )
-    grpc_bind: tuple[str, int] = _declare(
+    grpc_bind: tuple[str, int] = declare(
         ("0.0.0.0", 50052),
         "PDROUTER_GRPC_BIND",
         BIND,
         "Where Envoy connects.",
         "--grpc-bind",
     )
-    http_bind: tuple[str, int] = _declare(
+    http_bind: tuple[str, int] = declare(
         ("0.0.0.0", 8080),
         "PDROUTER_HTTP_BIND",
         BIND,
         "Where metrics, probes and debug pages are served.",
         "--http-bind",
     )
-    max_message_bytes: int = _declare(
-        16 * _MIB,
+    max_message_bytes: int = declare(
+        16 * MIB,
         "AIBRIX_GRPC_MAX_MESSAGE_SIZE_BYTES",
-        number(int, "a whole number of bytes", _MIB, 1024 * _MIB),
+        number(int, "a whole number of bytes", MIB, 1024 * MIB),
         "Largest ext_proc message, and so about the largest request body. `pdrouter envoy-config` "
         "derives Envoy's buffer limits from it.",
         "--max-message-bytes",
     )
-    grpc_keepalive_s: float = _declare(
+    grpc_keepalive_s: float = declare(
         30.0,
         "PDROUTER_GRPC_KEEPALIVE",
         seconds(1, 7200),
         "Idle time after which a connection from Envoy is probed, and time for the answer.",
     )
-    tls_certificate: Path | None = _declare(
+    tls_certificate: Path | None = declare(
         None,
         "PDROUTER_TLS_CERTIFICATE",
         PATH,
         "Certificate chain (PEM) for the gRPC port; followed when it changes. Unset: plain text.",
     )
-    tls_key: Path | None = _declare(
+    tls_key: Path | None = declare(
         None, "PDROUTER_TLS_KEY", PATH, "Private key (PEM) of the certificate."
     )
-    tls_client_ca: Path | None = _declare(
+    tls_client_ca: Path | None = declare(
         None,
         "PDROUTER_TLS_CLIENT_CA",
         PATH,
         "Certificates (PEM) that sign Envoy's client certificate. Unset: any client may connect.",
     )
-    lame_duck_s: float = _declare(
+    lame_duck_s: float = declare(
         5.0,
         "PDROUTER_LAME_DUCK",
         seconds(0, 300),
         "After SIGTERM, time in which new requests are still served while health says NOT_SERVING.",
     )
-    drain_s: float = _declare(
+    drain_s: float = declare(
         600.0,
         "PDROUTER_DRAIN",
         seconds(0, 86400),
         "After SIGTERM, time for open requests to finish; what is open then is cancelled.",
     )
-    prefill_policy: str = _declare(
-        "ttft",
-        "AIBRIX_PREFILL_SCORE_POLICY",
-        choice(*PREFILL_POLICIES),
-        "How `pd` chooses a prefill pod. `ttft` predicts the time to the first token; the others "
-        "are aibrix's.",
-        "--prefill-policy",
-    )
-    decode_policy: str = _declare(
-        "kv_capacity",
-        "AIBRIX_DECODE_SCORE_POLICY",
-        choice(*DECODE_POLICIES),
-        "How `pd` chooses a decode pod. `kv_capacity` looks for room first, then for the least "
-        "load; the others are aibrix's.",
-        "--decode-policy",
-    )
-    prefill_buckets: tuple[int, ...] = _declare(
-        (),
-        "PDROUTER_PREFILL_BUCKETS",
-        BUCKETS,
-        "Prompt lengths that prefill engines of static shapes (Neuron) are compiled for: `ttft` "
-        "rounds prompts up to them.",
-    )
-    prefill_tokens_per_s: float = _declare(
-        8000.0,
-        "PDROUTER_PREFILL_TOKENS_PER_S",
-        number(float, "tokens per second,", 1, 10_000_000),
-        "Speed of a prefill pod until it has been measured.",
-    )
-    expected_output_tokens: int = _declare(
-        512,
-        "PDROUTER_EXPECTED_OUTPUT_TOKENS",
-        number(int, "a whole number of tokens", 1, 1_000_000),
-        "Length of an answer for which KV memory is reserved, unless the client sets a lower "
-        "limit.",
-    )
-    aggregation: Aggregation = _declare(
-        Aggregation.FALLBACK,
-        "PDROUTER_AGGREGATE",
-        enumeration(Aggregation, *Aggregation),
-        "When a decode pod serves a request whole that could be split: `never`, `fallback` (no "
-        "prefill pod is ready), or `when-faster` (that, and whenever it is predicted to be faster: "
-        "short prompts, busy prefill pods, idle decode pods).",
-        "--aggregate",
-    )
-    handover_s: float = _declare(
-        0.05,
-        "PDROUTER_HANDOVER",
-        seconds(0, 60),
-        "Time that the way over two pods costs beside computing, for `when-faster`.",
-    )
-    max_wait_s: float | None = _declare(
-        None,
-        "PDROUTER_MAX_WAIT",
-        seconds(0, 86400, above=True),
-        "Predicted time in the queue of the best prefill pod above which requests are refused "
-        "(429) before any work is done for them. Unset: no limit.",
-    )
-    prefix_index_bytes: int = _declare(
-        64 * _MIB,
-        "PDROUTER_PREFIX_INDEX_BYTES",
-        number(int, "a whole number of bytes", _MIB, 16 * 1024 * _MIB),
-        "Memory for what is known of the prefixes that prefill pods have cached.",
-    )
-    prefix_ttl_minutes: float = _declare(
-        20.0,
-        "AIBRIX_PREFIX_CACHE_EVICTION_DURATION_MINS",
-        number(float, "minutes,", 0, 100_000, above=True),
-        "Time after which a prefix that nobody uses is forgotten.",
-    )
-    prefill_timeout_s: float = _declare(
+    prefill_timeout_s: float = declare(
         60.0,
         "AIBRIX_PREFILL_REQUEST_TIMEOUT",
         seconds(0, 86400, above=True),
@@ -277,99 +173,99 @@ class Settings:
         "longer.",
         "--prefill-timeout",
     )
-    prefill_connect_timeout_s: float = _declare(
+    prefill_connect_timeout_s: float = declare(
         3.0,
         "PDROUTER_PREFILL_CONNECT_TIMEOUT",
         seconds(0, 300, above=True),
         "Deadline to connect to a prefill pod.",
     )
-    prefill_response_timeout_s: float | None = _declare(
+    prefill_response_timeout_s: float | None = declare(
         None,
         "PDROUTER_PREFILL_RESPONSE_TIMEOUT",
         seconds(0, 86400, above=True),
         "Deadline for one attempt to answer. Unset: the deadline of the leg, so that a pod that "
         "hangs leaves no time for another.",
     )
-    prefill_retries: int = _declare(
+    prefill_retries: int = declare(
         1,
         "PDROUTER_PREFILL_RETRIES",
         COUNT,
         "How many further prefill pods are tried after a transport error, a 5xx or a timeout.",
     )
-    on_prefill_failure: FailurePolicy = _declare(
+    on_prefill_failure: FailurePolicy = declare(
         FailurePolicy.FAIL,
         "PDROUTER_ON_PREFILL_FAILURE",
         enumeration(FailurePolicy, *FailurePolicy),
         "What to do when no prefill pod carries out the leg: `fail` gives the client an error "
         "(502, 503, 504), `aggregate` lets the decode pod serve the request whole.",
     )
-    on_handoff_failure: FailurePolicy = _declare(
+    on_handoff_failure: FailurePolicy = declare(
         FailurePolicy.AGGREGATE,
         "PDROUTER_ON_HANDOFF_FAILURE",
         enumeration(FailurePolicy, *FailurePolicy),
         "What to do when a prefill answer holds no usable KV handle (engines give none for very "
         "short prompts): `aggregate` or `fail`, as above.",
     )
-    forward_headers: tuple[str, ...] = _declare(
+    forward_headers: tuple[str, ...] = declare(
         (),
         "PDROUTER_FORWARD_HEADERS",
         HEADERS,
         "Client headers to send to prefill pods beside the usual ones (authorization, traceparent, "
         "session headers).",
     )
-    kv_connector: str = _declare(
+    kv_connector: str = declare(
         "shfs",
         "AIBRIX_KV_CONNECTOR_TYPE",
         choice(*CONNECTOR_NAMES),
         "KV connector of pods that name none. `shfs` is aibrix's name for vLLM's NixlConnector.",
     )
-    nixl_means: str = _declare(
+    nixl_means: str = declare(
         "nixl",
         "PDROUTER_NIXL_MEANS",
         choice(*NIXL_MEANINGS),
         "What the connector name `nixl` stands for: vLLM's NixlConnector, or the older Neuron wire "
         "that aibrix calls by this name.",
     )
-    rewrite_remote_host: RemoteHostRewrite = _declare(
+    rewrite_remote_host: RemoteHostRewrite = declare(
         RemoteHostRewrite.AUTO,
         "PDROUTER_REWRITE_REMOTE_HOST",
         enumeration(RemoteHostRewrite, *RemoteHostRewrite),
         "When `remote_host` in a KV handle becomes the prefill pod's address; `auto`: when it is a "
         "loopback or wildcard address, or empty.",
     )
-    split_multimodal: bool = _declare(
+    split_multimodal: bool = declare(
         False,
         "PDROUTER_SPLIT_MULTIMODAL",
         BOOLEAN,
         "Whether prompts with images, sound or files get two legs. Engines must support it.",
     )
-    expose_pods: bool = _declare(
+    expose_pods: bool = declare(
         True,
         "PDROUTER_EXPOSE_PODS",
         BOOLEAN,
         "Whether responses carry names and addresses of pods, as aibrix's do.",
     )
-    explain_decisions: bool = _declare(
+    explain_decisions: bool = declare(
         False,
         "PDROUTER_DECISION_DETAIL",
         BOOLEAN,
         "Whether a client that sends `x-pd-decision-detail` gets the decision in detail in a "
         "response header of that name.",
     )
-    kept_decisions: int = _declare(
+    kept_decisions: int = declare(
         100,
         "PDROUTER_KEPT_DECISIONS",
         number(int, "a whole number", 0, 10_000),
         "How many decisions `/debug/decisions` shows.",
     )
-    bearer_token: str | None = _declare(
+    bearer_token: str | None = declare(
         None,
         "AIBRIX_AUTH_BEARER_TOKEN",
         TEXT,
         "Key that clients must present (`Authorization: Bearer`, or `x-api-key`). Unset: none.",
         secret=True,
     )
-    log_level: str = _declare(
+    log_level: str = declare(
         "info",
         "PDROUTER_LOG_LEVEL",
         choice("debug", "info", "warning", "error"),

@@ -4,21 +4,26 @@ Decoding only these members skips the rest at C speed: on real pods, half of the
 bookkeeping of the API server.
 """
 
+import re
 from dataclasses import dataclass
 
 import msgspec
 
+from pdrouter.cluster.pod_config import read_config
 from pdrouter.cluster.pods import TERMINATING, Pod, Role
 
 MODEL = "model.aibrix.ai/name"
 PORT = "model.aibrix.ai/port"
+METRICS_PORT = "model.aibrix.ai/metric-port"
 ENGINE = "model.aibrix.ai/engine"
+CONFIG = "model.aibrix.ai/config"
 KV_CONNECTOR = "model.aibrix.ai/kv-connector-type"
 ROLE = "role-name"
 ROLESET = "roleset-name"
 GROUP_INDEX = "stormservice.orchestration.aibrix.ai/pod-group-index"
 
 DEFAULT_PORT = 8000
+_PORT_NUMBER = re.compile("[1-9][0-9]{0,4}")
 
 
 class ObjectMeta(msgspec.Struct, frozen=True, rename="camel"):
@@ -96,6 +101,12 @@ class Adapter:
     base_model: str
     instances: frozenset[str]
 
+    def concerns(self, pod: Pod) -> bool:
+        """Return whether the pods of this adapter may be others when this one has changed."""
+        return pod.namespace == self.namespace and (
+            pod.name in self.instances or self.base_model in ("", pod.model)
+        )
+
 
 def read_adapter(adapter: KubeModelAdapter) -> Adapter:
     """Return what a ModelAdapter means."""
@@ -128,18 +139,22 @@ class PodRules:
             return None
         engine = (metadata.get(ENGINE) or self.engines[0]).lower()
         connector = metadata.get(KV_CONNECTOR)
+        config = metadata.annotations.get(CONFIG)
         return Pod.create(
             uid=metadata.uid,
             name=metadata.name,
             namespace=metadata.namespace,
             ip=pod.status.pod_ip,
-            port=_read_port(metadata.get(PORT)),
+            port=_read_port(metadata.get(PORT)) or DEFAULT_PORT,
+            metrics_port=_read_port(metadata.get(METRICS_PORT)),
             model=model,
             role=_read_role(metadata.labels.get(ROLE)),
             roleset=metadata.labels.get(ROLESET, ""),
             engine=engine,
             kv_connector=None if connector is None else connector.lower(),
             obstacle=self._find_obstacle(pod, engine, connector),
+            labels=metadata.labels,
+            config=read_config(config) if config else None,
         )
 
     def _find_obstacle(self, pod: KubePod, engine: str, connector: str | None) -> str:
@@ -148,12 +163,13 @@ class PodRules:
         A pod is out as soon as its deletion timestamp appears, long before it is deleted. Of the
         pods of a multi-node engine, only the head answers requests.
         """
+        port = pod.metadata.get(PORT)
         checks = (
             (TERMINATING, pod.metadata.deletion_timestamp is not None),
             ("no address", not pod.status.pod_ip),
             ("not ready", not _is_ready(pod.status)),
             ("not the head of its group", pod.metadata.labels.get(GROUP_INDEX, "0") != "0"),
-            (f"port {pod.metadata.get(PORT)!r} is invalid", _is_invalid_port(pod.metadata)),
+            (f"port {port!r:.100} is invalid", port is not None and _read_port(port) is None),
             (f"engine {engine!r} is not supported", engine not in self.engines),
             (
                 f"KV connector {connector!r} is not supported",
@@ -176,12 +192,8 @@ def _read_role(name: str | None) -> Role:
     return Role(name) if name in (Role.PREFILL, Role.DECODE) else Role.OTHER
 
 
-def _read_port(text: str | None) -> int:
-    if text is None or not text.isdecimal() or not 0 < int(text) < 65536:
-        return DEFAULT_PORT
+def _read_port(text: str | None) -> int | None:
+    # An annotation may hold any text, of up to 256 KiB.
+    if text is None or _PORT_NUMBER.fullmatch(text) is None or int(text) > 65535:
+        return None
     return int(text)
-
-
-def _is_invalid_port(metadata: ObjectMeta) -> bool:
-    text = metadata.get(PORT)
-    return text is not None and str(_read_port(text)) != text

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import TracebackType
 
+from pdrouter.cluster.drain_rates import DrainRates
 from pdrouter.cluster.prefill_rates import PrefillRates
 
 Clock = Callable[[], float]
@@ -124,7 +125,7 @@ class Ledger:
     leave nothing behind, and an update of a pod changes nothing.
     """
 
-    __slots__ = ("_clock", "_loads", "_queues", "rates")
+    __slots__ = ("_clock", "_loads", "_queues", "drains", "rates")
 
     def __init__(self, rates: PrefillRates | None = None, clock: Clock = time.monotonic) -> None:
         """Start with nothing in flight.
@@ -134,6 +135,7 @@ class Ledger:
             clock: gives the time.
         """
         self.rates = rates or PrefillRates()
+        self.drains = DrainRates()
         self._clock = clock
         self._loads: dict[str, PodLoad] = {}
         self._queues: dict[str, _PrefillQueue] = {}
@@ -158,9 +160,17 @@ class Ledger:
         left = abs(costs[0] - (self._clock() - queue.since))
         return left + sum(costs[1:])
 
+    def drain_rate(self, uid: str) -> float | None:
+        """Return the requests that a pod completes per second, of late; None if it is unknown.
+
+        A prefill leg counts when it was carried out, other work when it is released.
+        """
+        return self.drains.rate(uid, self._clock())
+
     def start_prefill(self, uid: str, tokens: int) -> PrefillScope:
         """Count a prefill leg that has so many prompt tokens to compute."""
         amount = PodLoad(prefill_requests=1, prefill_tokens=tokens)
+        self.drains.watch(uid, self._clock())
         scope = PrefillScope(self, uid, amount)
         queue = self._queues.get(uid)
         if queue is None:
@@ -172,6 +182,7 @@ class Ledger:
     def start_decode(self, uid: str, tokens: int = 0) -> Scope:
         """Count a decode leg, or a whole request, that needs KV memory for so many tokens."""
         amount = PodLoad(decode_requests=1, decode_tokens=tokens)
+        self.drains.watch(uid, self._clock())
         self._loads.setdefault(uid, PodLoad()).add(amount)
         return Scope(self, uid, amount)
 
@@ -182,6 +193,7 @@ class Ledger:
         if completed is not None:
             # The pod worked on others before it came to this one.
             self.rates.observe(uid, completed, now - queue.since)
+            self.drains.note(uid, now)
         was_first = next(iter(queue.tokens)) is scope
         del queue.tokens[scope]
         if not queue.tokens:
@@ -193,5 +205,7 @@ class Ledger:
         """Take back what a scope has counted; only scopes call this."""
         load = self._loads[uid]
         load.subtract(amount)
+        if amount.decode_requests:
+            self.drains.note(uid, self._clock())
         if load == _IDLE:
             del self._loads[uid]

@@ -2,9 +2,14 @@
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 
+from pdrouter.cluster.pod_config import PodConfig
+
+_NO_LABELS: Mapping[str, str] = MappingProxyType({})
 _PORT = re.compile("[0-9]{1,5}")
 
 
@@ -42,6 +47,7 @@ class Pod:
         namespace: Kubernetes namespace.
         ip: IPv4 or IPv6 address, without brackets.
         port: port that the engine serves HTTP on.
+        metrics_port: port that it serves its metrics on.
         model: name of the model that it serves.
         role: what it does.
         roleset: name of the group within which pairs are formed.
@@ -51,6 +57,8 @@ class Pod:
         obstacle: why it may not, for people; empty where that is not known, or where it may.
         address: `ip:port`, with IPv6 addresses in brackets.
         pairing: what its partner must have in common with it.
+        labels: its labels in Kubernetes.
+        config: what its model's owner asks of the router; None for nothing.
     """
 
     uid: str
@@ -58,6 +66,7 @@ class Pod:
     namespace: str
     ip: str
     port: int
+    metrics_port: int
     model: str
     role: Role
     roleset: str
@@ -67,6 +76,8 @@ class Pod:
     obstacle: str
     address: str
     pairing: PairingKey
+    labels: Mapping[str, str] = field(hash=False)
+    config: PodConfig | None = field(hash=False)
 
     @property
     def state(self) -> str:
@@ -89,16 +100,23 @@ class Pod:
         roleset: str = "",
         engine: str = "vllm",
         kv_connector: str | None = None,
+        metrics_port: int | None = None,
         ready: bool = True,
         obstacle: str = "",
+        labels: Mapping[str, str] = _NO_LABELS,
+        config: PodConfig | None = None,
     ) -> "Pod":
-        """Return a pod, with what follows from its attributes filled in."""
+        """Return a pod, with what follows from its attributes filled in.
+
+        Metrics are where everything else is served, unless they have a port of their own.
+        """
         return cls(
             uid,
             name,
             namespace,
             ip,
             port,
+            port if metrics_port is None else metrics_port,
             model,
             role,
             roleset,
@@ -108,6 +126,8 @@ class Pod:
             obstacle,
             format_address(ip, port),
             PairingKey(namespace, roleset, engine),
+            labels,
+            config,
         )
 
 

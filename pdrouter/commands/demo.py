@@ -19,6 +19,7 @@ from pdrouter.envoy_config import Address
 from pdrouter.envoy_process import EnvoyError
 from pdrouter.local_stack import LocalStack, StackOptions, run_stack
 from pdrouter.simulation.config import EngineConfig, EngineRole
+from pdrouter.simulation.engine import SimulatedEngine
 from pdrouter.simulation.faults import Fault
 
 _PROMPT: ChatCompletionUserMessageParam = {
@@ -164,19 +165,23 @@ class _Demo:
 
     async def send_over_broken_prefill(self) -> None:
         print("3. A request whose prefill engine breaks the connection")
-        broken = self.stack.prefill[0]
-        broken.faults.set(Fault(drop=True))
-        # Which of two idle engines is chosen is left to chance.
-        failed = False
-        while not failed:
-            answer = await self.client.chat.completions.create(
-                model=self.stack.model, messages=[_PROMPT], max_tokens=8
-            )
-            line = await self.lines.take()
-            failed = "failed_attempts" in line
-        broken.faults.clear()
-        print(f"   answer     {answer.choices[0].message.content}")
+        answer, line = await self._ask()
+        while "failed_attempts" not in line:
+            # The engine that has the prompt cached is likely to be chosen, but not sure.
+            self._find_prefill(line["prefill_pod"]).faults.set(Fault(drop=True, times=1))
+            answer, line = await self._ask()
+        print(f"   answer     {answer}")
         self._explain(line)
+
+    async def _ask(self) -> tuple[str | None, Mapping[str, Any]]:
+        answer = await self.client.chat.completions.create(
+            model=self.stack.model, messages=[_PROMPT], max_tokens=8
+        )
+        return answer.choices[0].message.content, await self.lines.take()
+
+    def _find_prefill(self, name: str) -> SimulatedEngine:
+        pods = {pod.address: pod.name for pod in self.stack.router.cache.view.pods}
+        return next(engine for engine in self.stack.prefill if pods[engine.address] == name)
 
     async def send_invalid(self) -> None:
         print("4. A request that is not valid: refused before any engine sees it")

@@ -8,6 +8,7 @@ from typing import Protocol
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ModelPods
 from pdrouter.openai.prompt_prefix import NO_PREFIX, PromptPrefix
+from pdrouter.routing.label_selector import LabelSelector
 from pdrouter.routing.state import RoutingState
 
 
@@ -20,12 +21,20 @@ class RoutingFacts:
         whole: why one pod must serve the request; None where it may be split.
         prefix: the blocks of the prompt.
         output_tokens: length of the answer, as expected.
+        selector: labels that pods must have; None for any.
+        profile: name of the profile by which pods say what they are for; empty for the default one.
+        prefill_policy: policy that the model asks for; empty for the router's own.
+        decode_policy: likewise.
     """
 
     prompt_tokens: int
     whole: str | None
     prefix: PromptPrefix = NO_PREFIX
     output_tokens: int = 0
+    selector: LabelSelector | None = None
+    profile: str = ""
+    prefill_policy: str = ""
+    decode_policy: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +98,17 @@ class NoReadyPod(Exception):
         role: the role that is missing.
     """
 
-    def __init__(self, model: str, role: Role) -> None:
+    def __init__(self, model: str, role: Role, prompt_tokens: int | None = None) -> None:
+        """Describe what is missing.
+
+        Args:
+            model: name of the model.
+            role: the role that is missing.
+            prompt_tokens: length of the prompt, where that is why no pod will do.
+        """
         partner = " with a ready decode pod in its roleset" if role is Role.PREFILL else ""
-        super().__init__(f"no ready {role} pod{partner} for model {model!r}")
+        length = "" if prompt_tokens is None else f" and prompts of about {prompt_tokens} tokens"
+        super().__init__(f"no ready {role} pod{partner} for model {model!r}{length}")
         self.role = role
 
 

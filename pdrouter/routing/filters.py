@@ -3,6 +3,8 @@
 from collections.abc import Collection, Sequence
 
 from pdrouter.cluster.pods import PairingKey, Pod
+from pdrouter.cluster.view import ModelPods
+from pdrouter.routing.label_selector import LabelSelector
 
 
 def keep_untried(pods: Sequence[Pod], tried: Collection[str]) -> list[Pod]:
@@ -13,3 +15,10 @@ def keep_untried(pods: Sequence[Pod], tried: Collection[str]) -> list[Pod]:
 def keep_partners(pods: Sequence[Pod], pairing: PairingKey) -> list[Pod]:
     """Keep the pods that form a pair with a pod of this pairing key."""
     return [pod for pod in pods if pod.pairing == pairing]
+
+
+def keep_selected(pods: ModelPods, selector: LabelSelector | None) -> ModelPods:
+    """Keep the pods of a model whose labels are as asked, sorted anew: partners may be gone."""
+    if selector is None:
+        return pods
+    return ModelPods.group(pods.model, (pod for pod in pods.pods if selector.matches(pod.labels)))

@@ -1,15 +1,21 @@
 """The `pd` strategy: one pod for prefill, one for decode, from the same roleset."""
 
+import math
 from collections.abc import Collection, Sequence
 from random import Random
 
 from pdrouter.cluster.pods import PairingKey, Pod, Role
 from pdrouter.cluster.view import ModelPods
+from pdrouter.routing.bucketing import apply_buckets, apply_buckets_whole, is_for
 from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts
-from pdrouter.routing.filters import keep_partners, keep_untried
+from pdrouter.routing.filters import keep_partners, keep_selected, keep_untried
 from pdrouter.routing.picker import pick_lowest
-from pdrouter.routing.policy import DecodePolicy, PrefillPolicy, RoutedRequest
+from pdrouter.routing.policy import DecodePolicy, Policy, PrefillPolicy, RoutedRequest
 from pdrouter.routing.state import RoutingState
+
+# aibrix divides the scores of a leg by no less than this: lower ones all count as low.
+_PREFILL_FLOOR = 1.0
+_DECODE_FLOOR = 0.01
 
 
 class PrefillDecode:
@@ -21,31 +27,51 @@ class PrefillDecode:
 
     name = "pd"
 
-    def __init__(self, prefill: PrefillPolicy, decode: DecodePolicy) -> None:
-        """Set up the strategy with the policies of its legs."""
+    def __init__(
+        self, prefill: PrefillPolicy, decode: DecodePolicy, *, bucketing: bool = False
+    ) -> None:
+        """Set up the strategy.
+
+        Args:
+            prefill: policy for prefill pods.
+            decode: policy for decode pods.
+            bucketing: whether pods say in their configuration which prompt lengths they are for.
+        """
         self._prefill = prefill
         self._decode = decode
+        self._bucketing = bucketing
 
     def decide(self, facts: RoutingFacts, pods: ModelPods, state: RoutingState) -> Decision:
         """Choose a pair, or one pod for a request that is served whole."""
         request = RoutedRequest(facts, state)
+        pods = keep_selected(pods, facts.selector)
         whole = facts.whole
         if whole is None and not pods.disaggregated:
             whole = "not-disaggregated"
         if whole is not None:
+            if self._bucketing:
+                pods = apply_buckets_whole(pods, facts)
             return self._decide_whole(whole, pods, request)
+        if self._bucketing:
+            bucketed = apply_buckets(pods, facts, state)
+            if isinstance(bucketed, Decision):
+                return bucketed
+            pods = bucketed
         if not pods.prefill:
             raise NoReadyPod(pods.model, Role.PREFILL if pods.decode else Role.DECODE)
         notes: list[str] = []
         prefills, decodes = self._narrow(pods, request, notes)
         prefill, decode = self._pair(prefills, decodes, request)
+        if len(prefill.candidates) < len(prefills):
+            dropped = len(prefills) - len(prefill.candidates)
+            notes.append(f"{prefill.policy}: {dropped} prefill pods are left out")
         return Decision(prefill, decode, notes=tuple(notes))
 
     def _decide_whole(self, reason: str, pods: ModelPods, request: RoutedRequest) -> Decision:
         if not pods.whole:
             raise NoReadyPod(pods.model, Role.DECODE)
         candidates, note = self._decode.narrow(pods.whole, request)
-        scores = self._decode.score(candidates, request)
+        candidates, scores = _score(self._decode, candidates, request)
         index = pick_lowest(candidates, scores, request.state.random)
         choice = self._choose_decode(candidates, scores, index, request)
         return Decision(None, choice, reason, (note,) if note else ())
@@ -57,12 +83,14 @@ class PrefillDecode:
         prefills, note = self._prefill.narrow(pods.prefill, request)
         if note:
             notes.append(note)
-        decodes = [pod for key in {pod.pairing for pod in prefills} for pod in pods.decode[key]]
+        # In a set, the order of rolesets would change from run to run, and with it who wins ties.
+        rolesets = dict.fromkeys(pod.pairing for pod in prefills)
+        decodes = [pod for key in rolesets for pod in pods.decode[key]]
         narrowed, note = self._decode.narrow(decodes, request)
         if note:
             notes.append(note)
-            rolesets = {pod.pairing for pod in narrowed}
-            prefills = [pod for pod in prefills if pod.pairing in rolesets]
+            partners = {pod.pairing for pod in narrowed}
+            prefills = [pod for pod in prefills if pod.pairing in partners]
         return prefills, narrowed
 
     def _pair(
@@ -72,12 +100,12 @@ class PrefillDecode:
         request: RoutedRequest,
     ) -> tuple[Choice, Choice]:
         random = request.state.random
-        prefill_scores = self._prefill.score(prefills, request)
-        decode_scores = self._decode.score(decodes, request)
+        prefills, prefill_scores = _score(self._prefill, prefills, request)
+        decodes, decode_scores = _score(self._decode, decodes, request)
         best_prefills = _find_best(prefills, prefill_scores, random)
         best_decodes = _find_best(decodes, decode_scores, random)
-        highest_prefill = max(prefill_scores) or 1.0
-        highest_decode = max(decode_scores) or 1.0
+        highest_prefill = max(_PREFILL_FLOOR, *prefill_scores)
+        highest_decode = max(_DECODE_FLOOR, *decode_scores)
         rolesets = [key for key in best_prefills if key in best_decodes]
         sums = [
             prefill_scores[best_prefills[key]] / highest_prefill
@@ -102,13 +130,16 @@ class PrefillDecode:
         state: RoutingState,
     ) -> Choice | None:
         """Choose another prefill pod of the decode pod's roleset."""
+        pods = keep_selected(pods, facts.selector)
         partners = keep_partners(keep_untried(pods.prefill, tried), decode.pairing)
+        if self._bucketing:
+            partners = [pod for pod in partners if is_for(pod, facts)]
         if not partners:
             return None
         request = RoutedRequest(facts, state)
-        scores = self._prefill.score(partners, request)
+        candidates, scores = _score(self._prefill, partners, request)
         return self._choose_prefill(
-            partners, scores, pick_lowest(partners, scores, state.random), request
+            candidates, scores, pick_lowest(candidates, scores, state.random), request
         )
 
     def _choose_prefill(
@@ -130,6 +161,17 @@ class PrefillDecode:
         facts = request.facts
         tokens = facts.prompt_tokens + facts.output_tokens
         return Choice(pods[index], self._decode.name, scores[index], pods, scores, tokens)
+
+
+def _score(
+    policy: Policy, pods: Sequence[Pod], request: RoutedRequest
+) -> tuple[Sequence[Pod], Sequence[float]]:
+    """Return the pods that a policy leaves in, and their scores."""
+    scores = policy.score(pods, request)
+    if math.inf not in scores:
+        return pods, scores
+    left = [index for index, score in enumerate(scores) if score < math.inf]
+    return [pods[index] for index in left], [scores[index] for index in left]
 
 
 def _find_best(

@@ -1,11 +1,51 @@
 """The rules by which the `pd` strategy chooses within one leg."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.routing.decision import RoutingFacts
 from pdrouter.routing.state import RoutingState
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyOptions:
+    """What an operator may decide about `pd` and its policies; the defaults are aibrix's.
+
+    Attributes:
+        buckets: prompt lengths that prefill engines of static shapes are compiled for, ascending,
+            for `ttft`; empty for other engines.
+        compute_weight: how many times a second of computing counts as much as one of waiting, for
+            `ttft`.
+        bucketing: whether pods say in their configuration which prompt lengths they are for.
+        prefill_imbalance_spread: prefill legs by which pods may differ before one with the fewest
+            is taken.
+        decode_imbalance_spread: decode requests by which pods differ when one with the fewest is
+            taken.
+        decode_throughput_spread: tokens per second by which pods may differ before the one that
+            generates least is taken.
+        decode_score_ratio: ratio that the times to complete all requests may have before the pod
+            with the shortest is taken.
+        standard_deviation_factor: standard deviations above the mean that a prefill pod's legs may
+            lie.
+        weight_running: weight of the requests in `load_balancing`.
+        weight_throughput: weight of the idle throughput in `load_balancing`.
+    """
+
+    buckets: tuple[int, ...] = ()
+    compute_weight: float = 3.0
+    bucketing: bool = False
+    prefill_imbalance_spread: int = 16
+    decode_imbalance_spread: float = 16.0
+    decode_throughput_spread: float = 2048.0
+    decode_score_ratio: float = 1.5
+    standard_deviation_factor: float = 1.0
+    weight_running: float = 1.0
+    weight_throughput: float = 1.0
+
+
+DEFAULT_OPTIONS = PolicyOptions()
 
 
 class RoutedRequest:
@@ -26,8 +66,8 @@ class RoutedRequest:
         return max(1, round(tokens * (1.0 - self.facts.prefix.share(matched))))
 
 
-class PrefillPolicy(Protocol):
-    """Scores prefill pods."""
+class Policy(Protocol):
+    """Scores the pods of one leg."""
 
     @property
     def name(self) -> str:
@@ -39,22 +79,19 @@ class PrefillPolicy(Protocol):
         All of them, with an empty text, is the usual answer.
         """
 
+    def score(self, pods: Sequence[Pod], request: RoutedRequest) -> Sequence[float]:
+        """Return the score of each pod: lower is better.
+
+        Infinity takes a pod out, though the others were compared with it; one is always left.
+        """
+
+
+class PrefillPolicy(Policy, Protocol):
+    """Scores prefill pods."""
+
     def count_tokens(self, uid: str, request: RoutedRequest) -> int:
         """Return how many prompt tokens a pod would compute for the request."""
 
-    def score(self, pods: Sequence[Pod], request: RoutedRequest) -> Sequence[float]:
-        """Return the score of each pod: lower is better, and more load never lowers it."""
 
-
-class DecodePolicy(Protocol):
+class DecodePolicy(Policy, Protocol):
     """Scores decode pods."""
-
-    @property
-    def name(self) -> str:
-        """Name in settings."""
-
-    def narrow(self, pods: Sequence[Pod], request: RoutedRequest) -> tuple[Sequence[Pod], str]:
-        """Return the pods that are worth scoring, and why there are fewer, for people."""
-
-    def score(self, pods: Sequence[Pod], request: RoutedRequest) -> Sequence[float]:
-        """Return the score of each pod: lower is better, and more load never lowers it."""

@@ -3,36 +3,72 @@
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
+from pdrouter.routing import aibrix_decode, aibrix_prefill
+from pdrouter.routing.aibrix_decode import AibrixDecode
+from pdrouter.routing.aibrix_prefill import AibrixPrefill
 from pdrouter.routing.decision import Strategy
 from pdrouter.routing.kv_capacity import KVCapacity
-from pdrouter.routing.pd import PrefillDecode
-from pdrouter.routing.policy import DecodePolicy, PrefillPolicy
+from pdrouter.routing.policy import DEFAULT_OPTIONS, DecodePolicy, PolicyOptions, PrefillPolicy
+from pdrouter.routing.profiled import ProfiledPrefillDecode
 from pdrouter.routing.single_pod import SinglePod
 from pdrouter.routing.ttft import TimeToFirstToken
 
 STRATEGY_NAMES = ("pd", "random", "least-request")
 """Values of `ROUTING_ALGORITHM` and of the `routing-strategy` header."""
 
-PREFILL_POLICIES: Mapping[str, Callable[[Sequence[int]], PrefillPolicy]] = MappingProxyType(
-    {"ttft": TimeToFirstToken}
+
+def _take_prefill(
+    name: str, formula: aibrix_prefill.Formula
+) -> Callable[[PolicyOptions], PrefillPolicy]:
+    return lambda options: AibrixPrefill(name, formula, options)
+
+
+def _take_decode(
+    name: str, formula: aibrix_decode.Formula
+) -> Callable[[PolicyOptions], DecodePolicy]:
+    return lambda options: AibrixDecode(name, formula, options)
+
+
+PREFILL_POLICIES: Mapping[str, Callable[[PolicyOptions], PrefillPolicy]] = MappingProxyType(
+    {
+        "ttft": lambda options: TimeToFirstToken(options.buckets, options.compute_weight),
+        "prefix_cache": _take_prefill("prefix_cache", aibrix_prefill.score_by_prefix),
+        "least_request": _take_prefill("least_request", aibrix_prefill.score_by_requests),
+        "conductor": _take_prefill("conductor", aibrix_prefill.score_by_time),
+    }
 )
-DECODE_POLICIES: Mapping[str, Callable[[], DecodePolicy]] = MappingProxyType(
-    {"kv_capacity": KVCapacity}
+"""Values of `AIBRIX_PREFILL_SCORE_POLICY` and of `prefillScorePolicy` in a profile."""
+
+DECODE_POLICIES: Mapping[str, Callable[[PolicyOptions], DecodePolicy]] = MappingProxyType(
+    {
+        "kv_capacity": lambda _: KVCapacity(),
+        "load_balancing": _take_decode("load_balancing", aibrix_decode.score_by_balance),
+        "least_request": _take_decode("least_request", aibrix_decode.score_by_requests),
+        "conductor": _take_decode("conductor", aibrix_decode.score_by_token_time),
+    }
 )
+"""Values of `AIBRIX_DECODE_SCORE_POLICY` and of `decodeScorePolicy` in a profile."""
 
 
 def create_strategies(
-    prefill_policy: str = "ttft", decode_policy: str = "kv_capacity", buckets: Sequence[int] = ()
+    prefill_policy: str = "ttft",
+    decode_policy: str = "kv_capacity",
+    options: PolicyOptions = DEFAULT_OPTIONS,
 ) -> Mapping[str, Strategy]:
     """Return the strategies by name.
 
     Args:
         prefill_policy: how `pd` scores prefill pods.
         decode_policy: how `pd` scores decode pods.
-        buckets: prompt lengths of engines of static shapes, ascending.
+        options: what else the operator decided about `pd`.
     """
     strategies: Sequence[Strategy] = (
-        PrefillDecode(PREFILL_POLICIES[prefill_policy](buckets), DECODE_POLICIES[decode_policy]()),
+        ProfiledPrefillDecode(
+            {name: create(options) for name, create in PREFILL_POLICIES.items()},
+            {name: create(options) for name, create in DECODE_POLICIES.items()},
+            (prefill_policy, decode_policy),
+            bucketing=options.bucketing,
+        ),
         SinglePod("random", by_load=False),
         SinglePod("least-request", by_load=True),
     )

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ModelPods
 from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts
+from pdrouter.routing.filters import keep_selected
 from pdrouter.routing.kv_capacity import count_requests
 from pdrouter.routing.picker import pick_lowest
 from pdrouter.routing.policy import RoutedRequest
@@ -26,6 +27,7 @@ class SinglePod:
 
     def decide(self, facts: RoutingFacts, pods: ModelPods, state: RoutingState) -> Decision:
         """Choose one pod."""
+        pods = keep_selected(pods, facts.selector)
         candidates = pods.whole
         if not candidates:
             raise NoReadyPod(pods.model, Role.DECODE if pods.disaggregated else Role.BOTH)

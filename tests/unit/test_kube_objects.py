@@ -78,12 +78,35 @@ def test_the_port_is_a_label_or_an_annotation(
     assert (pod.port, pod.obstacle) == (port, "")
 
 
+@pytest.mark.parametrize(
+    ("labels", "annotations", "port"),
+    [
+        ({}, {}, 8000),
+        ({"model.aibrix.ai/port": "9000"}, {}, 9000),
+        ({"model.aibrix.ai/metric-port": "9100"}, {}, 9100),
+        ({"model.aibrix.ai/port": "9000"}, {"model.aibrix.ai/metric-port": "9101"}, 9101),
+        ({"model.aibrix.ai/port": "9000", "model.aibrix.ai/metric-port": "none"}, {}, 9000),
+    ],
+)
+def test_metrics_are_on_the_serving_port_unless_they_have_one(
+    labels: dict[str, str], annotations: dict[str, str], port: int
+) -> None:
+    pod = read_known(MODEL | labels, annotations)
+    assert (pod.metrics_port, pod.obstacle) == (port, "")
+
+
 @pytest.mark.parametrize("port", ["0", "65536", "http", "-1", "8000 ", "\uff11"])
 def test_an_invalid_port_takes_the_pod_out_and_says_so(port: str) -> None:
     pod = read_known(MODEL, {"model.aibrix.ai/port": port})
     assert not pod.ready
     assert "port" in pod.obstacle
     assert port in pod.obstacle
+
+
+def test_an_endless_port_is_invalid_too() -> None:
+    pod = read_known(MODEL, {"model.aibrix.ai/port": "9" * 5000})
+    assert not pod.ready
+    assert len(pod.obstacle) < 200
 
 
 @pytest.mark.parametrize(

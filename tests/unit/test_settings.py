@@ -12,6 +12,7 @@ import pytest
 from pdrouter.engines.vllm_nixl import RemoteHostRewrite
 from pdrouter.extproc.dispatch import FailurePolicy
 from pdrouter.routing.aggregation import Aggregation
+from pdrouter.routing.registry import DECODE_POLICIES, PREFILL_POLICIES
 from pdrouter.settings import SettingInvalid, Settings, declarations, describe_settings
 
 MIB = 1024 * 1024
@@ -78,8 +79,8 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     "PDROUTER_TLS_KEY": ([], []),
     "PDROUTER_TLS_CLIENT_CA": ([], []),
     "PDROUTER_LAME_DUCK": ([("0", 0), ("300", 300)], ["-0.1", "301", "nan"]),
-    "AIBRIX_PREFILL_SCORE_POLICY": ([("ttft", "ttft")], ["TTFT", "magic"]),
-    "AIBRIX_DECODE_SCORE_POLICY": ([("kv_capacity", "kv_capacity")], ["magic"]),
+    "AIBRIX_PREFILL_SCORE_POLICY": ([(name, name) for name in PREFILL_POLICIES], ["TTFT", "magic"]),
+    "AIBRIX_DECODE_SCORE_POLICY": ([(name, name) for name in DECODE_POLICIES], ["magic"]),
     "PDROUTER_PREFILL_BUCKETS": (
         [("128", (128,)), ("1024,2048, 8192", (1024, 2048, 8192))],
         ["0", "-1", "2,1", "1,1", "a", "1,,2", "1.5"],
@@ -93,6 +94,16 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     "PDROUTER_HANDOVER": ([("0", 0), ("60", 60)], ["-1", "61"]),
     "PDROUTER_DECISION_DETAIL": (_BOOLEANS, _NO_BOOLEANS),
     "PDROUTER_KEPT_DECISIONS": ([("0", 0), ("10000", 10_000)], ["-1", "10001", "x"]),
+    "PDROUTER_COMPUTE_WEIGHT": ([("0.1", 0.1), ("100", 100)], ["0", "101", "x"]),
+    "AIBRIX_POD_METRIC_REFRESH_INTERVAL_MS": ([("10", 10), ("10000", 10_000)], ["9", "1.5"]),
+    "AIBRIX_PROMPT_LENGTH_BUCKETING": (_BOOLEANS, _NO_BOOLEANS),
+    "AIBRIX_PREFILL_LOAD_IMBALANCE_MIN_SPREAD": ([("0", 0), ("16", 16)], ["-1", "1.5"]),
+    "AIBRIX_DECODE_LOAD_IMBALANCE_MIN_SPREAD": ([("0", 0), ("1.5", 1.5)], ["-1", "x"]),
+    "AIBRIX_DECODE_THROUGHPUT_IMBALANCE_MIN_SPREAD": ([("2048", 2048)], ["-1", "nan"]),
+    "AIBRIX_DECODE_SCORE_RATIO_THRESHOLD": ([("1", 1), ("1.5", 1.5)], ["0.9", "x"]),
+    "AIBRIX_PREFIX_CACHE_STANDARD_DEVIATION_FACTOR": ([("0", 0), ("2", 2)], ["-1", "x"]),
+    "AIBRIX_DECODE_LB_WEIGHT_RUNNING": ([("0", 0), ("0.5", 0.5)], ["-1", "x"]),
+    "AIBRIX_DECODE_LB_WEIGHT_THROUGHPUT": ([("0", 0), ("2", 2)], ["-1", "x"]),
     "PDROUTER_MAX_WAIT": (_SECONDS_ABOVE_0, _NO_SECONDS),
     "PDROUTER_PREFIX_INDEX_BYTES": ([("1048576", 1 << 20)], ["1048575", "1e9", "64M"]),
     "AIBRIX_PREFIX_CACHE_EVICTION_DURATION_MINS": ([("20", 20), ("0.5", 0.5)], ["0", "x"]),

@@ -1,0 +1,173 @@
+"""The settings that decide which pods are chosen."""
+
+from dataclasses import dataclass
+
+from pdrouter.routing.aggregation import Aggregation
+from pdrouter.routing.policy import PolicyOptions
+from pdrouter.routing.registry import DECODE_POLICIES, PREFILL_POLICIES
+from pdrouter.setting_kinds import (
+    BOOLEAN,
+    BUCKETS,
+    MIB,
+    choice,
+    declare,
+    enumeration,
+    number,
+    seconds,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingSettings:
+    """Settings of the choice of pods. See `describe_settings` for what each of them means."""
+
+    prefill_policy: str = declare(
+        "ttft",
+        "AIBRIX_PREFILL_SCORE_POLICY",
+        choice(*PREFILL_POLICIES),
+        "How `pd` chooses a prefill pod. `ttft` predicts the time to the first token; the others "
+        "are aibrix's.",
+        "--prefill-policy",
+    )
+    decode_policy: str = declare(
+        "kv_capacity",
+        "AIBRIX_DECODE_SCORE_POLICY",
+        choice(*DECODE_POLICIES),
+        "How `pd` chooses a decode pod. `kv_capacity` looks for room first, then for the least "
+        "load; the others are aibrix's.",
+        "--decode-policy",
+    )
+    prefill_buckets: tuple[int, ...] = declare(
+        (),
+        "PDROUTER_PREFILL_BUCKETS",
+        BUCKETS,
+        "Prompt lengths that prefill engines of static shapes (Neuron) are compiled for: `ttft` "
+        "rounds prompts up to them.",
+    )
+    prefill_tokens_per_s: float = declare(
+        8000.0,
+        "PDROUTER_PREFILL_TOKENS_PER_S",
+        number(float, "tokens per second,", 1, 10_000_000),
+        "Speed of a prefill pod until it has been measured.",
+    )
+    expected_output_tokens: int = declare(
+        512,
+        "PDROUTER_EXPECTED_OUTPUT_TOKENS",
+        number(int, "a whole number of tokens", 1, 1_000_000),
+        "Length of an answer for which KV memory is reserved, unless the client sets a lower "
+        "limit.",
+    )
+    aggregation: Aggregation = declare(
+        Aggregation.FALLBACK,
+        "PDROUTER_AGGREGATE",
+        enumeration(Aggregation, *Aggregation),
+        "When a decode pod serves a request whole that could be split: `never`, `fallback` (no "
+        "prefill pod is ready), or `when-faster` (that, and whenever it is predicted to be faster: "
+        "short prompts, busy prefill pods, idle decode pods).",
+        "--aggregate",
+    )
+    handover_s: float = declare(
+        0.05,
+        "PDROUTER_HANDOVER",
+        seconds(0, 60),
+        "Time that the way over two pods costs beside computing, for `when-faster`.",
+    )
+    max_wait_s: float | None = declare(
+        None,
+        "PDROUTER_MAX_WAIT",
+        seconds(0, 86400, above=True),
+        "Predicted time in the queue of the best prefill pod above which requests are refused "
+        "(429) before any work is done for them. Unset: no limit.",
+    )
+    prefix_index_bytes: int = declare(
+        64 * MIB,
+        "PDROUTER_PREFIX_INDEX_BYTES",
+        number(int, "a whole number of bytes", MIB, 16 * 1024 * MIB),
+        "Memory for what is known of the prefixes that prefill pods have cached.",
+    )
+    prefix_ttl_minutes: float = declare(
+        20.0,
+        "AIBRIX_PREFIX_CACHE_EVICTION_DURATION_MINS",
+        number(float, "minutes,", 0, 100_000, above=True),
+        "Time after which a prefix that nobody uses is forgotten.",
+    )
+    compute_weight: float = declare(
+        3.0,
+        "PDROUTER_COMPUTE_WEIGHT",
+        number(float, "a number", 0.1, 100),
+        "How many times a second of computing counts as much as one of waiting, for `ttft`. "
+        "Higher: prompts go where they are cached, even if they wait.",
+    )
+    metrics_interval_ms: int = declare(
+        1000,
+        "AIBRIX_POD_METRIC_REFRESH_INTERVAL_MS",
+        number(int, "a whole number of milliseconds", 10, 3_600_000),
+        "Time between two looks at an engine's metrics; longer with many pods.",
+    )
+    bucketing: bool = declare(
+        False,
+        "AIBRIX_PROMPT_LENGTH_BUCKETING",
+        BOOLEAN,
+        "Whether pods say in `model.aibrix.ai/config` which prompt lengths they are for.",
+    )
+    prefill_imbalance_spread: int = declare(
+        16,
+        "AIBRIX_PREFILL_LOAD_IMBALANCE_MIN_SPREAD",
+        number(int, "a whole number", 0, 1_000_000),
+        "For aibrix's prefill policies: prefill legs by which pods may differ before one with the "
+        "fewest is taken.",
+    )
+    decode_imbalance_spread: float = declare(
+        16.0,
+        "AIBRIX_DECODE_LOAD_IMBALANCE_MIN_SPREAD",
+        number(float, "a number", 0, 1_000_000),
+        "For aibrix's decode policies: requests by which pods differ when one with the fewest is "
+        "taken.",
+    )
+    decode_throughput_spread: float = declare(
+        2048.0,
+        "AIBRIX_DECODE_THROUGHPUT_IMBALANCE_MIN_SPREAD",
+        number(float, "tokens per second,", 0, 1e9),
+        "For aibrix's decode policies: tokens per second by which pods may differ before the one "
+        "that generates least is taken.",
+    )
+    decode_score_ratio: float = declare(
+        1.5,
+        "AIBRIX_DECODE_SCORE_RATIO_THRESHOLD",
+        number(float, "a number", 1, 1_000_000),
+        "For aibrix's decode policies: ratio that the times to complete all requests may have.",
+    )
+    standard_deviation_factor: float = declare(
+        1.0,
+        "AIBRIX_PREFIX_CACHE_STANDARD_DEVIATION_FACTOR",
+        number(float, "a number", 0, 1_000_000),
+        "For aibrix's prefill policies: standard deviations above the mean that a pod's prefill "
+        "legs may lie.",
+    )
+    weight_running: float = declare(
+        1.0,
+        "AIBRIX_DECODE_LB_WEIGHT_RUNNING",
+        number(float, "a number", 0, 1_000_000),
+        "For `load_balancing`: weight of the requests that run.",
+    )
+    weight_throughput: float = declare(
+        1.0,
+        "AIBRIX_DECODE_LB_WEIGHT_THROUGHPUT",
+        number(float, "a number", 0, 1_000_000),
+        "For `load_balancing`: weight of the throughput that is idle.",
+    )
+
+    def choose_policy_options(self) -> PolicyOptions:
+        """Return what is set of `pd` and its policies."""
+        return PolicyOptions(
+            buckets=self.prefill_buckets,
+            compute_weight=self.compute_weight,
+            bucketing=self.bucketing,
+            prefill_imbalance_spread=self.prefill_imbalance_spread,
+            decode_imbalance_spread=self.decode_imbalance_spread,
+            decode_throughput_spread=self.decode_throughput_spread,
+            decode_score_ratio=self.decode_score_ratio,
+            standard_deviation_factor=self.standard_deviation_factor,
+            weight_running=self.weight_running,
+            weight_throughput=self.weight_throughput,
+        )

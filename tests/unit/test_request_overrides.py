@@ -1,0 +1,88 @@
+"""What a request may ask for: pods by their labels, and policies by its profile."""
+
+import pytest
+from factories import make_model_pods, make_pod, make_state
+
+from pdrouter.cluster.pods import Role
+from pdrouter.routing.decision import NoReadyPod, RoutingFacts
+from pdrouter.routing.label_selector import parse_selector
+from pdrouter.routing.registry import (
+    DECODE_POLICIES,
+    PREFILL_POLICIES,
+    STRATEGY_NAMES,
+    create_strategies,
+)
+
+P, D = Role.PREFILL, Role.DECODE
+STRATEGIES = create_strategies()
+PODS = make_model_pods(
+    *(
+        make_pod(f"{role.value[0]}-{zone}", role, labels={"zone": zone})
+        for role in (P, D)
+        for zone in ("a", "b")
+    )
+)
+
+
+@pytest.mark.parametrize("name", STRATEGY_NAMES)
+@pytest.mark.parametrize("zone", ["a", "b"])
+def test_only_selected_pods_are_chosen(name: str, zone: str) -> None:
+    facts = RoutingFacts(1, None, selector=parse_selector(f"zone={zone}"))
+    for seed in range(5):
+        decision = STRATEGIES[name].decide(facts, PODS, make_state(seed=seed))
+        assert decision.decode.pod.name == f"d-{zone}"
+        assert decision.prefill is None or decision.prefill.pod.name == f"p-{zone}"
+
+
+@pytest.mark.parametrize("name", STRATEGY_NAMES)
+def test_a_selector_that_selects_nothing_leaves_no_pod(name: str) -> None:
+    facts = RoutingFacts(1, None, selector=parse_selector("zone=c"))
+    with pytest.raises(NoReadyPod):
+        STRATEGIES[name].decide(facts, PODS, make_state())
+
+
+def test_another_try_goes_to_a_selected_pod_too() -> None:
+    facts = RoutingFacts(1, None, selector=parse_selector("zone=a"))
+    decode = next(pod for pod in PODS.pods if pod.name == "d-a")
+    strategy = STRATEGIES["pd"]
+    assert strategy.choose_other_prefill(facts, decode, {"uid-p-a"}, PODS, make_state()) is None
+    choice = strategy.choose_other_prefill(facts, decode, set(), PODS, make_state())
+    assert choice is not None
+    assert choice.pod.name == "p-a"
+
+
+@pytest.mark.parametrize("prefill", PREFILL_POLICIES)
+@pytest.mark.parametrize("decode", DECODE_POLICIES)
+def test_a_profile_may_ask_for_policies(prefill: str, decode: str) -> None:
+    facts = RoutingFacts(1, None, prefill_policy=prefill, decode_policy=decode)
+    decision = STRATEGIES["pd"].decide(facts, PODS, make_state())
+    assert decision.prefill is not None
+    assert (decision.prefill.policy, decision.decode.policy) == (prefill, decode)
+    assert decision.notes == ()
+    other = STRATEGIES["pd"].choose_other_prefill(
+        facts, decision.decode.pod, {decision.prefill.pod.uid}, PODS, make_state()
+    )
+    assert other is not None
+    assert other.policy == prefill
+
+
+def test_policies_that_do_not_exist_are_noted_and_change_nothing() -> None:
+    facts = RoutingFacts(1, None, prefill_policy="load_balancing", decode_policy="prefix_cache")
+    decision = STRATEGIES["pd"].decide(facts, PODS, make_state())
+    assert decision.prefill is not None
+    assert (decision.prefill.policy, decision.decode.policy) == ("ttft", "kv_capacity")
+    assert decision.notes == (
+        "policy 'load_balancing' is none of ttft, prefix_cache, least_request, conductor",
+        "policy 'prefix_cache' is none of kv_capacity, load_balancing, least_request, conductor",
+    )
+
+
+def test_pods_that_a_policy_leaves_out_are_noted() -> None:
+    state = make_state()
+    for _ in range(9):
+        state.ledger.start_prefill("uid-p0", 1)
+    pods = make_model_pods(*(make_pod(f"p{n}", P) for n in range(4)), make_pod("d", D))
+    decision = create_strategies("prefix_cache")["pd"].decide(RoutingFacts(1, None), pods, state)
+    assert decision.prefill is not None
+    assert [pod.name for pod in decision.prefill.candidates] == ["p1", "p2", "p3"]
+    assert decision.notes == ("prefix_cache: 1 prefill pods are left out",)
