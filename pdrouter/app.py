@@ -14,15 +14,18 @@ from types import TracebackType
 
 from pdrouter.admin.server import AdminServer
 from pdrouter.cluster.endpoints_file import EndpointsFile
+from pdrouter.cluster.engine_metrics import EngineMetrics
 from pdrouter.cluster.kube_objects import PodRules
 from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.prefill_rates import PrefillRates
+from pdrouter.cluster.samples import count_kv_capacity
 from pdrouter.cluster.source import PodSource
 from pdrouter.cluster.view import PodCache
 from pdrouter.engines.registry import CONNECTOR_NAMES, ENGINES, Connectors
-from pdrouter.extproc.dispatch import Dispatcher, DispatchPolicy
+from pdrouter.extproc.choosing import PodChooser
+from pdrouter.extproc.dispatch import Dispatcher
 from pdrouter.extproc.exchange import Exchange, ExchangePolicy
-from pdrouter.extproc.limits import HANDLE_HEADROOM_BYTES, MESSAGE_OVERHEAD_BYTES
+from pdrouter.extproc.limits import HANDLE_HEADROOM_BYTES
 from pdrouter.extproc.prefilling import Prefilling
 from pdrouter.extproc.server import ExtProcServer, ServerOptions
 from pdrouter.extproc.tls import TlsFiles
@@ -59,44 +62,26 @@ class Router:
         self._stack = AsyncExitStack()
         self.ledger = Ledger(PrefillRates(settings.prefill_tokens_per_s))
         prefixes = PrefixIndex(
-            settings.prefix_index_bytes, settings.prefix_ttl_minutes * 60, time.monotonic
+            settings.prefix_index_bytes,
+            settings.prefix_ttl_minutes * 60,
+            time.monotonic,
+            lambda uids: count_kv_capacity(self._engines.samples, uids),
         )
         self.cache = PodCache(lambda uid: _forget_pod(uid, self.ledger, prefixes))
+        self._engines = EngineMetrics(
+            self.cache, self.ledger, interval_s=settings.metrics_interval_ms / 1000
+        )
         self._source = _create_source(settings, self.cache, self._count_reload)
         self.telemetry = RequestTelemetry(
-            self.cache, self.ledger, lambda: self._source.stats, settings.kept_decisions
+            self.cache,
+            self.ledger,
+            lambda: self._source.stats,
+            settings.kept_decisions,
+            scrapes=self._engines.stats,
         )
         self._client = PrefillClient(_limit_client(settings))
-        state = RoutingState(self.ledger, prefixes, {}, time.monotonic, Random())
-        connectors = Connectors(
-            settings.kv_connector, settings.nixl_means, settings.rewrite_remote_host
-        )
-        leg = PrefillLeg(
-            self._client, self.ledger, settings.prefill_timeout_s, settings.prefill_retries
-        )
-        dispatcher = Dispatcher(
-            self.cache,
-            create_strategies(
-                settings.prefill_policy, settings.decode_policy, settings.choose_policy_options()
-            ),
-            state,
-            connectors,
-            Prefilling(self.cache, state, connectors, leg, TokenRatios(), self.telemetry),
-            DispatchPolicy(
-                settings.routing_algorithm,
-                settings.split_multimodal,
-                settings.on_prefill_failure,
-                settings.on_handoff_failure,
-                settings.forward_headers,
-                settings.max_message_bytes - MESSAGE_OVERHEAD_BYTES,
-                settings.expected_output_tokens,
-                settings.max_wait_s,
-                settings.aggregation,
-                settings.handover_s,
-            ),
-            self.telemetry,
-            self._source.routes,
-        )
+        state = RoutingState(self.ledger, prefixes, self._engines.samples, time.monotonic, Random())
+        dispatcher = self._create_dispatcher(state)
         policy = ExchangePolicy(
             settings.expose_pods,
             settings.explain_decisions,
@@ -104,7 +89,7 @@ class Router:
             settings.max_message_bytes - HANDLE_HEADROOM_BYTES,
         )
         self.server = ExtProcServer(
-            lambda: Exchange(dispatcher, policy),
+            lambda: Exchange(dispatcher, self.cache, self.telemetry, policy),
             ServerOptions(
                 *settings.grpc_bind,
                 settings.max_message_bytes,
@@ -120,6 +105,36 @@ class Router:
             lambda: self.server.draining,
         )
 
+    def _create_dispatcher(self, state: RoutingState) -> Dispatcher:
+        settings = self._settings
+        policy = settings.choose_dispatch_policy()
+        ratios = TokenRatios()
+        connectors = Connectors(
+            settings.kv_connector, settings.nixl_means, settings.rewrite_remote_host
+        )
+        leg = PrefillLeg(
+            self._client, self.ledger, settings.prefill_timeout_s, settings.prefill_retries
+        )
+        return Dispatcher(
+            PodChooser(
+                self.cache,
+                create_strategies(
+                    settings.prefill_policy,
+                    settings.decode_policy,
+                    settings.choose_policy_options(),
+                ),
+                state,
+                ratios,
+                policy,
+                self.telemetry,
+            ),
+            self.ledger,
+            connectors,
+            Prefilling(self.cache, state, connectors, leg, ratios, self.telemetry),
+            policy,
+            self._source.routes,
+        )
+
     async def __aenter__(self) -> "Router":
         """Read the pods, and listen.
 
@@ -131,14 +146,15 @@ class Router:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._source)
             await stack.enter_async_context(self._client)
+            await stack.enter_async_context(self._engines)
             await self.admin.start(*self._settings.http_bind)
             stack.push_async_callback(self.admin.stop)
             await self.server.start()
             stack.push_async_callback(self.server.stop)
             # Last, because a task group wraps what is raised inside it.
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
-            watcher = tasks.create_task(self._source.watch())
-            stack.callback(watcher.cancel)
+            for work in (self._source.watch(), self._engines.run()):
+                stack.callback(tasks.create_task(work).cancel)
             self._stack = stack.pop_all()
         return self
 

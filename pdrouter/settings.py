@@ -12,7 +12,8 @@ from typing import Any
 
 from pdrouter.engines.registry import CONNECTOR_NAMES, NIXL_MEANINGS
 from pdrouter.engines.vllm_nixl import RemoteHostRewrite
-from pdrouter.extproc.dispatch import FailurePolicy
+from pdrouter.extproc.dispatch_policy import DispatchPolicy, FailurePolicy
+from pdrouter.extproc.limits import MESSAGE_OVERHEAD_BYTES
 from pdrouter.routing.registry import STRATEGY_NAMES
 from pdrouter.routing_settings import RoutingSettings
 from pdrouter.setting_kinds import (
@@ -314,6 +315,21 @@ class Settings(RoutingSettings):
             raise SettingInvalid("PDROUTER_TLS_CERTIFICATE and PDROUTER_TLS_KEY go together")
         if self.tls_client_ca is not None and self.tls_certificate is None:
             raise SettingInvalid("PDROUTER_TLS_CLIENT_CA needs PDROUTER_TLS_CERTIFICATE")
+
+    def choose_dispatch_policy(self) -> DispatchPolicy:
+        """Return what the settings say of the way of a request."""
+        return DispatchPolicy(
+            self.routing_algorithm,
+            self.split_multimodal,
+            self.on_prefill_failure,
+            self.on_handoff_failure,
+            self.forward_headers,
+            self.max_message_bytes - MESSAGE_OVERHEAD_BYTES,
+            self.expected_output_tokens,
+            self.max_wait_s,
+            self.aggregation,
+            self.handover_s,
+        )
 
     def show(self) -> dict[str, Any]:
         """Return the values by variable, for people; secrets are hidden."""

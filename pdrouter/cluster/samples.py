@@ -1,5 +1,6 @@
 """What an engine says of itself, at one moment."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 
@@ -27,3 +28,14 @@ class EngineSample:
     kv_capacity_tokens: int | None = None
     generated_tokens_per_s: float | None = None
     prefill_seconds: float | None = None
+
+
+def count_kv_capacity(samples: Mapping[str, EngineSample], uids: Iterable[str]) -> float | None:
+    """Return the tokens that these pods' KV memory holds together; None if one does not tell."""
+    total = 0.0
+    for uid in uids:
+        sample = samples.get(uid)
+        if sample is None or sample.kv_capacity_tokens is None:
+            return None
+        total += sample.kv_capacity_tokens
+    return total

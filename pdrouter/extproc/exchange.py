@@ -14,9 +14,11 @@ from urllib.parse import unquote
 
 import msgspec
 
+from pdrouter.cluster.view import PodCache
 from pdrouter.extproc.codec import MessageInvalid, decode, encode
 from pdrouter.extproc.dispatch import Dispatched, Dispatcher, RequestHead
 from pdrouter.extproc.headers import (
+    CHOSEN_PROFILE,
     DECISION,
     DECISION_DETAIL,
     DESTINATION_ENDPOINT,
@@ -44,7 +46,7 @@ from pdrouter.extproc.messages import (
     ResponseHeaders,
     ResponseTrailers,
 )
-from pdrouter.extproc.record import Outcome, RequestRecord, describe_decision
+from pdrouter.extproc.record import Observer, Outcome, RequestRecord, describe_decision
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.models import encode_model, encode_models
 from pdrouter.openai.paths import ENDPOINTS, MODELS_PATH, split_path
@@ -106,6 +108,7 @@ class Exchange:
     """
 
     __slots__ = (
+        "_cache",
         "_dispatcher",
         "_head",
         "_observer",
@@ -117,9 +120,12 @@ class Exchange:
         "record",
     )
 
-    def __init__(self, dispatcher: Dispatcher, policy: ExchangePolicy) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, cache: PodCache, observer: Observer, policy: ExchangePolicy
+    ) -> None:
         self._dispatcher = dispatcher
-        self._observer = dispatcher.observer
+        self._cache = cache
+        self._observer = observer
         self._policy = policy
         self._state = State.START
         self._start = time.perf_counter()
@@ -300,7 +306,7 @@ class Exchange:
 
     def _answer_models(self, path: str) -> ImmediateReply:
         self._allow_method("GET")
-        view = self._dispatcher.cache.view
+        view = self._cache.view
         if path == MODELS_PATH:
             body = encode_models(view.names)
         else:
@@ -370,6 +376,8 @@ class Exchange:
         """Return the response headers that tell the client what was done for it."""
         record = self.record
         headers = [(REQUEST_ID, record.request_id)]
+        if record.profile:
+            headers.append((CHOSEN_PROFILE, record.profile))
         decision = record.decision
         if decision is None:
             return tuple(headers)

@@ -42,6 +42,7 @@ class RequestRecord:
         model: name of the model, once it is known to be served.
         stream: whether the answer is streamed.
         body_bytes: size of the client's body.
+        profile: name of the profile of the model's configuration, where the router chose it.
         strategy: name of the strategy; None where the request passes without one.
         decision: the pods and the reason; None before the choice.
         aggregated: why the decode pod serves the request whole, whether by choice or after the
@@ -69,6 +70,7 @@ class RequestRecord:
     model: str = ""
     stream: bool = False
     body_bytes: int = 0
+    profile: str = ""
     strategy: str | None = None
     decision: Decision | None = None
     aggregated: str = ""

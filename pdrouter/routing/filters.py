@@ -1,6 +1,8 @@
 """Filters: which of some pods are candidates at all."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 
 from pdrouter.cluster.pods import PairingKey, Pod
 from pdrouter.cluster.view import ModelPods
@@ -15,6 +17,14 @@ def keep_untried(pods: Sequence[Pod], tried: Collection[str]) -> list[Pod]:
 def keep_partners(pods: Sequence[Pod], pairing: PairingKey) -> list[Pod]:
     """Keep the pods that form a pair with a pod of this pairing key."""
     return [pod for pod in pods if pod.pairing == pairing]
+
+
+def keep_partners_of(pods: ModelPods, prefill: Pod) -> ModelPods:
+    """Keep the decode pods that form a pair with this prefill pod, ready or not; it is the only."""
+    partners = pods.decode.get(prefill.pairing)
+    if partners is None:
+        return replace(pods, prefill=(), decode=MappingProxyType({}))
+    return replace(pods, prefill=(prefill,), decode=MappingProxyType({prefill.pairing: partners}))
 
 
 def keep_selected(pods: ModelPods, selector: LabelSelector | None) -> ModelPods:

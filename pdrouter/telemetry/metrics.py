@@ -18,7 +18,9 @@ from prometheus_client.registry import Collector
 from pdrouter import __version__
 from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.reflector_stats import ReflectorStats
+from pdrouter.cluster.scrape_stats import ScrapeStats
 from pdrouter.cluster.view import PodCache
+from pdrouter.telemetry.logs import count_dropped_lines
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
 _CODE_SECONDS = (
@@ -27,32 +29,11 @@ _CODE_SECONDS = (
 )
 
 
-class Metrics:
-    """All metrics of the process, in a registry of their own.
+class RequestMetrics:
+    """Ends, decisions and times of requests."""
 
-    A `model` label is a served model's name, or empty: clients cannot add series.
-    """
-
-    def __init__(
-        self,
-        cache: PodCache,
-        ledger: Ledger,
-        in_flight: Callable[[], int],
-        watches: Callable[[], Mapping[str, ReflectorStats]],
-    ) -> None:
-        """Declare the metrics.
-
-        Args:
-            cache: the pods, for the gauges per pod.
-            ledger: work in flight, for the gauges per pod.
-            in_flight: counts the open ext_proc streams.
-            watches: gives what the reflectors of Kubernetes objects have met.
-        """
-        # A time of creation beside every counter would double the page.
-        disable_created_metrics()
-        registry = CollectorRegistry()
-        self._registry = registry
-        self.requests = Counter(
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.ended = Counter(
             "pdrouter_requests",
             "Requests that have ended, by how: ok, engine-error, answered, rejected, failed, "
             "local-reply, client-left, protocol-error.",
@@ -65,47 +46,10 @@ class Metrics:
             ("model", "decision", "reason"),
             registry=registry,
         )
-        self.prefill_attempts = Counter(
-            "pdrouter_prefill_attempts",
-            "Tries of the prefill leg.",
-            ("model",),
-            registry=registry,
-        )
-        self.prefill_failures = Counter(
-            "pdrouter_prefill_failures",
-            "Tries of the prefill leg that another pod might have carried out: connect, transport, "
-            "timeout, status (5xx), too-large.",
-            ("model", "reason"),
-            registry=registry,
-        )
-        self.prefill_refusals = Counter(
-            "pdrouter_prefill_refusals",
-            "Prefill legs that the engine refused with a 4xx status.",
-            ("model", "status"),
-            registry=registry,
-        )
-        self.stale_connections = Counter(
-            "pdrouter_prefill_stale_connections",
-            "Keep-alive connections that the engine had closed when they were used again.",
-            registry=registry,
-        )
-        self.handoff_failures = Counter(
-            "pdrouter_handoff_failures",
-            "Prefill answers that hold nothing that a decode engine can work with.",
-            ("model", "reason"),
-            registry=registry,
-        )
         self.misrouted = Counter(
             "pdrouter_misrouted",
             "Requests that Envoy sent to another pod than the chosen one.",
             ("model",),
-            registry=registry,
-        )
-        self.prefill_seconds = Histogram(
-            "pdrouter_prefill_seconds",
-            "Duration of the prefill leg, all tries together.",
-            ("model",),
-            buckets=_SECONDS,
             registry=registry,
         )
         self.headers_seconds = Histogram(
@@ -115,7 +59,7 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
-        self.request_seconds = Histogram(
+        self.seconds = Histogram(
             "pdrouter_request_seconds",
             "From the request's headers to the end of the response.",
             ("model",),
@@ -134,6 +78,85 @@ class Metrics:
             buckets=_CODE_SECONDS,
             registry=registry,
         )
+
+
+class PrefillMetrics:
+    """What became of prefill legs."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.attempts = Counter(
+            "pdrouter_prefill_attempts",
+            "Tries of the prefill leg.",
+            ("model",),
+            registry=registry,
+        )
+        self.failures = Counter(
+            "pdrouter_prefill_failures",
+            "Tries of the prefill leg that another pod might have carried out: connect, transport, "
+            "timeout, status (5xx), too-large.",
+            ("model", "reason"),
+            registry=registry,
+        )
+        self.refusals = Counter(
+            "pdrouter_prefill_refusals",
+            "Prefill legs that the engine refused with a 4xx status.",
+            ("model", "status"),
+            registry=registry,
+        )
+        self.stale_connections = Counter(
+            "pdrouter_prefill_stale_connections",
+            "Keep-alive connections that the engine had closed when they were used again.",
+            registry=registry,
+        )
+        self.handoff_failures = Counter(
+            "pdrouter_handoff_failures",
+            "Prefill answers that hold nothing that a decode engine can work with.",
+            ("model", "reason"),
+            registry=registry,
+        )
+        self.seconds = Histogram(
+            "pdrouter_prefill_seconds",
+            "Duration of the prefill leg, all tries together.",
+            ("model",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+
+
+class Metrics:
+    """All metrics of the process, in a registry of their own.
+
+    A `model` label is a served model's name, or empty: clients cannot add series.
+
+    Attributes:
+        requests: metrics of requests.
+        prefill: metrics of prefill legs.
+        endpoints_reloads: times that the endpoints file was read.
+    """
+
+    def __init__(
+        self,
+        cache: PodCache,
+        ledger: Ledger,
+        in_flight: Callable[[], int],
+        watches: Callable[[], Mapping[str, ReflectorStats]],
+        scrapes: ScrapeStats | None = None,
+    ) -> None:
+        """Declare the metrics.
+
+        Args:
+            cache: the pods, for the gauges per pod.
+            ledger: work in flight, for the gauges per pod.
+            in_flight: counts the open ext_proc streams.
+            watches: gives what the reflectors of Kubernetes objects have met.
+            scrapes: what scraping the engines' metrics has met; None where they are not scraped.
+        """
+        # A time of creation beside every counter would double the page.
+        disable_created_metrics()
+        registry = CollectorRegistry()
+        self._registry = registry
+        self.requests = RequestMetrics(registry)
+        self.prefill = PrefillMetrics(registry)
         self.endpoints_reloads = Counter(
             "pdrouter_endpoints_reloads",
             "Times that the changed endpoints file was read, by result (ok, broken).",
@@ -143,8 +166,14 @@ class Metrics:
         Gauge("pdrouter_info", "Version of the router.", ("version",), registry=registry).labels(
             __version__
         ).set(1)
-        registry.register(_LiveGauges(cache, ledger, in_flight))
-        registry.register(_WatchMetrics(watches))
+        self.add(_LiveGauges(cache, ledger, in_flight))
+        self.add(_WatchMetrics(watches))
+        self.add(_ScrapeMetrics(scrapes or ScrapeStats()))
+        self.add(_LogMetrics())
+
+    def add(self, collector: Collector) -> None:
+        """Show what another collector has on the same page."""
+        self._registry.register(collector)
 
     def render(self) -> bytes:
         """Return the metrics page in Prometheus' text format."""
@@ -253,3 +282,42 @@ class _WatchMetrics(Collector):
             for cause, count in stats.restarts.copy().items():
                 restarts.add_metric((watch, cause), count)
         yield from (staleness, synced, lists, begun, events, restarts)
+
+
+class _ScrapeMetrics(Collector):
+    """What scraping the engines' metrics has met."""
+
+    def __init__(self, stats: ScrapeStats) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the metrics as they stand now."""
+        stats = self._stats
+        yield CounterMetricFamily(
+            "pdrouter_scrapes", "Scrapes of engines' metrics, failed ones too.", stats.scrapes
+        )
+        yield CounterMetricFamily(
+            "pdrouter_scrape_seconds", "Time that the scrapes took, all together.", stats.seconds
+        )
+        failures = CounterMetricFamily(
+            "pdrouter_scrape_failures",
+            "Scrapes that gave no sample, by cause: connect, transport, timeout, status, "
+            "too-large, no-metrics.",
+            None,
+            ("cause",),
+        )
+        for cause, count in stats.failures.copy().items():
+            failures.add_metric((cause,), count)
+        yield failures
+
+
+class _LogMetrics(Collector):
+    """What has become of log lines."""
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the metrics as they stand now."""
+        yield CounterMetricFamily(
+            "pdrouter_log_lines_dropped",
+            "Log lines that were not written, because standard output was not read fast enough.",
+            value=count_dropped_lines(),
+        )

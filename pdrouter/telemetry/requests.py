@@ -6,10 +6,12 @@ from typing import Any
 
 from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.reflector_stats import ReflectorStats
+from pdrouter.cluster.scrape_stats import ScrapeStats
 from pdrouter.cluster.view import PodCache
 from pdrouter.extproc.record import Outcome, RequestRecord, describe_decision
 from pdrouter.prefill.leg import PrefillAttempt
 from pdrouter.routing.decision import DecisionKind
+from pdrouter.telemetry.aibrix_metrics import AibrixMetrics
 from pdrouter.telemetry.decisions import DecisionLog
 from pdrouter.telemetry.metrics import Metrics
 
@@ -33,6 +35,9 @@ class RequestTelemetry:
         ledger: Ledger,
         watches: Callable[[], Mapping[str, ReflectorStats]] = dict,
         kept_decisions: int = 100,
+        *,
+        gateway_pod: str | None = None,
+        scrapes: ScrapeStats | None = None,
     ) -> None:
         """Start with no requests.
 
@@ -41,54 +46,63 @@ class RequestTelemetry:
             ledger: work in flight, for metrics.
             watches: gives what the reflectors of Kubernetes objects have met, for metrics.
             kept_decisions: how many decisions are kept for `/debug/decisions`.
+            gateway_pod: name of the router's own pod, for metrics; None for the host's name.
+            scrapes: what scraping the engines' metrics has met, for metrics; None where they are
+                not scraped.
         """
         self.decisions = DecisionLog(kept_decisions)
         self.open: dict[str, RequestRecord] = {}
-        self.metrics = Metrics(cache, ledger, lambda: len(self.open), watches)
+        self.metrics = Metrics(cache, ledger, lambda: len(self.open), watches, scrapes)
+        self._aibrix = AibrixMetrics(cache, ledger, self.open.values(), gateway_pod)
+        self.metrics.add(self._aibrix)
 
     def request_started(self, record: RequestRecord) -> None:
         """Note an open request."""
         self.open[record.request_id] = record
+        self._aibrix.request_started()
 
     def request_routed(self, record: RequestRecord) -> None:
         """Count the time to choose, keep the decision, and log it at debug level."""
         self.decisions.note(record)
+        self._aibrix.request_routed(record)
         if record.routing_s is not None:
-            self.metrics.routing_seconds.observe(record.routing_s)
+            self.metrics.requests.routing_seconds.observe(record.routing_s)
         if log.isEnabledFor(logging.DEBUG):
             log.debug("routed", extra={"fields": _describe_choice(record)})
 
     def prefill_attempted(self, record: RequestRecord, attempt: PrefillAttempt) -> None:
         """Count a try of the prefill leg."""
-        metrics = self.metrics
-        metrics.prefill_attempts.labels(record.model).inc()
+        self._aibrix.prefill_attempted(record, attempt)
+        metrics = self.metrics.prefill
+        metrics.attempts.labels(record.model).inc()
         if attempt.stale_connections:
             metrics.stale_connections.inc(attempt.stale_connections)
         if attempt.failure is not None:
-            metrics.prefill_failures.labels(record.model, attempt.failure).inc()
+            metrics.failures.labels(record.model, attempt.failure).inc()
         elif attempt.status is not None and attempt.status >= 400:
-            metrics.prefill_refusals.labels(record.model, str(attempt.status)).inc()
+            metrics.refusals.labels(record.model, str(attempt.status)).inc()
 
     def request_finished(self, record: RequestRecord) -> None:
         """Count a request that has ended, and write its line."""
         self.open.pop(record.request_id, None)
         self._count(record)
+        self._aibrix.request_finished(record)
         level = logging.WARNING if record.outcome in _LOUD else logging.INFO
         if log.isEnabledFor(level):
             log.log(level, "request", extra={"fields": describe_request(record)})
 
     def _count(self, record: RequestRecord) -> None:
-        metrics, model = self.metrics, record.model
+        metrics, prefill, model = self.metrics.requests, self.metrics.prefill, record.model
         status = "" if record.status is None else str(record.status)
-        metrics.requests.labels(model, record.outcome or "", status).inc()
+        metrics.ended.labels(model, record.outcome or "", status).inc()
         metrics.overhead_seconds.observe(record.overhead_s)
-        metrics.request_seconds.labels(model).observe(record.total_s)
+        metrics.seconds.labels(model).observe(record.total_s)
         if record.headers_s is not None:
             metrics.headers_seconds.labels(model).observe(record.headers_s)
         if record.attempts:
-            metrics.prefill_seconds.labels(model).observe(record.prefill_s)
+            prefill.seconds.labels(model).observe(record.prefill_s)
         if record.handoff:
-            metrics.handoff_failures.labels(model, record.handoff).inc()
+            prefill.handoff_failures.labels(model, record.handoff).inc()
         if record.served_by:
             metrics.misrouted.labels(model).inc()
         if record.decision is not None:

@@ -419,7 +419,7 @@ async def test_the_metrics_page_is_well_formed(
         "pdrouter_request_seconds",
         "pdrouter_overhead_seconds",
     }
-    assert all(name.startswith("pdrouter_") for name in types)
+    assert all(name.startswith(("pdrouter_", "gateway_", "pd_selected_")) for name in types)
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")

@@ -2,22 +2,29 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from factories import make_state
+from exchanges import (
+    BUFFERED,
+    CHAT,
+    DECODE,
+    PARAMS,
+    PREFILL,
+    Bench,
+    error_of,
+    request_body,
+    request_headers,
+    response_headers,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.pods import Pod, Role
-from pdrouter.cluster.view import PodCache
-from pdrouter.engines.registry import Connectors
 from pdrouter.extproc.codec import encode
-from pdrouter.extproc.dispatch import Dispatcher, DispatchPolicy, FailurePolicy
-from pdrouter.extproc.exchange import Exchange, ExchangePolicy, State
+from pdrouter.extproc.dispatch_policy import FailurePolicy
+from pdrouter.extproc.exchange import Exchange, State
 from pdrouter.extproc.ext_proc_pb2 import ProcessingRequest
 from pdrouter.extproc.messages import (
     BodyMode,
@@ -27,189 +34,15 @@ from pdrouter.extproc.messages import (
     PhaseReply,
     ProtocolConfig,
     ReplaceBody,
-    Reply,
-    RequestBody,
     RequestHeaders,
     RequestTrailers,
     ResponseBody,
     ResponseHeaders,
     ResponseTrailers,
 )
-from pdrouter.extproc.prefilling import Prefilling
-from pdrouter.extproc.record import Outcome, RequestRecord
-from pdrouter.openai.usage import read_usage
+from pdrouter.extproc.record import Outcome
 from pdrouter.prefill.client import EngineAnswer, FailureKind
-from pdrouter.prefill.leg import (
-    PrefillAttempt,
-    Prefilled,
-    PrefillFailed,
-    PrefillPlan,
-    PrefillRefused,
-)
 from pdrouter.routing.aggregation import Aggregation
-from pdrouter.routing.prompt_length import TokenRatios
-from pdrouter.routing.registry import create_strategies
-
-PREFILL = Pod.create(
-    uid="p", name="prefill-0", ip="10.0.0.1", port=8000, model="m", role=Role.PREFILL
-)
-DECODE = Pod.create(uid="d", name="decode-0", ip="10.0.0.2", port=8000, model="m", role=Role.DECODE)
-PARAMS = (
-    b'{"do_remote_prefill": true, "remote_block_ids": [[1, 2]], "remote_engine_id": "e",'
-    b' "remote_request_id": "r", "remote_host": "10.0.0.1", "remote_port": 5600,'
-    b' "cookie": 12345678901234567890}'
-)
-CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 9}
-BUFFERED = ProtocolConfig(BodyMode.BUFFERED, BodyMode.NONE, False)
-
-
-class ScriptedPrefill:
-    """Answers prefill legs as a test says."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
-        self.plans: list[PrefillPlan] = []
-        self.answer: Callable[[], Any] = lambda: EngineAnswer(
-            200, {}, b'{"kv_transfer_params": ' + PARAMS + b"}"
-        )
-
-    async def run(
-        self, plan: PrefillPlan, request_id: str, on_attempt: Callable[[PrefillAttempt], None]
-    ) -> Prefilled:
-        self.plans.append(plan)
-        with self.ledger.start_prefill(plan.target.pod.uid, plan.target.tokens):
-            answer = self.answer()
-            if asyncio.iscoroutine(answer):
-                answer = await answer
-        if isinstance(answer, FailureKind):
-            pod = plan.target.pod
-            attempt = PrefillAttempt(pod, request_id, None, answer, "10.0.0.1 broke", 0.1, 0)
-            on_attempt(attempt)
-            raise PrefillFailed(attempt, 1)
-        on_attempt(PrefillAttempt(plan.target.pod, request_id, answer.status, None, "", 0.1, 0))
-        if answer.status >= 400:
-            raise PrefillRefused(answer)
-        return Prefilled(plan.target.pod, request_id, answer, read_usage(answer.body))
-
-
-class Notes:
-    """Remembers what an observer is told."""
-
-    def __init__(self) -> None:
-        self.open = 0
-        self.finished: list[RequestRecord] = []
-
-    def request_started(self, record: RequestRecord) -> None:
-        self.open += 1
-
-    def request_routed(self, record: RequestRecord) -> None:
-        assert record.decision is not None
-
-    def prefill_attempted(self, record: RequestRecord, attempt: PrefillAttempt) -> None:
-        assert attempt in record.attempts
-
-    def request_finished(self, record: RequestRecord) -> None:
-        self.open -= 1
-        self.finished.append(record)
-
-
-class Bench:
-    """An exchange with everything around it."""
-
-    def __init__(
-        self,
-        pods: Collection[Pod] = (PREFILL, DECODE),
-        *,
-        strategy: str | None = "pd",
-        on_prefill_failure: FailurePolicy = FailurePolicy.FAIL,
-        on_handoff_failure: FailurePolicy = FailurePolicy.AGGREGATE,
-        expose_pods: bool = True,
-        explain_decisions: bool = False,
-        bearer_token: str | None = None,
-        max_body_bytes: int = 1_000_000,
-        max_forwarded_bytes: int = 2_000_000,
-        max_wait_s: float | None = None,
-        aggregation: Aggregation = Aggregation.NEVER,
-    ) -> None:
-        self.cache = PodCache()
-        self.cache.replace(pods)
-        self.ledger = Ledger()
-        self.state = make_state(self.ledger)
-        self.prefill = ScriptedPrefill(self.ledger)
-        self.notes = Notes()
-        self.dispatcher = Dispatcher(
-            self.cache,
-            create_strategies(),
-            self.state,
-            Connectors(),
-            Prefilling(
-                self.cache,
-                self.state,
-                Connectors(),
-                self.prefill,  # type: ignore[arg-type]
-                TokenRatios(),
-                self.notes,
-            ),
-            DispatchPolicy(
-                strategy,
-                False,
-                on_prefill_failure,
-                on_handoff_failure,
-                ("x-extra",),
-                max_forwarded_bytes,
-                expected_output_tokens=100,
-                max_wait_s=max_wait_s,
-                aggregation=aggregation,
-                handover_s=0.05,
-            ),
-            self.notes,
-        )
-        self.policy = ExchangePolicy(expose_pods, explain_decisions, bearer_token, max_body_bytes)
-        self.exchange = self.open()
-
-    def open(self) -> Exchange:
-        return Exchange(self.dispatcher, self.policy)
-
-    async def tell(self, *events: Event) -> list[Reply | None]:
-        return [await self.exchange.handle(event) for event in events]
-
-    def close(self) -> RequestRecord:
-        self.exchange.close()
-        assert self.notes.open == 0
-        assert self.ledger.snapshot() == {}
-        return self.notes.finished[-1]
-
-
-def request_headers(
-    path: str = "/v1/chat/completions",
-    method: str = "POST",
-    *,
-    end_of_stream: bool = False,
-    config: ProtocolConfig | None = BUFFERED,
-    extra: Mapping[str, str] | None = None,
-    **headers: str,
-) -> RequestHeaders:
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return RequestHeaders(
-        {":path": path, ":method": method, **named, **(extra or {})},
-        end_of_stream,
-        protocol_config=config,
-    )
-
-
-def request_body(content: Any = None, *, end_of_stream: bool = True) -> RequestBody:
-    data = content if isinstance(content, bytes) else json.dumps(content or CHAT).encode()
-    return RequestBody(data, end_of_stream)
-
-
-def response_headers(status: str = "200") -> ResponseHeaders:
-    return ResponseHeaders({":status": status})
-
-
-def error_of(reply: Reply | None) -> tuple[int, str]:
-    assert isinstance(reply, ImmediateReply)
-    assert ("content-type", "application/json") in reply.headers
-    return reply.status, json.loads(reply.body)["error"]["code"]
 
 
 async def test_a_disaggregated_request_goes_its_whole_way() -> None:

@@ -1,7 +1,9 @@
 """What is counted and written for each request."""
 
+import io
 import json
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +19,7 @@ from pdrouter.cluster.reflector_stats import ReflectorStats
 from pdrouter.cluster.view import PodCache
 from pdrouter.extproc.record import Outcome, RequestRecord, describe_decision
 from pdrouter.prefill.client import FailureKind
-from pdrouter.telemetry.logs import JsonFormatter, log_to_stdout
+from pdrouter.telemetry.logs import MAX_WAITING_LINES, JsonFormatter, log_to_stdout
 from pdrouter.telemetry.requests import RequestTelemetry, describe_request
 
 P = make_pod("p0", Role.PREFILL)
@@ -225,11 +227,11 @@ def test_watches_are_shown_as_they_stand() -> None:
     assert seconds >= 0
 
 
-def test_the_version_is_shown_and_every_metric_is_ours_and_documented() -> None:
+def test_the_version_is_shown_and_every_metric_has_a_known_prefix_and_a_help_text() -> None:
     telemetry = create_telemetry()
     assert value(telemetry, "pdrouter_info", version=__version__) == 1
     for family in text_string_to_metric_families(telemetry.metrics.render().decode()):
-        assert family.name.startswith("pdrouter_")
+        assert family.name.startswith(("pdrouter_", "gateway_", "pd_selected_"))
         assert len(family.documentation) > 10
         assert not family.name.endswith("_created")
 
@@ -417,6 +419,64 @@ def test_lines_are_written_to_standard_output_before_the_context_ends(
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["event"] for line in lines] == ["seen", "seen, too"]
     assert lines[0]["a"] == 1
+
+
+class StalledOutput(io.StringIO):
+    """Takes no line before it is released."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = threading.Event()
+        self.released = threading.Event()
+
+    def write(self, text: str) -> int:
+        self.asked.set()
+        assert self.released.wait(60)
+        return super().write(text)
+
+
+def test_lines_that_nobody_reads_are_dropped_and_counted(
+    logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = StalledOutput()
+    monkeypatch.setattr("sys.stdout", output)
+    telemetry = create_telemetry()
+    name = "pdrouter_log_lines_dropped_total"
+    assert value(telemetry, name) == 0
+    with log_to_stdout("warning"):
+        try:
+            logger.warning("first")
+            assert output.asked.wait(60)
+            for number in range(MAX_WAITING_LINES + 7):
+                logger.warning("line %d", number)
+            assert value(telemetry, name) == 7
+        finally:
+            output.released.set()
+    lines = [json.loads(line)["event"] for line in output.getvalue().splitlines()]
+    assert lines == ["first", *(f"line {number}" for number in range(MAX_WAITING_LINES))]
+
+
+def test_logging_goes_on_once_the_lines_are_read_again(
+    logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = StalledOutput()
+    monkeypatch.setattr("sys.stdout", output)
+    monkeypatch.setattr("pdrouter.telemetry.logs.MAX_WAITING_LINES", 1)
+    with log_to_stdout("warning"):
+        try:
+            logger.warning("first")
+            assert output.asked.wait(60)
+            logger.warning("waits")
+            logger.warning("lost")
+        finally:
+            output.released.set()
+        deadline = time.monotonic() + 60
+        while "waits" not in output.getvalue():
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        logger.warning("last")
+    events = [json.loads(line)["event"] for line in output.getvalue().splitlines()]
+    assert events == ["first", "waits", "last"]
 
 
 def test_logging_is_as_before_after_the_context() -> None:

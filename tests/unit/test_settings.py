@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from pdrouter.engines.vllm_nixl import RemoteHostRewrite
-from pdrouter.extproc.dispatch import FailurePolicy
+from pdrouter.extproc.dispatch_policy import FailurePolicy
 from pdrouter.routing.aggregation import Aggregation
 from pdrouter.routing.registry import DECODE_POLICIES, PREFILL_POLICIES
 from pdrouter.settings import SettingInvalid, Settings, declarations, describe_settings

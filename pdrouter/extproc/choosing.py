@@ -1,0 +1,262 @@
+"""Which pods a request gets: by its model's configuration, its headers and the operator's rules."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from math import ceil
+
+from pdrouter.cluster.pods import Pod
+from pdrouter.cluster.view import ModelPods, PodCache
+from pdrouter.extproc.dispatch_policy import DispatchPolicy
+from pdrouter.extproc.headers import CONFIG_PROFILE, EXTERNAL_FILTER, ROUTING_STRATEGY
+from pdrouter.extproc.record import Observer, RequestRecord
+from pdrouter.extproc.refusals import refuse_for_now
+from pdrouter.openai.errors import RequestRejected
+from pdrouter.openai.prompt_prefix import NO_PREFIX, hash_prompt
+from pdrouter.openai.request import InferenceRequest, count_token_ids
+from pdrouter.routing.aggregation import Aggregation, is_faster_whole
+from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts, Strategy
+from pdrouter.routing.filters import keep_partners_of
+from pdrouter.routing.label_selector import LabelSelector, SelectorInvalid, parse_selector
+from pdrouter.routing.profiles import ResolvedProfile, resolve_profile, resolve_strategy_name
+from pdrouter.routing.prompt_length import TokenRatios
+from pdrouter.routing.rate_limit import RateLimiter
+from pdrouter.routing.state import RoutingState
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """The pods for a request, and what they were chosen by.
+
+    Attributes:
+        model: name of the model.
+        strategy: the strategy.
+        facts: what it was told of the request.
+        decision: the pods.
+    """
+
+    model: str
+    strategy: Strategy
+    facts: RoutingFacts
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class PodChooser:
+    """Chooses pods. One for the whole process.
+
+    Attributes:
+        cache: the pods.
+        strategies: the strategies by name.
+        state: the pods' condition.
+        ratios: knows the length of prompts.
+        policy: what the operator decided.
+        observer: is told of decisions.
+        limiter: how many requests the models' configurations let pass.
+    """
+
+    cache: PodCache
+    strategies: Mapping[str, Strategy]
+    state: RoutingState
+    ratios: TokenRatios
+    policy: DispatchPolicy
+    observer: Observer
+    limiter: RateLimiter = field(default_factory=RateLimiter)
+
+    def find_model(self, name: str) -> ModelPods:
+        """Return the pods of a model.
+
+        Raises:
+            RequestRejected: there is no such model, or there are several.
+        """
+        view = self.cache.view
+        pods = view.models.get(name)
+        if pods is None:
+            if not self.cache.synced:
+                raise refuse_for_now(503, "no_ready_pod", "the pods are not known yet")
+            names = view.ambiguous.get(name)
+            if names is not None:
+                message = f"model {name!r} is ambiguous: ask for {' or '.join(names)}"
+                raise RequestRejected(400, "model_ambiguous", message, "model")
+            message = f"model {name[:200]!r} does not exist"
+            raise RequestRejected(404, "model_not_found", message, "model")
+        return pods
+
+    def choose(
+        self,
+        request: InferenceRequest,
+        pods: ModelPods,
+        headers: Mapping[str, str],
+        record: RequestRecord,
+    ) -> Routed | None:
+        """Choose the pods for a request.
+
+        Args:
+            request: the request.
+            pods: the pods of its model.
+            headers: the client's headers.
+            record: gets the decision.
+
+        Returns:
+            None if neither the client nor the model nor the operator names a strategy.
+
+        Raises:
+            RequestRejected: the request asks for what is not there, or must wait.
+        """
+        selector = _read_selector(headers)
+        tokens = self._count_prompt_tokens(request, pods)
+        resolved = resolve_profile(
+            pods.pods, headers.get(CONFIG_PROFILE, ""), tokens, request.max_output_tokens
+        )
+        if resolved.automatic:
+            record.profile = resolved.name
+        strategy = self._find_strategy(resolved, headers.get(ROUTING_STRATEGY, ""))
+        limit = resolved.profile.requests_per_second
+        if limit is not None:
+            self._limit(pods.model, limit)
+        if strategy is None:
+            return None
+        record.strategy = strategy.name
+        facts = self._describe(request, pods, tokens, selector, resolved)
+        try:
+            decision = self._decide(strategy, facts, pods, record)
+        except RequestRejected:
+            if limit is not None:
+                self.limiter.give_back(pods.model, limit)
+            raise
+        return Routed(pods.model, strategy, facts, decision)
+
+    def replace_decode(
+        self, routed: Routed, prefill: Pod | None, record: RequestRecord
+    ) -> Decision | None:
+        """Choose another decode pod if the chosen one is not ready any more.
+
+        Args:
+            routed: what was chosen before the prefill leg.
+            prefill: the pod that holds the prompt's KV; None if the leg failed.
+            record: gets the new decision.
+
+        Returns:
+            The new decision; None if the chosen pod is still there.
+
+        Raises:
+            RequestRejected: there is no ready decode pod.
+        """
+        decode = routed.decision.decode.pod
+        pods = self.cache.view.models.get(routed.model) or ModelPods.group(routed.model, ())
+        if any(pod.uid == decode.uid for pod in pods.pods if pod.ready):
+            return None
+        facts = routed.facts
+        if prefill is None:
+            facts = replace(facts, whole=record.aggregated)
+        else:
+            pods = keep_partners_of(pods, prefill)
+        try:
+            decision = self._decide_legs(routed.strategy, facts, pods)
+        except NoReadyPod as missing:
+            raise refuse_for_now(503, "no_ready_pod", str(missing)) from missing
+        notes = (*decision.notes, f"decode pod {decode.name} has gone during the prefill leg")
+        decision = replace(decision, notes=notes)
+        record.decision = decision
+        record.aggregated = decision.reason
+        return decision
+
+    def _find_strategy(self, resolved: ResolvedProfile, requested: str) -> Strategy | None:
+        name = resolve_strategy_name(resolved, requested, self.policy.default_strategy)
+        if name is None:
+            return None
+        strategy = self.strategies.get(name)
+        if strategy is not None:
+            return strategy
+        known = ", ".join(self.strategies)
+        message = f"routing strategy {name[:200]!r} is none of {known}"
+        if name == requested.strip() and not resolved.locked_strategy:
+            raise RequestRejected(400, "invalid_routing_strategy", message, ROUTING_STRATEGY)
+        message = f"in the model's annotation model.aibrix.ai/config, {message}"
+        raise RequestRejected(503, "invalid_routing_strategy", message)
+
+    def _limit(self, model: str, per_second: int) -> None:
+        wait = self.limiter.admit(model, per_second)
+        if wait:
+            message = f"model {model!r} takes {per_second} requests per second"
+            raise refuse_for_now(429, "rate_limit_exceeded", message, ceil(wait))
+
+    def _count_prompt_tokens(self, request: InferenceRequest, pods: ModelPods) -> int:
+        prompt = request.prompt or request.body.data
+        tokens = count_token_ids(prompt)
+        return self.ratios.estimate(pods.model, len(prompt)) if tokens is None else tokens
+
+    def _describe(
+        self,
+        request: InferenceRequest,
+        pods: ModelPods,
+        tokens: int,
+        selector: LabelSelector | None,
+        resolved: ResolvedProfile,
+    ) -> RoutingFacts:
+        """Return what strategies need to know of a request."""
+        expected = self.policy.expected_output_tokens
+        split = request.whole is None and pods.disaggregated
+        return RoutingFacts(
+            tokens,
+            request.whole,
+            hash_prompt(request) if split else NO_PREFIX,
+            min(request.max_output_tokens or expected, expected),
+            selector,
+            resolved.name,
+            resolved.profile.prefill_policy,
+            resolved.profile.decode_policy,
+        )
+
+    def _decide(
+        self, strategy: Strategy, facts: RoutingFacts, pods: ModelPods, record: RequestRecord
+    ) -> Decision:
+        start = time.perf_counter()
+        try:
+            decision = self._decide_legs(strategy, facts, pods)
+        except NoReadyPod as missing:
+            raise refuse_for_now(503, "no_ready_pod", str(missing)) from missing
+        record.routing_s = time.perf_counter() - start
+        record.decision = decision
+        record.aggregated = decision.reason
+        self.observer.request_routed(record)
+        if decision.prefill is not None:
+            self._admit(decision.prefill)
+        return decision
+
+    def _decide_legs(self, strategy: Strategy, facts: RoutingFacts, pods: ModelPods) -> Decision:
+        policy = self.policy
+        try:
+            decision = strategy.decide(facts, pods, self.state)
+        except NoReadyPod:
+            if facts.whole or policy.aggregation is Aggregation.NEVER:
+                raise
+            return strategy.decide(replace(facts, whole="no-ready-pair"), pods, self.state)
+        if (
+            decision.prefill is not None
+            and policy.aggregation is Aggregation.WHEN_FASTER
+            and is_faster_whole(decision, facts, self.state, policy.handover_s)
+        ):
+            return replace(decision, prefill=None, reason="faster")
+        return decision
+
+    def _admit(self, prefill: Choice) -> None:
+        """Refuse a request that would wait too long, before any work is done for it."""
+        limit = self.policy.max_wait_s
+        if limit is None:
+            return
+        wait = self.state.ledger.predict_prefill_wait(prefill.pod.uid)
+        if wait > limit:
+            message = f"the prefill queue is {wait:.1f} s long, and may be {limit:g} s"
+            raise refuse_for_now(429, "overloaded", message, ceil(wait - limit))
+
+
+def _read_selector(headers: Mapping[str, str]) -> LabelSelector | None:
+    text = headers.get(EXTERNAL_FILTER, "")
+    if not text.strip():
+        return None
+    try:
+        return parse_selector(text)
+    except SelectorInvalid as invalid:
+        message = f"{EXTERNAL_FILTER}: {invalid}"
+        raise RequestRejected(400, "invalid_external_filter", message, EXTERNAL_FILTER) from invalid

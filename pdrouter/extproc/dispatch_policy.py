@@ -1,0 +1,46 @@
+"""What an operator decides about the way of a request."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pdrouter.routing.aggregation import Aggregation
+
+
+class FailurePolicy(StrEnum):
+    """What becomes of a request whose prefill leg gives nothing to hand over."""
+
+    FAIL = "fail"
+    """The client gets an error."""
+    AGGREGATE = "aggregate"
+    """The decode pod serves the request whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchPolicy:
+    """What an operator may decide about the way of a request.
+
+    Attributes:
+        default_strategy: name of the strategy without a `routing-strategy` header; None to let such
+            requests pass by their model's own route.
+        split_multimodal: whether prompts with images, sound or files get two legs.
+        on_prefill_failure: what to do if no pod carries out the prefill leg.
+        on_handoff_failure: what to do if a pod has, but its answer is of no use to a decode engine.
+        forward_headers: client headers for the prefill leg beside the usual ones.
+        max_forwarded_bytes: size of the largest body that Envoy takes back.
+        expected_output_tokens: length of an answer, if the client sets no lower limit.
+        max_wait_s: predicted seconds in a prefill pod's queue above which requests are refused;
+            None for no limit.
+        aggregation: when a decode pod serves a request whole that could be split.
+        handover_s: seconds that the way over two pods costs beside computing.
+    """
+
+    default_strategy: str | None
+    split_multimodal: bool
+    on_prefill_failure: FailurePolicy
+    on_handoff_failure: FailurePolicy
+    forward_headers: tuple[str, ...]
+    max_forwarded_bytes: int
+    expected_output_tokens: int
+    max_wait_s: float | None
+    aggregation: Aggregation
+    handover_s: float

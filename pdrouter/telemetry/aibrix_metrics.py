@@ -1,0 +1,284 @@
+"""The metrics of aibrix's gateway plugin, under its names, for dashboards that were made for it.
+
+Only those that follow from what the router knows of a request. It does not read answers: metrics of
+tokens, and of the times between them, are not among them.
+"""
+
+import socket
+from bisect import bisect_right
+from collections import Counter as Counts
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import pairwise
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from pdrouter.cluster.load import Ledger
+from pdrouter.cluster.pods import Pod
+from pdrouter.cluster.view import PodCache
+from pdrouter.extproc.record import Outcome, RequestRecord
+from pdrouter.prefill.client import FailureKind
+from pdrouter.prefill.leg import PrefillAttempt
+
+_END_LABELS = ("model", "status", "status_code")
+_POD_LABELS = ("namespace", "pod", "model", "engine_type", "roleset", "role", "role_replica_index")
+_REPLICA_INDEX = "stormservice.orchestration.aibrix.ai/role-replica-index"
+_PART_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+_TOTAL_MS = (100, 250, 500, 1000, 5000, 20000, 60000)
+_PD = "pd"
+"""The only strategy whose selections and times aibrix counts."""
+
+
+class AibrixMetrics(Collector):
+    """Counts what it is told of requests; gauges are read when asked for.
+
+    Every request that has ended counts once, as a success or as a failure. A `model` label is a
+    served model's name, or empty. What was counted for a pod is shown while the pod is known.
+    """
+
+    def __init__(
+        self,
+        cache: PodCache,
+        ledger: Ledger,
+        open_requests: Collection[RequestRecord],
+        gateway_pod: str | None = None,
+    ) -> None:
+        """Start with nothing counted.
+
+        Args:
+            cache: the pods that are known.
+            ledger: work in flight.
+            open_requests: the requests that have not ended; it is read again and again.
+            gateway_pod: name of the router's own pod; None for the name of the host, which is the
+                same in Kubernetes.
+        """
+        self._cache = cache
+        self._ledger = ledger
+        self._open = open_requests
+        self._gateway_pod = socket.gethostname() if gateway_pod is None else gateway_pod
+        here = {"gateway_pod": self._gateway_pod}
+        twice = here | {"pod_name": self._gateway_pod}
+        self._requests = _Tally("gateway_request", "Requests that came.", ("model",), twice)
+        self._successes = _Tally(
+            "gateway_request_model_success", "Requests that went well.", _END_LABELS, twice
+        )
+        self._failures = _Tally(
+            "gateway_request_model_fail", "Requests that did not go well.", _END_LABELS, twice
+        )
+        self._prefill_successes = _Tally(
+            "gateway_prefill_request_success", "Prefill requests that went well.", _END_LABELS, here
+        )
+        self._prefill_failures = _Tally(
+            "gateway_prefill_request_fail", "Prefill requests that failed.", _END_LABELS, here
+        )
+        self._prefill_choices = _PodTally(
+            "pd_selected_prefill_pod", "Choices of a prefill pod.", (), here
+        )
+        self._decode_choices = _PodTally(
+            "pd_selected_decode_pod", "Choices of a decode pod.", (), here
+        )
+        self._routing_times = _TimeTally(
+            "gateway_routing_time_bucket", "Requests by the time to choose.", _PART_MS, here
+        )
+        self._prefill_times = _TimeTally(
+            "gateway_prefill_time_bucket", "Requests by the prefill leg's time.", _PART_MS, here
+        )
+        self._total_times = _TimeTally(
+            "gateway_total_time_bucket", "Requests by their whole time.", _TOTAL_MS, here
+        )
+
+    def request_started(self) -> None:
+        """Count a request that came."""
+        self._requests.count("")
+
+    def request_routed(self, record: RequestRecord) -> None:
+        """Count the choice of pods."""
+        decision = record.decision
+        if decision is None or record.strategy != _PD:
+            return
+        self._decode_choices.count_pod(decision.decode.pod, record.model)
+        if decision.prefill is not None:
+            self._prefill_choices.count_pod(decision.prefill.pod, record.model)
+
+    def prefill_attempted(self, record: RequestRecord, attempt: PrefillAttempt) -> None:
+        """Count a try of the prefill leg, which is one HTTP request."""
+        if _was_carried_out(attempt):
+            status, code = "pd-prefill-request-success", str(attempt.status)
+            self._prefill_successes.count(record.model, status, code)
+        else:
+            self._prefill_failures.count(record.model, *_describe_failed_attempt(attempt))
+
+    def request_finished(self, record: RequestRecord) -> None:
+        """Count a request that has ended and, if it went well, its times."""
+        model = record.model
+        if record.outcome in (Outcome.OK, Outcome.ANSWERED):
+            self._successes.count(model, "gateway_request_success", str(record.status))
+        else:
+            self._failures.count(model, *_describe_failure(record))
+        if record.outcome is not Outcome.OK:
+            return
+        pod = None if record.decision is None else record.decision.decode.pod
+        self._total_times.count_time(pod, model, record.total_s)
+        if record.strategy != _PD:
+            return
+        if record.routing_s is not None:
+            self._routing_times.count_time(pod, model, record.routing_s)
+        if record.attempts and not record.aggregated:
+            self._prefill_times.count_time(pod, model, record.prefill_s)
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the metrics as they stand now."""
+        known = {(pod.namespace, pod.name) for pod in self._cache.view.pods}
+        for tally in (
+            self._prefill_choices,
+            self._decode_choices,
+            self._routing_times,
+            self._prefill_times,
+            self._total_times,
+        ):
+            tally.forget_others(known)
+            yield tally.show()
+        for counter in (
+            self._requests,
+            self._successes,
+            self._failures,
+            self._prefill_successes,
+            self._prefill_failures,
+        ):
+            yield counter.show()
+        yield from self._show_gauges()
+
+    def _show_gauges(self) -> Iterable[Metric]:
+        here = (self._gateway_pod,)
+        requests = tuple(self._open)
+        loads = self._ledger.snapshot().values()
+        for name, text, count in (
+            ("gateway_in_flight_requests", "Requests that have not ended.", len(requests)),
+            (
+                "gateway_prefill_outstanding_requests",
+                "Prefill legs in flight.",
+                sum(load.prefill_requests for load in loads),
+            ),
+        ):
+            gauge = GaugeMetricFamily(name, text, None, ("gateway_pod",))
+            gauge.add_metric(here, count)
+            yield gauge
+        by_model = GaugeMetricFamily(
+            "gateway_model_in_flight_requests",
+            "Requests that have not ended, once their model is known.",
+            None,
+            ("gateway_pod", "model"),
+        )
+        for model, count in Counts(one.model for one in requests if one.model).items():
+            by_model.add_metric((*here, model), count)
+        yield by_model
+
+
+class _Tally:
+    """A counter. One thread counts while another shows what was counted.
+
+    Prometheus' own take a lock and several times as long, ten times for each request.
+    """
+
+    __slots__ = ("_constants", "_labels", "_name", "_text", "counts")
+
+    def __init__(
+        self, name: str, text: str, labels: Sequence[str], constants: Mapping[str, str]
+    ) -> None:
+        self._name = name
+        self._text = text
+        self._labels = (*labels, *constants)
+        self._constants = tuple(constants.values())
+        self.counts: Counts[tuple[str, ...]] = Counts()
+
+    def count(self, *labels: str) -> None:
+        """Count once more for these values of the labels."""
+        self.counts[labels] += 1
+
+    def show(self) -> Metric:
+        """Return the counts as they stand now."""
+        family = CounterMetricFamily(self._name, self._text, None, self._labels)
+        for labels, count in self.counts.copy().items():
+            family.add_metric((*labels, *self._constants), count)
+        return family
+
+
+class _PodTally(_Tally):
+    """A counter for each pod, and for requests whose pod Envoy chooses."""
+
+    __slots__ = ()
+
+    def __init__(
+        self, name: str, text: str, labels: Sequence[str], constants: Mapping[str, str]
+    ) -> None:
+        super().__init__(name, text, (*_POD_LABELS, *labels), constants)
+
+    def count_pod(self, pod: Pod | None, model: str, *labels: str) -> None:
+        """Count once more for a pod and these values of the other labels."""
+        if pod is None:
+            self.count("", "", model, "", "", "", "", *labels)
+            return
+        index = pod.labels.get(_REPLICA_INDEX, "")
+        self.count(
+            *(pod.namespace, pod.name, model, pod.engine, pod.roleset, pod.role, index), *labels
+        )
+
+    def forget_others(self, known: Collection[tuple[str, str]]) -> None:
+        """Forget what was counted for pods that are not among these (namespace, name)."""
+        for labels in self.counts.copy():
+            if labels[1] and labels[:2] not in known:
+                self.counts.pop(labels, None)
+
+
+class _TimeTally(_PodTally):
+    """A counter for each pod and bucket of time."""
+
+    __slots__ = ("_bounds", "_buckets")
+
+    def __init__(
+        self, name: str, text: str, bounds_ms: Sequence[int], constants: Mapping[str, str]
+    ) -> None:
+        super().__init__(name, text, ("bucket",), constants)
+        self._bounds = tuple(bound / 1000 for bound in bounds_ms)
+        self._buckets = (
+            *(f"{low}-{high}ms" for low, high in pairwise((0, *bounds_ms))),
+            f"{bounds_ms[-1]}ms+",
+        )
+
+    def count_time(self, pod: Pod | None, model: str, seconds: float) -> None:
+        """Count once more for a pod, in the bucket of the time."""
+        self.count_pod(pod, model, self._buckets[bisect_right(self._bounds, seconds)])
+
+
+def _was_carried_out(attempt: PrefillAttempt) -> bool:
+    return attempt.failure is None and attempt.status is not None and attempt.status < 300
+
+
+def _describe_failed_attempt(attempt: PrefillAttempt) -> tuple[str, str]:
+    """Return `status` and `status_code` of a try of the prefill leg."""
+    if attempt.status is not None:
+        return "http_error", str(attempt.status)
+    if attempt.failure is FailureKind.TIMEOUT:
+        return "deadline_exceeded", "504"
+    return "error", "502"
+
+
+def _describe_failure(record: RequestRecord) -> tuple[str, str]:
+    """Return `status` and `status_code` of a request that did not go well."""
+    outcome = record.outcome
+    if outcome is Outcome.CLIENT_LEFT:
+        return "client_cancelled_eof", "499"
+    if outcome is Outcome.PROTOCOL_ERROR:
+        return "gateway_request_fail", "500"
+    return f"{_find_stage(record)}_fail", str(record.status)
+
+
+def _find_stage(record: RequestRecord) -> str:
+    """Return what the router was looking at when a request turned out not to go well."""
+    if record.outcome in (Outcome.REJECTED, Outcome.FAILED):
+        return "gateway_req_body" if record.body_bytes else "gateway_req_headers"
+    if record.outcome is Outcome.ENGINE_ERROR and record.attempts:
+        last = record.attempts[-1]
+        if last.failure is None and not _was_carried_out(last):
+            return "gateway_req_body"  # The prefill engine refused it.
+    return "gateway_rsp_headers"

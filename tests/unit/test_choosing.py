@@ -1,0 +1,230 @@
+"""What headers, a model's configuration and a changing cluster make of the choice of pods."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from exchanges import (
+    CHAT,
+    DECODE,
+    PARAMS,
+    PREFILL,
+    Bench,
+    error_of,
+    request_body,
+    request_headers,
+    response_headers,
+)
+
+from pdrouter.cluster.pod_config import parse_config
+from pdrouter.cluster.pods import Pod, Role
+from pdrouter.extproc.dispatch_policy import FailurePolicy
+from pdrouter.extproc.messages import ImmediateReply, PhaseReply, ReplaceBody, Reply
+from pdrouter.prefill.client import EngineAnswer, FailureKind
+from pdrouter.routing.aggregation import Aggregation
+
+OTHER = Pod.create(uid="d2", name="decode-1", ip="10.0.0.3", port=8000, model="m", role=Role.DECODE)
+NOT_READY = replace(DECODE, ready=False)
+STRANGER = Pod.create(
+    uid="d2",
+    name="decode-1",
+    ip="10.0.0.3",
+    port=8000,
+    model="m",
+    role=Role.DECODE,
+    roleset="another",
+)
+
+
+def answer_after(bench: Bench, *pods: Pod) -> Callable[[], EngineAnswer]:
+    """Return a prefill answer during which these become the pods."""
+
+    def answer() -> EngineAnswer:
+        bench.cache.replace(pods)
+        return EngineAnswer(200, {}, b'{"kv_transfer_params": ' + PARAMS + b"}")
+
+    return answer
+
+
+def sent_to(reply: Reply | None) -> str:
+    assert isinstance(reply, PhaseReply)
+    return dict(reply.set_headers)["target-pod"]
+
+
+@pytest.mark.parametrize("pods", [(PREFILL, OTHER), (PREFILL, NOT_READY, OTHER), (OTHER,)])
+async def test_a_decode_pod_that_goes_during_prefill_is_replaced(pods: tuple[Pod, ...]) -> None:
+    bench = Bench()
+    bench.prefill.answer = answer_after(bench, *pods)
+    _, body, response = await bench.tell(request_headers(), request_body(), response_headers())
+    assert sent_to(body) == "10.0.0.3:8000"
+    assert isinstance(body, PhaseReply)
+    assert isinstance(body.body, ReplaceBody)
+    assert json.loads(body.body.body)["kv_transfer_params"] == json.loads(PARAMS)
+    assert bench.ledger.load("d").decode_requests == 0
+    assert bench.ledger.load("d2").decode_requests == 1
+    assert isinstance(response, PhaseReply)
+    assert dict(response.set_headers)["target-pod"] == "decode-1"
+    decision = bench.close().decision
+    assert decision is not None
+    assert "decode pod decode-0 has gone during the prefill leg" in decision.notes
+
+
+@pytest.mark.parametrize("pods", [(), (PREFILL,), (PREFILL, NOT_READY), (PREFILL, STRANGER)])
+async def test_without_another_decode_pod_for_the_handle_there_is_an_error(
+    pods: tuple[Pod, ...],
+) -> None:
+    bench = Bench()
+    bench.prefill.answer = answer_after(bench, *pods)
+    _, reply = await bench.tell(request_headers(), request_body())
+    assert error_of(reply) == (503, "no_ready_pod")
+    assert isinstance(reply, ImmediateReply)
+    assert dict(reply.headers)["retry-after"] == "5"
+    bench.close()
+
+
+async def test_a_decode_pod_of_another_roleset_serves_the_request_whole() -> None:
+    bench = Bench(aggregation=Aggregation.FALLBACK)
+    bench.prefill.answer = answer_after(bench, PREFILL, STRANGER)
+    _, body = await bench.tell(request_headers(), request_body())
+    assert sent_to(body) == "10.0.0.3:8000"
+    assert isinstance(body, PhaseReply)
+    assert body.body is None
+    assert bench.close().aggregated == "no-ready-pair"
+
+
+async def test_a_decode_pod_that_goes_while_prefill_fails_is_replaced() -> None:
+    bench = Bench(on_prefill_failure=FailurePolicy.AGGREGATE)
+
+    def fail() -> FailureKind:
+        bench.cache.replace((PREFILL, OTHER))
+        return FailureKind.CONNECT
+
+    bench.prefill.answer = fail
+    _, body = await bench.tell(request_headers(), request_body())
+    assert sent_to(body) == "10.0.0.3:8000"
+    assert bench.close().aggregated == "prefill-failed"
+
+
+def configure(**config: object) -> tuple[Pod, Pod]:
+    """Return the pair with this configuration on its prefill pod."""
+    return replace(PREFILL, config=parse_config(json.dumps(config))), DECODE
+
+
+async def test_the_models_strategy_counts_where_the_client_names_none() -> None:
+    pods = configure(profiles={"default": {"routingStrategy": "random"}})
+    bench = Bench(pods)
+    await bench.tell(request_headers(), request_body())
+    assert bench.close().strategy == "random"
+    bench.exchange = bench.open()
+    await bench.tell(request_headers(routing_strategy="pd"), request_body())
+    assert bench.close().strategy == "pd"
+
+
+async def test_a_locked_strategy_cannot_be_changed() -> None:
+    bench = Bench(configure(profiles={"default": {}}, lockedRoutingStrategy="least-request"))
+    await bench.tell(request_headers(routing_strategy="pd"), request_body())
+    assert bench.close().strategy == "least-request"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"profiles": {"default": {"routingStrategy": "fastest"}}},
+        {"profiles": {"default": {}}, "lockedRoutingStrategy": "fastest"},
+    ],
+)
+async def test_an_unknown_strategy_of_the_model_is_not_the_clients_fault(
+    config: dict[str, object],
+) -> None:
+    bench = Bench(configure(**config))
+    _, reply = await bench.tell(request_headers(), request_body())
+    assert error_of(reply) == (503, "invalid_routing_strategy")
+    assert isinstance(reply, ImmediateReply)
+    assert b"model.aibrix.ai/config" in reply.body
+    bench.close()
+
+
+async def test_a_profile_that_the_router_chooses_is_named() -> None:
+    profiles = {
+        "default": {},
+        "short": {"routingConfig": {"promptTokensLt": 1000, "prefillScorePolicy": "conductor"}},
+    }
+    bench = Bench(configure(profiles=profiles))
+    *_, response = await bench.tell(
+        request_headers(config_profile="auto"), request_body(), response_headers()
+    )
+    assert isinstance(response, PhaseReply)
+    assert dict(response.set_headers)["x-aibrix-config-profile"] == "short"
+    decision = bench.close().decision
+    assert decision is not None
+    assert decision.prefill is not None
+    assert decision.prefill.policy == "conductor"
+    bench.exchange = bench.open()
+    *_, response = await bench.tell(
+        request_headers(config_profile="short"), request_body(), response_headers()
+    )
+    assert isinstance(response, PhaseReply)
+    assert "x-aibrix-config-profile" not in dict(response.set_headers)
+    bench.close()
+
+
+async def test_a_clients_filter_chooses_among_the_pods() -> None:
+    canary = replace(OTHER, labels={"track": "canary"})
+    bench = Bench((PREFILL, DECODE, canary))
+    for _ in range(5):
+        _, body = await bench.tell(
+            request_headers(external_filter="track=canary", routing_strategy="random"),
+            request_body(),
+        )
+        assert sent_to(body) == "10.0.0.3:8000"
+        bench.close()
+        bench.exchange = bench.open()
+
+
+@pytest.mark.parametrize(
+    ("selector", "status", "code"),
+    [("track=gone", 503, "no_ready_pod"), ("a in (", 400, "invalid_external_filter")],
+)
+async def test_a_filter_that_leaves_nothing_is_an_error(
+    selector: str, status: int, code: str
+) -> None:
+    bench = Bench()
+    _, reply = await bench.tell(request_headers(external_filter=selector), request_body())
+    assert error_of(reply) == (status, code)
+    bench.close()
+
+
+async def test_a_models_rate_is_limited() -> None:
+    bench = Bench(configure(profiles={"default": {"requestsPerSecond": 1}}))
+    _, body = await bench.tell(request_headers(), request_body())
+    assert sent_to(body) == "10.0.0.2:8000"
+    bench.close()
+    bench.exchange = bench.open()
+    _, reply = await bench.tell(request_headers(), request_body())
+    assert error_of(reply) == (429, "rate_limit_exceeded")
+    assert isinstance(reply, ImmediateReply)
+    assert dict(reply.headers)["retry-after"] == "1"
+    bench.close()
+
+
+async def test_a_request_that_found_no_pod_does_not_count_against_the_rate() -> None:
+    prefill, decode = configure(profiles={"default": {"requestsPerSecond": 1}})
+    bench = Bench((prefill, replace(decode, ready=False)))
+    _, reply = await bench.tell(request_headers(), request_body())
+    assert error_of(reply) == (503, "no_ready_pod")
+    bench.close()
+    bench.cache.replace((prefill, decode))
+    bench.exchange = bench.open()
+    _, body = await bench.tell(request_headers(), request_body(CHAT))
+    assert sent_to(body) == "10.0.0.2:8000"
+    bench.close()
+
+
+async def test_the_role_of_a_missing_pod_is_named() -> None:
+    bench = Bench((replace(PREFILL, role=Role.DECODE, ready=False),))
+    _, reply = await bench.tell(request_headers(), request_body())
+    assert error_of(reply) == (503, "no_ready_pod")
+    assert isinstance(reply, ImmediateReply)
+    assert b"decode" in reply.body
+    bench.close()
