@@ -257,8 +257,7 @@ def _raise_file_limit() -> None:
 
 
 def _forget_pod(uid: str, ledger: Ledger, prefixes: PrefixIndex) -> None:
-    ledger.rates.forget(uid)
-    ledger.drains.forget(uid)
+    ledger.forget(uid)
     prefixes.forget(uid)
 
 

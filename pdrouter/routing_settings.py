@@ -101,7 +101,7 @@ class RoutingSettings:
     metrics_interval_ms: int = declare(
         1000,
         "AIBRIX_POD_METRIC_REFRESH_INTERVAL_MS",
-        number(int, "a whole number of milliseconds", 10, 3_600_000),
+        number(int, "a whole number of milliseconds", 10, 60_000),
         "Time between two looks at an engine's metrics; longer with many pods.",
     )
     bucketing: bool = declare(

@@ -54,6 +54,10 @@ class DrainRates:
         if uid not in self._histories:
             self._histories[uid] = _History(now)
 
+    def watches(self, uid: str) -> bool:
+        """Return whether a pod has got a request and has not been forgotten since."""
+        return uid in self._histories
+
     def note(self, uid: str, now: float) -> None:
         """Count a completed request, unless its pod has been forgotten meanwhile."""
         history = self._histories.get(uid)

@@ -158,6 +158,10 @@ _TRTLLM = MetricsDialect(
 _DIALECTS = {"vllm": _VLLM, "sglang": _SGLANG, "trtllm": _TRTLLM}
 
 
+_DIGITS = 12
+"""Longest number that a label may hold."""
+
+
 def _add(found: _Found, *names: str) -> float | None:
     """Return the sum over all series of these families; None if there are none."""
     values = [each.value for name in names for each in found.get(name, ())]
@@ -185,7 +189,7 @@ def _multiply(found: _Found, name: str, *labels: str) -> int | None:
     for each in found.get(name, ()):
         texts = each.read_labels()
         numbers = [texts.get(label, "") for label in labels]
-        if all(number.isdecimal() for number in numbers):
+        if all(number.isdecimal() and len(number) <= _DIGITS for number in numbers):
             total += math.prod(map(int, numbers))
     return total or None
 

@@ -1,6 +1,5 @@
 """Finds the series of a few families in a page of Prometheus' text format."""
 
-import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -9,8 +8,9 @@ from typing import NamedTuple
 # A value may hold braces, and quotes behind a backslash. Nothing is ever given back (`+` after a
 # quantifier), so that the time for a broken line grows with its length only.
 _VALUE = rb'"((?:[^"\\\n]++|\\.)*+)"'
+_LARGEST = 1e15
 _LABELS = rb'(?:[^"}\n]++|"(?:[^"\\\n]++|\\.)*+")*+'
-_LABEL = re.compile(rb"([a-zA-Z_][a-zA-Z0-9_]*+)=" + _VALUE)
+_LABEL = re.compile(rb"(?<![a-zA-Z0-9_])([a-zA-Z_][a-zA-Z0-9_]*+)=" + _VALUE)
 
 
 class Series(NamedTuple):
@@ -18,7 +18,7 @@ class Series(NamedTuple):
 
     Attributes:
         labels: what stands between the braces; empty without labels.
-        value: the value: finite, and not negative.
+        value: the value: not negative, and no larger than anything that is counted.
     """
 
     labels: bytes
@@ -50,7 +50,7 @@ class Families:
         """Return the series of each family that is in the page.
 
         Lines that make no sense, and values that no count or share can have (NaN, infinite,
-        negative), are left out.
+        negative, absurdly large), are left out.
         """
         found: defaultdict[str, list[Series]] = defaultdict(list)
         for name, labels, text in self._pattern.findall(b"\n" + page):
@@ -65,4 +65,4 @@ def _read_value(text: bytes) -> float | None:
         value = float(text)
     except ValueError:
         return None
-    return value if math.isfinite(value) and value >= 0 else None
+    return value if 0 <= value <= _LARGEST else None

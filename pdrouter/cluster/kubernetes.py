@@ -67,37 +67,37 @@ class KubernetesPods:
         self._flush: asyncio.TimerHandle | None = None
         self._rules = rules
         self._reflectors: dict[str, Reflector[KubePod] | Reflector[KubeModelAdapter]] = {}
-        pod_owners: dict[str, _Sink[KubePod]] = {}
-        adapter_owners: dict[str, _Sink[KubeModelAdapter]] = {}
+        self._pod_owners: dict[str, _Sink[KubePod]] = {}
+        self._adapter_owners: dict[str, _Sink[KubeModelAdapter]] = {}
         for namespace in namespaces:
             scope = "" if namespace == "*" else f"/namespaces/{namespace}"
-            path = f"/api/v1{scope}/pods"
             for selector in selectors:
-                self._reflectors[f"{path}?{selector}"] = Reflector(
-                    api,
-                    path,
-                    selector,
-                    KubePod,
-                    _Sink(pod_owners, self._store_pod, self.catalog.drop_pod, self._note_change),
-                    timing=timing,
-                    random=random,
-                )
+                self._reflect_pods(f"/api/v1{scope}/pods", selector, timing, random)
             path = f"/apis/model.aibrix.ai/v1alpha1{scope}/modeladapters"
-            self._reflectors[path] = Reflector(
-                api,
-                path,
-                "",
-                KubeModelAdapter,
-                _Sink(
-                    adapter_owners,
-                    self._store_adapter,
-                    self.catalog.drop_adapter,
-                    self._note_change,
-                ),
-                optional=True,
-                timing=timing,
-                random=random,
-            )
+            self._reflect_adapters(path, timing, random)
+
+    def _reflect_pods(
+        self, path: str, selector: str, timing: ReflectorTiming, random: Random | None
+    ) -> None:
+        sink = _Sink(self._pod_owners, self._store_pod, self.catalog.drop_pod, self._note_change)
+        self._reflectors[f"{path}?{selector}"] = Reflector(
+            self._api, path, selector, KubePod, sink, timing=timing, random=random
+        )
+
+    def _reflect_adapters(self, path: str, timing: ReflectorTiming, random: Random | None) -> None:
+        sink = _Sink(
+            self._adapter_owners, self._store_adapter, self.catalog.drop_adapter, self._note_change
+        )
+        self._reflectors[path] = Reflector(
+            self._api,
+            path,
+            "",
+            KubeModelAdapter,
+            sink,
+            optional=True,
+            timing=timing,
+            random=random,
+        )
 
     @property
     def stats(self) -> Mapping[str, ReflectorStats]:

@@ -97,9 +97,11 @@ class PrefillScope(Scope):
     def release(self) -> None:
         """Stop counting the leg. Further calls change nothing."""
         ledger = self._ledger
-        if ledger is not None:
-            ledger.leave_queue(self._uid, self, self._completed)
-        super().release()
+        try:
+            if ledger is not None:
+                ledger.leave_queue(self._uid, self, self._completed)
+        finally:
+            super().release()
 
 
 class _PrefillQueue:
@@ -148,6 +150,11 @@ class Ledger:
         """Return a copy of all entries by UID; pods without work have none."""
         return {uid: replace(load) for uid, load in self._loads.copy().items()}
 
+    def forget(self, uid: str) -> None:
+        """Forget how fast a pod was that is gone; what is in flight there still counts."""
+        self.rates.forget(uid)
+        self.drains.forget(uid)
+
     def predict_prefill_wait(self, uid: str) -> float:
         """Return the seconds until a pod has done the prefill legs that it has, as predicted."""
         queue = self._queues.get(uid)
@@ -190,7 +197,7 @@ class Ledger:
         """Take a leg out of its pod's queue, and learn from it; only scopes call this."""
         queue = self._queues[uid]
         now = self._clock()
-        if completed is not None:
+        if completed is not None and self.drains.watches(uid):
             # The pod worked on others before it came to this one.
             self.rates.observe(uid, completed, now - queue.since)
             self.drains.note(uid, now)

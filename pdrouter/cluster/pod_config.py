@@ -1,11 +1,12 @@
 """The annotation `model.aibrix.ai/config`: what a model's owner asks of the router."""
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -16,6 +17,7 @@ AUTO = "auto"
 """Asks for the profile whose hints fit the request best."""
 _DEFAULT_PROFILE = "default"
 _CACHED_TEXTS = 256
+_HEADER_VALUE = re.compile(r"[\x21-\x7e]{1,256}")
 
 
 class ConfigInvalid(ValueError):
@@ -145,7 +147,7 @@ class _Hints(msgspec.Struct, rename="camel"):
 class _Profile(msgspec.Struct, rename="camel"):
     routing_strategy: str | None = None
     routing_config: msgspec.Raw = msgspec.Raw(b"null")
-    requests_per_second: int | None = None
+    requests_per_second: Annotated[int, msgspec.Meta(le=10**9)] | None = None
 
 
 class _Config(msgspec.Struct, rename="camel"):
@@ -165,10 +167,13 @@ def parse_config(text: str) -> PodConfig:
     """
     try:
         config = msgspec.json.decode(text, type=_Config)
-    except msgspec.DecodeError as error:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise ConfigInvalid(str(error)) from None
     if not config.profiles:
         raise ConfigInvalid("there are no profiles")
+    for name in config.profiles:
+        if not _HEADER_VALUE.fullmatch(name):
+            raise ConfigInvalid(f"the profile name {name[:50]!r} cannot stand in a header")
     return PodConfig(
         MappingProxyType(
             {name: _read_profile(name, profile) for name, profile in config.profiles.items()}
@@ -215,7 +220,7 @@ def _read_profile(name: str, profile: _Profile) -> Profile:
 def _read_part(profile: str, raw: msgspec.Raw, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(raw, type=kind | None) or kind()
-    except msgspec.DecodeError as error:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         log.warning("routingConfig of profile %r is ignored: %s", profile, error)
         return kind()
 

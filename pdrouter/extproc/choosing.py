@@ -1,8 +1,9 @@
 """Which pods a request gets: by its model's configuration, its headers and the operator's rules."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import ceil
 
 from pdrouter.cluster.pods import Pod
@@ -16,7 +17,7 @@ from pdrouter.openai.prompt_prefix import NO_PREFIX, hash_prompt
 from pdrouter.openai.request import InferenceRequest, count_token_ids
 from pdrouter.routing.aggregation import Aggregation, is_faster_whole
 from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts, Strategy
-from pdrouter.routing.filters import keep_partners_of
+from pdrouter.routing.filters import keep_partners_of, keep_selected
 from pdrouter.routing.label_selector import LabelSelector, SelectorInvalid, parse_selector
 from pdrouter.routing.profiles import ResolvedProfile, resolve_profile, resolve_strategy_name
 from pdrouter.routing.prompt_length import TokenRatios
@@ -29,7 +30,7 @@ class Routed:
     """The pods for a request, and what they were chosen by.
 
     Attributes:
-        model: name of the model.
+        model: name by which the view has the model.
         strategy: the strategy.
         facts: what it was told of the request.
         decision: the pods.
@@ -104,27 +105,25 @@ class PodChooser:
             RequestRejected: the request asks for what is not there, or must wait.
         """
         selector = _read_selector(headers)
-        tokens = self._count_prompt_tokens(request, pods)
+        tokens = self._count_prompt_tokens(request)
         resolved = resolve_profile(
             pods.pods, headers.get(CONFIG_PROFILE, ""), tokens, request.max_output_tokens
         )
         if resolved.automatic:
             record.profile = resolved.name
         strategy = self._find_strategy(resolved, headers.get(ROUTING_STRATEGY, ""))
-        limit = resolved.profile.requests_per_second
-        if limit is not None:
-            self._limit(pods.model, limit)
         if strategy is None:
+            self._limit(pods, resolved)
             return None
         record.strategy = strategy.name
         facts = self._describe(request, pods, tokens, selector, resolved)
+        give_back = self._limit(pods, resolved)
         try:
             decision = self._decide(strategy, facts, pods, record)
         except RequestRejected:
-            if limit is not None:
-                self.limiter.give_back(pods.model, limit)
+            give_back()
             raise
-        return Routed(pods.model, strategy, facts, decision)
+        return Routed(request.model, strategy, facts, decision)
 
     def replace_decode(
         self, routed: Routed, prefill: Pod | None, record: RequestRecord
@@ -137,22 +136,24 @@ class PodChooser:
             record: gets the new decision.
 
         Returns:
-            The new decision; None if the chosen pod is still there.
+            The new decision; None if the chosen pod is still there, as it was.
 
         Raises:
             RequestRejected: there is no ready decode pod.
         """
         decode = routed.decision.decode.pod
         pods = self.cache.view.models.get(routed.model) or ModelPods.group(routed.model, ())
-        if any(pod.uid == decode.uid for pod in pods.pods if pod.ready):
+        if any(_is_as_chosen(pod, decode) for pod in pods.pods):
             return None
-        facts = routed.facts
+        # Partners are looked for among what the client wants; to sort that anew would undo it.
+        pods = keep_selected(pods, routed.facts.selector)
+        facts = replace(routed.facts, selector=None)
         if prefill is None:
             facts = replace(facts, whole=record.aggregated)
         else:
             pods = keep_partners_of(pods, prefill)
         try:
-            decision = self._decide_legs(routed.strategy, facts, pods)
+            decision = self._decide_or_fall_back(routed.strategy, facts, pods)
         except NoReadyPod as missing:
             raise refuse_for_now(503, "no_ready_pod", str(missing)) from missing
         notes = (*decision.notes, f"decode pod {decode.name} has gone during the prefill leg")
@@ -175,16 +176,22 @@ class PodChooser:
         message = f"in the model's annotation model.aibrix.ai/config, {message}"
         raise RequestRejected(503, "invalid_routing_strategy", message)
 
-    def _limit(self, model: str, per_second: int) -> None:
-        wait = self.limiter.admit(model, per_second)
+    def _limit(self, pods: ModelPods, resolved: ResolvedProfile) -> Callable[[], None]:
+        """Count the request against its profile's rate; what is returned takes that back."""
+        limit = resolved.profile.requests_per_second
+        if limit is None:
+            return _do_nothing
+        model = f"{min(pod.namespace for pod in pods.pods)}/{pods.model}"
+        wait = self.limiter.admit(model, limit)
         if wait:
-            message = f"model {model!r} takes {per_second} requests per second"
+            message = f"model {pods.model!r} takes {limit} requests per second"
             raise refuse_for_now(429, "rate_limit_exceeded", message, ceil(wait))
+        return partial(self.limiter.give_back, model, limit)
 
-    def _count_prompt_tokens(self, request: InferenceRequest, pods: ModelPods) -> int:
+    def _count_prompt_tokens(self, request: InferenceRequest) -> int:
         prompt = request.prompt or request.body.data
         tokens = count_token_ids(prompt)
-        return self.ratios.estimate(pods.model, len(prompt)) if tokens is None else tokens
+        return self.ratios.estimate(request.model, len(prompt)) if tokens is None else tokens
 
     def _describe(
         self,
@@ -219,19 +226,14 @@ class PodChooser:
         record.routing_s = time.perf_counter() - start
         record.decision = decision
         record.aggregated = decision.reason
-        self.observer.request_routed(record)
         if decision.prefill is not None:
             self._admit(decision.prefill)
+        self.observer.request_routed(record)
         return decision
 
     def _decide_legs(self, strategy: Strategy, facts: RoutingFacts, pods: ModelPods) -> Decision:
         policy = self.policy
-        try:
-            decision = strategy.decide(facts, pods, self.state)
-        except NoReadyPod:
-            if facts.whole or policy.aggregation is Aggregation.NEVER:
-                raise
-            return strategy.decide(replace(facts, whole="no-ready-pair"), pods, self.state)
+        decision = self._decide_or_fall_back(strategy, facts, pods)
         if (
             decision.prefill is not None
             and policy.aggregation is Aggregation.WHEN_FASTER
@@ -239,6 +241,16 @@ class PodChooser:
         ):
             return replace(decision, prefill=None, reason="faster")
         return decision
+
+    def _decide_or_fall_back(
+        self, strategy: Strategy, facts: RoutingFacts, pods: ModelPods
+    ) -> Decision:
+        try:
+            return strategy.decide(facts, pods, self.state)
+        except NoReadyPod:
+            if facts.whole or self.policy.aggregation is Aggregation.NEVER:
+                raise
+            return strategy.decide(replace(facts, whole="no-ready-pair"), pods, self.state)
 
     def _admit(self, prefill: Choice) -> None:
         """Refuse a request that would wait too long, before any work is done for it."""
@@ -249,6 +261,21 @@ class PodChooser:
         if wait > limit:
             message = f"the prefill queue is {wait:.1f} s long, and may be {limit:g} s"
             raise refuse_for_now(429, "overloaded", message, ceil(wait - limit))
+
+
+def _do_nothing() -> None:
+    pass
+
+
+def _is_as_chosen(pod: Pod, chosen: Pod) -> bool:
+    """Return whether a pod of the newest view is one that was chosen from an older one."""
+    return (
+        pod.ready
+        and pod.uid == chosen.uid
+        and pod.address == chosen.address
+        and pod.role is chosen.role
+        and pod.pairing == chosen.pairing
+    )
 
 
 def _read_selector(headers: Mapping[str, str]) -> LabelSelector | None:

@@ -37,6 +37,7 @@ class Usage(msgspec.Struct, frozen=True):
         return max(1, self.prompt_tokens - self.cached_tokens)
 
 
+_MOST_TOKENS = 10**9
 _decode = msgspec.json.Decoder(_Answer).decode
 
 
@@ -52,8 +53,8 @@ def read_usage(answer: bytes) -> Usage | None:
     if usage is None:
         return None
     prompt = usage.prompt_tokens or usage.input_tokens
-    if not prompt or prompt < 0:
+    if not prompt or not 0 < prompt <= _MOST_TOKENS:
         return None
     details = usage.prompt_tokens_details or usage.input_tokens_details
     cached = usage.cache_read_input_tokens if details is None else details.cached_tokens
-    return Usage(prompt, cached)
+    return Usage(prompt, None if cached is None else min(max(0, cached), prompt))

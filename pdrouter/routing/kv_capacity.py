@@ -28,11 +28,11 @@ class KVCapacity:
 
     def score(self, pods: Sequence[Pod], request: RoutedRequest) -> Sequence[float]:
         """Return the requests that each pod would run, and a part more by how full it would be."""
-        return [
-            count_requests(pod.uid, request) * (1.0 + estimate_usage(pod.uid, request))
-            + estimate_usage(pod.uid, request)
-            for pod in pods
-        ]
+        scores = []
+        for pod in pods:
+            usage = estimate_usage(pod.uid, request)
+            scores.append(count_requests(pod.uid, request) * (1.0 + usage) + usage)
+        return scores
 
 
 def count_requests(uid: str, request: RoutedRequest) -> float:
@@ -54,9 +54,10 @@ def estimate_usage(uid: str, request: RoutedRequest) -> float:
     sample = request.state.samples.get(uid)
     if sample is None:
         return 0.0
+    used = sample.kv_usage or 0.0
+    capacity = sample.kv_capacity_tokens
+    if not capacity:
+        return used
     need = request.facts.prompt_tokens + request.facts.output_tokens
-    reserved = 0.0
-    own = need / sample.kv_capacity_tokens if sample.kv_capacity_tokens else 0.0
-    if sample.kv_capacity_tokens:
-        reserved = request.state.ledger.load(uid).decode_tokens / sample.kv_capacity_tokens
-    return max(reserved, sample.kv_usage or 0.0) + own
+    reserved = request.state.ledger.load(uid).decode_tokens
+    return max(reserved / capacity, used) + need / capacity

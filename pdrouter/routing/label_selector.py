@@ -5,16 +5,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 _MAX_LENGTH = 4096
+_MAX_REQUIREMENTS = 16
 _NAME = r"[A-Za-z0-9._/-]+"
-_VALUE = r"[A-Za-z0-9._-]*"
+_VALUE = r"[A-Za-z0-9._-]*+"
 _REQUIREMENT = re.compile(
     rf"""\s*(?:
         !\s*(?P<absent>{_NAME})
       | (?P<key>{_NAME})
-        (?: \s*(?P<operator>==?|!=)\s*(?P<value>{_VALUE})
+        (?: \s*+(?P<operator>==?|!=)\s*+(?P<value>{_VALUE})
           | \s+(?P<set>in|notin)\s*\((?P<values>[A-Za-z0-9._,\s-]*)\)
         )?
-    )\s*(?:,|$)""",
+    )\s*+(?:,|$)""",
     re.VERBOSE | re.ASCII,
 )
 
@@ -63,12 +64,14 @@ def parse_selector(text: str) -> LabelSelector:
     """
     if len(text) > _MAX_LENGTH:
         raise SelectorInvalid(f"a label selector has at most {_MAX_LENGTH} characters")
-    requirements = []
+    requirements: list[Requirement] = []
     position, end = 0, len(text.rstrip())
     while position < end:
         found = _REQUIREMENT.match(text, position, end)
         if found is None or (found.end() == end and text[end - 1] == ","):
             raise SelectorInvalid(f"not a label selector from {text[position:end][:50]!r} on")
+        if len(requirements) == _MAX_REQUIREMENTS:
+            raise SelectorInvalid(f"a label selector has at most {_MAX_REQUIREMENTS} requirements")
         requirements.append(_read(found))
         position = found.end()
     return LabelSelector(tuple(requirements))

@@ -35,12 +35,15 @@ def resolve_profile(
     """Return the profile for a request.
 
     Args:
-        pods: the model's pods: the first that has a configuration speaks for all.
+        pods: the model's pods: the first ready one that has a configuration speaks for all.
         requested: the `config-profile` header: a name, `auto`, or nothing.
         prompt_tokens: length of the prompt, as estimated.
         max_tokens: limit of the answer's length; None if the request sets none.
     """
-    config = next((pod.config for pod in pods if pod.config is not None), None)
+    configs = [(pod.ready, pod.config) for pod in pods if pod.config is not None]
+    # A pod that terminates has yesterday's.
+    ready = (config for is_ready, config in configs if is_ready)
+    config = next(ready, configs[0][1] if configs else None)
     if config is None:
         return _UNCONFIGURED
     name = requested.strip()

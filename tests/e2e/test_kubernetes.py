@@ -61,11 +61,13 @@ class Cluster:
         """Wait until the router knows so many ready pods."""
         await wait_for(lambda: sum(pod.ready for pod in self.stack.router.cache.view.pods) == ready)
 
-    async def chat(self, model: str = MODEL, **headers: str) -> httpx.Response:
+    async def chat(
+        self, model: str = MODEL, prompt: str = PROMPT, **headers: str
+    ) -> httpx.Response:
         """Send a chat request."""
         body = {
             "model": model,
-            "messages": [{"role": "user", "content": PROMPT}],
+            "messages": [{"role": "user", "content": prompt}],
             "max_tokens": 4,
         }
         return await self.client.post("/v1/chat/completions", json=body, headers=headers)
@@ -227,6 +229,7 @@ class Load:
 
     def __init__(self, cluster: Cluster, clients: int, *, killed: str = "") -> None:
         self.sent = 0
+        self._begun = 0
         self._killed = killed
         self._cluster = cluster
         self._clients = clients
@@ -244,7 +247,9 @@ class Load:
 
     async def _send(self) -> None:
         while not self._stopping:
-            response = await self._cluster.chat()
+            # Each a prompt of its own: one that is known goes where it is cached.
+            self._begun += 1
+            response = await self._cluster.chat(prompt=f"{self._begun} {PROMPT}")
             assert response.headers["x-pd-decision"] == "disaggregated"
             if response.headers["prefill-target-pod"] != self._killed:
                 assert response.status_code == 200, response.text
@@ -256,6 +261,11 @@ class Load:
         await wait_for(lambda: self.sent >= target)
 
 
+def count_received(engine: SimulatedEngine) -> int:
+    """Return how many requests an engine has got so far."""
+    return engine.requests[-1].number if engine.requests else 0
+
+
 async def expect_left_alone(cluster: Cluster, engine: SimulatedEngine, load: Load) -> None:
     """Check that an engine gets nothing any more, once the router has seen its pod's event."""
     gone = engine.address
@@ -265,15 +275,15 @@ async def expect_left_alone(cluster: Cluster, engine: SimulatedEngine, load: Loa
     )
     open_before = set(router.telemetry.open)
     await wait_for(lambda: not open_before & set(router.telemetry.open))
-    received = engine.requests[-1].number if engine.requests else 0
+    received = count_received(engine)
     await load.pass_requests()
-    assert (engine.requests[-1].number if engine.requests else 0) == received
+    assert count_received(engine) == received
 
 
 async def expect_used(engine: SimulatedEngine) -> None:
     """Wait until an engine gets another request."""
-    before = engine.requests[-1].number
-    await wait_for(lambda: engine.requests[-1].number > before)
+    before = count_received(engine)
+    await wait_for(lambda: count_received(engine) > before)
 
 
 async def test_pods_come_and_go_under_load(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -19,6 +20,7 @@ from exchanges import (
 
 from pdrouter.cluster.pod_config import parse_config
 from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.view import ClusterView
 from pdrouter.extproc.dispatch_policy import FailurePolicy
 from pdrouter.extproc.messages import ImmediateReply, PhaseReply, ReplaceBody, Reply
 from pdrouter.prefill.client import EngineAnswer, FailureKind
@@ -227,4 +229,87 @@ async def test_the_role_of_a_missing_pod_is_named() -> None:
     assert error_of(reply) == (503, "no_ready_pod")
     assert isinstance(reply, ImmediateReply)
     assert b"decode" in reply.body
+    bench.close()
+
+
+async def test_a_filter_holds_for_the_decode_pod_that_comes_in() -> None:
+    labels = {"track": "canary"}
+    first, second, stranger = (replace(pod, labels=labels) for pod in (DECODE, OTHER, STRANGER))
+    prefill = replace(PREFILL, labels=labels)
+    for pods, status in (((prefill, second), 200), ((prefill, stranger), 503)):
+        bench = Bench((prefill, first))
+        bench.prefill.answer = answer_after(bench, *pods)
+        _, body = await bench.tell(request_headers(external_filter="track=canary"), request_body())
+        if status == 200:
+            assert sent_to(body) == "10.0.0.3:8000"
+        else:
+            assert error_of(body) == (503, "no_ready_pod")
+        bench.close()
+
+
+async def test_a_decode_pod_with_another_address_is_another_pod() -> None:
+    moved = Pod.create(
+        uid="d", name="decode-0", ip="10.0.0.9", port=8000, model="m", role=Role.DECODE
+    )
+    bench = Bench()
+    bench.prefill.answer = answer_after(bench, PREFILL, moved)
+    _, body = await bench.tell(request_headers(), request_body())
+    assert sent_to(body) == "10.0.0.9:8000"
+    bench.close()
+
+
+async def test_a_prefill_that_was_done_is_not_done_again_to_be_faster() -> None:
+    bench = Bench(aggregation=Aggregation.WHEN_FASTER)
+    for tokens in (1000, 1000):  # Prefill pods are fast, so that two legs are chosen at first.
+        bench.state.ledger.rates.observe("d", tokens, 100.0)
+    prefilled = answer_after(bench, PREFILL, OTHER)
+    scopes = ExitStack()
+
+    def answer() -> EngineAnswer:
+        scopes.enter_context(bench.ledger.start_prefill("p", 10_000_000))
+        return prefilled()
+
+    bench.prefill.answer = answer
+    _, body = await bench.tell(request_headers(), request_body())
+    assert isinstance(body, PhaseReply)
+    assert isinstance(body.body, ReplaceBody)
+    scopes.close()
+    assert bench.close().aggregated == ""
+
+
+async def test_an_ambiguous_model_is_served_under_its_full_name() -> None:
+    bench = Bench()
+    pods = bench.cache.view.models["m"]
+    names = {"default/m": pods, "other/m": pods}
+    view = ClusterView(names, pods.pods, tuple(names), {"m": tuple(names)})
+    bench.cache.publish(view, synced=True)
+    _, body = await bench.tell(request_headers(), request_body(CHAT | {"model": "default/m"}))
+    assert sent_to(body) == "10.0.0.2:8000"
+    assert bench.prefill.plans
+    bench.close()
+
+
+async def test_rates_are_limited_by_namespace_and_profile() -> None:
+    config = parse_config(
+        json.dumps(
+            {
+                "profiles": {
+                    "default": {"requestsPerSecond": 1},
+                    "fast": {"requestsPerSecond": 1000},
+                }
+            }
+        )
+    )
+    bench = Bench((replace(PREFILL, config=config), DECODE))
+    for profile in ("fast", "fast", "default"):
+        _, body = await bench.tell(request_headers(config_profile=profile), request_body())
+        assert sent_to(body) == "10.0.0.2:8000"
+        bench.close()
+        bench.exchange = bench.open()
+    elsewhere = [
+        replace(pod, namespace="other", config=pod.config) for pod in bench.cache.view.pods
+    ]
+    bench.cache.replace(elsewhere)
+    _, body = await bench.tell(request_headers(config_profile="default"), request_body())
+    assert sent_to(body) == "10.0.0.2:8000"
     bench.close()

@@ -165,3 +165,8 @@ def test_the_page_of_anything_else_says_nothing(engine: str) -> None:
 
 def test_an_engine_that_is_not_known_speaks_as_vllm_does() -> None:
     assert find_dialect("vllm-neuron") is find_dialect("vllm")
+
+
+def test_a_label_with_too_many_digits_is_no_number() -> None:
+    page = b'vllm:cache_config_info{block_size="%s",num_gpu_blocks="10"} 1\n' % (b"9" * 5000)
+    assert find_dialect("vllm").read(page).kv_capacity_tokens is None

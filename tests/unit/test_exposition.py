@@ -88,7 +88,7 @@ def test_nothing_raises(noise: bytes) -> None:
 @given(
     st.dictionaries(
         st.text(max_size=20),
-        st.floats(min_value=0, allow_infinity=False, allow_nan=False),
+        st.floats(min_value=0, max_value=1e15),
         min_size=1,
         max_size=5,
     )
@@ -101,3 +101,12 @@ def test_what_prometheus_writes_is_found(series: dict[str, float]) -> None:
         noise.labels(model).set(1)
         gauge.labels(model).set(value)
     assert values(generate_latest(registry)) == {"x:running": list(series.values())}
+
+
+@pytest.mark.parametrize("value", ["1.7e308", "1e16", "NaN", "+Inf", "-1", "9" * 400])
+def test_absurd_values_are_left_out(value: str) -> None:
+    assert Families("a").find(f"a 1\na {value}\n".encode())["a"] == [Series(b"", 1.0)]
+
+
+def test_a_long_run_without_a_value_is_no_label() -> None:
+    assert Series(b"a" * 100_000 + b',b="c"', 1.0).read_labels() == {"b": "c"}

@@ -147,3 +147,9 @@ def test_any_selector_that_can_be_written_is_read_as_it_is_meant(
 
     text = ",".join(f"{space()}{write(*each)}{space()}" for each in requirements)
     assert parse_selector(text).matches(labels) is all(holds(*each) for each in requirements)
+
+
+def test_there_is_a_limit_of_requirements() -> None:
+    assert len(parse_selector(",".join(["a"] * 16)).requirements) == 16
+    with pytest.raises(SelectorInvalid, match="at most 16"):
+        parse_selector(",".join(["a"] * 17))

@@ -95,3 +95,13 @@ def test_a_snapshot_stays_as_it_was() -> None:
     assert snapshot == {"a": PodLoad(decode_requests=1)}
     scope.release()
     assert ledger.load("a") == PodLoad(decode_requests=1)
+
+
+def test_a_leg_on_a_pod_that_is_gone_teaches_nothing() -> None:
+    ledger = Ledger()
+    before = ledger.rates.predict("p", 1000)
+    with ledger.start_prefill("p", 1000) as scope:
+        ledger.forget("p")
+        scope.complete(100_000)
+    assert ledger.rates.predict("p", 1000) == before
+    assert ledger.snapshot() == {}

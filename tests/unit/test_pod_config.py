@@ -267,3 +267,18 @@ def test_a_pod_has_its_labels_and_its_configuration() -> None:
 @pytest.mark.parametrize("annotations", [{}, {"model.aibrix.ai/config": ""}])
 def test_a_pod_without_the_annotation_has_no_configuration(annotations: dict[str, str]) -> None:
     assert read_pod(annotations).config is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"profiles": ' + "[" * 5000,
+        '{"profiles": {"default": {"routingConfig": ' + "[" * 5000 + "]" * 5000 + "}}}",
+        '{"profiles": {"a\r\\nx-evil: y": {}}}',
+        '{"profiles": {"": {}}}',
+        '{"profiles": {"default": {"requestsPerSecond": ' + "9" * 400 + "}}}",
+    ],
+)
+def test_hostile_annotations_are_invalid(text: str) -> None:
+    with pytest.raises(ConfigInvalid):
+        parse_config(text)

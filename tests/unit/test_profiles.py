@@ -1,5 +1,7 @@
 """Which profile and which strategy a request gets."""
 
+from dataclasses import replace
+
 import pytest
 from factories import make_pod
 
@@ -72,3 +74,9 @@ def test_lock_header_profile_and_setting_name_the_strategy_in_this_order(
 ) -> None:
     resolved = ResolvedProfile("x", Profile(profile), locked)
     assert resolve_strategy_name(resolved, header, default) == name
+
+
+def test_a_pod_that_terminates_does_not_speak_for_all() -> None:
+    old, new = replace(make_configured("random"), ready=False), make_configured("pd")
+    assert resolve_profile([old, new], "", 1, None).locked_strategy == "pd"
+    assert resolve_profile([old], "", 1, None).locked_strategy == "random"

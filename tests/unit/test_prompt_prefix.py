@@ -91,6 +91,8 @@ def test_no_prompt_has_no_share() -> None:
         (b'{"usage": null}', None),
         (b'{"usage": {"prompt_tokens": -1}}', None),
         (b'{"usage": {"prompt_tokens": "many"}}', None),
+        (b'{"usage": {"prompt_tokens": 1000000001}}', None),
+        (b'{"usage": {"input_tokens": 7, "cache_read_input_tokens": 9}}', Usage(7, 7)),
         (b"{}", None),
         (b"[]", None),
         (b"not json", None),
