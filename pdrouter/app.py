@@ -60,7 +60,7 @@ class Router:
         """
         self._settings = settings
         self._stack = AsyncExitStack()
-        self.ledger = Ledger(PrefillRates(settings.prefill_tokens_per_s))
+        self.ledger = Ledger(PrefillRates(settings.prefill_tokens_per_s, settings.prefill_buckets))
         prefixes = PrefixIndex(
             settings.prefix_index_bytes,
             settings.prefix_ttl_minutes * 60,

@@ -160,7 +160,6 @@ class RoutingSettings:
     def choose_policy_options(self) -> PolicyOptions:
         """Return what is set of `pd` and its policies."""
         return PolicyOptions(
-            buckets=self.prefill_buckets,
             compute_weight=self.compute_weight,
             bucketing=self.bucketing,
             prefill_imbalance_spread=self.prefill_imbalance_spread,

@@ -111,13 +111,27 @@ class _PrefillQueue:
     leg is done when the work before it and its own is.
     """
 
-    __slots__ = ("since", "tokens")
+    __slots__ = ("since", "squares", "sum", "tokens")
 
     def __init__(self, now: float) -> None:
         self.since = now
         """When the first leg came to the front."""
         self.tokens: dict[PrefillScope, int] = {}
-        """Tokens to compute, by leg."""
+        """Tokens to compute, padded, by leg."""
+        self.sum = 0
+        """All of them."""
+        self.squares = 0
+        """Sum of their squares."""
+
+    def add(self, scope: PrefillScope, tokens: int) -> None:
+        self.tokens[scope] = tokens
+        self.sum += tokens
+        self.squares += tokens * tokens
+
+    def remove(self, scope: PrefillScope) -> None:
+        tokens = self.tokens.pop(scope)
+        self.sum -= tokens
+        self.squares -= tokens * tokens
 
 
 class Ledger:
@@ -160,12 +174,12 @@ class Ledger:
         queue = self._queues.get(uid)
         if queue is None:
             return 0.0
-        predict = self.rates.predict
-        costs = [predict(uid, tokens) for tokens in queue.tokens.values()]
+        predict = self.rates.predict_sum
+        first = next(iter(queue.tokens.values()))
         # The first leg is under way. If it is overdue, it hangs, or the prediction was wrong: the
         # longer it is late, the longer it will take.
-        left = abs(costs[0] - (self._clock() - queue.since))
-        return left + sum(costs[1:])
+        left = abs(predict(uid, first, first * first) - (self._clock() - queue.since))
+        return left + predict(uid, queue.sum - first, queue.squares - first * first)
 
     def drain_rate(self, uid: str) -> float | None:
         """Return the requests that a pod completes per second, of late; None if it is unknown.
@@ -182,7 +196,7 @@ class Ledger:
         queue = self._queues.get(uid)
         if queue is None:
             queue = self._queues[uid] = _PrefillQueue(self._clock())
-        queue.tokens[scope] = tokens
+        queue.add(scope, self.rates.pad(tokens))
         self._loads.setdefault(uid, PodLoad()).add(amount)
         return scope
 
@@ -202,7 +216,7 @@ class Ledger:
             self.rates.observe(uid, completed, now - queue.since)
             self.drains.note(uid, now)
         was_first = next(iter(queue.tokens)) is scope
-        del queue.tokens[scope]
+        queue.remove(scope)
         if not queue.tokens:
             del self._queues[uid]
         elif was_first or completed is not None:

@@ -1,5 +1,6 @@
 """How fast pods compute prompts, learnt from the prefill legs that they have completed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 _FORGET_CURVE = 0.995
@@ -27,19 +28,28 @@ class PrefillRates:
 
     The shape of the curve is common to all pods: seconds = linear * n + quadratic * n * n, because
     attention makes long prompts dearer per token. How fast a pod is in comparison is its own.
+
+    The curve is that of the mean pod: fitted to seconds from which each pod's own factor was taken
+    out altogether, curve and factors could drift, in opposite directions.
     """
 
-    __slots__ = ("_linear", "_moments", "_quadratic", "_scales")
+    __slots__ = ("_buckets", "_factors", "_linear", "_moments", "_quadratic", "_scales")
 
-    def __init__(self, tokens_per_s: float = 8000.0) -> None:
+    def __init__(self, tokens_per_s: float = 8000.0, buckets: Sequence[int] = ()) -> None:
         """Start with a guess.
 
         Args:
             tokens_per_s: rate to assume before anything is known.
+            buckets: prompt lengths that engines of static shapes are compiled for, ascending: such
+                an engine computes a shorter prompt as if it had the next of these lengths. Empty
+                for other engines.
         """
+        self._buckets = tuple(buckets)
         self._linear = 1.0 / tokens_per_s
         self._quadratic = 0.0
         self._scales: dict[str, _Scale] = {}
+        # Sum of all pods' factors.
+        self._factors = 0.0
         # Sums for a fit of both coefficients by least squares, begun with the guess: of n^2, n^3,
         # n^4, n * seconds, n^2 * seconds.
         n = _PRIOR_TOKENS
@@ -47,11 +57,26 @@ class PrefillRates:
         seconds = n * self._linear
         self._moments = [w * n**2, w * n**3, w * n**4 * 1.001, w * n * seconds, w * n**2 * seconds]
 
-    def predict(self, uid: str, tokens: float) -> float:
+    def predict(self, uid: str, tokens: int) -> float:
         """Return the seconds that a pod needs for so many prompt tokens that it has not cached."""
+        tokens = self.pad(tokens)
+        return self.predict_sum(uid, tokens, tokens * tokens)
+
+    def predict_sum(self, uid: str, tokens: float, squares: float) -> float:
+        """Return the seconds that a pod needs for several prompts.
+
+        Args:
+            uid: the pod.
+            tokens: sum of their lengths, each padded.
+            squares: sum of the squares of these.
+        """
         scale = self._scales.get(uid)
-        seconds = tokens * (self._linear + self._quadratic * tokens)
+        seconds = self._linear * tokens + self._quadratic * squares
         return seconds if scale is None else seconds * max(scale.factor, _LEAST_FACTOR)
+
+    def pad(self, tokens: int) -> int:
+        """Return how many tokens an engine computes for so many of a prompt."""
+        return round_up(tokens, self._buckets) if self._buckets else tokens
 
     def observe(self, uid: str, tokens: int, seconds: float) -> None:
         """Learn from a leg: so many tokens took a pod so long, others' work not counted.
@@ -61,18 +86,25 @@ class PrefillRates:
         """
         if tokens <= 0 or seconds < 0:
             return
+        tokens = self.pad(tokens)
         curve = tokens * (self._linear + self._quadratic * tokens)
         scale = self._scales.get(uid)
         if scale is None:
             # Half of the first surprise may be chance.
             scale = self._scales[uid] = _Scale(curve, curve)
+        else:
+            self._factors -= scale.factor
         scale.observed = scale.observed * _FORGET_SCALE + seconds
         scale.predicted = scale.predicted * _FORGET_SCALE + curve
-        self._fit(float(tokens), seconds / max(scale.factor, _LEAST_FACTOR))
+        self._factors += scale.factor
+        mean = self._factors / len(self._scales)
+        self._fit(float(tokens), seconds * mean / max(scale.factor, _LEAST_FACTOR))
 
     def forget(self, uid: str) -> None:
         """Forget a pod that is gone."""
-        self._scales.pop(uid, None)
+        scale = self._scales.pop(uid, None)
+        if scale is not None:
+            self._factors = self._factors - scale.factor if self._scales else 0.0
 
     def _fit(self, n: float, seconds: float) -> None:
         n2, n3, n4, ns, n2s = self._moments = [
@@ -90,3 +122,12 @@ class PrefillRates:
             # No such curve: prompts of about one length say nothing about its bend.
             quadratic, linear = 0.0, ns / n2
         self._linear, self._quadratic = max(linear, _LEAST_LINEAR), quadratic
+
+
+def round_up(tokens: int, buckets: Sequence[int]) -> int:
+    """Return the bucket that holds so many tokens; beyond the largest, as many of it as needed."""
+    for bucket in buckets:
+        if tokens <= bucket:
+            return bucket
+    largest = buckets[-1]
+    return -(-tokens // largest) * largest

@@ -14,8 +14,6 @@ class PolicyOptions:
     """What an operator may decide about `pd` and its policies; the defaults are aibrix's.
 
     Attributes:
-        buckets: prompt lengths that prefill engines of static shapes are compiled for, ascending,
-            for `ttft`; empty for other engines.
         compute_weight: how many times a second of computing counts as much as one of waiting, for
             `ttft`.
         bucketing: whether pods say in their configuration which prompt lengths they are for.
@@ -33,7 +31,6 @@ class PolicyOptions:
         weight_throughput: weight of the idle throughput in `load_balancing`.
     """
 
-    buckets: tuple[int, ...] = ()
     compute_weight: float = 3.0
     bucketing: bool = False
     prefill_imbalance_spread: int = 16

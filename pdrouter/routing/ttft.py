@@ -19,16 +19,12 @@ class TimeToFirstToken:
 
     name = "ttft"
 
-    def __init__(self, buckets: Sequence[int] = (), compute_weight: float = 3.0) -> None:
+    def __init__(self, compute_weight: float = 3.0) -> None:
         """Set up the policy.
 
         Args:
             compute_weight: how many times a second of computing counts as much as one of waiting.
-            buckets: prompt lengths that engines of static shapes are compiled for, ascending: such
-                an engine computes a shorter prompt as if it had the next of these lengths. Empty
-                for other engines.
         """
-        self._buckets = tuple(buckets)
         self._compute_weight = compute_weight
 
     def narrow(self, pods: Sequence[Pod], request: RoutedRequest) -> tuple[Sequence[Pod], str]:
@@ -38,8 +34,7 @@ class TimeToFirstToken:
 
     def count_tokens(self, uid: str, request: RoutedRequest) -> int:
         """Return how many tokens a pod computes for the request."""
-        tokens = request.count_uncached(uid)
-        return round_up(tokens, self._buckets) if self._buckets else tokens
+        return request.count_uncached(uid)
 
     def score(self, pods: Sequence[Pod], request: RoutedRequest) -> Sequence[float]:
         """Return the predicted seconds for each pod, those of computing weighted."""
@@ -47,15 +42,6 @@ class TimeToFirstToken:
         predict, wait = ledger.rates.predict, ledger.predict_prefill_wait
         weight = self._compute_weight
         return [
-            wait(pod.uid) + weight * predict(pod.uid, self.count_tokens(pod.uid, request))
+            wait(pod.uid) + weight * predict(pod.uid, request.count_uncached(pod.uid))
             for pod in pods
         ]
-
-
-def round_up(tokens: int, buckets: Sequence[int]) -> int:
-    """Return the bucket that holds so many tokens; beyond the largest, as many of it as needed."""
-    for bucket in buckets:
-        if tokens <= bucket:
-            return bucket
-    largest = buckets[-1]
-    return -(-tokens // largest) * largest

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdrouter.cluster.load import Ledger
-from pdrouter.cluster.prefill_rates import PrefillRates
+from pdrouter.cluster.prefill_rates import PrefillRates, round_up
 
 
 def learn(rates: PrefillRates, curve: Callable[[int], float], *, factors: dict[str, float]) -> None:
@@ -143,3 +143,37 @@ def test_what_the_engine_says_it_has_computed_counts() -> None:
             clock.now += 1
             scope.complete(250)
     assert rates.predict("a", 1000) == pytest.approx(4, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rounded"),
+    [(1, 128), (128, 128), (129, 1024), (1024, 1024), (1025, 2048), (2049, 3072)],
+)
+def test_static_shapes_round_prompts_up(tokens: int, rounded: int) -> None:
+    assert round_up(tokens, (128, 1024)) == rounded
+
+
+def test_engines_of_static_shapes_are_learnt_and_predicted_by_their_buckets() -> None:
+    rates = PrefillRates(1000, (512, 4096))
+    assert rates.predict("a", 1) == pytest.approx(0.512)
+    for _ in range(500):
+        rates.observe("a", 30, 0.1)
+        rates.observe("a", 700, 0.8)
+    assert rates.predict("a", 512) == pytest.approx(0.1, rel=0.05)
+    assert rates.predict("a", 513) == pytest.approx(0.8, rel=0.05)
+    ledger = Ledger(rates, lambda: 0.0)
+    for tokens in (30, 30, 700):
+        ledger.start_prefill("a", tokens)
+    assert ledger.predict_prefill_wait("a") == pytest.approx(1.0, rel=0.05)
+
+
+def test_curve_and_pods_do_not_drift_apart() -> None:
+    random = Random(2)
+    rates = PrefillRates(10_000)
+    for _ in range(20_000):
+        tokens = int(random.lognormvariate(7, 0.5)) + 1
+        seconds = 2 * tokens / 10_000 if random.random() < 0.5 else 0.0
+        rates.observe(random.choice("abcdefgh"), tokens, seconds)
+    for uid in "abcdefgh":
+        assert rates.predict(uid, 1000) == pytest.approx(0.1, rel=0.8)
+    assert rates.predict("new", 1000) == pytest.approx(0.1, rel=0.2)

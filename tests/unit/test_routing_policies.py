@@ -15,7 +15,7 @@ from pdrouter.routing.decision import RoutingFacts
 from pdrouter.routing.kv_capacity import KVCapacity, count_requests
 from pdrouter.routing.policy import RoutedRequest
 from pdrouter.routing.prefix_index import PrefixIndex
-from pdrouter.routing.ttft import TimeToFirstToken, round_up
+from pdrouter.routing.ttft import TimeToFirstToken
 
 A, B = make_pod("a"), make_pod("b")
 LONG = PromptPrefix((1, 2, 3, 4), (250, 500, 750, 1000), 1000)
@@ -52,9 +52,9 @@ def test_ttft_is_the_wait_and_the_uncached_part() -> None:
     ledger = Ledger(PrefillRates(1000), lambda: 0.0)
     ledger.start_prefill(B.uid, 300)
     request = make_request(ledger=ledger, cached={A.uid: 2})
-    assert TimeToFirstToken((), 1.0).score([A, B], request) == pytest.approx([0.5, 1.3])
+    assert TimeToFirstToken(1.0).score([A, B], request) == pytest.approx([0.5, 1.3])
     # Computing counts more than waiting: it delays those who come after.
-    assert TimeToFirstToken((), 3.0).score([A, B], request) == pytest.approx([1.5, 3.3])
+    assert TimeToFirstToken(3.0).score([A, B], request) == pytest.approx([1.5, 3.3])
 
 
 def test_a_hot_prefix_spreads_once_its_pod_is_too_busy() -> None:
@@ -65,21 +65,6 @@ def test_a_hot_prefix_spreads_once_its_pod_is_too_busy() -> None:
     ledger.start_prefill(A.uid, 3100)
     hot, cold = TimeToFirstToken().score([A, B], request)
     assert cold < hot
-
-
-@pytest.mark.parametrize(
-    ("tokens", "rounded"),
-    [(1, 128), (128, 128), (129, 1024), (1024, 1024), (1025, 2048), (2049, 3072)],
-)
-def test_static_shapes_round_prompts_up(tokens: int, rounded: int) -> None:
-    assert round_up(tokens, (128, 1024)) == rounded
-
-
-def test_engines_of_static_shapes_are_scored_by_their_buckets() -> None:
-    policy = TimeToFirstToken((512, 4096))
-    request = make_request(cached={A.uid: 2})
-    assert policy.count_tokens(A.uid, request) == 512
-    assert policy.count_tokens(B.uid, request) == 4096
 
 
 @given(st.lists(st.integers(0, 5000), min_size=1, max_size=5), st.integers(1, 5000))

@@ -1,0 +1,1 @@
+"""Compares ways to choose pods, on real traces and a simulated cluster."""

@@ -1,0 +1,78 @@
+"""What is compared: each contender is a pair of policies, and how its router works."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from benchmarks.routing.baselines import (
+    Anyone,
+    BetterOfTwoDecodes,
+    BetterOfTwoPrefills,
+    FewestDecodes,
+    FewestPrefills,
+    MooncakeStyle,
+    SGLangCacheAware,
+)
+from pdrouter.routing.decision import Strategy
+from pdrouter.routing.pd import PrefillDecode
+from pdrouter.routing.registry import create_strategies
+from pdrouter.simulation.cluster.model import Hardware
+from pdrouter.simulation.cluster.router_replica import RouterOptions
+
+OURS = "pdrouter"
+AIBRIX = "aibrix"
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A way to choose pods.
+
+    Attributes:
+        name: name, for people.
+        create: gives the strategy for some hardware; called once per replica of the router.
+        index_follows_caches: whether its index of prefixes forgets as fast as the engines' caches.
+    """
+
+    name: str
+    create: Callable[[Hardware], Strategy]
+    index_follows_caches: bool = False
+
+    def adapt(self, options: RouterOptions) -> RouterOptions:
+        """Return the options with what is this contender's own."""
+        return replace(options, index_follows_caches=self.index_follows_caches)
+
+
+def _use(prefill: str, decode: str) -> Callable[[Hardware], Strategy]:
+    """Return what creates the `pd` strategy with two policies of the router's own."""
+
+    def create(_: Hardware) -> Strategy:
+        return create_strategies(prefill, decode)["pd"]
+
+    return create
+
+
+def _create_mooncake(hardware: Hardware) -> Strategy:
+    return PrefillDecode(MooncakeStyle(hardware.prefill.run), FewestDecodes())
+
+
+CONTENDERS: Mapping[str, Contender] = MappingProxyType(
+    {
+        contender.name: contender
+        for contender in (
+            Contender("random", lambda _: PrefillDecode(Anyone(), Anyone())),
+            Contender(
+                "power-of-two",
+                lambda _: PrefillDecode(BetterOfTwoPrefills(), BetterOfTwoDecodes()),
+            ),
+            Contender("least-request", lambda _: PrefillDecode(FewestPrefills(), FewestDecodes())),
+            Contender(AIBRIX, _use("prefix_cache", "load_balancing")),
+            Contender("aibrix-conductor", _use("conductor", "conductor")),
+            Contender(
+                "sglang-cache-aware",
+                lambda _: PrefillDecode(SGLangCacheAware(), BetterOfTwoDecodes()),
+            ),
+            Contender("mooncake", _create_mooncake, index_follows_caches=True),
+            Contender(OURS, _use("ttft", "kv_capacity"), index_follows_caches=True),
+        )
+    }
+)

@@ -1,0 +1,145 @@
+"""A prefill engine: a queue of prompts, computed in order, with a cache of prefixes."""
+
+from collections import deque
+from collections.abc import Callable
+
+from pdrouter.openai.prompt_prefix import PromptPrefix
+from pdrouter.simulation.cluster.block_cache import Allocation, BlockCache
+from pdrouter.simulation.cluster.events import EventQueue
+from pdrouter.simulation.cluster.speeds import PrefillSpeed
+from pdrouter.simulation.cluster.workload import BLOCK_TOKENS
+
+
+class PrefillTask:
+    """One prompt on a prefill engine.
+
+    Attributes:
+        prompt: the prompt.
+        done: tokens that are computed or were cached.
+        cached: tokens that were cached when its turn came.
+    """
+
+    __slots__ = ("allocation", "cached", "done", "on_computed", "prompt", "seconds")
+
+    def __init__(self, prompt: PromptPrefix, on_computed: Callable[["PrefillTask"], None]) -> None:
+        self.prompt = prompt
+        self.on_computed = on_computed
+        self.allocation: Allocation | None = None
+        self.cached = 0
+        self.done = 0
+        self.seconds = 0.0
+
+
+class PrefillEngine:
+    """Computes prompts first come, first served.
+
+    What is cached shows when a prompt's turn comes, as in an engine: a prompt that waits behind
+    another with the same beginning finds it computed. Its blocks stay taken until they have been
+    handed over; an engine whose memory is full of such blocks waits.
+
+    Attributes:
+        busy_s: seconds spent computing.
+        cached_tokens: prompt tokens that were found in the cache.
+        computed_tokens: prompt tokens that were computed.
+    """
+
+    def __init__(
+        self, events: EventQueue, speed: PrefillSpeed, kv_tokens: int, slowness: float = 1.0
+    ) -> None:
+        """Start idle.
+
+        Args:
+            events: the virtual time.
+            speed: what computing costs.
+            kv_tokens: size of the KV memory.
+            slowness: how many times longer this pod takes than others.
+        """
+        self._events = events
+        self._speed = speed
+        self._slowness = slowness
+        self.cache = BlockCache(kv_tokens)
+        self._queue: deque[PrefillTask] = deque()
+        self._step: list[tuple[PrefillTask, int]] = []
+        self._finished = 0
+        self._finished_s = 0.0
+        self.busy_s = 0.0
+        self.cached_tokens = 0
+        self.computed_tokens = 0
+
+    @property
+    def running(self) -> int:
+        """Prompts that the current step works on."""
+        return len(self._step)
+
+    @property
+    def waiting(self) -> int:
+        """Prompts that have not been finished and are not worked on."""
+        in_step = {id(task) for task, _ in self._step}
+        return sum(id(task) not in in_step for task in self._queue)
+
+    @property
+    def mean_prefill_s(self) -> float | None:
+        """Mean seconds of computing for a prompt so far."""
+        return self._finished_s / self._finished if self._finished else None
+
+    def submit(self, task: PrefillTask) -> None:
+        """Take a prompt."""
+        self._queue.append(task)
+        self._start_step()
+
+    def release(self, task: PrefillTask) -> None:
+        """Free a prompt's blocks: they have been handed over."""
+        if task.allocation is None:
+            raise ValueError("the prompt has not been computed")
+        self.cache.release(task.allocation)
+        self._start_step()
+
+    def _start_step(self) -> None:
+        if self._step:
+            return
+        speed = self._speed
+        room = speed.tokens_per_step
+        seconds = speed.seconds_per_step
+        while self._queue and (room is None or room > 0):
+            task = self._queue[0]
+            if task.allocation is None and not self._admit(task):
+                break
+            left = task.prompt.size - task.done
+            tokens = left if room is None else min(left, room)
+            cost = speed.compute(task.done, tokens)
+            task.seconds += cost
+            seconds += cost
+            self._step.append((task, tokens))
+            if tokens < left:
+                break
+            self._queue.popleft()
+            if room is None:
+                break
+            room -= tokens
+        if self._step:
+            seconds *= self._slowness
+            self.busy_s += seconds
+            self._events.schedule(self._events.now + seconds, self._finish_step)
+
+    def _admit(self, task: PrefillTask) -> bool:
+        task.allocation = self.cache.allocate(task.prompt)
+        if task.allocation is None:
+            return False
+        task.cached = task.done = task.allocation.cached * BLOCK_TOKENS
+        self.cached_tokens += task.cached
+        return True
+
+    def _finish_step(self) -> None:
+        step, self._step = self._step, []
+        for task, tokens in step:
+            task.done += tokens
+            self.computed_tokens += tokens
+        finished = [task for task, _ in step if task.done == task.prompt.size]
+        for task in finished:
+            if task.allocation is not None:
+                self.cache.store(task.allocation)
+            self._finished += 1
+            self._finished_s += task.seconds * self._slowness
+        self._start_step()
+        for task in finished:
+            task.on_computed(task)

@@ -1,0 +1,144 @@
+"""One replica of the router in a simulation: its own ledger, prefix index and samples."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from random import Random
+
+from pdrouter.cluster.load import Ledger, PrefillScope, Scope
+from pdrouter.cluster.prefill_rates import PrefillRates
+from pdrouter.cluster.samples import EngineSample
+from pdrouter.cluster.view import ModelPods
+from pdrouter.routing.decision import Decision, NoReadyPod, RoutingFacts, Strategy
+from pdrouter.routing.prefix_index import PrefixIndex
+from pdrouter.routing.state import RoutingState
+
+
+@dataclass(frozen=True, slots=True)
+class RouterOptions:
+    """How the replicas of the router work.
+
+    Attributes:
+        replicas: how many there are; they get requests in turn and know nothing of each other.
+        scrape_interval_s: seconds between two looks at the engines' metrics.
+        index_bytes: memory of each prefix index.
+        index_ttl_s: seconds after which it forgets a prefix that nobody used.
+        index_follows_caches: whether it forgets as fast as the engines' caches do, by the KV memory
+            that their metrics tell of, or by its memory and age alone.
+        prefill_buckets: prompt lengths that prefill engines of static shapes are compiled for.
+        max_wait_s: predicted seconds in a prefill queue above which requests are refused; None for
+            no limit.
+    """
+
+    replicas: int = 1
+    scrape_interval_s: float = 1.0
+    index_bytes: int = 64 * 2**20
+    index_ttl_s: float = 1200.0
+    index_follows_caches: bool = True
+    prefill_buckets: tuple[int, ...] = ()
+    max_wait_s: float | None = None
+
+
+class RoutedLegs:
+    """The legs of one request, as its replica counts them.
+
+    Attributes:
+        decision: where they go.
+    """
+
+    __slots__ = ("_decode", "_prefill", "decision")
+
+    def __init__(self, decision: Decision, decode: Scope, prefill: PrefillScope | None) -> None:
+        self.decision = decision
+        self._decode = decode
+        self._prefill = prefill
+
+    def finish_prefill(self, computed_tokens: int) -> None:
+        """Count the prefill leg no more, and learn from it."""
+        if self._prefill is None:
+            raise ValueError("a request that is served whole has no prefill leg")
+        self._prefill.complete(computed_tokens)
+        self._prefill.release()
+
+    def finish(self) -> None:
+        """Count the request no more."""
+        self._decode.release()
+
+
+class RouterReplica:
+    """Routes requests as the router does, with the router's own parts.
+
+    Attributes:
+        ledger: the work that this replica has in flight.
+        samples: the engines' metrics as last seen.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        pods: ModelPods,
+        options: RouterOptions,
+        clock: Callable[[], float],
+        random: Random,
+    ) -> None:
+        self._strategy = strategy
+        self._pods = pods
+        self._options = options
+        self.ledger = Ledger(PrefillRates(buckets=options.prefill_buckets), clock)
+        self.samples: dict[str, EngineSample] = {}
+        self.state = RoutingState(
+            self.ledger,
+            PrefixIndex(
+                options.index_bytes, options.index_ttl_s, clock, self._count_cache_capacity
+            ),
+            self.samples,
+            clock,
+            random,
+        )
+
+    def route(self, facts: RoutingFacts) -> RoutedLegs | None:
+        """Choose the pods for a request and count its legs; None if it is refused."""
+        try:
+            decision = self._strategy.decide(facts, self._pods, self.state)
+        except NoReadyPod:
+            return None
+        limit = self._options.max_wait_s
+        decode, prefill = decision.decode, decision.prefill
+        if (
+            limit is not None
+            and prefill is not None
+            and self.ledger.predict_prefill_wait(prefill.pod.uid) > limit
+        ):
+            return None
+        scope = None
+        decode_scope = self.ledger.start_decode(decode.pod.uid, decode.tokens)
+        if prefill is not None:
+            scope = self.ledger.start_prefill(prefill.pod.uid, prefill.tokens)
+            self.state.prefixes.add(facts.prefix.hashes, prefill.pod.uid, prefill.tokens)
+        return RoutedLegs(decision, decode_scope, scope)
+
+    def observe(self, samples: Mapping[str, EngineSample]) -> None:
+        """Take new metrics of all engines."""
+        for uid, sample in samples.items():
+            own = self.ledger.load(uid).decode_requests
+            self.samples[uid] = EngineSample(
+                sample.at,
+                own,
+                sample.running,
+                sample.waiting,
+                sample.kv_usage,
+                sample.kv_capacity_tokens,
+                sample.generated_tokens_per_s,
+                sample.prefill_seconds,
+            )
+
+    def _count_cache_capacity(self, uids: Collection[str]) -> float | None:
+        """Return the tokens that the caches of these pods hold together, as their metrics say."""
+        if not self._options.index_follows_caches:
+            return None
+        total = 0
+        for uid in uids:
+            sample = self.samples.get(uid)
+            if sample is None or sample.kv_capacity_tokens is None:
+                return None
+            total += sample.kv_capacity_tokens
+        return total
