@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench protos docs constraints clean
+.PHONY: demo test lint bench bench-routing bench-kubernetes bench-scraping protos docs constraints clean
 
 demo: $(VENV)/demo.installed ## Run engines, router and Envoy here; KEEP=1 leaves them running
 	$(BIN)/pdrouter demo $(if $(KEEP),--keep)
@@ -22,6 +22,15 @@ lint: $(VENV)/dev.installed ## Format, lint, types, order of the rooms
 
 bench: $(VENV)/dev.installed ## What a request costs, side by side with what it could cost
 	$(BIN)/python -m benchmarks
+
+bench-routing: $(VENV)/dev.installed ## Ways to choose pods at rising load, in a simulator; 10 minutes
+	$(BIN)/python -m benchmarks.routing
+
+bench-kubernetes: $(VENV)/dev.installed ## What following 5,000 pods costs
+	$(BIN)/python -m benchmarks.kubernetes
+
+bench-scraping: $(VENV)/dev.installed ## What reading the metrics of many engines costs
+	$(BIN)/python -m benchmarks.scraping
 
 protos: $(VENV)/dev.installed ## Compile the ext_proc schema
 	$(BIN)/python protos/generate.py

@@ -6,6 +6,7 @@ import logging
 import os
 import resource
 import signal
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -192,6 +193,8 @@ async def serve(settings: Settings) -> None:
         # What was loaded so far stays: looking through it again and again for garbage would hold
         # the event loop for 30 ms and more (`python -m benchmarks.kubernetes`).
         gc.freeze()
+        # A thread writes the metrics page: it must not hold the event loop for the usual 5 ms.
+        sys.setswitchinterval(0.001)
         log.info(
             "serving",
             extra={

@@ -4,8 +4,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 _CAPACITY_CHECK = 16
 _CAPACITY_SHARE = 0.75
-"""Share of what the pods' caches hold that is computed within one generation. What is in use moves on
-to the next one, so that half of it would forget too early (`python -m benchmarks.routing`)."""
+"""Share of what the pods' caches hold that is computed within one generation: what is in use moves
+on to the next one, so that half of it would forget too early (`make bench-routing`)."""
 _BYTES_PER_ENTRY = 120
 """Memory of one entry: two integers and its place in a dictionary, measured."""
 
@@ -18,8 +18,8 @@ class PrefixIndex:
     the bits of one number.
 
     Entries live in two generations. A new or used one goes to the young generation; when that is
-    full, or half the time to live is over, or the pods have computed most of what their
-    caches hold, it becomes the old one and the old one is dropped. That bounds memory and age, forgets as
+    full, or half the time to live is over, or the pods have computed most of what their caches
+    hold, it becomes the old one and the old one is dropped. That bounds memory and age, forgets as
     fast as engines do, and costs nothing per entry.
     """
 
