@@ -29,11 +29,12 @@ class PrefillRates:
     The shape of the curve is common to all pods: seconds = linear * n + quadratic * n * n, because
     attention makes long prompts dearer per token. How fast a pod is in comparison is its own.
 
-    The curve is that of the mean pod: fitted to seconds from which each pod's own factor was taken
-    out altogether, curve and factors could drift, in opposite directions.
+    The curve is that of the fastest pod. Fitted to seconds from which each pod's own factor was
+    taken out altogether, curve and factors could drift, in opposite directions; fitted to the mean
+    pod, it would follow what other routers' requests make pods wait.
     """
 
-    __slots__ = ("_buckets", "_factors", "_linear", "_moments", "_quadratic", "_scales")
+    __slots__ = ("_buckets", "_linear", "_moments", "_quadratic", "_scales")
 
     def __init__(self, tokens_per_s: float = 8000.0, buckets: Sequence[int] = ()) -> None:
         """Start with a guess.
@@ -48,8 +49,6 @@ class PrefillRates:
         self._linear = 1.0 / tokens_per_s
         self._quadratic = 0.0
         self._scales: dict[str, _Scale] = {}
-        # Sum of all pods' factors.
-        self._factors = 0.0
         # Sums for a fit of both coefficients by least squares, begun with the guess: of n^2, n^3,
         # n^4, n * seconds, n^2 * seconds.
         n = _PRIOR_TOKENS
@@ -92,19 +91,14 @@ class PrefillRates:
         if scale is None:
             # Half of the first surprise may be chance.
             scale = self._scales[uid] = _Scale(curve, curve)
-        else:
-            self._factors -= scale.factor
         scale.observed = scale.observed * _FORGET_SCALE + seconds
         scale.predicted = scale.predicted * _FORGET_SCALE + curve
-        self._factors += scale.factor
-        mean = self._factors / len(self._scales)
-        self._fit(float(tokens), seconds * mean / max(scale.factor, _LEAST_FACTOR))
+        fastest = min(each.factor for each in self._scales.values())
+        self._fit(float(tokens), seconds * fastest / max(scale.factor, _LEAST_FACTOR))
 
     def forget(self, uid: str) -> None:
         """Forget a pod that is gone."""
-        scale = self._scales.pop(uid, None)
-        if scale is not None:
-            self._factors = self._factors - scale.factor if self._scales else 0.0
+        self._scales.pop(uid, None)
 
     def _fit(self, n: float, seconds: float) -> None:
         n2, n3, n4, ns, n2s = self._moments = [

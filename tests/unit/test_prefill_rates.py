@@ -176,4 +176,5 @@ def test_curve_and_pods_do_not_drift_apart() -> None:
         rates.observe(random.choice("abcdefgh"), tokens, seconds)
     for uid in "abcdefgh":
         assert rates.predict(uid, 1000) == pytest.approx(0.1, rel=0.8)
-    assert rates.predict("new", 1000) == pytest.approx(0.1, rel=0.2)
+    # Half of the legs take no time: that is how far factors of equal pods are from each other.
+    assert 0.05 < rates.predict("new", 1000) < 0.15
