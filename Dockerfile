@@ -3,10 +3,10 @@ FROM python:3.12-slim AS build
 WORKDIR /src
 COPY constraints/build.txt constraints/runtime.txt constraints/
 RUN python -m venv /opt/build \
- && /opt/build/bin/pip install --no-cache-dir --require-hashes --only-binary :all: -r constraints/build.txt
+ && /opt/build/bin/pip install --no-cache-dir --no-deps --require-hashes --only-binary :all: -r constraints/build.txt
 # Without pip: nothing is installed into the image later.
 RUN python -m venv --without-pip /opt/pdrouter \
- && /opt/build/bin/pip --python /opt/pdrouter/bin/python install --no-cache-dir --require-hashes --only-binary :all: -r constraints/runtime.txt
+ && /opt/build/bin/pip --python /opt/pdrouter/bin/python install --no-cache-dir --no-deps --require-hashes --only-binary :all: -r constraints/runtime.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY pdrouter pdrouter
 RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /src/wheels . \
