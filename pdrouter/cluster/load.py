@@ -46,6 +46,14 @@ class PodLoad:
 _IDLE = PodLoad()
 
 
+_GREATEST_SURPRISE = 4.0
+"""How many times longer than predicted all legs on a pod may take, for what is learnt from it.
+
+A pause of the engine or the network must not make its pod look a hundred times slower, for then no
+request would go there to show that it was over. A pod that is that slow is learnt in a few legs.
+"""
+
+
 class Scope:
     """One piece of work that a ledger counts until it is released, exactly once."""
 
@@ -213,7 +221,9 @@ class Ledger:
         now = self._clock()
         if completed is not None and self.drains.watches(uid):
             # The pod worked on others before it came to this one.
-            self.rates.observe(uid, completed, now - queue.since)
+            predicted = self.rates.predict_sum(uid, queue.sum, queue.squares)
+            seconds = min(now - queue.since, _GREATEST_SURPRISE * predicted)
+            self.rates.observe(uid, completed, seconds)
             self.drains.note(uid, now)
         was_first = next(iter(queue.tokens)) is scope
         queue.remove(scope)

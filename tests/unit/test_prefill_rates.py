@@ -125,6 +125,20 @@ def test_a_leg_teaches_from_when_its_pod_came_to_it() -> None:
     assert rates.predict("a", 1000) == pytest.approx(2, rel=0.1)
 
 
+def test_one_leg_that_stalls_does_not_keep_requests_from_its_pod_for_long() -> None:
+    clock = Clock()
+    rates = PrefillRates(1000)
+    ledger = Ledger(rates, clock)
+    for _ in range(20):
+        with ledger.start_prefill("a", 1000) as scope:
+            clock.now += 1
+            scope.complete()
+    with ledger.start_prefill("a", 1000) as scope:
+        clock.now += 600
+        scope.complete()
+    assert rates.predict("a", 1000) < 1.5
+
+
 def test_a_leg_that_failed_teaches_nothing() -> None:
     clock = Clock()
     rates = PrefillRates(1000)
