@@ -31,6 +31,7 @@ class Simulation:
         create_strategy: Callable[[], Strategy],
         options: RouterOptions,
         seed: int = 0,
+        create_replica: type[RouterReplica] = RouterReplica,
     ) -> None:
         """Set up a cluster that has nothing cached and nothing to do.
 
@@ -41,6 +42,7 @@ class Simulation:
             create_strategy: gives each replica of the router its strategy.
             options: how the replicas work.
             seed: where chance begins.
+            create_replica: gives the replicas of the router.
 
         Raises:
             ValueError: a request does not fit into a pod's memory.
@@ -67,7 +69,9 @@ class Simulation:
         }
         pods = ModelPods.group(MODEL, make_pods(shape))
         self._replicas = [
-            RouterReplica(create_strategy(), pods, options, events.clock, Random(f"{seed}/{index}"))
+            create_replica(
+                create_strategy(), pods, options, events.clock, Random(f"{seed}/{index}")
+            )
             for index in range(shape.replicas)
         ]
         self._options = options

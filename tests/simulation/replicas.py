@@ -1,0 +1,189 @@
+"""Two replicas of the router for a simulation that read the same bodies.
+
+One calls the strategy, as simulations do. The other is the router as it serves Envoy: each request
+is an exchange of messages, from the request's headers to the end of its response.
+"""
+
+import json
+from collections.abc import Callable, Coroutine, Generator, Mapping
+from functools import cache, partial
+from random import Random
+from typing import Any
+
+from exchanges import PARAMS, Notes, request_body, request_headers, response_headers
+from factories import make_request
+
+from pdrouter.cluster.view import ModelPods, PodCache
+from pdrouter.engines.registry import Connectors
+from pdrouter.extproc.choosing import PodChooser
+from pdrouter.extproc.dispatch import Dispatcher
+from pdrouter.extproc.dispatch_policy import DispatchPolicy, FailurePolicy
+from pdrouter.extproc.exchange import Exchange, ExchangePolicy
+from pdrouter.extproc.messages import PhaseReply, Reply
+from pdrouter.extproc.prefilling import Prefilling
+from pdrouter.extproc.record import RequestRecord
+from pdrouter.openai.prompt_prefix import hash_prompt
+from pdrouter.openai.request import count_token_ids
+from pdrouter.prefill.client import EngineAnswer
+from pdrouter.prefill.leg import PrefillLeg
+from pdrouter.routing.aggregation import Aggregation
+from pdrouter.routing.decision import Decision, RoutingFacts, Strategy
+from pdrouter.routing.prompt_length import TokenRatios
+from pdrouter.simulation.cluster.router_replica import RoutedLegs, RouterOptions, RouterReplica
+from pdrouter.simulation.cluster.workload import BLOCK_TOKENS
+
+PATH = "/v1/completions"
+
+
+@cache
+def write_body(model: str, blocks: tuple[int, ...], tokens: int, output_tokens: int) -> bytes:
+    """Return a request whose prompt has so many tokens and begins with these blocks."""
+    prompt = [10_000 + block for block in blocks for _ in range(BLOCK_TOKENS)]
+    own = 1_000_000 + hash((blocks, tokens)) % 1_000_000
+    prompt += [own] * (tokens - len(prompt))
+    return json.dumps({"model": model, "prompt": prompt, "max_tokens": output_tokens}).encode()
+
+
+class DirectReplica(RouterReplica):
+    """Tells the strategy what the body says."""
+
+    def route(self, facts: RoutingFacts) -> RoutedLegs | None:
+        body = write_body(
+            self._pods.model, facts.prefix.hashes, facts.prompt_tokens, facts.output_tokens
+        )
+        request = make_request(PATH, body)
+        tokens = count_token_ids(request.prompt)
+        assert tokens == facts.prompt_tokens
+        return super().route(RoutingFacts(tokens, None, hash_prompt(request), facts.output_tokens))
+
+
+class LiveReplica(RouterReplica):
+    """Serves each request by an exchange, over a prefill client that answers when it is told to."""
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        pods: ModelPods,
+        options: RouterOptions,
+        clock: Callable[[], float],
+        random: Random,
+    ) -> None:
+        super().__init__(strategy, pods, options, clock, random)
+        cache = PodCache()
+        cache.replace(pods.pods)
+        self._observer = Observer()
+        policy = DispatchPolicy(
+            default_strategy=strategy.name,
+            split_multimodal=False,
+            on_prefill_failure=FailurePolicy.FAIL,
+            on_handoff_failure=FailurePolicy.FAIL,
+            forward_headers=(),
+            max_forwarded_bytes=2**30,
+            # The requests' own limits are lower, and hold.
+            expected_output_tokens=2**30,
+            max_wait_s=options.max_wait_s,
+            aggregation=Aggregation.NEVER,
+            handover_s=0.0,
+        )
+        ratios = TokenRatios()
+        connectors = Connectors()
+        leg = PrefillLeg(SteppedClient(), self.ledger, 600.0, 0)  # type: ignore[arg-type]
+        dispatcher = Dispatcher(
+            PodChooser(
+                cache, {strategy.name: strategy}, self.state, ratios, policy, self._observer
+            ),
+            self.ledger,
+            connectors,
+            Prefilling(cache, self.state, connectors, leg, ratios, self._observer),
+            policy,
+        )
+        exchange_policy = ExchangePolicy(False, False, None, 2**30)
+        self._open = partial(Exchange, dispatcher, cache, self._observer, exchange_policy)
+
+    def route(self, facts: RoutingFacts) -> RoutedLegs | None:
+        body = write_body(
+            self._pods.model, facts.prefix.hashes, facts.prompt_tokens, facts.output_tokens
+        )
+        exchange = self._open()
+        run_to_end(exchange.handle(request_headers(PATH)))
+        dispatching = exchange.handle(request_body(body))
+        dispatching.send(None)
+        return LiveLegs(self._observer.take_decision(), facts.prompt_tokens, exchange, dispatching)
+
+
+class Observer(Notes):
+    """Remembers the decision that was made last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._decision: Decision | None = None
+
+    def request_routed(self, record: RequestRecord) -> None:
+        self._decision = record.decision
+
+    def take_decision(self) -> Decision:
+        decision, self._decision = self._decision, None
+        assert decision is not None
+        return decision
+
+
+class LiveLegs(RoutedLegs):
+    """The legs of one exchange, which counts them itself."""
+
+    def __init__(
+        self,
+        decision: Decision,
+        prompt_tokens: int,
+        exchange: Exchange,
+        dispatching: Coroutine[Any, Any, Reply | None],
+    ) -> None:
+        self.decision = decision
+        self.prompt_tokens = prompt_tokens
+        self.exchange = exchange
+        self.dispatching = dispatching
+
+    def finish_prefill(self, computed_tokens: int) -> None:
+        cached = self.prompt_tokens - computed_tokens
+        usage = (
+            b'{"prompt_tokens": %d, "completion_tokens": 1, "total_tokens": %d,'
+            b' "prompt_tokens_details": {"cached_tokens": %d}}'
+            % (self.prompt_tokens, self.prompt_tokens + 1, cached)
+        )
+        answer = EngineAnswer(
+            200, {}, b'{"kv_transfer_params": ' + PARAMS + b', "usage": ' + usage + b"}"
+        )
+        reply = run_to_end(self.dispatching, answer)
+        assert isinstance(reply, PhaseReply)
+
+    def finish(self) -> None:
+        run_to_end(self.exchange.handle(response_headers()))
+        self.exchange.close()
+
+
+class SteppedClient:
+    """Waits for the answer to be sent into the coroutine that it runs in."""
+
+    async def post(
+        self, address: str, path: str, headers: Mapping[str, str], body: bytes, total_s: float
+    ) -> EngineAnswer:
+        del address, path, headers, body, total_s
+        return await Answer()
+
+
+class Answer:
+    """What is sent into the coroutine that awaits this."""
+
+    def __await__(self) -> Generator[None, EngineAnswer, EngineAnswer]:
+        return (yield)
+
+
+def run_to_end(
+    coroutine: Coroutine[Any, Any, Reply | None], sent: EngineAnswer | None = None
+) -> Reply | None:
+    """Run a coroutine that waits for nothing more."""
+    try:
+        coroutine.send(sent)
+    except StopIteration as end:
+        reply: Reply | None = end.value
+        return reply
+    raise AssertionError("the coroutine waits")

@@ -1,0 +1,68 @@
+"""The simulator and the live router make the same choices for the same requests."""
+
+from collections import Counter
+from dataclasses import replace
+from random import Random
+
+import pytest
+from clusters import BATCHING, HARDWARE, make_request
+from replicas import DirectReplica, LiveReplica
+
+from pdrouter.routing.registry import DECODE_POLICIES, PREFILL_POLICIES, create_strategies
+from pdrouter.simulation.cluster.model import Shape
+from pdrouter.simulation.cluster.router_replica import RouterOptions, RouterReplica
+from pdrouter.simulation.cluster.simulation import Simulation
+from pdrouter.simulation.cluster.workload import SimulatedRequest, Workload
+
+SHAPE = Shape("3P+2D, one slow", (1.0, 1.0, 2.0), (1.0, 1.0))
+OPTIONS = RouterOptions(scrape_interval_s=0.5)
+BATCHES = replace(HARDWARE, prefill=BATCHING)
+
+
+def make_conversations(count: int) -> Workload:
+    """Return requests of conversations that share a system prompt, and grow."""
+    random = Random(3)
+    requests: list[SimulatedRequest] = []
+    turns: Counter[int] = Counter()
+    arrival = 0.0
+    for _ in range(count):
+        arrival += random.expovariate(2.0)
+        talk = random.randrange(count // 4)
+        turns[talk] += 1
+        blocks = (0, *(100 * talk + turn for turn in range(1, turns[talk])))
+        tokens = 512 * len(blocks) + random.randrange(1, 700)
+        requests.append(make_request(arrival, tokens, random.randrange(1, 30), blocks))
+    return Workload("conversations", tuple(requests))
+
+
+def run(
+    replica: type[RouterReplica], prefill: str, decode: str
+) -> list[tuple[str, str, float | None]]:
+    result = Simulation(
+        make_conversations(120),
+        BATCHES,
+        SHAPE,
+        create_strategy=lambda: create_strategies(prefill, decode)["pd"],
+        options=OPTIONS,
+        seed=7,
+        create_replica=replica,
+    ).run()
+    assert result.counted_work == ()
+    return [
+        (passage.prefill_uid, passage.decode_uid, passage.finished_s) for passage in result.passages
+    ]
+
+
+@pytest.mark.parametrize("decode", DECODE_POLICIES)
+@pytest.mark.parametrize("prefill", PREFILL_POLICIES)
+def test_the_simulator_chooses_as_the_live_router(prefill: str, decode: str) -> None:
+    simulated = run(DirectReplica, prefill, decode)
+
+    assert run(LiveReplica, prefill, decode) == simulated
+    assert len({pods[:2] for pods in simulated}) > 3
+
+
+def test_policies_choose_differently() -> None:
+    outcomes = [run(LiveReplica, prefill, "kv_capacity") for prefill in ("ttft", "prefix_cache")]
+
+    assert outcomes[0] != outcomes[1]
