@@ -213,7 +213,7 @@ class EngineMetrics:
             if uid in pods and target.has_page_of(pods[uid]):
                 kept[uid] = target
             else:
-                self._samples.pop(uid, None)
+                self._drop_sample(uid)
                 if target.scraping is not None:
                     target.scraping.cancel()
         new = OrderedDict((uid, _Target(pod)) for uid, pod in pods.items() if uid not in kept)
@@ -234,9 +234,13 @@ class EngineMetrics:
         self._targets.move_to_end(uid)
         sample = self._samples.get(uid)
         if sample is not None and self._clock() - sample.at > self.fresh_s:
-            del self._samples[uid]
+            self._drop_sample(uid)
             target.tokens = _TokenCounter()
         return target
+
+    def _drop_sample(self, uid: str) -> None:
+        self._samples.pop(uid, None)
+        self._ledger.note_others(uid, 0.0)
 
     async def _scrape(self, session: aiohttp.ClientSession, target: _Target) -> None:
         start = time.perf_counter()
@@ -254,6 +258,7 @@ class EngineMetrics:
         else:
             target.failures = 0
             self._samples[target.pod.uid] = sample
+            self._ledger.note_others(target.pod.uid, sample.others)
         finally:
             target.scraping = None
             self.stats.scrapes += 1
@@ -272,7 +277,8 @@ class EngineMetrics:
             async with session.get(url, allow_redirects=False) as response:
                 # The engine has just made the page.
                 at = self._clock()
-                own = self._ledger.load(pod.uid).decode_requests
+                load = self._ledger.load(pod.uid)
+                own = load.prefill_requests + load.decode_requests
                 page = await _read_page(response)
         except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
             raise _ScrapeFailed(ScrapeFailure.CONNECT, str(error)) from None
@@ -291,7 +297,7 @@ class EngineMetrics:
         counted = target.tokens.read(at, reading.generated_tokens)
         return EngineSample(
             at=at,
-            own_decode_requests=own,
+            own_requests=own,
             running=reading.running,
             waiting=reading.waiting,
             kv_usage=reading.kv_usage,

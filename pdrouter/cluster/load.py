@@ -54,6 +54,10 @@ request would go there to show that it was over. A pod that is that slow is lear
 """
 
 
+_NEW_LEG = 0.02
+"""Weight of a leg in the mean of all."""
+
+
 class Scope:
     """One piece of work that a ledger counts until it is released, exactly once."""
 
@@ -142,6 +146,20 @@ class _PrefillQueue:
         self.squares -= tokens * tokens
 
 
+class _MeanLeg:
+    """Tokens of prefill legs, and their squares, in the mean of the last hundred or so."""
+
+    __slots__ = ("squares", "tokens")
+
+    def __init__(self) -> None:
+        self.tokens = 0.0
+        self.squares = 0.0
+
+    def add(self, tokens: int) -> None:
+        self.tokens += (tokens - self.tokens) * _NEW_LEG
+        self.squares += (tokens * tokens - self.squares) * _NEW_LEG
+
+
 class Ledger:
     """Counts work by the UID of its pod.
 
@@ -149,7 +167,7 @@ class Ledger:
     leave nothing behind, and an update of a pod changes nothing.
     """
 
-    __slots__ = ("_clock", "_loads", "_queues", "drains", "rates")
+    __slots__ = ("_clock", "_loads", "_mean_leg", "_others", "_queues", "drains", "rates")
 
     def __init__(self, rates: PrefillRates | None = None, clock: Clock = time.monotonic) -> None:
         """Start with nothing in flight.
@@ -163,6 +181,8 @@ class Ledger:
         self._clock = clock
         self._loads: dict[str, PodLoad] = {}
         self._queues: dict[str, _PrefillQueue] = {}
+        self._others: dict[str, float] = {}
+        self._mean_leg = _MeanLeg()
 
     def load(self, uid: str) -> PodLoad:
         """Return the work in flight on a pod. It is the ledger's own record: do not change it."""
@@ -176,18 +196,37 @@ class Ledger:
         """Forget how fast a pod was that is gone; what is in flight there still counts."""
         self.rates.forget(uid)
         self.drains.forget(uid)
+        self._others.pop(uid, None)
 
     def predict_prefill_wait(self, uid: str) -> float:
         """Return the seconds until a pod has done the prefill legs that it has, as predicted."""
         queue = self._queues.get(uid)
+        others = self._predict_others(uid)
         if queue is None:
-            return 0.0
+            return others
         predict = self.rates.predict_sum
         first = next(iter(queue.tokens.values()))
         # The first leg is under way. If it is overdue, it hangs, or the prediction was wrong: the
         # longer it is late, the longer it will take.
         left = abs(predict(uid, first, first * first) - (self._clock() - queue.since))
-        return left + predict(uid, queue.sum - first, queue.squares - first * first)
+        return left + predict(uid, queue.sum - first, queue.squares - first * first) + others
+
+    def note_others(self, uid: str, requests: float) -> None:
+        """Take how many requests a pod has that this router has not sent, as last seen.
+
+        A prefill pod takes as long for them as for as many of this router's.
+        """
+        if requests:
+            self._others[uid] = requests
+        else:
+            self._others.pop(uid, None)
+
+    def _predict_others(self, uid: str) -> float:
+        others = self._others.get(uid)
+        if others is None:
+            return 0.0
+        mean = self._mean_leg
+        return self.rates.predict_sum(uid, others * mean.tokens, others * mean.squares)
 
     def drain_rate(self, uid: str) -> float | None:
         """Return the requests that a pod completes per second, of late; None if it is unknown.
@@ -204,7 +243,9 @@ class Ledger:
         queue = self._queues.get(uid)
         if queue is None:
             queue = self._queues[uid] = _PrefillQueue(self._clock())
-        queue.add(scope, self.rates.pad(tokens))
+        padded = self.rates.pad(tokens)
+        queue.add(scope, padded)
+        self._mean_leg.add(padded)
         self._loads.setdefault(uid, PodLoad()).add(amount)
         return scope
 
@@ -220,10 +261,7 @@ class Ledger:
         queue = self._queues[uid]
         now = self._clock()
         if completed is not None and self.drains.watches(uid):
-            # The pod worked on others before it came to this one.
-            predicted = self.rates.predict_sum(uid, queue.sum, queue.squares)
-            seconds = min(now - queue.since, _GREATEST_SURPRISE * predicted)
-            self.rates.observe(uid, completed, seconds)
+            self._learn(uid, queue, completed, now - queue.since)
             self.drains.note(uid, now)
         was_first = next(iter(queue.tokens)) is scope
         queue.remove(scope)
@@ -231,6 +269,18 @@ class Ledger:
             del self._queues[uid]
         elif was_first or completed is not None:
             queue.since = now
+
+    def _learn(self, uid: str, queue: _PrefillQueue, tokens: int, seconds: float) -> None:
+        """Learn from a leg of so many computed tokens that ended so long after the one before.
+
+        The pod worked on the legs of this router in turn, and all the while on those that this
+        router has not sent: the time is shared out by what both are predicted to take.
+        """
+        own = self.rates.predict_sum(uid, queue.sum, queue.squares)
+        others = self._predict_others(uid)
+        if own > 0:
+            seconds = min(seconds, _GREATEST_SURPRISE * (own + others))
+            self.rates.observe(uid, tokens, seconds * own / (own + others))
 
     def subtract(self, uid: str, amount: PodLoad) -> None:
         """Take back what a scope has counted; only scopes call this."""

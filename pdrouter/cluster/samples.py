@@ -10,8 +10,7 @@ class EngineSample:
 
     Attributes:
         at: when they were read, on the clock of the ledger.
-        own_decode_requests: decode requests that this router had there at that moment: what the
-            engine counts beyond them are those of others.
+        own_requests: requests that this router had there at that moment.
         running: requests that run.
         waiting: requests that wait.
         kv_usage: share of the KV memory in use, 0 to 1.
@@ -21,13 +20,20 @@ class EngineSample:
     """
 
     at: float
-    own_decode_requests: int = 0
+    own_requests: int = 0
     running: float | None = None
     waiting: float | None = None
     kv_usage: float | None = None
     kv_capacity_tokens: int | None = None
     generated_tokens_per_s: float | None = None
     prefill_seconds: float | None = None
+
+    @property
+    def others(self) -> float:
+        """Requests there that are not this router's: another's, or sent past all routers."""
+        if self.running is None:
+            return 0.0
+        return max(0.0, self.running + (self.waiting or 0.0) - self.own_requests)
 
 
 def count_kv_capacity(samples: Mapping[str, EngineSample], uids: Iterable[str]) -> float | None:

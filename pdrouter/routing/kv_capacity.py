@@ -1,8 +1,9 @@
 """The decode policy `kv_capacity`: room for the whole answer first, then the least load."""
 
 from collections.abc import Sequence
+from random import Random
 
-from pdrouter.cluster.pods import Pod
+from pdrouter.cluster.pods import PairingKey, Pod
 from pdrouter.routing.policy import RoutedRequest
 
 _FULL = 0.95
@@ -13,18 +14,29 @@ class KVCapacity:
     """Scores a pod by how full and how busy it would be with the request.
 
     What this router has sent is known at once, from the ledger; what others have sent shows in the
-    engine's own numbers, a little later. A pod without room gets a request only if no other has
-    any.
+    engine's own numbers, a little later. Until then, all routers would send to the same pod: where
+    there are others, each takes the better of two pods drawn at random from each roleset. A pod
+    without room gets a request only if no other has any.
     """
 
     name = "kv_capacity"
 
     def narrow(self, pods: Sequence[Pod], request: RoutedRequest) -> tuple[Sequence[Pod], str]:
-        """Return the pods that have room for prompt and answer; all of them if none has."""
+        """Return the pods that have room for prompt and answer; all of them if none has.
+
+        Of these, two of each roleset if others send requests too.
+        """
+        notes = []
         roomy = [pod for pod in pods if estimate_usage(pod.uid, request) <= _FULL]
-        if not roomy or len(roomy) == len(pods):
-            return pods, ""
-        return roomy, f"kv_capacity: {len(pods) - len(roomy)} decode pods have no room"
+        if roomy and len(roomy) < len(pods):
+            notes.append(f"{len(pods) - len(roomy)} decode pods have no room")
+            pods = roomy
+        if _are_shared(pods, request):
+            drawn = _draw_two_each(pods, request.state.random)
+            if len(drawn) < len(pods):
+                notes.append(f"others send requests too, {len(drawn)} decode pods are drawn")
+                pods = drawn
+        return pods, f"kv_capacity: {'; '.join(notes)}" if notes else ""
 
     def score(self, pods: Sequence[Pod], request: RoutedRequest) -> Sequence[float]:
         """Return the requests that each pod would run, and a part more by how full it would be."""
@@ -35,14 +47,26 @@ class KVCapacity:
         return scores
 
 
+def _are_shared(pods: Sequence[Pod], request: RoutedRequest) -> bool:
+    samples = (request.state.samples.get(pod.uid) for pod in pods)
+    return any(sample is not None and sample.others for sample in samples)
+
+
+def _draw_two_each(pods: Sequence[Pod], random: Random) -> Sequence[Pod]:
+    """Return two pods of each roleset, at random; fewer where there are fewer."""
+    rolesets: dict[PairingKey, list[Pod]] = {}
+    for pod in pods:
+        rolesets.setdefault(pod.pairing, []).append(pod)
+    return [
+        pod for members in rolesets.values() for pod in random.sample(members, min(2, len(members)))
+    ]
+
+
 def count_requests(uid: str, request: RoutedRequest) -> float:
     """Return the requests in flight on a pod: ours, and those of others as last seen."""
     ours = request.state.ledger.load(uid).decode_requests
     sample = request.state.samples.get(uid)
-    if sample is None or sample.running is None:
-        return ours
-    seen = sample.running + (sample.waiting or 0.0)
-    return ours + max(0.0, seen - sample.own_decode_requests)
+    return ours if sample is None else ours + sample.others
 
 
 def estimate_usage(uid: str, request: RoutedRequest) -> float:

@@ -208,9 +208,21 @@ async def test_a_sample_knows_how_many_requests_of_ours_were_there(setup: Setup)
         samples = setup.engines.samples
         with setup.ledger.start_decode("uid-pod-0"), setup.ledger.start_decode("uid-pod-0"):
             await setup.scrape_again()
-            assert samples["uid-pod-0"].own_decode_requests == 2
+            assert samples["uid-pod-0"].own_requests == 2
         await setup.scrape_again()
-        assert samples["uid-pod-0"].own_decode_requests == 0
+        assert samples["uid-pod-0"].own_requests == 0
+
+
+async def test_requests_of_others_are_waited_for_while_the_pod_is_seen(setup: Setup) -> None:
+    ledger = setup.ledger
+    for _ in range(200):
+        ledger.start_prefill("uid-elsewhere", 1000).release()
+    async with listen(Page(running(3)).talk) as server:
+        setup.show(pod_at(server.address))
+        await setup.scrape_again()
+        assert ledger.predict_prefill_wait("uid-pod-0") > 0
+        setup.show()
+        await wait_until(lambda: ledger.predict_prefill_wait("uid-pod-0") == 0)
 
 
 # --- tokens per second ---------------------------------------------------------------------------

@@ -139,6 +139,43 @@ def test_one_leg_that_stalls_does_not_keep_requests_from_its_pod_for_long() -> N
     assert rates.predict("a", 1000) < 1.5
 
 
+def test_legs_of_others_are_waited_for_as_for_own() -> None:
+    clock = Clock()
+    ledger = Ledger(PrefillRates(1000), clock)
+    for _ in range(300):
+        ledger.start_prefill("b", 2000).release()
+    ledger.note_others("a", 3)
+    assert ledger.predict_prefill_wait("a") == pytest.approx(6, rel=0.02)
+    ledger.start_prefill("a", 1000)
+    assert ledger.predict_prefill_wait("a") == pytest.approx(7, rel=0.02)
+    ledger.note_others("a", 0)
+    assert ledger.predict_prefill_wait("a") == pytest.approx(1)
+    ledger.note_others("a", 3)
+    ledger.forget("a")
+    assert ledger.predict_prefill_wait("a") == pytest.approx(1)
+
+
+def test_a_pod_that_works_for_others_too_is_not_taken_for_slow() -> None:
+    clock = Clock()
+    rates = PrefillRates(1000)
+    ledger = Ledger(rates, clock)
+    ledger.note_others("a", 1)
+    for _ in range(100):
+        with ledger.start_prefill("a", 1000) as scope:
+            clock.now += 2
+            scope.complete()
+    assert rates.predict("a", 1000) == pytest.approx(1, rel=0.1)
+
+
+def test_a_leg_with_nothing_to_compute_teaches_nothing() -> None:
+    clock = Clock()
+    rates = PrefillRates(1000)
+    with Ledger(rates, clock).start_prefill("a", 0) as scope:
+        clock.now += 50
+        scope.complete()
+    assert rates.predict("a", 1000) == pytest.approx(1)
+
+
 def test_a_leg_that_failed_teaches_nothing() -> None:
     clock = Clock()
     rates = PrefillRates(1000)

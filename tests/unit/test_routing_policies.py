@@ -1,5 +1,6 @@
 """Our own policies: the time to the first token, and room in KV memory."""
 
+from collections import Counter
 from collections.abc import Mapping
 
 import pytest
@@ -29,13 +30,14 @@ def make_request(
     prefix: PromptPrefix = LONG,
     tokens: int = 1000,
     output_tokens: int = 0,
+    seed: int = 0,
 ) -> RoutedRequest:
     prefixes = PrefixIndex(1 << 20, 60, lambda: 0.0)
     for uid, blocks in (cached or {}).items():
         prefixes.add(LONG.hashes[:blocks], uid)
     facts = RoutingFacts(tokens, None, prefix, output_tokens)
     ledger = Ledger(PrefillRates(1000), lambda: 0.0) if ledger is None else ledger
-    return RoutedRequest(facts, make_state(ledger, samples=samples, prefixes=prefixes))
+    return RoutedRequest(facts, make_state(ledger, samples=samples, prefixes=prefixes, seed=seed))
 
 
 @pytest.mark.parametrize(("blocks", "uncached"), [(0, 1000), (1, 750), (3, 250), (4, 1)])
@@ -131,6 +133,28 @@ def test_requests_of_others_are_those_that_the_engine_had_beyond_ours() -> None:
     # A scrape that does not show ours yet must not make the pod look better than the ledger says.
     samples = {A.uid: EngineSample(0.0, 2, 0.0, 0.0)}
     assert count_requests(A.uid, make_request(ledger=ledger, samples=samples)) == 2
+
+
+def test_beside_other_routers_two_pods_of_each_roleset_are_drawn() -> None:
+    pods = [make_pod(f"{name}-{number}", roleset=name) for name in "xy" for number in range(4)]
+    pods.append(make_pod("z-0", roleset="z"))
+    alone = {pod.uid: EngineSample(0.0, own_requests=2, running=2.0) for pod in pods}
+    assert KVCapacity().narrow(pods, make_request(samples=alone)) == (pods, "")
+
+    shared = alone | {pods[0].uid: EngineSample(0.0, own_requests=2, running=3.0)}
+    drawn = [KVCapacity().narrow(pods, make_request(samples=shared, seed=n)) for n in range(40)]
+    for chosen, note in drawn:
+        assert Counter(pod.roleset for pod in chosen) == {"x": 2, "y": 2, "z": 1}
+        assert "5 decode pods are drawn" in note
+    assert {pod for chosen, _ in drawn for pod in chosen} == set(pods)
+
+
+def test_a_pod_without_room_is_not_drawn() -> None:
+    pods = [make_pod(f"pod-{number}") for number in range(4)]
+    samples = {pod.uid: EngineSample(0.0, running=1.0, kv_usage=0.99) for pod in pods[:2]}
+    chosen, note = KVCapacity().narrow(pods, make_request(samples=samples))
+    assert set(chosen) == set(pods[2:])
+    assert note == "kv_capacity: 2 decode pods have no room"
 
 
 @given(st.integers(0, 20), st.floats(0, 1), st.integers(0, 9_000))

@@ -1,7 +1,7 @@
 """One replica of the router in a simulation: its own ledger, prefix index and samples."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from pdrouter.cluster.load import Ledger, PrefillScope, Scope
@@ -119,17 +119,10 @@ class RouterReplica:
     def observe(self, samples: Mapping[str, EngineSample]) -> None:
         """Take new metrics of all engines."""
         for uid, sample in samples.items():
-            own = self.ledger.load(uid).decode_requests
-            self.samples[uid] = EngineSample(
-                sample.at,
-                own,
-                sample.running,
-                sample.waiting,
-                sample.kv_usage,
-                sample.kv_capacity_tokens,
-                sample.generated_tokens_per_s,
-                sample.prefill_seconds,
-            )
+            load = self.ledger.load(uid)
+            own = load.prefill_requests + load.decode_requests
+            self.samples[uid] = seen = replace(sample, own_requests=own)
+            self.ledger.note_others(uid, seen.others)
 
     def _count_cache_capacity(self, uids: Collection[str]) -> float | None:
         """Return the tokens that the caches of these pods hold together, as their metrics say."""
