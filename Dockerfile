@@ -1,12 +1,14 @@
 # docker build --build-arg VERSION=0.1.0 --tag pdrouter:0.1.0 .
 FROM python:3.12-slim AS build
 WORKDIR /src
-COPY constraints/build.txt constraints/runtime.txt constraints/
+# With --build-arg CONSTRAINTS=tokenizer, the image can count tokens (PDROUTER_TOKENIZERS).
+ARG CONSTRAINTS=runtime
+COPY constraints/build.txt constraints/$CONSTRAINTS.txt constraints/
 RUN python -m venv /opt/build \
  && /opt/build/bin/pip install --no-cache-dir --no-deps --require-hashes --only-binary :all: -r constraints/build.txt
 # Without pip: nothing is installed into the image later.
 RUN python -m venv --without-pip /opt/pdrouter \
- && /opt/build/bin/pip --python /opt/pdrouter/bin/python install --no-cache-dir --no-deps --require-hashes --only-binary :all: -r constraints/runtime.txt
+ && /opt/build/bin/pip --python /opt/pdrouter/bin/python install --no-cache-dir --no-deps --require-hashes --only-binary :all: -r constraints/$CONSTRAINTS.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY pdrouter pdrouter
 RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /src/wheels . \

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 from random import Random
 from types import TracebackType
 
@@ -30,6 +31,7 @@ from pdrouter.extproc.limits import HANDLE_HEADROOM_BYTES
 from pdrouter.extproc.prefilling import Prefilling
 from pdrouter.extproc.server import ExtProcServer, ServerOptions
 from pdrouter.extproc.tls import TlsFiles
+from pdrouter.extproc.tokenizing import PromptTokenizers
 from pdrouter.prefill.client import ClientLimits, PrefillClient
 from pdrouter.prefill.leg import PrefillLeg
 from pdrouter.routing.prefix_index import PrefixIndex
@@ -58,6 +60,7 @@ class Router:
 
         Raises:
             SettingInvalid: the settings name no source of pods.
+            TokenizerUnusable: a model's tokenizer cannot be loaded.
         """
         self._settings = settings
         self._stack = AsyncExitStack()
@@ -73,12 +76,18 @@ class Router:
             self.cache, self.ledger, interval_s=settings.metrics_interval_ms / 1000
         )
         self._source = _create_source(settings, self.cache, self._count_reload)
+        self._tokenizers = PromptTokenizers(
+            {model: Path(file) for model, file in settings.tokenizers},
+            settings.tokenizer_timeout_s,
+            settings.tokenizer_threads,
+        )
         self.telemetry = RequestTelemetry(
             self.cache,
             self.ledger,
             lambda: self._source.stats,
             settings.kept_decisions,
             scrapes=self._engines.stats,
+            tokenizers=self._tokenizers.stats,
         )
         self._client = PrefillClient(_limit_client(settings))
         state = RoutingState(self.ledger, prefixes, self._engines.samples, time.monotonic, Random())
@@ -132,6 +141,7 @@ class Router:
             self.ledger,
             connectors,
             Prefilling(self.cache, state, connectors, leg, ratios, self.telemetry),
+            self._tokenizers,
             policy,
             self._source.routes,
         )
@@ -147,6 +157,7 @@ class Router:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._source)
             await stack.enter_async_context(self._client)
+            await stack.enter_async_context(self._tokenizers)
             await stack.enter_async_context(self._engines)
             await self.admin.start(*self._settings.http_bind)
             stack.push_async_callback(self.admin.stop)

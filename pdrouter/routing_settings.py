@@ -8,6 +8,7 @@ from pdrouter.routing.registry import DECODE_POLICIES, PREFILL_POLICIES
 from pdrouter.setting_kinds import (
     BOOLEAN,
     BUCKETS,
+    FILES,
     MIB,
     choice,
     declare,
@@ -49,6 +50,26 @@ class RoutingSettings:
         "PDROUTER_PREFILL_TOKENS_PER_S",
         number(float, "tokens per second,", 1, 10_000_000),
         "Speed of a prefill pod until it has been measured.",
+    )
+    tokenizers: tuple[tuple[str, str], ...] = declare(
+        (),
+        "PDROUTER_TOKENIZERS",
+        FILES,
+        "`tokenizer.json` of each model, to count the tokens of prompts; that of `*` is for all "
+        "other models. Needs `pdrouter[tokenizer]`. Without one, lengths follow from bytes per "
+        "token, learnt from the engines' `usage`.",
+    )
+    tokenizer_timeout_s: float = declare(
+        0.1,
+        "PDROUTER_TOKENIZER_TIMEOUT",
+        seconds(0.001, 10),
+        "How long a request waits for its tokens to be counted before they are estimated.",
+    )
+    tokenizer_threads: int = declare(
+        1,
+        "PDROUTER_TOKENIZER_THREADS",
+        number(int, "a whole number", 1, 64),
+        "How many prompts are counted at a time, each on a core of its own.",
     )
     expected_output_tokens: int = declare(
         512,

@@ -116,6 +116,16 @@ def _parse_buckets(text: str) -> tuple[int, ...]:
     return buckets
 
 
+def _parse_files(text: str) -> tuple[tuple[str, str], ...]:
+    files: dict[str, str] = {}
+    for part in _split(text, ","):
+        name, _, path = (piece.strip() for piece in part.partition("="))
+        if not (name and path) or name in files:
+            raise ValueError(text)
+        files[name] = path
+    return tuple(files.items())
+
+
 def _parse_selectors(text: str) -> tuple[str, ...]:
     return _split(text, ";")
 
@@ -145,6 +155,7 @@ HEADERS = Kind(
 )
 COUNT = number(int, "a whole number", 0, 100)
 DURATION = Kind(_parse_duration, "a duration above 0 such as 30s or 1m30s")
+FILES = Kind(_parse_files, "MODEL=FILE pairs separated by commas, each model once")
 BUCKETS = Kind(_parse_buckets, "ascending whole numbers separated by commas")
 
 

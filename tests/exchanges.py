@@ -27,6 +27,7 @@ from pdrouter.extproc.messages import (
 )
 from pdrouter.extproc.prefilling import Prefilling
 from pdrouter.extproc.record import RequestRecord
+from pdrouter.extproc.tokenizing import PromptTokenizers
 from pdrouter.openai.usage import read_usage
 from pdrouter.prefill.client import EngineAnswer, FailureKind
 from pdrouter.prefill.leg import (
@@ -120,6 +121,7 @@ class Bench:
         max_forwarded_bytes: int = 2_000_000,
         max_wait_s: float | None = None,
         aggregation: Aggregation = Aggregation.NEVER,
+        tokenizers: PromptTokenizers | None = None,
     ) -> None:
         self.cache = PodCache()
         self.cache.replace(pods)
@@ -159,6 +161,7 @@ class Bench:
                 ratios,
                 self.notes,
             ),
+            PromptTokenizers({}, 1.0, 1) if tokenizers is None else tokenizers,
             dispatch_policy,
         )
         self.policy = ExchangePolicy(expose_pods, explain_decisions, bearer_token, max_body_bytes)

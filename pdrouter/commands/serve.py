@@ -9,6 +9,7 @@ import uvloop
 from pdrouter.app import serve
 from pdrouter.cluster.source import SourceUnusable
 from pdrouter.extproc.tls import CertificatesInvalid
+from pdrouter.extproc.tokenizing import TokenizerUnusable
 from pdrouter.settings import Settings, declarations
 from pdrouter.telemetry.logs import log_to_stdout
 
@@ -36,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         with log_to_stdout(settings.log_level):
             uvloop.run(serve(settings))
-    except (SourceUnusable, CertificatesInvalid, OSError) as error:
+    except (SourceUnusable, CertificatesInvalid, TokenizerUnusable, OSError) as error:
         print(f"pdrouter: {error}", file=sys.stderr)
         return 1
     return 0

@@ -89,6 +89,7 @@ class PodChooser:
         pods: ModelPods,
         headers: Mapping[str, str],
         record: RequestRecord,
+        counted: int | None = None,
     ) -> Routed | None:
         """Choose the pods for a request.
 
@@ -97,6 +98,7 @@ class PodChooser:
             pods: the pods of its model.
             headers: the client's headers.
             record: gets the decision.
+            counted: tokens of the prompt, if its model's tokenizer has counted them.
 
         Returns:
             None if neither the client nor the model nor the operator names a strategy.
@@ -105,7 +107,7 @@ class PodChooser:
             RequestRejected: the request asks for what is not there, or must wait.
         """
         selector = _read_selector(headers)
-        tokens = self._count_prompt_tokens(request)
+        tokens = counted or self._count_prompt_tokens(request)
         resolved = resolve_profile(
             pods.pods, headers.get(CONFIG_PROFILE, ""), tokens, request.max_output_tokens
         )

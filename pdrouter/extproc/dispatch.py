@@ -15,6 +15,7 @@ from pdrouter.extproc.headers import FORWARDED_TO_PREFILL
 from pdrouter.extproc.prefilling import Prefilling, PrefillStep
 from pdrouter.extproc.record import RequestRecord
 from pdrouter.extproc.refusals import describe_failure, refuse_for_now
+from pdrouter.extproc.tokenizing import PromptTokenizers
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.paths import Endpoint
 from pdrouter.openai.request import InferenceRequest, parse_request, rename_model
@@ -63,6 +64,7 @@ class Dispatcher:
         ledger: counts the requests on each pod.
         connectors: how engines split requests.
         prefilling: what the prefill leg needs.
+        tokenizers: count prompts' tokens.
         policy: what the operator decided.
         routes: checks the models' own routes, for requests without a strategy; None to pass them
             unchecked.
@@ -72,6 +74,7 @@ class Dispatcher:
     ledger: Ledger
     connectors: Connectors
     prefilling: Prefilling
+    tokenizers: PromptTokenizers
     policy: DispatchPolicy
     routes: RouteCheck | None = None
 
@@ -103,7 +106,10 @@ class Dispatcher:
         record.model = request.model
         if pods.model != request.model:
             request = rename_model(request, pods.model)
-        routed = self.chooser.choose(request, pods, head.headers, record)
+        counted = await self.tokenizers.count(request)
+        # Meanwhile, pods may have come and gone.
+        pods = self.chooser.find_model(request.model)
+        routed = self.chooser.choose(request, pods, head.headers, record, counted)
         if routed is None:
             await self._check_route(pods.model)
             return Dispatched(whole_body(request), record.request_id, None, pods.model)

@@ -20,6 +20,7 @@ from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.reflector_stats import ReflectorStats
 from pdrouter.cluster.scrape_stats import ScrapeStats
 from pdrouter.cluster.view import PodCache
+from pdrouter.extproc.tokenizing import TokenizerStats
 from pdrouter.telemetry.logs import count_dropped_lines
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
@@ -140,7 +141,9 @@ class Metrics:
         ledger: Ledger,
         in_flight: Callable[[], int],
         watches: Callable[[], Mapping[str, ReflectorStats]],
+        *,
         scrapes: ScrapeStats | None = None,
+        tokenizers: TokenizerStats | None = None,
     ) -> None:
         """Declare the metrics.
 
@@ -150,6 +153,7 @@ class Metrics:
             in_flight: counts the open ext_proc streams.
             watches: gives what the reflectors of Kubernetes objects have met.
             scrapes: what scraping the engines' metrics has met; None where they are not scraped.
+            tokenizers: what counting prompts' tokens has met; None where they are not counted.
         """
         # A time of creation beside every counter would double the page.
         disable_created_metrics()
@@ -169,6 +173,7 @@ class Metrics:
         self.add(_LiveGauges(cache, ledger, in_flight))
         self.add(_WatchMetrics(watches))
         self.add(_ScrapeMetrics(scrapes or ScrapeStats()))
+        self.add(_TokenizerMetrics(tokenizers or TokenizerStats()))
         self.add(_LogMetrics())
 
     def add(self, collector: Collector) -> None:
@@ -282,6 +287,26 @@ class _WatchMetrics(Collector):
             for cause, count in stats.restarts.copy().items():
                 restarts.add_metric((watch, cause), count)
         yield from (staleness, synced, lists, begun, events, restarts)
+
+
+class _TokenizerMetrics(Collector):
+    """What counting prompts' tokens has met."""
+
+    def __init__(self, stats: TokenizerStats) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the metrics as they stand now."""
+        yield CounterMetricFamily(
+            "pdrouter_tokenizer_prompts",
+            "Prompts whose tokens a tokenizer was to count.",
+            self._stats.prompts,
+        )
+        yield CounterMetricFamily(
+            "pdrouter_tokenizer_timeouts",
+            "Prompts whose length was estimated, because counting took too long.",
+            self._stats.late,
+        )
 
 
 class _ScrapeMetrics(Collector):

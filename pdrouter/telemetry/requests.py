@@ -9,6 +9,7 @@ from pdrouter.cluster.reflector_stats import ReflectorStats
 from pdrouter.cluster.scrape_stats import ScrapeStats
 from pdrouter.cluster.view import PodCache
 from pdrouter.extproc.record import Outcome, RequestRecord, describe_decision
+from pdrouter.extproc.tokenizing import TokenizerStats
 from pdrouter.prefill.leg import PrefillAttempt
 from pdrouter.routing.decision import DecisionKind
 from pdrouter.telemetry.aibrix_metrics import AibrixMetrics
@@ -38,6 +39,7 @@ class RequestTelemetry:
         *,
         gateway_pod: str | None = None,
         scrapes: ScrapeStats | None = None,
+        tokenizers: TokenizerStats | None = None,
     ) -> None:
         """Start with no requests.
 
@@ -49,10 +51,19 @@ class RequestTelemetry:
             gateway_pod: name of the router's own pod, for metrics; None for the host's name.
             scrapes: what scraping the engines' metrics has met, for metrics; None where they are
                 not scraped.
+            tokenizers: what counting prompts' tokens has met, for metrics; None where they are not
+                counted.
         """
         self.decisions = DecisionLog(kept_decisions)
         self.open: dict[str, RequestRecord] = {}
-        self.metrics = Metrics(cache, ledger, lambda: len(self.open), watches, scrapes)
+        self.metrics = Metrics(
+            cache,
+            ledger,
+            lambda: len(self.open),
+            watches,
+            scrapes=scrapes,
+            tokenizers=tokenizers,
+        )
         self._aibrix = AibrixMetrics(cache, ledger, self.open.values(), gateway_pod)
         self.metrics.add(self._aibrix)
 

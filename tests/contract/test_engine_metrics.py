@@ -490,7 +490,7 @@ async def test_what_scraping_has_met_is_exported(setup: Setup) -> None:
         await setup.scrape_again()
     setup.show()
     stats = setup.engines.stats
-    page = Metrics(setup.cache, setup.ledger, lambda: 0, dict, stats).render().decode()
+    page = Metrics(setup.cache, setup.ledger, lambda: 0, dict, scrapes=stats).render().decode()
     assert f"pdrouter_scrapes_total {float(stats.scrapes)}" in page
     failures = float(stats.failures["no-metrics"])
     assert f'pdrouter_scrape_failures_total{{cause="no-metrics"}} {failures}' in page

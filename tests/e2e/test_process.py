@@ -102,6 +102,16 @@ async def test_endpoints_that_cannot_be_read_stop_the_start(
     assert str(endpoints) in errors
 
 
+async def test_a_tokenizer_that_cannot_be_read_stops_the_start(endpoints: Path) -> None:
+    environment = {
+        "PDROUTER_ENDPOINTS": str(endpoints),
+        "PDROUTER_TOKENIZERS": f"m={endpoints}",
+    }
+    code, errors = await read_failure(environment)
+    assert (code, len(errors.splitlines())) == (1, 1)
+    assert f"{endpoints} is not a tokenizer.json" in errors
+
+
 @pytest.mark.parametrize("variable", ["PDROUTER_GRPC_BIND", "PDROUTER_HTTP_BIND"])
 async def test_a_port_in_use_stops_the_start(endpoints: Path, variable: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:

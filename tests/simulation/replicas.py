@@ -22,6 +22,7 @@ from pdrouter.extproc.exchange import Exchange, ExchangePolicy
 from pdrouter.extproc.messages import PhaseReply, Reply
 from pdrouter.extproc.prefilling import Prefilling
 from pdrouter.extproc.record import RequestRecord
+from pdrouter.extproc.tokenizing import PromptTokenizers
 from pdrouter.openai.prompt_prefix import hash_prompt
 from pdrouter.openai.request import count_token_ids
 from pdrouter.prefill.client import EngineAnswer
@@ -95,6 +96,7 @@ class LiveReplica(RouterReplica):
             self.ledger,
             connectors,
             Prefilling(cache, self.state, connectors, leg, ratios, self._observer),
+            PromptTokenizers({}, 1.0, 1),
             policy,
         )
         exchange_policy = ExchangePolicy(False, False, None, 2**30)

@@ -107,6 +107,15 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     "PDROUTER_MAX_WAIT": (_SECONDS_ABOVE_0, _NO_SECONDS),
     "PDROUTER_PREFIX_INDEX_BYTES": ([("1048576", 1 << 20)], ["1048575", "1e9", "64M"]),
     "AIBRIX_PREFIX_CACHE_EVICTION_DURATION_MINS": ([("20", 20), ("0.5", 0.5)], ["0", "x"]),
+    "PDROUTER_TOKENIZERS": (
+        [
+            ("llama=/models/tokenizer.json", (("llama", "/models/tokenizer.json"),)),
+            ("a/b=one.json, *=two=2.json", (("a/b", "one.json"), ("*", "two=2.json"))),
+        ],
+        ["tokenizer.json", "llama=", "=tokenizer.json", "llama=a.json,llama=b.json", ","],
+    ),
+    "PDROUTER_TOKENIZER_TIMEOUT": ([("0.001", 0.001), ("10", 10)], ["0", "10.5", "nan"]),
+    "PDROUTER_TOKENIZER_THREADS": ([("1", 1), ("64", 64)], ["0", "65", "1.5"]),
     "PDROUTER_DRAIN": ([("0", 0), ("86400", 86400)], ["-1", "86401", "inf"]),
     "AIBRIX_PREFILL_REQUEST_TIMEOUT": (_SECONDS_ABOVE_0, _NO_SECONDS),
     "PDROUTER_PREFILL_CONNECT_TIMEOUT": ([("0.1", 0.1), ("300", 300)], ["0", "300.5", "nan"]),
