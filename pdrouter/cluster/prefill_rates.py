@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _FORGET_CURVE = 0.995
-_FORGET_SCALE = 0.9
+_FORGET_SCALE = 0.95
 _PRIOR_WEIGHT = 3.0
 _PRIOR_TOKENS = 2000.0
 _LEAST_LINEAR = 1e-8
