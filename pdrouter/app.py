@@ -8,12 +8,14 @@ import resource
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from random import Random
 from types import TracebackType
 
+from pdrouter.access_log.service import AccessLogService
 from pdrouter.admin.server import AdminServer
 from pdrouter.cluster.endpoints_file import EndpointsFile
 from pdrouter.cluster.engine_metrics import EngineMetrics
@@ -24,6 +26,7 @@ from pdrouter.cluster.samples import count_kv_capacity
 from pdrouter.cluster.source import PodSource
 from pdrouter.cluster.view import PodCache
 from pdrouter.engines.registry import CONNECTOR_NAMES, ENGINES, Connectors
+from pdrouter.extproc.answers import AnswerReports
 from pdrouter.extproc.choosing import PodChooser
 from pdrouter.extproc.dispatch import Dispatcher
 from pdrouter.extproc.exchange import Exchange, ExchangePolicy
@@ -34,6 +37,7 @@ from pdrouter.extproc.tls import TlsFiles
 from pdrouter.extproc.tokenizing import PromptTokenizers
 from pdrouter.prefill.client import ClientLimits, PrefillClient
 from pdrouter.prefill.leg import PrefillLeg
+from pdrouter.routing.output_length import OutputLengths
 from pdrouter.routing.prefix_index import PrefixIndex
 from pdrouter.routing.prompt_length import TokenRatios
 from pdrouter.routing.registry import create_strategies
@@ -81,6 +85,7 @@ class Router:
             settings.tokenizer_timeout_s,
             settings.tokenizer_threads,
         )
+        log_entries: Counter[str] = Counter()
         self.telemetry = RequestTelemetry(
             self.cache,
             self.ledger,
@@ -88,24 +93,31 @@ class Router:
             settings.kept_decisions,
             scrapes=self._engines.stats,
             tokenizers=self._tokenizers.stats,
+            log_entries=log_entries,
         )
+        lengths = OutputLengths(settings.expected_output_tokens)
+        answers = AnswerReports(self.cache, lengths, self.telemetry)
         self._client = PrefillClient(_limit_client(settings))
         state = RoutingState(self.ledger, prefixes, self._engines.samples, time.monotonic, Random())
-        dispatcher = self._create_dispatcher(state)
+        dispatcher = self._create_dispatcher(state, lengths)
         policy = ExchangePolicy(
             settings.expose_pods,
             settings.explain_decisions,
             settings.bearer_token,
             settings.max_message_bytes - HANDLE_HEADROOM_BYTES,
+            settings.observe_tokens,
         )
         self.server = ExtProcServer(
-            lambda: Exchange(dispatcher, self.cache, self.telemetry, policy),
+            lambda: Exchange(dispatcher, self.cache, self.telemetry, answers, policy),
             ServerOptions(
                 *settings.grpc_bind,
                 settings.max_message_bytes,
                 settings.grpc_keepalive_s,
                 _find_tls(settings),
             ),
+            [AccessLogService(answers.receive, log_entries).handler()]
+            if settings.observe_tokens.access_log
+            else [],
         )
         self.admin = AdminServer(
             self.cache,
@@ -115,7 +127,7 @@ class Router:
             lambda: self.server.draining,
         )
 
-    def _create_dispatcher(self, state: RoutingState) -> Dispatcher:
+    def _create_dispatcher(self, state: RoutingState, lengths: OutputLengths) -> Dispatcher:
         settings = self._settings
         policy = settings.choose_dispatch_policy()
         ratios = TokenRatios()
@@ -135,6 +147,7 @@ class Router:
                 ),
                 state,
                 ratios,
+                lengths,
                 policy,
                 self.telemetry,
             ),

@@ -39,6 +39,7 @@ class StackOptions:
         routing: how Envoy reaches the chosen pod.
         response_body: whether response bodies pass through the router.
         allow_mode_override: whether the router may turn response bodies off.
+        token_accounting: whether Envoy counts tokens and reports them to the router.
         listen: where Envoy accepts clients.
         admin: where the router's HTTP port listens.
     """
@@ -53,6 +54,7 @@ class StackOptions:
     routing: Routing = Routing.ORIGINAL_DST
     response_body: ResponseBody = ResponseBody.NONE
     allow_mode_override: bool = True
+    token_accounting: bool = False
     listen: Address = _ANY_PORT
     admin: Address = _ANY_PORT
 
@@ -159,6 +161,7 @@ def _build_envoy(
         decode=tuple(Address.parse(engine.address) for engine in decode) if override else (),
         response_body=options.response_body,
         allow_mode_override=options.allow_mode_override,
+        token_accounting=options.token_accounting,
         max_message_bytes=settings.max_message_bytes,
         prefill_timeout_s=settings.prefill_timeout_s,
     )

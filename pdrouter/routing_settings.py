@@ -76,7 +76,8 @@ class RoutingSettings:
         "PDROUTER_EXPECTED_OUTPUT_TOKENS",
         number(int, "a whole number of tokens", 1, 1_000_000),
         "Length of an answer for which KV memory is reserved, unless the client sets a lower "
-        "limit.",
+        "limit. Where answers are counted (`PDROUTER_OBSERVE_TOKENS`), their mean length takes its "
+        "place, model by model.",
     )
     aggregation: Aggregation = declare(
         Aggregation.FALLBACK,

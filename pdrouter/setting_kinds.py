@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pdrouter.extproc.answers import TokenObservation
 from pdrouter.extproc.headers import NEVER_FORWARDED
 
 T = TypeVar("T")
@@ -156,6 +157,9 @@ HEADERS = Kind(
 COUNT = number(int, "a whole number", 0, 100)
 DURATION = Kind(_parse_duration, "a duration above 0 such as 30s or 1m30s")
 FILES = Kind(_parse_files, "MODEL=FILE pairs separated by commas, each model once")
+OBSERVATION = Kind(
+    TokenObservation.parse, "off, access-log, all or sampled:SHARE, the share above 0 and up to 1"
+)
 BUCKETS = Kind(_parse_buckets, "ascending whole numbers separated by commas")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from pdrouter.engines.registry import CONNECTOR_NAMES, NIXL_MEANINGS
 from pdrouter.engines.vllm_nixl import RemoteHostRewrite
+from pdrouter.extproc.answers import UNOBSERVED, TokenObservation
 from pdrouter.extproc.dispatch_policy import DispatchPolicy, FailurePolicy
 from pdrouter.extproc.limits import MESSAGE_OVERHEAD_BYTES
 from pdrouter.routing.registry import STRATEGY_NAMES
@@ -24,6 +25,7 @@ from pdrouter.setting_kinds import (
     HEADERS,
     MIB,
     NAMES,
+    OBSERVATION,
     PATH,
     SELECTORS,
     TEXT,
@@ -253,6 +255,15 @@ class Settings(RoutingSettings):
         "Whether a client that sends `x-pd-decision-detail` gets the decision in detail in a "
         "response header of that name.",
     )
+    observe_tokens: TokenObservation = declare(
+        UNOBSERVED,
+        "PDROUTER_OBSERVE_TOKENS",
+        OBSERVATION,
+        "Who counts the tokens of answers: `off`, nobody; `access-log`, Envoy, which must be "
+        "configured for it and reports them at no cost per token; `all` or `sampled:SHARE`, the "
+        "router, to which Envoy then sends every piece of these answers.",
+        "--observe-tokens",
+    )
     kept_decisions: int = declare(
         100,
         "PDROUTER_KEPT_DECISIONS",
@@ -325,7 +336,6 @@ class Settings(RoutingSettings):
             self.on_handoff_failure,
             self.forward_headers,
             self.max_message_bytes - MESSAGE_OVERHEAD_BYTES,
-            self.expected_output_tokens,
             self.max_wait_s,
             self.aggregation,
             self.handover_s,
@@ -338,7 +348,8 @@ class Settings(RoutingSettings):
             value = getattr(self, name)
             if declaration.secret and value is not None:
                 value = "(secret)"
-            shown[declaration.variable] = str(value) if isinstance(value, Path) else value
+            plain = not isinstance(value, Path | TokenObservation)
+            shown[declaration.variable] = value if plain else str(value)
         return shown
 
 

@@ -11,6 +11,7 @@ from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import PodCache
 from pdrouter.engines.registry import Connectors
+from pdrouter.extproc.answers import UNOBSERVED, AnswerReport, AnswerReports, TokenObservation
 from pdrouter.extproc.choosing import PodChooser
 from pdrouter.extproc.dispatch import Dispatcher
 from pdrouter.extproc.dispatch_policy import DispatchPolicy, FailurePolicy
@@ -38,6 +39,7 @@ from pdrouter.prefill.leg import (
     PrefillRefused,
 )
 from pdrouter.routing.aggregation import Aggregation
+from pdrouter.routing.output_length import OutputLengths
 from pdrouter.routing.prompt_length import TokenRatios
 from pdrouter.routing.registry import create_strategies
 
@@ -89,6 +91,7 @@ class Notes:
     def __init__(self) -> None:
         self.open = 0
         self.finished: list[RequestRecord] = []
+        self.answers: list[tuple[AnswerReport, Pod | None]] = []
 
     def request_started(self, record: RequestRecord) -> None:
         self.open += 1
@@ -98,6 +101,9 @@ class Notes:
 
     def prefill_attempted(self, record: RequestRecord, attempt: PrefillAttempt) -> None:
         assert attempt in record.attempts
+
+    def answer_reported(self, report: AnswerReport, pod: Pod | None) -> None:
+        self.answers.append((report, pod))
 
     def request_finished(self, record: RequestRecord) -> None:
         self.open -= 1
@@ -122,6 +128,7 @@ class Bench:
         max_wait_s: float | None = None,
         aggregation: Aggregation = Aggregation.NEVER,
         tokenizers: PromptTokenizers | None = None,
+        observation: TokenObservation = UNOBSERVED,
     ) -> None:
         self.cache = PodCache()
         self.cache.replace(pods)
@@ -136,18 +143,20 @@ class Bench:
             on_handoff_failure,
             ("x-extra",),
             max_forwarded_bytes,
-            expected_output_tokens=100,
             max_wait_s=max_wait_s,
             aggregation=aggregation,
             handover_s=0.05,
         )
         ratios = TokenRatios()
+        self.lengths = OutputLengths(100)
+        self.answers = AnswerReports(self.cache, self.lengths, self.notes)
         self.dispatcher = Dispatcher(
             PodChooser(
                 self.cache,
                 create_strategies(),
                 self.state,
                 ratios,
+                self.lengths,
                 dispatch_policy,
                 self.notes,
             ),
@@ -164,11 +173,13 @@ class Bench:
             PromptTokenizers({}, 1.0, 1) if tokenizers is None else tokenizers,
             dispatch_policy,
         )
-        self.policy = ExchangePolicy(expose_pods, explain_decisions, bearer_token, max_body_bytes)
+        self.policy = ExchangePolicy(
+            expose_pods, explain_decisions, bearer_token, max_body_bytes, observation
+        )
         self.exchange = self.open()
 
     def open(self) -> Exchange:
-        return Exchange(self.dispatcher, self.cache, self.notes, self.policy)
+        return Exchange(self.dispatcher, self.cache, self.notes, self.answers, self.policy)
 
     async def tell(self, *events: Event) -> list[Reply | None]:
         return [await self.exchange.handle(event) for event in events]

@@ -29,6 +29,8 @@ from pdrouter.envoy_config.clusters import (
 )
 from pdrouter.envoy_config.local_replies import build_local_replies
 from pdrouter.envoy_config.options import EnvoyConfig, ResponseBody
+from pdrouter.envoy_config.token_accounting import build_token_filters, build_token_log
+from pdrouter.extproc.answers import ROUTER_NAMESPACE
 from pdrouter.extproc.headers import CONTROL_HEADERS
 
 # Envoy's defaults for flow control. The body limit of the route can raise them for a request but
@@ -99,9 +101,10 @@ def _build_connection_manager(config: EnvoyConfig) -> hcm.HttpConnectionManager:
         ),
         early_header_mutation_extensions=[_build_control_header_removal()],
         local_reply_config=build_local_replies(config.body_limit_bytes),
-        access_log=[_build_access_log(config.access_log)] if config.access_log else [],
+        access_log=_build_access_logs(config),
         route_config=_build_routes(config),
         http_filters=[
+            *(build_token_filters() if config.token_accounting else ()),
             hcm.HttpFilter(
                 name="envoy.filters.http.ext_proc", typed_config=Any.pack(_build_ext_proc(config))
             ),
@@ -163,6 +166,7 @@ def _build_ext_proc(config: EnvoyConfig) -> ext_proc.ExternalProcessor:
         allow_mode_override=config.allow_mode_override,
         # Which pod has answered: another than the chosen one, if Envoy does not know that.
         response_attributes=["upstream.address"],
+        metadata_options=_build_metadata_options() if config.token_accounting else None,
     )
 
 
@@ -175,6 +179,18 @@ def _build_control_header_removal() -> core.TypedExtensionConfig:
             )
         ),
     )
+
+
+def _build_metadata_options() -> ext_proc.MetadataOptions:
+    """Builds the leave to note for the access log which request an entry is of."""
+    return ext_proc.MetadataOptions(
+        receiving_namespaces=ext_proc.MetadataOptionsMetadataNamespaces(untyped=[ROUTER_NAMESPACE])
+    )
+
+
+def _build_access_logs(config: EnvoyConfig) -> list[accesslog.AccessLog]:
+    logs = [_build_access_log(config.access_log)] if config.access_log else []
+    return [*logs, build_token_log()] if config.token_accounting else logs
 
 
 def _build_access_log(path: str) -> accesslog.AccessLog:

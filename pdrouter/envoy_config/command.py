@@ -31,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
             max_concurrent_requests=args.max_requests,
             router_ca_file=args.router_ca_file,
             router_health_checks=args.router_health_checks,
+            token_accounting=args.token_accounting,
             access_log=args.access_log,
         )
     except ValueError as error:
@@ -123,6 +124,12 @@ def _add_behaviour(group: argparse._ArgumentGroup) -> None:
         action=argparse.BooleanOptionalAction,
         default=_DEFAULT.router_health_checks,
         help="send no new request to a router that drains (default: %(default)s)",
+    )
+    group.add_argument(
+        "--token-accounting",
+        action="store_true",
+        help="count the tokens of answers and report them to the routers, for "
+        "PDROUTER_OBSERVE_TOKENS=access-log (default: off)",
     )
     group.add_argument(
         "--access-log",

@@ -98,6 +98,7 @@ class EnvoyConfig:
             the file system; None speaks plain text to the routers.
         router_health_checks: Asks the routers' gRPC health service, so that a draining router
             gets no new requests.
+        token_accounting: Lets Envoy count the tokens of answers, and report them to the routers.
         access_log: File (`/dev/stdout` included) that gets a line per request; None for no log.
 
     Raises:
@@ -117,6 +118,7 @@ class EnvoyConfig:
     max_concurrent_requests: int = 10_000
     router_ca_file: str | None = None
     router_health_checks: bool = True
+    token_accounting: bool = False
     access_log: str | None = None
 
     def __post_init__(self) -> None:

@@ -19,6 +19,7 @@ from pdrouter.routing.aggregation import Aggregation, is_faster_whole
 from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts, Strategy
 from pdrouter.routing.filters import keep_partners_of, keep_selected
 from pdrouter.routing.label_selector import LabelSelector, SelectorInvalid, parse_selector
+from pdrouter.routing.output_length import OutputLengths
 from pdrouter.routing.profiles import ResolvedProfile, resolve_profile, resolve_strategy_name
 from pdrouter.routing.prompt_length import TokenRatios
 from pdrouter.routing.rate_limit import RateLimiter
@@ -51,6 +52,7 @@ class PodChooser:
         strategies: the strategies by name.
         state: the pods' condition.
         ratios: knows the length of prompts.
+        lengths: knows the length of answers.
         policy: what the operator decided.
         observer: is told of decisions.
         limiter: how many requests the models' configurations let pass.
@@ -60,6 +62,7 @@ class PodChooser:
     strategies: Mapping[str, Strategy]
     state: RoutingState
     ratios: TokenRatios
+    lengths: OutputLengths
     policy: DispatchPolicy
     observer: Observer
     limiter: RateLimiter = field(default_factory=RateLimiter)
@@ -204,7 +207,7 @@ class PodChooser:
         resolved: ResolvedProfile,
     ) -> RoutingFacts:
         """Return what strategies need to know of a request."""
-        expected = self.policy.expected_output_tokens
+        expected = self.lengths.expect(pods.model)
         split = request.whole is None and pods.disaggregated
         return RoutingFacts(
             tokens,

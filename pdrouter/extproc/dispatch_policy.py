@@ -27,7 +27,6 @@ class DispatchPolicy:
         on_handoff_failure: what to do if a pod has, but its answer is of no use to a decode engine.
         forward_headers: client headers for the prefill leg beside the usual ones.
         max_forwarded_bytes: size of the largest body that Envoy takes back.
-        expected_output_tokens: length of an answer, if the client sets no lower limit.
         max_wait_s: predicted seconds in a prefill pod's queue above which requests are refused;
             None for no limit.
         aggregation: when a decode pod serves a request whole that could be split.
@@ -40,7 +39,6 @@ class DispatchPolicy:
     on_handoff_failure: FailurePolicy
     forward_headers: tuple[str, ...]
     max_forwarded_bytes: int
-    expected_output_tokens: int
     max_wait_s: float | None
     aggregation: Aggregation
     handover_s: float

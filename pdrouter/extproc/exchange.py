@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum, auto
+from random import random
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeAlias
 from urllib.parse import unquote
@@ -15,6 +16,13 @@ from urllib.parse import unquote
 import msgspec
 
 from pdrouter.cluster.view import PodCache
+from pdrouter.extproc.answers import (
+    UNOBSERVED,
+    AnswerReports,
+    AnswerWatch,
+    RoutedRequest,
+    TokenObservation,
+)
 from pdrouter.extproc.codec import MessageInvalid, decode, encode
 from pdrouter.extproc.dispatch import Dispatched, Dispatcher, RequestHead
 from pdrouter.extproc.headers import (
@@ -50,6 +58,7 @@ from pdrouter.extproc.record import Observer, Outcome, RequestRecord, describe_d
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.models import encode_model, encode_models
 from pdrouter.openai.paths import ENDPOINTS, MODELS_PATH, split_path
+from pdrouter.openai.usage_scan import choose_scan
 from pdrouter.prefill.client import EngineAnswer
 from pdrouter.prefill.leg import PrefillRefused
 from pdrouter.routing.explanation import describe_in_detail
@@ -62,6 +71,7 @@ _CLIENT_ID_LENGTH = 128
 _DETAIL_LENGTH = 8192
 _STRIP = PhaseReply(Phase.REQUEST_HEADERS, remove_headers=STRIPPED_HEADERS)
 _NO_RESPONSE_BODY = ModeOverride(request_body=BodyMode.BUFFERED, response_body=BodyMode.NONE)
+_RESPONSE_BODY = ModeOverride(request_body=BodyMode.BUFFERED, response_body=BodyMode.STREAMED)
 _KEPT_HEADERS = ("content-type", "retry-after", "www-authenticate")
 
 
@@ -92,12 +102,14 @@ class ExchangePolicy:
         explain_decisions: whether a client may ask for a decision in detail.
         bearer_token: the key that clients must present; None to let everybody in.
         max_body_bytes: size of the largest body; larger ones are refused.
+        observation: who counts the tokens of answers.
     """
 
     expose_pods: bool
     explain_decisions: bool
     bearer_token: str | None
     max_body_bytes: int
+    observation: TokenObservation = UNOBSERVED
 
 
 class Exchange:
@@ -108,6 +120,7 @@ class Exchange:
     """
 
     __slots__ = (
+        "_answers",
         "_cache",
         "_dispatcher",
         "_head",
@@ -117,12 +130,19 @@ class Exchange:
         "_scopes",
         "_start",
         "_state",
+        "_watch",
         "record",
     )
 
     def __init__(
-        self, dispatcher: Dispatcher, cache: PodCache, observer: Observer, policy: ExchangePolicy
+        self,
+        dispatcher: Dispatcher,
+        cache: PodCache,
+        observer: Observer,
+        answers: AnswerReports,
+        policy: ExchangePolicy,
     ) -> None:
+        self._answers = answers
         self._dispatcher = dispatcher
         self._cache = cache
         self._observer = observer
@@ -132,6 +152,7 @@ class Exchange:
         self._scopes = ExitStack()
         self._head: RequestHead | None = None
         self._response_mode: BodyMode | None = None
+        self._watch: AnswerWatch | None = None
         self.record = RequestRecord(str(uuid.uuid4()))
         self._observer.request_started(self.record)
 
@@ -183,6 +204,8 @@ class Exchange:
         record.total_s = time.perf_counter() - self._start
         if record.outcome is None:
             record.outcome = Outcome.CLIENT_LEFT
+        if self._watch is not None:
+            self._answers.receive(self._watch.report(record))
         self._observer.request_finished(record)
 
     async def _on_request_headers(self, event: RequestHeaders) -> Reply:
@@ -225,16 +248,37 @@ class Exchange:
         status = self._note_response(event)
         self.record.outcome = Outcome.OK if status < 400 else Outcome.ENGINE_ERROR
         self._compare_pod(event)
-        # A response body that passes through the router costs a message per token.
-        silence = self._response_mode not in (None, BodyMode.NONE) and not event.end_of_stream
         return PhaseReply(
             Phase.RESPONSE_HEADERS,
             set_headers=self._explain(),
-            mode_override=_NO_RESPONSE_BODY if silence else None,
+            mode_override=None if event.end_of_stream else self._choose_mode(event),
         )
+
+    def _choose_mode(self, event: ResponseHeaders) -> ModeOverride | None:
+        """Return whether Envoy is to send the response's body; None for as it is configured."""
+        if self._is_to_watch():
+            headers = event.headers
+            scan = choose_scan(headers.get("content-type", ""), headers.get("content-encoding", ""))
+            if scan is not None:
+                self._watch = AnswerWatch(scan, self._start)
+                return None if self._response_mode is BodyMode.STREAMED else _RESPONSE_BODY
+        # A response body that passes through the router costs a message per token.
+        return None if self._response_mode in (None, BodyMode.NONE) else _NO_RESPONSE_BODY
+
+    def _is_to_watch(self) -> bool:
+        share = self._policy.observation.share
+        if not share or self.record.outcome is not Outcome.OK:
+            return False
+        return self._generates_text and (share == 1 or random() < share)
+
+    @property
+    def _generates_text(self) -> bool:
+        return self._head is not None and self._head.endpoint.legs == 2
 
     def _compare_pod(self, event: ResponseHeaders) -> None:
         """Note a pod that was not chosen: Envoy falls back if it does not know the chosen one."""
+        if self._policy.observation.access_log:
+            return  # The log tells, also of requests without an answer.
         decision = self.record.decision
         served_by = event.attributes().get(_FILTER, {}).get("upstream.address")
         if decision is not None and served_by not in (None, decision.decode.pod.address):
@@ -244,6 +288,15 @@ class Exchange:
         self._note_response(event)
         self.record.outcome = Outcome.LOCAL_REPLY
         return PhaseReply(Phase.RESPONSE_HEADERS, set_headers=self._explain())
+
+    async def _on_response_body(self, event: ResponseBody) -> Reply:
+        if self._watch is not None:
+            try:
+                self._watch.see(event.body)
+            except Exception:  # What goes wrong with counting must not cut an answer.
+                log.exception("an answer cannot be counted", extra=self._log_fields)
+                self._watch = None
+        return PhaseReply(event.phase)
 
     async def _continue(self, event: Event) -> Reply:
         return PhaseReply(event.phase)
@@ -260,7 +313,7 @@ class Exchange:
             (State.FORWARDED, ResponseBody): _continue,
             (State.FORWARDED, ResponseTrailers): _continue,
             (State.RESPONDING, RequestTrailers): _continue,
-            (State.RESPONDING, ResponseBody): _continue,
+            (State.RESPONDING, ResponseBody): _on_response_body,
             (State.RESPONDING, ResponseTrailers): _continue,
         }
     )
@@ -332,8 +385,16 @@ class Exchange:
         if dispatched.body is not original:
             headers.append(("content-length", str(len(dispatched.body))))
             body = ReplaceBody(dispatched.body)
+        metadata = None
+        if self._policy.observation.access_log:
+            request = RoutedRequest.describe(self.record, generates=self._generates_text)
+            metadata = request.to_metadata()
         return PhaseReply(
-            Phase.REQUEST_BODY, set_headers=tuple(headers), body=body, clear_route_cache=True
+            Phase.REQUEST_BODY,
+            set_headers=tuple(headers),
+            body=body,
+            clear_route_cache=True,
+            dynamic_metadata=metadata,
         )
 
     def _reject(self, rejected: RequestRejected) -> Reply | None:

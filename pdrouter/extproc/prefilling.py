@@ -78,10 +78,12 @@ class PrefillStep:
             prefilled = await self.prefilling.leg.run(plan, record.request_id, self._note)
         finally:
             record.prefill_s = time.perf_counter() - start
-        if prefilled.usage is not None and count_token_ids(request.prompt) is None:
-            self.prefilling.ratios.observe(
-                request.model, len(request.prompt), prefilled.usage.prompt_tokens
-            )
+        if prefilled.usage is not None:
+            record.cached_tokens = prefilled.usage.cached_tokens
+            if count_token_ids(request.prompt) is None:
+                self.prefilling.ratios.observe(
+                    request.model, len(request.prompt), prefilled.usage.prompt_tokens
+                )
         return prefilled
 
     def _choose_other(self, tried: Collection[str]) -> PrefillTarget | None:

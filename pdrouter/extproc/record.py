@@ -49,6 +49,8 @@ class RequestRecord:
             prefill leg failed; empty where it does not.
         handoff: why the prefill answer was of no use to the decode leg; empty if it was.
         prefill_pod: the last pod that took the prefill leg and answered, or refused, it.
+        cached_tokens: tokens of the prompt that the pod of the prefill leg had cached; None if it
+            did not say, or there was no such leg.
         attempts: tries of the prefill leg.
         routing_s: time to choose.
         prefill_s: time waiting for the prefill leg.
@@ -76,6 +78,7 @@ class RequestRecord:
     aggregated: str = ""
     handoff: str = ""
     prefill_pod: Pod | None = None
+    cached_tokens: int | None = None
     attempts: list[PrefillAttempt] = field(default_factory=list)
     routing_s: float | None = None
     prefill_s: float = 0.0

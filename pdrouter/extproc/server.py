@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -52,12 +52,18 @@ class ExtProcServer:
         draining: whether it is about to end.
     """
 
-    def __init__(self, create_exchange: Callable[[], Exchange], options: ServerOptions) -> None:
+    def __init__(
+        self,
+        create_exchange: Callable[[], Exchange],
+        options: ServerOptions,
+        services: Sequence[grpc.GenericRpcHandler] = (),
+    ) -> None:
         """Set up the server.
 
         Args:
             create_exchange: called for each stream.
             options: how to listen.
+            services: what else is served on the port.
         """
         self._create_exchange = create_exchange
         self._options = options
@@ -73,6 +79,7 @@ class ExtProcServer:
                     # Without serializers, messages stay bytes: the codec is faster.
                     {"Process": grpc.stream_stream_rpc_method_handler(self._process)},
                 ),
+                *services,
             )
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

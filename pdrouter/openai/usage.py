@@ -1,34 +1,25 @@
 """What an engine's answer says of the tokens that it has used."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import msgspec
 
-
-class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    input_tokens: int | None = None
-    prompt_tokens_details: _Details | None = None
-    input_tokens_details: _Details | None = None
-    cache_read_input_tokens: int | None = None
-
-
-class _Answer(msgspec.Struct):
-    usage: _Usage | None = None
+_MOST_TOKENS = 10**9
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens of a prompt.
+    """Tokens of a request.
 
     Attributes:
         prompt_tokens: length of the prompt.
         cached_tokens: how many of them the engine had cached; None if it does not say.
+        output_tokens: length of the answer, of all choices together; None if it does not say.
     """
 
     prompt_tokens: int
     cached_tokens: int | None
+    output_tokens: int | None = None
 
     def count_computed(self) -> int | None:
         """Return how many tokens the engine has computed; None if it does not say."""
@@ -37,8 +28,52 @@ class Usage(msgspec.Struct, frozen=True):
         return max(1, self.prompt_tokens - self.cached_tokens)
 
 
-_MOST_TOKENS = 10**9
-_decode = msgspec.json.Decoder(_Answer).decode
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class UsageMembers(msgspec.Struct):
+    """A `usage` object: each API has names of its own for the same things."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _Details | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    input_tokens_details: _Details | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+
+    def update(self, later: "UsageMembers") -> None:
+        """Take over what a later object says: Anthropic's streams say it in two parts."""
+        for name in self.__struct_fields__:
+            value = getattr(later, name)
+            if value is not None:
+                setattr(self, name, value)
+
+    def count(self) -> Usage | None:
+        """Return the tokens; None if the prompt's length is not there, or makes no sense."""
+        prompt = self.prompt_tokens or self.input_tokens
+        details = self.prompt_tokens_details or self.input_tokens_details
+        cached = None if details is None else details.cached_tokens
+        if details is None and self.cache_read_input_tokens is not None:
+            # Anthropic counts cached tokens apart.
+            cached = self.cache_read_input_tokens
+            prompt = (prompt or 0) + cached + (self.cache_creation_input_tokens or 0)
+        if not prompt or not 0 < prompt <= _MOST_TOKENS:
+            return None
+        output = self.output_tokens if self.completion_tokens is None else self.completion_tokens
+        if output is not None and not 0 <= output <= _MOST_TOKENS:
+            output = None
+        return Usage(prompt, None if cached is None else min(max(0, cached), prompt), output)
+
+
+class _Answer(msgspec.Struct):
+    usage: UsageMembers | None = None
+
+
+_decode_answer = msgspec.json.Decoder(_Answer).decode
+_decode_members = msgspec.json.Decoder(UsageMembers).decode
 
 
 def read_usage(answer: bytes) -> Usage | None:
@@ -47,14 +82,23 @@ def read_usage(answer: bytes) -> Usage | None:
     The OpenAI and the Anthropic names are both read.
     """
     try:
-        usage = _decode(answer).usage
+        members = _decode_answer(answer).usage
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return None
-    if usage is None:
+    return None if members is None else members.count()
+
+
+def read_usage_members(text: str | bytes) -> UsageMembers | None:
+    """Read a `usage` object from its JSON text; None if it is none."""
+    try:
+        return _decode_members(text)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return None
-    prompt = usage.prompt_tokens or usage.input_tokens
-    if not prompt or not 0 < prompt <= _MOST_TOKENS:
+
+
+def convert_usage_members(values: Mapping[str, Any]) -> UsageMembers | None:
+    """Make a `usage` object of its members, nested as in JSON; None if one has a wrong type."""
+    try:
+        return msgspec.convert(values, UsageMembers)
+    except msgspec.MsgspecError:
         return None
-    details = usage.prompt_tokens_details or usage.input_tokens_details
-    cached = usage.cache_read_input_tokens if details is None else details.cached_tokens
-    return Usage(prompt, None if cached is None else min(max(0, cached), prompt))

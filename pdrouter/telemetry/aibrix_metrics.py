@@ -1,7 +1,6 @@
 """The metrics of aibrix's gateway plugin, under its names, for dashboards that were made for it.
 
-Only those that follow from what the router knows of a request. It does not read answers: metrics of
-tokens, and of the times between them, are not among them.
+Those of tokens, and of the times between them, stand still unless answers are counted.
 """
 
 import socket
@@ -16,6 +15,7 @@ from prometheus_client.registry import Collector
 from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import PodCache
+from pdrouter.extproc.answers import AnswerReport
 from pdrouter.extproc.record import Outcome, RequestRecord
 from pdrouter.prefill.client import FailureKind
 from pdrouter.prefill.leg import PrefillAttempt
@@ -24,6 +24,7 @@ _END_LABELS = ("model", "status", "status_code")
 _POD_LABELS = ("namespace", "pod", "model", "engine_type", "roleset", "role", "role_replica_index")
 _REPLICA_INDEX = "stormservice.orchestration.aibrix.ai/role-replica-index"
 _PART_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+_TOKENS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 _TOTAL_MS = (100, 250, 500, 1000, 5000, 20000, 60000)
 _PD = "pd"
 """The only strategy whose selections and times aibrix counts."""
@@ -86,6 +87,26 @@ class AibrixMetrics(Collector):
         self._total_times = _TimeTally(
             "gateway_total_time_bucket", "Requests by their whole time.", _TOTAL_MS, here
         )
+        self._with_usage = _Tally(
+            "gateway_requests_with_usage",
+            "Requests whose answer says its tokens.",
+            ("model", "has_usage"),
+            here,
+        )
+        self._input_tokens = _PodTally("gateway_input_tokens", "Tokens of prompts.", (), here)
+        self._output_tokens = _PodTally("gateway_output_tokens", "Tokens of answers.", (), here)
+        self._prompts = _SizeTally(
+            "gateway_prompt_token_bucket", "Requests by the prompt's tokens.", here
+        )
+        self._completions = _SizeTally(
+            "gateway_completion_token_bucket", "Requests by the answer's tokens.", here
+        )
+        self._first_token_times = _TimeTally(
+            "gateway_ttft_bucket", "Streams by the time to the first token.", _PART_MS, here
+        )
+        self._output_token_times = _TimeTally(
+            "gateway_tpot_bucket", "Streams by the time per output token.", _PART_MS, here
+        )
 
     def request_started(self) -> None:
         """Count a request that came."""
@@ -126,6 +147,22 @@ class AibrixMetrics(Collector):
         if record.attempts and not record.aggregated:
             self._prefill_times.count_time(pod, model, record.prefill_s)
 
+    def answer_reported(self, report: AnswerReport, pod: Pod | None) -> None:
+        """Count an answer's tokens, and a streamed one's times."""
+        usage, model = report.usage, report.request.model
+        if usage is None or not 200 <= report.status < 400:
+            return
+        self._with_usage.count(model, "true")
+        output = usage.output_tokens or 0
+        self._input_tokens.count_pod(pod, model, number=usage.prompt_tokens)
+        self._output_tokens.count_pod(pod, model, number=output)
+        self._prompts.count_size(pod, model, usage.prompt_tokens)
+        self._completions.count_size(pod, model, output)
+        if report.first_token_s is not None:
+            self._first_token_times.count_time(pod, model, report.first_token_s)
+        if report.stream_s is not None and output:
+            self._output_token_times.count_time(pod, model, report.stream_s / output)
+
     def collect(self) -> Iterable[Metric]:
         """Yield the metrics as they stand now."""
         known = {(pod.namespace, pod.name) for pod in self._cache.view.pods}
@@ -135,6 +172,12 @@ class AibrixMetrics(Collector):
             self._routing_times,
             self._prefill_times,
             self._total_times,
+            self._input_tokens,
+            self._output_tokens,
+            self._prompts,
+            self._completions,
+            self._first_token_times,
+            self._output_token_times,
         ):
             tally.forget_others(known)
             yield tally.show()
@@ -144,6 +187,7 @@ class AibrixMetrics(Collector):
             self._failures,
             self._prefill_successes,
             self._prefill_failures,
+            self._with_usage,
         ):
             yield counter.show()
         yield from self._show_gauges()
@@ -191,9 +235,9 @@ class _Tally:
         self._constants = tuple(constants.values())
         self.counts: Counts[tuple[str, ...]] = Counts()
 
-    def count(self, *labels: str) -> None:
-        """Count once more for these values of the labels."""
-        self.counts[labels] += 1
+    def count(self, *labels: str, number: int = 1) -> None:
+        """Count so many more for these values of the labels."""
+        self.counts[labels] += number
 
     def show(self) -> Metric:
         """Return the counts as they stand now."""
@@ -213,14 +257,16 @@ class _PodTally(_Tally):
     ) -> None:
         super().__init__(name, text, (*_POD_LABELS, *labels), constants)
 
-    def count_pod(self, pod: Pod | None, model: str, *labels: str) -> None:
-        """Count once more for a pod and these values of the other labels."""
+    def count_pod(self, pod: Pod | None, model: str, *labels: str, number: int = 1) -> None:
+        """Count so many more for a pod and these values of the other labels."""
         if pod is None:
-            self.count("", "", model, "", "", "", "", *labels)
+            self.count("", "", model, "", "", "", "", *labels, number=number)
             return
         index = pod.labels.get(_REPLICA_INDEX, "")
         self.count(
-            *(pod.namespace, pod.name, model, pod.engine, pod.roleset, pod.role, index), *labels
+            *(pod.namespace, pod.name, model, pod.engine, pod.roleset, pod.role, index),
+            *labels,
+            number=number,
         )
 
     def forget_others(self, known: Collection[tuple[str, str]]) -> None:
@@ -248,6 +294,20 @@ class _TimeTally(_PodTally):
     def count_time(self, pod: Pod | None, model: str, seconds: float) -> None:
         """Count once more for a pod, in the bucket of the time."""
         self.count_pod(pod, model, self._buckets[bisect_right(self._bounds, seconds)])
+
+
+class _SizeTally(_PodTally):
+    """A counter for each pod and bucket of a number of tokens."""
+
+    __slots__ = ()
+    _BUCKETS = (*(f"{low}-{high}" for low, high in pairwise((0, *_TOKENS))), f"{_TOKENS[-1]}+")
+
+    def __init__(self, name: str, text: str, constants: Mapping[str, str]) -> None:
+        super().__init__(name, text, ("bucket",), constants)
+
+    def count_size(self, pod: Pod | None, model: str, tokens: int) -> None:
+        """Count once more for a pod, in the bucket of the size."""
+        self.count_pod(pod, model, self._BUCKETS[bisect_right(_TOKENS, tokens)])
 
 
 def _was_carried_out(attempt: PrefillAttempt) -> bool:

@@ -3,6 +3,7 @@
 import time
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 
 from prometheus_client import (
     CollectorRegistry,
@@ -22,6 +23,7 @@ from pdrouter.cluster.scrape_stats import ScrapeStats
 from pdrouter.cluster.view import PodCache
 from pdrouter.extproc.tokenizing import TokenizerStats
 from pdrouter.telemetry.logs import count_dropped_lines
+from pdrouter.telemetry.tokens import TokenMetrics
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
 _CODE_SECONDS = (
@@ -132,6 +134,7 @@ class Metrics:
     Attributes:
         requests: metrics of requests.
         prefill: metrics of prefill legs.
+        tokens: metrics of answers whose tokens are counted.
         endpoints_reloads: times that the endpoints file was read.
     """
 
@@ -144,6 +147,7 @@ class Metrics:
         *,
         scrapes: ScrapeStats | None = None,
         tokenizers: TokenizerStats | None = None,
+        log_entries: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         """Declare the metrics.
 
@@ -154,6 +158,7 @@ class Metrics:
             watches: gives what the reflectors of Kubernetes objects have met.
             scrapes: what scraping the engines' metrics has met; None where they are not scraped.
             tokenizers: what counting prompts' tokens has met; None where they are not counted.
+            log_entries: entries of Envoy's access log by what became of them.
         """
         # A time of creation beside every counter would double the page.
         disable_created_metrics()
@@ -161,6 +166,7 @@ class Metrics:
         self._registry = registry
         self.requests = RequestMetrics(registry)
         self.prefill = PrefillMetrics(registry)
+        self.tokens = TokenMetrics(registry, cache, log_entries)
         self.endpoints_reloads = Counter(
             "pdrouter_endpoints_reloads",
             "Times that the changed endpoints file was read, by result (ok, broken).",

@@ -2,12 +2,15 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from pdrouter.cluster.load import Ledger
+from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.reflector_stats import ReflectorStats
 from pdrouter.cluster.scrape_stats import ScrapeStats
 from pdrouter.cluster.view import PodCache
+from pdrouter.extproc.answers import AnswerReport
 from pdrouter.extproc.record import Outcome, RequestRecord, describe_decision
 from pdrouter.extproc.tokenizing import TokenizerStats
 from pdrouter.prefill.leg import PrefillAttempt
@@ -40,6 +43,7 @@ class RequestTelemetry:
         gateway_pod: str | None = None,
         scrapes: ScrapeStats | None = None,
         tokenizers: TokenizerStats | None = None,
+        log_entries: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         """Start with no requests.
 
@@ -53,6 +57,7 @@ class RequestTelemetry:
                 not scraped.
             tokenizers: what counting prompts' tokens has met, for metrics; None where they are not
                 counted.
+            log_entries: entries of Envoy's access log by what became of them, for metrics.
         """
         self.decisions = DecisionLog(kept_decisions)
         self.open: dict[str, RequestRecord] = {}
@@ -63,6 +68,7 @@ class RequestTelemetry:
             watches,
             scrapes=scrapes,
             tokenizers=tokenizers,
+            log_entries=log_entries,
         )
         self._aibrix = AibrixMetrics(cache, ledger, self.open.values(), gateway_pod)
         self.metrics.add(self._aibrix)
@@ -92,6 +98,21 @@ class RequestTelemetry:
             metrics.failures.labels(record.model, attempt.failure).inc()
         elif attempt.status is not None and attempt.status >= 400:
             metrics.refusals.labels(record.model, str(attempt.status)).inc()
+
+    def answer_reported(self, report: AnswerReport, pod: Pod | None) -> None:
+        """Count an answer's tokens and times; say if another pod than the chosen one gave it."""
+        self.metrics.tokens.count(report, pod)
+        self._aibrix.answer_reported(report, pod)
+        if report.misrouted:
+            request = report.request
+            self.metrics.requests.misrouted.labels(request.model).inc()
+            fields = {
+                "request_id": request.request_id,
+                "model": request.model,
+                "chosen": request.endpoint,
+                "served_by": report.served_by,
+            }
+            log.warning("served elsewhere", extra={"fields": fields})
 
     def request_finished(self, record: RequestRecord) -> None:
         """Count a request that has ended, and write its line."""

@@ -83,7 +83,7 @@ def test_no_prompt_has_no_share() -> None:
             Usage(10, 4),
         ),
         (b'{"usage": {"prompt_tokens": 10, "prompt_tokens_details": null}}', Usage(10, None)),
-        (b'{"usage": {"input_tokens": 7, "cache_read_input_tokens": 3}}', Usage(7, 3)),
+        (b'{"usage": {"input_tokens": 7, "cache_read_input_tokens": 3}}', Usage(10, 3)),
         (
             b'{"usage": {"input_tokens": 7, "input_tokens_details": {"cached_tokens": 0}}}',
             Usage(7, 0),
@@ -92,7 +92,11 @@ def test_no_prompt_has_no_share() -> None:
         (b'{"usage": {"prompt_tokens": -1}}', None),
         (b'{"usage": {"prompt_tokens": "many"}}', None),
         (b'{"usage": {"prompt_tokens": 1000000001}}', None),
-        (b'{"usage": {"input_tokens": 7, "cache_read_input_tokens": 9}}', Usage(7, 7)),
+        (b'{"usage": {"input_tokens": 0, "cache_read_input_tokens": 9}}', Usage(9, 9)),
+        (
+            b'{"usage": {"prompt_tokens": 7, "prompt_tokens_details": {"cached_tokens": 9}}}',
+            Usage(7, 7),
+        ),
         (b"{}", None),
         (b"[]", None),
         (b"not json", None),

@@ -1,0 +1,1 @@
+"""Envoy's gRPC access log: what it says of requests that have ended."""

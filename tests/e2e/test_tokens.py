@@ -1,0 +1,132 @@
+"""Tokens of answers, counted by Envoy or by the router, against what the engines have made."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+from expectations import (
+    DECODE,
+    PREFILL,
+    Metrics,
+    chat,
+    connect,
+    eventually,
+    expect_disaggregated,
+    read_metrics,
+    run_checked_stack,
+)
+
+from pdrouter.envoy_config import Routing
+from pdrouter.local_stack import LocalStack, StackOptions, write_endpoints
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+CHAT = "/v1/chat/completions"
+PROMPT = "Why is the sky blue? " * 8
+STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
+REQUESTS: list[tuple[str, dict[str, Any]]] = [
+    (CHAT, chat(max_tokens=5)),
+    (CHAT, chat(max_tokens=7, **STREAMED)),
+    (CHAT, chat(max_tokens=3, n=2)),
+    ("/v1/completions", {"model": "demo", "prompt": PROMPT, "max_tokens": 4}),
+    ("/v1/completions", {"model": "demo", "prompt": PROMPT, "max_tokens": 6, **STREAMED}),
+    (
+        "/v1/messages",
+        {"model": "demo", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 5},
+    ),
+    (
+        "/v1/messages",
+        {
+            "model": "demo",
+            "messages": [{"role": "user", "content": PROMPT}],
+            "max_tokens": 8,
+            "stream": True,
+        },
+    ),
+    ("/v1/responses", {"model": "demo", "input": PROMPT, "max_output_tokens": 5, "store": False}),
+    (
+        "/v1/responses",
+        {
+            "model": "demo",
+            "input": PROMPT,
+            "max_output_tokens": 9,
+            "store": False,
+            "stream": True,
+        },
+    ),
+]
+"""A request for each kind of answer that says its tokens."""
+OUTPUT_TOKENS = 5 + 7 + 2 * 3 + 4 + 6 + 5 + 8 + 5 + 9
+STREAMS = 4
+
+WAYS = {
+    "access-log": StackOptions(
+        prefill=PREFILL,
+        decode=DECODE,
+        token_accounting=True,
+        environment={"PDROUTER_OBSERVE_TOKENS": "access-log"},
+    ),
+    "body": StackOptions(
+        prefill=PREFILL, decode=DECODE, environment={"PDROUTER_OBSERVE_TOKENS": "all"}
+    ),
+}
+
+
+@pytest_asyncio.fixture(scope="module", params=WAYS, loop_scope="module")
+async def stack(request: pytest.FixtureRequest) -> AsyncIterator[LocalStack]:
+    async with run_checked_stack(WAYS[request.param]) as running:
+        yield running
+
+
+def count_tokens(stack: LocalStack, kind: str) -> float:
+    """Tokens as the decode engines have counted them."""
+    return sum(engine.count(f"vllm:{kind}_tokens_total") for engine in stack.decode)
+
+
+class Counted:
+    """What is counted from its start on: by the router, and by the decode engines."""
+
+    def __init__(self, stack: LocalStack, before: Metrics) -> None:
+        self._stack = stack
+        self._before = before
+        self._tokens = {kind: count_tokens(stack, kind) for kind in ("prompt", "generation")}
+
+    @classmethod
+    async def start(cls, stack: LocalStack) -> "Counted":
+        return cls(stack, await read_metrics(stack))
+
+    def made(self, kind: str) -> float:
+        return count_tokens(self._stack, kind) - self._tokens[kind]
+
+    async def expect(self, **wanted: float) -> None:
+        async def check() -> None:
+            now = await read_metrics(self._stack)
+            assert {name: now.total(name) - self._before.total(name) for name in wanted} == wanted
+
+        await eventually(check)
+
+
+async def test_every_kind_of_answer_is_counted_exactly(stack: LocalStack) -> None:
+    counted = await Counted.start(stack)
+    async with connect(stack) as client:
+        for path, body in REQUESTS:
+            response = await client.post(path, json=body)
+            assert response.status_code == 200, response.text
+    assert counted.made("generation") == OUTPUT_TOKENS
+    await counted.expect(
+        pdrouter_counted_answers_total=len(REQUESTS),
+        pdrouter_output_tokens_total=OUTPUT_TOKENS,
+        pdrouter_prompt_tokens_total=counted.made("prompt"),
+        gateway_output_tokens_total=OUTPUT_TOKENS,
+        gateway_input_tokens_total=counted.made("prompt"),
+        gateway_ttft_bucket_total=STREAMS,
+        pdrouter_time_to_first_token_seconds_count=STREAMS,
+        pdrouter_inter_token_latency_seconds_count=STREAMS,
+        pdrouter_misrouted_total=0,
+    )
+    metrics = await read_metrics(stack)
+    assert metrics.total("pdrouter_counted_answers_total", usage="unknown") == 0
