@@ -32,7 +32,7 @@ bench-kubernetes: $(VENV)/dev.installed ## What following 5,000 pods costs
 bench-scraping: $(VENV)/dev.installed ## What reading the metrics of many engines costs
 	$(BIN)/python -m benchmarks.scraping
 
-protos: $(VENV)/dev.installed ## Compile the ext_proc schema
+protos: $(VENV)/dev.installed ## Compile the schemas of Envoy's protocols
 	$(BIN)/python protos/generate.py
 
 docs: $(VENV)/dev.installed ## Write the pages that are made from code

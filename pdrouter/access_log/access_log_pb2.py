@@ -28,27 +28,29 @@ from google.protobuf import wrappers_pb2 as google_dot_protobuf_dot_wrappers__pb
 from pdrouter.extproc import ext_proc_pb2 as pdrouter_dot_extproc_dot_ext__proc__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$pdrouter/access_log/access_log.proto\x12\x18pdrouter.access_log.wire\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1egoogle/protobuf/wrappers.proto\x1a\x1fpdrouter/extproc/ext_proc.proto\"\xcd\x01\n\x17StreamAccessLogsMessage\x12Y\n\thttp_logs\x18\x02 \x01(\x0b\x32\x46.pdrouter.access_log.wire.StreamAccessLogsMessage.HTTPAccessLogEntries\x1aW\n\x14HTTPAccessLogEntries\x12?\n\tlog_entry\x18\x01 \x03(\x0b\x32,.pdrouter.access_log.wire.HTTPAccessLogEntry\"\x9e\x01\n\x12HTTPAccessLogEntry\x12\x44\n\x11\x63ommon_properties\x18\x01 \x01(\x0b\x32).pdrouter.access_log.wire.AccessLogCommon\x12\x42\n\x08response\x18\x04 \x01(\x0b\x32\x30.pdrouter.access_log.wire.HTTPResponseProperties\"\x9e\x03\n\x0f\x41\x63\x63\x65ssLogCommon\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x41\n\x1etime_to_first_upstream_rx_byte\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12@\n\x1dtime_to_last_upstream_rx_byte\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x42\n\x17upstream_remote_address\x18\r \x01(\x0b\x32!.pdrouter.access_log.wire.Address\x12?\n\x0eresponse_flags\x18\x10 \x01(\x0b\x32\'.pdrouter.access_log.wire.ResponseFlags\x12\x31\n\x08metadata\x18\x11 \x01(\x0b\x32\x1f.pdrouter.extproc.wire.Metadata\x12\x1e\n\x16intermediate_log_entry\x18\x1b \x01(\x08\"M\n\x16HTTPResponseProperties\x12\x33\n\rresponse_code\x18\x01 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\"\xf5\x04\n\rResponseFlags\x12 \n\x18\x66\x61iled_local_healthcheck\x18\x01 \x01(\x08\x12\x1b\n\x13no_healthy_upstream\x18\x02 \x01(\x08\x12 \n\x18upstream_request_timeout\x18\x03 \x01(\x08\x12\x13\n\x0blocal_reset\x18\x04 \x01(\x08\x12\x1d\n\x15upstream_remote_reset\x18\x05 \x01(\x08\x12#\n\x1bupstream_connection_failure\x18\x06 \x01(\x08\x12\'\n\x1fupstream_connection_termination\x18\x07 \x01(\x08\x12\x19\n\x11upstream_overflow\x18\x08 \x01(\x08\x12\x16\n\x0eno_route_found\x18\t \x01(\x08\x12)\n!downstream_connection_termination\x18\x0f \x01(\x08\x12%\n\x1dupstream_retry_limit_exceeded\x18\x10 \x01(\x08\x12\x1b\n\x13stream_idle_timeout\x18\x11 \x01(\x08\x12!\n\x19\x64ownstream_protocol_error\x18\x13 \x01(\x08\x12,\n$upstream_max_stream_duration_reached\x18\x14 \x01(\x08\x12\x18\n\x10\x64uration_timeout\x18\x17 \x01(\x08\x12\x1f\n\x17upstream_protocol_error\x18\x18 \x01(\x08\x12\x18\n\x10no_cluster_found\x18\x19 \x01(\x08\x12\x18\n\x10overload_manager\x18\x1a \x01(\x08\x12\x1f\n\x17\x64ownstream_remote_reset\x18\x1c \x01(\x08\"J\n\x07\x41\x64\x64ress\x12?\n\x0esocket_address\x18\x01 \x01(\x0b\x32\'.pdrouter.access_log.wire.SocketAddress\"4\n\rSocketAddress\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x12\n\nport_value\x18\x03 \x01(\rb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$pdrouter/access_log/access_log.proto\x12\x18pdrouter.access_log.wire\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1egoogle/protobuf/wrappers.proto\x1a\x1fpdrouter/extproc/ext_proc.proto\"\xde\x01\n\x17StreamAccessLogsMessage\x12[\n\thttp_logs\x18\x02 \x01(\x0b\x32\x46.pdrouter.access_log.wire.StreamAccessLogsMessage.HTTPAccessLogEntriesH\x00\x1aW\n\x14HTTPAccessLogEntries\x12?\n\tlog_entry\x18\x01 \x03(\x0b\x32,.pdrouter.access_log.wire.HTTPAccessLogEntryB\r\n\x0blog_entries\"\x9e\x01\n\x12HTTPAccessLogEntry\x12\x44\n\x11\x63ommon_properties\x18\x01 \x01(\x0b\x32).pdrouter.access_log.wire.AccessLogCommon\x12\x42\n\x08response\x18\x04 \x01(\x0b\x32\x30.pdrouter.access_log.wire.HTTPResponseProperties\"\xc0\x03\n\x0f\x41\x63\x63\x65ssLogCommon\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x41\n\x1etime_to_first_upstream_rx_byte\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12@\n\x1dtime_to_last_upstream_rx_byte\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x42\n\x17upstream_remote_address\x18\r \x01(\x0b\x32!.pdrouter.access_log.wire.Address\x12?\n\x0eresponse_flags\x18\x10 \x01(\x0b\x32\'.pdrouter.access_log.wire.ResponseFlags\x12\x31\n\x08metadata\x18\x11 \x01(\x0b\x32\x1f.pdrouter.extproc.wire.Metadata\x12@\n\x0f\x61\x63\x63\x65ss_log_type\x18! \x01(\x0e\x32\'.pdrouter.access_log.wire.AccessLogType\"M\n\x16HTTPResponseProperties\x12\x33\n\rresponse_code\x18\x01 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\"\xf5\x04\n\rResponseFlags\x12 \n\x18\x66\x61iled_local_healthcheck\x18\x01 \x01(\x08\x12\x1b\n\x13no_healthy_upstream\x18\x02 \x01(\x08\x12 \n\x18upstream_request_timeout\x18\x03 \x01(\x08\x12\x13\n\x0blocal_reset\x18\x04 \x01(\x08\x12\x1d\n\x15upstream_remote_reset\x18\x05 \x01(\x08\x12#\n\x1bupstream_connection_failure\x18\x06 \x01(\x08\x12\'\n\x1fupstream_connection_termination\x18\x07 \x01(\x08\x12\x19\n\x11upstream_overflow\x18\x08 \x01(\x08\x12\x16\n\x0eno_route_found\x18\t \x01(\x08\x12)\n!downstream_connection_termination\x18\x0f \x01(\x08\x12%\n\x1dupstream_retry_limit_exceeded\x18\x10 \x01(\x08\x12\x1b\n\x13stream_idle_timeout\x18\x11 \x01(\x08\x12!\n\x19\x64ownstream_protocol_error\x18\x13 \x01(\x08\x12,\n$upstream_max_stream_duration_reached\x18\x14 \x01(\x08\x12\x18\n\x10\x64uration_timeout\x18\x17 \x01(\x08\x12\x1f\n\x17upstream_protocol_error\x18\x18 \x01(\x08\x12\x18\n\x10no_cluster_found\x18\x19 \x01(\x08\x12\x18\n\x10overload_manager\x18\x1a \x01(\x08\x12\x1f\n\x17\x64ownstream_remote_reset\x18\x1c \x01(\x08\"W\n\x07\x41\x64\x64ress\x12\x41\n\x0esocket_address\x18\x01 \x01(\x0b\x32\'.pdrouter.access_log.wire.SocketAddressH\x00\x42\t\n\x07\x61\x64\x64ress\"H\n\rSocketAddress\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x14\n\nport_value\x18\x03 \x01(\rH\x00\x42\x10\n\x0eport_specifier*.\n\rAccessLogType\x12\n\n\x06NotSet\x10\x00\x12\x11\n\rDownstreamEnd\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pdrouter.access_log.access_log_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_ACCESSLOGTYPE']._serialized_start=1907
+  _globals['_ACCESSLOGTYPE']._serialized_end=1953
   _globals['_STREAMACCESSLOGSMESSAGE']._serialized_start=197
-  _globals['_STREAMACCESSLOGSMESSAGE']._serialized_end=402
-  _globals['_STREAMACCESSLOGSMESSAGE_HTTPACCESSLOGENTRIES']._serialized_start=315
-  _globals['_STREAMACCESSLOGSMESSAGE_HTTPACCESSLOGENTRIES']._serialized_end=402
-  _globals['_HTTPACCESSLOGENTRY']._serialized_start=405
-  _globals['_HTTPACCESSLOGENTRY']._serialized_end=563
-  _globals['_ACCESSLOGCOMMON']._serialized_start=566
-  _globals['_ACCESSLOGCOMMON']._serialized_end=980
-  _globals['_HTTPRESPONSEPROPERTIES']._serialized_start=982
-  _globals['_HTTPRESPONSEPROPERTIES']._serialized_end=1059
-  _globals['_RESPONSEFLAGS']._serialized_start=1062
-  _globals['_RESPONSEFLAGS']._serialized_end=1691
-  _globals['_ADDRESS']._serialized_start=1693
-  _globals['_ADDRESS']._serialized_end=1767
-  _globals['_SOCKETADDRESS']._serialized_start=1769
-  _globals['_SOCKETADDRESS']._serialized_end=1821
+  _globals['_STREAMACCESSLOGSMESSAGE']._serialized_end=419
+  _globals['_STREAMACCESSLOGSMESSAGE_HTTPACCESSLOGENTRIES']._serialized_start=317
+  _globals['_STREAMACCESSLOGSMESSAGE_HTTPACCESSLOGENTRIES']._serialized_end=404
+  _globals['_HTTPACCESSLOGENTRY']._serialized_start=422
+  _globals['_HTTPACCESSLOGENTRY']._serialized_end=580
+  _globals['_ACCESSLOGCOMMON']._serialized_start=583
+  _globals['_ACCESSLOGCOMMON']._serialized_end=1031
+  _globals['_HTTPRESPONSEPROPERTIES']._serialized_start=1033
+  _globals['_HTTPRESPONSEPROPERTIES']._serialized_end=1110
+  _globals['_RESPONSEFLAGS']._serialized_start=1113
+  _globals['_RESPONSEFLAGS']._serialized_end=1742
+  _globals['_ADDRESS']._serialized_start=1744
+  _globals['_ADDRESS']._serialized_end=1831
+  _globals['_SOCKETADDRESS']._serialized_start=1833
+  _globals['_SOCKETADDRESS']._serialized_end=1905
 # @@protoc_insertion_point(module_scope)

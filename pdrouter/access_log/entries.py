@@ -36,6 +36,8 @@ PLAIN_USAGE_PATHS = tuple(
 _LONGEST_S = 7 * 86400.0
 _LONGEST_NAME = 1024
 _LONGEST_USAGE = 4096
+# Envoy can be told to log the start of a request and its progress as well.
+_ENDS = (pb.NotSet, pb.DownstreamEnd)
 _FLAGS = tuple(field.name for field in pb.ResponseFlags.DESCRIPTOR.fields)
 
 
@@ -63,7 +65,7 @@ def read_entry(entry: pb.HTTPAccessLogEntry) -> AnswerReport | None:
     """
     common = entry.common_properties
     namespaces = common.metadata.filter_metadata
-    if common.intermediate_log_entry or ROUTER_NAMESPACE not in namespaces:
+    if common.access_log_type not in _ENDS or ROUTER_NAMESPACE not in namespaces:
         return None
     request = _read_request(_read_values(namespaces[ROUTER_NAMESPACE]))
     noted = _read_values(namespaces[USAGE_NAMESPACE]) if USAGE_NAMESPACE in namespaces else {}

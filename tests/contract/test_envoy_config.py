@@ -64,6 +64,7 @@ class TestEnvoyAccepts:
                 "routing": Routing.OVERRIDE_HOST,
                 "decode": (Address("10.0.0.2", 8000), Address("fd00::2", 8000)),
             },
+            {"token_accounting": True, "access_log": "/dev/stdout"},
             {"router_health_checks": False, "max_concurrent_requests": 2**31 - 2},
             {"max_message_bytes": MIB, "prefill_timeout_s": 0.001},
             {"max_message_bytes": 2**31 - 1, "prefill_timeout_s": 3595},

@@ -1,6 +1,5 @@
 """Tokens of answers, counted by Envoy or by the router, against what the engines have made."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -15,19 +14,22 @@ from expectations import (
     chat,
     connect,
     eventually,
-    expect_disaggregated,
+    find_sent,
     read_metrics,
     run_checked_stack,
 )
+from waiting import wait_until
 
 from pdrouter.envoy_config import Routing
 from pdrouter.local_stack import LocalStack, StackOptions, write_endpoints
+from pdrouter.simulation.config import EngineConfig
+from pdrouter.simulation.engine import SimulatedEngine
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 CHAT = "/v1/chat/completions"
 PROMPT = "Why is the sky blue? " * 8
-STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
+STREAMED: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
 REQUESTS: list[tuple[str, dict[str, Any]]] = [
     (CHAT, chat(max_tokens=5)),
     (CHAT, chat(max_tokens=7, **STREAMED)),
@@ -130,3 +132,80 @@ async def test_every_kind_of_answer_is_counted_exactly(stack: LocalStack) -> Non
     )
     metrics = await read_metrics(stack)
     assert metrics.total("pdrouter_counted_answers_total", usage="unknown") == 0
+
+
+async def test_an_answer_that_does_not_say_its_tokens_is_counted_as_unknown(
+    stack: LocalStack,
+) -> None:
+    counted = await Counted.start(stack)
+    async with connect(stack) as client:
+        await client.post(CHAT, json=chat(stream=True))
+    await counted.expect(
+        pdrouter_counted_answers_total=1,
+        pdrouter_output_tokens_total=0,
+        pdrouter_time_to_first_token_seconds_count=1,
+        pdrouter_inter_token_latency_seconds_count=0,
+    )
+
+
+async def test_what_is_no_answer_of_an_engine_is_not_counted(stack: LocalStack) -> None:
+    counted = await Counted.start(stack)
+    async with connect(stack) as client:
+        assert (await client.get("/v1/models")).status_code == 200
+        assert (await client.post(CHAT, json=chat(model="absent"))).status_code == 404
+        refused = await client.post("/v1/completions", json={"model": "demo", "prompt": "", "n": 2})
+        assert refused.status_code == 400
+        assert (await client.post(CHAT, json=chat())).status_code == 200
+    await counted.expect(pdrouter_counted_answers_total=1)
+
+
+async def test_tokens_reach_the_client_while_the_engine_makes_more(stack: LocalStack) -> None:
+    async with (
+        connect(stack) as client,
+        client.stream("POST", CHAT, json=chat(max_tokens=2_000, **STREAMED)) as response,
+    ):
+        assert (await anext(response.aiter_lines())).startswith("data: {")
+        *_, decode = find_sent(stack, response)
+        assert decode.request.outcome == "running"
+
+
+@pytest.mark.parametrize("stack", ["access-log"], indirect=True)
+async def test_envoy_counts_without_a_message_for_a_body(stack: LocalStack) -> None:
+    async with connect(stack) as client, connect_admin(stack) as admin:
+        before = await count_messages(admin)
+        await client.post(CHAT, json=chat(max_tokens=50, **STREAMED))
+        # Request headers, request body, response headers.
+        assert await count_messages(admin) - before == 3
+
+
+def connect_admin(stack: LocalStack) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=f"http://{stack.envoy.admin}", timeout=30, verify=False)
+
+
+async def count_messages(admin: httpx.AsyncClient) -> int:
+    """How many ext_proc messages Envoy has sent to the router."""
+    page = await admin.get("/stats?filter=ext_proc.stream_msgs_sent")
+    return int(page.text.split(": ")[1])
+
+
+async def test_the_log_tells_which_requests_went_elsewhere() -> None:
+    options = replace(WAYS["access-log"], routing=Routing.OVERRIDE_HOST)
+    unknown = SimulatedEngine(EngineConfig(role="decode", models=("demo",)))
+    async with run_checked_stack(options) as stack, connect(stack) as client, unknown:
+        write_endpoints(stack.endpoints_file, stack.model, stack.prefill, [unknown])
+        await wait_until(
+            lambda: unknown.address in {pod.address for pod in stack.router.cache.view.pods}
+        )
+        response = await client.post(CHAT, json=chat(max_tokens=5))
+        # Envoy does not know the chosen pod, and has fallen back to one that it knows.
+        assert response.status_code == 200
+        assert response.headers["target-pod-ip"] == unknown.address
+
+        async def check() -> None:
+            metrics = await read_metrics(stack)
+            assert metrics.total("pdrouter_access_log_entries_total", result="counted") == 1
+            assert metrics.total("pdrouter_misrouted_total") == 1
+            # The pod that served it is not one that the router knows any more.
+            assert metrics.total("pdrouter_output_tokens_total", pod="") == 5
+
+        await eventually(check)

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from pdrouter.engines.vllm_nixl import RemoteHostRewrite
+from pdrouter.extproc.answers import TokenObservation
 from pdrouter.extproc.dispatch_policy import FailurePolicy
 from pdrouter.routing.aggregation import Aggregation
 from pdrouter.routing.registry import DECODE_POLICIES, PREFILL_POLICIES
@@ -144,6 +145,15 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     ),
     "PDROUTER_SPLIT_MULTIMODAL": (_BOOLEANS, _NO_BOOLEANS),
     "PDROUTER_EXPOSE_PODS": (_BOOLEANS, _NO_BOOLEANS),
+    "PDROUTER_OBSERVE_TOKENS": (
+        [
+            ("off", TokenObservation()),
+            ("access-log", TokenObservation(access_log=True)),
+            ("all", TokenObservation(share=1.0)),
+            ("sampled:0.25", TokenObservation(share=0.25)),
+        ],
+        ["on", "true", "sampled", "sampled:", "sampled:0", "sampled:-1", "sampled:1.1", "all:1"],
+    ),
     "AIBRIX_AUTH_BEARER_TOKEN": (_TEXTS, []),
     "PDROUTER_LOG_LEVEL": (
         [(level, level) for level in ("debug", "info", "warning", "error")],
@@ -355,10 +365,13 @@ def test_the_table_has_a_row_for_every_setting() -> None:
         ("PDROUTER_DRAIN", "`600`"),
         ("AIBRIX_GRPC_MAX_MESSAGE_SIZE_BYTES", "`16777216`"),
         ("PDROUTER_ON_PREFILL_FAILURE", "`fail`"),
+        ("PDROUTER_OBSERVE_TOKENS", "`off`"),
     ],
 )
 def test_the_table_shows_defaults_as_they_would_be_written(variable: str, default: str) -> None:
-    (row,) = (line for line in describe_settings().splitlines() if f"`{variable}`" in line)
+    (row,) = (
+        line for line in describe_settings().splitlines() if line.startswith(f"| `{variable}`")
+    )
     assert row.split(" | ")[1] == default
     if default:
         assert getattr(load(**{variable: default.strip("`")}), NAMES[variable]) == getattr(

@@ -1,4 +1,4 @@
-"""Our ext_proc schema against envoy-data-plane, which is generated from Envoy's own."""
+"""Our schemas against envoy-data-plane, which is generated from Envoy's own."""
 
 import subprocess
 import sys
@@ -8,7 +8,9 @@ from typing import Any
 import betterproto2
 import pytest
 from envoy_data_plane.envoy.config.core import v3 as core
+from envoy_data_plane.envoy.data.accesslog import v3 as accesslog
 from envoy_data_plane.envoy.extensions.filters.http.ext_proc import v3 as ext_proc_filter
+from envoy_data_plane.envoy.service.accesslog import v3 as accesslog_service
 from envoy_data_plane.envoy.service.ext_proc import v3 as service
 from envoy_data_plane.envoy.type import v3 as envoy_type
 from envoy_data_plane.google.protobuf import Any as PackedAny
@@ -16,15 +18,23 @@ from envoy_data_plane.google.protobuf import Struct
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 
+from pdrouter.access_log import access_log_pb2
 from pdrouter.extproc import ext_proc_pb2 as pb
 from pdrouter.extproc.messages import BodyMode, HeaderMode, Phase
 
 REPOSITORY = Path(__file__).parents[2]
 
-MESSAGES = list(pb.DESCRIPTOR.message_types_by_name.values())
+FILES = (pb.DESCRIPTOR, access_log_pb2.DESCRIPTOR)
+MESSAGES = [
+    nested
+    for file in FILES
+    for message in file.message_types_by_name.values()
+    for nested in (message, *message.nested_types)
+    if not nested.GetOptions().map_entry
+]
 FIELDS = [field for message in MESSAGES for field in message.fields]
 ENUMS = [
-    *pb.DESCRIPTOR.enum_types_by_name.values(),
+    *(enum for file in FILES for enum in file.enum_types_by_name.values()),
     *(enum for message in MESSAGES for enum in message.enum_types),
 ]
 TYPE_NAMES = {
@@ -39,14 +49,21 @@ TYPE_NAMES = {
 
 def flat_name(full_name: str) -> str:
     """The name that envoy-data-plane gives a type: `CommonResponse.ResponseStatus` in one word."""
-    return full_name.removeprefix("pdrouter.extproc.wire.").replace(".", "")
+    name = full_name.rpartition("wire.")[2]
+    # It writes abbreviations in small letters.
+    return name.replace(".", "").replace("HTTP", "Http")
 
 
 def envoys(full_name: str) -> Any:
     """Envoy's type of the same name."""
     name = flat_name(full_name)
     homes = [
-        module for module in (service, ext_proc_filter, core, envoy_type) if name in module.__all__
+        module
+        for module in (
+            *(service, ext_proc_filter, core, envoy_type),
+            *(accesslog, accesslog_service),
+        )
+        if name in module.__all__
     ]
     assert len(homes) == 1, f"{name} is in {homes}"
     return getattr(homes[0], name)
@@ -176,9 +193,13 @@ def test_fields_that_our_schema_lacks_survive(
     assert type(message).parse(written) == message
 
 
-def test_the_compiled_schema_is_what_the_proto_file_gives(tmp_path: Path) -> None:
+def test_the_compiled_schemas_are_what_the_proto_files_give(tmp_path: Path) -> None:
     subprocess.run([sys.executable, REPOSITORY / "protos/generate.py", tmp_path], check=True)
 
-    for name in ("ext_proc_pb2.py", "ext_proc_pb2.pyi"):
-        path = Path("pdrouter/extproc", name)
-        assert (tmp_path / path).read_bytes() == (REPOSITORY / path).read_bytes()
+    for name in ("extproc/ext_proc_pb2", "access_log/access_log_pb2"):
+        assert_same(tmp_path, Path(f"pdrouter/{name}.py"))
+        assert_same(tmp_path, Path(f"pdrouter/{name}.pyi"))
+
+
+def assert_same(made: Path, path: Path) -> None:
+    assert (made / path).read_bytes() == (REPOSITORY / path).read_bytes()
