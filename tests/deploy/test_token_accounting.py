@@ -40,5 +40,8 @@ def test_envoy_sends_its_log_to_the_routers_grpc_port() -> None:
     assert (als["type"], als["logName"]) == ("HTTP", LOG_NAME)
     assert als["backendRefs"] == ext_proc(objects)["backendRefs"]
     assert [sink["type"] for sink in sinks] == ["File", "ALS"]
-    ports = {port["name"]: port["containerPort"] for port in container(objects)["ports"]}
+    ports = {
+        port["name"]: port["containerPort"]
+        for port in container(find(objects, "Deployment"))["ports"]
+    }
     assert als["backendRefs"][0]["port"] == ports["grpc"]
