@@ -15,6 +15,7 @@ from factories import make_request
 
 from pdrouter.cluster.view import ModelPods, PodCache
 from pdrouter.engines.registry import Connectors
+from pdrouter.extproc.answers import AnswerReports
 from pdrouter.extproc.choosing import PodChooser
 from pdrouter.extproc.dispatch import Dispatcher
 from pdrouter.extproc.dispatch_policy import DispatchPolicy, FailurePolicy
@@ -29,6 +30,7 @@ from pdrouter.prefill.client import EngineAnswer
 from pdrouter.prefill.leg import PrefillLeg
 from pdrouter.routing.aggregation import Aggregation
 from pdrouter.routing.decision import Decision, RoutingFacts, Strategy
+from pdrouter.routing.output_length import OutputLengths
 from pdrouter.routing.prompt_length import TokenRatios
 from pdrouter.simulation.cluster.router_replica import RoutedLegs, RouterOptions, RouterReplica
 from pdrouter.simulation.cluster.workload import BLOCK_TOKENS
@@ -80,18 +82,24 @@ class LiveReplica(RouterReplica):
             on_handoff_failure=FailurePolicy.FAIL,
             forward_headers=(),
             max_forwarded_bytes=2**30,
-            # The requests' own limits are lower, and hold.
-            expected_output_tokens=2**30,
             max_wait_s=options.max_wait_s,
             aggregation=Aggregation.NEVER,
             handover_s=0.0,
         )
         ratios = TokenRatios()
+        # The requests' own limits are lower, and hold.
+        lengths = OutputLengths(2**30)
         connectors = Connectors()
         leg = PrefillLeg(SteppedClient(), self.ledger, 600.0, 0)  # type: ignore[arg-type]
         dispatcher = Dispatcher(
             PodChooser(
-                cache, {strategy.name: strategy}, self.state, ratios, policy, self._observer
+                cache,
+                {strategy.name: strategy},
+                self.state,
+                ratios,
+                lengths,
+                policy,
+                self._observer,
             ),
             self.ledger,
             connectors,
@@ -100,7 +108,8 @@ class LiveReplica(RouterReplica):
             policy,
         )
         exchange_policy = ExchangePolicy(False, False, None, 2**30)
-        self._open = partial(Exchange, dispatcher, cache, self._observer, exchange_policy)
+        answers = AnswerReports(cache, lengths, self._observer)
+        self._open = partial(Exchange, dispatcher, cache, self._observer, answers, exchange_policy)
 
     def route(self, facts: RoutingFacts) -> RoutedLegs | None:
         body = write_body(
