@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench bench-routing bench-kubernetes bench-scraping protos docs constraints clean
+.PHONY: demo test lint bench bench-steps bench-routing bench-kubernetes bench-scraping protos docs constraints clean
 
 demo: $(VENV)/demo.installed ## Run engines, router and Envoy here; KEEP=1 leaves them running
 	$(BIN)/pdrouter demo $(if $(KEEP),--keep)
@@ -20,8 +20,11 @@ lint: $(VENV)/dev.installed ## Format, lint, types, order of the rooms
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/dev.installed ## What a request costs, side by side with what it could cost
-	$(BIN)/python -m benchmarks
+bench: $(VENV)/dev.installed ## The router behind the real Envoy, beside the least it could cost; 10 minutes
+	$(BIN)/python -m benchmarks.speed
+
+bench-steps: $(VENV)/dev.installed ## What the steps of a request cost, beside parsing and dumping its body
+	$(BIN)/python -m benchmarks.steps
 
 bench-routing: $(VENV)/dev.installed ## Ways to choose pods at rising load, in a simulator; 10 minutes
 	$(BIN)/python -m benchmarks.routing

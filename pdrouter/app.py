@@ -43,6 +43,7 @@ from pdrouter.routing.prompt_length import TokenRatios
 from pdrouter.routing.registry import create_strategies
 from pdrouter.routing.state import RoutingState
 from pdrouter.settings import SettingInvalid, Settings
+from pdrouter.telemetry.event_loop import EventLoopWatch
 from pdrouter.telemetry.requests import RequestTelemetry
 
 log = logging.getLogger(__name__)
@@ -178,6 +179,10 @@ class Router:
             stack.push_async_callback(self.server.stop)
             # Last, because a task group wraps what is raised inside it.
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
+            loop = self.telemetry.metrics.event_loop
+            stack.enter_context(
+                EventLoopWatch(loop.lag_seconds.observe, loop.stall_seconds.observe)
+            )
             for work in (self._source.watch(), self._engines.run()):
                 stack.callback(tasks.create_task(work).cancel)
             self._stack = stack.pop_all()

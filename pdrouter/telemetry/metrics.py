@@ -30,6 +30,7 @@ _CODE_SECONDS = (
     *(0.00005, 0.0001, 0.00015, 0.0002, 0.0003, 0.0005, 0.00075),
     *(0.001, 0.002, 0.005, 0.01, 0.05, 0.25),
 )
+_LAG_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5)
 
 
 class RequestMetrics:
@@ -126,6 +127,24 @@ class PrefillMetrics:
         )
 
 
+class EventLoopMetrics:
+    """How late the event loop comes to what is due."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.lag_seconds = Histogram(
+            "pdrouter_event_loop_lag_seconds",
+            "How late a timer of the event loop fires; looked at 50 times a second.",
+            buckets=_LAG_SECONDS,
+            registry=registry,
+        )
+        self.stall_seconds = Histogram(
+            "pdrouter_event_loop_stall_seconds",
+            "What of the lag the process was computing itself, instead of waiting for CPU.",
+            buckets=_LAG_SECONDS,
+            registry=registry,
+        )
+
+
 class Metrics:
     """All metrics of the process, in a registry of their own.
 
@@ -135,6 +154,7 @@ class Metrics:
         requests: metrics of requests.
         prefill: metrics of prefill legs.
         tokens: metrics of answers whose tokens are counted.
+        event_loop: metrics of the event loop.
         endpoints_reloads: times that the endpoints file was read.
     """
 
@@ -167,6 +187,7 @@ class Metrics:
         self.requests = RequestMetrics(registry)
         self.prefill = PrefillMetrics(registry)
         self.tokens = TokenMetrics(registry, cache, log_entries)
+        self.event_loop = EventLoopMetrics(registry)
         self.endpoints_reloads = Counter(
             "pdrouter_endpoints_reloads",
             "Times that the changed endpoints file was read, by result (ok, broken).",

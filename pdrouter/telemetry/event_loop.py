@@ -1,0 +1,55 @@
+"""Watches the event loop from inside: how late it comes to what is due."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+TICK_S = 0.02
+"""Time between two looks. What holds the loop for 5 ms longer is always seen, what is shorter as
+often as it is long; 50 looks a second cost 0.03 % of a core (`make bench`)."""
+
+
+class EventLoopWatch:
+    """Sets a timer again and again, and notes how late it fires. Use as a context manager."""
+
+    def __init__(
+        self, observe_lag: Callable[[float], None], observe_stall: Callable[[float], None]
+    ) -> None:
+        """Set up the watch; it begins with the context.
+
+        Args:
+            observe_lag: gets the seconds by which a timer was late, whatever the cause.
+            observe_stall: gets what of them the process was computing itself; the rest of the time
+                the machine gave it no CPU.
+        """
+        self._observe_lag = observe_lag
+        self._observe_stall = observe_stall
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
+        self._cpu = 0.0
+
+    def __enter__(self) -> "EventLoopWatch":
+        self._set_timer()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _set_timer(self) -> None:
+        # The loop's own clock stands still while the loop is busy.
+        self._due = time.monotonic() + TICK_S
+        self._cpu = time.process_time()
+        self._timer = asyncio.get_running_loop().call_later(TICK_S, self._look)
+
+    def _look(self) -> None:
+        lag = max(0.0, time.monotonic() - self._due)
+        self._observe_lag(lag)
+        self._observe_stall(min(lag, time.process_time() - self._cpu))
+        self._set_timer()
