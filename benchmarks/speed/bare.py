@@ -43,7 +43,7 @@ async def serve(target: str, post_url: str | None) -> None:
             connector = aiohttp.TCPConnector(limit=0)
             session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
 
-        async def process(requests: AsyncIterator[bytes], context: Any) -> None:
+        async def process(requests: AsyncIterator[bytes], context: Any) -> None:  # noqa: ANN401 - grpc has no types
             del requests
             for index, reply in enumerate(replies):
                 message = await context.read()

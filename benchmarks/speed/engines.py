@@ -12,8 +12,8 @@ from pathlib import Path
 import yaml
 
 from benchmarks.scraping import make_page
-from benchmarks.speed.programs import find_program
 from benchmarks.speed.processes import run_process
+from benchmarks.speed.programs import find_program
 
 MODEL = "m"
 _METRICS_PAGE_BYTES = 30_000

@@ -2,6 +2,7 @@
 
 import hmac
 import logging
+import random
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
@@ -153,7 +154,7 @@ class Exchange:
         self._head: RequestHead | None = None
         self._response_mode: BodyMode | None = None
         self._watch: AnswerWatch | None = None
-        self.record = RequestRecord(str(uuid.uuid4()))
+        self.record = RequestRecord(_create_request_id())
         self._observer.request_started(self.record)
 
     @property
@@ -460,6 +461,13 @@ class Exchange:
                     ("prefill-target-pod-ip", record.prefill_pod.ip),
                 ]
         return tuple(headers)
+
+
+def _create_request_id() -> str:
+    # Unique, but no secret: asking the kernel for randomness would give up Python's lock, and to
+    # get that back takes the longer the busier the process is. A process that is forked off gets
+    # a seed of its own.
+    return str(uuid.UUID(int=random.getrandbits(128), version=4))
 
 
 def _misconfigured(name: str, mode: BodyMode, wanted: str) -> RequestRejected:

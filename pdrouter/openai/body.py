@@ -13,6 +13,7 @@ _decode_string = msgspec.json.Decoder(str).decode
 _KEY = re.compile(rb'[ \t\n\r]*("(?:[^"\\]++|\\.)*+")[ \t\n\r]*:[ \t\n\r]*', re.DOTALL)
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[][{},]', re.DOTALL)
 _SPACE = re.compile(rb"[ \t\n\r]*")
+_MEMBER_END = re.compile(rb"[ \t\n\r]*[,}]")
 
 # Each member costs time on the event loop; requests have a few dozen.
 _MAX_MEMBERS = 1000
@@ -163,16 +164,13 @@ def _locate_members(
         start = key.end()
         value = bytes(members[name])
         end = start + len(value)
-        if not (data.startswith(value, start) and _ends_member(data, end)):
+        after = _MEMBER_END.match(data, end) if data.startswith(value, start) else None
+        if after is None:
             end = _find_end(data, start)
+            after = _MEMBER_END.match(data, end)
         spans.append((name, key.start(1), start, end))
-        position = _SPACE.match(data, end).end() + 1  # type: ignore[union-attr]
+        position = after.end()  # type: ignore[union-attr]
     return spans, frozenset(duplicates)
-
-
-def _ends_member(data: bytes, position: int) -> bool:
-    after = _SPACE.match(data, position).end()  # type: ignore[union-attr]
-    return data[after : after + 1] in (b",", b"}")
 
 
 def _find_end(data: bytes, start: int) -> int:

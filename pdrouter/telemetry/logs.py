@@ -1,18 +1,26 @@
 """Log lines as JSON objects, written by a thread of their own."""
 
+import io
 import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from logging.handlers import QueueHandler, QueueListener
+from logging.handlers import QueueHandler
 from queue import SimpleQueue
-from typing import Any
+from threading import Event, Thread
+from typing import Any, TextIO, TypeAlias
 
 import msgspec
 
 MAX_WAITING_LINES = 10_000
 """Lines that wait to be written; further ones are dropped, so that memory does not run out."""
+
+_GATHER_S = 0.05
+"""Time in which further lines may join a line that waits, to be written with it."""
+
+_Records: TypeAlias = SimpleQueue[logging.LogRecord | None]
+"""Records to write; None is the end."""
 
 
 class JsonFormatter(logging.Formatter):
@@ -39,7 +47,7 @@ class _QueueOfLines(QueueHandler):
         dropped: records that were not handed over, because too many were waiting.
     """
 
-    def __init__(self, records: SimpleQueue[logging.LogRecord]) -> None:
+    def __init__(self, records: _Records) -> None:
         super().__init__(records)
         self.dropped = 0
         self._records = records
@@ -70,19 +78,43 @@ def log_to_stdout(level: str) -> Iterator[None]:
     A reader that stalls holds up the writing thread, never the event loop; what the thread cannot
     keep up with is dropped and counted.
     """
-    writer = logging.StreamHandler(sys.stdout)
-    writer.setFormatter(JsonFormatter())
-    records: SimpleQueue[logging.LogRecord] = SimpleQueue()
-    listener = QueueListener(records, writer)
+    records: _Records = SimpleQueue()
+    ended = Event()
+    writer = Thread(target=_write_lines, args=(records, sys.stdout, ended), name="log", daemon=True)
     handler = _QueueOfLines(records)
     root = logging.getLogger()
     former_level = root.level
     root.setLevel(level.upper())
     root.addHandler(handler)
-    listener.start()
+    writer.start()
     try:
         yield
     finally:
         root.removeHandler(handler)
         root.setLevel(former_level)
-        listener.stop()
+        ended.set()
+        records.put(None)
+        writer.join()
+
+
+def _write_lines(records: _Records, stream: TextIO, ended: Event) -> None:
+    """Write lines until the end is found among the records."""
+    running = True
+    while running:
+        batch = [records.get()]
+        # To wake this thread for each line would cost the event loop more than the line does: they
+        # fight for Python's lock.
+        ended.wait(_GATHER_S)
+        while not records.empty():
+            batch.append(records.get())
+        running = None not in batch
+        lines = io.StringIO()
+        handler = logging.StreamHandler(lines)
+        handler.setFormatter(JsonFormatter())
+        for record in filter(None, batch):
+            handler.emit(record)
+        try:
+            stream.write(lines.getvalue())
+            stream.flush()
+        except OSError as error:
+            sys.stderr.write(f"pdrouter: {len(batch)} log lines are lost: {error}\n")
