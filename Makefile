@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench bench-steps bench-routing bench-kubernetes bench-scraping protos docs constraints clean
+.PHONY: demo test lint bench bench-compare bench-steps bench-routing bench-kubernetes bench-scraping protos docs constraints clean
 
 demo: $(VENV)/demo.installed ## Run engines, router and Envoy here; KEEP=1 leaves them running
 	$(BIN)/pdrouter demo $(if $(KEEP),--keep)
@@ -21,7 +21,10 @@ lint: $(VENV)/dev.installed ## Format, lint, types, order of the rooms
 	$(BIN)/lint-imports
 
 bench: $(VENV)/dev.installed ## The router behind the real Envoy, beside the least it could cost; 10 minutes
-	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.speed $(BENCH)
+
+bench-compare: $(VENV)/dev.installed ## What differs between two of its reports: OLD=a.json NEW=b.json
+	$(BIN)/python -m benchmarks.speed.comparison $(OLD) $(NEW)
 
 bench-steps: $(VENV)/dev.installed ## What the steps of a request cost, beside parsing and dumping its body
 	$(BIN)/python -m benchmarks.steps

@@ -7,32 +7,39 @@ import argparse
 import asyncio
 import os
 import platform
+import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.speed import requests
+from benchmarks.speed import pods, requests, starting, streaming, waiting
 from benchmarks.speed.engines import run_engines
 from benchmarks.speed.plan import Plan
+from benchmarks.speed.processes import raise_file_limit
 from benchmarks.speed.programs import ProgramMissing
+from benchmarks.speed.report import write_report
 from benchmarks.speed.results import Results
+from benchmarks.speed.targets import judge
 from benchmarks.speed.variants import parse_contender
 
-_SCENARIOS = {module.NAME: module.run for module in (requests,)}
+_SCENARIOS = {module.NAME: module.run for module in (requests, streaming, waiting, pods, starting)}
 _REPORTS = Path(__file__).parents[1] / "reports"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; return 0 if it went well."""
     options = _parse(arguments)
+    raise_file_limit()
     try:
         results = asyncio.run(_measure(options))
     except ProgramMissing as missing:
         print(missing, file=sys.stderr)
         return 1
-    options.output.mkdir(parents=True, exist_ok=True)
-    results.write(options.output / "speed.json")
+    write_report(options.output, results)
+    for verdict in judge(results):
+        print(f"{'met   ' if verdict.met else 'missed'}  {verdict.target}: {verdict.found}")
+    print(f"{options.output / 'speed.md'} is written")
     return 0
 
 
@@ -48,6 +55,7 @@ async def _measure(options: argparse.Namespace) -> Results:
 
 def _describe_run(options: argparse.Namespace) -> dict[str, object]:
     return {
+        "command": shlex.join(("python", "-m", "benchmarks.speed", *options.given)),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, Linux {platform.release()}",
         "python": platform.python_version(),
         "rounds": options.rounds,
@@ -60,13 +68,14 @@ def _describe_run(options: argparse.Namespace) -> dict[str, object]:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
     add = parser.add_argument
-    add("scenarios", nargs="*", choices=(*_SCENARIOS, []), metavar="SCENARIO", default=[])
+    add("scenarios", nargs="*", choices=[*_SCENARIOS, []], metavar="SCENARIO", default=[])
     add("--rounds", type=int, help="samples of each figure; 5, or 2 with --quick")
     add("--quick", action="store_true", help="fewer cases, less time")
     add("--contender", type=parse_contender, action="append", default=[], metavar="NAME=ADDRESS")
     add("--engine-ports", type=int, nargs=2, default=(0, 0), metavar=("PREFILL", "DECODE"))
     add("--output", type=Path, default=_REPORTS, metavar="FOLDER")
     options = parser.parse_args(arguments)
+    options.given = sys.argv[1:] if arguments is None else list(arguments)
     options.scenarios = options.scenarios or list(_SCENARIOS)
     options.rounds = options.rounds or (2 if options.quick else 5)
     return options

@@ -17,7 +17,7 @@ from benchmarks.speed.programs import find_program
 
 MODEL = "m"
 _METRICS_PAGE_BYTES = 30_000
-_PREFILL_ANSWER = {
+PREFILL_ANSWER = {
     "id": "chatcmpl-prefill",
     "object": "chat.completion",
     "model": MODEL,
@@ -147,7 +147,7 @@ async def run_engines(prefill_port: int = 0, decode_port: int = 0) -> AsyncItera
                 directory=directory,
                 prefill_port=engines.prefill_port,
                 decode_port=engines.decode_port,
-                prefill_answer=json.dumps(_PREFILL_ANSWER),
+                prefill_answer=json.dumps(PREFILL_ANSWER),
                 decode_answer=json.dumps(_DECODE_ANSWER),
             )
         )

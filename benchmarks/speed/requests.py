@@ -80,7 +80,7 @@ class _Workload:
 
 async def measure_load(variant: Variant, load: Load) -> dict[str, float]:
     """Send requests to a variant; return what they cost."""
-    looks = await _read_looks(variant)
+    looks = await read_looks(variant)
     messages = await variant.count_messages()
     begun = time.monotonic()
     server, envoy = read_cpu_s(variant.pids), read_cpu_s((variant.envoy.pid,))
@@ -100,10 +100,10 @@ async def measure_load(variant: Variant, load: Load) -> dict[str, float]:
         figures["server_cores"] = used / (time.monotonic() - begun)
     sent = await variant.count_messages()
     figures["messages"] = (sent.messages - messages.messages) / count
-    return figures | (await _read_looks(variant)).since(looks)
+    return figures | (await read_looks(variant)).since(looks)
 
 
-async def _read_looks(variant: Variant) -> Looks:
+async def read_looks(variant: Variant) -> Looks:
     if variant.router is None:
         return Looks({})
     return Looks.parse(await variant.router.read_metrics())

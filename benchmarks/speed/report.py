@@ -1,0 +1,113 @@
+"""Writes results for readers: targets first, then ratios, then everything."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from benchmarks.speed import requests
+from benchmarks.speed.plots import draw_requests
+from benchmarks.speed.results import Key, Results, Spread
+from benchmarks.speed.targets import judge
+from benchmarks.speed.variants import BARE, BARE_POST, FLOOR
+
+_INTRODUCTION = """\
+# What the router costs
+
+Made by `{command}` on {machine}, Python {python}. Load generator, Envoy, engines
+and router share these cores: requests per second and latencies are comparative; CPU (from the
+kernel's accounts) is the sturdier figure, and ratios between variants measured in turns are the
+sturdiest. Figures are medians of {rounds} rounds, with the least and the greatest round behind them.
+
+* **{floor}**: Envoy without ext_proc.
+* **{bare}**: a server on grpc.aio that parses nothing and gives constant replies: what the gRPC
+  stack costs.
+* **{bare_post}**: the same, which also sends each body on with aiohttp: what the router cannot do
+  without.
+* **pdrouter**: `pdrouter serve` with default policies, metrics and log lines.
+"""
+
+
+def write_report(folder: Path, results: Results) -> None:
+    """Write `speed.json`, `speed.md` and, for the requests, `speed-requests.png`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    results.write(folder / "speed.json")
+    if requests.NAME in results.scenarios():
+        draw_requests(folder / "speed-requests.png", results)
+    (folder / "speed.md").write_text("\n".join(_lines(results)) + "\n")
+
+
+def _lines(results: Results) -> Iterator[str]:
+    about = results.about
+    yield _INTRODUCTION.format(
+        command=about["command"],
+        machine=about["machine"],
+        python=about["python"],
+        rounds=about["rounds"],
+        floor=FLOOR,
+        bare=BARE,
+        bare_post=BARE_POST,
+    )
+    yield from _list_targets(results)
+    if requests.NAME in results.scenarios():
+        yield "## Requests as multiples of the least\n"
+        yield "![CPU and latency at rising concurrency and body size](speed-requests.png)\n"
+        yield from _list_ratios(results)
+    for scenario in results.scenarios():
+        yield f"## All figures: {scenario}\n"
+        yield from _list_figures(results, scenario)
+
+
+def _list_targets(results: Results) -> Iterator[str]:
+    yield "## Targets\n"
+    yield "| target | found | |"
+    yield "|---|---|---|"
+    for verdict in judge(results):
+        yield f"| {verdict.target} | {verdict.found} | {'met' if verdict.met else '**missed**'} |"
+    yield ""
+
+
+def _list_ratios(results: Results) -> Iterator[str]:
+    scenario = requests.NAME
+    yield f"| case | variant | CPU: x {BARE} | CPU: x {BARE_POST} | requests/s: x {BARE_POST} |"
+    yield "|---|---|---|---|---|"
+    for case in results.cases(scenario):
+        for variant in results.variants(scenario):
+            if variant in (FLOOR, BARE, BARE_POST):
+                continue
+            cells = [
+                results.ratio(scenario, case, figure, variant, base)
+                for figure, base in (
+                    ("server_cpu_us", BARE),
+                    ("server_cpu_us", BARE_POST),
+                    ("requests_per_s", BARE_POST),
+                )
+            ]
+            yield f"| {case} | {variant} | {' | '.join(map(_format, cells))} |"
+    yield ""
+
+
+def _list_figures(results: Results, scenario: str) -> Iterator[str]:
+    figures = list(dict.fromkeys(key.figure for key in results.samples if key.scenario == scenario))
+    yield f"| case | variant | {' | '.join(name.replace('_', ' ') for name in figures)} |"
+    yield "|---" * (len(figures) + 2) + "|"
+    for case in results.cases(scenario):
+        for variant in results.variants(scenario):
+            found = [results.samples.get(Key(scenario, case, variant, name)) for name in figures]
+            if any(found):
+                yield f"| {case} | {variant} | {' | '.join(map(_format_samples, found))} |"
+    yield ""
+
+
+def _format_samples(samples: Sequence[float] | None) -> str:
+    return _format(Spread.of(samples) if samples else None)
+
+
+def _format(spread: Spread | None) -> str:
+    if spread is None:
+        return ""
+    if spread.low == spread.high:
+        return _round(spread.median)
+    return f"{_round(spread.median)} ({_round(spread.low)} … {_round(spread.high)})"
+
+
+def _round(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
