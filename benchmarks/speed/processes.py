@@ -14,7 +14,8 @@ from typing import Any
 
 import aiohttp
 
-_FOREIGN = ("PDROUTER_", "AIBRIX_", "ROUTING_", "GRPC_")
+_FOREIGN = ("PDROUTER_", "AIBRIX_", "ROUTING_", "GRPC_", "PYTHON")
+"""Variables that would make the processes others than those that users run."""
 _PATIENCE_S = 30.0
 
 

@@ -15,7 +15,7 @@ _INTRODUCTION = """\
 Made by `{command}` on {machine}, Python {python}. Load generator, Envoy, engines
 and router share these cores: requests per second and latencies are comparative; CPU (from the
 kernel's accounts) is the sturdier figure, and ratios between variants measured in turns are the
-sturdiest. Figures are medians of {rounds} rounds, with the least and the greatest round behind them.
+sturdiest. Figures are medians of {rounds} rounds; the least and the greatest stand behind them.
 
 * **{floor}**: Envoy without ext_proc.
 * **{bare}**: a server on grpc.aio that parses nothing and gives constant replies: what the gRPC
