@@ -49,5 +49,7 @@ class Looks:
 
 def _find_longest(counts: Mapping[float, float]) -> float:
     looks = counts[math.inf]
+    if not looks:
+        return 0.0
     reached = min(bound for bound, count in counts.items() if count == looks)
-    return reached if looks and reached < math.inf else max(b for b in counts if b < math.inf)
+    return reached if reached < math.inf else max(each for each in counts if each < math.inf)

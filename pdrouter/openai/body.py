@@ -83,7 +83,9 @@ class Body:
             msgspec.ValidationError: the value is not of the expected type.
         """
         value = self._members.get(name)
-        return None if value is None else _create_decoder(expected)(value)
+        if value is None:
+            return None
+        return _create_decoder(expected)(value)  # type: ignore[arg-type] # types are hashable
 
     def edit(
         self, replace: Mapping[str, bytes] | None = None, remove: Collection[str] = ()

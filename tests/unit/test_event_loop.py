@@ -1,0 +1,67 @@
+"""The watch over the event loop."""
+
+import asyncio
+import time
+
+import pytest
+
+from pdrouter.telemetry.event_loop import TICK_S, EventLoopWatch
+
+PATIENCE_S = 60.0
+
+
+class Observations:
+    def __init__(self) -> None:
+        self.lags: list[float] = []
+        self.stalls: list[float] = []
+
+    def watch(self) -> EventLoopWatch:
+        return EventLoopWatch(self.lags.append, self.stalls.append)
+
+    async def wait_for(self, count: int) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while len(self.lags) < count:
+                await asyncio.sleep(0.001)
+
+
+async def test_each_look_gives_a_lag_and_of_it_what_was_computed() -> None:
+    seen = Observations()
+    with seen.watch():
+        await seen.wait_for(3)
+    assert len(seen.lags) == len(seen.stalls)
+    assert all(0 <= stall <= lag for lag, stall in zip(seen.lags, seen.stalls, strict=True))
+
+
+async def test_code_that_computes_on_the_loop_is_a_stall() -> None:
+    seen = Observations()
+    with seen.watch():
+        await seen.wait_for(1)
+        before = len(seen.stalls)
+        end = time.process_time() + 10 * TICK_S
+        while time.process_time() < end:
+            pass
+        await seen.wait_for(before + 1)
+    assert max(seen.stalls[before:]) >= 5 * TICK_S
+
+
+async def test_a_wait_without_computing_is_a_lag_but_no_stall(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = Observations()
+    monkeypatch.setattr("pdrouter.telemetry.event_loop.time.process_time", lambda: 1.0)
+    with seen.watch():
+        await seen.wait_for(1)
+        before = len(seen.lags)
+        time.sleep(10 * TICK_S)  # noqa: ASYNC251 - what must not happen
+        await seen.wait_for(before + 1)
+    assert max(seen.lags[before:]) >= 5 * TICK_S
+    assert max(seen.stalls) == 0
+
+
+async def test_nothing_is_looked_at_after_the_context() -> None:
+    seen = Observations()
+    with seen.watch():
+        await seen.wait_for(1)
+    count = len(seen.lags)
+    await asyncio.sleep(3 * TICK_S)
+    assert len(seen.lags) == count
