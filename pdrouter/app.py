@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from random import Random
 from types import TracebackType
+from typing import ClassVar
 
 from pdrouter.access_log.service import AccessLogService
 from pdrouter.admin.server import AdminServer
@@ -32,7 +33,7 @@ from pdrouter.extproc.dispatch import Dispatcher
 from pdrouter.extproc.exchange import Exchange, ExchangePolicy
 from pdrouter.extproc.limits import HANDLE_HEADROOM_BYTES
 from pdrouter.extproc.prefilling import Prefilling
-from pdrouter.extproc.server import ExtProcServer, ServerOptions
+from pdrouter.extproc.server import ExtProcServer, Server, ServerOptions
 from pdrouter.extproc.tls import TlsFiles
 from pdrouter.extproc.tokenizing import PromptTokenizers
 from pdrouter.prefill.client import ClientLimits, PrefillClient
@@ -58,7 +59,10 @@ class Router:
         telemetry: metrics and open requests.
         server: the gRPC port.
         admin: the HTTP port.
+        server_class: what carries the exchanges; benchmarks compare others with it.
     """
+
+    server_class: ClassVar[type[Server]] = ExtProcServer
 
     def __init__(self, settings: Settings) -> None:
         """Build the router; nothing is opened yet.
@@ -108,7 +112,7 @@ class Router:
             settings.max_message_bytes - HANDLE_HEADROOM_BYTES,
             settings.observe_tokens,
         )
-        self.server = ExtProcServer(
+        self.server = self.server_class(
             lambda: Exchange(dispatcher, self.cache, self.telemetry, answers, policy),
             ServerOptions(
                 *settings.grpc_bind,

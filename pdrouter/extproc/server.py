@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 import grpc.aio
@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
 from pdrouter.extproc.exchange import Exchange
+from pdrouter.extproc.streams import OpenStreams
 from pdrouter.extproc.tls import TlsFiles, create_credentials
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,30 @@ class ServerOptions:
     tls: TlsFiles | None
 
 
+class Server(Protocol):
+    """What carries exchanges: `ExtProcServer`, or what benchmarks put in its place."""
+
+    port: int
+    draining: bool
+
+    def __init__(
+        self,
+        create_exchange: Callable[[], Exchange],
+        options: ServerOptions,
+        services: Sequence[grpc.GenericRpcHandler] = (),
+    ) -> None:
+        """Set up the server."""
+
+    async def start(self) -> None:
+        """Listen."""
+
+    async def drain(self, lame_duck_s: float, drain_s: float) -> None:
+        """Let open requests finish, then stop."""
+
+    async def stop(self) -> None:
+        """Stop at once."""
+
+
 class ExtProcServer:
     """Carries exchanges over gRPC.
 
@@ -65,11 +90,8 @@ class ExtProcServer:
             options: how to listen.
             services: what else is served on the port.
         """
-        self._create_exchange = create_exchange
+        self._streams = OpenStreams(create_exchange)
         self._options = options
-        self._open = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._health = HealthServicer()
         self._server: Any = grpc.aio.server(options=_list_channel_options(options))
         self._server.add_generic_rpc_handlers(
@@ -126,9 +148,9 @@ class ExtProcServer:
             # Watchers of the health service do not end by themselves: only requests are waited for.
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(deadline):
-                    await self._idle.wait()
-            if self._open:
-                log.warning("drain time is over, %d requests are cancelled", self._open)
+                    await self._streams.wait_until_idle()
+            if self._streams.count:
+                log.warning("drain time is over, %d requests are cancelled", self._streams.count)
             await self.stop()
 
     async def stop(self) -> None:
@@ -137,21 +159,7 @@ class ExtProcServer:
 
     async def _process(self, requests: AsyncIterator[bytes], context: Any) -> None:  # noqa: ANN401 - grpc has no types
         del requests  # The context's own reader costs less.
-        exchange = self._create_exchange()
-        self._open += 1
-        self._idle.clear()
-        try:
-            while (message := await context.read()) is not grpc.aio.EOF:
-                reply = await exchange.receive(message)
-                if reply is not None:
-                    await context.write(reply)
-                if exchange.ended:
-                    break
-        finally:
-            exchange.close()
-            self._open -= 1
-            if not self._open:
-                self._idle.set()
+        await self._streams.carry(context.read, context.write, grpc.aio.EOF)
 
 
 def _list_channel_options(options: ServerOptions) -> list[tuple[str, int]]:

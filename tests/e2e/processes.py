@@ -21,6 +21,9 @@ from pdrouter.local_stack import write_endpoints
 from pdrouter.simulation.config import EngineConfig
 from pdrouter.simulation.engine import SimulatedEngine
 
+ROUTER_COMMAND = ("-m", "pdrouter", "serve")
+"""What Python is told to run. `benchmarks/transports` runs these tests over other transports."""
+
 _FOREIGN = ("PDROUTER_", "AIBRIX_", "ROUTING_", "GRPC_")
 _LOOPBACK = {"PDROUTER_GRPC_BIND": "127.0.0.1:0", "PDROUTER_HTTP_BIND": "127.0.0.1:0"}
 
@@ -53,7 +56,7 @@ class RouterProcess:
             errors_file = Path(directory) / "stderr"
             with errors_file.open("wb") as errors:
                 process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, *python_options, "-m", "pdrouter", "serve"),
+                    *(sys.executable, *python_options, *ROUTER_COMMAND),
                     env={**own, **_LOOPBACK, **environment},
                     stdout=asyncio.subprocess.PIPE,
                     stderr=errors,

@@ -1,0 +1,1 @@
+"""Other carriers of `pdrouter/extproc/exchange.py` than grpcio, measured beside it."""

@@ -1,0 +1,122 @@
+"""gRPC's messages and statuses inside HTTP/2 streams (its PROTOCOL-HTTP2.md)."""
+
+from enum import IntEnum
+from struct import Struct
+from urllib.parse import quote
+
+from hpack import Encoder, NeverIndexedHeaderTuple
+
+_PREFIX = Struct(">BL")
+
+
+class Status(IntEnum):
+    """gRPC's status codes, as far as they are sent here."""
+
+    OK = 0
+    UNKNOWN = 2
+    NOT_FOUND = 5
+    RESOURCE_EXHAUSTED = 8
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+
+
+class RpcFailed(Exception):
+    """A call ends with another status than OK.
+
+    Attributes:
+        status: the status.
+        message: what the client is told.
+    """
+
+    def __init__(self, status: Status, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+class MessageReader:
+    """Puts messages together from the pieces of a stream, when they are asked for."""
+
+    __slots__ = ("_max_bytes", "_offset", "_pieces", "_size")
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._pieces: list[bytes] = []
+        self._offset = 0
+        self._size = 0
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no byte left."""
+        return not self._size
+
+    def feed(self, piece: bytes) -> None:
+        """Keep what has come."""
+        if piece:
+            self._pieces.append(piece)
+            self._size += len(piece)
+
+    def take(self) -> bytes | None:
+        """Return the next message; None if it is not complete.
+
+        Raises:
+            RpcFailed: it is larger than allowed, or compressed.
+        """
+        if self._size < _PREFIX.size:
+            return None
+        if len(self._pieces[0]) - self._offset < _PREFIX.size:
+            self._join()
+        compressed, size = _PREFIX.unpack_from(self._pieces[0], self._offset)
+        if compressed:
+            raise RpcFailed(Status.UNIMPLEMENTED, "compressed messages are not accepted")
+        if size > self._max_bytes:
+            limit = f"{size} bytes, and may have {self._max_bytes}"
+            raise RpcFailed(Status.RESOURCE_EXHAUSTED, f"a message has {limit}")
+        whole = _PREFIX.size + size
+        if self._size < whole:
+            return None
+        if len(self._pieces[0]) - self._offset < whole:
+            self._join()
+        start = self._offset + _PREFIX.size
+        first = self._pieces[0]
+        message = first[start : start + size]
+        self._size -= whole
+        self._offset += whole
+        if self._offset == len(first):
+            del self._pieces[0]
+            self._offset = 0
+        return message
+
+    def _join(self) -> None:
+        self._pieces[0] = self._pieces[0][self._offset :]
+        self._pieces = [b"".join(self._pieces)]
+        self._offset = 0
+
+
+def encode_message(message: bytes) -> bytes:
+    """Write a message with what precedes it."""
+    return _PREFIX.pack(0, len(message)) + message
+
+
+def _encode_block(*headers: tuple[str, str]) -> bytes:
+    """Write a header block that neither needs nor changes the dynamic table: it fits any time."""
+    encoded: bytes = Encoder().encode([NeverIndexedHeaderTuple(*header) for header in headers])
+    return encoded
+
+
+RESPONSE_BLOCK = _encode_block((":status", "200"), ("content-type", "application/grpc"))
+UNSUPPORTED_MEDIA_TYPE_BLOCK = _encode_block((":status", "415"))
+SHRINK_TABLE = b"\x20"
+"""Says, at the start of a block, that our dynamic table has no room from now on (RFC 7541, 6.3)."""
+
+_OK_BLOCK = _encode_block(("grpc-status", "0"))
+
+
+def encode_trailers(status: Status, message: str) -> bytes:
+    """Write the header block that ends a call."""
+    if status is Status.OK:
+        return _OK_BLOCK
+    return _encode_block(
+        ("grpc-status", str(int(status))), ("grpc-message", quote(message, safe=" !$&'()*+,:;=@"))
+    )

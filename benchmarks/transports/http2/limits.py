@@ -1,0 +1,65 @@
+"""What a peer may do."""
+
+from dataclasses import dataclass
+
+from benchmarks.transports.http2.frames import DEFAULT_FRAME_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """How often something may happen: so often at once, and then so often per second."""
+
+    burst: int
+    per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a peer may do on one connection.
+
+    Attributes:
+        message_bytes: size of the largest message.
+        streams: how many streams may be open.
+        header_list_bytes: size of the largest header list, and of its compressed form.
+        stream_window: bytes that may be under way on one stream.
+        connection_window: bytes that may be under way on all streams.
+        frame_bytes: size of the largest frame.
+        control: frames that bring no work forward: PING, SETTINGS, PRIORITY, empty DATA, unknown.
+        resets: streams given up before anything was answered on them. As many as can be open may
+            be given up at once: an overloaded server sees that from a peer that means no harm.
+        window_updates: WINDOW_UPDATE frames.
+        unread_answers: answers to PING and SETTINGS that wait while the peer reads nothing.
+        keepalive_s: seconds of silence after which a peer is probed, and then given up.
+        closing_s: seconds that a peer has to read the last bytes of a connection.
+    """
+
+    message_bytes: int = 16 * 2**20
+    streams: int = 10_000
+    header_list_bytes: int = 64 * 2**10
+    stream_window: int = 2**20
+    connection_window: int = 2**24
+    frame_bytes: int = DEFAULT_FRAME_BYTES
+    control: Rate = Rate(1_000, 100)
+    resets: Rate = Rate(10_000, 100)
+    window_updates: Rate = Rate(10_000, 10_000)
+    unread_answers: int = 100
+    keepalive_s: float = 30.0
+    closing_s: float = 1.0
+
+
+class Budget:
+    """Says whether a rate is kept, by a bucket of tokens."""
+
+    __slots__ = ("_at", "_left", "_rate")
+
+    def __init__(self, rate: Rate, now: float) -> None:
+        self._rate = rate
+        self._left = float(rate.burst)
+        self._at = now
+
+    def spend(self, now: float) -> bool:
+        """Count one more; false if it is one too many."""
+        rate = self._rate
+        self._left = min(rate.burst, self._left + (now - self._at) * rate.per_second) - 1
+        self._at = now
+        return self._left >= 0

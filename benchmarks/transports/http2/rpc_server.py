@@ -1,0 +1,117 @@
+"""Listens, and answers calls by the handlers of their paths."""
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeAlias
+
+from benchmarks.transports.http2.connection import Connection
+from benchmarks.transports.http2.frames import ErrorCode
+from benchmarks.transports.http2.grpc_messages import RpcFailed, Status
+from benchmarks.transports.http2.limits import Limits
+from benchmarks.transports.http2.stream import Stream
+
+log = logging.getLogger(__name__)
+
+Handler: TypeAlias = Callable[[Stream], Awaitable[None]]
+
+
+class RpcServer:
+    """A gRPC server.
+
+    Attributes:
+        connections: those that are open.
+    """
+
+    def __init__(self, handlers: Mapping[str, Handler], limits: Limits) -> None:
+        """Set up the server.
+
+        Args:
+            handlers: what answers a call, by its path.
+            limits: what a peer may do on one connection.
+        """
+        self._handlers = handlers
+        self._limits = limits
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self.connections: set[Connection] = set()
+
+    async def listen(
+        self,
+        host: str,
+        port: int,
+        choose_tls: Callable[[], ssl.SSLContext] | None = None,
+    ) -> int:
+        """Listen; return the port.
+
+        Args:
+            host: address to bind to.
+            port: port to bind to; 0 for any.
+            choose_tls: gives the TLS of a new connection, always in the same object; None for
+                plain text.
+
+        Raises:
+            OSError: the address cannot be bound.
+        """
+
+        def connect() -> Connection:
+            if choose_tls is not None:
+                choose_tls()
+            return Connection(self._start, self._limits, self.connections)
+
+        context = None if choose_tls is None else choose_tls()
+        self._server = await asyncio.get_running_loop().create_server(
+            connect, host, port, ssl=context, backlog=1024
+        )
+        return int(self._server.sockets[0].getsockname()[1])
+
+    def drain(self) -> None:
+        """Take no more calls; connections close when their last one has ended."""
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self.connections):
+            connection.drain()
+
+    async def stop(self) -> None:
+        """Cancel what is open, and close all connections."""
+        if self._server is not None:
+            self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        closing = list(self.connections)
+        for connection in closing:
+            connection.close(ErrorCode.NO_ERROR, "stopped")
+        for connection in closing:
+            await connection.lost.wait()  # Bounded by the moment that a peer has to close it.
+
+    def _start(self, stream: Stream) -> asyncio.Task[None] | None:
+        head = stream.head
+        if not head.grpc:
+            stream.refuse_media_type()
+            return None
+        handler = self._handlers.get(head.path)
+        if handler is None or head.encoding != "identity":
+            what = head.path if handler is None else f"grpc-encoding {head.encoding}"
+            stream.end(Status.UNIMPLEMENTED, f"{what[:200]} is not known here")
+            return None
+        task = asyncio.get_running_loop().create_task(self._answer(handler, stream))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _answer(self, handler: Handler, stream: Stream) -> None:
+        try:
+            await handler(stream)
+        except RpcFailed as failed:
+            stream.end(failed.status, failed.message)
+        except asyncio.CancelledError:
+            stream.end(Status.UNAVAILABLE, "the server is stopping")
+            raise
+        except Exception:
+            log.exception("call failed", extra={"fields": {"path": stream.head.path}})
+            stream.end(Status.UNKNOWN, "internal error")
+        else:
+            stream.end(Status.OK)

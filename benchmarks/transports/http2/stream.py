@@ -1,0 +1,245 @@
+"""One call on a connection: messages in, messages out, and a status at the end."""
+
+import asyncio
+from typing import Protocol
+
+from benchmarks.transports.http2.frames import (
+    DATA,
+    END_STREAM,
+    ErrorCode,
+    encode_frame_header,
+    encode_reset,
+    encode_window_update,
+)
+from benchmarks.transports.http2.grpc_messages import (
+    RESPONSE_BLOCK,
+    UNSUPPORTED_MEDIA_TYPE_BLOCK,
+    MessageReader,
+    RpcFailed,
+    Status,
+    encode_message,
+    encode_trailers,
+)
+from benchmarks.transports.http2.requests import RequestHead
+from benchmarks.transports.http2.windows import ReceiveWindow, SendWindow
+
+END = None
+"""What `Stream.read` gives after the last message."""
+
+
+class Wire(Protocol):
+    """What a stream needs of its connection.
+
+    Attributes:
+        window: what may be sent on all streams together.
+        peer_frame_bytes: size of the largest frame that the peer takes.
+        writing: whether the peer reads what is sent.
+    """
+
+    window: SendWindow
+    peer_frame_bytes: int
+    writing: bool
+
+    def may_send(self, size: int) -> bool:
+        """Return whether so many bytes may be sent now, before all that waits."""
+
+    def send(self, data: bytes) -> None:
+        """Send frames."""
+
+    def encode_headers(self, stream: int, block: bytes, flags: int) -> bytes:
+        """Write the frames of a header block; they must be sent next."""
+
+    async def wait_for_turn(self) -> None:
+        """Wait until the connection has room, and those that came earlier had their turn."""
+
+    def pass_turn(self) -> None:
+        """Let the next one that waits send, if there is room."""
+
+    def forget(self, stream: "Stream") -> None:
+        """Take a stream that is over off the list."""
+
+
+class Stream:
+    """A call.
+
+    Attributes:
+        id: its number.
+        head: what it asks for.
+        task: what answers it.
+        ended: whether the peer has sent all.
+        answered: whether anything was sent to the peer.
+        window: what may be sent.
+    """
+
+    __slots__ = (
+        "_closed",
+        "_messages",
+        "_reader",
+        "_receive_window",
+        "_wire",
+        "_writer",
+        "answered",
+        "ended",
+        "head",
+        "id",
+        "task",
+        "window",
+    )
+
+    def __init__(
+        self, number: int, head: RequestHead, wire: Wire, windows: tuple[int, int], max_bytes: int
+    ) -> None:
+        """Begin after the request's headers.
+
+        Args:
+            number: the stream's number.
+            head: the request.
+            wire: the connection.
+            windows: bytes that may be received, and sent.
+            max_bytes: size of the largest message.
+        """
+        self.id = number
+        self.head = head
+        self.task: asyncio.Task[None] | None = None
+        self.ended = False
+        self.answered = False
+        self._wire = wire
+        self._receive_window = ReceiveWindow(windows[0])
+        self.window = SendWindow(windows[1])
+        self._messages = MessageReader(max_bytes)
+        self._reader: asyncio.Future[bytes | None] | None = None
+        self._writer: asyncio.Future[None] | None = None
+        self._closed = False
+
+    async def read(self) -> bytes | None:
+        """Wait for the next message; `END` if there is none any more.
+
+        Raises:
+            RpcFailed: the message is not acceptable.
+        """
+        message = self._take()
+        if message is not None or self.ended:
+            return message
+        self._give_back()
+        self._reader = asyncio.get_running_loop().create_future()
+        try:
+            return await self._reader
+        finally:
+            self._reader = None
+
+    async def write(self, message: bytes) -> None:
+        """Send a message, once the peer takes it."""
+        data = encode_message(message)
+        wire, size = self._wire, len(data)
+        head = b"" if self.answered else wire.encode_headers(self.id, RESPONSE_BLOCK, 0)
+        self.answered = True
+        if size <= self.window.left and size <= wire.peer_frame_bytes and wire.may_send(size):
+            wire.send(head + self._encode_data(data))
+            return
+        wire.send(head)
+        try:
+            await self._write_parts(memoryview(data))
+        finally:
+            wire.pass_turn()
+
+    def end(self, status: Status, message: str = "") -> None:
+        """Tell the peer how the call ended; nothing happens if the stream is over."""
+        block = encode_trailers(status, message)
+        self._finish(block if self.answered else RESPONSE_BLOCK + block)
+
+    def refuse_media_type(self) -> None:
+        """Tell a client that does not speak gRPC so, as PROTOCOL-HTTP2.md demands."""
+        self._finish(UNSUPPORTED_MEDIA_TYPE_BLOCK)
+
+    def receive(self, data: bytes, size: int, ended: bool) -> None:
+        """Take a part of the messages.
+
+        Args:
+            data: the part.
+            size: by how much it counts: padding does.
+            ended: whether it is the last one.
+
+        Raises:
+            WindowExceeded: the peer may not have sent it.
+        """
+        self._receive_window.receive(size)
+        self._messages.feed(data)
+        self.ended = self.ended or ended
+        reader = self._reader
+        if reader is None or reader.done():
+            return
+        try:
+            message = self._take()
+        except RpcFailed as failed:
+            reader.set_exception(failed)
+            return
+        if message is not None or self.ended:
+            reader.set_result(message)
+        else:
+            self._give_back()
+
+    def abandon(self) -> None:
+        """Stop what answers the call: the peer has reset it, or is gone."""
+        self._closed = True
+        reader = self._reader
+        if reader is not None and not reader.done():
+            # Envoy resets each stream whose request has ended: for one that waits for nothing but
+            # the next message that is its end, and an end costs less than a cancellation.
+            reader.set_result(END)
+        elif self.task is not None:
+            self.task.cancel()
+
+    def wake(self) -> None:
+        """Go on writing if the stream's window allows it again."""
+        if self._writer is not None and self.window.left > 0 and not self._writer.done():
+            self._writer.set_result(None)
+
+    def _take(self) -> bytes | None:
+        message = self._messages.take()
+        if message is None and self.ended and not self._messages.empty:
+            raise RpcFailed(Status.INTERNAL, "the stream ended inside a message")
+        return message
+
+    def _give_back(self) -> None:
+        """Let the peer send more: only while what answers waits for it."""
+        increment = self._receive_window.give_back()
+        if increment:
+            self._wire.send(encode_window_update(self.id, increment))
+
+    async def _write_parts(self, rest: memoryview) -> None:
+        wire = self._wire
+        while rest:
+            room = wire.window.left if wire.writing else 0
+            allowed = min(self.window.left, room, wire.peer_frame_bytes)
+            if allowed > 0:
+                wire.send(self._encode_data(rest[:allowed]))
+                rest = rest[allowed:]
+            elif self.window.left <= 0:
+                wire.pass_turn()
+                await self._wait_for_window()
+            else:
+                await wire.wait_for_turn()
+
+    async def _wait_for_window(self) -> None:
+        self._writer = asyncio.get_running_loop().create_future()
+        try:
+            await self._writer
+        finally:
+            self._writer = None
+
+    def _encode_data(self, data: bytes | memoryview) -> bytes:
+        size = len(data)
+        self.window.left -= size
+        self._wire.window.left -= size
+        return b"".join((encode_frame_header(DATA, 0, self.id, size), data))
+
+    def _finish(self, block: bytes) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        frames = self._wire.encode_headers(self.id, block, END_STREAM)
+        if not self.ended:
+            # What the client may still send is of no use any more (RFC 9113, section 8.1).
+            frames += encode_reset(self.id, ErrorCode.NO_ERROR)
+        self._wire.send(frames)
+        self._wire.forget(self)
