@@ -21,7 +21,7 @@ from pdrouter.local_stack import write_endpoints
 from pdrouter.simulation.config import EngineConfig
 from pdrouter.simulation.engine import SimulatedEngine
 
-ROUTER_COMMAND = ("-m", "pdrouter", "serve")
+ROUTER_COMMAND: tuple[str, ...] = ("-m", "pdrouter", "serve")
 """What Python is told to run. `benchmarks/transports` runs these tests over other transports."""
 
 _FOREIGN = ("PDROUTER_", "AIBRIX_", "ROUTING_", "GRPC_")

@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from struct import Struct
 from types import MappingProxyType
 from typing import ClassVar, Final, TypeAlias, cast
@@ -212,8 +213,9 @@ class Connection(asyncio.Protocol):
             stream.abandon()
         self.streams.clear()
         if self._transport is not None:
-            if self._transport.can_write_eof():
-                self._transport.write_eof()
+            if self._transport.can_write_eof() and not self._transport.is_closing():
+                with suppress(OSError):  # The peer is gone already.
+                    self._transport.write_eof()
             self._wait("abort", self._limits.closing_s, self._transport.abort)
 
     def _stop_accepting(self) -> None:

@@ -58,7 +58,7 @@ class RpcServer:
         def connect() -> Connection:
             if choose_tls is not None:
                 choose_tls()
-            return Connection(self._start, self._limits, self.connections)
+            return Connection(self.begin, self._limits, self.connections)
 
         context = None if choose_tls is None else choose_tls()
         self._server = await asyncio.get_running_loop().create_server(
@@ -87,7 +87,8 @@ class RpcServer:
         for connection in closing:
             await connection.lost.wait()  # Bounded by the moment that a peer has to close it.
 
-    def _start(self, stream: Stream) -> asyncio.Task[None] | None:
+    def begin(self, stream: Stream) -> asyncio.Task[None] | None:
+        """Begin to answer a call; None if it is refused at once."""
         head = stream.head
         if not head.grpc:
             stream.refuse_media_type()
