@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench bench-compare bench-steps bench-routing bench-kubernetes bench-scraping protos docs constraints clean
+.PHONY: demo test lint bench bench-compare bench-steps bench-routing bench-kubernetes bench-scraping bench-transports protos docs constraints clean
 
 demo: $(VENV)/demo.installed ## Run engines, router and Envoy here; KEEP=1 leaves them running
 	$(BIN)/pdrouter demo $(if $(KEEP),--keep)
@@ -37,6 +37,9 @@ bench-kubernetes: $(VENV)/dev.installed ## What following 5,000 pods costs
 
 bench-scraping: $(VENV)/dev.installed ## What reading the metrics of many engines costs
 	$(BIN)/python -m benchmarks.scraping
+
+bench-transports: $(VENV)/dev.installed ## The exchange over other transports than grpcio; 5 minutes
+	$(BIN)/python -m benchmarks.transports
 
 protos: $(VENV)/dev.installed ## Compile the schemas of Envoy's protocols
 	$(BIN)/python protos/generate.py

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from granian.constants import HTTPModes, Interfaces
+from granian.constants import HTTPModes, Interfaces, SSLProtocols
 from granian.http import HTTP2Settings
 from granian.server.embed import Server
 
@@ -228,6 +228,7 @@ def _create_granian(
             max_concurrent_streams=_STREAMS,
             max_headers_size=_HEADER_LIST_BYTES,
         ),
+        ssl_protocol_min=SSLProtocols.tls12,  # Envoy speaks 1.2 to upstreams by default.
         websockets=False,
         log_enabled=False,
         ssl_cert=None if tls is None else tls.certificate,

@@ -15,11 +15,17 @@ class Transport:
         name: its name in commands and reports.
         module: where its server is.
         server: name of the server's class.
+        sources: patterns of the files that it consists of, in this repository.
+        has: what it has of TLS, health, trailers, drain and limits.
+        lacks: what it has not.
     """
 
     name: str
     module: str
     server: str
+    sources: tuple[str, ...]
+    has: str
+    lacks: str
 
     def install(self) -> None:
         """Let each router that is built in this process from now on use it."""
@@ -31,8 +37,38 @@ class Transport:
 TRANSPORTS = {
     transport.name: transport
     for transport in (
-        Transport("grpcio", "pdrouter.extproc.server", "ExtProcServer"),
-        Transport("granian", "benchmarks.transports.asgi", "GranianServer"),
-        Transport("http2", "benchmarks.transports.http2.ext_proc_server", "Http2Server"),
+        Transport(
+            "grpcio",
+            "pdrouter.extproc.server",
+            "ExtProcServer",
+            ("pdrouter/extproc/server.py", "pdrouter/extproc/tls.py"),
+            "TLS with certificates that are replaced, client certificates, health, trailers, "
+            "compression, GOAWAY and drain, keepalive, deadlines of calls",
+            "a limit on what a flood of frames costs (grpcio's own defaults apply)",
+        ),
+        Transport(
+            "granian",
+            "benchmarks.transports.asgi",
+            "GranianServer",
+            ("benchmarks/transports/asgi.py", "benchmarks/transports/http2/grpc_messages.py"),
+            "TLS, client certificates, keepalive, hyper's limits",
+            "trailers, so no status after a message: gRPC's own clients take each call for failed; "
+            "the health service, so Envoy needs another health check; new certificates without a "
+            "restart; GOAWAY before the stop, so Envoy sends new requests until the very end; a "
+            "bound on what a client sends ahead of the answers; a port chosen by the kernel, and "
+            "an error if the port is taken",
+        ),
+        Transport(
+            "http2",
+            "benchmarks.transports.http2.ext_proc_server",
+            "Http2Server",
+            ("benchmarks/transports/http2/*.py",),
+            "TLS with certificates that are replaced, client certificates, health, trailers, "
+            "GOAWAY and drain in two steps, keepalive, flow control in both directions, limits on "
+            "streams, headers, messages and floods of frames",
+            "compressed messages (refused by their status); deadlines of calls (grpc-timeout is "
+            "left to the client); a bound of the memory of a connection below that of all its "
+            "streams' windows; years of use by others",
+        ),
     )
 }

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hpack import Encoder
+from hpack import Decoder, Encoder, NeverIndexedHeaderTuple
 from http2_peer import HEADERS, START, Client, Service, echo, frame_message, settle
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -106,6 +106,20 @@ def test_header_blocks_may_be_split_at_any_point_and_refer_to_earlier_ones(
         assert ended == [2 * number + 1 for number in range(len(calls))]
 
     run(check())
+
+
+async def test_the_same_block_means_something_else_after_a_change_of_the_table() -> None:
+    service, encoder = Service.create(), Encoder()
+    first = encoder.encode([(":path", "/test/Echo"), (":method", "POST"), (":scheme", "http")])
+    rest = b"\x83\x86\xbe" + Encoder().encode([NeverIndexedHeaderTuple(*HEADERS[4])])
+    other = encoder.encode([(":path", "/test/Other"), (":method", "POST"), (":scheme", "http")])
+    service.feed(START)
+    for number, block in zip((1, 3, 5, 7, 9), (first, rest, rest, other, rest), strict=True):
+        service.feed(encode_frame(HEADERS_FRAME, END_HEADERS, number, block))
+    assert set(service.connection.streams) == {3, 5}
+    answers = {frame[2]: frame[3] for frame in await service.read_frames() if frame[0] == 1}
+    assert answers.keys() == {1, 7, 9}
+    assert ("grpc-status", "12") in list(Decoder().decode(answers[9]))
 
 
 @quick

@@ -1,7 +1,6 @@
 """One connection: frames in, calls begun, frames out, and limits on what the peer may do."""
 
 import asyncio
-import re
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -35,8 +34,6 @@ _PROBING: Final = b"probing "
 _WRITE_BUFFER_BYTES = 2**20
 _FRAGMENT_COST = 32
 _KEPT_HEADS = 64
-_ONLY_INDEXED = re.compile(rb"[\x81-\xfe]+")
-"""Header blocks of nothing but short references: they mean the same as long as the table does."""
 
 _ON_STREAMS = (frames.DATA, frames.HEADERS, frames.PRIORITY, frames.RST_STREAM, frames.CONTINUATION)
 _ON_CONNECTION = (frames.SETTINGS, frames.PING, frames.GOAWAY)
@@ -350,23 +347,34 @@ class Connection(asyncio.Protocol):
         stream.task = self._start(stream)
 
     def _decode_head(self, block: bytes) -> RequestHead:
+        """Return the head that a block stands for.
+
+        A block that left the dynamic table alone means the same until another one changes it: Envoy
+        sends one and the same for all its streams.
+        """
         head = self._heads.get(block)
         if head is None:
+            before = self._copy_table()
             headers = self._decode(block)
             head = read_request_head(headers)
-            if len(self._heads) < _KEPT_HEADS and _ONLY_INDEXED.fullmatch(block):
+            if len(self._heads) < _KEPT_HEADS and self._copy_table() == before:
                 self._heads[block] = head
         return head
 
     def _decode(self, block: bytes) -> list[tuple[str, str]]:
-        if not _ONLY_INDEXED.fullmatch(block):
-            self._heads.clear()
+        before = self._copy_table()
         try:
-            return cast("list[tuple[str, str]]", self._decoder.decode(block))
+            headers = cast("list[tuple[str, str]]", self._decoder.decode(block))
         except OversizedHeaderListError as error:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many headers") from error
         except HPACKError as error:
             raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, "headers are broken") from error
+        if self._copy_table() != before:
+            self._heads.clear()
+        return headers
+
+    def _copy_table(self) -> tuple[object, ...]:
+        return tuple(self._decoder.header_table.dynamic_entries)
 
     def _on_reset(self, frame: Frame) -> None:
         frames.read_number(frame.payload)
