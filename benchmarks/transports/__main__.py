@@ -33,12 +33,14 @@ def measure(plan: Plan) -> dict[str, Any]:
         LoadFailed: a load was not served, or not the same by all.
         ToolMissing: a program is not installed.
     """
+    load_average, *_ = os.getloadavg()
     experiment = Experiment(plan)
     asyncio.run(experiment.run())
     check_replies(experiment.samples)
     return {
         "rounds": plan.rounds,
         "cores": os.cpu_count(),
+        "load_average": load_average,
         "versions": list_versions(),
         "lines": {name: count_lines(transport) for name, transport in TRANSPORTS.items()},
         "samples": experiment.samples,

@@ -44,7 +44,7 @@ TRANSPORTS = {
             ("pdrouter/extproc/server.py", "pdrouter/extproc/tls.py"),
             "TLS with certificates that are replaced, client certificates, health, trailers, "
             "compression, GOAWAY and drain, keepalive, deadlines of calls",
-            "a limit on what a flood of frames costs (grpcio's own defaults apply)",
+            "a limit on pings (`grpc.http2.max_ping_strikes` is 0, for Envoy's probes)",
         ),
         Transport(
             "granian",
@@ -54,9 +54,8 @@ TRANSPORTS = {
             "TLS, client certificates, keepalive, hyper's limits",
             "trailers, so no status after a message: gRPC's own clients take each call for failed; "
             "the health service, so Envoy needs another health check; new certificates without a "
-            "restart; GOAWAY before the stop, so Envoy sends new requests until the very end; a "
-            "bound on what a client sends ahead of the answers; a port chosen by the kernel, and "
-            "an error if the port is taken",
+            "restart; a way to refuse new calls before it stops; a bound on what a client sends "
+            "ahead of the answers; a port that the kernel chooses (we look for a free one first)",
         ),
         Transport(
             "http2",

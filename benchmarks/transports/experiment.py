@@ -38,7 +38,8 @@ class Clients:
     @property
     def name(self) -> str:
         """What reports call it."""
-        return f"{self.connections} clients, {self.body_bytes // 1000} KB"
+        clients = "client" if self.connections == 1 else "clients"
+        return f"{self.connections} {clients}, {self.body_bytes // 1000} KB"
 
 
 @dataclass(frozen=True)

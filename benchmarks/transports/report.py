@@ -76,8 +76,8 @@ def _conclude(samples: Samples, tests: Mapping[str, Any] | None) -> Iterator[str
         "own server wins what the table says, and costs a protocol implementation that we would "
         "have to keep safe ourselves: new kinds of floods, changes in Envoy's codec, TLS. granian "
         "wins less and loses health checks, statuses and graceful shutdown, which operators need. "
-        "A router that is limited by its CPU gets the same from more workers, one port each, "
-        "without either risk. What would change this: an ASGI or RSGI server with trailers, or "
+        "CPU can also be had by more router processes, each with a port of its own, without either "
+        "risk. What would change this: an ASGI or RSGI server with trailers, or "
         "an HTTP/2 core in C or Rust with an asyncio interface that others maintain."
     )
 
@@ -214,7 +214,8 @@ def _describe_run(results: Mapping[str, Any]) -> Iterator[str]:
         f"{results['rounds']} rounds; in each, every transport has its turn at every load, and "
         "the order of the transports rotates. One router process and one Envoy for each, nginx "
         "for the engines, wrk and h2load for the clients, all on one machine with "
-        f"{results['cores']} cores: trust ratios. CPU is the kernel's account of the whole "
+        f"{results['cores']} cores, with a load average of {results['load_average']:.1f} "
+        "when it began: trust ratios. CPU is the kernel's account of the whole "
         f"process, its threads included. {versions}."
     )
 

@@ -232,6 +232,7 @@ async def test_streams_that_are_reset_unanswered_again_and_again_end_the_connect
     opened = 0
     while not service.pipe.closed:
         opened += 1
+        assert opened <= FEW.burst + 1
         service.feed(begin(2 * opened - 1) + number(RST_STREAM, 2 * opened - 1, 8))
     assert opened == FEW.burst + 1
     assert await read_goaway(service) is ErrorCode.ENHANCE_YOUR_CALM
@@ -256,7 +257,7 @@ async def test_a_header_block_without_an_end_ends_the_connection() -> None:
     while not service.pipe.closed:
         service.feed(encode_frame(CONTINUATION, 0, 1))
         sent += 1
-    assert sent < 100
+        assert sent < 100
     assert await read_goaway(service) is ErrorCode.ENHANCE_YOUR_CALM
 
 

@@ -126,7 +126,7 @@ async def test_the_same_block_means_something_else_after_a_change_of_the_table()
 @given(
     st.binary(min_size=1, max_size=5_000),
     st.integers(0, 2_000),
-    st.lists(st.integers(1, 2_000), min_size=1, max_size=8),
+    st.lists(st.integers(50, 2_000), min_size=1, max_size=8),
     st.lists(st.integers(0, 3_000), max_size=3),
 )
 def test_nothing_is_sent_beyond_the_windows(
@@ -146,7 +146,7 @@ def test_nothing_is_sent_beyond_the_windows(
             client.h2.update_settings({4: size})
             await client.exchange()
             assert len(answer.data) >= min(size, len(message) + 5)
-        for increment in increments * 2_000:
+        for increment in increments * 110:
             if len(answer.data) == len(message) + 5:
                 break
             client.h2.increment_flow_control_window(increment, number)
@@ -172,6 +172,28 @@ async def test_the_connections_window_is_shared_in_order_of_arrival() -> None:
         client.h2.increment_flow_control_window(40_000)
         await client.exchange()
     assert {len(client.answers[number].data) for number in numbers} == {40_005}
+
+
+async def test_room_for_all_that_wait_is_used_by_all() -> None:
+    client = Client(Service.create())
+    client.credit = False
+    client.h2.update_settings({4: 100_000})
+    numbers = [client.open() for _ in range(4)]
+    sizes = (65_530, 150_000, 1_000, 1_000)  # The second one lacks room of its own as well.
+    for number, size in zip(numbers, sizes, strict=True):
+        await client.send(number, frame_message(bytes(size)))
+    client.h2.increment_flow_control_window(200_000)
+    await client.exchange()
+    got = [len(client.answers[number].data) for number in numbers]
+    assert got == [65_535, 100_000, 1_005, 1_005]
+
+
+async def test_a_stream_that_ends_inside_a_message_has_failed() -> None:
+    client = Client(Service.create())
+    number = client.open()
+    await client.send(number, frame_message(b"whole") + frame_message(b"half")[:-1], end=True)
+    assert client.answers[number].data == frame_message(b"whole")
+    assert client.answers[number].status == "13"
 
 
 async def test_one_stream_without_a_window_does_not_hold_up_the_others() -> None:
@@ -304,6 +326,7 @@ async def test_what_is_in_flight_ends_before_the_connection_does() -> None:
     # The second call was on its way when the client heard of the end, the third ignores it.
     service.feed(opening[1] + encode_frame(PING, ACK, 0, ping[3]) + opening[2])
     (final,) = await service.read_frames()
+    assert set(service.connection.streams) == {1, 3}
     assert (final[0], int.from_bytes(final[3][:4])) == (GOAWAY, 3)
     service.feed(encode_frame(DATA, END_STREAM, 5, frame_message(b"ignored")))
     for number in (3, 1):

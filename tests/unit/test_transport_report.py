@@ -46,6 +46,7 @@ def test_the_page_says_what_was_measured_and_what_fails() -> None:
             "lines": dict.fromkeys(TRANSPORTS, 7),
             "rounds": 2,
             "cores": 2,
+            "load_average": 0.5,
             "versions": {"grpcio": "1"},
         },
         {"paths": ["tests/e2e"], "runs": {"grpcio": run, "granian": failing, "http2": run}},
