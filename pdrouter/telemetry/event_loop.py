@@ -6,8 +6,8 @@ from collections.abc import Callable
 from types import TracebackType
 
 TICK_S = 0.02
-"""Time between two looks. What holds the loop for 5 ms longer is always seen as such, what is shorter
-only where a look falls due within it."""
+"""Time between two looks. What holds the loop for 5 ms longer is always seen as such; what is
+shorter, only where a look falls due within it."""
 
 
 class EventLoopWatch:
