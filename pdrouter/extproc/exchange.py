@@ -2,14 +2,13 @@
 
 import hmac
 import logging
-import random
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum, auto
-from random import random
+from random import getrandbits, random
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeAlias
 from urllib.parse import unquote
@@ -467,7 +466,7 @@ def _create_request_id() -> str:
     # Unique, but no secret: asking the kernel for randomness would give up Python's lock, and to
     # get that back takes the longer the busier the process is. A process that is forked off gets
     # a seed of its own.
-    return str(uuid.UUID(int=random.getrandbits(128), version=4))
+    return str(uuid.UUID(int=getrandbits(128), version=4))
 
 
 def _misconfigured(name: str, mode: BodyMode, wanted: str) -> RequestRejected:
