@@ -8,11 +8,12 @@ seldom sees it. A status without messages can be sent, in the headers of the res
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
+import grpc
 from granian.constants import HTTPModes, Interfaces, SSLProtocols
 from granian.http import HTTP2Settings
 from granian.server.embed import Server
@@ -53,13 +54,24 @@ class GranianServer:
         draining: whether it is about to end.
     """
 
-    def __init__(self, create_exchange: Callable[[], Exchange], options: ServerOptions) -> None:
+    def __init__(
+        self,
+        create_exchange: Callable[[], Exchange],
+        options: ServerOptions,
+        services: Sequence[grpc.GenericRpcHandler] = (),
+    ) -> None:
         """Set up the server.
 
         Args:
             create_exchange: called for each stream.
             options: how to listen.
+            services: none: those of the router are written for grpcio.
+
+        Raises:
+            ValueError: there are services.
         """
+        if services:
+            raise ValueError("only ext_proc and health are carried")
         self._options = options
         self._streams = OpenStreams(create_exchange)
         self._granian: Server | None = None

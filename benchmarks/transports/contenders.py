@@ -55,7 +55,8 @@ TRANSPORTS = {
             "trailers, so no status after a message: gRPC's own clients take each call for failed; "
             "the health service, so Envoy needs another health check; new certificates without a "
             "restart; a way to refuse new calls before it stops; a bound on what a client sends "
-            "ahead of the answers; a port that the kernel chooses (we look for a free one first)",
+            "ahead of the answers; the access log service; a port that the kernel chooses (we look for a "
+            "free one first)",
         ),
         Transport(
             "http2",
@@ -67,7 +68,7 @@ TRANSPORTS = {
             "streams, headers, messages and floods of frames",
             "compressed messages (refused by their status); deadlines of calls (grpc-timeout is "
             "left to the client); a bound of the memory of a connection below that of all its "
-            "streams' windows; years of use by others",
+            "streams' windows; the access log service; years of use by others",
         ),
     )
 }

@@ -3,8 +3,10 @@
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+
+import grpc
 
 from benchmarks.transports.http2.health import CHECK_PATH, WATCH_PATH, Health
 from benchmarks.transports.http2.limits import Limits
@@ -26,13 +28,24 @@ class Http2Server:
         draining: whether it is about to end.
     """
 
-    def __init__(self, create_exchange: Callable[[], Exchange], options: ServerOptions) -> None:
+    def __init__(
+        self,
+        create_exchange: Callable[[], Exchange],
+        options: ServerOptions,
+        services: Sequence[grpc.GenericRpcHandler] = (),
+    ) -> None:
         """Set up the server.
 
         Args:
             create_exchange: called for each stream.
             options: how to listen.
+            services: none: those of the router are written for grpcio.
+
+        Raises:
+            ValueError: there are services.
         """
+        if services:
+            raise ValueError("only ext_proc and health are carried")
         self._options = options
         self._streams = OpenStreams(create_exchange)
         self._health = Health(HEALTH_SERVICES)
