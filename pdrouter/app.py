@@ -41,6 +41,7 @@ from pdrouter.prefill.leg import PrefillLeg
 from pdrouter.routing.output_length import OutputLengths
 from pdrouter.routing.prefix_index import PrefixIndex
 from pdrouter.routing.prompt_length import TokenRatios
+from pdrouter.routing.rate_limit import RateLimiter
 from pdrouter.routing.registry import create_strategies
 from pdrouter.routing.state import RoutingState
 from pdrouter.settings import SettingInvalid, Settings
@@ -64,14 +65,19 @@ class Router:
 
     server_class: ClassVar[type[Server]] = ExtProcServer
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, admin_socket: Path | None = None) -> None:
         """Build the router; nothing is opened yet.
+
+        Args:
+            settings: what the operator decided.
+            admin_socket: Unix socket for the admin pages; None for the HTTP port.
 
         Raises:
             SettingInvalid: the settings name no source of pods.
             TokenizerUnusable: a model's tokenizer cannot be loaded.
         """
         self._settings = settings
+        self._admin_socket = admin_socket
         self._stack = AsyncExitStack()
         self.ledger = Ledger(PrefillRates(settings.prefill_tokens_per_s, settings.prefill_buckets))
         prefixes = PrefixIndex(
@@ -155,6 +161,7 @@ class Router:
                 lengths,
                 policy,
                 self.telemetry,
+                RateLimiter(workers=settings.workers),
             ),
             self.ledger,
             connectors,
@@ -177,10 +184,14 @@ class Router:
             await stack.enter_async_context(self._client)
             await stack.enter_async_context(self._tokenizers)
             await stack.enter_async_context(self._engines)
-            await self.admin.start(*self._settings.http_bind)
-            stack.push_async_callback(self.admin.stop)
             await self.server.start()
             stack.push_async_callback(self.server.stop)
+            # After the gRPC port: who can ask whether the router is ready finds it serving.
+            if self._admin_socket is None:
+                await self.admin.start(*self._settings.http_bind)
+            else:
+                await self.admin.start_at_socket(self._admin_socket)
+            stack.push_async_callback(self.admin.stop)
             # Last, because a task group wraps what is raised inside it.
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
             loop = self.telemetry.metrics.event_loop
@@ -209,8 +220,14 @@ class Router:
         self.telemetry.metrics.endpoints_reloads.labels("ok" if success else "broken").inc()
 
 
-async def serve(settings: Settings) -> None:
-    """Run the router until SIGTERM or SIGINT, then drain it. A second signal exits at once."""
+async def serve(settings: Settings, admin_socket: Path | None = None) -> None:
+    """Run the router until SIGTERM or SIGINT, then drain it. A second signal exits at once.
+
+    Args:
+        settings: what the operator decided.
+        admin_socket: of a worker, the Unix socket for its admin pages. It is also drained when its
+            standard input ends, for then its supervisor is gone.
+    """
     stopping = asyncio.Event()
 
     def stop() -> None:
@@ -222,7 +239,10 @@ async def serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    async with Router(settings) as router:
+    if admin_socket is not None:
+        # Nothing is ever written there: it becomes readable at its end.
+        loop.add_reader(sys.stdin.fileno(), _stop_for_good, loop, stopping)
+    async with Router(settings, admin_socket) as router:
         # What was loaded so far stays: looking through it again and again for garbage would hold
         # the event loop for 30 ms and more (`python -m benchmarks.kubernetes`).
         gc.freeze()
@@ -243,6 +263,11 @@ async def serve(settings: Settings) -> None:
         log.info("draining", extra={"fields": {"requests": len(router.telemetry.open)}})
         await router.drain()
     log.info("stopped")
+
+
+def _stop_for_good(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event) -> None:
+    loop.remove_reader(sys.stdin.fileno())
+    stopping.set()
 
 
 def _create_source(

@@ -10,6 +10,7 @@ from pdrouter.settings import SettingInvalid
 
 _COMMANDS = {
     "serve": ("run the router", "pdrouter.commands.serve"),
+    "worker": ("run one process of the router; serve does so", "pdrouter.commands.worker"),
     "settings": ("print all settings with their meaning", "pdrouter.commands.settings"),
     "envoy-config": ("print an Envoy bootstrap for the router", "pdrouter.commands.envoy_config"),
     "doctor": (

@@ -127,6 +127,14 @@ class Settings(RoutingSettings):
         "Where metrics, probes and debug pages are served.",
         "--http-bind",
     )
+    workers: int = declare(
+        1,
+        "PDROUTER_WORKERS",
+        number(int, "a whole number", 1, 64),
+        "Processes that serve. Each has a gRPC port of its own, counted up from that of "
+        "PDROUTER_GRPC_BIND; Envoy must know each of them (envoy.md). The HTTP port is common.",
+        "--workers",
+    )
     max_message_bytes: int = declare(
         16 * MIB,
         "AIBRIX_GRPC_MAX_MESSAGE_SIZE_BYTES",
@@ -326,6 +334,25 @@ class Settings(RoutingSettings):
             raise SettingInvalid("PDROUTER_TLS_CERTIFICATE and PDROUTER_TLS_KEY go together")
         if self.tls_client_ca is not None and self.tls_certificate is None:
             raise SettingInvalid("PDROUTER_TLS_CLIENT_CA needs PDROUTER_TLS_CERTIFICATE")
+        if self.workers > 1:
+            self._check_worker_ports()
+
+    def _check_worker_ports(self) -> None:
+        first = self.grpc_bind[1]
+        if first == 0:
+            # A worker that is restarted must come back where Envoy looks for it.
+            raise SettingInvalid("PDROUTER_WORKERS above 1 needs a port in PDROUTER_GRPC_BIND")
+        if first + self.workers - 1 > 65535:
+            raise SettingInvalid(f"there are no {self.workers} ports from {first} on")
+
+    def choose_worker(self, number: int) -> "Settings":
+        """Return the settings of one of the workers.
+
+        Args:
+            number: which one, from 0 on.
+        """
+        host, port = self.grpc_bind
+        return dataclasses.replace(self, grpc_bind=(host, port + number))
 
     def choose_dispatch_policy(self) -> DispatchPolicy:
         """Return what the settings say of the way of a request."""

@@ -19,5 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     command.add_arguments(parser)
     settings = Settings.load(os.environ, {})
     parser.set_defaults(
-        max_message_bytes=settings.max_message_bytes, prefill_timeout=settings.prefill_timeout_s
+        max_message_bytes=settings.max_message_bytes,
+        prefill_timeout=settings.prefill_timeout_s,
+        workers=settings.workers,
     )

@@ -6,12 +6,7 @@ import sys
 
 import uvloop
 
-from pdrouter.app import serve
-from pdrouter.cluster.source import SourceUnusable
-from pdrouter.extproc.tls import CertificatesInvalid
-from pdrouter.extproc.tokenizing import TokenizerUnusable
 from pdrouter.settings import Settings, declarations
-from pdrouter.telemetry.logs import log_to_stdout
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,10 +29,27 @@ def run(options: argparse.Namespace) -> int:
         SettingInvalid: a setting has a value that is not allowed.
     """
     settings = Settings.load(os.environ, vars(options))
+    if settings.workers > 1:
+        return _run_workers(settings, options)
+    # Only what runs is loaded: the supervisor of workers needs a third of the router's memory.
+    from pdrouter.commands.worker import run_router  # noqa: PLC0415
+
+    return run_router(settings)
+
+
+def _run_workers(settings: Settings, options: argparse.Namespace) -> int:
+    from pdrouter.telemetry.logs import log_to_stdout  # noqa: PLC0415
+    from pdrouter.workers.supervisor import WorkersFailed, supervise  # noqa: PLC0415
+
+    given = {
+        declaration.variable: text
+        for name, declaration in declarations().items()
+        if (text := vars(options).get(name)) is not None
+    }
     try:
         with log_to_stdout(settings.log_level):
-            uvloop.run(serve(settings))
-    except (SourceUnusable, CertificatesInvalid, TokenizerUnusable, OSError) as error:
+            uvloop.run(supervise(settings, {**os.environ, **given}))
+    except (WorkersFailed, OSError) as error:
         print(f"pdrouter: {error}", file=sys.stderr)
         return 1
     return 0

@@ -17,6 +17,7 @@ from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager i
 from envoy_data_plane.envoy.extensions.http.early_header_mutation.header_mutation import (
     v3 as early_header_mutation,
 )
+from envoy_data_plane.envoy.extensions.retry.host.previous_hosts import v3 as previous_hosts
 from envoy_data_plane.envoy.type import v3 as http_type
 from envoy_data_plane.google.protobuf import Any, Struct
 
@@ -37,6 +38,10 @@ from pdrouter.extproc.headers import CONTROL_HEADERS
 # not lower them, so they must not exceed it.
 _CONNECTION_BUFFER_BYTES = 1024 * 1024
 _STREAM_WINDOW_BYTES = 16 * 1024 * 1024
+
+_ROUTER_RETRIES = 3
+# How often Envoy draws another router when it has drawn one that was tried before.
+_HOST_SELECTIONS = 10
 
 _ACCESS_LOG_FIELDS = {
     "time": "%START_TIME%",
@@ -148,7 +153,8 @@ def _build_ext_proc(config: EnvoyConfig) -> ext_proc.ExternalProcessor:
     return ext_proc.ExternalProcessor(
         # Without a timeout: it would be that of the whole stream, which lasts as long as a request.
         grpc_service=core.GrpcService(
-            envoy_grpc=core.GrpcServiceEnvoyGrpc(cluster_name=ROUTER_CLUSTER)
+            envoy_grpc=core.GrpcServiceEnvoyGrpc(cluster_name=ROUTER_CLUSTER),
+            retry_policy=_retry_elsewhere(),
         ),
         failure_mode_allow=False,
         # Envoy says 500, but a router that is away or full comes back: clients should retry.
@@ -167,6 +173,22 @@ def _build_ext_proc(config: EnvoyConfig) -> ext_proc.ExternalProcessor:
         # Which pod has answered: another than the chosen one, if Envoy does not know that.
         response_attributes=["upstream.address"],
         metadata_options=_build_metadata_options() if config.token_accounting else None,
+    )
+
+
+def _retry_elsewhere() -> core.RetryPolicy:
+    # Health checks find a router that has died after seconds only, and having no streams it is the
+    # least loaded until then. Who could not be reached has not seen the request.
+    return core.RetryPolicy(
+        retry_on="connect-failure,refused-stream",
+        num_retries=_ROUTER_RETRIES,
+        retry_host_predicate=[
+            core.RetryPolicyRetryHostPredicate(
+                name="envoy.retry_host_predicates.previous_hosts",
+                typed_config=Any.pack(previous_hosts.PreviousHostsPredicate()),
+            )
+        ],
+        host_selection_retry_max_attempts=_HOST_SELECTIONS,
     )
 
 

@@ -98,13 +98,17 @@ def build_pod_cluster(config: EnvoyConfig) -> cluster.Cluster:
 
 
 def _circuit_breakers(config: EnvoyConfig) -> cluster.CircuitBreakers:
-    # All three, since each defaults to 1024: a request holds a connection (HTTP/1.1 pods) or a
-    # stream (routers) for as long as the model answers.
+    # All of them, since they default to 1024: a request holds a connection (HTTP/1.1 pods) or a
+    # stream (routers) for as long as the model answers. Retries default to 3 at a time; a router
+    # that dies makes many.
     limit = config.max_concurrent_requests
     return cluster.CircuitBreakers(
         thresholds=[
             cluster.CircuitBreakersThresholds(
-                max_connections=limit, max_pending_requests=limit, max_requests=limit
+                max_connections=limit,
+                max_pending_requests=limit,
+                max_requests=limit,
+                max_retries=limit,
             )
         ]
     )

@@ -19,7 +19,11 @@ def run(args: argparse.Namespace) -> int:
     """Prints the bootstrap; returns the exit code, 2 where options contradict each other."""
     try:
         config = EnvoyConfig(
-            routers=tuple(args.router or _DEFAULT.routers),
+            routers=tuple(
+                worker
+                for router in args.router or _DEFAULT.routers
+                for worker in router.list_workers(args.workers)
+            ),
             listen=args.listen,
             admin=args.admin,
             routing=Routing(args.routing),
@@ -48,6 +52,13 @@ def _add_addresses(group: argparse._ArgumentGroup) -> None:
         action="append",
         metavar="HOST:PORT",
         help=f"gRPC address of a router, repeatable (default: {_DEFAULT.routers[0]})",
+    )
+    group.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="workers of each router, on ports counted up from its address (default: %(default)s)",
     )
     group.add_argument(
         "--router-ca-file",

@@ -48,6 +48,16 @@ class Address:
         """Whether the host is an address, so that nothing needs to be resolved."""
         return _is_ip(self.host)
 
+    def list_workers(self, workers: int) -> "tuple[Address, ...]":
+        """Lists the addresses of the workers of a router, of which this is the first.
+
+        Raises:
+            ValueError: If there are not so many ports.
+        """
+        if self.port + workers - 1 > 65535:
+            raise ValueError(f"there are no {workers} ports from {self} on")
+        return tuple(Address(self.host, self.port + number) for number in range(workers))
+
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 

@@ -3,11 +3,12 @@
 import io
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from logging.handlers import QueueHandler
 from queue import SimpleQueue
+from select import PIPE_BUF
 from threading import Event, Thread
 from typing import Any, TextIO, TypeAlias
 
@@ -26,6 +27,15 @@ _Records: TypeAlias = SimpleQueue[logging.LogRecord | None]
 class JsonFormatter(logging.Formatter):
     """One JSON object per line: time, level, logger, event, and the record's `fields`."""
 
+    def __init__(self, **constants: object) -> None:
+        """Set up the formatter.
+
+        Args:
+            constants: further members that every line has.
+        """
+        super().__init__()
+        self._constants = constants
+
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
         line: dict[str, Any] = {
@@ -33,6 +43,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "event": record.getMessage(),
+            **self._constants,
         }
         line.update(getattr(record, "fields", {}))
         if record.exc_info:
@@ -72,15 +83,20 @@ def count_dropped_lines() -> int:
 
 
 @contextmanager
-def log_to_stdout(level: str) -> Iterator[None]:
+def log_to_stdout(level: str, **constants: object) -> Iterator[None]:
     """Send log records of this level and above to standard output while the context lasts.
+
+    Each line also says what the other arguments are.
 
     A reader that stalls holds up the writing thread, never the event loop; what the thread cannot
     keep up with is dropped and counted.
     """
     records: _Records = SimpleQueue()
     ended = Event()
-    writer = Thread(target=_write_lines, args=(records, sys.stdout, ended), name="log", daemon=True)
+    formatter = JsonFormatter(**constants)
+    writer = Thread(
+        target=_write_lines, args=(records, sys.stdout, formatter, ended), name="log", daemon=True
+    )
     handler = _QueueOfLines(records)
     root = logging.getLogger()
     former_level = root.level
@@ -97,7 +113,9 @@ def log_to_stdout(level: str) -> Iterator[None]:
         writer.join()
 
 
-def _write_lines(records: _Records, stream: TextIO, ended: Event) -> None:
+def _write_lines(
+    records: _Records, stream: TextIO, formatter: logging.Formatter, ended: Event
+) -> None:
     """Write lines until the end is found among the records."""
     running = True
     while running:
@@ -110,11 +128,31 @@ def _write_lines(records: _Records, stream: TextIO, ended: Event) -> None:
         running = None not in batch
         lines = io.StringIO()
         handler = logging.StreamHandler(lines)
-        handler.setFormatter(JsonFormatter())
+        handler.setFormatter(formatter)
         for record in filter(None, batch):
             handler.emit(record)
+        lines.seek(0)
         try:
-            stream.write(lines.getvalue())
-            stream.flush()
+            for text in join_lines(lines):
+                stream.write(text)
+                stream.flush()
         except OSError as error:
             sys.stderr.write(f"pdrouter: {len(batch)} log lines are lost: {error}\n")
+
+
+def join_lines(lines: Iterable[str]) -> Iterator[str]:
+    """Join lines to texts that a pipe takes whole, where a line alone is not longer.
+
+    Workers share their standard output, and the system mixes what several processes write to a pipe
+    at once if it is longer than PIPE_BUF (POSIX, write).
+    """
+    joined, size = "", 0
+    for line in lines:
+        length = len(line.encode())
+        if joined and size + length > PIPE_BUF:
+            yield joined
+            joined, size = "", 0
+        joined += line
+        size += length
+    if joined:
+        yield joined

@@ -1,0 +1,83 @@
+"""An HTTP port with pages to read: how it listens, and how it says that something is not there."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from pdrouter.cluster.pods import format_address
+from pdrouter.openai.errors import encode_error
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+Page = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class HttpPort:
+    """Serves pages. Use one of the `start` methods, then `stop`.
+
+    Attributes:
+        address: `host:port` or the path of the socket that it listens on, once started.
+    """
+
+    def __init__(self, pages: Mapping[str, Page]) -> None:
+        """Set up the pages.
+
+        Args:
+            pages: what answers GET, by path.
+        """
+        self.address = ""
+        app = web.Application(middlewares=[_answer_errors])
+        for path, page in pages.items():
+            app.router.add_get(path, page)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+
+    async def start(self, host: str, port: int) -> None:
+        """Listen.
+
+        Raises:
+            OSError: the address cannot be bound.
+        """
+        await self._runner.setup()
+        await web.TCPSite(self._runner, host, port).start()
+        bound = self._runner.addresses[0]
+        self.address = format_address(bound[0], bound[1])
+
+    async def start_at_socket(self, path: Path) -> None:
+        """Listen on a Unix socket.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        await self._runner.setup()
+        await web.UnixSite(self._runner, path).start()
+        self.address = str(path)
+
+    async def stop(self) -> None:
+        """Stop listening."""
+        await self._runner.cleanup()
+
+
+def answer_json(body: bytes, status: int = 200) -> web.Response:
+    """Return an answer that is JSON."""
+    return web.Response(status=status, body=body, content_type="application/json")
+
+
+def answer_metrics(page: bytes) -> web.Response:
+    """Return an answer that is a page of metrics in Prometheus' text format."""
+    return web.Response(body=page, headers={"content-type": METRICS_TYPE})
+
+
+@web.middleware
+async def _answer_errors(request: web.Request, handler: Any) -> web.StreamResponse:  # noqa: ANN401 - aiohttp's own type is generic
+    try:
+        response: web.StreamResponse = await handler(request)
+    except web.HTTPNotFound:
+        return answer_json(encode_error(404, "unknown_path", "there is no such page"), 404)
+    except web.HTTPMethodNotAllowed as error:
+        body = encode_error(405, "method_not_allowed", "only GET is allowed here")
+        answer = answer_json(body, 405)
+        answer.headers["allow"] = error.headers["allow"]
+        return answer
+    return response

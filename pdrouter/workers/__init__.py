@@ -1,0 +1,1 @@
+"""Several processes that serve as one router: their supervisor, and their common admin pages."""
