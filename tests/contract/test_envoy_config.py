@@ -114,8 +114,17 @@ class TestTimeouts:
         assert route["route"]["idle_timeout"] == manager["stream_idle_timeout"] == "365s"
         assert "timeout" not in ext_proc(resources)["grpc_service"]
 
-    def test_nothing_is_retried(self) -> None:
-        assert "retry" not in to_yaml(build_bootstrap(EnvoyConfig(routers=(ROUTER,))))
+    def test_no_request_is_retried(self) -> None:
+        manager = connection_manager(read_back())
+        (host,) = manager["route_config"]["virtual_hosts"]
+        assert "retry" not in str(host)
+
+    def test_a_router_that_cannot_be_reached_is_replaced_by_another(self) -> None:
+        retry = ext_proc(read_back())["grpc_service"]["retry_policy"]
+        # Nothing that a router may have begun to work on.
+        assert retry["retry_on"] == "connect-failure,refused-stream"
+        (predicate,) = retry["retry_host_predicate"]
+        assert predicate["name"] == "envoy.retry_host_predicates.previous_hosts"
 
 
 class TestLimits:
@@ -137,7 +146,7 @@ class TestLimits:
         resources = read_back(routing=routing, decode=decode, max_concurrent_requests=5000)
         for cluster in resources["clusters"]:
             (threshold,) = cluster["circuit_breakers"]["thresholds"]
-            names = ("max_connections", "max_pending_requests", "max_requests")
+            names = ("max_connections", "max_pending_requests", "max_requests", "max_retries")
             assert threshold == dict.fromkeys(names, 5000), cluster["name"]
         http2 = connection_manager(resources)["http2_protocol_options"]
         assert http2["max_concurrent_streams"] == 5000

@@ -81,7 +81,7 @@ def test_help_of_serve_names_every_option_with_its_variable(
             assert f"[{declaration.variable}]" in text
 
 
-@pytest.mark.parametrize("command", ["settings", "envoy-config", "engine", "demo"])
+@pytest.mark.parametrize("command", ["settings", "worker", "envoy-config", "engine", "demo"])
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(command, "--help") == 0
     assert capsys.readouterr().out.startswith(f"usage: pdrouter {command}")
@@ -93,12 +93,23 @@ def test_settings_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_router_does_not_carry_what_other_commands_need() -> None:
-    code = "import sys, pdrouter.cli as c; c._create_parser('serve'); print(*sys.modules)"
-    modules = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split()
+    modules = list_modules("c._create_parser('worker')")
     assert "pdrouter.app" in modules
-    assert not {"envoy_data_plane", "httpx", "openai", "pdrouter.simulation.engine"} & set(modules)
+    assert not {"envoy_data_plane", "httpx", "openai", "pdrouter.simulation.engine"} & modules
+
+
+def test_the_supervisor_does_not_carry_what_its_workers_need() -> None:
+    modules = list_modules("c._create_parser('serve'); import pdrouter.workers.supervisor")
+    assert not {"pdrouter.app", "grpc", "kubernetes_asyncio"} & modules
+
+
+def list_modules(code: str) -> set[str]:
+    """Return the modules that a process has loaded after this code, where `c` is the CLI."""
+    program = f"import sys, pdrouter.cli as c; {code}; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
 
 
 def test_a_command_whose_packages_are_not_installed_says_what_to_install(

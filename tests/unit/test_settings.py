@@ -57,6 +57,7 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     "PDROUTER_ENDPOINTS": (_PATHS, []),
     "PDROUTER_KUBERNETES": (_BOOLEANS, _NO_BOOLEANS),
     "KUBECONFIG": (_PATHS, []),
+    "PDROUTER_WORKERS": ([("1", 1), ("64", 64)], ["0", "65", "-1", "2.0", "auto"]),
     "PDROUTER_NAMESPACES": ([("*", ("*",)), *_NAMES], _NO_NAMES),
     "PDROUTER_POD_SELECTORS": ([("a=b", ("a=b",)), ("a,b ; !c;", ("a,b", "!c"))], [";", ";;"]),
     "PDROUTER_MERGE_NAMESPACES": (_BOOLEANS, _NO_BOOLEANS),
@@ -377,3 +378,23 @@ def test_the_table_shows_defaults_as_they_would_be_written(variable: str, defaul
         assert getattr(load(**{variable: default.strip("`")}), NAMES[variable]) == getattr(
             Settings(), NAMES[variable]
         )
+
+
+@pytest.mark.parametrize(
+    ("bind", "workers", "problem"),
+    [
+        ("0.0.0.0:0", "2", "needs a port"),
+        ("0.0.0.0:65535", "2", "no 2 ports from 65535"),
+        ("0.0.0.0:65500", "37", "no 37 ports from 65500"),
+    ],
+)
+def test_each_worker_needs_a_port(bind: str, workers: str, problem: str) -> None:
+    with pytest.raises(SettingInvalid, match=problem):
+        load(PDROUTER_GRPC_BIND=bind, PDROUTER_WORKERS=workers)
+
+
+def test_workers_count_up_from_the_port() -> None:
+    settings = load(PDROUTER_GRPC_BIND="[::1]:65534", PDROUTER_WORKERS="2")
+    ports = [settings.choose_worker(number).grpc_bind for number in range(2)]
+    assert ports == [("::1", 65534), ("::1", 65535)]
+    assert load(PDROUTER_GRPC_BIND="0.0.0.0:0").choose_worker(0).grpc_bind == ("0.0.0.0", 0)
