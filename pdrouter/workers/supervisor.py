@@ -105,7 +105,7 @@ class Supervisor:
             self._send(signal.SIGKILL)
             for task in (complete, *tasks):
                 task.cancel()
-            await asyncio.gather(complete, *tasks, return_exceptions=True)
+            await asyncio.gather(complete, keepers, *tasks, return_exceptions=True)
             await self._admin.stop()
         log.info("workers stopped")
 

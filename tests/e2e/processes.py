@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import httpx
-from expectations import PATIENCE_S, Metrics, eventually, parse_metrics
+from expectations import PATIENCE_S, Metrics, chat, eventually, parse_metrics
+from failures import CHAT
 
 from pdrouter.envoy_config import Address, EnvoyConfig, build_bootstrap, to_yaml
 from pdrouter.envoy_process import EnvoyProcess
@@ -76,9 +77,10 @@ class RouterProcess:
     async def serving(
         cls, environment: Mapping[str, str], python_options: Sequence[str] = ()
     ) -> AsyncIterator[Self]:
-        """Run the command, and wait until it serves."""
+        """Run the command, and wait until it serves, with all its workers."""
+        several = int(environment.get("PDROUTER_WORKERS", "1")) > 1
         async with cls.start(environment, python_options) as router:
-            await router.wait_for("serving")
+            await router.wait_for("workers serving" if several else "serving")
             yield router
 
     @property
@@ -90,6 +92,12 @@ class RouterProcess:
     def grpc_address(self) -> Address:
         """Where it accepts ext_proc streams."""
         return Address("127.0.0.1", self._started["grpc_port"])
+
+    @property
+    def worker_addresses(self) -> tuple[Address, ...]:
+        """Where its workers accept ext_proc streams."""
+        ports = self._started.get("grpc_ports") or [self._started["grpc_port"]]
+        return tuple(Address("127.0.0.1", port) for port in ports)
 
     @property
     def admin_url(self) -> str:
@@ -154,7 +162,7 @@ class RouterProcess:
 
     @property
     def _started(self) -> dict[str, Any]:
-        return self.events("serving")[0]
+        return (self.events("workers serving") or self.events("serving"))[0]
 
     async def _collect(self) -> None:
         stdout = self.process.stdout
@@ -217,7 +225,7 @@ async def run_installation(
             await stack.enter_async_context(RouterProcess.serving(settings)) for _ in range(routers)
         ]
         config = EnvoyConfig(
-            routers=tuple(router.grpc_address for router in processes),
+            routers=tuple(each for router in processes for each in router.worker_addresses),
             listen=Address("127.0.0.1", 0),
             admin=Address("127.0.0.1", 0),
             router_ca_file=None if router_ca_file is None else str(router_ca_file),
@@ -229,3 +237,35 @@ async def run_installation(
 
 def _engine(role: Any, itl_ms: float) -> EngineConfig:
     return EngineConfig(role=role, models=("demo",), itl_ms=itl_ms)
+
+
+async def read_stream(client: httpx.AsyncClient, tokens: int) -> str:
+    """Send a streaming request; return how its answer ends."""
+    count = 0
+    try:
+        async with client.stream("POST", CHAT, json=chat(stream=True, max_tokens=tokens)) as answer:
+            assert answer.status_code == 200
+            async for line in answer.aiter_lines():
+                count += '"content":"' in line and '"content":""' not in line
+                if line == "data: [DONE]":
+                    return "complete" if count == tokens else f"only {count} tokens"
+    except httpx.RemoteProtocolError:
+        return "cut"
+    return "without an end"
+
+
+@asynccontextmanager
+async def streaming(
+    installation: Installation, client: httpx.AsyncClient, *, streams: int, tokens: int
+) -> AsyncIterator[list[asyncio.Task[str]]]:
+    """Open streams, and wait until tokens flow in each of them."""
+    decode = installation.decode
+    async with asyncio.TaskGroup() as tasks:
+        opened = [tasks.create_task(read_stream(client, tokens)) for _ in range(streams)]
+
+        async def check() -> None:
+            assert decode.count("vllm:num_requests_running") == streams
+            assert decode.count("vllm:generation_tokens_total") >= streams
+
+        await eventually(check)
+        yield opened

@@ -4,8 +4,7 @@ import asyncio
 import resource
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 from expectations import chat, eventually
 from failures import CHAT
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from processes import Installation, RouterProcess, run_installation
+from processes import RouterProcess, run_installation, streaming
 
 from pdrouter.extproc.server import HEALTH_SERVICES
 from pdrouter.simulation.faults import Fault
@@ -64,6 +63,7 @@ async def read_failure(environment: Mapping[str, str]) -> tuple[int, str]:
         ("ROUTING_ALGORITHM", "best", "one of pd, random, least-request"),
         ("PDROUTER_GRPC_BIND", "50052x", "host:port"),
         ("PDROUTER_EXPOSE_PODS", "maybe", "true or false"),
+        ("PDROUTER_WORKERS", "0", "a whole number from 1 to 64"),
     ],
 )
 async def test_a_bad_setting_stops_the_start_with_one_line(
@@ -173,38 +173,6 @@ async def read_health(router: RouterProcess) -> dict[str, Any]:
             service: (await stub.Check(health_pb2.HealthCheckRequest(service=service))).status
             for service in HEALTH_SERVICES
         }
-
-
-async def read_stream(client: httpx.AsyncClient, tokens: int) -> str:
-    """Send a streaming request; return how its answer ends."""
-    count = 0
-    try:
-        async with client.stream("POST", CHAT, json=chat(stream=True, max_tokens=tokens)) as answer:
-            assert answer.status_code == 200
-            async for line in answer.aiter_lines():
-                count += '"content":"' in line and '"content":""' not in line
-                if line == "data: [DONE]":
-                    return "complete" if count == tokens else f"only {count} tokens"
-    except httpx.RemoteProtocolError:
-        return "cut"
-    return "without an end"
-
-
-@asynccontextmanager
-async def streaming(
-    installation: Installation, client: httpx.AsyncClient, *, streams: int, tokens: int
-) -> AsyncIterator[list[asyncio.Task[str]]]:
-    """Open streams, and wait until tokens flow in each of them."""
-    decode = installation.decode
-    async with asyncio.TaskGroup() as tasks:
-        opened = [tasks.create_task(read_stream(client, tokens)) for _ in range(streams)]
-
-        async def check() -> None:
-            assert decode.count("vllm:num_requests_running") == streams
-            assert decode.count("vllm:generation_tokens_total") >= streams
-
-        await eventually(check)
-        yield opened
 
 
 async def test_sigterm_lets_open_requests_finish_and_serves_new_ones_for_a_while() -> None:

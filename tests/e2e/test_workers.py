@@ -1,0 +1,259 @@
+"""Several workers behind the real Envoy: as one router, and none of them matters alone."""
+
+import asyncio
+import os
+import random
+import signal
+import socket
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import httpx
+from expectations import chat, eventually
+from failures import CHAT
+from processes import Installation, RouterProcess, run_installation, streaming
+
+WORKERS = 3
+PAIR = 2
+"""Workers where a third one would show nothing more: each takes a second of CPU to start."""
+
+
+def find_free_ports(count: int) -> int:
+    """Return the first of so many free ports in a row."""
+    while True:
+        # Below those that the kernel gives to connections.
+        first = random.randrange(20_000, 32_000)
+        with ExitStack() as stack:
+            try:
+                for port in range(first, first + count):
+                    stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            except OSError:
+                continue
+            return first
+
+
+@asynccontextmanager
+async def run_workers(
+    workers: int, lame_duck_s: float = 0, itl_ms: float = 5
+) -> AsyncIterator[Installation]:
+    environment = {
+        "PDROUTER_WORKERS": str(workers),
+        "PDROUTER_GRPC_BIND": f"127.0.0.1:{find_free_ports(workers)}",
+        "PDROUTER_LAME_DUCK": str(lame_duck_s),
+    }
+    async with run_installation(environment, itl_ms=itl_ms) as installation:
+        yield installation
+
+
+async def find_pids(router: RouterProcess) -> dict[int, int]:
+    """Return the process ids of the workers by their numbers."""
+    state = (await router.get("/debug/state")).json()
+    return {worker["worker"]: worker["pid"] for worker in state["workers"]}
+
+
+def count_by_worker(router: RouterProcess) -> Counter[int]:
+    return Counter(line["worker"] for line in router.events("request"))
+
+
+def is_running(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+async def expect_ended(pids: dict[int, int]) -> None:
+    async def check() -> None:
+        assert not [pid for pid in pids.values() if is_running(pid)]
+
+    await eventually(check)
+
+
+async def test_requests_are_spread_evenly_and_one_page_tells_of_all() -> None:
+    async with run_workers(WORKERS) as installation, AsyncExitStack() as stack:
+        (router,) = installation.routers
+        clients = [await stack.enter_async_context(installation.connect()) for _ in range(4)]
+        for number in range(120):
+            response = await clients[number % 4].post(CHAT, json=chat(max_tokens=1))
+            assert response.status_code == 200, response.text
+        await router.wait_for("request", 120)
+
+        shares = count_by_worker(router)
+        assert set(shares) == set(range(WORKERS))
+        assert all(0.2 <= share / 120 <= 0.47 for share in shares.values()), shares
+        metrics = await router.read_metrics()
+        assert metrics.total("pdrouter_requests_total", outcome="ok") == 120
+        assert metrics.total("pdrouter_request_seconds_count") == 120
+        assert metrics.total("pdrouter_request_seconds_bucket", le="+Inf") == 120
+        assert metrics.total("gateway_request_model_success_total") == 120
+        assert metrics.total("pdrouter_pods_synced") == 1
+        assert metrics.total("pdrouter_pod_ready") == 2
+        assert metrics.total("pdrouter_workers_serving") == WORKERS
+        assert metrics.total("pdrouter_worker_restarts_total") == 0
+        models = (await router.get("/v1/models")).json()["data"]
+        assert [model["id"] for model in models] == ["demo"]
+        decisions = (await router.get("/debug/decisions")).json()["decisions"]
+        assert len(decisions) == 100  # PDROUTER_KEPT_DECISIONS, as one process shows.
+        assert {decision["worker"] for decision in decisions} == set(range(WORKERS))
+        times = [decision["time"] for decision in decisions]
+        assert times == sorted(times, reverse=True)
+        router.expect_no_accident()
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Requests that are sent without a break.
+
+    Attributes:
+        begun: how many of them have begun.
+        failed: numbers of those that failed, in the order of their beginnings.
+    """
+
+    begun: int = 0
+    failed: list[int] = field(default_factory=list)
+
+    async def send(self, client: httpx.AsyncClient) -> None:
+        while True:
+            number = self.begun
+            self.begun += 1
+            response = await client.post(CHAT, json=chat(max_tokens=2))
+            if response.status_code != 200:
+                self.failed.append(number)
+
+
+async def test_a_worker_that_dies_takes_only_its_own_requests_along_and_comes_back() -> None:
+    senders = 4
+    traffic = Traffic()
+    totals: list[float] = []
+    async with run_workers(WORKERS) as installation, AsyncExitStack() as stack:
+        (router,) = installation.routers
+        clients = [await stack.enter_async_context(installation.connect()) for _ in range(senders)]
+        tasks = [asyncio.create_task(traffic.send(client)) for client in clients]
+
+        async def all_have_served(times: int) -> None:
+            totals.append((await router.read_metrics()).total("pdrouter_requests_total"))
+            counts = count_by_worker(router)
+            assert all(counts[number] >= times for number in range(WORKERS)), counts
+
+        await eventually(lambda: all_have_served(5))
+        os.kill((await find_pids(router))[1], signal.SIGKILL)
+        before = traffic.begun
+        await router.wait_for("worker ended")
+        assert (await router.get("/readyz")).status_code == 200
+        await eventually(lambda: all_have_served(count_by_worker(router)[1] + 5))
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+        assert len(traffic.failed) <= senders
+        assert all(number < before for number in traffic.failed), (traffic, before)
+        others = [line for line in router.events("request") if line["worker"] != 1]
+        assert {line["outcome"] for line in others} <= {"ok", "client-left"}
+        assert all(former <= latter for former, latter in pairwise(totals)), totals
+        metrics = await router.read_metrics()
+        assert metrics.total("pdrouter_workers_serving") == WORKERS
+        assert metrics.total("pdrouter_worker_restarts_total", worker="1") == 1
+        assert metrics.total("pdrouter_worker_restarts_total") == 1
+        (end,) = router.events("worker ended")
+        assert (end["worker"], end["exit_code"]) == (1, -signal.SIGKILL)
+
+
+async def test_sigterm_drains_all_workers() -> None:
+    async with (
+        run_workers(PAIR, lame_duck_s=3, itl_ms=50) as installation,
+        installation.connect() as client,
+    ):
+        (router,) = installation.routers
+        pids = await find_pids(router)
+        async with streaming(installation, client, streams=12, tokens=60) as streams:
+            router.signal(signal.SIGTERM)
+            await router.wait_for("draining", PAIR)
+            assert (await router.get("/readyz")).status_code == 503
+            assert (await router.get("/healthz")).status_code == 200
+            assert (await client.post(CHAT, json=chat())).status_code == 200
+        assert [stream.result() for stream in streams] == ["complete"] * 12
+        assert await router.wait() == 0
+        assert len(router.events("stopped")) == PAIR
+        assert len(router.events("workers stopped")) == 1
+        assert not router.events("worker ended")
+        assert len(count_by_worker(router)) > 1
+        router.expect_no_accident()
+        await expect_ended(pids)
+
+
+async def test_a_second_signal_ends_all_at_once() -> None:
+    async with run_workers(PAIR, itl_ms=20) as installation, installation.connect() as client:
+        (router,) = installation.routers
+        pids = await find_pids(router)
+        async with streaming(installation, client, streams=3, tokens=1_000) as streams:
+            router.signal(signal.SIGTERM)
+            await router.wait_for("draining", PAIR)
+            router.signal(signal.SIGTERM)
+            assert await router.wait() == 1
+        assert [stream.result() for stream in streams] == ["cut"] * 3
+        await expect_ended(pids)
+
+
+async def test_a_worker_that_dies_in_a_drain_is_not_restarted() -> None:
+    async with (
+        run_workers(PAIR, lame_duck_s=3, itl_ms=50) as installation,
+        installation.connect() as client,
+    ):
+        (router,) = installation.routers
+        pids = await find_pids(router)
+        async with streaming(installation, client, streams=6, tokens=60) as streams:
+            router.signal(signal.SIGTERM)
+            await router.wait_for("draining", PAIR)
+            os.kill(pids[1], signal.SIGKILL)
+        assert {stream.result() for stream in streams} <= {"complete", "cut"}
+        assert "complete" in {stream.result() for stream in streams}
+        assert await router.wait() == 1
+        assert "pdrouter: worker 1 was ended by SIGKILL while it drained" in router.errors
+        assert len(router.events("serving")) == PAIR
+        await expect_ended(pids)
+
+
+async def test_workers_end_when_their_supervisor_has_died() -> None:
+    async with run_workers(PAIR) as installation:
+        (router,) = installation.routers
+        pids = await find_pids(router)
+        router.signal(signal.SIGKILL)
+        await expect_ended(pids)
+        assert len(router.events("stopped")) == PAIR
+
+
+async def test_a_worker_that_cannot_bind_ends_all(tmp_path: Path) -> None:
+    endpoints = tmp_path / "endpoints.yaml"
+    endpoints.write_text("models: []")
+    first = find_free_ports(PAIR)
+    environment = {
+        "PDROUTER_ENDPOINTS": str(endpoints),
+        "PDROUTER_WORKERS": str(PAIR),
+        "PDROUTER_GRPC_BIND": f"127.0.0.1:{first}",
+    }
+    with socket.create_server(("127.0.0.1", first + 1)):
+        async with RouterProcess.start(environment) as router:
+            assert await router.wait() == 1
+            assert not router.events("workers serving")
+            errors = router.errors
+    assert f"pdrouter: worker 1: cannot listen on 127.0.0.1:{first + 1}" in errors
+    assert errors.splitlines()[-1] == "pdrouter: worker 1 ended with exit code 1 before it served"
+
+
+async def test_an_http_port_in_use_ends_all(tmp_path: Path) -> None:
+    endpoints = tmp_path / "endpoints.yaml"
+    endpoints.write_text("models: []")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        environment = {
+            "PDROUTER_ENDPOINTS": str(endpoints),
+            "PDROUTER_WORKERS": str(PAIR),
+            "PDROUTER_GRPC_BIND": f"127.0.0.1:{find_free_ports(PAIR)}",
+            "PDROUTER_HTTP_BIND": address,
+        }
+        async with RouterProcess.start(environment) as router:
+            assert await router.wait() == 1
+            last = router.errors.splitlines()[-1]
+    assert last.startswith("pdrouter: ")
+    assert address.rpartition(":")[2] in last
