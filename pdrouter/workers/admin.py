@@ -7,11 +7,16 @@ from typing import Any
 
 import msgspec
 from aiohttp import web
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from pdrouter import __version__
 from pdrouter.admin.http_port import HttpPort, answer_json, answer_metrics
-from pdrouter.workers.metrics_page import Page, add_up, parse_page, render_page
+from pdrouter.workers.metrics_page import (
+    Page,
+    add_up,
+    describe_workers,
+    parse_page,
+    render_page,
+)
 from pdrouter.workers.process import Answer, NoAnswer, WorkerProcess
 
 _Answers = Sequence[tuple[WorkerProcess, Answer]]
@@ -103,20 +108,9 @@ class CommonAdmin(HttpPort):
             self._last |= current
             silent = [page for number, page in self._last.items() if number not in current]
             now, past = tuple(current.values()), (self._past, *silent)
-            own = self._describe_workers()
+            own = describe_workers(self._restarts, len(self._serving))
             body = await asyncio.to_thread(lambda: render_page((*add_up(now, past).values(), *own)))
         return answer_metrics(body)
-
-    def _describe_workers(self) -> tuple[Metric, ...]:
-        restarts = CounterMetricFamily(
-            "pdrouter_worker_restarts", "Times that a worker was started again.", None, ("worker",)
-        )
-        for number, times in sorted(self._restarts.items()):
-            restarts.add_metric((str(number),), times)
-        serving = GaugeMetricFamily(
-            "pdrouter_workers_serving", "Workers that serve.", len(self._serving)
-        )
-        return restarts, serving
 
     async def _show_models(self, request: web.Request) -> web.Response:
         del request

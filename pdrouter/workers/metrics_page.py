@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
@@ -50,6 +50,21 @@ def add_up(pages: Sequence[Page], past: Sequence[Page] = ()) -> Page:
         if family.type in _CUMULATIVE:
             total.setdefault(family.name, _Sum(family)).add(family, known if pages else None)
     return {name: one.result() for name, one in total.items()}
+
+
+def describe_workers(restarts: Mapping[int, int], serving: int) -> tuple[Metric, ...]:
+    """Return what only the supervisor knows.
+
+    Args:
+        restarts: how often each worker was started again, by its number.
+        serving: how many workers serve.
+    """
+    restarted = CounterMetricFamily(
+        "pdrouter_worker_restarts", "Times that a worker was started again.", None, ("worker",)
+    )
+    for number, times in sorted(restarts.items()):
+        restarted.add_metric((str(number),), times)
+    return restarted, GaugeMetricFamily("pdrouter_workers_serving", "Workers that serve.", serving)
 
 
 def render_page(families: Iterable[Metric]) -> bytes:

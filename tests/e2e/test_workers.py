@@ -6,7 +6,7 @@ import random
 import signal
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -101,6 +101,19 @@ async def test_requests_are_spread_evenly_and_one_page_tells_of_all() -> None:
         router.expect_no_accident()
 
 
+@asynccontextmanager
+async def running(*work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Run these as long as the context lasts."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert {type(result) for result in results} == {asyncio.CancelledError}, results
+
+
 @dataclass(slots=True)
 class Traffic:
     """Requests that are sent without a break.
@@ -122,6 +135,12 @@ class Traffic:
                 self.failed.append(number)
 
 
+async def follow_total(router: RouterProcess, totals: list[float]) -> None:
+    while True:
+        totals.append((await router.read_metrics()).total("pdrouter_requests_total"))
+        await asyncio.sleep(0.3)
+
+
 async def test_a_worker_that_dies_takes_only_its_own_requests_along_and_comes_back() -> None:
     senders = 4
     traffic = Traffic()
@@ -129,27 +148,26 @@ async def test_a_worker_that_dies_takes_only_its_own_requests_along_and_comes_ba
     async with run_workers(WORKERS) as installation, AsyncExitStack() as stack:
         (router,) = installation.routers
         clients = [await stack.enter_async_context(installation.connect()) for _ in range(senders)]
-        tasks = [asyncio.create_task(traffic.send(client)) for client in clients]
 
         async def all_have_served(times: int) -> None:
-            totals.append((await router.read_metrics()).total("pdrouter_requests_total"))
             counts = count_by_worker(router)
             assert all(counts[number] >= times for number in range(WORKERS)), counts
 
-        await eventually(lambda: all_have_served(5))
-        os.kill((await find_pids(router))[1], signal.SIGKILL)
-        before = traffic.begun
-        await router.wait_for("worker ended")
-        assert (await router.get("/readyz")).status_code == 200
-        await eventually(lambda: all_have_served(count_by_worker(router)[1] + 5))
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        async with running(follow_total(router, totals), *(traffic.send(one) for one in clients)):
+            await eventually(lambda: all_have_served(5))
+            os.kill((await find_pids(router))[1], signal.SIGKILL)
+            await router.wait_for("worker ended")
+            # Up to here Envoy could send requests into connections of a process that was dying.
+            before = traffic.begun
+            assert (await router.get("/readyz")).status_code == 200
+            enough = count_by_worker(router)[1] + 5
+            await eventually(lambda: all_have_served(enough))
 
         assert len(traffic.failed) <= senders
         assert all(number < before for number in traffic.failed), (traffic, before)
         others = [line for line in router.events("request") if line["worker"] != 1]
         assert {line["outcome"] for line in others} <= {"ok", "client-left"}
+        assert len(totals) > 1
         assert all(former <= latter for former, latter in pairwise(totals)), totals
         metrics = await router.read_metrics()
         assert metrics.total("pdrouter_workers_serving") == WORKERS

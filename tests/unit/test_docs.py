@@ -9,6 +9,7 @@ from pdrouter.cluster.view import PodCache
 from pdrouter.extproc.headers import FORWARDED_TO_PREFILL
 from pdrouter.openai.paths import ENDPOINTS
 from pdrouter.telemetry.requests import RequestTelemetry
+from pdrouter.workers.metrics_page import describe_workers, render_page
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -31,6 +32,7 @@ def test_pages_that_are_made_from_code_are_up_to_date() -> None:
 
 def test_every_metric_is_explained_and_no_other() -> None:
     page = RequestTelemetry(PodCache(), Ledger()).metrics.render().decode()
+    page += render_page(describe_workers({0: 1}, 1)).decode()
     exported = set(re.findall(r"^# TYPE (\S+)", page, re.MULTILINE))
     text = read("metrics.md")
     first_cells = "".join(re.findall(r"^\| (`[^|]+)", text, re.MULTILINE))

@@ -68,8 +68,8 @@ def test_a_gauge_is_summed_unless_it_is_true_of_all(name: str, result: float) ->
 
 
 def test_what_has_ended_counts_on_but_has_nothing_in_flight() -> None:
-    past = page("counter", "a_total", "a_total 5") | page("gauge", "g", "g 7")
-    now = page("counter", "a_total", "a_total 1") | page("gauge", "g", "g 2")
+    past = {**page("counter", "a_total", "a_total 5"), **page("gauge", "g", "g 7")}
+    now = {**page("counter", "a_total", "a_total 1"), **page("gauge", "g", "g 2")}
     assert values(add_up([now], [past])) == {"a_total": 6, "g": 2}
     assert values(add_up([], [past])) == {"a_total": 5}
 
