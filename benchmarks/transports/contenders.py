@@ -55,8 +55,8 @@ TRANSPORTS = {
             "trailers, so no status after a message: gRPC's own clients take each call for failed; "
             "the health service, so Envoy needs another health check; new certificates without a "
             "restart; a way to refuse new calls before it stops; a bound on what a client sends "
-            "ahead of the answers; the access log service; a port that the kernel chooses (we look for a "
-            "free one first)",
+            "ahead of the answers; the access log service; a port that the kernel chooses (we look "
+            "for a free one first)",
         ),
         Transport(
             "http2",
