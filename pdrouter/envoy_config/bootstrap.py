@@ -182,6 +182,10 @@ def _retry_elsewhere() -> core.RetryPolicy:
     return core.RetryPolicy(
         retry_on="connect-failure,refused-stream",
         num_retries=_ROUTER_RETRIES,
+        # The default begins with up to a second. Another router is up: it need not be waited for.
+        retry_back_off=core.BackoffStrategy(
+            base_interval=timedelta(milliseconds=25), max_interval=timedelta(milliseconds=250)
+        ),
         retry_host_predicate=[
             core.RetryPolicyRetryHostPredicate(
                 name="envoy.retry_host_predicates.previous_hosts",
