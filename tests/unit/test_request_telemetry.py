@@ -6,10 +6,13 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from select import PIPE_BUF
 from typing import Any
 
 import pytest
 from factories import make_attempt, make_decision, make_pod, make_record
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from pdrouter import __version__
@@ -19,7 +22,12 @@ from pdrouter.cluster.reflector_stats import ReflectorStats
 from pdrouter.cluster.view import PodCache
 from pdrouter.extproc.record import Outcome, RequestRecord, describe_decision
 from pdrouter.prefill.client import FailureKind
-from pdrouter.telemetry.logs import MAX_WAITING_LINES, JsonFormatter, log_to_stdout
+from pdrouter.telemetry.logs import (
+    MAX_WAITING_LINES,
+    JsonFormatter,
+    join_lines,
+    log_to_stdout,
+)
 from pdrouter.telemetry.requests import RequestTelemetry, describe_request
 
 P = make_pod("p0", Role.PREFILL)
@@ -485,3 +493,20 @@ def test_logging_is_as_before_after_the_context() -> None:
     with log_to_stdout("debug"):
         assert (root.level, len(root.handlers)) == (logging.DEBUG, len(before[1]) + 1)
     assert (root.level, root.handlers) == before
+
+
+@given(st.lists(st.integers(0, 3 * PIPE_BUF), max_size=20))
+def test_lines_of_several_workers_are_never_mixed(lengths: list[int]) -> None:
+    """A pipe takes what is no longer than PIPE_BUF whole."""
+    lines = ["ä" * (length // 2) + "\n" for length in lengths]
+    texts = list(join_lines(lines))
+    assert "".join(texts) == "".join(lines)
+    for text in texts:
+        assert text.endswith("\n")
+        assert len(text.encode()) <= PIPE_BUF or text.count("\n") == 1
+
+
+def test_lines_say_which_worker_wrote_them() -> None:
+    record = logging.LogRecord("x", logging.INFO, "", 0, "hello", None, None)
+    assert json.loads(JsonFormatter(worker=2).format(record))["worker"] == 2
+    assert "worker" not in json.loads(JsonFormatter().format(record))
