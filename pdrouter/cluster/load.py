@@ -261,7 +261,7 @@ class Ledger:
         queue = self._queues[uid]
         now = self._clock()
         if completed is not None and self.drains.watches(uid):
-            self._learn(uid, queue, completed, now - queue.since)
+            self._learn(uid, queue, queue.tokens[scope], completed, now - queue.since)
             self.drains.note(uid, now)
         was_first = next(iter(queue.tokens)) is scope
         queue.remove(scope)
@@ -270,17 +270,29 @@ class Ledger:
         elif was_first or completed is not None:
             queue.since = now
 
-    def _learn(self, uid: str, queue: _PrefillQueue, tokens: int, seconds: float) -> None:
-        """Learn from a leg of so many computed tokens that ended so long after the one before.
+    def _learn(
+        self, uid: str, queue: _PrefillQueue, expected: int, computed: int, seconds: float
+    ) -> None:
+        """Learn from a leg that ended so long after the one before.
 
         The pod worked on the legs of this router in turn, and all the while on those that this
         router has not sent: the time is shared out by what both are predicted to take.
+
+        Args:
+            uid: the pod.
+            queue: its queue, with the leg.
+            expected: tokens that the leg was to compute, padded.
+            computed: tokens that it has computed.
+            seconds: how long that took, with others' work.
         """
-        own = self.rates.predict_sum(uid, queue.sum, queue.squares)
+        padded = self.rates.pad(computed)
+        tokens = queue.sum - expected + padded
+        squares = queue.squares - expected * expected + padded * padded
+        own = self.rates.predict_sum(uid, tokens, squares)
         others = self._predict_others(uid)
         if own > 0:
             seconds = min(seconds, _GREATEST_SURPRISE * (own + others))
-            self.rates.observe(uid, tokens, seconds * own / (own + others))
+            self.rates.observe(uid, computed, seconds * own / (own + others))
 
     def subtract(self, uid: str, amount: PodLoad) -> None:
         """Take back what a scope has counted; only scopes call this."""

@@ -176,6 +176,18 @@ def test_a_leg_with_nothing_to_compute_teaches_nothing() -> None:
     assert rates.predict("a", 1000) == pytest.approx(1)
 
 
+def test_a_leg_that_computes_more_than_expected_does_not_look_fast() -> None:
+    clock = Clock()
+    rates = PrefillRates(1000)
+    ledger = Ledger(rates, clock)
+    for _ in range(60):
+        # It was taken for cached, and was not.
+        with ledger.start_prefill("a", 10) as scope:
+            clock.now += 8
+            scope.complete(8000)
+    assert rates.predict("a", 8000) == pytest.approx(8, rel=0.05)
+
+
 def test_a_leg_that_failed_teaches_nothing() -> None:
     clock = Clock()
     rates = PrefillRates(1000)
