@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
+from typing import NamedTuple
 
 from pdrouter.cluster.pod_config import PodConfig
 
@@ -28,8 +29,7 @@ TERMINATING = "terminating"
 """The obstacle of a pod that is about to end."""
 
 
-@dataclass(frozen=True, slots=True)
-class PairingKey:
+class PairingKey(NamedTuple):
     """What a prefill and a decode pod must have in common to be a pair."""
 
     namespace: str

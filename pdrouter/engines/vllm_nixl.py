@@ -6,6 +6,7 @@ Neuron engines (`NeuronNixlConnector`) speak the same wire.
 
 import ipaddress
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -18,7 +19,7 @@ from pdrouter.engines.connector import (
     limit_to_prefill,
     strip_transfer_members,
 )
-from pdrouter.openai.body import Body, BodyInvalid, encode
+from pdrouter.openai.body import Body, encode
 from pdrouter.openai.request import InferenceRequest
 
 _PARAMS = "kv_transfer_params"
@@ -69,20 +70,15 @@ class NixlConnector:
         return request.body.edit(replace, TRANSFER_MEMBERS)
 
     def _take_params(self, prefill_answer: bytes, prefill_pod: EnginePod) -> bytes:
+        raw = _find_params(prefill_answer)
         try:
-            raw = Body(prefill_answer).raw(_PARAMS)
-        except BodyInvalid as error:
-            raise HandoffInvalid("invalid-answer", f"the prefill answer: {error}") from None
-        if raw is None or raw == b"null":
-            raise HandoffInvalid("null-params", f"the prefill answer has no {_PARAMS}")
-        try:
-            params = Body(raw)
-        except BodyInvalid:
+            params = _decode_params(raw)
+        except (msgspec.MsgspecError, UnicodeError):
             raise HandoffInvalid("invalid-params", f"{_PARAMS} is not an object") from None
         _check_params(params)
         host = _read_host(params)
         if self._must_rewrite(host):
-            return params.edit({"remote_host": encode(prefill_pod.ip)})
+            return Body(raw).edit({"remote_host": encode(prefill_pod.ip)})
         if not host:
             raise HandoffInvalid("incomplete-params", "remote_host is empty")
         return raw
@@ -110,7 +106,34 @@ def is_unusable_host(host: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
-def _check_params(params: Body) -> None:
+class _Answer(msgspec.Struct):
+    kv_transfer_params: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_decode_answer = msgspec.json.Decoder(_Answer).decode
+_decode_string = msgspec.json.Decoder(str).decode
+_decode_params = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+def _find_params(prefill_answer: bytes) -> bytes:
+    """Return the handle as it stands in the answer.
+
+    Raises:
+        HandoffInvalid: there is none.
+    """
+    try:
+        raw = bytes(_decode_answer(prefill_answer).kv_transfer_params)
+        # msgspec does not look into what it leaves as it is.
+        str(raw, "utf-8")
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        message = f"the prefill answer is no JSON object: {error}"
+        raise HandoffInvalid("invalid-answer", message) from None
+    if raw == b"null":
+        raise HandoffInvalid("null-params", f"the prefill answer has no {_PARAMS}")
+    return raw
+
+
+def _check_params(params: Mapping[str, msgspec.Raw]) -> None:
     """Check what a decode engine needs before it commits itself to a transfer.
 
     vLLM's decode scheduler parks a request whose parameters are incomplete and never wakes it, and
@@ -119,26 +142,31 @@ def _check_params(params: Body) -> None:
     Raises:
         HandoffInvalid: a member is missing, null or empty.
     """
-    if params.raw("do_remote_prefill") != b"true":
+    if _read(params, "do_remote_prefill") != b"true":
         raise HandoffInvalid("incomplete-params", "do_remote_prefill is not true")
-    if not _has_blocks(params.raw("remote_block_ids")):
+    if not _has_blocks(_read(params, "remote_block_ids")):
         raise HandoffInvalid("empty-blocks", "remote_block_ids names no block")
     for name in ("remote_engine_id", "remote_port"):
-        if params.raw(name) in (None, b"null", b'""'):
+        if _read(params, name) in (None, b"null", b'""'):
             raise HandoffInvalid("incomplete-params", f"{name} is missing or empty")
     # Engines before vLLM 0.13 do not know the id; an engine that knows it never leaves it empty.
-    if params.raw("remote_request_id") in (b"null", b'""'):
+    if _read(params, "remote_request_id") in (b"null", b'""'):
         raise HandoffInvalid("incomplete-params", "remote_request_id is empty")
 
 
-def _read_host(params: Body) -> str:
+def _read(params: Mapping[str, msgspec.Raw], name: str) -> bytes | None:
+    value = params.get(name)
+    return None if value is None else bytes(value)
+
+
+def _read_host(params: Mapping[str, msgspec.Raw]) -> str:
     """Return `remote_host`; it may be empty, since it can be rewritten.
 
     Raises:
         HandoffInvalid: it is missing, null or not a string.
     """
     try:
-        host = params.get("remote_host", str)
+        host = _decode_string(params.get("remote_host", b"null"))
     except msgspec.ValidationError:
         host = None
     if host is None:

@@ -194,7 +194,7 @@ class PodChooser:
         return partial(self.limiter.give_back, model, limit)
 
     def _count_prompt_tokens(self, request: InferenceRequest) -> int:
-        prompt = request.prompt or request.body.data
+        prompt = request.prompt or memoryview(request.body.data)
         tokens = count_token_ids(prompt)
         return self.ratios.estimate(request.model, len(prompt)) if tokens is None else tokens
 

@@ -93,7 +93,10 @@ def encode(reply: Reply) -> bytes:
     plain_reply, plain_bytes = _PLAIN[reply.phase]
     if reply == plain_reply:
         return plain_bytes
-    return _build_phase_response(reply).SerializeToString()
+    message = _build_phase_response(reply)
+    if isinstance(reply.body, ReplaceBody):
+        return _serialize_with_body(message, reply.phase, reply.body.body)
+    return message.SerializeToString()
 
 
 _HEADERS_EVENTS: dict[str, type[RequestHeaders] | type[ResponseHeaders]] = {
@@ -176,11 +179,41 @@ def _build_phase_response(reply: PhaseReply) -> pb.ProcessingResponse:
     return message
 
 
+def _serialize_with_body(message: pb.ProcessingResponse, phase: Phase, body: bytes) -> bytes:
+    """Writes a reply around a body that is not part of it yet.
+
+    protobuf would copy the body into the message, and twice more to write it; here it is copied
+    once. The tags are those of `response.body_mutation.body` in the phase's part of the reply.
+    """
+    part: pb.HeadersResponse | pb.BodyResponse = getattr(message, phase)
+    common = part.response.SerializeToString()
+    message.ClearField(phase)
+    mutation = _wrap(_BODY_FIELD, [body])
+    response = _wrap(_RESPONSE_FIELD, [common, *_wrap(_BODY_MUTATION_FIELD, mutation)])
+    pieces = _wrap(pb.ProcessingResponse.DESCRIPTOR.fields_by_name[phase].number, response)
+    return b"".join([message.SerializeToString(), *pieces])
+
+
+def _wrap(number: int, content: list[bytes]) -> list[bytes]:
+    """Returns the content as a field of wire type 2: its tag and its length before it."""
+    varints = bytearray()
+    for value in (number << 3 | 2, sum(map(len, content))):
+        left = value
+        while left > 0x7F:
+            varints.append(left & 0x7F | 0x80)
+            left >>= 7
+        varints.append(left)
+    return [bytes(varints), *content]
+
+
+_BODY_FIELD = pb.BodyMutation.DESCRIPTOR.fields_by_name["body"].number
+_BODY_MUTATION_FIELD = pb.CommonResponse.DESCRIPTOR.fields_by_name["body_mutation"].number
+_RESPONSE_FIELD = pb.BodyResponse.DESCRIPTOR.fields_by_name["response"].number
+
+
 def _fill_common_response(response: pb.CommonResponse, reply: PhaseReply) -> None:
     _fill_header_mutation(response.header_mutation, reply)
     match reply.body:
-        case ReplaceBody(body):
-            response.body_mutation.body = body
         case ClearBody():
             response.body_mutation.clear_body = True
         case StreamedBody(body, end_of_stream):

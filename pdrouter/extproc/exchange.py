@@ -70,6 +70,7 @@ _FILTER = "envoy.filters.http.ext_proc"
 _CLIENT_ID_LENGTH = 128
 _DETAIL_LENGTH = 8192
 _STRIP = PhaseReply(Phase.REQUEST_HEADERS, remove_headers=STRIPPED_HEADERS)
+_STRIP_BYTES = encode(_STRIP)
 _NO_RESPONSE_BODY = ModeOverride(request_body=BodyMode.BUFFERED, response_body=BodyMode.NONE)
 _RESPONSE_BODY = ModeOverride(request_body=BodyMode.BUFFERED, response_body=BodyMode.STREAMED)
 _KEPT_HEADERS = ("content-type", "retry-after", "www-authenticate")
@@ -168,7 +169,11 @@ class Exchange:
         except MessageInvalid as invalid:
             reply = self._give_up(f"a message cannot be read: {invalid.reason}")
         else:
+            # The message has a copy of the body, which would stay for as long as prefill takes.
+            del data
             reply = await self.handle(event)
+        if reply is _STRIP:
+            return _STRIP_BYTES
         return None if reply is None else encode(reply)
 
     async def handle(self, event: Event) -> Reply | None:

@@ -43,7 +43,10 @@ class OpenStreams:
         self._idle.clear()
         try:
             while (message := await read()) is not end:
-                reply = await exchange.receive(message)
+                answering = exchange.receive(message)
+                # Its body would otherwise be kept twice while prefill takes its time.
+                del message
+                reply = await answering
                 if reply is not None:
                     await write(reply)
                 if exchange.ended:

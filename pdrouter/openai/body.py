@@ -76,6 +76,11 @@ class Body:
         value = self._members.get(name)
         return None if value is None else bytes(value)
 
+    def view(self, name: str) -> memoryview | None:
+        """Return the value of a member as `raw` does, without a copy of it."""
+        value = self._members.get(name)
+        return None if value is None else memoryview(value)
+
     def get(self, name: str, expected: type[T]) -> T | None:
         """Return the decoded value of a member, None if it is absent or null.
 

@@ -49,7 +49,7 @@ def extract_text(request: InferenceRequest) -> str:
     return "\n".join(parts)
 
 
-def _list_strings(raw: bytes) -> Iterator[str]:
+def _list_strings(raw: bytes | memoryview) -> Iterator[str]:
     """Yield the texts in a JSON value, in their order."""
     left: list[Any] = [msgspec.json.decode(raw)]
     while left:

@@ -45,22 +45,22 @@ _LISTS = frozenset({"messages", "token_ids"})
 _ABSENT = (None, b"null")
 _NO_CONTENT = msgspec.Raw(b'""')
 _FIRST_ITEM = re.compile(rb"\[[ \t\n\r]*(.)", re.DOTALL)
-_MULTIMODAL_TYPES = (
-    "image_url",
-    "input_image",
-    "image",
-    "image_pil",
-    "image_embeds",
-    "input_audio",
-    "audio_url",
-    "video_url",
-    "input_file",
-    "file",
-    "document",
+_MULTIMODAL_TYPES = frozenset(
+    {
+        "image_url",
+        "input_image",
+        "image",
+        "image_pil",
+        "image_embeds",
+        "input_audio",
+        "audio_url",
+        "video_url",
+        "input_file",
+        "file",
+        "document",
+    }
 )
-_MULTIMODAL_HINT = re.compile(
-    b"|".join(b'"%s"' % name.encode() for name in _MULTIMODAL_TYPES),
-)
+_NO_PROMPT = memoryview(b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +71,8 @@ class InferenceRequest:
         endpoint: what was asked for.
         query: query string with its question mark, or nothing.
         body: the client's body.
-        prompt: the messages, prompt, input or token ids, as they stand in the body; nothing where
-            the endpoint needs none.
+        prompt_name: name of the member that is the prompt: messages, prompt, input or token ids;
+            empty where the endpoint needs none.
         sampling: the nested object of limits and sampling options, where the endpoint has one and
             the client sent it.
         model: the model or adapter, as the client asked for it.
@@ -84,12 +84,17 @@ class InferenceRequest:
     endpoint: Endpoint
     query: str
     body: Body
-    prompt: bytes
+    prompt_name: str
     sampling: Body | None
     model: str
     stream: bool
     max_output_tokens: int | None
     whole: str | None
+
+    @property
+    def prompt(self) -> memoryview:
+        """The prompt as it stands in the body, not copied; nothing where there is none."""
+        return self.body.view(self.prompt_name) or _NO_PROMPT
 
 
 def parse_request(
@@ -126,7 +131,7 @@ def parse_request(
     model = _get(body, "model", str, "a string")
     if not model:
         raise _invalid("model", "'model' is required and must be a string that is not empty")
-    prompt = _get_prompt(endpoint, body)
+    prompt_name, prompt = _find_prompt(endpoint, body)
     stream = bool(_get(body, "stream", bool, "a boolean"))
     if not stream and body.raw("stream_options") not in _ABSENT:
         raise _invalid("stream_options", "'stream_options' is only allowed when 'stream' is true")
@@ -143,7 +148,7 @@ def parse_request(
         endpoint,
         query,
         body,
-        prompt,
+        prompt_name,
         sampling,
         model,
         stream,
@@ -152,10 +157,12 @@ def parse_request(
     )
 
 
-def count_token_ids(prompt: bytes) -> int | None:
+def count_token_ids(prompt: memoryview) -> int | None:
     """Return the length of a prompt that is a list of token ids; None if it is something else."""
     first = _FIRST_ITEM.match(prompt)
-    return prompt.count(b",") + 1 if first is not None and first[1].isdigit() else None
+    if first is None or not first[1].isdigit():
+        return None
+    return bytes(prompt).count(b",") + 1
 
 
 def rename_model(request: InferenceRequest, model: str) -> InferenceRequest:
@@ -194,14 +201,14 @@ def _get_positive(body: Body, name: str) -> int | None:
     return int(raw[:10])
 
 
-def _get_prompt(endpoint: Endpoint, body: Body) -> bytes:
-    """Return the prompt as it stands in the body; nothing where the endpoint needs none."""
+def _find_prompt(endpoint: Endpoint, body: Body) -> tuple[str, memoryview]:
+    """Return the name of the prompt's member and its value; nothing where none is needed."""
     if not endpoint.prompts:
-        return b""
+        return "", _NO_PROMPT
     name, raw = endpoint.prompts[0], None
     for candidate in endpoint.prompts:
-        value = body.raw(candidate)
-        if value is not None and value != b"null":
+        value = body.view(candidate)
+        if value is not None and bytes(value[:4]) != b"null":
             name, raw = candidate, value
             break
     if raw is None:
@@ -212,9 +219,9 @@ def _get_prompt(endpoint: Endpoint, body: Body) -> bytes:
             raise _invalid(name, f"{name!r} must not be empty")
     elif name in _LISTS:
         raise _invalid(name, f"{name!r} must be a list")
-    elif not raw.startswith(b'"'):
+    elif bytes(raw[:1]) != b'"':
         raise _invalid(name, f"{name!r} must be a string or a list")
-    return raw
+    return name, raw
 
 
 def _find_misfit(endpoint: Endpoint, body: Body, options: Body) -> str | None:
@@ -279,10 +286,10 @@ class _Part(msgspec.Struct):
     content: msgspec.Raw = _NO_CONTENT
 
 
-def _is_multimodal(prompt: bytes) -> bool:
-    # The bytes rule it out for nearly every request before anything is decoded.
-    if _MULTIMODAL_HINT.search(prompt) is None:
-        return False
+_decode_parts = msgspec.json.Decoder(list[_Part | str]).decode
+
+
+def _is_multimodal(prompt: memoryview) -> bool:
     try:
         return _has_multimodal_part(prompt, depth=3)
     except msgspec.ValidationError:
@@ -290,11 +297,12 @@ def _is_multimodal(prompt: bytes) -> bool:
         return False
 
 
-def _has_multimodal_part(parts: msgspec.Raw | bytes, depth: int) -> bool:
-    if not depth or not bytes(parts).startswith(b"["):
+def _has_multimodal_part(parts: memoryview, depth: int) -> bool:
+    # Texts are skipped, not read: this costs less than to search them.
+    if not depth or bytes(parts[:1]) != b"[":
         return False
     return any(
-        part.type in _MULTIMODAL_TYPES or _has_multimodal_part(part.content, depth - 1)
-        for part in msgspec.json.decode(parts, type=list[_Part | str])
+        part.type in _MULTIMODAL_TYPES or _has_multimodal_part(memoryview(part.content), depth - 1)
+        for part in _decode_parts(parts)
         if isinstance(part, _Part)
     )

@@ -91,6 +91,8 @@ def log_to_stdout(level: str, **constants: object) -> Iterator[None]:
     A reader that stalls holds up the writing thread, never the event loop; what the thread cannot
     keep up with is dropped and counted.
     """
+    # What no line shows need not be looked up for each.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     records: _Records = SimpleQueue()
     ended = Event()
     formatter = JsonFormatter(**constants)

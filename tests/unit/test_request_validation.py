@@ -65,7 +65,7 @@ def test_the_least_body_of_each_path_gets_two_legs(path: str) -> None:
         sampling=None,
         model=MODEL,
         stream=False,
-        prompt=request.prompt,
+        prompt_name=ENDPOINTS[path].prompts[0],
         max_output_tokens=7 if path == MESSAGES else None,
         whole=None,
     )
@@ -119,7 +119,7 @@ def test_the_limit_of_the_answer_is_known(
     [(b"[1,2, 3]", 3), (b"[ 1 ]", 1), (b'"1,2"', None), (b'["1"]', None), (b"[[1,2]]", None)],
 )
 def test_token_ids_are_counted(prompt: bytes, tokens: int | None) -> None:
-    assert count_token_ids(prompt) == tokens
+    assert count_token_ids(memoryview(prompt)) == tokens
 
 
 def test_a_renamed_model_is_all_that_changes_in_the_body() -> None:
