@@ -118,7 +118,8 @@ async def test_a_compressed_message_is_not_understood() -> None:
         stream = channel.stream_stream("/test/Echo")(compression=grpc.Compression.Gzip)
         with suppress(grpc.aio.AioRpcError):
             await stream.write(bytes(1_000))
-        assert await stream.code() is grpc.StatusCode.UNIMPLEMENTED
+        # While it still writes, grpcio may see the reset of the stream before the status.
+        assert await stream.code() in {grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.INTERNAL}
 
 
 async def test_what_is_open_when_the_server_stops_is_unavailable() -> None:
