@@ -125,10 +125,13 @@ def test_a_line_that_is_too_long_is_skipped_and_the_next_one_read(pieces: int) -
 
 @given(st.lists(st.binary(max_size=60), max_size=20))
 def test_no_bytes_break_a_scan(pieces: list[bytes]) -> None:
-    for scan in (StreamScan(), PlainScan()):
-        for piece in pieces:
-            scan.feed(piece)
-        scan.finish()
+    stream, plain = StreamScan(), PlainScan()
+    for piece in pieces:
+        stream.feed(piece)
+        plain.feed(piece)
+    stream.feed(b"\n\n" + spell(OPENAI))
+    assert stream.finish() == FOUND
+    assert plain.finish() is None
 
 
 @given(st.text(alphabet='{}[]":,\\ \r\ndatusge0123', max_size=200), st.integers(0, 200))
@@ -137,7 +140,8 @@ def test_nothing_like_an_event_breaks_a_scan(text: str, place: int) -> None:
     scan = StreamScan()
     scan.feed(data[:place])
     scan.feed(data[place:])
-    scan.finish()
+    usage = scan.finish()
+    assert usage is None or usage.prompt_tokens > 0
 
 
 @given(st.integers(0, 100), st.integers(0, 100))
