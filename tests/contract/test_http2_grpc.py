@@ -109,7 +109,11 @@ async def test_a_call_ends_with_its_status(
 ) -> None:
     caplog.set_level(logging.CRITICAL)
     async with serve(Health([])) as (_, address), connect(address) as channel:
-        assert await call(channel, path, *messages) == ([], code)
+        # While it still writes, grpcio may see the reset of the stream before the status.
+        possible = {code} if code is grpc.StatusCode.OK else {code, grpc.StatusCode.INTERNAL}
+        answers, found = await call(channel, path, *messages)
+        assert not answers
+        assert found in possible
         assert await call(channel, "/test/Echo", b"x") == ([b"x"], grpc.StatusCode.OK)
 
 
@@ -118,7 +122,6 @@ async def test_a_compressed_message_is_not_understood() -> None:
         stream = channel.stream_stream("/test/Echo")(compression=grpc.Compression.Gzip)
         with suppress(grpc.aio.AioRpcError):
             await stream.write(bytes(1_000))
-        # While it still writes, grpcio may see the reset of the stream before the status.
         assert await stream.code() in {grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.INTERNAL}
 
 
