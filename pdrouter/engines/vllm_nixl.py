@@ -19,7 +19,7 @@ from pdrouter.engines.connector import (
     limit_to_prefill,
     strip_transfer_members,
 )
-from pdrouter.openai.body import Body, encode
+from pdrouter.openai.body import Body, BodyInvalid, encode
 from pdrouter.openai.request import InferenceRequest
 
 _PARAMS = "kv_transfer_params"
@@ -78,7 +78,10 @@ class NixlConnector:
         _check_params(params)
         host = _read_host(params)
         if self._must_rewrite(host):
-            return Body(raw).edit({"remote_host": encode(prefill_pod.ip)})
+            try:
+                return Body(raw).edit({"remote_host": encode(prefill_pod.ip)})
+            except BodyInvalid as error:
+                raise HandoffInvalid("invalid-params", f"{_PARAMS}: {error}") from None
         if not host:
             raise HandoffInvalid("incomplete-params", "remote_host is empty")
         return raw

@@ -392,6 +392,12 @@ def test_a_rewritten_handle_keeps_the_bytes_of_everything_else() -> None:
     assert handle.replace(b"0.0.0.0", b"10.1.2.3") in body
 
 
+def test_a_handle_of_too_many_members_is_no_handle() -> None:
+    many = {f"member-{number}": number for number in range(1_001)}
+    answer = answer_with(make_kv_params(remote_host="localhost", **many))
+    assert refuse(answer, NixlConnector()).reason == "invalid-params"
+
+
 # --- The older Neuron wire ---
 
 
