@@ -12,6 +12,7 @@ from random import Random
 
 from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.samples import EngineSample
 from pdrouter.cluster.view import ClusterView
 from pdrouter.engines.connector import TRANSFER_MEMBERS
 from pdrouter.engines.vllm_nixl import NixlConnector
@@ -132,7 +133,11 @@ def bench_routing(count: int) -> None:
     pods = ClusterView.build(make_pods(count)).models["m"]
     strategy = create_strategies()["pd"]
     prefixes = PrefixIndex(1 << 26, 1200, time.monotonic)
-    state = RoutingState(Ledger(), prefixes, {}, time.monotonic, Random(1))
+    samples = {
+        pod.uid: EngineSample(0.0, running=0.0, waiting=0.0, kv_usage=0.1, kv_capacity_tokens=10**6)
+        for pod in pods.pods
+    }
+    state = RoutingState(Ledger(), prefixes, samples, time.monotonic, Random(1))
     request = parse(make_body(32768))
     prefix = hash_prompt(request)
     for number, pod in enumerate(pods.prefill):

@@ -201,7 +201,7 @@ class Ledger:
     def predict_prefill_wait(self, uid: str) -> float:
         """Return the seconds until a pod has done the prefill legs that it has, as predicted."""
         queue = self._queues.get(uid)
-        others = self._predict_others(uid)
+        others = self._predict_others(uid) if uid in self._others else 0.0
         if queue is None:
             return others
         predict = self.rates.predict_sum
@@ -222,9 +222,7 @@ class Ledger:
             self._others.pop(uid, None)
 
     def _predict_others(self, uid: str) -> float:
-        others = self._others.get(uid)
-        if others is None:
-            return 0.0
+        others = self._others.get(uid, 0.0)
         mean = self._mean_leg
         return self.rates.predict_sum(uid, others * mean.tokens, others * mean.squares)
 

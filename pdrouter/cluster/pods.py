@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -35,6 +36,10 @@ class PairingKey(NamedTuple):
     namespace: str
     roleset: str
     engine: str
+
+
+# Those of one roleset are one object: most comparisons end there.
+_create_pairing = lru_cache(maxsize=1024)(PairingKey)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +130,7 @@ class Pod:
             ready and not obstacle,
             obstacle,
             format_address(ip, port),
-            PairingKey(namespace, roleset, engine),
+            _create_pairing(namespace, roleset, engine),
             labels,
             config,
         )

@@ -34,7 +34,7 @@ class PrefillRates:
     pod, it would follow what other routers' requests make pods wait.
     """
 
-    __slots__ = ("_buckets", "_linear", "_moments", "_quadratic", "_scales")
+    __slots__ = ("_buckets", "_factors", "_linear", "_moments", "_quadratic", "_scales")
 
     def __init__(self, tokens_per_s: float = 8000.0, buckets: Sequence[int] = ()) -> None:
         """Start with a guess.
@@ -49,6 +49,7 @@ class PrefillRates:
         self._linear = 1.0 / tokens_per_s
         self._quadratic = 0.0
         self._scales: dict[str, _Scale] = {}
+        self._factors: dict[str, float] = {}
         # Sums for a fit of both coefficients by least squares, begun with the guess: of n^2, n^3,
         # n^4, n * seconds, n^2 * seconds.
         n = _PRIOR_TOKENS
@@ -69,9 +70,17 @@ class PrefillRates:
             tokens: sum of their lengths, each padded.
             squares: sum of the squares of these.
         """
-        scale = self._scales.get(uid)
         seconds = self._linear * tokens + self._quadratic * squares
-        return seconds if scale is None else seconds * max(scale.factor, _LEAST_FACTOR)
+        return seconds * self._factors.get(uid, 1.0)
+
+    def factor(self, uid: str) -> float:
+        """Return how many times longer than the fastest a pod takes."""
+        return self._factors.get(uid, 1.0)
+
+    def predict_fastest(self, tokens: int) -> float:
+        """Return the seconds that the fastest pod needs for so many prompt tokens."""
+        tokens = self.pad(tokens)
+        return self._linear * tokens + self._quadratic * (tokens * tokens)
 
     def pad(self, tokens: int) -> int:
         """Return how many tokens an engine computes for so many of a prompt."""
@@ -93,12 +102,14 @@ class PrefillRates:
             scale = self._scales[uid] = _Scale(curve, curve)
         scale.observed = scale.observed * _FORGET_SCALE + seconds
         scale.predicted = scale.predicted * _FORGET_SCALE + curve
-        fastest = min(each.factor for each in self._scales.values())
-        self._fit(float(tokens), seconds * fastest / max(scale.factor, _LEAST_FACTOR))
+        self._factors[uid] = max(scale.factor, _LEAST_FACTOR)
+        fastest = min(self._factors.values())
+        self._fit(float(tokens), seconds * fastest / self._factors[uid])
 
     def forget(self, uid: str) -> None:
         """Forget a pod that is gone."""
         self._scales.pop(uid, None)
+        self._factors.pop(uid, None)
 
     def _fit(self, n: float, seconds: float) -> None:
         n2, n3, n4, ns, n2s = self._moments = [

@@ -1,7 +1,7 @@
 """What an engine says of itself, at one moment."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,7 @@ class EngineSample:
         kv_capacity_tokens: size of the KV memory, in tokens.
         generated_tokens_per_s: tokens generated per second since the sample before.
         prefill_seconds: mean duration of a prefill, as the engine counts it.
+        others: requests there that are not this router's: another's, or sent past all routers.
     """
 
     at: float
@@ -27,13 +28,12 @@ class EngineSample:
     kv_capacity_tokens: int | None = None
     generated_tokens_per_s: float | None = None
     prefill_seconds: float | None = None
+    others: float = field(init=False)
 
-    @property
-    def others(self) -> float:
-        """Requests there that are not this router's: another's, or sent past all routers."""
-        if self.running is None:
-            return 0.0
-        return max(0.0, self.running + (self.waiting or 0.0) - self.own_requests)
+    def __post_init__(self) -> None:
+        """Work out what is asked for with every request."""
+        there = 0.0 if self.running is None else self.running + (self.waiting or 0.0)
+        object.__setattr__(self, "others", max(0.0, there - self.own_requests))
 
 
 def count_kv_capacity(samples: Mapping[str, EngineSample], uids: Iterable[str]) -> float | None:

@@ -1,30 +1,38 @@
 """The pods at one moment, by model, and the place where the newest such view is kept."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
+from pdrouter.cluster.pod_config import PodConfig
 from pdrouter.cluster.pods import PairingKey, Pod, Role
 
 
 @dataclass(frozen=True, slots=True)
 class ModelPods:
-    """The pods of one model.
+    """The pods of one model, and all that follows from them alone: requests only look it up.
 
     Attributes:
         model: name of the model.
         pods: every known pod, ready or not.
         prefill: ready prefill pods that have a ready decode pod to pair with.
         decode: ready decode pods by what a prefill pod must have in common with them.
+        partners: the decode pods of the prefill pods' rolesets, in the order of these.
         whole: ready pods that may serve a request whole: decode pods, and those without a part.
+        disaggregated: whether any pod, ready or not, has a role in disaggregation.
+        config: what the model's owner asks of the router: the first ready pod that says anything
+            speaks for all, for one that terminates has yesterday's; None for nothing.
     """
 
     model: str
     pods: tuple[Pod, ...]
     prefill: tuple[Pod, ...]
     decode: Mapping[PairingKey, tuple[Pod, ...]]
+    partners: tuple[Pod, ...]
     whole: tuple[Pod, ...]
+    disaggregated: bool
+    config: PodConfig | None
 
     @classmethod
     def group(cls, model: str, pods: Iterable[Pod]) -> "ModelPods":
@@ -35,18 +43,33 @@ class ModelPods:
         for pod in ready:
             if pod.role is Role.DECODE:
                 decode[pod.pairing].append(pod)
+        prefill = tuple(pod for pod in ready if pod.role is Role.PREFILL and pod.pairing in decode)
         return cls(
             model,
             known,
-            tuple(pod for pod in ready if pod.role is Role.PREFILL and pod.pairing in decode),
+            prefill,
             MappingProxyType({key: tuple(group) for key, group in decode.items()}),
+            _find_partners(prefill, decode),
             tuple(pod for pod in ready if pod.role in (Role.DECODE, Role.BOTH)),
+            any(pod.role in (Role.PREFILL, Role.DECODE) for pod in known),
+            next((pod.config for pod in (*ready, *known) if pod.config is not None), None),
         )
 
-    @property
-    def disaggregated(self) -> bool:
-        """Whether any pod of the model, ready or not, has a role in disaggregation."""
-        return any(pod.role in (Role.PREFILL, Role.DECODE) for pod in self.pods)
+    def keep_pairs(
+        self, prefill: Iterable[Pod], decode: Mapping[PairingKey, tuple[Pod, ...]]
+    ) -> "ModelPods":
+        """Return the same with fewer pods to form pairs of."""
+        kept = tuple(prefill)
+        partners = _find_partners(kept, decode)
+        return replace(self, prefill=kept, decode=MappingProxyType(decode), partners=partners)
+
+
+def _find_partners(
+    prefill: Iterable[Pod], decode: Mapping[PairingKey, Sequence[Pod]]
+) -> tuple[Pod, ...]:
+    # In a set, the order of rolesets would change from run to run, and with it who wins ties.
+    rolesets = dict.fromkeys(pod.pairing for pod in prefill)
+    return tuple(pod for key in rolesets for pod in decode[key])
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,13 +31,13 @@ class Routed:
     """The pods for a request, and what they were chosen by.
 
     Attributes:
-        model: name by which the view has the model.
+        pods: the model's pods, among which they were chosen.
         strategy: the strategy.
         facts: what it was told of the request.
         decision: the pods.
     """
 
-    model: str
+    pods: ModelPods
     strategy: Strategy
     facts: RoutingFacts
     decision: Decision
@@ -112,7 +112,7 @@ class PodChooser:
         selector = _read_selector(headers)
         tokens = counted or self._count_prompt_tokens(request)
         resolved = resolve_profile(
-            pods.pods, headers.get(CONFIG_PROFILE, ""), tokens, request.max_output_tokens
+            pods.config, headers.get(CONFIG_PROFILE, ""), tokens, request.max_output_tokens
         )
         if resolved.automatic:
             record.profile = resolved.name
@@ -128,14 +128,15 @@ class PodChooser:
         except RequestRejected:
             give_back()
             raise
-        return Routed(request.model, strategy, facts, decision)
+        return Routed(pods, strategy, facts, decision)
 
     def replace_decode(
-        self, routed: Routed, prefill: Pod | None, record: RequestRecord
+        self, model: str, routed: Routed, prefill: Pod | None, record: RequestRecord
     ) -> Decision | None:
         """Choose another decode pod if the chosen one is not ready any more.
 
         Args:
+            model: name by which the view has the model.
             routed: what was chosen before the prefill leg.
             prefill: the pod that holds the prompt's KV; None if the leg failed.
             record: gets the new decision.
@@ -147,8 +148,8 @@ class PodChooser:
             RequestRejected: there is no ready decode pod.
         """
         decode = routed.decision.decode.pod
-        pods = self.cache.view.models.get(routed.model) or ModelPods.group(routed.model, ())
-        if any(_is_as_chosen(pod, decode) for pod in pods.pods):
+        pods = self.cache.view.models.get(model) or ModelPods.group(model, ())
+        if pods is routed.pods or any(_is_as_chosen(pod, decode) for pod in pods.pods):
             return None
         # Partners are looked for among what the client wants; to sort that anew would undo it.
         pods = keep_selected(pods, routed.facts.selector)

@@ -119,7 +119,7 @@ class Dispatcher:
             return Dispatched(whole_body(request), record.request_id, decision.decode.pod)
         prefilled = await self._prefill(request, routed, decision.prefill, head, record)
         holder = None if prefilled is None else prefilled.pod
-        replaced = self.chooser.replace_decode(routed, holder, record)
+        replaced = self.chooser.replace_decode(request.model, routed, holder, record)
         if replaced is not None:
             scope.release()
             scopes.enter_context(self._count(replaced.decode))

@@ -8,7 +8,6 @@ requests whole (`combined`).
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from types import MappingProxyType
 
 from pdrouter.cluster.pods import PairingKey, Pod, Role
 from pdrouter.cluster.view import ModelPods
@@ -108,11 +107,7 @@ def _keep_pairs(pods: ModelPods, facts: RoutingFacts) -> ModelPods:
         matching = tuple(pod for pod in pods.decode[key] if is_for(pod, facts))
         if matching:
             decode[key] = matching
-    return replace(
-        pods,
-        prefill=tuple(pod for pod in prefill if pod.pairing in decode),
-        decode=MappingProxyType(decode),
-    )
+    return pods.keep_pairs((pod for pod in prefill if pod.pairing in decode), decode)
 
 
 def _relieve(

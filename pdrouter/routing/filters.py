@@ -1,8 +1,6 @@
 """Filters: which of some pods are candidates at all."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
-from types import MappingProxyType
 
 from pdrouter.cluster.pods import PairingKey, Pod
 from pdrouter.cluster.view import ModelPods
@@ -23,8 +21,8 @@ def keep_partners_of(pods: ModelPods, prefill: Pod) -> ModelPods:
     """Keep the decode pods that form a pair with this prefill pod, ready or not; it is the only."""
     partners = pods.decode.get(prefill.pairing)
     if partners is None:
-        return replace(pods, prefill=(), decode=MappingProxyType({}))
-    return replace(pods, prefill=(prefill,), decode=MappingProxyType({prefill.pairing: partners}))
+        return pods.keep_pairs((), {})
+    return pods.keep_pairs((prefill,), {prefill.pairing: partners})
 
 
 def keep_selected(pods: ModelPods, selector: LabelSelector | None) -> ModelPods:

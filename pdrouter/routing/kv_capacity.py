@@ -27,10 +27,12 @@ class KVCapacity:
         Of these, two of each roleset if others send requests too.
         """
         notes = []
-        roomy = [pod for pod in pods if estimate_usage(pod.uid, request) <= _FULL]
-        if roomy and len(roomy) < len(pods):
-            notes.append(f"{len(pods) - len(roomy)} decode pods have no room")
-            pods = roomy
+        if max(_estimate_usages(pods, request)) > _FULL:
+            usages = zip(pods, _estimate_usages(pods, request), strict=True)
+            roomy = [pod for pod, usage in usages if usage <= _FULL]
+            if roomy:
+                notes.append(f"{len(pods) - len(roomy)} decode pods have no room")
+                pods = roomy
         if _are_shared(pods, request):
             drawn = _draw_two_each(pods, request.state.random)
             if len(drawn) < len(pods):
@@ -40,16 +42,15 @@ class KVCapacity:
 
     def score(self, pods: Sequence[Pod], request: RoutedRequest) -> Sequence[float]:
         """Return the requests that each pod would run, and a part more by how full it would be."""
-        scores = []
-        for pod in pods:
-            usage = estimate_usage(pod.uid, request)
-            scores.append(count_requests(pod.uid, request) * (1.0 + usage) + usage)
-        return scores
+        return [
+            count_requests(pod.uid, request) * (1.0 + usage) + usage
+            for pod, usage in zip(pods, _estimate_usages(pods, request), strict=True)
+        ]
 
 
 def _are_shared(pods: Sequence[Pod], request: RoutedRequest) -> bool:
-    samples = (request.state.samples.get(pod.uid) for pod in pods)
-    return any(sample is not None and sample.others for sample in samples)
+    samples = request.state.samples
+    return any(samples[pod.uid].others for pod in pods if pod.uid in samples)
 
 
 def _draw_two_each(pods: Sequence[Pod], random: Random) -> Sequence[Pod]:
@@ -69,19 +70,25 @@ def count_requests(uid: str, request: RoutedRequest) -> float:
     return ours if sample is None else ours + sample.others
 
 
-def estimate_usage(uid: str, request: RoutedRequest) -> float:
-    """Return the share of KV memory that a pod would use with the request; 0 if it is unknown.
+def _estimate_usages(pods: Sequence[Pod], request: RoutedRequest) -> list[float]:
+    """Return the share of KV memory that each pod would use with the request; 0 if unknown.
 
     The larger of two views: what the requests in flight will need at their end, and what the engine
     says it uses now.
     """
-    sample = request.state.samples.get(uid)
-    if sample is None:
-        return 0.0
-    used = sample.kv_usage or 0.0
-    capacity = sample.kv_capacity_tokens
-    if not capacity:
-        return used
+    samples, load, usages = request.state.samples, request.state.ledger.load, request.usages
     need = request.facts.prompt_tokens + request.facts.output_tokens
-    reserved = request.state.ledger.load(uid).decode_tokens
-    return max(reserved / capacity, used) + need / capacity
+    for pod in pods:
+        uid = pod.uid
+        if uid in usages:
+            continue
+        sample = samples.get(uid)
+        usage = 0.0
+        if sample is not None:
+            usage = sample.kv_usage or 0.0
+            capacity = sample.kv_capacity_tokens
+            if capacity:
+                reserved = load(uid).decode_tokens / capacity
+                usage = (max(usage, reserved)) + need / capacity
+        usages[uid] = usage
+    return [usages[pod.uid] for pod in pods]

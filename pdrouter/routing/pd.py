@@ -83,10 +83,9 @@ class PrefillDecode:
         prefills, note = self._prefill.narrow(pods.prefill, request)
         if note:
             notes.append(note)
-        # In a set, the order of rolesets would change from run to run, and with it who wins ties.
-        rolesets = dict.fromkeys(pod.pairing for pod in prefills)
-        decodes = [pod for key in rolesets for pod in pods.decode[key]]
-        narrowed, note = self._decode.narrow(decodes, request)
+        if len(prefills) < len(pods.prefill):
+            pods = pods.keep_pairs(prefills, pods.decode)
+        narrowed, note = self._decode.narrow(pods.partners, request)
         if note:
             notes.append(note)
             partners = {pod.pairing for pod in narrowed}
@@ -178,11 +177,17 @@ def _find_best(
     pods: Sequence[Pod], scores: Sequence[float], random: Random
 ) -> dict[PairingKey, int]:
     """Return the index of the pod with the lowest score in each roleset, ties at random."""
+    lowest: dict[PairingKey, float] = {}
     best: dict[PairingKey, list[int]] = {}
-    for index, pod in enumerate(pods):
-        known = best.get(pod.pairing)
-        if known is None or scores[index] < scores[known[0]]:
-            best[pod.pairing] = [index]
-        elif scores[index] == scores[known[0]]:
-            known.append(index)
+    key, low = None, math.inf
+    for index, (pod, score) in enumerate(zip(pods, scores, strict=True)):
+        # Most neighbours are of one roleset: its key need not be looked up for each.
+        if pod.pairing is not key:
+            key = pod.pairing
+            low = lowest.get(key, math.inf)
+        if score < low:
+            low = lowest[key] = score
+            best[key] = [index]
+        elif score == low:
+            best[key].append(index)
     return {key: random.choice(indexes) for key, indexes in best.items()}

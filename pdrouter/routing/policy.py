@@ -48,19 +48,23 @@ DEFAULT_OPTIONS = PolicyOptions()
 class RoutedRequest:
     """A request in front of the pods: what policies ask for, worked out once."""
 
-    __slots__ = ("facts", "matches", "state")
+    __slots__ = ("facts", "matches", "state", "usages")
 
     def __init__(self, facts: RoutingFacts, state: RoutingState) -> None:
         self.facts = facts
         self.state = state
         self.matches: Mapping[str, int] = state.prefixes.match(facts.prefix.hashes)
         """How many blocks of the prompt each pod has probably cached, by UID; 0 where absent."""
+        self.usages: dict[str, float] = {}
+        """Share of KV memory that pods would use with the request, by UID, as far as asked for."""
 
     def count_uncached(self, uid: str) -> int:
         """Return how many prompt tokens a pod would have to compute, at least one."""
-        matched = self.matches.get(uid, 0)
-        tokens = self.facts.prompt_tokens
-        return max(1, round(tokens * (1.0 - self.facts.prefix.share(matched))))
+        return self.count_computed(self.matches.get(uid, 0))
+
+    def count_computed(self, blocks: int) -> int:
+        """Return how many prompt tokens are left if so many blocks are cached, at least one."""
+        return max(1, round(self.facts.prompt_tokens * (1.0 - self.facts.prefix.share(blocks))))
 
 
 class Policy(Protocol):

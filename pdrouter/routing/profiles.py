@@ -1,10 +1,8 @@
 """Which profile of a model's configuration a request gets, and which strategy follows from it."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pdrouter.cluster.pod_config import AUTO, Profile
-from pdrouter.cluster.pods import Pod
+from pdrouter.cluster.pod_config import AUTO, PodConfig, Profile
 
 _NO_PROFILE = Profile()
 
@@ -30,20 +28,16 @@ _UNCONFIGURED = ResolvedProfile()
 
 
 def resolve_profile(
-    pods: Iterable[Pod], requested: str, prompt_tokens: int, max_tokens: int | None
+    config: PodConfig | None, requested: str, prompt_tokens: int, max_tokens: int | None
 ) -> ResolvedProfile:
     """Return the profile for a request.
 
     Args:
-        pods: the model's pods: the first ready one that has a configuration speaks for all.
+        config: the model's configuration; None for none.
         requested: the `config-profile` header: a name, `auto`, or nothing.
         prompt_tokens: length of the prompt, as estimated.
         max_tokens: limit of the answer's length; None if the request sets none.
     """
-    configs = [(pod.ready, pod.config) for pod in pods if pod.config is not None]
-    # A pod that terminates has yesterday's.
-    ready = (config for is_ready, config in configs if is_ready)
-    config = next(ready, configs[0][1] if configs else None)
     if config is None:
         return _UNCONFIGURED
     name = requested.strip()

@@ -38,10 +38,15 @@ class TimeToFirstToken:
 
     def score(self, pods: Sequence[Pod], request: RoutedRequest) -> Sequence[float]:
         """Return the predicted seconds for each pod, those of computing weighted."""
-        ledger = request.state.ledger
-        predict, wait = ledger.rates.predict, ledger.predict_prefill_wait
-        weight = self._compute_weight
-        return [
-            wait(pod.uid) + weight * predict(pod.uid, request.count_uncached(pod.uid))
-            for pod in pods
-        ]
+        ledger, matches = request.state.ledger, request.matches
+        wait, factor = ledger.predict_prefill_wait, ledger.rates.factor
+        # Most of many pods have cached the same part of the prompt: none.
+        seconds: dict[int, float] = {}
+        scores = []
+        for pod in pods:
+            uid = pod.uid
+            blocks = matches.get(uid, 0)
+            if blocks not in seconds:
+                seconds[blocks] = ledger.rates.predict_fastest(request.count_computed(blocks))
+            scores.append(wait(uid) + self._compute_weight * (seconds[blocks] * factor(uid)))
+        return scores

@@ -5,6 +5,7 @@ from factories import MODEL, make_model_pods, make_pod
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pdrouter.cluster.pod_config import parse_config
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ClusterView, ModelPods, PodCache
 
@@ -63,6 +64,28 @@ def test_a_model_is_disaggregated_if_any_of_its_pods_has_a_part(
     pods: list[Pod], disaggregated: bool
 ) -> None:
     assert make_model_pods(*pods).disaggregated is disaggregated
+
+
+def test_the_first_ready_pod_with_a_configuration_speaks_for_all() -> None:
+    first = parse_config('{"profiles": {"a": {}}}')
+    second = parse_config('{"profiles": {"b": {}}}')
+    plain, old = make_pod("plain"), make_pod("old", config=second, ready=False)
+    pods = [plain, old, make_pod("one", config=first), make_pod("two", config=second)]
+    assert make_model_pods(*pods).config is first
+    assert make_model_pods(plain, old).config is second
+    assert make_model_pods(plain).config is None
+
+
+def test_partners_are_the_decode_pods_of_the_prefill_pods_rolesets() -> None:
+    pods = make_model_pods(
+        make_pod("p2", P, roleset="2"),
+        make_pod("p1", P, roleset="1"),
+        *(make_pod(f"d{number}", D, roleset=number) for number in "1231"),
+    )
+    assert [pod.roleset for pod in pods.partners] == ["2", "1", "1"]
+    kept = pods.keep_pairs(pods.prefill[1:], pods.decode)
+    assert [pod.roleset for pod in kept.partners] == ["1", "1"]
+    assert kept.prefill == pods.prefill[1:]
 
 
 @st.composite

@@ -1,7 +1,5 @@
 """Which profile and which strategy a request gets."""
 
-from dataclasses import replace
-
 import pytest
 from factories import make_pod
 
@@ -36,22 +34,17 @@ def test_a_request_gets_the_profile_that_it_asks_for(
 ) -> None:
     pod = make_configured()
     assert pod.config is not None
-    resolved = resolve_profile([pod], requested, prompt, None)
+    resolved = resolve_profile(pod.config, requested, prompt, None)
     assert resolved == ResolvedProfile(name, pod.config.profiles[name], "", automatic)
 
 
-def test_the_first_pod_with_a_configuration_speaks_for_all() -> None:
-    pods = [make_pod(), make_configured("pd"), make_configured("random")]
-    assert resolve_profile(pods, "", 1, None).locked_strategy == "pd"
-
-
 def test_without_a_configuration_nothing_is_asked_for() -> None:
-    assert resolve_profile([make_pod()], "auto", 1, None) == ResolvedProfile()
+    assert resolve_profile(None, "auto", 1, None) == ResolvedProfile()
 
 
 @pytest.mark.parametrize("requested", ["", "unknown", "auto"])
 def test_the_lock_holds_even_where_the_default_profile_is_missing(requested: str) -> None:
-    resolved = resolve_profile([make_configured("pd", "gone")], requested, 1, None)
+    resolved = resolve_profile(make_configured("pd", "gone").config, requested, 1, None)
     assert (resolved.name, resolved.locked_strategy) == ("gone", "pd")
     assert resolved.profile == Profile()
 
@@ -74,9 +67,3 @@ def test_lock_header_profile_and_setting_name_the_strategy_in_this_order(
 ) -> None:
     resolved = ResolvedProfile("x", Profile(profile), locked)
     assert resolve_strategy_name(resolved, header, default) == name
-
-
-def test_a_pod_that_terminates_does_not_speak_for_all() -> None:
-    old, new = replace(make_configured("random"), ready=False), make_configured("pd")
-    assert resolve_profile([old, new], "", 1, None).locked_strategy == "pd"
-    assert resolve_profile([old], "", 1, None).locked_strategy == "random"
