@@ -8,8 +8,9 @@ from bisect import bisect_right
 from collections import Counter as Counts
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
+from typing import TypeAlias
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from pdrouter.cluster.load import Ledger
@@ -19,6 +20,7 @@ from pdrouter.extproc.answers import AnswerReport
 from pdrouter.extproc.record import Outcome, RequestRecord
 from pdrouter.prefill.client import FailureKind
 from pdrouter.prefill.leg import PrefillAttempt
+from pdrouter.telemetry.tallies import Tally
 
 _END_LABELS = ("model", "status", "status_code")
 _POD_LABELS = ("namespace", "pod", "model", "engine_type", "roleset", "role", "role_replica_index")
@@ -59,17 +61,17 @@ class AibrixMetrics(Collector):
         self._gateway_pod = socket.gethostname() if gateway_pod is None else gateway_pod
         here = {"gateway_pod": self._gateway_pod}
         twice = here | {"pod_name": self._gateway_pod}
-        self._requests = _Tally("gateway_request", "Requests that came.", ("model",), twice)
-        self._successes = _Tally(
+        self._requests = Tally("gateway_request", "Requests that came.", ("model",), twice)
+        self._successes = Tally(
             "gateway_request_model_success", "Requests that went well.", _END_LABELS, twice
         )
-        self._failures = _Tally(
+        self._failures = Tally(
             "gateway_request_model_fail", "Requests that did not go well.", _END_LABELS, twice
         )
-        self._prefill_successes = _Tally(
+        self._prefill_successes = Tally(
             "gateway_prefill_request_success", "Prefill requests that went well.", _END_LABELS, here
         )
-        self._prefill_failures = _Tally(
+        self._prefill_failures = Tally(
             "gateway_prefill_request_fail", "Prefill requests that failed.", _END_LABELS, here
         )
         self._prefill_choices = _PodTally(
@@ -87,7 +89,7 @@ class AibrixMetrics(Collector):
         self._total_times = _TimeTally(
             "gateway_total_time_bucket", "Requests by their whole time.", _TOTAL_MS, here
         )
-        self._with_usage = _Tally(
+        self._with_usage = Tally(
             "gateway_requests_with_usage",
             "Requests whose answer says its tokens.",
             ("model", "has_usage"),
@@ -117,9 +119,9 @@ class AibrixMetrics(Collector):
         decision = record.decision
         if decision is None or record.strategy != _PD:
             return
-        self._decode_choices.count_pod(decision.decode.pod, record.model)
+        self._decode_choices.count_pod(_label(decision.decode.pod, record.model))
         if decision.prefill is not None:
-            self._prefill_choices.count_pod(decision.prefill.pod, record.model)
+            self._prefill_choices.count_pod(_label(decision.prefill.pod, record.model))
 
     def prefill_attempted(self, record: RequestRecord, attempt: PrefillAttempt) -> None:
         """Count a try of the prefill leg, which is one HTTP request."""
@@ -138,14 +140,14 @@ class AibrixMetrics(Collector):
             self._failures.count(model, *_describe_failure(record))
         if record.outcome is not Outcome.OK:
             return
-        pod = None if record.decision is None else record.decision.decode.pod
-        self._total_times.count_time(pod, model, record.total_s)
+        pod = _label(None if record.decision is None else record.decision.decode.pod, model)
+        self._total_times.count_time(pod, record.total_s)
         if record.strategy != _PD:
             return
         if record.routing_s is not None:
-            self._routing_times.count_time(pod, model, record.routing_s)
+            self._routing_times.count_time(pod, record.routing_s)
         if record.attempts and not record.aggregated:
-            self._prefill_times.count_time(pod, model, record.prefill_s)
+            self._prefill_times.count_time(pod, record.prefill_s)
 
     def answer_reported(self, report: AnswerReport, pod: Pod | None) -> None:
         """Count an answer's tokens, and a streamed one's times."""
@@ -154,14 +156,15 @@ class AibrixMetrics(Collector):
             return
         self._with_usage.count(model, "true")
         output = usage.output_tokens or 0
-        self._input_tokens.count_pod(pod, model, number=usage.prompt_tokens)
-        self._output_tokens.count_pod(pod, model, number=output)
-        self._prompts.count_size(pod, model, usage.prompt_tokens)
-        self._completions.count_size(pod, model, output)
+        labels = _label(pod, model)
+        self._input_tokens.count_pod(labels, number=usage.prompt_tokens)
+        self._output_tokens.count_pod(labels, number=output)
+        self._prompts.count_size(labels, usage.prompt_tokens)
+        self._completions.count_size(labels, output)
         if report.first_token_s is not None:
-            self._first_token_times.count_time(pod, model, report.first_token_s)
+            self._first_token_times.count_time(labels, report.first_token_s)
         if report.stream_s is not None and output:
-            self._output_token_times.count_time(pod, model, report.stream_s / output)
+            self._output_token_times.count_time(labels, report.stream_s / output)
 
     def collect(self) -> Iterable[Metric]:
         """Yield the metrics as they stand now."""
@@ -180,7 +183,7 @@ class AibrixMetrics(Collector):
             self._output_token_times,
         ):
             tally.forget_others(known)
-            yield tally.show()
+            yield from tally.collect()
         for counter in (
             self._requests,
             self._successes,
@@ -189,7 +192,7 @@ class AibrixMetrics(Collector):
             self._prefill_failures,
             self._with_usage,
         ):
-            yield counter.show()
+            yield from counter.collect()
         yield from self._show_gauges()
 
     def _show_gauges(self) -> Iterable[Metric]:
@@ -218,36 +221,19 @@ class AibrixMetrics(Collector):
         yield by_model
 
 
-class _Tally:
-    """A counter. One thread counts while another shows what was counted.
-
-    Prometheus' own take a lock and several times as long, ten times for each request.
-    """
-
-    __slots__ = ("_constants", "_labels", "_name", "_text", "counts")
-
-    def __init__(
-        self, name: str, text: str, labels: Sequence[str], constants: Mapping[str, str]
-    ) -> None:
-        self._name = name
-        self._text = text
-        self._labels = (*labels, *constants)
-        self._constants = tuple(constants.values())
-        self.counts: Counts[tuple[str, ...]] = Counts()
-
-    def count(self, *labels: str, number: int = 1) -> None:
-        """Count so many more for these values of the labels."""
-        self.counts[labels] += number
-
-    def show(self) -> Metric:
-        """Return the counts as they stand now."""
-        family = CounterMetricFamily(self._name, self._text, None, self._labels)
-        for labels, count in self.counts.copy().items():
-            family.add_metric((*labels, *self._constants), count)
-        return family
+_PodLabels: TypeAlias = tuple[str, ...]
+"""Values of the labels that say which pod, in the order of `_POD_LABELS`."""
 
 
-class _PodTally(_Tally):
+def _label(pod: Pod | None, model: str) -> _PodLabels:
+    """Return the labels of a pod; without one, of requests whose pod Envoy chooses."""
+    if pod is None:
+        return "", "", model, "", "", "", ""
+    index = pod.labels.get(_REPLICA_INDEX, "")
+    return pod.namespace, pod.name, model, pod.engine, pod.roleset, pod.role, index
+
+
+class _PodTally(Tally):
     """A counter for each pod, and for requests whose pod Envoy chooses."""
 
     __slots__ = ()
@@ -257,17 +243,9 @@ class _PodTally(_Tally):
     ) -> None:
         super().__init__(name, text, (*_POD_LABELS, *labels), constants)
 
-    def count_pod(self, pod: Pod | None, model: str, *labels: str, number: int = 1) -> None:
+    def count_pod(self, pod: _PodLabels, *labels: str, number: int = 1) -> None:
         """Count so many more for a pod and these values of the other labels."""
-        if pod is None:
-            self.count("", "", model, "", "", "", "", *labels, number=number)
-            return
-        index = pod.labels.get(_REPLICA_INDEX, "")
-        self.count(
-            *(pod.namespace, pod.name, model, pod.engine, pod.roleset, pod.role, index),
-            *labels,
-            number=number,
-        )
+        self.counts[pod + labels] += number
 
     def forget_others(self, known: Collection[tuple[str, str]]) -> None:
         """Forget what was counted for pods that are not among these (namespace, name)."""
@@ -291,9 +269,9 @@ class _TimeTally(_PodTally):
             f"{bounds_ms[-1]}ms+",
         )
 
-    def count_time(self, pod: Pod | None, model: str, seconds: float) -> None:
+    def count_time(self, pod: _PodLabels, seconds: float) -> None:
         """Count once more for a pod, in the bucket of the time."""
-        self.count_pod(pod, model, self._buckets[bisect_right(self._bounds, seconds)])
+        self.count_pod(pod, self._buckets[bisect_right(self._bounds, seconds)])
 
 
 class _SizeTally(_PodTally):
@@ -305,9 +283,9 @@ class _SizeTally(_PodTally):
     def __init__(self, name: str, text: str, constants: Mapping[str, str]) -> None:
         super().__init__(name, text, ("bucket",), constants)
 
-    def count_size(self, pod: Pod | None, model: str, tokens: int) -> None:
+    def count_size(self, pod: _PodLabels, tokens: int) -> None:
         """Count once more for a pod, in the bucket of the size."""
-        self.count_pod(pod, model, self._BUCKETS[bisect_right(_TOKENS, tokens)])
+        self.count_pod(pod, self._BUCKETS[bisect_right(_TOKENS, tokens)])
 
 
 def _was_carried_out(attempt: PrefillAttempt) -> bool:

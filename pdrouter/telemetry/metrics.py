@@ -9,7 +9,6 @@ from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
-    Histogram,
     disable_created_metrics,
     generate_latest,
 )
@@ -23,6 +22,7 @@ from pdrouter.cluster.scrape_stats import ScrapeStats
 from pdrouter.cluster.view import PodCache
 from pdrouter.extproc.tokenizing import TokenizerStats
 from pdrouter.telemetry.logs import count_dropped_lines
+from pdrouter.telemetry.tallies import HistogramTally, Tally
 from pdrouter.telemetry.tokens import TokenMetrics
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
@@ -37,14 +37,14 @@ class RequestMetrics:
     """Ends, decisions and times of requests."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.ended = Counter(
+        self.ended = Tally(
             "pdrouter_requests",
             "Requests that have ended, by how: ok, engine-error, answered, rejected, failed, "
             "local-reply, client-left, protocol-error.",
             ("model", "outcome", "status"),
             registry=registry,
         )
-        self.decisions = Counter(
+        self.decisions = Tally(
             "pdrouter_decisions",
             "Routed requests by decision (disaggregated, aggregated) and, if aggregated, why.",
             ("model", "decision", "reason"),
@@ -56,30 +56,30 @@ class RequestMetrics:
             ("model",),
             registry=registry,
         )
-        self.headers_seconds = Histogram(
+        self.headers_seconds = HistogramTally(
             "pdrouter_response_headers_seconds",
             "From the request's headers to the response's headers.",
+            _SECONDS,
             ("model",),
-            buckets=_SECONDS,
             registry=registry,
         )
-        self.seconds = Histogram(
+        self.seconds = HistogramTally(
             "pdrouter_request_seconds",
             "From the request's headers to the end of the response.",
+            _SECONDS,
             ("model",),
-            buckets=_SECONDS,
             registry=registry,
         )
-        self.routing_seconds = Histogram(
+        self.routing_seconds = HistogramTally(
             "pdrouter_routing_seconds",
             "Time to choose the pods.",
-            buckets=_CODE_SECONDS,
+            _CODE_SECONDS,
             registry=registry,
         )
-        self.overhead_seconds = Histogram(
+        self.overhead_seconds = HistogramTally(
             "pdrouter_overhead_seconds",
             "Time that a request spends in the router's own code, without waiting for prefill.",
-            buckets=_CODE_SECONDS,
+            _CODE_SECONDS,
             registry=registry,
         )
 
@@ -88,7 +88,7 @@ class PrefillMetrics:
     """What became of prefill legs."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.attempts = Counter(
+        self.attempts = Tally(
             "pdrouter_prefill_attempts",
             "Tries of the prefill leg.",
             ("model",),
@@ -118,11 +118,11 @@ class PrefillMetrics:
             ("model", "reason"),
             registry=registry,
         )
-        self.seconds = Histogram(
+        self.seconds = HistogramTally(
             "pdrouter_prefill_seconds",
             "Duration of the prefill leg, all tries together.",
+            _SECONDS,
             ("model",),
-            buckets=_SECONDS,
             registry=registry,
         )
 
@@ -131,16 +131,16 @@ class EventLoopMetrics:
     """How late the event loop comes to what is due."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.lag_seconds = Histogram(
+        self.lag_seconds = HistogramTally(
             "pdrouter_event_loop_lag_seconds",
             "How late a timer of the event loop fires; looked at 50 times a second.",
-            buckets=_LAG_SECONDS,
+            _LAG_SECONDS,
             registry=registry,
         )
-        self.stall_seconds = Histogram(
+        self.stall_seconds = HistogramTally(
             "pdrouter_event_loop_stall_seconds",
             "What of the lag the process was computing itself, instead of waiting for CPU.",
-            buckets=_LAG_SECONDS,
+            _LAG_SECONDS,
             registry=registry,
         )
 

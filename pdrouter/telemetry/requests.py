@@ -91,7 +91,7 @@ class RequestTelemetry:
         """Count a try of the prefill leg."""
         self._aibrix.prefill_attempted(record, attempt)
         metrics = self.metrics.prefill
-        metrics.attempts.labels(record.model).inc()
+        metrics.attempts.count(record.model)
         if attempt.stale_connections:
             metrics.stale_connections.inc(attempt.stale_connections)
         if attempt.failure is not None:
@@ -128,20 +128,20 @@ class RequestTelemetry:
     def _count(self, record: RequestRecord) -> None:
         metrics, prefill, model = self.metrics.requests, self.metrics.prefill, record.model
         status = "" if record.status is None else str(record.status)
-        metrics.ended.labels(model, record.outcome or "", status).inc()
+        metrics.ended.count(model, record.outcome or "", status)
         metrics.overhead_seconds.observe(record.overhead_s)
-        metrics.seconds.labels(model).observe(record.total_s)
+        metrics.seconds.observe(record.total_s, model)
         if record.headers_s is not None:
-            metrics.headers_seconds.labels(model).observe(record.headers_s)
+            metrics.headers_seconds.observe(record.headers_s, model)
         if record.attempts:
-            prefill.seconds.labels(model).observe(record.prefill_s)
+            prefill.seconds.observe(record.prefill_s, model)
         if record.handoff:
             prefill.handoff_failures.labels(model, record.handoff).inc()
         if record.served_by:
             metrics.misrouted.labels(model).inc()
         if record.decision is not None:
             kind = DecisionKind.AGGREGATED if record.aggregated else DecisionKind.DISAGGREGATED
-            metrics.decisions.labels(model, kind, record.aggregated).inc()
+            metrics.decisions.count(model, kind, record.aggregated)
 
 
 def describe_request(record: RequestRecord) -> dict[str, Any]:
