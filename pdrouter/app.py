@@ -4,7 +4,6 @@ import asyncio
 import gc
 import logging
 import os
-import resource
 import signal
 import sys
 import time
@@ -38,6 +37,7 @@ from pdrouter.extproc.tls import TlsFiles
 from pdrouter.extproc.tokenizing import PromptTokenizers
 from pdrouter.prefill.client import ClientLimits, PrefillClient
 from pdrouter.prefill.leg import PrefillLeg
+from pdrouter.process_limits import keep_freed_memory, raise_file_limit
 from pdrouter.routing.output_length import OutputLengths
 from pdrouter.routing.prefix_index import PrefixIndex
 from pdrouter.routing.prompt_length import TokenRatios
@@ -235,7 +235,8 @@ async def serve(settings: Settings, admin_socket: Path | None = None) -> None:
             os._exit(1)
         stopping.set()
 
-    _raise_file_limit()
+    raise_file_limit()
+    keep_freed_memory()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
@@ -302,19 +303,6 @@ def _create_source(
             httproute_ttl_s=settings.httproute_ttl_s,
         )
     raise SettingInvalid("there is no source of pods: give --endpoints FILE or --kubernetes")
-
-
-def _raise_file_limit() -> None:
-    """Allow as many open files as the system lets the process have.
-
-    Each prefill leg in flight holds a connection, and many shells and container runtimes start
-    processes with a limit of 1,024, above which even probes would go unanswered.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (OSError, ValueError) as error:  # Where "unlimited" is more than the kernel takes.
-        log.warning("at most %d files can be open: %s", soft, error)
 
 
 def _forget_pod(uid: str, ledger: Ledger, prefixes: PrefixIndex) -> None:

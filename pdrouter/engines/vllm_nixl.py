@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 import msgspec
 
@@ -96,6 +97,8 @@ class NixlConnector:
                 return is_unusable_host(host)
 
 
+# Engines are few, and each says the same host with every answer.
+@lru_cache(maxsize=1024)
 def is_unusable_host(host: str) -> bool:
     """Return whether a host means the machine on which it is read, or none."""
     if host.lower() in {"", "localhost"}:

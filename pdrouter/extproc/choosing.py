@@ -2,9 +2,12 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from math import ceil
+
+import msgspec
+from msgspec import structs
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import ModelPods, PodCache
@@ -26,8 +29,7 @@ from pdrouter.routing.rate_limit import RateLimiter
 from pdrouter.routing.state import RoutingState
 
 
-@dataclass(frozen=True, slots=True)
-class Routed:
+class Routed(msgspec.Struct, frozen=True):
     """The pods for a request, and what they were chosen by.
 
     Attributes:
@@ -153,9 +155,9 @@ class PodChooser:
             return None
         # Partners are looked for among what the client wants; to sort that anew would undo it.
         pods = keep_selected(pods, routed.facts.selector)
-        facts = replace(routed.facts, selector=None)
+        facts = structs.replace(routed.facts, selector=None)
         if prefill is None:
-            facts = replace(facts, whole=record.aggregated)
+            facts = structs.replace(facts, whole=record.aggregated)
         else:
             pods = keep_partners_of(pods, prefill)
         try:
@@ -163,7 +165,7 @@ class PodChooser:
         except NoReadyPod as missing:
             raise refuse_for_now(503, "no_ready_pod", str(missing)) from missing
         notes = (*decision.notes, f"decode pod {decode.name} has gone during the prefill leg")
-        decision = replace(decision, notes=notes)
+        decision = structs.replace(decision, notes=notes)
         record.decision = decision
         record.aggregated = decision.reason
         return decision
@@ -245,7 +247,7 @@ class PodChooser:
             and policy.aggregation is Aggregation.WHEN_FASTER
             and is_faster_whole(decision, facts, self.state, policy.handover_s)
         ):
-            return replace(decision, prefill=None, reason="faster")
+            return structs.replace(decision, prefill=None, reason="faster")
         return decision
 
     def _decide_or_fall_back(
@@ -256,7 +258,7 @@ class PodChooser:
         except NoReadyPod:
             if facts.whole or self.policy.aggregation is Aggregation.NEVER:
                 raise
-            return strategy.decide(replace(facts, whole="no-ready-pair"), pods, self.state)
+            return strategy.decide(structs.replace(facts, whole="no-ready-pair"), pods, self.state)
 
     def _admit(self, prefill: Choice) -> None:
         """Refuse a request that would wait too long, before any work is done for it."""

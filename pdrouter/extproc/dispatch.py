@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+import msgspec
+
 from pdrouter.cluster.load import Ledger, Scope
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.source import RouteCheck, RouteUnavailable
@@ -23,8 +25,7 @@ from pdrouter.prefill.leg import Prefilled, PrefillFailed
 from pdrouter.routing.decision import Choice
 
 
-@dataclass(frozen=True, slots=True)
-class RequestHead:
+class RequestHead(msgspec.Struct, frozen=True):
     """What a request's headers say.
 
     Attributes:
@@ -38,8 +39,7 @@ class RequestHead:
     headers: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Dispatched:
+class Dispatched(msgspec.Struct, frozen=True):
     """Where a request goes, and with which body.
 
     Attributes:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Any, ClassVar, TypeAlias
 
+import msgspec
 from google.protobuf.struct_pb2 import Struct, Value
 
 from pdrouter.extproc import ext_proc_pb2 as pb
@@ -205,8 +206,7 @@ class ModeOverride:
     response_trailers: HeaderMode = HeaderMode.DEFAULT
 
 
-@dataclass(frozen=True, slots=True)
-class PhaseReply:
+class PhaseReply(msgspec.Struct, frozen=True):
     """The answer to the message of one phase: let it go on, changed as said here.
 
     Attributes:

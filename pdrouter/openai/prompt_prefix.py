@@ -1,8 +1,8 @@
 """The prefixes of a prompt, as hashes by which requests that share one can be told."""
 
-from dataclasses import dataclass
 from itertools import accumulate, chain, repeat
 
+import msgspec
 import xxhash
 
 from pdrouter.openai.request import InferenceRequest
@@ -26,8 +26,7 @@ _CONTEXT = (
 """Members that come before the messages in a rendered prompt, or keep caches apart."""
 
 
-@dataclass(frozen=True, slots=True)
-class PromptPrefix:
+class PromptPrefix(msgspec.Struct, frozen=True):
     """The blocks of a prompt.
 
     Attributes:

@@ -1,10 +1,10 @@
 """A validated inference request."""
 
 import re
-from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import msgspec
+from msgspec import structs
 
 from pdrouter.openai.body import Body, BodyInvalid, encode
 from pdrouter.openai.errors import RequestRejected
@@ -63,8 +63,7 @@ _MULTIMODAL_TYPES = frozenset(
 _NO_PROMPT = memoryview(b"")
 
 
-@dataclass(frozen=True, slots=True)
-class InferenceRequest:
+class InferenceRequest(msgspec.Struct, frozen=True):
     """What the router needs to know of a request; anything else is the engine's business.
 
     Attributes:
@@ -167,7 +166,7 @@ def count_token_ids(prompt: memoryview) -> int | None:
 
 def rename_model(request: InferenceRequest, model: str) -> InferenceRequest:
     """Return the request with a body that names the model as the engines know it."""
-    return replace(request, body=Body(request.body.edit({"model": encode(model)})))
+    return structs.replace(request, body=Body(request.body.edit({"model": encode(model)})))
 
 
 def _nested(body: Body, name: str | None) -> Body | None:

@@ -8,6 +8,7 @@ from enum import StrEnum
 from types import SimpleNamespace, TracebackType
 
 import aiohttp
+import msgspec
 from yarl import URL
 
 # Above this size aiohttp wants a body that it can write in pieces.
@@ -25,8 +26,7 @@ class FailureKind(StrEnum):
     TOO_LARGE = "too-large"
 
 
-@dataclass(frozen=True, slots=True)
-class EngineAnswer:
+class EngineAnswer(msgspec.Struct, frozen=True):
     """An engine's HTTP answer, of any status."""
 
     status: int

@@ -5,14 +5,15 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 
+import msgspec
+
 from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.pods import Pod
 from pdrouter.openai.usage import Usage, read_usage
 from pdrouter.prefill.client import EngineAnswer, FailureKind, PostFailed, PrefillClient
 
 
-@dataclass(frozen=True, slots=True)
-class PrefillTarget:
+class PrefillTarget(msgspec.Struct, frozen=True):
     """Where a prefill leg goes.
 
     Attributes:
@@ -26,8 +27,7 @@ class PrefillTarget:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class PrefillPlan:
+class PrefillPlan(msgspec.Struct, frozen=True):
     """What is to be prefilled, and where.
 
     Attributes:
@@ -44,8 +44,7 @@ class PrefillPlan:
     choose_other: Callable[[Collection[str]], PrefillTarget | None]
 
 
-@dataclass(frozen=True, slots=True)
-class PrefillAttempt:
+class PrefillAttempt(msgspec.Struct, frozen=True):
     """One try on one pod.
 
     Attributes:
@@ -67,8 +66,7 @@ class PrefillAttempt:
     stale_connections: int
 
 
-@dataclass(frozen=True, slots=True)
-class Prefilled:
+class Prefilled(msgspec.Struct, frozen=True):
     """The outcome of a prefill leg that an engine has carried out.
 
     Attributes:

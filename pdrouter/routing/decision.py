@@ -1,9 +1,10 @@
 """What a strategy is asked, and what it answers."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
+
+import msgspec
 
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ModelPods
@@ -12,8 +13,7 @@ from pdrouter.routing.label_selector import LabelSelector
 from pdrouter.routing.state import RoutingState
 
 
-@dataclass(frozen=True, slots=True)
-class RoutingFacts:
+class RoutingFacts(msgspec.Struct, frozen=True):
     """What a strategy needs to know of a request.
 
     Attributes:
@@ -37,8 +37,7 @@ class RoutingFacts:
     decode_policy: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(msgspec.Struct, frozen=True):
     """One chosen pod, and why.
 
     Attributes:
@@ -69,8 +68,7 @@ class DecisionKind(StrEnum):
     AGGREGATED = "aggregated"
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True):
     """The pods that serve a request.
 
     Attributes:

@@ -1,7 +1,8 @@
 """The `pd` strategy with the policies that a model's profile asks for."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+
+from msgspec import structs
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import ModelPods
@@ -54,7 +55,7 @@ class ProfiledPrefillDecode:
             if name and name not in policies:
                 notes.append(f"policy {name[:50]!r} is none of {', '.join(policies)}")
         decision = self._find(facts).decide(facts, pods, state)
-        return replace(decision, notes=(*notes, *decision.notes)) if notes else decision
+        return structs.replace(decision, notes=(*notes, *decision.notes)) if notes else decision
 
     def choose_other_prefill(
         self,

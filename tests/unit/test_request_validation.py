@@ -1,6 +1,5 @@
 """Validation of requests, and which of them fit two legs."""
 
-import dataclasses
 import json
 from typing import Any
 
@@ -8,6 +7,7 @@ import pytest
 from factories import MODEL, TWO_LEG_BODIES, make_body, make_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from pdrouter.engines.connector import TRANSFER_MEMBERS
 from pdrouter.openai.errors import RequestRejected
@@ -126,7 +126,7 @@ def test_a_renamed_model_is_all_that_changes_in_the_body() -> None:
     request = make_request(CHAT, b'{ "messages":[{}], "model" : "ns\\/m" ,"seed":1.0}')
     renamed = rename_model(request, 'an "é"')
     assert renamed.body.data == '{ "messages":[{}], "model" : "an \\"é\\"" ,"seed":1.0}'.encode()
-    assert dataclasses.replace(renamed, body=request.body) == request
+    assert structs.replace(renamed, body=request.body) == request
     assert request.model == renamed.model == "ns/m"
 
 
