@@ -236,8 +236,6 @@ def _label(pod: Pod | None, model: str) -> _PodLabels:
 class _PodTally(Tally):
     """A counter for each pod, and for requests whose pod Envoy chooses."""
 
-    __slots__ = ()
-
     def __init__(
         self, name: str, text: str, labels: Sequence[str], constants: Mapping[str, str]
     ) -> None:
@@ -257,8 +255,6 @@ class _PodTally(Tally):
 class _TimeTally(_PodTally):
     """A counter for each pod and bucket of time."""
 
-    __slots__ = ("_bounds", "_buckets")
-
     def __init__(
         self, name: str, text: str, bounds_ms: Sequence[int], constants: Mapping[str, str]
     ) -> None:
@@ -277,7 +273,6 @@ class _TimeTally(_PodTally):
 class _SizeTally(_PodTally):
     """A counter for each pod and bucket of a number of tokens."""
 
-    __slots__ = ()
     _BUCKETS = (*(f"{low}-{high}" for low, high in pairwise((0, *_TOKENS))), f"{_TOKENS[-1]}+")
 
     def __init__(self, name: str, text: str, constants: Mapping[str, str]) -> None:

@@ -25,8 +25,6 @@ class Tally(Collector):
         counts: what was counted, by the values of the labels.
     """
 
-    __slots__ = ("_constants", "_labels", "_name", "_text", "counts")
-
     def __init__(
         self,
         name: str,
@@ -67,8 +65,6 @@ class Tally(Collector):
 
 class HistogramTally(Collector):
     """A histogram."""
-
-    __slots__ = ("_bounds", "_labels", "_name", "_series", "_text", "_upper")
 
     def __init__(
         self,
