@@ -167,7 +167,7 @@ class Ledger:
     leave nothing behind, and an update of a pod changes nothing.
     """
 
-    __slots__ = ("_clock", "_loads", "_mean_leg", "_others", "_queues", "drains", "rates")
+    __slots__ = ("_clock", "_loads", "_mean_leg", "_others", "_queues", "drains", "loads", "rates")
 
     def __init__(self, rates: PrefillRates | None = None, clock: Clock = time.monotonic) -> None:
         """Start with nothing in flight.
@@ -180,6 +180,8 @@ class Ledger:
         self.drains = DrainRates()
         self._clock = clock
         self._loads: dict[str, PodLoad] = {}
+        self.loads: Mapping[str, PodLoad] = self._loads
+        """Work in flight by UID; idle pods have none. It is the ledger's own: do not change it."""
         self._queues: dict[str, _PrefillQueue] = {}
         self._others: dict[str, float] = {}
         self._mean_leg = _MeanLeg()

@@ -154,10 +154,15 @@ def _create_protocol_config(request_body: int, response_body: int, send: bool) -
     return ProtocolConfig(BodyMode(request_body), BodyMode(response_body), send)
 
 
+_NOTHING = pb.ProcessingRequest()
+
+
 def _copy_without(kind: str, message: pb.ProcessingRequest) -> pb.ProcessingRequest:
     # A parsed message owns a second copy of its body. A copy of the rest in memory of its own keeps
     # that from staying for as long as the event does.
     message.ClearField(kind)
+    if not message.ByteSize():
+        return _NOTHING
     rest = pb.ProcessingRequest()
     rest.CopyFrom(message)
     return rest

@@ -1,5 +1,6 @@
 """The prefixes of a prompt, as hashes by which requests that share one can be told."""
 
+from bisect import bisect_right
 from itertools import accumulate, chain, repeat
 
 import msgspec
@@ -11,6 +12,7 @@ _SIZES = tuple(chain(repeat(256, 256), repeat(2048, 480), repeat(16384, 448)))
 """Sizes of a prompt's blocks in bytes. They grow, so that 1 MB costs four times what 32 KB cost."""
 
 _ENDS = tuple(accumulate(_SIZES))
+_SMALL_BLOCKS = _ENDS[255]
 
 _CONTEXT = (
     "tools",
@@ -61,14 +63,17 @@ def hash_prompt(request: InferenceRequest) -> PromptPrefix:
             seed.update(name.encode())
             seed.update(value)
     prompt = request.prompt
+    size = len(prompt)
     state = seed.intdigest()
     digest = xxhash.xxh3_64_intdigest
     hashes: list[int] = []
+    # To copy a small block costs less than to make a view of it.
+    text: bytes | memoryview = bytes(prompt[:_SMALL_BLOCKS])
     start = 0
-    for end in _ENDS:
-        if end > len(prompt):
-            break
-        state = digest(prompt[start:end], state)
+    for end in _ENDS[: bisect_right(_ENDS, size)]:
+        if end > _SMALL_BLOCKS:
+            text = prompt
+        state = digest(text[start:end], state)
         hashes.append(state)
         start = end
-    return PromptPrefix(tuple(hashes), _ENDS[: len(hashes)], max(1, len(prompt)))
+    return PromptPrefix(tuple(hashes), _ENDS[: len(hashes)], max(1, size))

@@ -27,13 +27,14 @@ class KVCapacity:
         Of these, two of each roleset if others send requests too.
         """
         notes = []
-        if max(_estimate_usages(pods, request)) > _FULL:
-            usages = zip(pods, _estimate_usages(pods, request), strict=True)
-            roomy = [pod for pod, usage in usages if usage <= _FULL]
+        usages, shared = _look_at(pods, request)
+        if max(usages) > _FULL:
+            roomy = [pod for pod, usage in zip(pods, usages, strict=True) if usage <= _FULL]
             if roomy:
                 notes.append(f"{len(pods) - len(roomy)} decode pods have no room")
                 pods = roomy
-        if _are_shared(pods, request):
+                _, shared = _look_at(pods, request)
+        if shared:
             drawn = _draw_two_each(pods, request.state.random)
             if len(drawn) < len(pods):
                 notes.append(f"others send requests too, {len(drawn)} decode pods are drawn")
@@ -42,15 +43,11 @@ class KVCapacity:
 
     def score(self, pods: Sequence[Pod], request: RoutedRequest) -> Sequence[float]:
         """Return the requests that each pod would run, and a part more by how full it would be."""
+        usages, _ = _look_at(pods, request)
         return [
             count_requests(pod.uid, request) * (1.0 + usage) + usage
-            for pod, usage in zip(pods, _estimate_usages(pods, request), strict=True)
+            for pod, usage in zip(pods, usages, strict=True)
         ]
-
-
-def _are_shared(pods: Sequence[Pod], request: RoutedRequest) -> bool:
-    samples = request.state.samples
-    return any(samples[pod.uid].others for pod in pods if pod.uid in samples)
 
 
 def _draw_two_each(pods: Sequence[Pod], random: Random) -> Sequence[Pod]:
@@ -65,30 +62,35 @@ def _draw_two_each(pods: Sequence[Pod], random: Random) -> Sequence[Pod]:
 
 def count_requests(uid: str, request: RoutedRequest) -> float:
     """Return the requests in flight on a pod: ours, and those of others as last seen."""
-    ours = request.state.ledger.load(uid).decode_requests
+    load = request.state.ledger.loads.get(uid)
+    ours = 0 if load is None else load.decode_requests
     sample = request.state.samples.get(uid)
     return ours if sample is None else ours + sample.others
 
 
-def _estimate_usages(pods: Sequence[Pod], request: RoutedRequest) -> list[float]:
-    """Return the share of KV memory that each pod would use with the request; 0 if unknown.
+def _look_at(pods: Sequence[Pod], request: RoutedRequest) -> tuple[list[float], bool]:
+    """Return what pods that are to decode the request say of themselves.
 
-    The larger of two views: what the requests in flight will need at their end, and what the engine
-    says it uses now.
+    Returns:
+        The share of KV memory that each would use with the request, 0 if that is unknown. It is the
+        larger of two views: what the requests in flight will need at their end, and what the engine
+        says it uses now. And whether others than this router send requests to any of them.
     """
-    samples, load, usages = request.state.samples, request.state.ledger.load, request.usages
+    samples, loads = request.state.samples, request.state.ledger.loads
     need = request.facts.prompt_tokens + request.facts.output_tokens
+    usages, shared = [], False
     for pod in pods:
-        uid = pod.uid
-        if uid in usages:
-            continue
-        sample = samples.get(uid)
+        sample = samples.get(pod.uid)
         usage = 0.0
         if sample is not None:
+            if sample.others:
+                shared = True
             usage = sample.kv_usage or 0.0
             capacity = sample.kv_capacity_tokens
             if capacity:
-                reserved = load(uid).decode_tokens / capacity
-                usage = (max(usage, reserved)) + need / capacity
-        usages[uid] = usage
-    return [usages[pod.uid] for pod in pods]
+                load = loads.get(pod.uid)
+                if load is not None:
+                    usage = max(load.decode_tokens / capacity, usage)
+                usage += need / capacity
+        usages.append(usage)
+    return usages, shared

@@ -61,7 +61,7 @@ class PrefillDecode:
             raise NoReadyPod(pods.model, Role.PREFILL if pods.decode else Role.DECODE)
         notes: list[str] = []
         prefills, decodes = self._narrow(pods, request, notes)
-        prefill, decode = self._pair(prefills, decodes, request)
+        prefill, decode = self._pair(prefills, decodes, request, one_roleset=len(pods.decode) == 1)
         if len(prefill.candidates) < len(prefills):
             dropped = len(prefills) - len(prefill.candidates)
             notes.append(f"{prefill.policy}: {dropped} prefill pods are left out")
@@ -97,12 +97,15 @@ class PrefillDecode:
         prefills: Sequence[Pod],
         decodes: Sequence[Pod],
         request: RoutedRequest,
+        *,
+        one_roleset: bool,
     ) -> tuple[Choice, Choice]:
         random = request.state.random
         prefills, prefill_scores = _score(self._prefill, prefills, request)
         decodes, decode_scores = _score(self._decode, decodes, request)
-        best_prefills = _find_best(prefills, prefill_scores, random)
-        best_decodes = _find_best(decodes, decode_scores, random)
+        find_best = _find_best_of_all if one_roleset else _find_best
+        best_prefills = find_best(prefills, prefill_scores, random)
+        best_decodes = find_best(decodes, decode_scores, random)
         highest_prefill = max(_PREFILL_FLOOR, *prefill_scores)
         highest_decode = max(_DECODE_FLOOR, *decode_scores)
         rolesets = [key for key in best_prefills if key in best_decodes]
@@ -171,6 +174,15 @@ def _score(
         return pods, scores
     left = [index for index, score in enumerate(scores) if score < math.inf]
     return [pods[index] for index in left], [scores[index] for index in left]
+
+
+def _find_best_of_all(
+    pods: Sequence[Pod], scores: Sequence[float], random: Random
+) -> dict[PairingKey, int]:
+    """Return what `_find_best` does, for pods of one roleset."""
+    lowest = min(scores)
+    best = [index for index, score in enumerate(scores) if score == lowest]
+    return {pods[0].pairing: random.choice(best)}
 
 
 def _find_best(

@@ -48,15 +48,13 @@ DEFAULT_OPTIONS = PolicyOptions()
 class RoutedRequest:
     """A request in front of the pods: what policies ask for, worked out once."""
 
-    __slots__ = ("facts", "matches", "state", "usages")
+    __slots__ = ("facts", "matches", "state")
 
     def __init__(self, facts: RoutingFacts, state: RoutingState) -> None:
         self.facts = facts
         self.state = state
         self.matches: Mapping[str, int] = state.prefixes.match(facts.prefix.hashes)
         """How many blocks of the prompt each pod has probably cached, by UID; 0 where absent."""
-        self.usages: dict[str, float] = {}
-        """Share of KV memory that pods would use with the request, by UID, as far as asked for."""
 
     def count_uncached(self, uid: str) -> int:
         """Return how many prompt tokens a pod would have to compute, at least one."""
