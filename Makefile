@@ -20,7 +20,7 @@ lint: $(VENV)/dev.installed ## Format, lint, types, order of the rooms
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/dev.installed ## The router behind the real Envoy, beside the least it could cost; 10 minutes
+bench: $(VENV)/dev.installed ## The router behind the real Envoy, beside the least it could cost; 6 minutes
 	$(BIN)/python -m benchmarks.speed $(BENCH)
 
 bench-compare: $(VENV)/dev.installed ## What differs between two of its reports: OLD=a.json NEW=b.json
@@ -29,7 +29,7 @@ bench-compare: $(VENV)/dev.installed ## What differs between two of its reports:
 bench-steps: $(VENV)/dev.installed ## What the steps of a request cost, beside parsing and dumping its body
 	$(BIN)/python -m benchmarks.steps
 
-bench-routing: $(VENV)/dev.installed ## Ways to choose pods at rising load, in a simulator; 10 minutes
+bench-routing: $(VENV)/dev.installed ## Ways to choose pods at rising load, in a simulator; 25 minutes
 	$(BIN)/python -m benchmarks.routing
 
 bench-kubernetes: $(VENV)/dev.installed ## What following 5,000 pods costs

@@ -16,12 +16,12 @@ from pathlib import Path
 from benchmarks.speed import pods, requests, starting, streaming, waiting
 from benchmarks.speed.engines import run_engines
 from benchmarks.speed.plan import Plan
-from benchmarks.speed.processes import raise_file_limit
 from benchmarks.speed.programs import ProgramMissing
 from benchmarks.speed.report import write_report
 from benchmarks.speed.results import Results
 from benchmarks.speed.targets import judge
 from benchmarks.speed.variants import parse_contender
+from pdrouter.process_limits import raise_file_limit
 
 _SCENARIOS = {module.NAME: module.run for module in (requests, streaming, waiting, pods, starting)}
 _REPORTS = Path(__file__).parents[1] / "reports"

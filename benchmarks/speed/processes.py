@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -21,12 +20,6 @@ _PATIENCE_S = 30.0
 
 class ProcessFailed(Exception):
     """A child process did not become ready."""
-
-
-def raise_file_limit() -> None:
-    """Allow this process and its children as many open files as the system does."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @asynccontextmanager

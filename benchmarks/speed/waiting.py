@@ -25,11 +25,12 @@ from benchmarks.speed.engines import (
 )
 from benchmarks.speed.load import Load, send_load
 from benchmarks.speed.plan import Plan
-from benchmarks.speed.processes import raise_file_limit, run_module
+from benchmarks.speed.processes import run_module
 from benchmarks.speed.requests import PODS, read_looks
 from benchmarks.speed.results import Results
 from benchmarks.speed.variants import ROUTER, Variant, run_router_variant
 from benchmarks.steps import make_body
+from pdrouter.process_limits import raise_file_limit
 
 NAME = "waiting"
 REQUESTS = 5000
