@@ -7,13 +7,13 @@ import gc
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 
 from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.samples import EngineSample
-from pdrouter.cluster.view import ClusterView
+from pdrouter.cluster.view import ClusterView, ModelPods
 from pdrouter.engines.connector import TRANSFER_MEMBERS
 from pdrouter.engines.vllm_nixl import NixlConnector
 from pdrouter.extproc.codec import decode, encode
@@ -29,6 +29,7 @@ from pdrouter.routing.state import RoutingState
 
 ROUNDS = 9
 SECONDS_PER_TURN = 0.02
+DECODES_PER_POD = 4
 CHAT = ENDPOINTS["/v1/chat/completions"]
 ANSWER = json.dumps(
     {
@@ -128,27 +129,62 @@ def bench_body(size: int) -> None:
     )
 
 
+def make_busy_state(
+    pods: ModelPods, hashes: Sequence[int], cached_blocks: Sequence[int]
+) -> RoutingState:
+    """Return the state of pods that all have requests of ours, and have completed some.
+
+    Args:
+        pods: the pods.
+        hashes: the blocks of a prompt.
+        cached_blocks: how many of them each prefill pod has cached.
+    """
+    ledger = Ledger()
+    prefixes = PrefixIndex(1 << 26, 1200, time.monotonic)
+    for number, (pod, cached) in enumerate(zip(pods.prefill, cached_blocks, strict=False)):
+        prefixes.add(hashes[:cached], pod.uid)
+        ledger.rates.observe(pod.uid, 4_000, 0.4 + number / 1_000)
+        for _ in range(2):
+            ledger.start_prefill(pod.uid, 4_000)
+    for pod in pods.partners:
+        for _ in range(DECODES_PER_POD):
+            ledger.start_decode(pod.uid, 8_000)
+    samples = {
+        pod.uid: EngineSample(
+            0.0,
+            own_requests=DECODES_PER_POD,
+            running=float(DECODES_PER_POD),
+            waiting=0.0,
+            kv_usage=0.1,
+            kv_capacity_tokens=10**6,
+        )
+        for pod in pods.partners
+    }
+    return RoutingState(ledger, prefixes, samples, time.monotonic, Random(1))
+
+
 def bench_routing(count: int) -> None:
-    """Measure a decision among so many pods."""
+    """Measure a decision among so many busy pods, of which some have cached a part of the prompt.
+
+    Usually few have more of it than a system prompt that all have. At worst, each has another part.
+    """
     pods = ClusterView.build(make_pods(count)).models["m"]
     strategy = create_strategies()["pd"]
-    prefixes = PrefixIndex(1 << 26, 1200, time.monotonic)
-    samples = {
-        pod.uid: EngineSample(0.0, running=0.0, waiting=0.0, kv_usage=0.1, kv_capacity_tokens=10**6)
-        for pod in pods.pods
-    }
-    state = RoutingState(Ledger(), prefixes, samples, time.monotonic, Random(1))
     request = parse(make_body(32768))
-    prefix = hash_prompt(request)
-    for number, pod in enumerate(pods.prefill):
-        prefixes.add(prefix.hashes[: number % (len(prefix.hashes) + 1)], pod.uid)
     body = request.body.data
-    print(f"\ndecision among {count:,} pods, 32 KB prompt; json = loads of its body")
+    blocks = len(hash_prompt(request).hashes)
+    usual = [blocks - 1 - number if number < 3 else blocks // 8 for number in range(count)]
+    worst = [number % (blocks + 1) for number in range(count)]
+    print(f"\ndecision among {count:,} busy pods, 32 KB prompt; json = loads of its body")
 
-    def decide() -> object:
-        return strategy.decide(RoutingFacts(8192, None, hash_prompt(request)), pods, state)
+    def prepare(cached_blocks: Sequence[int]) -> Callable[[], object]:
+        state = make_busy_state(pods, hash_prompt(request).hashes, cached_blocks)
+        return lambda: strategy.decide(RoutingFacts(8192, None, hash_prompt(request)), pods, state)
 
-    compare({"hash, look up, choose": decide}, lambda: json.loads(body))
+    compare(
+        {"usual prefixes": prepare(usual), "another prefix on each pod": prepare(worst)},
+        lambda: json.loads(body),
+    )
 
 
 def main() -> None:

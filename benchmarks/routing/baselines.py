@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from pdrouter.cluster.pods import Pod
-from pdrouter.routing.policy import RoutedRequest
+from pdrouter.routing.policy import Ranking, RoutedRequest
 
 
 class _Scored:
@@ -15,6 +15,15 @@ class _Scored:
         """Return all pods."""
         del request
         return pods, ""
+
+    def score(self, pods: Sequence[Pod], request: RoutedRequest) -> Sequence[float]:
+        """Return the score of each pod."""
+        raise NotImplementedError
+
+    def rank(self, pods: Sequence[Pod], request: RoutedRequest) -> Ranking:
+        """Return what the two steps leave of decode pods."""
+        left, note = self.narrow(pods, request)
+        return Ranking(left, self.score(left, request), note)
 
     def count_tokens(self, uid: str, request: RoutedRequest) -> int:
         """Return the length of the prompt."""

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 
 import aiohttp
 from yarl import URL
@@ -106,7 +106,8 @@ class EngineMetrics:
     no pod waits for another. New pods come first.
 
     Attributes:
-        samples: the newest sample by UID, without those that are not fresh any more.
+        samples: the newest sample by UID, without those that are not fresh any more. The scraper's
+            own record, for a request looks at it for every pod: do not change it.
         stats: what scraping has met.
     """
 
@@ -138,7 +139,7 @@ class EngineMetrics:
         self._view: ClusterView | None = None
         self._targets: OrderedDict[str, _Target] = OrderedDict()
         self._samples: dict[str, EngineSample] = {}
-        self.samples: Mapping[str, EngineSample] = MappingProxyType(self._samples)
+        self.samples: Mapping[str, EngineSample] = self._samples
         self.stats = ScrapeStats()
 
     @property

@@ -1,7 +1,7 @@
 """The ledger of work in flight on each pod, as far as this process has sent it there."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import TracebackType
 
@@ -121,29 +121,31 @@ class _PrefillQueue:
 
     Engines work on one after the other, or on all at once at a rate that they share: either way, a
     leg is done when the work before it and its own is.
+
+    Attributes:
+        since: when the first leg came to the front.
+        seconds: what the fastest pod was predicted to take for each leg, when it was sent.
+        first: that of the first leg.
+        rest: the sum of those of the others.
     """
 
-    __slots__ = ("since", "squares", "sum", "tokens")
+    __slots__ = ("first", "rest", "seconds", "since")
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, scope: PrefillScope, seconds: float) -> None:
         self.since = now
-        """When the first leg came to the front."""
-        self.tokens: dict[PrefillScope, int] = {}
-        """Tokens to compute, padded, by leg."""
-        self.sum = 0
-        """All of them."""
-        self.squares = 0
-        """Sum of their squares."""
+        self.seconds = {scope: seconds}
+        self.first = seconds
+        self.rest = 0.0
 
-    def add(self, scope: PrefillScope, tokens: int) -> None:
-        self.tokens[scope] = tokens
-        self.sum += tokens
-        self.squares += tokens * tokens
+    def add(self, scope: PrefillScope, seconds: float) -> None:
+        self.seconds[scope] = seconds
+        self.rest += seconds
 
     def remove(self, scope: PrefillScope) -> None:
-        tokens = self.tokens.pop(scope)
-        self.sum -= tokens
-        self.squares -= tokens * tokens
+        seconds = self.seconds.pop(scope)
+        first = next(iter(self.seconds.values()), 0.0)
+        self.rest += self.first - seconds - first
+        self.first = first
 
 
 class _MeanLeg:
@@ -202,16 +204,30 @@ class Ledger:
 
     def predict_prefill_wait(self, uid: str) -> float:
         """Return the seconds until a pod has done the prefill legs that it has, as predicted."""
-        queue = self._queues.get(uid)
-        others = self._predict_others(uid) if uid in self._others else 0.0
-        if queue is None:
-            return others
-        predict = self.rates.predict_sum
-        first = next(iter(queue.tokens.values()))
-        # The first leg is under way. If it is overdue, it hangs, or the prediction was wrong: the
-        # longer it is late, the longer it will take.
-        left = abs(predict(uid, first, first * first) - (self._clock() - queue.since))
-        return left + predict(uid, queue.sum - first, queue.squares - first * first) + others
+        return self.predict_prefills((uid,), (0.0,))[0]
+
+    def predict_prefills(self, uids: Iterable[str], own: Iterable[float]) -> list[float]:
+        """Return the seconds until each pod has done the prefill legs that it has, and one more.
+
+        Args:
+            uids: the pods.
+            own: the seconds that the fastest pod needs for the leg that is added to each.
+        """
+        now = self._clock()
+        queues, others, factors = self._queues, self._others, self.rates.factors
+        predicted = []
+        for uid, added in zip(uids, own, strict=True):
+            factor = factors.get(uid, 1.0)
+            queue = queues.get(uid)
+            if queue is None:
+                seconds = added * factor
+            else:
+                # The first leg is under way. If it is overdue, it hangs, or the prediction was
+                # wrong: the longer it is late, the longer it will take.
+                left = abs(queue.first * factor - (now - queue.since))
+                seconds = left + (queue.rest + added) * factor
+            predicted.append(seconds + self._predict_others(uid) if uid in others else seconds)
+        return predicted
 
     def note_others(self, uid: str, requests: float) -> None:
         """Take how many requests a pod has that this router has not sent, as last seen.
@@ -224,9 +240,9 @@ class Ledger:
             self._others.pop(uid, None)
 
     def _predict_others(self, uid: str) -> float:
-        others = self._others.get(uid, 0.0)
         mean = self._mean_leg
-        return self.rates.predict_sum(uid, others * mean.tokens, others * mean.squares)
+        seconds = self.rates.predict_sum(uid, mean.tokens, mean.squares)
+        return self._others.get(uid, 0.0) * seconds
 
     def drain_rate(self, uid: str) -> float | None:
         """Return the requests that a pod completes per second, of late; None if it is unknown.
@@ -241,11 +257,12 @@ class Ledger:
         self.drains.watch(uid, self._clock())
         scope = PrefillScope(self, uid, amount)
         queue = self._queues.get(uid)
+        (seconds,) = self.rates.predict_fastest((tokens,))
         if queue is None:
-            queue = self._queues[uid] = _PrefillQueue(self._clock())
-        padded = self.rates.pad(tokens)
-        queue.add(scope, padded)
-        self._mean_leg.add(padded)
+            self._queues[uid] = _PrefillQueue(self._clock(), scope, seconds)
+        else:
+            queue.add(scope, seconds)
+        self._mean_leg.add(self.rates.pad(tokens))
         self._loads.setdefault(uid, PodLoad()).add(amount)
         return scope
 
@@ -261,17 +278,17 @@ class Ledger:
         queue = self._queues[uid]
         now = self._clock()
         if completed is not None and self.drains.watches(uid):
-            self._learn(uid, queue, queue.tokens[scope], completed, now - queue.since)
+            self._learn(uid, queue, queue.seconds[scope], completed, now - queue.since)
             self.drains.note(uid, now)
-        was_first = next(iter(queue.tokens)) is scope
+        was_first = next(iter(queue.seconds)) is scope
         queue.remove(scope)
-        if not queue.tokens:
+        if not queue.seconds:
             del self._queues[uid]
         elif was_first or completed is not None:
             queue.since = now
 
     def _learn(
-        self, uid: str, queue: _PrefillQueue, expected: int, computed: int, seconds: float
+        self, uid: str, queue: _PrefillQueue, expected: float, computed: int, seconds: float
     ) -> None:
         """Learn from a leg that ended so long after the one before.
 
@@ -281,14 +298,13 @@ class Ledger:
         Args:
             uid: the pod.
             queue: its queue, with the leg.
-            expected: tokens that the leg was to compute, padded.
+            expected: seconds that the fastest pod was predicted to take for the leg.
             computed: tokens that it has computed.
             seconds: how long that took, with others' work.
         """
-        padded = self.rates.pad(computed)
-        tokens = queue.sum - expected + padded
-        squares = queue.squares - expected * expected + padded * padded
-        own = self.rates.predict_sum(uid, tokens, squares)
+        (actual,) = self.rates.predict_fastest((computed,))
+        legs = queue.first + queue.rest - expected + actual
+        own = legs * self.rates.factors.get(uid, 1.0)
         others = self._predict_others(uid)
         if own > 0:
             seconds = min(seconds, _GREATEST_SURPRISE * (own + others))

@@ -1,6 +1,6 @@
 """How fast pods compute prompts, learnt from the prefill legs that they have completed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 _FORGET_CURVE = 0.995
@@ -34,7 +34,7 @@ class PrefillRates:
     pod, it would follow what other routers' requests make pods wait.
     """
 
-    __slots__ = ("_buckets", "_factors", "_linear", "_moments", "_quadratic", "_scales")
+    __slots__ = ("_buckets", "_factors", "_moments", "_scales", "factors", "linear", "quadratic")
 
     def __init__(self, tokens_per_s: float = 8000.0, buckets: Sequence[int] = ()) -> None:
         """Start with a guess.
@@ -46,15 +46,16 @@ class PrefillRates:
                 for other engines.
         """
         self._buckets = tuple(buckets)
-        self._linear = 1.0 / tokens_per_s
-        self._quadratic = 0.0
+        self.linear = 1.0 / tokens_per_s
+        self.quadratic = 0.0
         self._scales: dict[str, _Scale] = {}
         self._factors: dict[str, float] = {}
+        self.factors: Mapping[str, float] = self._factors
         # Sums for a fit of both coefficients by least squares, begun with the guess: of n^2, n^3,
         # n^4, n * seconds, n^2 * seconds.
         n = _PRIOR_TOKENS
         w = _PRIOR_WEIGHT
-        seconds = n * self._linear
+        seconds = n * self.linear
         self._moments = [w * n**2, w * n**3, w * n**4 * 1.001, w * n * seconds, w * n**2 * seconds]
 
     def predict(self, uid: str, tokens: int) -> float:
@@ -70,17 +71,15 @@ class PrefillRates:
             tokens: sum of their lengths, each padded.
             squares: sum of the squares of these.
         """
-        seconds = self._linear * tokens + self._quadratic * squares
+        seconds = self.linear * tokens + self.quadratic * squares
         return seconds * self._factors.get(uid, 1.0)
 
-    def factor(self, uid: str) -> float:
-        """Return how many times longer than the fastest a pod takes."""
-        return self._factors.get(uid, 1.0)
-
-    def predict_fastest(self, tokens: int) -> float:
-        """Return the seconds that the fastest pod needs for so many prompt tokens."""
-        tokens = self.pad(tokens)
-        return self._linear * tokens + self._quadratic * (tokens * tokens)
+    def predict_fastest(self, prompts: Iterable[int]) -> list[float]:
+        """Return the seconds that the fastest pod needs for a prompt of each of these lengths."""
+        if self._buckets:
+            prompts = map(self.pad, prompts)
+        linear, quadratic = self.linear, self.quadratic
+        return [linear * tokens + quadratic * (tokens * tokens) for tokens in prompts]
 
     def pad(self, tokens: int) -> int:
         """Return how many tokens an engine computes for so many of a prompt."""
@@ -95,7 +94,7 @@ class PrefillRates:
         if tokens <= 0 or seconds < 0:
             return
         tokens = self.pad(tokens)
-        curve = tokens * (self._linear + self._quadratic * tokens)
+        curve = tokens * (self.linear + self.quadratic * tokens)
         scale = self._scales.get(uid)
         if scale is None:
             # Half of the first surprise may be chance.
@@ -126,7 +125,7 @@ class PrefillRates:
         if quadratic < 0 or linear <= 0:
             # No such curve: prompts of about one length say nothing about its bend.
             quadratic, linear = 0.0, ns / n2
-        self._linear, self._quadratic = max(linear, _LEAST_LINEAR), quadratic
+        self.linear, self.quadratic = max(linear, _LEAST_LINEAR), quadratic
 
 
 def round_up(tokens: int, buckets: Sequence[int]) -> int:

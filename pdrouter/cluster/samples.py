@@ -17,6 +17,7 @@ class EngineSample:
         kv_capacity_tokens: size of the KV memory, in tokens.
         generated_tokens_per_s: tokens generated per second since the sample before.
         prefill_seconds: mean duration of a prefill, as the engine counts it.
+        kv_used_tokens: tokens in the KV memory; 0 if one of the two before is not given.
         others: requests there that are not this router's: another's, or sent past all routers.
     """
 
@@ -28,11 +29,15 @@ class EngineSample:
     kv_capacity_tokens: int | None = None
     generated_tokens_per_s: float | None = None
     prefill_seconds: float | None = None
+    kv_used_tokens: int = field(init=False)
     others: float = field(init=False)
 
     def __post_init__(self) -> None:
         """Work out what is asked for with every request."""
         there = 0.0 if self.running is None else self.running + (self.waiting or 0.0)
+        usage, capacity = self.kv_usage, self.kv_capacity_tokens
+        used = round(usage * capacity) if usage and capacity else 0
+        object.__setattr__(self, "kv_used_tokens", used)
         object.__setattr__(self, "others", max(0.0, there - self.own_requests))
 
 

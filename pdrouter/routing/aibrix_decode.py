@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from pdrouter.cluster.pods import Pod
-from pdrouter.routing.policy import PolicyOptions, RoutedRequest
+from pdrouter.routing.policy import PolicyOptions, Ranking, RoutedRequest
 
 _LEAST_DRAIN_RATE = 0.1
 _USUAL_TOKEN_MS = 20.0
@@ -68,24 +68,22 @@ class AibrixDecode:
         self._formula = formula
         self._options = options
 
-    def narrow(self, pods: Sequence[Pod], request: RoutedRequest) -> tuple[Sequence[Pod], str]:
-        """Return the one pod that a rule takes, or all of them."""
-        found, virtue = self._find_by_rules(pods, request)
-        if not found:
-            return pods, ""
-        pod = pods[request.state.random.choice(found)]
-        return [pod], f"{self.name}: decode pods differ, one with {virtue} it is"
-
-    def score(self, pods: Sequence[Pod], request: RoutedRequest) -> Sequence[float]:
-        """Return what the formula says."""
-        return self._formula(_observe(pods, request), self._options)
+    def rank(self, pods: Sequence[Pod], request: RoutedRequest) -> Ranking:
+        """Return the one pod that a rule takes, or all of them with what the formula says."""
+        conditions = [DecodeCondition.observe(pod.uid, request) for pod in pods]
+        note = ""
+        found, virtue = self._find_by_rules(pods, conditions, request)
+        if found:
+            index = request.state.random.choice(found)
+            pods, conditions = [pods[index]], [conditions[index]]
+            note = f"{self.name}: decode pods differ, one with {virtue} it is"
+        return Ranking(pods, self._formula(conditions, self._options), note)
 
     def _find_by_rules(
-        self, pods: Sequence[Pod], request: RoutedRequest
+        self, pods: Sequence[Pod], conditions: Sequence[DecodeCondition], request: RoutedRequest
     ) -> tuple[Sequence[int], str]:
         """Return whom the first rule that applies would take, and for what."""
         options = self._options
-        conditions = _observe(pods, request)
         found = find_fewest_requests(conditions, options.decode_imbalance_spread)
         if found:
             return found, "the fewest requests"
@@ -179,10 +177,6 @@ def score_by_token_time(
         then = now * (1.0 + 1.0 / max(condition.requests, 1))
         scores.append(then * _FULL_PENALTY if condition.free < _FEW_FREE_PERCENT else then)
     return scores
-
-
-def _observe(pods: Sequence[Pod], request: RoutedRequest) -> list[DecodeCondition]:
-    return [DecodeCondition.observe(pod.uid, request) for pod in pods]
 
 
 def _find_all(values: Sequence[float], wanted: float) -> list[int]:

@@ -134,6 +134,6 @@ def _decide(
     state: RoutingState,
     reason: str,
 ) -> Decision:
-    index = pick_lowest(pods, scores, state.random)
+    index = pick_lowest(scores, state.random)
     tokens = facts.prompt_tokens + facts.output_tokens
     return Decision(None, Choice(pods[index], POLICY, scores[index], pods, scores, tokens), reason)

@@ -3,11 +3,16 @@
 from collections.abc import Sequence
 from random import Random
 
+import msgspec
+
+from pdrouter.cluster.load import PodLoad
 from pdrouter.cluster.pods import PairingKey, Pod
-from pdrouter.routing.policy import RoutedRequest
+from pdrouter.routing.policy import Ranking, RoutedRequest
 
 _FULL = 0.95
 """Share of KV memory above which engines begin to preempt."""
+
+_IDLE = PodLoad()
 
 
 class KVCapacity:
@@ -21,33 +26,25 @@ class KVCapacity:
 
     name = "kv_capacity"
 
-    def narrow(self, pods: Sequence[Pod], request: RoutedRequest) -> tuple[Sequence[Pod], str]:
+    def rank(self, pods: Sequence[Pod], request: RoutedRequest) -> Ranking:
         """Return the pods that have room for prompt and answer; all of them if none has.
 
-        Of these, two of each roleset if others send requests too.
+        Of these, two of each roleset if others send requests too. The score is the requests that a
+        pod would run, and a part more by how full it would be.
         """
         notes = []
-        usages, shared = _look_at(pods, request)
-        if max(usages) > _FULL:
-            roomy = [pod for pod, usage in zip(pods, usages, strict=True) if usage <= _FULL]
+        look = _look_at(pods, request)
+        if max(look.usages) > _FULL:
+            roomy = [pod for pod, usage in zip(pods, look.usages, strict=True) if usage <= _FULL]
             if roomy:
                 notes.append(f"{len(pods) - len(roomy)} decode pods have no room")
-                pods = roomy
-                _, shared = _look_at(pods, request)
-        if shared:
+                pods, look = roomy, _look_at(roomy, request)
+        if look.shared:
             drawn = _draw_two_each(pods, request.state.random)
             if len(drawn) < len(pods):
                 notes.append(f"others send requests too, {len(drawn)} decode pods are drawn")
-                pods = drawn
-        return pods, f"kv_capacity: {'; '.join(notes)}" if notes else ""
-
-    def score(self, pods: Sequence[Pod], request: RoutedRequest) -> Sequence[float]:
-        """Return the requests that each pod would run, and a part more by how full it would be."""
-        usages, _ = _look_at(pods, request)
-        return [
-            count_requests(pod.uid, request) * (1.0 + usage) + usage
-            for pod, usage in zip(pods, usages, strict=True)
-        ]
+                pods, look = drawn, _look_at(drawn, request)
+        return Ranking(pods, look.scores, f"kv_capacity: {'; '.join(notes)}" if notes else "")
 
 
 def _draw_two_each(pods: Sequence[Pod], random: Random) -> Sequence[Pod]:
@@ -68,29 +65,45 @@ def count_requests(uid: str, request: RoutedRequest) -> float:
     return ours if sample is None else ours + sample.others
 
 
-def _look_at(pods: Sequence[Pod], request: RoutedRequest) -> tuple[list[float], bool]:
-    """Return what pods that are to decode the request say of themselves.
+class _Look(msgspec.Struct, frozen=True):
+    """What is to be seen of pods that are to decode a request.
 
-    Returns:
-        The share of KV memory that each would use with the request, 0 if that is unknown. It is the
-        larger of two views: what the requests in flight will need at their end, and what the engine
-        says it uses now. And whether others than this router send requests to any of them.
+    Attributes:
+        usages: the share of KV memory that each would use with the request, 0 if that is unknown.
+            It is the larger of two views: what the requests in flight will need at their end, and
+            what the engine says it uses now.
+        scores: the score of each.
+        shared: whether others than this router send requests to any of them.
     """
+
+    usages: Sequence[float]
+    scores: Sequence[float]
+    shared: bool
+
+
+def _look_at(pods: Sequence[Pod], request: RoutedRequest) -> _Look:
+    # One loop for everything, and no calls in it: it is gone through for every decode pod.
     samples, loads = request.state.samples, request.state.ledger.loads
     need = request.facts.prompt_tokens + request.facts.output_tokens
-    usages, shared = [], False
+    usages: list[float] = []
+    scores: list[float] = []
+    shared = False
     for pod in pods:
-        sample = samples.get(pod.uid)
+        uid = pod.uid
+        load, sample = loads.get(uid, _IDLE), samples.get(uid)
+        requests: float = load.decode_requests
         usage = 0.0
         if sample is not None:
-            if sample.others:
+            others, capacity = sample.others, sample.kv_capacity_tokens
+            if others:
                 shared = True
-            usage = sample.kv_usage or 0.0
-            capacity = sample.kv_capacity_tokens
+                requests += others
             if capacity:
-                load = loads.get(pod.uid)
-                if load is not None:
-                    usage = max(load.decode_tokens / capacity, usage)
-                usage += need / capacity
+                used, reserved = sample.kv_used_tokens, load.decode_tokens
+                tokens = used if used > reserved else reserved  # noqa: FURB136 -- no calls here
+                usage = (tokens + need) / capacity
+            else:
+                usage = sample.kv_usage or 0.0
         usages.append(usage)
-    return usages, shared
+        scores.append(requests * (1.0 + usage) + usage)
+    return _Look(usages, scores, shared)

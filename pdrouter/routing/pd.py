@@ -10,7 +10,7 @@ from pdrouter.routing.bucketing import apply_buckets, apply_buckets_whole, is_fo
 from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts
 from pdrouter.routing.filters import keep_partners, keep_selected, keep_untried
 from pdrouter.routing.picker import pick_lowest
-from pdrouter.routing.policy import DecodePolicy, Policy, PrefillPolicy, RoutedRequest
+from pdrouter.routing.policy import DecodePolicy, PrefillPolicy, Ranking, RoutedRequest
 from pdrouter.routing.state import RoutingState
 
 # aibrix divides the scores of a leg by no less than this: lower ones all count as low.
@@ -60,8 +60,8 @@ class PrefillDecode:
         if not pods.prefill:
             raise NoReadyPod(pods.model, Role.PREFILL if pods.decode else Role.DECODE)
         notes: list[str] = []
-        prefills, decodes = self._narrow(pods, request, notes)
-        prefill, decode = self._pair(prefills, decodes, request, one_roleset=len(pods.decode) == 1)
+        prefills, ranking = self._rank(pods, request, notes)
+        prefill, decode = self._pair(prefills, ranking, request, one_roleset=len(pods.decode) == 1)
         if len(prefill.candidates) < len(prefills):
             dropped = len(prefills) - len(prefill.candidates)
             notes.append(f"{prefill.policy}: {dropped} prefill pods are left out")
@@ -70,57 +70,45 @@ class PrefillDecode:
     def _decide_whole(self, reason: str, pods: ModelPods, request: RoutedRequest) -> Decision:
         if not pods.whole:
             raise NoReadyPod(pods.model, Role.DECODE)
-        candidates, note = self._decode.narrow(pods.whole, request)
-        candidates, scores = _score(self._decode, candidates, request)
-        index = pick_lowest(candidates, scores, request.state.random)
-        choice = self._choose_decode(candidates, scores, index, request)
-        return Decision(None, choice, reason, (note,) if note else ())
+        ranking = self._decode.rank(pods.whole, request)
+        index = pick_lowest(ranking.scores, request.state.random)
+        choice = self._choose_decode(ranking, index, request)
+        return Decision(None, choice, reason, (ranking.note,) if ranking.note else ())
 
-    def _narrow(
+    def _rank(
         self, pods: ModelPods, request: RoutedRequest, notes: list[str]
-    ) -> tuple[Sequence[Pod], Sequence[Pod]]:
+    ) -> tuple[Sequence[Pod], Ranking]:
         """Let the policies drop pods; what is left has partners on the other side."""
         prefills, note = self._prefill.narrow(pods.prefill, request)
         if note:
             notes.append(note)
         if len(prefills) < len(pods.prefill):
             pods = pods.keep_pairs(prefills, pods.decode)
-        narrowed, note = self._decode.narrow(pods.partners, request)
-        if note:
-            notes.append(note)
-            partners = {pod.pairing for pod in narrowed}
+        ranking = self._decode.rank(pods.partners, request)
+        if ranking.note:
+            notes.append(ranking.note)
+            partners = {pod.pairing for pod in ranking.pods}
             prefills = [pod for pod in prefills if pod.pairing in partners]
-        return prefills, narrowed
+        return prefills, ranking
 
     def _pair(
         self,
         prefills: Sequence[Pod],
-        decodes: Sequence[Pod],
+        ranking: Ranking,
         request: RoutedRequest,
         *,
         one_roleset: bool,
     ) -> tuple[Choice, Choice]:
         random = request.state.random
-        prefills, prefill_scores = _score(self._prefill, prefills, request)
-        decodes, decode_scores = _score(self._decode, decodes, request)
-        find_best = _find_best_of_all if one_roleset else _find_best
-        best_prefills = find_best(prefills, prefill_scores, random)
-        best_decodes = find_best(decodes, decode_scores, random)
-        highest_prefill = max(_PREFILL_FLOOR, *prefill_scores)
-        highest_decode = max(_DECODE_FLOOR, *decode_scores)
-        rolesets = [key for key in best_prefills if key in best_decodes]
-        sums = [
-            prefill_scores[best_prefills[key]] / highest_prefill
-            + decode_scores[best_decodes[key]] / highest_decode
-            for key in rolesets
-        ]
-        lowest = min(sums)
-        chosen = random.choice(
-            [key for key, total in zip(rolesets, sums, strict=True) if total == lowest]
-        )
+        prefills, scores = self._score(prefills, request)
+        if one_roleset:
+            prefill = pick_lowest(scores, random)
+            decode = pick_lowest(ranking.scores, random)
+        else:
+            prefill, decode = _pick_pair(prefills, scores, ranking, random)
         return (
-            self._choose_prefill(prefills, prefill_scores, best_prefills[chosen], request),
-            self._choose_decode(decodes, decode_scores, best_decodes[chosen], request),
+            self._choose_prefill(prefills, scores, prefill, request),
+            self._choose_decode(ranking, decode, request),
         )
 
     def choose_other_prefill(
@@ -139,10 +127,8 @@ class PrefillDecode:
         if not partners:
             return None
         request = RoutedRequest(facts, state)
-        candidates, scores = _score(self._prefill, partners, request)
-        return self._choose_prefill(
-            candidates, scores, pick_lowest(candidates, scores, state.random), request
-        )
+        candidates, scores = self._score(partners, request)
+        return self._choose_prefill(candidates, scores, pick_lowest(scores, state.random), request)
 
     def _choose_prefill(
         self, pods: Sequence[Pod], scores: Sequence[float], index: int, request: RoutedRequest
@@ -157,32 +143,39 @@ class PrefillDecode:
             self._prefill.count_tokens(pod.uid, request),
         )
 
-    def _choose_decode(
-        self, pods: Sequence[Pod], scores: Sequence[float], index: int, request: RoutedRequest
-    ) -> Choice:
+    def _choose_decode(self, ranking: Ranking, index: int, request: RoutedRequest) -> Choice:
         facts = request.facts
         tokens = facts.prompt_tokens + facts.output_tokens
+        pods, scores = ranking.pods, ranking.scores
         return Choice(pods[index], self._decode.name, scores[index], pods, scores, tokens)
 
+    def _score(
+        self, pods: Sequence[Pod], request: RoutedRequest
+    ) -> tuple[Sequence[Pod], Sequence[float]]:
+        """Return the prefill pods that the policy leaves in, and their scores."""
+        scores = self._prefill.score(pods, request)
+        if math.inf not in scores:
+            return pods, scores
+        left = [index for index, score in enumerate(scores) if score < math.inf]
+        return [pods[index] for index in left], [scores[index] for index in left]
 
-def _score(
-    policy: Policy, pods: Sequence[Pod], request: RoutedRequest
-) -> tuple[Sequence[Pod], Sequence[float]]:
-    """Return the pods that a policy leaves in, and their scores."""
-    scores = policy.score(pods, request)
-    if math.inf not in scores:
-        return pods, scores
-    left = [index for index, score in enumerate(scores) if score < math.inf]
-    return [pods[index] for index in left], [scores[index] for index in left]
 
-
-def _find_best_of_all(
-    pods: Sequence[Pod], scores: Sequence[float], random: Random
-) -> dict[PairingKey, int]:
-    """Return what `_find_best` does, for pods of one roleset."""
-    lowest = min(scores)
-    best = [index for index, score in enumerate(scores) if score == lowest]
-    return {pods[0].pairing: random.choice(best)}
+def _pick_pair(
+    prefills: Sequence[Pod], scores: Sequence[float], ranking: Ranking, random: Random
+) -> tuple[int, int]:
+    """Return the indexes of the pair with the lowest sum of scores, each as a share."""
+    best_prefills = _find_best(prefills, scores, random)
+    best_decodes = _find_best(ranking.pods, ranking.scores, random)
+    highest_prefill = max(_PREFILL_FLOOR, *scores)
+    highest_decode = max(_DECODE_FLOOR, *ranking.scores)
+    pairs = [
+        (index, best_decodes[key]) for key, index in best_prefills.items() if key in best_decodes
+    ]
+    sums = [
+        scores[prefill] / highest_prefill + ranking.scores[decode] / highest_decode
+        for prefill, decode in pairs
+    ]
+    return pairs[pick_lowest(sums, random)]
 
 
 def _find_best(

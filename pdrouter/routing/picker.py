@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 from random import Random
 
-from pdrouter.cluster.pods import Pod
 
-
-def pick_lowest(pods: Sequence[Pod], scores: Sequence[float], random: Random) -> int:
-    """Return the index of the pod with the lowest score, a random one where several have it.
+def pick_lowest(scores: Sequence[float], random: Random) -> int:
+    """Return the index of the lowest score, a random one where several are.
 
     Raises:
-        ValueError: there are no pods.
+        ValueError: there are no scores.
     """
     lowest = min(scores)
     if scores.count(lowest) == 1:

@@ -1,8 +1,10 @@
 """The rules by which the `pd` strategy chooses within one leg."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.routing.decision import RoutingFacts
@@ -58,15 +60,27 @@ class RoutedRequest:
 
     def count_uncached(self, uid: str) -> int:
         """Return how many prompt tokens a pod would have to compute, at least one."""
-        return self.count_computed(self.matches.get(uid, 0))
+        return self.count_computed((self.matches.get(uid, 0),))[0]
 
-    def count_computed(self, blocks: int) -> int:
-        """Return how many prompt tokens are left if so many blocks are cached, at least one."""
-        return max(1, round(self.facts.prompt_tokens * (1.0 - self.facts.prefix.share(blocks))))
+    def count_computed(self, lengths: Iterable[int]) -> list[int]:
+        """Return how many tokens are left if so many blocks are cached, at least one, for each."""
+        tokens, ends, size = (
+            self.facts.prompt_tokens,
+            self.facts.prefix.ends,
+            self.facts.prefix.size,
+        )
+        half = size // 2
+        return [
+            (tokens * (size - (ends[blocks - 1] if blocks else 0)) + half) // size or 1
+            for blocks in lengths
+        ]
 
 
-class Policy(Protocol):
-    """Scores the pods of one leg."""
+class PrefillPolicy(Protocol):
+    """Scores prefill pods.
+
+    In two steps, because what is left after the first has to find partners among the decode pods.
+    """
 
     @property
     def name(self) -> str:
@@ -84,13 +98,30 @@ class Policy(Protocol):
         Infinity takes a pod out, though the others were compared with it; one is always left.
         """
 
-
-class PrefillPolicy(Policy, Protocol):
-    """Scores prefill pods."""
-
     def count_tokens(self, uid: str, request: RoutedRequest) -> int:
         """Return how many prompt tokens a pod would compute for the request."""
 
 
-class DecodePolicy(Policy, Protocol):
+class Ranking(msgspec.Struct, frozen=True):
+    """Decode pods with their scores.
+
+    Attributes:
+        pods: those that are worth scoring, at least one.
+        scores: the score of each: lower is better.
+        note: why they are fewer, for people; empty if they are not.
+    """
+
+    pods: Sequence[Pod]
+    scores: Sequence[float]
+    note: str = ""
+
+
+class DecodePolicy(Protocol):
     """Scores decode pods."""
+
+    @property
+    def name(self) -> str:
+        """Name in settings."""
+
+    def rank(self, pods: Sequence[Pod], request: RoutedRequest) -> Ranking:
+        """Return the pods, of one or more, that are worth scoring, and their scores."""

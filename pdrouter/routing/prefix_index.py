@@ -17,10 +17,10 @@ class PrefixIndex:
     the pods that share a prefix, however many pods there are: each entry is a set of pods, kept as
     the bits of one number.
 
-    Entries live in two generations. A new or used one goes to the young generation; when that is
-    full, or half the time to live is over, or the pods have computed most of what their caches
-    hold, it becomes the old one and the old one is dropped. That bounds memory and age, forgets as
-    fast as engines do, and costs nothing per entry.
+    Entries live in two generations, each in one of them. A new or used one goes to the young
+    generation; when that is full, or half the time to live is over, or the pods have computed most
+    of what their caches hold, it becomes the old one and the old one is dropped. That bounds memory
+    and age, forgets as fast as engines do, and costs nothing per entry.
     """
 
     def __init__(
@@ -49,7 +49,8 @@ class PrefixIndex:
         self._old: dict[int, int] = {}
         self._turned = clock()
         self._bits: dict[str, int] = {}
-        self._names: dict[int, str] = {}
+        self._pods: dict[int, tuple[str, int]] = {}
+        """Pods and their bits, by the number of these: 1 for the lowest."""
         self._alive = 0
         # Bits of pods that are gone, by the number of turns after which no entry has them.
         self._retired: list[tuple[int, int]] = []
@@ -61,20 +62,30 @@ class PrefixIndex:
     def match(self, hashes: Sequence[int]) -> Mapping[str, int]:
         """Return how many blocks, from the first on, each pod has; pods without any are absent."""
         self._turn_if_due()
-        young, old = self._young, self._old
-        matches: dict[str, int] = {}
-        holders = self._alive
+        old, pods = self._old, self._pods
+        holders = previous = self._alive
+        leaving: list[tuple[int, int]] = []
         length = 0
-        for block in hashes:
-            remaining = holders & (young.get(block, 0) | old.get(block, 0))
-            if remaining != holders:
-                if length:
-                    self._note(matches, holders & ~remaining, length)
-                holders = remaining
-                if not holders:
-                    break
+        for block, known in zip(hashes, map(self._young.get, hashes), strict=True):
+            having = old.get(block, 0) if known is None else known
+            # Neighbouring blocks usually have the same pods.
+            if having != previous:
+                previous = having
+                remaining = holders & having
+                if remaining != holders:
+                    leaving.append((length, holders ^ remaining))
+                    holders = remaining
+                    if not holders:
+                        break
             length += 1
-        self._note(matches, holders if length else 0, length)
+        leaving.append((length, holders))
+        matches: dict[str, int] = {}
+        for blocks, those in leaving:
+            left = those if blocks else 0
+            while left:
+                uid, bit = pods[left.bit_length()]
+                matches[uid] = blocks
+                left ^= bit
         return matches
 
     def add(self, hashes: Iterable[int], uid: str, tokens: int = 0) -> list[int]:
@@ -124,7 +135,7 @@ class PrefixIndex:
         """Forget a pod that is gone; its bit is used again once no entry can have it."""
         bit = self._bits.pop(uid, None)
         if bit is not None:
-            del self._names[bit]
+            del self._pods[bit.bit_length()]
             self._alive &= ~bit
             self._retired.append((self._turns + 2, bit))
 
@@ -137,15 +148,9 @@ class PrefixIndex:
                 used |= retired
             bit = 1 << used.bit_length()
         self._bits[uid] = bit
-        self._names[bit] = uid
+        self._pods[bit.bit_length()] = uid, bit
         self._alive |= bit
         return bit
-
-    def _note(self, matches: dict[str, int], holders: int, length: int) -> None:
-        while holders:
-            bit = holders & -holders
-            matches[self._names[bit]] = length
-            holders ^= bit
 
     def _turn_if_due(self) -> None:
         if self._clock() - self._turned >= self._generation_s:

@@ -33,7 +33,7 @@ class SinglePod:
             raise NoReadyPod(pods.model, Role.DECODE if pods.disaggregated else Role.BOTH)
         request = RoutedRequest(facts, state)
         scores = [count_requests(pod.uid, request) if self._by_load else 0.0 for pod in candidates]
-        index = pick_lowest(candidates, scores, state.random)
+        index = pick_lowest(scores, state.random)
         tokens = facts.prompt_tokens + facts.output_tokens
         choice = Choice(candidates[index], self.name, scores[index], candidates, scores, tokens)
         return Decision(None, choice, facts.whole or f"strategy-{self.name}")

@@ -39,14 +39,10 @@ class TimeToFirstToken:
     def score(self, pods: Sequence[Pod], request: RoutedRequest) -> Sequence[float]:
         """Return the predicted seconds for each pod, those of computing weighted."""
         ledger, matches = request.state.ledger, request.matches
-        wait, factor = ledger.predict_prefill_wait, ledger.rates.factor
-        # Most of many pods have cached the same part of the prompt: none.
-        seconds: dict[int, float] = {}
-        scores = []
-        for pod in pods:
-            uid = pod.uid
-            blocks = matches.get(uid, 0)
-            if blocks not in seconds:
-                seconds[blocks] = ledger.rates.predict_fastest(request.count_computed(blocks))
-            scores.append(wait(uid) + self._compute_weight * (seconds[blocks] * factor(uid)))
-        return scores
+        # Most of many pods have cached the same part of the prompt.
+        lengths = {0, *matches.values()}
+        predicted = ledger.rates.predict_fastest(request.count_computed(lengths))
+        weight = self._compute_weight
+        own = {blocks: weight * s for blocks, s in zip(lengths, predicted, strict=True)}
+        uids = [pod.uid for pod in pods]
+        return ledger.predict_prefills(uids, [own[matches.get(uid, 0)] for uid in uids])

@@ -24,6 +24,8 @@ from pdrouter.routing.policy import DecodePolicy, PolicyOptions, RoutedRequest
 from pdrouter.routing.registry import DECODE_POLICIES
 
 NAMES = ("load_balancing", "least_request", "conductor")
+_SPREADS = ("decode_imbalance_spread", "decode_throughput_spread", "decode_score_ratio")
+"""Thresholds of the rules against imbalance."""
 Described = tuple[int, float | None, float | None]
 """Requests, throughput, and share of the KV memory in use."""
 
@@ -50,8 +52,12 @@ def make_routed(described: Sequence[Described]) -> RoutedRequest:
 
 
 def score(name: str, *described: Described, **options: Any) -> list[float]:
+    """What the formula says, whatever the rules against imbalance would say."""
     pods = make_pods(len(described))
-    return list(make_policy(name, **options).score(pods, make_routed(described)))
+    options |= dict.fromkeys(_SPREADS, math.inf)
+    ranking = make_policy(name, **options).rank(pods, make_routed(described))
+    assert (ranking.pods, ranking.note) == (pods, "")
+    return list(ranking.scores)
 
 
 def make_conditions(counts: Sequence[int], throughputs: Sequence[float | None] = ()) -> Any:
@@ -259,23 +265,25 @@ def test_the_first_rule_that_applies_takes_one_pod(
         samples[uid] = EngineSample(0.0, generated_tokens_per_s=each[1])
     now = 20.0
     request = RoutedRequest(RoutingFacts(1, None), make_state(ledger, samples=samples))
-    narrowed, note = make_policy(name).narrow(make_pods(len(described)), request)
-    assert [pod.name for pod in narrowed] == [taken]
-    assert note == f"{name}: decode pods differ, one with {why} it is"
+    ranking = make_policy(name).rank(make_pods(len(described)), request)
+    assert [pod.name for pod in ranking.pods] == [taken]
+    assert len(ranking.scores) == 1
+    assert ranking.note == f"{name}: decode pods differ, one with {why} it is"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_pods_that_differ_little_are_all_left(name: str) -> None:
     pods = make_pods(3)
     request = make_routed([(15, 2000.0, None), (0, 1.0, 0.9), (3, None, None)])
-    assert make_policy(name).narrow(pods, request) == (pods, "")
+    ranking = make_policy(name).rank(pods, request)
+    assert (ranking.pods, ranking.note) == (pods, "")
 
 
 def test_of_several_with_the_fewest_any_is_taken() -> None:
     pods = make_pods(4)
     policy = make_policy("load_balancing")
     request = make_routed([(20, None, None), *[(1, None, None)] * 3])
-    taken = Counter(policy.narrow(pods, request)[0][0].name for _ in range(600))
+    taken = Counter(policy.rank(pods, request).pods[0].name for _ in range(600))
     assert set(taken) == {"d1", "d2", "d3"}
     assert all(150 < count < 250 for count in taken.values())
 
@@ -297,10 +305,11 @@ def test_scores_are_finite_and_what_is_left_was_there(
 ) -> None:
     assert all(0 <= each < math.inf for each in score(name, *described))
     pods = make_pods(len(described))
-    narrowed, note = make_policy(name).narrow(pods, make_routed(described))
-    assert narrowed
-    assert all(pod in pods for pod in narrowed)
-    assert bool(note) == (len(narrowed) < len(pods))
+    ranking = make_policy(name).rank(pods, make_routed(described))
+    assert ranking.pods
+    assert all(pod in pods for pod in ranking.pods)
+    assert len(ranking.scores) == len(ranking.pods)
+    assert bool(ranking.note) == (len(ranking.pods) < len(pods))
 
 
 @settings(max_examples=150, deadline=None)
@@ -321,12 +330,11 @@ def test_more_load_never_makes_a_pod_more_attractive(
         best = set()
         request = make_routed(described)
         for _ in range(12):
-            narrowed, _ = policy.narrow(pods, request)
-            scores = policy.score(narrowed, request)
-            lowest = min(scores)
+            ranking = policy.rank(pods, request)
+            lowest = min(ranking.scores)
             best |= {
                 pod.name
-                for pod, each in zip(narrowed, scores, strict=True)
+                for pod, each in zip(ranking.pods, ranking.scores, strict=True)
                 if each <= lowest + 1e-9
             }
         return best

@@ -14,7 +14,7 @@ from pdrouter.cluster.samples import EngineSample
 from pdrouter.openai.prompt_prefix import NO_PREFIX, PromptPrefix
 from pdrouter.routing.decision import RoutingFacts
 from pdrouter.routing.kv_capacity import KVCapacity, count_requests
-from pdrouter.routing.policy import RoutedRequest
+from pdrouter.routing.policy import Ranking, RoutedRequest
 from pdrouter.routing.prefix_index import PrefixIndex
 from pdrouter.routing.ttft import TimeToFirstToken
 
@@ -90,37 +90,34 @@ def sample(
 
 def test_a_pod_without_room_is_no_candidate() -> None:
     samples = {A.uid: sample(usage=0.9), B.uid: sample(usage=0.2)}
-    pods, note = KVCapacity().narrow([A, B], make_request(samples=samples))
-    assert pods == [B]
-    assert "1 decode pods have no room" in note
+    ranking = KVCapacity().rank([A, B], make_request(samples=samples))
+    assert ranking.pods == [B]
+    assert "1 decode pods have no room" in ranking.note
 
 
 def test_if_no_pod_has_room_all_are_candidates() -> None:
     samples = {A.uid: sample(usage=0.99), B.uid: sample(usage=0.97)}
-    pods, note = KVCapacity().narrow([A, B], make_request(samples=samples))
-    assert (pods, note) == ([A, B], "")
+    ranking = KVCapacity().rank([A, B], make_request(samples=samples))
+    assert (ranking.pods, ranking.note) == ([A, B], "")
 
 
 def test_what_is_on_its_way_counts_before_the_engine_shows_it() -> None:
     ledger = Ledger()
     ledger.start_decode(A.uid, 9_000)
     samples = {A.uid: sample(usage=0.0), B.uid: sample(usage=0.0)}
-    pods, _ = KVCapacity().narrow([A, B], make_request(ledger=ledger, samples=samples))
-    assert pods == [B]
+    assert KVCapacity().rank([A, B], make_request(ledger=ledger, samples=samples)).pods == [B]
 
 
 def test_the_answer_needs_room_too() -> None:
     samples = {A.uid: sample(usage=0.5), B.uid: sample(usage=0.2)}
-    pods, _ = KVCapacity().narrow([A, B], make_request(samples=samples, output_tokens=4_000))
-    assert pods == [B]
+    assert KVCapacity().rank([A, B], make_request(samples=samples, output_tokens=4_000)).pods == [B]
 
 
 def test_without_metrics_the_ledger_decides() -> None:
     ledger = Ledger()
     ledger.start_decode(A.uid, 100)
     request = make_request(ledger=ledger)
-    assert KVCapacity().narrow([A, B], request) == ([A, B], "")
-    assert list(KVCapacity().score([A, B], request)) == [1.0, 0.0]
+    assert KVCapacity().rank([A, B], request) == Ranking([A, B], [1.0, 0.0])
 
 
 def test_requests_of_others_are_those_that_the_engine_had_beyond_ours() -> None:
@@ -139,22 +136,24 @@ def test_beside_other_routers_two_pods_of_each_roleset_are_drawn() -> None:
     pods = [make_pod(f"{name}-{number}", roleset=name) for name in "xy" for number in range(4)]
     pods.append(make_pod("z-0", roleset="z"))
     alone = {pod.uid: EngineSample(0.0, own_requests=2, running=2.0) for pod in pods}
-    assert KVCapacity().narrow(pods, make_request(samples=alone)) == (pods, "")
+    ranking = KVCapacity().rank(pods, make_request(samples=alone))
+    assert (ranking.pods, ranking.note) == (pods, "")
 
     shared = alone | {pods[0].uid: EngineSample(0.0, own_requests=2, running=3.0)}
-    drawn = [KVCapacity().narrow(pods, make_request(samples=shared, seed=n)) for n in range(40)]
-    for chosen, note in drawn:
-        assert Counter(pod.roleset for pod in chosen) == {"x": 2, "y": 2, "z": 1}
-        assert "5 decode pods are drawn" in note
-    assert {pod for chosen, _ in drawn for pod in chosen} == set(pods)
+    drawn = [KVCapacity().rank(pods, make_request(samples=shared, seed=n)) for n in range(40)]
+    for ranking in drawn:
+        assert Counter(pod.roleset for pod in ranking.pods) == {"x": 2, "y": 2, "z": 1}
+        assert len(ranking.scores) == 5
+        assert "5 decode pods are drawn" in ranking.note
+    assert {pod for ranking in drawn for pod in ranking.pods} == set(pods)
 
 
 def test_a_pod_without_room_is_not_drawn() -> None:
     pods = [make_pod(f"pod-{number}") for number in range(4)]
     samples = {pod.uid: EngineSample(0.0, running=1.0, kv_usage=0.99) for pod in pods[:2]}
-    chosen, note = KVCapacity().narrow(pods, make_request(samples=samples))
-    assert set(chosen) == set(pods[2:])
-    assert note == "kv_capacity: 2 decode pods have no room"
+    ranking = KVCapacity().rank(pods, make_request(samples=samples))
+    assert set(ranking.pods) == set(pods[2:])
+    assert ranking.note == "kv_capacity: 2 decode pods have no room"
 
 
 @given(st.integers(0, 20), st.floats(0, 1), st.integers(0, 9_000))
@@ -164,7 +163,7 @@ def test_more_load_never_lowers_a_decode_score(requests: int, usage: float, toke
     for _ in range(requests):
         ledger.start_decode(A.uid, 10)
     request = make_request(ledger=ledger, samples={A.uid: sample(usage=usage)})
-    (before,) = KVCapacity().score([A], request)
+    (before,) = KVCapacity().rank([A], request).scores
     ledger.start_decode(A.uid, tokens)
-    (after,) = KVCapacity().score([A], request)
+    (after,) = KVCapacity().rank([A], request).scores
     assert after > before
