@@ -10,8 +10,11 @@ demo: $(VENV)/demo.installed ## Run engines, router and Envoy here; KEEP=1 leave
 # A cluster is changed by tests only if it is named: make test KUBECONFIG=...
 CLUSTER = $(if $(filter command line,$(origin KUBECONFIG)),KUBECONFIG=$(KUBECONFIG),-u KUBECONFIG)
 
+# A process of its own for each core; tests of one file share what they have started.
+PROCESSES = --numprocesses=auto --maxprocesses=4 --dist=loadfile
+
 test: lint ## All checks
-	env $(CLUSTER) $(BIN)/pytest --cov --cov-report=term
+	env $(CLUSTER) $(BIN)/pytest $(PROCESSES) --cov --cov-report=term
 	$(BIN)/coverage report --fail-under=95 --include='pdrouter/openai/*,pdrouter/engines/*,pdrouter/routing/*,pdrouter/extproc/*'
 
 lint: $(VENV)/dev.installed ## Format, lint, types, order of the rooms
