@@ -60,11 +60,8 @@ class PrefillDecode:
         if not pods.prefill:
             raise NoReadyPod(pods.model, Role.PREFILL if pods.decode else Role.DECODE)
         notes: list[str] = []
-        prefills, ranking = self._rank(pods, request, notes)
-        prefill, decode = self._pair(prefills, ranking, request, one_roleset=len(pods.decode) == 1)
-        if len(prefill.candidates) < len(prefills):
-            dropped = len(prefills) - len(prefill.candidates)
-            notes.append(f"{prefill.policy}: {dropped} prefill pods are left out")
+        prefills, decodes = self._rank(pods, request, notes)
+        prefill, decode = self._pair(prefills, decodes, request, one_roleset=len(pods.decode) == 1)
         return Decision(prefill, decode, notes=tuple(notes))
 
     def _decide_whole(self, reason: str, pods: ModelPods, request: RoutedRequest) -> Decision:
@@ -77,38 +74,36 @@ class PrefillDecode:
 
     def _rank(
         self, pods: ModelPods, request: RoutedRequest, notes: list[str]
-    ) -> tuple[Sequence[Pod], Ranking]:
-        """Let the policies drop pods; what is left has partners on the other side."""
+    ) -> tuple[Ranking, Ranking]:
+        """Let the policies drop pods and score the rest, which has partners on the other side."""
         prefills, note = self._prefill.narrow(pods.prefill, request)
         if note:
             notes.append(note)
         if len(prefills) < len(pods.prefill):
             pods = pods.keep_pairs(prefills, pods.decode)
-        ranking = self._decode.rank(pods.partners, request)
-        if ranking.note:
-            notes.append(ranking.note)
-            partners = {pod.pairing for pod in ranking.pods}
+        decodes = self._decode.rank(pods.partners, request)
+        if decodes.note:
+            notes.append(decodes.note)
+            partners = {pod.pairing for pod in decodes.pods}
             prefills = [pod for pod in prefills if pod.pairing in partners]
-        return prefills, ranking
+        scored = self._score(prefills, request)
+        if len(scored.pods) < len(prefills):
+            dropped = len(prefills) - len(scored.pods)
+            notes.append(f"{self._prefill.name}: {dropped} prefill pods are left out")
+        return scored, decodes
 
     def _pair(
-        self,
-        prefills: Sequence[Pod],
-        ranking: Ranking,
-        request: RoutedRequest,
-        *,
-        one_roleset: bool,
+        self, prefills: Ranking, decodes: Ranking, request: RoutedRequest, *, one_roleset: bool
     ) -> tuple[Choice, Choice]:
         random = request.state.random
-        prefills, scores = self._score(prefills, request)
         if one_roleset:
-            prefill = pick_lowest(scores, random)
-            decode = pick_lowest(ranking.scores, random)
+            prefill = pick_lowest(prefills.scores, random)
+            decode = pick_lowest(decodes.scores, random)
         else:
-            prefill, decode = _pick_pair(prefills, scores, ranking, random)
+            prefill, decode = _pick_pair(prefills, decodes, random)
         return (
-            self._choose_prefill(prefills, scores, prefill, request),
-            self._choose_decode(ranking, decode, request),
+            self._choose_prefill(prefills, prefill, request),
+            self._choose_decode(decodes, decode, request),
         )
 
     def choose_other_prefill(
@@ -127,65 +122,50 @@ class PrefillDecode:
         if not partners:
             return None
         request = RoutedRequest(facts, state)
-        candidates, scores = self._score(partners, request)
-        return self._choose_prefill(candidates, scores, pick_lowest(scores, state.random), request)
+        ranking = self._score(partners, request)
+        return self._choose_prefill(ranking, pick_lowest(ranking.scores, state.random), request)
 
-    def _choose_prefill(
-        self, pods: Sequence[Pod], scores: Sequence[float], index: int, request: RoutedRequest
-    ) -> Choice:
-        pod = pods[index]
-        return Choice(
-            pod,
-            self._prefill.name,
-            scores[index],
-            pods,
-            scores,
-            self._prefill.count_tokens(pod.uid, request),
-        )
-
-    def _choose_decode(self, ranking: Ranking, index: int, request: RoutedRequest) -> Choice:
-        facts = request.facts
-        tokens = facts.prompt_tokens + facts.output_tokens
-        pods, scores = ranking.pods, ranking.scores
-        return Choice(pods[index], self._decode.name, scores[index], pods, scores, tokens)
-
-    def _score(
-        self, pods: Sequence[Pod], request: RoutedRequest
-    ) -> tuple[Sequence[Pod], Sequence[float]]:
+    def _score(self, pods: Sequence[Pod], request: RoutedRequest) -> Ranking:
         """Return the prefill pods that the policy leaves in, and their scores."""
         scores = self._prefill.score(pods, request)
         if math.inf not in scores:
-            return pods, scores
+            return Ranking(pods, scores)
         left = [index for index, score in enumerate(scores) if score < math.inf]
-        return [pods[index] for index in left], [scores[index] for index in left]
+        return Ranking([pods[index] for index in left], [scores[index] for index in left])
+
+    def _choose_prefill(self, ranking: Ranking, index: int, request: RoutedRequest) -> Choice:
+        pods, scores = ranking.pods, ranking.scores
+        tokens = self._prefill.count_tokens(pods[index].uid, request)
+        return Choice(pods[index], self._prefill.name, scores[index], pods, scores, tokens)
+
+    def _choose_decode(self, ranking: Ranking, index: int, request: RoutedRequest) -> Choice:
+        pods, scores = ranking.pods, ranking.scores
+        tokens = request.facts.prompt_tokens + request.facts.output_tokens
+        return Choice(pods[index], self._decode.name, scores[index], pods, scores, tokens)
 
 
-def _pick_pair(
-    prefills: Sequence[Pod], scores: Sequence[float], ranking: Ranking, random: Random
-) -> tuple[int, int]:
+def _pick_pair(prefills: Ranking, decodes: Ranking, random: Random) -> tuple[int, int]:
     """Return the indexes of the pair with the lowest sum of scores, each as a share."""
-    best_prefills = _find_best(prefills, scores, random)
-    best_decodes = _find_best(ranking.pods, ranking.scores, random)
-    highest_prefill = max(_PREFILL_FLOOR, *scores)
-    highest_decode = max(_DECODE_FLOOR, *ranking.scores)
+    best_prefills = _find_best(prefills, random)
+    best_decodes = _find_best(decodes, random)
+    highest_prefill = max(_PREFILL_FLOOR, *prefills.scores)
+    highest_decode = max(_DECODE_FLOOR, *decodes.scores)
     pairs = [
         (index, best_decodes[key]) for key, index in best_prefills.items() if key in best_decodes
     ]
     sums = [
-        scores[prefill] / highest_prefill + ranking.scores[decode] / highest_decode
+        prefills.scores[prefill] / highest_prefill + decodes.scores[decode] / highest_decode
         for prefill, decode in pairs
     ]
     return pairs[pick_lowest(sums, random)]
 
 
-def _find_best(
-    pods: Sequence[Pod], scores: Sequence[float], random: Random
-) -> dict[PairingKey, int]:
+def _find_best(ranking: Ranking, random: Random) -> dict[PairingKey, int]:
     """Return the index of the pod with the lowest score in each roleset, ties at random."""
     lowest: dict[PairingKey, float] = {}
     best: dict[PairingKey, list[int]] = {}
     key, low = None, math.inf
-    for index, (pod, score) in enumerate(zip(pods, scores, strict=True)):
+    for index, (pod, score) in enumerate(zip(ranking.pods, ranking.scores, strict=True)):
         # Most neighbours are of one roleset: its key need not be looked up for each.
         if pod.pairing is not key:
             key = pod.pairing

@@ -103,7 +103,7 @@ class PrefillPolicy(Protocol):
 
 
 class Ranking(msgspec.Struct, frozen=True):
-    """Decode pods with their scores.
+    """Pods of one leg with their scores.
 
     Attributes:
         pods: those that are worth scoring, at least one.
