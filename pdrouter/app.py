@@ -111,6 +111,19 @@ class Router:
         self._client = PrefillClient(_limit_client(settings))
         state = RoutingState(self.ledger, prefixes, self._engines.samples, time.monotonic, Random())
         dispatcher = self._create_dispatcher(state, lengths)
+        self.server = self._create_server(dispatcher, answers, log_entries)
+        self.admin = AdminServer(
+            self.cache,
+            self.ledger,
+            self.telemetry,
+            settings.show(),
+            lambda: self.server.draining,
+        )
+
+    def _create_server(
+        self, dispatcher: Dispatcher, answers: AnswerReports, log_entries: Counter[str]
+    ) -> Server:
+        settings = self._settings
         policy = ExchangePolicy(
             settings.expose_pods,
             settings.explain_decisions,
@@ -118,7 +131,7 @@ class Router:
             settings.max_message_bytes - HANDLE_HEADROOM_BYTES,
             settings.observe_tokens,
         )
-        self.server = self.server_class(
+        return self.server_class(
             lambda: Exchange(dispatcher, self.cache, self.telemetry, answers, policy),
             ServerOptions(
                 *settings.grpc_bind,
@@ -129,13 +142,6 @@ class Router:
             [AccessLogService(answers.receive, log_entries).handler()]
             if settings.observe_tokens.access_log
             else [],
-        )
-        self.admin = AdminServer(
-            self.cache,
-            self.ledger,
-            self.telemetry,
-            settings.show(),
-            lambda: self.server.draining,
         )
 
     def _create_dispatcher(self, state: RoutingState, lengths: OutputLengths) -> Dispatcher:
