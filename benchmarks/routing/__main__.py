@@ -1,6 +1,6 @@
 """Compares ways to choose pods at rising load, and writes a report.
 
-`python -m benchmarks.routing`. Takes about ten minutes on two cores; `--quick` takes seconds.
+`python -m benchmarks.routing`. Takes 25 minutes on two cores; `--quick` takes seconds.
 """
 
 import argparse
@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 
 from benchmarks.routing.comparison import compare, find_held_load
-from benchmarks.routing.contenders import AIBRIX, CONTENDERS
+from benchmarks.routing.contenders import AIBRIX, CONTENDERS, OURS
 from benchmarks.routing.experiment import (
     HALVES,
     Finding,
@@ -103,6 +103,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--processes", type=int, default=os.cpu_count() or 1)
     add("--quick", action="store_true", help="few requests, one cluster, three loads")
     options = parser.parse_args(arguments)
+    if not {AIBRIX, OURS} <= set(options.contenders):
+        parser.error(f"--contenders: the report compares {AIBRIX} and {OURS}, name both")
     if options.workloads is None:
         options.workloads = list(GENERATORS if options.traces is None else TRACE_NAMES)
     if options.quick:

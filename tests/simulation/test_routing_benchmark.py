@@ -81,3 +81,11 @@ def test_the_quick_benchmark_writes_a_report(
         assert f"| {contender} |" in report
     assert (tmp_path / "routing-h100-8p-8d.png").read_bytes().startswith(b"\x89PNG")
     assert {finding["workload"] for finding in written["findings"]} == {"chat", "bursts"}
+
+
+def test_the_two_that_the_report_compares_must_be_there(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--quick", "--contenders", "pdrouter", "mooncake"])
+    assert "the report compares aibrix and pdrouter" in capsys.readouterr().err
