@@ -120,6 +120,13 @@ class RoutingSettings:
         "How many times a second of computing counts as much as one of waiting, for `ttft`. "
         "Higher: prompts go where they are cached, even if they wait.",
     )
+    others_weight: float = declare(
+        0.35,
+        "PDROUTER_OTHERS_WEIGHT",
+        number(float, "a number", 0.0, 1.0),
+        "How much of the prefill work that others have sent counts in a choice, for `ttft`. "
+        "Lower: routers that see the same metrics crowd less onto the pod that looks idle.",
+    )
     metrics_interval_ms: int = declare(
         1000,
         "AIBRIX_POD_METRIC_REFRESH_INTERVAL_MS",
@@ -183,6 +190,7 @@ class RoutingSettings:
         """Return what is set of `pd` and its policies."""
         return PolicyOptions(
             compute_weight=self.compute_weight,
+            others_weight=self.others_weight,
             bucketing=self.bucketing,
             prefill_imbalance_spread=self.prefill_imbalance_spread,
             decode_imbalance_spread=self.decode_imbalance_spread,

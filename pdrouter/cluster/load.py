@@ -206,12 +206,15 @@ class Ledger:
         """Return the seconds until a pod has done the prefill legs that it has, as predicted."""
         return self.predict_prefills((uid,), (0.0,))[0]
 
-    def predict_prefills(self, uids: Iterable[str], own: Iterable[float]) -> list[float]:
+    def predict_prefills(
+        self, uids: Iterable[str], own: Iterable[float], others_weight: float = 1.0
+    ) -> list[float]:
         """Return the seconds until each pod has done the prefill legs that it has, and one more.
 
         Args:
             uids: the pods.
             own: the seconds that the fastest pod needs for the leg that is added to each.
+            others_weight: how much of what others have sent there is waited for.
         """
         now = self._clock()
         queues, others, factors = self._queues, self._others, self.rates.factors
@@ -226,7 +229,9 @@ class Ledger:
                 # wrong: the longer it is late, the longer it will take.
                 left = abs(queue.first * factor - (now - queue.since))
                 seconds = left + (queue.rest + added) * factor
-            predicted.append(seconds + self._predict_others(uid) if uid in others else seconds)
+            if uid in others:
+                seconds += others_weight * self._predict_others(uid)
+            predicted.append(seconds)
         return predicted
 
     def note_others(self, uid: str, requests: float) -> None:

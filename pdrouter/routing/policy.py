@@ -18,6 +18,7 @@ class PolicyOptions:
     Attributes:
         compute_weight: how many times a second of computing counts as much as one of waiting, for
             `ttft`.
+        others_weight: how much of the prefill work that others have sent counts, for `ttft`.
         bucketing: whether pods say in their configuration which prompt lengths they are for.
         prefill_imbalance_spread: prefill legs by which pods may differ before one with the fewest
             is taken.
@@ -34,6 +35,7 @@ class PolicyOptions:
     """
 
     compute_weight: float = 3.0
+    others_weight: float = 0.35
     bucketing: bool = False
     prefill_imbalance_spread: int = 16
     decode_imbalance_spread: float = 16.0

@@ -69,6 +69,18 @@ def test_a_hot_prefix_spreads_once_its_pod_is_too_busy() -> None:
     assert cold < hot
 
 
+def test_work_of_others_counts_for_a_part() -> None:
+    ledger = Ledger(PrefillRates(1000), lambda: 0.0)
+    for _ in range(300):
+        ledger.start_prefill("elsewhere", 2000)
+    ledger.note_others(A.uid, 3)
+    request = make_request(ledger=ledger)
+    none, _ = TimeToFirstToken(others_weight=0).score([A, B], request)
+    half, idle = TimeToFirstToken(others_weight=0.5).score([A, B], request)
+    assert none == idle
+    assert half - idle == pytest.approx(3.0, rel=0.02)
+
+
 @given(st.lists(st.integers(0, 5000), min_size=1, max_size=5), st.integers(1, 5000))
 @settings(deadline=None)
 def test_more_work_never_lowers_a_prefill_score(queue: list[int], more: int) -> None:

@@ -97,6 +97,7 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     "PDROUTER_DECISION_DETAIL": (_BOOLEANS, _NO_BOOLEANS),
     "PDROUTER_KEPT_DECISIONS": ([("0", 0), ("10000", 10_000)], ["-1", "10001", "x"]),
     "PDROUTER_COMPUTE_WEIGHT": ([("0.1", 0.1), ("100", 100)], ["0", "101", "x"]),
+    "PDROUTER_OTHERS_WEIGHT": ([("0", 0), ("1", 1)], ["-0.1", "1.1", "x"]),
     "AIBRIX_POD_METRIC_REFRESH_INTERVAL_MS": ([("10", 10), ("10000", 10_000)], ["9", "1.5"]),
     "AIBRIX_PROMPT_LENGTH_BUCKETING": (_BOOLEANS, _NO_BOOLEANS),
     "AIBRIX_PREFILL_LOAD_IMBALANCE_MIN_SPREAD": ([("0", 0), ("16", 16)], ["-1", "1.5"]),
