@@ -98,8 +98,8 @@ class RoutingSettings:
         None,
         "PDROUTER_MAX_WAIT",
         seconds(0, 86400, above=True),
-        "Predicted time in the queue of the best prefill pod above which requests are refused "
-        "(429) before any work is done for them. Unset: no limit.",
+        "Predicted time in a prefill queue that a request may have to wait. Pods with longer ones "
+        "get none; if all have, it is refused (429) before any work is done. Unset: no limit.",
     )
     prefix_index_bytes: int = declare(
         64 * MIB,

@@ -114,7 +114,7 @@ class SGLangCacheAware(_Scored):
         if max(loads) - min(loads) > self._SPREAD and max(loads) > self._RATIO * min(loads):
             return [float(load) for load in loads]
         matches = [request.matches.get(pod.uid, 0) for pod in pods]
-        if request.facts.prefix.share(max(matches)) > self._MATCH:
+        if _share(request, max(matches)) > self._MATCH:
             return [float(-match) for match in matches]
         return [float(self._cached.get(pod.uid, 0)) for pod in pods]
 
@@ -159,5 +159,11 @@ class MooncakeStyle(_Scored):
     def count_tokens(self, uid: str, request: RoutedRequest) -> int:
         """Return what the pod would have to compute."""
         matched = request.matches.get(uid, 0)
-        worth = request.facts.prefix.share(matched) >= self._MATCH
+        worth = _share(request, matched) >= self._MATCH
         return request.count_uncached(uid) if worth else request.facts.prompt_tokens
+
+
+def _share(request: RoutedRequest, blocks: int) -> float:
+    """Return how much of the prompt the first so many blocks are, 0 to 1."""
+    prefix = request.facts.prefix
+    return prefix.ends[blocks - 1] / prefix.size if blocks else 0.0

@@ -1,7 +1,7 @@
 """The ledger of work in flight on each pod, as far as this process has sent it there."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 
@@ -123,29 +123,35 @@ class _PrefillQueue:
     leg is done when the work before it and its own is.
 
     Attributes:
-        since: when the first leg came to the front.
-        seconds: what the fastest pod was predicted to take for each leg, when it was sent.
-        first: that of the first leg.
-        rest: the sum of those of the others.
+        since: when the first leg came to the front, or a later one was carried out.
+        tokens: tokens to compute, padded, by leg. Whole numbers, as `float`: so are the sums, and
+            float by float is the product that costs least.
+        first: those of the first leg.
+        first_squares: the square of that.
+        rest: the sum of those of the other legs.
+        rest_squares: the sum of their squares.
     """
 
-    __slots__ = ("first", "rest", "seconds", "since")
+    __slots__ = ("first", "first_squares", "rest", "rest_squares", "since", "tokens")
 
-    def __init__(self, now: float, scope: PrefillScope, seconds: float) -> None:
+    def __init__(self, now: float, scope: PrefillScope, tokens: float) -> None:
         self.since = now
-        self.seconds = {scope: seconds}
-        self.first = seconds
-        self.rest = 0.0
+        self.tokens = {scope: tokens}
+        self.first, self.first_squares = tokens, tokens * tokens
+        self.rest = self.rest_squares = 0.0
 
-    def add(self, scope: PrefillScope, seconds: float) -> None:
-        self.seconds[scope] = seconds
-        self.rest += seconds
+    def add(self, scope: PrefillScope, tokens: float) -> None:
+        self.tokens[scope] = tokens
+        self.rest += tokens
+        self.rest_squares += tokens * tokens
 
     def remove(self, scope: PrefillScope) -> None:
-        seconds = self.seconds.pop(scope)
-        first = next(iter(self.seconds.values()), 0.0)
-        self.rest += self.first - seconds - first
-        self.first = first
+        tokens = self.tokens.pop(scope)
+        first = next(iter(self.tokens.values()), 0.0)
+        squares = first * first
+        self.rest += self.first - tokens - first
+        self.rest_squares += self.first_squares - tokens * tokens - squares
+        self.first, self.first_squares = first, squares
 
 
 class _MeanLeg:
@@ -157,7 +163,7 @@ class _MeanLeg:
         self.tokens = 0.0
         self.squares = 0.0
 
-    def add(self, tokens: int) -> None:
+    def add(self, tokens: float) -> None:
         self.tokens += (tokens - self.tokens) * _NEW_LEG
         self.squares += (tokens * tokens - self.squares) * _NEW_LEG
 
@@ -207,31 +213,35 @@ class Ledger:
         return self.predict_prefills((uid,), (0.0,))[0]
 
     def predict_prefills(
-        self, uids: Iterable[str], own: Iterable[float], others_weight: float = 1.0
+        self, uids: Sequence[str], added: Iterable[float], others_weight: float = 1.0
     ) -> list[float]:
         """Return the seconds until each pod has done the prefill legs that it has, and one more.
 
         Args:
             uids: the pods.
-            own: the seconds that the fastest pod needs for the leg that is added to each.
+            added: the seconds that the fastest pod needs for the leg that is added to each; where
+                they are weighted, so is their part of what is returned.
             others_weight: how much of what others have sent there is waited for.
         """
         now = self._clock()
-        queues, others, factors = self._queues, self._others, self.rates.factors
+        queues, factors = self._queues, self.rates.factors
+        linear, quadratic = self.rates.linear, self.rates.quadratic
         predicted = []
-        for uid, added in zip(uids, own, strict=True):
+        for uid, seconds in zip(uids, added, strict=True):
             factor = factors.get(uid, 1.0)
             queue = queues.get(uid)
             if queue is None:
-                seconds = added * factor
+                predicted.append(seconds * factor)
             else:
+                first = linear * queue.first + quadratic * queue.first_squares
+                rest = linear * queue.rest + quadratic * queue.rest_squares
                 # The first leg is under way. If it is overdue, it hangs, or the prediction was
                 # wrong: the longer it is late, the longer it will take.
-                left = abs(queue.first * factor - (now - queue.since))
-                seconds = left + (queue.rest + added) * factor
-            if uid in others:
-                seconds += others_weight * self._predict_others(uid)
-            predicted.append(seconds)
+                left = abs(first * factor - (now - queue.since))
+                predicted.append(left + (rest + seconds) * factor)
+        if self._others:
+            for index, uid in enumerate(uids):
+                predicted[index] += others_weight * self._predict_others(uid)
         return predicted
 
     def note_others(self, uid: str, requests: float) -> None:
@@ -262,12 +272,12 @@ class Ledger:
         self.drains.watch(uid, self._clock())
         scope = PrefillScope(self, uid, amount)
         queue = self._queues.get(uid)
-        (seconds,) = self.rates.predict_fastest((tokens,))
+        padded = float(self.rates.pad(tokens))
         if queue is None:
-            self._queues[uid] = _PrefillQueue(self._clock(), scope, seconds)
+            self._queues[uid] = _PrefillQueue(self._clock(), scope, padded)
         else:
-            queue.add(scope, seconds)
-        self._mean_leg.add(self.rates.pad(tokens))
+            queue.add(scope, padded)
+        self._mean_leg.add(padded)
         self._loads.setdefault(uid, PodLoad()).add(amount)
         return scope
 
@@ -283,11 +293,11 @@ class Ledger:
         queue = self._queues[uid]
         now = self._clock()
         if completed is not None and self.drains.watches(uid):
-            self._learn(uid, queue, queue.seconds[scope], completed, now - queue.since)
+            self._learn(uid, queue, queue.tokens[scope], completed, now - queue.since)
             self.drains.note(uid, now)
-        was_first = next(iter(queue.seconds)) is scope
+        was_first = next(iter(queue.tokens)) is scope
         queue.remove(scope)
-        if not queue.seconds:
+        if not queue.tokens:
             del self._queues[uid]
         elif was_first or completed is not None:
             queue.since = now
@@ -303,13 +313,14 @@ class Ledger:
         Args:
             uid: the pod.
             queue: its queue, with the leg.
-            expected: seconds that the fastest pod was predicted to take for the leg.
+            expected: tokens that the leg was to compute, padded.
             computed: tokens that it has computed.
             seconds: how long that took, with others' work.
         """
-        (actual,) = self.rates.predict_fastest((computed,))
-        legs = queue.first + queue.rest - expected + actual
-        own = legs * self.rates.factors.get(uid, 1.0)
+        padded = self.rates.pad(computed)
+        tokens = queue.first + queue.rest - expected + padded
+        squares = queue.first_squares + queue.rest_squares - expected * expected + padded * padded
+        own = self.rates.predict_sum(uid, tokens, squares)
         others = self._predict_others(uid)
         if own > 0:
             seconds = min(seconds, _GREATEST_SURPRISE * (own + others))

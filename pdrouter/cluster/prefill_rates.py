@@ -32,6 +32,11 @@ class PrefillRates:
     The curve is that of the fastest pod. Fitted to seconds from which each pod's own factor was
     taken out altogether, curve and factors could drift, in opposite directions; fitted to the mean
     pod, it would follow what other routers' requests make pods wait.
+
+    Attributes:
+        linear: seconds per token of the curve.
+        quadratic: seconds per square of a token.
+        factors: how many times longer than the fastest pods take, by UID; 1 where absent.
     """
 
     __slots__ = ("_buckets", "_factors", "_moments", "_scales", "factors", "linear", "quadratic")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class EngineSample:
-    """Load signals of one engine; None for those that it does not give.
+    """Load signals of one engine; None for those that it does not give. All are finite.
 
     Attributes:
         at: when they were read, on the clock of the ledger.
@@ -17,7 +17,7 @@ class EngineSample:
         kv_capacity_tokens: size of the KV memory, in tokens.
         generated_tokens_per_s: tokens generated per second since the sample before.
         prefill_seconds: mean duration of a prefill, as the engine counts it.
-        kv_used_tokens: tokens in the KV memory; 0 if one of the two before is not given.
+        kv_used_tokens: tokens in the KV memory; 0 if usage or size are not given.
         others: requests there that are not this router's: another's, or sent past all routers.
     """
 

@@ -18,8 +18,9 @@ from pdrouter.extproc.refusals import refuse_for_now
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.prompt_prefix import NO_PREFIX, hash_prompt
 from pdrouter.openai.request import InferenceRequest, count_token_ids
+from pdrouter.routing.admission import QueueTooLong, limit_wait
 from pdrouter.routing.aggregation import Aggregation, is_faster_whole
-from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts, Strategy
+from pdrouter.routing.decision import Decision, NoReadyPod, RoutingFacts, Strategy
 from pdrouter.routing.filters import keep_partners_of, keep_selected
 from pdrouter.routing.label_selector import LabelSelector, SelectorInvalid, parse_selector
 from pdrouter.routing.output_length import OutputLengths
@@ -234,8 +235,9 @@ class PodChooser:
         record.routing_s = time.perf_counter() - start
         record.decision = decision
         record.aggregated = decision.reason
-        if decision.prefill is not None:
-            self._admit(decision.prefill)
+        if self.policy.max_wait_s is not None:
+            decision = self._limit_wait(self.policy.max_wait_s, decision, strategy, facts, pods)
+            record.decision = decision
         self.observer.request_routed(record)
         return decision
 
@@ -260,15 +262,22 @@ class PodChooser:
                 raise
             return strategy.decide(structs.replace(facts, whole="no-ready-pair"), pods, self.state)
 
-    def _admit(self, prefill: Choice) -> None:
+    def _limit_wait(
+        self,
+        limit_s: float,
+        decision: Decision,
+        strategy: Strategy,
+        facts: RoutingFacts,
+        pods: ModelPods,
+    ) -> Decision:
         """Refuse a request that would wait too long, before any work is done for it."""
-        limit = self.policy.max_wait_s
-        if limit is None:
-            return
-        wait = self.state.ledger.predict_prefill_wait(prefill.pod.uid)
-        if wait > limit:
-            message = f"the prefill queue is {wait:.1f} s long, and may be {limit:g} s"
-            raise refuse_for_now(429, "overloaded", message, ceil(wait - limit))
+        try:
+            return limit_wait(decision, strategy, facts, pods, self.state, limit_s=limit_s)
+        except QueueTooLong as error:
+            message = f"{error}, and may be {limit_s:g} s"
+            raise refuse_for_now(
+                429, "overloaded", message, ceil(error.wait_s - limit_s)
+            ) from error
 
 
 def _do_nothing() -> None:

@@ -12,11 +12,11 @@ from pdrouter.openai.request import InferenceRequest
 
 _SIZES = (256,) * 16 + (512,) * 24 + (1024,) * 48 + (2048,) * 480 + (16384,) * 448
 """Sizes of a prompt's blocks in bytes. They grow, for what counts is the share of the prompt that
-is cached, and a request with a long prompt should not cost much more to route: 32 KB have 56
-blocks, 1 MB 556."""
-_SMALL_BLOCKS = 16 + 24 + 48
-
+is cached, and a request with a long prompt should not cost much more to route: 32 KiB have 56
+blocks, 1 MiB 568."""
 _ENDS = tuple(accumulate(_SIZES))
+_SMALL_BLOCKS = _SIZES.index(2048)
+"""How many blocks are small enough that copying them costs less than looking at them in place."""
 
 _CONTEXT = (
     "tools",
@@ -44,10 +44,6 @@ class PromptPrefix(msgspec.Struct, frozen=True):
     hashes: tuple[int, ...]
     ends: tuple[int, ...]
     size: int
-
-    def share(self, blocks: int) -> float:
-        """Return how much of the prompt the first so many blocks are, 0 to 1."""
-        return self.ends[blocks - 1] / self.size if blocks else 0.0
 
 
 NO_PREFIX = PromptPrefix((), (), 1)

@@ -82,7 +82,7 @@ class _Look(msgspec.Struct, frozen=True):
 
 
 def _look_at(pods: Sequence[Pod], request: RoutedRequest) -> _Look:
-    # One loop for everything, and no calls in it: it is gone through for every decode pod.
+    # One loop for everything: it is gone through for every decode pod.
     samples, loads = request.state.samples, request.state.ledger.loads
     need = request.facts.prompt_tokens + request.facts.output_tokens
     usages: list[float] = []
@@ -100,7 +100,7 @@ def _look_at(pods: Sequence[Pod], request: RoutedRequest) -> _Look:
                 requests += others
             if capacity:
                 used, reserved = sample.kv_used_tokens, load.decode_tokens
-                tokens = used if used > reserved else reserved  # noqa: FURB136 -- no calls here
+                tokens = used if used > reserved else reserved  # noqa: FURB136 -- max() takes longer
                 usage = (tokens + need) / capacity
             else:
                 usage = sample.kv_usage or 0.0

@@ -75,7 +75,7 @@ class PrefillDecode:
     def _rank(
         self, pods: ModelPods, request: RoutedRequest, notes: list[str]
     ) -> tuple[Ranking, Ranking]:
-        """Let the policies drop pods and score the rest, which has partners on the other side."""
+        """Let the policies drop pods, and those without partners with them; score the rest."""
         prefills, note = self._prefill.narrow(pods.prefill, request)
         if note:
             notes.append(note)

@@ -66,12 +66,8 @@ class RoutedRequest:
 
     def count_computed(self, lengths: Iterable[int]) -> list[int]:
         """Return how many tokens are left if so many blocks are cached, at least one, for each."""
-        tokens, ends, size = (
-            self.facts.prompt_tokens,
-            self.facts.prefix.ends,
-            self.facts.prefix.size,
-        )
-        half = size // 2
+        tokens, prefix = self.facts.prompt_tokens, self.facts.prefix
+        ends, size, half = prefix.ends, prefix.size, prefix.size // 2
         return [
             (tokens * (size - (ends[blocks - 1] if blocks else 0)) + half) // size or 1
             for blocks in lengths
@@ -109,7 +105,7 @@ class Ranking(msgspec.Struct, frozen=True):
 
     Attributes:
         pods: those that are worth scoring, at least one.
-        scores: the score of each: lower is better.
+        scores: the score of each: lower is better, and finite.
         note: why they are fewer, for people; empty if they are not.
     """
 

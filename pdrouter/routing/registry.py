@@ -31,7 +31,7 @@ def _take_decode(
 
 PREFILL_POLICIES: Mapping[str, Callable[[PolicyOptions], PrefillPolicy]] = MappingProxyType(
     {
-        "ttft": lambda options: TimeToFirstToken(options.compute_weight, options.others_weight),
+        "ttft": TimeToFirstToken,
         "prefix_cache": _take_prefill("prefix_cache", aibrix_prefill.score_by_prefix),
         "least_request": _take_prefill("least_request", aibrix_prefill.score_by_requests),
         "conductor": _take_prefill("conductor", aibrix_prefill.score_by_time),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from pdrouter.cluster.pods import Pod
-from pdrouter.routing.policy import RoutedRequest
+from pdrouter.routing.policy import DEFAULT_OPTIONS, PolicyOptions, RoutedRequest
 
 
 class TimeToFirstToken:
@@ -13,9 +13,8 @@ class TimeToFirstToken:
     pod's own measured speed. The second counts several times: what is computed anew although
     another pod has it delays all who come after, waiting does not.
 
-    What others have sent shows in the engine's metrics, late, and to all routers at once. Counted
-    in full, it would send all of them to the same pod until the next look; they even most of it out
-    before this request's turn comes.
+    What others have sent shows in the engine's metrics, late, and to all routers at once: counted
+    in full, it draws all of them to the same pod until the next look. So a part of it counts.
 
     It needs no rule of its own for hot prefixes: when the queue of the pod that has one is longer
     than computing it anew, another pod gets it, and has it from then on.
@@ -23,15 +22,14 @@ class TimeToFirstToken:
 
     name = "ttft"
 
-    def __init__(self, compute_weight: float = 3.0, others_weight: float = 0.35) -> None:
+    def __init__(self, options: PolicyOptions = DEFAULT_OPTIONS) -> None:
         """Set up the policy.
 
         Args:
-            compute_weight: how many times a second of computing counts as much as one of waiting.
-            others_weight: how much of the work that others have sent counts.
+            options: the weights.
         """
-        self._others_weight = others_weight
-        self._compute_weight = compute_weight
+        self._compute_weight = options.compute_weight
+        self._others_weight = options.others_weight
 
     def narrow(self, pods: Sequence[Pod], request: RoutedRequest) -> tuple[Sequence[Pod], str]:
         """Return all pods."""
@@ -49,8 +47,8 @@ class TimeToFirstToken:
         lengths = {0, *matches.values()}
         predicted = ledger.rates.predict_fastest(request.count_computed(lengths))
         weight = self._compute_weight
-        own = {blocks: weight * s for blocks, s in zip(lengths, predicted, strict=True)}
+        added = {blocks: weight * s for blocks, s in zip(lengths, predicted, strict=True)}
         uids = [pod.uid for pod in pods]
         return ledger.predict_prefills(
-            uids, [own[matches.get(uid, 0)] for uid in uids], self._others_weight
+            uids, [added[matches.get(uid, 0)] for uid in uids], self._others_weight
         )

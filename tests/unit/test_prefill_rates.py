@@ -104,6 +104,45 @@ def test_the_wait_is_the_work_ahead_less_what_is_done_of_it() -> None:
     assert ledger.predict_prefill_wait("a") == pytest.approx(0.5)
 
 
+def test_what_waits_is_predicted_by_what_has_been_learnt_since_it_was_sent() -> None:
+    clock = Clock()
+    ledger = Ledger(PrefillRates(8000), clock)
+    queue = [ledger.start_prefill("a", 8000) for _ in range(10)]
+    for scope in queue[:5]:
+        # The pods are ten times slower than was assumed.
+        clock.now += 10
+        with scope:
+            scope.complete()
+    assert ledger.predict_prefill_wait("a") == pytest.approx(50, rel=0.3)
+
+
+def test_a_leg_may_leave_the_queue_out_of_turn() -> None:
+    ledger = Ledger(PrefillRates(1000), lambda: 0.0)
+    first, second, third = (ledger.start_prefill("a", tokens) for tokens in (1000, 2000, 4000))
+    second.release()
+    assert ledger.predict_prefill_wait("a") == pytest.approx(5)
+    first.release()
+    assert ledger.predict_prefill_wait("a") == pytest.approx(4)
+    third.release()
+    assert ledger.predict_prefill_wait("a") == 0
+
+
+def test_a_leg_is_learnt_from_with_the_legs_beside_it() -> None:
+    """Time is shared out by what all are predicted to take, not by the one leg alone."""
+    clock = Clock()
+    rates = PrefillRates(1000)
+    ledger = Ledger(rates, clock)
+    ledger.note_others("a", 1)
+    for _ in range(100):
+        waiting = ledger.start_prefill("a", 3000)
+        with ledger.start_prefill("a", 1000) as scope:
+            clock.now += 1
+            scope.complete()
+        waiting.release()
+    # Others' legs, of 2,000 tokens in the mean, were given a third of each second.
+    assert rates.predict("a", 1000) == pytest.approx(2 / 3, rel=0.1)
+
+
 def test_a_leg_that_is_overdue_is_not_taken_for_done() -> None:
     clock = Clock()
     ledger = Ledger(PrefillRates(1000), clock)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from factories import make_body, make_request
 
-from pdrouter.openai.prompt_prefix import NO_PREFIX, PromptPrefix, hash_prompt
+from pdrouter.openai.prompt_prefix import PromptPrefix, hash_prompt
 from pdrouter.openai.usage import Usage, read_usage
 from pdrouter.routing.prompt_length import TokenRatios
 
@@ -60,18 +60,38 @@ def test_what_does_not_shape_the_prompt_does_not_matter(members: dict[str, Any])
 
 def test_a_short_prompt_has_no_blocks() -> None:
     prefix = hash_chat({"role": "user", "content": "hi"})
-    assert prefix.hashes == ()
-    assert prefix.share(0) == 0
+    assert (prefix.hashes, prefix.ends) == ((), ())
+    assert prefix.size > 0
 
 
 def test_a_huge_prompt_has_a_bounded_number_of_blocks() -> None:
     prefix = hash_chat({"role": "user", "content": "x" * 8_000_000})
     assert len(prefix.hashes) < 1_200
-    assert 0.99 < prefix.share(len(prefix.hashes)) <= 1
+    assert len(prefix.ends) == len(prefix.hashes)
+    assert 0.99 < prefix.ends[-1] / prefix.size <= 1
 
 
-def test_no_prompt_has_no_share() -> None:
-    assert NO_PREFIX.share(0) == 0
+@pytest.mark.parametrize("size", [4_096, 40_960, 65_536, 67_584, 1_048_576])
+def test_a_block_counts_once_it_is_whole(size: int) -> None:
+    frame = hash_chat({"role": "user", "content": ""}).size
+    whole = hash_chat({"role": "user", "content": "x" * (size - frame)})
+    short = hash_chat({"role": "user", "content": "x" * (size - frame - 1)})
+    assert (whole.size, whole.ends[-1]) == (size, size)
+    assert short.ends == whole.ends[:-1]
+    assert short.hashes[:-1] == whole.hashes[:-2]
+
+
+@pytest.mark.parametrize("place", [100, 5_000, 30_000, 65_000, 66_000, 300_000, 1_500_000])
+def test_a_change_shows_from_its_block_on(place: int) -> None:
+    text = "x" * 2_000_000
+    before = hash_chat({"role": "user", "content": text})
+    after = hash_chat({"role": "user", "content": text[:place] + "y" + text[place + 1 :]})
+    frame = before.size - len(text)
+    shared = count_shared(before, after)
+    assert place < before.ends[shared]
+    assert (0, *before.ends)[shared] <= place + frame
+    pairs = zip(before.hashes[shared:], after.hashes[shared:], strict=True)
+    assert all(left != right for left, right in pairs)
 
 
 @pytest.mark.parametrize(

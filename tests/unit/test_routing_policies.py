@@ -14,8 +14,9 @@ from pdrouter.cluster.samples import EngineSample
 from pdrouter.openai.prompt_prefix import NO_PREFIX, PromptPrefix
 from pdrouter.routing.decision import RoutingFacts
 from pdrouter.routing.kv_capacity import KVCapacity, count_requests
-from pdrouter.routing.policy import Ranking, RoutedRequest
+from pdrouter.routing.policy import PolicyOptions, Ranking, RoutedRequest
 from pdrouter.routing.prefix_index import PrefixIndex
+from pdrouter.routing.registry import PREFILL_POLICIES
 from pdrouter.routing.ttft import TimeToFirstToken
 
 A, B = make_pod("a"), make_pod("b")
@@ -45,6 +46,12 @@ def test_what_is_cached_need_not_be_computed(blocks: int, uncached: int) -> None
     assert make_request(cached={A.uid: blocks}).count_uncached(A.uid) == uncached
 
 
+@pytest.mark.parametrize(("blocks", "tokens"), [(0, 999), (1, 749), (2, 500), (3, 250), (4, 1)])
+def test_what_is_left_to_compute_is_rounded_to_whole_tokens(blocks: int, tokens: int) -> None:
+    request = make_request(tokens=999)
+    assert request.count_computed([blocks]) == [tokens]
+
+
 def test_a_prompt_without_blocks_is_computed_whole() -> None:
     request = make_request(prefix=NO_PREFIX, cached={A.uid: 4})
     assert request.count_uncached(A.uid) == 1000
@@ -54,9 +61,13 @@ def test_ttft_is_the_wait_and_the_uncached_part() -> None:
     ledger = Ledger(PrefillRates(1000), lambda: 0.0)
     ledger.start_prefill(B.uid, 300)
     request = make_request(ledger=ledger, cached={A.uid: 2})
-    assert TimeToFirstToken(1.0).score([A, B], request) == pytest.approx([0.5, 1.3])
+    assert TimeToFirstToken(PolicyOptions(compute_weight=1.0)).score(
+        [A, B], request
+    ) == pytest.approx([0.5, 1.3])
     # Computing counts more than waiting: it delays those who come after.
-    assert TimeToFirstToken(3.0).score([A, B], request) == pytest.approx([1.5, 3.3])
+    assert TimeToFirstToken(PolicyOptions(compute_weight=3.0)).score(
+        [A, B], request
+    ) == pytest.approx([1.5, 3.3])
 
 
 def test_a_hot_prefix_spreads_once_its_pod_is_too_busy() -> None:
@@ -75,10 +86,10 @@ def test_work_of_others_counts_for_a_part() -> None:
         ledger.start_prefill("elsewhere", 2000)
     ledger.note_others(A.uid, 3)
     request = make_request(ledger=ledger)
-    none, _ = TimeToFirstToken(others_weight=0).score([A, B], request)
-    half, idle = TimeToFirstToken(others_weight=0.5).score([A, B], request)
-    assert none == idle
-    assert half - idle == pytest.approx(3.0, rel=0.02)
+    for weight in (0.0, 0.5, 1.0):
+        policy = PREFILL_POLICIES["ttft"](PolicyOptions(others_weight=weight))
+        busy, idle = policy.score([A, B], request)
+        assert busy - idle == pytest.approx(6.0 * weight, rel=0.02)
 
 
 @given(st.lists(st.integers(0, 5000), min_size=1, max_size=5), st.integers(1, 5000))
@@ -118,6 +129,17 @@ def test_what_is_on_its_way_counts_before_the_engine_shows_it() -> None:
     ledger.start_decode(A.uid, 9_000)
     samples = {A.uid: sample(usage=0.0), B.uid: sample(usage=0.0)}
     assert KVCapacity().rank([A, B], make_request(ledger=ledger, samples=samples)).pods == [B]
+
+
+def test_reserved_and_used_memory_are_two_views_of_the_same() -> None:
+    ledger = Ledger()
+    ledger.start_decode(A.uid, 3_000)
+    samples = {A.uid: sample(usage=0.4), B.uid: sample(usage=0.2)}
+    request = make_request(ledger=ledger, samples=samples)
+    need = (request.facts.prompt_tokens + request.facts.output_tokens) / 10_000
+    one, none = KVCapacity().rank([A, B], request).scores
+    assert one == pytest.approx(1 + 2 * (0.4 + need))
+    assert none == pytest.approx(0.2 + need)
 
 
 def test_the_answer_needs_room_too() -> None:

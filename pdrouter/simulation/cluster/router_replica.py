@@ -8,6 +8,7 @@ from pdrouter.cluster.load import Ledger, PrefillScope, Scope
 from pdrouter.cluster.prefill_rates import PrefillRates
 from pdrouter.cluster.samples import EngineSample
 from pdrouter.cluster.view import ModelPods
+from pdrouter.routing.admission import QueueTooLong, limit_wait
 from pdrouter.routing.decision import Decision, NoReadyPod, RoutingFacts, Strategy
 from pdrouter.routing.prefix_index import PrefixIndex
 from pdrouter.routing.state import RoutingState
@@ -97,18 +98,16 @@ class RouterReplica:
 
     def route(self, facts: RoutingFacts) -> RoutedLegs | None:
         """Choose the pods for a request and count its legs; None if it is refused."""
+        limit = self._options.max_wait_s
         try:
             decision = self._strategy.decide(facts, self._pods, self.state)
-        except NoReadyPod:
+            if limit is not None:
+                decision = limit_wait(
+                    decision, self._strategy, facts, self._pods, self.state, limit_s=limit
+                )
+        except (NoReadyPod, QueueTooLong):
             return None
-        limit = self._options.max_wait_s
         decode, prefill = decision.decode, decision.prefill
-        if (
-            limit is not None
-            and prefill is not None
-            and self.ledger.predict_prefill_wait(prefill.pod.uid) > limit
-        ):
-            return None
         scope = None
         decode_scope = self.ledger.start_decode(decode.pod.uid, decode.tokens)
         if prefill is not None:
