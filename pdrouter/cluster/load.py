@@ -124,48 +124,28 @@ class _PrefillQueue:
 
     Attributes:
         since: when the first leg came to the front, or a later one was carried out.
-        tokens: tokens to compute, padded, by leg. Whole numbers, as `float`: so are the sums, and
-            float by float is the product that costs least.
-        first: those of the first leg.
-        first_squares: the square of that.
-        rest: the sum of those of the other legs.
-        rest_squares: the sum of their squares.
+        work: the work of each leg, in the units of `PrefillRates`.
+        first: that of the first leg.
+        rest: the sum of that of the others.
     """
 
-    __slots__ = ("first", "first_squares", "rest", "rest_squares", "since", "tokens")
+    __slots__ = ("first", "rest", "since", "work")
 
-    def __init__(self, now: float, scope: PrefillScope, tokens: float) -> None:
+    def __init__(self, now: float, scope: PrefillScope, work: float) -> None:
         self.since = now
-        self.tokens = {scope: tokens}
-        self.first, self.first_squares = tokens, tokens * tokens
-        self.rest = self.rest_squares = 0.0
+        self.work = {scope: work}
+        self.first = work
+        self.rest = 0.0
 
-    def add(self, scope: PrefillScope, tokens: float) -> None:
-        self.tokens[scope] = tokens
-        self.rest += tokens
-        self.rest_squares += tokens * tokens
+    def add(self, scope: PrefillScope, work: float) -> None:
+        self.work[scope] = work
+        self.rest += work
 
     def remove(self, scope: PrefillScope) -> None:
-        tokens = self.tokens.pop(scope)
-        first = next(iter(self.tokens.values()), 0.0)
-        squares = first * first
-        self.rest += self.first - tokens - first
-        self.rest_squares += self.first_squares - tokens * tokens - squares
-        self.first, self.first_squares = first, squares
-
-
-class _MeanLeg:
-    """Tokens of prefill legs, and their squares, in the mean of the last hundred or so."""
-
-    __slots__ = ("squares", "tokens")
-
-    def __init__(self) -> None:
-        self.tokens = 0.0
-        self.squares = 0.0
-
-    def add(self, tokens: float) -> None:
-        self.tokens += (tokens - self.tokens) * _NEW_LEG
-        self.squares += (tokens * tokens - self.squares) * _NEW_LEG
+        work = self.work.pop(scope)
+        first = next(iter(self.work.values()), 0.0)
+        self.rest += self.first - work - first
+        self.first = first
 
 
 class Ledger:
@@ -175,7 +155,7 @@ class Ledger:
     leave nothing behind, and an update of a pod changes nothing.
     """
 
-    __slots__ = ("_clock", "_loads", "_mean_leg", "_others", "_queues", "drains", "loads", "rates")
+    __slots__ = ("_clock", "_loads", "_mean_work", "_others", "_queues", "drains", "loads", "rates")
 
     def __init__(self, rates: PrefillRates | None = None, clock: Clock = time.monotonic) -> None:
         """Start with nothing in flight.
@@ -192,7 +172,7 @@ class Ledger:
         """Work in flight by UID; idle pods have none. It is the ledger's own: do not change it."""
         self._queues: dict[str, _PrefillQueue] = {}
         self._others: dict[str, float] = {}
-        self._mean_leg = _MeanLeg()
+        self._mean_work = 0.0
 
     def load(self, uid: str) -> PodLoad:
         """Return the work in flight on a pod. It is the ledger's own record: do not change it."""
@@ -219,26 +199,22 @@ class Ledger:
 
         Args:
             uids: the pods.
-            added: the seconds that the fastest pod needs for the leg that is added to each; where
-                they are weighted, so is their part of what is returned.
+            added: the work of the leg that is added to each, in the units of `PrefillRates`.
             others_weight: how much of what others have sent there is waited for.
         """
         now = self._clock()
-        queues, factors = self._queues, self.rates.factors
-        linear, quadratic = self.rates.linear, self.rates.quadratic
+        queues, factors, unit_s = self._queues, self.rates.factors, self.rates.unit_s
         predicted = []
-        for uid, seconds in zip(uids, added, strict=True):
-            factor = factors.get(uid, 1.0)
+        for uid, work in zip(uids, added, strict=True):
+            scale = unit_s * factors.get(uid, 1.0)
             queue = queues.get(uid)
             if queue is None:
-                predicted.append(seconds * factor)
+                predicted.append(work * scale)
             else:
-                first = linear * queue.first + quadratic * queue.first_squares
-                rest = linear * queue.rest + quadratic * queue.rest_squares
                 # The first leg is under way. If it is overdue, it hangs, or the prediction was
                 # wrong: the longer it is late, the longer it will take.
-                left = abs(first * factor - (now - queue.since))
-                predicted.append(left + (rest + seconds) * factor)
+                left = abs(queue.first * scale - (now - queue.since))
+                predicted.append(left + (queue.rest + work) * scale)
         if self._others:
             for index, uid in enumerate(uids):
                 predicted[index] += others_weight * self._predict_others(uid)
@@ -255,9 +231,8 @@ class Ledger:
             self._others.pop(uid, None)
 
     def _predict_others(self, uid: str) -> float:
-        mean = self._mean_leg
-        seconds = self.rates.predict_sum(uid, mean.tokens, mean.squares)
-        return self._others.get(uid, 0.0) * seconds
+        work = self._others.get(uid, 0.0) * self._mean_work
+        return work * self.rates.unit_s * self.rates.factors.get(uid, 1.0)
 
     def drain_rate(self, uid: str) -> float | None:
         """Return the requests that a pod completes per second, of late; None if it is unknown.
@@ -272,12 +247,12 @@ class Ledger:
         self.drains.watch(uid, self._clock())
         scope = PrefillScope(self, uid, amount)
         queue = self._queues.get(uid)
-        padded = float(self.rates.pad(tokens))
+        (work,) = self.rates.measure((tokens,))
         if queue is None:
-            self._queues[uid] = _PrefillQueue(self._clock(), scope, padded)
+            self._queues[uid] = _PrefillQueue(self._clock(), scope, work)
         else:
-            queue.add(scope, padded)
-        self._mean_leg.add(padded)
+            queue.add(scope, work)
+        self._mean_work += (work - self._mean_work) * _NEW_LEG
         self._loads.setdefault(uid, PodLoad()).add(amount)
         return scope
 
@@ -293,11 +268,11 @@ class Ledger:
         queue = self._queues[uid]
         now = self._clock()
         if completed is not None and self.drains.watches(uid):
-            self._learn(uid, queue, queue.tokens[scope], completed, now - queue.since)
+            self._learn(uid, queue, queue.work[scope], completed, now - queue.since)
             self.drains.note(uid, now)
-        was_first = next(iter(queue.tokens)) is scope
+        was_first = next(iter(queue.work)) is scope
         queue.remove(scope)
-        if not queue.tokens:
+        if not queue.work:
             del self._queues[uid]
         elif was_first or completed is not None:
             queue.since = now
@@ -313,14 +288,13 @@ class Ledger:
         Args:
             uid: the pod.
             queue: its queue, with the leg.
-            expected: tokens that the leg was to compute, padded.
+            expected: work that the leg was taken for.
             computed: tokens that it has computed.
             seconds: how long that took, with others' work.
         """
-        padded = self.rates.pad(computed)
-        tokens = queue.first + queue.rest - expected + padded
-        squares = queue.first_squares + queue.rest_squares - expected * expected + padded * padded
-        own = self.rates.predict_sum(uid, tokens, squares)
+        (actual,) = self.rates.measure((computed,))
+        work = queue.first + queue.rest - expected + actual
+        own = work * self.rates.unit_s * self.rates.factors.get(uid, 1.0)
         others = self._predict_others(uid)
         if own > 0:
             seconds = min(seconds, _GREATEST_SURPRISE * (own + others))

@@ -7,6 +7,8 @@ _FORGET_CURVE = 0.995
 _FORGET_SCALE = 0.95
 _PRIOR_WEIGHT = 3.0
 _PRIOR_TOKENS = 2000.0
+_UNIT_TOKENS = 2000.0
+"""Length of the prompt that is one unit of work."""
 _LEAST_LINEAR = 1e-8
 _LEAST_FACTOR = 1e-3
 
@@ -33,13 +35,24 @@ class PrefillRates:
     taken out altogether, curve and factors could drift, in opposite directions; fitted to the mean
     pod, it would follow what other routers' requests make pods wait.
 
+    Work that waits is kept as multiples of one prompt of a usual length: what that takes follows
+    from the newest curve at any time, without looking at each leg again.
+
     Attributes:
-        linear: seconds per token of the curve.
-        quadratic: seconds per square of a token.
+        unit_s: seconds that the fastest pod needs for one unit of work.
         factors: how many times longer than the fastest pods take, by UID; 1 where absent.
     """
 
-    __slots__ = ("_buckets", "_factors", "_moments", "_scales", "factors", "linear", "quadratic")
+    __slots__ = (
+        "_buckets",
+        "_factors",
+        "_linear",
+        "_moments",
+        "_quadratic",
+        "_scales",
+        "factors",
+        "unit_s",
+    )
 
     def __init__(self, tokens_per_s: float = 8000.0, buckets: Sequence[int] = ()) -> None:
         """Start with a guess.
@@ -51,8 +64,9 @@ class PrefillRates:
                 for other engines.
         """
         self._buckets = tuple(buckets)
-        self.linear = 1.0 / tokens_per_s
-        self.quadratic = 0.0
+        self._linear = 1.0 / tokens_per_s
+        self._quadratic = 0.0
+        self.unit_s = _UNIT_TOKENS * self._linear
         self._scales: dict[str, _Scale] = {}
         self._factors: dict[str, float] = {}
         self.factors: Mapping[str, float] = self._factors
@@ -60,30 +74,19 @@ class PrefillRates:
         # n^4, n * seconds, n^2 * seconds.
         n = _PRIOR_TOKENS
         w = _PRIOR_WEIGHT
-        seconds = n * self.linear
+        seconds = n * self._linear
         self._moments = [w * n**2, w * n**3, w * n**4 * 1.001, w * n * seconds, w * n**2 * seconds]
 
     def predict(self, uid: str, tokens: int) -> float:
         """Return the seconds that a pod needs for so many prompt tokens that it has not cached."""
-        tokens = self.pad(tokens)
-        return self.predict_sum(uid, tokens, tokens * tokens)
+        (work,) = self.measure((tokens,))
+        return work * self.unit_s * self._factors.get(uid, 1.0)
 
-    def predict_sum(self, uid: str, tokens: float, squares: float) -> float:
-        """Return the seconds that a pod needs for several prompts.
-
-        Args:
-            uid: the pod.
-            tokens: sum of their lengths, each padded.
-            squares: sum of the squares of these.
-        """
-        seconds = self.linear * tokens + self.quadratic * squares
-        return seconds * self._factors.get(uid, 1.0)
-
-    def predict_fastest(self, prompts: Iterable[int]) -> list[float]:
-        """Return the seconds that the fastest pod needs for a prompt of each of these lengths."""
+    def measure(self, prompts: Iterable[int]) -> list[float]:
+        """Return the work that prompts of these lengths are, in units, by the newest curve."""
         if self._buckets:
             prompts = map(self.pad, prompts)
-        linear, quadratic = self.linear, self.quadratic
+        linear, quadratic = self._linear / self.unit_s, self._quadratic / self.unit_s
         return [linear * tokens + quadratic * (tokens * tokens) for tokens in prompts]
 
     def pad(self, tokens: int) -> int:
@@ -99,7 +102,7 @@ class PrefillRates:
         if tokens <= 0 or seconds < 0:
             return
         tokens = self.pad(tokens)
-        curve = tokens * (self.linear + self.quadratic * tokens)
+        curve = tokens * (self._linear + self._quadratic * tokens)
         scale = self._scales.get(uid)
         if scale is None:
             # Half of the first surprise may be chance.
@@ -130,7 +133,8 @@ class PrefillRates:
         if quadratic < 0 or linear <= 0:
             # No such curve: prompts of about one length say nothing about its bend.
             quadratic, linear = 0.0, ns / n2
-        self.linear, self.quadratic = max(linear, _LEAST_LINEAR), quadratic
+        self._linear, self._quadratic = max(linear, _LEAST_LINEAR), quadratic
+        self.unit_s = _UNIT_TOKENS * (self._linear + _UNIT_TOKENS * self._quadratic)
 
 
 def round_up(tokens: int, buckets: Sequence[int]) -> int:

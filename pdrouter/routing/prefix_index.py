@@ -6,6 +6,8 @@ _CAPACITY_CHECK = 16
 _CAPACITY_SHARE = 0.75
 """Share of what the pods' caches hold that is computed within one generation: what is in use moves
 on to the next one, so that half of it would forget too early (`make bench-routing`)."""
+_GROUPS = 256
+"""Groups of pods whose names are kept."""
 _BYTES_PER_ENTRY = 120
 """Memory of one entry: two integers and its place in a dictionary, measured."""
 
@@ -49,8 +51,8 @@ class PrefixIndex:
         self._old: dict[int, int] = {}
         self._turned = clock()
         self._bits: dict[str, int] = {}
-        self._pods: dict[int, tuple[str, int]] = {}
-        """Pods and their bits, by the number of these: 1 for the lowest."""
+        self._names: dict[int, str] = {}
+        self._groups: dict[int, Sequence[str]] = {}
         self._alive = 0
         # Bits of pods that are gone, by the number of turns after which no entry has them.
         self._retired: list[tuple[int, int]] = []
@@ -62,7 +64,7 @@ class PrefixIndex:
     def match(self, hashes: Sequence[int]) -> Mapping[str, int]:
         """Return how many blocks, from the first on, each pod has; pods without any are absent."""
         self._turn_if_due()
-        old, pods = self._old, self._pods
+        old = self._old
         holders = previous = self._alive
         leaving: list[tuple[int, int]] = []
         length = 0
@@ -81,11 +83,12 @@ class PrefixIndex:
         leaving.append((length, holders))
         matches: dict[str, int] = {}
         for blocks, those in leaving:
-            left = those if blocks else 0
-            while left:
-                uid, bit = pods[left.bit_length()]
-                matches[uid] = blocks
-                left ^= bit
+            if blocks:
+                uid = self._names.get(those)
+                if uid is None:
+                    matches.update(dict.fromkeys(self._list_group(those), blocks))
+                else:
+                    matches[uid] = blocks
         return matches
 
     def add(self, hashes: Iterable[int], uid: str, tokens: int = 0) -> list[int]:
@@ -135,7 +138,8 @@ class PrefixIndex:
         """Forget a pod that is gone; its bit is used again once no entry can have it."""
         bit = self._bits.pop(uid, None)
         if bit is not None:
-            del self._pods[bit.bit_length()]
+            del self._names[bit]
+            self._groups.clear()
             self._alive &= ~bit
             self._retired.append((self._turns + 2, bit))
 
@@ -148,9 +152,23 @@ class PrefixIndex:
                 used |= retired
             bit = 1 << used.bit_length()
         self._bits[uid] = bit
-        self._pods[bit.bit_length()] = uid, bit
+        self._names[bit] = uid
         self._alive |= bit
         return bit
+
+    def _list_group(self, bits: int) -> Sequence[str]:
+        """Return the pods of these bits; the same groups come again, those with a system prompt."""
+        group = self._groups.get(bits)
+        if group is None:
+            if len(self._groups) >= _GROUPS:
+                self._groups.clear()
+            group, left = [], bits
+            while left:
+                bit = left & -left
+                group.append(self._names[bit])
+                left ^= bit
+            self._groups[bits] = group
+        return group
 
     def _turn_if_due(self) -> None:
         if self._clock() - self._turned >= self._generation_s:

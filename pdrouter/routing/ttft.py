@@ -45,9 +45,9 @@ class TimeToFirstToken:
         ledger, matches = request.state.ledger, request.matches
         # Most of many pods have cached the same part of the prompt.
         lengths = {0, *matches.values()}
-        predicted = ledger.rates.predict_fastest(request.count_computed(lengths))
+        work = ledger.rates.measure(request.count_computed(lengths))
         weight = self._compute_weight
-        added = {blocks: weight * s for blocks, s in zip(lengths, predicted, strict=True)}
+        added = {blocks: weight * each for blocks, each in zip(lengths, work, strict=True)}
         uids = [pod.uid for pod in pods]
         return ledger.predict_prefills(
             uids, [added[matches.get(uid, 0)] for uid in uids], self._others_weight

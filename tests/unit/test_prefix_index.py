@@ -57,6 +57,29 @@ def test_a_place_is_used_again_only_when_nothing_remembers_the_pod_before() -> N
         clock.now += 5
 
 
+def test_a_group_is_not_found_by_the_name_of_a_pod_that_is_gone() -> None:
+    clock = Clock()
+    index = make_index(ttl_s=10, clock=clock)
+    index.add([1], "a")
+    index.add([1], "b")
+    assert index.match([1]) == {"a": 1, "b": 1}
+    index.forget("b")
+    for _ in range(4):
+        clock.now += 5
+        index.add([1], "a")
+    # It gets the place that was b's.
+    index.add([1], "c")
+    assert index.match([1]) == {"a": 1, "c": 1}
+
+
+def test_more_groups_than_are_kept_are_found() -> None:
+    index = make_index()
+    for pod in range(10):
+        index.add([number for number in range(1 << 10) if number >> pod & 1], f"pod-{pod}")
+    for number in [*range(1 << 10)] * 2:
+        assert index.match([number]) == {f"pod-{pod}": 1 for pod in range(10) if number >> pod & 1}
+
+
 def test_what_nobody_uses_is_forgotten() -> None:
     clock = Clock()
     index = make_index(ttl_s=10, clock=clock)
