@@ -313,3 +313,20 @@ async def test_rates_are_limited_by_namespace_and_profile() -> None:
     _, body = await bench.tell(request_headers(config_profile="default"), request_body())
     assert sent_to(body) == "10.0.0.2:8000"
     bench.close()
+
+
+async def test_a_pod_with_a_short_queue_takes_what_would_wait_too_long() -> None:
+    idler = replace(PREFILL, uid="p2", name="prefill-1")
+    bench = Bench((PREFILL, idler, DECODE), max_wait_s=1.5)
+    for _ in range(300):
+        bench.ledger.start_prefill("elsewhere", 16_000).release()
+    # 2 s of others' work, of which a part counts in the choice, and 1 s of ours.
+    bench.ledger.note_others("p", 1)
+    with bench.ledger.start_prefill("p2", 8_000):
+        await bench.tell(request_headers(), request_body())
+    assert [plan.target.pod.name for plan in bench.prefill.plans] == ["prefill-1"]
+    record = bench.close()
+    assert record.decision is not None
+    assert record.decision.prefill is not None
+    assert record.decision.prefill.pod == idler
+    assert "the queue of prefill-0 is 2.0 s long" in record.decision.notes[-1]
