@@ -204,6 +204,12 @@ class Ledger:
         """
         now = self._clock()
         queues, factors, unit_s = self._queues, self.rates.factors, self.rates.unit_s
+        others = self._others
+        if others:
+            weight = others_weight * self._mean_work
+            added = [
+                work + weight * others.get(uid, 0.0) for uid, work in zip(uids, added, strict=True)
+            ]
         predicted = []
         for uid, work in zip(uids, added, strict=True):
             scale = unit_s * factors.get(uid, 1.0)
@@ -215,9 +221,6 @@ class Ledger:
                 # wrong: the longer it is late, the longer it will take.
                 left = abs(queue.first * scale - (now - queue.since))
                 predicted.append(left + (queue.rest + work) * scale)
-        if self._others:
-            for index, uid in enumerate(uids):
-                predicted[index] += others_weight * self._predict_others(uid)
         return predicted
 
     def note_others(self, uid: str, requests: float) -> None:
@@ -229,10 +232,6 @@ class Ledger:
             self._others[uid] = requests
         else:
             self._others.pop(uid, None)
-
-    def _predict_others(self, uid: str) -> float:
-        work = self._others.get(uid, 0.0) * self._mean_work
-        return work * self.rates.unit_s * self.rates.factors.get(uid, 1.0)
 
     def drain_rate(self, uid: str) -> float | None:
         """Return the requests that a pod completes per second, of late; None if it is unknown.
@@ -293,12 +292,12 @@ class Ledger:
             seconds: how long that took, with others' work.
         """
         (actual,) = self.rates.measure((computed,))
-        work = queue.first + queue.rest - expected + actual
-        own = work * self.rates.unit_s * self.rates.factors.get(uid, 1.0)
-        others = self._predict_others(uid)
+        own = queue.first + queue.rest - expected + actual
+        everything = own + self._others.get(uid, 0.0) * self._mean_work
         if own > 0:
-            seconds = min(seconds, _GREATEST_SURPRISE * (own + others))
-            self.rates.observe(uid, computed, seconds * own / (own + others))
+            predicted = everything * self.rates.unit_s * self.rates.factors.get(uid, 1.0)
+            seconds = min(seconds, _GREATEST_SURPRISE * predicted)
+            self.rates.observe(uid, computed, seconds * own / everything)
 
     def subtract(self, uid: str, amount: PodLoad) -> None:
         """Take back what a scope has counted; only scopes call this."""
