@@ -21,6 +21,7 @@ from pdrouter.cluster.engine_reading import find_dialect
 from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import PodCache
+from pdrouter.process_limits import keep_freed_memory
 from pdrouter.simulation.config import EngineConfig
 from pdrouter.simulation.engine_metrics import EngineMetrics as SimulatedMetrics
 
@@ -161,7 +162,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--serve", type=int)
     options = parser.parse_args()
-    # As the router does once it has started.
+    # As the router does when it starts.
+    keep_freed_memory()
     gc.freeze()
     uvloop.run(serve(options.serve) if options.serve else measure())
 

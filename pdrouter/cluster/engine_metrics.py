@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 
 _PAGE_BYTES = 1024 * 1024
 
-# What scraping may cost, however many pods there are: a scrape takes about 0.3 ms of CPU
-# (`python -m benchmarks.scraping`).
+# What scraping may cost, however many pods there are: a scrape of a page of 100 KB takes 0.3 to
+# 0.8 ms of CPU, by the machine (`python -m benchmarks.scraping`).
 _SCRAPES_PER_S = 150
 
 # Least time between two steps: to wake up costs as much as a scrape, so a few start together.
@@ -126,7 +126,7 @@ class EngineMetrics:
             cache: the pods.
             ledger: work in flight that this router has sent.
             interval_s: time from one scrape of a pod to the next; longer where there are so many
-                pods that scraping would take more than a few percent of a core.
+                pods that scraping would take more than about a tenth of a core.
             deadline_s: time that a scrape may take.
             clock: gives the time of samples; the ledger's.
         """
