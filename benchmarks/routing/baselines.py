@@ -1,12 +1,13 @@
 """Ways to choose pods that others use, as policies of the `pd` strategy."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.routing.policy import Ranking, RoutedRequest
 
 
-class _Scored:
+class _Scored(ABC):
     """What most policies here have in common: all pods count, at their full price."""
 
     name = ""
@@ -16,9 +17,9 @@ class _Scored:
         del request
         return pods, ""
 
+    @abstractmethod
     def score(self, pods: Sequence[Pod], request: RoutedRequest) -> Sequence[float]:
         """Return the score of each pod."""
-        raise NotImplementedError
 
     def rank(self, pods: Sequence[Pod], request: RoutedRequest) -> Ranking:
         """Return what the two steps leave of decode pods."""
