@@ -1,6 +1,5 @@
 """The life of one HTTP request: an event from Envoy in, a reply out, whatever carries them."""
 
-import hmac
 import logging
 import time
 import uuid
@@ -11,11 +10,9 @@ from enum import Enum, auto
 from random import getrandbits, random
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeAlias
-from urllib.parse import unquote
-
-import msgspec
 
 from pdrouter.cluster.view import PodCache
+from pdrouter.extproc import own_answers
 from pdrouter.extproc.answers import (
     UNOBSERVED,
     AnswerReports,
@@ -24,18 +21,11 @@ from pdrouter.extproc.answers import (
     TokenObservation,
 )
 from pdrouter.extproc.codec import MessageInvalid, decode, encode
-from pdrouter.extproc.dispatch import Dispatched, Dispatcher, RequestHead
-from pdrouter.extproc.headers import (
-    CHOSEN_PROFILE,
-    DECISION,
-    DECISION_DETAIL,
-    DESTINATION_ENDPOINT,
-    MODEL,
-    REQUEST_ID,
-    ROUTING_STRATEGY,
-    STRIPPED_HEADERS,
-    TARGET_POD,
-)
+from pdrouter.extproc.dispatch import Dispatcher, RequestHead
+from pdrouter.extproc.explanation import explain
+from pdrouter.extproc.forwarding import forward
+from pdrouter.extproc.front_door import admit, authenticate
+from pdrouter.extproc.headers import DECISION_DETAIL, REQUEST_ID, STRIPPED_HEADERS
 from pdrouter.extproc.messages import (
     BodyMode,
     Event,
@@ -44,8 +34,6 @@ from pdrouter.extproc.messages import (
     ModeOverride,
     Phase,
     PhaseReply,
-    ProtocolConfig,
-    ReplaceBody,
     Reply,
     RequestBody,
     RequestHeaders,
@@ -54,21 +42,18 @@ from pdrouter.extproc.messages import (
     ResponseHeaders,
     ResponseTrailers,
 )
-from pdrouter.extproc.record import Observer, Outcome, RequestRecord, describe_decision
+from pdrouter.extproc.record import Observer, Outcome, RequestRecord
 from pdrouter.openai.errors import RequestRejected
-from pdrouter.openai.models import encode_model, encode_models
-from pdrouter.openai.paths import ENDPOINTS, MODELS_PATH, split_path
+from pdrouter.openai.paths import split_path
 from pdrouter.openai.usage_scan import choose_scan
 from pdrouter.prefill.client import EngineAnswer
 from pdrouter.prefill.leg import PrefillRefused
-from pdrouter.routing.explanation import describe_in_detail
 
 log = logging.getLogger(__name__)
 
 _JSON = ("content-type", "application/json")
 _FILTER = "envoy.filters.http.ext_proc"
 _CLIENT_ID_LENGTH = 128
-_DETAIL_LENGTH = 8192
 _STRIP = PhaseReply(Phase.REQUEST_HEADERS, remove_headers=STRIPPED_HEADERS)
 _STRIP_BYTES = encode(_STRIP)
 _NO_RESPONSE_BODY = ModeOverride(request_body=BodyMode.BUFFERED, response_body=BodyMode.NONE)
@@ -215,24 +200,17 @@ class Exchange:
 
     async def _on_request_headers(self, event: RequestHeaders) -> Reply:
         headers, record = event.headers, self.record
-        path, query = split_path(headers.get(":path", ""))
+        record.path, _ = split_path(headers.get(":path", ""))
         record.method = headers.get(":method", "")
-        record.path = path
         record.client_request_id = headers.get(REQUEST_ID, "")[:_CLIENT_ID_LENGTH]
-        self._authenticate(headers)
-        if path == MODELS_PATH or path.startswith(MODELS_PATH + "/"):
-            return self._answer_models(path)
-        endpoint = ENDPOINTS.get(path)
-        if endpoint is None:
-            raise RequestRejected(404, "unknown_path", f"path {path[:200]!r} is not served")
-        self._allow_method("POST")
-        self._check_modes(event.protocol_config)
-        if headers.get("content-encoding", "identity") != "identity":
-            message = "compressed request bodies are not accepted"
-            raise RequestRejected(415, "unsupported_encoding", message, "content-encoding")
-        if event.end_of_stream:
-            raise RequestRejected(400, "invalid_body", "the request has no body")
-        self._head = RequestHead(endpoint, query, headers)
+        authenticate(headers, self._policy.bearer_token)
+        body = own_answers.answer(record.path, record.method, self._cache.view)
+        if body is not None:
+            record.outcome = Outcome.ANSWERED
+            return self._answer(200, (_JSON, (REQUEST_ID, record.request_id)), body, "models")
+        self._head = admit(event)
+        if event.protocol_config is not None:
+            self._response_mode = event.protocol_config.response_body_mode
         self._state = State.HEAD
         return _STRIP
 
@@ -247,7 +225,11 @@ class Exchange:
             self._head, event.body, self.record, self._scopes
         )
         self._state = State.FORWARDED
-        return self._forward(dispatched, event.body)
+        metadata = None
+        if self._policy.observation.access_log:
+            request = RoutedRequest.describe(self.record, generates=self._generates_text)
+            metadata = request.to_metadata()
+        return forward(dispatched, event.body, self.record.strategy, metadata)
 
     async def _on_response_headers(self, event: ResponseHeaders) -> Reply:
         status = self._note_response(event)
@@ -336,72 +318,6 @@ class Exchange:
         self._state = State.RESPONDING
         return code
 
-    def _authenticate(self, headers: Mapping[str, str]) -> None:
-        expected = self._policy.bearer_token
-        if expected is None:
-            return
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        presented = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        if not hmac.compare_digest(presented.encode(), expected.encode()):
-            message = "Incorrect API key provided"
-            raise RequestRejected(401, "invalid_api_key", message, "api_key")
-
-    def _check_modes(self, config: ProtocolConfig | None) -> None:
-        """Refuse body modes under which the filter would wait for replies of another kind."""
-        if config is None:  # An Envoy that does not tell; the manifests for it say BUFFERED.
-            return
-        self._response_mode = config.response_body_mode
-        if config.request_body_mode is not BodyMode.BUFFERED:
-            raise _misconfigured("request_body_mode", config.request_body_mode, "BUFFERED")
-        if config.response_body_mode not in (BodyMode.NONE, BodyMode.STREAMED):
-            raise _misconfigured("response_body_mode", config.response_body_mode, "NONE")
-
-    def _allow_method(self, allowed: str) -> None:
-        if self.record.method != allowed:
-            message = f"method {self.record.method[:20]} is not allowed here, only {allowed}"
-            headers = (("allow", allowed),)
-            raise RequestRejected(405, "method_not_allowed", message, headers=headers)
-
-    def _answer_models(self, path: str) -> ImmediateReply:
-        self._allow_method("GET")
-        view = self._cache.view
-        if path == MODELS_PATH:
-            body = encode_models(view.names)
-        else:
-            name = unquote(path.removeprefix(MODELS_PATH + "/"))
-            if name not in view.models:
-                message = f"model {name[:200]!r} does not exist"
-                raise RequestRejected(404, "model_not_found", message, "model")
-            body = encode_model(name)
-        self.record.outcome = Outcome.ANSWERED
-        return self._answer(200, (_JSON, (REQUEST_ID, self.record.request_id)), body, "models")
-
-    def _forward(self, dispatched: Dispatched, original: bytes) -> PhaseReply:
-        headers = [(REQUEST_ID, dispatched.request_id)]
-        if dispatched.decode is None:
-            headers.append((MODEL, dispatched.model))
-        else:
-            headers += [
-                (TARGET_POD, dispatched.decode.address),
-                (DESTINATION_ENDPOINT, dispatched.decode.address),
-                (ROUTING_STRATEGY, self.record.strategy or ""),
-            ]
-        body = None
-        if dispatched.body is not original:
-            headers.append(("content-length", str(len(dispatched.body))))
-            body = ReplaceBody(dispatched.body)
-        metadata = None
-        if self._policy.observation.access_log:
-            request = RoutedRequest.describe(self.record, generates=self._generates_text)
-            metadata = request.to_metadata()
-        return PhaseReply(
-            Phase.REQUEST_BODY,
-            set_headers=tuple(headers),
-            body=body,
-            clear_route_cache=True,
-            dynamic_metadata=metadata,
-        )
-
     def _reject(self, rejected: RequestRejected) -> Reply | None:
         if self._state is State.RESPONDING:
             return self._give_up(rejected.message)
@@ -439,32 +355,13 @@ class Exchange:
         return self._answer(500, headers, rejected.body(), rejected.code)
 
     def _explain(self) -> Headers:
-        """Return the response headers that tell the client what was done for it."""
-        record = self.record
-        headers = [(REQUEST_ID, record.request_id)]
-        if record.profile:
-            headers.append((CHOSEN_PROFILE, record.profile))
-        decision = record.decision
-        if decision is None:
-            return tuple(headers)
-        headers.append((DECISION, describe_decision(record)))
-        if self._policy.explain_decisions and self._head and DECISION_DETAIL in self._head.headers:
-            detail = msgspec.json.encode(describe_in_detail(decision)).decode()
-            headers.append((DECISION_DETAIL, detail[:_DETAIL_LENGTH]))
-        if self._policy.expose_pods:
-            decode = decision.decode.pod
-            headers += [
-                ("request-id", record.request_id),
-                (ROUTING_STRATEGY, record.strategy or ""),
-                (TARGET_POD, decode.name),
-                ("target-pod-ip", decode.address),
-            ]
-            if record.prefill_pod is not None:
-                headers += [
-                    ("prefill-target-pod", record.prefill_pod.name),
-                    ("prefill-target-pod-ip", record.prefill_pod.ip),
-                ]
-        return tuple(headers)
+        policy = self._policy
+        asked = self._head is not None and DECISION_DETAIL in self._head.headers
+        return explain(
+            self.record,
+            expose_pods=policy.expose_pods,
+            in_detail=policy.explain_decisions and asked,
+        )
 
 
 def _create_request_id() -> str:
@@ -472,8 +369,3 @@ def _create_request_id() -> str:
     # get that back takes the longer the busier the process is. A process that is forked off gets
     # a seed of its own.
     return str(uuid.UUID(int=getrandbits(128), version=4))
-
-
-def _misconfigured(name: str, mode: BodyMode, wanted: str) -> RequestRejected:
-    message = f"the ext_proc filter's {name} is {mode.name}, but must be {wanted}"
-    return RequestRejected(500, "ext_proc_misconfigured", message)

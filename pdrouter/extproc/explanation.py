@@ -1,0 +1,51 @@
+"""The response headers that tell a client what was done for it."""
+
+import msgspec
+
+from pdrouter.extproc.headers import (
+    CHOSEN_PROFILE,
+    DECISION,
+    DECISION_DETAIL,
+    REQUEST_ID,
+    ROUTING_STRATEGY,
+    TARGET_POD,
+)
+from pdrouter.extproc.messages import Headers
+from pdrouter.extproc.record import RequestRecord, describe_decision
+from pdrouter.routing.explanation import describe_in_detail
+
+_DETAIL_LENGTH = 8192
+
+
+def explain(record: RequestRecord, *, expose_pods: bool, in_detail: bool) -> Headers:
+    """Return the headers for the answer to a request, however far the request has come.
+
+    Args:
+        record: what is known of the request.
+        expose_pods: whether the client is told names and addresses of pods.
+        in_detail: whether it is told candidates and scores.
+    """
+    headers = [(REQUEST_ID, record.request_id)]
+    if record.profile:
+        headers.append((CHOSEN_PROFILE, record.profile))
+    decision = record.decision
+    if decision is None:
+        return tuple(headers)
+    headers.append((DECISION, describe_decision(record)))
+    if in_detail:
+        detail = msgspec.json.encode(describe_in_detail(decision)).decode()
+        headers.append((DECISION_DETAIL, detail[:_DETAIL_LENGTH]))
+    if expose_pods:
+        decode = decision.decode.pod
+        headers += [
+            ("request-id", record.request_id),
+            (ROUTING_STRATEGY, record.strategy or ""),
+            (TARGET_POD, decode.name),
+            ("target-pod-ip", decode.address),
+        ]
+        if record.prefill_pod is not None:
+            headers += [
+                ("prefill-target-pod", record.prefill_pod.name),
+                ("prefill-target-pod-ip", record.prefill_pod.ip),
+            ]
+    return tuple(headers)
