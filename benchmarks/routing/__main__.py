@@ -30,6 +30,7 @@ from pdrouter.simulation.cluster.results import Targets
 _ROOT = Path(__file__).parents[2]
 _TRACES = _ROOT.parent / "shared" / "traces"
 _REPORTS = _ROOT / "benchmarks" / "reports"
+_RUNS = _ROOT / "benchmarks" / "runs"
 
 _LOADS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1)
 _BURSTY_LOADS = {"azure-code": (0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5)}
@@ -68,8 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         for scenario in scenarios
     ]
-    Report(source, targets, findings, equal, comparisons).write(options.output)
-    print(f"\n{options.output / 'routing.md'} is written")
+    Report(source, targets, findings, equal, comparisons).write(options.output, options.artefacts)
+    print(f"\n{options.output / 'routing.md'} is written; the rest is in {options.artefacts}")
 
 
 def _plan_equal_loads(findings: Sequence[Finding], contenders: Sequence[str]) -> list[Run]:
@@ -99,7 +100,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--ttft", type=float, default=defaults.ttft_s, help="target in seconds")
     add("--ttft-factor", type=float, default=defaults.ttft_factor)
     add("--inter-token", type=float, default=defaults.inter_token_s, help="target in seconds")
-    add("--output", type=Path, default=_REPORTS, metavar="FOLDER")
+    add("--output", type=Path, default=_REPORTS, metavar="FOLDER", help="for the report")
+    add("--artefacts", type=Path, default=_RUNS, metavar="FOLDER", help="for JSON and plots")
     add("--processes", type=int, default=os.cpu_count() or 1)
     add("--quick", action="store_true", help="few requests, one cluster, three loads")
     options = parser.parse_args(arguments)

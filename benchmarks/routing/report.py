@@ -15,11 +15,12 @@ from pdrouter.simulation.cluster.results import Targets
 _INTRODUCTION = """\
 # Choosing pods: ways compared in a simulator
 
-Made by `make bench-routing`; the numbers at all loads are in [routing.json](routing.json). A
-discrete-event model of prefill and decode engines (`pdrouter/simulation/cluster/`) runs request
-traces; the pods are chosen by the very code that routes live requests. Engines are modelled, not
-measured: take comparisons from this page, not seconds. What the model assumes, and where each
-number comes from, stands in `pdrouter/simulation/cluster/presets.py`.
+Made by `make bench-routing`, which leaves the numbers at all loads, and a plot of each cluster, in
+`benchmarks/runs/`. A discrete-event model of prefill and decode engines
+(`pdrouter/simulation/cluster/`) runs request traces; the pods are chosen by the very code that
+routes live requests. Engines are modelled, not measured: take comparisons from this page, not
+seconds. What the model assumes, and where each number comes from, stands in
+`pdrouter/simulation/cluster/presets.py`.
 
 * **load**: request rate, as a share of what the prefill pods could serve with nothing cached. It is
   changed by compressing time; no request is dropped.
@@ -61,9 +62,15 @@ class Report:
     equal: Sequence[Finding]
     comparisons: Sequence[Comparison]
 
-    def write(self, folder: Path) -> None:
-        """Write `routing.md`, `routing.json` and a PNG for each cluster."""
+    def write(self, folder: Path, artefacts: Path) -> None:
+        """Write the report, and beside it what only this run's own reader needs.
+
+        Args:
+            folder: gets `routing.md`, and `routing.png` of the first cluster.
+            artefacts: gets `routing.json`, and a PNG for each cluster.
+        """
         folder.mkdir(parents=True, exist_ok=True)
+        artefacts.mkdir(parents=True, exist_ok=True)
         described = {
             "half": self.source.half,
             "seed": self.source.seed,
@@ -73,10 +80,10 @@ class Report:
         head = json.dumps(described, indent=1).removesuffix("\n}")
         # A line for each simulation, so that a change shows as such.
         text = head + ',\n "findings": [\n' + ",\n".join(lines) + "\n ]\n}\n"
-        (folder / "routing.json").write_text(text)
-        (folder / "routing.md").write_text("\n".join(self._lines(folder)) + "\n")
+        (artefacts / "routing.json").write_text(text)
+        (folder / "routing.md").write_text("\n".join(self._lines(folder, artefacts)) + "\n")
 
-    def _lines(self, folder: Path) -> Iterator[str]:
+    def _lines(self, folder: Path, artefacts: Path) -> Iterator[str]:
         half = {"first": "first half", "second": "second half", "both": "whole"}[self.source.half]
         yield _INTRODUCTION.format(
             ttft=self.targets.ttft_s,
@@ -98,8 +105,11 @@ class Report:
             ]
             name = f"routing-{hardware}-{shape}.png".replace("+", "-").lower()
             title = f"{shape}, {HARDWARE[hardware].name}"
-            draw_cluster(folder / name, title, chosen)
-            yield f"## {title}\n\n![Share in time and TTFT p99 at rising load]({name})\n"
+            draw_cluster(artefacts / name, title, chosen)
+            yield f"## {title}\n"
+            if chosen[0] is self.findings[0]:
+                draw_cluster(folder / "routing.png", title, chosen)
+                yield "![Share in time and TTFT p99 at rising load](routing.png)\n"
             for comparison in self.comparisons:
                 scenario = comparison.scenario
                 if (scenario.hardware, scenario.shape) == (hardware, shape):

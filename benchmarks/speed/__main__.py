@@ -25,6 +25,7 @@ from pdrouter.process_limits import raise_file_limit
 
 _SCENARIOS = {module.NAME: module.run for module in (requests, streaming, waiting, pods, starting)}
 _REPORTS = Path(__file__).parents[1] / "reports"
+_RUNS = Path(__file__).parents[1] / "runs"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ProgramMissing as missing:
         print(missing, file=sys.stderr)
         return 1
-    write_report(options.output, results)
+    write_report(options.output, options.artefacts, results)
     for verdict in judge(results):
         print(f"{'met   ' if verdict.met else 'missed'}  {verdict.target}: {verdict.found}")
     print(f"{options.output / 'speed.md'} is written")
@@ -73,7 +74,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--quick", action="store_true", help="fewer cases, less time")
     add("--contender", type=parse_contender, action="append", default=[], metavar="NAME=ADDRESS")
     add("--engine-ports", type=int, nargs=2, default=(0, 0), metavar=("PREFILL", "DECODE"))
-    add("--output", type=Path, default=_REPORTS, metavar="FOLDER")
+    add("--output", type=Path, default=_REPORTS, metavar="FOLDER", help="for the report")
+    add("--artefacts", type=Path, default=_RUNS, metavar="FOLDER", help="for JSON")
     options = parser.parse_args(arguments)
     options.given = sys.argv[1:] if arguments is None else list(arguments)
     options.scenarios = options.scenarios or list(_SCENARIOS)

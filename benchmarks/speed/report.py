@@ -26,10 +26,17 @@ sturdiest. Figures are medians of {rounds} rounds; the least and the greatest st
 """
 
 
-def write_report(folder: Path, results: Results) -> None:
-    """Write `speed.json`, `speed.md` and, for the requests, `speed-requests.png`."""
+def write_report(folder: Path, artefacts: Path, results: Results) -> None:
+    """Write the report, and beside it what `make bench-compare` reads.
+
+    Args:
+        folder: gets `speed.md` and, for the requests, `speed-requests.png`.
+        artefacts: gets `speed.json`.
+        results: what was measured.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    results.write(folder / "speed.json")
+    artefacts.mkdir(parents=True, exist_ok=True)
+    results.write(artefacts / "speed.json")
     if requests.NAME in results.scenarios():
         draw_requests(folder / "speed-requests.png", results)
     (folder / "speed.md").write_text("\n".join(_lines(results)) + "\n")

@@ -24,6 +24,7 @@ from benchmarks.transports.report import write_report
 from benchmarks.transports.tools import ToolMissing
 
 _REPORTS = REPOSITORY / "benchmarks" / "reports"
+_RUNS = REPOSITORY / "benchmarks" / "runs"
 
 
 def measure(plan: Plan) -> dict[str, Any]:
@@ -61,9 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=Plan.rounds)
     parser.add_argument("--seconds", type=int, default=Plan.seconds, help="of each load")
     parser.add_argument("--tests", nargs="+", default=["tests/e2e"], help="tests of end-to-end")
-    parser.add_argument("--output", type=Path, default=_REPORTS)
+    parser.add_argument("--output", type=Path, default=_REPORTS, help="for the report")
+    parser.add_argument("--artefacts", type=Path, default=_RUNS, help="for JSON")
     options = parser.parse_args(arguments)
-    measured, tested = options.output / "transports.json", options.output / "transports-tests.json"
+    runs = options.artefacts
+    measured, tested = runs / "transports.json", runs / "transports-tests.json"
     try:
         if options.what == "measure":
             _write(measured, measure(Plan(rounds=options.rounds, seconds=options.seconds)))

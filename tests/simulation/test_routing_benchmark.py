@@ -71,15 +71,18 @@ def test_the_quick_benchmark_writes_a_report(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--quick", "--requests", "60", "--workloads", "chat", "bursts"]
-    main([*arguments, "--processes", "1", "--output", str(tmp_path)])
+    folders = ["--output", str(tmp_path), "--artefacts", str(tmp_path / "runs")]
+    main([*arguments, "--processes", "1", *folders])
     printed = capsys.readouterr().out
     report = (tmp_path / "routing.md").read_text()
-    written = json.loads((tmp_path / "routing.json").read_text())
+    written = json.loads((tmp_path / "runs" / "routing.json").read_text())
 
     for contender in ("random", "aibrix", "sglang-cache-aware", "mooncake", "pdrouter"):
         assert contender in printed
         assert f"| {contender} |" in report
-    assert (tmp_path / "routing-h100-8p-8d.png").read_bytes().startswith(b"\x89PNG")
+    for plot in ("routing.png", "runs/routing-h100-8p-8d.png"):
+        assert (tmp_path / plot).read_bytes().startswith(b"\x89PNG")
+    assert "](routing.png)" in report
     assert {finding["workload"] for finding in written["findings"]} == {"chat", "bursts"}
 
 

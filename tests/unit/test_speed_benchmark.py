@@ -211,9 +211,9 @@ def test_a_report_names_targets_ratios_and_figures(tmp_path: Path) -> None:
     samples: dict[str, list[float]] = {ROUTER: [200.0, 210.0], BARE: [90.0], BARE_POST: [100.0]}
     samples = {name: [*values, *values][:2] for name, values in samples.items()}
     results = make_results("requests", str(USUAL), server_cpu_us=samples, p50_us=samples)
-    write_report(tmp_path, results)
+    write_report(tmp_path, tmp_path / "runs", results)
     text = (tmp_path / "speed.md").read_text()
     assert "**missed**" in text
     assert f"| {USUAL} | {ROUTER} | 2.28 (2.22 … 2.33) | 2.05 (2 … 2.1) |" in text
     assert (tmp_path / "speed-requests.png").read_bytes().startswith(b"\x89PNG")
-    assert Results.read(tmp_path / "speed.json") == results
+    assert Results.read(tmp_path / "runs" / "speed.json") == results
