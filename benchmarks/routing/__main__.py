@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
+from benchmarks.routing.cluster.presets import HARDWARE, SHAPES
+from benchmarks.routing.cluster.results import Targets
 from benchmarks.routing.comparison import compare, find_held_load
 from benchmarks.routing.contenders import AIBRIX, CONTENDERS, OURS
 from benchmarks.routing.experiment import (
@@ -24,8 +26,6 @@ from benchmarks.routing.experiment import (
 from benchmarks.routing.report import Report, format_findings
 from benchmarks.routing.traces import TRACE_NAMES
 from benchmarks.routing.workloads import GENERATORS
-from pdrouter.simulation.cluster.presets import HARDWARE, SHAPES
-from pdrouter.simulation.cluster.results import Targets
 
 _ROOT = Path(__file__).parents[2]
 _TRACES = _ROOT.parent / "shared" / "traces"

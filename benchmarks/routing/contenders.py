@@ -13,11 +13,11 @@ from benchmarks.routing.baselines import (
     MooncakeStyle,
     SGLangCacheAware,
 )
+from benchmarks.routing.cluster.model import Hardware
+from benchmarks.routing.cluster.router_replica import RouterOptions
 from pdrouter.routing.decision import Strategy
 from pdrouter.routing.pd import PrefillDecode
 from pdrouter.routing.registry import create_strategies
-from pdrouter.simulation.cluster.model import Hardware
-from pdrouter.simulation.cluster.router_replica import RouterOptions
 
 OURS = "pdrouter"
 AIBRIX = "aibrix"

@@ -7,15 +7,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from benchmarks.routing.cluster.model import Hardware, prefill_capacity
+from benchmarks.routing.cluster.presets import HARDWARE, SHAPES
+from benchmarks.routing.cluster.results import Summary, Targets, find_quantile, summarize
+from benchmarks.routing.cluster.router_replica import RouterOptions
+from benchmarks.routing.cluster.simulation import Simulation
+from benchmarks.routing.cluster.workload import BLOCK_TOKENS, Workload
 from benchmarks.routing.contenders import CONTENDERS
 from benchmarks.routing.traces import TRACE_NAMES, read_trace
 from benchmarks.routing.workloads import make_workload
-from pdrouter.simulation.cluster.model import Hardware, prefill_capacity
-from pdrouter.simulation.cluster.presets import HARDWARE, SHAPES
-from pdrouter.simulation.cluster.results import Summary, Targets, find_quantile, summarize
-from pdrouter.simulation.cluster.router_replica import RouterOptions
-from pdrouter.simulation.cluster.simulation import Simulation
-from pdrouter.simulation.cluster.workload import BLOCK_TOKENS, Workload
 
 HALVES = {"first": (0.0, 0.5), "second": (0.5, 1.0), "both": (0.0, 1.0)}
 

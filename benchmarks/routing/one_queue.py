@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.routing.cluster.block_cache import Allocation, BlockCache
+from benchmarks.routing.cluster.model import Hardware, prefill_capacity
+from benchmarks.routing.cluster.presets import HARDWARE, SHAPES
+from benchmarks.routing.cluster.results import Targets, find_quantile
+from benchmarks.routing.cluster.workload import BLOCK_TOKENS, Workload
 from benchmarks.routing.experiment import HALVES, Source, load_workload
 from benchmarks.routing.traces import TRACE_NAMES
-from pdrouter.simulation.cluster.block_cache import Allocation, BlockCache
-from pdrouter.simulation.cluster.model import Hardware, prefill_capacity
-from pdrouter.simulation.cluster.presets import HARDWARE, SHAPES
-from pdrouter.simulation.cluster.results import Targets, find_quantile
-from pdrouter.simulation.cluster.workload import BLOCK_TOKENS, Workload
 
 LOADS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 

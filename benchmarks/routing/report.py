@@ -5,22 +5,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks.routing.cluster.presets import HARDWARE
+from benchmarks.routing.cluster.results import Targets
 from benchmarks.routing.comparison import SHARE, Comparison
 from benchmarks.routing.contenders import AIBRIX, OURS
 from benchmarks.routing.experiment import Finding, Source
 from benchmarks.routing.plots import draw_cluster
-from pdrouter.simulation.cluster.presets import HARDWARE
-from pdrouter.simulation.cluster.results import Targets
 
 _INTRODUCTION = """\
 # Choosing pods: ways compared in a simulator
 
 Made by `make bench-routing`, which leaves the numbers at all loads, and a plot of each cluster, in
 `benchmarks/runs/`. A discrete-event model of prefill and decode engines
-(`pdrouter/simulation/cluster/`) runs request traces; the pods are chosen by the very code that
+(`benchmarks/routing/cluster/`) runs request traces; the pods are chosen by the very code that
 routes live requests. Engines are modelled, not measured: take comparisons from this page, not
 seconds. What the model assumes, and where each number comes from, stands in
-`pdrouter/simulation/cluster/presets.py`.
+`benchmarks/routing/cluster/presets.py`.
 
 * **load**: request rate, as a share of what the prefill pods could serve with nothing cached. It is
   changed by compressing time; no request is dropped.

@@ -10,7 +10,7 @@ from random import Random
 
 import msgspec
 
-from pdrouter.simulation.cluster.workload import SimulatedRequest, Workload, make_prompt
+from benchmarks.routing.cluster.workload import SimulatedRequest, Workload, make_prompt
 
 _FILES = (
     # Mooncake's conversation trace says when requests came in steps of 3 s.

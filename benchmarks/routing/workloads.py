@@ -5,7 +5,7 @@ from itertools import count, islice
 from random import Random
 from types import MappingProxyType
 
-from pdrouter.simulation.cluster.workload import (
+from benchmarks.routing.cluster.workload import (
     BLOCK_TOKENS,
     SimulatedRequest,
     Workload,

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pdrouter.simulation.cluster.model import Hardware, Shape
-from pdrouter.simulation.cluster.speeds import DecodeSpeed, Link, PrefillSpeed
-from pdrouter.simulation.cluster.workload import SimulatedRequest, Workload, make_prompt
+from benchmarks.routing.cluster.model import Hardware, Shape
+from benchmarks.routing.cluster.speeds import DecodeSpeed, Link, PrefillSpeed
+from benchmarks.routing.cluster.workload import SimulatedRequest, Workload, make_prompt
 
 SERIAL = PrefillSpeed(
     seconds_per_token=0.001,

@@ -13,6 +13,8 @@ from typing import Any
 from exchanges import PARAMS, Notes, request_body, request_headers, response_headers
 from factories import make_request
 
+from benchmarks.routing.cluster.router_replica import RoutedLegs, RouterOptions, RouterReplica
+from benchmarks.routing.cluster.workload import BLOCK_TOKENS
 from pdrouter.cluster.view import ModelPods, PodCache
 from pdrouter.engines.registry import Connectors
 from pdrouter.extproc.answers import AnswerReports
@@ -32,8 +34,6 @@ from pdrouter.routing.aggregation import Aggregation
 from pdrouter.routing.decision import Decision, RoutingFacts, Strategy
 from pdrouter.routing.output_length import OutputLengths
 from pdrouter.routing.prompt_length import TokenRatios
-from pdrouter.simulation.cluster.router_replica import RoutedLegs, RouterOptions, RouterReplica
-from pdrouter.simulation.cluster.workload import BLOCK_TOKENS
 
 PATH = "/v1/completions"
 

@@ -2,9 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.routing.cluster.block_cache import Allocation, BlockCache
+from benchmarks.routing.cluster.workload import make_prompt
 from pdrouter.openai.prompt_prefix import PromptPrefix
-from pdrouter.simulation.cluster.block_cache import Allocation, BlockCache
-from pdrouter.simulation.cluster.workload import make_prompt
 
 
 def compute(cache: BlockCache, prompt: PromptPrefix) -> None:

@@ -7,6 +7,12 @@ from clusters import BATCHING, DECODE, HARDWARE, TWO_AND_TWO, make_request, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.routing.cluster.model import Shape
+from benchmarks.routing.cluster.presets import H100, SHAPES
+from benchmarks.routing.cluster.results import SimulationResult
+from benchmarks.routing.cluster.router_replica import RouterOptions
+from benchmarks.routing.cluster.simulation import MODEL, Simulation, make_pods
+from benchmarks.routing.cluster.workload import Workload
 from benchmarks.routing.contenders import CONTENDERS
 from benchmarks.routing.workloads import make_workload as make_pattern
 from pdrouter.cluster.load import Ledger
@@ -18,12 +24,6 @@ from pdrouter.routing.decision import Choice, Decision, RoutingFacts, Strategy
 from pdrouter.routing.prefix_index import PrefixIndex
 from pdrouter.routing.registry import create_strategies
 from pdrouter.routing.state import RoutingState
-from pdrouter.simulation.cluster.model import Shape
-from pdrouter.simulation.cluster.presets import H100, SHAPES
-from pdrouter.simulation.cluster.results import SimulationResult
-from pdrouter.simulation.cluster.router_replica import RouterOptions
-from pdrouter.simulation.cluster.simulation import MODEL, Simulation, make_pods
-from pdrouter.simulation.cluster.workload import Workload
 
 BUSY = make_pattern("chat", 300, seed=1).scale(8.0)
 SHARED = SHAPES["8P+8D"]

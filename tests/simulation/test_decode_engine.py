@@ -5,10 +5,10 @@ from clusters import DECODE, NO_LINK, SERIAL
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdrouter.simulation.cluster.decode_batch import DecodeTask
-from pdrouter.simulation.cluster.decode_engine import DecodeEngine
-from pdrouter.simulation.cluster.events import EventQueue
-from pdrouter.simulation.cluster.speeds import DecodeSpeed, Link
+from benchmarks.routing.cluster.decode_batch import DecodeTask
+from benchmarks.routing.cluster.decode_engine import DecodeEngine
+from benchmarks.routing.cluster.events import EventQueue
+from benchmarks.routing.cluster.speeds import DecodeSpeed, Link
 
 
 @dataclass

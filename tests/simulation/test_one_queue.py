@@ -3,8 +3,8 @@
 import pytest
 from clusters import HARDWARE, make_request, make_workload
 
+from benchmarks.routing.cluster.results import Targets
 from benchmarks.routing.one_queue import main, simulate_one_queue
-from pdrouter.simulation.cluster.results import Targets
 
 TARGETS = Targets(ttft_s=1.0, ttft_factor=2.0)
 """On this hardware 1,000 tokens take a second, and the first token of the answer a tenth."""

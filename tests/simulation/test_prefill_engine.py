@@ -3,10 +3,10 @@ from dataclasses import replace
 import pytest
 from clusters import BATCHING, SERIAL, make_request
 
+from benchmarks.routing.cluster.events import EventQueue
+from benchmarks.routing.cluster.prefill_engine import PrefillEngine, PrefillTask
+from benchmarks.routing.cluster.speeds import PrefillSpeed
 from pdrouter.openai.prompt_prefix import PromptPrefix
-from pdrouter.simulation.cluster.events import EventQueue
-from pdrouter.simulation.cluster.prefill_engine import PrefillEngine, PrefillTask
-from pdrouter.simulation.cluster.speeds import PrefillSpeed
 
 
 class Prefills:

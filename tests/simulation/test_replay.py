@@ -8,11 +8,11 @@ import pytest
 from clusters import BATCHING, HARDWARE, make_request
 from replicas import DirectReplica, LiveReplica
 
+from benchmarks.routing.cluster.model import Shape
+from benchmarks.routing.cluster.router_replica import RouterOptions, RouterReplica
+from benchmarks.routing.cluster.simulation import Simulation
+from benchmarks.routing.cluster.workload import SimulatedRequest, Workload
 from pdrouter.routing.registry import DECODE_POLICIES, PREFILL_POLICIES, create_strategies
-from pdrouter.simulation.cluster.model import Shape
-from pdrouter.simulation.cluster.router_replica import RouterOptions, RouterReplica
-from pdrouter.simulation.cluster.simulation import Simulation
-from pdrouter.simulation.cluster.workload import SimulatedRequest, Workload
 
 SHAPE = Shape("3P+2D, one slow", (1.0, 1.0, 2.0), (1.0, 1.0))
 OPTIONS = RouterOptions(scrape_interval_s=0.5)

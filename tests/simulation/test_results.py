@@ -1,8 +1,8 @@
 import pytest
 from clusters import HARDWARE, make_request, make_workload
 
-from pdrouter.simulation.cluster.model import Shape, prefill_capacity
-from pdrouter.simulation.cluster.results import (
+from benchmarks.routing.cluster.model import Shape, prefill_capacity
+from benchmarks.routing.cluster.results import (
     Passage,
     PodUse,
     SimulationResult,

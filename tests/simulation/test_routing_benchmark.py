@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.routing.__main__ import main
+from benchmarks.routing.cluster.results import Summary
 from benchmarks.routing.comparison import compare, find_held_load
 from benchmarks.routing.experiment import Finding, Run, Scenario
-from pdrouter.simulation.cluster.results import Summary
 
 SCENARIO = Scenario("chat", "h100", "8P+8D")
 

@@ -4,8 +4,8 @@ No number here was measured by us. Peaks are from the makers' specifications; th
 are assumptions, and stand where they are used. Operators put in what their own engines show.
 """
 
-from pdrouter.simulation.cluster.model import Hardware, Shape
-from pdrouter.simulation.cluster.speeds import DecodeSpeed, Link, PrefillSpeed
+from benchmarks.routing.cluster.model import Hardware, Shape
+from benchmarks.routing.cluster.speeds import DecodeSpeed, Link, PrefillSpeed
 
 # Llama 3 70B in bf16, from its published configuration: 80 layers, 8192 wide, 8 KV heads of 128.
 _70B_PARAMETERS = 70e9

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from pdrouter.simulation.cluster.speeds import DecodeSpeed, Link, PrefillSpeed
-from pdrouter.simulation.cluster.workload import Workload
+from benchmarks.routing.cluster.speeds import DecodeSpeed, Link, PrefillSpeed
+from benchmarks.routing.cluster.workload import Workload
 
 
 @dataclass(frozen=True, slots=True)

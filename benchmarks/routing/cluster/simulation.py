@@ -3,18 +3,18 @@
 from collections.abc import Callable
 from random import Random
 
+from benchmarks.routing.cluster.decode_batch import DecodeTask
+from benchmarks.routing.cluster.decode_engine import DecodeEngine
+from benchmarks.routing.cluster.events import EventQueue
+from benchmarks.routing.cluster.model import Hardware, Shape, check_memory
+from benchmarks.routing.cluster.prefill_engine import PrefillEngine, PrefillTask
+from benchmarks.routing.cluster.results import Passage, PodUse, SimulationResult
+from benchmarks.routing.cluster.router_replica import RoutedLegs, RouterOptions, RouterReplica
+from benchmarks.routing.cluster.workload import BLOCK_TOKENS, SimulatedRequest, Workload
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.samples import EngineSample
 from pdrouter.cluster.view import ModelPods
 from pdrouter.routing.decision import RoutingFacts, Strategy
-from pdrouter.simulation.cluster.decode_batch import DecodeTask
-from pdrouter.simulation.cluster.decode_engine import DecodeEngine
-from pdrouter.simulation.cluster.events import EventQueue
-from pdrouter.simulation.cluster.model import Hardware, Shape, check_memory
-from pdrouter.simulation.cluster.prefill_engine import PrefillEngine, PrefillTask
-from pdrouter.simulation.cluster.results import Passage, PodUse, SimulationResult
-from pdrouter.simulation.cluster.router_replica import RoutedLegs, RouterOptions, RouterReplica
-from pdrouter.simulation.cluster.workload import BLOCK_TOKENS, SimulatedRequest, Workload
 
 MODEL = "simulated"
 

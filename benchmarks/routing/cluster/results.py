@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pdrouter.simulation.cluster.model import Hardware
-from pdrouter.simulation.cluster.workload import SimulatedRequest
+from benchmarks.routing.cluster.model import Hardware
+from benchmarks.routing.cluster.workload import SimulatedRequest
 
 
 @dataclass(slots=True)

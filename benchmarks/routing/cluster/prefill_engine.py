@@ -3,11 +3,11 @@
 from collections import deque
 from collections.abc import Callable
 
+from benchmarks.routing.cluster.block_cache import Allocation, BlockCache
+from benchmarks.routing.cluster.events import EventQueue
+from benchmarks.routing.cluster.speeds import PrefillSpeed
+from benchmarks.routing.cluster.workload import BLOCK_TOKENS
 from pdrouter.openai.prompt_prefix import PromptPrefix
-from pdrouter.simulation.cluster.block_cache import Allocation, BlockCache
-from pdrouter.simulation.cluster.events import EventQueue
-from pdrouter.simulation.cluster.speeds import PrefillSpeed
-from pdrouter.simulation.cluster.workload import BLOCK_TOKENS
 
 
 class PrefillTask:

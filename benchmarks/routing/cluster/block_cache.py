@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from benchmarks.routing.cluster.workload import BLOCK_TOKENS
 from pdrouter.openai.prompt_prefix import PromptPrefix
-from pdrouter.simulation.cluster.workload import BLOCK_TOKENS
 
 
 class Allocation:

@@ -3,9 +3,9 @@
 from collections import deque
 from functools import partial
 
-from pdrouter.simulation.cluster.decode_batch import DecodeBatch, DecodeTask
-from pdrouter.simulation.cluster.events import Event, EventQueue
-from pdrouter.simulation.cluster.speeds import DecodeSpeed, Link, PrefillSpeed
+from benchmarks.routing.cluster.decode_batch import DecodeBatch, DecodeTask
+from benchmarks.routing.cluster.events import Event, EventQueue
+from benchmarks.routing.cluster.speeds import DecodeSpeed, Link, PrefillSpeed
 
 _ADMISSION_SHARE = 0.99
 """Share of the KV memory up to which requests are admitted: vLLM kept a watermark of 1%, lest it

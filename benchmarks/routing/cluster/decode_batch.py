@@ -5,7 +5,7 @@ from collections.abc import Callable
 from itertools import count
 from math import sqrt
 
-from pdrouter.simulation.cluster.speeds import DecodeSpeed
+from benchmarks.routing.cluster.speeds import DecodeSpeed
 
 _SAME_STEP = 1e-6
 
