@@ -8,6 +8,7 @@ from msgspec import structs
 
 from pdrouter.openai.body import Body, BodyInvalid, encode
 from pdrouter.openai.errors import RequestRejected
+from pdrouter.openai.media import has_media
 from pdrouter.openai.paths import Endpoint
 
 T = TypeVar("T")
@@ -43,23 +44,7 @@ _CONTROL_MEMBERS = frozenset(
 
 _LISTS = frozenset({"messages", "token_ids"})
 _ABSENT = (None, b"null")
-_NO_CONTENT = msgspec.Raw(b'""')
 _FIRST_ITEM = re.compile(rb"\[[ \t\n\r]*(.)", re.DOTALL)
-_MULTIMODAL_TYPES = frozenset(
-    {
-        "image_url",
-        "input_image",
-        "image",
-        "image_pil",
-        "image_embeds",
-        "input_audio",
-        "audio_url",
-        "video_url",
-        "input_file",
-        "file",
-        "document",
-    }
-)
 _NO_PROMPT = memoryview(b"")
 
 
@@ -139,7 +124,7 @@ def parse_request(
     if endpoint.legs == 2:
         _get_positive(options, "n")
         whole = _find_misfit(endpoint, body, options)
-        if whole is None and not split_multimodal and _is_multimodal(prompt):
+        if whole is None and not split_multimodal and _is_multimodal(body, prompt_name, prompt):
             whole = "multimodal"
     else:
         whole = "single-pod-path"
@@ -278,30 +263,8 @@ def _has_several_items(prompt: bytes) -> bool:
     return False
 
 
-class _Part(msgspec.Struct):
-    """A message, or a part of one; a tool's result has parts of its own."""
-
-    type: str = ""
-    content: msgspec.Raw = _NO_CONTENT
-
-
-_decode_parts = msgspec.json.Decoder(list[_Part | str]).decode
-
-
-def _is_multimodal(prompt: memoryview) -> bool:
-    try:
-        return _has_multimodal_part(prompt, depth=3)
-    except msgspec.ValidationError:
-        # Not the shape of messages: the engine says what is wrong with it.
-        return False
-
-
-def _has_multimodal_part(parts: memoryview, depth: int) -> bool:
-    # Texts are skipped, not read: this costs less than to search them.
-    if not depth or bytes(parts[:1]) != b"[":
-        return False
-    return any(
-        part.type in _MULTIMODAL_TYPES or _has_multimodal_part(memoryview(part.content), depth - 1)
-        for part in _decode_parts(parts)
-        if isinstance(part, _Part)
-    )
+def _is_multimodal(body: Body, prompt_name: str, prompt: memoryview) -> bool:
+    if prompt_name == "token_ids":
+        # What the placeholders among the tokens stand for.
+        return body.raw("features") not in _ABSENT
+    return has_media(prompt)
