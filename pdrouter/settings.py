@@ -201,7 +201,8 @@ class Settings(RoutingSettings):
         1,
         "PDROUTER_PREFILL_RETRIES",
         COUNT,
-        "How many further prefill pods are tried after a transport error, a 5xx or a timeout.",
+        "How many further prefill pods are tried after a transport error, a 5xx or a timeout. Pods "
+        "that say they are busy or lack the model are not counted, unless it is 0.",
     )
     on_prefill_failure: FailurePolicy = declare(
         FailurePolicy.FAIL,
@@ -254,7 +255,7 @@ class Settings(RoutingSettings):
         True,
         "PDROUTER_EXPOSE_PODS",
         BOOLEAN,
-        "Whether responses carry names and addresses of pods, as aibrix's do.",
+        "Whether responses carry names and addresses of pods, as aibrix's do, errors too.",
     )
     explain_decisions: bool = declare(
         False,
@@ -366,6 +367,7 @@ class Settings(RoutingSettings):
             self.max_wait_s,
             self.aggregation,
             self.handover_s,
+            self.expose_pods,
         )
 
     def show(self) -> dict[str, Any]:

@@ -146,6 +146,7 @@ class Bench:
             max_wait_s=max_wait_s,
             aggregation=aggregation,
             handover_s=0.05,
+            expose_pods=expose_pods,
         )
         ratios = TokenRatios()
         self.lengths = OutputLengths(100)

@@ -157,7 +157,9 @@ class Dispatcher:
             return await step.run(first, headers)
         except PrefillFailed as failed:
             if self.policy.on_prefill_failure is FailurePolicy.FAIL:
-                raise describe_failure(failed) from failed
+                raise describe_failure(
+                    failed, record.attempts, expose_pods=self.policy.expose_pods
+                ) from failed
             record.aggregated = "prefill-failed"
             return None
 

@@ -31,6 +31,7 @@ class DispatchPolicy:
             None for no limit.
         aggregation: when a decode pod serves a request whole that could be split.
         handover_s: seconds that the way over two pods costs beside computing.
+        expose_pods: whether errors tell clients names and addresses of pods.
     """
 
     default_strategy: str | None
@@ -42,3 +43,4 @@ class DispatchPolicy:
     max_wait_s: float | None
     aggregation: Aggregation
     handover_s: float
+    expose_pods: bool = True

@@ -1,7 +1,7 @@
 """The prefill leg of a request: attempts on one pod after another, within one deadline."""
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import count
 
@@ -9,8 +9,18 @@ import msgspec
 
 from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.pods import Pod
+from pdrouter.openai.engine_errors import read_error_message
+from pdrouter.openai.retry_after import read_retry_after
 from pdrouter.openai.usage import Usage, read_usage
 from pdrouter.prefill.client import EngineAnswer, FailureKind, PostFailed, PrefillClient
+from pdrouter.prefill.statuses import BUSY, Speaks, judge, rank
+
+_FREE_REFUSALS = 4
+"""Pods that may say that it is them, before the tries that they cost count as retries.
+
+They answer at once, and a pod that is busy or lacks the adapter should not keep a request from one
+that is not, and does not; but a wrong key must not be tried on every pod there is.
+"""
 
 
 class PrefillTarget(msgspec.Struct, frozen=True):
@@ -52,9 +62,11 @@ class PrefillAttempt(msgspec.Struct, frozen=True):
         request_id: `x-request-id` of its last POST.
         status: HTTP status; None without an answer.
         failure: what went wrong; None if nothing did, or if the engine refused the request.
-        message: details of the failure, for the log.
+        message: details of the failure, or the engine's own words, for the log.
         seconds: how long it took.
         stale_connections: how often a connection turned out to be closed by the engine.
+        retry_after_s: seconds after which the engine wants to be asked again; None if it has not
+            said so.
     """
 
     pod: Pod
@@ -64,6 +76,14 @@ class PrefillAttempt(msgspec.Struct, frozen=True):
     message: str
     seconds: float
     stale_connections: int
+    retry_after_s: float | None = None
+
+    @property
+    def speaks(self) -> Speaks:
+        """What it says: that the leg is done, or of what it speaks otherwise."""
+        if self.failure is not None or self.status is None:
+            return Speaks.FAILURE
+        return judge(self.status)
 
 
 class Prefilled(msgspec.Struct, frozen=True):
@@ -83,7 +103,7 @@ class Prefilled(msgspec.Struct, frozen=True):
 
 
 class PrefillRefused(Exception):
-    """The engine answered with a 4xx status: another pod would say the same.
+    """The engine answered with a 4xx status, and no other pod says otherwise.
 
     Attributes:
         answer: the engine's answer, for the client.
@@ -142,18 +162,31 @@ class PrefillLeg:
         deadline = time.monotonic() + self.total_s
         ids = _number_ids(request_id)
         tried: list[str] = []
+        refusals: list[EngineAnswer] = []
         target: PrefillTarget | None = plan.target
         while target is not None:
             tried.append(target.pod.uid)
             attempt, answer, usage = await self._attempt(plan, target, ids, deadline)
             on_attempt(attempt)
-            if answer is not None and attempt.failure is None:
-                if answer.status >= 400:
-                    raise PrefillRefused(answer)
-                return Prefilled(target.pod, attempt.request_id, answer, usage)
-            exhausted = len(tried) > self.retries or time.monotonic() >= deadline
+            if answer is not None:
+                match attempt.speaks:
+                    case Speaks.DONE:
+                        return Prefilled(target.pod, attempt.request_id, answer, usage)
+                    case Speaks.REQUEST:
+                        raise PrefillRefused(answer)
+                    case Speaks.POD:
+                        refusals.append(answer)
+            exhausted = time.monotonic() >= deadline or not self._may_go_on(tried, refusals)
             target = None if exhausted else plan.choose_other(tried)
+        most_telling = _choose_refusal(refusals, failures=len(tried) - len(refusals))
+        if most_telling is not None:
+            raise PrefillRefused(most_telling)
         raise PrefillFailed(attempt, len(tried))
+
+    def _may_go_on(self, tried: Sized, refusals: Sized) -> bool:
+        """Return whether another pod may be tried."""
+        free = min(len(refusals), _FREE_REFUSALS) if self.retries else 0
+        return len(tried) - free <= self.retries
 
     async def _attempt(
         self, plan: PrefillPlan, target: PrefillTarget, ids: Iterator[str], deadline: float
@@ -183,18 +216,34 @@ class PrefillLeg:
             if answer is not None and answer.status < 300:
                 usage = read_usage(answer.body)
                 scope.complete(None if usage is None else usage.count_computed())
-        if answer is not None and not _is_final(answer.status):
-            failure = FailureKind.STATUS
-            message = f"the prefill engine answered {answer.status}"
+        status = retry_after = None
+        if answer is not None:
+            status = answer.status
+            if judge(status) is not Speaks.DONE:
+                message = _describe(answer)
+                retry_after = read_retry_after(answer.headers)
+            if judge(status) is Speaks.FAILURE:
+                failure = FailureKind.STATUS
         seconds = time.monotonic() - start
-        status = None if answer is None else answer.status
-        attempt = PrefillAttempt(pod, request_id, status, failure, message, seconds, stale)
+        attempt = PrefillAttempt(
+            pod, request_id, status, failure, message, seconds, stale, retry_after
+        )
         return attempt, answer, usage
 
 
-def _is_final(status: int) -> bool:
-    """Return whether another pod would not answer differently."""
-    return 200 <= status < 300 or 400 <= status < 500
+def _describe(answer: EngineAnswer) -> str:
+    said = read_error_message(answer.body)
+    return f"the prefill engine answered {answer.status}{f': {said}' if said else ''}"
+
+
+def _choose_refusal(refusals: Sequence[EngineAnswer], *, failures: int) -> EngineAnswer | None:
+    """Return which pod's refusal the client gets; None if it may not be the truth.
+
+    If other pods have failed, they might have had what these lack: to be told that the model does
+    not exist would send the client away for good.
+    """
+    told = [answer for answer in refusals if not failures or answer.status in BUSY]
+    return max(told, key=lambda answer: rank(answer.status), default=None)
 
 
 def _number_ids(request_id: str) -> Iterator[str]:

@@ -101,7 +101,9 @@ class Reception:
             name.lower(): ", ".join(request.headers.getall(name)) for name in request.headers
         }
         number = self._log.add(request.method, request.raw_path, headers, body, leg)
-        fault = self._faults.take(request.path, is_api_call=request.method == "POST")
+        fault = self._faults.take(
+            request.path, is_api_call=request.method == "POST", members=members, leg=leg
+        )
         request[_CALL] = Call(request, members, leg, fault, refusal)
         try:
             response = await self._respond(request, handler, fault)
@@ -130,7 +132,8 @@ class Reception:
         except Refused as error:
             if isinstance(error, ContractViolated):
                 self._metrics.contract_violations.labels(error.reason).inc()
-            return web.json_response(error.envelope(), status=error.status)
+            headers = {} if fault.retry_after is None else {"retry-after": fault.retry_after}
+            return web.json_response(error.envelope(), status=error.status, headers=headers)
         except web.HTTPException as error:
             return _framework_error(error)
 

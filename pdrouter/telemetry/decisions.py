@@ -7,6 +7,7 @@ from typing import Any
 from pdrouter.extproc.record import RequestRecord
 from pdrouter.routing.decision import Decision
 from pdrouter.routing.explanation import describe_in_detail
+from pdrouter.telemetry.attempts import describe_failed_attempts
 
 
 class DecisionLog:
@@ -18,22 +19,22 @@ class DecisionLog:
         Args:
             size: how many decisions are kept.
         """
-        self._entries: deque[tuple[datetime, str, str, Decision]] = deque(maxlen=size)
+        self._entries: deque[tuple[datetime, RequestRecord, Decision]] = deque(maxlen=size)
 
     def note(self, record: RequestRecord) -> None:
         """Keep the decision of a request."""
         if record.decision is not None:
-            now = datetime.now(UTC)
-            self._entries.append((now, record.request_id, record.model, record.decision))
+            self._entries.append((datetime.now(UTC), record, record.decision))
 
     def describe(self) -> list[dict[str, Any]]:
         """Return the decisions, the newest first."""
         return [
             {
                 "time": time.isoformat(timespec="milliseconds"),
-                "request_id": request_id,
-                "model": model,
+                "request_id": record.request_id,
+                "model": record.model,
                 **describe_in_detail(decision),
+                "failed_attempts": describe_failed_attempts(record),
             }
-            for time, request_id, model, decision in reversed(tuple(self._entries))
+            for time, record, decision in reversed(tuple(self._entries))
         ]

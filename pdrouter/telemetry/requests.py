@@ -16,6 +16,7 @@ from pdrouter.extproc.tokenizing import TokenizerStats
 from pdrouter.prefill.leg import PrefillAttempt
 from pdrouter.routing.decision import DecisionKind
 from pdrouter.telemetry.aibrix_metrics import AibrixMetrics
+from pdrouter.telemetry.attempts import describe_failed_attempts
 from pdrouter.telemetry.decisions import DecisionLog
 from pdrouter.telemetry.metrics import Metrics
 
@@ -167,7 +168,7 @@ def describe_request(record: RequestRecord) -> dict[str, Any]:
         "headers_ms": _milliseconds(record.headers_s),
         "total_ms": _milliseconds(record.total_s if record.outcome else None),
     }
-    failed = [_describe_attempt(attempt) for attempt in record.attempts if attempt.failure]
+    failed = describe_failed_attempts(record)
     if failed:
         fields["failed_attempts"] = failed
     if record.served_by:
@@ -175,17 +176,6 @@ def describe_request(record: RequestRecord) -> dict[str, Any]:
     if record.code or record.message:
         fields |= {"error_code": record.code, "error": record.message}
     return fields
-
-
-def _describe_attempt(attempt: PrefillAttempt) -> dict[str, Any]:
-    return {
-        "pod": attempt.pod.name,
-        "request_id": attempt.request_id,
-        "status": attempt.status,
-        "failure": attempt.failure,
-        "message": attempt.message,
-        "ms": _milliseconds(attempt.seconds),
-    }
 
 
 def _describe_choice(record: RequestRecord) -> dict[str, Any]:

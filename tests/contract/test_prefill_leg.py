@@ -1,7 +1,7 @@
 """The prefill leg against real servers: retries, deadlines, refusals, counts that end at zero."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
@@ -23,6 +23,7 @@ from pdrouter.prefill.leg import (
     PrefillRefused,
     PrefillTarget,
 )
+from pdrouter.prefill.statuses import Speaks
 
 SHORT_S = 0.15
 MIB = 1024 * 1024
@@ -271,7 +272,7 @@ async def test_a_first_connection_that_breaks_is_not_tried_again_on_the_same_pod
 # --- Refusals ---
 
 
-@pytest.mark.parametrize("code", [400, 401, 404, 413, 422, 429, 499])
+@pytest.mark.parametrize("code", [400, 402, 409, 413, 415, 422, 431, 451, 499])
 async def test_a_refusal_is_handed_on_unchanged_and_tried_nowhere_else(
     stage: Stage, code: int
 ) -> None:
@@ -295,6 +296,95 @@ async def test_a_refusal_after_a_failure_is_still_a_refusal(stage: Stage) -> Non
     with pytest.raises(PrefillRefused):
         await stage.run(await stage.create_leg())
     assert stage.failures == [FailureKind.TRANSPORT, None]
+
+
+OF_THE_POD = [401, 403, 404, 405, 407, 408, 421, 425, 429]
+
+
+@pytest.mark.parametrize("code", OF_THE_POD)
+async def test_what_a_pod_says_of_itself_is_no_answer_while_another_has_not_been_asked(
+    stage: Stage, code: int
+) -> None:
+    first = await stage.add_engine(answering(status(code, b'{"error":{"message":"not me"}}')))
+    second = await stage.add_engine(answer_always)
+    assert (await stage.run(await stage.create_leg())).pod is second
+    refused, done = stage.attempts
+    assert (refused.pod, refused.status, refused.failure) == (first, code, None)
+    assert refused.speaks is Speaks.POD
+    assert refused.message == f"the prefill engine answered {code}: not me"
+    assert done.speaks is Speaks.DONE
+
+
+@pytest.mark.parametrize("code", OF_THE_POD)
+async def test_what_all_pods_say_reaches_the_client_unchanged(stage: Stage, code: int) -> None:
+    for _ in range(2):
+        await stage.add_engine(answering(status(code, b'{"code": %d }' % code)))
+    with pytest.raises(PrefillRefused) as caught:
+        await stage.run(await stage.create_leg())
+    assert (caught.value.answer.status, caught.value.answer.body) == (code, b'{"code": %d }' % code)
+    assert len(stage.attempts) == 2
+
+
+@pytest.mark.parametrize(
+    ("codes", "told"),
+    [
+        ((401, 404), 404),
+        ((404, 429), 429),
+        ((429, 404), 429),
+        ((403, 401), 403),
+        ((429, 400), 400),
+        ((408, 503), 408),
+        ((500, 429), 429),
+        ((404, 500), None),
+        ((500, 401), None),
+    ],
+)
+async def test_the_most_telling_answer_is_the_one_that_the_client_gets(
+    stage: Stage, codes: Sequence[int], told: int | None
+) -> None:
+    for code in codes:
+        await stage.add_engine(answering(status(code)))
+    with pytest.raises((PrefillRefused, PrefillFailed)) as caught:
+        await stage.run(await stage.create_leg())
+    answer = caught.value.answer if isinstance(caught.value, PrefillRefused) else None
+    assert (answer and answer.status) == told
+
+
+async def test_refusals_do_not_use_up_the_retries_but_end(stage: Stage) -> None:
+    for _ in range(4):
+        await stage.add_engine(answering(status(429)))
+    await stage.add_engine(reset)
+    last = await stage.add_engine(answer_always)
+    assert (await stage.run(await stage.create_leg())).pod is last
+
+
+async def test_a_wrong_key_is_not_tried_on_every_pod_there_is(stage: Stage) -> None:
+    for _ in range(9):
+        await stage.add_engine(answering(status(401)))
+    with pytest.raises(PrefillRefused):
+        await stage.run(await stage.create_leg())
+    assert len(stage.attempts) == 6
+
+
+async def test_without_retries_a_refusal_is_the_answer(stage: Stage) -> None:
+    await stage.add_engine(answering(status(429)))
+    await stage.add_engine(answer_always)
+    with pytest.raises(PrefillRefused):
+        await stage.run(await stage.create_leg(retries=0))
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [(b"7", 7.0), (b"Wed, 21 Oct 2015 07:28:00 GMT", 0.0), (b"soon", None), (b"-1", None)],
+)
+async def test_it_is_noted_when_the_engine_wants_to_be_asked_again(
+    stage: Stage, header: bytes, seconds: float | None
+) -> None:
+    answer = b"HTTP/1.1 429 Busy\r\nretry-after: %s\r\ncontent-length: 0\r\n\r\n" % header
+    await stage.add_engine(answering(answer))
+    with pytest.raises(PrefillRefused):
+        await stage.run(await stage.create_leg())
+    assert stage.attempts[0].retry_after_s == seconds
 
 
 # --- Deadlines ---

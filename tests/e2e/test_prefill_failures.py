@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -13,6 +13,7 @@ from expectations import (
     expect_error,
     expect_whole,
     find_sent,
+    read_admin,
     read_metrics,
 )
 from failures import (
@@ -50,6 +51,10 @@ def stack_options() -> StackOptions:
 @pytest.fixture(autouse=True)
 def log_requests(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="pdrouter.request")
+
+
+def sorted_by_pod(attempts: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return sorted(attempts, key=lambda attempt: str(attempt["pod"]))
 
 
 FAULTS = [
@@ -113,8 +118,8 @@ async def test_a_pod_that_refuses_connections_is_made_up_for_by_another(
 
         await healthy.stop()
         response = await client.post(CHAT, json=chat())
-        expect_error(response, 502, "prefill_failed")
-        expect_no_address(stack, response)
+        error = expect_error(response, 502, "prefill_failed")
+        assert f"({healthy.address}) cannot be connected to" in error["message"]
 
 
 @pytest.mark.parametrize(
@@ -126,9 +131,10 @@ async def test_a_pod_that_refuses_connections_is_made_up_for_by_another(
         pytest.param(Fault(status=503), False, 503, "prefill_unavailable", id="status-503"),
     ],
 )
-async def test_faults_everywhere_become_an_error_that_names_no_address(
+async def test_faults_everywhere_become_an_error_that_names_pods_and_causes(
     stack: LocalStack,
     client: httpx.AsyncClient,
+    caplog: pytest.LogCaptureFixture,
     fault: Fault,
     stream: bool,
     status: int,
@@ -140,8 +146,30 @@ async def test_faults_everywhere_become_an_error_that_names_no_address(
     error = expect_error(response, status, code)
     assert "2 attempt" in error["message"]
     assert ("retry-after" in response.headers) == (status == 503)
-    expect_no_address(stack, response)
     assert len(stack.decode[0].requests) == received
+    line = await read_line(caplog, response.headers["x-request-id"])
+    decisions = (await read_admin(stack, "/debug/decisions")).json()["decisions"]
+    assert decisions[0]["failed_attempts"] == line["failed_attempts"]
+    for engine, failed in zip(stack.prefill, sorted_by_pod(line["failed_attempts"]), strict=True):
+        assert failed["address"] == engine.address
+        assert f"pod {failed['pod']} ({engine.address})" in error["message"]
+    if fault.status is not None:
+        assert f"answered {fault.status}: Simulated fault" in error["message"]
+
+
+async def test_an_error_names_no_pod_where_clients_must_not_know_them() -> None:
+    environment = {"PDROUTER_EXPOSE_PODS": "false"}
+    async with run_small_stack(environment) as (stack, client):
+        names = [pod.name for pod in stack.router.cache.view.pods]
+        for fault in (Fault(drop=True), Fault(status=500), None):
+            if fault is None:
+                for engine in stack.prefill:
+                    await engine.stop()
+            with failing(stack.prefill, fault or Fault()):
+                response = await client.post(CHAT, json=chat())
+            expect_error(response, 502, "prefill_failed")
+            expect_no_address(stack, response)
+            assert not any(name in response.text for name in names)
 
 
 async def test_the_deadline_of_the_leg_covers_all_attempts(
@@ -157,7 +185,7 @@ async def test_the_deadline_of_the_leg_covers_all_attempts(
         assert line["outcome"] == "failed"
 
 
-@pytest.mark.parametrize("status", [400, 404, 422, 429])
+@pytest.mark.parametrize("status", [400, 413, 422])
 async def test_an_engines_refusal_reaches_the_client_unchanged(
     stack: LocalStack, client: httpx.AsyncClient, status: int
 ) -> None:
@@ -178,6 +206,36 @@ async def test_an_engines_refusal_reaches_the_client_unchanged(
     requests = [len(engine.requests) for engine in engines_of(stack)]
     assert sum(requests) == sum(received) + 1
     assert requests[-1] == received[-1]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 408, 429])
+async def test_what_one_pod_says_of_itself_no_client_hears(
+    stack: LocalStack, client: httpx.AsyncClient, status: int
+) -> None:
+    refusing, other = stack.prefill
+    with failing([refusing], Fault(status=status)):
+        for _ in range(12):
+            with try_first(stack, refusing, other):
+                response = await client.post(CHAT, json=chat())
+            assert response.status_code == 200
+            assert response.headers["prefill-target-pod-ip"] == other.host
+    await client.post(CHAT, json=chat())
+
+
+@pytest.mark.parametrize("status", [401, 404, 429])
+async def test_what_all_pods_say_reaches_the_client_in_their_words(
+    stack: LocalStack, client: httpx.AsyncClient, status: int
+) -> None:
+    received = len(stack.decode[0].requests)
+    with failing(stack.prefill, Fault(status=status, retry_after="3")):
+        response = await client.post(CHAT, json=chat())
+    assert response.status_code == status
+    assert response.headers["retry-after"] == "3"
+    assert response.json()["error"]["message"] == f"Simulated fault: status {status}"
+    assert [
+        len(list_ids(engine, response.headers["x-request-id"])) for engine in stack.prefill
+    ] == [1, 1]
+    assert len(stack.decode[0].requests) == received
 
 
 @pytest.mark.parametrize(

@@ -365,15 +365,18 @@ async def test_a_request_is_served_whole_where_that_is_faster(
         (FailureKind.TIMEOUT, 504, "prefill_timeout"),
     ],
 )
-async def test_a_failed_prefill_is_an_error_without_addresses(
-    failure: FailureKind, status: int, code: str
+@pytest.mark.parametrize("expose_pods", [True, False])
+async def test_a_failed_prefill_is_an_error_that_names_the_pod_to_whom_may_know(
+    failure: FailureKind, status: int, code: str, expose_pods: bool
 ) -> None:
-    bench = Bench()
+    bench = Bench(expose_pods=expose_pods)
     bench.prefill.answer = lambda: failure
     _, reply = await bench.tell(request_headers(), request_body())
     assert error_of(reply) == (status, code)
     assert isinstance(reply, ImmediateReply)
-    assert b"10.0.0.1" not in reply.body
+    assert (b"pod prefill-0 (10.0.0.1:8000)" in reply.body) == expose_pods
+    assert b"broke" not in reply.body.replace(b"broke the connection off", b"")
+    assert (b"10.0.0.1" in reply.body or b"prefill-0" in reply.body) == expose_pods
     assert bench.close().attempts[0].message == "10.0.0.1 broke"
 
 

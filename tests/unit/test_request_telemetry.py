@@ -297,6 +297,7 @@ def test_a_line_tells_the_whole_story() -> None:
         "failed_attempts": [
             {
                 "pod": "p0",
+                "address": "10.0.0.1:8000",
                 "request_id": "id-1",
                 "status": None,
                 "failure": "connect",

@@ -1,0 +1,24 @@
+"""The tries of prefill legs, in words."""
+
+from typing import Any
+
+from pdrouter.extproc.record import RequestRecord
+from pdrouter.prefill.leg import PrefillAttempt
+from pdrouter.prefill.statuses import Speaks
+
+
+def describe_failed_attempts(record: RequestRecord) -> list[dict[str, Any]]:
+    """Return the tries of a request that gave nothing: which pod, where it is, and why."""
+    return [_describe(attempt) for attempt in record.attempts if attempt.speaks is not Speaks.DONE]
+
+
+def _describe(attempt: PrefillAttempt) -> dict[str, Any]:
+    return {
+        "pod": attempt.pod.name,
+        "address": attempt.pod.address,
+        "request_id": attempt.request_id,
+        "status": attempt.status,
+        "failure": attempt.failure,
+        "message": attempt.message,
+        "ms": round(attempt.seconds * 1000, 3),
+    }
