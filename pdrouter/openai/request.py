@@ -1,17 +1,16 @@
 """A validated inference request."""
 
 import re
-from typing import TypeVar
 
 import msgspec
 from msgspec import structs
 
 from pdrouter.openai.body import Body, BodyInvalid, encode
+from pdrouter.openai.coercion import as_boolean, as_integer, decode_scalar
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.media import has_media
+from pdrouter.openai.misfits import find_misfit
 from pdrouter.openai.paths import Endpoint
-
-T = TypeVar("T")
 
 _CONTROL_MEMBERS = frozenset(
     {
@@ -39,6 +38,8 @@ _CONTROL_MEMBERS = frozenset(
         "background",
         "previous_response_id",
         "conversation",
+        "truncation",
+        "truncate_prompt_tokens",
     }
 )
 
@@ -46,6 +47,9 @@ _LISTS = frozenset({"messages", "token_ids"})
 _ABSENT = (None, b"null")
 _FIRST_ITEM = re.compile(rb"\[[ \t\n\r]*(.)", re.DOTALL)
 _NO_PROMPT = memoryview(b"")
+_NO_OPTIONS = Body(b"{}")
+_MAX_LIMIT = 10**9
+"""Numbers of any size are allowed, and one of so many digits is no limit."""
 
 
 class InferenceRequest(msgspec.Struct, frozen=True):
@@ -112,18 +116,11 @@ def parse_request(
         if repeated:
             name = min(repeated)
             raise _invalid(name, f"{name!r} occurs more than once")
-    model = _get(body, "model", str, "a string")
-    if not model:
-        raise _invalid("model", "'model' is required and must be a string that is not empty")
+    model = _read_model(body)
     prompt_name, prompt = _find_prompt(endpoint, body)
-    stream = bool(_get(body, "stream", bool, "a boolean"))
-    if not stream and body.raw("stream_options") not in _ABSENT:
-        raise _invalid("stream_options", "'stream_options' is only allowed when 'stream' is true")
-    options = sampling or body
-    limits = [limit for name in endpoint.limits if (limit := _get_positive(options, name))]
+    options = body if endpoint.sampling is None else sampling or _NO_OPTIONS
     if endpoint.legs == 2:
-        _get_positive(options, "n")
-        whole = _find_misfit(endpoint, body, options)
+        whole = find_misfit(endpoint, body, options)
         if whole is None and not split_multimodal and _is_multimodal(body, prompt_name, prompt):
             whole = "multimodal"
     else:
@@ -135,8 +132,8 @@ def parse_request(
         prompt_name,
         sampling,
         model,
-        stream,
-        min(limits, default=None),
+        bool(as_boolean(_read(body, "stream"))),
+        _find_limit(endpoint, options),
         whole,
     )
 
@@ -168,21 +165,26 @@ def _invalid(param: str, message: str) -> RequestRejected:
     return RequestRejected(400, "invalid_value", message, param)
 
 
-def _get(body: Body, name: str, expected: type[T], meaning: str) -> T | None:
+def _read_model(body: Body) -> str:
     try:
-        return body.get(name, expected)
+        model = body.get("model", str)
     except msgspec.MsgspecError:
-        raise _invalid(name, f"{name!r} must be {meaning}") from None
+        model = None
+    if not model:
+        raise _invalid("model", "'model' is required and must be a string that is not empty")
+    return model
 
 
-def _get_positive(body: Body, name: str) -> int | None:
+def _read(body: Body, name: str) -> object:
     raw = body.raw(name)
-    if raw is None or raw == b"null":
-        return None
-    if not (raw.isdigit() and raw.strip(b"0")):
-        raise _invalid(name, f"{name!r} must be a positive integer")
-    # Numbers of any size are allowed, and one of so many digits is no limit.
-    return int(raw[:10])
+    return None if raw is None else decode_scalar(raw)
+
+
+def _find_limit(endpoint: Endpoint, options: Body) -> int | None:
+    """Return the least limit; what is no limit, an engine is to refuse."""
+    numbers = (as_integer(_read(options, name)) for name in endpoint.limits)
+    limits = [min(number, _MAX_LIMIT) for number in numbers if number is not None and number > 0]
+    return min(limits, default=None)
 
 
 def _find_prompt(endpoint: Endpoint, body: Body) -> tuple[str, memoryview]:
@@ -206,61 +208,6 @@ def _find_prompt(endpoint: Endpoint, body: Body) -> tuple[str, memoryview]:
     elif bytes(raw[:1]) != b'"':
         raise _invalid(name, f"{name!r} must be a string or a list")
     return name, raw
-
-
-def _find_misfit(endpoint: Endpoint, body: Body, options: Body) -> str | None:
-    """Return why a request cannot be split into two legs.
-
-    The rules and their reasons stand in vLLM: the answer of the prefill leg carries one set of
-    blocks (several prompts, `n`, `best_of`, beam search); the decode engine computes the whole
-    prompt again (`echo`, `prompt_logprobs`); the state of a conversation lives on one pod.
-    """
-    checks = (
-        ("several-prompts", endpoint.batches and _has_several_prompts(endpoint, body)),
-        ("n", _is_above_one(options, "n")),
-        ("best-of", _is_above_one(options, "best_of")),
-        ("beam-search", _is_set(options, "use_beam_search")),
-        ("echo", _is_set(body, "echo")),
-        ("prompt-logprobs", options.raw("prompt_logprobs") not in _ABSENT),
-        ("stateful-responses", endpoint.stateful and _is_stateful(body)),
-    )
-    return next((reason for reason, applies in checks if applies), None)
-
-
-def _is_above_one(body: Body, name: str) -> bool:
-    return body.raw(name) not in (*_ABSENT, b"1")
-
-
-def _is_set(body: Body, name: str) -> bool:
-    # Engines take 1, "yes" and other spellings for true.
-    return body.raw(name) not in (*_ABSENT, b"false")
-
-
-def _is_stateful(body: Body) -> bool:
-    return (
-        body.raw("store") != b"false"
-        or _is_set(body, "background")
-        or any(body.raw(name) not in _ABSENT for name in ("previous_response_id", "conversation"))
-    )
-
-
-def _has_several_prompts(endpoint: Endpoint, body: Body) -> bool:
-    # vLLM adds embeddings to the prompts, unless the prompt is an empty string.
-    values = (body.raw(name) for name in endpoint.prompts)
-    prompts = [raw for raw in values if raw is not None and raw not in (b"null", b'""')]
-    return len(prompts) > 1 or any(map(_has_several_items, prompts))
-
-
-def _has_several_items(prompt: bytes) -> bool:
-    first = _FIRST_ITEM.match(prompt)
-    # A list that starts with a number is one prompt of token ids.
-    if first is None or first[1] not in (b'"', b"["):
-        return False
-    try:
-        msgspec.json.decode(prompt, type=tuple[msgspec.Raw])
-    except msgspec.ValidationError:
-        return True
-    return False
 
 
 def _is_multimodal(body: Body, prompt_name: str, prompt: memoryview) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from pdrouter.openai.coercion import as_boolean, as_integer
 from pdrouter.simulation.config import EngineConfig
 from pdrouter.simulation.prompts import Members, is_token_list, prompt_digest, text_tokens
 from pdrouter.simulation.refusal import Refused, malformed
@@ -120,7 +121,7 @@ def parse_generation(api: Api, members: Members, config: EngineConfig) -> Genera
     options = _stream_options(members, stream=stream)
     _check_combinations(members, sampling, stream=stream)
     lengths = _prompt_lengths(api, members)
-    limit = _limit(api, sampling)
+    limit = _limit(api, members, sampling)
     min_tokens = _integer(sampling, "min_tokens", at_least=0) or 0
     n = _integer(sampling, "n", at_least=1) or 1 if api in _APIS_WITH_CHOICES else 1
     model = check_model(members, config)
@@ -130,13 +131,18 @@ def parse_generation(api: Api, members: Members, config: EngineConfig) -> Genera
             f"min_tokens must be less than or equal to max_tokens={limit}, got {min_tokens}.",
             param="min_tokens",
         )
+    kept = _kept_tokens(api, members, limit, config.max_model_len)
+    digest = prompt_digest(api, members)
+    if kept is not None and max(lengths) > kept:
+        lengths = [min(length, kept) for length in lengths]
+        digest = prompt_digest(f"{api} cut to {kept}", members)
     _check_length(max(lengths), limit, config.max_model_len)
     return GenerationRequest(
         api=api,
         model=model,
         prompt_tokens=sum(lengths),
         prompts=len(lengths),
-        digest=prompt_digest(api, members),
+        digest=digest,
         limit=limit,
         min_tokens=min_tokens,
         n=n,
@@ -147,28 +153,40 @@ def parse_generation(api: Api, members: Members, config: EngineConfig) -> Genera
 
 def _flag(members: Members, name: str) -> bool:
     value = members.get(name)
-    if value is not None and not isinstance(value, bool):
+    flag = False if value is None else as_boolean(value)
+    if flag is None:
         raise malformed("Input should be a valid boolean", name)
-    return bool(value)
+    return flag
 
 
 def _integer(members: Members, name: str, *, at_least: int) -> int | None:
     value = members.get(name)
     if value is None:
         return None
-    if type(value) is not int:
+    number = as_integer(value)
+    if number is None:
         raise malformed("Input should be a valid integer", name)
-    if value < at_least:
-        raise Refused(400, f"{name} must be at least {at_least}, got {value}.", param=name)
-    return value
+    if number < at_least:
+        raise Refused(400, f"{name} must be at least {at_least}, got {number}.", param=name)
+    return number
 
 
-def _limit(api: Api, sampling: Members) -> int | None:
-    limits = [_integer(sampling, name, at_least=1) for name in LIMITS[api]]
+def _limit(api: Api, members: Members, sampling: Members) -> int | None:
+    # To echo the prompt alone is all that a limit of 0 is good for.
+    least = 0 if api is Api.COMPLETIONS and _flag(members, "echo") else 1
+    limits = [_integer(sampling, name, at_least=least) for name in LIMITS[api]]
     limit = next((limit for limit in limits if limit is not None), None)
     if limit is None and api is Api.MESSAGES:
         raise malformed("Field required", "max_tokens")
     return limit
+
+
+def _kept_tokens(api: Api, members: Members, limit: int | None, window: int) -> int | None:
+    """Give how many tokens of the prompt the engine keeps; None if it cuts nothing off."""
+    if api is Api.RESPONSES and members.get("truncation", "disabled") != "disabled":
+        return window - (limit or 0)
+    wanted = _integer(members, "truncate_prompt_tokens", at_least=-1)
+    return window - (limit or 0) if wanted == -1 else wanted
 
 
 def _stream_options(members: Members, *, stream: bool) -> Mapping[str, Any]:
@@ -189,7 +207,7 @@ def _check_combinations(members: Members, sampling: Members, *, stream: bool) ->
         )
     if members.get("best_of") not in (None, 1):
         raise malformed("best_of is not supported", "best_of")
-    if stream and sampling.get("use_beam_search"):
+    if stream and _flag(sampling, "use_beam_search"):
         raise Refused(400, "Streaming is not currently supported with beam search")
     if stream and sampling.get("prompt_logprobs"):
         raise malformed(

@@ -101,6 +101,10 @@ FULL_SIZE = [
     (CHAT, {"messages": TURNS, "max_tokens": 9, "max_completion_tokens": 4}),
     (CHAT, {"messages": TURNS, "max_completion_tokens": 4, "logprobs": True, "top_logprobs": 2}),
     (CHAT, {"messages": TURNS}),
+    (CHAT, {"messages": TURNS, "max_tokens": 4.0, "n": 1.0, "use_beam_search": "no"}),
+    (COMPLETIONS, {"prompt": TEXT, "max_tokens": "4", "n": "1", "echo": 0}),
+    (COMPLETIONS, {"prompt": TEXT, "max_tokens": 4, "truncate_prompt_tokens": 9}),
+    (RESPONSES, {"input": TEXT, "max_output_tokens": 4.0, "store": "false"}),
     (COMPLETIONS, {"prompt": TEXT, "max_tokens": 4}),
     (COMPLETIONS, {"prompt": [TEXT]}),
     (COMPLETIONS, {"prompt": list(range(40))}),
@@ -226,6 +230,7 @@ MISFITS: list[tuple[str, dict[str, Any], str]] = [
     (COMPLETIONS, {"prompt": TEXT, "use_beam_search": True}, "beam-search"),
     (CHAT, {"messages": TURNS, "use_beam_search": True}, "beam-search"),
     (COMPLETIONS, {"prompt": TEXT, "echo": True}, "echo"),
+    (COMPLETIONS, {"prompt": TEXT, "echo": True, "max_tokens": 0}, "echo"),
     (CHAT, {"messages": TURNS, "echo": True}, "echo"),
     (COMPLETIONS, {"prompt": TEXT, "prompt_logprobs": 1}, "prompt-logprobs"),
     (CHAT, {"messages": TURNS, "prompt_logprobs": 0}, "prompt-logprobs"),
@@ -244,7 +249,27 @@ MISFITS: list[tuple[str, dict[str, Any], str]] = [
     ),
     (RESPONSES, {"input": TEXT, "store": False, "background": True}, "stateful-responses"),
     (RESPONSES, {"input": TEXT, "store": False, "conversation": "conv_1"}, "stateful-responses"),
+    (
+        COMPLETIONS,
+        {"prompt": "too long " * 20_000, "truncate_prompt_tokens": -1, "max_tokens": 40},
+        "truncated-prompt",
+    ),
+    (
+        RESPONSES,
+        {
+            "input": "too long " * 20_000,
+            "truncation": "auto",
+            "store": False,
+            "max_output_tokens": 40,
+        },
+        "truncated-prompt",
+    ),
     (CHAT, {"messages": [{"role": "user", "content": [IMAGE]}]}, "multimodal"),
+    (
+        CHAT,
+        {"messages": [{"role": "user", "content": [{"image_url": IMAGE["image_url"]}]}]},
+        "multimodal",
+    ),
     (
         CHAT,
         {"messages": [*TURNS, {"role": "user", "content": [{"type": "text", "text": "?"}, SOUND]}]},
@@ -278,6 +303,41 @@ async def test_best_of_is_left_to_one_engine_to_refuse(
     )
     expect_whole(stack, response, "best-of", status=400)
     assert response.json()["error"]["param"] == "best_of"
+
+
+NO_NUMBERS: list[Any] = [0, -4, 6000.5, "many", "", [1], {}]
+REFUSED_BY_ENGINES: list[tuple[str, dict[str, Any], str]] = [
+    *((CHAT, {"max_tokens": value}, "max_tokens") for value in NO_NUMBERS),
+    *((CHAT, {"n": value}, "n") for value in NO_NUMBERS),
+    (CHAT, {"max_completion_tokens": 0}, "max_completion_tokens"),
+    (COMPLETIONS, {"max_tokens": 0}, "max_tokens"),
+    (MESSAGES, {"max_tokens": -4}, "max_tokens"),
+    (RESPONSES, {"max_output_tokens": 0, "store": False}, "max_output_tokens"),
+    (GENERATE, {"sampling_params": {"max_tokens": 0}}, "max_tokens"),
+    (CHAT, {"stream": "perhaps"}, "stream"),
+    (CHAT, {"stream": 2}, "stream"),
+    (CHAT, {"stream": []}, "stream"),
+    (CHAT, {"stream_options": {"include_usage": True}}, "stream_options"),
+]
+
+
+@pytest.mark.parametrize(("path", "members", "param"), REFUSED_BY_ENGINES)
+async def test_a_value_that_engines_refuse_is_refused_by_one_engine_in_its_words(
+    client: httpx.AsyncClient, stack: LocalStack, path: str, members: dict[str, Any], param: str
+) -> None:
+    body = {"model": "demo", **MINIMAL[path], **members}
+    response = await client.post(path, json=body)
+    expect_whole(stack, response, "invalid-value", status=400)
+    assert response.json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize("value", [1, "true", "yes", 1.0])
+async def test_a_stream_may_be_asked_for_as_engines_allow(
+    client: httpx.AsyncClient, stack: LocalStack, value: Any
+) -> None:
+    response = await client.post(CHAT, json=chat(stream=value))
+    expect_disaggregated(stack, response)
+    assert response.headers["content-type"].startswith("text/event-stream")
 
 
 FITS = [
@@ -394,7 +454,6 @@ MINIMAL: dict[str, dict[str, Any]] = {
     "/v1/embeddings": {"input": "a"},
 }
 
-NO_LIMITS: list[Any] = [0, -1, 1.5, 4.0, "4", True, []]
 
 INVALID_VALUES: dict[tuple[str, str], list[Any]] = {
     (CHAT, "model"): [None, "", 3, True, ["demo"], {}],
@@ -405,16 +464,7 @@ INVALID_VALUES: dict[tuple[str, str], list[Any]] = {
     (RESPONSES, "input"): [None, [], {}, 3],
     ("/v1/embeddings", "input"): [None, [], {}, 3],
     (GENERATE, "token_ids"): [None, [], "1", {}, 3],
-    (CHAT, "max_tokens"): NO_LIMITS,
-    (CHAT, "max_completion_tokens"): [0],
-    (COMPLETIONS, "max_tokens"): [0],
-    (MESSAGES, "max_tokens"): [-4],
-    (RESPONSES, "max_output_tokens"): [0],
     (GENERATE, "sampling_params"): [[], "none", 3],
-    (CHAT, "n"): NO_LIMITS,
-    (CHAT, "stream"): ["true", 1, 0, []],
-    # Without `stream` they make no sense.
-    (CHAT, "stream_options"): [{}, {"include_usage": True}],
 }
 
 INVALID: list[tuple[str, dict[str, Any], str]] = [
@@ -423,9 +473,6 @@ INVALID: list[tuple[str, dict[str, Any], str]] = [
         for (path, member), values in INVALID_VALUES.items()
         for value in values
     ),
-    (GENERATE, {"sampling_params": {"max_tokens": 0}}, "max_tokens"),
-    (CHAT, {"stream": False, "stream_options": {}}, "stream_options"),
-    (CHAT, {"stream": None, "stream_options": {}}, "stream_options"),
 ]
 
 

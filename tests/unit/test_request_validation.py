@@ -221,27 +221,59 @@ def test_an_empty_list_is_seen_whatever_its_spacing() -> None:
     assert reject(CHAT, b'{"model":"m","messages": [ \r\n\t ] }').param == "messages"
 
 
-@pytest.mark.parametrize(("path", "name"), [*LIMITS, *((path, "n") for path in TWO_LEG_PATHS[:4])])
-@pytest.mark.parametrize("value", ["1", "2", "9223372036854775808", "9" * 400, "null"])
-def test_limits_may_be_any_positive_integer_or_null(path: str, name: str, value: str) -> None:
-    make_request(path, build_raw(path, name, value))
+_NUMBERS = [*LIMITS, *((path, "n") for path in TWO_LEG_PATHS[:4])]
 
 
-@pytest.mark.parametrize(("path", "name"), [*LIMITS, *((path, "n") for path in TWO_LEG_PATHS[:4])])
+@pytest.mark.parametrize(("path", "name"), _NUMBERS)
 @pytest.mark.parametrize(
-    "value", ["0", "-0", "-1", "1.0", "1e2", "true", "false", '"1"', "[1]", "{}", '""']
+    "value", ["1", "1.0", "1e0", '"1"', '" +1 "', '"1.0"', r'"\u0031"', "true", "null"]
 )
-def test_limits_of_any_other_kind_are_refused(path: str, name: str, value: str) -> None:
-    rejected = reject(path, build_raw(path, name, value))
-    param = name.rpartition(".")[2]
-    assert (rejected.status, rejected.code, rejected.param) == (400, "invalid_value", param)
-    assert "must be a positive integer" in rejected.message
+def test_numbers_are_read_as_engines_read_them(path: str, name: str, value: str) -> None:
+    request = make_request(path, build_raw(path, name, value))
+    assert request.whole is None
+    if name != "n" and value != "null":
+        assert request.max_output_tokens == 1
+
+
+@pytest.mark.parametrize(("path", "name"), LIMITS)
+@pytest.mark.parametrize("value", ["6000", "6000.0", "6e3", '"6_000"', "9223372036854775808"])
+def test_limits_may_be_large(path: str, name: str, value: str) -> None:
+    request = make_request(path, build_raw(path, name, value))
+    assert request.whole is None
+    assert request.max_output_tokens == min(10**9, int(float(value.strip('"'))))
+
+
+@pytest.mark.parametrize(("path", "name"), _NUMBERS)
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("0", "-0", "-1", "6000.5", "1e-1", "1e400", "9" * 5000, "false", "[1]", "{}"),
+        *('""', '"many"', '"1e2"', '"0x10"', '"-1"'),
+    ],
+)
+def test_a_number_that_engines_refuse_is_for_one_engine_to_refuse(
+    path: str, name: str, value: str
+) -> None:
+    request = make_request(path, build_raw(path, name, value))
+    assert request.whole == "invalid-value"
+    # A limit beside it stands.
+    assert request.max_output_tokens == (7 if (path, name) == (MESSAGES, "n") else None)
+
+
+def test_no_number_is_read_where_there_is_no_second_leg() -> None:
+    assert make_request(EMBEDDINGS, input="x", n="many", max_tokens=0, stream="maybe")
+
+
+def test_options_stand_in_the_object_that_has_them() -> None:
+    assert make_request(GENERATE, n=2, max_tokens=0, truncate_prompt_tokens=5).whole is None
+    assert make_request(CHAT, sampling_params={"n": 2}).whole is None
 
 
 def test_a_limit_of_another_path_is_the_engines_business() -> None:
     make_request(CHAT, max_output_tokens="many")
     make_request(RESPONSES, max_tokens=0)
-    make_request(GENERATE, max_tokens=0, sampling_params={"max_tokens": 1})
+    request = make_request(GENERATE, max_tokens=0, sampling_params={"max_tokens": 1})
+    assert request.whole is None
 
 
 @pytest.mark.parametrize("value", [[], "x", 1, True])
@@ -256,36 +288,49 @@ def test_sampling_params_may_be_absent(value: Any) -> None:
 
 
 @pytest.mark.parametrize("path", TWO_LEG_PATHS)
-@pytest.mark.parametrize("value", [1, 0, "true", "", [], {}])
-def test_stream_must_be_a_boolean(path: str, value: Any) -> None:
-    rejected = reject(path, make_body(path, stream=value))
-    assert (rejected.status, rejected.code, rejected.param) == (400, "invalid_value", "stream")
+@pytest.mark.parametrize("value", [2, -1, 0.5, "maybe", "", " true", [], {}, [True]])
+def test_a_stream_that_engines_refuse_is_for_one_engine_to_refuse(path: str, value: Any) -> None:
+    request = make_request(path, make_body(path, stream=value))
+    assert request.whole == "invalid-value"
+    assert request.stream is False
 
 
+@pytest.mark.parametrize("path", TWO_LEG_PATHS)
 @pytest.mark.parametrize(
-    ("value", "stream"), [(True, True), (False, False), (None, False), (..., False)]
+    ("value", "stream"),
+    [
+        *((value, True) for value in (True, 1, 1.0, "true", "True", "1", "yes", "on", "T", "y")),
+        *((value, False) for value in (False, None, ..., 0, 0.0, "false", "0", "no", "OFF")),
+    ],
 )
-def test_stream_is_read(value: Any, stream: bool) -> None:
-    assert make_request(CHAT, stream=value).stream is stream
+def test_stream_is_read_as_engines_read_it(path: str, value: Any, stream: bool) -> None:
+    request = make_request(path, stream=value)
+    assert request.stream is stream
+    assert request.whole is None
 
 
-@pytest.mark.parametrize("stream", [..., None, False])
-@pytest.mark.parametrize("options", [{}, {"include_usage": True}, False, 1])
-def test_stream_options_without_stream_are_refused(stream: Any, options: Any) -> None:
-    rejected = reject(CHAT, make_body(CHAT, stream=stream, stream_options=options))
-    assert (rejected.status, rejected.code, rejected.param) == (
-        400,
-        "invalid_value",
-        "stream_options",
-    )
+@pytest.mark.parametrize("stream", [..., None, False, 0, "no"])
+@pytest.mark.parametrize("options", [{"include_usage": True}, True, 1, "x"])
+def test_stream_options_without_stream_are_for_one_engine_to_refuse(
+    stream: Any, options: Any
+) -> None:
+    assert make_request(CHAT, stream=stream, stream_options=options).whole == "invalid-value"
 
 
 @pytest.mark.parametrize(
     ("stream", "options"),
-    [(True, {"include_usage": True}), (True, None), (False, None), (..., None)],
+    [
+        (True, {"include_usage": True}),
+        (1, {"include_usage": True}),
+        (True, None),
+        (False, None),
+        (..., None),
+        (..., {}),
+        (False, False),
+    ],
 )
-def test_stream_options_are_allowed_with_stream_or_null(stream: Any, options: Any) -> None:
-    make_request(CHAT, stream=stream, stream_options=options)
+def test_stream_options_are_allowed_with_stream_or_empty(stream: Any, options: Any) -> None:
+    assert make_request(CHAT, stream=stream, stream_options=options).whole is None
 
 
 @pytest.mark.parametrize(
@@ -299,6 +344,8 @@ def test_stream_options_are_allowed_with_stream_or_null(stream: Any, options: An
         (CHAT, "kv_transfer_params", '"kv_transfer_params":null,"kv_transfer_params":{}'),
         (CHAT, "bootstrap_room", '"bootstrap_room":1,"bootstrap_room":2'),
         (CHAT, "vllm_xargs", '"vllm_xargs":{"kv_transfer_params":1},"vllm_xargs":{}'),
+        (CHAT, "truncate_prompt_tokens", '"truncate_prompt_tokens":1,"truncate_prompt_tokens":-1'),
+        (RESPONSES, "truncation", '"truncation":"disabled","truncation":"auto"'),
         (COMPLETIONS, "prompt", '"prompt":"y"'),
         (COMPLETIONS, "echo", '"echo":true,"echo":false'),
         (RESPONSES, "store", '"store":false'),
@@ -349,13 +396,21 @@ _WHOLE: list[tuple[str, dict[str, Any], str | None]] = [
     *((path, {"n": 1}, None) for path in (CHAT, COMPLETIONS)),
     *((path, {"n": None}, None) for path in (CHAT, COMPLETIONS)),
     *((path, {"n": 2}, "n") for path in (CHAT, COMPLETIONS)),
+    *((CHAT, {"n": value}, "n") for value in (2.0, "2", "1_0", 10**18)),
     (COMPLETIONS, {"best_of": 1}, None),
     (COMPLETIONS, {"best_of": None}, None),
     (COMPLETIONS, {"best_of": 2}, "best-of"),
     (COMPLETIONS, {"best_of": "2"}, "best-of"),
+    (COMPLETIONS, {"best_of": 1.0}, None),
+    (COMPLETIONS, {"best_of": "1"}, None),
+    (COMPLETIONS, {"best_of": "x"}, "best-of"),
+    (COMPLETIONS, {"best_of": 0}, "best-of"),
     (CHAT, {"use_beam_search": False}, None),
     (CHAT, {"use_beam_search": True}, "beam-search"),
     (CHAT, {"use_beam_search": "yes"}, "beam-search"),
+    (CHAT, {"use_beam_search": "no"}, None),
+    (CHAT, {"use_beam_search": 0}, None),
+    (CHAT, {"use_beam_search": "perhaps"}, "beam-search"),
     # The decode engine computes the whole prompt again.
     (COMPLETIONS, {"echo": False}, None),
     (COMPLETIONS, {"echo": None}, None),
@@ -363,6 +418,10 @@ _WHOLE: list[tuple[str, dict[str, Any], str | None]] = [
     (COMPLETIONS, {"echo": 1}, "echo"),
     (COMPLETIONS, {"echo": "true"}, "echo"),
     (CHAT, {"echo": True}, "echo"),
+    (COMPLETIONS, {"echo": 0}, None),
+    (COMPLETIONS, {"echo": "f"}, None),
+    (COMPLETIONS, {"echo": []}, "echo"),
+    (COMPLETIONS, {"echo": True, "max_tokens": 0}, "echo"),
     (COMPLETIONS, {"prompt_logprobs": None}, None),
     (COMPLETIONS, {"prompt_logprobs": 0}, "prompt-logprobs"),
     (CHAT, {"prompt_logprobs": 5}, "prompt-logprobs"),
@@ -371,7 +430,12 @@ _WHOLE: list[tuple[str, dict[str, Any], str | None]] = [
     (RESPONSES, {"store": ...}, "stateful-responses"),
     (RESPONSES, {"store": None}, "stateful-responses"),
     (RESPONSES, {"store": True}, "stateful-responses"),
+    (RESPONSES, {"store": 0}, None),
+    (RESPONSES, {"store": "false"}, None),
+    (RESPONSES, {"store": 1}, "stateful-responses"),
+    (RESPONSES, {"store": "perhaps"}, "stateful-responses"),
     (RESPONSES, {"background": True}, "stateful-responses"),
+    (RESPONSES, {"background": "off"}, None),
     (RESPONSES, {"background": 1}, "stateful-responses"),
     (RESPONSES, {"background": False}, None),
     (RESPONSES, {"previous_response_id": "r"}, "stateful-responses"),
@@ -379,6 +443,27 @@ _WHOLE: list[tuple[str, dict[str, Any], str | None]] = [
     (RESPONSES, {"conversation": {"id": "c"}}, "stateful-responses"),
     (RESPONSES, {"conversation": None}, None),
     (CHAT, {"store": True}, None),
+    # A prompt that is cut to what the limit of the answer leaves of the window.
+    *((path, {"truncate_prompt_tokens": -1}, "truncated-prompt") for path in TWO_LEG_PATHS),
+    (CHAT, {"truncate_prompt_tokens": -1, "max_tokens": 40}, "truncated-prompt"),
+    (CHAT, {"truncate_prompt_tokens": "-1"}, "truncated-prompt"),
+    (CHAT, {"truncate_prompt_tokens": -1.0}, "truncated-prompt"),
+    (CHAT, {"truncate_prompt_tokens": -2}, "truncated-prompt"),
+    (CHAT, {"truncate_prompt_tokens": 0}, "truncated-prompt"),
+    (CHAT, {"truncate_prompt_tokens": False}, "truncated-prompt"),
+    (CHAT, {"truncate_prompt_tokens": "all"}, "truncated-prompt"),
+    (CHAT, {"truncate_prompt_tokens": [100]}, "truncated-prompt"),
+    (CHAT, {"truncate_prompt_tokens": None}, None),
+    (CHAT, {"truncate_prompt_tokens": 100}, None),
+    (CHAT, {"truncate_prompt_tokens": "100"}, None),
+    (CHAT, {"truncate_prompt_tokens": 100, "truncation_side": "left"}, None),
+    (GENERATE, {"sampling_params": {"truncate_prompt_tokens": -1}}, "truncated-prompt"),
+    (GENERATE, {"sampling_params": {"truncate_prompt_tokens": 9}}, None),
+    (RESPONSES, {"truncation": "auto", "max_output_tokens": 40}, "truncated-prompt"),
+    (RESPONSES, {"truncation": "disabled"}, None),
+    (RESPONSES, {"truncation": None}, "truncated-prompt"),
+    (RESPONSES, {"truncation": "else"}, "truncated-prompt"),
+    (CHAT, {"truncation": "auto"}, None),
     # Options that are nested.
     (GENERATE, {"sampling_params": {"n": 1}}, None),
     (GENERATE, {"sampling_params": {"n": 2}}, "n"),

@@ -43,10 +43,45 @@ def test_a_plain_request_is_accepted(api: Api) -> None:
         (Api.RESPONSES, {"max_tokens": 5}, None),
         (Api.GENERATE, {"sampling_params": {"max_tokens": 5}}, 5),
         (Api.CHAT, {"max_tokens": None}, None),
+        (Api.CHAT, {"max_tokens": 5.0}, 5),
+        (Api.CHAT, {"max_tokens": "5"}, 5),
+        (Api.COMPLETIONS, {"max_tokens": 0, "echo": True}, 0),
     ],
 )
 def test_each_api_has_its_own_limit(api: Api, change: dict[str, Any], limit: int | None) -> None:
     assert parse_generation(api, VALID[api] | change, CONFIG).limit == limit
+
+
+@pytest.mark.parametrize(
+    ("api", "change"),
+    [
+        (
+            Api.CHAT,
+            {"truncate_prompt_tokens": -1, "messages": [{"role": "u", "content": "a" * 800}]},
+        ),
+        (Api.RESPONSES, {"truncation": "auto", "input": "a" * 800}),
+        (Api.RESPONSES, {"truncation": None, "input": "a" * 800}),
+    ],
+)
+def test_a_prompt_is_cut_to_what_the_limit_leaves_of_the_window(
+    api: Api, change: dict[str, Any]
+) -> None:
+    name = "max_output_tokens" if api is Api.RESPONSES else "max_tokens"
+    short, long = (
+        parse_generation(api, VALID[api] | change | {name: limit}, CONFIG) for limit in (1, 40)
+    )
+    assert (short.prompt_tokens, long.prompt_tokens) == (99, 60)
+    assert short.digest != long.digest
+
+
+def test_a_prompt_that_is_cut_to_a_given_length_is_the_same_whatever_the_limit() -> None:
+    change = {"prompt": "a" * 800, "truncate_prompt_tokens": 20}
+    short, long = (
+        parse_generation(Api.COMPLETIONS, VALID[Api.COMPLETIONS] | change | limit, CONFIG)
+        for limit in ({"max_tokens": 1}, {"max_tokens": 40})
+    )
+    assert short.prompt_tokens == long.prompt_tokens == 20
+    assert short.digest == long.digest
 
 
 @pytest.mark.parametrize(
@@ -80,7 +115,7 @@ REFUSALS: list[tuple[Api, dict[str, Any], int, str | None, str]] = [
     (Api.RESPONSES, {"input": None}, 400, "input", "Field required"),
     (Api.GENERATE, {"token_ids": ["a"]}, 400, "token_ids", "list of integers"),
     (Api.GENERATE, {"sampling_params": None}, 400, "sampling_params", "must be an object"),
-    (Api.CHAT, {"stream": "yes"}, 400, "stream", "valid boolean"),
+    (Api.CHAT, {"stream": "perhaps"}, 400, "stream", "valid boolean"),
     (
         Api.CHAT,
         {"stream_options": {"include_usage": True}},
@@ -91,7 +126,9 @@ REFUSALS: list[tuple[Api, dict[str, Any], int, str | None, str]] = [
     (Api.CHAT, {"stream": True, "stream_options": 3}, 400, "stream_options", "valid dictionary"),
     (Api.CHAT, {"max_tokens": 0}, 400, "max_tokens", "max_tokens must be at least 1, got 0."),
     (Api.CHAT, {"max_tokens": 1.5}, 400, "max_tokens", "valid integer"),
-    (Api.CHAT, {"max_tokens": True}, 400, "max_tokens", "valid integer"),
+    (Api.CHAT, {"max_tokens": "many"}, 400, "max_tokens", "valid integer"),
+    (Api.COMPLETIONS, {"max_tokens": 0}, 400, "max_tokens", "max_tokens must be at least 1"),
+    (Api.CHAT, {"truncate_prompt_tokens": -2}, 400, "truncate_prompt_tokens", "at least -1"),
     (Api.CHAT, {"n": 0}, 400, "n", "n must be at least 1, got 0."),
     (Api.CHAT, {"min_tokens": -1}, 400, "min_tokens", "min_tokens must be at least 0"),
     (

@@ -1,0 +1,101 @@
+"""Which requests cannot be split into two legs, and why."""
+
+import re
+
+import msgspec
+
+from pdrouter.openai.body import Body
+from pdrouter.openai.coercion import as_boolean, as_integer, decode_scalar
+from pdrouter.openai.paths import Endpoint
+
+_NO_STREAM_OPTIONS = (None, b"null", b"{}", b"[]", b'""', b"false", b"0")
+_FIRST_ITEM = re.compile(rb"\[[ \t\n\r]*(.)", re.DOTALL)
+
+
+def find_misfit(endpoint: Endpoint, body: Body, options: Body) -> str | None:
+    """Return why a request cannot be split into two legs; None if it can.
+
+    The rules and their reasons stand in vLLM: the answer of the prefill leg carries one set of
+    blocks (several prompts, `n`, `best_of`, beam search); the decode engine computes the whole
+    prompt again (`echo`, `prompt_logprobs`); the state of a conversation lives on one pod; a prompt
+    that is cut to what the answer leaves of the window would be another one on the prefill leg,
+    whose answer has one token. What engines refuse, one of them is to refuse: on the prefill leg,
+    the value at fault may be gone.
+
+    Args:
+        endpoint: what is asked for.
+        body: the request.
+        options: the object that has limits and sampling options.
+    """
+    checks = (
+        ("several-prompts", endpoint.batches and _has_several_prompts(endpoint, body)),
+        ("n", (as_integer(_read(options, "n")) or 1) > 1),
+        ("best-of", as_integer(_read(options, "best_of", 1)) != 1),
+        ("beam-search", _is_on(options, "use_beam_search")),
+        ("echo", _is_on(body, "echo")),
+        ("prompt-logprobs", _read(options, "prompt_logprobs") is not None),
+        ("stateful-responses", endpoint.stateful and _is_stateful(body)),
+        ("truncated-prompt", _is_truncated(endpoint, body, options)),
+        ("invalid-value", _has_invalid_value(endpoint, body, options)),
+    )
+    return next((reason for reason, applies in checks if applies), None)
+
+
+def _read(body: Body, name: str, default: object = None) -> object:
+    """Return a member's value as far as it is a scalar, the default if it is absent or null."""
+    raw = body.raw(name)
+    value = None if raw is None else decode_scalar(raw)
+    return default if value is None else value
+
+
+def _is_on(body: Body, name: str) -> bool:
+    """Return whether an option is set, or may be: only an engine knows what an odd value means."""
+    return as_boolean(_read(body, name, default=False)) is not False
+
+
+def _is_stateful(body: Body) -> bool:
+    return (
+        as_boolean(_read(body, "store", default=True)) is not False
+        or _is_on(body, "background")
+        or any(_read(body, name) is not None for name in ("previous_response_id", "conversation"))
+    )
+
+
+def _is_truncated(endpoint: Endpoint, body: Body, options: Body) -> bool:
+    """Return whether the prompt is cut to a length that depends on the limit of the answer.
+
+    A length that the client gives is the same on both legs. To vLLM, null is not `disabled`.
+    """
+    if endpoint.stateful and body.raw("truncation") not in (None, b'"disabled"'):
+        return True
+    lengths = (_read(holder, "truncate_prompt_tokens", 1) for holder in (body, options))
+    return any((as_integer(length) or 0) < 1 for length in lengths)
+
+
+def _has_invalid_value(endpoint: Endpoint, body: Body, options: Body) -> bool:
+    numbers = (as_integer(_read(options, name, 1)) for name in (*endpoint.limits, "n"))
+    if any(number is None or number < 1 for number in numbers):
+        return True
+    streamed = as_boolean(_read(body, "stream", default=False))
+    return streamed is None or (
+        not streamed and body.raw("stream_options") not in _NO_STREAM_OPTIONS
+    )
+
+
+def _has_several_prompts(endpoint: Endpoint, body: Body) -> bool:
+    # vLLM adds embeddings to the prompts, unless the prompt is an empty string.
+    values = (body.raw(name) for name in endpoint.prompts)
+    prompts = [raw for raw in values if raw is not None and raw not in (b"null", b'""')]
+    return len(prompts) > 1 or any(map(_has_several_items, prompts))
+
+
+def _has_several_items(prompt: bytes) -> bool:
+    first = _FIRST_ITEM.match(prompt)
+    # A list that starts with a number is one prompt of token ids.
+    if first is None or first[1] not in (b'"', b"["):
+        return False
+    try:
+        msgspec.json.decode(prompt, type=tuple[msgspec.Raw])
+    except msgspec.ValidationError:
+        return True
+    return False
