@@ -9,11 +9,11 @@ _CONFIGURATION = """# Configuration
 
 Every setting of `pdrouter serve` is an environment variable; those that are most often changed on
 a command line are options too, and an option wins. An empty variable counts as unset. A value that
-is not allowed stops the start with exit code 2 and one line that names the variable, its value and
-what is allowed. `ROUTING_ALGORITHM` and the `AIBRIX_*` names mean what they mean in aibrix, except
-that aibrix replaces a bad number by its default and goes on.
+is not allowed stops the start with exit code 2 and, for each such value, one line that names the
+variable, the value and what is allowed. `ROUTING_ALGORITHM` and the `AIBRIX_*` names mean what they
+mean in aibrix, except that aibrix replaces a bad number by its default and goes on.
 
-`pdrouter settings` prints this table.
+`pdrouter settings` prints these tables.
 
 """
 

@@ -33,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _create_parser(words[0] if words else "").parse_args(words)
         return int(options.run(options))
     except SettingInvalid as error:
-        print(f"pdrouter: {error}", file=sys.stderr)
+        for problem in error.problems:
+            print(f"pdrouter: {problem}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("pdrouter"):

@@ -1,4 +1,4 @@
-"""`pdrouter settings`: the table that `docs/configuration.md` holds."""
+"""`pdrouter settings`: the tables that `docs/configuration.md` holds."""
 
 import argparse
 
@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the settings as a Markdown table."""
+    """Print the settings as Markdown tables."""
     del options
     print(describe_settings(), end="")
     return 0

@@ -4,27 +4,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 from pdrouter.doctor.objects.workloads import Container, Deployment
-from pdrouter.settings import SettingInvalid, Settings, declarations
+from pdrouter.settings import Refusal, Settings, declarations
 
 _REFERENCE = re.compile(r"\$\(([A-Za-z_][A-Za-z0-9_]*)\)")
 _SIGNS = frozenset({"ROUTING_ALGORITHM", "AIBRIX_PREFILL_REQUEST_TIMEOUT"})
 """Variables that only the router reads, and the plugin that it replaces."""
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A setting with which the router does not start.
-
-    Attributes:
-        variable: environment variable; empty where several do not go together.
-        problem: what is wrong with it.
-    """
-
-    variable: str
-    problem: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +103,7 @@ def read_router(deployment: Deployment, index: int) -> Router:
         unknown |= variables - environment.keys()
     unknown &= variables
     options = _read_options([*container.command, *container.args], environment)
-    settings, refusals = _load(environment, options)
+    settings, refusals = Settings.read(environment, options)
     unknown |= {refusal.variable for refusal in refusals}
     return Router(
         deployment, index, MappingProxyType(environment), frozenset(unknown), settings, refusals
@@ -142,30 +128,3 @@ def _read_options(words: list[str], environment: Mapping[str, str]) -> dict[str,
             elif position + 1 < len(words):
                 values[name] = words[position + 1]
     return values
-
-
-def _load(
-    environment: Mapping[str, str], options: Mapping[str, str | None]
-) -> tuple[Settings, tuple[Refusal, ...]]:
-    """Return the settings, as far as they are allowed, and what is not.
-
-    Unlike `Settings.load`, it does not stop at the first that is refused.
-    """
-    values: dict[str, Any] = {}
-    refusals: list[Refusal] = []
-    for name, declaration in declarations().items():
-        option = options.get(name)
-        text = (environment.get(declaration.variable, "") if option is None else option).strip()
-        if not text:
-            continue
-        try:
-            values[name] = declaration.kind.parse(text)
-        except ValueError:
-            problem = f"{text!r} is not allowed: it must be {declaration.kind.allowed}"
-            refusals.append(Refusal(declaration.variable, problem))
-    settings = Settings(**values)
-    try:
-        settings.check()
-    except SettingInvalid as error:
-        refusals.append(Refusal("", str(error)))
-    return settings, tuple(refusals)

@@ -1,17 +1,15 @@
-"""How settings are declared, how their texts are read, and what is allowed in them."""
+"""How the texts of settings are read, and what is allowed in them."""
 
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pdrouter.extproc.answers import TokenObservation
 from pdrouter.extproc.headers import NEVER_FORWARDED
-
-T = TypeVar("T")
 
 MIB = 1024 * 1024
 
@@ -161,36 +159,3 @@ OBSERVATION = Kind(
     TokenObservation.parse, "off, access-log, all or sampled:SHARE, the share above 0 and up to 1"
 )
 BUCKETS = Kind(_parse_buckets, "ascending whole numbers separated by commas")
-
-
-@dataclass(frozen=True, slots=True)
-class Declaration:
-    """What is known of one setting.
-
-    Attributes:
-        variable: environment variable.
-        kind: how its text is read.
-        doc: what it means.
-        option: command line option of `pdrouter serve` that stands for it; empty for none.
-        secret: whether its value must not be shown.
-    """
-
-    variable: str
-    kind: Kind
-    doc: str
-    option: str = ""
-    secret: bool = False
-
-    @property
-    def switch(self) -> bool:
-        """Whether the option takes no value."""
-        return self.kind is BOOLEAN
-
-
-def declare(
-    default: T, variable: str, kind: Kind, doc: str, option: str = "", *, secret: bool = False
-) -> T:
-    """Return a dataclass field for a setting, with what is known of it."""
-    declaration = Declaration(variable, kind, doc, option, secret)
-    value: T = field(default=default, repr=not secret, metadata={"declaration": declaration})
-    return value

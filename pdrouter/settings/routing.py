@@ -4,24 +4,32 @@ from dataclasses import dataclass
 
 from pdrouter.routing.aggregation import Aggregation
 from pdrouter.routing.policy import PolicyOptions
-from pdrouter.routing.registry import DECODE_POLICIES, PREFILL_POLICIES
-from pdrouter.setting_kinds import (
+from pdrouter.routing.registry import DECODE_POLICIES, PREFILL_POLICIES, STRATEGY_NAMES
+from pdrouter.settings.declaration import declare
+from pdrouter.settings.kinds import (
     BOOLEAN,
     BUCKETS,
     FILES,
     MIB,
     choice,
-    declare,
     enumeration,
     number,
     seconds,
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RoutingSettings:
-    """Settings of the choice of pods. See `describe_settings` for what each of them means."""
+    """Settings of the choice of pods."""
 
+    routing_algorithm: str | None = declare(
+        None,
+        "ROUTING_ALGORITHM",
+        choice(*STRATEGY_NAMES),
+        "Strategy for requests without a `routing-strategy` header. Unset or empty: such requests "
+        "pass with a `model` header and no endpoint.",
+        "--routing-algorithm",
+    )
     prefill_policy: str = declare(
         "ttft",
         "AIBRIX_PREFILL_SCORE_POLICY",

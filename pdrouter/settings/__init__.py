@@ -1,0 +1,9 @@
+"""All that an operator can set. Each setting is declared once, in the module of its group.
+
+The command line and `docs/configuration.md` are made from the same declarations.
+"""
+
+from pdrouter.settings.combined import Refusal, SettingInvalid, Settings, declarations
+from pdrouter.settings.table import describe_settings
+
+__all__ = ["Refusal", "SettingInvalid", "Settings", "declarations", "describe_settings"]

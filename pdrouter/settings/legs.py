@@ -1,0 +1,90 @@
+"""The settings of the prefill leg, and of what is handed over."""
+
+from dataclasses import dataclass
+
+from pdrouter.engines.registry import CONNECTOR_NAMES, NIXL_MEANINGS
+from pdrouter.engines.vllm_nixl import RemoteHostRewrite
+from pdrouter.extproc.dispatch_policy import FailurePolicy
+from pdrouter.settings.declaration import declare
+from pdrouter.settings.kinds import BOOLEAN, COUNT, HEADERS, choice, enumeration, seconds
+
+
+@dataclass(frozen=True)
+class LegSettings:
+    """Settings of the legs of a request."""
+
+    prefill_timeout_s: float = declare(
+        60.0,
+        "AIBRIX_PREFILL_REQUEST_TIMEOUT",
+        seconds(0, 86400, above=True),
+        "Deadline of the prefill leg, all attempts together. Envoy's `messageTimeout` must be "
+        "longer.",
+        "--prefill-timeout",
+    )
+    prefill_connect_timeout_s: float = declare(
+        3.0,
+        "PDROUTER_PREFILL_CONNECT_TIMEOUT",
+        seconds(0, 300, above=True),
+        "Deadline to connect to a prefill pod.",
+    )
+    prefill_response_timeout_s: float | None = declare(
+        None,
+        "PDROUTER_PREFILL_RESPONSE_TIMEOUT",
+        seconds(0, 86400, above=True),
+        "Deadline for one attempt to answer. Unset: the deadline of the leg, so that a pod that "
+        "hangs leaves no time for another.",
+    )
+    prefill_retries: int = declare(
+        1,
+        "PDROUTER_PREFILL_RETRIES",
+        COUNT,
+        "How many further prefill pods are tried after a transport error, a 5xx or a timeout. Pods "
+        "that say they are busy or lack the model are not counted, unless it is 0.",
+    )
+    on_prefill_failure: FailurePolicy = declare(
+        FailurePolicy.FAIL,
+        "PDROUTER_ON_PREFILL_FAILURE",
+        enumeration(FailurePolicy, *FailurePolicy),
+        "What to do when no prefill pod carries out the leg: `fail` gives the client an error "
+        "(502, 503, 504), `aggregate` lets the decode pod serve the request whole.",
+    )
+    on_handoff_failure: FailurePolicy = declare(
+        FailurePolicy.AGGREGATE,
+        "PDROUTER_ON_HANDOFF_FAILURE",
+        enumeration(FailurePolicy, *FailurePolicy),
+        "What to do when a prefill answer holds no usable KV handle (engines give none for very "
+        "short prompts): `aggregate` or `fail`, as above.",
+    )
+    forward_headers: tuple[str, ...] = declare(
+        (),
+        "PDROUTER_FORWARD_HEADERS",
+        HEADERS,
+        "Client headers to send to prefill pods beside the usual ones (authorization, traceparent, "
+        "session headers).",
+    )
+    kv_connector: str = declare(
+        "shfs",
+        "AIBRIX_KV_CONNECTOR_TYPE",
+        choice(*CONNECTOR_NAMES),
+        "KV connector of pods that name none. `shfs` is aibrix's name for vLLM's NixlConnector.",
+    )
+    nixl_means: str = declare(
+        "nixl",
+        "PDROUTER_NIXL_MEANS",
+        choice(*NIXL_MEANINGS),
+        "What the connector name `nixl` stands for: vLLM's NixlConnector, or the older Neuron wire "
+        "that aibrix calls by this name.",
+    )
+    rewrite_remote_host: RemoteHostRewrite = declare(
+        RemoteHostRewrite.AUTO,
+        "PDROUTER_REWRITE_REMOTE_HOST",
+        enumeration(RemoteHostRewrite, *RemoteHostRewrite),
+        "When `remote_host` in a KV handle becomes the prefill pod's address; `auto`: when it is a "
+        "loopback or wildcard address, or empty.",
+    )
+    split_multimodal: bool = declare(
+        False,
+        "PDROUTER_SPLIT_MULTIMODAL",
+        BOOLEAN,
+        "Whether prompts with images, sound or files get two legs. Engines must support it.",
+    )

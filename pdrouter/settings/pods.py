@@ -1,0 +1,72 @@
+"""The settings that say where the pods come from."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pdrouter.settings.declaration import declare
+from pdrouter.settings.kinds import BOOLEAN, DURATION, NAMES, PATH, SELECTORS, TEXT, seconds
+
+
+@dataclass(frozen=True)
+class PodSettings:
+    """Settings of the source of pods."""
+
+    endpoints: Path | None = declare(
+        None,
+        "PDROUTER_ENDPOINTS",
+        PATH,
+        "File that lists the pods. It is read again when it changes.",
+        "--endpoints",
+    )
+    endpoints_poll_s: float = declare(
+        1.0,
+        "PDROUTER_ENDPOINTS_POLL",
+        seconds(0.01, 3600),
+        "Time between two looks at the endpoints file.",
+    )
+    kubernetes: bool = declare(
+        False,
+        "PDROUTER_KUBERNETES",
+        BOOLEAN,
+        "Whether pods come from the Kubernetes API.",
+        "--kubernetes",
+    )
+    kubeconfig: Path | None = declare(
+        None,
+        "KUBECONFIG",
+        PATH,
+        "Kubeconfig file for the API server. Unset: the service account of the router's own pod.",
+        "--kubeconfig",
+    )
+    namespaces: tuple[str, ...] = declare(
+        ("*",),
+        "PDROUTER_NAMESPACES",
+        NAMES,
+        "Namespaces whose pods are watched. `*` is all, as in aibrix, and needs a ClusterRole.",
+        "--namespaces",
+    )
+    pod_selectors: tuple[str, ...] = declare(
+        ("role-name", "!role-name,model.aibrix.ai/name"),
+        "PDROUTER_POD_SELECTORS",
+        SELECTORS,
+        "Label selectors of the pods; what any of them selects is watched.",
+    )
+    merge_namespaces: bool = declare(
+        False,
+        "PDROUTER_MERGE_NAMESPACES",
+        BOOLEAN,
+        "Whether the same model name in several namespaces is one model. Otherwise requests say "
+        "`namespace/name` where the name alone is ambiguous. Pairs never cross namespaces.",
+    )
+    httproute_namespace: str = declare(
+        "aibrix-system",
+        "PDROUTER_HTTPROUTE_NAMESPACE",
+        TEXT,
+        "Where the models' own HTTPRoutes are, for requests without a strategy.",
+    )
+    httproute_ttl_s: float = declare(
+        30.0,
+        "AIBRIX_HTTPROUTE_CACHE_TTL",
+        DURATION,
+        "How long the status of such a route is remembered.",
+    )
