@@ -43,6 +43,7 @@ from pdrouter.routing.prefix_index import PrefixIndex
 from pdrouter.routing.prompt_length import TokenRatios
 from pdrouter.routing.rate_limit import RateLimiter
 from pdrouter.routing.registry import create_strategies
+from pdrouter.routing.router import Router, RoutingRules
 from pdrouter.routing.state import RoutingState
 from pdrouter.settings import SettingInvalid, Settings
 from pdrouter.telemetry.event_loop import EventLoopWatch
@@ -51,7 +52,7 @@ from pdrouter.telemetry.requests import RequestTelemetry
 log = logging.getLogger(__name__)
 
 
-class Router:
+class Application:
     """A running router. Use as an async context manager.
 
     Attributes:
@@ -157,12 +158,7 @@ class Router:
         return Dispatcher(
             PodChooser(
                 self.cache,
-                create_strategies(
-                    settings.prefill_policy,
-                    settings.decode_policy,
-                    settings.choose_policy_options(),
-                ),
-                state,
+                _create_router(settings, state),
                 ratios,
                 lengths,
                 policy,
@@ -177,7 +173,7 @@ class Router:
             self._source.routes,
         )
 
-    async def __aenter__(self) -> "Router":
+    async def __aenter__(self) -> "Application":
         """Read the pods, and listen.
 
         Raises:
@@ -249,7 +245,7 @@ async def serve(settings: Settings, admin_socket: Path | None = None) -> None:
     if admin_socket is not None:
         # Nothing is ever written there: it becomes readable at its end.
         loop.add_reader(sys.stdin.fileno(), _stop_for_good, loop, stopping)
-    async with Router(settings, admin_socket) as router:
+    async with Application(settings, admin_socket) as router:
         # What was loaded so far stays: looking through it again and again for garbage would hold
         # the event loop for 30 ms and more (`python -m benchmarks.kubernetes`).
         gc.freeze()
@@ -309,6 +305,14 @@ def _create_source(
             httproute_ttl_s=settings.httproute_ttl_s,
         )
     raise SettingInvalid("there is no source of pods: give --endpoints FILE or --kubernetes")
+
+
+def _create_router(settings: Settings, state: RoutingState) -> Router:
+    strategies = create_strategies(
+        settings.prefill_policy, settings.decode_policy, settings.choose_policy_options()
+    )
+    rules = RoutingRules(settings.aggregation, settings.handover_s, settings.max_wait_s)
+    return Router(strategies, state, rules)
 
 
 def _forget_pod(uid: str, ledger: Ledger, prefixes: PrefixIndex) -> None:

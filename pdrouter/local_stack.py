@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from pdrouter.app import Router
+from pdrouter.app import Application
 from pdrouter.envoy_config import (
     Address,
     EnvoyConfig,
@@ -74,7 +74,7 @@ class LocalStack:
 
     prefill: Sequence[SimulatedEngine]
     decode: Sequence[SimulatedEngine]
-    router: Router
+    router: Application
     envoy: EnvoyProcess
     endpoints_file: Path
     model: str
@@ -119,7 +119,7 @@ async def run_stack(options: StackOptions) -> AsyncIterator[LocalStack]:
             },
             {},
         )
-        router = await stack.enter_async_context(Router(settings))
+        router = await stack.enter_async_context(Application(settings))
         bootstrap = await asyncio.to_thread(_build_envoy, options, router, settings, decode)
         envoy = await stack.enter_async_context(EnvoyProcess.run(bootstrap))
         yield LocalStack(prefill, decode, router, envoy, endpoints_file, options.model)
@@ -150,7 +150,10 @@ def _serve(config: EngineConfig, model: str) -> EngineConfig:
 
 
 def _build_envoy(
-    options: StackOptions, router: Router, settings: Settings, decode: Sequence[SimulatedEngine]
+    options: StackOptions,
+    router: Application,
+    settings: Settings,
+    decode: Sequence[SimulatedEngine],
 ) -> str:
     override = options.routing is Routing.OVERRIDE_HOST
     config = EnvoyConfig(

@@ -42,6 +42,7 @@ from pdrouter.routing.aggregation import Aggregation
 from pdrouter.routing.output_length import OutputLengths
 from pdrouter.routing.prompt_length import TokenRatios
 from pdrouter.routing.registry import create_strategies
+from pdrouter.routing.router import Router, RoutingRules
 
 PREFILL = Pod.create(
     uid="p", name="prefill-0", ip="10.0.0.1", port=8000, model="m", role=Role.PREFILL
@@ -143,9 +144,6 @@ class Bench:
             on_handoff_failure,
             ("x-extra",),
             max_forwarded_bytes,
-            max_wait_s=max_wait_s,
-            aggregation=aggregation,
-            handover_s=0.05,
             expose_pods=expose_pods,
         )
         ratios = TokenRatios()
@@ -154,8 +152,11 @@ class Bench:
         self.dispatcher = Dispatcher(
             PodChooser(
                 self.cache,
-                create_strategies(),
-                self.state,
+                Router(
+                    create_strategies(),
+                    self.state,
+                    RoutingRules(aggregation, handover_s=0.05, max_wait_s=max_wait_s),
+                ),
                 ratios,
                 self.lengths,
                 dispatch_policy,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from importlib import import_module
 
-from pdrouter.app import Router
+from pdrouter.app import Application
 from pdrouter.extproc.server import Server
 
 
@@ -31,7 +31,7 @@ class Transport:
         """Let each router that is built in this process from now on use it."""
         # Loaded when chosen: none is to be measured with the others' libraries in its memory.
         server: type[Server] = getattr(import_module(self.module), self.server)
-        Router.server_class = server
+        Application.server_class = server
 
 
 TRANSPORTS = {

@@ -18,16 +18,14 @@ from pdrouter.extproc.refusals import refuse_for_now
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.prompt_prefix import NO_PREFIX, hash_prompt
 from pdrouter.openai.request import InferenceRequest, count_token_ids
-from pdrouter.routing.admission import QueueTooLong, limit_wait
-from pdrouter.routing.aggregation import Aggregation, is_faster_whole
+from pdrouter.routing.admission import QueueTooLong
 from pdrouter.routing.decision import Decision, NoReadyPod, RoutingFacts, Strategy
-from pdrouter.routing.filters import keep_partners_of, keep_selected
 from pdrouter.routing.label_selector import LabelSelector, SelectorInvalid, parse_selector
 from pdrouter.routing.output_length import OutputLengths
 from pdrouter.routing.profiles import ResolvedProfile, resolve_profile, resolve_strategy_name
 from pdrouter.routing.prompt_length import TokenRatios
 from pdrouter.routing.rate_limit import RateLimiter
-from pdrouter.routing.state import RoutingState
+from pdrouter.routing.router import Router
 
 
 class Routed(msgspec.Struct, frozen=True):
@@ -52,8 +50,7 @@ class PodChooser:
 
     Attributes:
         cache: the pods.
-        strategies: the strategies by name.
-        state: the pods' condition.
+        router: decides.
         ratios: knows the length of prompts.
         lengths: knows the length of answers.
         policy: what the operator decided.
@@ -62,8 +59,7 @@ class PodChooser:
     """
 
     cache: PodCache
-    strategies: Mapping[str, Strategy]
-    state: RoutingState
+    router: Router
     ratios: TokenRatios
     lengths: OutputLengths
     policy: DispatchPolicy
@@ -150,23 +146,20 @@ class PodChooser:
         Raises:
             RequestRejected: there is no ready decode pod.
         """
-        decode = routed.decision.decode.pod
         pods = self.cache.view.models.get(model) or ModelPods.group(model, ())
-        if pods is routed.pods or any(_is_as_chosen(pod, decode) for pod in pods.pods):
+        if pods is routed.pods:
             return None
-        # Partners are looked for among what the client wants; to sort that anew would undo it.
-        pods = keep_selected(pods, routed.facts.selector)
-        facts = structs.replace(routed.facts, selector=None)
+        facts = routed.facts
         if prefill is None:
             facts = structs.replace(facts, whole=record.aggregated)
-        else:
-            pods = keep_partners_of(pods, prefill)
         try:
-            decision = self._decide_or_fall_back(routed.strategy, facts, pods)
+            decision = self.router.replace_decode(
+                routed.strategy, routed.decision.decode.pod, facts, pods, prefill
+            )
         except NoReadyPod as missing:
             raise refuse_for_now(503, "no_ready_pod", str(missing)) from missing
-        notes = (*decision.notes, f"decode pod {decode.name} has gone during the prefill leg")
-        decision = structs.replace(decision, notes=notes)
+        if decision is None:
+            return None
         record.decision = decision
         record.aggregated = decision.reason
         return decision
@@ -175,10 +168,10 @@ class PodChooser:
         name = resolve_strategy_name(resolved, requested, self.policy.default_strategy)
         if name is None:
             return None
-        strategy = self.strategies.get(name)
+        strategy = self.router.strategies.get(name)
         if strategy is not None:
             return strategy
-        known = ", ".join(self.strategies)
+        known = ", ".join(self.router.strategies)
         message = f"routing strategy {name[:200]!r} is none of {known}"
         if name == requested.strip() and not resolved.locked_strategy:
             raise RequestRejected(400, "invalid_routing_strategy", message, ROUTING_STRATEGY)
@@ -229,70 +222,22 @@ class PodChooser:
     ) -> Decision:
         start = time.perf_counter()
         try:
-            decision = self._decide_legs(strategy, facts, pods)
+            decision = self.router.decide(strategy, facts, pods)
         except NoReadyPod as missing:
             raise refuse_for_now(503, "no_ready_pod", str(missing)) from missing
+        except QueueTooLong as queue:
+            message = f"{queue}, and may be {queue.limit_s:g} s"
+            seconds = ceil(queue.wait_s - queue.limit_s)
+            raise refuse_for_now(429, "overloaded", message, seconds) from queue
         record.routing_s = time.perf_counter() - start
         record.decision = decision
         record.aggregated = decision.reason
-        if self.policy.max_wait_s is not None:
-            decision = self._limit_wait(self.policy.max_wait_s, decision, strategy, facts, pods)
-            record.decision = decision
         self.observer.request_routed(record)
         return decision
-
-    def _decide_legs(self, strategy: Strategy, facts: RoutingFacts, pods: ModelPods) -> Decision:
-        policy = self.policy
-        decision = self._decide_or_fall_back(strategy, facts, pods)
-        if (
-            decision.prefill is not None
-            and policy.aggregation is Aggregation.WHEN_FASTER
-            and is_faster_whole(decision, facts, self.state, policy.handover_s)
-        ):
-            return structs.replace(decision, prefill=None, reason="faster")
-        return decision
-
-    def _decide_or_fall_back(
-        self, strategy: Strategy, facts: RoutingFacts, pods: ModelPods
-    ) -> Decision:
-        try:
-            return strategy.decide(facts, pods, self.state)
-        except NoReadyPod:
-            if facts.whole or self.policy.aggregation is Aggregation.NEVER:
-                raise
-            return strategy.decide(structs.replace(facts, whole="no-ready-pair"), pods, self.state)
-
-    def _limit_wait(
-        self,
-        limit_s: float,
-        decision: Decision,
-        strategy: Strategy,
-        facts: RoutingFacts,
-        pods: ModelPods,
-    ) -> Decision:
-        """Refuse a request that would wait too long, before any work is done for it."""
-        try:
-            return limit_wait(decision, strategy, facts, pods, self.state, limit_s=limit_s)
-        except QueueTooLong as error:
-            message = f"{error}, and may be {limit_s:g} s"
-            raise refuse_for_now(
-                429, "overloaded", message, ceil(error.wait_s - limit_s)
-            ) from error
 
 
 def _do_nothing() -> None:
     pass
-
-
-def _is_as_chosen(pod: Pod, chosen: Pod) -> bool:
-    """Return whether a pod of the newest view is one that was chosen from an older one."""
-    return (
-        pod.ready
-        and pod.uid == chosen.uid
-        and pod.address == chosen.address
-        and pod.role is chosen.role
-        and pod.pairing == chosen.pairing
-    )
 
 
 def _read_selector(headers: Mapping[str, str]) -> LabelSelector | None:

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from pdrouter.routing.aggregation import Aggregation
-
 
 class FailurePolicy(StrEnum):
     """What becomes of a request whose prefill leg gives nothing to hand over."""
@@ -27,10 +25,6 @@ class DispatchPolicy:
         on_handoff_failure: what to do if a pod has, but its answer is of no use to a decode engine.
         forward_headers: client headers for the prefill leg beside the usual ones.
         max_forwarded_bytes: size of the largest body that Envoy takes back.
-        max_wait_s: predicted seconds in a prefill pod's queue above which requests are refused;
-            None for no limit.
-        aggregation: when a decode pod serves a request whole that could be split.
-        handover_s: seconds that the way over two pods costs beside computing.
         expose_pods: whether errors tell clients names and addresses of pods.
     """
 
@@ -40,7 +34,4 @@ class DispatchPolicy:
     on_handoff_failure: FailurePolicy
     forward_headers: tuple[str, ...]
     max_forwarded_bytes: int
-    max_wait_s: float | None
-    aggregation: Aggregation
-    handover_s: float
     expose_pods: bool = True

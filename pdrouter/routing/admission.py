@@ -14,11 +14,13 @@ class QueueTooLong(Exception):
 
     Attributes:
         wait_s: predicted seconds in the queue of the one that was chosen.
+        limit_s: how many there may be.
     """
 
-    def __init__(self, wait_s: float) -> None:
+    def __init__(self, wait_s: float, limit_s: float) -> None:
         super().__init__(f"the prefill queue is {wait_s:.1f} s long")
         self.wait_s = wait_s
+        self.limit_s = limit_s
 
 
 def limit_wait(
@@ -57,6 +59,6 @@ def limit_wait(
     too_long = {uid for uid, each in zip(uids, waits, strict=True) if each > limit_s}
     other = strategy.choose_other_prefill(facts, decision.decode.pod, too_long, pods, state)
     if other is None:
-        raise QueueTooLong(wait)
+        raise QueueTooLong(wait, limit_s)
     note = f"the queue of {chosen.pod.name} is {wait:.1f} s long, another pod's is shorter"
     return structs.replace(decision, prefill=other, notes=(*decision.notes, note))

@@ -132,9 +132,6 @@ class Settings(ReportingSettings, PortSettings, LegSettings, RoutingSettings, Po
             self.on_handoff_failure,
             self.forward_headers,
             self.max_message_bytes - MESSAGE_OVERHEAD_BYTES,
-            self.max_wait_s,
-            self.aggregation,
-            self.handover_s,
             self.expose_pods,
         )
 

@@ -30,7 +30,6 @@ from pdrouter.openai.prompt_prefix import hash_prompt
 from pdrouter.openai.request import count_token_ids
 from pdrouter.prefill.client import EngineAnswer
 from pdrouter.prefill.leg import PrefillLeg
-from pdrouter.routing.aggregation import Aggregation
 from pdrouter.routing.decision import Decision, RoutingFacts, Strategy
 from pdrouter.routing.output_length import OutputLengths
 from pdrouter.routing.prompt_length import TokenRatios
@@ -82,9 +81,6 @@ class LiveReplica(RouterReplica):
             on_handoff_failure=FailurePolicy.FAIL,
             forward_headers=(),
             max_forwarded_bytes=2**30,
-            max_wait_s=options.max_wait_s,
-            aggregation=Aggregation.NEVER,
-            handover_s=0.0,
         )
         ratios = TokenRatios()
         # The requests' own limits are lower, and hold.
@@ -94,8 +90,7 @@ class LiveReplica(RouterReplica):
         dispatcher = Dispatcher(
             PodChooser(
                 cache,
-                {strategy.name: strategy},
-                self.state,
+                self.router,
                 ratios,
                 lengths,
                 policy,

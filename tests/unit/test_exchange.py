@@ -427,7 +427,7 @@ async def test_a_request_that_would_wait_too_long_is_refused_before_prefill() ->
     assert isinstance(reply, ImmediateReply)
     assert dict(reply.headers)["retry-after"] == "9"
     assert bench.prefill.plans == []
-    bench.close()
+    assert bench.close().decision is None
 
 
 async def test_what_was_prefilled_is_remembered() -> None:

@@ -8,9 +8,11 @@ from pdrouter.cluster.load import Ledger, PrefillScope, Scope
 from pdrouter.cluster.prefill_rates import PrefillRates
 from pdrouter.cluster.samples import EngineSample
 from pdrouter.cluster.view import ModelPods
-from pdrouter.routing.admission import QueueTooLong, limit_wait
+from pdrouter.routing.admission import QueueTooLong
+from pdrouter.routing.aggregation import Aggregation
 from pdrouter.routing.decision import Decision, NoReadyPod, RoutingFacts, Strategy
 from pdrouter.routing.prefix_index import PrefixIndex
+from pdrouter.routing.router import Router, RoutingRules
 from pdrouter.routing.state import RoutingState
 
 
@@ -71,6 +73,7 @@ class RouterReplica:
     Attributes:
         ledger: the work that this replica has in flight.
         samples: the engines' metrics as last seen.
+        router: decides.
     """
 
     def __init__(
@@ -95,16 +98,13 @@ class RouterReplica:
             clock,
             random,
         )
+        rules = RoutingRules(Aggregation.NEVER, max_wait_s=options.max_wait_s)
+        self.router = Router({strategy.name: strategy}, self.state, rules)
 
     def route(self, facts: RoutingFacts) -> RoutedLegs | None:
         """Choose the pods for a request and count its legs; None if it is refused."""
-        limit = self._options.max_wait_s
         try:
-            decision = self._strategy.decide(facts, self._pods, self.state)
-            if limit is not None:
-                decision = limit_wait(
-                    decision, self._strategy, facts, self._pods, self.state, limit_s=limit
-                )
+            decision = self.router.decide(self._strategy, facts, self._pods)
         except (NoReadyPod, QueueTooLong):
             return None
         decode, prefill = decision.decode, decision.prefill

@@ -1,0 +1,134 @@
+"""Which pods serve a request: the one place that decides, for the router and for simulators.
+
+Pure: the pods, their condition, the clock and randomness are passed in, and what is decided is a
+value. A strategy ranks pods; what holds for every strategy stands here: whether a request that
+could be split is served whole, how long it may wait, who replaces a pod that has gone.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from msgspec import structs
+
+from pdrouter.cluster.pods import Pod
+from pdrouter.cluster.view import ModelPods
+from pdrouter.routing.admission import limit_wait
+from pdrouter.routing.aggregation import Aggregation, is_faster_whole
+from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts, Strategy
+from pdrouter.routing.filters import keep_partners_of, keep_selected
+from pdrouter.routing.state import RoutingState
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingRules:
+    """What an operator decides for all strategies.
+
+    Attributes:
+        aggregation: when a decode pod serves a request whole that could be split.
+        handover_s: seconds that the way over two pods costs beside computing.
+        max_wait_s: predicted seconds in a prefill pod's queue above which requests are refused;
+            None for no limit.
+    """
+
+    aggregation: Aggregation = Aggregation.FALLBACK
+    handover_s: float = 0.0
+    max_wait_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """Decides.
+
+    Attributes:
+        strategies: the strategies by name.
+        state: the pods' condition.
+        rules: what holds for all strategies.
+    """
+
+    strategies: Mapping[str, Strategy]
+    state: RoutingState
+    rules: RoutingRules = RoutingRules()
+
+    def decide(self, strategy: Strategy, facts: RoutingFacts, pods: ModelPods) -> Decision:
+        """Choose the pods for a request.
+
+        Raises:
+            NoReadyPod: a pod that the request needs is not there.
+            QueueTooLong: it would wait longer than it may.
+        """
+        decision = self._fall_back(strategy, facts, pods)
+        rules, state = self.rules, self.state
+        if (
+            decision.prefill is not None
+            and rules.aggregation is Aggregation.WHEN_FASTER
+            and is_faster_whole(decision, facts, state, rules.handover_s)
+        ):
+            decision = structs.replace(decision, prefill=None, reason="faster")
+        if rules.max_wait_s is None:
+            return decision
+        return limit_wait(decision, strategy, facts, pods, state, limit_s=rules.max_wait_s)
+
+    def choose_other_prefill(
+        self,
+        strategy: Strategy,
+        facts: RoutingFacts,
+        decode: Pod,
+        tried: Collection[str],
+        pods: ModelPods,
+    ) -> Choice | None:
+        """Choose another prefill pod, a partner of `decode`, after those with the UIDs failed."""
+        return strategy.choose_other_prefill(facts, decode, tried, pods, self.state)
+
+    def replace_decode(
+        self,
+        strategy: Strategy,
+        decode: Pod,
+        facts: RoutingFacts,
+        pods: ModelPods,
+        prefill: Pod | None,
+    ) -> Decision | None:
+        """Choose another decode pod if the chosen one is not ready any more.
+
+        Args:
+            strategy: what chose it.
+            decode: the pod.
+            facts: the request; one that must be served whole by now says why.
+            pods: the newest view of the model's pods.
+            prefill: the pod that holds the prompt's KV; None where no pod does.
+
+        Returns:
+            The new decision; None if the pod is still there, as it was.
+
+        Raises:
+            NoReadyPod: there is no ready decode pod.
+        """
+        if any(_is_as_chosen(pod, decode) for pod in pods.pods):
+            return None
+        # Partners are looked for among what the client wants; to sort that anew would undo it.
+        pods = keep_selected(pods, facts.selector)
+        facts = structs.replace(facts, selector=None)
+        if prefill is not None:
+            pods = keep_partners_of(pods, prefill)
+        decision = self._fall_back(strategy, facts, pods)
+        notes = (*decision.notes, f"decode pod {decode.name} has gone during the prefill leg")
+        return structs.replace(decision, notes=notes)
+
+    def _fall_back(self, strategy: Strategy, facts: RoutingFacts, pods: ModelPods) -> Decision:
+        try:
+            return strategy.decide(facts, pods, self.state)
+        except NoReadyPod:
+            if facts.whole or self.rules.aggregation is Aggregation.NEVER:
+                raise
+        facts = structs.replace(facts, whole="no-ready-pair")
+        return strategy.decide(facts, pods, self.state)
+
+
+def _is_as_chosen(pod: Pod, chosen: Pod) -> bool:
+    """Return whether a pod of the newest view is one that was chosen from an older one."""
+    return (
+        pod.ready
+        and pod.uid == chosen.uid
+        and pod.address == chosen.address
+        and pod.role is chosen.role
+        and pod.pairing == chosen.pairing
+    )
