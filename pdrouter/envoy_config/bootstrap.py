@@ -162,7 +162,7 @@ def _build_ext_proc(config: EnvoyConfig) -> ext_proc.ExternalProcessor:
         processing_mode=ext_proc.ProcessingMode(
             request_header_mode=headers.SEND,
             request_body_mode=body.BUFFERED,
-            request_trailer_mode=headers.SKIP,
+            request_trailer_mode=headers.SEND,
             response_header_mode=headers.SEND,
             response_body_mode=response_body[config.response_body],
             response_trailer_mode=headers.SKIP,

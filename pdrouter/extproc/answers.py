@@ -3,13 +3,14 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from random import random
 from typing import Any, Protocol
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import ClusterView, PodCache
 from pdrouter.extproc.record import RequestRecord
 from pdrouter.openai.usage import Usage
-from pdrouter.openai.usage_scan import BodyScan
+from pdrouter.openai.usage_scan import BodyScan, choose_scan
 from pdrouter.routing.output_length import OutputLengths
 
 ROUTER_NAMESPACE = "pdrouter"
@@ -248,3 +249,20 @@ class AnswerWatch:
             self._first - self._start,
             self._last - self._first,
         )
+
+
+def begin_watch(
+    observation: TokenObservation, headers: Mapping[str, str], start: float
+) -> AnswerWatch | None:
+    """Begin to watch an answer; None if it is none of those that are counted here.
+
+    Args:
+        observation: who counts tokens.
+        headers: the answer's headers.
+        start: when the request came.
+    """
+    share = observation.share
+    if not share or (share < 1 and random() >= share):
+        return None
+    scan = choose_scan(headers.get("content-type", ""), headers.get("content-encoding", ""))
+    return None if scan is None else AnswerWatch(scan, start)

@@ -2,12 +2,10 @@
 
 import logging
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum, auto
-from random import getrandbits, random
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeAlias
 
@@ -19,13 +17,15 @@ from pdrouter.extproc.answers import (
     AnswerWatch,
     RoutedRequest,
     TokenObservation,
+    begin_watch,
 )
 from pdrouter.extproc.codec import MessageInvalid, decode, encode
 from pdrouter.extproc.dispatch import Dispatcher, RequestHead
 from pdrouter.extproc.explanation import explain
 from pdrouter.extproc.forwarding import forward
-from pdrouter.extproc.front_door import admit, authenticate
-from pdrouter.extproc.headers import DECISION_DETAIL, REQUEST_ID, STRIPPED_HEADERS
+from pdrouter.extproc.front_door import admit, authenticate, has_known_body, no_body
+from pdrouter.extproc.headers import DECISION_DETAIL, STRIPPED_HEADERS
+from pdrouter.extproc.immediate import answer, pass_refusal, refuse
 from pdrouter.extproc.messages import (
     BodyMode,
     Event,
@@ -42,23 +42,26 @@ from pdrouter.extproc.messages import (
     ResponseHeaders,
     ResponseTrailers,
 )
+from pdrouter.extproc.modes import (
+    ask_for_answer,
+    ask_for_trailers,
+    misconfigured,
+    pass_on,
+    skip_answer,
+)
 from pdrouter.extproc.record import Observer, Outcome, RequestRecord
+from pdrouter.extproc.request_ids import create_request_id, read_client_id
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.paths import split_path
-from pdrouter.openai.usage_scan import choose_scan
-from pdrouter.prefill.client import EngineAnswer
 from pdrouter.prefill.leg import PrefillRefused
 
 log = logging.getLogger(__name__)
 
-_JSON = ("content-type", "application/json")
 _FILTER = "envoy.filters.http.ext_proc"
-_CLIENT_ID_LENGTH = 128
 _STRIP = PhaseReply(Phase.REQUEST_HEADERS, remove_headers=STRIPPED_HEADERS)
 _STRIP_BYTES = encode(_STRIP)
-_NO_RESPONSE_BODY = ModeOverride(request_body=BodyMode.BUFFERED, response_body=BodyMode.NONE)
-_RESPONSE_BODY = ModeOverride(request_body=BodyMode.BUFFERED, response_body=BodyMode.STREAMED)
-_KEPT_HEADERS = ("content-type", "retry-after", "www-authenticate")
+_TRAILERS_SKIPPED = "a request without a body went to a pod: set request_trailer_mode to SEND"
+_HEADERS_SKIPPED = "request_header_mode is SKIP, but must be SEND"
 
 
 _Step: TypeAlias = Callable[["Exchange", Any], Awaitable[Reply]]
@@ -139,7 +142,7 @@ class Exchange:
         self._head: RequestHead | None = None
         self._response_mode: BodyMode | None = None
         self._watch: AnswerWatch | None = None
-        self.record = RequestRecord(_create_request_id())
+        self.record = RequestRecord(create_request_id())
         self._observer.request_started(self.record)
 
     @property
@@ -165,6 +168,8 @@ class Exchange:
         """Answer an event; None if there is no answer to it. Raises nothing but cancellation."""
         entered = time.perf_counter()
         waited = self.record.prefill_s
+        if event.protocol_config is not None:
+            self._response_mode = event.protocol_config.response_body_mode
         try:
             if self._state is State.ENDED:
                 return None
@@ -178,7 +183,8 @@ class Exchange:
         except RequestRejected as rejected:
             return self._reject(rejected)
         except PrefillRefused as refused:
-            return self._pass_refusal(refused.answer)
+            self.record.outcome = Outcome.ENGINE_ERROR
+            return self._end(pass_refusal(refused.answer, self._explain()))
         except Exception:
             log.exception("request failed", extra=self._log_fields)
             return self._reject(RequestRejected(500, "internal_error", "internal error"))
@@ -202,21 +208,33 @@ class Exchange:
         headers, record = event.headers, self.record
         record.path, _ = split_path(headers.get(":path", ""))
         record.method = headers.get(":method", "")
-        record.client_request_id = headers.get(REQUEST_ID, "")[:_CLIENT_ID_LENGTH]
+        record.client_request_id = read_client_id(headers)
         authenticate(headers, self._policy.bearer_token)
         body = own_answers.answer(record.path, record.method, self._cache.view)
         if body is not None:
             record.outcome = Outcome.ANSWERED
-            return self._answer(200, (_JSON, (REQUEST_ID, record.request_id)), body, "models")
+            return self._end(answer(body, record))
         self._head = admit(event)
-        if event.protocol_config is not None:
-            self._response_mode = event.protocol_config.response_body_mode
         self._state = State.HEAD
-        return _STRIP
+        if has_known_body(headers):
+            return _STRIP
+        # Trailers may come without a body: to a filter that does not send them, that is nothing,
+        # and the request would go on.
+        return PhaseReply(
+            Phase.REQUEST_HEADERS,
+            remove_headers=STRIPPED_HEADERS,
+            mode_override=ask_for_trailers(self._response_mode),
+        )
+
+    async def _on_missing_body(self, event: RequestTrailers) -> Reply:
+        del event
+        raise no_body()
 
     async def _on_request_body(self, event: RequestBody) -> Reply:
         if self._head is None:
             raise RuntimeError("a body without headers passed the table")
+        if not event.body:
+            raise no_body()
         limit = self._policy.max_body_bytes
         if len(event.body) > limit:
             message = f"the request body is larger than the limit of {limit} bytes"
@@ -243,20 +261,11 @@ class Exchange:
 
     def _choose_mode(self, event: ResponseHeaders) -> ModeOverride | None:
         """Return whether Envoy is to send the response's body; None for as it is configured."""
-        if self._is_to_watch():
-            headers = event.headers
-            scan = choose_scan(headers.get("content-type", ""), headers.get("content-encoding", ""))
-            if scan is not None:
-                self._watch = AnswerWatch(scan, self._start)
-                return None if self._response_mode is BodyMode.STREAMED else _RESPONSE_BODY
-        # A response body that passes through the router costs a message per token.
-        return None if self._response_mode in (None, BodyMode.NONE) else _NO_RESPONSE_BODY
-
-    def _is_to_watch(self) -> bool:
-        share = self._policy.observation.share
-        if not share or self.record.outcome is not Outcome.OK:
-            return False
-        return self._generates_text and (share == 1 or random() < share)
+        if self.record.outcome is Outcome.OK and self._generates_text:
+            self._watch = begin_watch(self._policy.observation, event.headers, self._start)
+        if self._watch is None:
+            return skip_answer(self._response_mode)
+        return ask_for_answer(self._response_mode)
 
     @property
     def _generates_text(self) -> bool:
@@ -267,14 +276,37 @@ class Exchange:
         if self._policy.observation.access_log:
             return  # The log tells, also of requests without an answer.
         decision = self.record.decision
-        served_by = event.attributes().get(_FILTER, {}).get("upstream.address")
+        served_by = _find_upstream(event)
         if decision is not None and served_by not in (None, decision.decode.pod.address):
-            self.record.served_by = str(served_by)
+            self.record.served_by = served_by
 
     async def _on_local_reply(self, event: ResponseHeaders) -> Reply:
+        """Explain an answer that Envoy gives by itself while the request's body is to come."""
+        if _find_upstream(event) is not None:
+            log.warning(_TRAILERS_SKIPPED, extra=self._log_fields)
+            raise no_body()
         self._note_response(event)
         self.record.outcome = Outcome.LOCAL_REPLY
         return PhaseReply(Phase.RESPONSE_HEADERS, set_headers=self._explain())
+
+    async def _on_earlier_answer(self, event: ResponseHeaders) -> Reply:
+        """Let an answer of a filter before this one (CORS, authentication) pass untouched."""
+        if _find_upstream(event) is not None:
+            raise misconfigured(_HEADERS_SKIPPED)
+        self._note_response(event)
+        self.record.outcome = Outcome.LOCAL_REPLY
+        mode = None if event.end_of_stream else skip_answer(self._response_mode)
+        return PhaseReply(Phase.RESPONSE_HEADERS, mode_override=mode)
+
+    async def _on_rest_of_earlier_answer(self, event: ResponseBody | ResponseTrailers) -> Reply:
+        """Let an answer pass whose headers the filter has skipped."""
+        self._state = State.RESPONDING
+        self.record.outcome = Outcome.LOCAL_REPLY
+        return await self._continue(event)
+
+    async def _on_request_without_headers(self, event: RequestBody | RequestTrailers) -> Reply:
+        del event
+        raise misconfigured(_HEADERS_SKIPPED)
 
     async def _on_response_body(self, event: ResponseBody) -> Reply:
         if self._watch is not None:
@@ -283,22 +315,34 @@ class Exchange:
             except Exception:  # What goes wrong with counting must not cut an answer.
                 log.exception("an answer cannot be counted", extra=self._log_fields)
                 self._watch = None
-        return PhaseReply(event.phase)
+        return await self._continue(event)
 
     async def _continue(self, event: Event) -> Reply:
-        return PhaseReply(event.phase)
+        return pass_on(event, self._response_mode)
 
     _STEPS: ClassVar[Mapping[tuple[State, type[Event]], _Step]] = MappingProxyType(
         {
             (State.START, RequestHeaders): _on_request_headers,
+            # Where the filter skips the request's headers.
+            (State.START, RequestBody): _on_request_without_headers,
+            (State.START, RequestTrailers): _on_request_without_headers,
+            # A filter before this one answers.
+            (State.START, ResponseHeaders): _on_earlier_answer,
+            (State.START, ResponseBody): _on_rest_of_earlier_answer,
+            (State.START, ResponseTrailers): _on_rest_of_earlier_answer,
             (State.HEAD, RequestBody): _on_request_body,
+            (State.HEAD, RequestTrailers): _on_missing_body,
             # Envoy answers by itself, for example because the body is too large.
             (State.HEAD, ResponseHeaders): _on_local_reply,
+            (State.HEAD, ResponseBody): _on_rest_of_earlier_answer,
+            (State.HEAD, ResponseTrailers): _on_rest_of_earlier_answer,
             (State.FORWARDED, RequestTrailers): _continue,
             (State.FORWARDED, ResponseHeaders): _on_response_headers,
             # Where the filter skips the response's headers.
             (State.FORWARDED, ResponseBody): _continue,
             (State.FORWARDED, ResponseTrailers): _continue,
+            # The rest of a request that was answered before its end.
+            (State.RESPONDING, RequestBody): _continue,
             (State.RESPONDING, RequestTrailers): _continue,
             (State.RESPONDING, ResponseBody): _on_response_body,
             (State.RESPONDING, ResponseTrailers): _continue,
@@ -324,22 +368,13 @@ class Exchange:
         record = self.record
         record.outcome = Outcome.REJECTED if rejected.status < 500 else Outcome.FAILED
         record.code, record.message = rejected.code, rejected.message
-        headers = (_JSON, *rejected.headers, (REQUEST_ID, record.request_id))
-        return self._answer(rejected.status, headers, rejected.body(), rejected.code)
+        return self._end(refuse(rejected, record))
 
-    def _pass_refusal(self, answer: EngineAnswer) -> ImmediateReply:
-        """Give the client the prefill engine's own error."""
-        self.record.outcome = Outcome.ENGINE_ERROR
-        kept = [(name, answer.headers[name]) for name in _KEPT_HEADERS if name in answer.headers]
-        return self._answer(
-            answer.status, (*kept, *self._explain()), answer.body, "prefill_refused"
-        )
-
-    def _answer(self, status: int, headers: Headers, body: bytes, details: str) -> ImmediateReply:
-        self.record.status = status
+    def _end(self, reply: ImmediateReply) -> ImmediateReply:
+        self.record.status = reply.status
         self.record.headers_s = time.perf_counter() - self._start
         self._state = State.ENDED
-        return ImmediateReply(status, headers, body, f"pdrouter_{details}")
+        return reply
 
     def _give_up(self, reason: str) -> Reply | None:
         """End a stream on which something arrived that must not."""
@@ -351,8 +386,7 @@ class Exchange:
         if not answerable:
             return None
         rejected = RequestRejected(500, "protocol_error", "the gateway's messages make no sense")
-        headers = (_JSON, (REQUEST_ID, self.record.request_id))
-        return self._answer(500, headers, rejected.body(), rejected.code)
+        return self._end(refuse(rejected, self.record))
 
     def _explain(self) -> Headers:
         policy = self._policy
@@ -364,8 +398,7 @@ class Exchange:
         )
 
 
-def _create_request_id() -> str:
-    # Unique, but no secret: asking the kernel for randomness would give up Python's lock, and to
-    # get that back takes the longer the busier the process is. A process that is forked off gets
-    # a seed of its own.
-    return str(uuid.UUID(int=getrandbits(128), version=4))
+def _find_upstream(event: ResponseHeaders) -> str | None:
+    """Return the address of the pod that has answered, where Envoy tells it; None for no pod."""
+    address = event.attributes().get(_FILTER, {}).get("upstream.address")
+    return None if address is None else str(address)

@@ -6,12 +6,12 @@ from pdrouter.extproc.headers import (
     CHOSEN_PROFILE,
     DECISION,
     DECISION_DETAIL,
-    REQUEST_ID,
     ROUTING_STRATEGY,
     TARGET_POD,
 )
 from pdrouter.extproc.messages import Headers
 from pdrouter.extproc.record import RequestRecord, describe_decision
+from pdrouter.extproc.request_ids import pair_ids
 from pdrouter.routing.explanation import describe_in_detail
 
 _DETAIL_LENGTH = 8192
@@ -25,7 +25,7 @@ def explain(record: RequestRecord, *, expose_pods: bool, in_detail: bool) -> Hea
         expose_pods: whether the client is told names and addresses of pods.
         in_detail: whether it is told candidates and scores.
     """
-    headers = [(REQUEST_ID, record.request_id)]
+    headers = [*pair_ids(record.request_id, record.client_request_id)]
     if record.profile:
         headers.append((CHOSEN_PROFILE, record.profile))
     decision = record.decision

@@ -1,12 +1,15 @@
-"""What a request must be to get in: its key, path, method and framing, and the filter's modes."""
+"""What a request must be to get in: its key, path, method and framing."""
 
 import hmac
 from collections.abc import Mapping
 
 from pdrouter.extproc.dispatch import RequestHead
-from pdrouter.extproc.messages import BodyMode, ProtocolConfig, RequestHeaders
+from pdrouter.extproc.messages import RequestHeaders
+from pdrouter.extproc.modes import check_modes
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.paths import ENDPOINTS, split_path
+
+_LENGTH_DIGITS = 20
 
 
 def authenticate(headers: Mapping[str, str], expected: str | None) -> None:
@@ -28,16 +31,14 @@ def authenticate(headers: Mapping[str, str], expected: str | None) -> None:
         raise RequestRejected(401, "invalid_api_key", message, "api_key")
 
 
-def require_method(method: str, allowed: str) -> None:
+def require_method(method: str, *allowed: str) -> None:
     """Check the method of a request.
 
     Raises:
-        RequestRejected: it is another one than the allowed one.
+        RequestRejected: it is none of the allowed ones.
     """
-    if method != allowed:
-        message = f"method {method[:20]} is not allowed here, only {allowed}"
-        headers = (("allow", allowed),)
-        raise RequestRejected(405, "method_not_allowed", message, headers=headers)
+    if method not in allowed:
+        raise _refuse_method(method, ", ".join(allowed))
 
 
 def admit(event: RequestHeaders) -> RequestHead:
@@ -48,29 +49,47 @@ def admit(event: RequestHeaders) -> RequestHead:
     """
     headers = event.headers
     path, query = split_path(headers.get(":path", ""))
+    if headers.get(":method") == "CONNECT":  # It has no path.
+        raise _refuse_method("CONNECT", "GET, HEAD, POST")
     endpoint = ENDPOINTS.get(path)
     if endpoint is None:
         raise RequestRejected(404, "unknown_path", f"path {path[:200]!r} is not served")
     require_method(headers.get(":method", ""), "POST")
-    _check_modes(event.protocol_config)
+    if _asks_for_upgrade(headers):
+        message = f"the connection cannot be upgraded to {headers['upgrade'][:40]!r} here"
+        raise RequestRejected(400, "upgrade_not_supported", message, "upgrade")
+    check_modes(event.protocol_config)
     if headers.get("content-encoding", "identity") != "identity":
         message = "compressed request bodies are not accepted"
         raise RequestRejected(415, "unsupported_encoding", message, "content-encoding")
-    if event.end_of_stream:
-        raise RequestRejected(400, "invalid_body", "the request has no body")
+    if event.end_of_stream or _read_length(headers) == 0:
+        raise no_body()
     return RequestHead(endpoint, query, headers)
 
 
-def _check_modes(config: ProtocolConfig | None) -> None:
-    """Refuse body modes under which the filter would wait for replies of another kind."""
-    if config is None:  # An Envoy that does not tell; the manifests for it say BUFFERED.
-        return
-    if config.request_body_mode is not BodyMode.BUFFERED:
-        raise _misconfigured("request_body_mode", config.request_body_mode, "BUFFERED")
-    if config.response_body_mode not in (BodyMode.NONE, BodyMode.STREAMED):
-        raise _misconfigured("response_body_mode", config.response_body_mode, "NONE")
+def has_known_body(headers: Mapping[str, str]) -> bool:
+    """Return whether there must be a body: Envoy lets no other length pass than the named one."""
+    return bool(_read_length(headers))
 
 
-def _misconfigured(name: str, mode: BodyMode, wanted: str) -> RequestRejected:
-    message = f"the ext_proc filter's {name} is {mode.name}, but must be {wanted}"
-    return RequestRejected(500, "ext_proc_misconfigured", message)
+def no_body() -> RequestRejected:
+    """Return the error for a request without a body."""
+    return RequestRejected(400, "invalid_body", "the request has no body")
+
+
+def _refuse_method(method: str, allowed: str) -> RequestRejected:
+    message = f"method {method[:20]} is not allowed here, only {allowed}"
+    return RequestRejected(405, "method_not_allowed", message, headers=(("allow", allowed),))
+
+
+def _read_length(headers: Mapping[str, str]) -> int | None:
+    text = headers.get("content-length", "")
+    return (
+        int(text) if text.isascii() and text.isdecimal() and len(text) <= _LENGTH_DIGITS else None
+    )
+
+
+def _asks_for_upgrade(headers: Mapping[str, str]) -> bool:
+    """Return whether Envoy takes a request for an upgrade: its body then ends with the tunnel."""
+    options = headers.get("connection", "").lower().split(",")
+    return "upgrade" in headers and "upgrade" in (option.strip() for option in options)

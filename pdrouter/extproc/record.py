@@ -36,7 +36,7 @@ class RequestRecord:
 
     Attributes:
         request_id: the router's own id, unique to the request.
-        client_request_id: the `x-request-id` that came with the request.
+        client_request_id: the id that came with the request.
         method: HTTP method.
         path: path without query string.
         model: name of the model, once it is known to be served.

@@ -22,8 +22,7 @@ from expectations import (
     expect_whole,
     read_metrics,
 )
-from h2.connection import H2Connection
-from h2.events import DataReceived, ResponseReceived, StreamEnded
+from raw_requests import POST_CHAT, send_frames
 
 from pdrouter.extproc.limits import HANDLE_HEADROOM_BYTES
 from pdrouter.local_stack import LocalStack, StackOptions
@@ -184,46 +183,10 @@ async def test_a_client_that_asks_before_it_sends_its_body(
 @pytest.mark.parametrize("whole", [False, True], ids=["two legs", "one leg"])
 async def test_a_body_may_end_with_trailers(stack: LocalStack, whole: bool) -> None:
     body = write_request(20_000, n=2 if whole else 1)
-    headers, answer = await post_with_trailers(stack.envoy.listener, CHAT, body)
+    trailers = [("x-trailer", "of the client")]
+    headers, answer = await send_frames(stack.envoy.listener, POST_CHAT, body, trailers)
     assert headers[":status"] == "200", answer
     decision = "aggregated;reason=n" if whole else "disaggregated"
     assert headers["x-pd-decision"] == decision
     assert json.loads(answer)["usage"]["completion_tokens"] == (4 if whole else 2)
     await expect_settled(stack)
-
-
-async def post_with_trailers(address: str, path: str, body: bytes) -> tuple[dict[str, str], bytes]:
-    """Send a request with trailers over HTTP/2, which no HTTP client library does."""
-    connection = H2Connection()
-    reader, writer = await asyncio.open_connection(*address.rsplit(":", 1))
-    try:
-        async with asyncio.timeout(PATIENCE_S):
-            connection.initiate_connection()
-            request = [(":method", "POST"), (":scheme", "http"), (":authority", "x")]
-            request += [(":path", path), ("content-type", "application/json")]
-            connection.send_headers(1, request)
-            for start in range(0, len(body), 10_000):
-                connection.send_data(1, body[start : start + 10_000])
-            connection.send_headers(1, [("x-trailer", "of the client")], end_stream=True)
-            writer.write(connection.data_to_send())
-            return await read_answer(connection, reader, writer)
-    finally:
-        writer.close()
-        await writer.wait_closed()
-
-
-async def read_answer(
-    connection: H2Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-) -> tuple[dict[str, str], bytes]:
-    headers: dict[str, str] = {}
-    body = b""
-    while True:
-        for event in connection.receive_data(await reader.read(65_536)):
-            match event:
-                case ResponseReceived():
-                    headers = {name.decode(): value.decode() for name, value in event.headers}
-                case DataReceived():
-                    body += event.data
-                case StreamEnded():
-                    return headers, body
-        writer.write(connection.data_to_send())

@@ -24,7 +24,6 @@ from hypothesis import strategies as st
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.extproc.codec import encode
 from pdrouter.extproc.dispatch_policy import FailurePolicy
-from pdrouter.extproc.exchange import Exchange, State
 from pdrouter.extproc.ext_proc_pb2 import ProcessingRequest
 from pdrouter.extproc.messages import (
     BodyMode,
@@ -502,68 +501,11 @@ async def test_a_streamed_response_body_is_turned_off_and_tolerated() -> None:
     bench.close()
 
 
-async def test_trailers_and_skipped_response_headers_are_answered() -> None:
-    bench = Bench()
-    replies = await bench.tell(
-        request_headers(),
-        request_body(end_of_stream=False),
-        RequestTrailers({}),
-        ResponseBody(b"x", False),
-        ResponseTrailers({}),
-    )
-    assert [reply.phase for reply in replies if isinstance(reply, PhaseReply)] == [
-        Phase.REQUEST_HEADERS,
-        Phase.REQUEST_BODY,
-        Phase.REQUEST_TRAILERS,
-        Phase.RESPONSE_BODY,
-        Phase.RESPONSE_TRAILERS,
-    ]
-    bench.close()
-
-
-async def test_envoys_own_answer_before_the_body_is_noted() -> None:
-    bench = Bench()
-    await bench.tell(request_headers(), response_headers("413"))
-    record = bench.close()
-    assert (record.outcome, record.status) == (Outcome.LOCAL_REPLY, 413)
-
-
 @pytest.mark.parametrize("status", ["500", "404", "odd", ""])
 async def test_an_engines_error_status_is_an_engine_error(status: str) -> None:
     bench = Bench()
     await bench.tell(request_headers(), request_body(), response_headers(status))
     assert bench.close().outcome is Outcome.ENGINE_ERROR
-
-
-@pytest.mark.parametrize(
-    "events",
-    [
-        [request_body()],
-        [response_headers()],
-        [ResponseTrailers({})],
-        [request_headers(), request_headers()],
-        [request_headers(), RequestTrailers({})],
-        [request_headers(), request_body(), request_body()],
-    ],
-    ids=lambda events: "-".join(event.phase for event in events),
-)
-async def test_messages_out_of_order_end_the_stream_with_an_error(events: list[Event]) -> None:
-    bench = Bench()
-    replies = await bench.tell(*events)
-    assert error_of(replies[-1]) == (500, "protocol_error")
-    assert bench.exchange.ended
-    assert await bench.exchange.handle(request_headers()) is None
-    assert bench.close().outcome is Outcome.PROTOCOL_ERROR
-
-
-async def test_a_message_out_of_order_after_the_response_ends_the_stream_silently() -> None:
-    bench = Bench()
-    *_, reply = await bench.tell(
-        request_headers(), request_body(), response_headers(), response_headers()
-    )
-    assert reply is None
-    assert bench.exchange.ended
-    bench.close()
 
 
 async def test_an_observing_filter_gets_no_answer() -> None:
@@ -638,6 +580,43 @@ async def test_every_request_has_an_id_of_its_own_whatever_the_client_says() -> 
     bench.close()
 
 
+@pytest.mark.parametrize(
+    "events",
+    [
+        [request_headers("/nothing", x_request_id="of-the-client")],
+        [request_headers("/v1/models", "GET", x_request_id="of-the-client")],
+        [request_headers(x_request_id="of-the-client"), response_headers("413")],
+        [request_headers(x_request_id="of-the-client"), request_body(b"{")],
+        [request_headers(x_request_id="of-the-client"), request_body(), response_headers()],
+    ],
+)
+async def test_every_answer_names_both_ids(events: list[Event]) -> None:
+    bench = Bench()
+    *_, reply = await bench.tell(*events)
+    assert reply is not None
+    headers = dict(reply.headers if isinstance(reply, ImmediateReply) else reply.set_headers)
+    assert headers["x-request-id"] == bench.exchange.record.request_id
+    assert headers["x-client-request-id"] == "of-the-client"
+    bench.close()
+
+
+async def test_an_engines_refusal_names_both_ids() -> None:
+    bench = Bench()
+    bench.prefill.answer = lambda: EngineAnswer(422, {}, b"{}")
+    _, reply = await bench.tell(request_headers(x_request_id="of-the-client"), request_body())
+    assert isinstance(reply, ImmediateReply)
+    assert dict(reply.headers)["x-client-request-id"] == "of-the-client"
+    bench.close()
+
+
+async def test_without_an_id_of_the_client_there_is_one() -> None:
+    bench = Bench()
+    (reply,) = await bench.tell(request_headers("/nothing"))
+    assert isinstance(reply, ImmediateReply)
+    assert "x-client-request-id" not in dict(reply.headers)
+    bench.close()
+
+
 EVENTS = st.one_of(
     st.builds(
         request_headers,
@@ -698,8 +677,3 @@ def test_any_sequence_of_messages_leaves_nothing_behind(
         assert record.outcome is not None
 
     asyncio.run(drive())
-
-
-def test_every_state_is_in_the_table_or_final() -> None:
-    states = {state for state, _ in Exchange._STEPS}
-    assert states == set(State) - {State.ENDED}

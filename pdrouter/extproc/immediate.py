@@ -1,0 +1,37 @@
+"""The answers that the router gives in an engine's place."""
+
+from pdrouter.extproc.messages import Headers, ImmediateReply
+from pdrouter.extproc.record import RequestRecord
+from pdrouter.extproc.request_ids import pair_ids
+from pdrouter.openai.errors import RequestRejected
+from pdrouter.prefill.client import EngineAnswer
+
+_JSON = ("content-type", "application/json")
+_KEPT_HEADERS = ("content-type", "retry-after", "www-authenticate")
+
+
+def answer(body: bytes, record: RequestRecord) -> ImmediateReply:
+    """Return an answer of the router's own, in JSON."""
+    headers = (_JSON, *_name(record))
+    return ImmediateReply(200, headers, body, _describe("models"))
+
+
+def refuse(rejected: RequestRejected, record: RequestRecord) -> ImmediateReply:
+    """Return an error of the router's own."""
+    headers = (_JSON, *rejected.headers, *_name(record))
+    return ImmediateReply(rejected.status, headers, rejected.body(), _describe(rejected.code))
+
+
+def pass_refusal(answer: EngineAnswer, explanation: Headers) -> ImmediateReply:
+    """Return a prefill engine's own error."""
+    kept = [(name, answer.headers[name]) for name in _KEPT_HEADERS if name in answer.headers]
+    headers = (*kept, *explanation)
+    return ImmediateReply(answer.status, headers, answer.body, _describe("prefill_refused"))
+
+
+def _name(record: RequestRecord) -> Headers:
+    return pair_ids(record.request_id, record.client_request_id)
+
+
+def _describe(reason: str) -> str:
+    return f"pdrouter_{reason}"

@@ -1,0 +1,70 @@
+"""The filter's processing modes: which of them can work, and what is changed for one request."""
+
+from pdrouter.extproc.messages import (
+    BodyMode,
+    Event,
+    HeaderMode,
+    ModeOverride,
+    PhaseReply,
+    ProtocolConfig,
+    ResponseBody,
+    StreamedBody,
+)
+from pdrouter.openai.errors import RequestRejected
+
+_ECHOING = (BodyMode.FULL_DUPLEX_STREAMED, BodyMode.GRPC)
+_WITHOUT_BODY = ModeOverride(request_body=BodyMode.BUFFERED, response_body=BodyMode.NONE)
+_WITH_BODY = ModeOverride(request_body=BodyMode.BUFFERED, response_body=BodyMode.STREAMED)
+
+
+def check_modes(config: ProtocolConfig | None) -> None:
+    """Refuse body modes under which the filter would wait for replies of another kind.
+
+    Raises:
+        RequestRejected: the filter has such a mode.
+    """
+    if config is None:  # An Envoy that does not tell; the manifests for it say BUFFERED.
+        return
+    request, response = config.request_body_mode, config.response_body_mode
+    if request is not BodyMode.BUFFERED:
+        raise misconfigured(f"request_body_mode is {request.name}, but must be BUFFERED")
+    if response not in (BodyMode.NONE, BodyMode.STREAMED):
+        raise misconfigured(f"response_body_mode is {response.name}, but must be NONE")
+
+
+def misconfigured(what: str) -> RequestRejected:
+    """Return the error for a setting of the filter that cannot work."""
+    return RequestRejected(500, "ext_proc_misconfigured", f"the ext_proc filter's {what}")
+
+
+def ask_for_trailers(response_body: BodyMode | None) -> ModeOverride:
+    """Return what makes Envoy send a request's trailers.
+
+    Args:
+        response_body: the mode of response bodies, which stays; None if it is not known.
+    """
+    return ModeOverride(
+        request_body=BodyMode.BUFFERED,
+        request_trailers=HeaderMode.SEND,
+        response_body=response_body or BodyMode.NONE,
+    )
+
+
+def ask_for_answer(response_body: BodyMode | None) -> ModeOverride | None:
+    """Return what makes Envoy send a response's body in this mode; None if nothing is needed."""
+    return None if response_body is BodyMode.STREAMED else _WITH_BODY
+
+
+def skip_answer(response_body: BodyMode | None) -> ModeOverride | None:
+    """Return what keeps Envoy from sending a response's body; None if nothing is needed.
+
+    A response body that passes through the router costs a message per token.
+    """
+    return None if response_body in (None, BodyMode.NONE) else _WITHOUT_BODY
+
+
+def pass_on(event: Event, response_body: BodyMode | None) -> PhaseReply:
+    """Return the reply that lets a message pass as it is."""
+    if response_body in _ECHOING and isinstance(event, ResponseBody):
+        return PhaseReply(event.phase, body=StreamedBody(event.body, event.end_of_stream))
+    return PhaseReply(event.phase)

@@ -1,0 +1,38 @@
+"""The ids of a request: the router's own, which is unique, and the one that its client gave it."""
+
+import re
+import uuid
+from collections.abc import Mapping
+from random import getrandbits
+
+from pdrouter.extproc.headers import CLIENT_REQUEST_ID, REQUEST_ID
+
+# OpenAI's limits for X-Client-Request-Id.
+_CLIENT_ID = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,510}[\x21-\x7e])?")
+
+
+def create_request_id() -> str:
+    """Return a new id."""
+    # Unique, but no secret: asking the kernel for randomness would give up Python's lock, and to
+    # get that back takes the longer the busier the process is. A process that is forked off gets
+    # a seed of its own.
+    return str(uuid.UUID(int=getrandbits(128), version=4))
+
+
+def read_client_id(headers: Mapping[str, str]) -> str:
+    """Return the id that a client gave its request; nothing if it gave none that can be used.
+
+    Envoy makes up an `x-request-id` where there is none, and may replace a client's. So the other
+    header counts first.
+    """
+    for name in (CLIENT_REQUEST_ID, REQUEST_ID):
+        value = headers.get(name, "").strip()
+        if _CLIENT_ID.fullmatch(value):
+            return value
+    return ""
+
+
+def pair_ids(request_id: str, client_request_id: str) -> tuple[tuple[str, str], ...]:
+    """Return the response headers that name a request's ids."""
+    own = (REQUEST_ID, request_id)
+    return (own, (CLIENT_REQUEST_ID, client_request_id)) if client_request_id else (own,)
