@@ -11,6 +11,7 @@ from pdrouter.cluster.samples import EngineSample
 from pdrouter.cluster.view import ModelPods
 from pdrouter.engines.connector import TRANSFER_MEMBERS
 from pdrouter.extproc.record import RequestRecord
+from pdrouter.extproc.steps import StepTimes
 from pdrouter.openai.paths import ENDPOINTS
 from pdrouter.openai.request import InferenceRequest, parse_request
 from pdrouter.prefill.client import FailureKind
@@ -126,3 +127,10 @@ def make_state(
         clock,
         Random(seed),
     )
+
+
+def make_steps(**seconds: float) -> StepTimes:
+    """Steps that took so long."""
+    steps = StepTimes()
+    steps.seconds.update(seconds)
+    return steps

@@ -1,6 +1,5 @@
 """Which pods a request gets: by its model's configuration, its headers and the operator's rules."""
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -120,7 +119,8 @@ class PodChooser:
             self._limit(pods, resolved)
             return None
         record.strategy = strategy.name
-        facts = self._describe(request, pods, tokens, selector, resolved)
+        with record.steps.time("describe"):
+            facts = self._describe(request, pods, tokens, selector, resolved)
         give_back = self._limit(pods, resolved)
         try:
             decision = self._decide(strategy, facts, pods, record)
@@ -220,16 +220,15 @@ class PodChooser:
     def _decide(
         self, strategy: Strategy, facts: RoutingFacts, pods: ModelPods, record: RequestRecord
     ) -> Decision:
-        start = time.perf_counter()
         try:
-            decision = self.router.decide(strategy, facts, pods)
+            with record.steps.time("route"):
+                decision = self.router.decide(strategy, facts, pods)
         except NoReadyPod as missing:
             raise refuse_for_now(503, "no_ready_pod", str(missing)) from missing
         except QueueTooLong as queue:
             message = f"{queue}, and may be {queue.limit_s:g} s"
             seconds = ceil(queue.wait_s - queue.limit_s)
             raise refuse_for_now(429, "overloaded", message, seconds) from queue
-        record.routing_s = time.perf_counter() - start
         record.decision = decision
         record.aggregated = decision.reason
         self.observer.request_routed(record)

@@ -94,24 +94,27 @@ class Dispatcher:
             PrefillRefused: the client gets the prefill engine's error.
         """
         record.body_bytes = len(data)
-        request = parse_request(
-            head.endpoint,
-            head.query,
-            data,
-            transfer_members=TRANSFER_MEMBERS,
-            split_multimodal=self.policy.split_multimodal,
-        )
+        with record.steps.time("parse"):
+            request = parse_request(
+                head.endpoint,
+                head.query,
+                data,
+                transfer_members=TRANSFER_MEMBERS,
+                split_multimodal=self.policy.split_multimodal,
+            )
         record.stream = request.stream
         pods = self.chooser.find_model(request.model)
         record.model = request.model
         if pods.model != request.model:
             request = rename_model(request, pods.model)
-        counted = await self.tokenizers.count(request)
+        with record.steps.time("tokens", waits=True):
+            counted = await self.tokenizers.count(request)
         # Meanwhile, pods may have come and gone.
         pods = self.chooser.find_model(request.model)
         routed = self.chooser.choose(request, pods, head.headers, record, counted)
         if routed is None:
-            await self._check_route(pods.model)
+            with record.steps.time("route-check", waits=True):
+                await self._check_route(pods.model)
             return Dispatched(whole_body(request), record.request_id, None, pods.model)
         decision = routed.decision
         scope = scopes.enter_context(self._count(decision.decode))
@@ -127,7 +130,8 @@ class Dispatcher:
         decode = decision.decode.pod
         if prefilled is None or decision.prefill is None:
             return Dispatched(whole_body(request), record.request_id, decode)
-        return self._hand_over(request, prefilled, decode, record)
+        with record.steps.time("hand-over"):
+            return self._hand_over(request, prefilled, decode, record)
 
     def _count(self, decode: Choice) -> Scope:
         return self.ledger.start_decode(decode.pod.uid, decode.tokens)

@@ -167,7 +167,7 @@ class Exchange:
     async def handle(self, event: Event) -> Reply | None:
         """Answer an event; None if there is no answer to it. Raises nothing but cancellation."""
         entered = time.perf_counter()
-        waited = self.record.prefill_s
+        waited = self.record.steps.waited_s
         if event.protocol_config is not None:
             self._response_mode = event.protocol_config.response_body_mode
         try:
@@ -190,7 +190,7 @@ class Exchange:
             return self._reject(RequestRejected(500, "internal_error", "internal error"))
         finally:
             spent = time.perf_counter() - entered
-            self.record.overhead_s += spent - (self.record.prefill_s - waited)
+            self.record.overhead_s += spent - (self.record.steps.waited_s - waited)
 
     def close(self) -> None:
         """Release all that is counted for the request. Call it once, however the stream ended."""

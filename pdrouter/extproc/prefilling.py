@@ -1,6 +1,5 @@
 """The prefill leg of one request: which pods it is tried on, and what is learnt from it."""
 
-import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -73,11 +72,8 @@ class PrefillStep:
         request, record = self.request, self.record
         path = request.endpoint.path + request.query
         plan = PrefillPlan(path, headers, self._aim(first), self._choose_other)
-        start = time.perf_counter()
-        try:
+        with record.steps.time("prefill", waits=True):
             prefilled = await self.prefilling.leg.run(plan, record.request_id, self._note)
-        finally:
-            record.prefill_s = time.perf_counter() - start
         if prefilled.usage is not None:
             record.cached_tokens = prefilled.usage.cached_tokens
             if count_token_ids(request.prompt) is None:

@@ -5,6 +5,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from pdrouter.cluster.pods import Pod
+from pdrouter.extproc.steps import StepTimes
 from pdrouter.prefill.leg import PrefillAttempt
 from pdrouter.routing.decision import Decision, DecisionKind
 
@@ -52,9 +53,8 @@ class RequestRecord:
         cached_tokens: tokens of the prompt that the pod of the prefill leg had cached; None if it
             did not say, or there was no such leg.
         attempts: tries of the prefill leg.
-        routing_s: time to choose.
-        prefill_s: time waiting for the prefill leg.
-        overhead_s: time in the router's own code, without that wait.
+        steps: time by step.
+        overhead_s: time in the router's own code, without waiting for anybody else.
         headers_s: time from the request's to the response's headers.
         total_s: time from the request's headers to the end of the stream.
         served_by: address of the pod that has answered, where Envoy tells it and it is not the one
@@ -80,8 +80,7 @@ class RequestRecord:
     prefill_pod: Pod | None = None
     cached_tokens: int | None = None
     attempts: list[PrefillAttempt] = field(default_factory=list)
-    routing_s: float | None = None
-    prefill_s: float = 0.0
+    steps: StepTimes = field(default_factory=StepTimes)
     overhead_s: float = 0.0
     headers_s: float | None = None
     total_s: float = 0.0
@@ -90,6 +89,16 @@ class RequestRecord:
     code: str = ""
     message: str = ""
     outcome: Outcome | None = None
+
+    @property
+    def routing_s(self) -> float | None:
+        """Time to choose the pods; None if they were not chosen."""
+        return self.steps.seconds.get("route")
+
+    @property
+    def prefill_s(self) -> float:
+        """Time waiting for the prefill leg."""
+        return self.steps.seconds.get("prefill", 0.0)
 
 
 def describe_decision(record: RequestRecord) -> str:

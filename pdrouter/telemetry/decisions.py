@@ -34,6 +34,7 @@ class DecisionLog:
                 "request_id": record.request_id,
                 "model": record.model,
                 **describe_in_detail(decision),
+                "steps_ms": record.steps.describe(),
                 "failed_attempts": describe_failed_attempts(record),
             }
             for time, record, decision in reversed(tuple(self._entries))

@@ -78,7 +78,7 @@ class RequestMetrics:
         )
         self.overhead_seconds = HistogramTally(
             "pdrouter_overhead_seconds",
-            "Time that a request spends in the router's own code, without waiting for prefill.",
+            "Time that a request spends in the router's own code, without waiting for others.",
             _CODE_SECONDS,
             registry=registry,
         )

@@ -123,7 +123,10 @@ class RequestTelemetry:
         level = logging.WARNING if record.outcome in _LOUD else logging.INFO
         if log.isEnabledFor(level):
             # To look for the caller would take as long as all the rest of this line.
-            extra = {"fields": describe_request(record)}
+            fields = describe_request(record)
+            if log.isEnabledFor(logging.DEBUG):
+                fields["steps_ms"] = record.steps.describe()
+            extra = {"fields": fields}
             log.handle(log.makeRecord(log.name, level, "", 0, "request", (), None, extra=extra))
 
     def _count(self, record: RequestRecord) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from factories import MODEL, make_attempt, make_decision, make_pod, make_record
+from factories import MODEL, make_attempt, make_decision, make_pod, make_record, make_steps
 from prometheus_client.core import Metric
 
 from pdrouter.cluster.load import Ledger
@@ -102,7 +102,7 @@ def router() -> Router:
 def test_every_metric_has_the_labels_that_aibrix_gives_it(router: Router) -> None:
     router.telemetry.request_started(make_record(request_id="open", model=MODEL))
     failed = make_attempt(P, status=500, failure=FailureKind.STATUS)
-    router.run(attempts=[failed, make_attempt(P)], routing_s=0.1)
+    router.run(attempts=[failed, make_attempt(P)], steps=make_steps(route=0.1))
     router.run(outcome=Outcome.REJECTED, status=400)
     shown = {
         sample.name: frozenset(sample.labels)
@@ -307,7 +307,7 @@ def test_a_pod_that_serves_the_request_whole_is_a_decode_pod(router: Router) -> 
 
 
 def test_only_choices_of_pd_are_counted_and_timed(router: Router) -> None:
-    router.run(decision=make_decision(None, D), strategy="random", routing_s=0.001)
+    router.run(decision=make_decision(None, D), strategy="random", steps=make_steps(route=0.001))
     assert router.samples("pd_selected_decode_pod_total") == []
     assert router.samples("gateway_routing_time_bucket_total") == []
     assert router.samples("gateway_total_time_bucket_total") == [
@@ -339,7 +339,7 @@ def test_only_choices_of_pd_are_counted_and_timed(router: Router) -> None:
 def test_parts_of_a_request_are_counted_by_bucket_of_time(
     router: Router, seconds: float, bucket: str
 ) -> None:
-    router.run(routing_s=seconds, prefill_s=seconds, attempts=[make_attempt(P)])
+    router.run(steps=make_steps(route=seconds, prefill=seconds), attempts=[make_attempt(P)])
     expected = [(D_LABELS | {"bucket": bucket}, 1)]
     assert router.samples("gateway_routing_time_bucket_total") == expected
     assert router.samples("gateway_prefill_time_bucket_total") == expected
@@ -368,13 +368,13 @@ def test_whole_requests_are_counted_by_coarser_buckets(
 
 def test_only_requests_that_went_well_are_timed(router: Router) -> None:
     for outcome in set(Outcome) - {Outcome.OK}:
-        router.run(outcome=outcome, routing_s=0.1, attempts=[make_attempt(P)])
+        router.run(outcome=outcome, steps=make_steps(route=0.1), attempts=[make_attempt(P)])
     for part in ("routing", "prefill", "total"):
         assert router.samples(f"gateway_{part}_time_bucket_total") == []
 
 
 def test_a_prefill_leg_that_was_of_no_use_is_not_timed(router: Router) -> None:
-    router.run(attempts=[DROPPED], aggregated="prefill-failed", prefill_s=9.0)
+    router.run(attempts=[DROPPED], aggregated="prefill-failed", steps=make_steps(prefill=9.0))
     assert router.samples("gateway_prefill_time_bucket_total") == []
 
 
@@ -386,7 +386,7 @@ def test_a_request_whose_pod_envoy_chooses_has_a_total_time_without_a_pod(router
 
 def test_what_was_counted_for_a_pod_goes_with_it(router: Router) -> None:
     router.run(decision=None, strategy=None)
-    router.run(routing_s=0.1, attempts=[make_attempt(P)])
+    router.run(steps=make_steps(route=0.1), attempts=[make_attempt(P)])
     router.cache.replace([P])
     names = [
         sample.labels.get("pod", "")

@@ -10,7 +10,7 @@ from select import PIPE_BUF
 from typing import Any
 
 import pytest
-from factories import make_attempt, make_decision, make_pod, make_record
+from factories import make_attempt, make_decision, make_pod, make_record, make_steps
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
@@ -103,7 +103,7 @@ def test_times_are_histograms_in_seconds() -> None:
         total_s=3.0,
         headers_s=0.3,
         overhead_s=0.0004,
-        prefill_s=0.25,
+        steps=make_steps(prefill=0.25),
         attempts=[make_attempt(P)],
     )
     by_model = {
@@ -184,8 +184,8 @@ def test_a_try_that_went_well_is_neither() -> None:
 
 def test_time_to_choose_is_counted() -> None:
     telemetry = create_telemetry()
-    telemetry.request_routed(make_record(routing_s=0.00012))
-    telemetry.request_routed(make_record(routing_s=None))
+    telemetry.request_routed(make_record(steps=make_steps(route=0.00012)))
+    telemetry.request_routed(make_record())
     assert value(telemetry, "pdrouter_routing_seconds_count") == 1
     assert value(telemetry, "pdrouter_routing_seconds_bucket", le="0.00015") == 1
 
@@ -262,8 +262,7 @@ def full_record() -> RequestRecord:
             make_attempt(P, status=None, failure=FailureKind.CONNECT),
             make_attempt(P),
         ],
-        routing_s=0.0001234,
-        prefill_s=0.5,
+        steps=make_steps(route=0.0001234, prefill=0.5),
         overhead_s=0.0004,
         headers_s=0.6,
         total_s=2.0,
