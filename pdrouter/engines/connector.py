@@ -68,7 +68,12 @@ _SAMPLING_EXTRA = "extra_args"
 
 
 def whole_body(request: InferenceRequest) -> bytes:
-    """Return the client's body without transfer members, for one pod that does both legs."""
+    """Return the client's body without transfer members, for one pod that does both legs.
+
+    A form has none: they are objects, or stand in objects, which forms cannot hold.
+    """
+    if request.form is not None:
+        return request.form.data
     return request.body.edit(strip_transfer_members(request), TRANSFER_MEMBERS)
 
 

@@ -204,13 +204,16 @@ class PodChooser:
         resolved: ResolvedProfile,
     ) -> RoutingFacts:
         """Return what strategies need to know of a request."""
-        expected = self.lengths.expect(pods.model)
+        output = 0
+        if request.endpoint.limits:
+            expected = self.lengths.expect(pods.model)
+            output = min(request.max_output_tokens or expected, expected)
         split = request.whole is None and pods.disaggregated
         return RoutingFacts(
             tokens,
             request.whole,
             hash_prompt(request) if split else NO_PREFIX,
-            min(request.max_output_tokens or expected, expected),
+            output,
             selector,
             resolved.name,
             resolved.profile.prefill_policy,

@@ -101,6 +101,7 @@ class Dispatcher:
                 data,
                 transfer_members=TRANSFER_MEMBERS,
                 split_multimodal=self.policy.split_multimodal,
+                content_type=head.headers.get("content-type", ""),
             )
         record.stream = request.stream
         pods = self.chooser.find_model(request.model)

@@ -1,7 +1,16 @@
 """The request paths that are served, and what a request on each looks like."""
 
 from dataclasses import dataclass
+from enum import Enum, auto
 from types import MappingProxyType
+
+
+class Forms(Enum):
+    """Whether bodies are multipart forms."""
+
+    NEVER = auto()
+    ALLOWED = auto()
+    ALWAYS = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,10 +21,11 @@ class Endpoint:
         path: path without query string.
         prompts: members of which one must be there. Each is a string or a list that is not empty.
         batches: whether a list in one of `prompts` is several prompts, not one (`["a", "b"]`).
-        limits: members that limit the number of output tokens.
+        limits: members that limit the number of output tokens; none where there are no such tokens.
         sampling: the object that holds limits and sampling options; None where they are top-level.
         legs: 2 where a request may be split into a prefill and a decode leg, else 1.
         stateful: whether answers are kept by the engine unless the request says otherwise.
+        forms: whether a body is JSON, or may or must be a multipart form.
     """
 
     path: str
@@ -25,6 +35,7 @@ class Endpoint:
     sampling: str | None = None
     legs: int = 2
     stateful: bool = False
+    forms: Forms = Forms.NEVER
 
 
 _TWO_LEGS = (
@@ -40,17 +51,21 @@ _TWO_LEGS = (
 )
 
 _ONE_LEG = (
-    Endpoint("/v1/embeddings", prompts=("input", "messages"), legs=1),
+    Endpoint("/v1/embeddings", prompts=("input", "messages"), limits=(), legs=1),
+    Endpoint("/v1/chat/completions/batch", legs=1),
     *(
-        Endpoint(path, legs=1)
+        Endpoint(path, limits=(), legs=1)
         for path in (
-            "/v1/chat/completions/batch",
+            "/v1/chat/completions/render",
+            "/v1/completions/render",
             "/v1/messages/count_tokens",
+            "/v2/embed",
             "/v1/rerank",
             "/v2/rerank",
             "/rerank",
             "/v1/score",
             "/score",
+            "/generative_scoring",
             "/v1/classify",
             "/classify",
             "/v1/pooling",
@@ -59,7 +74,16 @@ _ONE_LEG = (
             "/detokenize",
             "/v1/audio/speech",
             "/v1/images/generations",
+            "/v1/video/generations",
         )
+    ),
+    *(
+        Endpoint(path, limits=("max_completion_tokens",), legs=1, forms=Forms.ALWAYS)
+        for path in ("/v1/audio/transcriptions", "/v1/audio/translations")
+    ),
+    *(
+        Endpoint(path, limits=(), legs=1, forms=Forms.ALLOWED)
+        for path in ("/v1/images/edits", "/v1/images/variations")
     ),
 )
 

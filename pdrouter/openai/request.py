@@ -8,9 +8,10 @@ from msgspec import structs
 from pdrouter.openai.body import Body, BodyInvalid, encode
 from pdrouter.openai.coercion import as_boolean, as_integer, decode_scalar
 from pdrouter.openai.errors import RequestRejected
+from pdrouter.openai.form import Form, FormInvalid, is_form, parse_form
 from pdrouter.openai.media import has_media
 from pdrouter.openai.misfits import find_misfit
-from pdrouter.openai.paths import Endpoint
+from pdrouter.openai.paths import Endpoint, Forms
 
 _CONTROL_MEMBERS = frozenset(
     {
@@ -47,7 +48,8 @@ _LISTS = frozenset({"messages", "token_ids"})
 _ABSENT = (None, b"null")
 _FIRST_ITEM = re.compile(rb"\[[ \t\n\r]*(.)", re.DOTALL)
 _NO_PROMPT = memoryview(b"")
-_NO_OPTIONS = Body(b"{}")
+_NO_MEMBERS = Body(b"{}")
+_FORM_FIELDS = frozenset({"model", "stream"})
 _MAX_LIMIT = 10**9
 """Numbers of any size are allowed, and one of so many digits is no limit."""
 
@@ -58,7 +60,7 @@ class InferenceRequest(msgspec.Struct, frozen=True):
     Attributes:
         endpoint: what was asked for.
         query: query string with its question mark, or nothing.
-        body: the client's body.
+        body: the members of the client's body; none where that is a form.
         prompt_name: name of the member that is the prompt: messages, prompt, input or token ids;
             empty where the endpoint needs none.
         sampling: the nested object of limits and sampling options, where the endpoint has one and
@@ -67,6 +69,7 @@ class InferenceRequest(msgspec.Struct, frozen=True):
         stream: whether the answer is to be streamed.
         max_output_tokens: limit of the answer's length; None if the client sets none.
         whole: why the request does not fit two legs; None where it does.
+        form: the client's body, if it is a multipart form.
     """
 
     endpoint: Endpoint
@@ -78,6 +81,7 @@ class InferenceRequest(msgspec.Struct, frozen=True):
     stream: bool
     max_output_tokens: int | None
     whole: str | None
+    form: Form | None = None
 
     @property
     def prompt(self) -> memoryview:
@@ -92,6 +96,7 @@ def parse_request(
     *,
     transfer_members: frozenset[str],
     split_multimodal: bool,
+    content_type: str = "application/json",
 ) -> InferenceRequest:
     """Validate a body and return the request.
 
@@ -102,10 +107,16 @@ def parse_request(
         transfer_members: members that steer the KV transfer; like the other members that the
             router reads or writes, they may not occur twice.
         split_multimodal: whether prompts with images, sound or files are split in two legs.
+        content_type: the type of the body; it matters where that may be a multipart form.
 
     Raises:
         RequestRejected: with status 400, and the member at fault.
     """
+    if endpoint.forms is not Forms.NEVER and is_form(content_type):
+        return _read_form(endpoint, query, data, content_type)
+    if endpoint.forms is Forms.ALWAYS:
+        message = f"{endpoint.path} takes multipart/form-data, not {content_type[:100]!r}"
+        raise RequestRejected(400, "invalid_content_type", message, "content-type")
     try:
         body = Body(data)
         sampling = _nested(body, endpoint.sampling)
@@ -118,7 +129,7 @@ def parse_request(
             raise _invalid(name, f"{name!r} occurs more than once")
     model = _read_model(body)
     prompt_name, prompt = _find_prompt(endpoint, body)
-    options = body if endpoint.sampling is None else sampling or _NO_OPTIONS
+    options = body if endpoint.sampling is None else sampling or _NO_MEMBERS
     if endpoint.legs == 2:
         whole = find_misfit(endpoint, body, options)
         if whole is None and not split_multimodal and _is_multimodal(body, prompt_name, prompt):
@@ -148,7 +159,32 @@ def count_token_ids(prompt: memoryview) -> int | None:
 
 def rename_model(request: InferenceRequest, model: str) -> InferenceRequest:
     """Return the request with a body that names the model as the engines know it."""
+    if request.form is not None:
+        return structs.replace(request, form=request.form.replace("model", model))
     return structs.replace(request, body=Body(request.body.edit({"model": encode(model)})))
+
+
+def _read_form(endpoint: Endpoint, query: str, data: bytes, content_type: str) -> InferenceRequest:
+    try:
+        form = parse_form(data, content_type, _FORM_FIELDS)
+        model, stream = form.read("model"), form.read("stream")
+    except FormInvalid as invalid:
+        code = "invalid_value" if invalid.param else "invalid_body"
+        raise RequestRejected(400, code, str(invalid), invalid.param) from None
+    if not model:
+        raise _invalid("model", "'model' is required and must be a text that is not empty")
+    return InferenceRequest(
+        endpoint=endpoint,
+        query=query,
+        body=_NO_MEMBERS,
+        prompt_name="",
+        sampling=None,
+        model=model,
+        stream=bool(as_boolean(stream)),
+        max_output_tokens=None,
+        whole="single-pod-path",
+        form=form,
+    )
 
 
 def _nested(body: Body, name: str | None) -> Body | None:

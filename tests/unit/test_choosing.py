@@ -330,3 +330,41 @@ async def test_a_pod_with_a_short_queue_takes_what_would_wait_too_long() -> None
     assert record.decision.prefill is not None
     assert record.decision.prefill.pod == idler
     assert "the queue of prefill-0 is 2.0 s long" in record.decision.notes[-1]
+
+
+_FORM = (
+    b"--b\r\ncontent-disposition: form-data; name=model\r\n\r\nm\r\n"
+    b"--b\r\ncontent-disposition: form-data; name=file; filename=x\r\n\r\n%b\r\n--b--"
+) % (b"x" * 100_000)
+
+
+@pytest.mark.parametrize("strategy", ["pd", "least-request"])
+@pytest.mark.parametrize(
+    ("path", "content", "tokens"),
+    [
+        # What is expected of answers on the bench is 100 tokens, and 4 bytes are a token.
+        ("/v1/chat/completions", {"messages": [{"content": "x" * 382}], "n": 2}, 100 + 100),
+        ("/v1/chat/completions/batch", {"messages": "x" * 363}, 100 + 100),
+        ("/v1/embeddings", {"input": "x" * 398}, 100),
+        ("/v1/embeddings", {"input": "x" * 398, "max_tokens": 50}, 100),
+        ("/v1/messages/count_tokens", {"messages": "x" * 363}, 100),
+        *((path, {"input": "x" * 366}, 100) for path in ("/rerank", "/score", "/classify")),
+        *((path, {"input": "x" * 366}, 100) for path in ("/pooling", "/tokenize", "/v2/embed")),
+        ("/v1/images/generations", {"prompt": "x" * 365}, 100),
+        # The recording is no text; its transcript is expected to be as long as any answer.
+        ("/v1/audio/transcriptions", _FORM, 1 + 100),
+        ("/v1/images/edits", _FORM, 1),
+    ],
+)
+async def test_memory_for_an_answer_is_kept_where_there_is_one(
+    strategy: str, path: str, content: dict[str, object] | bytes, tokens: int
+) -> None:
+    bench = Bench()
+    body = content if isinstance(content, bytes) else {"model": "m", **content}
+    content_type = "multipart/form-data; boundary=b" if isinstance(content, bytes) else ""
+    headers = request_headers(path, routing_strategy=strategy, content_type=content_type)
+    await bench.tell(headers, request_body(body))
+    (load,) = bench.ledger.snapshot().values()
+    assert load.decode_requests == 1
+    assert load.decode_tokens == pytest.approx(tokens, abs=2)
+    bench.close()

@@ -7,7 +7,7 @@ from pathlib import Path
 from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.view import PodCache
 from pdrouter.extproc.headers import FORWARDED_TO_PREFILL
-from pdrouter.openai.paths import ENDPOINTS
+from pdrouter.openai.paths import ENDPOINTS, Forms
 from pdrouter.telemetry.requests import RequestTelemetry
 from pdrouter.workers.metrics_page import describe_workers, render_page
 
@@ -40,9 +40,21 @@ def test_every_metric_is_explained_and_no_other() -> None:
     assert explained == exported
 
 
-def test_every_path_is_listed() -> None:
-    text = read("requests.md")
-    assert [path for path in ENDPOINTS if f"`{path}`" not in text] == []
+_BODIES = {Forms.NEVER: "JSON", Forms.ALLOWED: "form or JSON", Forms.ALWAYS: "form"}
+_SERVED_BY = {1: "one pod", 2: "a prefill and a decode pod"}
+
+
+def test_the_table_of_paths_is_that_of_the_code() -> None:
+    rows = re.findall(r"^\| (`/[^|]+) \| ([^|]+) \| ([^|]+) \|$", read("requests.md"), re.MULTILINE)
+    listed = [
+        (path, served_by, body)
+        for paths, served_by, body in rows
+        for path in re.findall(r"`([^`]+)`", paths)
+    ]
+    assert sorted(listed) == sorted(
+        (path, _SERVED_BY[endpoint.legs], _BODIES[endpoint.forms])
+        for path, endpoint in ENDPOINTS.items()
+    )
 
 
 def test_every_header_that_goes_to_prefill_is_listed() -> None:

@@ -11,7 +11,7 @@ from msgspec import structs
 
 from pdrouter.engines.connector import TRANSFER_MEMBERS
 from pdrouter.openai.errors import RequestRejected
-from pdrouter.openai.paths import ENDPOINTS, split_path
+from pdrouter.openai.paths import ENDPOINTS, Forms, split_path
 from pdrouter.openai.request import InferenceRequest, count_token_ids, parse_request, rename_model
 
 CHAT = "/v1/chat/completions"
@@ -21,7 +21,8 @@ RESPONSES = "/v1/responses"
 GENERATE = "/inference/v1/generate"
 EMBEDDINGS = "/v1/embeddings"
 TWO_LEG_PATHS = tuple(TWO_LEG_BODIES)
-ONE_LEG_PATHS = tuple(path for path, endpoint in ENDPOINTS.items() if endpoint.legs == 1)
+JSON_PATHS = tuple(path for path, end in ENDPOINTS.items() if end.forms is not Forms.ALWAYS)
+ONE_LEG_PATHS = tuple(path for path in JSON_PATHS if ENDPOINTS[path].legs == 1)
 LIMITS = [
     (CHAT, "max_tokens"),
     (CHAT, "max_completion_tokens"),
@@ -52,6 +53,27 @@ def reject(path: str, data: bytes) -> RequestRejected:
 def test_paths_of_two_legs_are_those_that_may_be_split() -> None:
     assert set(TWO_LEG_PATHS) == {e.path for e in ENDPOINTS.values() if e.legs == 2}
     assert all(path == endpoint.path for path, endpoint in ENDPOINTS.items())
+
+
+AIBRIX_PATHS = {
+    *("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"),
+    *("/v1/embeddings", "/v1/rerank", "/v1/classify"),
+    *("/v1/images/generations", "/v1/video/generations"),
+    *("/v1/audio/transcriptions", "/v1/audio/translations"),
+}
+VLLM_PATHS = {
+    *("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"),
+    *("/inference/v1/generate", "/v1/chat/completions/batch", "/v1/messages/count_tokens"),
+    *("/v1/chat/completions/render", "/v1/completions/render", "/tokenize", "/detokenize"),
+    *("/v1/embeddings", "/v2/embed", "/pooling", "/classify", "/generative_scoring"),
+    *("/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank"),
+    *("/v1/audio/transcriptions", "/v1/audio/translations", "/v1/audio/speech"),
+    *("/v1/images/generations", "/v1/images/edits"),
+}
+
+
+def test_what_aibrix_and_vllm_serve_is_served() -> None:
+    assert set(ENDPOINTS) >= AIBRIX_PATHS | VLLM_PATHS
 
 
 @pytest.mark.parametrize("path", TWO_LEG_PATHS)
@@ -140,7 +162,7 @@ def test_what_is_not_a_json_object_is_refused(path: str, data: bytes) -> None:
     assert (rejected.status, rejected.code, rejected.param) == (400, "invalid_body", None)
 
 
-@pytest.mark.parametrize("path", ENDPOINTS)
+@pytest.mark.parametrize("path", JSON_PATHS)
 @pytest.mark.parametrize("model", [..., None, "", 1, True, ["m"], {"name": "m"}])
 def test_the_model_must_be_a_string_that_is_not_empty(path: str, model: Any) -> None:
     data = make_body(path, model=model, input="x")
