@@ -193,7 +193,7 @@ class _Demo:
         print("4. A request that is not valid: refused before any engine sees it")
         try:
             await self.client.chat.completions.create(
-                model=self.stack.model, messages=[_PROMPT], max_tokens=0
+                model=self.stack.model, messages=[], max_tokens=8
             )
         except openai.BadRequestError as error:
             print(f"   error      {error.message}")

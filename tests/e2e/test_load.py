@@ -48,9 +48,9 @@ DECODE_FAULTS = (
 )
 ERRORS = {400, 500, 502, 503, 504}
 INVALID: Sequence[dict[str, Any]] = (
-    {"max_tokens": 0},
+    {"messages": []},
     {"messages": "none"},
-    {"stream": "yes"},
+    {"model": ""},
     {"model": "unknown"},
 )
 

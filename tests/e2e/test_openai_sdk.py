@@ -216,10 +216,10 @@ async def test_models(sdk: Sdk) -> None:
         ),
         (
             "completions.create",
-            {"model": "demo", "prompt": PROMPT, "max_tokens": 0},
+            {"model": "demo", "prompt": []},
             openai.BadRequestError,
             "invalid_value",
-            "max_tokens",
+            "prompt",
         ),
         # The router does not know this API, and says so.
         ("files.list", {}, openai.NotFoundError, "unknown_path", None),
