@@ -13,6 +13,12 @@ is not allowed stops the start with exit code 2 and, for each such value, one li
 variable, the value and what is allowed. `ROUTING_ALGORITHM` and the `AIBRIX_*` names mean what they
 mean in aibrix, except that aibrix replaces a bad number by its default and goes on.
 
+Times are numbers in the unit that is named, or have units (`500ms`, `60s`, `1m30s`, `2h`); sizes
+are bytes, or have units (`16Mi`, `1.5Gi`, `64M`). Words may be written in upper or lower case, with
+`-` or `_`; booleans as `true`, `yes`, `on`, `1`, or `false`, `no`, `off`, `0`. A variable that
+looks like one of these but is none (`ROUTING_ALGORITM`, `PDROUTER_MAXWAIT`) is said in a warning at
+the start, with the name that was probably meant.
+
 `pdrouter settings` prints these tables.
 
 """

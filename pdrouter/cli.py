@@ -1,12 +1,13 @@
 """The `pdrouter` command."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 import pdrouter
-from pdrouter.settings import SettingInvalid
+from pdrouter.settings import SettingInvalid, find_unknown_names
 
 _COMMANDS = {
     "serve": ("run the router", "pdrouter.commands.serve"),
@@ -33,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _create_parser(words[0] if words else "").parse_args(words)
         return int(options.run(options))
     except SettingInvalid as error:
-        for problem in error.problems:
+        # A name that nobody reads may be the cause, or be what is met next.
+        for problem in (*error.problems, *find_unknown_names(os.environ)):
             print(f"pdrouter: {problem}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:

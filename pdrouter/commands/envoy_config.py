@@ -2,10 +2,11 @@
 
 import argparse
 import os
+import sys
 
 from pdrouter.envoy_config import command
 from pdrouter.envoy_config.command import run
-from pdrouter.settings import Settings
+from pdrouter.settings import Settings, find_unknown_names
 
 __all__ = ["add_arguments", "run"]
 
@@ -17,6 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         SettingInvalid: a variable has a value that is not allowed.
     """
     command.add_arguments(parser)
+    for unknown in find_unknown_names(os.environ):
+        print(f"pdrouter: {unknown}", file=sys.stderr)
     settings = Settings.load(os.environ, {})
     parser.set_defaults(
         max_message_bytes=settings.max_message_bytes,

@@ -6,6 +6,7 @@ import sys
 
 import uvloop
 
+from pdrouter.commands.starting import log_names
 from pdrouter.settings import Settings, declarations
 
 
@@ -48,6 +49,7 @@ def _run_workers(settings: Settings, options: argparse.Namespace) -> int:
     }
     try:
         with log_to_stdout(settings.log_level):
+            log_names(os.environ)
             uvloop.run(supervise(settings, {**os.environ, **given}))
     except (WorkersFailed, OSError) as error:
         print(f"pdrouter: {error}", file=sys.stderr)

@@ -4,6 +4,22 @@ The command line and `docs/configuration.md` are made from the same declarations
 """
 
 from pdrouter.settings.combined import Refusal, SettingInvalid, Settings, declarations
+from pdrouter.settings.names import (
+    UnknownName,
+    find_nearest_setting,
+    find_unknown_names,
+    find_unused_names,
+)
 from pdrouter.settings.table import describe_settings
 
-__all__ = ["Refusal", "SettingInvalid", "Settings", "declarations", "describe_settings"]
+__all__ = [
+    "Refusal",
+    "SettingInvalid",
+    "Settings",
+    "UnknownName",
+    "declarations",
+    "describe_settings",
+    "find_nearest_setting",
+    "find_unknown_names",
+    "find_unused_names",
+]

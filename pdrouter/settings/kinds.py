@@ -1,7 +1,5 @@
 """How the texts of settings are read, and what is allowed in them."""
 
-import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,6 +8,7 @@ from typing import Any
 
 from pdrouter.extproc.answers import TokenObservation
 from pdrouter.extproc.headers import NEVER_FORWARDED
+from pdrouter.settings.quantities import parse_size, parse_time
 
 MIB = 1024 * 1024
 
@@ -49,32 +48,57 @@ def number(
     return Kind(parse, f"{words} {'above' if above else 'from'} {low} to {high}")
 
 
+def time_in(unit_s: float, words: str, low: float, high: float, *, above: bool = False) -> Kind:
+    """Return the kind of times within bounds, given in a unit.
+
+    Args:
+        unit_s: seconds that a bare number's unit has.
+        words: what that unit is called, for people.
+        low: the lowest value.
+        high: the highest value.
+        above: whether the lowest value itself is not allowed.
+    """
+    return number(lambda text: parse_time(text, unit_s), words, low, high, above=above)
+
+
 def seconds(low: float, high: float, *, above: bool = False) -> Kind:
-    """Return the kind of times within bounds."""
-    return number(float, "seconds,", low, high, above=above)
+    """Return the kind of times within bounds, in seconds."""
+    return time_in(1, "seconds, or a time such as 500ms or 1m30s,", low, high, above=above)
+
+
+def size(low: int, high: int) -> Kind:
+    """Return the kind of numbers of bytes within bounds."""
+    return number(parse_size, "bytes, or a size such as 64Mi,", low, high)
 
 
 def choice(*options: str) -> Kind:
-    """Return the kind of texts that are one of these."""
-
-    def parse(text: str) -> str:
-        if text not in options:
-            raise ValueError(text)
-        return text
-
-    return Kind(parse, "one of " + ", ".join(options))
+    """Return the kind of texts that are one of these; case, and `-` or `_`, make no difference."""
+    return enumeration(str, *options)
 
 
 def enumeration(kind: Callable[[str], Any], *options: str) -> Kind:
     """Return the kind of members of an enumeration, which have these values."""
-    return Kind(kind, "one of " + ", ".join(options))
+    known = {_fold(option): option for option in options}
+
+    def parse(text: str) -> Any:  # noqa: ANN401 - any enumeration's
+        folded = _fold(text)
+        if folded not in known:
+            raise ValueError(text)
+        return kind(known[folded])
+
+    return Kind(parse, "one of " + ", ".join(options))
+
+
+def _fold(text: str) -> str:
+    return text.lower().replace("_", "-")
 
 
 def _parse_boolean(text: str) -> bool:
-    # The spellings that aibrix (Go's ParseBool) accepts.
-    if text in {"1", "t", "T", "true", "TRUE", "True"}:
+    # Beside the spellings that aibrix (Go's ParseBool) accepts, those of YAML and of shells.
+    word = text.lower()
+    if word in {"1", "t", "true", "y", "yes", "on"}:
         return True
-    if text in {"0", "f", "F", "false", "FALSE", "False"}:
+    if word in {"0", "f", "false", "n", "no", "off"}:
         return False
     raise ValueError(text)
 
@@ -129,20 +153,6 @@ def _parse_selectors(text: str) -> tuple[str, ...]:
     return _split(text, ";")
 
 
-def _parse_duration(text: str) -> float:
-    """Read a duration as Go writes it, in seconds."""
-    if not _DURATION.fullmatch(text):
-        raise ValueError(text)
-    seconds = sum(float(number) * _UNITS[unit] for number, unit in _DURATION_PART.findall(text))
-    if not 0 < seconds < math.inf:
-        raise ValueError(text)
-    return float(seconds)
-
-
-_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
-_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
-_DURATION = re.compile(rf"(?:{_DURATION_PART.pattern})+")
-
 BOOLEAN = Kind(_parse_boolean, "true or false")
 BIND = Kind(_parse_bind, "host:port, with an IPv6 address in brackets")
 PATH = Kind(Path, "a path")
@@ -153,9 +163,9 @@ HEADERS = Kind(
     _parse_headers, "names separated by commas, none of which steers or frames the request"
 )
 COUNT = number(int, "a whole number", 0, 100)
-DURATION = Kind(_parse_duration, "a duration above 0 such as 30s or 1m30s")
 FILES = Kind(_parse_files, "MODEL=FILE pairs separated by commas, each model once")
 OBSERVATION = Kind(
-    TokenObservation.parse, "off, access-log, all or sampled:SHARE, the share above 0 and up to 1"
+    lambda text: TokenObservation.parse(_fold(text)),
+    "off, access-log, all or sampled:SHARE, the share above 0 and up to 1",
 )
 BUCKETS = Kind(_parse_buckets, "ascending whole numbers separated by commas")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pdrouter.settings.declaration import declare
-from pdrouter.settings.kinds import BOOLEAN, DURATION, NAMES, PATH, SELECTORS, TEXT, seconds
+from pdrouter.settings.kinds import BOOLEAN, NAMES, PATH, SELECTORS, TEXT, seconds
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,6 @@ class PodSettings:
     httproute_ttl_s: float = declare(
         30.0,
         "AIBRIX_HTTPROUTE_CACHE_TTL",
-        DURATION,
+        seconds(0, 86400, above=True),
         "How long the status of such a route is remembered.",
     )

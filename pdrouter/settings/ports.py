@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pdrouter.settings.declaration import declare
-from pdrouter.settings.kinds import BIND, MIB, PATH, TEXT, number, seconds
+from pdrouter.settings.kinds import BIND, MIB, PATH, TEXT, number, seconds, size
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class PortSettings:
     max_message_bytes: int = declare(
         16 * MIB,
         "AIBRIX_GRPC_MAX_MESSAGE_SIZE_BYTES",
-        number(int, "a whole number of bytes", MIB, 1024 * MIB),
+        size(MIB, 1024 * MIB),
         "Largest ext_proc message, and so about the largest request body. `pdrouter envoy-config` "
         "derives Envoy's buffer limits from it.",
         "--max-message-bytes",

@@ -15,6 +15,8 @@ from pdrouter.settings.kinds import (
     enumeration,
     number,
     seconds,
+    size,
+    time_in,
 )
 
 
@@ -112,13 +114,13 @@ class RoutingSettings:
     prefix_index_bytes: int = declare(
         64 * MIB,
         "PDROUTER_PREFIX_INDEX_BYTES",
-        number(int, "a whole number of bytes", MIB, 16 * 1024 * MIB),
+        size(MIB, 16 * 1024 * MIB),
         "Memory for what is known of the prefixes that prefill pods have cached.",
     )
     prefix_ttl_minutes: float = declare(
         20.0,
         "AIBRIX_PREFIX_CACHE_EVICTION_DURATION_MINS",
-        number(float, "minutes,", 0, 100_000, above=True),
+        time_in(60, "minutes, or a time such as 2h,", 0, 100_000, above=True),
         "Time after which a prefix that nobody uses is forgotten.",
     )
     compute_weight: float = declare(
@@ -135,10 +137,10 @@ class RoutingSettings:
         "How much of the prefill work that others have sent counts in a choice, for `ttft`. "
         "Lower: routers that see the same metrics crowd less onto the pod that looks idle.",
     )
-    metrics_interval_ms: int = declare(
-        1000,
+    metrics_interval_ms: float = declare(
+        1000.0,
         "AIBRIX_POD_METRIC_REFRESH_INTERVAL_MS",
-        number(int, "a whole number of milliseconds", 10, 60_000),
+        time_in(0.001, "milliseconds, or a time such as 2s,", 10, 60_000),
         "Time between two looks at an engine's metrics; longer with many pods.",
     )
     bucketing: bool = declare(

@@ -155,6 +155,32 @@ def test_a_bad_setting_stops_the_start_with_one_line_and_exit_code_2(
     assert error.count("\n") == 1
 
 
+def test_all_bad_settings_and_unknown_names_are_said_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("PDROUTER_DRAIN", "PDROUTER_MAXWAIT", "PDROUTER_WORKERS"):
+        monkeypatch.setenv(name, "often")
+    assert main(["serve", "--log-level", "loud"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[1].partition("=")[0] for line in lines] == [
+        "PDROUTER_WORKERS",
+        "PDROUTER_DRAIN",
+        "--log-level",
+        "PDROUTER_MAXWAIT",
+    ]
+    assert "did you mean PDROUTER_MAX_WAIT?" in lines[-1]
+
+
+def test_envoy_config_says_which_names_have_no_effect(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PDROUTER_WORKER", "4")
+    assert main(["envoy-config"]) == 0
+    output = capsys.readouterr()
+    assert "did you mean PDROUTER_WORKERS?" in output.err
+    assert "PDROUTER_WORKER" not in output.out
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [(None, "No such file"), ("models: [", "not valid YAML"), ("models: 1", "Expected `array`")],
@@ -209,7 +235,7 @@ def test_certificates_that_cannot_be_read_stop_the_start_with_one_line_and_exit_
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_router_serves_until_it_is_told_to_stop(number: signal.Signals, endpoints: str) -> None:
-    environment = os.environ | {"PDROUTER_LAME_DUCK": "0"}
+    environment = os.environ | {"PDROUTER_LAME_DUCK": "0", "ROUTING_ALGORITM": "pd"}
     with subprocess.Popen(
         [sys.executable, "-m", "pdrouter", "serve", "--endpoints", endpoints, *ANY],
         stdout=subprocess.PIPE,
@@ -219,6 +245,7 @@ def test_the_router_serves_until_it_is_told_to_stop(number: signal.Signals, endp
     ) as process:
         try:
             assert process.stdout is not None
+            assert '"nearest":"ROUTING_ALGORITHM"' in process.stdout.readline()
             assert '"event":"serving"' in process.stdout.readline()
             process.send_signal(number)
             output, error = process.communicate(timeout=WAIT_S)

@@ -3,11 +3,14 @@
 import dataclasses
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pdrouter.engines.vllm_nixl import RemoteHostRewrite
 from pdrouter.extproc.answers import TokenObservation
@@ -15,15 +18,23 @@ from pdrouter.extproc.dispatch_policy import FailurePolicy
 from pdrouter.routing.aggregation import Aggregation
 from pdrouter.routing.registry import DECODE_POLICIES, PREFILL_POLICIES
 from pdrouter.settings import SettingInvalid, Settings, declarations, describe_settings
+from pdrouter.settings.quantities import parse_time
 
 MIB = 1024 * 1024
-_SECONDS_ABOVE_0 = [("0.001", 0.001), ("86400", 86400), ("1e2", 100), (" 30 ", 30)]
-_NO_SECONDS = ["0", "-1", "86400.1", "nan", "inf", "-inf", "x", "1s", "9" * 400]
-_BOOLEANS = [
-    *((text, True) for text in ("1", "t", "T", "true", "True", "TRUE")),
-    *((text, False) for text in ("0", "f", "F", "false", "False", "FALSE")),
+_SECONDS_ABOVE_0 = [
+    *(("0.001", 0.001), ("86400", 86400), ("1e2", 100), (" 30 ", 30)),
+    *(("60s", 60), ("1ms", 0.001), ("1m30s", 90), ("1.5 h", 5400), ("1d", 86400), (".5S", 0.5)),
+    *(("2min 5sec", 125), ("1h1m1s1ms", 3661.001), ("1m 30s ", 90)),
 ]
-_NO_BOOLEANS = ["yes", "on", "2", "tRUE", "null", "-1"]
+_NO_SECONDS = [
+    *("0", "-1", "86400.1", "nan", "inf", "-inf", "x", "9" * 400),
+    *("s", "0s", "-1s", "2d", "30s!", "1m30", "5 fortnights", "s5", "9" * 400 + "h"),
+]
+_BOOLEANS = [
+    *((text, True) for text in ("1", "t", "T", "true", "True", "TRUE", "yes", "Y", "ON", "tRUE ")),
+    *((text, False) for text in ("0", "f", "F", "false", "False", "FALSE", "no", "n", "Off")),
+]
+_NO_BOOLEANS = ["2", "null", "-1", "truee", "enabled"]
 _BINDS = [
     ("127.0.0.1:80", ("127.0.0.1", 80)),
     ("localhost:0", ("localhost", 0)),
@@ -43,16 +54,22 @@ _NO_BINDS = [
     "a:b:1",
 ]
 _PATHS = [("/a/b.yaml", Path("/a/b.yaml")), ("b", Path("b"))]
-_POLICIES = [("fail", FailurePolicy.FAIL), ("aggregate", FailurePolicy.AGGREGATE)]
-_NO_POLICIES = ["FAIL", "retry", "0"]
+_POLICIES = [
+    *(("fail", FailurePolicy.FAIL), ("aggregate", FailurePolicy.AGGREGATE)),
+    *(("FAIL", FailurePolicy.FAIL), (" Aggregate", FailurePolicy.AGGREGATE)),
+]
+_NO_POLICIES = ["failure", "retry", "0"]
 _NAMES = [("a", ("a",)), ("X-A, x-b ,,", ("x-a", "x-b"))]
 _NO_NAMES = [",", ",,"]
 _TEXTS = [("x", "x"), (" x y ", "x y")]
 
 _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     "ROUTING_ALGORITHM": (
-        [("pd", "pd"), ("random", "random"), ("least-request", "least-request")],
-        ["PD", "round-robin", "pd,random"],
+        [
+            *(("pd", "pd"), ("random", "random"), ("least-request", "least-request")),
+            *(("PD", "pd"), (" Random ", "random"), ("least_request", "least-request")),
+        ],
+        ["p d", "round-robin", "pd,random"],
     ),
     "PDROUTER_ENDPOINTS": (_PATHS, []),
     "PDROUTER_KUBERNETES": (_BOOLEANS, _NO_BOOLEANS),
@@ -62,10 +79,7 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     "PDROUTER_POD_SELECTORS": ([("a=b", ("a=b",)), ("a,b ; !c;", ("a,b", "!c"))], [";", ";;"]),
     "PDROUTER_MERGE_NAMESPACES": (_BOOLEANS, _NO_BOOLEANS),
     "PDROUTER_HTTPROUTE_NAMESPACE": (_TEXTS, []),
-    "AIBRIX_HTTPROUTE_CACHE_TTL": (
-        [("30s", 30), ("1m30s", 90), ("1.5h", 5400), ("250ms", 0.25), ("1h1m1s1ms", 3661.001)],
-        ["30", "s", "0s", "-1s", "1m 30s", "1d", "30s!", ".5s", "9" * 400 + "h"],
-    ),
+    "AIBRIX_HTTPROUTE_CACHE_TTL": (_SECONDS_ABOVE_0, _NO_SECONDS),
     "PDROUTER_ENDPOINTS_POLL": (
         [("0.01", 0.01), ("3600", 3600)],
         ["0", "0.009", "3601", "nan", "x"],
@@ -73,16 +87,29 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     "PDROUTER_GRPC_BIND": (_BINDS, _NO_BINDS),
     "PDROUTER_HTTP_BIND": (_BINDS, _NO_BINDS),
     "AIBRIX_GRPC_MAX_MESSAGE_SIZE_BYTES": (
-        [(str(MIB), MIB), (str(1024 * MIB), 1024 * MIB)],
-        [str(MIB - 1), str(1024 * MIB + 1), "16MiB", "2e6", "1048576.0", "9" * 400, "9" * 5000],
+        [
+            *((str(MIB), MIB), (str(1024 * MIB), 1024 * MIB)),
+            *(("16Mi", 16 * MIB), ("16MiB", 16 * MIB), ("0.5 gi", 512 * MIB)),
+            *(("2000k", 2_000_000), ("16MB", 16_000_000), ("1G", 10**9)),
+        ],
+        [
+            *(str(MIB - 1), str(1024 * MIB + 1), "2e6", "1048576.0", "9" * 400, "9" * 5000),
+            *("2Gi", "1.1Ki", "16m", "16Mx", "Mi", "-16Mi", "16 M i", "9" * 400 + "Mi"),
+        ],
     ),
     "PDROUTER_GRPC_KEEPALIVE": ([("1", 1), ("7200", 7200)], ["0", "0.9", "7201", "-5"]),
     "PDROUTER_TLS_CERTIFICATE": ([], []),
     "PDROUTER_TLS_KEY": ([], []),
     "PDROUTER_TLS_CLIENT_CA": ([], []),
     "PDROUTER_LAME_DUCK": ([("0", 0), ("300", 300)], ["-0.1", "301", "nan"]),
-    "AIBRIX_PREFILL_SCORE_POLICY": ([(name, name) for name in PREFILL_POLICIES], ["TTFT", "magic"]),
-    "AIBRIX_DECODE_SCORE_POLICY": ([(name, name) for name in DECODE_POLICIES], ["magic"]),
+    "AIBRIX_PREFILL_SCORE_POLICY": (
+        [*((name, name) for name in PREFILL_POLICIES), ("TTFT", "ttft")],
+        ["magic"],
+    ),
+    "AIBRIX_DECODE_SCORE_POLICY": (
+        [*((name, name) for name in DECODE_POLICIES), ("kv-capacity", "kv_capacity")],
+        ["magic"],
+    ),
     "PDROUTER_PREFILL_BUCKETS": (
         [("128", (128,)), ("1024,2048, 8192", (1024, 2048, 8192))],
         ["0", "-1", "2,1", "1,1", "a", "1,,2", "1.5"],
@@ -90,7 +117,7 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     "PDROUTER_PREFILL_TOKENS_PER_S": ([("1", 1), ("1e7", 1e7)], ["0", "1e8", "nan", "fast"]),
     "PDROUTER_EXPECTED_OUTPUT_TOKENS": ([("1", 1), ("1000000", 10**6)], ["0", "1000001", "1.5"]),
     "PDROUTER_AGGREGATE": (
-        [(each.value, each) for each in Aggregation],
+        [*((each.value, each) for each in Aggregation), ("When_Faster", Aggregation.WHEN_FASTER)],
         ["always"],
     ),
     "PDROUTER_HANDOVER": ([("0", 0), ("60", 60)], ["-1", "61"]),
@@ -98,7 +125,10 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     "PDROUTER_KEPT_DECISIONS": ([("0", 0), ("10000", 10_000)], ["-1", "10001", "x"]),
     "PDROUTER_COMPUTE_WEIGHT": ([("0.1", 0.1), ("100", 100)], ["0", "101", "x"]),
     "PDROUTER_OTHERS_WEIGHT": ([("0", 0), ("1", 1)], ["-0.1", "1.1", "x"]),
-    "AIBRIX_POD_METRIC_REFRESH_INTERVAL_MS": ([("10", 10), ("10000", 10_000)], ["9", "1.5"]),
+    "AIBRIX_POD_METRIC_REFRESH_INTERVAL_MS": (
+        [("10", 10), ("10s", 10_000), ("0.1m", 6000)],
+        ["9", "1.5", "9ms", "61s"],
+    ),
     "AIBRIX_PROMPT_LENGTH_BUCKETING": (_BOOLEANS, _NO_BOOLEANS),
     "AIBRIX_PREFILL_LOAD_IMBALANCE_MIN_SPREAD": ([("0", 0), ("16", 16)], ["-1", "1.5"]),
     "AIBRIX_DECODE_LOAD_IMBALANCE_MIN_SPREAD": ([("0", 0), ("1.5", 1.5)], ["-1", "x"]),
@@ -108,8 +138,14 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     "AIBRIX_DECODE_LB_WEIGHT_RUNNING": ([("0", 0), ("0.5", 0.5)], ["-1", "x"]),
     "AIBRIX_DECODE_LB_WEIGHT_THROUGHPUT": ([("0", 0), ("2", 2)], ["-1", "x"]),
     "PDROUTER_MAX_WAIT": (_SECONDS_ABOVE_0, _NO_SECONDS),
-    "PDROUTER_PREFIX_INDEX_BYTES": ([("1048576", 1 << 20)], ["1048575", "1e9", "64M"]),
-    "AIBRIX_PREFIX_CACHE_EVICTION_DURATION_MINS": ([("20", 20), ("0.5", 0.5)], ["0", "x"]),
+    "PDROUTER_PREFIX_INDEX_BYTES": (
+        [("1048576", 1 << 20), ("64M", 64_000_000)],
+        ["1048575", "1e9", "64", "17Gi"],
+    ),
+    "AIBRIX_PREFIX_CACHE_EVICTION_DURATION_MINS": (
+        [("20", 20), ("0.5", 0.5), ("2h", 120), ("30s", 0.5)],
+        ["0", "x", "0s"],
+    ),
     "PDROUTER_TOKENIZERS": (
         [
             ("llama=/models/tokenizer.json", (("llama", "/models/tokenizer.json"),)),
@@ -134,16 +170,16 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
         [*_NO_NAMES, "x-a,Content-Length", "host", "target-pod", "x-request-id", "upgrade"],
     ),
     "AIBRIX_KV_CONNECTOR_TYPE": (
-        [("shfs", "shfs"), ("nixl", "nixl"), ("neuron-legacy", "neuron-legacy")],
-        ["SHFS", "mooncake"],
+        [("shfs", "shfs"), ("nixl", "nixl"), ("neuron-legacy", "neuron-legacy"), ("SHFS", "shfs")],
+        ["mooncake"],
     ),
     "PDROUTER_NIXL_MEANS": (
-        [("nixl", "nixl"), ("neuron-legacy", "neuron-legacy")],
-        ["shfs", "NIXL"],
+        [("nixl", "nixl"), ("NIXL", "nixl"), ("neuron_legacy", "neuron-legacy")],
+        ["shfs"],
     ),
     "PDROUTER_REWRITE_REMOTE_HOST": (
         [(policy.value, policy) for policy in RemoteHostRewrite],
-        ["AUTO", "sometimes", "true"],
+        ["sometimes", "true"],
     ),
     "PDROUTER_SPLIT_MULTIMODAL": (_BOOLEANS, _NO_BOOLEANS),
     "PDROUTER_EXPOSE_PODS": (_BOOLEANS, _NO_BOOLEANS),
@@ -152,14 +188,18 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
             ("off", TokenObservation()),
             ("access-log", TokenObservation(access_log=True)),
             ("all", TokenObservation(share=1.0)),
-            ("sampled:0.25", TokenObservation(share=0.25)),
+            ("Sampled:0.25", TokenObservation(share=0.25)),
+            ("Access_Log", TokenObservation(access_log=True)),
         ],
         ["on", "true", "sampled", "sampled:", "sampled:0", "sampled:-1", "sampled:1.1", "all:1"],
     ),
     "AIBRIX_AUTH_BEARER_TOKEN": (_TEXTS, []),
     "PDROUTER_LOG_LEVEL": (
-        [(level, level) for level in ("debug", "info", "warning", "error")],
-        ["INFO", "trace", "10"],
+        [
+            *((level, level) for level in ("debug", "info", "warning", "error")),
+            *((level.upper(), level) for level in ("debug", "info", "warning", "error")),
+        ],
+        ["trace", "10"],
     ),
 }
 """For each variable, texts that are allowed with what they mean, and texts that are not."""
@@ -169,6 +209,24 @@ NAMES = {declaration.variable: name for name, declaration in declarations().item
 
 def load(**environment: str) -> Settings:
     return Settings.load(environment, {})
+
+
+@pytest.mark.parametrize("name", NAMES.values())
+@given(text=st.text())
+def test_whatever_is_written_is_a_value_or_is_refused(name: str, text: str) -> None:
+    with suppress(ValueError):
+        declarations()[name].kind.parse(text)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 10**6), st.sampled_from([("ms", 0.001), ("S", 1), (" min ", 60)])),
+        min_size=1,
+    )
+)
+def test_a_time_with_units_is_the_sum_of_its_parts(parts: list[tuple[int, Any]]) -> None:
+    text = "".join(f"{amount}{unit}" for amount, (unit, _) in parts)
+    assert parse_time(text, 60) == pytest.approx(sum(n * unit for n, (_, unit) in parts) / 60)
 
 
 def test_every_setting_has_rules_here() -> None:
@@ -201,9 +259,9 @@ def test_bad_values_are_refused_with_variable_value_and_what_is_allowed(
 @pytest.mark.parametrize(
     ("name", "allowed"),
     [
-        ("max_message_bytes", "a whole number of bytes from 1048576 to 1073741824"),
-        ("endpoints_poll_s", "seconds, from 0.01 to 3600"),
-        ("prefill_timeout_s", "seconds, above 0 to 86400"),
+        ("max_message_bytes", "bytes, or a size such as 64Mi, from 1048576 to 1073741824"),
+        ("endpoints_poll_s", "seconds, or a time such as 500ms or 1m30s, from 0.01 to 3600"),
+        ("prefill_timeout_s", "seconds, or a time such as 500ms or 1m30s, above 0 to 86400"),
         ("prefill_retries", "a whole number from 0 to 100"),
         ("routing_algorithm", "one of pd, random, least-request"),
         ("on_prefill_failure", "one of fail, aggregate"),
