@@ -9,7 +9,6 @@ from pathlib import Path
 import aiohttp
 
 from pdrouter.cluster.kube_api import (
-    Connect,
     KubeApi,
     KubeConfigInvalid,
     KubeRefused,
@@ -18,7 +17,7 @@ from pdrouter.cluster.kube_api import (
 )
 from pdrouter.doctor.diagnosis import diagnose
 from pdrouter.doctor.findings import Severity
-from pdrouter.doctor.live import read_cluster
+from pdrouter.doctor.live import read_cluster, read_home_namespace
 from pdrouter.doctor.manifests import ManifestsUnreadable, read_manifests
 from pdrouter.doctor.report import render_json, render_text
 from pdrouter.doctor.snapshot import Snapshot
@@ -74,17 +73,20 @@ def run(options: argparse.Namespace) -> int:
 def _read(options: argparse.Namespace) -> Snapshot:
     if options.manifests:
         return read_manifests(options.manifests, sys.stdin)
+    return asyncio.run(_read_cluster(options))
+
+
+async def _read_cluster(options: argparse.Namespace) -> Snapshot:
     names = tuple(name.strip() for name in options.namespaces.split(",") if name.strip())
-    return asyncio.run(_read_cluster(_choose(options.kubeconfig), names, probe=options.probe))
-
-
-async def _read_cluster(connect: Connect, namespaces: tuple[str, ...], *, probe: bool) -> Snapshot:
+    kubeconfig = _find_kubeconfig(options.kubeconfig)
+    connect = connect_by_kubeconfig(kubeconfig) if kubeconfig else connect_in_cluster
     async with KubeApi(connect) as api:
-        return await read_cluster(api, namespaces, probe=probe)
+        home = read_home_namespace(kubeconfig)
+        return await read_cluster(api, names, home=home, probe=options.probe)
 
 
-def _choose(kubeconfig: str | None) -> Connect:
-    """Return how to reach the cluster, as kubectl finds it."""
+def _find_kubeconfig(named: str | None) -> Path | None:
+    """Return the file that says how to reach the cluster, as kubectl finds it; None in a pod."""
     usual = Path.home() / ".kube" / "config"
-    path = kubeconfig or os.environ.get("KUBECONFIG") or (str(usual) if usual.exists() else "")
-    return connect_by_kubeconfig(Path(path)) if path else connect_in_cluster
+    path = named or os.environ.get("KUBECONFIG") or (str(usual) if usual.exists() else "")
+    return Path(path) if path else None

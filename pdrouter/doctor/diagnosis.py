@@ -1,11 +1,16 @@
 """The doctor's judgement of a snapshot."""
 
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from pdrouter.doctor.findings import Finding, Severity
+from pdrouter.doctor.findings import Check, Fault, Finding, Severity, Subject
 from pdrouter.doctor.installation import Installation
 from pdrouter.doctor.registry import CHECKS
 from pdrouter.doctor.snapshot import Snapshot
+
+_MANY = 5
+"""So many faults of one field are told apart; more are one finding, whatever their words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +33,32 @@ class Diagnosis:
 def diagnose(snapshot: Snapshot) -> Diagnosis:
     """Run every check on a snapshot."""
     installation = Installation.examine(snapshot)
-    findings = dict.fromkeys(
-        Finding(check, fault) for check in CHECKS for fault in check.find(installation)
-    )
+    return Diagnosis(run_checks(CHECKS, installation), (*snapshot.notes, *_note_gaps(installation)))
+
+
+def run_checks(checks: Iterable[Check[Subject]], subject: Subject) -> tuple[Finding, ...]:
+    """Return what checks find, the worst first."""
     severities = list(Severity)
-    return Diagnosis(
-        tuple(sorted(findings, key=lambda finding: severities.index(finding.check.severity))),
-        (*snapshot.notes, *_note_gaps(installation)),
-    )
+    findings = [finding for check in checks for finding in _group(check, check.find(subject))]
+    return tuple(sorted(findings, key=lambda finding: severities.index(finding.check.severity)))
+
+
+def _group(check: Check[Subject], faults: Iterable[Fault]) -> Iterator[Finding]:
+    """Yield a check's findings: faults that are the same in several objects are one.
+
+    So are many that differ in their words only, such as an address or a name.
+    """
+    alike: defaultdict[tuple[str, ...], list[Fault]] = defaultdict(list)
+    for fault in dict.fromkeys(faults):
+        alike[fault.object.kind, fault.field, fault.fix].append(fault)
+    for members in alike.values():
+        if len(members) > _MANY:
+            yield Finding(check, tuple(members))
+            continue
+        same: defaultdict[str, list[Fault]] = defaultdict(list)
+        for fault in members:
+            same[fault.problem].append(fault)
+        yield from (Finding(check, tuple(each)) for each in same.values())
 
 
 def _note_gaps(installation: Installation) -> list[str]:

@@ -16,7 +16,7 @@ from pdrouter.cluster.kube_objects import (
     PodStatus,
 )
 from pdrouter.cluster.pods import Pod, Role
-from pdrouter.doctor.findings import ObjectRef
+from pdrouter.doctor.objects.base import ObjectRef
 from pdrouter.doctor.objects.workloads import (
     ContainerPort,
     DaemonSet,
@@ -87,7 +87,7 @@ class Engine:
 
 def find_engines(snapshot: Snapshot) -> Iterator[Engine]:
     """Yield the engines; of one over several nodes, the head that answers requests."""
-    for ref, prefix, metadata, spec, replicas in _find_pods(snapshot):
+    for ref, prefix, metadata, spec, replicas in find_pods(snapshot):
         names = metadata.labels.keys() | metadata.annotations.keys()
         if not names & {MODEL, ROLE} or any(map(is_router, spec.containers)):
             continue
@@ -103,9 +103,10 @@ def read_running_pods(snapshot: Snapshot) -> list[Pod]:
     return [pod for pod in pods if pod is not None]
 
 
-def _find_pods(
+def find_pods(
     snapshot: Snapshot,
 ) -> Iterator[tuple[ObjectRef, str, ObjectMeta, PodSpec, int]]:
+    """Yield what pods are made of: the object and the path in it, metadata, spec, and how many."""
     for workload in snapshot.of(Workload):
         template = workload.spec.template
         metadata = ObjectMeta(
@@ -116,10 +117,14 @@ def _find_pods(
             annotations=template.metadata.annotations,
         )
         yield workload.ref, "spec.template.", metadata, template.spec, workload.spec.replicas
-    owners = {"ReplicaSet": Deployment, "StatefulSet": StatefulSet, "DaemonSet": DaemonSet}
-    seen = {name for name, kind in owners.items() if kind not in snapshot.unread}
+    owners: dict[str, type[Workload]] = {
+        "ReplicaSet": Deployment,
+        "StatefulSet": StatefulSet,
+        "DaemonSet": DaemonSet,
+    }
     for pod in snapshot.of(RunningPod):
         # Those of a workload are described by its template.
-        if not any(owner.kind in seen for owner in pod.metadata.owner_references):
+        kinds = [owners.get(owner.kind) for owner in pod.metadata.owner_references]
+        if not any(kind and snapshot.has_read(kind, pod.metadata.namespace) for kind in kinds):
             uid = pod.metadata.uid or str(pod.ref)
             yield pod.ref, "", msgspec.structs.replace(pod.metadata, uid=uid), pod.spec, 1

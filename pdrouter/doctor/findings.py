@@ -3,10 +3,12 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import Any, Generic, TypeVar
 
-if TYPE_CHECKING:
-    from pdrouter.doctor.installation import Installation
+from pdrouter.doctor.objects.base import ObjectRef
+
+Subject = TypeVar("Subject")
+"""What checks look at: an installation, or the engines of an endpoints file."""
 
 
 class Severity(StrEnum):
@@ -16,23 +18,6 @@ class Severity(StrEnum):
     """Requests fail, go astray, or anybody can steer them."""
     WARNING = "warning"
     """Long, large or many requests suffer, or something has no effect."""
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class ObjectRef:
-    """Names a Kubernetes object."""
-
-    kind: str
-    namespace: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else self.bare
-
-    @property
-    def bare(self) -> str:
-        """Kind and name, as for objects without a namespace."""
-        return f"{self.kind} {self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +39,7 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class Check(Generic[Subject]):
     """Looks for one misconfiguration.
 
     Attributes:
@@ -69,12 +54,22 @@ class Check:
     severity: Severity
     meaning: str
     why: str
-    find: "Callable[[Installation], Iterable[Fault]]"
+    find: Callable[[Subject], Iterable[Fault]]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A fault, with what the check knows of its kind."""
+    """Faults that read alike, with what the check knows of their kind.
 
-    check: Check
-    fault: Fault
+    Attributes:
+        check: what has found them.
+        faults: one for each object; there is at least one.
+    """
+
+    check: Check[Any]
+    faults: tuple[Fault, ...]
+
+    @property
+    def fault(self) -> Fault:
+        """The first of them."""
+        return self.faults[0]

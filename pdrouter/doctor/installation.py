@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pdrouter.doctor.engines import Engine, find_engines
-from pdrouter.doctor.findings import ObjectRef
+from pdrouter.doctor.objects.base import ObjectRef
 from pdrouter.doctor.objects.envoy_gateway import (
     BackendPolicy,
     ClientPolicy,
@@ -226,12 +226,8 @@ def _leads_to(
 ) -> bool:
     for backend in ext_proc.backend_refs:
         service = _find_service(snapshot, backend, policy.metadata.namespace)
-        if (
-            service is not None
-            and service.metadata.namespace == deployment.metadata.namespace
-            and service.spec.selector
-            and service.spec.selector.items() <= deployment.spec.template.metadata.labels.items()
-        ):
+        labels = deployment.spec.template.metadata.labels
+        if service is not None and service.selects(deployment.metadata.namespace, labels):
             return True
     return False
 

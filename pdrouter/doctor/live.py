@@ -3,15 +3,18 @@
 import asyncio
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgspec
+import yaml
 
 from pdrouter.cluster.kube_api import KubeApi, KubeRefused
 from pdrouter.doctor.engines import read_running_pods
 from pdrouter.doctor.objects.base import KubeObject
 from pdrouter.doctor.objects.kinds import KINDS, Kind
-from pdrouter.doctor.snapshot import Snapshot
+from pdrouter.doctor.snapshot import Document, Snapshot
 
 _PAGE = "500"
 _LIST_S = 30.0
@@ -19,6 +22,8 @@ _CONNECT_S = 3.0
 _CONNECTIONS = 32
 _ABSENT = 404
 _FORBIDDEN = 403
+_EVERYWHERE = "*"
+_POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
 class _Metadata(msgspec.Struct, frozen=True):
@@ -30,12 +35,63 @@ class _Page(msgspec.Struct, frozen=True):
     metadata: _Metadata = _Metadata()
 
 
-async def read_cluster(api: KubeApi, namespaces: Sequence[str], *, probe: bool) -> Snapshot:
+@dataclass(slots=True)
+class _Reading:
+    """What was read of a cluster, and what was not.
+
+    Attributes:
+        documents: the objects.
+        scopes: namespaces in which all objects of a kind were read, `*` for all.
+        gaps: kinds that may not be listed, each with the refusal, by what that means.
+        refused: the last refusal, of whatever kind.
+    """
+
+    documents: list[Document] = field(default_factory=list)
+    scopes: dict[type[KubeObject], frozenset[str]] = field(default_factory=dict)
+    gaps: dict[str, list[tuple[Kind, KubeRefused]]] = field(default_factory=dict)
+    refused: KubeRefused | None = None
+
+    async def add(self, api: KubeApi, kind: Kind, namespace: str) -> KubeRefused | None:
+        """Read the objects of a kind in a namespace, or in all (`*`).
+
+        Returns:
+            Why they may not be read; None if they were, or if the kind is not installed.
+
+        Raises:
+            KubeRefused: the API server answered with another error.
+        """
+        try:
+            self.documents += await _list(api, kind, "" if namespace == _EVERYWHERE else namespace)
+        except KubeRefused as refused:
+            if refused.code not in (_ABSENT, _FORBIDDEN):
+                raise
+            self.refused = refused
+            return refused if refused.code == _FORBIDDEN else None
+        self.scopes[kind.type] = self.scopes.get(kind.type, frozenset()) | {namespace}
+        return None
+
+    def note(self, gap: str, kind: Kind, refused: KubeRefused) -> None:
+        """Keep in mind that a kind was not read, or not everywhere."""
+        self.gaps.setdefault(gap, []).append((kind, refused))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was not read, for people."""
+        return tuple(
+            f"{', '.join(kind.name for kind, _ in kinds)}: {gap} ({kinds[0][1]})"
+            for gap, kinds in self.gaps.items()
+        )
+
+
+async def read_cluster(
+    api: KubeApi, namespaces: Sequence[str], *, home: str, probe: bool
+) -> Snapshot:
     """Return the objects of a cluster.
 
     Args:
         api: the API server, open.
         namespaces: namespaces to look into; all if none is given.
+        home: namespace to look into for kinds that may not be listed in all.
         probe: whether to try the addresses of ready pods.
 
     Raises:
@@ -44,21 +100,20 @@ async def read_cluster(api: KubeApi, namespaces: Sequence[str], *, probe: bool) 
         KubeConfigInvalid: the credentials cannot be read.
         aiohttp.ClientError, TimeoutError: there is no answer.
     """
-    documents: list[Mapping[str, Any]] = []
-    unread: set[type[KubeObject]] = set()
-    notes: list[str] = []
+    reading = _Reading()
     for kind in KINDS:
-        scopes = namespaces if namespaces and kind.namespaced else ("",)
-        for namespace in scopes:
-            try:
-                documents += await _list(api, kind, namespace)
-            except KubeRefused as refused:
-                unread.add(kind.type)
-                if refused.code not in (_ABSENT, _FORBIDDEN) or len(unread) == len(KINDS):
-                    raise
-                if refused.code == _FORBIDDEN:
-                    notes.append(f"{kind.name} objects were not checked: {refused}")
-    snapshot = Snapshot.build(documents, live=True, unread=frozenset(unread), notes=tuple(notes))
+        if not kind.namespaced or not namespaces:
+            await _read_everywhere(api, reading, kind, home)
+            continue
+        for namespace in namespaces:
+            refused = await reading.add(api, kind, namespace)
+            if refused is not None:
+                reading.note(f"not checked in namespace {namespace}", kind, refused)
+    if not reading.scopes and reading.refused is not None:
+        raise reading.refused
+    snapshot = Snapshot.build(
+        reading.documents, live=True, scopes=reading.scopes, notes=reading.notes
+    )
     if not probe:
         return snapshot
     addresses = {
@@ -67,17 +122,47 @@ async def read_cluster(api: KubeApi, namespaces: Sequence[str], *, probe: bool) 
     return dataclasses.replace(snapshot, unreachable=await _probe(addresses))
 
 
-async def _list(api: KubeApi, kind: Kind, namespace: str) -> list[dict[str, Any]]:
+async def _read_everywhere(api: KubeApi, reading: _Reading, kind: Kind, home: str) -> None:
+    """Read the objects of a kind in all namespaces or, where that is forbidden, in one."""
+    refused = await reading.add(api, kind, _EVERYWHERE)
+    if refused is None:
+        return
+    if kind.namespaced and await reading.add(api, kind, home) is None:
+        gap = f"checked in namespace {home} only, name others with --namespaces"
+    else:
+        gap = "not checked"
+    reading.note(gap, kind, refused)
+
+
+def read_home_namespace(kubeconfig: Path | None) -> str:
+    """Return the namespace that a kubeconfig's context means, or the pod's own without one.
+
+    Both are read by then to reach the API server; a file that says nothing means `default`.
+    """
+    try:
+        if kubeconfig is None:
+            return _POD_NAMESPACE.read_text().strip() or "default"
+        content = yaml.safe_load(kubeconfig.read_text())
+        current = content["current-context"]
+        contexts = {each["name"]: each["context"] for each in content["contexts"]}
+        return str(contexts[current].get("namespace") or "default")
+    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, AttributeError):
+        return "default"
+
+
+async def _list(api: KubeApi, kind: Kind, namespace: str) -> list[Document]:
     """Return all objects of a kind; a list names the kind once, not in its items."""
     version = f"{kind.group}/{kind.version}" if kind.group else kind.version
-    found: list[dict[str, Any]] = []
+    found: list[Document] = []
     query = {"limit": _PAGE}
     while True:
         async with api.get(
             kind.path(namespace), query, total_s=_LIST_S, silence_s=_LIST_S
         ) as response:
             page = msgspec.json.decode(await response.read(), type=_Page)
-        found += [{**item, "apiVersion": version, "kind": kind.name} for item in page.items]
+        found += [
+            Document({**item, "apiVersion": version, "kind": kind.name}) for item in page.items
+        ]
         if not page.metadata.next_page:
             return found
         query = {"limit": _PAGE, "continue": page.metadata.next_page}

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pdrouter.doctor.findings import ObjectRef
+from pdrouter.doctor.objects.base import ObjectRef
 from pdrouter.doctor.objects.envoy_gateway import PatchPolicy
 from pdrouter.doctor.quantities import Seconds
 

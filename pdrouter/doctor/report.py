@@ -6,8 +6,11 @@ import msgspec
 
 from pdrouter.doctor.diagnosis import Diagnosis
 from pdrouter.doctor.findings import Finding, Severity
+from pdrouter.doctor.objects.base import ObjectRef
 
 _WIDTH = 100
+_NAMED = 5
+"""So many of the further objects of a finding are named."""
 
 
 def render_text(diagnosis: Diagnosis) -> str:
@@ -28,11 +31,10 @@ def render_json(diagnosis: Diagnosis) -> str:
             {
                 "code": finding.check.code,
                 "severity": finding.check.severity,
-                "object": {
-                    "kind": finding.fault.object.kind,
-                    "namespace": finding.fault.object.namespace,
-                    "name": finding.fault.object.name,
-                },
+                "object": _show(finding.fault.object),
+                "objects": [
+                    {**_show(fault.object), "problem": fault.problem} for fault in finding.faults
+                ],
                 "field": finding.fault.field,
                 "problem": finding.fault.problem,
                 "why": finding.check.why,
@@ -47,14 +49,34 @@ def render_json(diagnosis: Diagnosis) -> str:
 
 def _render_finding(finding: Finding) -> str:
     check, fault = finding.check, finding.fault
+    further = len(finding.faults) - 1
     lines = [
-        f"{check.severity}: {fault.object}  [{check.code}]",
+        f"{check.severity}: {fault.object}"
+        + (f" and {further} more" if further else "")
+        + f"  [{check.code}]",
         _wrap("where", fault.field),
         _wrap("found", fault.problem),
+    ]
+    if further:
+        lines.append(_wrap("also", _name_further(finding)))
+    lines += [
         _wrap("why", check.why),
         _wrap("fix", fault.fix),
     ]
     return "\n".join(lines)
+
+
+def _name_further(finding: Finding) -> str:
+    """Return the names of the objects after the first, as far as they can be read."""
+    faults = finding.faults[1:]
+    named = ", ".join(str(fault.object) for fault in faults[:_NAMED])
+    if len({fault.problem for fault in finding.faults}) > 1:
+        named += ", each in its own words"
+    return named + (f", and {len(faults) - _NAMED} more" if len(faults) > _NAMED else "")
+
+
+def _show(ref: ObjectRef) -> dict[str, str]:
+    return {"kind": ref.kind, "namespace": ref.namespace, "name": ref.name}
 
 
 def _wrap(title: str, text: str, indent: str = "  ") -> str:

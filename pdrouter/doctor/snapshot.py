@@ -2,29 +2,31 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from pdrouter.doctor.findings import ObjectRef
-from pdrouter.doctor.objects.base import KubeObject
+from pdrouter.doctor.findings import Fault
+from pdrouter.doctor.objects.base import KubeObject, ObjectRef
 from pdrouter.doctor.objects.kinds import BY_GROUP_AND_NAME, Kind
+from pdrouter.doctor.objects.known_kinds import find_oddity
 from pdrouter.doctor.quantities import decode_quantity
 
 T = TypeVar("T", bound=KubeObject)
 
+_EVERYWHERE = "*"
 
-@dataclass(frozen=True, slots=True)
-class InvalidObject:
-    """An object that the API server would refuse.
+
+class Document(NamedTuple):
+    """An object as it was read, not yet decoded.
 
     Attributes:
-        ref: the object.
-        problem: what is wrong, and where.
+        content: its members.
+        source: file and line where it begins; empty for objects of a cluster.
     """
 
-    ref: ObjectRef
-    problem: str
+    content: Mapping[str, Any]
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +35,22 @@ class Snapshot:
 
     Attributes:
         objects: valid objects.
-        invalid: the others.
+        invalid: what is wrong with objects that the API server would refuse.
+        unknown: documents whose kind or apiVersion nobody knows.
+        duplicates: objects that are there twice.
         live: whether they come from a cluster, with their status and all pods.
-        unread: kinds that could not be read: that one is not there means nothing.
+        scopes: of a cluster: the namespaces in which all objects of a kind were read, `*` for all;
+            a kind that is not installed or may not be read has none.
         unreachable: addresses of pods to which no connection could be made, with the reason.
         notes: what could not be looked at, for people.
     """
 
     objects: tuple[KubeObject, ...] = ()
-    invalid: tuple[InvalidObject, ...] = ()
+    invalid: tuple[Fault, ...] = ()
+    unknown: tuple[Fault, ...] = ()
+    duplicates: tuple[Fault, ...] = ()
     live: bool = False
-    unread: frozenset[type[KubeObject]] = frozenset()
+    scopes: Mapping[type[KubeObject], frozenset[str]] = field(default_factory=dict)
     unreachable: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -51,56 +58,84 @@ class Snapshot:
         """Return the objects of a kind."""
         return tuple(thing for thing in self.objects if isinstance(thing, kind))
 
+    def has_read(self, kind: type[KubeObject], namespace: str = _EVERYWHERE) -> bool:
+        """Return whether nothing of a kind was withheld in a namespace, or in any."""
+        if not self.live:
+            return True
+        scope = self.scopes.get(kind, frozenset())
+        return _EVERYWHERE in scope or namespace in scope
+
+    def expects(self, kind: type[KubeObject], namespace: str) -> bool:
+        """Return whether an object that is not there is missing.
+
+        Manifests may leave objects to others: only where they have some of a kind, a further one
+        of that kind and namespace is expected to be among them.
+        """
+        if self.live:
+            return self.has_read(kind, namespace)
+        return any(thing.metadata.namespace == namespace for thing in self.of(kind))
+
     @classmethod
     def build(
         cls,
-        documents: Iterable[Mapping[str, Any]],
+        documents: Iterable[Document],
         *,
         live: bool = False,
-        unread: frozenset[type[KubeObject]] = frozenset(),
+        scopes: Mapping[type[KubeObject], frozenset[str]] | None = None,
         notes: tuple[str, ...] = (),
     ) -> "Snapshot":
         """Return the snapshot of decoded documents.
 
-        Kinds that the doctor does not know are left out. Of two documents for the same object the
-        later one counts, as with `kubectl apply`.
+        Of two documents for the same object the later one counts, as with `kubectl apply`.
         """
         objects: dict[ObjectRef, KubeObject] = {}
-        invalid: dict[ObjectRef, InvalidObject] = {}
+        invalid: dict[ObjectRef, Fault] = {}
+        unknown: list[Fault] = []
+        duplicates: list[Fault] = []
+        first: dict[tuple[str, ObjectRef], Document] = {}
         for document in documents:
-            kind = _find_kind(document)
+            oddity = find_oddity(document.content)
+            if oddity is not None:
+                path, problem, fix = oddity
+                ref = _name(document.content, namespaced=True)
+                unknown.append(Fault(ref, path, problem + _locate(document), fix))
+                continue
+            kind = _find_kind(document.content)
+            ref = _name(document.content, namespaced=kind is None or kind.namespaced)
+            group = str(document.content.get("apiVersion")).rpartition("/")[0]
+            twin = first.setdefault((group, ref), document)
+            if twin is not document:
+                duplicates.append(_describe_twins(ref, twin, document))
             if kind is None:
                 continue
-            ref = _name(document, kind)
             objects.pop(ref, None)
             invalid.pop(ref, None)
             try:
-                objects[ref] = _read(document, kind)
+                objects[ref] = _read(document.content, kind)
             except msgspec.ValidationError as error:
-                invalid[ref] = InvalidObject(ref, str(error))
+                invalid[ref] = _describe_invalid(ref, error, document)
         return cls(
             tuple(objects.values()),
             tuple(invalid.values()),
+            tuple(unknown),
+            tuple(duplicates),
             live,
-            unread,
+            scopes or {},
             notes=notes,
         )
 
 
 def _find_kind(document: Mapping[str, Any]) -> Kind | None:
-    version = document.get("apiVersion")
-    group = version.rpartition("/")[0] if isinstance(version, str) else None
-    name = document.get("kind")
-    if group is None or not isinstance(name, str):
-        return None
-    return BY_GROUP_AND_NAME.get((group, name))
+    group = str(document["apiVersion"]).rpartition("/")[0]
+    return BY_GROUP_AND_NAME.get((group, str(document["kind"])))
 
 
-def _name(document: Mapping[str, Any], kind: Kind) -> ObjectRef:
+def _name(document: Mapping[str, Any], *, namespaced: bool) -> ObjectRef:
     metadata = document.get("metadata")
     known = metadata if isinstance(metadata, Mapping) else {}
-    namespace = str(known.get("namespace") or "default") if kind.namespaced else ""
-    return ObjectRef(kind.name, namespace, str(known.get("name")))
+    namespace = str(known.get("namespace") or "default") if namespaced else ""
+    name = known.get("name") or known.get("generateName") or "?"
+    return ObjectRef(str(document.get("kind") or "Object"), namespace, str(name))
 
 
 def _read(document: Mapping[str, Any], kind: Kind) -> KubeObject:
@@ -122,3 +157,28 @@ def _drop_nulls(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     if isinstance(value, list):
         return [_drop_nulls(member) for member in value]
     return value
+
+
+def _describe_invalid(ref: ObjectRef, error: msgspec.ValidationError, document: Document) -> Fault:
+    problem, _, path = str(error).partition(" - at `$.")
+    return Fault(
+        ref,
+        path.rstrip("`") or "the object",
+        problem + _locate(document),
+        "write the value as the kind's schema says",
+    )
+
+
+def _describe_twins(ref: ObjectRef, first: Document, second: Document) -> Fault:
+    alike = "the same" if first.content == second.content else "another content"
+    return Fault(
+        ref,
+        "metadata.name",
+        f"it is there twice, the second time with {alike}{_locate(second)}"
+        + (f"; the first is at {first.source}" if first.source else ""),
+        "keep one of them, or give one another name or namespace",
+    )
+
+
+def _locate(document: Document) -> str:
+    return f", at {document.source}" if document.source else ""

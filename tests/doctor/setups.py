@@ -2,16 +2,63 @@
 
 import textwrap
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pdrouter.doctor.diagnosis import Diagnosis, diagnose
-from pdrouter.doctor.snapshot import Snapshot
+from pdrouter.doctor.snapshot import Document, Snapshot
 
 Documents = list[dict[str, Any]]
 Change = Callable[[Documents], None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A way to break a healthy installation.
+
+    Attributes:
+        code: what is to be found.
+        where: objects in which it is to be found.
+        changes: what breaks it.
+        setup: the healthy installation.
+        also: what else is found then.
+        words: what problem or fix say, among other things.
+    """
+
+    code: str
+    where: str
+    changes: list[Change]
+    setup: str = "endpoint_override"
+    also: set[str] = field(default_factory=set)
+    words: str = ""
+
+    @property
+    def expected(self) -> tuple[str, set[str]]:
+        """What `judge` is to return."""
+        return self.where, {self.code} | self.also
+
+    def judge(self) -> tuple[str, set[str]]:
+        """The objects in which it is found, and all that is found.
+
+        Every finding says where it is and what to do.
+        """
+        documents = original_dst() if self.setup == "original_dst" else endpoint_override()
+        diagnosis = examine(documents, *self.changes)
+        for finding in diagnosis.findings:
+            assert all((finding.fault.field, finding.fault.problem, finding.fault.fix))
+        faults = [
+            fault
+            for finding in diagnosis.findings
+            if finding.check.code == self.code
+            for fault in finding.faults
+        ]
+        for fault in faults[:1]:
+            assert self.words in f"{fault.problem} {fault.fix}"
+        return ", ".join(sorted({str(fault.object) for fault in faults})), codes(diagnosis)
+
 
 _DATA = Path(__file__).with_name("data")
 
@@ -86,11 +133,34 @@ def setting(name: str, value: str) -> Change:
     return change
 
 
+def accept(document: dict[str, Any]) -> dict[str, Any]:
+    """The status that a controller gives to an object which it has put into effect."""
+    conditions = [
+        {"type": kind, "status": "True", "reason": kind, "message": "", "observedGeneration": 1}
+        for kind in ("Accepted", "Programmed", "ResolvedRefs")
+    ]
+    whom = {"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "llm"}
+    match document["kind"]:
+        case "GatewayClass":
+            return {"conditions": conditions}
+        case "Gateway":
+            return {
+                "conditions": conditions,
+                "listeners": [{"name": "http", "conditions": conditions}],
+            }
+        case "HTTPRoute":
+            return {"parents": [{"parentRef": whom, "conditions": conditions}]}
+        case kind if kind.endswith("Policy"):
+            return {"ancestors": [{"ancestorRef": whom, "conditions": conditions}]}
+        case _:
+            return {}
+
+
 def examine(documents: Documents, *changes: Change) -> Diagnosis:
     """The diagnosis of an installation, after changes."""
     for change in changes:
         change(documents)
-    return diagnose(Snapshot.build(documents))
+    return diagnose(Snapshot.build(map(Document, documents)))
 
 
 def codes(diagnosis: Diagnosis) -> set[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from fakekube import FakeApiServer, make_pod
-from setups import Documents, codes, endpoint_override
+from setups import Documents, accept, codes, endpoint_override
 
 from pdrouter.cli import main
 from pdrouter.cluster.kube_api import KubeApi, KubeRefused, connect_by_kubeconfig
@@ -29,8 +29,8 @@ async def api() -> AsyncIterator[FakeApiServer]:
 
 def fill(api: FakeApiServer, documents: Documents) -> None:
     for document in documents:
-        api.store.create(document)
-    for name, labels in ROLES.items():
+        api.store.create(document | {"status": accept(document)})
+    for name, labels in (ROLES | {"router": {"app": "router"}}).items():
         pod = make_pod(name, labels=labels, ip="127.0.0.1")
         pod["metadata"]["ownerReferences"] = [{"kind": "ReplicaSet", "name": name}]
         api.store.create(pod)
@@ -42,7 +42,7 @@ async def examine(
 ) -> Diagnosis:
     connect = connect_by_kubeconfig(api.write_kubeconfig(tmp_path / "kubeconfig"))
     async with KubeApi(connect) as client:
-        return diagnose(await read_cluster(client, namespaces, probe=probe))
+        return diagnose(await read_cluster(client, namespaces, home="default", probe=probe))
 
 
 async def test_nothing_is_found_in_a_healthy_cluster(api: FakeApiServer, tmp_path: Path) -> None:
@@ -84,7 +84,8 @@ async def test_lists_of_many_pages_are_read(api: FakeApiServer, tmp_path: Path) 
     for number in range(600):
         api.store.create(make_pod(f"lonely-{number}", labels={"role-name": "prefill"}))
 
-    assert len((await examine(api, tmp_path)).findings) == 600
+    (finding,) = (await examine(api, tmp_path)).findings
+    assert len(finding.faults) == 600
 
 
 async def test_what_may_not_be_read_is_noted_and_not_judged(
@@ -95,8 +96,8 @@ async def test_what_may_not_be_read_is_noted_and_not_judged(
 
     diagnosis = await examine(api, tmp_path)
 
-    noted = [note.split()[0] for note in diagnosis.notes]
-    assert noted == ["PodDisruptionBudget", "Role", "BackendTrafficPolicy"]
+    (note,) = diagnosis.notes
+    assert note.startswith("PodDisruptionBudget, Role, BackendTrafficPolicy: not checked (403 ")
     assert codes(diagnosis) == {"model-circuit-breaker"}
 
 
@@ -119,7 +120,9 @@ async def test_kinds_that_are_not_installed_are_no_matter(tmp_path: Path) -> Non
             if document["kind"] == "Role":
                 del document["rules"][1]
             if document["kind"] not in kinds:
-                server.store.create(document)
+                server.store.create(document | {"status": accept(document)})
+        server.store.create(make_pod("router", labels={"app": "router"}))
+        server.store.create(make_pod("decode", labels=ROLES["decode"]))
         diagnosis = await examine(server, tmp_path)
 
     assert diagnosis.findings == ()

@@ -204,3 +204,142 @@ def test_the_set_up_of_the_guide_has_no_error() -> None:
     diagnosis = diagnose(read_manifests(["-"], io.StringIO(text)))
 
     assert codes(diagnosis) == {"nixl-host-local", "adapter-shadowed", "message-timeout-tight"}
+
+
+@pytest.mark.parametrize(
+    ("document", "field", "fix"),
+    [
+        (
+            (
+                "{apiVersion: gateway.envoyproxy.io/v1alpha1, kind: EnvoyExtensionPolcy, "
+                "metadata: {name: a}}"
+            ),
+            "kind",
+            "did you mean EnvoyExtensionPolicy?",
+        ),
+        (
+            "{apiVersion: gateway.envoyproxy.io/v1, kind: EnvoyProxy, metadata: {name: a}}",
+            "apiVersion",
+            "write gateway.envoyproxy.io/v1alpha1",
+        ),
+        (
+            "{apiVersion: gateway.envoyproxy.com/v1alpha1, kind: EnvoyProxy, metadata: {name: a}}",
+            "apiVersion",
+            "write gateway.envoyproxy.io/v1alpha1",
+        ),
+        ("{apiVersion: v1, kind: Deployment, metadata: {name: a}}", "apiVersion", "write apps/v1"),
+        (
+            "{apiVersion: apps/v1beta1, kind: Deployment, metadata: {name: a}}",
+            "apiVersion",
+            "write apps/v1",
+        ),
+        ("{apiVersion: v1, kind: Pods, metadata: {name: a}}", "kind", "did you mean Pod?"),
+        ("{kind: Pod, metadata: {name: a}}", "apiVersion", "say what the document is"),
+        ("{apiVersion: v1, metadata: {name: a}}", "kind", "say what the document is"),
+        ("{apiVersion: v1, kind: Pod}", "metadata.name", "give it one"),
+    ],
+)
+def test_a_document_that_nobody_knows_is_found_with_its_line(
+    document: str, field: str, fix: str
+) -> None:
+    text = f"# a comment\n---\n{POD}\n---\n{document}\n"
+    (finding,) = diagnose(read_manifests(["-"], io.StringIO(text))).findings
+
+    assert finding.check.code == "kind-unknown"
+    assert (finding.fault.field, finding.fault.fix) == (field, fix)
+    assert finding.fault.problem.endswith(", at standard input:5")
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        "{apiVersion: monitoring.coreos.com/v1, kind: PodMonitor, metadata: {name: a}}",
+        "{apiVersion: orchestration.aibrix.ai/v1alpha1, kind: StormService, metadata: {name: a}}",
+        "{apiVersion: autoscaling.aibrix.ai/v1alpha1, kind: PodAutoscaler, metadata: {name: a}}",
+        "{apiVersion: gateway.networking.x-k8s.io/v1alpha1, kind: XBackend, metadata: {name: a}}",
+        "{apiVersion: gateway.networking.k8s.io/v1beta1, kind: HTTPRoute, metadata: {name: a}}",
+        "{apiVersion: batch/v1, kind: Job, metadata: {generateName: a-}}",
+        "{apiVersion: v1, kind: Secret, metadata: {name: a}}",
+    ],
+)
+def test_kinds_of_others_are_not_found(document: str) -> None:
+    assert codes(diagnose(read_manifests(["-"], io.StringIO(document)))) == set()
+
+
+def test_an_object_that_is_there_twice_is_found_with_both_lines(tmp_path: Path) -> None:
+    other = POD.replace("name: a", "name: a, labels: {app: b}")
+    (tmp_path / "a.yaml").write_text(f"---\n{POD}\n---\n{other}\n---\n{POD}\n")
+
+    diagnosis = diagnose(read_manifests([str(tmp_path)], io.StringIO()))
+
+    assert codes(diagnosis) == {"object-duplicate"}
+    problems = [fault.problem for finding in diagnosis.findings for fault in finding.faults]
+    file = tmp_path / "a.yaml"
+    assert problems == [
+        f"it is there twice, the second time with {content}, at {file}:{line}; the first is at "
+        f"{file}:2"
+        for content, line in (("another content", 4), ("the same", 6))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "words"),
+    [
+        ("a: 1\nb: [\n", "a.yaml:3:1", "expected"),
+        ("a: 1\n  b: 2\n", "a.yaml:2:4", "mapping values are not allowed"),
+        ("a:\n  b: 1\n  c: 2\n  b: 3\n", "a.yaml:4:3", "the key 'b' is there twice"),
+        ("a: *nobody\n", "a.yaml:1:4", "undefined alias"),
+        ("---\na: 1\n---\n- 1\n", "a.yaml:4", "no object"),
+        ("a: \x00\n", "a.yaml", "not allowed"),
+        ("a: &a [*a]\n", "a.yaml:1", "without end"),
+        (
+            "a: &a [1, 1]\n" + "".join(f"k{n}: &{n} [*{n - 1}, *{n - 1}]\n" for n in range(1, 30)),
+            "a.yaml",
+            "",
+        ),
+        ("[" * 3000 + "]" * 3000, "a.yaml", "recursion"),
+    ],
+)
+def test_a_broken_document_is_named_with_its_line(
+    tmp_path: Path, text: str, place: str, words: str
+) -> None:
+    (tmp_path / "a.yaml").write_text(text.replace("*0", "*a"))
+
+    with pytest.raises(ManifestsUnreadable) as raised:
+        read_manifests([str(tmp_path)], io.StringIO())
+
+    assert str(raised.value).startswith(f"{tmp_path}/{place}")
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_anchors_and_merge_keys_are_understood() -> None:
+    text = """
+    apiVersion: v1
+    kind: List
+    items:
+    - &one
+      apiVersion: v1
+      kind: Pod
+      metadata: &metadata {name: a}
+    - <<: *one
+      metadata: {<<: *metadata, name: b}
+    """
+
+    assert read(text) == {"Pod default/a", "Pod default/b"}
+
+
+def test_many_findings_that_are_alike_are_one_in_the_report() -> None:
+    pods = "\n---\n".join(
+        POD.replace("name: a", f"name: p{number}, labels: {{role-name: prefill}}")
+        for number in range(8)
+    )
+    diagnosis = diagnose(read_manifests(["-"], io.StringIO(pods)))
+
+    text = render_text(diagnosis)
+    assert "error: Pod default/p0 and 7 more  [pod-without-model]" in text
+    assert "Pod default/p1, Pod default/p2" in text
+    assert "and 2 more" in text
+    assert "1 error, 0 warnings" in text
+    (finding,) = json.loads(render_json(diagnosis))["findings"]
+    assert [each["name"] for each in finding["objects"]] == [f"p{n}" for n in range(8)]

@@ -41,10 +41,10 @@ def _find_blindness(installation: Installation) -> Iterator[Fault]:
 
 
 def _find_adapter_blindness(installation: Installation) -> Iterator[Fault]:
-    if ModelAdapter in installation.snapshot.unread:
-        return
     for router in installation.routers:
         for namespace in router.namespaces:
+            if not installation.snapshot.has_read(ModelAdapter, namespace):
+                continue
             yield from _judge(installation.snapshot, router, namespace, _ADAPTERS)
 
 
@@ -56,7 +56,7 @@ def _find_route_blindness(installation: Installation) -> Iterator[Fault]:
 
 
 def _judge(snapshot: Snapshot, router: Router, namespace: str, need: _Need) -> Iterator[Fault]:
-    if not router.watches_kubernetes or not _is_known(snapshot):
+    if not router.watches_kubernetes or not _is_known(snapshot, namespace):
         return
     account = router.deployment.spec.template.spec.service_account_name
     home = router.deployment.metadata.namespace
@@ -82,9 +82,9 @@ def _judge(snapshot: Snapshot, router: Router, namespace: str, need: _Need) -> I
         )
 
 
-def _is_known(snapshot: Snapshot) -> bool:
+def _is_known(snapshot: Snapshot, namespace: str) -> bool:
     """Return whether the snapshot says who may do what; manifests may leave it to others."""
-    if any(kind in snapshot.unread for kind in _KINDS):
+    if not all(snapshot.has_read(kind, namespace) for kind in _KINDS):
         return False
     return any(snapshot.of(kind) for kind in _KINDS)
 
@@ -116,7 +116,7 @@ def _find_role(snapshot: Snapshot, ref: RoleRef, namespace: str) -> Role | Clust
     return next((role for role in roles if role.metadata.name == ref.name), None)
 
 
-CHECKS = (
+CHECKS: tuple[Check[Installation], ...] = (
     Check(
         "pods-forbidden",
         Severity.ERROR,

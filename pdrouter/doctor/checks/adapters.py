@@ -11,6 +11,7 @@ from pdrouter.doctor.engines import read_running_pods
 from pdrouter.doctor.findings import Check, Fault, Severity
 from pdrouter.doctor.installation import Installation
 from pdrouter.doctor.objects.workloads import ModelAdapter
+from pdrouter.doctor.objects.workloads import Pod as RunningPod
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,11 @@ def _read_adapters(installation: Installation) -> Iterator[_Adapted]:
     for pod in pods:
         catalog.put_pod(pod)
     models = {(pod.namespace, pod.model) for pod in pods}
-    things = snapshot.of(ModelAdapter)
+    things = [
+        thing
+        for thing in snapshot.of(ModelAdapter)
+        if snapshot.has_read(RunningPod, thing.metadata.namespace)
+    ]
     adapters = {thing.ref: _read_adapter(installation, thing) for thing in things}
     for ref, adapter in adapters.items():
         catalog.put_adapter(str(ref), adapter)
@@ -126,7 +131,7 @@ def _read_adapter(installation: Installation, thing: ModelAdapter) -> Adapter:
     )
 
 
-CHECKS = (
+CHECKS: tuple[Check[Installation], ...] = (
     Check(
         "adapter-unserved",
         Severity.ERROR,

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from pdrouter.cluster.pods import Role
 from pdrouter.doctor.checks.headers import steering_header
 from pdrouter.doctor.engines import Engine
-from pdrouter.doctor.findings import Check, Fault, ObjectRef, Severity
+from pdrouter.doctor.findings import Check, Fault, Severity
 from pdrouter.doctor.installation import Attachment, Installation
+from pdrouter.doctor.objects.base import ObjectRef
 from pdrouter.doctor.objects.envoy_gateway import BackendPolicy
 from pdrouter.doctor.objects.gateway_api import BackendRef, HttpRoute
 from pdrouter.doctor.objects.workloads import Service, ServicePort
@@ -32,7 +33,7 @@ def _find_ignored_choices(installation: Installation) -> Iterator[Fault]:
 
 
 def _judge_override(installation: Installation, route: HttpRoute) -> Iterator[Fault]:
-    if BackendPolicy in installation.snapshot.unread:
+    if not installation.snapshot.has_read(BackendPolicy, route.metadata.namespace):
         return
     policies = installation.backend_policies(route)
     field = "spec.loadBalancer.endpointOverride.extractFrom"
@@ -160,11 +161,7 @@ def _overridden_backends(
 
 
 def _selects(service: Service, engine: Engine) -> bool:
-    return (
-        bool(service.spec.selector)
-        and service.metadata.namespace == engine.metadata.namespace
-        and service.spec.selector.items() <= engine.metadata.labels.items()
-    )
+    return service.selects(engine.metadata.namespace, engine.metadata.labels)
 
 
 def _resolve(port: ServicePort, engine: Engine) -> int | str:
@@ -182,7 +179,7 @@ def _name_services(services: list[Service]) -> str:
     return ", ".join(str(service.ref) for service in services)
 
 
-CHECKS = (
+CHECKS: tuple[Check[Installation], ...] = (
     Check(
         "pod-choice-ignored",
         Severity.ERROR,

@@ -42,7 +42,7 @@ def _find_open_doors(installation: Installation, *, original_dst: bool) -> Itera
             )
 
 
-CHECKS = (
+CHECKS: tuple[Check[Installation], ...] = (
     Check(
         "request-body-not-buffered",
         Severity.ERROR,

@@ -4,13 +4,15 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pdrouter.cluster.kube_objects import MODEL, PORT, ROLE
+from pdrouter.cluster.kube_objects import ENGINE, KV_CONNECTOR, MODEL, PORT, ROLE
 from pdrouter.cluster.pods import Role
 from pdrouter.doctor.engines import Engine, read_running_pods
-from pdrouter.doctor.findings import Check, Fault, ObjectRef, Severity
+from pdrouter.doctor.findings import Check, Fault, Severity
 from pdrouter.doctor.installation import Installation
-from pdrouter.engines.registry import Connectors
+from pdrouter.doctor.objects.base import ObjectRef
+from pdrouter.engines.registry import CONNECTOR_NAMES, ENGINES, Connectors
 from pdrouter.engines.vllm_nixl import NixlConnector, RemoteHostRewrite, is_unusable_host
+from pdrouter.nearest import find_nearest
 from pdrouter.settings import Settings
 
 _NIXL_HOST = "VLLM_NIXL_SIDE_CHANNEL_HOST"
@@ -51,8 +53,18 @@ def _find_refused(installation: Installation) -> Iterator[Fault]:
                 engine.ref,
                 f"{engine.prefix}metadata",
                 engine.pod.obstacle,
-                "correct the label or annotation",
+                _advise(engine),
             )
+
+
+def _advise(engine: Engine) -> str:
+    """Say which engine or connector may have been meant."""
+    for key, names in ((ENGINE, ENGINES), (KV_CONNECTOR, CONNECTOR_NAMES)):
+        value = engine.metadata.get(key)
+        near = find_nearest(value, names) if value else None
+        if near is not None and near != (value or "").lower():
+            return f"did you mean {near} in {key}?"
+    return "correct the label or annotation"
 
 
 def _find_undeclared_ports(installation: Installation) -> Iterator[Fault]:
@@ -193,7 +205,7 @@ def _settings(installation: Installation) -> Settings:
     return installation.routers[0].settings if installation.routers else Settings()
 
 
-CHECKS = (
+CHECKS: tuple[Check[Installation], ...] = (
     Check(
         "pod-without-model",
         Severity.ERROR,

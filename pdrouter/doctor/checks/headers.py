@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 
 from pdrouter.doctor.checks.patterns import may_match
-from pdrouter.doctor.findings import Check, Fault, ObjectRef, Severity
+from pdrouter.doctor.findings import Check, Fault, Severity
 from pdrouter.doctor.installation import Attachment, Installation
+from pdrouter.doctor.objects.base import ObjectRef
 from pdrouter.doctor.objects.envoy_gateway import EarlyHeaders, NameMatch
 from pdrouter.doctor.objects.gateway_api import Gateway
 from pdrouter.doctor.patches import Patched, dig
@@ -44,11 +45,7 @@ def _judge_removal(
     installation: Installation, gateway: Gateway, wanted: list[str]
 ) -> Iterator[Fault]:
     policies = installation.client_policies(gateway)
-    kept = [
-        name
-        for name in wanted
-        if not any(_removes(policy.spec.headers.early_request_headers, name) for policy in policies)
-    ]
+    kept = [name for name in wanted if not removes_early(installation, gateway, name)]
     if kept:
         field = "spec.headers.earlyRequestHeaders.remove"
         names = ", ".join(kept)
@@ -58,6 +55,14 @@ def _judge_removal(
             f"a client's {names} {'is' if len(kept) == 1 else 'are'} not removed",
             f"add {names}",
         )
+
+
+def removes_early(installation: Installation, gateway: Gateway, name: str) -> bool:
+    """Return whether a Gateway removes a client's header before it looks for a route."""
+    return any(
+        _removes(policy.spec.headers.early_request_headers, name.lower())
+        for policy in installation.client_policies(gateway)
+    )
 
 
 def _removes(headers: EarlyHeaders, name: str) -> bool:
@@ -112,7 +117,7 @@ def _changed_headers(installation: Installation) -> Iterator[tuple[ObjectRef, st
                 yield patched.policy, f"{patched.field}.request_headers_to_remove", names
 
 
-CHECKS = (
+CHECKS: tuple[Check[Installation], ...] = (
     Check(
         "steering-header-kept",
         Severity.ERROR,

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Iterator
 
-from pdrouter.doctor.findings import Check, Fault, ObjectRef, Severity
+from pdrouter.doctor.findings import Check, Fault, Severity
 from pdrouter.doctor.installation import Attachment, Installation
+from pdrouter.doctor.objects.base import ObjectRef
 from pdrouter.doctor.objects.envoy_gateway import CircuitBreaker, ClientPolicy
 from pdrouter.doctor.patches import dig
 from pdrouter.doctor.quantities import Size
@@ -155,7 +156,7 @@ def _advise_buffer(largest: int | None) -> str:
     return f"set it to {Size(largest - 64 * 1024)}: the router takes messages of {Size(largest)}"
 
 
-CHECKS = (
+CHECKS: tuple[Check[Installation], ...] = (
     Check(
         "client-buffer-default",
         Severity.ERROR,

@@ -1,28 +1,28 @@
-"""Objects that the API server would refuse."""
+"""Objects that the API server would refuse, or of which one would replace another."""
 
-from collections.abc import Iterator
-
-from pdrouter.doctor.findings import Check, Fault, Severity
+from pdrouter.doctor.findings import Check, Severity
 from pdrouter.doctor.installation import Installation
 
-
-def _find_invalid(installation: Installation) -> Iterator[Fault]:
-    for thing in installation.snapshot.invalid:
-        problem, _, path = thing.problem.partition(" - at `$.")
-        yield Fault(
-            thing.ref,
-            path.rstrip("`"),
-            problem,
-            "write the value as the kind's schema says",
-        )
-
-
-CHECKS = (
+CHECKS: tuple[Check[Installation], ...] = (
     Check(
         "object-invalid",
         Severity.ERROR,
         "A value has a type that its field does not take.",
         "The API server refuses the object, and nothing else was checked in it.",
-        _find_invalid,
+        lambda installation: installation.snapshot.invalid,
+    ),
+    Check(
+        "kind-unknown",
+        Severity.ERROR,
+        "A document has a kind or apiVersion that does not exist, or no name.",
+        "The API server refuses the object, and nothing in it was checked.",
+        lambda installation: installation.snapshot.unknown,
+    ),
+    Check(
+        "object-duplicate",
+        Severity.WARNING,
+        "An object is there twice.",
+        "The later one replaces the first: what the first says has no effect.",
+        lambda installation: installation.snapshot.duplicates,
     ),
 )

@@ -9,14 +9,15 @@ from pdrouter.doctor.objects.gateway_api import HttpRoute, PathMatch, RouteMatch
 from pdrouter.doctor.patches import Patched, dig
 from pdrouter.openai.paths import ENDPOINTS, MODELS_PATH
 
-_SERVED = (*((path, "POST") for path in ENDPOINTS), (MODELS_PATH, "GET"))
+SERVED = (*((path, "POST") for path in ENDPOINTS), (MODELS_PATH, "GET"))
+"""Path and method of what the router serves."""
 
 
 def _find_uncovered_paths(installation: Installation) -> Iterator[Fault]:
     for attachment in installation.attachments:
         missing = [
             f"{method} {path}"
-            for path, method in _SERVED
+            for path, method in SERVED
             if not any(_covers(route, path, method) for route in attachment.routes)
         ]
         if missing and attachment.routes:
@@ -42,10 +43,11 @@ def _match_covers(match: RouteMatch, path: str, method: str) -> bool:
     """Return whether a match takes a path whatever else the request says."""
     if match.headers or match.query_params or match.method not in (None, method):
         return False
-    return _path_covers(match.path, path)
+    return covers_path(match.path, path)
 
 
-def _path_covers(match: PathMatch, path: str) -> bool:
+def covers_path(match: PathMatch, path: str) -> bool:
+    """Return whether a condition on the path takes a path."""
     match match.type:
         case "Exact":
             return path == match.value
@@ -72,7 +74,7 @@ def _find_detours(installation: Installation) -> Iterator[Fault]:
 
 def _takes_served_paths(route: Patched) -> bool:
     match = dig(route.content, "match")
-    for path, _ in _SERVED:
+    for path, _ in SERVED:
         prefix = dig(match, "prefix") or dig(match, "path_separated_prefix")
         if isinstance(prefix, str) and path.startswith(prefix):
             return True
@@ -87,7 +89,7 @@ def _passes_router(route: Patched, attachment: Attachment) -> bool:
     return own is not None and dig(own, "disabled") is not True
 
 
-CHECKS = (
+CHECKS: tuple[Check[Installation], ...] = (
     Check(
         "path-not-covered",
         Severity.WARNING,

@@ -6,9 +6,13 @@ from math import ceil
 from pdrouter.doctor.findings import Check, Fault, Severity
 from pdrouter.doctor.installation import Installation
 from pdrouter.doctor.objects.workloads import DisruptionBudget
+from pdrouter.doctor.router import Router
+from pdrouter.nearest import find_nearest
 from pdrouter.settings import declarations
 
-_MISSPELT = "AIBRIX_ROUTING_ALGORITHM"
+_ALGORITHM = "ROUTING_ALGORITHM"
+_OTHERS = frozenset({"AIBRIX_TOKENIZER_REQUEST_TIMEOUT"})
+"""Variables of aibrix that only look like ours."""
 
 
 def _find_refused_settings(installation: Installation) -> Iterator[Fault]:
@@ -23,27 +27,43 @@ def _find_refused_settings(installation: Installation) -> Iterator[Fault]:
 
 
 def _find_misspelt_algorithms(installation: Installation) -> Iterator[Fault]:
-    for router in installation.routers:
-        if any(variable.name == _MISSPELT for variable in router.container.env):
+    for router, name, near in _find_unread_variables(installation):
+        if near == _ALGORITHM:
             yield Fault(
                 router.deployment.ref,
-                router.field(f"env[{_MISSPELT}]"),
+                router.field(f"env[{name}]"),
                 "nothing reads this variable",
-                "name it ROUTING_ALGORITHM",
+                f"name it {_ALGORITHM}",
             )
 
 
 def _find_unknown_settings(installation: Installation) -> Iterator[Fault]:
+    for router, name, near in _find_unread_variables(installation):
+        if near == _ALGORITHM:
+            continue
+        yield Fault(
+            router.deployment.ref,
+            router.field(f"env[{name}]"),
+            "the router has no such setting",
+            f"did you mean {near}?" if near else "see `pdrouter settings` for the names",
+        )
+
+
+def _find_unread_variables(
+    installation: Installation,
+) -> Iterator[tuple[Router, str, str | None]]:
+    """Yield variables that are meant for the router but not read, with the nearest that is.
+
+    Those of aibrix are not, unless one of ours is almost the same.
+    """
     known = {declaration.variable for declaration in declarations().values()}
     for router in installation.routers:
         for variable in router.container.env:
-            if variable.name.startswith("PDROUTER_") and variable.name not in known:
-                yield Fault(
-                    router.deployment.ref,
-                    router.field(f"env[{variable.name}]"),
-                    "the router has no such setting",
-                    "see `pdrouter settings` for the names",
-                )
+            if variable.name in known or variable.name in _OTHERS:
+                continue
+            near = find_nearest(variable.name, known)
+            if near is not None or variable.name.startswith("PDROUTER_"):
+                yield router, variable.name, near
 
 
 def _find_short_graces(installation: Installation) -> Iterator[Fault]:
@@ -78,10 +98,10 @@ def _find_missing_probes(installation: Installation) -> Iterator[Fault]:
 
 
 def _find_missing_budgets(installation: Installation) -> Iterator[Fault]:
-    if DisruptionBudget in installation.snapshot.unread:
-        return
     for router in installation.routers:
         deployment = router.deployment
+        if not installation.snapshot.has_read(DisruptionBudget, deployment.metadata.namespace):
+            continue
         labels = deployment.spec.template.metadata.labels
         if deployment.spec.replicas > 1 and not any(
             budget.metadata.namespace == deployment.metadata.namespace
@@ -97,7 +117,7 @@ def _find_missing_budgets(installation: Installation) -> Iterator[Fault]:
             )
 
 
-CHECKS = (
+CHECKS: tuple[Check[Installation], ...] = (
     Check(
         "setting-refused",
         Severity.ERROR,
@@ -115,7 +135,7 @@ CHECKS = (
     Check(
         "setting-unknown",
         Severity.WARNING,
-        "A variable looks like a setting of the router, but is none.",
+        "A variable looks like a setting of the router, or is almost one, but is none.",
         "It has no effect.",
         _find_unknown_settings,
     ),

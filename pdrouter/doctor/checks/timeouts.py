@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
-from pdrouter.doctor.findings import Check, Fault, ObjectRef, Severity
+from pdrouter.doctor.findings import Check, Fault, Severity
 from pdrouter.doctor.installation import Attachment, Installation, find_patched_ext_procs
+from pdrouter.doctor.objects.base import ObjectRef
 from pdrouter.doctor.objects.gateway_api import HttpRoute
 from pdrouter.doctor.quantities import Seconds
 
@@ -199,7 +200,7 @@ def _route_limits(
             yield route.ref, f"{field}.backendRequest", rule.timeouts.backend_request
 
 
-CHECKS = (
+CHECKS: tuple[Check[Installation], ...] = (
     Check(
         "message-timeout-missing",
         Severity.ERROR,

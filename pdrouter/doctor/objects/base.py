@@ -1,11 +1,28 @@
 """What all Kubernetes objects have in common."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import msgspec
 
 from pdrouter.cluster.kube_objects import ObjectMeta
-from pdrouter.doctor.findings import ObjectRef
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ObjectRef:
+    """Names a Kubernetes object."""
+
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else self.bare
+
+    @property
+    def bare(self) -> str:
+        """Kind and name, as for objects without a namespace."""
+        return f"{self.kind} {self.name}"
 
 
 class Owner(msgspec.Struct, frozen=True):
@@ -15,8 +32,9 @@ class Owner(msgspec.Struct, frozen=True):
 
 
 class Metadata(ObjectMeta, frozen=True, rename="camel"):
-    """`metadata` of any object, with its owners."""
+    """`metadata` of any object, with its owners and the number of its last change."""
 
+    generation: int = 0
     owner_references: tuple[Owner, ...] = ()
 
 

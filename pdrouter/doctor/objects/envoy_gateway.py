@@ -6,26 +6,44 @@ import msgspec
 
 from pdrouter.doctor.objects.base import KubeObject, Requirement, Selector
 from pdrouter.doctor.objects.gateway_api import BackendRef
+from pdrouter.doctor.objects.status import Controlled
 from pdrouter.doctor.quantities import Seconds, Size
 
 
-class EnvoyProxySpec(msgspec.Struct, frozen=True, rename="camel"):
+class BackendTls(msgspec.Struct, frozen=True, rename={"alpn_protocols": "alpnProtocols"}):
+    """How Envoy speaks TLS to backends."""
+
+    alpn_protocols: list[str] = []
+
+
+class EnvoyProxySpec(
+    msgspec.Struct,
+    frozen=True,
+    rename={
+        "routing_type": "routingType",
+        "backend_tls": "backendTLS",
+        "merge_gateways": "mergeGateways",
+    },
+):
     """`spec` of an EnvoyProxy."""
 
     routing_type: str = "Endpoint"
+    backend_tls: BackendTls = BackendTls()
+    merge_gateways: bool = False
 
 
-class EnvoyProxy(KubeObject, frozen=True):
+class EnvoyProxy(Controlled, frozen=True):
     """An EnvoyProxy."""
 
     spec: EnvoyProxySpec = EnvoyProxySpec()
 
 
-class TargetRef(msgspec.Struct, frozen=True):
+class TargetRef(msgspec.Struct, frozen=True, rename="camel"):
     """An object that a policy is about."""
 
     kind: str
     name: str
+    section_name: str = ""
 
 
 class TargetNamespaces(msgspec.Struct, frozen=True, rename={"origin": "from"}):
@@ -51,7 +69,7 @@ class PolicySpec(msgspec.Struct, frozen=True, rename="camel"):
     target_selectors: list[TargetSelector] = []
 
 
-class Policy(KubeObject, frozen=True):
+class Policy(Controlled, frozen=True):
     """A policy of Envoy Gateway."""
 
     spec: PolicySpec = PolicySpec()
@@ -64,7 +82,10 @@ class Policy(KubeObject, frozen=True):
     def applies_to(self, thing: KubeObject) -> bool:
         """Return whether it is about an object."""
         same_namespace = thing.metadata.namespace == self.metadata.namespace
-        if same_namespace and TargetRef(thing.kind, thing.metadata.name) in self.targets:
+        if same_namespace and any(
+            (target.kind, target.name) == (thing.kind, thing.metadata.name)
+            for target in self.targets
+        ):
             return True
         return any(
             selector.kind == thing.kind
@@ -90,11 +111,38 @@ class Connection(msgspec.Struct, frozen=True, rename="camel"):
     buffer_limit: Size | None = None
 
 
+class RetryOn(msgspec.Struct, frozen=True):
+    """After what a request is tried again."""
+
+    triggers: list[str] = []
+
+
+class Retry(msgspec.Struct, frozen=True, rename="camel"):
+    """Whether a request is tried again, and how often."""
+
+    num_retries: int = 2
+    retry_on: RetryOn = RetryOn()
+
+
+class ActiveCheck(msgspec.Struct, frozen=True):
+    """A health check that Envoy sends by itself."""
+
+    type: str = ""
+
+
+class HealthCheck(msgspec.Struct, frozen=True):
+    """How Envoy finds out whether a backend is well."""
+
+    active: ActiveCheck | None = None
+
+
 class BackendSettings(msgspec.Struct, frozen=True, rename="camel"):
     """How the cluster of an ext_proc server is set up."""
 
     connection: Connection = Connection()
     circuit_breaker: CircuitBreaker = CircuitBreaker()
+    retry: Retry | None = None
+    health_check: HealthCheck = HealthCheck()
 
 
 class BodyMode(msgspec.Struct, frozen=True):
@@ -151,6 +199,7 @@ class ClientHeaders(msgspec.Struct, frozen=True, rename="camel"):
     """`spec.headers` of a ClientTrafficPolicy."""
 
     early_request_headers: EarlyHeaders = EarlyHeaders()
+    max_request_header_limit: Size | None = None
 
 
 class ConnectionLimit(msgspec.Struct, frozen=True, rename="camel"):
@@ -276,7 +325,15 @@ class PatchPolicySpec(msgspec.Struct, frozen=True, rename="camel"):
     json_patches: list[Patch] = []
 
 
-class PatchPolicy(KubeObject, frozen=True):
+class PatchPolicy(Controlled, frozen=True):
     """An EnvoyPatchPolicy."""
 
     spec: PatchPolicySpec = PatchPolicySpec()
+
+
+class SecurityPolicy(Policy, frozen=True):
+    """A SecurityPolicy."""
+
+
+class Backend(Controlled, frozen=True):
+    """A Backend: an address outside the cluster, or a way to find one."""

@@ -4,16 +4,18 @@ from typing import Any
 
 import msgspec
 
-from pdrouter.doctor.objects.base import KubeObject
+from pdrouter.doctor.objects.base import KubeObject, Selector
+from pdrouter.doctor.objects.status import Controlled
 from pdrouter.doctor.quantities import Seconds
 
 
-class ParentRef(msgspec.Struct, frozen=True):
+class ParentRef(msgspec.Struct, frozen=True, rename="camel"):
     """The Gateway that a route belongs to."""
 
     name: str
     kind: str = "Gateway"
     namespace: str = ""
+    section_name: str = ""
 
 
 class PathMatch(msgspec.Struct, frozen=True):
@@ -94,10 +96,11 @@ class HttpRouteSpec(msgspec.Struct, frozen=True, rename="camel"):
     """`spec` of an HTTPRoute."""
 
     parent_refs: list[ParentRef] = []
+    hostnames: list[str] = []
     rules: list[RouteRule] = []
 
 
-class HttpRoute(KubeObject, frozen=True):
+class HttpRoute(Controlled, frozen=True):
     """An HTTPRoute."""
 
     spec: HttpRouteSpec = HttpRouteSpec()
@@ -126,14 +129,37 @@ class Infrastructure(msgspec.Struct, frozen=True, rename="camel"):
     parameters_ref: ParametersRef | None = None
 
 
+class RouteNamespaces(msgspec.Struct, frozen=True, rename={"origin": "from"}):
+    """The namespaces whose routes a listener takes."""
+
+    origin: str = "Same"
+    selector: Selector | None = None
+
+
+class AllowedRoutes(msgspec.Struct, frozen=True):
+    """The routes that a listener takes."""
+
+    namespaces: RouteNamespaces = RouteNamespaces()
+
+
+class Listener(msgspec.Struct, frozen=True, rename="camel"):
+    """A port that a Gateway listens on."""
+
+    name: str
+    port: int = 0
+    protocol: str = ""
+    allowed_routes: AllowedRoutes = AllowedRoutes()
+
+
 class GatewaySpec(msgspec.Struct, frozen=True, rename="camel"):
     """`spec` of a Gateway."""
 
     gateway_class_name: str = ""
     infrastructure: Infrastructure = Infrastructure()
+    listeners: list[Listener] = []
 
 
-class Gateway(KubeObject, frozen=True):
+class Gateway(Controlled, frozen=True):
     """A Gateway."""
 
     spec: GatewaySpec = GatewaySpec()
@@ -145,7 +171,66 @@ class GatewayClassSpec(msgspec.Struct, frozen=True, rename="camel"):
     parameters_ref: ParametersRef | None = None
 
 
-class GatewayClass(KubeObject, frozen=True):
+class GatewayClass(Controlled, frozen=True):
     """A GatewayClass."""
 
     spec: GatewayClassSpec = GatewayClassSpec()
+
+
+class ServiceTarget(msgspec.Struct, frozen=True, rename="camel"):
+    """A Service that a policy is about."""
+
+    kind: str
+    name: str
+    section_name: str = ""
+
+
+class BackendTlsSpec(msgspec.Struct, frozen=True, rename="camel"):
+    """`spec` of a BackendTLSPolicy."""
+
+    target_refs: list[ServiceTarget] = []
+
+
+class BackendTlsPolicy(Controlled, frozen=True):
+    """A BackendTLSPolicy: Envoy speaks TLS to a Service."""
+
+    spec: BackendTlsSpec = BackendTlsSpec()
+
+
+class GrantedFrom(msgspec.Struct, frozen=True):
+    """Objects that may name others."""
+
+    kind: str
+    namespace: str
+
+
+class GrantedTo(msgspec.Struct, frozen=True):
+    """Objects that may be named; all of the kind without a name."""
+
+    kind: str
+    name: str = ""
+
+
+class GrantSpec(msgspec.Struct, frozen=True, rename={"origins": "from", "targets": "to"}):
+    """`spec` of a ReferenceGrant."""
+
+    origins: list[GrantedFrom] = []
+    targets: list[GrantedTo] = []
+
+
+class ReferenceGrant(KubeObject, frozen=True):
+    """A ReferenceGrant: objects of other namespaces may name some of its own."""
+
+    spec: GrantSpec = GrantSpec()
+
+    def allows(self, kind: str, namespace: str, target: str, name: str) -> bool:
+        """Return whether objects of a kind and namespace may name an object of its namespace."""
+        return any(
+            (origin.kind, origin.namespace) == (kind, namespace) for origin in self.spec.origins
+        ) and any(
+            granted.kind == target and granted.name in ("", name) for granted in self.spec.targets
+        )
+
+
+class InferencePool(Controlled, frozen=True):
+    """An InferencePool (`inference.networking.k8s.io`)."""

@@ -5,13 +5,22 @@ from dataclasses import dataclass
 from pdrouter.doctor.objects.access import ClusterRole, ClusterRoleBinding, Role, RoleBinding
 from pdrouter.doctor.objects.base import KubeObject
 from pdrouter.doctor.objects.envoy_gateway import (
+    Backend,
     BackendPolicy,
     ClientPolicy,
     EnvoyProxy,
     ExtensionPolicy,
     PatchPolicy,
+    SecurityPolicy,
 )
-from pdrouter.doctor.objects.gateway_api import Gateway, GatewayClass, HttpRoute
+from pdrouter.doctor.objects.gateway_api import (
+    BackendTlsPolicy,
+    Gateway,
+    GatewayClass,
+    HttpRoute,
+    InferencePool,
+    ReferenceGrant,
+)
 from pdrouter.doctor.objects.workloads import (
     DaemonSet,
     Deployment,
@@ -75,6 +84,9 @@ KINDS = (
     Kind("GatewayClass", _GATEWAY_API, "v1", "gatewayclasses", GatewayClass, namespaced=False),
     Kind("Gateway", _GATEWAY_API, "v1", "gateways", Gateway),
     Kind("HTTPRoute", _GATEWAY_API, "v1", "httproutes", HttpRoute),
+    Kind("BackendTLSPolicy", _GATEWAY_API, "v1", "backendtlspolicies", BackendTlsPolicy),
+    # Older Gateway APIs serve it in this version only.
+    Kind("ReferenceGrant", _GATEWAY_API, "v1beta1", "referencegrants", ReferenceGrant),
     Kind("EnvoyProxy", _ENVOY_GATEWAY, "v1alpha1", "envoyproxies", EnvoyProxy),
     Kind(
         "EnvoyExtensionPolicy",
@@ -88,6 +100,9 @@ KINDS = (
         "BackendTrafficPolicy", _ENVOY_GATEWAY, "v1alpha1", "backendtrafficpolicies", BackendPolicy
     ),
     Kind("EnvoyPatchPolicy", _ENVOY_GATEWAY, "v1alpha1", "envoypatchpolicies", PatchPolicy),
+    Kind("SecurityPolicy", _ENVOY_GATEWAY, "v1alpha1", "securitypolicies", SecurityPolicy),
+    Kind("Backend", _ENVOY_GATEWAY, "v1alpha1", "backends", Backend),
+    Kind("InferencePool", "inference.networking.k8s.io", "v1", "inferencepools", InferencePool),
     Kind("ModelAdapter", "model.aibrix.ai", "v1alpha1", "modeladapters", ModelAdapter),
 )
 

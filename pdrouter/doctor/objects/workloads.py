@@ -1,5 +1,6 @@
 """Objects that run pods, lead to them or say something of them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -83,6 +84,7 @@ class WorkloadSpec(msgspec.Struct, frozen=True):
     """`spec` of a Deployment or StatefulSet."""
 
     replicas: int = 1
+    selector: Selector | None = None
     template: PodTemplate = PodTemplate()
 
 
@@ -117,12 +119,22 @@ class ServiceSpec(msgspec.Struct, frozen=True):
 
     selector: dict[str, str] = {}
     ports: list[ServicePort] = []
+    type: str = "ClusterIP"
 
 
 class Service(KubeObject, frozen=True):
     """A Service."""
 
     spec: ServiceSpec = ServiceSpec()
+
+    def selects(self, namespace: str, labels: Mapping[str, str]) -> bool:
+        """Return whether a pod with these labels is one of its endpoints."""
+        selector = self.spec.selector
+        return (
+            bool(selector)
+            and self.metadata.namespace == namespace
+            and selector.items() <= labels.items()
+        )
 
 
 class DisruptionBudgetSpec(msgspec.Struct, frozen=True):

@@ -1,0 +1,147 @@
+"""What EnvoyPatchPolicies patch: it must have the names that Envoy Gateway gives."""
+
+import re
+from collections.abc import Iterator
+
+from pdrouter.doctor.findings import Check, Fault, Severity
+from pdrouter.doctor.installation import Installation, find_patched_ext_procs
+from pdrouter.doctor.objects.envoy_gateway import ExtensionPolicy, Patch, PatchPolicy
+from pdrouter.doctor.objects.gateway_api import Gateway, HttpRoute
+from pdrouter.doctor.patches import dig, find_routes
+from pdrouter.doctor.snapshot import Snapshot
+from pdrouter.nearest import find_nearest
+
+_LISTENER_TYPES = (".Listener", ".RouteConfiguration")
+_BY_PORT = re.compile(r"(tcp|udp|http|https|tls)-[0-9]+")
+"""The names of Envoy Gateway's newer scheme, which it has to be told to use."""
+_ROUTE_CLUSTER = re.compile(r"httproute/([^/]+)/([^/]+)/rule/([0-9]+)(?:/.*)?")
+_FILTER = re.compile(r".*/envoyextensionpolicy/([^/]+)/([^/]+)/extproc/([0-9]+)")
+
+
+def _find_unknown_targets(installation: Installation) -> Iterator[Fault]:
+    snapshot = installation.snapshot
+    for policy in snapshot.of(PatchPolicy):
+        for index, patch in enumerate(policy.spec.json_patches):
+            field = f"spec.jsonPatches[{index}].name"
+            if patch.type.endswith(_LISTENER_TYPES):
+                yield from _judge_listener(snapshot, policy, field, patch)
+            elif patch.type.endswith(".Cluster") and patch.operation.path:
+                yield from _judge_cluster(snapshot, policy, field, patch)
+        yield from _judge_filters(snapshot, policy)
+
+
+def _judge_listener(
+    snapshot: Snapshot, policy: PatchPolicy, field: str, patch: Patch
+) -> Iterator[Fault]:
+    """Judge the name of a listener, which is that of its routes too."""
+    target = policy.spec.target_ref
+    if target is None or _BY_PORT.fullmatch(patch.name):
+        return
+    gateways = [
+        gateway
+        for gateway in snapshot.of(Gateway)
+        if target.kind == "GatewayClass"
+        or (gateway.metadata.namespace, gateway.metadata.name)
+        == (policy.metadata.namespace, target.name)
+    ]
+    names = [
+        f"{gateway.metadata.namespace}/{gateway.metadata.name}/{listener.name}"
+        for gateway in gateways
+        for listener in gateway.spec.listeners
+    ]
+    prefix = f"{policy.metadata.namespace}/{target.name}/"
+    right = patch.name in names if names else patch.name.startswith(prefix)
+    if right or (target.kind == "GatewayClass" and not names):
+        return
+    near = find_nearest(patch.name, names)
+    yield Fault(
+        policy.ref,
+        field,
+        f"Envoy Gateway gives no listener or routes the name {patch.name!r}",
+        f"did you mean {near}?" if near else f"name it {', '.join(names) or prefix + 'LISTENER'}",
+    )
+
+
+def _judge_cluster(
+    snapshot: Snapshot, policy: PatchPolicy, field: str, patch: Patch
+) -> Iterator[Fault]:
+    """Judge the name of a cluster that Envoy Gateway makes for a rule of a route."""
+    match = _ROUTE_CLUSTER.fullmatch(patch.name)
+    if match is None:
+        return
+    namespace, name, rule = match.groups()
+    routes = [each for each in snapshot.of(HttpRoute) if each.metadata.namespace == namespace]
+    found = next((each for each in routes if each.metadata.name == name), None)
+    if found is None and snapshot.expects(HttpRoute, namespace):
+        near = find_nearest(name, (each.metadata.name for each in routes))
+        yield Fault(
+            policy.ref,
+            field,
+            f"there is no HTTPRoute {namespace}/{name}, so no cluster {patch.name}",
+            f"did you mean {near}?" if near else "name a route that exists",
+        )
+    elif found is not None and int(rule) >= len(found.spec.rules):
+        yield Fault(
+            policy.ref,
+            field,
+            f"{found.ref} has no rule {rule}",
+            f"name a rule from 0 to {len(found.spec.rules) - 1}",
+        )
+
+
+def _judge_filters(snapshot: Snapshot, policy: PatchPolicy) -> Iterator[Fault]:
+    """Judge the filters that patched routes turn on."""
+    for route in find_routes(policy):
+        for key in dig(route.content, "typed_per_filter_config") or {}:
+            match = _FILTER.fullmatch(key)
+            if match is None:
+                continue
+            namespace, name, index = match.groups()
+            entries = {
+                (each.metadata.namespace, each.metadata.name): len(each.spec.ext_proc)
+                for each in snapshot.of(ExtensionPolicy)
+            }
+            known = [
+                f"{home}/{own}/extproc/{number}"
+                for (home, own), count in entries.items()
+                for number in range(count)
+            ]
+            if known and f"{namespace}/{name}/extproc/{index}" not in known:
+                yield Fault(
+                    route.policy,
+                    f"{route.field}.typed_per_filter_config",
+                    f"no EnvoyExtensionPolicy gives a filter the name {key}",
+                    "the names end in " + ", ".join(known),
+                )
+
+
+def _find_skipped_trailers(installation: Installation) -> Iterator[Fault]:
+    for patched in find_patched_ext_procs(installation.snapshot):
+        mode = patched.text("processing_mode", "request_trailer_mode")
+        if mode != "SEND":
+            yield Fault(
+                patched.policy,
+                f"{patched.field}.processing_mode.request_trailer_mode",
+                f"it is {mode}" if mode else "it is not set: SKIP",
+                "set it to SEND",
+            )
+
+
+CHECKS: tuple[Check[Installation], ...] = (
+    Check(
+        "patch-target-unknown",
+        Severity.ERROR,
+        "A patch names a listener, route or filter that Envoy Gateway does not make.",
+        "The patch has no effect: Envoy Gateway names listeners and their routes "
+        "NAMESPACE/GATEWAY/LISTENER, and filters after their policy.",
+        _find_unknown_targets,
+    ),
+    Check(
+        "request-trailers-skipped",
+        Severity.WARNING,
+        "A patched ext_proc filter does not show the router a request's trailers.",
+        "A request of headers and trailers alone has no body message: the router never decides on "
+        "it, and it goes to the fallback or gets a 503.",
+        _find_skipped_trailers,
+    ),
+)
