@@ -39,8 +39,27 @@ what is wrong with the set-up before a request does: object, field, why it hurts
 kubectl kustomize deploy/overlays/envoy-gateway | pdrouter doctor --manifests -
 ```
 
-`--json` prints the findings as JSON, `--probe` also connects to the pods. It exits 1 if there is an
-error, 0 if there are only warnings, 2 if it was called in a wrong way.
+It takes what controllers say in an object's status as seriously as what the object asks for: every
+condition (`Accepted`, `Programmed`, `ResolvedRefs`) that is not true is a finding, with the message.
+Without the right to list a kind in all namespaces it lists it in that of your context, says so, and
+goes on; `--namespaces` names others. Manifests may leave objects to others: a name that leads nowhere
+is a finding where there are other objects of that kind and namespace. Findings that are alike are one,
+with the number of objects.
+
+The engines of an [endpoints file](configuration.md) are asked themselves:
+
+```bash
+pdrouter doctor --endpoints endpoints.yaml
+```
+
+Each is asked for its models, version and metrics, and over each prefill and each decode engine goes one
+request of one token, as the router would send it: that proves the KV connector, which engines do not
+tell otherwise. Settings that say how legs are written (`AIBRIX_KV_CONNECTOR_TYPE`,
+`PDROUTER_NIXL_MEANS`, `PDROUTER_REWRITE_REMOTE_HOST`) count here too.
+
+`--json` prints the findings as JSON (`objects` has all that are meant), `--probe` also connects to the
+pods of a cluster. It exits 1 if there is an error, 0 if there are only warnings, 2 if it was called in
+a wrong way or cannot read what it was given.
 
 """
 

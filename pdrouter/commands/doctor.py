@@ -8,6 +8,7 @@ from pathlib import Path
 
 import aiohttp
 
+from pdrouter.cluster.endpoints_file import EndpointsInvalid, parse_endpoints
 from pdrouter.cluster.kube_api import (
     KubeApi,
     KubeConfigInvalid,
@@ -15,24 +16,34 @@ from pdrouter.cluster.kube_api import (
     connect_by_kubeconfig,
     connect_in_cluster,
 )
-from pdrouter.doctor.diagnosis import diagnose
+from pdrouter.doctor.asking import ask_engines
+from pdrouter.doctor.diagnosis import Diagnosis, diagnose, diagnose_engines
 from pdrouter.doctor.findings import Severity
 from pdrouter.doctor.live import read_cluster, read_home_namespace
 from pdrouter.doctor.manifests import ManifestsUnreadable, read_manifests
 from pdrouter.doctor.report import render_json, render_text
 from pdrouter.doctor.snapshot import Snapshot
+from pdrouter.engines.registry import CONNECTOR_NAMES, ENGINES, Connectors
+from pdrouter.settings import Settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument(
+    subjects = parser.add_mutually_exclusive_group()
+    subjects.add_argument(
         "--manifests",
         nargs="+",
         metavar="PATH",
         help="read these files or directories, or the standard input (-), instead of a cluster: "
         "kubectl kustomize DIR | pdrouter doctor --manifests -",
     )
-    parser.add_argument(
+    subjects.add_argument(
+        "--endpoints",
+        metavar="FILE",
+        help="ask the engines of an endpoints file instead: what they serve, and whether each "
+        "prefill engine hands its blocks to a decode engine (a request of one token)",
+    )
+    subjects.add_argument(
         "--kubeconfig",
         metavar="FILE",
         help="how to reach the cluster (default: KUBECONFIG, then ~/.kube/config, then the service "
@@ -55,25 +66,47 @@ def run(options: argparse.Namespace) -> int:
 
     Returns:
         0 if there is no error among the findings (warnings may be), 1 if there is one or the
-        cluster cannot be read, 2 if the manifests cannot be read.
+        cluster cannot be read, 2 if the manifests or the endpoints file cannot be read.
     """
     try:
-        snapshot = _read(options)
-    except ManifestsUnreadable as error:
+        diagnosis = _diagnose(options)
+    except (ManifestsUnreadable, EndpointsInvalid) as error:
         print(f"pdrouter doctor: {error}", file=sys.stderr)
         return 2
     except (KubeConfigInvalid, KubeRefused, aiohttp.ClientError, OSError) as error:
         print(f"pdrouter doctor: {error or type(error).__name__}", file=sys.stderr)
         return 1
-    diagnosis = diagnose(snapshot)
     print((render_json if options.json else render_text)(diagnosis), end="")
     return 1 if diagnosis.count(Severity.ERROR) else 0
 
 
-def _read(options: argparse.Namespace) -> Snapshot:
+def _diagnose(options: argparse.Namespace) -> Diagnosis:
+    if options.endpoints:
+        return _ask_engines(Path(options.endpoints))
     if options.manifests:
-        return read_manifests(options.manifests, sys.stdin)
-    return asyncio.run(_read_cluster(options))
+        return diagnose(read_manifests(options.manifests, sys.stdin))
+    return diagnose(asyncio.run(_read_cluster(options)))
+
+
+def _ask_engines(path: Path) -> Diagnosis:
+    """Judge the engines of a file; both legs are written as the router would write them here.
+
+    Raises:
+        EndpointsInvalid: the file cannot be read.
+    """
+    settings = Settings.load(os.environ, {})
+    connectors = Connectors(
+        settings.kv_connector, settings.nixl_means, settings.rewrite_remote_host
+    )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EndpointsInvalid(f"{path}: {error}") from None
+    try:
+        pods = parse_endpoints(text, ENGINES, CONNECTOR_NAMES)
+    except EndpointsInvalid as error:
+        raise EndpointsInvalid(f"{path}: {error}") from None
+    return diagnose_engines(asyncio.run(ask_engines(pods, connectors)))
 
 
 async def _read_cluster(options: argparse.Namespace) -> Snapshot:

@@ -1,13 +1,16 @@
-"""The doctor's judgement of a snapshot."""
+"""The doctor's judgement of an installation, or of the engines of an endpoints file."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
+from pdrouter.doctor.checks.endpoints import ENDPOINT_CHECKS
 from pdrouter.doctor.findings import Check, Fault, Finding, Severity, Subject
 from pdrouter.doctor.installation import Installation
 from pdrouter.doctor.registry import CHECKS
 from pdrouter.doctor.snapshot import Snapshot
+from pdrouter.doctor.survey import Survey
 
 _MANY = 5
 """So many faults of one field are told apart; more are one finding, whatever their words."""
@@ -20,10 +23,12 @@ class Diagnosis:
     Attributes:
         findings: the worst first.
         notes: what could not be looked at.
+        facts: what was seen, where that is worth a line.
     """
 
     findings: tuple[Finding, ...]
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    facts: tuple[str, ...] = ()
 
     def count(self, severity: Severity) -> int:
         """Return the number of findings of a severity."""
@@ -34,6 +39,29 @@ def diagnose(snapshot: Snapshot) -> Diagnosis:
     """Run every check on a snapshot."""
     installation = Installation.examine(snapshot)
     return Diagnosis(run_checks(CHECKS, installation), (*snapshot.notes, *_note_gaps(installation)))
+
+
+def diagnose_engines(survey: Survey) -> Diagnosis:
+    """Run every check on the engines of an endpoints file."""
+    return Diagnosis(run_checks(ENDPOINT_CHECKS, survey), facts=tuple(_describe_engines(survey)))
+
+
+def _describe_engines(survey: Survey) -> Iterator[str]:
+    """Say of each engine that answers what it is, and of each pair that works that it does."""
+    for pod in survey.pods:
+        answers = survey.answers[pod.address]
+        card = answers.find(pod.model)
+        if card is not None:
+            words = [f"{pod.address} serves {pod.model} ({pod.role})"]
+            words += [" ".join(filter(None, (answers.software, answers.version)))]
+            words += [f"{card.max_model_len} tokens"] if card.max_model_len else []
+            yield ", ".join(filter(None, words))
+    for trial in survey.trials:
+        if trial.failed is None:
+            yield (
+                f"{trial.decode.address} decoded what {trial.prefill.address} had prefilled "
+                f"({trial.prefill.model})"
+            )
 
 
 def run_checks(checks: Iterable[Check[Subject]], subject: Subject) -> tuple[Finding, ...]:
@@ -79,7 +107,8 @@ def _note_gaps(installation: Installation) -> list[str]:
 def describe_findings() -> str:
     """Return the table of all findings in Markdown."""
     lines = ["| Code | Severity | Meaning | Why it hurts |", "|---|---|---|---|"]
+    checks: list[Check[Any]] = [*CHECKS, *ENDPOINT_CHECKS]
     lines += [
-        f"| `{check.code}` | {check.severity} | {check.meaning} | {check.why} |" for check in CHECKS
+        f"| `{check.code}` | {check.severity} | {check.meaning} | {check.why} |" for check in checks
     ]
     return "\n".join(lines) + "\n"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pdrouter.doctor.objects.base import ObjectRef
-from pdrouter.doctor.objects.envoy_gateway import PatchPolicy
+from pdrouter.doctor.objects.envoy_gateway import Patch, PatchPolicy
 from pdrouter.doctor.quantities import Seconds
 
 _HUMP = re.compile(r"(?<=[a-z0-9])[A-Z]")
@@ -75,12 +75,55 @@ def find_ext_procs(policy: PatchPolicy) -> Iterator[Patched]:
 
 
 def _messages(policy: PatchPolicy) -> Iterator[Patched]:
+    """Yield what a policy adds; what it then patches in that is a part of it."""
+    added: list[tuple[Patch, str, Any]] = []
     for index, patch in enumerate(policy.spec.json_patches):
         operation = patch.operation
-        if operation.op in {"add", "replace"}:
-            field = f"spec.jsonPatches[{index}].operation.value"
-            value = _name_as_protobuf(operation.value)
-            yield from _unfold(policy.ref, patch.type, field, value)
+        if operation.op not in {"add", "replace"}:
+            continue
+        value = _name_as_protobuf(operation.value)
+        for earlier, _, content in reversed(added):
+            if _is_within(patch, earlier):
+                rest = operation.path[len(earlier.operation.path) + 1 :]
+                _insert(content, [_unescape(each) for each in rest.split("/")], value)
+                break
+        else:
+            added.append((patch, f"spec.jsonPatches[{index}].operation.value", value))
+    for patch, field, value in added:
+        yield from _unfold(policy.ref, patch.type, field, value)
+
+
+def _is_within(patch: Patch, earlier: Patch) -> bool:
+    """Return whether a patch changes what an earlier one has added."""
+    parent = earlier.operation.path
+    return (
+        (patch.type, patch.name) == (earlier.type, earlier.name)
+        and bool(parent)
+        and patch.operation.path.startswith(f"{parent}/")
+    )
+
+
+def _insert(content: Any, names: list[str], value: Any) -> None:  # noqa: ANN401 - any JSON value
+    """Put a value into a message, with the objects on the way to it, as Envoy Gateway does."""
+    *parents, last = names
+    for name in parents:
+        if isinstance(content, list):
+            content = content[int(name)] if _is_index(name, content) else None
+        elif isinstance(content, dict):
+            content = content.setdefault(name, {})
+    if isinstance(content, dict):
+        content[last] = value
+    elif isinstance(content, list) and _is_index(last, content):
+        content[int(last)] = value
+
+
+def _is_index(name: str, values: list[Any]) -> bool:
+    return name.isdecimal() and int(name) < len(values)
+
+
+def _unescape(name: str) -> str:
+    """Return a name as it stands in a JSON pointer, without its escapes."""
+    return _HUMP.sub(_lower_hump, name.replace("~1", "/").replace("~0", "~"))
 
 
 def _unfold(policy: ObjectRef, kind: str, field: str, value: Any) -> Iterator[Patched]:  # noqa: ANN401 - any JSON value
@@ -106,9 +149,13 @@ def _name_as_protobuf(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     """
     if isinstance(value, dict):
         return {
-            _HUMP.sub(lambda hump: "_" + hump.group().lower(), str(name)): _name_as_protobuf(member)
+            _HUMP.sub(_lower_hump, str(name)): _name_as_protobuf(member)
             for name, member in value.items()
         }
     if isinstance(value, list):
         return [_name_as_protobuf(member) for member in value]
     return value
+
+
+def _lower_hump(hump: re.Match[str]) -> str:
+    return "_" + hump.group().lower()

@@ -16,6 +16,8 @@ _NAMED = 5
 def render_text(diagnosis: Diagnosis) -> str:
     """Return the report for people."""
     parts = [_render_finding(finding) for finding in diagnosis.findings]
+    if diagnosis.facts:
+        parts.append("\n".join(diagnosis.facts))
     parts += [_wrap("note", note, "") for note in diagnosis.notes]
     errors, warnings = (diagnosis.count(severity) for severity in Severity)
     parts.append(f"{_plural(errors, 'error')}, {_plural(warnings, 'warning')}")
@@ -43,6 +45,7 @@ def render_json(diagnosis: Diagnosis) -> str:
             for finding in diagnosis.findings
         ],
         "notes": diagnosis.notes,
+        "facts": diagnosis.facts,
     }
     return msgspec.json.format(msgspec.json.encode(report), indent=2).decode() + "\n"
 

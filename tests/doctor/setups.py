@@ -93,7 +93,10 @@ def put(name: str, path: str, value: Any) -> Change:
 
     def change(documents: Documents) -> None:
         parent, key = _walk(find(documents, name), path)
-        parent[key] = value
+        if isinstance(parent, list) and key == len(parent):
+            parent.append(value)
+        else:
+            parent[key] = value
 
     return change
 

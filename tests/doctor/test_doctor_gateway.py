@@ -256,6 +256,27 @@ HARMLESS: dict[str, tuple[str, list[Change]]] = {
             put("HTTPRoute/llm", "spec hostnames", ["b.example"]),
         ],
     ),
+    "a filter that a further patch turns on": (
+        "original_dst",
+        [
+            drop("EnvoyPatchPolicy", "spec jsonPatches 1 operation value typed_per_filter_config"),
+            put(
+                "EnvoyPatchPolicy",
+                "spec jsonPatches 2",
+                {
+                    "type": "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
+                    "name": "default/llm/http",
+                    "operation": {
+                        "op": "add",
+                        "path": "/virtual_hosts/0/routes/0/typedPerFilterConfig/"
+                        "envoy.filters.http.ext_proc~1envoyextensionpolicy~1default~1router~1"
+                        "extproc~10",
+                        "value": {"config": {}},
+                    },
+                },
+            ),
+        ],
+    ),
     "health checks over TLS that offer HTTP/2": (
         "endpoint_override",
         [*SPEAKS_TLS, put("EnvoyProxy", "spec backendTLS", {"alpnProtocols": ["h2"]})],

@@ -1,0 +1,290 @@
+"""The doctor on an endpoints file: what engines say of themselves, and whether they pair."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from aiohttp import web
+from certificates import issue
+from loopback import hang, listen, reset
+
+from pdrouter.cli import main
+from pdrouter.cluster.endpoints_file import parse_endpoints
+from pdrouter.doctor.asking import ask_engines
+from pdrouter.doctor.checks.endpoints import ENDPOINT_CHECKS
+from pdrouter.doctor.diagnosis import Diagnosis, diagnose_engines
+from pdrouter.engines.registry import CONNECTOR_NAMES, ENGINES, Connectors
+from pdrouter.simulation.config import EngineConfig
+from pdrouter.simulation.engine import SimulatedEngine
+from pdrouter.simulation.faults import Fault
+
+MODEL = "llama"
+
+
+def describe(*rolesets: Mapping[str, list[str]], whole: list[str] | None = None) -> str:
+    """An endpoints file."""
+    model: dict[str, Any] = {"name": MODEL}
+    if rolesets:
+        model["rolesets"] = [
+            {"name": f"set-{number}", **roleset} for number, roleset in enumerate(rolesets)
+        ]
+    if whole:
+        model["endpoints"] = whole
+    return yaml.safe_dump({"models": [model]})
+
+
+async def examine(text: str) -> Diagnosis:
+    pods = parse_endpoints(text, ENGINES, CONNECTOR_NAMES)
+    return diagnose_engines(await ask_engines(pods, Connectors()))
+
+
+def found(diagnosis: Diagnosis) -> dict[str, str]:
+    """Problem and fix by code."""
+    return {
+        each.check.code: f"{each.fault.problem} {each.fault.fix}" for each in diagnosis.findings
+    }
+
+
+@asynccontextmanager
+async def run(*configs: EngineConfig, faults: tuple[Fault, ...] = ()) -> AsyncIterator[list[str]]:
+    """Run engines; their addresses."""
+    async with AsyncExitStack() as stack:
+        engines = [
+            await stack.enter_async_context(SimulatedEngine(config, *faults)) for config in configs
+        ]
+        yield [engine.address for engine in engines]
+
+
+def engine(role: str, **options: Any) -> EngineConfig:
+    return EngineConfig(**{"role": role, "models": (MODEL,), "itl_ms": 0.0, **options})
+
+
+@asynccontextmanager
+async def answer(pages: Mapping[str, tuple[int, str]]) -> AsyncIterator[str]:
+    """Run a server with these pages, by path; its address."""
+
+    async def show(request: web.Request) -> web.Response:
+        status, text = pages.get(request.path, (404, "nothing here"))
+        return web.Response(status=status, text=text)
+
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", show)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        host, port = runner.addresses[0][:2]
+        yield f"{host}:{port}"
+    finally:
+        await runner.cleanup()
+
+
+def list_models(**card: Any) -> tuple[int, str]:
+    return 200, json.dumps({"data": [{"id": MODEL, **card}]})
+
+
+async def test_engines_that_work_are_described_and_nothing_is_found() -> None:
+    configs = [engine("prefill"), engine("prefill"), engine("decode")]
+    async with run(*configs, engine("both")) as (one, two, decode, whole):
+        diagnosis = await examine(
+            describe({"prefill": [one, two], "decode": [decode]}, whole=[whole])
+        )
+
+    assert diagnosis.findings == ()
+    assert f"{one} serves llama (prefill), vllm" in diagnosis.facts[1]
+    assert "32768 tokens" in diagnosis.facts[0]
+    # Each prefill engine is tried.
+    assert {fact for fact in diagnosis.facts if "decoded what" in fact} == {
+        f"{decode} decoded what {prefill} had prefilled (llama)" for prefill in (one, two)
+    }
+
+
+async def test_an_engine_that_does_not_run_is_found() -> None:
+    async with run(engine("both")) as (address,):
+        pass
+
+    diagnosis = await examine(describe(whole=[address]))
+
+    assert "Connection refused" in found(diagnosis)["engine-unreachable"]
+    assert diagnosis.facts == ()
+
+
+@pytest.mark.parametrize("talk", [reset, hang], ids=["resets", "hangs"])
+async def test_an_engine_that_gives_no_answer_is_found(
+    talk: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pdrouter.doctor.asking._ASK_S", 0.2)
+    monkeypatch.setattr("pdrouter.doctor.asking._CONNECT_S", 0.2)
+    async with listen(talk) as server:
+        diagnosis = await examine(describe(whole=[server.address]))
+
+    assert set(found(diagnosis)) == {"engine-unreachable"}
+
+
+async def test_an_engine_that_speaks_tls_is_named_so(tmp_path: Path) -> None:
+    context = issue(tmp_path, "engine").context()
+    server = await asyncio.start_server(
+        lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=context
+    )
+    host, port = server.sockets[0].getsockname()
+    async with server:
+        diagnosis = await examine(describe(whole=[f"{host}:{port}"]))
+
+    assert "it speaks TLS, and no plain HTTP" in found(diagnosis)["engine-unreachable"]
+
+
+@pytest.mark.parametrize(
+    ("pages", "code", "words"),
+    [
+        ({}, "engine-not-openai", "answers GET /v1/models with 404"),
+        ({"/v1/models": (500, "")}, "engine-not-openai", "with 500"),
+        ({"/v1/models": (302, "")}, "engine-not-openai", "with 302"),
+        ({"/v1/models": (401, "")}, "engine-locked", "it asks for a key"),
+        ({"/v1/models": (200, "not json")}, "engine-other-model", "it serves no model"),
+        ({"/v1/models": (200, '{"data": []}')}, "engine-other-model", "it serves no model"),
+        (
+            {"/v1/models": (200, '{"data": [{"id": "lama"}]}')},
+            "engine-other-model",
+            "it serves lama, not llama did you mean lama?",
+        ),
+        (
+            {"/v1/models": (200, '{"data": [{"id": "/models/8b"}]}')},
+            "engine-other-model",
+            "--served-model-name llama",
+        ),
+        (
+            {"/v1/models": list_models(), "/metrics": (200, "# x\nsglang:num_running_reqs 0\n")},
+            "engine-other-software",
+            "the file says vllm; by its metrics it is sglang",
+        ),
+    ],
+)
+async def test_an_engine_that_is_not_what_the_file_says_is_found(
+    pages: dict[str, tuple[int, str]], code: str, words: str
+) -> None:
+    async with answer(pages) as address:
+        diagnosis = await examine(describe(whole=[address]))
+
+    (finding,) = diagnosis.findings
+    assert finding.check.code == code
+    assert words in found(diagnosis)[code]
+    assert finding.fault.field.startswith("models[llama]")
+
+
+async def test_engines_of_a_roleset_that_differ_are_found() -> None:
+    old = {
+        "/v1/models": list_models(max_model_len=4096, root="/models/a"),
+        "/version": (200, '{"version": "0.11.0"}'),
+    }
+    new = {
+        "/v1/models": list_models(max_model_len=8192, root="/models/b"),
+        "/version": (200, '{"version": "0.33.0"}'),
+    }
+    async with answer(old) as first, answer(new) as second:
+        diagnosis = await examine(describe(whole=[first, second]))
+
+    assert set(found(diagnosis)) == {
+        "engine-lengths-differ",
+        "engine-weights-differ",
+        "engine-versions-differ",
+    }
+    assert f"4096: both {first}; 8192: both {second}" in found(diagnosis)["engine-lengths-differ"]
+
+
+async def test_engines_of_two_rolesets_may_differ() -> None:
+    configs = [
+        engine(role, max_model_len=size) for size in (512, 1024) for role in ("prefill", "decode")
+    ]
+    async with run(*configs) as (one, two, three, four):
+        diagnosis = await examine(
+            describe({"prefill": [one], "decode": [two]}, {"prefill": [three], "decode": [four]})
+        )
+
+    assert diagnosis.findings == ()
+
+
+async def test_a_prefill_engine_without_a_connector_is_found() -> None:
+    async with run(
+        engine("prefill", kv_connector="none"), engine("decode", kv_connector="none")
+    ) as (
+        prefill,
+        decode,
+    ):
+        diagnosis = await examine(describe({"prefill": [prefill], "decode": [decode]}))
+
+    assert set(found(diagnosis)) == {"kv-connector-silent"}
+    assert "--kv-transfer-config" in found(diagnosis)["kv-connector-silent"]
+
+
+async def test_addresses_that_seem_to_be_exchanged_are_found() -> None:
+    async with run(engine("decode", kv_connector="none"), engine("prefill")) as (prefill, decode):
+        diagnosis = await examine(describe({"prefill": [prefill], "decode": [decode]}))
+
+    assert f"but {decode} hands over blocks" in found(diagnosis)["kv-connector-silent"]
+    assert "exchanged" in found(diagnosis)["kv-connector-silent"]
+
+
+async def test_an_engine_that_fails_a_leg_is_found_with_its_words() -> None:
+    async with run(engine("prefill")) as (good,), answer({"/v1/models": list_models()}) as odd:
+        decode_fails = await examine(describe({"prefill": [good], "decode": [odd]}))
+        prefill_fails = await examine(describe({"prefill": [odd], "decode": [good]}))
+
+    assert (
+        f"with blocks of {good}, it answers 404: nothing here"
+        in found(decode_fails)["decode-leg-failed"]
+    )
+    assert "it answers 404: nothing here" in found(prefill_fails)["kv-connector-silent"]
+
+
+async def test_a_roleset_with_one_role_is_found() -> None:
+    async with run(engine("prefill"), engine("both")) as (prefill, whole):
+        diagnosis = await examine(describe({"prefill": [prefill]}, whole=[whole]))
+
+    assert "but no decode engines" in found(diagnosis)["engine-roleset-half"]
+
+
+async def test_the_command_asks_the_engines_of_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "endpoints.yaml"
+    async with run(engine("prefill"), engine("decode")) as (prefill, decode):
+        file.write_text(describe({"prefill": [prefill], "decode": [decode]}))
+        assert await asyncio.to_thread(main, ["doctor", "--endpoints", str(file)]) == 0
+        text = capsys.readouterr().out
+        assert f"{decode} decoded what {prefill} had prefilled (llama)" in text
+        assert text.endswith("0 errors, 0 warnings\n")
+
+    assert await asyncio.to_thread(main, ["doctor", "--json", "--endpoints", str(file)]) == 1
+    assert json.loads(capsys.readouterr().out)["errors"] == 2
+
+
+@pytest.mark.parametrize("content", [None, "models: [", "models: []\nmodel: x"])
+def test_a_file_that_is_no_endpoints_file_gives_exit_code_2(
+    tmp_path: Path, content: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "endpoints.yaml"
+    if content is not None:
+        file.write_text(content)
+
+    assert main(["doctor", "--endpoints", str(file)]) == 2
+    assert "endpoints.yaml" in capsys.readouterr().err
+
+
+def test_only_one_thing_is_looked_at_at_a_time() -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(["doctor", "--endpoints", "a.yaml", "--manifests", "b.yaml"])
+
+    assert raised.value.code == 2
+
+
+def test_every_check_of_engines_has_a_case() -> None:
+    source = Path(__file__).read_text()
+
+    for check in ENDPOINT_CHECKS:
+        assert f'"{check.code}"' in source
