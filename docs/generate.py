@@ -40,11 +40,11 @@ kubectl kustomize deploy/overlays/envoy-gateway | pdrouter doctor --manifests -
 ```
 
 It takes what controllers say in an object's status as seriously as what the object asks for: every
-condition (`Accepted`, `Programmed`, `ResolvedRefs`) that is not true is a finding, with the message.
-Without the right to list a kind in all namespaces it lists it in that of your context, says so, and
-goes on; `--namespaces` names others. Manifests may leave objects to others: a name that leads nowhere
-is a finding where there are other objects of that kind and namespace. Findings that are alike are one,
-with the number of objects.
+condition (`Accepted`, `Programmed`, `ResolvedRefs`) that is not true is a finding, with the
+message. Without the right to list a kind in all namespaces it lists it in that of your context,
+says so, and goes on; `--namespaces` names others. Manifests may leave objects to others: a name
+that leads nowhere is a finding where there are other objects of that kind and namespace. Findings
+that are alike are one, with the number of objects.
 
 The engines of an [endpoints file](configuration.md) are asked themselves:
 
@@ -52,14 +52,14 @@ The engines of an [endpoints file](configuration.md) are asked themselves:
 pdrouter doctor --endpoints endpoints.yaml
 ```
 
-Each is asked for its models, version and metrics, and over each prefill and each decode engine goes one
-request of one token, as the router would send it: that proves the KV connector, which engines do not
-tell otherwise. Settings that say how legs are written (`AIBRIX_KV_CONNECTOR_TYPE`,
+Each is asked for its models, version and metrics, and over each prefill and each decode engine
+goes one request of one token, as the router would send it: that proves the KV connector, which
+engines do not tell otherwise. Settings that say how legs are written (`AIBRIX_KV_CONNECTOR_TYPE`,
 `PDROUTER_NIXL_MEANS`, `PDROUTER_REWRITE_REMOTE_HOST`) count here too.
 
-`--json` prints the findings as JSON (`objects` has all that are meant), `--probe` also connects to the
-pods of a cluster. It exits 1 if there is an error, 0 if there are only warnings, 2 if it was called in
-a wrong way or cannot read what it was given.
+`--json` prints the findings as JSON (`objects` has all that are meant), `--probe` also connects to
+the pods of a cluster. It exits 1 if there is an error, 0 if there are only warnings, 2 if it was
+called in a wrong way or cannot read what it was given.
 
 """
 
