@@ -3,7 +3,7 @@
 from pdrouter.extproc.messages import Headers, ImmediateReply
 from pdrouter.extproc.record import RequestRecord
 from pdrouter.extproc.request_ids import pair_ids
-from pdrouter.openai.errors import RequestRejected
+from pdrouter.openai.errors import RequestRejected, is_anthropic
 from pdrouter.prefill.client import EngineAnswer
 
 _JSON = ("content-type", "application/json")
@@ -17,9 +17,12 @@ def answer(body: bytes, record: RequestRecord) -> ImmediateReply:
 
 
 def refuse(rejected: RequestRejected, record: RequestRecord) -> ImmediateReply:
-    """Return an error of the router's own."""
+    """Return an error of the router's own, in the dialect of the request's path."""
     headers = (_JSON, *rejected.headers, *_name(record))
-    return ImmediateReply(rejected.status, headers, rejected.body(), _describe(rejected.code))
+    if is_anthropic(record.path):
+        headers = (*headers, ("request-id", record.request_id))
+    body = rejected.body(record.path, record.request_id)
+    return ImmediateReply(rejected.status, headers, body, _describe(rejected.code))
 
 
 def pass_refusal(answer: EngineAnswer, explanation: Headers) -> ImmediateReply:

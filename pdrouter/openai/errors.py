@@ -1,4 +1,4 @@
-"""Errors in the OpenAI envelope."""
+"""Errors in the envelope that the clients of a path understand: OpenAI's or Anthropic's."""
 
 import msgspec
 
@@ -12,6 +12,21 @@ _TYPES = {
     429: "rate_limit_error",
     503: "overloaded_error",
 }
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+
+ANTHROPIC_PATH = "/v1/messages"
+"""This path and those below it are of Anthropic's API."""
 
 
 class RequestRejected(Exception):
@@ -40,9 +55,21 @@ class RequestRejected(Exception):
         self.param = param
         self.headers = headers
 
-    def body(self) -> bytes:
-        """Return the JSON body of the answer."""
+    def body(self, path: str = "", request_id: str = "") -> bytes:
+        """Return the JSON body of the answer.
+
+        Args:
+            path: path of the request, without query string.
+            request_id: id of the request.
+        """
+        if is_anthropic(path):
+            return encode_anthropic_error(self.status, self.message, request_id)
         return encode_error(self.status, self.code, self.message, self.param)
+
+
+def is_anthropic(path: str) -> bool:
+    """Return whether the clients of a path speak Anthropic's API."""
+    return path == ANTHROPIC_PATH or path.startswith(ANTHROPIC_PATH + "/")
 
 
 def encode_error(status: int, code: str | None, message: str, param: str | None = None) -> bytes:
@@ -51,7 +78,18 @@ def encode_error(status: int, code: str | None, message: str, param: str | None 
     The types are those that aibrix gives (503 is `overloaded_error`, other 5xx `api_error`), which
     are also those of the OpenAI and Anthropic SDKs.
     """
-    error_type = _TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
+    error_type = _TYPES.get(status, _find_general_type(status))
     return msgspec.json.encode(
         {"error": {"message": message, "type": error_type, "param": param, "code": code}}
     )
+
+
+def encode_anthropic_error(status: int, message: str, request_id: str) -> bytes:
+    """Return `{"type": "error", "error": {type, message}, request_id}`, as Anthropic's API does."""
+    error_type = _ANTHROPIC_TYPES.get(status, _find_general_type(status))
+    error = {"type": error_type, "message": message}
+    return msgspec.json.encode({"type": "error", "error": error, "request_id": request_id})
+
+
+def _find_general_type(status: int) -> str:
+    return "api_error" if status >= 500 else "invalid_request_error"

@@ -275,6 +275,31 @@ async def test_errors_of_envoy_have_the_shape_of_the_api(
     assert (error["type"], error["code"], error["param"]) == (error_type, code, None)
 
 
+@pytest.mark.parametrize("path", ["/v1/messages?beta=true", "/v1/messages/count_tokens"])
+@pytest.mark.parametrize(
+    ("headers", "size", "status", "error_type"),
+    [
+        ({"x-target": "127.0.0.1:1"}, 2, 503, "overloaded_error"),
+        ({"x-router": "fail"}, 2, 503, "overloaded_error"),
+        ({"x-router": "wait"}, 2, 504, "timeout_error"),
+        ({}, MIB, 413, "request_too_large"),
+        ({"connection": "upgrade", "upgrade": "websocket"}, 2, 403, "permission_error"),
+    ],
+    ids=["pod refuses", "router fails", "router waits", "large", "upgrade"],
+)
+async def test_errors_of_envoy_on_anthropics_paths_have_anthropics_shape(
+    stack: Stack, path: str, headers: dict[str, str], size: int, status: int, error_type: str
+) -> None:
+    headers = {**headers, "x-request-id": "an-id"}
+    async with connect(stack.envoy) as client:
+        response = await client.post(path, content=b"x" * size, headers=headers)
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/json"
+    body = response.json()
+    assert body["error"].pop("message")
+    assert body == {"type": "error", "error": {"type": error_type}, "request_id": "an-id"}
+
+
 @pytest.mark.parametrize("status", [400, 413, 429, 503, 504])
 async def test_answers_of_the_router_stay_as_they_are(stack: Stack, status: int) -> None:
     async with connect(stack.envoy) as client:

@@ -184,11 +184,22 @@ def expect_whole(
 def expect_error(
     response: httpx.Response, status: int, code: str, param: str | None = None
 ) -> dict[str, Any]:
-    """Check that a response is an error in the OpenAI envelope; return the error."""
+    """Check that a response is an error in the envelope of its path; return the error.
+
+    Anthropic's envelope has neither the code nor the parameter.
+    """
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"
     assert response.headers["x-request-id"]
     body = response.json()
+    if response.request.url.path.startswith("/v1/messages"):
+        assert body.keys() == {"type", "error", "request_id"}
+        assert body["type"] == "error"
+        assert body["request_id"] == response.headers["request-id"]
+        said: dict[str, Any] = body["error"]
+        assert said.keys() == {"type", "message"}
+        assert said["message"]
+        return said
     assert body.keys() == {"error"}
     error: dict[str, Any] = body["error"]
     assert error.keys() == {"message", "type", "param", "code"}
