@@ -15,8 +15,10 @@ from benchmarks.routing.baselines import (
 )
 from benchmarks.routing.cluster.model import Hardware
 from benchmarks.routing.cluster.router_replica import RouterOptions
+from pdrouter.routing.combination import PolicyBook
 from pdrouter.routing.decision import Strategy
 from pdrouter.routing.pd import PrefillDecode
+from pdrouter.routing.policy import DecodePolicy, PrefillPolicy
 from pdrouter.routing.registry import create_strategies
 
 OURS = "pdrouter"
@@ -51,25 +53,30 @@ def _use(prefill: str, decode: str) -> Callable[[Hardware], Strategy]:
     return create
 
 
+def _pair(prefill: PrefillPolicy, decode: DecodePolicy) -> Strategy:
+    """Return the `pd` strategy with two policies."""
+    return PrefillDecode(PolicyBook.of(prefill), PolicyBook.of(decode))
+
+
 def _create_mooncake(hardware: Hardware) -> Strategy:
-    return PrefillDecode(MooncakeStyle(hardware.prefill.run), FewestDecodes())
+    return _pair(MooncakeStyle(hardware.prefill.run), FewestDecodes())
 
 
 CONTENDERS: Mapping[str, Contender] = MappingProxyType(
     {
         contender.name: contender
         for contender in (
-            Contender("random", lambda _: PrefillDecode(Anyone(), Anyone())),
+            Contender("random", lambda _: _pair(Anyone(), Anyone())),
             Contender(
                 "power-of-two",
-                lambda _: PrefillDecode(BetterOfTwoPrefills(), BetterOfTwoDecodes()),
+                lambda _: _pair(BetterOfTwoPrefills(), BetterOfTwoDecodes()),
             ),
-            Contender("least-request", lambda _: PrefillDecode(FewestPrefills(), FewestDecodes())),
+            Contender("least-request", lambda _: _pair(FewestPrefills(), FewestDecodes())),
             Contender(AIBRIX, _use("prefix_cache", "load_balancing")),
             Contender("aibrix-conductor", _use("conductor", "conductor")),
             Contender(
                 "sglang-cache-aware",
-                lambda _: PrefillDecode(SGLangCacheAware(), BetterOfTwoDecodes()),
+                lambda _: _pair(SGLangCacheAware(), BetterOfTwoDecodes()),
             ),
             Contender("mooncake", _create_mooncake, index_follows_caches=True),
             Contender(OURS, _use("ttft", "kv_capacity"), index_follows_caches=True),

@@ -3,10 +3,14 @@
 import math
 from collections.abc import Collection, Sequence
 from random import Random
+from typing import NamedTuple
+
+from msgspec import structs
 
 from pdrouter.cluster.pods import PairingKey, Pod, Role
 from pdrouter.cluster.view import ModelPods
 from pdrouter.routing.bucketing import apply_buckets, apply_buckets_whole, is_for
+from pdrouter.routing.combination import PolicyBook
 from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts
 from pdrouter.routing.filters import keep_partners, keep_selected, keep_untried
 from pdrouter.routing.picker import pick_lowest
@@ -18,23 +22,42 @@ _PREFILL_FLOOR = 1.0
 _DECODE_FLOOR = 0.01
 
 
+class _Policies(NamedTuple):
+    """What a request is decided by.
+
+    Attributes:
+        prefill: scores prefill pods.
+        decode: scores decode pods.
+        complaints: what is wrong with what the model asks for, for people.
+    """
+
+    prefill: PrefillPolicy
+    decode: DecodePolicy
+    complaints: tuple[str, ...]
+
+
 class PrefillDecode:
     """Disaggregates what can be split; a decode pod serves the rest whole.
 
     A policy scores each leg's candidates. Within a roleset the best of both are a pair; among
-    rolesets, the pair with the lowest sum of scores wins, each as a share of the highest.
+    rolesets, the pair with the lowest sum of scores wins, each as a share of the highest. A model's
+    profile may ask for other policies than the operator's.
     """
 
     name = "pd"
 
     def __init__(
-        self, prefill: PrefillPolicy, decode: DecodePolicy, *, bucketing: bool = False
+        self,
+        prefill: PolicyBook[PrefillPolicy],
+        decode: PolicyBook[DecodePolicy],
+        *,
+        bucketing: bool = False,
     ) -> None:
         """Set up the strategy.
 
         Args:
-            prefill: policy for prefill pods.
-            decode: policy for decode pods.
+            prefill: policies for prefill pods.
+            decode: policies for decode pods.
             bucketing: whether pods say in their configuration which prompt lengths they are for.
         """
         self._prefill = prefill
@@ -43,7 +66,20 @@ class PrefillDecode:
 
     def decide(self, facts: RoutingFacts, pods: ModelPods, state: RoutingState) -> Decision:
         """Choose a pair, or one pod for a request that is served whole."""
-        request = RoutedRequest(facts, state)
+        policies = self._find_policies(facts)
+        decision = self._decide(policies, RoutedRequest(facts, state), pods)
+        if policies.complaints:
+            decision = structs.replace(decision, notes=(*policies.complaints, *decision.notes))
+        return decision
+
+    def _find_policies(self, facts: RoutingFacts) -> _Policies:
+        prefill, no_prefill = self._prefill.find(facts.prefill_policy)
+        decode, no_decode = self._decode.find(facts.decode_policy)
+        complaints = tuple(complaint for complaint in (no_prefill, no_decode) if complaint)
+        return _Policies(prefill, decode, complaints)
+
+    def _decide(self, policies: _Policies, request: RoutedRequest, pods: ModelPods) -> Decision:
+        facts, state = request.facts, request.state
         pods = keep_selected(pods, facts.selector)
         whole = facts.whole
         if whole is None and not pods.disaggregated:
@@ -51,7 +87,7 @@ class PrefillDecode:
         if whole is not None:
             if self._bucketing:
                 pods = apply_buckets_whole(pods, facts)
-            return self._decide_whole(whole, pods, request)
+            return _decide_whole(policies.decode, whole, pods, request)
         if self._bucketing:
             bucketed = apply_buckets(pods, facts, state)
             if isinstance(bucketed, Decision):
@@ -60,50 +96,16 @@ class PrefillDecode:
         if not pods.prefill:
             raise NoReadyPod(pods.model, Role.PREFILL if pods.decode else Role.DECODE)
         notes: list[str] = []
-        prefills, decodes = self._rank(pods, request, notes)
-        prefill, decode = self._pair(prefills, decodes, request, one_roleset=len(pods.decode) == 1)
-        return Decision(prefill, decode, notes=tuple(notes))
-
-    def _decide_whole(self, reason: str, pods: ModelPods, request: RoutedRequest) -> Decision:
-        if not pods.whole:
-            raise NoReadyPod(pods.model, Role.DECODE)
-        ranking = self._decode.rank(pods.whole, request)
-        index = pick_lowest(ranking.scores, request.state.random)
-        choice = self._choose_decode(ranking, index, request)
-        return Decision(None, choice, reason, (ranking.note,) if ranking.note else ())
-
-    def _rank(
-        self, pods: ModelPods, request: RoutedRequest, notes: list[str]
-    ) -> tuple[Ranking, Ranking]:
-        """Let the policies drop pods, and those without partners with them; score the rest."""
-        prefills, note = self._prefill.narrow(pods.prefill, request)
-        if note:
-            notes.append(note)
-        if len(prefills) < len(pods.prefill):
-            pods = pods.keep_pairs(prefills, pods.decode)
-        decodes = self._decode.rank(pods.partners, request)
-        if decodes.note:
-            notes.append(decodes.note)
-            partners = {pod.pairing for pod in decodes.pods}
-            prefills = [pod for pod in prefills if pod.pairing in partners]
-        scored = self._score(prefills, request)
-        if len(scored.pods) < len(prefills):
-            dropped = len(prefills) - len(scored.pods)
-            notes.append(f"{self._prefill.name}: {dropped} prefill pods are left out")
-        return scored, decodes
-
-    def _pair(
-        self, prefills: Ranking, decodes: Ranking, request: RoutedRequest, *, one_roleset: bool
-    ) -> tuple[Choice, Choice]:
-        random = request.state.random
-        if one_roleset:
-            prefill = pick_lowest(prefills.scores, random)
-            decode = pick_lowest(decodes.scores, random)
+        prefills, decodes = _rank(policies, pods, request, notes)
+        if len(pods.decode) == 1:
+            prefill = pick_lowest(prefills.scores, state.random)
+            decode = pick_lowest(decodes.scores, state.random)
         else:
-            prefill, decode = _pick_pair(prefills, decodes, random)
-        return (
-            self._choose_prefill(prefills, prefill, request),
-            self._choose_decode(decodes, decode, request),
+            prefill, decode = _pick_pair(prefills, decodes, state.random)
+        return Decision(
+            _choose_prefill(policies.prefill, prefills, prefill, request),
+            _choose_decode(policies.decode, decodes, decode, request),
+            notes=tuple(notes),
         )
 
     def choose_other_prefill(
@@ -122,26 +124,66 @@ class PrefillDecode:
         if not partners:
             return None
         request = RoutedRequest(facts, state)
-        ranking = self._score(partners, request)
-        return self._choose_prefill(ranking, pick_lowest(ranking.scores, state.random), request)
+        policy, _ = self._prefill.find(facts.prefill_policy)
+        ranking = _score(policy, partners, request)
+        return _choose_prefill(policy, ranking, pick_lowest(ranking.scores, state.random), request)
 
-    def _score(self, pods: Sequence[Pod], request: RoutedRequest) -> Ranking:
-        """Return the prefill pods that the policy leaves in, and their scores."""
-        scores = self._prefill.score(pods, request)
-        if math.inf not in scores:
-            return Ranking(pods, scores)
-        left = [index for index, score in enumerate(scores) if score < math.inf]
-        return Ranking([pods[index] for index in left], [scores[index] for index in left])
 
-    def _choose_prefill(self, ranking: Ranking, index: int, request: RoutedRequest) -> Choice:
-        pods, scores = ranking.pods, ranking.scores
-        tokens = self._prefill.count_tokens(pods[index].uid, request)
-        return Choice(pods[index], self._prefill.name, scores[index], pods, scores, tokens)
+def _decide_whole(
+    policy: DecodePolicy, reason: str, pods: ModelPods, request: RoutedRequest
+) -> Decision:
+    if not pods.whole:
+        raise NoReadyPod(pods.model, Role.DECODE)
+    ranking = policy.rank(pods.whole, request)
+    index = pick_lowest(ranking.scores, request.state.random)
+    choice = _choose_decode(policy, ranking, index, request)
+    return Decision(None, choice, reason, (ranking.note,) if ranking.note else ())
 
-    def _choose_decode(self, ranking: Ranking, index: int, request: RoutedRequest) -> Choice:
-        pods, scores = ranking.pods, ranking.scores
-        tokens = request.facts.prompt_tokens + request.facts.output_tokens
-        return Choice(pods[index], self._decode.name, scores[index], pods, scores, tokens)
+
+def _rank(
+    policies: _Policies, pods: ModelPods, request: RoutedRequest, notes: list[str]
+) -> tuple[Ranking, Ranking]:
+    """Let the policies drop pods, and those without partners with them; score the rest."""
+    prefills, note = policies.prefill.narrow(pods.prefill, request)
+    if note:
+        notes.append(note)
+    if len(prefills) < len(pods.prefill):
+        pods = pods.keep_pairs(prefills, pods.decode)
+    decodes = policies.decode.rank(pods.partners, request)
+    if decodes.note:
+        notes.append(decodes.note)
+        partners = {pod.pairing for pod in decodes.pods}
+        prefills = [pod for pod in prefills if pod.pairing in partners]
+    scored = _score(policies.prefill, prefills, request)
+    if len(scored.pods) < len(prefills):
+        dropped = len(prefills) - len(scored.pods)
+        notes.append(f"{policies.prefill.name}: {dropped} prefill pods are left out")
+    return scored, decodes
+
+
+def _score(policy: PrefillPolicy, pods: Sequence[Pod], request: RoutedRequest) -> Ranking:
+    """Return the prefill pods that the policy leaves in, and their scores."""
+    scores = policy.score(pods, request)
+    if math.inf not in scores:
+        return Ranking(pods, scores)
+    left = [index for index, score in enumerate(scores) if score < math.inf]
+    return Ranking([pods[index] for index in left], [scores[index] for index in left])
+
+
+def _choose_prefill(
+    policy: PrefillPolicy, ranking: Ranking, index: int, request: RoutedRequest
+) -> Choice:
+    pods, scores = ranking.pods, ranking.scores
+    tokens = policy.count_tokens(pods[index].uid, request)
+    return Choice(pods[index], policy.name, scores[index], pods, scores, tokens)
+
+
+def _choose_decode(
+    policy: DecodePolicy, ranking: Ranking, index: int, request: RoutedRequest
+) -> Choice:
+    pods, scores = ranking.pods, ranking.scores
+    tokens = request.facts.prompt_tokens + request.facts.output_tokens
+    return Choice(pods[index], policy.name, scores[index], pods, scores, tokens)
 
 
 def _pick_pair(prefills: Ranking, decodes: Ranking, random: Random) -> tuple[int, int]:

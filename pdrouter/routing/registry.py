@@ -6,10 +6,11 @@ from types import MappingProxyType
 from pdrouter.routing import aibrix_decode, aibrix_prefill
 from pdrouter.routing.aibrix_decode import AibrixDecode
 from pdrouter.routing.aibrix_prefill import AibrixPrefill
+from pdrouter.routing.combination import CombinedDecode, CombinedPrefill, PolicyBook
 from pdrouter.routing.decision import Strategy
 from pdrouter.routing.kv_capacity import KVCapacity
+from pdrouter.routing.pd import PrefillDecode
 from pdrouter.routing.policy import DEFAULT_OPTIONS, DecodePolicy, PolicyOptions, PrefillPolicy
-from pdrouter.routing.profiled import ProfiledPrefillDecode
 from pdrouter.routing.single_pod import SinglePod
 from pdrouter.routing.ttft import TimeToFirstToken
 
@@ -63,10 +64,17 @@ def create_strategies(
         options: what else the operator decided about `pd`.
     """
     strategies: Sequence[Strategy] = (
-        ProfiledPrefillDecode(
-            {name: create(options) for name, create in PREFILL_POLICIES.items()},
-            {name: create(options) for name, create in DECODE_POLICIES.items()},
-            (prefill_policy, decode_policy),
+        PrefillDecode(
+            PolicyBook(
+                {name: create(options) for name, create in PREFILL_POLICIES.items()},
+                prefill_policy,
+                CombinedPrefill,
+            ),
+            PolicyBook(
+                {name: create(options) for name, create in DECODE_POLICIES.items()},
+                decode_policy,
+                CombinedDecode,
+            ),
             bucketing=options.bucketing,
         ),
         SinglePod("random", by_load=False),

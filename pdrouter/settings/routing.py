@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from pdrouter.routing.aggregation import Aggregation
+from pdrouter.routing.combination import parse_combination
 from pdrouter.routing.policy import PolicyOptions
 from pdrouter.routing.registry import DECODE_POLICIES, PREFILL_POLICIES, STRATEGY_NAMES
 from pdrouter.settings.declaration import declare
@@ -11,6 +12,7 @@ from pdrouter.settings.kinds import (
     BUCKETS,
     FILES,
     MIB,
+    Kind,
     choice,
     enumeration,
     number,
@@ -18,6 +20,17 @@ from pdrouter.settings.kinds import (
     size,
     time_in,
 )
+
+
+def _combination(*policies: str) -> Kind:
+    """Return the kind of texts that name a policy, or several with weights."""
+
+    def parse(text: str) -> str:
+        text = text.lower().replace("-", "_")
+        weights = parse_combination(text, policies)
+        return weights[0][0] if len(weights) == 1 else text
+
+    return Kind(parse, f"one of {', '.join(policies)}, or several with weights, as in `a:2,b:1`")
 
 
 @dataclass(frozen=True)
@@ -35,7 +48,7 @@ class RoutingSettings:
     prefill_policy: str = declare(
         "ttft",
         "AIBRIX_PREFILL_SCORE_POLICY",
-        choice(*PREFILL_POLICIES),
+        _combination(*PREFILL_POLICIES),
         "How `pd` chooses a prefill pod. `ttft` predicts the time to the first token; the others "
         "are aibrix's.",
         "--prefill-policy",
@@ -43,7 +56,7 @@ class RoutingSettings:
     decode_policy: str = declare(
         "kv_capacity",
         "AIBRIX_DECODE_SCORE_POLICY",
-        choice(*DECODE_POLICIES),
+        _combination(*DECODE_POLICIES),
         "How `pd` chooses a decode pod. `kv_capacity` looks for room first, then for the least "
         "load; the others are aibrix's.",
         "--decode-policy",

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ModelPods
+from pdrouter.openai.prompt_prefix import PromptPrefix
 from pdrouter.routing.decision import (
     Decision,
     DecisionKind,
@@ -20,6 +21,7 @@ from pdrouter.routing.decision import (
 )
 from pdrouter.routing.filters import keep_partners, keep_untried
 from pdrouter.routing.picker import pick_lowest
+from pdrouter.routing.prefix_index import PrefixIndex
 from pdrouter.routing.registry import STRATEGY_NAMES, create_strategies
 
 P, D, BOTH, OTHER = Role.PREFILL, Role.DECODE, Role.BOTH, Role.OTHER
@@ -314,3 +316,26 @@ def test_the_picker_takes_the_lowest_and_any_of_several() -> None:
 def test_strategies_are_known_by_their_names() -> None:
     assert tuple(STRATEGIES) == STRATEGY_NAMES == ("pd", "random", "least-request")
     assert all(strategy.name == name for name, strategy in STRATEGIES.items())
+
+
+def test_a_profile_may_combine_policies() -> None:
+    """The pod that has the prompt cached wins alone, and loses against one with fewer requests."""
+    pods = make_model_pods(make_pod("hot"), make_pod("cold"), make_pod("d", Role.DECODE))
+    ledger = Ledger(clock=lambda: 0.0)
+    prefixes = PrefixIndex(1 << 20, 60, lambda: 0.0)
+    prefix = PromptPrefix((1, 2), (500, 1000), 1000)
+    prefixes.add(prefix.hashes, "uid-hot")
+    ledger.start_prefill("uid-hot", 10)
+    state = make_state(ledger, prefixes=prefixes)
+    chosen = {}
+    for policy in ("", "ttft:1,least_request:9", "ttft:9,least_request"):
+        facts = RoutingFacts(1000, None, prefix, prefill_policy=policy)
+        decision = create_strategies()["pd"].decide(facts, pods, state)
+        assert decision.prefill is not None
+        assert decision.notes == ()
+        chosen[policy] = (decision.prefill.pod.name, decision.prefill.policy)
+    assert chosen == {
+        "": ("hot", "ttft"),
+        "ttft:1,least_request:9": ("cold", "ttft:1,least_request:9"),
+        "ttft:9,least_request": ("hot", "ttft:9,least_request:1"),
+    }

@@ -103,12 +103,19 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     "PDROUTER_TLS_CLIENT_CA": ([], []),
     "PDROUTER_LAME_DUCK": ([("0", 0), ("300", 300)], ["-0.1", "301", "nan"]),
     "AIBRIX_PREFILL_SCORE_POLICY": (
-        [*((name, name) for name in PREFILL_POLICIES), ("TTFT", "ttft")],
-        ["magic"],
+        [
+            *((name, name) for name in PREFILL_POLICIES),
+            *(("TTFT", "ttft"), ("ttft:7", "ttft")),
+            ("ttft:3,Least-Request", "ttft:3,least_request"),
+        ],
+        ["magic", "ttft,magic", "ttft:-1", "ttft:0"],
     ),
     "AIBRIX_DECODE_SCORE_POLICY": (
-        [*((name, name) for name in DECODE_POLICIES), ("kv-capacity", "kv_capacity")],
-        ["magic"],
+        [
+            *((name, name) for name in DECODE_POLICIES),
+            *(("kv-capacity", "kv_capacity"), ("conductor,kv_capacity", "conductor,kv_capacity")),
+        ],
+        ["magic", "kv_capacity,ttft"],
     ),
     "PDROUTER_PREFILL_BUCKETS": (
         [("128", (128,)), ("1024,2048, 8192", (1024, 2048, 8192))],

@@ -1,0 +1,201 @@
+"""Several policies that add up to one, each with its weight: `ttft:2,least_request`.
+
+Policies score in units of their own: seconds, requests, shares. So each one's scores are brought to
+the range from 0, its best pod, to 1, its worst, before they are weighted and added, as aibrix does
+with its lists of algorithms.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Generic, Protocol, TypeVar
+
+from pdrouter.cluster.pods import Pod
+from pdrouter.routing.policy import DecodePolicy, PrefillPolicy, Ranking, RoutedRequest
+
+_MOST_WEIGHT = 1_000_000
+_MOST_KEPT = 64
+
+Weights = Sequence[tuple[str, int]]
+"""Names of policies, each with its weight, in the order in which they were given."""
+
+
+class CombinationInvalid(ValueError):
+    """A text names no policy, or no combination of policies."""
+
+
+def parse_combination(text: str, known: Sequence[str]) -> Weights:
+    """Read `name`, or a list of `name:weight` in which a weight of 1 may be left out.
+
+    A policy with a weight of 0 is dropped; of one that occurs twice, the weights add up.
+
+    Args:
+        text: the text.
+        known: names that there are.
+
+    Raises:
+        CombinationInvalid: it is no such list; the message says why.
+    """
+    weights: dict[str, int] = {}
+    for item in text.split(","):
+        name, colon, number = (part.strip() for part in item.partition(":"))
+        if name not in known:
+            raise CombinationInvalid(f"policy {name[:50]!r} is none of {', '.join(known)}")
+        if colon and not (number.isdecimal() and int(number[:8]) <= _MOST_WEIGHT):
+            raise CombinationInvalid(
+                f"the weight of {name} is no whole number from 0 to {_MOST_WEIGHT}"
+            )
+        weights[name] = weights.get(name, 0) + (int(number) if colon else 1)
+    kept = [(name, weight) for name, weight in weights.items() if weight]
+    if not kept:
+        raise CombinationInvalid("all weights are 0")
+    return kept
+
+
+class CombinedPrefill:
+    """A prefill policy that is the sum of others.
+
+    What one of them leaves out is left out. The first says what a request costs on a pod.
+    """
+
+    def __init__(self, name: str, parts: Sequence[tuple[PrefillPolicy, int]]) -> None:
+        """Set up the policy.
+
+        Args:
+            name: the combination, as it is shown.
+            parts: the policies, each with its weight.
+        """
+        self.name = name
+        self._parts = parts
+
+    def narrow(self, pods: Sequence[Pod], request: RoutedRequest) -> tuple[Sequence[Pod], str]:
+        """Return what each policy in turn finds worth scoring."""
+        notes = []
+        for policy, _ in self._parts:
+            pods, note = policy.narrow(pods, request)
+            if note:
+                notes.append(note)
+        return pods, "; ".join(notes)
+
+    def score(self, pods: Sequence[Pod], request: RoutedRequest) -> Sequence[float]:
+        """Return the weighted sum of all scores; those that any policy takes out are out."""
+        scored = [(policy.score(pods, request), weight) for policy, weight in self._parts]
+        sums = _add_up(scored)
+        # Each leaves in one at least, but not always the same.
+        return sums if min(sums) < math.inf else _to_range(scored[0][0])
+
+    def count_tokens(self, uid: str, request: RoutedRequest) -> int:
+        """Return how many prompt tokens a pod would compute for the request."""
+        return self._parts[0][0].count_tokens(uid, request)
+
+
+class CombinedDecode:
+    """A decode policy that is the sum of others. What one of them leaves out is left out."""
+
+    def __init__(self, name: str, parts: Sequence[tuple[DecodePolicy, int]]) -> None:
+        """Set up the policy.
+
+        Args:
+            name: the combination, as it is shown.
+            parts: the policies, each with its weight.
+        """
+        self.name = name
+        self._parts = parts
+
+    def rank(self, pods: Sequence[Pod], request: RoutedRequest) -> Ranking:
+        """Return the pods that all policies find worth scoring, and the weighted sums.
+
+        Each looks at what those before it have left in: one is always left.
+        """
+        ranked: list[tuple[dict[str, float], int]] = []
+        notes = []
+        for policy, weight in self._parts:
+            ranking = policy.rank(pods, request)
+            pods = ranking.pods
+            uids = [pod.uid for pod in pods]
+            ranked.append((dict(zip(uids, ranking.scores, strict=True)), weight))
+            if ranking.note:
+                notes.append(ranking.note)
+        uids = [pod.uid for pod in pods]
+        scored = [([scores[uid] for uid in uids], weight) for scores, weight in ranked]
+        return Ranking(pods, _add_up(scored), "; ".join(notes))
+
+
+def _add_up(scored: Sequence[tuple[Sequence[float], int]]) -> list[float]:
+    total = sum(weight for _, weight in scored)
+    columns = [[score * weight / total for score in _to_range(scores)] for scores, weight in scored]
+    return [math.fsum(row) for row in zip(*columns, strict=True)]
+
+
+def _to_range(scores: Sequence[float]) -> list[float]:
+    """Bring scores to the range from 0 to 1; infinity stays."""
+    finite = [score for score in scores if score < math.inf]
+    low, high = min(finite), max(finite)
+    spread = high - low
+    if not spread:
+        return [0.0 if score < math.inf else score for score in scores]
+    return [(score - low) / spread if score < math.inf else score for score in scores]
+
+
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+Policy = TypeVar("Policy", bound=_Named)
+
+
+class PolicyBook(Generic[Policy]):
+    """The policies of one leg by what users write: a name, or a combination."""
+
+    def __init__(
+        self,
+        known: Mapping[str, Policy],
+        default: str,
+        combine: Callable[[str, Sequence[tuple[Policy, int]]], Policy],
+    ) -> None:
+        """Set up the book.
+
+        Args:
+            known: the policies by name.
+            default: what is taken where nothing else is asked for.
+            combine: makes one policy of several, with a name and weights.
+
+        Raises:
+            CombinationInvalid: there is no such default.
+        """
+        self._known = known
+        self._combine = combine
+        self._combined: dict[str, Policy] = {}
+        self.default = self._make(default)
+
+    @classmethod
+    def of(cls, policy: Policy) -> "PolicyBook[Policy]":
+        """Return a book of one policy."""
+        return cls({policy.name: policy}, policy.name, lambda _, parts: parts[0][0])
+
+    def find(self, text: str) -> tuple[Policy, str]:
+        """Return the policy that is asked for, and what is wrong with the text, for people.
+
+        A model's annotation may ask for what is not there; a typing error in it should not take the
+        model out of service, so that gets the default.
+        """
+        if not text:
+            return self.default, ""
+        policy = self._known.get(text) or self._combined.get(text)
+        if policy is not None:
+            return policy, ""
+        try:
+            policy = self._make(text)
+        except CombinationInvalid as invalid:
+            return self.default, str(invalid)
+        if len(self._combined) >= _MOST_KEPT:
+            self._combined.clear()
+        self._combined[text] = policy
+        return policy, ""
+
+    def _make(self, text: str) -> Policy:
+        weights = parse_combination(text, tuple(self._known))
+        if len(weights) == 1:
+            return self._known[weights[0][0]]
+        name = ",".join(f"{name}:{weight}" for name, weight in weights)
+        return self._combine(name, [(self._known[name], weight) for name, weight in weights])
