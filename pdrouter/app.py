@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from ipaddress import ip_network
 from pathlib import Path
 from random import Random
 from types import TracebackType
@@ -21,6 +22,8 @@ from pdrouter.cluster.endpoints_file import EndpointsFile
 from pdrouter.cluster.engine_metrics import EngineMetrics
 from pdrouter.cluster.kube_objects import PodRules
 from pdrouter.cluster.load import Ledger
+from pdrouter.cluster.model_namespaces import ModelNamespaces
+from pdrouter.cluster.pod_addresses import AddressRules, find_own_addresses
 from pdrouter.cluster.prefill_rates import PrefillRates
 from pdrouter.cluster.samples import count_kv_capacity
 from pdrouter.cluster.source import PodSource
@@ -296,9 +299,9 @@ def _create_source(
 
         return create_kubernetes_source(
             cache,
-            PodRules(ENGINES, CONNECTOR_NAMES),
+            _create_pod_rules(settings),
             kubeconfig=settings.kubeconfig,
-            namespaces=settings.namespaces,
+            namespaces=settings.namespaces or tuple(filter(None, [settings.own_namespace])),
             selectors=settings.pod_selectors,
             merge_namespaces=settings.merge_namespaces,
             httproute_namespace=settings.httproute_namespace,
@@ -313,6 +316,17 @@ def _create_router(settings: Settings, state: RoutingState) -> Router:
     )
     rules = RoutingRules(settings.aggregation, settings.handover_s, settings.max_wait_s)
     return Router(strategies, state, rules)
+
+
+def _create_pod_rules(settings: Settings) -> PodRules:
+    networks = tuple(map(ip_network, settings.pod_networks))
+    own = find_own_addresses(settings.own_addresses, in_pod=settings.kubeconfig is None)
+    return PodRules(
+        ENGINES,
+        CONNECTOR_NAMES,
+        AddressRules(networks, own),
+        ModelNamespaces(settings.model_namespaces),
+    )
 
 
 def _forget_pod(uid: str, ledger: Ledger, prefixes: PrefixIndex) -> None:

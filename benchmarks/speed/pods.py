@@ -49,6 +49,7 @@ async def run(plan: Plan, results: Results) -> None:
             "PDROUTER_KUBERNETES": "true",
             "KUBECONFIG": str(kubeconfig),
             "PDROUTER_NAMESPACES": "default",
+            "PDROUTER_POD_NETWORKS": "127.0.0.0/8",
         }
         async with run_module("benchmarks.speed.pods", *arguments) as api:
             await read_line(api)

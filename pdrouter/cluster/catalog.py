@@ -1,50 +1,70 @@
 """Builds views from single changes: only what has changed is sorted anew."""
 
 from collections import defaultdict
-from itertools import chain
-from types import MappingProxyType
+from collections.abc import Iterable
 
 from pdrouter.cluster.kube_objects import Adapter
+from pdrouter.cluster.model_namespaces import ANY_NAMESPACE, ModelNamespaces
+from pdrouter.cluster.names import Key, NameClaims, name_models
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ClusterView, ModelPods
-
-_Key = tuple[str, str]
-"""Namespace, and name of a model or an adapter."""
 
 
 class Catalog:
     """The pods and adapters of a cluster, as they come and go."""
 
-    def __init__(self, *, merge_namespaces: bool) -> None:
+    def __init__(
+        self,
+        *,
+        merge_namespaces: bool,
+        model_namespaces: ModelNamespaces = ANY_NAMESPACE,
+        namespaces: Iterable[str] = (),
+    ) -> None:
         """Start without pods.
 
         Args:
             merge_namespaces: whether the same model name in several namespaces is one model.
                 Otherwise requests say `namespace/name` where the name alone is ambiguous.
+            model_namespaces: which namespaces may serve which models and adapters.
+            namespaces: namespaces that are known without being told.
         """
         self._merge_namespaces = merge_namespaces
+        self._model_namespaces = model_namespaces
+        # What was a namespace once stays one: its name must not become somebody else's.
+        self._namespaces = set(namespaces)
+        self._claims = NameClaims()
         self._pods: dict[str, Pod] = {}
-        self._groups: defaultdict[_Key, dict[str, Pod]] = defaultdict(dict)
-        self._named: defaultdict[_Key, dict[str, Pod]] = defaultdict(dict)
-        self._sorted: dict[_Key, ModelPods] = {}
+        self._groups: defaultdict[Key, dict[str, Pod]] = defaultdict(dict)
+        self._named: defaultdict[Key, dict[str, Pod]] = defaultdict(dict)
+        self._sorted: dict[Key, ModelPods] = {}
         self._adapters: dict[str, Adapter] = {}
         self._sorted_adapters: dict[str, ModelPods] = {}
 
-    def put_pod(self, pod: Pod) -> None:
-        """Add a pod, or replace what was known of the one with its UID."""
+    def put_namespace(self, name: str) -> None:
+        """Note that there is a namespace."""
+        self._namespaces.add(name)
+
+    def put_pod(self, pod: Pod) -> bool:
+        """Add a pod, or replace what was known of the one with its UID.
+
+        Returns:
+            Whether that is news: most updates of a pod, and all of a new list, say nothing new.
+        """
         if self._pods.get(pod.uid) == pod:
-            # Most updates of a pod, and all of a new list, say nothing new.
-            return
+            return False
         self.drop_pod(pod.uid)
         self._pods[pod.uid] = pod
-        self._groups[pod.namespace, pod.model][pod.uid] = pod
-        self._named[pod.namespace, pod.name][pod.uid] = pod
-        self._unsort(pod)
+        self._namespaces.add(pod.namespace)
+        if not pod.refused:
+            self._groups[pod.namespace, pod.model][pod.uid] = pod
+            self._named[pod.namespace, pod.name][pod.uid] = pod
+            self._unsort(pod)
+        return True
 
     def drop_pod(self, uid: str) -> None:
         """Remove a pod; one that is not there is no matter."""
         pod = self._pods.pop(uid, None)
-        if pod is None:
+        if pod is None or pod.refused:
             return
         _remove(self._groups, (pod.namespace, pod.model), uid)
         _remove(self._named, (pod.namespace, pod.name), uid)
@@ -65,8 +85,35 @@ class Catalog:
         self._adapters.pop(uid, None)
         self._sorted_adapters.pop(uid, None)
 
-    def build(self) -> ClusterView:
-        """Return the view of what there is now."""
+    def build(self, now: float) -> ClusterView:
+        """Return the view of what there is now.
+
+        Args:
+            now: the time, in seconds.
+        """
+        groups = {
+            key: group for key, group in self._group().items() if self._model_namespaces.allow(*key)
+        }
+        self._claims.update(groups, now)
+        names = name_models(
+            groups, self._claims, self._namespaces, merge_namespaces=self._merge_namespaces
+        )
+        pods = tuple(self._pods.values())
+        return ClusterView(names.models, pods, names.listed, names.ambiguous)
+
+    def find_next_change(self, now: float) -> float | None:
+        """Return the seconds after which a view is another one, though nothing else has changed.
+
+        Args:
+            now: the time, in seconds.
+
+        Returns:
+            None if time alone changes nothing.
+        """
+        return self._claims.find_next_end(now)
+
+    def _group(self) -> dict[Key, ModelPods]:
+        """Return the pods of all models and adapters."""
         for key, group in self._groups.items():
             if key not in self._sorted:
                 self._sorted[key] = ModelPods.group(key[1], group.values())
@@ -78,7 +125,7 @@ class Catalog:
             # An adapter under the name of its base model adds nothing to it.
             if self._sorted_adapters[uid].pods:
                 by_key.setdefault((adapter.namespace, adapter.name), self._sorted_adapters[uid])
-        return self._name(by_key)
+        return by_key
 
     def _find_adapter_pods(self, adapter: Adapter) -> list[Pod]:
         """Return the pods of an adapter.
@@ -98,33 +145,8 @@ class Catalog:
             if pod.role is Role.DECODE and pod.pairing in rolesets
         ]
 
-    def _name(self, by_key: dict[_Key, ModelPods]) -> ClusterView:
-        namespaces: defaultdict[str, list[str]] = defaultdict(list)
-        for namespace, name in by_key:
-            namespaces[name].append(namespace)
-        models: dict[str, ModelPods] = {}
-        ambiguous: dict[str, tuple[str, ...]] = {}
-        for name, homes in namespaces.items():
-            if len(homes) == 1:
-                models[name] = by_key[homes[0], name]
-            elif self._merge_namespaces:
-                models[name] = ModelPods.group(
-                    name, (pod for home in homes for pod in by_key[home, name].pods)
-                )
-            else:
-                ambiguous[name] = tuple(sorted(f"{home}/{name}" for home in homes))
-        names = (*models, *chain.from_iterable(ambiguous.values()))
-        for (namespace, name), pods in by_key.items():
-            models.setdefault(f"{namespace}/{name}", pods)
-        return ClusterView(
-            MappingProxyType(models),
-            tuple(self._pods.values()),
-            names,
-            MappingProxyType(ambiguous),
-        )
 
-
-def _remove(groups: defaultdict[_Key, dict[str, Pod]], key: _Key, uid: str) -> None:
+def _remove(groups: defaultdict[Key, dict[str, Pod]], key: Key, uid: str) -> None:
     group = groups[key]
     del group[uid]
     if not group:

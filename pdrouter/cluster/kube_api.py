@@ -15,6 +15,7 @@ import yaml
 from kubernetes_asyncio.client import ApiClient, Configuration
 from kubernetes_asyncio.config import (
     ConfigException,
+    list_kube_config_contexts,
     load_incluster_config,
     load_kube_config,
 )
@@ -23,6 +24,7 @@ from pdrouter.cluster.source import SourceUnusable
 
 log = logging.getLogger(__name__)
 
+_OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _CONNECT_S = 3.0
 _CONFIGURE_S = 30.0
 # Beside its own errors, the client raises what its reading of a file runs into, which may be half
@@ -88,6 +90,26 @@ def connect_by_kubeconfig(path: Path) -> Connect:
         return configuration
 
     return connect
+
+
+def find_own_namespace(kubeconfig: Path | None) -> str:
+    """Return the namespace that this process is in, or that its kubeconfig file speaks of.
+
+    Args:
+        kubeconfig: that file; None where the process runs in a pod.
+
+    Raises:
+        KubeConfigInvalid: there is no such file, or no pod.
+    """
+    try:
+        if kubeconfig is None:
+            return _OWN_NAMESPACE.read_text().strip()
+        _, current = list_kube_config_contexts(str(kubeconfig))
+        # kubectl's namespace for a context that names none.
+        return (current or {"context": {}})["context"].get("namespace") or "default"
+    except _UNREADABLE as error:
+        where = "no service account of a pod" if kubeconfig is None else kubeconfig
+        raise KubeConfigInvalid(f"{where}: {' '.join(str(error).split())}") from error
 
 
 @dataclass(slots=True)

@@ -6,11 +6,14 @@ bookkeeping of the API server.
 
 import re
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 import msgspec
 
+from pdrouter.cluster.model_namespaces import ANY_NAMESPACE, ModelNamespaces
+from pdrouter.cluster.pod_addresses import ANY_POD_ADDRESS, AddressRules
 from pdrouter.cluster.pod_config import read_config
-from pdrouter.cluster.pods import TERMINATING, Pod, Role
+from pdrouter.cluster.pods import TERMINATING, Claim, Pod, Role
 
 MODEL = "model.aibrix.ai/name"
 PORT = "model.aibrix.ai/port"
@@ -24,6 +27,11 @@ GROUP_INDEX = "stormservice.orchestration.aibrix.ai/pod-group-index"
 
 DEFAULT_PORT = 8000
 _PORT_NUMBER = re.compile("[1-9][0-9]{0,4}")
+# An annotation may hold any text, of up to 256 KiB.
+_LONGEST_MODEL = 512
+_LONGEST_WORD = 64
+_STARTING = timedelta(seconds=5)
+"""Within it, a pod that starts is said not to be ready for the first time."""
 
 
 class ObjectMeta(msgspec.Struct, frozen=True, rename="camel"):
@@ -49,13 +57,22 @@ class Condition(msgspec.Struct, frozen=True):
     status: str
     reason: str = ""
     message: str = ""
+    since: str | None = msgspec.field(default=None, name="lastTransitionTime")
 
 
-class PodStatus(msgspec.Struct, frozen=True, rename={"pod_ip": "podIP"}):
+class PodStatus(msgspec.Struct, frozen=True, rename={"pod_ip": "podIP", "start_time": "startTime"}):
     """`status` of a pod."""
 
     pod_ip: str = ""
     conditions: list[Condition] = []
+    phase: str = ""
+    start_time: str | None = None
+
+
+class KubeNamespace(msgspec.Struct, frozen=True):
+    """A namespace as the API server tells it."""
+
+    metadata: ObjectMeta
 
 
 class KubePod(msgspec.Struct, frozen=True):
@@ -126,10 +143,14 @@ class PodRules:
     Attributes:
         engines: engines whose wire is spoken.
         kv_connectors: names of KV connectors.
+        addresses: which addresses they may have.
+        model_namespaces: which namespaces may serve which models.
     """
 
     engines: tuple[str, ...]
     kv_connectors: tuple[str, ...]
+    addresses: AddressRules = ANY_POD_ADDRESS
+    model_namespaces: ModelNamespaces = ANY_NAMESPACE
 
     def read(self, pod: KubePod) -> Pod | None:
         """Return what a Kubernetes pod means; None if it names no model."""
@@ -137,9 +158,12 @@ class PodRules:
         model = metadata.get(MODEL)
         if not model:
             return None
-        engine = (metadata.get(ENGINE) or self.engines[0]).lower()
+        engine = (metadata.get(ENGINE) or self.engines[0]).lower()[:_LONGEST_WORD]
         connector = metadata.get(KV_CONNECTOR)
+        connector = None if connector is None else connector.lower()[:_LONGEST_WORD]
         config = metadata.annotations.get(CONFIG)
+        refusal = self._find_refusal(pod, model)
+        flaw = refusal or self._find_flaw(pod, engine, connector)
         return Pod.create(
             uid=metadata.uid,
             name=metadata.name,
@@ -147,42 +171,85 @@ class PodRules:
             ip=pod.status.pod_ip,
             port=_read_port(metadata.get(PORT)) or DEFAULT_PORT,
             metrics_port=_read_port(metadata.get(METRICS_PORT)),
-            model=model,
+            model=model[:_LONGEST_MODEL],
             role=_read_role(metadata.labels.get(ROLE)),
             roleset=metadata.labels.get(ROLESET, ""),
             engine=engine,
-            kv_connector=None if connector is None else connector.lower(),
-            obstacle=self._find_obstacle(pod, engine, connector),
+            kv_connector=connector,
+            obstacle=refusal or _find_delay(pod) or flaw,
+            refused=bool(refusal),
+            claim=_find_claim(pod.status, flaw),
             labels=metadata.labels,
             config=read_config(config) if config else None,
         )
 
-    def _find_obstacle(self, pod: KubePod, engine: str, connector: str | None) -> str:
-        """Return why a pod gets no requests; nothing if it may get some.
+    def _find_refusal(self, pod: KubePod, model: str) -> str:
+        """Return why a pod is none of its model's; nothing if it is one."""
+        namespace = pod.metadata.namespace
+        if len(model) > _LONGEST_MODEL:
+            return f"the model's name is longer than {_LONGEST_MODEL} characters"
+        if not self.model_namespaces.allow(namespace, model):
+            return f"namespace {namespace} may not serve model {model!r}"
+        return self.addresses.find_fault(pod.status.pod_ip) if pod.status.pod_ip else ""
 
-        A pod is out as soon as its deletion timestamp appears, long before it is deleted. Of the
-        pods of a multi-node engine, only the head answers requests.
+    def _find_flaw(self, pod: KubePod, engine: str, connector: str | None) -> str:
+        """Return why a pod cannot serve as it was made; nothing if it can.
+
+        Of the pods of a multi-node engine, only the head answers requests.
         """
         port = pod.metadata.get(PORT)
         checks = (
-            (TERMINATING, pod.metadata.deletion_timestamp is not None),
-            ("no address", not pod.status.pod_ip),
-            ("not ready", not _is_ready(pod.status)),
             ("not the head of its group", pod.metadata.labels.get(GROUP_INDEX, "0") != "0"),
             (f"port {port!r:.100} is invalid", port is not None and _read_port(port) is None),
             (f"engine {engine!r} is not supported", engine not in self.engines),
             (
                 f"KV connector {connector!r} is not supported",
-                connector is not None and connector.lower() not in self.kv_connectors,
+                connector is not None and connector not in self.kv_connectors,
             ),
         )
-        return next((obstacle for obstacle, applies in checks if applies), "")
+        return next((flaw for flaw, applies in checks if applies), "")
+
+
+def _find_delay(pod: KubePod) -> str:
+    """Return why a pod gets no requests now; nothing if it may get some.
+
+    A pod is out as soon as its deletion timestamp appears, long before it is deleted.
+    """
+    if pod.metadata.deletion_timestamp is not None:
+        return TERMINATING
+    if not pod.status.pod_ip:
+        return "no address"
+    return "" if _is_ready(pod.status) else "not ready"
 
 
 def _is_ready(status: PodStatus) -> bool:
     return any(
         condition.type == "Ready" and condition.status == "True" for condition in status.conditions
     )
+
+
+def _find_claim(status: PodStatus, flaw: str) -> Claim:
+    if flaw or status.phase in ("Succeeded", "Failed"):
+        return Claim.NONE
+    return Claim.MAKES if status.pod_ip and _has_been_ready(status) else Claim.HOLDS
+
+
+def _has_been_ready(status: PodStatus) -> bool:
+    """Return whether a pod is ready, or was once.
+
+    One that never was is said not to be ready since it was started.
+    """
+    for condition in status.conditions:
+        if condition.type == "Ready":
+            if condition.status == "True":
+                return True
+            try:
+                changed = datetime.fromisoformat(condition.since or "")
+                return changed - datetime.fromisoformat(status.start_time or "") > _STARTING
+            except (ValueError, TypeError):
+                # The API server's times can be read; whoever writes others gains nothing by it.
+                return False
+    return False
 
 
 def _read_role(name: str | None) -> Role:
@@ -193,7 +260,6 @@ def _read_role(name: str | None) -> Role:
 
 
 def _read_port(text: str | None) -> int | None:
-    # An annotation may hold any text, of up to 256 KiB.
     if text is None or _PORT_NUMBER.fullmatch(text) is None or int(text) > 65535:
         return None
     return int(text)

@@ -1,6 +1,8 @@
 """Pods and adapters from Kubernetes."""
 
 import asyncio
+import logging
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from random import Random
@@ -9,18 +11,28 @@ from typing import Generic, TypeVar
 
 from pdrouter.cluster.catalog import Catalog
 from pdrouter.cluster.http_routes import HttpRoutes
-from pdrouter.cluster.kube_api import KubeApi, connect_by_kubeconfig, connect_in_cluster
+from pdrouter.cluster.kube_api import (
+    KubeApi,
+    connect_by_kubeconfig,
+    connect_in_cluster,
+    find_own_namespace,
+)
 from pdrouter.cluster.kube_objects import (
     KubeModelAdapter,
+    KubeNamespace,
     KubePod,
     PodRules,
     read_adapter,
 )
+from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.reflector import DEFAULT_TIMING, KubeObject, Reflector, ReflectorTiming
 from pdrouter.cluster.reflector_stats import ReflectorStats
 from pdrouter.cluster.view import PodCache
 
 T = TypeVar("T", bound=KubeObject)
+log = logging.getLogger(__name__)
+
+ALL_NAMESPACES = "*"
 
 _SETTLE_S = 0.01
 """Changes within this time make one new view: a rollout changes many pods at once."""
@@ -63,18 +75,27 @@ class KubernetesPods:
         self._api = api
         self._cache = cache
         self.routes = routes
-        self.catalog = Catalog(merge_namespaces=merge_namespaces)
+        self.catalog = Catalog(
+            merge_namespaces=merge_namespaces,
+            model_namespaces=rules.model_namespaces,
+            namespaces=[each for each in namespaces if each != ALL_NAMESPACES],
+        )
         self._flush: asyncio.TimerHandle | None = None
+        self._refresh: asyncio.TimerHandle | None = None
         self._rules = rules
-        self._reflectors: dict[str, Reflector[KubePod] | Reflector[KubeModelAdapter]] = {}
+        self._reflectors: dict[
+            str, Reflector[KubePod] | Reflector[KubeModelAdapter] | Reflector[KubeNamespace]
+        ] = {}
         self._pod_owners: dict[str, _Sink[KubePod]] = {}
         self._adapter_owners: dict[str, _Sink[KubeModelAdapter]] = {}
         for namespace in namespaces:
-            scope = "" if namespace == "*" else f"/namespaces/{namespace}"
+            scope = "" if namespace == ALL_NAMESPACES else f"/namespaces/{namespace}"
             for selector in selectors:
                 self._reflect_pods(f"/api/v1{scope}/pods", selector, timing, random)
             path = f"/apis/model.aibrix.ai/v1alpha1{scope}/modeladapters"
             self._reflect_adapters(path, timing, random)
+        if ALL_NAMESPACES in namespaces:
+            self._reflect_namespaces(timing, random)
 
     def _reflect_pods(
         self, path: str, selector: str, timing: ReflectorTiming, random: Random | None
@@ -93,6 +114,21 @@ class KubernetesPods:
             path,
             "",
             KubeModelAdapter,
+            sink,
+            optional=True,
+            timing=timing,
+            random=random,
+        )
+
+    def _reflect_namespaces(self, timing: ReflectorTiming, random: Random | None) -> None:
+        """Learn which namespaces there are; where that is forbidden, from their pods alone."""
+        path = "/api/v1/namespaces"
+        sink = _Sink[KubeNamespace]({}, self._store_namespace, _keep, self._note_change)
+        self._reflectors[path] = Reflector(
+            self._api,
+            path,
+            "",
+            KubeNamespace,
             sink,
             optional=True,
             timing=timing,
@@ -123,18 +159,24 @@ class KubernetesPods:
                 for reflector in self._reflectors.values():
                     tasks.create_task(reflector.run())
         finally:
-            if self._flush is not None:
-                self._flush.cancel()
+            for timer in (self._flush, self._refresh):
+                if timer is not None:
+                    timer.cancel()
 
     def _store_pod(self, thing: KubePod) -> bool:
         pod = self._rules.read(thing)
         if pod is None:
             return False
-        self.catalog.put_pod(pod)
+        if self.catalog.put_pod(pod) and pod.refused:
+            _report_refusal(pod)
         return True
 
     def _store_adapter(self, thing: KubeModelAdapter) -> bool:
         self.catalog.put_adapter(thing.metadata.uid, read_adapter(thing))
+        return True
+
+    def _store_namespace(self, thing: KubeNamespace) -> bool:
+        self.catalog.put_namespace(thing.metadata.name)
         return True
 
     def _note_change(self) -> None:
@@ -147,7 +189,38 @@ class KubernetesPods:
 
     def _publish(self) -> None:
         self._flush = None
-        self._cache.publish(self.catalog.build(), synced=True)
+        now = time.monotonic()
+        view = self.catalog.build(now)
+        if not (self._cache.synced or view.pods):
+            fields = {"watches": list(self._reflectors), "setting": "PDROUTER_NAMESPACES"}
+            log.warning(
+                "there are no pods of engines where they are watched", extra={"fields": fields}
+            )
+        self._cache.publish(view, synced=True)
+        self._refresh_in(self.catalog.find_next_change(now))
+
+    def _refresh_in(self, seconds: float | None) -> None:
+        """Make a new view after a time, for one that changes by itself."""
+        if self._refresh is not None:
+            self._refresh.cancel()
+            self._refresh = None
+        if seconds is not None:
+            loop = asyncio.get_running_loop()
+            self._refresh = loop.call_later(seconds + _SETTLE_S, self._note_change)
+
+
+def _keep(uid: str) -> None:
+    """Forget nothing of a namespace that has gone: its name stays its own."""
+
+
+def _report_refusal(pod: Pod) -> None:
+    fields = {
+        "namespace": pod.namespace,
+        "pod": pod.name,
+        "model": pod.model,
+        "reason": pod.obstacle,
+    }
+    log.warning("a pod is refused", extra={"fields": fields})
 
 
 class _Sink(Generic[T]):
@@ -216,12 +289,15 @@ def create_kubernetes_source(
 ) -> KubernetesPods:
     """Return the source for an API server.
 
+    Raises:
+        KubeConfigInvalid: no namespaces are given, and the router's own cannot be found.
+
     Args:
         cache: what to feed.
         rules: what pods may say of themselves.
         kubeconfig: file that says how to reach the API server; None for the service account of the
             pod that this process runs in.
-        namespaces: namespaces to look into; `*` for all.
+        namespaces: namespaces to look into; `*` for all, none for the router's own.
         selectors: label selectors; a pod that any of them selects is taken.
         merge_namespaces: whether the same model name in several namespaces is one model.
         httproute_namespace: where the models' own HTTPRoutes are.
@@ -234,7 +310,7 @@ def create_kubernetes_source(
         cache,
         rules,
         HttpRoutes(api, httproute_namespace, httproute_ttl_s),
-        namespaces=namespaces,
+        namespaces=namespaces or (find_own_namespace(kubeconfig),),
         selectors=selectors,
         merge_namespaces=merge_namespaces,
         timing=timing,

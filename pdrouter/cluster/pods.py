@@ -4,7 +4,7 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
@@ -28,6 +28,17 @@ class Role(StrEnum):
 
 TERMINATING = "terminating"
 """The obstacle of a pod that is about to end."""
+
+
+class Claim(IntEnum):
+    """What a pod does for its namespace's claim to the name of its model."""
+
+    NONE = 0
+    """Nothing: it cannot serve."""
+    HOLDS = 1
+    """It has never been ready, but may be one day: it keeps a claim, and makes none."""
+    MAKES = 2
+    """It is ready, or has been."""
 
 
 class PairingKey(NamedTuple):
@@ -60,6 +71,8 @@ class Pod:
         kv_connector: name of its KV connector; None for the configured default.
         ready: whether it may get new requests.
         obstacle: why it may not, for people; empty where that is not known, or where it may.
+        refused: whether it must never get any, nor count as a pod of its model.
+        claim: what it does for its namespace's claim to the model's name.
         address: `ip:port`, with IPv6 addresses in brackets.
         pairing: what its partner must have in common with it.
         labels: its labels in Kubernetes.
@@ -79,6 +92,8 @@ class Pod:
     kv_connector: str | None
     ready: bool
     obstacle: str
+    refused: bool
+    claim: Claim
     address: str
     pairing: PairingKey
     labels: Mapping[str, str] = field(hash=False)
@@ -86,9 +101,11 @@ class Pod:
 
     @property
     def state(self) -> str:
-        """`ready`, `terminating` or `unready`."""
+        """`ready`, `refused`, `terminating` or `unready`."""
         if self.ready:
             return "ready"
+        if self.refused:
+            return "refused"
         return "terminating" if self.obstacle == TERMINATING else "unready"
 
     @classmethod
@@ -108,13 +125,17 @@ class Pod:
         metrics_port: int | None = None,
         ready: bool = True,
         obstacle: str = "",
+        refused: bool = False,
+        claim: Claim | None = None,
         labels: Mapping[str, str] = _NO_LABELS,
         config: PodConfig | None = None,
     ) -> "Pod":
         """Return a pod, with what follows from its attributes filled in.
 
-        Metrics are where everything else is served, unless they have a port of their own.
+        Metrics are where everything else is served, unless they have a port of their own. Unless
+        told otherwise, only a pod that is ready makes a claim.
         """
+        ready = ready and not obstacle and not refused
         return cls(
             uid,
             name,
@@ -127,8 +148,10 @@ class Pod:
             roleset,
             engine,
             kv_connector,
-            ready and not obstacle,
+            ready,
             obstacle,
+            refused,
+            (Claim.MAKES if ready else Claim.HOLDS) if claim is None else claim,
             format_address(ip, port),
             _create_pairing(namespace, roleset, engine),
             labels,

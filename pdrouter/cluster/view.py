@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from pdrouter.cluster.pod_config import PodConfig
-from pdrouter.cluster.pods import PairingKey, Pod, Role
+from pdrouter.cluster.pods import Claim, PairingKey, Pod, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,7 @@ class ModelPods:
         disaggregated: whether any pod, ready or not, has a role in disaggregation.
         config: what the model's owner asks of the router: the first ready pod that says anything
             speaks for all, for one that terminates has yesterday's; None for nothing.
+        claim: the most that any of the pods does for its namespace's claim to the name.
     """
 
     model: str
@@ -33,6 +34,7 @@ class ModelPods:
     whole: tuple[Pod, ...]
     disaggregated: bool
     config: PodConfig | None
+    claim: Claim
 
     @classmethod
     def group(cls, model: str, pods: Iterable[Pod]) -> "ModelPods":
@@ -53,6 +55,7 @@ class ModelPods:
             tuple(pod for pod in ready if pod.role in (Role.DECODE, Role.BOTH)),
             any(pod.role in (Role.PREFILL, Role.DECODE) for pod in known),
             next((pod.config for pod in (*ready, *known) if pod.config is not None), None),
+            max((pod.claim for pod in known), default=Claim.NONE),
         )
 
     def keep_pairs(

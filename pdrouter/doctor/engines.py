@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from ipaddress import ip_network
 
 import msgspec
 
@@ -15,6 +16,7 @@ from pdrouter.cluster.kube_objects import (
     PodRules,
     PodStatus,
 )
+from pdrouter.cluster.pod_addresses import AddressRules
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.doctor.objects.base import ObjectRef
 from pdrouter.doctor.objects.workloads import (
@@ -31,7 +33,9 @@ from pdrouter.doctor.router import is_router
 from pdrouter.doctor.snapshot import Snapshot
 from pdrouter.engines.registry import CONNECTOR_NAMES, ENGINES
 
-_RULES = PodRules(ENGINES, CONNECTOR_NAMES)
+# A router may have been told to accept pods of its own machine.
+_ADDRESSES = AddressRules(tuple(map(ip_network, ("0.0.0.0/0", "::/0", "127.0.0.0/8"))))
+_RULES = PodRules(ENGINES, CONNECTOR_NAMES, _ADDRESSES)
 _READY = PodStatus("192.0.2.1", [Condition("Ready", "True")])
 """A status that is no obstacle: what remains lies in the manifest."""
 

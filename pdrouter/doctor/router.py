@@ -70,7 +70,10 @@ class Router:
     @property
     def namespaces(self) -> tuple[str, ...]:
         """Namespaces whose pods it watches, `*` for all; nothing if they are not known."""
-        return self.settings.namespaces if self.knows("namespaces") else ()
+        if not (self.knows("namespaces") and self.knows("own_namespace")):
+            return ()
+        own = self.settings.own_namespace or self.deployment.metadata.namespace
+        return self.settings.namespaces or (own,)
 
 
 def is_router(container: Container) -> bool:

@@ -199,7 +199,9 @@ class AnswerReports:
         view = self._cache.view
         if view is not self._view:
             self._view = view
-            self._by_address = {pod.address: pod for pod in view.pods}
+            # Of two that have been given the same address, the one that is ready has it.
+            pods = sorted(view.pods, key=lambda pod: pod.ready)
+            self._by_address = {pod.address: pod for pod in pods if not pod.refused}
         return self._by_address.get(address)
 
 

@@ -9,6 +9,7 @@ import msgspec
 from pdrouter.cluster.load import Ledger, Scope
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.source import RouteCheck, RouteUnavailable
+from pdrouter.cluster.view import ModelPods
 from pdrouter.engines.connector import TRANSFER_MEMBERS, HandoffInvalid, whole_body
 from pdrouter.engines.registry import Connectors
 from pdrouter.extproc.choosing import PodChooser, Routed
@@ -115,7 +116,7 @@ class Dispatcher:
         routed = self.chooser.choose(request, pods, head.headers, record, counted)
         if routed is None:
             with record.steps.time("route-check", waits=True):
-                await self._check_route(pods.model)
+                await self._check_route(pods)
             return Dispatched(whole_body(request), record.request_id, None, pods.model)
         decision = routed.decision
         scope = scopes.enter_context(self._count(decision.decode))
@@ -137,11 +138,15 @@ class Dispatcher:
     def _count(self, decode: Choice) -> Scope:
         return self.ledger.start_decode(decode.pod.uid, decode.tokens)
 
-    async def _check_route(self, model: str) -> None:
+    async def _check_route(self, pods: ModelPods) -> None:
+        if self.chooser.cache.view.models.get(pods.model) is not pods:
+            # Envoy's route goes by the name alone, and so perhaps to another namespace.
+            message = f"there are several models {pods.model!r}: to ask for one, name a strategy"
+            raise RequestRejected(400, "model_ambiguous", message, "model")
         if self.routes is None:
             return
         try:
-            await self.routes.check(model)
+            await self.routes.check(pods.model)
         except RouteUnavailable as unavailable:
             raise refuse_for_now(503, "route_unavailable", str(unavailable)) from unavailable
 

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from pdrouter.cluster.model_namespaces import parse_model_namespaces
 from pdrouter.extproc.answers import TokenObservation
 from pdrouter.extproc.headers import NEVER_FORWARDED
 from pdrouter.settings.quantities import parse_size, parse_time
@@ -153,6 +155,14 @@ def _parse_selectors(text: str) -> tuple[str, ...]:
     return _split(text, ";")
 
 
+def _parse_addresses(text: str) -> tuple[str, ...]:
+    return tuple(str(ip_address(part)) for part in _split(text, ","))
+
+
+def _parse_networks(text: str) -> tuple[str, ...]:
+    return tuple(str(ip_network(part)) for part in _split(text, ","))
+
+
 BOOLEAN = Kind(_parse_boolean, "true or false")
 BIND = Kind(_parse_bind, "host:port, with an IPv6 address in brackets")
 PATH = Kind(Path, "a path")
@@ -164,6 +174,11 @@ HEADERS = Kind(
 )
 COUNT = number(int, "a whole number", 0, 100)
 FILES = Kind(_parse_files, "MODEL=FILE pairs separated by commas, each model once")
+ADDRESSES = Kind(_parse_addresses, "IP addresses separated by commas")
+NETWORKS = Kind(_parse_networks, "networks such as 10.8.0.0/14 or fd00:1::/32, separated by commas")
+MODEL_NAMESPACES = Kind(
+    parse_model_namespaces, "MODEL=NAMESPACE,NAMESPACE separated by semicolons, each model once"
+)
 OBSERVATION = Kind(
     lambda text: TokenObservation.parse(_fold(text)),
     "off, access-log, all or sampled:SHARE, the share above 0 and up to 1",

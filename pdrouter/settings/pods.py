@@ -4,7 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pdrouter.settings.declaration import declare
-from pdrouter.settings.kinds import BOOLEAN, NAMES, PATH, SELECTORS, TEXT, seconds
+from pdrouter.settings.kinds import (
+    ADDRESSES,
+    BOOLEAN,
+    MODEL_NAMESPACES,
+    NAMES,
+    NETWORKS,
+    PATH,
+    SELECTORS,
+    TEXT,
+    seconds,
+)
 
 
 @dataclass(frozen=True)
@@ -39,11 +49,40 @@ class PodSettings:
         "--kubeconfig",
     )
     namespaces: tuple[str, ...] = declare(
-        ("*",),
+        (),
         "PDROUTER_NAMESPACES",
         NAMES,
-        "Namespaces whose pods are watched. `*` is all, as in aibrix, and needs a ClusterRole.",
+        "Namespaces whose pods are watched. `*` is all, as in aibrix, and needs a ClusterRole. "
+        "Unset: the router's own; with a kubeconfig file, that of its current context.",
         "--namespaces",
+    )
+    model_namespaces: tuple[tuple[str, tuple[str, ...]], ...] = declare(
+        (),
+        "PDROUTER_MODEL_NAMESPACES",
+        MODEL_NAMESPACES,
+        "Which namespaces may serve a model or an adapter, such as `llama=prod;demo-*=a,b;*=lab`. "
+        "`*` is any text, or any namespace; the first name that fits decides. A model that none "
+        "fits may be served by any.",
+    )
+    own_namespace: str = declare(
+        "",
+        "POD_NAMESPACE",
+        TEXT,
+        "The router's own namespace. Unset: that of its pod's service account.",
+    )
+    own_addresses: tuple[str, ...] = declare(
+        (),
+        "POD_IP",
+        ADDRESSES,
+        "The router's own addresses: no engine has them. Those of a pod are found without it.",
+    )
+    pod_networks: tuple[str, ...] = declare(
+        (),
+        "PDROUTER_POD_NETWORKS",
+        NETWORKS,
+        "Networks in which pods are, such as `10.8.0.0/14`; a pod with another address is refused. "
+        "Loopback and link-local addresses are refused unless such a network is named. Unset: any "
+        "other address.",
     )
     pod_selectors: tuple[str, ...] = declare(
         ("role-name", "!role-name,model.aibrix.ai/name"),

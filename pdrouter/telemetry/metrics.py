@@ -252,6 +252,8 @@ class _LiveGauges(Collector):
             names,
         )
         for pod in self._cache.view.pods:
+            if pod.refused:
+                continue
             labels = (pod.namespace, pod.name, pod.model, pod.role)
             load = self._ledger.load(pod.uid)
             ready.add_metric(labels, float(pod.ready))
@@ -261,7 +263,7 @@ class _LiveGauges(Collector):
         yield from (ready, prefills, tokens, decodes)
         counts = GaugeMetricFamily(
             "pdrouter_pods",
-            "Pods by model, role and state: ready, unready, terminating.",
+            "Pods by model, role and state: ready, unready, terminating, refused.",
             None,
             ("model", "role", "state"),
         )

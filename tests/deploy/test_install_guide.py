@@ -116,7 +116,11 @@ class Cluster:
             if value == "$metadata.namespace":
                 variables[name] = deployment["metadata"]["namespace"]
         kubeconfig = self._api.write_kubeconfig(self._shell.directory / "kubeconfig")
-        variables |= {"PDROUTER_KUBERNETES": "true", "KUBECONFIG": str(kubeconfig)}
+        variables |= {
+            "PDROUTER_KUBERNETES": "true",
+            "PDROUTER_POD_NETWORKS": "127.0.0.0/8",
+            "KUBECONFIG": str(kubeconfig),
+        }
         self.router = await self._stack.enter_async_context(RouterProcess.serving(variables))
         objects = [one for plural in ("httproutes", *POLICIES) for one in store.objects(plural)]
         decode = [f"{PREFIX['decode']}.{number}:8000" for number in range(1, 5)]

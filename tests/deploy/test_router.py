@@ -24,6 +24,7 @@ LIST_AND_WATCH = (
     {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]},
     {"apiGroups": ["model.aibrix.ai"], "resources": ["modeladapters"], "verbs": ["list", "watch"]},
 )
+READ_NAMESPACES = {"apiGroups": [""], "resources": ["namespaces"], "verbs": ["list", "watch"]}
 READ_ROUTES = {
     "apiGroups": ["gateway.networking.k8s.io"],
     "resources": ["httproutes"],
@@ -170,7 +171,7 @@ class TestRights:
         objects = compose(["cluster-wide"], namespace="inference")
         binding = find(objects, "ClusterRoleBinding")
 
-        assert tuple(find(objects, "ClusterRole")["rules"]) == LIST_AND_WATCH
+        assert tuple(find(objects, "ClusterRole")["rules"]) == (*LIST_AND_WATCH, READ_NAMESPACES)
         assert binding["roleRef"]["kind"] == "ClusterRole"
         assert binding["subjects"][0]["namespace"] == "inference"
         assert not [one for one in objects if one["kind"] in {"Role", "RoleBinding"}]

@@ -614,7 +614,13 @@ BROKEN = [
     Case(
         "pods-forbidden",
         "Deployment default/router",
-        [drop("Deployment/router", f"{CONTAINER} env 2")],
+        [
+            put(
+                "Deployment/router",
+                f"{CONTAINER} env 2",
+                {"name": "PDROUTER_NAMESPACES", "value": "*"},
+            )
+        ],
         also={"adapters-forbidden"},
     ),
     Case(

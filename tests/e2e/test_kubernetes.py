@@ -91,6 +91,7 @@ async def run_cluster(
             environment={
                 "PDROUTER_ENDPOINTS": "",
                 "PDROUTER_KUBERNETES": "true",
+                "PDROUTER_POD_NETWORKS": f"{NETWORK}.0.0/16",
                 "KUBECONFIG": str(api.write_kubeconfig(kubeconfig)),
                 **environment,
             },
@@ -458,3 +459,65 @@ async def test_a_name_in_two_namespaces_is_asked_for_by_namespace(tmp_path: Path
             assert response.headers["prefill-target-pod"] == f"prefill-{namespace}"
             assert response.headers["target-pod"] == f"decode-{namespace}"
             assert response.json()["model"] == MODEL
+
+
+async def test_a_tenant_cannot_take_part_in_anothers_model(tmp_path: Path) -> None:
+    async with run_cluster(
+        tmp_path / "kubeconfig",
+        prefill=engines("prefill", PREFILL, 1),
+        decode=engines("decode", DECODE, 1),
+        PDROUTER_NAMESPACES="*",
+        PDROUTER_MODEL_NAMESPACES="reserved=prod",
+    ) as cluster:
+        add_tenants(cluster.api)
+        await cluster.wait_for_pods(3)
+        for name in (f"prod/{MODEL}", MODEL):
+            # Both of the engines are prod's; whoever else took part would get every second one.
+            for _ in range(4):
+                response = await cluster.chat(name)
+                assert response.status_code == 200, response.text
+                assert response.headers["target-pod"] == "decode"
+                assert response.headers["prefill-target-pod"] == "prefill"
+        # Not even while prod has nothing that is ready.
+        unready = {"conditions": [{"type": "Ready", "status": "False"}]}
+        cluster.api.store.patch("pods", "decode", {"status": unready}, namespace="prod")
+        await cluster.wait_for_pods(2)
+        for name in (f"prod/{MODEL}", MODEL):
+            response = await cluster.chat(name)
+            assert response.status_code == 503
+            assert response.json()["error"]["code"] == "no_ready_pod"
+        assert (await cluster.chat("reserved")).status_code == 404
+        await expect_refusals_said(cluster)
+
+
+def add_tenants(api: FakeApiServer) -> None:
+    """A namespace that serves the model, and one that tries to get at its requests."""
+    prefill, decode = {"role-name": "prefill"}, {"role-name": "decode"}
+    serving, name = {"model.aibrix.ai/name": MODEL}, "model.aibrix.ai/name"
+    for role, labels, ip in (("prefill", prefill, PREFILL), ("decode", decode, DECODE)):
+        pod = make_pod(role, namespace="prod", labels=labels | serving, ip=f"{ip}.1")
+        api.store.create(pod)
+    for pod in (
+        make_pod("taker", labels=decode, annotations={name: f"prod/{MODEL}"}, ip=f"{DECODE}.9"),
+        make_pod("never", labels=decode | serving, ip=f"{DECODE}.9", ready=False),
+        make_pod("reserved", labels=decode | {name: "reserved"}, ip=f"{DECODE}.9"),
+        make_pod("metadata", labels=decode | serving, ip="169.254.169.254"),
+        make_pod("router", labels=decode | serving, ip="127.0.0.1"),
+    ):
+        pod["metadata"]["namespace"] = "evil"
+        api.store.create(pod)
+
+
+async def expect_refusals_said(cluster: Cluster) -> None:
+    state = (await cluster.client.get(f"{cluster.stack.admin_url}/debug/state")).json()
+    assert {pod["name"]: pod["obstacle"] for pod in state["pods"] if pod["obstacle"]} == {
+        "never": "not ready",
+        "decode": "not ready",
+        "reserved": "namespace evil may not serve model 'reserved'",
+        "metadata": "address 169.254.169.254 is a link-local address",
+        "router": "address 127.0.0.1 is a loopback address",
+    }
+    metrics = (await cluster.client.get(f"{cluster.stack.admin_url}/metrics")).text
+    label = 'role="decode",state="refused"'
+    assert f'pdrouter_pods{{model="{MODEL}",{label}}} 2.0' in metrics
+    assert f'pdrouter_pods{{model="reserved",{label}}} 1.0' in metrics

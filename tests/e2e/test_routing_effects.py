@@ -242,6 +242,7 @@ async def run_annotated(
             environment={
                 "PDROUTER_ENDPOINTS": "",
                 "PDROUTER_KUBERNETES": "true",
+                "PDROUTER_POD_NETWORKS": "127.0.0.0/8",
                 "KUBECONFIG": str(api.write_kubeconfig(directory / "kubeconfig")),
                 **environment,
             },

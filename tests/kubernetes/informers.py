@@ -13,6 +13,7 @@ from pdrouter.cluster.view import PodCache
 
 PATIENCE_S = 30.0
 SELECTORS = ("role-name", "!role-name,model.aibrix.ai/name")
+RULES = PodRules(("vllm",), ("nixl", "shfs", "neuron-legacy"))
 FAST = ReflectorTiming(
     list_s=5.0,
     silence_s=1.5,
@@ -69,6 +70,7 @@ async def run_informer(
     namespaces: tuple[str, ...] = ("default",),
     selectors: tuple[str, ...] = SELECTORS,
     merge_namespaces: bool = False,
+    rules: PodRules = RULES,
     timing: ReflectorTiming = FAST,
     synced: bool = True,
 ) -> AsyncIterator[Informer]:
@@ -76,7 +78,7 @@ async def run_informer(
     cache = PodCache()
     source = create_kubernetes_source(
         cache,
-        PodRules(("vllm",), ("nixl", "shfs", "neuron-legacy")),
+        rules,
         kubeconfig=kubeconfig,
         namespaces=namespaces,
         selectors=selectors,

@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 from fakekube import Certificate, FakeApiServer, make_pod
-from informers import FAST, Informer, run_informer, wait_for
+from informers import FAST, RULES, Informer, run_informer, wait_for
 from kubernetes_asyncio.client import Configuration
 
 from pdrouter.cluster import kube_api
@@ -253,7 +253,7 @@ def create_certificate(directory: Path, name: str) -> Certificate:
 async def test_a_kubeconfig_that_is_missing_stops_the_start(tmp_path: Path) -> None:
     source = create_kubernetes_source(
         PodCache(),
-        None,  # type: ignore[arg-type]
+        RULES,
         kubeconfig=tmp_path / "none",
         namespaces=("default",),
         selectors=("role-name",),

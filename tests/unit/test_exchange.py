@@ -3,6 +3,7 @@
 import asyncio
 import json
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,6 +22,8 @@ from exchanges import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pdrouter.cluster.catalog import Catalog
+from pdrouter.cluster.names import LINGER_S
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.extproc.codec import encode
 from pdrouter.extproc.dispatch_policy import FailurePolicy
@@ -274,6 +277,26 @@ async def test_an_unknown_strategy_is_refused_with_the_known_ones() -> None:
     assert isinstance(reply, ImmediateReply)
     message = json.loads(reply.body)["error"]["message"]
     assert all(name in message for name in ("pd", "random", "least-request", "magic"))
+    bench.close()
+
+
+async def test_without_a_strategy_a_name_that_others_have_too_goes_nowhere() -> None:
+    bench = Bench(strategy=None)
+    catalog = Catalog(merge_namespaces=False)
+    for namespace in ("one", "two"):
+        pod = replace(DECODE, namespace=namespace, uid=namespace)
+        catalog.put_pod(pod)
+    bench.cache.publish(catalog.build(0.0), synced=True)
+    # Envoy's own route for `m` leads to one of the two, and nobody knows to which.
+    _, reply = await bench.tell(request_headers(), request_body(CHAT | {"model": "one/m"}))
+    assert error_of(reply) == (400, "model_ambiguous")
+    catalog.drop_pod("two")
+    catalog.build(1.0)
+    bench.cache.publish(catalog.build(1.0 + LINGER_S), synced=True)
+    bench.close()
+    bench.exchange = bench.open()
+    _, reply = await bench.tell(request_headers(), request_body(CHAT | {"model": "one/m"}))
+    assert isinstance(reply, PhaseReply)
     bench.close()
 
 

@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 from pdrouter.cluster.kube_objects import KubeModelAdapter, KubePod, PodRules, read_adapter
-from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.model_namespaces import ModelNamespaces
+from pdrouter.cluster.pods import Claim, Pod, Role
 
 RULES = PodRules(("vllm",), ("nixl", "shfs", "neuron-legacy"))
 READY = [{"type": "Initialized", "status": "True"}, {"type": "Ready", "status": "True"}]
@@ -19,6 +20,8 @@ def read(
     *,
     ip: str = "10.0.0.1",
     conditions: Any = READY,
+    status: dict[str, Any] | None = None,
+    rules: PodRules = RULES,
     **metadata: Any,
 ) -> Pod | None:
     raw = {
@@ -33,9 +36,9 @@ def read(
             **metadata,
         },
         "spec": {"containers": [{"name": "c"}]},
-        "status": {"podIP": ip, "conditions": conditions, "phase": "Running"},
+        "status": {"podIP": ip, "conditions": conditions, "phase": "Running", **(status or {})},
     }
-    return RULES.read(msgspec.json.decode(msgspec.json.encode(raw), type=KubePod))
+    return rules.read(msgspec.json.decode(msgspec.json.encode(raw), type=KubePod))
 
 
 def read_known(*args: Any, **kwargs: Any) -> Pod:
@@ -52,6 +55,94 @@ def test_the_pods_of_the_setup_guide_are_understood() -> None:
     assert (pod.model, pod.role, pod.port, pod.roleset) == ("llama31-8b", Role.PREFILL, 8001, "")
     assert (pod.uid, pod.name, pod.namespace) == ("u", "p", "ns")
     assert (pod.engine, pod.kv_connector, pod.ready) == ("vllm", None, True)
+
+
+def unready_since(time: str | None) -> list[dict[str, Any]]:
+    other = {"type": "Custom", "status": "False", "lastTransitionTime": None}
+    return [other, {"type": "Ready", "status": "False", "lastTransitionTime": time}]
+
+
+START = {"startTime": "2026-01-01T00:00:00Z"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "claim"),
+    [
+        pytest.param({}, Claim.MAKES, id="ready"),
+        pytest.param({"conditions": []}, Claim.HOLDS, id="new"),
+        pytest.param(
+            {"conditions": unready_since("2026-01-01T00:00:02Z"), "status": START},
+            Claim.HOLDS,
+            id="starting",
+        ),
+        pytest.param(
+            {"conditions": unready_since("2026-01-01T01:00:00Z"), "status": START},
+            Claim.MAKES,
+            id="was ready",
+        ),
+        pytest.param(
+            {"conditions": unready_since(None), "status": {"startTime": None}},
+            Claim.HOLDS,
+            id="no times",
+        ),
+        pytest.param(
+            {"conditions": unready_since("yesterday"), "status": START}, Claim.HOLDS, id="no time"
+        ),
+        pytest.param(
+            {"conditions": unready_since("2026-01-01T01:00:00"), "status": START},
+            Claim.HOLDS,
+            id="no zone",
+        ),
+        pytest.param({"ip": ""}, Claim.HOLDS, id="no address"),
+        pytest.param({"deletionTimestamp": "2026-01-01T01:00:00Z"}, Claim.MAKES, id="terminating"),
+        pytest.param({"status": {"phase": "Failed"}}, Claim.NONE, id="failed"),
+        pytest.param({"status": {"phase": "Succeeded"}}, Claim.NONE, id="succeeded"),
+        pytest.param(
+            {"annotations": {"model.aibrix.ai/engine": "other"}}, Claim.NONE, id="no engine"
+        ),
+        pytest.param({"annotations": {"model.aibrix.ai/port": "0"}}, Claim.NONE, id="no port"),
+        pytest.param(
+            {"labels": {**MODEL, "stormservice.orchestration.aibrix.ai/pod-group-index": "1"}},
+            Claim.NONE,
+            id="no head",
+        ),
+    ],
+)
+def test_a_pod_that_is_or_was_ready_claims_its_models_name(
+    changes: dict[str, Any], claim: Claim
+) -> None:
+    assert read_known(**changes).claim is claim
+
+
+@pytest.mark.parametrize(
+    ("ip", "reason"),
+    [
+        ("127.0.0.1", "address 127.0.0.1 is a loopback address"),
+        ("169.254.169.254", "address 169.254.169.254 is a link-local address"),
+        ("::ffff:127.0.0.1", "address ::ffff:127.0.0.1 is an IPv4 address in disguise"),
+        ("metadata.internal", "address 'metadata.internal' is no IP address"),
+    ],
+)
+def test_an_address_that_is_no_pods_refuses_the_pod(ip: str, reason: str) -> None:
+    pod = read_known(ip=ip)
+    assert (pod.ready, pod.refused, pod.state, pod.obstacle) == (False, True, "refused", reason)
+
+
+def test_a_namespace_that_may_not_serve_a_model_has_no_pods_of_it() -> None:
+    rules = PodRules(("vllm",), (), model_namespaces=ModelNamespaces((("m", ("prod",)),)))
+    assert read_known(namespace="prod", rules=rules).ready
+    pod = read_known(namespace="evil", rules=rules)
+    assert (pod.ready, pod.refused) == (False, True)
+    assert pod.obstacle == "namespace evil may not serve model 'm'"
+
+
+def test_a_name_that_is_too_long_for_a_label_of_metrics_is_refused() -> None:
+    pod = read_known({}, {"model.aibrix.ai/name": "m" * 100_000})
+    assert pod.refused
+    assert len(pod.model) == 512
+    assert "longer than 512" in pod.obstacle
+    pod = read_known(MODEL, {"model.aibrix.ai/engine": "e" * 100_000})
+    assert len(pod.obstacle) < 120
 
 
 def test_a_pod_that_names_no_model_is_none_of_ours() -> None:

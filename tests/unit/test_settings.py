@@ -76,6 +76,25 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     "KUBECONFIG": (_PATHS, []),
     "PDROUTER_WORKERS": ([("1", 1), ("64", 64)], ["0", "65", "-1", "2.0", "auto"]),
     "PDROUTER_NAMESPACES": ([("*", ("*",)), *_NAMES], _NO_NAMES),
+    "PDROUTER_MODEL_NAMESPACES": (
+        [
+            ("m=a", (("m", ("a",)),)),
+            ("a/b=x, y; *-lora=*;", (("a/b", ("x", "y")), ("*-lora", ("*",)))),
+        ],
+        ["m", "m=", "=a", "m=a;m=b", "m=A", ";", "m=a/b"],
+    ),
+    "POD_NAMESPACE": (_TEXTS, []),
+    "POD_IP": (
+        [("10.0.0.1", ("10.0.0.1",)), ("10.0.0.1, fd00:0::1", ("10.0.0.1", "fd00::1"))],
+        ["x", "10.0.0", "10.0.0.1:80", ","],
+    ),
+    "PDROUTER_POD_NETWORKS": (
+        [
+            ("10.8.0.0/14,fd00:1::/32", ("10.8.0.0/14", "fd00:1::/32")),
+            ("10.0.0.1", ("10.0.0.1/32",)),
+        ],
+        ["10.8.0.1/14", "10.0.0.0/33", "all", ","],
+    ),
     "PDROUTER_POD_SELECTORS": ([("a=b", ("a=b",)), ("a,b ; !c;", ("a,b", "!c"))], [";", ";;"]),
     "PDROUTER_MERGE_NAMESPACES": (_BOOLEANS, _NO_BOOLEANS),
     "PDROUTER_HTTPROUTE_NAMESPACE": (_TEXTS, []),

@@ -96,7 +96,7 @@ def _read_adapters(installation: Installation) -> Iterator[_Adapted]:
     adapters = {thing.ref: _read_adapter(installation, thing) for thing in things}
     for ref, adapter in adapters.items():
         catalog.put_adapter(str(ref), adapter)
-    view = catalog.build()
+    view = catalog.build(0.0)
     for thing in things:
         adapter = adapters[thing.ref]
         yield _Adapted(
