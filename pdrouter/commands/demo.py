@@ -78,7 +78,8 @@ def _print_stack(stack: LocalStack) -> None:
     for role, engines in (("prefill", stack.prefill), ("decode", stack.decode)):
         print(f"{role:8} engines at {', '.join(engine.address for engine in engines)}")
     print(f"router   ext_proc at port {stack.router.server.port}, {stack.admin_url}/metrics")
-    print(f"Envoy    {stack.url}\n")
+    print(f"Envoy    {stack.url}")
+    print("The engines are simulated: their text is made up (a hash of the prompt, and a count).\n")
 
 
 async def _keep_running(stack: LocalStack) -> None:

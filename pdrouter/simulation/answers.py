@@ -7,6 +7,8 @@ from typing import Protocol
 from pdrouter.simulation.generation import Generation
 
 DONE = b"data: [DONE]\n\n"
+MADE_UP = "simulated: the answer is made up"
+"""What each answer says of itself, in a member where its API has one for it, and in a header."""
 
 
 class AnswerForm(Protocol):

@@ -8,6 +8,7 @@ from typing import Any
 
 from pdrouter.openai.coercion import as_boolean, as_integer
 from pdrouter.simulation.config import EngineConfig
+from pdrouter.simulation.output_plans import FREE, OutputPlan, plan_output
 from pdrouter.simulation.prompts import Members, is_token_list, prompt_digest, text_tokens
 from pdrouter.simulation.refusal import Refused, malformed
 
@@ -49,6 +50,9 @@ class GenerationRequest:
         n: Choices for each prompt.
         stream: Whether the answer is streamed.
         include_usage: Whether a stream ends with a chunk that has the usage.
+        plan: What the answer is to be.
+        top_logprobs: How many alternatives to each token are told, with its logarithmic
+            probability; None if neither is.
     """
 
     api: Api
@@ -61,6 +65,8 @@ class GenerationRequest:
     n: int
     stream: bool
     include_usage: bool
+    plan: OutputPlan = FREE
+    top_logprobs: int | None = None
 
 
 def parse_members(body: bytes, content_type: str) -> Members:
@@ -148,6 +154,8 @@ def parse_generation(api: Api, members: Members, config: EngineConfig) -> Genera
         n=n,
         stream=stream,
         include_usage=bool(options.get("include_usage")),
+        plan=plan_output(members),
+        top_logprobs=_top_logprobs(api, members, sampling),
     )
 
 
@@ -187,6 +195,17 @@ def _kept_tokens(api: Api, members: Members, limit: int | None, window: int) -> 
         return window - (limit or 0)
     wanted = _integer(members, "truncate_prompt_tokens", at_least=-1)
     return window - (limit or 0) if wanted == -1 else wanted
+
+
+def _top_logprobs(api: Api, members: Members, sampling: Members) -> int | None:
+    """Give how many alternatives are wanted: where, and whether as a number, depends on the API."""
+    if api is Api.RESPONSES:
+        wanted = "message.output_text.logprobs" in (members.get("include") or ())
+        return _integer(members, "top_logprobs", at_least=0) or 0 if wanted else None
+    if api is Api.CHAT:
+        wanted = _flag(members, "logprobs")
+        return _integer(members, "top_logprobs", at_least=0) or 0 if wanted else None
+    return None if api is Api.MESSAGES else _integer(sampling, "logprobs", at_least=0)
 
 
 def _stream_options(members: Members, *, stream: bool) -> Mapping[str, Any]:

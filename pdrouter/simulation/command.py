@@ -73,6 +73,7 @@ async def run(args: argparse.Namespace) -> int:
     try:
         config = engine.config
         _say(f"{config.role} engine of {', '.join(config.models)} at http://{engine.address}")
+        _say("It is simulated: all that it answers is made up.")
         await _wait_for_signal()
     finally:
         await engine.stop()

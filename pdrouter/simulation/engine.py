@@ -7,6 +7,7 @@ from typing import Self
 
 from aiohttp import web
 
+from pdrouter.simulation.answers import MADE_UP
 from pdrouter.simulation.api_requests import Api
 from pdrouter.simulation.compute import Compute
 from pdrouter.simulation.config import EngineConfig
@@ -16,6 +17,7 @@ from pdrouter.simulation.faults import Fault, FaultBoard
 from pdrouter.simulation.generation_api import GenerationApi
 from pdrouter.simulation.handle_issuer import HandleIssuer
 from pdrouter.simulation.kv_handles import HandleStore
+from pdrouter.simulation.media_api import MEDIA_PATHS, MediaApi
 from pdrouter.simulation.node_address import join_address, reachable_host
 from pdrouter.simulation.received_requests import ReceivedRequest, RequestLog
 from pdrouter.simulation.reception import Reception, api_handler
@@ -137,6 +139,7 @@ class SimulatedEngine:
         )
         generation = GenerationApi(self.config, self._metrics, self._compute, fetcher, issuer)
         single_pod = SinglePodApi(self.config, self._compute)
+        media = MediaApi(self.config, self._compute)
         control = ControlApi(
             config=self.config,
             metrics=self._metrics,
@@ -148,14 +151,21 @@ class SimulatedEngine:
         application = web.Application(
             middlewares=[self._reception.receive], client_max_size=_NO_BODY_LIMIT
         )
+        application.on_response_prepare.append(_say_what_it_is)
         application.add_routes(control.routes())
         application.add_routes([web.post(path, api_handler(generation.serve)) for path in Api])
         application.add_routes([web.post(path, api_handler(single_pod.serve)) for path in ANSWERS])
+        serve_media = api_handler(media.serve, forms=True)
+        application.add_routes([web.post(path, serve_media) for path in MEDIA_PATHS])
         return application
 
     def _cache_usage(self) -> float:
         tokens = self._compute.running_tokens + self._handles.held_tokens(time.monotonic())
         return min(1.0, tokens / (self.config.block_size * self.config.kv_blocks))
+
+
+async def _say_what_it_is(_: web.Request, response: web.StreamResponse) -> None:
+    response.headers["x-simulated-engine"] = MADE_UP
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pdrouter.simulation.api_requests import GenerationRequest
 from pdrouter.simulation.config import EngineConfig
 
-FinishReason = Literal["length", "stop"]
+FinishReason = Literal["length", "stop", "tool_calls"]
 
 _DIGEST_LENGTH = 8
 _VOCABULARY = 32_000
@@ -24,7 +24,8 @@ class Generation:
         request: The request answered.
         words: The tokens of each choice, as text.
         token_ids: The same tokens, as numbers.
-        finish_reason: `length` if the client's limit ended it, `stop` if the model did.
+        finish_reason: `length` if the client's limit ended it; if the model did, `tool_calls` if
+            it wrote the arguments of a call, and else `stop`.
         cached_tokens: Prompt tokens that came from another engine.
         kv_transfer_params: The handle that goes with the answer, on a prefill leg.
     """
@@ -59,25 +60,35 @@ def generate(
 ) -> Generation:
     """Generate the whole output of a request: the same for the same prompt on any engine.
 
-    A request with a limit gets that many tokens. Without one the model stops by itself after
-    the configured number, or `min_tokens` if that is more.
+    A request with a limit gets that many tokens, or fewer if what it wants is complete before.
+    Without one the model stops by itself after the configured number, or `min_tokens` if that is
+    more.
     """
-    finish_reason: FinishReason = "length"
-    if request.limit is not None:
-        length = request.limit
-    else:
-        room = config.max_model_len - request.prompt_tokens
-        wanted = max(config.default_max_tokens, request.min_tokens)
-        length = max(1, min(wanted, room))
-        finish_reason = "stop"
+    words, finish_reason = _write(request, config)
     return Generation(
         request_id=request_id,
         created=created,
         request=request,
-        words=tuple(word(request.digest, index) for index in range(length)),
-        token_ids=tuple(_token_id(request.digest, index) for index in range(length)),
+        words=words,
+        token_ids=tuple(_token_id(request.digest, index) for index in range(len(words))),
         finish_reason=finish_reason,
     )
+
+
+def _write(
+    request: GenerationRequest, config: EngineConfig
+) -> tuple[tuple[str, ...], FinishReason]:
+    plan, limit = request.plan, request.limit
+    room = max(1, config.max_model_len - request.prompt_tokens)
+    if plan.tokens:
+        most = room if limit is None else limit
+        if len(plan.tokens) > most:
+            return plan.tokens[:most], "length"
+        return plan.tokens, "stop" if plan.tool is None else "tool_calls"
+    wanted = max(config.default_max_tokens, request.min_tokens)
+    length = min(wanted, room) if limit is None else limit
+    words = tuple(word(request.digest, index) for index in range(length))
+    return words, "stop" if limit is None else "length"
 
 
 def word(digest: str, index: int) -> str:

@@ -1,11 +1,12 @@
 """Answers of `/v1/messages`, Anthropic's API."""
 
+import json
 from collections.abc import Iterator, Mapping
 
 from pdrouter.simulation.answers import event
 from pdrouter.simulation.generation import Generation
 
-_STOP_REASONS = {"length": "max_tokens", "stop": "end_turn"}
+_STOP_REASONS = {"length": "max_tokens", "stop": "end_turn", "tool_calls": "tool_use"}
 
 
 class MessagesForm:
@@ -15,20 +16,25 @@ class MessagesForm:
         """Give a `message`."""
         return {
             **_message(generation),
-            "content": [{"type": "text", "text": generation.text}],
+            "content": [_block(generation)],
             "stop_reason": _STOP_REASONS[generation.finish_reason],
             "usage": _usage(generation, generation.completion_tokens),
             "kv_transfer_params": generation.kv_transfer_params,
         }
 
     def opening(self, generation: Generation) -> Iterator[bytes]:
-        """Start the message and its only block of text."""
+        """Start the message and its only block."""
         yield _named("message_start", message=_message(generation))
-        yield _named("content_block_start", index=0, content_block={"type": "text", "text": ""})
+        block = _block(generation)
+        block |= {name: empty for name, empty in (("text", ""), ("input", {})) if name in block}
+        yield _named("content_block_start", index=0, content_block=block)
 
     def token(self, generation: Generation, index: int) -> Iterator[bytes]:
-        """Give one delta of text."""
-        delta = {"type": "text_delta", "text": generation.words[index]}
+        """Give one delta of text, or of the arguments of a call."""
+        text = generation.words[index]
+        delta = {"type": "text_delta", "text": text}
+        if generation.request.plan.tool is not None:
+            delta = {"type": "input_json_delta", "partial_json": text}
         yield _named("content_block_delta", index=0, delta=delta)
 
     def closing(self, generation: Generation) -> Iterator[bytes]:
@@ -64,6 +70,17 @@ def _message(generation: Generation) -> dict[str, object]:
         "stop_sequence": None,
         "usage": _usage(generation, 0),
     }
+
+
+def _block(generation: Generation) -> dict[str, object]:
+    tool = generation.request.plan.tool
+    if tool is None:
+        return {"type": "text", "text": generation.text}
+    # What a limit has cut off has no arguments that could be read.
+    complete = generation.finish_reason == "tool_calls"
+    arguments = json.loads(generation.text) if complete else {}
+    identity = f"toolu_{generation.request_id}"
+    return {"type": "tool_use", "id": identity, "name": tool, "input": arguments}
 
 
 def _usage(generation: Generation, output_tokens: int) -> dict[str, object]:

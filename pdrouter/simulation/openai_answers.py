@@ -3,8 +3,9 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 
-from pdrouter.simulation.answers import DONE, event, finish_reason_at, usage_of
+from pdrouter.simulation.answers import DONE, MADE_UP, event, finish_reason_at, usage_of
 from pdrouter.simulation.generation import Generation
+from pdrouter.simulation.logprobs import chat_logprobs, completion_logprobs
 
 
 class _ChunkedForm(ABC):
@@ -63,8 +64,8 @@ class ChatForm(_ChunkedForm):
             "choices": [
                 {
                     "index": choice,
-                    "message": {"role": "assistant", "content": generation.text},
-                    "logprobs": None,
+                    "message": _message(generation),
+                    "logprobs": chat_logprobs(generation, *range(len(generation.words))),
                     "finish_reason": generation.finish_reason,
                 }
                 for choice in range(generation.choices)
@@ -87,10 +88,31 @@ class ChatForm(_ChunkedForm):
             "object": "chat.completion.chunk",
             "created": generation.created,
             "model": generation.request.model,
+            "system_fingerprint": MADE_UP,
         }
 
     def _choice(self, generation: Generation, index: int) -> dict[str, object]:
-        return {"delta": {"content": generation.words[index]}, "logprobs": None}
+        tool, text = generation.request.plan.tool, generation.words[index]
+        if tool is None:
+            delta: dict[str, object] = {"content": text}
+        elif index:
+            delta = {"tool_calls": [{"index": 0, "function": {"arguments": text}}]}
+        else:
+            delta = {"tool_calls": [{"index": 0, **_call(generation, tool, text)}]}
+        return {"delta": delta, "logprobs": chat_logprobs(generation, index)}
+
+
+def _message(generation: Generation) -> dict[str, object]:
+    tool = generation.request.plan.tool
+    if tool is None:
+        return {"role": "assistant", "content": generation.text}
+    calls = [_call(generation, tool, generation.text)]
+    return {"role": "assistant", "content": None, "tool_calls": calls}
+
+
+def _call(generation: Generation, tool: str, arguments: str) -> dict[str, object]:
+    function = {"name": tool, "arguments": arguments}
+    return {"id": f"call_{generation.request_id}", "type": "function", "function": function}
 
 
 class CompletionsForm(_ChunkedForm):
@@ -104,7 +126,7 @@ class CompletionsForm(_ChunkedForm):
                 {
                     "index": choice,
                     "text": generation.text,
-                    "logprobs": None,
+                    "logprobs": completion_logprobs(generation, *range(len(generation.words))),
                     "finish_reason": generation.finish_reason,
                 }
                 for choice in range(generation.choices)
@@ -119,10 +141,12 @@ class CompletionsForm(_ChunkedForm):
             "object": "text_completion",
             "created": generation.created,
             "model": generation.request.model,
+            "system_fingerprint": MADE_UP,
         }
 
     def _choice(self, generation: Generation, index: int) -> dict[str, object]:
-        return {"text": generation.words[index], "logprobs": None}
+        logprobs = completion_logprobs(generation, index)
+        return {"text": generation.words[index], "logprobs": logprobs}
 
 
 class GenerateForm(_ChunkedForm):
@@ -136,7 +160,7 @@ class GenerateForm(_ChunkedForm):
                 {
                     "index": choice,
                     "token_ids": list(generation.token_ids),
-                    "logprobs": None,
+                    "logprobs": chat_logprobs(generation, *range(len(generation.words))),
                     "finish_reason": generation.finish_reason,
                 }
                 for choice in range(generation.choices)
@@ -149,4 +173,5 @@ class GenerateForm(_ChunkedForm):
         return {"request_id": generation.request_id}
 
     def _choice(self, generation: Generation, index: int) -> dict[str, object]:
-        return {"token_ids": [generation.token_ids[index]], "logprobs": None}
+        logprobs = chat_logprobs(generation, index)
+        return {"token_ids": [generation.token_ids[index]], "logprobs": logprobs}

@@ -47,12 +47,22 @@ class Dropped(Exception):
     """The connection of this request gets no other byte: a fault cuts it, or it is gone."""
 
 
-def api_handler(handler: ApiHandler) -> Handler:
-    """Make an HTTP handler of a handler of calls; the reception must stand before it."""
+def is_form(request: web.Request) -> bool:
+    """Say whether a request's body is a form, which its handler has to read itself."""
+    return request.content_type == "multipart/form-data"
+
+
+def api_handler(handler: ApiHandler, *, forms: bool = False) -> Handler:
+    """Make an HTTP handler of a handler of calls; the reception must stand before it.
+
+    Args:
+        handler: Answers calls.
+        forms: Whether it reads forms, too.
+    """
 
     async def handle(request: web.Request) -> web.StreamResponse:
         call = request[_CALL]
-        if call.refusal is not None:
+        if call.refusal is not None and not (forms and is_form(request)):
             raise call.refusal
         return await handler(call)
 

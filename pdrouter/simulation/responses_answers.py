@@ -1,10 +1,11 @@
 """Answers of `/v1/responses`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 
 from pdrouter.simulation.answers import event
 from pdrouter.simulation.generation import Generation
+from pdrouter.simulation.logprobs import describe_token
 
 
 class ResponsesForm:
@@ -16,13 +17,13 @@ class ResponsesForm:
         return {
             **_response(generation, "incomplete" if cut else "completed"),
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
-            "output": [_item(generation, generation.text, "completed")],
+            "output": [_item(generation, "completed")],
             "usage": _usage(generation),
             "kv_transfer_params": generation.kv_transfer_params,
         }
 
     def opening(self, generation: Generation) -> Iterator[bytes]:
-        """Announce the response, its only item and the item's only part."""
+        """Announce the response, its only item and the only part of a text."""
         response = _response(generation, "in_progress")
         numbers = count()
         yield _named("response.created", next(numbers), response=response)
@@ -31,35 +32,45 @@ class ResponsesForm:
             "response.output_item.added",
             next(numbers),
             output_index=0,
-            item={**_item(generation, "", "in_progress"), "content": []},
+            item=_empty_item(generation),
         )
-        yield _named(
-            "response.content_part.added", next(numbers), part=_part(""), **_place(generation)
-        )
+        if not _calls(generation):
+            part = _part("")
+            yield _named(
+                "response.content_part.added", next(numbers), part=part, **_place(generation)
+            )
 
     def token(self, generation: Generation, index: int) -> Iterator[bytes]:
-        """Give one delta of text."""
-        yield _named(
-            "response.output_text.delta",
-            _EVENTS_BEFORE_TEXT + index,
-            delta=generation.words[index],
-            logprobs=[],
-            **_place(generation),
-        )
+        """Give one delta of text, or of the arguments of a call."""
+        number, delta = _events_before_text(generation) + index, generation.words[index]
+        place = _place(generation)
+        if _calls(generation):
+            yield _named("response.function_call_arguments.delta", number, delta=delta, **place)
+            return
+        logprobs = _logprobs(generation, index)
+        yield _named("response.output_text.delta", number, delta=delta, logprobs=logprobs, **place)
 
     def closing(self, generation: Generation) -> Iterator[bytes]:
         """Finish the part, the item and the response, which brings the usage."""
-        numbers = count(_EVENTS_BEFORE_TEXT + len(generation.words))
-        place = _place(generation)
+        numbers = count(_events_before_text(generation) + len(generation.words))
+        place, item = _place(generation), _item(generation, "completed")
         text = generation.text
-        yield _named("response.output_text.done", next(numbers), text=text, logprobs=[], **place)
-        yield _named("response.content_part.done", next(numbers), part=_part(text), **place)
-        yield _named(
-            "response.output_item.done",
-            next(numbers),
-            output_index=0,
-            item=_item(generation, text, "completed"),
-        )
+        if _calls(generation):
+            yield _named(
+                "response.function_call_arguments.done",
+                next(numbers),
+                arguments=text,
+                name=item["name"],
+                **place,
+            )
+        else:
+            part = _part(text, _logprobs(generation, *range(len(generation.words))))
+            logprobs = part["logprobs"]
+            yield _named(
+                "response.output_text.done", next(numbers), text=text, logprobs=logprobs, **place
+            )
+            yield _named("response.content_part.done", next(numbers), part=part, **place)
+        yield _named("response.output_item.done", next(numbers), output_index=0, item=item)
         response = self.plain(generation)
         yield _named("response.completed", next(numbers), response=response)
 
@@ -68,32 +79,57 @@ class ResponsesForm:
         yield event({"type": "error", **envelope}, "error")
 
 
-_EVENTS_BEFORE_TEXT = 4
+def _calls(generation: Generation) -> bool:
+    return generation.request.plan.tool is not None
 
 
-def _named(name: str, number: int, **members: object) -> bytes:
+def _events_before_text(generation: Generation) -> int:
+    return 3 if _calls(generation) else 4
+
+
+def _named(name: str, number: int, /, **members: object) -> bytes:
     return event({"type": name, "sequence_number": number, **members}, name)
 
 
 def _place(generation: Generation) -> dict[str, object]:
-    return {"item_id": _item_id(generation), "output_index": 0, "content_index": 0}
+    place: dict[str, object] = {"item_id": _item_id(generation), "output_index": 0}
+    return place if _calls(generation) else {**place, "content_index": 0}
 
 
 def _item_id(generation: Generation) -> str:
-    return f"msg_{generation.request_id}"
+    return f"{'fc' if _calls(generation) else 'msg'}_{generation.request_id}"
 
 
-def _part(text: str) -> dict[str, object]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": None}
+def _part(text: str, logprobs: Sequence[object] = ()) -> dict[str, object]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(logprobs)}
 
 
-def _item(generation: Generation, text: str, status: str) -> dict[str, object]:
+def _logprobs(generation: Generation, *indexes: int) -> list[object]:
+    top = generation.request.top_logprobs
+    return [] if top is None else [describe_token(generation, index, top) for index in indexes]
+
+
+def _empty_item(generation: Generation) -> dict[str, object]:
+    item = _item(generation, "in_progress")
+    return {**item, "arguments": ""} if _calls(generation) else {**item, "content": []}
+
+
+def _item(generation: Generation, status: str) -> dict[str, object]:
+    head: dict[str, object] = {"id": _item_id(generation), "status": status}
+    if _calls(generation):
+        return {
+            **head,
+            "type": "function_call",
+            "call_id": f"call_{generation.request_id}",
+            "name": generation.request.plan.tool,
+            "arguments": generation.text,
+        }
+    logprobs = _logprobs(generation, *range(len(generation.words)))
     return {
-        "id": _item_id(generation),
+        **head,
         "type": "message",
         "role": "assistant",
-        "status": status,
-        "content": [_part(text)],
+        "content": [_part(generation.text, logprobs)],
     }
 
 

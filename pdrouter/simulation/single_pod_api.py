@@ -141,6 +141,12 @@ def _tokenize(members: Members, config: EngineConfig) -> Answer:
     }
 
 
+def _count_tokens(members: Members, _: EngineConfig) -> Answer:
+    counted = ("system", "messages", "tools")
+    _needed(members, "messages")
+    return {"input_tokens": text_tokens([members.get(name) for name in counted])}
+
+
 def _detokenize(members: Members, _: EngineConfig) -> Answer:
     tokens = _needed(members, "tokens")
     if not is_token_list(tokens) or not isinstance(tokens, list):
@@ -152,9 +158,12 @@ ANSWERS: Mapping[str, Callable[[Members, EngineConfig], Answer]] = {
     "/v1/embeddings": _embeddings,
     "/pooling": _pooling,
     "/classify": _classify,
+    "/v1/score": _score,
     "/score": _score,
     "/rerank": _rerank,
     "/v1/rerank": _rerank,
+    "/v2/rerank": _rerank,
+    "/v1/messages/count_tokens": _count_tokens,
     "/tokenize": _tokenize,
     "/detokenize": _detokenize,
 }

@@ -371,6 +371,8 @@ SERVED_SINGLE: list[tuple[str, dict[str, Any]]] = [
     ("/v1/embeddings", {"input": ["one", "two"]}),
     ("/rerank", {"query": "a", "documents": ["b", "c"]}),
     ("/v1/rerank", {"query": "a", "documents": ["b", "c"]}),
+    ("/v2/rerank", {"query": "a", "documents": ["b", "c"]}),
+    ("/v1/score", {"text_1": "a", "text_2": "b"}),
     ("/score", {"text_1": "a", "text_2": "b"}),
     ("/classify", {"input": "a"}),
     ("/pooling", {"input": "a"}),
@@ -392,13 +394,11 @@ async def test_a_path_without_a_prefill_leg_is_served_by_a_decode_pod(
     "path",
     [
         "/v1/chat/completions/batch",
-        "/v1/messages/count_tokens",
-        "/v2/rerank",
-        "/v1/score",
+        "/v1/chat/completions/render",
+        "/v2/embed",
+        "/generative_scoring",
         "/v1/classify",
         "/v1/pooling",
-        "/v1/audio/speech",
-        "/v1/images/generations",
     ],
 )
 async def test_a_path_that_the_engines_do_not_know_is_theirs_to_refuse(

@@ -39,6 +39,12 @@ STRANGER = Pod.create(
 )
 
 
+_FORM = (
+    b"--b\r\ncontent-disposition: form-data; name=model\r\n\r\nm\r\n"
+    b"--b\r\ncontent-disposition: form-data; name=file; filename=x\r\n\r\n%b\r\n--b--"
+) % (b"x" * 100_000)
+
+
 def answer_after(bench: Bench, *pods: Pod) -> Callable[[], EngineAnswer]:
     """Return a prefill answer during which these become the pods."""
 
@@ -287,6 +293,17 @@ async def test_an_ambiguous_model_is_served_under_its_full_name() -> None:
     assert sent_to(body) == "10.0.0.2:8000"
     assert bench.prefill.plans
     bench.close()
+    # The engine knows the model without its namespace, and the form says so.
+    bench.exchange = bench.open()
+    form = _FORM.replace(b"\r\nm\r\n", b"\r\nother/m\r\n")
+    content_type = "multipart/form-data; boundary=b"
+    _, body = await bench.tell(
+        request_headers("/v1/audio/transcriptions", content_type=content_type), request_body(form)
+    )
+    assert isinstance(body, PhaseReply)
+    assert body.body == ReplaceBody(_FORM)
+    assert dict(body.set_headers)["content-length"] == str(len(_FORM))
+    bench.close()
 
 
 async def test_rates_are_limited_by_namespace_and_profile() -> None:
@@ -330,12 +347,6 @@ async def test_a_pod_with_a_short_queue_takes_what_would_wait_too_long() -> None
     assert record.decision.prefill is not None
     assert record.decision.prefill.pod == idler
     assert "the queue of prefill-0 is 2.0 s long" in record.decision.notes[-1]
-
-
-_FORM = (
-    b"--b\r\ncontent-disposition: form-data; name=model\r\n\r\nm\r\n"
-    b"--b\r\ncontent-disposition: form-data; name=file; filename=x\r\n\r\n%b\r\n--b--"
-) % (b"x" * 100_000)
 
 
 @pytest.mark.parametrize("strategy", ["pd", "least-request"])
