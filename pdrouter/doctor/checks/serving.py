@@ -57,11 +57,13 @@ def _find_unread_variables(
     Those of aibrix are not, unless one of ours is almost the same.
     """
     known = {declaration.variable for declaration in declarations().values()}
+    # Other programs in the pod have names such as NODE_IP.
+    own = sorted(name for name in known if not name.startswith(("POD_", "KUBECONFIG")))
     for router in installation.routers:
         for variable in router.container.env:
             if variable.name in known or variable.name in _OTHERS:
                 continue
-            near = find_nearest(variable.name, known)
+            near = find_nearest(variable.name, own)
             if near is not None or variable.name.startswith("PDROUTER_"):
                 yield router, variable.name, near
 
