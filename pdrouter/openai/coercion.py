@@ -1,7 +1,8 @@
 """Numbers and truth values as engines read them: in the lax mode of pydantic."""
 
-import json
 import re
+
+import msgspec
 
 UNREADABLE = object()
 """Stands for a value that is too long to be a number or a truth value."""
@@ -14,6 +15,7 @@ _SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
 )
 """White space as Unicode defines it; to Python, the separators of ASCII are space, too."""
 _MAX_FLOAT = 2.0**63
+_decode = msgspec.json.Decoder().decode
 _TRUE = frozenset({"1", "true", "t", "yes", "y", "on"})
 _FALSE = frozenset({"0", "false", "f", "no", "n", "off"})
 
@@ -26,8 +28,8 @@ def decode_scalar(raw: bytes) -> object:
     if len(raw) > _MAX_SIZE or raw[:1] in (b"[", b"{"):
         return UNREADABLE
     try:
-        return json.loads(raw)
-    except ValueError:  # An integer of too many digits.
+        return _decode(raw)
+    except msgspec.DecodeError:  # A number out of range, or half of a surrogate pair.
         return UNREADABLE
 
 
@@ -46,6 +48,8 @@ def as_integer(value: object) -> int | None:
 
 def as_boolean(value: object) -> bool | None:
     """Return the truth value that a decoded JSON value stands for; None if engines refuse it."""
+    if value is True or value is False:
+        return value
     if isinstance(value, int | float):
         return bool(value) if value in (0, 1) else None
     if isinstance(value, str):

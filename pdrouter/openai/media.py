@@ -26,6 +26,7 @@ _MEDIA_TYPES = frozenset(
 )
 _ABSENT = msgspec.Raw(b"")
 _NULL = msgspec.Raw(b"null")
+_NO_KEYS = (_ABSENT,) * 9
 _DEPTH = 3
 """Messages, their parts, and the parts of a tool's result."""
 
@@ -66,6 +67,8 @@ class _Part(msgspec.Struct):
             self.video_embeds,
             self.file,
         )
+        if keys == _NO_KEYS:
+            return False
         # Clients that write every member of a type they know have text with an empty `image_url`.
         known = self.uuid not in (_ABSENT, _NULL)
         return any(value is not _ABSENT and (known or value != _NULL) for value in keys)

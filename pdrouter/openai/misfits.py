@@ -44,7 +44,9 @@ def find_misfit(endpoint: Endpoint, body: Body, options: Body) -> str | None:
 def _read(body: Body, name: str, default: object = None) -> object:
     """Return a member's value as far as it is a scalar, the default if it is absent or null."""
     raw = body.raw(name)
-    value = None if raw is None else decode_scalar(raw)
+    if raw is None:
+        return default
+    value = decode_scalar(raw)
     return default if value is None else value
 
 
