@@ -133,6 +133,7 @@ BROKEN = [
             put("EnvoyExtensionPolicy", f"{EXT_PROC} processingMode response body", "Streamed"),
             put("EnvoyExtensionPolicy", f"{EXT_PROC} processingMode allowModeOverride", False),
         ],
+        also={"request-trailers-skipped"},
     ),
     Case(
         "fail-open",

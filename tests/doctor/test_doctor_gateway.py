@@ -277,6 +277,13 @@ HARMLESS: dict[str, tuple[str, list[Change]]] = {
             ),
         ],
     ),
+    "trailers that lead to no engine": (
+        "original_dst",
+        [
+            put("EnvoyExtensionPolicy", f"{EXT_PROC} processingMode allowModeOverride", False),
+            put("HTTPRoute", "spec rules 0 backendRefs 0", {"name": "router", "port": 50052}),
+        ],
+    ),
     "health checks over TLS that offer HTTP/2": (
         "endpoint_override",
         [*SPEAKS_TLS, put("EnvoyProxy", "spec backendTLS", {"alpnProtocols": ["h2"]})],

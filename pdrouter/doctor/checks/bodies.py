@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 
+from pdrouter.doctor.checks.bypasses import reaches_engines
 from pdrouter.doctor.findings import Check, Fault, Severity
-from pdrouter.doctor.installation import Installation
+from pdrouter.doctor.installation import Installation, find_patched_ext_procs
+from pdrouter.doctor.patches import dig
 
 
 def _find_unbuffered_requests(installation: Installation) -> Iterator[Fault]:
@@ -42,6 +44,31 @@ def _find_open_doors(installation: Installation, *, original_dst: bool) -> Itera
             )
 
 
+def _find_skipped_trailers(installation: Installation) -> Iterator[Fault]:
+    for attachment in installation.attachments:
+        # Envoy Gateway has no field for trailers; the router asks for them where it may.
+        if not attachment.ext_proc.processing_mode.allow_mode_override and any(
+            reaches_engines(installation, route, rule)
+            for route in attachment.routes
+            for rule in route.spec.rules
+        ):
+            yield Fault(
+                attachment.policy.ref,
+                attachment.field("processingMode.allowModeOverride"),
+                "Envoy does not send trailers, and the router may not ask for them",
+                "set it to true",
+            )
+    for patched in find_patched_ext_procs(installation.snapshot):
+        mode = patched.text("processing_mode", "request_trailer_mode")
+        if mode != "SEND" and dig(patched.content, "allow_mode_override") is not True:
+            yield Fault(
+                patched.policy,
+                f"{patched.field}.processing_mode.request_trailer_mode",
+                f"it is {mode}" if mode else "it is not set: SKIP",
+                "set it to SEND",
+            )
+
+
 CHECKS: tuple[Check[Installation], ...] = (
     Check(
         "request-body-not-buffered",
@@ -73,5 +100,13 @@ CHECKS: tuple[Check[Installation], ...] = (
         "They reach a decode pod without a prefill, unchecked, with whatever transfer fields the "
         "client has put into the body.",
         lambda installation: _find_open_doors(installation, original_dst=False),
+    ),
+    Check(
+        "request-trailers-skipped",
+        Severity.WARNING,
+        "The router does not see a request's trailers.",
+        "A request of headers and trailers alone has no body message: it goes on to any pod, and "
+        "all that the router can do is to keep the pod's answer back.",
+        _find_skipped_trailers,
     ),
 )

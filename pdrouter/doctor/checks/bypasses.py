@@ -77,7 +77,7 @@ def _find_matches(
     if not route.gateways & attachment.gateways or _has_own_hosts(route, attachment):
         return
     for number, rule in enumerate(route.spec.rules):
-        if not _reaches_engines(installation, route, rule):
+        if not reaches_engines(installation, route, rule):
             continue
         for index, match in enumerate(rule.matches or [RouteMatch()]):
             path = _find_taken(match, route, attachment)
@@ -126,7 +126,7 @@ def _rank_path(path: PathMatch) -> int:
     return {"Exact": 2, "RegularExpression": 1}.get(path.type, 0)
 
 
-def _reaches_engines(installation: Installation, route: HttpRoute, rule: RouteRule) -> bool:
+def reaches_engines(installation: Installation, route: HttpRoute, rule: RouteRule) -> bool:
     """Return whether a rule may lead to engines: where it leads may not be known."""
     for backend in rule.backend_refs:
         service = installation.service(backend, route.metadata.namespace)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from pdrouter.doctor.findings import Check, Fault, Severity
-from pdrouter.doctor.installation import Installation, find_patched_ext_procs
+from pdrouter.doctor.installation import Installation
 from pdrouter.doctor.objects.envoy_gateway import ExtensionPolicy, Patch, PatchPolicy
 from pdrouter.doctor.objects.gateway_api import Gateway, HttpRoute
 from pdrouter.doctor.patches import dig, find_routes
@@ -115,18 +115,6 @@ def _judge_filters(snapshot: Snapshot, policy: PatchPolicy) -> Iterator[Fault]:
                 )
 
 
-def _find_skipped_trailers(installation: Installation) -> Iterator[Fault]:
-    for patched in find_patched_ext_procs(installation.snapshot):
-        mode = patched.text("processing_mode", "request_trailer_mode")
-        if mode != "SEND":
-            yield Fault(
-                patched.policy,
-                f"{patched.field}.processing_mode.request_trailer_mode",
-                f"it is {mode}" if mode else "it is not set: SKIP",
-                "set it to SEND",
-            )
-
-
 CHECKS: tuple[Check[Installation], ...] = (
     Check(
         "patch-target-unknown",
@@ -135,13 +123,5 @@ CHECKS: tuple[Check[Installation], ...] = (
         "The patch has no effect: Envoy Gateway names listeners and their routes "
         "NAMESPACE/GATEWAY/LISTENER, and filters after their policy.",
         _find_unknown_targets,
-    ),
-    Check(
-        "request-trailers-skipped",
-        Severity.WARNING,
-        "A patched ext_proc filter does not show the router a request's trailers.",
-        "A request of headers and trailers alone has no body message: the router never decides on "
-        "it, and it goes to the fallback or gets a 503.",
-        _find_skipped_trailers,
     ),
 )

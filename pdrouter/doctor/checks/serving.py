@@ -7,12 +7,9 @@ from pdrouter.doctor.findings import Check, Fault, Severity
 from pdrouter.doctor.installation import Installation
 from pdrouter.doctor.objects.workloads import DisruptionBudget
 from pdrouter.doctor.router import Router
-from pdrouter.nearest import find_nearest
-from pdrouter.settings import declarations
+from pdrouter.settings import find_unknown_names
 
 _ALGORITHM = "ROUTING_ALGORITHM"
-_OTHERS = frozenset({"AIBRIX_TOKENIZER_REQUEST_TIMEOUT"})
-"""Variables of aibrix that only look like ours."""
 
 
 def _find_refused_settings(installation: Installation) -> Iterator[Fault]:
@@ -52,20 +49,13 @@ def _find_unknown_settings(installation: Installation) -> Iterator[Fault]:
 def _find_unread_variables(
     installation: Installation,
 ) -> Iterator[tuple[Router, str, str | None]]:
-    """Yield variables that are meant for the router but not read, with the nearest that is.
-
-    Those of aibrix are not, unless one of ours is almost the same.
-    """
-    known = {declaration.variable for declaration in declarations().values()}
-    # Other programs in the pod have names such as NODE_IP.
-    own = sorted(name for name in known if not name.startswith(("POD_", "KUBECONFIG")))
+    """Yield variables that are meant for the router but not read, with the nearest that is."""
     for router in installation.routers:
         for variable in router.container.env:
-            if variable.name in known or variable.name in _OTHERS:
-                continue
-            near = find_nearest(variable.name, own)
-            if near is not None or variable.name.startswith("PDROUTER_"):
-                yield router, variable.name, near
+            # One by one: whoever writes a variable into a manifest means something by it, even
+            # where the one that it is like is there too. A value may be elsewhere.
+            for unknown in find_unknown_names({variable.name: variable.value or variable.name}):
+                yield router, unknown.name, unknown.nearest
 
 
 def _find_short_graces(installation: Installation) -> Iterator[Fault]:
