@@ -1,6 +1,6 @@
 """The objects of an installation at one moment, from wherever they were read."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -8,6 +8,7 @@ import msgspec
 
 from pdrouter.doctor.findings import Fault
 from pdrouter.doctor.objects.base import KubeObject, ObjectRef
+from pdrouter.doctor.objects.fields import find_misspelt
 from pdrouter.doctor.objects.kinds import BY_GROUP_AND_NAME, Kind
 from pdrouter.doctor.objects.known_kinds import find_oddity
 from pdrouter.doctor.quantities import decode_quantity
@@ -38,6 +39,7 @@ class Snapshot:
         invalid: what is wrong with objects that the API server would refuse.
         unknown: documents whose kind or apiVersion nobody knows.
         duplicates: objects that are there twice.
+        misspelt: members that no object of the kind has, but that are almost fields.
         live: whether they come from a cluster, with their status and all pods.
         scopes: of a cluster: the namespaces in which all objects of a kind were read, `*` for all;
             a kind that is not installed or may not be read has none.
@@ -49,6 +51,7 @@ class Snapshot:
     invalid: tuple[Fault, ...] = ()
     unknown: tuple[Fault, ...] = ()
     duplicates: tuple[Fault, ...] = ()
+    misspelt: tuple[Fault, ...] = ()
     live: bool = False
     scopes: Mapping[type[KubeObject], frozenset[str]] = field(default_factory=dict)
     unreachable: Mapping[str, str] = field(default_factory=dict)
@@ -92,6 +95,7 @@ class Snapshot:
         invalid: dict[ObjectRef, Fault] = {}
         unknown: list[Fault] = []
         duplicates: list[Fault] = []
+        misspelt: list[Fault] = []
         first: dict[tuple[str, ObjectRef], Document] = {}
         for document in documents:
             oddity = find_oddity(document.content)
@@ -108,6 +112,9 @@ class Snapshot:
                 duplicates.append(_describe_twins(ref, twin, document))
             if kind is None:
                 continue
+            if not live:
+                # The API server has no object with such members.
+                misspelt += _describe_misspelt(ref, document, kind)
             objects.pop(ref, None)
             invalid.pop(ref, None)
             try:
@@ -119,6 +126,7 @@ class Snapshot:
             tuple(invalid.values()),
             tuple(unknown),
             tuple(duplicates),
+            tuple(misspelt),
             live,
             scopes or {},
             notes=notes,
@@ -167,6 +175,12 @@ def _describe_invalid(ref: ObjectRef, error: msgspec.ValidationError, document: 
         problem + _locate(document),
         "write the value as the kind's schema says",
     )
+
+
+def _describe_misspelt(ref: ObjectRef, document: Document, kind: Kind) -> Iterator[Fault]:
+    for path, meant in find_misspelt(document.content, kind.type):
+        problem = f"{kind.name} has no such field{_locate(document)}"
+        yield Fault(ref, path, problem, f"did you mean {meant}?")
 
 
 def _describe_twins(ref: ObjectRef, first: Document, second: Document) -> Fault:

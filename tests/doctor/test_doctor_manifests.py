@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -267,6 +268,58 @@ def test_a_document_that_nobody_knows_is_found_with_its_line(
 )
 def test_kinds_of_others_are_not_found(document: str) -> None:
     assert codes(diagnose(read_manifests(["-"], io.StringIO(document)))) == set()
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "right", "wrong"),
+    [
+        ("EnvoyExtensionPolicy", "spec.extProc[0]", "messageTimeout", "messageTimout"),
+        ("EnvoyExtensionPolicy", "spec.extProc[0].processingMode", "request", "reqest"),
+        ("EnvoyExtensionPolicy", "spec.extProc[0]", "backendRefs", "backendRef"),
+        ("EnvoyExtensionPolicy", "spec", "targetRefs", "targetRef_s"),
+        ("ClientTrafficPolicy", "spec.connection", "bufferLimit", "buffer_limit"),
+        ("HTTPRoute", "spec", "parentRefs", "parentRef"),
+        ("Gateway", "", "spec", "specs"),
+        ("Gateway", "metadata", "name", "Name"),
+    ],
+)
+def test_a_field_that_is_almost_right_is_found(
+    kind: str, path: str, right: str, wrong: str
+) -> None:
+    documents = endpoint_override()
+    parent: Any = next(each for each in documents if each["kind"] == kind)
+    for key in path.replace("[0]", ".0").split(".") if path else []:
+        parent = parent[int(key) if key == "0" else key]
+    parent[wrong] = parent.pop(right)
+    if wrong == "Name":
+        parent["generateName"] = "llm-"
+
+    diagnosis = diagnose(read_manifests(["-"], io.StringIO(yaml.safe_dump_all(documents))))
+
+    misspelt = [
+        fault
+        for finding in diagnosis.findings
+        if finding.check.code == "field-misspelt"
+        for fault in finding.faults
+    ]
+    assert [(fault.field, fault.fix) for fault in misspelt] == [
+        (f"{path}.{wrong}".lstrip("."), f"did you mean {right}?")
+    ]
+
+
+def test_fields_that_the_doctor_does_not_read_are_not_found() -> None:
+    text = """
+    apiVersion: apps/v1
+    kind: Deployment
+    metadata: {name: a, creationTimestamp: null, managedFields: []}
+    spec:
+      selector: {matchLabels: {app: a}}
+      template:
+        metadata: {labels: {app: a, sepc: x}}
+        spec: {initContainers: [], serviceAccount: a, containers: [{name: a, imagePullPolicy: x}]}
+    """
+
+    assert codes(diagnose(read_manifests(["-"], io.StringIO(text)))) == set()
 
 
 def test_an_object_that_is_there_twice_is_found_with_both_lines(tmp_path: Path) -> None:

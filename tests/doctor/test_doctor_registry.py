@@ -14,6 +14,7 @@ ELSEWHERE = {
     "status-missing",
     # What stands in documents before they are objects, and what controllers add to them.
     "kind-unknown",
+    "field-misspelt",
     "object-duplicate",
     "condition-not-met",
     "status-stale",

@@ -19,6 +19,13 @@ CHECKS: tuple[Check[Installation], ...] = (
         lambda installation: installation.snapshot.unknown,
     ),
     Check(
+        "field-misspelt",
+        Severity.ERROR,
+        "An object has a member that is almost a field of its kind (in manifests).",
+        "The API server refuses it, or drops it without a word: what it says has no effect.",
+        lambda installation: installation.snapshot.misspelt,
+    ),
+    Check(
         "object-duplicate",
         Severity.WARNING,
         "An object is there twice.",
