@@ -16,6 +16,7 @@ from typing import Generic, Protocol, TypeVar
 import aiohttp
 import msgspec
 
+from pdrouter.cluster.back_off import BackOff, is_unreachable
 from pdrouter.cluster.kube_api import KubeApi, KubeConfigInvalid, KubeRefused, KubeStatus
 from pdrouter.cluster.kube_objects import ObjectMeta
 from pdrouter.cluster.reflector_stats import ReflectorStats
@@ -77,6 +78,7 @@ class ReflectorTiming:
         relist_s: after which everything is listed again, from and to.
         backoff_s: after the first failure; doubled for each further one.
         backoff_most_s: at the most.
+        unreachable_most_s: at the most while the API server cannot be reached.
         absent_s: until a resource that the cluster does not have is looked for again.
     """
 
@@ -86,6 +88,7 @@ class ReflectorTiming:
     relist_s: tuple[float, float] = (600.0, 1800.0)
     backoff_s: float = 0.2
     backoff_most_s: float = 30.0
+    unreachable_most_s: float = 2.0
     absent_s: float = 60.0
 
 
@@ -94,6 +97,17 @@ DEFAULT_TIMING = ReflectorTiming()
 
 class _Expired(Exception):
     """The history that a watch or a page needs is gone: list again."""
+
+
+_FAULTS = (
+    _Expired,
+    KubeRefused,
+    KubeConfigInvalid,
+    aiohttp.ClientError,
+    OSError,
+    msgspec.MsgspecError,
+)
+"""What an API server, or the way to it, may do."""
 
 
 class Reflector(Generic[T]):
@@ -141,40 +155,47 @@ class Reflector(Generic[T]):
         self._optional = optional
         self._timing = timing
         self._random = random or Random()
+        self._back_off = BackOff(
+            timing.backoff_s, timing.backoff_most_s, timing.unreachable_most_s, self._random
+        )
         self._version: str | None = None
         self._relist_at = 0.0
 
     async def run(self) -> None:
         """Copy until cancelled."""
-        failures = 0
         while True:
             contact = self.stats.contact
             try:
                 await self._run_once()
-                failures = 0
+                self._back_off.reset()
                 continue
-            except _Expired:
+            except _FAULTS as error:
+                if self.stats.contact != contact:
+                    # What has worked for a while and then broke is not a failure in a row.
+                    self._back_off.reset()
+                pause = self._meet(error)
+            await asyncio.sleep(pause)
+
+    def _meet(self, error: Exception) -> float:
+        """Take note of a fault, and return the seconds until the next try."""
+        match error:
+            case _Expired():
                 self._version = None
                 self._note("expired", logging.INFO, "history is gone")
-                pause = self._random.uniform(0, 0.5)
-            except KubeRefused as refused:
-                pause = self._meet_refusal(refused, failures)
-            except TimeoutError:
+                return self._random.uniform(0, 0.5)
+            case KubeRefused():
+                return self._meet_refusal(error)
+            case TimeoutError() if not is_unreachable(error):
                 # A healthy watch is never silent for so long. One that was begun with a version
                 # from the future, as after a restored backup, would be silent again.
                 self._version = None
                 self._note("timeout", logging.WARNING, "no sign of life")
-                pause = self._back_off(failures)
-            except (aiohttp.ClientError, KubeConfigInvalid, OSError) as error:
-                self._note("connection", logging.WARNING, f"{type(error).__name__}: {error}")
-                pause = self._back_off(failures)
-            except msgspec.MsgspecError as error:
+            case msgspec.MsgspecError():
                 self._version = None
                 self._note("malformed", logging.ERROR, str(error))
-                pause = self._back_off(failures)
-            # What has worked for a while and then broke is not a failure in a row.
-            failures = failures + 1 if self.stats.contact == contact else 1
-            await asyncio.sleep(pause)
+            case _:
+                self._note("connection", logging.WARNING, f"{type(error).__name__}: {error}")
+        return self._back_off.lengthen(error)
 
     async def _run_once(self) -> None:
         if self._version is None or time.monotonic() >= self._relist_at:
@@ -187,7 +208,7 @@ class Reflector(Generic[T]):
             # A server that closes watches at once must not be asked in a tight loop.
             await asyncio.sleep(1)
 
-    def _meet_refusal(self, refused: KubeRefused, failures: int) -> float:
+    def _meet_refusal(self, refused: KubeRefused) -> float:
         if refused.code == 410:
             self._version = None
             self._note("expired", logging.INFO, str(refused))
@@ -203,12 +224,7 @@ class Reflector(Generic[T]):
             return self._timing.absent_s
         level = logging.ERROR if refused.code in (401, 403) else logging.WARNING
         self._note(str(refused.code), level, str(refused))
-        wished = min(refused.retry_after_s or 0.0, self._timing.backoff_most_s)
-        return max(self._back_off(failures), wished)
-
-    def _back_off(self, failures: int) -> float:
-        pause = self._timing.backoff_s * 2.0 ** min(failures, 20)
-        return min(pause, self._timing.backoff_most_s) * self._random.uniform(0.5, 1.0)
+        return self._back_off.lengthen(refused, refused.retry_after_s or 0.0)
 
     def _note(self, cause: str, level: int, message: str) -> None:
         self.stats.restarts[cause] += 1

@@ -21,6 +21,7 @@ FAST = ReflectorTiming(
     relist_s=(600.0, 600.0),
     backoff_s=0.05,
     backoff_most_s=0.2,
+    unreachable_most_s=0.1,
     absent_s=0.2,
 )
 

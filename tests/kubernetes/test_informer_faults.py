@@ -114,6 +114,23 @@ async def test_the_pods_stay_in_use_through_an_outage(bench: Bench) -> None:
     await bench.expect_new_pod_seen()
 
 
+@pytest.mark.parametrize("first", [None, 503, 429])
+async def test_after_an_outage_changes_are_seen_at_once(tmp_path: Path, first: int | None) -> None:
+    # Had the pauses gone on doubling, the next try would come after more time than tests wait.
+    timing = replace(FAST, backoff_s=0.01, backoff_most_s=1000.0, unreachable_most_s=0.02)
+    async with FakeApiServer() as api:
+        api.store.create(make_pod("p0", labels=LABELS))
+        kubeconfig = api.write_kubeconfig(tmp_path / "kubeconfig")
+        async with run_informer(kubeconfig, timing=timing) as informer:
+            await api.stop()
+            await wait_for(lambda: informer.restarts("connection") >= 3 * 16)
+            if first is not None:
+                # Servers that start answer so for a moment.
+                api.faults.fail(first, times=3)
+            await api.start()
+            await Bench(api, informer).expect_new_pod_seen()
+
+
 async def test_a_server_that_never_answers_is_given_up(bench: Bench) -> None:
     bench.api.faults.hang(resource="pods", times=2)
     bench.api.watches.abort()
