@@ -11,7 +11,12 @@ from msgspec import structs
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import ModelPods, PodCache
 from pdrouter.extproc.dispatch_policy import DispatchPolicy
-from pdrouter.extproc.headers import CONFIG_PROFILE, EXTERNAL_FILTER, ROUTING_STRATEGY
+from pdrouter.extproc.headers import (
+    CLIENT_STRATEGY,
+    CONFIG_PROFILE,
+    EXTERNAL_FILTER,
+    ROUTING_STRATEGY,
+)
 from pdrouter.extproc.record import Observer, RequestRecord
 from pdrouter.extproc.refusals import refuse_for_now
 from pdrouter.openai.errors import RequestRejected
@@ -114,7 +119,8 @@ class PodChooser:
         )
         if resolved.automatic:
             record.profile = resolved.name
-        strategy = self._find_strategy(resolved, headers.get(ROUTING_STRATEGY, ""))
+        requested = headers.get(CLIENT_STRATEGY) or headers.get(ROUTING_STRATEGY, "")
+        strategy = self._find_strategy(resolved, requested)
         if strategy is None:
             self._limit(pods, resolved)
             return None

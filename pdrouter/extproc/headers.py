@@ -3,6 +3,7 @@
 TARGET_POD = "target-pod"
 DESTINATION_ENDPOINT = "x-gateway-destination-endpoint"
 ROUTING_STRATEGY = "routing-strategy"
+CLIENT_STRATEGY = "x-client-routing-strategy"
 CONFIG_PROFILE = "config-profile"
 CHOSEN_PROFILE = "x-aibrix-config-profile"
 EXTERNAL_FILTER = "external-filter"
@@ -25,9 +26,13 @@ CONTROL_HEADERS = (
 """Headers that steer a request behind the router: a client's never survive. Envoy can remove them
 before any filter runs, since no client has a use for them."""
 
-STRIPPED_HEADERS = (*CONTROL_HEADERS, ROUTING_STRATEGY, MODEL)
-"""What the router removes from every request; the last two, which Envoy routes by, are read from
-the client or from the body first and set anew."""
+ROUTE_HEADERS = (ROUTING_STRATEGY, MODEL)
+"""Headers by which Envoy chooses a route, where there are several: the router sets them. A client's
+are removed before the first route is chosen; what it says in `routing-strategy` is kept under
+`x-client-routing-strategy`."""
+
+STRIPPED_HEADERS = (*CONTROL_HEADERS, *ROUTE_HEADERS, CLIENT_STRATEGY)
+"""What the router removes from every request; a strategy that is asked for is read first."""
 
 FORWARDED_TO_PREFILL = (
     "authorization",

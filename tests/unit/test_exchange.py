@@ -257,11 +257,14 @@ async def test_bad_bodies_are_refused_before_any_pod_is_chosen(
     assert bench.close().decision is None
 
 
-async def test_the_client_may_choose_the_strategy() -> None:
+@pytest.mark.parametrize("header", ["routing_strategy", "x_client_routing_strategy"])
+async def test_the_client_may_choose_the_strategy(header: str) -> None:
     bench = Bench()
-    _, body, response = await bench.tell(
-        request_headers(routing_strategy="random"), request_body(), response_headers()
+    headers, body, response = await bench.tell(
+        request_headers(**{header: "random"}), request_body(), response_headers()
     )
+    assert isinstance(headers, PhaseReply)
+    assert header.replace("_", "-") in headers.remove_headers
     assert isinstance(body, PhaseReply)
     assert dict(body.set_headers)["routing-strategy"] == "random"
     assert isinstance(response, PhaseReply)
