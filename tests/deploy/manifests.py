@@ -31,6 +31,17 @@ COMPONENTS = sorted(
 )
 OVERLAYS = (DEPLOY / "overlays" / "envoy-gateway", DEPLOY / "overlays" / "aibrix")
 ROUTING = ("endpoint-override", "original-dst")
+PATCHING = ("original-dst", "token-accounting", "listener-patch")
+"""Components with an EnvoyPatchPolicy."""
+EVERYTHING = {
+    routing: (
+        "envoy-gateway",
+        routing,
+        *(path.name for path in COMPONENTS if path.name not in (*ROUTING, "envoy-gateway")),
+    )
+    for routing in ROUTING
+}
+"""All components that go with a way to the chosen pod."""
 
 
 def run_kubectl(*arguments: str, stdin: str | None = None) -> str:
@@ -53,7 +64,9 @@ def build(directory: Path) -> list[Object]:
     return list(yaml.safe_load_all(_build(directory)))
 
 
-def compose(components: Iterable[str], **kustomization: Any) -> list[Object]:
+def compose(
+    components: Iterable[str], on: Path = DEPLOY / "base", **kustomization: Any
+) -> list[Object]:
     """Return the objects of the base with components, as an overlay of a user's own has them."""
     with tempfile.TemporaryDirectory() as directory:
         # Not through a symbolic link: kustomize resolves the directory but not the paths in it.
@@ -65,7 +78,7 @@ def compose(components: Iterable[str], **kustomization: Any) -> list[Object]:
         (overlay / "kustomization.yaml").write_text(
             yaml.safe_dump(
                 {
-                    "resources": [relative(DEPLOY / "base")],
+                    "resources": [relative(on)],
                     "components": [relative(DEPLOY / "components" / name) for name in components],
                     **kustomization,
                 }

@@ -7,7 +7,6 @@ from manifests import (
     OVERLAYS,
     Object,
     build,
-    compose,
     container,
     ext_proc,
     find,
@@ -16,8 +15,10 @@ from manifests import (
 
 from pdrouter.envoy_config import Address, EnvoyConfig
 from pdrouter.extproc.headers import (
+    CLIENT_STRATEGY,
     CONTROL_HEADERS,
     DESTINATION_ENDPOINT,
+    ROUTE_HEADERS,
     ROUTING_STRATEGY,
     TARGET_POD,
 )
@@ -54,12 +55,19 @@ def covers(path: str) -> Any:
     return lambda prefix: path == prefix or path.startswith(prefix + "/")
 
 
+def routes_by_patch(one: Object) -> bool:
+    return one["kind"] == "EnvoyPatchPolicy" and any(
+        patch["type"].endswith(".Cluster") for patch in one["spec"]["jsonPatches"]
+    )
+
+
 def patch_value(policy: Object, kind: str) -> Object:
-    (value,) = [
+    """Return what a policy adds first of a kind."""
+    value = next(
         patch["operation"]["value"]
         for patch in policy["spec"]["jsonPatches"]
         if patch["type"].endswith("." + kind)
-    ]
+    )
     assert isinstance(value, dict)
     return value
 
@@ -88,7 +96,7 @@ class TestTimeouts:
                 timeouts = one["spec"]["timeout"]["http"]
                 assert timeouts["requestTimeout"] == "0s"
                 assert "maxStreamDuration" not in timeouts
-            if one["kind"] == "EnvoyPatchPolicy":
+            if routes_by_patch(one):
                 assert patch_value(one, "RouteConfiguration")["route"]["timeout"] == "0s"
 
     def test_kubernetes_waits_for_the_drain(self, objects: list[Object]) -> None:
@@ -124,7 +132,7 @@ class TestLimits:
         for one in objects:
             if one["kind"] == "BackendTrafficPolicy":
                 breakers.append(one["spec"]["circuitBreaker"])
-            if one["kind"] == "EnvoyPatchPolicy":
+            if routes_by_patch(one):
                 (threshold,) = patch_value(one, "Cluster")["circuit_breakers"]["thresholds"]
                 names = ("max_connections", "max_requests", "max_pending_requests")
                 breakers.append(
@@ -133,7 +141,9 @@ class TestLimits:
 
         assert len(breakers) == 2
         for breaker in breakers:
-            assert breaker == dict.fromkeys(ENVOY_BREAKERS, ENVOY.max_concurrent_requests)
+            assert {name: breaker[name] for name in ENVOY_BREAKERS} == dict.fromkeys(
+                ENVOY_BREAKERS, ENVOY.max_concurrent_requests
+            )
 
     def test_http2_connections_carry_as_many_streams(self, objects: list[Object]) -> None:
         streams = [
@@ -178,8 +188,8 @@ class TestRoute:
 
         assert uncovered == []
 
-    def test_nothing_else_is(self, prefixes: list[str]) -> None:
-        assert [path for path in prefixes if path not in {*ENDPOINTS, MODELS_PATH}] == []
+    def test_what_is_not_served_is_at_the_lowest_rank(self, prefixes: list[str]) -> None:
+        assert [path for path in prefixes if path not in {*ENDPOINTS, MODELS_PATH}] == ["/"]
 
     def test_a_models_own_route_is_as_specific(self, prefixes: list[str]) -> None:
         """A longer prefix would win over the route of a model, which aibrix makes by path."""
@@ -194,7 +204,28 @@ class TestPodRouting:
     ) -> None:
         headers = find(objects, "ClientTrafficPolicy")["spec"]["headers"]
 
-        assert set(headers["earlyRequestHeaders"]["remove"]) == set(CONTROL_HEADERS)
+        assert headers["earlyRequestHeaders"]["remove"] == [*ROUTE_HEADERS, *CONTROL_HEADERS]
+
+    def test_routes_are_chosen_by_no_header_of_a_client(self, objects: list[Object]) -> None:
+        headers = find(objects, "ClientTrafficPolicy")["spec"]["headers"]
+        matched = {
+            header["name"]
+            for one in objects
+            if one["kind"] == "HTTPRoute"
+            for rule in one["spec"]["rules"]
+            for match in rule["matches"]
+            for header in match.get("headers", ())
+        } | {
+            header["name"]
+            for one in objects
+            if routes_by_patch(one)
+            for header in patch_value(one, "RouteConfiguration")["match"]["headers"]
+        }
+
+        assert matched <= set(headers["earlyRequestHeaders"]["remove"])
+        assert {(one["name"], one["value"]) for one in headers["earlyRequestHeaders"]["set"]} == {
+            (CLIENT_STRATEGY, f"%REQ({ROUTING_STRATEGY})%")
+        }
 
     def test_no_route_removes_headers(self, objects: list[Object]) -> None:
         """It would remove the router's own before a pod is chosen by them."""
@@ -224,7 +255,7 @@ class TestPodRouting:
         assert [port["port"] for port in service["ports"]] == [backend["port"]]
 
     def test_original_dst_reads_the_routers_header(self) -> None:
-        policy = find(build(OVERLAYS[1]), "EnvoyPatchPolicy")
+        policy = find(build(OVERLAYS[1]), "EnvoyPatchPolicy", "aibrix-epp")
         cluster = patch_value(policy, "Cluster")
         route = patch_value(policy, "RouteConfiguration")
 
@@ -234,27 +265,3 @@ class TestPodRouting:
         }
         assert route["route"]["cluster"] == cluster["name"]
         assert route["match"]["headers"] == [{"name": ROUTING_STRATEGY, "present_match": True}]
-
-    @pytest.mark.parametrize(
-        "objects",
-        [
-            pytest.param(compose(["envoy-gateway", "original-dst"]), id="component"),
-            pytest.param(build(OVERLAYS[1]), id="aibrix"),
-        ],
-    )
-    def test_original_dst_names_what_envoy_gateway_makes(self, objects: list[Object]) -> None:
-        patch = find(objects, "EnvoyPatchPolicy")
-        gateway = find(objects, "Gateway")
-        policy = find(objects, "EnvoyExtensionPolicy")
-        namespace = gateway["metadata"].get("namespace", "default")
-        (listener,) = gateway["spec"]["listeners"]
-
-        assert patch["spec"]["jsonPatches"][1]["name"] == "/".join(
-            (namespace, gateway["metadata"]["name"], listener["name"])
-        )
-        filter_name = (
-            "envoy.filters.http.ext_proc/envoyextensionpolicy/"
-            f"{namespace}/{policy['metadata']['name']}/extproc/0"
-        )
-        per_filter = patch_value(patch, "RouteConfiguration")["typed_per_filter_config"]
-        assert list(per_filter) == [filter_name]

@@ -16,12 +16,12 @@ from typing import Any
 
 import msgspec
 import pytest
+from envoy_gateway import translate
 from expectations import eventually
 from fakekube import FakeApiServer
 from guides import DOCS, KUBECTL_STAND_INS, STAND_INS, Shell, can_run_guides, read_steps
 from manifests import Object, build, container, environment, find
 from processes import RouterProcess
-from test_real_envoy import translate
 from validation import CRDS, find_problems
 
 from pdrouter.envoy_process import EnvoyProcess
@@ -122,9 +122,12 @@ class Cluster:
             "KUBECONFIG": str(kubeconfig),
         }
         self.router = await self._stack.enter_async_context(RouterProcess.serving(variables))
-        objects = [one for plural in ("httproutes", *POLICIES) for one in store.objects(plural)]
+        objects = [
+            one for plural in ("gateways", "httproutes", *POLICIES) for one in store.objects(plural)
+        ]
         decode = [f"{PREFIX['decode']}.{number}:8000" for number in range(1, 5)]
-        bootstrap = translate(objects, self.router.grpc_address.port, decode)
+        endpoints = {"pdrouter": [str(self.router.grpc_address)], "pdrouter-decode": decode}
+        bootstrap = translate(objects, endpoints)
         envoy = await self._stack.enter_async_context(EnvoyProcess.run(bootstrap))
         self._shell.redirect(
             {

@@ -1,231 +1,143 @@
-"""The real Envoy, configured as Envoy Gateway does it from our objects, reaches the chosen pod.
-
-Envoy Gateway itself is a Kubernetes controller; what it makes of the objects, and only as far as it
-matters here, is written down in `translate`: the filter is there but turned off, routes turn it on,
-patches are put where they say.
-"""
+"""The real Envoy, configured as Envoy Gateway does it from our objects, in front of the router."""
 
 import copy
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
 import pytest
-import yaml
-from manifests import OVERLAYS, Object, build, compose, ext_proc, find
+from envoy_gateway import translate
+from manifests import OVERLAYS, Object, build, compose, find
+from processes import RouterProcess
 
 from pdrouter.envoy_process import EnvoyProcess
-from pdrouter.extproc.headers import CONTROL_HEADERS, DESTINATION_ENDPOINT, TARGET_POD
+from pdrouter.extproc.headers import (
+    CONTROL_HEADERS,
+    DESTINATION_ENDPOINT,
+    MODEL,
+    ROUTING_STRATEGY,
+    TARGET_POD,
+)
 from pdrouter.local_stack import LocalStack, StackOptions, run_stack
 from pdrouter.simulation.config import EngineConfig
 
-MODEL = "llama31-8b"
-CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
-ROUTER_CLUSTER = "router"
-DECODE_CLUSTER = "decode"
-EXT_PROC = "type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor"
+MODEL_NAME = "llama31-8b"
+CHAT = {
+    "model": MODEL_NAME,
+    "messages": [{"role": "user", "content": "hi"}],
+    "max_tokens": 4,
+}
+CHAT_PATH = "/v1/chat/completions"
+KEY = "secret"
+AUTHORIZATION = {"authorization": f"Bearer {KEY}"}
+ROUTER_SERVICES = ("pdrouter", "aibrix-gateway-plugins")
+POD_SERVICES = ("pdrouter-decode", MODEL_NAME)
+
+Build = Callable[[], list[Object]]
+
+INSTALLATIONS: dict[str, Build] = {
+    "endpoint-override": lambda: build(OVERLAYS[0]),
+    "original-dst": lambda: compose(["envoy-gateway", "original-dst"], namespace="inference"),
+    "aibrix": lambda: build(OVERLAYS[1]),
+}
 
 
-def translate(objects: list[Object], router_port: int, decode: list[str]) -> str:
-    """Return the bootstrap of an Envoy; `decode` are the endpoints of the decode pods' Service."""
-    policies = {one["kind"]: one for one in objects}
-    clusters = [make_router_cluster(router_port)]
-    backend = ROUTER_CLUSTER
-    if "BackendTrafficPolicy" in policies:
-        clusters.append(make_decode_cluster(policies["BackendTrafficPolicy"]["spec"], decode))
-        backend = DECODE_CLUSTER
-    name = name_filter(policies["EnvoyExtensionPolicy"])
-    routes = make_routes(objects, backend, name)
-    if "EnvoyPatchPolicy" in policies:
-        patches = policies["EnvoyPatchPolicy"]["spec"]["jsonPatches"]
-        cluster, route = (patch["operation"] for patch in patches)
-        clusters.append(cluster["value"])
-        assert route["path"] == "/virtual_hosts/0/routes/0"
-        routes.insert(0, route["value"])
-    filters: list[Object] = [
-        {"name": name, "disabled": True, "typed_config": make_ext_proc(ext_proc(objects))},
-        {
-            "name": "envoy.filters.http.router",
-            "typed_config": {
-                "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
-            },
-        },
-    ]
-    listener = make_listener(policies["ClientTrafficPolicy"]["spec"], routes, filters)
-    return yaml.safe_dump(
-        {
-            "admin": {"address": listener["address"]},
-            "static_resources": {"listeners": [listener], "clusters": clusters},
-        }
-    )
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """A running installation.
+
+    Attributes:
+        stack: engines and a router.
+        objects: what it is configured by.
+        url: an Envoy in front of them.
+    """
+
+    stack: LocalStack
+    objects: list[Object]
+    url: str
+
+    def client(self, **headers: str) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=self.url, timeout=30, headers=headers)
 
 
-def name_filter(policy: Object) -> str:
-    metadata = policy["metadata"]
-    path = (metadata.get("namespace", "default"), metadata["name"])
-    return "envoy.filters.http.ext_proc/envoyextensionpolicy/{}/{}/extproc/0".format(*path)
+def list_endpoints(stack: LocalStack, *routers: str) -> dict[str, list[str]]:
+    """Return the addresses behind each Service; a model has one of its own, as with aibrix."""
+    decode = [engine.address for engine in stack.decode]
+    router = list(routers) or [f"127.0.0.1:{stack.router.server.port}"]
+    return {**dict.fromkeys(ROUTER_SERVICES, router), **dict.fromkeys(POD_SERVICES, decode)}
 
 
-def make_routes(objects: list[Object], backend: str, filter_name: str) -> list[Object]:
-    turned_on = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "config": {}}
-    return [
-        {
-            "match": {"prefix": match["path"]["value"]},
-            "route": {"cluster": backend, "timeout": rule["timeouts"]["request"]},
-            "typed_per_filter_config": {filter_name: turned_on},
-        }
-        for route in objects
-        if route["kind"] == "HTTPRoute" and route["metadata"]["name"] != f"{MODEL}-router"
-        for rule in route["spec"]["rules"]
-        for match in rule["matches"]
-    ]
-
-
-def make_listener(client: Object, routes: list[Object], filters: list[Object]) -> Object:
-    removal = {
-        "@type": "type.googleapis.com/envoy.extensions.http"
-        ".early_header_mutation.header_mutation.v3.HeaderMutation",
-        "mutations": [
-            {"remove": header} for header in client["headers"]["earlyRequestHeaders"]["remove"]
-        ],
-    }
-    manager = {
-        "@type": "type.googleapis.com/envoy.extensions.filters.network"
-        ".http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": "http",
-        "stream_idle_timeout": client["timeout"]["http"]["streamIdleTimeout"],
-        "request_timeout": client["timeout"]["http"]["requestReceivedTimeout"],
-        "http2_protocol_options": {
-            "initial_stream_window_size": client["http2"]["initialStreamWindowSize"]
-        },
-        "early_header_mutation_extensions": [{"name": "early", "typed_config": removal}],
-        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]},
-        "http_filters": filters,
-    }
-    return {
-        "name": "http",
-        "address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}},
-        "per_connection_buffer_limit_bytes": client["connection"]["bufferLimit"],
-        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
-    }
-
-
-def make_ext_proc(processor: Object) -> Object:
-    mode = processor["processingMode"]
-    return {
-        "@type": EXT_PROC,
-        "grpc_service": {"envoy_grpc": {"cluster_name": ROUTER_CLUSTER}, "timeout": "10s"},
-        "failure_mode_allow": processor["failOpen"],
-        "message_timeout": processor["messageTimeout"],
-        "allow_mode_override": mode.get("allowModeOverride", False),
-        "processing_mode": {
-            "request_header_mode": "SEND",
-            "request_body_mode": mode["request"]["body"].upper(),
-            "response_header_mode": "SEND",
-            "response_body_mode": mode["response"].get("body", "None").upper(),
-        },
-        "response_attributes": mode["response"].get("attributes", []),
-    }
-
-
-def make_router_cluster(port: int) -> Object:
-    options = {
-        "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-        "explicit_http_config": {"http2_protocol_options": {}},
-    }
-    return {
-        "name": ROUTER_CLUSTER,
-        "typed_extension_protocol_options": {
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options
-        },
-        "load_assignment": assign(ROUTER_CLUSTER, [f"127.0.0.1:{port}"]),
-    }
-
-
-def make_decode_cluster(policy: Object, decode: list[str]) -> Object:
-    prefix = "type.googleapis.com/envoy.extensions.load_balancing_policies"
-    fallback = {"@type": f"{prefix}.least_request.v3.LeastRequest"}
-    override = {
-        "@type": f"{prefix}.override_host.v3.OverrideHost",
-        "override_host_sources": policy["loadBalancer"]["endpointOverride"]["extractFrom"],
-        "fallback_policy": {
-            "policies": [{"typed_extension_config": {"name": "fallback", "typed_config": fallback}}]
-        },
-    }
-    return {
-        "name": DECODE_CLUSTER,
-        "load_balancing_policy": {
-            "policies": [{"typed_extension_config": {"name": "override", "typed_config": override}}]
-        },
-        "load_assignment": assign(DECODE_CLUSTER, decode),
-    }
-
-
-def assign(cluster: str, addresses: list[str]) -> Object:
-    hosts = [address.rpartition(":") for address in addresses]
-    return {
-        "cluster_name": cluster,
-        "endpoints": [
-            {
-                "lb_endpoints": [
-                    {
-                        "endpoint": {
-                            "address": {
-                                "socket_address": {"address": host, "port_value": int(port)}
-                            }
-                        }
-                    }
-                    for host, _, port in hosts
-                ]
-            }
-        ],
-    }
-
-
-@pytest.fixture(
-    params=[
-        pytest.param(lambda: build(OVERLAYS[0]), id="endpoint-override"),
-        pytest.param(lambda: compose(["envoy-gateway", "original-dst"]), id="original-dst"),
-        pytest.param(lambda: build(OVERLAYS[1]), id="aibrix"),
-    ]
-)
-async def gateway(request: pytest.FixtureRequest) -> AsyncIterator[tuple[LocalStack, str]]:
-    """Engines and a router, and the URL of an Envoy in front of them as the objects want it."""
-    objects = request.param()
-    async with run_stack(StackOptions(model=MODEL)) as stack:
-        decode = [engine.address for engine in stack.decode]
-        bootstrap = translate(objects, stack.router.server.port, decode)
+@asynccontextmanager
+async def install(objects: list[Object], **environment: str) -> AsyncIterator[Installed]:
+    """Run engines, a router that wants a key, and an Envoy as the objects want it."""
+    variables = {"AIBRIX_AUTH_BEARER_TOKEN": KEY, **environment}
+    async with run_stack(StackOptions(model=MODEL_NAME, environment=variables)) as stack:
+        bootstrap = translate(objects, list_endpoints(stack))
         async with EnvoyProcess.run(bootstrap) as envoy:
-            yield stack, f"http://{envoy.listener}"
+            yield Installed(stack, objects, f"http://{envoy.listener}")
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
-        pytest.param({}, id="none"),
-        pytest.param(dict.fromkeys(CONTROL_HEADERS, "127.0.0.1:9"), id="control"),
-        pytest.param({"routing-strategy": "pd"}, id="strategy"),
-        pytest.param(
-            {"routing-strategy": "pd", TARGET_POD: "127.0.0.1:9", DESTINATION_ENDPOINT: "x"},
-            id="strategy and control",
-        ),
-    ],
-)
-async def test_a_request_is_split_whatever_headers_a_client_sends(
-    gateway: tuple[LocalStack, str], headers: dict[str, str]
-) -> None:
-    stack, url = gateway
+@pytest.fixture(params=INSTALLATIONS)
+async def installed(request: pytest.FixtureRequest) -> AsyncIterator[Installed]:
+    async with install(INSTALLATIONS[request.param]()) as running:
+        yield running
 
-    async with httpx.AsyncClient(base_url=url, timeout=30) as client:
-        answers = [
-            await client.post("/v1/chat/completions", json=CHAT, headers=headers) for _ in range(4)
-        ]
 
-    assert [answer.status_code for answer in answers] == [200] * 4
-    assert {answer.headers["x-pd-decision"] for answer in answers} == {"disaggregated"}
-    assert {answer.headers["target-pod-ip"] for answer in answers} <= {
-        engine.address for engine in stack.decode
-    }
+# What a client may say in headers by which Envoy, here or in the setup guide, chooses a route or a
+# pod; some in forms that are to be taken for the same.
+CLIENT_HEADERS = [
+    [],
+    [(name, "127.0.0.1:9") for name in CONTROL_HEADERS],
+    [(ROUTING_STRATEGY, "pd")],
+    [(ROUTING_STRATEGY, "pd"), (TARGET_POD, "127.0.0.1:9"), (DESTINATION_ENDPOINT, "x")],
+    [(MODEL, MODEL_NAME)],
+    [("Model", MODEL_NAME), ("MODEL", MODEL_NAME)],
+    [(MODEL, MODEL_NAME), (ROUTING_STRATEGY, "pd"), (TARGET_POD, "127.0.0.1:9")],
+]
+
+
+async def test_no_header_of_a_client_leads_past_the_router(installed: Installed) -> None:
+    """Whoever comes past the router needs no key, and is not split."""
+    async with installed.client() as client:
+        for headers in CLIENT_HEADERS:
+            refused = await client.post(CHAT_PATH, json=CHAT, headers=headers)
+            assert refused.status_code == 401, headers
+            for path in ("/v1/completions", "/v1/chat/completions/x", "//v1/chat/completions"):
+                other = await client.post(path, json=CHAT, headers=headers)
+                assert other.status_code == 401, (path, headers)
+
+            answer = await client.post(
+                CHAT_PATH, json=CHAT, headers=[*headers, *AUTHORIZATION.items()]
+            )
+            assert answer.status_code == 200, headers
+            assert answer.headers["x-pd-decision"] == "disaggregated"
+            assert answer.headers["target-pod-ip"] in {
+                engine.address for engine in installed.stack.decode
+            }
+
+
+async def test_a_client_may_still_ask_for_a_strategy(installed: Installed) -> None:
+    async with installed.client(**AUTHORIZATION) as client:
+        chosen = await client.post(CHAT_PATH, json=CHAT, headers={ROUTING_STRATEGY: "random"})
+        unknown = await client.post(CHAT_PATH, json=CHAT, headers={ROUTING_STRATEGY: "magic"})
+
+    assert chosen.headers["x-pd-decision"] == "aggregated;reason=strategy-random"
+    assert unknown.status_code == 400
+    assert unknown.json()["error"]["code"] == "invalid_routing_strategy"
+
+
+async def test_without_a_strategy_a_request_goes_by_its_models_route() -> None:
+    async with (
+        install(INSTALLATIONS["aibrix"](), ROUTING_ALGORITHM="") as installed,
+        installed.client() as client,
+    ):
+        refused = await client.post(CHAT_PATH, json=CHAT, headers={MODEL: MODEL_NAME})
+        passed = await client.post(CHAT_PATH, json=CHAT, headers=AUTHORIZATION)
+
+    assert refused.status_code == 401
+    assert (passed.status_code, "target-pod" in passed.headers) == (200, False)
 
 
 async def test_prefill_is_no_part_of_receiving_a_request() -> None:
@@ -234,44 +146,131 @@ async def test_prefill_is_no_part_of_receiving_a_request() -> None:
     timeouts["requestReceivedTimeout"] = "0.3s"
     slow = EngineConfig(role="prefill", prefill_tokens_per_s=2)
 
-    async with run_stack(StackOptions(model=MODEL, prefill=(slow,))) as stack:
-        decode = [engine.address for engine in stack.decode]
-        bootstrap = translate(objects, stack.router.server.port, decode)
+    async with run_stack(StackOptions(model=MODEL_NAME, prefill=(slow,))) as stack:
+        bootstrap = translate(objects, list_endpoints(stack))
         async with (
             EnvoyProcess.run(bootstrap) as envoy,
             httpx.AsyncClient(base_url=f"http://{envoy.listener}", timeout=30) as client,
         ):
-            answer = await client.post("/v1/chat/completions", json=CHAT)
+            answer = await client.post(CHAT_PATH, json=CHAT)
 
     assert answer.status_code == 200
     # Or the timeout was not put to the test.
     assert answer.json()["usage"]["prompt_tokens"] / slow.prefill_tokens_per_s > 0.3
 
 
-async def test_the_router_answers_for_the_models(gateway: tuple[LocalStack, str]) -> None:
-    _, url = gateway
-
-    async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+async def test_the_router_answers_for_the_models(installed: Installed) -> None:
+    async with installed.client(**AUTHORIZATION) as client:
         listed = await client.get("/v1/models")
-        one = await client.get(f"/v1/models/{MODEL}")
+        one = await client.get(f"/v1/models/{MODEL_NAME}")
+        with_a_slash = await client.get("/v1/models/team%2Fmodel")
 
-    assert [model["id"] for model in listed.json()["data"]] == [MODEL]
-    assert one.json()["id"] == MODEL
+    assert [model["id"] for model in listed.json()["data"]] == [MODEL_NAME]
+    assert one.json()["id"] == MODEL_NAME
+    assert with_a_slash.status_code == 404
+    assert "team/model" in with_a_slash.json()["error"]["message"]
+
+
+async def test_what_is_not_served_is_the_routers_to_refuse(installed: Installed) -> None:
+    async with installed.client(**AUTHORIZATION) as client:
+        for path in ("/chat/completions", "/", "/v2/unheard-of"):
+            answer = await client.post(path, json=CHAT)
+
+            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_path")
+
+
+async def test_a_header_with_an_underscore_is_no_error(installed: Installed) -> None:
+    async with installed.client(**AUTHORIZATION) as client:
+        answer = await client.post(CHAT_PATH, json=CHAT, headers={"user_id": "7"})
+
+    assert answer.status_code == 200
 
 
 async def test_bodies_up_to_the_limit_pass_and_larger_ones_are_refused(
-    gateway: tuple[LocalStack, str],
+    installed: Installed,
 ) -> None:
-    _, url = gateway
-    limit = find(build(OVERLAYS[0]), "ClientTrafficPolicy")["spec"]["connection"]["bufferLimit"]
+    policy = find(installed.objects, "ClientTrafficPolicy")
+    limit = policy["spec"]["connection"]["bufferLimit"]
 
     def say(length: int) -> dict[str, Any]:
         return {**CHAT, "messages": [{"role": "user", "content": "x" * length}]}
 
-    async with httpx.AsyncClient(base_url=url, timeout=30) as client:
-        large = await client.post("/v1/chat/completions", json=say(limit // 2))
-        too_large = await client.post("/v1/chat/completions", json=say(limit + 1))
+    async with installed.client(**AUTHORIZATION) as client:
+        large = await client.post(CHAT_PATH, json=say(limit // 2))
+        too_large = await client.post(CHAT_PATH, json=say(limit + 1))
 
     # The engine's own limit of tokens: it is an engine that has read it.
     assert large.status_code in {200, 400}
     assert too_large.status_code == 413
+
+
+async def test_a_router_that_dies_costs_no_request() -> None:
+    objects = build(OVERLAYS[0])
+    async with AsyncExitStack() as running:
+        stack = await running.enter_async_context(run_stack(StackOptions(model=MODEL_NAME)))
+        environment = {"ROUTING_ALGORITHM": "pd", "PDROUTER_ENDPOINTS": str(stack.endpoints_file)}
+        survivor, victim = [
+            await running.enter_async_context(RouterProcess.serving(environment)) for _ in range(2)
+        ]
+        addresses = [str(router.grpc_address) for router in (survivor, victim)]
+        bootstrap = translate(objects, list_endpoints(stack, *addresses))
+        envoy = await running.enter_async_context(EnvoyProcess.run(bootstrap))
+        client = await running.enter_async_context(
+            httpx.AsyncClient(base_url=f"http://{envoy.listener}", timeout=30)
+        )
+        before = [await client.post(CHAT_PATH, json=CHAT) for _ in range(8)]
+        victim.process.kill()
+        await victim.process.wait()
+        after = [await client.post(CHAT_PATH, json=CHAT) for _ in range(40)]
+
+        assert victim.events("request"), "only one router was used"
+
+    assert [answer.status_code for answer in (*before, *after)] == [200] * 48
+
+
+class TestErrorsOfEnvoy:
+    """`json-errors`, which the installation with `endpoint-override` has."""
+
+    @pytest.fixture
+    async def installed(self) -> AsyncIterator[Installed]:
+        objects = build(OVERLAYS[0])
+        async with run_stack(StackOptions(model=MODEL_NAME)) as stack:
+            endpoints = list_endpoints(stack)
+            # Where nothing listens.
+            endpoints["pdrouter-decode"] = ["127.0.0.1:9"]
+            async with EnvoyProcess.run(translate(objects, endpoints)) as envoy:
+                yield Installed(stack, objects, f"http://{envoy.listener}")
+
+    async def test_they_are_json(self, installed: Installed) -> None:
+        limit = find(installed.objects, "ClientTrafficPolicy")["spec"]["connection"]["bufferLimit"]
+        async with installed.client() as client:
+            too_large = await client.post(CHAT_PATH, content=b"x" * (limit + 1))
+            unreachable = await client.post(CHAT_PATH, json=CHAT)
+
+        for answer, status, code in (
+            (too_large, 413, "request_too_large"),
+            (unreachable, 503, "upstream_unavailable"),
+        ):
+            assert (answer.status_code, answer.headers["content-type"]) == (
+                status,
+                "application/json",
+            )
+            assert answer.json()["error"]["code"] == code
+
+    async def test_those_of_the_router_stay_as_they_are(self, installed: Installed) -> None:
+        async with installed.client() as client:
+            answer = await client.post(CHAT_PATH, json={**CHAT, "model": "no-such"})
+
+        assert answer.json()["error"]["code"] == "model_not_found"
+
+    async def test_a_router_that_is_away_is_one(self) -> None:
+        objects = build(OVERLAYS[0])
+        away = {service: ["127.0.0.1:9"] for service in (*ROUTER_SERVICES, *POD_SERVICES)}
+        async with (
+            EnvoyProcess.run(translate(objects, away)) as envoy,
+            httpx.AsyncClient(base_url=f"http://{envoy.listener}", timeout=30) as client,
+        ):
+            answer = await client.post(CHAT_PATH, json=CHAT)
+
+        assert answer.json()["error"]["code"] == "router_unavailable"
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")

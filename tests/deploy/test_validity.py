@@ -9,7 +9,9 @@ import pytest
 from manifests import (
     COMPONENTS,
     DEPLOY,
+    EVERYTHING,
     KUSTOMIZATIONS,
+    PATCHING,
     ROUTING,
     Object,
     build,
@@ -22,8 +24,11 @@ from validation import CRDS, UNKNOWN_KINDS, find_problems, is_custom
 needs_crds = pytest.mark.skipif(
     not CRDS.is_dir(), reason=f"no CRDs at {CRDS}: custom resources are not validated"
 )
-# A component that only changes another one's objects is built with it.
-BESIDE = {name: ("envoy-gateway", name) for name in ROUTING}
+# A component that only changes another one's objects, or names them, is built with it.
+BESIDE = {
+    **{name: ("envoy-gateway", name) for name in (*ROUTING, *PATCHING)},
+    "json-errors": ("envoy-gateway", "endpoint-override", "json-errors"),
+}
 
 
 def with_component(directory: Path) -> list[Object]:
@@ -31,8 +36,7 @@ def with_component(directory: Path) -> list[Object]:
 
 
 def with_every_component(routing: str) -> list[Object]:
-    others = [path.name for path in COMPONENTS if path.name not in (*ROUTING, "envoy-gateway")]
-    return compose(["envoy-gateway", routing, *others], namespace="inference")
+    return compose(EVERYTHING[routing], namespace="inference")
 
 
 BUILDS: list[Any] = [
