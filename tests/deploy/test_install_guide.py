@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import pytest
 from envoy_gateway import translate
+from envoy_gateway_status import accept_all
 from expectations import eventually
 from fakekube import FakeApiServer
 from guides import DOCS, KUBECTL_STAND_INS, STAND_INS, Shell, can_run_guides, read_steps
@@ -38,7 +39,6 @@ PREFIX = {"prefill": f"{NETWORK}.3", "decode": f"{NETWORK}.4"}
 REPLICAS = {"prefill": 2, "decode": 4}
 GATEWAY_PORT, ROUTER_PORT = 8888, 8080
 POLICIES = ("envoyextensionpolicies", "clienttrafficpolicies", "backendtrafficpolicies")
-TRUE = {"status": "True", "reason": "Accepted", "message": ""}
 
 pytestmark = pytest.mark.skipif(not can_run_guides(), reason="curl or a basic Unix tool is missing")
 
@@ -84,27 +84,18 @@ class Cluster:
         store = self._api.store
         for gateway in store.objects("gateways"):
             if "status" not in gateway:
-                self._accept(gateway)
-        for plural in POLICIES:
-            for policy in store.objects(plural):
-                accepted = [{"conditions": [{"type": "Accepted", **TRUE}]}]
-                self._patch_status(plural, policy, {"ancestors": accepted})
+                self._make_service(gateway)
+        accept_all(self._api)
         if self.router is None and store.objects("deployments", selector="app=pdrouter"):
             await self._start_router()
         if self.router is not None:
             await eventually(self._expect_known)
             await eventually(self._write_log)
 
-    def _accept(self, gateway: Object) -> None:
-        conditions = [{"type": kind, **TRUE} for kind in ("Accepted", "Programmed")]
-        self._patch_status("gateways", gateway, {"conditions": conditions})
+    def _make_service(self, gateway: Object) -> None:
         labels = {"gateway.envoyproxy.io/owning-gateway-name": gateway["metadata"]["name"]}
         service = make("Service", "envoy-default-pdrouter-1", "envoy-gateway-system", labels)
         self._api.store.create(service)
-
-    def _patch_status(self, plural: str, one: Object, status: Object) -> None:
-        name, namespace = one["metadata"]["name"], one["metadata"]["namespace"]
-        self._api.store.patch(plural, name, {"status": status}, namespace=namespace)
 
     async def _start_router(self) -> None:
         """Run the router as its Deployment says, and an Envoy as Envoy Gateway makes it."""

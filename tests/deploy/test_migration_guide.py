@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from envoy_gateway_status import accept_all
 from fakekube import FakeApiServer
 from guides import DOCS, Shell, can_run_guides, read_steps
 from manifests import Object, container, environment
@@ -78,6 +79,7 @@ async def test_its_commands_print_what_it_says(tmp_path: Path) -> None:
         images = []
         for step in STEPS:
             await shell.check(step)
+            accept_all(api)
             plugin = api.store.get(*PLUGIN, namespace=NAMESPACE)
             images.append(container(plugin)["image"])
             if images[-1].startswith("registry.example.com/"):
