@@ -8,12 +8,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import msgspec
-import yaml
-
-from pdrouter.cluster.pods import Pod, Role, format_address, parse_address
+from pdrouter.cluster.endpoints_text import Endpoint, Endpoints, EndpointsInvalid, parse_endpoints
+from pdrouter.cluster.host_names import HostNames
+from pdrouter.cluster.pods import Pod, format_address
 from pdrouter.cluster.reflector_stats import ReflectorStats
-from pdrouter.cluster.source import SourceUnusable
 from pdrouter.cluster.view import PodCache
 
 log = logging.getLogger(__name__)
@@ -21,113 +19,57 @@ log = logging.getLogger(__name__)
 NAMESPACE = "standalone"
 """Namespace of pods from a file, as in aibrix."""
 
-
-class EndpointsInvalid(SourceUnusable):
-    """The file cannot be read, or does not say what pods there are."""
-
-
-class _RoleSet(msgspec.Struct, forbid_unknown_fields=True):
-    name: str
-    prefill: list[str] = []
-    decode: list[str] = []
+UNRESOLVED = "its host name is not resolved"
+"""The obstacle of a pod without an address."""
 
 
-class _Model(msgspec.Struct, forbid_unknown_fields=True):
-    name: str
-    engine: str = "vllm"
-    kv_connector: str | None = None
-    rolesets: list[_RoleSet] = []
-    endpoints: list[str] = []
+def create_pods(endpoints: Endpoints, addresses: Mapping[str, tuple[str, ...]]) -> tuple[Pod, ...]:
+    """Return the pods that a file describes.
 
-
-class _Endpoints(msgspec.Struct, forbid_unknown_fields=True):
-    models: list[_Model]
-
-
-def parse_endpoints(
-    text: str, engines: tuple[str, ...], kv_connectors: tuple[str, ...]
-) -> tuple[Pod, ...]:
-    """Return the pods that an endpoints file describes.
+    A host name that stands for several addresses stands for as many pods, and for one that is not
+    ready if it has none. An address that a model has twice, under two names, is its first pod.
 
     Args:
-        text: YAML in the format of aibrix, with `kv_connector` beside it.
-        engines: names that `engine` may have.
-        kv_connectors: names that `kv_connector` may have.
-
-    Raises:
-        EndpointsInvalid: the text is not such a file; the message says where and why.
+        endpoints: what the file says.
+        addresses: addresses by host name.
     """
-    try:
-        models = msgspec.convert(_read_yaml(text), _Endpoints).models
-    except msgspec.ValidationError as error:
-        raise EndpointsInvalid(str(error)) from None
-    names = [model.name for model in models]
-    for model in models:
-        if not model.name or names.count(model.name) > 1:
-            raise EndpointsInvalid(f"model name {model.name!r} is empty or occurs twice")
-        _check_name(model.name, "engine", model.engine, engines)
-        _check_name(model.name, "kv_connector", model.kv_connector, (None, *kv_connectors))
-    return tuple(pod for model in models for pod in _read_model(model))
+    pods: dict[tuple[str, str], Pod] = {}
+    for model, group in _group_by_model(endpoints).items():
+        for index, endpoint in enumerate(group):
+            ips = addresses.get(endpoint.host, ("",)) if endpoint.named else (endpoint.host,)
+            for ip in ips:
+                pod = _create_pod(endpoint, ip, index)
+                pods.setdefault((model, pod.uid), pod)
+    return tuple(pods.values())
 
 
-def _read_yaml(text: str) -> object:
-    try:
-        return yaml.safe_load(text)
-    # Beside its own errors, PyYAML raises what its readers of scalars and its recursion run into:
-    # `2024-99-99` is a date to it.
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
-        raise EndpointsInvalid(f"not valid YAML: {' '.join(str(error).split())}") from None
+def _group_by_model(endpoints: Endpoints) -> Mapping[str, list[Endpoint]]:
+    groups: dict[str, list[Endpoint]] = {}
+    for endpoint in endpoints.endpoints:
+        groups.setdefault(endpoint.model, []).append(endpoint)
+    return groups
 
 
-def _check_name(model: str, member: str, name: str | None, allowed: tuple[str | None, ...]) -> None:
-    if name not in allowed:
-        known = ", ".join(option for option in allowed if option)
-        raise EndpointsInvalid(f"model {model!r}: {member} {name!r} is none of {known}")
+def _create_pod(endpoint: Endpoint, ip: str, index: int) -> Pod:
+    return Pod.create(
+        # Two models at one address share its load, and a reload keeps it.
+        uid=format_address(ip or endpoint.host, endpoint.port),
+        name=_name_pod(endpoint, ip, index),
+        namespace=NAMESPACE,
+        ip=ip,
+        port=endpoint.port,
+        model=endpoint.model,
+        role=endpoint.role,
+        roleset=endpoint.roleset,
+        engine=endpoint.engine,
+        kv_connector=endpoint.kv_connector,
+        obstacle="" if ip else UNRESOLVED,
+    )
 
 
-def _read_model(model: _Model) -> list[Pod]:
-    if not model.rolesets and not model.endpoints:
-        raise EndpointsInvalid(f"model {model.name!r} has neither rolesets nor endpoints")
-    entries = [("", Role.BOTH, address) for address in model.endpoints]
-    for roleset in model.rolesets:
-        if not roleset.prefill and not roleset.decode:
-            raise EndpointsInvalid(
-                f"model {model.name!r}: roleset {roleset.name!r} has no addresses"
-            )
-        entries += [(roleset.name, Role.PREFILL, address) for address in roleset.prefill]
-        entries += [(roleset.name, Role.DECODE, address) for address in roleset.decode]
-    pods: list[Pod] = []
-    seen: set[str] = set()
-    for index, (roleset_name, role, text) in enumerate(entries):
-        try:
-            ip, port = parse_address(text)
-        except ValueError as error:
-            raise EndpointsInvalid(f"model {model.name!r}: {error}") from None
-        address = format_address(ip, port)
-        if address in seen:
-            raise EndpointsInvalid(f"model {model.name!r}: {address} is listed twice")
-        seen.add(address)
-        pods.append(
-            Pod.create(
-                # Two models at one address share its load, and a reload keeps it.
-                uid=address,
-                name=_name_pod(model.name, ip, index),
-                namespace=NAMESPACE,
-                ip=ip,
-                port=port,
-                model=model.name,
-                role=role,
-                roleset=roleset_name,
-                engine=model.engine,
-                kv_connector=model.kv_connector,
-            )
-        )
-    return pods
-
-
-def _name_pod(model: str, ip: str, index: int) -> str:
-    sanitised = re.sub(r"[^a-z0-9]+", "-", f"{model}-{ip}".lower()).strip("-")
-    return f"{sanitised}-{index}"
+def _name_pod(endpoint: Endpoint, ip: str, index: int) -> str:
+    parts = [endpoint.model, *([endpoint.host] if endpoint.named else []), ip, str(index)]
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
 
 
 class EndpointsFile:
@@ -142,6 +84,7 @@ class EndpointsFile:
         kv_connectors: tuple[str, ...],
         poll_interval_s: float,
         on_reload: Callable[[bool], None],
+        names: HostNames | None = None,
     ) -> None:
         """Set up the source; nothing is read yet.
 
@@ -152,6 +95,7 @@ class EndpointsFile:
             kv_connectors: names that `kv_connector` may have.
             poll_interval_s: seconds between two looks at the file.
             on_reload: called after each attempt to read a changed file, with its success.
+            names: resolves the host names in the file.
         """
         self._path = path
         self._cache = cache
@@ -159,6 +103,8 @@ class EndpointsFile:
         self._kv_connectors = kv_connectors
         self._poll_interval_s = poll_interval_s
         self._on_reload = on_reload
+        self._names = names or HostNames()
+        self._endpoints = Endpoints((), ())
         self._seen: Any = None
 
     @property
@@ -188,17 +134,28 @@ class EndpointsFile:
         Raises:
             EndpointsInvalid: the file is missing or broken; the cache keeps what it has.
         """
-        pods = await asyncio.to_thread(self._read)
-        self._cache.replace(pods)
+        self._endpoints = await asyncio.to_thread(self._read)
+        for remark in self._endpoints.remarks:
+            log.warning("%s: %s", self._path, remark)
+        await self._resolve()
+
+    async def _resolve(self) -> None:
+        """Look up the host names of the file, and replace the cache's view if it differs."""
+        addresses = await self._names.look_up(self._endpoints.host_names)
+        pods = create_pods(self._endpoints, addresses)
+        if pods != self._cache.view.pods or not self._cache.synced:
+            self._cache.replace(pods)
 
     async def watch(self) -> None:
-        """Read the file again whenever it changes, until cancelled.
+        """Read the file again whenever it changes, and resolve its names, until cancelled.
 
         A broken file leaves the last good pods in use.
         """
         while True:
             await asyncio.sleep(self._poll_interval_s)
             if await asyncio.to_thread(self._identify) == self._seen:
+                if self._endpoints.host_names:
+                    await self._resolve()
                 continue
             try:
                 await self.load()
@@ -216,7 +173,7 @@ class EndpointsFile:
             return error.errno
         return status.st_ino, status.st_size, status.st_mtime_ns
 
-    def _read(self) -> tuple[Pod, ...]:
+    def _read(self) -> Endpoints:
         # Noted before reading, so that a change while reading is seen at the next look.
         self._seen = self._identify()
         try:

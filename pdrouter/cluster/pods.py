@@ -13,6 +13,9 @@ from pdrouter.cluster.pod_config import PodConfig
 
 _NO_LABELS: Mapping[str, str] = MappingProxyType({})
 _PORT = re.compile("[0-9]{1,5}")
+_LABEL = "[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9])?"
+# The last part of a name is not all digits: that would be a mistyped IP address.
+_HOST_NAME = re.compile(rf"(?:{_LABEL}\.)*(?![0-9]+\.?$){_LABEL}\.?", re.IGNORECASE)
 
 
 class Role(StrEnum):
@@ -164,25 +167,36 @@ def format_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def parse_address(address: str) -> tuple[str, int]:
-    """Return the IP address and the port of `ip:port` or `[ipv6]:port`.
+def is_ip(host: str) -> bool:
+    """Return whether a host is an IP address, rather than a name."""
+    try:
+        # A zone (`fe80::1%eth0`) means something on one machine only.
+        ipaddress.ip_address("" if "%" in host else host)
+    except ValueError:
+        return False
+    return True
 
-    Host names are refused: Envoy sends a request to the address that it is given, and resolves
-    nothing.
+
+def parse_address(address: str) -> tuple[str, int]:
+    """Return the host and the port of `ip:port`, `[ipv6]:port` or `name:port`.
 
     Raises:
         ValueError: the text is not such an address.
     """
-    host, _, port = address.rpartition(":")
+    if "/" in address:
+        raise ValueError(f"{address!r} must be host:port alone, without a scheme or a path")
+    host, colon, port = address.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
     bare = host[1:-1] if bracketed else host
-    try:
-        # A zone (`fe80::1%eth0`) means something on one machine only.
-        ip = ipaddress.ip_address("" if "%" in bare else bare)
-    except ValueError:
-        raise ValueError(f"{address!r} is not ip:port (host names are not resolved)") from None
-    if (ip.version == 6) != bracketed:
-        raise ValueError(f"{address!r}: an IPv6 address stands in brackets, [::1]:8000")
+    if not colon:
+        raise ValueError(f"{address!r} has no port: it must be host:port")
+    if is_ip(bare):
+        ip = ipaddress.ip_address(bare)
+        if (ip.version == 6) != bracketed:
+            raise ValueError(f"{address!r}: an IPv6 address stands in brackets, [::1]:8000")
+        bare = str(ip)
+    elif not _HOST_NAME.fullmatch(host):
+        raise ValueError(f"{address!r}: {host!r} is neither an IP address nor a host name")
     if not _PORT.fullmatch(port) or not 0 < int(port) < 65536:
         raise ValueError(f"{address!r}: the port must be from 1 to 65535")
-    return str(ip), int(port)
+    return bare.lower(), int(port)

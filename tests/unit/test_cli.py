@@ -183,7 +183,11 @@ def test_envoy_config_says_which_names_have_no_effect(
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "No such file"), ("models: [", "not valid YAML"), ("models: 1", "Expected `array`")],
+    [
+        (None, "No such file"),
+        ("models: [", "not valid YAML"),
+        ("models: 1", "line 1: 'models' must be a list"),
+    ],
 )
 def test_endpoints_that_cannot_be_read_stop_the_start_with_one_line_and_exit_code_1(
     content: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -13,12 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from waiting import wait_until
 
-from pdrouter.cluster.endpoints_file import (
-    NAMESPACE,
-    EndpointsFile,
-    EndpointsInvalid,
-    parse_endpoints,
-)
+from pdrouter.cluster.endpoints_file import NAMESPACE, UNRESOLVED, EndpointsFile, create_pods
+from pdrouter.cluster.endpoints_text import EndpointsInvalid, parse_endpoints
+from pdrouter.cluster.host_names import HostNames
 from pdrouter.cluster.pods import PairingKey, Pod, Role
 from pdrouter.cluster.view import PodCache
 
@@ -41,8 +38,14 @@ models:
 """
 
 
-def parse(text: str) -> tuple[Pod, ...]:
-    return parse_endpoints(text, ENGINES, CONNECTORS)
+def parse(text: str, **addresses: tuple[str, ...]) -> tuple[Pod, ...]:
+    return create_pods(parse_endpoints(text, ENGINES, CONNECTORS), addresses)
+
+
+def find_problem(text: str) -> str:
+    with pytest.raises(EndpointsInvalid) as caught:
+        parse(text)
+    return str(caught.value)
 
 
 def dump(*models: Any) -> str:
@@ -115,68 +118,174 @@ def test_there_may_be_no_models() -> None:
     assert parse("models: []") == ()
 
 
+@pytest.mark.parametrize("name", ["70", "1.5", "on", "2024-99-99", "2024-01-01", "'7'"])
+def test_a_name_needs_no_quotes(name: str) -> None:
+    (pod,) = parse(f"models: [{{name: {name}, endpoints: ['10.0.0.1:80']}}]")
+    assert pod.model == name.strip("'")
+
+
+def test_what_models_have_in_common_may_be_merged() -> None:
+    pods = parse("""
+models:
+  - &first
+    name: a
+    engine: sglang
+    endpoints: ["10.0.0.1:80"]
+  - <<: *first
+    name: b
+  - <<: [{engine: vllm}, *first]
+    name: c
+""")
+    assert [(pod.model, pod.engine, pod.address) for pod in pods] == [
+        ("a", "sglang", "10.0.0.1:80"),
+        ("b", "sglang", "10.0.0.1:80"),
+        ("c", "vllm", "10.0.0.1:80"),
+    ]
+
+
 _ROLESET = {"name": "r", "prefill": ["10.0.0.1:80"]}
 _BROKEN: list[tuple[str, str]] = [
-    ("", "Expected `object`, got `null`"),
-    ("just text", "Expected `object`"),
-    ("[]", "Expected `object`, got `array`"),
-    ("models:", "Expected `array`, got `null`"),
-    ("models: 3", "Expected `array`"),
-    ("{}", "missing required field `models`"),
-    ("models: []\nversion: 1", "unknown field `version`"),
+    ("", "it is empty: it must have the key 'models'"),
+    ("just text", "line 1: the file must be written as keys (models), not as 'just text'"),
+    ("[]", "line 1: the file must be written as keys (models), not as a list"),
+    ("models:", "line 1: 'models' must be a list, but this is nothing"),
+    ("models: 3", "line 1: 'models' must be a list, but this is '3'"),
+    ("{}", "line 1: the file lacks the key 'models'"),
+    ("models: []\nversion: 1", "line 2: unknown key 'version' of the file: known are models"),
+    ("model: []", "line 1: unknown key 'model' of the file: did you mean 'models'?"),
+    ("models: []\nmodels: []", "line 2: key 'models' occurs twice, the first time in line 1"),
     ("models: [", "not valid YAML"),
     ("models: \t[]", "not valid YAML"),
     ("a: 1\n  b: 2", "not valid YAML"),
     ("models: []\n---\nmodels: []", "not valid YAML"),
-    ("models: !!python/name:os.system", "not valid YAML"),
-    ("models: [{name: 2024-99-99}]", "not valid YAML"),
-    ("models: [{name: !!int 'x'}]", "not valid YAML"),
-    ("models: [{name: !!bool 'x'}]", "not valid YAML"),
-    ("models: [{name: !!timestamp 'x'}]", "not valid YAML"),
+    ("models: !!python/name:os.system", "must be a list, but this is python/name"),
+    ("models: [{name: !!python/name:os.system }]", "must be a text, but this is python/name"),
     ("models: " + "[" * 5000, "not valid YAML"),
-    ("models: &a [*a]", "Expected `object`, got `array`"),
-    ("{1: 2}", "Expected `str`"),
-    (dump({}), "missing required field `name`"),
-    (dump({"name": 5, "endpoints": ["10.0.0.1:80"]}), "Expected `str`, got `int`"),
-    (dump({"name": "", "endpoints": ["10.0.0.1:80"]}), "'' is empty or occurs twice"),
-    (dump({"name": "m"}), "'m' has neither rolesets nor endpoints"),
-    (dump({"name": "m", "endpoints": []}), "'m' has neither rolesets nor endpoints"),
-    (dump({"name": "m", "rolesets": [{"name": "r"}]}), "'m': roleset 'r' has no addresses"),
-    (dump({"name": "m", "rolesets": [{"prefill": []}]}), "missing required field `name`"),
-    (dump({"name": "m", "rolesets": [{**_ROLESET, "both": []}]}), "unknown field `both`"),
-    (dump({"name": "m", "rolesets": [{**_ROLESET, "decode": "10.0.0.2:80"}]}), "got `str`"),
-    (dump({"name": "m", "endpoint": ["10.0.0.1:80"]}), "unknown field `endpoint`"),
-    (dump({"name": "m", "endpoints": [80]}), "Expected `str`, got `int`"),
-    (dump({"name": "m", "endpoints": ["engine:80"]}), "'m': 'engine:80' is not ip:port"),
+    ("models: &a [*a]", "a model must be written as keys"),
+    ("&a {<<: *a}", "contains itself"),
+    ("{1: 2}", "unknown key '1'"),
+    ("{[a]: 2}", "unknown key 'a list'"),
+    (dump({}), "line 2: a model lacks the key 'name'"),
+    (dump({"name": None, "endpoints": ["10.0.0.1:80"]}), "must be a text, but this is nothing"),
+    (dump({"name": ["m"], "endpoints": ["10.0.0.1:80"]}), "must be a text, but this is a list"),
+    (dump({"name": "", "endpoints": ["10.0.0.1:80"]}), "the name of a model is empty"),
+    (dump({"name": "m"}), "'m' has neither 'rolesets' nor 'endpoints'"),
+    (dump({"name": "m", "rolesets": [{"name": "r"}]}), "roleset 'r' has no addresses"),
+    (dump({"name": "m", "rolesets": [{"prefill": []}]}), "a roleset lacks the key 'name'"),
+    (dump({"name": "m", "rolesets": [{**_ROLESET, "both": []}]}), "unknown key 'both'"),
+    (dump({"name": "m", "rolesets": [{**_ROLESET, "decoder": []}]}), "did you mean 'decode'?"),
+    (dump({"name": "m", "rolesets": [_ROLESET, _ROLESET]}), "the roleset name 'r' occurs twice"),
+    (
+        dump({"name": "m", "rolesets": [{**_ROLESET, "decode": "10.0.0.2:80"}]}),
+        "'decode' must be a list, but this is '10.0.0.2:80'",
+    ),
+    (dump({"name": "m", "endpoint": ["10.0.0.1:80"]}), "did you mean 'endpoints'?"),
+    (dump({"name": "m", "endpoints": [80]}), "'80' has no port"),
+    (dump({"name": "m", "endpoints": [{"10.0.0.1": 80}]}), "but this is a mapping"),
+    (dump({"name": "m", "endpoints": ["http://engine:80"]}), "without a scheme"),
     (dump({"name": "m", "endpoints": ["10.0.0.1:0"]}), "port must be from 1 to 65535"),
     (dump({"name": "m", "endpoints": ["::1:80"]}), "stands in brackets"),
     (dump({"name": "m", "endpoints": ["10.0.0.1:80"] * 2}), "10.0.0.1:80 is listed twice"),
-    (dump({"name": "m", "endpoints": ["10.0.0.1:80", "10.0.0.1:080"]}), "is listed twice"),
+    (
+        "models:\n- name: m\n  endpoints:\n  - 10.0.0.1:80\n  - 10.0.0.1:080",
+        "line 5: 10.0.0.1:80 is listed twice, the first time in line 4",
+    ),
     (
         dump({"name": "m", "rolesets": [{**_ROLESET, "decode": ["10.0.0.1:80"]}]}),
         "10.0.0.1:80 is listed twice",
     ),
     (
         dump({"name": "m", "engine": "tgi", "endpoints": ["10.0.0.1:80"]}),
-        "'m': engine 'tgi' is none of vllm, sglang",
+        "unknown engine 'tgi': it is none of vllm, sglang",
     ),
     (
-        dump({"name": "m", "kv_connector": "x", "endpoints": ["10.0.0.1:80"]}),
-        "'m': kv_connector 'x' is none of nixl, shfs",
+        dump({"name": "m", "kv_connector": "nixel", "endpoints": ["10.0.0.1:80"]}),
+        "unknown kv_connector 'nixel': did you mean 'nixl'?",
     ),
     (
         dump(*({"name": "m", "endpoints": [f"10.0.0.{n}:80"]} for n in (1, 2))),
-        "'m' is empty or occurs twice",
+        "the model name 'm' occurs twice",
     ),
 ]
 
 
 @pytest.mark.parametrize(("text", "message"), _BROKEN)
 def test_a_broken_file_is_refused_with_the_place_and_the_reason(text: str, message: str) -> None:
-    with pytest.raises(EndpointsInvalid) as caught:
-        parse(text)
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
+    problem = find_problem(text)
+    assert message in problem
+    assert "\n" not in problem
+
+
+def test_all_that_is_wrong_is_said_with_its_line() -> None:
+    problem = find_problem("""models:
+- nam: a
+  endpoints: [10.0.0.1]
+- name: b
+  rolesets:
+  - name: r
+    prefil: ["10.0.0.1:8000"]
+    decode: ["10.0.0.2:8000"]
+    decode: ["10.0.0.3:8000"]
+""")
+    assert problem.split("; ") == [
+        "line 2: unknown key 'nam' of a model: did you mean 'name'?",
+        "line 3: '10.0.0.1' has no port: it must be host:port",
+        "line 7: unknown key 'prefil' of a roleset: did you mean 'prefill'?",
+        "line 9: key 'decode' occurs twice, the first time in line 8",
+    ]
+
+
+def test_a_long_list_of_problems_is_cut() -> None:
+    problem = find_problem("models: []\n" + "\n".join(f"bad{n}: 1" for n in range(12)))
+    assert problem.endswith("; and 7 more")
+    assert problem.count("unknown key") == 5
+
+
+@pytest.mark.parametrize(
+    ("roleset", "remark"),
+    [
+        (_ROLESET, "line 4: roleset 'r' of model 'm' has no 'decode'"),
+        ({**_ROLESET, "decode": []}, "has no 'decode': its prefill engines get no requests"),
+        ({"name": "r", "decode": ["10.0.0.1:80"]}, "has no 'prefill': its engines serve requests"),
+        ({"name": "r", "prefill": [], "decode": ["10.0.0.1:80"]}, None),
+        ({**_ROLESET, "decode": ["10.0.0.2:80"]}, None),
+    ],
+)
+def test_a_roleset_that_lacks_a_role_is_remarked(
+    roleset: dict[str, Any], remark: str | None
+) -> None:
+    model = {"endpoints": [], "rolesets": [roleset], "name": "m"}
+    text = yaml.safe_dump({"models": [model]}, sort_keys=False)
+    remarks = parse_endpoints(text, ENGINES, CONNECTORS).remarks
+    assert len(remarks) == (0 if remark is None else 1)
+    assert remark is None or remark in remarks[0]
+
+
+# --- Host names ---
+
+
+def test_each_address_of_a_host_name_is_a_pod() -> None:
+    model = {"name": "m", "rolesets": [{"name": "r", "prefill": ["p:1"], "decode": ["D:2"]}]}
+    pods = parse(dump(model), p=("10.0.0.1", "10.0.0.2"), d=("fd00::1",))
+    assert [(pod.uid, pod.role, pod.ready) for pod in pods] == [
+        ("10.0.0.1:1", Role.PREFILL, True),
+        ("10.0.0.2:1", Role.PREFILL, True),
+        ("[fd00::1]:2", Role.DECODE, True),
+    ]
+    assert [pod.name for pod in pods] == ["m-p-10-0-0-1-0", "m-p-10-0-0-2-0", "m-d-fd00-1-1"]
+
+
+def test_a_host_name_without_an_address_is_a_pod_that_is_not_ready() -> None:
+    (pod,) = parse(dump({"name": "m", "endpoints": ["engine:80"]}))
+    assert (pod.uid, pod.name, pod.ready, pod.obstacle) == (
+        *("engine:80", "m-engine-0"),
+        *(False, UNRESOLVED),
+    )
+
+
+def test_two_names_of_an_address_are_one_pod() -> None:
+    pods = parse(dump({"name": "m", "endpoints": ["a:1", "b:1"]}), a=("10.0.0.1",), b=("10.0.0.1",))
+    assert [pod.name for pod in pods] == ["m-a-10-0-0-1-0"]
 
 
 @settings(max_examples=100, deadline=None)
@@ -262,7 +371,7 @@ async def test_the_file_is_loaded(source: Source) -> None:
         (None, "No such file"),
         (b"models: [\xff]", "utf-8"),
         (b"models: [", "not valid YAML"),
-        (b"models: 1", "Expected `array`"),
+        (b"models: 1", "must be a list"),
     ],
 )
 async def test_a_file_that_cannot_be_loaded_is_named_and_changes_nothing(
@@ -321,7 +430,7 @@ async def test_a_file_that_does_not_change_is_read_once(
     assert source.reloads == []
 
 
-@pytest.mark.parametrize("broken", ["models: [", "models: [{name: 2024-99-99}]", ""])
+@pytest.mark.parametrize("broken", ["models: [", "models: [{nmae: m}]", ""])
 async def test_a_broken_file_keeps_the_last_good_pods_and_is_reported_once(
     source: Source, broken: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -381,3 +490,36 @@ async def test_a_mounted_configmap_is_followed(tmp_path: Path) -> None:
         publish("v2", one_pod("10.0.0.2:80"))
         await wait_until(lambda: source.addresses == ["10.0.0.2:80"])
     assert source.reloads == [True]
+
+
+async def test_host_names_are_resolved_at_each_look(source: Source) -> None:
+    known = {"a": ("10.0.0.1",), "b": ("10.0.0.9",)}
+
+    def resolve(name: str) -> tuple[str, ...]:
+        if name not in known:
+            raise OSError("Name or service not known")
+        return known[name]
+
+    source.file = EndpointsFile(
+        source.path,
+        source.cache,
+        engines=ENGINES,
+        kv_connectors=CONNECTORS,
+        poll_interval_s=POLL_S,
+        on_reload=source.reloads.append,
+        names=HostNames(resolve),
+    )
+    source.path.write_text(dump({"name": "m", "endpoints": ["a:1", "b:2"]}))
+    await source.file.load()
+    assert source.addresses == ["10.0.0.1:1", "10.0.0.9:2"]
+    async with source.watching():
+        known["a"] = ("10.0.0.2", "10.0.0.3")
+        await wait_until(lambda: source.addresses == ["10.0.0.2:1", "10.0.0.3:1", "10.0.0.9:2"])
+        # What cannot be resolved keeps its last addresses; others are followed meanwhile.
+        del known["a"]
+        known["b"] = ("10.0.0.8",)
+        await wait_until(lambda: source.addresses == ["10.0.0.2:1", "10.0.0.3:1", "10.0.0.8:2"])
+        view = source.cache.view
+        await asyncio.sleep(5 * POLL_S)
+        assert source.cache.view is view
+    assert source.reloads == []

@@ -8,7 +8,7 @@ from factories import make_pod
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdrouter.cluster.pods import PairingKey, Role, format_address, parse_address
+from pdrouter.cluster.pods import PairingKey, Role, format_address, is_ip, parse_address
 
 
 @pytest.mark.parametrize(
@@ -19,27 +19,42 @@ from pdrouter.cluster.pods import PairingKey, Role, format_address, parse_addres
         ("10.0.0.1:65535", "10.0.0.1", 65535),
         ("[::1]:8000", "::1", 8000),
         ("[FD00:0:0::1]:80", "fd00::1", 80),
+        ("localhost:8000", "localhost", 8000),
+        (
+            "Engine-0.engines.prod.svc.cluster.local:80",
+            "engine-0.engines.prod.svc.cluster.local",
+            80,
+        ),
+        ("my_engine:80", "my_engine", 80),
+        ("4b:80", "4b", 80),
+        ("engine.:80", "engine.", 80),
     ],
 )
 def test_addresses_are_read(text: str, ip: str, port: int) -> None:
     assert parse_address(text) == (ip, port)
+    assert is_ip(ip) == (ip[0] in "1:f")
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "is not ip:port"),
-        (":8000", "is not ip:port"),
-        ("10.0.0.1", "is not ip:port"),
-        ("engine:8000", "host names are not resolved"),
-        ("localhost:8000", "host names are not resolved"),
-        ("10.0.0.256:8000", "is not ip:port"),
-        ("10.0.0.01:8000", "is not ip:port"),
-        ("http://10.0.0.1:8000", "is not ip:port"),
-        ("[fe80::1%eth0]:8000", "is not ip:port"),
+        ("", "has no port"),
+        (":8000", "neither an IP address nor a host name"),
+        ("10.0.0.1", "has no port"),
+        ("engine", "has no port"),
+        ("10.0.0.256:8000", "neither an IP address nor a host name"),
+        ("10.0.0.01:8000", "neither an IP address nor a host name"),
+        ("10.0.0:8000", "neither an IP address nor a host name"),
+        ("-engine:8000", "neither an IP address nor a host name"),
+        ("a..b:8000", "neither an IP address nor a host name"),
+        ("a b:8000", "neither an IP address nor a host name"),
+        ("a" * 64 + ":8000", "neither an IP address nor a host name"),
+        ("http://10.0.0.1:8000", "without a scheme or a path"),
+        ("10.0.0.1:8000/v1", "without a scheme or a path"),
+        ("[fe80::1%eth0]:8000", "neither an IP address nor a host name"),
         ("::1:8000", "stands in brackets"),
         ("[10.0.0.1]:8000", "stands in brackets"),
-        ("[::1", "is not ip:port"),
+        ("[::1", "neither an IP address nor a host name"),
         ("10.0.0.1:0", "from 1 to 65535"),
         ("10.0.0.1:65536", "from 1 to 65535"),
         ("10.0.0.1:", "from 1 to 65535"),

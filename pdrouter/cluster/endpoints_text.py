@@ -1,0 +1,214 @@
+"""What may stand in an endpoints file, and what it means."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from yaml.nodes import Node
+
+from pdrouter.cluster.pods import Role, format_address, is_ip, parse_address
+from pdrouter.cluster.source import SourceUnusable
+from pdrouter.cluster.yaml_lines import YamlInvalid, YamlReader, compose, line_of
+from pdrouter.nearest import find_nearest
+
+FILE_KEYS = ("models",)
+MODEL_KEYS = ("name", "engine", "kv_connector", "rolesets", "endpoints")
+ROLESET_KEYS = ("name", "prefill", "decode")
+
+_SHOWN = 5
+
+
+class EndpointsInvalid(SourceUnusable):
+    """The file cannot be read, or does not say what pods there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One line of the file.
+
+    Attributes:
+        model: name of the model.
+        role: what is asked of the engine.
+        roleset: name of the group within which pairs are formed; empty for none.
+        engine: the software.
+        kv_connector: name of its KV connector; None for the configured default.
+        host: IP address, or a name to resolve.
+        port: port.
+    """
+
+    model: str
+    role: Role
+    roleset: str
+    engine: str
+    kv_connector: str | None
+    host: str
+    port: int
+
+    @property
+    def named(self) -> bool:
+        """Whether the host is a name."""
+        return not is_ip(self.host)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """What a file says.
+
+    Attributes:
+        endpoints: all of them, in the order of the file.
+        remarks: what is allowed, but hardly meant.
+    """
+
+    endpoints: tuple[Endpoint, ...]
+    remarks: tuple[str, ...]
+
+    @property
+    def host_names(self) -> frozenset[str]:
+        """The names that must be resolved."""
+        return frozenset(each.host for each in self.endpoints if each.named)
+
+
+def parse_endpoints(
+    text: str, engines: tuple[str, ...], kv_connectors: tuple[str, ...]
+) -> Endpoints:
+    """Return what an endpoints file says.
+
+    Args:
+        text: YAML in the format of aibrix, with `kv_connector` beside it.
+        engines: names that `engine` may have.
+        kv_connectors: names that `kv_connector` may have.
+
+    Raises:
+        EndpointsInvalid: the text is not such a file; the message says where and why.
+    """
+    try:
+        root = compose(text)
+        if root is None:
+            raise EndpointsInvalid("it is empty: it must have the key 'models'")
+        return _Parser(engines, kv_connectors).read(root)
+    except YamlInvalid as error:
+        raise EndpointsInvalid(str(error)) from None
+    except RecursionError:
+        raise EndpointsInvalid("it is nested too deeply, or contains itself") from None
+
+
+class _Parser:
+    """Reads one file."""
+
+    def __init__(self, engines: tuple[str, ...], kv_connectors: tuple[str, ...]) -> None:
+        self._yaml = YamlReader()
+        self._engines = engines
+        self._kv_connectors = kv_connectors
+        self._endpoints: list[Endpoint] = []
+        self._remarks: list[str] = []
+
+    def read(self, root: Node) -> Endpoints:
+        """Return what the file says.
+
+        Raises:
+            EndpointsInvalid: anything is wrong with it.
+        """
+        members = self._yaml.members(root, "the file", FILE_KEYS, FILE_KEYS)
+        names: set[str] = set()
+        for node in self._read_list(members, "models"):
+            self._read_model(node, names)
+        problems = self._yaml.problems
+        if problems:
+            more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+            raise EndpointsInvalid("; ".join([*problems[:_SHOWN], *more]))
+        return Endpoints(tuple(self._endpoints), tuple(self._remarks))
+
+    def _read_model(self, node: Node, names: set[str]) -> None:
+        members = self._yaml.members(node, "a model", MODEL_KEYS, ("name",))
+        model = _Model(
+            self._read_name(members, "model", names),
+            self._read_choice(members, "engine", self._engines) or self._engines[0],
+            self._read_choice(members, "kv_connector", self._kv_connectors),
+            {},
+        )
+        if members and not {"rolesets", "endpoints"} & members.keys():
+            self._yaml.refuse(node, f"model {model.name!r} has neither 'rolesets' nor 'endpoints'")
+        for address in self._read_list(members, "endpoints"):
+            self._add(model, Role.BOTH, "", address)
+        rolesets: set[str] = set()
+        for roleset in self._read_list(members, "rolesets"):
+            self._read_roleset(model, roleset, rolesets)
+
+    def _read_roleset(self, model: "_Model", node: Node, names: set[str]) -> None:
+        members = self._yaml.members(node, "a roleset", ROLESET_KEYS, ("name",))
+        name = self._read_name(members, "roleset", names)
+        prefill = self._read_list(members, "prefill")
+        decode = self._read_list(members, "decode")
+        for address in prefill:
+            self._add(model, Role.PREFILL, name, address)
+        for address in decode:
+            self._add(model, Role.DECODE, name, address)
+        where = f"line {line_of(node)}: roleset {name!r} of model {model.name!r}"
+        if members and not prefill and not decode:
+            self._yaml.refuse(node, f"roleset {name!r} has no addresses")
+        elif not decode:
+            self._remarks.append(f"{where} has no 'decode': its prefill engines get no requests")
+        elif "prefill" not in members:
+            # An empty list says that this is meant.
+            self._remarks.append(f"{where} has no 'prefill': its engines serve requests whole")
+
+    def _read_name(self, members: Mapping[str, Node], what: str, names: set[str]) -> str:
+        """Return the name of one of several things, each of which has another one."""
+        if "name" not in members:
+            return ""
+        name = self._yaml.text(members["name"], f"the name of a {what}")
+        if name in names:
+            self._yaml.refuse(members["name"], f"the {what} name {name!r} occurs twice")
+        names.add(name)
+        return name
+
+    def _read_choice(
+        self, members: Mapping[str, Node], key: str, options: tuple[str, ...]
+    ) -> str | None:
+        if key not in members:
+            return None
+        name = self._yaml.text(members[key], f"{key!r}")
+        if name and name not in options:
+            nearest = find_nearest(name, options)
+            hint = (
+                f"did you mean {nearest!r}?" if nearest else f"it is none of {', '.join(options)}"
+            )
+            self._yaml.refuse(members[key], f"unknown {key} {name!r}: {hint}")
+        return name
+
+    def _read_list(self, members: Mapping[str, Node], key: str) -> Sequence[Node]:
+        return self._yaml.items(members[key], repr(key)) if key in members else ()
+
+    def _add(self, model: "_Model", role: Role, roleset: str, node: Node) -> None:
+        text = self._yaml.text(node, "an address")
+        if not text:
+            return
+        try:
+            host, port = parse_address(text)
+        except ValueError as error:
+            self._yaml.refuse(node, str(error))
+            return
+        address = format_address(host, port)
+        if address in model.lines:
+            before = model.lines[address]
+            self._yaml.refuse(node, f"{address} is listed twice, the first time in line {before}")
+        model.lines.setdefault(address, line_of(node))
+        self._endpoints.append(
+            Endpoint(model.name, role, roleset, model.engine, model.kv_connector, host, port)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """What all endpoints of a model have in common.
+
+    Attributes:
+        name: its name.
+        engine: the software.
+        kv_connector: name of the KV connector; None for the configured default.
+        lines: where each of its addresses was listed first.
+    """
+
+    name: str
+    engine: str
+    kv_connector: str | None
+    lines: dict[str, int]
