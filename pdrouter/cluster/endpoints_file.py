@@ -10,7 +10,7 @@ from typing import Any
 
 from pdrouter.cluster.endpoints_text import Endpoint, Endpoints, EndpointsInvalid, parse_endpoints
 from pdrouter.cluster.host_names import HostNames
-from pdrouter.cluster.pods import Pod, format_address
+from pdrouter.cluster.pods import Pod, format_address, is_ip
 from pdrouter.cluster.reflector_stats import ReflectorStats
 from pdrouter.cluster.view import PodCache
 
@@ -21,6 +21,26 @@ NAMESPACE = "standalone"
 
 UNRESOLVED = "its host name is not resolved"
 """The obstacle of a pod without an address."""
+
+
+def read_endpoints(
+    path: Path, engines: tuple[str, ...], kv_connectors: tuple[str, ...]
+) -> Endpoints:
+    """Return what a file says.
+
+    Args:
+        path: the file.
+        engines: names that `engine` may have.
+        kv_connectors: names that `kv_connector` may have.
+
+    Raises:
+        EndpointsInvalid: the file is missing or broken; the message names it.
+    """
+    try:
+        return parse_endpoints(path.read_text(encoding="utf-8"), engines, kv_connectors)
+    except (OSError, UnicodeDecodeError, EndpointsInvalid) as error:
+        cause = error.strerror if isinstance(error, OSError) else error
+        raise EndpointsInvalid(f"{path}: {cause}") from None
 
 
 def create_pods(endpoints: Endpoints, addresses: Mapping[str, tuple[str, ...]]) -> tuple[Pod, ...]:
@@ -36,8 +56,7 @@ def create_pods(endpoints: Endpoints, addresses: Mapping[str, tuple[str, ...]]) 
     pods: dict[tuple[str, str], Pod] = {}
     for model, group in _group_by_model(endpoints).items():
         for index, endpoint in enumerate(group):
-            ips = addresses.get(endpoint.host, ("",)) if endpoint.named else (endpoint.host,)
-            for ip in ips:
+            for ip in addresses.get(endpoint.host, (endpoint.host,)):
                 pod = _create_pod(endpoint, ip, index)
                 pods.setdefault((model, pod.uid), pod)
     return tuple(pods.values())
@@ -53,7 +72,7 @@ def _group_by_model(endpoints: Endpoints) -> Mapping[str, list[Endpoint]]:
 def _create_pod(endpoint: Endpoint, ip: str, index: int) -> Pod:
     return Pod.create(
         # Two models at one address share its load, and a reload keeps it.
-        uid=format_address(ip or endpoint.host, endpoint.port),
+        uid=format_address(ip, endpoint.port),
         name=_name_pod(endpoint, ip, index),
         namespace=NAMESPACE,
         ip=ip,
@@ -63,12 +82,12 @@ def _create_pod(endpoint: Endpoint, ip: str, index: int) -> Pod:
         roleset=endpoint.roleset,
         engine=endpoint.engine,
         kv_connector=endpoint.kv_connector,
-        obstacle="" if ip else UNRESOLVED,
+        obstacle="" if is_ip(ip) else UNRESOLVED,
     )
 
 
 def _name_pod(endpoint: Endpoint, ip: str, index: int) -> str:
-    parts = [endpoint.model, *([endpoint.host] if endpoint.named else []), ip, str(index)]
+    parts = [endpoint.model, *dict.fromkeys((endpoint.host, ip)), str(index)]
     return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
 
 
@@ -176,11 +195,4 @@ class EndpointsFile:
     def _read(self) -> Endpoints:
         # Noted before reading, so that a change while reading is seen at the next look.
         self._seen = self._identify()
-        try:
-            text = self._path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise EndpointsInvalid(f"{self._path}: {error}") from None
-        try:
-            return parse_endpoints(text, self._engines, self._kv_connectors)
-        except EndpointsInvalid as error:
-            raise EndpointsInvalid(f"{self._path}: {error}") from None
+        return read_endpoints(self._path, self._engines, self._kv_connectors)

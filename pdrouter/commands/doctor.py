@@ -8,7 +8,9 @@ from pathlib import Path
 
 import aiohttp
 
-from pdrouter.cluster.endpoints_file import EndpointsInvalid, parse_endpoints
+from pdrouter.cluster.endpoints_file import create_pods, read_endpoints
+from pdrouter.cluster.endpoints_text import Endpoints, EndpointsInvalid
+from pdrouter.cluster.host_names import HostNames
 from pdrouter.cluster.kube_api import (
     KubeApi,
     KubeConfigInvalid,
@@ -23,6 +25,7 @@ from pdrouter.doctor.live import read_cluster, read_home_namespace
 from pdrouter.doctor.manifests import ManifestsUnreadable, read_manifests
 from pdrouter.doctor.report import render_json, render_text
 from pdrouter.doctor.snapshot import Snapshot
+from pdrouter.doctor.survey import Survey
 from pdrouter.engines.registry import CONNECTOR_NAMES, ENGINES, Connectors
 from pdrouter.settings import Settings
 
@@ -98,15 +101,16 @@ def _ask_engines(path: Path) -> Diagnosis:
     connectors = Connectors(
         settings.kv_connector, settings.nixl_means, settings.rewrite_remote_host
     )
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EndpointsInvalid(f"{path}: {error}") from None
-    try:
-        pods = parse_endpoints(text, ENGINES, CONNECTOR_NAMES)
-    except EndpointsInvalid as error:
-        raise EndpointsInvalid(f"{path}: {error}") from None
-    return diagnose_engines(asyncio.run(ask_engines(pods, connectors)))
+    endpoints = read_endpoints(path, ENGINES, CONNECTOR_NAMES)
+    for remark in endpoints.remarks:
+        print(f"pdrouter doctor: {path}: {remark}", file=sys.stderr)
+    return diagnose_engines(asyncio.run(_survey(endpoints, connectors)))
+
+
+async def _survey(endpoints: Endpoints, connectors: Connectors) -> Survey:
+    # An engine whose name is not resolved is asked by its name, which says why it is not.
+    addresses = await HostNames().look_up(endpoints.host_names)
+    return await ask_engines(create_pods(endpoints, addresses), connectors)
 
 
 async def _read_cluster(options: argparse.Namespace) -> Snapshot:

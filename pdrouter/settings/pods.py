@@ -25,7 +25,7 @@ class PodSettings:
         None,
         "PDROUTER_ENDPOINTS",
         PATH,
-        "File that lists the pods. It is read again when it changes.",
+        "File that lists the pods (endpoints-file.md). It is read again when it changes.",
         "--endpoints",
     )
     endpoints_poll_s: float = declare(

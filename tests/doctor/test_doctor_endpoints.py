@@ -14,7 +14,8 @@ from certificates import issue
 from loopback import hang, listen, reset
 
 from pdrouter.cli import main
-from pdrouter.cluster.endpoints_file import parse_endpoints
+from pdrouter.cluster.endpoints_file import create_pods
+from pdrouter.cluster.endpoints_text import parse_endpoints
 from pdrouter.doctor.asking import ask_engines
 from pdrouter.doctor.checks.endpoints import ENDPOINT_CHECKS
 from pdrouter.doctor.diagnosis import Diagnosis, diagnose_engines
@@ -39,7 +40,7 @@ def describe(*rolesets: Mapping[str, list[str]], whole: list[str] | None = None)
 
 
 async def examine(text: str) -> Diagnosis:
-    pods = parse_endpoints(text, ENGINES, CONNECTOR_NAMES)
+    pods = create_pods(parse_endpoints(text, ENGINES, CONNECTOR_NAMES), {})
     return diagnose_engines(await ask_engines(pods, Connectors()))
 
 

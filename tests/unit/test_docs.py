@@ -4,8 +4,18 @@ import importlib.util
 import re
 from pathlib import Path
 
+import pytest
+
+from pdrouter.cluster.endpoints_text import (
+    FILE_KEYS,
+    MODEL_KEYS,
+    ROLESET_KEYS,
+    EndpointsInvalid,
+    parse_endpoints,
+)
 from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.view import PodCache
+from pdrouter.engines.registry import CONNECTOR_NAMES, ENGINES
 from pdrouter.extproc.headers import FORWARDED_TO_PREFILL
 from pdrouter.openai.paths import ENDPOINTS, Forms
 from pdrouter.telemetry.requests import RequestTelemetry
@@ -38,6 +48,28 @@ def test_every_metric_is_explained_and_no_other() -> None:
     first_cells = "".join(re.findall(r"^\| (`[^|]+)", text, re.MULTILINE))
     explained = set(re.findall(r"`(\w+)`", first_cells) + re.findall(r"`(pdrouter_\w+)`", text))
     assert explained == exported
+
+
+def test_the_endpoints_file_is_explained_key_by_key() -> None:
+    text = read("endpoints-file.md")
+    tables = re.findall(r"\| Key \| Meaning \|\n\|---\|---\|\n((?:\|.*\n)+)", text)
+    explained = [re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) for table in tables]
+    assert explained == [list(FILE_KEYS), list(MODEL_KEYS), list(ROLESET_KEYS)]
+    assert all(f"`{name}`" in text for name in (*ENGINES, *CONNECTOR_NAMES))
+
+
+def test_the_endpoints_file_that_is_shown_is_good_and_the_mistakes_are_those_of_the_code() -> None:
+    text = read("endpoints-file.md")
+    (example,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    endpoints = parse_endpoints(example, ENGINES, CONNECTOR_NAMES)
+    assert {each.host for each in endpoints.endpoints} > endpoints.host_names != frozenset()
+    assert endpoints.remarks == ()
+    broken = example.replace("prefill:", "prefil:", 1).replace("name: rack-1", "name: a", 1)
+    with pytest.raises(EndpointsInvalid, match="did you mean 'prefill'") as caught:
+        parse_endpoints(broken, ENGINES, CONNECTOR_NAMES)
+    (shown,) = re.findall(r"^pdrouter: endpoints.yaml: (.*?); ", text, re.MULTILINE)
+    without_line = re.compile(r"line \d+")
+    assert without_line.sub("line", str(caught.value)) == without_line.sub("line", shown)
 
 
 _BODIES = {Forms.NEVER: "JSON", Forms.ALLOWED: "form or JSON", Forms.ALWAYS: "form"}

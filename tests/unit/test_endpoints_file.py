@@ -493,7 +493,7 @@ async def test_a_mounted_configmap_is_followed(tmp_path: Path) -> None:
 
 
 async def test_host_names_are_resolved_at_each_look(source: Source) -> None:
-    known = {"a": ("10.0.0.1",), "b": ("10.0.0.9",)}
+    known: dict[str, tuple[str, ...]] = {"a": ("10.0.0.1",), "b": ("10.0.0.9",)}
 
     def resolve(name: str) -> tuple[str, ...]:
         if name not in known:
