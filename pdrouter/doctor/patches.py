@@ -74,6 +74,24 @@ def find_ext_procs(policy: PatchPolicy) -> Iterator[Patched]:
                 yield nested
 
 
+def find_values(policy: PatchPolicy, name: str) -> Iterator[tuple[str, str, Any]]:
+    """Yield what a policy sets members of a name to.
+
+    Yields:
+        Where the value stands in the policy, where the member is, and the value.
+    """
+    for index, patch in enumerate(policy.spec.json_patches):
+        operation = patch.operation
+        last = _unescape(operation.path.rpartition("/")[2])
+        if operation.op in {"add", "replace"} and last == name:
+            field = f"spec.jsonPatches[{index}].operation.value"
+            yield field, f"{operation.json_path}{operation.path}", operation.value
+    for message in _messages(policy):
+        for nested in _nested(message):
+            if name in nested.content:
+                yield f"{nested.field}.{name}", nested.field, nested.content[name]
+
+
 def _messages(policy: PatchPolicy) -> Iterator[Patched]:
     """Yield what a policy adds; what it then patches in that is a part of it."""
     added: list[tuple[Patch, str, Any]] = []

@@ -215,6 +215,68 @@ BROKEN = [
 ]
 
 
+LISTENER_PATCH = """
+apiVersion: gateway.envoyproxy.io/v1alpha1
+kind: EnvoyPatchPolicy
+metadata: {name: own}
+spec:
+  type: JSONPatch
+  targetRef: {group: gateway.networking.k8s.io, kind: Gateway, name: llm}
+  jsonPatches:
+  - type: type.googleapis.com/envoy.config.listener.v3.Listener
+    name: default/llm/http
+    operation:
+      op: add
+      path: /default_filter_chain/filters/0/typed_config/common_http_protocol_options/%s
+      value: %s
+  - type: type.googleapis.com/envoy.config.listener.v3.Listener
+    name: default/llm/http
+    operation:
+      op: add
+      jsonPath: $..http_filters[?(@.name=='envoy.filters.http.ext_proc/%s')].typed_config
+      path: processing_mode/request_trailer_mode
+      value: %s
+"""
+FILTER = "envoyextensionpolicy/default/router/extproc/0"
+
+BROKEN += [
+    *(
+        Case(
+            "header-limit-low",
+            "EnvoyPatchPolicy default/own",
+            [add(LISTENER_PATCH % (member, value, FILTER, "SEND"))],
+            words="50 is less than Envoy's default, 100",
+        )
+        for member, value in (("max_headers_count", "50"), ("x", "{maxHeadersCount: 50}"))
+    ),
+    Case(
+        "header-limit-low",
+        "ClientTrafficPolicy default/llm",
+        [put("ClientTrafficPolicy", "spec headers maxRequestHeaderLimit", "8Ki")],
+        words="8Ki is less than Envoy's default, 60Ki",
+    ),
+    Case(
+        "patch-target-unknown",
+        "EnvoyPatchPolicy default/own",
+        [
+            add(
+                LISTENER_PATCH
+                % ("max_headers_count", "200", FILTER.replace("default", "other"), "SEND")
+            )
+        ],
+        words="the names end in default/router/extproc/0",
+    ),
+    Case(
+        "request-trailers-skipped",
+        "EnvoyExtensionPolicy default/router",
+        [
+            put("EnvoyExtensionPolicy", f"{EXT_PROC} processingMode allowModeOverride", False),
+            add(LISTENER_PATCH % ("max_headers_count", "200", FILTER, "SKIP")),
+        ],
+    ),
+]
+
+
 @pytest.mark.parametrize("case", BROKEN, ids=[case.code for case in BROKEN])
 def test_what_envoy_gateway_makes_of_the_objects_is_found(case: Case) -> None:
     assert case.judge() == case.expected
@@ -275,6 +337,13 @@ HARMLESS: dict[str, tuple[str, list[Change]]] = {
                     },
                 },
             ),
+        ],
+    ),
+    "trailers that a patch lets Envoy send": (
+        "endpoint_override",
+        [
+            put("EnvoyExtensionPolicy", f"{EXT_PROC} processingMode allowModeOverride", False),
+            add(LISTENER_PATCH % ("max_headers_count", "200", FILTER, "SEND")),
         ],
     ),
     "trailers that lead to no engine": (

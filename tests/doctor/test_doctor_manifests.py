@@ -21,8 +21,6 @@ from pdrouter.doctor.report import render_json, render_text
 ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "tests" / "data" / "setup-guide.md"
 OVERLAYS = sorted(path for path in (ROOT / "deploy" / "overlays").iterdir() if path.is_dir())
-# What the manifests are to be mended of next.
-PENDING = {"route-around-router", "router-retry-missing"}
 ENGINES = [ROOT / "deploy" / "examples" / name for name in ("gpu", "trainium2", "simulated")]
 
 
@@ -181,7 +179,7 @@ def test_the_shipped_manifests_have_no_error(overlay: Path, engines: Path) -> No
     diagnosis = diagnose(read_manifests(["-"], io.StringIO(text)))
 
     errors = {each.check.code for each in diagnosis.findings if each.check.severity == "error"}
-    assert errors <= PENDING
+    assert errors == set()
     assert diagnosis.notes == ()
 
 
@@ -206,8 +204,7 @@ def test_the_set_up_of_the_guide_has_no_error() -> None:
 
     diagnosis = diagnose(read_manifests(["-"], io.StringIO(text)))
 
-    expected = {"nixl-host-local", "adapter-shadowed", "message-timeout-tight"}
-    assert codes(diagnosis) - PENDING == expected
+    assert codes(diagnosis) == {"nixl-host-local", "adapter-shadowed", "message-timeout-tight"}
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pdrouter.doctor.checks.bypasses import reaches_engines
 from pdrouter.doctor.findings import Check, Fault, Severity
 from pdrouter.doctor.installation import Installation, find_patched_ext_procs
-from pdrouter.doctor.patches import dig
+from pdrouter.doctor.objects.envoy_gateway import PatchPolicy
+from pdrouter.doctor.patches import dig, find_values
 
 
 def _find_unbuffered_requests(installation: Installation) -> Iterator[Fault]:
@@ -47,7 +48,13 @@ def _find_open_doors(installation: Installation, *, original_dst: bool) -> Itera
 def _find_skipped_trailers(installation: Installation) -> Iterator[Fault]:
     for attachment in installation.attachments:
         # Envoy Gateway has no field for trailers; the router asks for them where it may.
-        if not attachment.ext_proc.processing_mode.allow_mode_override and any(
+        if attachment.ext_proc.processing_mode.allow_mode_override or any(
+            attachment.filter_name in place and value == "SEND"
+            for policy in installation.snapshot.of(PatchPolicy)
+            for _, place, value in find_values(policy, "request_trailer_mode")
+        ):
+            continue
+        if any(
             reaches_engines(installation, route, rule)
             for route in attachment.routes
             for rule in route.spec.rules

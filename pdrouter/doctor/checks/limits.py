@@ -5,11 +5,13 @@ from collections.abc import Iterable, Iterator
 from pdrouter.doctor.findings import Check, Fault, Severity
 from pdrouter.doctor.installation import Attachment, Installation
 from pdrouter.doctor.objects.base import ObjectRef
-from pdrouter.doctor.objects.envoy_gateway import CircuitBreaker, ClientPolicy
-from pdrouter.doctor.patches import dig
+from pdrouter.doctor.objects.envoy_gateway import CircuitBreaker, ClientPolicy, PatchPolicy
+from pdrouter.doctor.patches import dig, find_values
 from pdrouter.doctor.quantities import Size
 
 _DEFAULT_COUNT = 1024
+_HEADER_BYTES = Size(60 * 1024)
+_HEADER_COUNT = 100
 _HEADROOM_BYTES = 1024 * 1024
 """What may be kept free in a message for headers and the KV handle."""
 
@@ -116,6 +118,29 @@ def _find_route_breakers(installation: Installation, attachment: Attachment) -> 
             yield from _judge_breaker(route.ref, field, limits)
 
 
+def _find_small_header_limits(installation: Installation) -> Iterator[Fault]:
+    for attachment in installation.attachments:
+        for gateway in installation.gateways(attachment):
+            for client_policy in installation.client_policies(gateway):
+                limit = client_policy.spec.headers.max_request_header_limit
+                if limit is not None and limit < _HEADER_BYTES:
+                    yield Fault(
+                        client_policy.ref,
+                        "spec.headers.maxRequestHeaderLimit",
+                        f"{limit} is less than Envoy's default, {_HEADER_BYTES}",
+                        "remove it: long keys, traces and sessions need the room",
+                    )
+    for patch_policy in installation.snapshot.of(PatchPolicy):
+        for field, _, value in find_values(patch_policy, "max_headers_count"):
+            if isinstance(value, int) and value < _HEADER_COUNT:
+                yield Fault(
+                    patch_policy.ref,
+                    field,
+                    f"{value} is less than Envoy's default, {_HEADER_COUNT}",
+                    "set it to 200: the router adds some to those that a client sends",
+                )
+
+
 def _judge_breaker(ref: ObjectRef, field: str, limits: dict[str, int]) -> Iterator[Fault]:
     low = [name for name, limit in limits.items() if limit <= _DEFAULT_COUNT]
     if low:
@@ -185,6 +210,14 @@ CHECKS: tuple[Check[Installation], ...] = (
         "Envoy takes the stream's window, not bufferLimit, for the largest body of an HTTP/2 "
         "request: a longer prompt gets a 413.",
         _find_default_windows,
+    ),
+    Check(
+        "header-limit-low",
+        Severity.WARNING,
+        "Envoy takes fewer or shorter headers than by default.",
+        "Headers that the router adds count too: requests get a 431, with a prefill that has run "
+        "for nothing.",
+        _find_small_header_limits,
     ),
     Check(
         "ext-proc-buffer-default",

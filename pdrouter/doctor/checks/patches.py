@@ -15,7 +15,9 @@ _LISTENER_TYPES = (".Listener", ".RouteConfiguration")
 _BY_PORT = re.compile(r"(tcp|udp|http|https|tls)-[0-9]+")
 """The names of Envoy Gateway's newer scheme, which it has to be told to use."""
 _ROUTE_CLUSTER = re.compile(r"httproute/([^/]+)/([^/]+)/rule/([0-9]+)(?:/.*)?")
-_FILTER = re.compile(r".*/envoyextensionpolicy/([^/]+)/([^/]+)/extproc/([0-9]+)")
+_FILTER = re.compile(
+    r"envoy\.filters\.http\.ext_proc/envoyextensionpolicy/([^/]+/[^/]+/extproc/[0-9]+)"
+)
 
 
 def _find_unknown_targets(installation: Installation) -> Iterator[Fault]:
@@ -90,29 +92,32 @@ def _judge_cluster(
 
 
 def _judge_filters(snapshot: Snapshot, policy: PatchPolicy) -> Iterator[Fault]:
-    """Judge the filters that patched routes turn on."""
-    for route in find_routes(policy):
-        for key in dig(route.content, "typed_per_filter_config") or {}:
-            match = _FILTER.fullmatch(key)
-            if match is None:
-                continue
-            namespace, name, index = match.groups()
-            entries = {
-                (each.metadata.namespace, each.metadata.name): len(each.spec.ext_proc)
-                for each in snapshot.of(ExtensionPolicy)
-            }
-            known = [
-                f"{home}/{own}/extproc/{number}"
-                for (home, own), count in entries.items()
-                for number in range(count)
-            ]
-            if known and f"{namespace}/{name}/extproc/{index}" not in known:
-                yield Fault(
-                    route.policy,
-                    f"{route.field}.typed_per_filter_config",
-                    f"no EnvoyExtensionPolicy gives a filter the name {key}",
-                    "the names end in " + ", ".join(known),
-                )
+    """Judge the names of ext_proc filters: those that routes turn on, and those in paths."""
+    named = [
+        (f"{route.field}.typed_per_filter_config", key)
+        for route in find_routes(policy)
+        for key in dig(route.content, "typed_per_filter_config") or {}
+    ]
+    for index, patch in enumerate(policy.spec.json_patches):
+        path = f"{patch.operation.json_path} {patch.operation.path}".replace("~1", "/")
+        named.append((f"spec.jsonPatches[{index}].operation.path", path))
+    known = {
+        f"{each.metadata.namespace}/{each.metadata.name}/extproc/{number}"
+        for each in snapshot.of(ExtensionPolicy)
+        for number in range(len(each.spec.ext_proc))
+    }
+    # A filter in a path is one that a route turns on, too.
+    seen: set[str] = set()
+    for field, text in named:
+        match = _FILTER.search(text)
+        if match is not None and known and match[1] not in known | seen:
+            seen.add(match[1])
+            yield Fault(
+                policy.ref,
+                field,
+                f"no EnvoyExtensionPolicy gives a filter the name {match[0]}",
+                "the names end in " + ", ".join(sorted(known)),
+            )
 
 
 CHECKS: tuple[Check[Installation], ...] = (

@@ -302,11 +302,12 @@ class BackendPolicy(Policy, frozen=True):
     spec: BackendPolicySpec = BackendPolicySpec()
 
 
-class PatchOperation(msgspec.Struct, frozen=True):
-    """What a patch does."""
+class PatchOperation(msgspec.Struct, frozen=True, rename="camel"):
+    """What a patch does, at a path or, where there is a `json_path`, below what that finds."""
 
     op: str = ""
     path: str = ""
+    json_path: str = ""
     value: Any = None
 
 
