@@ -20,6 +20,7 @@ from pdrouter.access_log.service import AccessLogService
 from pdrouter.admin.server import AdminServer
 from pdrouter.cluster.endpoints_file import EndpointsFile
 from pdrouter.cluster.engine_metrics import EngineMetrics
+from pdrouter.cluster.failures import FailureMemory
 from pdrouter.cluster.kube_objects import PodRules
 from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.model_namespaces import ModelNamespaces
@@ -34,12 +35,14 @@ from pdrouter.extproc.choosing import PodChooser
 from pdrouter.extproc.dispatch import Dispatcher
 from pdrouter.extproc.exchange import Exchange, ExchangePolicy
 from pdrouter.extproc.limits import HANDLE_HEADROOM_BYTES
+from pdrouter.extproc.pod_outcomes import PodOutcomes
 from pdrouter.extproc.prefilling import Prefilling
 from pdrouter.extproc.server import ExtProcServer, Server, ServerOptions
 from pdrouter.extproc.tls import TlsFiles
 from pdrouter.extproc.tokenizing import PromptTokenizers
 from pdrouter.prefill.client import ClientLimits, PrefillClient
 from pdrouter.prefill.leg import PrefillLeg
+from pdrouter.prefill.unsplittable import UnsplittableKinds
 from pdrouter.process_limits import keep_freed_memory, raise_file_limit
 from pdrouter.routing.output_length import OutputLengths
 from pdrouter.routing.prefix_index import PrefixIndex
@@ -61,6 +64,7 @@ class Application:
     Attributes:
         cache: the pods.
         ledger: work in flight.
+        failures: which pods have failed of late.
         telemetry: metrics and open requests.
         server: the gRPC port.
         admin: the HTTP port.
@@ -90,9 +94,13 @@ class Application:
             time.monotonic,
             lambda uids: count_kv_capacity(self._engines.samples, uids),
         )
-        self.cache = PodCache(lambda uid: _forget_pod(uid, self.ledger, prefixes))
+        self.failures = FailureMemory(settings.choose_ejection_rules())
+        self.cache = PodCache(lambda uid: _forget_pod(uid, self.ledger, prefixes, self.failures))
         self._engines = EngineMetrics(
-            self.cache, self.ledger, interval_s=settings.metrics_interval_ms / 1000
+            self.cache,
+            self.ledger,
+            interval_s=settings.metrics_interval_ms / 1000,
+            failures=self.failures,
         )
         self._source = _create_source(settings, self.cache, self._count_reload)
         self._tokenizers = PromptTokenizers(
@@ -109,12 +117,21 @@ class Application:
             scrapes=self._engines.stats,
             tokenizers=self._tokenizers.stats,
             log_entries=log_entries,
+            failures=self.failures,
         )
         lengths = OutputLengths(settings.expected_output_tokens)
-        answers = AnswerReports(self.cache, lengths, self.telemetry)
+        outcomes = PodOutcomes(self.failures)
+        answers = AnswerReports(self.cache, lengths, self.telemetry, outcomes.note_cut)
         self._client = PrefillClient(_limit_client(settings))
-        state = RoutingState(self.ledger, prefixes, self._engines.samples, time.monotonic, Random())
-        dispatcher = self._create_dispatcher(state, lengths)
+        state = RoutingState(
+            self.ledger,
+            prefixes,
+            self._engines.samples,
+            time.monotonic,
+            Random(),
+            self.failures,
+        )
+        dispatcher = self._create_dispatcher(state, lengths, outcomes)
         self.server = self._create_server(dispatcher, answers, log_entries)
         self.admin = AdminServer(
             self.cache,
@@ -122,6 +139,7 @@ class Application:
             self.telemetry,
             settings.show(),
             lambda: self.server.draining,
+            failures=self.failures,
         )
 
     def _create_server(
@@ -148,15 +166,22 @@ class Application:
             else [],
         )
 
-    def _create_dispatcher(self, state: RoutingState, lengths: OutputLengths) -> Dispatcher:
+    def _create_dispatcher(
+        self, state: RoutingState, lengths: OutputLengths, outcomes: PodOutcomes
+    ) -> Dispatcher:
         settings = self._settings
         policy = settings.choose_dispatch_policy()
         ratios = TokenRatios()
         connectors = Connectors(
             settings.kv_connector, settings.nixl_means, settings.rewrite_remote_host
         )
+        kinds = UnsplittableKinds(time.monotonic)
         leg = PrefillLeg(
-            self._client, self.ledger, settings.prefill_timeout_s, settings.prefill_retries
+            self._client,
+            self.ledger,
+            settings.prefill_timeout_s,
+            settings.prefill_retries,
+            self.failures,
         )
         return Dispatcher(
             PodChooser(
@@ -166,11 +191,12 @@ class Application:
                 lengths,
                 policy,
                 self.telemetry,
+                kinds,
                 RateLimiter(workers=settings.workers),
             ),
             self.ledger,
             connectors,
-            Prefilling(self.cache, state, connectors, leg, ratios, self.telemetry),
+            Prefilling(self.cache, state, connectors, leg, ratios, self.telemetry, outcomes, kinds),
             self._tokenizers,
             policy,
             self._source.routes,
@@ -329,9 +355,10 @@ def _create_pod_rules(settings: Settings) -> PodRules:
     )
 
 
-def _forget_pod(uid: str, ledger: Ledger, prefixes: PrefixIndex) -> None:
+def _forget_pod(uid: str, ledger: Ledger, prefixes: PrefixIndex, failures: FailureMemory) -> None:
     ledger.forget(uid)
     prefixes.forget(uid)
+    failures.forget(uid)
 
 
 def _limit_client(settings: Settings) -> ClientLimits:

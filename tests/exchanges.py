@@ -26,6 +26,7 @@ from pdrouter.extproc.messages import (
     RequestHeaders,
     ResponseHeaders,
 )
+from pdrouter.extproc.pod_outcomes import PodOutcomes
 from pdrouter.extproc.prefilling import Prefilling
 from pdrouter.extproc.record import RequestRecord
 from pdrouter.extproc.tokenizing import PromptTokenizers
@@ -38,6 +39,7 @@ from pdrouter.prefill.leg import (
     PrefillPlan,
     PrefillRefused,
 )
+from pdrouter.prefill.unsplittable import UnsplittableKinds
 from pdrouter.routing.aggregation import Aggregation
 from pdrouter.routing.output_length import OutputLengths
 from pdrouter.routing.prompt_length import TokenRatios
@@ -148,7 +150,9 @@ class Bench:
         )
         ratios = TokenRatios()
         self.lengths = OutputLengths(100)
-        self.answers = AnswerReports(self.cache, self.lengths, self.notes)
+        outcomes = PodOutcomes(self.state.failures)
+        kinds = UnsplittableKinds(self.state.clock)
+        self.answers = AnswerReports(self.cache, self.lengths, self.notes, outcomes.note_cut)
         self.dispatcher = Dispatcher(
             PodChooser(
                 self.cache,
@@ -161,6 +165,7 @@ class Bench:
                 self.lengths,
                 dispatch_policy,
                 self.notes,
+                kinds,
             ),
             self.ledger,
             Connectors(),
@@ -171,6 +176,8 @@ class Bench:
                 self.prefill,  # type: ignore[arg-type]
                 ratios,
                 self.notes,
+                outcomes,
+                kinds,
             ),
             PromptTokenizers({}, 1.0, 1) if tokenizers is None else tokenizers,
             dispatch_policy,

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from pdrouter import __version__
 from pdrouter.admin.http_port import HttpPort, answer_json, answer_metrics
+from pdrouter.cluster.failures import FailureMemory
 from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import PodCache
@@ -27,6 +28,8 @@ class AdminServer(HttpPort):
         telemetry: RequestTelemetry,
         settings: Mapping[str, Any],
         is_draining: Callable[[], bool],
+        *,
+        failures: FailureMemory | None = None,
     ) -> None:
         """Set up the routes.
 
@@ -36,12 +39,14 @@ class AdminServer(HttpPort):
             telemetry: metrics and open requests.
             settings: what `/debug/state` shows of the settings, without secrets.
             is_draining: tells whether the process is about to end.
+            failures: which pods have failed of late.
         """
         self._cache = cache
         self._ledger = ledger
         self._telemetry = telemetry
         self._settings = settings
         self._is_draining = is_draining
+        self._failures = failures or FailureMemory()
         super().__init__(
             {
                 "/healthz": self._show_health,
@@ -111,4 +116,5 @@ class AdminServer(HttpPort):
             "ready": pod.ready,
             "obstacle": pod.obstacle,
             **asdict(self._ledger.load(pod.uid)),
+            "failures": self._failures.describe(pod.uid),
         }

@@ -14,6 +14,7 @@ import aiohttp
 from yarl import URL
 
 from pdrouter.cluster.engine_reading import EngineReading, find_dialect
+from pdrouter.cluster.failures import FailureMemory
 from pdrouter.cluster.load import Clock, Ledger
 from pdrouter.cluster.pods import Pod, Role, format_address
 from pdrouter.cluster.samples import EngineSample
@@ -119,6 +120,7 @@ class EngineMetrics:
         interval_s: float = 1.0,
         deadline_s: float = 2.0,
         clock: Clock = time.monotonic,
+        failures: FailureMemory | None = None,
     ) -> None:
         """Set up the scraper; nothing is opened yet.
 
@@ -129,12 +131,14 @@ class EngineMetrics:
                 pods that scraping would take more than about a tenth of a core.
             deadline_s: time that a scrape may take.
             clock: gives the time of samples; the ledger's.
+            failures: is told which pods cannot be connected to.
         """
         self._cache = cache
         self._ledger = ledger
         self._interval_s = interval_s
         self._deadline_s = deadline_s
         self._clock = clock
+        self._failures = failures or FailureMemory()
         self._session: aiohttp.ClientSession | None = None
         self._view: ClusterView | None = None
         self._targets: OrderedDict[str, _Target] = OrderedDict()
@@ -249,6 +253,9 @@ class EngineMetrics:
             sample = await self._fetch(session, target)
         except _ScrapeFailed as failed:
             self.stats.failures[failed.cause] += 1
+            # An engine without metrics, or whose page is slow, can be connected to all the same.
+            connected = failed.cause is not ScrapeFailure.CONNECT
+            self._failures.note_scrape(target.pod.uid, connected=connected)
             target.failures += 1
             if target.failures == _LOUD_FAILURES:
                 log.warning("no metrics from pod %s: %s", target.pod.name, failed)
@@ -258,6 +265,7 @@ class EngineMetrics:
             self.stats.failures[ScrapeFailure.INTERNAL] += 1
         else:
             target.failures = 0
+            self._failures.note_scrape(target.pod.uid, connected=True)
             self._samples[target.pod.uid] = sample
             self._ledger.note_others(target.pod.uid, sample.others)
         finally:

@@ -33,6 +33,7 @@ from pdrouter.envoy_config.options import EnvoyConfig, ResponseBody
 from pdrouter.envoy_config.token_accounting import build_token_filters, build_token_log
 from pdrouter.extproc.answers import ROUTER_NAMESPACE
 from pdrouter.extproc.headers import CONTROL_HEADERS
+from pdrouter.extproc.last_leg import RESPONSE_ATTRIBUTES
 
 # Envoy's defaults for flow control. The body limit of the route can raise them for a request but
 # not lower them, so they must not exceed it.
@@ -170,8 +171,9 @@ def _build_ext_proc(config: EnvoyConfig) -> ext_proc.ExternalProcessor:
         message_timeout=message_timeout,
         max_message_timeout=message_timeout,
         allow_mode_override=config.allow_mode_override,
-        # Which pod has answered: another than the chosen one, if Envoy does not know that.
-        response_attributes=["upstream.address"],
+        # Which pod has answered, another than the chosen one if Envoy does not know that; or why
+        # none has.
+        response_attributes=[*RESPONSE_ATTRIBUTES],
         metadata_options=_build_metadata_options() if config.token_accounting else None,
     )
 

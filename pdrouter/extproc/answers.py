@@ -16,6 +16,8 @@ from pdrouter.routing.output_length import OutputLengths
 ROUTER_NAMESPACE = "pdrouter"
 """Namespace of the dynamic metadata that the router gives Envoy for the access log."""
 
+_CUTS = frozenset({"upstream_connection_termination", "upstream_remote_reset"})
+
 
 @dataclass(frozen=True, slots=True)
 class TokenObservation:
@@ -153,6 +155,16 @@ class AnswerReport:
     misrouted: bool = False
 
     @property
+    def cut(self) -> str:
+        """How the pod broke off what it had begun to answer; empty if it did not.
+
+        What goes wrong before that shows in the head of the answer.
+        """
+        if not 0 < self.status < 400:
+            return ""
+        return next((flag for flag in self.flags if flag in _CUTS), "")
+
+    @property
     def inter_token_s(self) -> float | None:
         """Mean time between two tokens, in seconds; None where there are not two."""
         tokens = None if self.usage is None else self.usage.output_tokens
@@ -171,17 +183,25 @@ class AnswerObserver(Protocol):
 class AnswerReports:
     """Where all reports go, whoever made them."""
 
-    def __init__(self, cache: PodCache, lengths: OutputLengths, observer: AnswerObserver) -> None:
+    def __init__(
+        self,
+        cache: PodCache,
+        lengths: OutputLengths,
+        observer: AnswerObserver,
+        on_cut: Callable[[Pod, str], None],
+    ) -> None:
         """Set up.
 
         Args:
             cache: the pods.
             lengths: learns the length of answers.
             observer: is told of answers.
+            on_cut: is told of pods that break answers off, and how.
         """
         self._cache = cache
         self._lengths = lengths
         self._observer = observer
+        self._on_cut = on_cut
         self._view: ClusterView | None = None
         self._by_address: Mapping[str, Pod] = {}
 
@@ -192,7 +212,10 @@ class AnswerReports:
             return False
         if report.usage is not None and report.usage.output_tokens and report.status < 400:
             self._lengths.observe(pods.model, report.usage.output_tokens)
-        self._observer.answer_reported(report, self._find_pod(report.served_by))
+        pod = self._find_pod(report.served_by)
+        if pod is not None and report.cut:
+            self._on_cut(pod, report.cut)
+        self._observer.answer_reported(report, pod)
         return True
 
     def _find_pod(self, address: str) -> Pod | None:

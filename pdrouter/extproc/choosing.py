@@ -8,6 +8,7 @@ from math import ceil
 import msgspec
 from msgspec import structs
 
+from pdrouter.cluster.failures import Leg
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import ModelPods, PodCache
 from pdrouter.extproc.dispatch_policy import DispatchPolicy
@@ -20,8 +21,11 @@ from pdrouter.extproc.headers import (
 from pdrouter.extproc.record import Observer, RequestRecord
 from pdrouter.extproc.refusals import refuse_for_now
 from pdrouter.openai.errors import RequestRejected
+from pdrouter.openai.kind import describe_kind
 from pdrouter.openai.prompt_prefix import NO_PREFIX, hash_prompt
 from pdrouter.openai.request import InferenceRequest, count_token_ids
+from pdrouter.prefill.unsplittable import REASON as NOT_PREFILLABLE
+from pdrouter.prefill.unsplittable import UnsplittableKinds
 from pdrouter.routing.admission import QueueTooLong
 from pdrouter.routing.decision import Decision, NoReadyPod, RoutingFacts, Strategy
 from pdrouter.routing.label_selector import LabelSelector, SelectorInvalid, parse_selector
@@ -40,12 +44,14 @@ class Routed(msgspec.Struct, frozen=True):
         strategy: the strategy.
         facts: what it was told of the request.
         decision: the pods.
+        at: when they were chosen, on the clock of the memory of failures.
     """
 
     pods: ModelPods
     strategy: Strategy
     facts: RoutingFacts
     decision: Decision
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +65,7 @@ class PodChooser:
         lengths: knows the length of answers.
         policy: what the operator decided.
         observer: is told of decisions.
+        kinds: knows which kinds of requests prefill engines cannot serve.
         limiter: how many requests the models' configurations let pass.
     """
 
@@ -68,6 +75,7 @@ class PodChooser:
     lengths: OutputLengths
     policy: DispatchPolicy
     observer: Observer
+    kinds: UnsplittableKinds
     limiter: RateLimiter = field(default_factory=RateLimiter)
 
     def find_model(self, name: str) -> ModelPods:
@@ -133,12 +141,12 @@ class PodChooser:
         except RequestRejected:
             give_back()
             raise
-        return Routed(pods, strategy, facts, decision)
+        return Routed(pods, strategy, facts, decision, self.router.state.failures.clock())
 
     def replace_decode(
         self, model: str, routed: Routed, prefill: Pod | None, record: RequestRecord
     ) -> Decision | None:
-        """Choose another decode pod if the chosen one is not ready any more.
+        """Choose another decode pod if the chosen one is not ready any more, or has failed others.
 
         Args:
             model: name by which the view has the model.
@@ -147,20 +155,23 @@ class PodChooser:
             record: gets the new decision.
 
         Returns:
-            The new decision; None if the chosen pod is still there, as it was.
+            The new decision; None if the chosen pod is still there, as it was, or none is better.
 
         Raises:
             RequestRejected: there is no ready decode pod.
         """
         pods = self.cache.view.models.get(model) or ModelPods.group(model, ())
-        if pods is routed.pods:
+        decode = routed.decision.decode.pod
+        if pods is routed.pods and not self.router.state.failures.was_ejected_since(
+            decode.uid, Leg.DECODE, routed.at
+        ):
             return None
         facts = routed.facts
         if prefill is None:
             facts = structs.replace(facts, whole=record.aggregated)
         try:
             decision = self.router.replace_decode(
-                routed.strategy, routed.decision.decode.pod, facts, pods, prefill
+                routed.strategy, decode, facts, pods, prefill, chosen_at=routed.at
             )
         except NoReadyPod as missing:
             raise refuse_for_now(503, "no_ready_pod", str(missing)) from missing
@@ -214,10 +225,11 @@ class PodChooser:
         if request.endpoint.limits:
             expected = self.lengths.expect(pods.model)
             output = min(request.max_output_tokens or expected, expected)
-        split = request.whole is None and pods.disaggregated
+        whole = request.whole or self._find_unsplittable(request, pods)
+        split = whole is None and pods.disaggregated
         return RoutingFacts(
             tokens,
-            request.whole,
+            whole,
             hash_prompt(request) if split else NO_PREFIX,
             output,
             selector,
@@ -225,6 +237,14 @@ class PodChooser:
             resolved.profile.prefill_policy,
             resolved.profile.decode_policy,
         )
+
+    def _find_unsplittable(self, request: InferenceRequest, pods: ModelPods) -> str | None:
+        if self.kinds.empty:
+            return None
+        kind = describe_kind(request)
+        if kind is None or not self.kinds.is_whole(pods.model, kind):
+            return None
+        return NOT_PREFILLABLE
 
     def _decide(
         self, strategy: Strategy, facts: RoutingFacts, pods: ModelPods, record: RequestRecord

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from pdrouter.cluster.load import Ledger, Scope
+from pdrouter.cluster.failures import Leg
+from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.source import RouteCheck, RouteUnavailable
 from pdrouter.cluster.view import ModelPods
@@ -15,7 +16,7 @@ from pdrouter.engines.registry import Connectors
 from pdrouter.extproc.choosing import PodChooser, Routed
 from pdrouter.extproc.dispatch_policy import DispatchPolicy, FailurePolicy
 from pdrouter.extproc.headers import FORWARDED_TO_PREFILL
-from pdrouter.extproc.prefilling import Prefilling, PrefillStep
+from pdrouter.extproc.prefilling import NotPrefillable, Prefilling, PrefillStep
 from pdrouter.extproc.record import RequestRecord
 from pdrouter.extproc.refusals import describe_failure, refuse_for_now
 from pdrouter.extproc.tokenizing import PromptTokenizers
@@ -23,6 +24,7 @@ from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.paths import Endpoint
 from pdrouter.openai.request import InferenceRequest, parse_request, rename_model
 from pdrouter.prefill.leg import Prefilled, PrefillFailed
+from pdrouter.prefill.unsplittable import REASON as NOT_PREFILLABLE
 from pdrouter.routing.decision import Choice
 
 
@@ -47,13 +49,13 @@ class Dispatched(msgspec.Struct, frozen=True):
         body: body of the request that Envoy sends on.
         request_id: `x-request-id` of that request.
         decode: the pod; None where the request passes without an endpoint.
-        model: name of the model, for a request that passes.
+        model: name of the model, as its engines know it.
     """
 
     body: bytes
     request_id: str
     decode: Pod | None
-    model: str = ""
+    model: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,24 +121,31 @@ class Dispatcher:
                 await self._check_route(pods)
             return Dispatched(whole_body(request), record.request_id, None, pods.model)
         decision = routed.decision
-        scope = scopes.enter_context(self._count(decision.decode))
+        held = scopes.enter_context(self._hold(decision.decode))
         if decision.prefill is None:
-            return Dispatched(whole_body(request), record.request_id, decision.decode.pod)
+            return Dispatched(
+                whole_body(request), record.request_id, decision.decode.pod, pods.model
+            )
         prefilled = await self._prefill(request, routed, decision.prefill, head, record)
         holder = None if prefilled is None else prefilled.pod
         replaced = self.chooser.replace_decode(request.model, routed, holder, record)
         if replaced is not None:
-            scope.release()
-            scopes.enter_context(self._count(replaced.decode))
+            held.close()
+            scopes.enter_context(self._hold(replaced.decode))
             decision = replaced
         decode = decision.decode.pod
         if prefilled is None or decision.prefill is None:
-            return Dispatched(whole_body(request), record.request_id, decode)
+            return Dispatched(whole_body(request), record.request_id, decode, pods.model)
         with record.steps.time("hand-over"):
-            return self._hand_over(request, prefilled, decode, record)
+            body = self._hand_over(request, prefilled, record)
+        return Dispatched(body, prefilled.request_id, decode, pods.model)
 
-    def _count(self, decode: Choice) -> Scope:
-        return self.ledger.start_decode(decode.pod.uid, decode.tokens)
+    def _hold(self, decode: Choice) -> ExitStack:
+        """Count a request on the pod that Envoy is to send it to, until what is returned ends."""
+        uid, held = decode.pod.uid, ExitStack()
+        held.enter_context(self.ledger.start_decode(uid, decode.tokens))
+        held.enter_context(self.prefilling.state.failures.start_trial(uid, Leg.DECODE))
+        return held
 
     async def _check_route(self, pods: ModelPods) -> None:
         if self.chooser.cache.view.models.get(pods.model) is not pods:
@@ -161,10 +170,12 @@ class Dispatcher:
         """Run the prefill leg; None if it failed and the decode pod is to serve the request."""
         names = (*FORWARDED_TO_PREFILL, *self.policy.forward_headers)
         headers = {name: head.headers[name] for name in names if name in head.headers}
-        decode = routed.decision.decode.pod
-        step = PrefillStep(self.prefilling, routed.strategy, request, routed.facts, decode, record)
+        step = PrefillStep(self.prefilling, routed, request, record)
         try:
             return await step.run(first, headers)
+        except NotPrefillable:
+            record.aggregated = NOT_PREFILLABLE
+            return None
         except PrefillFailed as failed:
             if self.policy.on_prefill_failure is FailurePolicy.FAIL:
                 raise describe_failure(
@@ -174,19 +185,20 @@ class Dispatcher:
             return None
 
     def _hand_over(
-        self, request: InferenceRequest, prefilled: Prefilled, decode: Pod, record: RequestRecord
-    ) -> Dispatched:
+        self, request: InferenceRequest, prefilled: Prefilled, record: RequestRecord
+    ) -> bytes:
+        """Return the body of the decode leg, or that of a whole request if that cannot be."""
         try:
-            body = self._put_handle(request, prefilled)
+            return self._put_handle(request, prefilled)
         except HandoffInvalid as invalid:
             record.handoff = invalid.reason
+            self.prefilling.outcomes.note_unusable(prefilled.pod, invalid.reason)
             if self.policy.on_handoff_failure is FailurePolicy.FAIL:
                 raise RequestRejected(
                     502, "handoff_invalid", f"the prefill leg gave no KV handle: {invalid}"
                 ) from invalid
             record.aggregated = f"handoff-{invalid.reason}"
-            return Dispatched(whole_body(request), prefilled.request_id, decode)
-        return Dispatched(body, prefilled.request_id, decode)
+            return whole_body(request)
 
     def _put_handle(self, request: InferenceRequest, prefilled: Prefilled) -> bytes:
         connector = self.connectors.get(prefilled.pod.kv_connector)

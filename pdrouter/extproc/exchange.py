@@ -9,6 +9,7 @@ from enum import Enum, auto
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeAlias
 
+from pdrouter.cluster.failures import Leg
 from pdrouter.cluster.view import PodCache
 from pdrouter.extproc import own_answers
 from pdrouter.extproc.answers import (
@@ -49,6 +50,7 @@ from pdrouter.extproc.modes import (
     pass_on,
     skip_answer,
 )
+from pdrouter.extproc.pod_outcomes import SentLeg
 from pdrouter.extproc.record import Observer, Outcome, RequestRecord
 from pdrouter.extproc.request_ids import create_request_id, read_client_id
 from pdrouter.openai.errors import RequestRejected
@@ -114,9 +116,11 @@ class Exchange:
         "_dispatcher",
         "_head",
         "_observer",
+        "_outcomes",
         "_policy",
         "_response_mode",
         "_scopes",
+        "_sent",
         "_start",
         "_state",
         "_watch",
@@ -135,11 +139,13 @@ class Exchange:
         self._dispatcher = dispatcher
         self._cache = cache
         self._observer = observer
+        self._outcomes = dispatcher.prefilling.outcomes
         self._policy = policy
         self._state = State.START
         self._start = time.perf_counter()
         self._scopes = ExitStack()
         self._head: RequestHead | None = None
+        self._sent: SentLeg | None = None
         self._response_mode: BodyMode | None = None
         self._watch: AnswerWatch | None = None
         self.record = RequestRecord(create_request_id())
@@ -200,6 +206,8 @@ class Exchange:
         record.total_s = time.perf_counter() - self._start
         if record.outcome is None:
             record.outcome = Outcome.CLIENT_LEFT
+            if self._sent is not None:
+                self._outcomes.note_silence(self._sent.pod, Leg.DECODE, self._sent.began)
         if self._watch is not None:
             self._answers.receive(self._watch.report(record))
         self._observer.request_finished(record)
@@ -243,6 +251,9 @@ class Exchange:
             self._head, event.body, self.record, self._scopes
         )
         self._state = State.FORWARDED
+        if dispatched.decode is not None:
+            split = self.record.prefill_pod is not None and not self.record.aggregated
+            self._sent = self._outcomes.send(dispatched.decode, dispatched.model, split=split)
         metadata = None
         if self._policy.observation.access_log:
             request = RoutedRequest.describe(self.record, generates=self._generates_text)
@@ -252,7 +263,10 @@ class Exchange:
     async def _on_response_headers(self, event: ResponseHeaders) -> Reply:
         status = self._note_response(event)
         self.record.outcome = Outcome.OK if status < 400 else Outcome.ENGINE_ERROR
-        self._compare_pod(event)
+        attributes = event.attributes().get(_FILTER, {})
+        self._compare_pod(attributes)
+        if self._sent is not None:
+            self._outcomes.note_answer(self._sent, status, event.headers, attributes)
         return PhaseReply(
             Phase.RESPONSE_HEADERS,
             set_headers=self._explain(),
@@ -271,14 +285,14 @@ class Exchange:
     def _generates_text(self) -> bool:
         return self._head is not None and self._head.endpoint.legs == 2
 
-    def _compare_pod(self, event: ResponseHeaders) -> None:
+    def _compare_pod(self, attributes: Mapping[str, Any]) -> None:
         """Note a pod that was not chosen: Envoy falls back if it does not know the chosen one."""
         if self._policy.observation.access_log:
             return  # The log tells, also of requests without an answer.
         decision = self.record.decision
-        served_by = _find_upstream(event)
-        if decision is not None and served_by not in (None, decision.decode.pod.address):
-            self.record.served_by = served_by
+        served_by = attributes.get("upstream.address")
+        if decision is not None and served_by not in (None, "", decision.decode.pod.address):
+            self.record.served_by = str(served_by)
 
     async def _on_local_reply(self, event: ResponseHeaders) -> Reply:
         """Explain an answer that Envoy gives by itself while the request's body is to come."""

@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 
 import msgspec
 
+from pdrouter.cluster.failures import FailureMemory, Leg
 from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.pods import Pod
 from pdrouter.openai.engine_errors import read_error_message
@@ -137,12 +138,14 @@ class PrefillLeg:
         ledger: counts each attempt on its pod while it lasts.
         total_s: seconds for all attempts together.
         retries: how many further pods are tried after a failure.
+        failures: lets one attempt at a time go to a pod that has failed.
     """
 
     client: PrefillClient
     ledger: Ledger
     total_s: float
     retries: int
+    failures: FailureMemory = field(default_factory=FailureMemory)
 
     async def run(
         self, plan: PrefillPlan, request_id: str, on_attempt: Callable[[PrefillAttempt], None]
@@ -198,7 +201,8 @@ class PrefillLeg:
         failure: FailureKind | None = None
         message = ""
         pod = target.pod
-        with self.ledger.start_prefill(pod.uid, target.tokens) as scope:
+        trial = self.failures.start_trial(pod.uid, Leg.PREFILL)
+        with trial, self.ledger.start_prefill(pod.uid, target.tokens) as scope:
             while True:
                 request_id = next(ids)
                 headers = {**plan.headers, "x-request-id": request_id}

@@ -9,10 +9,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from pdrouter.cluster.failures import Leg
 from pdrouter.cluster.pods import PairingKey, Pod, Role
 from pdrouter.cluster.view import ModelPods
 from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts
 from pdrouter.routing.picker import pick_lowest
+from pdrouter.routing.soundness import keep_sound_of
 from pdrouter.routing.state import RoutingState
 
 POLICY = "combined"
@@ -33,11 +35,12 @@ def apply_buckets(
     Raises:
         NoReadyPod: nothing is for prompts of this length.
     """
-    combined = find_combined(pods, facts)
+    combined: Sequence[Pod] = find_combined(pods, facts)
     matching = _keep_pairs(pods, facts)
     if matching.prefill:
         return _relieve(matching, combined, facts, state) or matching
     if combined:
+        combined = keep_sound_of(combined, Leg.DECODE, pods.model, state.failures)
         scores = [0.0] * len(combined)
         return _decide(combined, scores, facts, state, NO_BUCKET)
     if not pods.prefill:
@@ -117,7 +120,10 @@ def _relieve(
 
     A pod that does not tell its queue neither needs relief nor gives it.
     """
-    pressures = [(pod, measure_pressure(pod.uid, state)) for pod in combined]
+    troubles = state.failures.look(pods.model).decode
+    pressures = [
+        (pod, measure_pressure(pod.uid, state)) for pod in combined if pod.uid not in troubles
+    ]
     idle = [(pod, low) for pod, low in pressures if low is not None and low < _LOW_PRESSURE]
     if not idle:
         return None

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from msgspec import structs
 
+from pdrouter.cluster.failures import Leg
 from pdrouter.cluster.pods import PairingKey, Pod, Role
 from pdrouter.cluster.view import ModelPods
 from pdrouter.routing.bucketing import apply_buckets, apply_buckets_whole, is_for
@@ -15,6 +16,7 @@ from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts
 from pdrouter.routing.filters import keep_partners, keep_selected, keep_untried
 from pdrouter.routing.picker import pick_lowest
 from pdrouter.routing.policy import DecodePolicy, PrefillPolicy, Ranking, RoutedRequest
+from pdrouter.routing.soundness import keep_sound, keep_sound_of
 from pdrouter.routing.state import RoutingState
 
 # aibrix divides the scores of a leg by no less than this: lower ones all count as low.
@@ -95,7 +97,8 @@ class PrefillDecode:
             pods = bucketed
         if not pods.prefill:
             raise NoReadyPod(pods.model, Role.PREFILL if pods.decode else Role.DECODE)
-        notes: list[str] = []
+        pods, left_out = keep_sound(pods, state.failures)
+        notes = [*left_out]
         prefills, decodes = _rank(policies, pods, request, notes)
         if len(pods.decode) == 1:
             prefill = pick_lowest(prefills.scores, state.random)
@@ -118,11 +121,12 @@ class PrefillDecode:
     ) -> Choice | None:
         """Choose another prefill pod of the decode pod's roleset."""
         pods = keep_selected(pods, facts.selector)
-        partners = keep_partners(keep_untried(pods.prefill, tried), decode.pairing)
+        partners: Sequence[Pod] = keep_partners(keep_untried(pods.prefill, tried), decode.pairing)
         if self._bucketing:
             partners = [pod for pod in partners if is_for(pod, facts)]
         if not partners:
             return None
+        partners = keep_sound_of(partners, Leg.PREFILL, pods.model, state.failures)
         request = RoutedRequest(facts, state)
         policy, _ = self._prefill.find(facts.prefill_policy)
         ranking = _score(policy, partners, request)
@@ -134,10 +138,11 @@ def _decide_whole(
 ) -> Decision:
     if not pods.whole:
         raise NoReadyPod(pods.model, Role.DECODE)
+    pods, notes = keep_sound(pods, request.state.failures)
     ranking = policy.rank(pods.whole, request)
     index = pick_lowest(ranking.scores, request.state.random)
     choice = _choose_decode(policy, ranking, index, request)
-    return Decision(None, choice, reason, (ranking.note,) if ranking.note else ())
+    return Decision(None, choice, reason, (*notes, ranking.note) if ranking.note else notes)
 
 
 def _rank(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from msgspec import structs
 
+from pdrouter.cluster.failures import Leg
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import ModelPods
 from pdrouter.routing.admission import limit_wait
@@ -86,8 +87,10 @@ class Router:
         facts: RoutingFacts,
         pods: ModelPods,
         prefill: Pod | None,
+        *,
+        chosen_at: float,
     ) -> Decision | None:
-        """Choose another decode pod if the chosen one is not ready any more.
+        """Choose another decode pod if the chosen one is not ready any more, or has failed others.
 
         Args:
             strategy: what chose it.
@@ -95,14 +98,16 @@ class Router:
             facts: the request; one that must be served whole by now says why.
             pods: the newest view of the model's pods.
             prefill: the pod that holds the prompt's KV; None where no pod does.
+            chosen_at: when it was chosen, on the clock of the memory of failures.
 
         Returns:
-            The new decision; None if the pod is still there, as it was.
+            The new decision; None if the pod is still there, as it was, or no other is better.
 
         Raises:
             NoReadyPod: there is no ready decode pod.
         """
-        if any(_is_as_chosen(pod, decode) for pod in pods.pods):
+        here = any(_is_as_chosen(pod, decode) for pod in pods.pods)
+        if here and not self.state.failures.was_ejected_since(decode.uid, Leg.DECODE, chosen_at):
             return None
         # Partners are looked for among what the client wants; to sort that anew would undo it.
         pods = keep_selected(pods, facts.selector)
@@ -110,7 +115,10 @@ class Router:
         if prefill is not None:
             pods = keep_partners_of(pods, prefill)
         decision = self._fall_back(strategy, facts, pods)
-        notes = (*decision.notes, f"decode pod {decode.name} has gone during the prefill leg")
+        if here and decision.decode.pod.uid == decode.uid:
+            return None
+        what = "failed" if here else "gone"
+        notes = (*decision.notes, f"decode pod {decode.name} has {what} during the prefill leg")
         return structs.replace(decision, notes=notes)
 
     def _fall_back(self, strategy: Strategy, facts: RoutingFacts, pods: ModelPods) -> Decision:

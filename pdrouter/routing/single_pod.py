@@ -9,6 +9,7 @@ from pdrouter.routing.filters import keep_selected
 from pdrouter.routing.kv_capacity import count_requests
 from pdrouter.routing.picker import pick_lowest
 from pdrouter.routing.policy import RoutedRequest
+from pdrouter.routing.soundness import keep_sound
 from pdrouter.routing.state import RoutingState
 
 
@@ -28,15 +29,16 @@ class SinglePod:
     def decide(self, facts: RoutingFacts, pods: ModelPods, state: RoutingState) -> Decision:
         """Choose one pod."""
         pods = keep_selected(pods, facts.selector)
-        candidates = pods.whole
-        if not candidates:
+        if not pods.whole:
             raise NoReadyPod(pods.model, Role.DECODE if pods.disaggregated else Role.BOTH)
+        pods, notes = keep_sound(pods, state.failures)
+        candidates = pods.whole
         request = RoutedRequest(facts, state)
         scores = [count_requests(pod.uid, request) if self._by_load else 0.0 for pod in candidates]
         index = pick_lowest(scores, state.random)
         tokens = facts.prompt_tokens + facts.output_tokens
         choice = Choice(candidates[index], self.name, scores[index], candidates, scores, tokens)
-        return Decision(None, choice, facts.whole or f"strategy-{self.name}")
+        return Decision(None, choice, facts.whole or f"strategy-{self.name}", notes)
 
     def choose_other_prefill(
         self,

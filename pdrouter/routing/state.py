@@ -1,9 +1,10 @@
 """What is known of the pods' condition when a request is routed."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 
+from pdrouter.cluster.failures import FailureMemory
 from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.samples import EngineSample
 from pdrouter.routing.prefix_index import PrefixIndex
@@ -19,6 +20,7 @@ class RoutingState:
         samples: what engines say of themselves, by UID; fresh ones only.
         clock: gives the time in seconds.
         random: source of randomness.
+        failures: which pods have failed of late.
     """
 
     ledger: Ledger
@@ -26,3 +28,4 @@ class RoutingState:
     samples: Mapping[str, EngineSample]
     clock: Callable[[], float]
     random: Random
+    failures: FailureMemory = field(default_factory=FailureMemory)

@@ -10,6 +10,7 @@ from pdrouter.extproc.answers import TokenObservation
 from pdrouter.extproc.dispatch_policy import DispatchPolicy
 from pdrouter.extproc.limits import MESSAGE_OVERHEAD_BYTES
 from pdrouter.settings.declaration import Declaration
+from pdrouter.settings.failures import FailureSettings
 from pdrouter.settings.legs import LegSettings
 from pdrouter.settings.pods import PodSettings
 from pdrouter.settings.ports import PortSettings
@@ -48,7 +49,9 @@ class Refusal:
 
 
 @dataclass(frozen=True)
-class Settings(ReportingSettings, PortSettings, LegSettings, RoutingSettings, PodSettings):
+class Settings(
+    ReportingSettings, PortSettings, FailureSettings, LegSettings, RoutingSettings, PodSettings
+):
     """The settings of `pdrouter serve`. See `describe_settings` for what each of them means."""
 
     @classmethod

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from pdrouter.settings.declaration import Declaration
+from pdrouter.settings.failures import FailureSettings
 from pdrouter.settings.legs import LegSettings
 from pdrouter.settings.pods import PodSettings
 from pdrouter.settings.ports import PortSettings
@@ -14,6 +15,7 @@ _GROUPS = {
     "Where the pods come from": PodSettings,
     "Which pods are chosen": RoutingSettings,
     "The legs of a request": LegSettings,
+    "Pods that fail": FailureSettings,
     "Ports, and the end of the process": PortSettings,
     "What is told": ReportingSettings,
 }

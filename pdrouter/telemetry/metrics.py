@@ -16,6 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from pdrouter import __version__
+from pdrouter.cluster.failures import FailureMemory
 from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.reflector_stats import ReflectorStats
 from pdrouter.cluster.scrape_stats import ScrapeStats
@@ -168,6 +169,7 @@ class Metrics:
         scrapes: ScrapeStats | None = None,
         tokenizers: TokenizerStats | None = None,
         log_entries: Mapping[str, int] = MappingProxyType({}),
+        failures: FailureMemory | None = None,
     ) -> None:
         """Declare the metrics.
 
@@ -179,6 +181,7 @@ class Metrics:
             scrapes: what scraping the engines' metrics has met; None where they are not scraped.
             tokenizers: what counting prompts' tokens has met; None where they are not counted.
             log_entries: entries of Envoy's access log by what became of them.
+            failures: which pods have failed of late, for the gauges per pod.
         """
         # A time of creation beside every counter would double the page.
         disable_created_metrics()
@@ -197,7 +200,7 @@ class Metrics:
         Gauge("pdrouter_info", "Version of the router.", ("version",), registry=registry).labels(
             __version__
         ).set(1)
-        self.add(_LiveGauges(cache, ledger, in_flight))
+        self.add(_LiveGauges(cache, ledger, in_flight, failures or FailureMemory()))
         self.add(_WatchMetrics(watches))
         self.add(_ScrapeMetrics(scrapes or ScrapeStats()))
         self.add(_TokenizerMetrics(tokenizers or TokenizerStats()))
@@ -215,10 +218,17 @@ class Metrics:
 class _LiveGauges(Collector):
     """Gauges read from the state itself when asked for: they cannot drift from it."""
 
-    def __init__(self, cache: PodCache, ledger: Ledger, in_flight: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        cache: PodCache,
+        ledger: Ledger,
+        in_flight: Callable[[], int],
+        failures: FailureMemory,
+    ) -> None:
         self._cache = cache
         self._ledger = ledger
         self._in_flight = in_flight
+        self._failures = failures
 
     def collect(self) -> Iterable[Metric]:
         """Yield the gauges as they stand now."""
@@ -235,6 +245,12 @@ class _LiveGauges(Collector):
         names = ("namespace", "pod", "model", "role")
         ready = GaugeMetricFamily(
             "pdrouter_pod_ready", "1 if the pod may get requests.", None, names
+        )
+        ejected = GaugeMetricFamily(
+            "pdrouter_pod_ejected",
+            "1 if the pod has failed, and gets no requests, or one at a time.",
+            None,
+            names,
         )
         prefills = GaugeMetricFamily(
             "pdrouter_pod_prefill_requests", "Prefill legs in flight on the pod.", None, names
@@ -257,10 +273,11 @@ class _LiveGauges(Collector):
             labels = (pod.namespace, pod.name, pod.model, pod.role)
             load = self._ledger.load(pod.uid)
             ready.add_metric(labels, float(pod.ready))
+            ejected.add_metric(labels, float(self._failures.is_ejected(pod.uid)))
             prefills.add_metric(labels, load.prefill_requests)
             tokens.add_metric(labels, load.prefill_tokens)
             decodes.add_metric(labels, load.decode_requests)
-        yield from (ready, prefills, tokens, decodes)
+        yield from (ready, ejected, prefills, tokens, decodes)
         counts = GaugeMetricFamily(
             "pdrouter_pods",
             "Pods by model, role and state: ready, unready, terminating, refused.",

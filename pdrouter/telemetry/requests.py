@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from pdrouter.cluster.failures import FailureMemory
 from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.reflector_stats import ReflectorStats
@@ -45,6 +46,7 @@ class RequestTelemetry:
         scrapes: ScrapeStats | None = None,
         tokenizers: TokenizerStats | None = None,
         log_entries: Mapping[str, int] = MappingProxyType({}),
+        failures: FailureMemory | None = None,
     ) -> None:
         """Start with no requests.
 
@@ -59,6 +61,7 @@ class RequestTelemetry:
             tokenizers: what counting prompts' tokens has met, for metrics; None where they are not
                 counted.
             log_entries: entries of Envoy's access log by what became of them, for metrics.
+            failures: which pods have failed of late, for metrics.
         """
         self.decisions = DecisionLog(kept_decisions)
         self.open: dict[str, RequestRecord] = {}
@@ -70,6 +73,7 @@ class RequestTelemetry:
             scrapes=scrapes,
             tokenizers=tokenizers,
             log_entries=log_entries,
+            failures=failures,
         )
         self._aibrix = AibrixMetrics(cache, ledger, self.open.values(), gateway_pod)
         self.metrics.add(self._aibrix)

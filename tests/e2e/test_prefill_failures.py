@@ -44,7 +44,8 @@ def stack_options() -> StackOptions:
     return StackOptions(
         prefill=PREFILL[:2],
         decode=[DECODE],
-        environment={"PDROUTER_PREFILL_RESPONSE_TIMEOUT": "1"},
+        # The pods that fail here must be tried all the same.
+        environment={"PDROUTER_PREFILL_RESPONSE_TIMEOUT": "1", "PDROUTER_EJECT_AFTER": "0"},
     )
 
 

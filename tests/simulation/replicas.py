@@ -23,6 +23,7 @@ from pdrouter.extproc.dispatch import Dispatcher
 from pdrouter.extproc.dispatch_policy import DispatchPolicy, FailurePolicy
 from pdrouter.extproc.exchange import Exchange, ExchangePolicy
 from pdrouter.extproc.messages import PhaseReply, Reply
+from pdrouter.extproc.pod_outcomes import PodOutcomes
 from pdrouter.extproc.prefilling import Prefilling
 from pdrouter.extproc.record import RequestRecord
 from pdrouter.extproc.tokenizing import PromptTokenizers
@@ -30,6 +31,7 @@ from pdrouter.openai.prompt_prefix import hash_prompt
 from pdrouter.openai.request import count_token_ids
 from pdrouter.prefill.client import EngineAnswer
 from pdrouter.prefill.leg import PrefillLeg
+from pdrouter.prefill.unsplittable import UnsplittableKinds
 from pdrouter.routing.decision import Decision, RoutingFacts, Strategy
 from pdrouter.routing.output_length import OutputLengths
 from pdrouter.routing.prompt_length import TokenRatios
@@ -86,6 +88,8 @@ class LiveReplica(RouterReplica):
         # The requests' own limits are lower, and hold.
         lengths = OutputLengths(2**30)
         connectors = Connectors()
+        outcomes = PodOutcomes(self.state.failures)
+        kinds = UnsplittableKinds(self.state.clock)
         leg = PrefillLeg(SteppedClient(), self.ledger, 600.0, 0)  # type: ignore[arg-type]
         dispatcher = Dispatcher(
             PodChooser(
@@ -95,15 +99,16 @@ class LiveReplica(RouterReplica):
                 lengths,
                 policy,
                 self._observer,
+                kinds,
             ),
             self.ledger,
             connectors,
-            Prefilling(cache, self.state, connectors, leg, ratios, self._observer),
+            Prefilling(cache, self.state, connectors, leg, ratios, self._observer, outcomes, kinds),
             PromptTokenizers({}, 1.0, 1),
             policy,
         )
         exchange_policy = ExchangePolicy(False, False, None, 2**30)
-        answers = AnswerReports(cache, lengths, self._observer)
+        answers = AnswerReports(cache, lengths, self._observer, outcomes.note_cut)
         self._open = partial(Exchange, dispatcher, cache, self._observer, answers, exchange_policy)
 
     def route(self, facts: RoutingFacts) -> RoutedLegs | None:

@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from pdrouter.access_log import access_log_pb2 as pb
 from pdrouter.access_log.entries import PLAIN_USAGE_PATHS, EntryInvalid, read_entry, read_message
 from pdrouter.access_log.service import AccessLogService
+from pdrouter.cluster.failures import EjectionRules, FailureMemory
 from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.view import PodCache
 from pdrouter.extproc.answers import AnswerReport, AnswerReports
+from pdrouter.extproc.pod_outcomes import PodOutcomes
 from pdrouter.openai.usage import Usage
 from pdrouter.routing.output_length import OutputLengths
 from pdrouter.telemetry.requests import RequestTelemetry
@@ -225,7 +227,9 @@ class Receiver:
         self.lengths = OutputLengths(100)
         self.results: Counter[str] = Counter()
         self.telemetry = RequestTelemetry(cache, Ledger(), log_entries=self.results)
-        answers = AnswerReports(cache, self.lengths, self.telemetry)
+        self.failures = FailureMemory(EjectionRules(after=1))
+        outcomes = PodOutcomes(self.failures)
+        answers = AnswerReports(cache, self.lengths, self.telemetry, outcomes.note_cut)
         self.service = AccessLogService(answers.receive, self.results)
 
     def page(self) -> str:

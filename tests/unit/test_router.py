@@ -6,6 +6,7 @@ import pytest
 from factories import MODEL, make_model_pods, make_pod, make_state
 from msgspec import structs
 
+from pdrouter.cluster.failures import Leg
 from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.prefill_rates import PrefillRates
@@ -81,12 +82,25 @@ def test_what_is_faster_whole_does_not_wait_in_the_queue() -> None:
     assert router.decide(PD, FACTS, make_model_pods(PREFILL, DECODE)).reason == "faster"
 
 
-def replace(pods: ModelPods, prefill: Pod | None = PREFILL) -> Decision | None:
-    return make_router().replace_decode(PD, DECODE, FACTS, pods, prefill)
+def replace(
+    pods: ModelPods, prefill: Pod | None = PREFILL, router: Router | None = None
+) -> Decision | None:
+    return (router or make_router()).replace_decode(PD, DECODE, FACTS, pods, prefill, chosen_at=0.0)
 
 
 def test_a_decode_pod_that_is_there_as_it_was_is_kept() -> None:
     assert replace(make_model_pods(PREFILL, DECODE, OTHER)) is None
+
+
+def test_a_decode_pod_that_has_failed_others_meanwhile_is_replaced_if_there_is_a_better() -> None:
+    router = make_router()
+    for _ in range(3):
+        router.state.failures.note_failure(DECODE.uid, Leg.DECODE, "connect", 1.0)
+    replaced = replace(make_model_pods(PREFILL, DECODE, OTHER), router=router)
+    assert replaced is not None
+    assert replaced.decode.pod is OTHER
+    assert replaced.notes[-1].endswith("has failed during the prefill leg")
+    assert replace(make_model_pods(PREFILL, DECODE), router=router) is None
 
 
 @pytest.mark.parametrize(
