@@ -56,7 +56,7 @@ def _plan(value: object, tool: str | None = None) -> OutputPlan:
 
 
 def _choose_tool(members: Members) -> _Tool | None:
-    tools = [_read_tool(tool) for tool in members.get("tools") or ()]
+    tools = [read for tool in members.get("tools") or () if (read := _read_tool(tool))]
     choice = members.get("tool_choice")
     if isinstance(choice, dict):
         # Anthropic spells all choices as objects, the others only a tool's name.
@@ -77,14 +77,18 @@ def _choose_tool(members: Members) -> _Tool | None:
     raise Refused(400, f"The tool {choice!r} is none of `tools`.", param="tool_choice")
 
 
-def _read_tool(tool: object) -> _Tool:
+def _read_tool(tool: object) -> _Tool | None:
+    """Read one of the client's tools; None if it is one that an engine may have itself."""
     if not isinstance(tool, dict):
         raise malformed("Input should be a valid dictionary", "tools")
     described = tool.get("function", tool)
-    name = described.get("name") if isinstance(described, dict) else None
-    if not isinstance(name, str):
+    name = _dig(described, "name")
+    if isinstance(name, str):
+        schema = described.get("parameters") or described.get("input_schema")
+        return _Tool(name, schema or _ANY_OBJECT)
+    if tool.get("type", "function") == "function":
         raise malformed("Field required: a tool's name", "tools")
-    return _Tool(name, described.get("parameters") or described.get("input_schema") or _ANY_OBJECT)
+    return None
 
 
 def _ends_with_result(members: Members) -> bool:

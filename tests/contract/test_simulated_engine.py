@@ -785,6 +785,7 @@ async def test_the_command_serves_until_it_is_told_to_stop(http: Http) -> None:
         assert process.stdout is not None
         line = (await process.stdout.readline()).decode()
         assert line.startswith("decode engine of m at http://127.0.0.1:")
+        assert b"made up" in await process.stdout.readline()
         url = f"{line.split()[-1]}{Api.COMPLETIONS}"
         statuses = []
         for _ in range(2):

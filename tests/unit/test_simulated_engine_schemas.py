@@ -134,6 +134,8 @@ FORMAT = {"type": "json_schema", "json_schema": {"name": "person", "schema": PER
             },
             None,
         ),
+        ({"tools": [{"type": "web_search"}, {"type": "function", **WEATHER}]}, "get_weather"),
+        ({"tools": [{"type": "web_search"}]}, None),
         # Anthropic's.
         ({"tools": [{"name": "a", "input_schema": PERSON}], "tool_choice": {"type": "any"}}, "a"),
         ({"tools": [{"name": "a"}], "tool_choice": {"type": "tool", "name": "a"}}, "a"),
@@ -161,6 +163,8 @@ def test_the_tool_is_called_that_the_request_wants(
         ({"tools": [TOOLS[0]], "tool_choice": NAMED}, "tool_choice"),
         ({"tools": ["x"]}, "tools"),
         ({"tools": [{}]}, "tools"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [{"type": "function", "function": "x"}]}, "tools"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),
     ],
 )
