@@ -183,7 +183,7 @@ def bench_routing(count: int) -> None:
 
     compare(
         {"usual prefixes": prepare(usual), "another prefix on each pod": prepare(worst)},
-        lambda: json.loads(body),
+        lambda: json.loads(bytes(body)),
     )
 
 

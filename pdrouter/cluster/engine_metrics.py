@@ -13,6 +13,7 @@ from types import TracebackType
 import aiohttp
 from yarl import URL
 
+from pdrouter.cluster.engine_connections import create_connector
 from pdrouter.cluster.engine_reading import EngineReading, find_dialect
 from pdrouter.cluster.failures import FailureMemory
 from pdrouter.cluster.load import Clock, Ledger
@@ -163,9 +164,7 @@ class EngineMetrics:
         self._session = aiohttp.ClientSession(
             # Each pod has at most one connection, and so many scrapes as start within the
             # deadline are under way at once.
-            connector=aiohttp.TCPConnector(
-                limit=0, keepalive_timeout=self._interval_s * _FRESH_INTERVALS + 60
-            ),
+            connector=create_connector(self._interval_s * _FRESH_INTERVALS + 60),
             cookie_jar=aiohttp.DummyCookieJar(),
             # The format without exemplars; not compressed, which costs both sides CPU.
             headers={"accept": "text/plain;version=0.0.4", "user-agent": "pdrouter"},

@@ -3,12 +3,15 @@
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 # A value may hold braces, and quotes behind a backslash. Nothing is ever given back (`+` after a
 # quantifier), so that the time for a broken line grows with its length only.
 _VALUE = rb'"((?:[^"\\\n]++|\\.)*+)"'
 _LARGEST = 1e15
+MAX_SERIES = 2000
+"""Series of interest that are read; an engine has a few for each of its ranks."""
 _LABELS = rb'(?:[^"}\n]++|"(?:[^"\\\n]++|\\.)*+")*+'
 _LABEL = re.compile(rb"(?<![a-zA-Z0-9_])([a-zA-Z_][a-zA-Z0-9_]*+)=" + _VALUE)
 
@@ -53,11 +56,16 @@ class Families:
         negative, absurdly large), are left out.
         """
         found: defaultdict[str, list[Series]] = defaultdict(list)
-        for name, labels, text in self._pattern.findall(b"\n" + page):
+        series = islice(self._pattern.finditer(b"\n" + page), MAX_SERIES)
+        for name, labels, text in map(_read_groups, series):
             value = _read_value(text)
             if value is not None:
                 found[name.decode()].append(Series(labels, value))
         return dict(found)
+
+
+def _read_groups(line: re.Match[bytes]) -> tuple[bytes, bytes, bytes]:
+    return line[1], line[2] or b"", line[3]
 
 
 def _read_value(text: bytes) -> float | None:

@@ -4,6 +4,7 @@ from typing import Protocol
 
 from pdrouter.openai.body import Body, BodyInvalid
 from pdrouter.openai.errors import RequestRejected
+from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest
 
 
@@ -28,18 +29,18 @@ class HandoffInvalid(Exception):
 
 
 class KVConnector(Protocol):
-    """How one KV connector splits a request. Pure: bytes in, bytes out."""
+    """How one KV connector splits a request. Pure; no body is copied."""
 
     @property
     def name(self) -> str:
         """Name of the connector in settings, labels and logs."""
 
-    def prefill_body(self, request: InferenceRequest) -> bytes:
+    def prefill_body(self, request: InferenceRequest) -> Pieces:
         """Return the body of the prefill leg."""
 
     def decode_body(
         self, request: InferenceRequest, prefill_answer: bytes, prefill_pod: EnginePod
-    ) -> bytes:
+    ) -> Pieces:
         """Return the body of the decode leg.
 
         Raises:
@@ -67,17 +68,17 @@ _NESTED_HOLDERS = ("vllm_xargs",)
 _SAMPLING_EXTRA = "extra_args"
 
 
-def whole_body(request: InferenceRequest) -> bytes:
+def whole_body(request: InferenceRequest) -> Pieces:
     """Return the client's body without transfer members, for one pod that does both legs.
 
     A form has none: they are objects, or stand in objects, which forms cannot hold.
     """
     if request.form is not None:
-        return request.form.data
-    return request.body.edit(strip_transfer_members(request), TRANSFER_MEMBERS)
+        return request.edit({}, ())
+    return request.edit(strip_transfer_members(request), TRANSFER_MEMBERS)
 
 
-def strip_transfer_members(request: InferenceRequest) -> dict[str, bytes]:
+def strip_transfer_members(request: InferenceRequest) -> dict[str, bytes | Pieces]:
     """Return replacements for the objects in which a client hid transfer members.
 
     vLLM reads `kv_transfer_params` from the extra arguments of its sampling parameters, which a
@@ -86,13 +87,13 @@ def strip_transfer_members(request: InferenceRequest) -> dict[str, bytes]:
     Raises:
         RequestRejected: such an object has more members than any request needs.
     """
-    replace: dict[str, bytes] = {}
+    replace: dict[str, bytes | Pieces] = {}
     for holder in _NESTED_HOLDERS:
-        stripped = _strip(holder, request.body.raw(holder))
+        stripped = _strip(holder, request.body.view(holder))
         if stripped is not None:
             replace[holder] = stripped
     if request.sampling is not None:
-        stripped = _strip(_SAMPLING_EXTRA, request.sampling.raw(_SAMPLING_EXTRA))
+        stripped = _strip(_SAMPLING_EXTRA, request.sampling.view(_SAMPLING_EXTRA))
         if stripped is not None:
             replace[str(request.endpoint.sampling)] = request.sampling.edit(
                 {_SAMPLING_EXTRA: stripped}
@@ -100,9 +101,9 @@ def strip_transfer_members(request: InferenceRequest) -> dict[str, bytes]:
     return replace
 
 
-def _strip(name: str, raw: bytes | None) -> bytes | None:
+def _strip(name: str, raw: memoryview | None) -> Pieces | None:
     """Return an object without transfer members; None if there is nothing to strip."""
-    if raw is None or not raw.startswith(b"{"):
+    if raw is None or bytes(raw[:1]) != b"{":
         return None
     try:
         holder = Body(raw)
@@ -114,7 +115,7 @@ def _strip(name: str, raw: bytes | None) -> bytes | None:
     return holder.edit(remove=TRANSFER_MEMBERS)
 
 
-def limit_to_prefill(request: InferenceRequest) -> tuple[dict[str, bytes], set[str]]:
+def limit_to_prefill(request: InferenceRequest) -> tuple[dict[str, bytes | Pieces], set[str]]:
     """Return the edits, replaced and removed members, that make a body a prefill leg.
 
     One token, not streamed. `stream_options` and `min_tokens` must go: vLLM refuses the one without
@@ -128,9 +129,10 @@ def limit_to_prefill(request: InferenceRequest) -> tuple[dict[str, bytes], set[s
         replace.update(_limits(endpoint.limits, request.body))
         remove.add("min_tokens")
     else:
-        sampling = Body(
-            replace.get(endpoint.sampling, request.sampling.data if request.sampling else b"{}")
-        )
+        stripped = replace.get(endpoint.sampling)
+        sampling = request.sampling or Body(b"{}")
+        if stripped is not None:
+            sampling = Body(bytes(stripped))
         replace[endpoint.sampling] = sampling.edit(
             _limits(endpoint.limits, sampling), {"min_tokens"}
         )

@@ -13,6 +13,7 @@ from pdrouter.engines.connector import (
     strip_transfer_members,
 )
 from pdrouter.openai.body import Body, BodyInvalid
+from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest
 
 
@@ -22,13 +23,13 @@ class NeuronLegacyConnector:
 
     name: str = "neuron-legacy"
 
-    def prefill_body(self, request: InferenceRequest) -> bytes:
+    def prefill_body(self, request: InferenceRequest) -> Pieces:
         """Return the client's body for one token."""
-        return request.body.edit(*limit_to_prefill(request))
+        return request.edit(*limit_to_prefill(request))
 
     def decode_body(
         self, request: InferenceRequest, prefill_answer: bytes, prefill_pod: EnginePod
-    ) -> bytes:
+    ) -> Pieces:
         """Return the client's body with the prefill answer as one of its members."""
         del prefill_pod  # The answer names its engine.
         try:
@@ -37,4 +38,4 @@ class NeuronLegacyConnector:
             raise HandoffInvalid("invalid-answer", f"the prefill answer: {error}") from None
         replace = strip_transfer_members(request)
         replace["disagg_prefill_resp"] = prefill_answer.strip()
-        return request.body.edit(replace, TRANSFER_MEMBERS)
+        return request.edit(replace, TRANSFER_MEMBERS)

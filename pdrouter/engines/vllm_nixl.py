@@ -6,7 +6,6 @@ Neuron engines (`NeuronNixlConnector`) speak the same wire.
 
 import ipaddress
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -21,6 +20,7 @@ from pdrouter.engines.connector import (
     strip_transfer_members,
 )
 from pdrouter.openai.body import Body, BodyInvalid, encode
+from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest
 
 _PARAMS = "kv_transfer_params"
@@ -56,33 +56,30 @@ class NixlConnector:
     remote_host_rewrite: RemoteHostRewrite = RemoteHostRewrite.AUTO
     name: str = "nixl"
 
-    def prefill_body(self, request: InferenceRequest) -> bytes:
+    def prefill_body(self, request: InferenceRequest) -> Pieces:
         """Return the client's body for one token, which asks the engine to keep the KV blocks."""
         replace, remove = limit_to_prefill(request)
         replace[_PARAMS] = _PREFILL_PARAMS
-        return request.body.edit(replace, remove)
+        return request.edit(replace, remove)
 
     def decode_body(
         self, request: InferenceRequest, prefill_answer: bytes, prefill_pod: EnginePod
-    ) -> bytes:
+    ) -> Pieces:
         """Return the client's body with the handle, verbatim but for an unusable `remote_host`."""
         replace = strip_transfer_members(request)
         replace[_PARAMS] = self._take_params(prefill_answer, prefill_pod)
-        return request.body.edit(replace, TRANSFER_MEMBERS)
+        return request.edit(replace, TRANSFER_MEMBERS)
 
-    def _take_params(self, prefill_answer: bytes, prefill_pod: EnginePod) -> bytes:
+    def _take_params(self, prefill_answer: bytes, prefill_pod: EnginePod) -> bytes | Pieces:
         raw = _find_params(prefill_answer)
         try:
-            params = _decode_params(raw)
-        except (msgspec.MsgspecError, UnicodeError):
-            raise HandoffInvalid("invalid-params", f"{_PARAMS} is not an object") from None
+            params = Body(raw)
+        except BodyInvalid as error:
+            raise HandoffInvalid("invalid-params", f"{_PARAMS}: {error}") from None
         _check_params(params)
         host = _read_host(params)
         if self._must_rewrite(host):
-            try:
-                return Body(raw).edit({"remote_host": encode(prefill_pod.ip)})
-            except BodyInvalid as error:
-                raise HandoffInvalid("invalid-params", f"{_PARAMS}: {error}") from None
+            return params.edit({"remote_host": encode(prefill_pod.ip)})
         if not host:
             raise HandoffInvalid("incomplete-params", "remote_host is empty")
         return raw
@@ -117,8 +114,6 @@ class _Answer(msgspec.Struct):
 
 
 _decode_answer = msgspec.json.Decoder(_Answer).decode
-_decode_string = msgspec.json.Decoder(str).decode
-_decode_params = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def _find_params(prefill_answer: bytes) -> bytes:
@@ -129,8 +124,6 @@ def _find_params(prefill_answer: bytes) -> bytes:
     """
     try:
         raw = bytes(_decode_answer(prefill_answer).kv_transfer_params)
-        # msgspec does not look into what it leaves as it is.
-        str(raw, "utf-8")
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         message = f"the prefill answer is no JSON object: {error}"
         raise HandoffInvalid("invalid-answer", message) from None
@@ -139,7 +132,7 @@ def _find_params(prefill_answer: bytes) -> bytes:
     return raw
 
 
-def _check_params(params: Mapping[str, msgspec.Raw]) -> None:
+def _check_params(params: Body) -> None:
     """Check what a decode engine needs before it commits itself to a transfer.
 
     vLLM's decode scheduler parks a request whose parameters are incomplete and never wakes it, and
@@ -148,32 +141,27 @@ def _check_params(params: Mapping[str, msgspec.Raw]) -> None:
     Raises:
         HandoffInvalid: a member is missing, null or empty.
     """
-    if _read(params, "do_remote_prefill") != b"true":
+    if params.raw("do_remote_prefill") != b"true":
         raise HandoffInvalid("incomplete-params", "do_remote_prefill is not true")
-    if not _has_blocks(_read(params, "remote_block_ids")):
+    if not _has_blocks(params.raw("remote_block_ids")):
         raise HandoffInvalid("empty-blocks", "remote_block_ids names no block")
     for name in ("remote_engine_id", "remote_port"):
-        if _read(params, name) in (None, b"null", b'""'):
+        if params.raw(name) in (None, b"null", b'""'):
             raise HandoffInvalid("incomplete-params", f"{name} is missing or empty")
     # Engines before vLLM 0.13 do not know the id; an engine that knows it never leaves it empty.
-    if _read(params, "remote_request_id") in (b"null", b'""'):
+    if params.raw("remote_request_id") in (b"null", b'""'):
         raise HandoffInvalid("incomplete-params", "remote_request_id is empty")
 
 
-def _read(params: Mapping[str, msgspec.Raw], name: str) -> bytes | None:
-    value = params.get(name)
-    return None if value is None else bytes(value)
-
-
-def _read_host(params: Mapping[str, msgspec.Raw]) -> str:
+def _read_host(params: Body) -> str:
     """Return `remote_host`; it may be empty, since it can be rewritten.
 
     Raises:
         HandoffInvalid: it is missing, null or not a string.
     """
     try:
-        host = _decode_string(params.get("remote_host", b"null"))
-    except msgspec.ValidationError:
+        host = params.get("remote_host", str)
+    except msgspec.MsgspecError:
         host = None
     if host is None:
         raise HandoffInvalid("incomplete-params", "remote_host is not a string")

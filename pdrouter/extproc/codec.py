@@ -4,6 +4,7 @@ This runs for every message of every request. Headers are read and written one b
 own objects: building them from keywords or dictionaries costs 1.2 to 3 times as much.
 """
 
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any, cast
@@ -32,6 +33,7 @@ from pdrouter.extproc.messages import (
     ResponseTrailers,
     StreamedBody,
 )
+from pdrouter.openai.pieces import Pieces
 
 
 class MessageInvalid(Exception):
@@ -168,7 +170,7 @@ def _copy_without(kind: str, message: pb.ProcessingRequest) -> pb.ProcessingRequ
     return rest
 
 
-def _write_phase(reply: PhaseReply) -> list[bytes]:
+def _write_phase(reply: PhaseReply) -> list[bytes | memoryview]:
     """Writes the part of a `ProcessingResponse` that is the phase's own.
 
     protobuf would copy a new body into its message, and twice more to write it; here it is copied
@@ -182,7 +184,7 @@ def _write_phase(reply: PhaseReply) -> list[bytes]:
         if reply.body is not None or reply.clear_route_cache or reply.replace:
             raise ValueError(f"{reply.phase} have neither a body nor a route to change")
         return _wrap(_PHASES[reply.phase], _wrap(_TRAILERS_MUTATION, mutation) if mutation else [])
-    common = [_CONTINUE_AND_REPLACE] if reply.replace else []
+    common: list[bytes | memoryview] = [_CONTINUE_AND_REPLACE] if reply.replace else []
     if mutation:
         common += _wrap(_HEADER_MUTATION, mutation)
     if reply.body is not None:
@@ -201,10 +203,10 @@ def _write_option(name: str, value: str, action: bytes) -> bytes:
     return _SET_HEADERS + _prefix(_HEADER + _prefix(header) + action)
 
 
-def _write_body_mutation(mutation: BodyMutation) -> list[bytes]:
+def _write_body_mutation(mutation: BodyMutation) -> list[bytes | memoryview]:
     match mutation:
         case ReplaceBody(body):
-            return _wrap(_BODY, [body])
+            return _wrap(_BODY, body.parts if isinstance(body, Pieces) else (body,))
         case ClearBody():
             return [pb.BodyMutation(clear_body=True).SerializeToString()]
         case StreamedBody(body, end_of_stream):
@@ -229,7 +231,7 @@ def _write_rest(reply: PhaseReply) -> bytes:
     return message.SerializeToString()
 
 
-def _wrap(tag: bytes, content: list[bytes]) -> list[bytes]:
+def _wrap(tag: bytes, content: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
     """Returns the content as a field of wire type 2: its tag and its length before it."""
     return [tag, _write_varint(sum(map(len, content))), *content]
 

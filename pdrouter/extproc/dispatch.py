@@ -22,7 +22,8 @@ from pdrouter.extproc.refusals import describe_failure, refuse_for_now
 from pdrouter.extproc.tokenizing import PromptTokenizers
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.paths import Endpoint
-from pdrouter.openai.request import InferenceRequest, parse_request, rename_model
+from pdrouter.openai.pieces import Pieces
+from pdrouter.openai.request import InferenceRequest, parse_request
 from pdrouter.prefill.leg import Prefilled, PrefillFailed
 from pdrouter.prefill.unsplittable import REASON as NOT_PREFILLABLE
 from pdrouter.routing.decision import Choice
@@ -52,7 +53,7 @@ class Dispatched(msgspec.Struct, frozen=True):
         model: name of the model, as its engines know it.
     """
 
-    body: bytes
+    body: Pieces
     request_id: str
     decode: Pod | None
     model: str
@@ -110,7 +111,7 @@ class Dispatcher:
         pods = self.chooser.find_model(request.model)
         record.model = request.model
         if pods.model != request.model:
-            request = rename_model(request, pods.model)
+            request = request.rename(pods.model)
         with record.steps.time("tokens", waits=True):
             counted = await self.tokenizers.count(request)
         # Meanwhile, pods may have come and gone.
@@ -200,7 +201,7 @@ class Dispatcher:
             record.aggregated = f"handoff-{invalid.reason}"
             return whole_body(request)
 
-    def _put_handle(self, request: InferenceRequest, prefilled: Prefilled) -> bytes:
+    def _put_handle(self, request: InferenceRequest, prefilled: Prefilled) -> Pieces:
         connector = self.connectors.get(prefilled.pod.kv_connector)
         body = connector.decode_body(request, prefilled.answer.body, prefilled.pod)
         if len(body) > self.policy.max_forwarded_bytes:

@@ -258,7 +258,7 @@ class Exchange:
         if self._policy.observation.access_log:
             request = RoutedRequest.describe(self.record, generates=self._generates_text)
             metadata = request.to_metadata()
-        return forward(dispatched, event.body, self.record.strategy, metadata)
+        return forward(dispatched, self.record.strategy, metadata)
 
     async def _on_response_headers(self, event: ResponseHeaders) -> Reply:
         status = self._note_response(event)

@@ -16,7 +16,6 @@ from pdrouter.extproc.messages import Phase, PhaseReply, ReplaceBody
 
 def forward(
     dispatched: Dispatched,
-    original: bytes,
     strategy: str | None,
     metadata: Mapping[str, Mapping[str, Any]] | None,
 ) -> PhaseReply:
@@ -24,7 +23,6 @@ def forward(
 
     Args:
         dispatched: where the request goes.
-        original: the client's body.
         strategy: name of the strategy.
         metadata: what Envoy is to keep of the request.
     """
@@ -38,7 +36,7 @@ def forward(
             (ROUTING_STRATEGY, strategy or ""),
         ]
     body = None
-    if dispatched.body is not original:
+    if not dispatched.body.unchanged:
         headers.append(("content-length", str(len(dispatched.body))))
         body = ReplaceBody(dispatched.body)
     return PhaseReply(

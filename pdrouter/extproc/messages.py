@@ -9,6 +9,7 @@ import msgspec
 from google.protobuf.struct_pb2 import Struct, Value
 
 from pdrouter.extproc import ext_proc_pb2 as pb
+from pdrouter.openai.pieces import Pieces
 
 Headers: TypeAlias = tuple[tuple[str, str], ...]
 
@@ -173,7 +174,7 @@ Event: TypeAlias = (
 class ReplaceBody:
     """This body instead of the whole message that is answered."""
 
-    body: bytes = field(repr=False)
+    body: bytes | Pieces = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,8 +115,10 @@ def load_tokenizer(path: Path) -> "Tokenizer":
     return tokenizer
 
 
-def _count(tokenizer: "Tokenizer", request: InferenceRequest) -> int:
+def _count(tokenizer: "Tokenizer", request: InferenceRequest) -> int | None:
     text = extract_text(request)
+    if text is None:
+        return None
     sample = text[:_SAMPLE_CHARACTERS]
     # Unlike `encode`, this lets go of the interpreter's lock.
     (encoding,) = tokenizer.encode_batch_fast([sample], add_special_tokens=False)

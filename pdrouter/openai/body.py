@@ -1,23 +1,37 @@
 """JSON request bodies that are edited without touching what is not edited."""
 
 import re
+from codecs import utf_8_decode
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
 
+from pdrouter.openai.json_walk import (
+    JsonInvalid,
+    check_json,
+    find_end,
+    invalid_character,
+    read_mark,
+    skip_space,
+)
+from pdrouter.openai.pieces import Pieces
+
 T = TypeVar("T")
 
-_decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_string = msgspec.json.Decoder(str).decode
-_KEY = re.compile(rb'[ \t\n\r]*("(?:[^"\\]++|\\.)*+")[ \t\n\r]*:[ \t\n\r]*', re.DOTALL)
-_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[][{},]', re.DOTALL)
-_SPACE = re.compile(rb"[ \t\n\r]*")
-_MEMBER_END = re.compile(rb"[ \t\n\r]*[,}]")
+_OPENING = re.compile(rb"[ \t\n\r]*+\{[ \t\n\r]*+")
+_KEY = re.compile(
+    rb'"([^"\\\x00-\x1f]{0,256}+)"[ \t\n\r]*+:[ \t\n\r]*+'
+    # Most values are short and plain: with these, nobody else is asked where they end.
+    rb'(?:("[^"\\\x00-\x1f]{0,256}+"|true|false|null|(?:0|[1-9][0-9]{0,20}+)(?:\.[0-9]{1,20}+)?)'
+    rb"[ \t\n\r]*+([,}]))?"
+)
+_PIECE_BYTES = 64 * 1024
 
 # Each member costs time on the event loop; requests have a few dozen.
-_MAX_MEMBERS = 1000
+MAX_MEMBERS = 1000
 
 
 class BodyInvalid(ValueError):
@@ -31,32 +45,30 @@ class Body:
     and the spelling of numbers of any size stay as they were in every member that is not edited.
     """
 
-    __slots__ = ("_duplicates", "_members", "_spans", "data")
+    __slots__ = ("_duplicates", "_members", "_opening", "_spans", "data")
 
-    data: bytes
+    data: bytes | memoryview
 
-    def __init__(self, data: bytes) -> None:
-        """Index `data`.
+    def __init__(self, data: bytes | memoryview) -> None:
+        """Index `data`. It takes one pass at C speed, and a step for each member.
 
         Raises:
             BodyInvalid: `data` is not valid UTF-8, not valid JSON, not a JSON object, or has more
                 members than any request needs.
         """
         self.data = data
+        check_utf_8(data)
         try:
-            # msgspec does not look into the strings that it skips.
-            str(data, "utf-8")
-            self._members = _decode_members(data)
-        except UnicodeDecodeError as error:
-            message = f"the body is not valid UTF-8 (byte {error.start})"
-            raise BodyInvalid(message) from None
-        except msgspec.ValidationError:
-            raise BodyInvalid("the body must be a JSON object") from None
-        except (msgspec.DecodeError, UnicodeError) as error:
+            self._opening, self._spans = _locate_members(memoryview(data))
+        except JsonInvalid as error:
             raise BodyInvalid(f"the body is not valid JSON: {error}") from None
-        except RecursionError:
-            raise BodyInvalid("the body is nested too deeply") from None
-        self._spans, self._duplicates = _locate_members(data, self._members)
+        self._members: dict[str, tuple[int, int]] = {}
+        duplicates: set[str] = set()
+        for name, _, start, end in self._spans:
+            if name in self._members:
+                duplicates.add(name)
+            self._members[name] = start, end
+        self._duplicates = frozenset(duplicates)
 
     def __contains__(self, name: str) -> bool:
         return name in self._members
@@ -73,13 +85,13 @@ class Body:
 
     def raw(self, name: str) -> bytes | None:
         """Return the value of a member as it stands in the body; None if it is absent."""
-        value = self._members.get(name)
-        return None if value is None else bytes(value)
+        span = self._members.get(name)
+        return None if span is None else bytes(self.data[span[0] : span[1]])
 
     def view(self, name: str) -> memoryview | None:
         """Return the value of a member as `raw` does, without a copy of it."""
-        value = self._members.get(name)
-        return None if value is None else memoryview(value)
+        span = self._members.get(name)
+        return None if span is None else memoryview(self.data)[span[0] : span[1]]
 
     def get(self, name: str, expected: type[T]) -> T | None:
         """Return the decoded value of a member, None if it is absent or null.
@@ -87,15 +99,17 @@ class Body:
         Raises:
             msgspec.ValidationError: the value is not of the expected type.
         """
-        value = self._members.get(name)
+        value = self.view(name)
         if value is None:
             return None
         return _create_decoder(expected)(value)  # type: ignore[arg-type] # types are hashable
 
     def edit(
-        self, replace: Mapping[str, bytes] | None = None, remove: Collection[str] = ()
-    ) -> bytes:
-        """Return new bytes in which some members are replaced, added or removed.
+        self,
+        replace: Mapping[str, bytes | Pieces] | None = None,
+        remove: Collection[str] = (),
+    ) -> Pieces:
+        """Return the body with some members replaced, added or removed.
 
         Args:
             replace: JSON values by name. A member that is there gets the value in its place (its
@@ -103,18 +117,17 @@ class Body:
             remove: names of members to drop; absent ones are no matter.
         """
         if not replace and self._members.keys().isdisjoint(remove):
-            return self.data
+            return Pieces((self.data,), unchanged=True)
         pending = dict(replace) if replace else {}
         dropped = frozenset(remove).difference(pending)
-        data, spans = self.data, self._spans
-        opening = spans[0][1] if spans else _SPACE.match(data, data.index(b"{") + 1).end()  # type: ignore[union-attr]
-        pieces = [data[:opening]]
+        data = memoryview(self.data)
+        pieces: list[bytes | memoryview] = [data[: self._opening]]
         replaced: set[str] = set()
         kept_any = False
-        previous_end = opening
-        # Neighbours that stay as they are make one slice.
+        previous_end = self._opening
+        # Neighbours that stay as they are make one piece.
         run_start: int | None = None
-        for name, start, value_start, end in spans:
+        for name, start, value_start, end in self._spans:
             separator_start, previous_end = previous_end, end
             if name in dropped or name in replaced:
                 if run_start is not None:
@@ -129,15 +142,16 @@ class Body:
                 continue
             replaced.add(name)
             pieces.append(data[begin if run_start is None else run_start : value_start])
-            pieces.append(value)
+            pieces += _list_pieces(value)
             run_start = None
         if run_start is not None:
             pieces.append(data[run_start:previous_end])
         for name, value in pending.items():
-            pieces.append(b"%s%s:%s" % (b"," if kept_any else b"", encode(name), value))
+            pieces.append(b"%s%s:" % (b"," if kept_any else b"", encode(name)))
+            pieces += _list_pieces(value)
             kept_any = True
         pieces.append(data[previous_end:])
-        return b"".join(pieces)
+        return Pieces(tuple(pieces))
 
 
 Span = tuple[str, int, int, int]
@@ -145,7 +159,7 @@ Span = tuple[str, int, int, int]
 
 
 @cache
-def _create_decoder(expected: type[T]) -> Callable[[msgspec.Raw], T | None]:
+def _create_decoder(expected: type[T]) -> Callable[[memoryview], T | None]:
     # Asked anew for each value, msgspec would look into the type each time.
     return msgspec.json.Decoder(expected | None).decode
 
@@ -155,44 +169,69 @@ def encode(value: Any) -> bytes:  # noqa: ANN401 - any JSON value
     return msgspec.json.encode(value)
 
 
-def _locate_members(
-    data: bytes, members: Mapping[str, msgspec.Raw]
-) -> tuple[list[Span], frozenset[str]]:
-    """Return where the members of a valid JSON object stand, and which names occur twice.
+def check_utf_8(data: bytes | memoryview) -> None:
+    """Check what msgspec does not: it does not look into the strings that it skips.
 
-    A value is where its decoded bytes stand, if the member ends there: a JSON value cannot be the
-    beginning of another one. They stand elsewhere only where a later member of the same name won.
+    This goes piece by piece: as one text, a body may take four times its size.
+
+    Raises:
+        BodyInvalid: the bytes are not valid UTF-8.
     """
+    view = memoryview(data)
+    position = 0
+    while position < len(view):
+        end = position + _PIECE_BYTES
+        try:
+            position += utf_8_decode(view[position:end], "strict", end >= len(view))[1]
+        except UnicodeDecodeError as error:
+            message = f"the body is not valid UTF-8 (byte {position + error.start})"
+            raise BodyInvalid(message) from None
+
+
+def _list_pieces(value: bytes | Pieces) -> Collection[bytes | memoryview]:
+    return value.parts if isinstance(value, Pieces) else (value,)
+
+
+def _locate_members(view: memoryview) -> tuple[int, list[Span]]:
+    """Return where the inside of a JSON object starts, and where its members stand."""
+    opening = _OPENING.match(view)
+    if opening is None:
+        check_json(view)
+        raise BodyInvalid("the body must be a JSON object")
+    inside = opening.end()
     spans: list[Span] = []
-    duplicates: set[str] = set()
-    seen: set[str] = set()
-    position = data.index(b"{") + 1
-    while (key := _KEY.match(data, position)) is not None:
-        if len(spans) == _MAX_MEMBERS:
-            raise BodyInvalid(f"the body has more than {_MAX_MEMBERS} members")
-        literal = key[1]
-        name = _decode_string(literal) if b"\\" in literal else str(literal[1:-1], "utf-8")
-        if name in seen:
-            duplicates.add(name)
-        seen.add(name)
-        start = key.end()
-        value = bytes(members[name])
-        end = start + len(value)
-        after = _MEMBER_END.match(data, end) if data.startswith(value, start) else None
-        if after is None:
-            end = _find_end(data, start)
-            after = _MEMBER_END.match(data, end)
-        spans.append((name, key.start(1), start, end))
-        position = after.end()  # type: ignore[union-attr]
-    return spans, frozenset(duplicates)
+    position = after = inside
+    mark = b"}" if read_mark(view, position) == b"}" else b","
+    while mark == b",":
+        if len(spans) == MAX_MEMBERS:
+            raise BodyInvalid(f"the body has more than {MAX_MEMBERS} members")
+        key = _KEY.match(view, position)
+        if key is None:
+            name, start = _read_long_key(view, position)
+        else:
+            name, start = str(key[1], "utf-8"), key.end()
+        if key is not None and key[3] is not None:
+            start, end = key.span(2)
+            after = key.start(3)
+        else:
+            end, after = find_end(view, start)
+        spans.append((name, position, start, end))
+        mark = read_mark(view, after)
+        if mark == b",":
+            position = skip_space(view, after + 1)
+    if mark != b"}":
+        raise invalid_character(after)
+    end = skip_space(view, after + 1)
+    if end != len(view):
+        raise invalid_character(end)
+    return inside, spans
 
 
-def _find_end(data: bytes, start: int) -> int:
-    """Return where the value that starts here ends."""
-    depth = 0
-    for token in _TOKEN.finditer(data, start):
-        mark = data[token.start() : token.start() + 1]
-        if not depth and mark in (b",", b"}"):
-            break
-        depth += (mark in b"[{") - (mark in b"]}")
-    return start + len(data[start : token.start()].rstrip())
+def _read_long_key(view: memoryview, start: int) -> tuple[str, int]:
+    """Return a key that is long or has escapes, and where its value starts."""
+    if read_mark(view, start) != b'"':
+        raise invalid_character(start)
+    end, after = find_end(view, start)
+    if read_mark(view, after) != b":":
+        raise invalid_character(after)
+    return _decode_string(view[start:end]), skip_space(view, after + 1)

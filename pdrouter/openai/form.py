@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
+from pdrouter.openai.pieces import Pieces
+
 _MAX_DELIMITERS = 256
 _MAX_PART_HEADER = 4096
 _MAX_CONTENT_TYPE = 1024
@@ -57,17 +59,17 @@ class Form(msgspec.Struct, frozen=True):
         except UnicodeDecodeError:
             raise FormInvalid(f"{name!r} is not valid UTF-8", name) from None
 
-    def replace(self, name: str, text: str) -> "Form":
-        """Return the form with another text in a field that it has; all else stays as it is."""
-        value = text.encode()
-        start, end = self.spans[name]
-        shift = len(value) - (end - start)
-        spans = {
-            other: (first + shift, last + shift) if first > start else (first, last)
-            for other, (first, last) in self.spans.items()
-        }
-        spans[name] = (start, start + len(value))
-        return Form(self.data[:start] + value + self.data[end:], spans)
+    def edit(self, replace: Mapping[str, str]) -> Pieces:
+        """Return the form with other texts in fields that it has; all else stays as it is."""
+        if not replace:
+            return Pieces((self.data,), unchanged=True)
+        view = memoryview(self.data)
+        pieces: list[bytes | memoryview] = []
+        position = 0
+        for start, end, text in sorted((*self.spans[name], text) for name, text in replace.items()):
+            pieces += [view[position:start], text.encode()]
+            position = end
+        return Pieces((*pieces, view[position:]))
 
 
 def is_form(content_type: str) -> bool:

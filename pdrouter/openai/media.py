@@ -1,7 +1,17 @@
 """Whether a prompt has parts that are no text: images, sound, videos, files."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
 import msgspec
 
+from pdrouter.openai.json_walk import list_items
+
+MAX_PARTS = 2000
+"""Messages and parts that are looked at, each of which costs time on the event loop."""
+_FEW = 100
+_SHORT_BYTES = 64 * 1024
 _MEDIA_TYPES = frozenset(
     {
         "image",
@@ -74,26 +84,64 @@ class _Part(msgspec.Struct):
         return any(value is not _ABSENT and (known or value != _NULL) for value in keys)
 
 
-_decode_parts = msgspec.json.Decoder(list[_Part | str]).decode
+_decode_part = msgspec.json.Decoder(_Part | str).decode
+_decode_parts = msgspec.json.Decoder(list[_Part]).decode
 
 
-def has_media(prompt: memoryview) -> bool:
-    """Return whether a prompt, a JSON value, has images, sound, videos or files."""
+def find_media(prompt: memoryview) -> str | None:
+    """Return why the parts of a prompt, a JSON value, keep it from being split; None if none does.
+
+    `multimodal` if it has images, sound, videos or files; `many-parts` if there are so many parts
+    that nobody has looked at all of them.
+    """
     try:
-        return _has_media(prompt, _DEPTH)
+        return "multimodal" if _Search().has_media(prompt, _DEPTH) else None
+    except _TooMany:
+        return "many-parts"
     except msgspec.ValidationError:
         # Not the shape of messages: the engine says what is wrong with it.
-        return False
+        return None
 
 
-def _has_media(parts: memoryview, depth: int) -> bool:
-    # Texts are skipped, not read: this costs less than to search them.
-    if not depth or bytes(parts[:1]) != b"[":
-        return False
-    return any(
-        part.is_media()
-        or _has_media(memoryview(part.content), depth - 1)
-        or _has_media(memoryview(part.output), depth - 1)
-        for part in _decode_parts(parts)
-        if isinstance(part, _Part)
-    )
+class _TooMany(Exception):
+    """There are more parts than are looked at."""
+
+
+@dataclass(slots=True)
+class _Search:
+    """Looks at messages, items and parts, but not at more of them than conversations have."""
+
+    left: int = MAX_PARTS
+
+    def has_media(self, parts: memoryview, depth: int) -> bool:
+        # Texts are skipped, not read: this costs less than to search them.
+        if not depth or bytes(parts[:1]) != b"[":
+            return False
+        return any(
+            part.is_media()
+            or self.has_media(memoryview(part.content), depth - 1)
+            or self.has_media(memoryview(part.output), depth - 1)
+            for part in self._list_parts(parts)
+        )
+
+    def _list_parts(self, parts: memoryview) -> Iterable[_Part]:
+        """Yield the objects of a list, as long as they are not too many."""
+        if len(parts) <= _SHORT_BYTES and bytes(parts).count(b"{") <= _FEW:
+            # All at once costs less than one by one, and cannot cost much.
+            with suppress(msgspec.ValidationError):
+                few = _decode_parts(parts)
+                self._spend(len(few))
+                return few
+        return self._walk(parts)
+
+    def _walk(self, parts: memoryview) -> Iterator[_Part]:
+        for item in list_items(parts):
+            self._spend(1)
+            part = _decode_part(item)
+            if isinstance(part, _Part):
+                yield part
+
+    def _spend(self, count: int) -> None:
+        self.left -= count
+        if self.left < 0:
+            raise _TooMany

@@ -1,11 +1,11 @@
 """Which requests cannot be split into two legs, and why."""
 
 import re
-
-import msgspec
+from itertools import islice
 
 from pdrouter.openai.body import Body
 from pdrouter.openai.coercion import as_boolean, as_integer, decode_scalar
+from pdrouter.openai.json_walk import list_items
 from pdrouter.openai.paths import Endpoint
 
 _NO_STREAM_OPTIONS = (None, b"null", b"{}", b"[]", b'""', b"false", b"0")
@@ -86,18 +86,14 @@ def _has_invalid_value(endpoint: Endpoint, body: Body, options: Body) -> bool:
 
 def _has_several_prompts(endpoint: Endpoint, body: Body) -> bool:
     # vLLM adds embeddings to the prompts, unless the prompt is an empty string.
-    values = (body.raw(name) for name in endpoint.prompts)
-    prompts = [raw for raw in values if raw is not None and raw not in (b"null", b'""')]
+    values = (body.view(name) for name in endpoint.prompts)
+    prompts = [raw for raw in values if raw is not None and bytes(raw[:4]) not in (b"null", b'""')]
     return len(prompts) > 1 or any(map(_has_several_items, prompts))
 
 
-def _has_several_items(prompt: bytes) -> bool:
+def _has_several_items(prompt: memoryview) -> bool:
     first = _FIRST_ITEM.match(prompt)
     # A list that starts with a number is one prompt of token ids.
     if first is None or first[1] not in (b'"', b"["):
         return False
-    try:
-        msgspec.json.decode(prompt, type=tuple[msgspec.Raw])
-    except msgspec.ValidationError:
-        return True
-    return False
+    return len(list(islice(list_items(prompt), 2))) > 1

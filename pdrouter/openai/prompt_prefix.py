@@ -58,7 +58,7 @@ def hash_prompt(request: InferenceRequest) -> PromptPrefix:
     body = request.body
     seed = xxhash.xxh3_64(request.model.encode())
     for name in _CONTEXT:
-        value = body.raw(name)
+        value = body.view(name)
         if value is not None:
             seed.update(name.encode())
             seed.update(value)

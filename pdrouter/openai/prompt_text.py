@@ -9,6 +9,8 @@ from pdrouter.openai.request import InferenceRequest
 
 _CONTEXT = ("system", "instructions")
 _SCHEMAS = ("tools", "documents")
+MAX_VALUES = 200_000
+"""Values in a prompt that is taken apart; more than texts of a few megabytes appear to have."""
 _NOT_TEXT = frozenset(
     {
         "type",
@@ -33,14 +35,20 @@ _NOT_TEXT = frozenset(
 """Members of messages and content parts whose values never become text of the prompt."""
 
 
-def extract_text(request: InferenceRequest) -> str:
+def extract_text(request: InferenceRequest) -> str | None:
     """Return what engines render into the prompt, without what chat templates add.
 
     Templates write roles and texts of messages one after the other, and tools and documents as
     JSON; what stands between them is a few tokens a message.
+
+    None if there may be so many values that to take them apart would hold up all other requests:
+    a thread lets nobody else run meanwhile.
     """
-    raw = [request.body.raw(name) for name in _CONTEXT]
-    parts = [text for value in (*raw, request.prompt) if value for text in _list_strings(value)]
+    raw = [value for name in _CONTEXT if (value := request.body.raw(name))]
+    raw.append(bytes(request.prompt))
+    if sum(map(_count_marks, raw)) > MAX_VALUES:
+        return None
+    parts = [text for value in raw if value for text in _list_strings(value)]
     parts += [
         value.decode(errors="replace")
         for name in _SCHEMAS
@@ -49,7 +57,12 @@ def extract_text(request: InferenceRequest) -> str:
     return "\n".join(parts)
 
 
-def _list_strings(raw: bytes | memoryview) -> Iterator[str]:
+def _count_marks(raw: bytes) -> int:
+    """Return how many values there may be at most; those within texts count, too."""
+    return sum(map(raw.count, (b"[", b"{", b",")))
+
+
+def _list_strings(raw: bytes) -> Iterator[str]:
     """Yield the texts in a JSON value, in their order."""
     left: list[Any] = [msgspec.json.decode(raw)]
     while left:

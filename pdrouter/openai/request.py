@@ -1,6 +1,7 @@
 """A validated inference request."""
 
 import re
+from collections.abc import Collection, Mapping
 
 import msgspec
 from msgspec import structs
@@ -9,9 +10,10 @@ from pdrouter.openai.body import Body, BodyInvalid, encode
 from pdrouter.openai.coercion import as_boolean, as_integer, decode_scalar
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.form import Form, FormInvalid, is_form, parse_form
-from pdrouter.openai.media import has_media
+from pdrouter.openai.media import find_media
 from pdrouter.openai.misfits import find_misfit
 from pdrouter.openai.paths import Endpoint, Forms
+from pdrouter.openai.pieces import Pieces
 
 _CONTROL_MEMBERS = frozenset(
     {
@@ -70,6 +72,7 @@ class InferenceRequest(msgspec.Struct, frozen=True):
         max_output_tokens: limit of the answer's length; None if the client sets none.
         whole: why the request does not fit two legs; None where it does.
         form: the client's body, if it is a multipart form.
+        engine_model: name of the model to the engines, where it is another one.
     """
 
     endpoint: Endpoint
@@ -82,11 +85,23 @@ class InferenceRequest(msgspec.Struct, frozen=True):
     max_output_tokens: int | None
     whole: str | None
     form: Form | None = None
+    engine_model: str | None = None
 
     @property
     def prompt(self) -> memoryview:
         """The prompt as it stands in the body, not copied; nothing where there is none."""
         return self.body.view(self.prompt_name) or _NO_PROMPT
+
+    def rename(self, model: str) -> "InferenceRequest":
+        """Return the request with the model's name to the engines."""
+        return structs.replace(self, engine_model=model)
+
+    def edit(self, replace: Mapping[str, bytes | Pieces], remove: Collection[str]) -> Pieces:
+        """Return the body, changed as `Body.edit` says, with the model's name for the engines."""
+        if self.form is not None:
+            return self.form.edit({} if self.engine_model is None else {"model": self.engine_model})
+        named = {} if self.engine_model is None else {"model": encode(self.engine_model)}
+        return self.body.edit({**replace, **named}, remove)
 
 
 def parse_request(
@@ -132,8 +147,8 @@ def parse_request(
     options = body if endpoint.sampling is None else sampling or _NO_MEMBERS
     if endpoint.legs == 2:
         whole = find_misfit(endpoint, body, options)
-        if whole is None and not split_multimodal and _is_multimodal(body, prompt_name, prompt):
-            whole = "multimodal"
+        if whole is None and not split_multimodal:
+            whole = _find_media(body, prompt_name, prompt)
     else:
         whole = "single-pod-path"
     return InferenceRequest(
@@ -155,13 +170,6 @@ def count_token_ids(prompt: memoryview) -> int | None:
     if first is None or not first[1].isdigit():
         return None
     return bytes(prompt).count(b",") + 1
-
-
-def rename_model(request: InferenceRequest, model: str) -> InferenceRequest:
-    """Return the request with a body that names the model as the engines know it."""
-    if request.form is not None:
-        return structs.replace(request, form=request.form.replace("model", model))
-    return structs.replace(request, body=Body(request.body.edit({"model": encode(model)})))
 
 
 def _read_form(endpoint: Endpoint, query: str, data: bytes, content_type: str) -> InferenceRequest:
@@ -188,8 +196,8 @@ def _read_form(endpoint: Endpoint, query: str, data: bytes, content_type: str) -
 
 
 def _nested(body: Body, name: str | None) -> Body | None:
-    raw = body.raw(name) if name else None
-    if raw is None or raw == b"null":
+    raw = body.view(name) if name else None
+    if raw is None or bytes(raw[:4]) == b"null":
         return None
     try:
         return Body(raw)
@@ -246,8 +254,8 @@ def _find_prompt(endpoint: Endpoint, body: Body) -> tuple[str, memoryview]:
     return name, raw
 
 
-def _is_multimodal(body: Body, prompt_name: str, prompt: memoryview) -> bool:
+def _find_media(body: Body, prompt_name: str, prompt: memoryview) -> str | None:
     if prompt_name == "token_ids":
         # What the placeholders among the tokens stand for.
-        return body.raw("features") not in _ABSENT
-    return has_media(prompt)
+        return "multimodal" if body.raw("features") not in _ABSENT else None
+    return find_media(prompt)

@@ -1,6 +1,8 @@
 """Finds the usage in an answer's body as it passes, however the body is cut into pieces."""
 
 import re
+from collections import deque
+from itertools import islice
 from typing import Protocol
 
 import msgspec
@@ -15,6 +17,9 @@ MAX_ANSWER_BYTES = 512 * 1024
 # A stream that was asked for its usage says `"usage": null` in every other event. Inside a string
 # the quotes would be escaped.
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
+_USAGE_EVENT = re.compile(rb'(?:\A|(?<=[\r\n]))data:([^\r\n]*?"usage"[ \t]*:[ \t]*\{[^\r\n]*+)')
+_EVENTS = 8
+"""Events with a usage that are read at the beginning and at the end of what arrives at once."""
 
 
 class BodyScan(Protocol):
@@ -68,11 +73,12 @@ class StreamScan:
     def _read(self, lines: bytes) -> None:
         if _USAGE.search(lines) is None:
             return
-        for line in lines.splitlines():
-            if line.startswith(b"data:") and _USAGE.search(line) is not None:
-                members = _read_event(line[len(b"data:") :])
-                if members is not None:
-                    self._members.update(members)
+        events = _USAGE_EVENT.finditer(lines)
+        # What a stream says of the prompt comes first, and the sum last.
+        for event in (*islice(events, _EVENTS), *deque(events, _EVENTS)):
+            members = _read_event(event[1])
+            if members is not None:
+                self._members.update(members)
 
 
 class PlainScan:

@@ -1,6 +1,5 @@
 """One POST to a prefill pod, over pooled connections."""
 
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,10 +8,14 @@ from types import SimpleNamespace, TracebackType
 
 import aiohttp
 import msgspec
+from aiohttp.abc import AbstractStreamWriter
 from yarl import URL
 
-# Above this size aiohttp wants a body that it can write in pieces.
-_LARGE_BODY_BYTES = 1024 * 1024
+from pdrouter.cluster.engine_connections import create_connector
+from pdrouter.openai.pieces import Pieces
+
+# Up to this size, to copy a body costs less than to write it in pieces.
+_SMALL_BODY_BYTES = 64 * 1024
 _KEEPALIVE_S = 75.0
 
 
@@ -80,8 +83,7 @@ class PrefillClient:
         trace = aiohttp.TraceConfig()
         trace.on_connection_reuseconn.append(_note_reuse)
         self._session = aiohttp.ClientSession(
-            # A request waits in the engine, where the load is seen, not for a connection.
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S),
+            connector=create_connector(_KEEPALIVE_S),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"user-agent": "pdrouter"},
             skip_auto_headers=("accept", "accept-encoding"),
@@ -100,7 +102,7 @@ class PrefillClient:
             await session.close()
 
     async def post(
-        self, address: str, path: str, headers: Mapping[str, str], body: bytes, total_s: float
+        self, address: str, path: str, headers: Mapping[str, str], body: Pieces, total_s: float
     ) -> EngineAnswer:
         """Send a request and read the whole answer. Cancelling closes the connection.
 
@@ -121,7 +123,7 @@ class PrefillClient:
         try:
             async with session.post(
                 URL(f"http://{address}{path}", encoded=True),
-                data=io.BytesIO(body) if len(body) > _LARGE_BODY_BYTES else body,
+                data=bytes(body) if len(body) <= _SMALL_BODY_BYTES else _PiecesPayload(body),
                 headers=headers,
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(
@@ -159,6 +161,25 @@ class PrefillClient:
                 message = f"the answer is larger than {self.limits.answer_bytes} bytes"
                 raise PostFailed(FailureKind.TOO_LARGE, message)
         return bytes(body)
+
+
+class _PiecesPayload(aiohttp.Payload):
+    """Writes a body in pieces, as the engine takes them: there is no copy of it as a whole."""
+
+    def __init__(self, body: Pieces) -> None:
+        super().__init__(body)
+        self._size = len(body)
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Return the body as text; nothing that is used here asks for it."""
+        return bytes(self._value).decode(encoding, errors)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        """Write the body."""
+        for part in self._value.parts:
+            view = memoryview(part)
+            for start in range(0, len(view), _SMALL_BODY_BYTES):
+                await writer.write(view[start : start + _SMALL_BODY_BYTES])
 
 
 async def _note_reuse(

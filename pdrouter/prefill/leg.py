@@ -11,6 +11,7 @@ from pdrouter.cluster.failures import FailureMemory, Leg
 from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.pods import Pod
 from pdrouter.openai.engine_errors import read_error_message
+from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.retry_after import read_retry_after
 from pdrouter.openai.usage import Usage, read_usage
 from pdrouter.prefill.client import EngineAnswer, FailureKind, PostFailed, PrefillClient
@@ -35,7 +36,7 @@ class PrefillTarget(msgspec.Struct, frozen=True):
 
     pod: Pod
     tokens: int
-    body: bytes
+    body: Pieces
 
 
 class PrefillPlan(msgspec.Struct, frozen=True):

@@ -9,6 +9,7 @@ import pytest
 from loopback import OK, Server, Talk, answer_always, answering, hang, listen, reset, trickle
 from waiting import WAIT_S, wait_until
 
+from pdrouter.openai.pieces import Pieces
 from pdrouter.prefill.client import (
     ClientLimits,
     EngineAnswer,
@@ -31,7 +32,7 @@ async def post(
     total_s: float = WAIT_S,
 ) -> EngineAnswer:
     given = {"content-type": "application/json"} if headers is None else headers
-    return await client.post(address, path, given, body, total_s)
+    return await client.post(address, path, given, Pieces((body,)), total_s)
 
 
 async def fail(talk: Talk, *, limits: ClientLimits = LIMITS, total_s: float = WAIT_S) -> PostFailed:

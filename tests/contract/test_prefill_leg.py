@@ -13,6 +13,7 @@ from waiting import WAIT_S, wait_until
 
 from pdrouter.cluster.load import Ledger, PodLoad
 from pdrouter.cluster.pods import Pod
+from pdrouter.openai.pieces import Pieces
 from pdrouter.prefill.client import ClientLimits, FailureKind, PrefillClient
 from pdrouter.prefill.leg import (
     PrefillAttempt,
@@ -73,10 +74,10 @@ class Stage:
         def choose_other(tried: Collection[str]) -> PrefillTarget | None:
             self.asked_without.append(list(tried))
             untried = (pod for pod in self.pods if pod.uid not in tried)
-            return next((PrefillTarget(pod, TOKENS, body) for pod in untried), None)
+            return next((PrefillTarget(pod, TOKENS, Pieces((body,))) for pod in untried), None)
 
         headers = {"content-type": "application/json", "authorization": "Bearer k"}
-        target = PrefillTarget(self.pods[0], TOKENS, body)
+        target = PrefillTarget(self.pods[0], TOKENS, Pieces((body,)))
         return PrefillPlan("/v1/completions?a=b", headers, target, choose_other)
 
     async def run(self, leg: PrefillLeg, body: bytes = b'{"a":1}') -> Prefilled:

@@ -124,7 +124,8 @@ def test_any_edits_equal_the_reference_and_keep_the_bytes_of_every_other_member(
     members, text = drawn
     data = text.encode()
     for replace, remove in edits:
-        data = Body(data).edit({name: value.encode() for name, value in replace.items()}, remove)
+        edited = Body(data).edit({name: value.encode() for name, value in replace.items()}, remove)
+        data = bytes(edited)
         members = _edit_reference(members, replace, remove)
     assert _load(data) == _load(_text_of(members))
     spans = Body(data)._spans
@@ -138,11 +139,13 @@ def test_members_that_are_kept_keep_the_spelling_of_their_keys_and_their_spacing
 ) -> None:
     data = drawn[1].encode()
     replace, remove = {name: value.encode() for name, value in edit[0].items()}, edit[1]
-    before, after = Body(data), Body(Body(data).edit(replace, remove))
+    before, after = Body(data), Body(bytes(Body(data).edit(replace, remove)))
     touched = remove | replace.keys()
 
     def kept(body: Body) -> list[bytes]:
-        return [body.data[key:end] for name, key, _, end in body._spans if name not in touched]
+        return [
+            bytes(body.data[key:end]) for name, key, _, end in body._spans if name not in touched
+        ]
 
     assert kept(after) == kept(before)
 
@@ -151,9 +154,9 @@ def test_members_that_are_kept_keep_the_spelling_of_their_keys_and_their_spacing
 @given(_objects())
 def test_an_edit_of_nothing_changes_nothing(drawn: tuple[list[tuple[str, str]], str]) -> None:
     data = drawn[1].encode()
-    assert Body(data).edit() == data
-    assert Body(data).edit({}, ()) == data
-    assert Body(data).edit(remove={"no such member"}) == data
+    assert bytes(Body(data).edit()) == data
+    assert bytes(Body(data).edit({}, ())) == data
+    assert bytes(Body(data).edit(remove={"no such member"})) == data
 
 
 @settings(max_examples=100, deadline=None)
@@ -245,7 +248,7 @@ def test_a_damaged_body_is_refused_or_read_as_the_standard_library_reads_it(
     except BodyInvalid:
         assert not _is_strict_object(damaged)
     else:
-        assert dict(_load(body.edit({"new": b"1"})))["new"] == "1"
+        assert dict(_load(bytes(body.edit({"new": b"1"}))))["new"] == "1"
 
 
 @pytest.mark.parametrize(
@@ -267,7 +270,7 @@ def test_the_error_says_what_is_wrong(data: bytes, message: str) -> None:
 @pytest.mark.parametrize("text", ['{"a":%s,"b":1}', '{"a":%s,"a":1,"b":1}', '{"a":1,"a":%s,"b":1}'])
 def test_integers_of_any_size_stay_as_they_are(digits: int, text: str) -> None:
     data = (text % ("9" * digits)).encode()
-    assert Body(data).edit({"b": b"2"}) == data.removesuffix(b"1}") + b"2}"
+    assert bytes(Body(data).edit({"b": b"2"})) == data.removesuffix(b"1}") + b"2}"
 
 
 @pytest.mark.parametrize(
@@ -275,8 +278,8 @@ def test_integers_of_any_size_stay_as_they_are(digits: int, text: str) -> None:
 )
 def test_an_earlier_value_of_a_repeated_name_is_left_out_whole(value: str) -> None:
     data = f'{{"a": {value} , "b":1,"a":1}}'.encode()
-    assert Body(data).edit(remove={"a"}) == b'{"b":1}'
-    assert Body(data).edit(remove={"b"}) == f'{{"a": {value.strip()},"a":1}}'.encode()
+    assert bytes(Body(data).edit(remove={"a"})) == b'{"b":1}'
+    assert bytes(Body(data).edit(remove={"b"})) == f'{{"a": {value.strip()},"a":1}}'.encode()
 
 
 def test_a_body_with_more_members_than_any_request_has_is_refused() -> None:
@@ -292,7 +295,7 @@ def test_a_large_member_stays_as_it_is(size: int) -> None:
     large = b'"' + b'\\"\\u00e9x' * (size // 9) + b'"'
     data = b'{"messages": %s , "max_tokens":5}' % large
     edited = Body(data).edit({"max_tokens": b"1", "stream": b"false"})
-    assert edited == b'{"messages": %s , "max_tokens":1,"stream":false}' % large
+    assert bytes(edited) == b'{"messages": %s , "max_tokens":1,"stream":false}' % large
 
 
 def test_a_member_is_decoded_as_the_expected_type() -> None:
@@ -326,7 +329,7 @@ def test_a_member_is_decoded_as_the_expected_type() -> None:
     ],
 )
 def test_edits(data: bytes, replace: dict[str, bytes], remove: set[str], expected: bytes) -> None:
-    assert Body(data).edit(replace, remove) == expected
+    assert bytes(Body(data).edit(replace, remove)) == expected
 
 
 def test_values_are_encoded_without_spaces_and_in_utf_8() -> None:

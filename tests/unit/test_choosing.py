@@ -68,7 +68,7 @@ async def test_a_decode_pod_that_goes_during_prefill_is_replaced(pods: tuple[Pod
     assert sent_to(body) == "10.0.0.3:8000"
     assert isinstance(body, PhaseReply)
     assert isinstance(body.body, ReplaceBody)
-    assert json.loads(body.body.body)["kv_transfer_params"] == json.loads(PARAMS)
+    assert json.loads(bytes(body.body.body))["kv_transfer_params"] == json.loads(PARAMS)
     assert bench.ledger.load("d").decode_requests == 0
     assert bench.ledger.load("d2").decode_requests == 1
     assert isinstance(response, PhaseReply)

@@ -41,7 +41,7 @@ def answer_with(params: Any) -> bytes:
 
 def refuse(answer: bytes, connector: KVConnector) -> HandoffInvalid:
     with pytest.raises(HandoffInvalid) as caught:
-        connector.decode_body(make_request(CHAT), answer, POD)
+        bytes(connector.decode_body(make_request(CHAT), answer, POD))
     return caught.value
 
 
@@ -114,14 +114,14 @@ _PREFILL: list[tuple[str, bytes, bytes]] = [
 def test_the_prefill_leg_is_the_clients_body_for_one_token(
     path: str, client: bytes, expected: bytes
 ) -> None:
-    assert NeuronLegacyConnector().prefill_body(make_request(path, client)) == expected
+    assert bytes(NeuronLegacyConnector().prefill_body(make_request(path, client))) == expected
 
 
 @pytest.mark.parametrize(("path", "client", "expected"), _PREFILL)
 def test_nixls_prefill_leg_also_asks_the_engine_to_keep_the_blocks(
     path: str, client: bytes, expected: bytes
 ) -> None:
-    body = NixlConnector().prefill_body(make_request(path, client))
+    body = bytes(NixlConnector().prefill_body(make_request(path, client)))
     assert body == expected[:-1] + b',"kv_transfer_params":' + ASK_FOR_BLOCKS + b"}"
 
 
@@ -130,7 +130,7 @@ def test_untouched_members_of_the_prefill_leg_keep_their_bytes() -> None:
         b'{ "model" : "m" ,\t"messages":[{"content":"\\u00e9\\/","role":"user"}] , '
         b'"logit_bias":{"5":1.0e2},"cache_salt":"s" , "seed" : 9223372036854775807 }'
     )
-    body = NeuronLegacyConnector().prefill_body(make_request(CHAT, client))
+    body = bytes(NeuronLegacyConnector().prefill_body(make_request(CHAT, client)))
     assert body == client[:-2] + b',"stream":false,"max_tokens":1 }'
 
 
@@ -148,9 +148,9 @@ def test_a_clients_transfer_members_reach_no_engine(
         hidden["sampling_params"] = {"extra_args": {member: "evil", "keep": 1}, "seed": 4}
     request = make_request(path, **{member: "evil", **hidden})
     bodies = {
-        "prefill": connector.prefill_body(request),
-        "decode": connector.decode_body(request, answer_with(make_kv_params()), POD),
-        "whole": whole_body(request),
+        "prefill": bytes(connector.prefill_body(request)),
+        "decode": bytes(connector.decode_body(request, answer_with(make_kv_params()), POD)),
+        "whole": bytes(whole_body(request)),
     }
     for leg, body in bodies.items():
         assert b"evil" not in body, leg
@@ -167,15 +167,15 @@ def test_a_clients_transfer_members_reach_no_engine(
 def test_an_escaped_spelling_hides_nothing(spelled: str) -> None:
     data = make_body(CHAT)[:-1] + f',{spelled}:"evil","vllm_xargs":{{{spelled}:"evil"}}}}'.encode()
     for body in (
-        whole_body(make_request(CHAT, data)),
-        NixlConnector().prefill_body(make_request(CHAT, data)),
+        bytes(whole_body(make_request(CHAT, data))),
+        bytes(NixlConnector().prefill_body(make_request(CHAT, data))),
     ):
         assert b"evil" not in body
 
 
 def test_members_that_hide_twice_are_all_removed() -> None:
     data = make_body(CHAT)[:-1] + b',"vllm_xargs":{"rid":"evil","a":1,"rid":"evil"}}'
-    assert whole_body(make_request(CHAT, data)).endswith(b',"vllm_xargs":{"a":1}}')
+    assert bytes(whole_body(make_request(CHAT, data))).endswith(b',"vllm_xargs":{"a":1}}')
 
 
 @pytest.mark.parametrize(
@@ -191,22 +191,24 @@ def test_a_holder_of_more_members_than_any_request_needs_is_refused(
     many = json.dumps({f"a{number}": 1 for number in range(1001)})
     data = make_body(path)[:-1] + f",{holder % many}}}".encode()
     with pytest.raises(RequestRejected) as caught:
-        whole_body(make_request(path, data))
+        bytes(whole_body(make_request(path, data)))
     assert (caught.value.status, caught.value.param) == (400, param)
 
 
 @pytest.mark.parametrize("value", [b"null", b"[]", b'"kv_transfer_params"', b'{ "a":1.0 }', b"{}"])
 def test_holders_that_hide_nothing_keep_their_bytes(value: bytes) -> None:
     data = make_body(CHAT)[:-1] + b',"vllm_xargs":%s}' % value
-    assert whole_body(make_request(CHAT, data)) is data
+    assert whole_body(make_request(CHAT, data)).parts == (data,)
     data = make_body(GENERATE)[:-1] + b',"sampling_params":{"extra_args":%s}}' % value
-    assert whole_body(make_request(GENERATE, data)) is data
+    assert whole_body(make_request(GENERATE, data)).parts == (data,)
 
 
 @pytest.mark.parametrize("path", TWO_LEG_BODIES)
 def test_a_whole_request_without_transfer_members_is_the_clients_very_bytes(path: str) -> None:
     data = make_body(path, stream=True, n=3, min_tokens=2, max_tokens=77)
-    assert whole_body(make_request(path, data)) is data
+    body = whole_body(make_request(path, data))
+    assert body.unchanged
+    assert body.parts == (data,)
 
 
 # --- The decode leg ---
@@ -225,14 +227,14 @@ def test_the_decode_leg_is_the_clients_body_with_the_handle_verbatim(
         b'"ratio":1.50,"new_in_some_release":{"a":[null]} }'
     )
     answer = b'{"id":"x", "kv_transfer_params" : ' + handle + b' ,"usage":{}}'
-    body = NixlConnector().decode_body(make_request(path, data), answer, POD)
+    body = bytes(NixlConnector().decode_body(make_request(path, data), answer, POD))
     assert body == data[:-1] + b',"kv_transfer_params":' + handle + b"}"
 
 
 def test_the_decode_leg_gets_the_engines_handle_in_place_of_a_clients() -> None:
     data = b'{"kv_transfer_params":{"remote_host":"evil"},"model":"m","messages":[{}],"rid":"evil"}'
     params = make_kv_params()
-    body = NixlConnector().decode_body(make_request(CHAT, data), answer_with(params), POD)
+    body = bytes(NixlConnector().decode_body(make_request(CHAT, data), answer_with(params), POD))
     assert json.loads(body) == {"kv_transfer_params": params, "model": "m", "messages": [{}]}
 
 
@@ -282,7 +284,7 @@ def test_a_half_filled_handle_never_reaches_a_decode_engine(
     connector = NixlConnector(policy)
     answer = answer_with(make_kv_params(**changes))
     if reason is None:
-        assert connector.decode_body(make_request(CHAT), answer, POD)
+        assert bytes(connector.decode_body(make_request(CHAT), answer, POD))
     else:
         assert refuse(answer, connector).reason == reason
 
@@ -294,7 +296,7 @@ def test_a_half_filled_handle_never_reaches_a_decode_engine(
         (b"[]", "invalid-answer"),
         (b"<html>", "invalid-answer"),
         (b'{"kv_transfer_params":', "invalid-answer"),
-        (b'{"kv_transfer_params":{"a":"\xff"}}', "invalid-answer"),
+        (b'{"kv_transfer_params":{"a":"\xff"}}', "invalid-params"),
         (b"{}", "null-params"),
         (b'{"choices":[{"kv_transfer_params":{}}]}', "null-params"),
         (b'{"kv_transfer_params":null}', "null-params"),
@@ -329,7 +331,7 @@ def test_any_handle_is_handed_over_or_refused(changes: dict[str, Any]) -> None:
     answer = answer_with(make_kv_params(**changes))
     for policy in RemoteHostRewrite:
         try:
-            body = NixlConnector(policy).decode_body(make_request(CHAT), answer, POD)
+            body = bytes(NixlConnector(policy).decode_body(make_request(CHAT), answer, POD))
         except HandoffInvalid:
             continue
         assert json.loads(body)["kv_transfer_params"]["do_remote_prefill"] is True
@@ -370,7 +372,7 @@ def test_remote_host_is_rewritten_by_policy_and_the_port_is_kept(
     pod: Any, policy: RemoteHostRewrite, host: str, rewritten: bool
 ) -> None:
     params = make_kv_params(remote_host=host)
-    body = NixlConnector(policy).decode_body(make_request(CHAT), answer_with(params), pod)
+    body = bytes(NixlConnector(policy).decode_body(make_request(CHAT), answer_with(params), pod))
     expected = {**params, "remote_host": pod.ip if rewritten else host}
     assert json.loads(body)["kv_transfer_params"] == expected
     assert list(json.loads(body)["kv_transfer_params"]) == list(params)
@@ -386,8 +388,8 @@ def test_a_rewritten_handle_keeps_the_bytes_of_everything_else() -> None:
         b'{"do_remote_prefill":true, "remote_block_ids":[18446744073709551615], "remote_host" : '
         b'"0.0.0.0" , "remote_port":5601,"remote_engine_id":"e","ratio":1.50}'
     )
-    body = NixlConnector().decode_body(
-        make_request(CHAT), b'{"kv_transfer_params":%s}' % handle, POD
+    body = bytes(
+        NixlConnector().decode_body(make_request(CHAT), b'{"kv_transfer_params":%s}' % handle, POD)
     )
     assert handle.replace(b"0.0.0.0", b"10.1.2.3") in body
 
@@ -404,7 +406,9 @@ def test_a_handle_of_too_many_members_is_no_handle() -> None:
 def test_the_legacy_decode_leg_carries_the_whole_answer_verbatim() -> None:
     data = make_body(CHAT, stream=True, disagg_prefill_resp="evil")
     answer = b'{ "id":"x", "usage":{"total_tokens":18446744073709551615} , "kv":{"a":1.0} }'
-    body = NeuronLegacyConnector().decode_body(make_request(CHAT, data), b"\n" + answer + b" ", POD)
+    body = bytes(
+        NeuronLegacyConnector().decode_body(make_request(CHAT, data), b"\n" + answer + b" ", POD)
+    )
     assert body == data.replace(b'"evil"', answer)
 
 
@@ -453,5 +457,5 @@ def test_an_unknown_name_is_an_error() -> None:
 def test_the_rewrite_policy_reaches_the_connector() -> None:
     connector = Connectors(remote_host_rewrite=RemoteHostRewrite.NEVER).get("nixl")
     params = make_kv_params(remote_host="localhost")
-    body = connector.decode_body(make_request(CHAT), answer_with(params), POD)
+    body = bytes(connector.decode_body(make_request(CHAT), answer_with(params), POD))
     assert json.loads(body)["kv_transfer_params"]["remote_host"] == "localhost"

@@ -12,7 +12,7 @@ from msgspec import structs
 from pdrouter.engines.connector import TRANSFER_MEMBERS
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.paths import ENDPOINTS, Forms, split_path
-from pdrouter.openai.request import InferenceRequest, count_token_ids, parse_request, rename_model
+from pdrouter.openai.request import InferenceRequest, count_token_ids, parse_request
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -146,9 +146,10 @@ def test_token_ids_are_counted(prompt: bytes, tokens: int | None) -> None:
 
 def test_a_renamed_model_is_all_that_changes_in_the_body() -> None:
     request = make_request(CHAT, b'{ "messages":[{}], "model" : "ns\\/m" ,"seed":1.0}')
-    renamed = rename_model(request, 'an "é"')
-    assert renamed.body.data == '{ "messages":[{}], "model" : "an \\"é\\"" ,"seed":1.0}'.encode()
-    assert structs.replace(renamed, body=request.body) == request
+    renamed = request.rename('an "é"')
+    body = bytes(renamed.edit({}, ()))
+    assert body == '{ "messages":[{}], "model" : "an \\"é\\"" ,"seed":1.0}'.encode()
+    assert structs.replace(renamed, engine_model=None) == request
     assert request.model == renamed.model == "ns/m"
 
 
