@@ -109,7 +109,7 @@ async def _try_pair(
     """Send a request of one token over two engines."""
     connector = connectors.get(prefill.kv_connector)
     request = _write_request(prefill.model)
-    body = connector.prefill_body(request)
+    body = bytes(connector.prefill_body(request))
     headers = {"content-type": "application/json", "x-request-id": f"doctor-{uuid.uuid4()}"}
     trial = Trial(prefill, decode)
     leg = prefill
@@ -117,7 +117,7 @@ async def _try_pair(
         answer = await _send(session, prefill.address, _COMPLETIONS, body, headers)
         if answer.status != _OK:
             return dataclasses.replace(trial, failed=prefill, problem=_show(answer), handed=False)
-        decode_body = connector.decode_body(request, answer.body, prefill)
+        decode_body = bytes(connector.decode_body(request, answer.body, prefill))
         leg = decode
         answer = await _send(session, decode.address, _COMPLETIONS, decode_body, headers)
     except HandoffInvalid as error:
@@ -137,7 +137,7 @@ async def _gives_handle(session: aiohttp.ClientSession, connectors: Connectors, 
     connector = connectors.get(pod.kv_connector)
     request = _write_request(pod.model)
     headers = {"content-type": "application/json", "x-request-id": f"doctor-{uuid.uuid4()}"}
-    body = connector.prefill_body(request)
+    body = bytes(connector.prefill_body(request))
     try:
         answer = await _send(session, pod.address, _COMPLETIONS, body, headers)
         connector.decode_body(request, answer.body, pod)
