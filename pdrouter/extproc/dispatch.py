@@ -187,7 +187,7 @@ class Dispatcher:
 
     def _hand_over(
         self, request: InferenceRequest, prefilled: Prefilled, record: RequestRecord
-    ) -> bytes:
+    ) -> Pieces:
         """Return the body of the decode leg, or that of a whole request if that cannot be."""
         try:
             return self._put_handle(request, prefilled)
