@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,11 +143,25 @@ def read_home_namespace(kubeconfig: Path | None) -> str:
     try:
         if kubeconfig is None:
             return _POD_NAMESPACE.read_text().strip() or "default"
-        content = yaml.safe_load(kubeconfig.read_text())
-        current = content["current-context"]
-        contexts = {each["name"]: each["context"] for each in content["contexts"]}
-        return str(contexts[current].get("namespace") or "default")
-    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, AttributeError):
+        # KUBECONFIG may name several files: the first that says something counts.
+        contents = [
+            yaml.safe_load(Path(name).read_text()) or {}
+            for name in str(kubeconfig).split(os.pathsep)
+            if name and Path(name).exists()
+        ]
+        current = next(each["current-context"] for each in contents if each.get("current-context"))
+        contexts = [context for each in contents for context in each.get("contexts") or []]
+        chosen = next(each["context"] for each in contexts if each["name"] == current)
+        return str(chosen.get("namespace") or "default")
+    except (
+        OSError,
+        ValueError,
+        yaml.YAMLError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        StopIteration,
+    ):
         return "default"
 
 

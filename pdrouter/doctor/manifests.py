@@ -54,7 +54,8 @@ def read_manifests(paths: Iterable[str], stdin: TextIO) -> Snapshot:
         stdin: the standard input.
 
     Raises:
-        ManifestsUnreadable: a file is missing or is no YAML, or a directory needs kustomize.
+        ManifestsUnreadable: a file is missing or is no YAML, a directory needs kustomize, or there
+            is nothing in them.
     """
     documents: list[Document] = []
     for path in paths:
@@ -67,6 +68,9 @@ def read_manifests(paths: Iterable[str], stdin: TextIO) -> Snapshot:
             except (OSError, UnicodeDecodeError) as error:
                 raise ManifestsUnreadable(f"{file}: {error}") from error
             documents += _parse(str(file), text)
+    if not documents:
+        # What was to print them has failed, or the wrong directory is named: all is not well.
+        raise ManifestsUnreadable("there is no object in what is to be read")
     return Snapshot.build(documents)
 
 

@@ -1,5 +1,6 @@
 """What controllers say of objects: every condition that is not met is found, with its message."""
 
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from setups import Documents, accept, codes, endpoint_override, find
 from pdrouter.cluster.kube_api import KubeApi, connect_by_kubeconfig
 from pdrouter.doctor.diagnosis import Diagnosis, diagnose
 from pdrouter.doctor.findings import Finding
-from pdrouter.doctor.live import read_cluster
+from pdrouter.doctor.live import read_cluster, read_home_namespace
 from pdrouter.doctor.snapshot import Document, Snapshot
 
 
@@ -242,3 +243,37 @@ async def test_many_equal_findings_are_one(api: FakeApiServer, tmp_path: Path) -
 
     (finding,) = diagnosis.findings
     assert len(finding.faults) == 1667
+
+
+CONFIG = """
+current-context: %s
+contexts:
+- {name: a, context: {cluster: x, namespace: team-a}}
+- {name: b, context: {cluster: x}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("texts", "namespace"),
+    [
+        ([CONFIG % "a"], "team-a"),
+        ([CONFIG % "b"], "default"),
+        ([CONFIG % "c"], "default"),
+        (["", CONFIG % "a"], "team-a"),
+        (["current-context: a", CONFIG % "b"], "team-a"),
+        ([": ["], "default"),
+        (["- a"], "default"),
+    ],
+)
+def test_the_namespace_of_a_context_is_read(
+    tmp_path: Path, texts: list[str], namespace: str
+) -> None:
+    files = [tmp_path / str(number) for number in range(len(texts))]
+    for file, text in zip(files, texts, strict=True):
+        file.write_text(text)
+
+    assert read_home_namespace(Path(os.pathsep.join(map(str, files)))) == namespace
+
+
+def test_without_a_kubeconfig_and_outside_a_pod_it_is_the_default() -> None:
+    assert read_home_namespace(None) == "default"

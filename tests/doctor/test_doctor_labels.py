@@ -115,6 +115,21 @@ def test_an_engine_that_is_almost_right_is_named() -> None:
     assert "did you mean vllm" in refused.fault.fix
 
 
+def test_a_side_channel_variable_that_is_almost_right_is_named() -> None:
+    diagnosis = examine(
+        endpoint_override(),
+        put(
+            "Deployment/prefill",
+            "spec template spec containers 0 env 0 name",
+            "VLLM_NIXL_SIDECHANNEL_HOST",
+        ),
+    )
+
+    (finding,) = diagnosis.findings
+    assert finding.check.code == "nixl-host-local"
+    assert finding.fault.fix == ("call VLLM_NIXL_SIDECHANNEL_HOST VLLM_NIXL_SIDE_CHANNEL_HOST")
+
+
 @pytest.mark.parametrize(
     ("name", "code", "fix"),
     [

@@ -62,11 +62,21 @@ POD = "{apiVersion: v1, kind: Pod, metadata: {name: a}}"
             "{apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRole, metadata: {name: a}}",
             {"ClusterRole a"},
         ),
-        ("", set()),
     ],
 )
 def test_objects_are_read_from_a_stream_of_documents(text: str, refs: set[str]) -> None:
     assert read(text) == refs
+
+
+@pytest.mark.parametrize("text", ["", "---\n", "# nothing\n"])
+def test_no_object_at_all_is_refused(
+    text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # As when what should have printed the objects has failed.
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+
+    assert main(["doctor", "--manifests", "-"]) == 2
+    assert "no object" in capsys.readouterr().err
 
 
 def test_files_and_directories_are_read(tmp_path: Path) -> None:

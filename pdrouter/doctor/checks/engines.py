@@ -151,8 +151,12 @@ def _judge_nixl_hosts(installation: Installation) -> Iterator[Fault]:
         variable = engine.variable(_NIXL_HOST)
         if variable is None and any(container.env_from for container in engine.spec.containers):
             continue
+        fix = "fill it from the pod's address (valueFrom.fieldRef.fieldPath: status.podIP)"
         if variable is None:
             problem = "it is not set: localhost"
+            names = [each.name for container in engine.spec.containers for each in container.env]
+            near = find_nearest(_NIXL_HOST, names)
+            fix = f"call {near} {_NIXL_HOST}" if near else fix
         elif variable.value_from is None and is_unusable_host(variable.value or ""):
             problem = f"it is {variable.value!r}, which means the decode pod itself over there"
         else:
@@ -161,7 +165,7 @@ def _judge_nixl_hosts(installation: Installation) -> Iterator[Fault]:
             engine.ref,
             f"{engine.prefix}spec.containers[].env[{_NIXL_HOST}]",
             problem,
-            "fill it from the pod's address (valueFrom.fieldRef.fieldPath: status.podIP)",
+            fix,
         )
 
 
