@@ -46,13 +46,16 @@ def plan_output(members: Members) -> OutputPlan:
     """
     tool = _choose_tool(members)
     if tool is not None:
-        return _plan(make_value(tool.parameters), tool.name)
+        return _plan(json.dumps(make_value(tool.parameters)), tool.name)
+    choices = _dig(members, "structured_outputs", "choice") or members.get("guided_choice")
+    if choices:
+        return _plan(str(choices[0]))
     schema = _find_schema(members)
-    return FREE if schema is None else _plan(make_value(schema))
+    return FREE if schema is None else _plan(json.dumps(make_value(schema)))
 
 
-def _plan(value: object, tool: str | None = None) -> OutputPlan:
-    return OutputPlan(tuple(_TOKEN.findall(json.dumps(value))), tool)
+def _plan(text: str, tool: str | None = None) -> OutputPlan:
+    return OutputPlan(tuple(_TOKEN.findall(text)), tool)
 
 
 def _choose_tool(members: Members) -> _Tool | None:
@@ -121,7 +124,15 @@ def _find_schema(members: Members) -> Any:  # noqa: ANN401 - any JSON value
                 if schema is None:
                     raise malformed("Field required: a schema", "response_format")
                 return schema
-    return None
+    guiding = _dig(members, "structured_outputs", "json") or members.get("guided_json")
+    return _parse_schema(guiding) if isinstance(guiding, str) else guiding
+
+
+def _parse_schema(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise malformed(f"the schema is no JSON: {error}", "structured_outputs") from error
 
 
 def _dig(value: object, *names: str) -> Any:  # noqa: ANN401 - any JSON value

@@ -166,6 +166,7 @@ def test_the_tool_is_called_that_the_request_wants(
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"tools": [{"type": "function", "function": "x"}]}, "tools"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"guided_json": "{"}, "structured_outputs"),
     ],
 )
 def test_a_tool_that_is_not_there_is_refused(members: dict[str, Any], param: str) -> None:
@@ -181,12 +182,23 @@ def test_a_tool_that_is_not_there_is_refused(members: dict[str, Any], param: str
         {"text": {"format": {"type": "json_schema", "name": "person", "schema": PERSON}}},
         {"output_config": {"format": {"type": "json_schema", "schema": PERSON}}},
         {"response_format": FORMAT, "tools": TOOLS, "tool_choice": "none"},
+        {"structured_outputs": {"json": PERSON}},
+        {"structured_outputs": {"json": json.dumps(PERSON)}},
+        {"guided_json": PERSON},
     ],
 )
 def test_the_text_is_json_of_the_schema_that_the_request_wants(members: dict[str, Any]) -> None:
     plan = plan_output(ASKED | members)
     assert plan.tool is None
     jsonschema.validate(json.loads("".join(plan.tokens)), PERSON)
+
+
+@pytest.mark.parametrize(
+    "members",
+    [{"structured_outputs": {"choice": ["yes, of course", "no"]}}, {"guided_choice": ["yes"]}],
+)
+def test_the_text_is_one_of_the_choices(members: dict[str, Any]) -> None:
+    assert "".join(plan_output(ASKED | members).tokens).startswith("yes")
 
 
 def test_a_json_object_says_that_it_is_made_up() -> None:
