@@ -152,7 +152,11 @@ def _make_listener(name: str, policy: Object, extensions: list[Object]) -> Objec
     manager = {
         "@type": _MANAGER,
         "stat_prefix": "http",
-        "stream_idle_timeout": timeouts["streamIdleTimeout"],
+        **(
+            {"stream_idle_timeout": timeouts["streamIdleTimeout"]}
+            if "streamIdleTimeout" in timeouts
+            else {}
+        ),
         "request_timeout": timeouts["requestReceivedTimeout"],
         "use_remote_address": True,
         "normalize_path": True,

@@ -111,19 +111,22 @@ def make_backend(service: str, policy: Object, addresses: Sequence[str]) -> Obje
             override_host_sources=override["extractFrom"],
             fallback_policy=fallback,
         )
+    idle = policy.get("timeout", {}).get("http", {}).get("connectionIdleTimeout")
+    common = {} if idle is None else {"common_http_protocol_options": {"idle_timeout": idle}}
     return {
         "name": name,
         "load_balancing_policy": balancing,
         "circuit_breakers": _make_breakers(policy.get("circuitBreaker", {})),
         "load_assignment": _assign(name, addresses),
-        **_speak({"http_protocol_options": {}}),
+        **_speak({"http_protocol_options": {}}, **common),
     }
 
 
-def _speak(protocol: Object) -> Object:
+def _speak(protocol: Object, **common: Object) -> Object:
     options = {
         "@type": f"type.googleapis.com/{_HTTP_OPTIONS}",
         "explicit_http_config": protocol,
+        **common,
     }
     return {"typed_extension_protocol_options": {_HTTP_OPTIONS: options}}
 

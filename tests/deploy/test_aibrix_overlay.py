@@ -74,6 +74,9 @@ def test_nothing_is_used_that_came_after_envoy_gateway_1_2(overlay: list[Object]
     assert processor["processingMode"] == {"request": {"body": "Buffered"}, "response": {}}
     assert "panicThreshold" not in processor["backendSettings"]["healthCheck"]
     assert "statusOnError" not in processor
+    assert (
+        "streamIdleTimeout" not in find(overlay, "ClientTrafficPolicy")["spec"]["timeout"]["http"]
+    )
 
 
 @pytest.fixture(scope="module")

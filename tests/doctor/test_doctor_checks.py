@@ -80,6 +80,21 @@ spec:
         route: {cluster: somewhere, timeout: 0s}
 """
 
+PATCHED_IDLE_TIMEOUT = """
+apiVersion: gateway.envoyproxy.io/v1alpha1
+kind: EnvoyPatchPolicy
+metadata: {name: limits}
+spec:
+  targetRef: {group: gateway.networking.k8s.io, kind: Gateway, name: llm}
+  jsonPatches:
+  - type: type.googleapis.com/envoy.config.listener.v3.Listener
+    name: default/llm/http
+    operation:
+      op: add
+      path: /default_filter_chain/filters/0/typed_config/stream_idle_timeout
+      value: %s
+"""
+
 EXTRA_ENGINE = """
 apiVersion: apps/v1
 kind: Deployment
@@ -186,6 +201,11 @@ BROKEN = [
         "stream-idle-timeout-short",
         "BackendTrafficPolicy default/llm",
         [put("BackendTrafficPolicy", "spec timeout http streamIdleTimeout", "60s")],
+    ),
+    Case(
+        "stream-idle-timeout-short",
+        "EnvoyPatchPolicy default/limits",
+        [add(PATCHED_IDLE_TIMEOUT % "100s")],
     ),
     Case(
         "route-timeout-default",
@@ -655,6 +675,13 @@ def test_a_broken_installation_is_found_out(case: Case) -> None:
 GATEWAY_TARGET = {"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "llm"}
 
 HARMLESS: dict[str, tuple[str, list[Change]]] = {
+    "a limit on silent streams that a patch sets": (
+        "endpoint_override",
+        [
+            drop("ClientTrafficPolicy", "spec timeout http streamIdleTimeout"),
+            add(PATCHED_IDLE_TIMEOUT % "900s"),
+        ],
+    ),
     "a policy for the whole gateway": (
         "endpoint_override",
         [

@@ -1,11 +1,14 @@
 """Time limits that end a prefill or a stream before its time."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 from pdrouter.doctor.findings import Check, Fault, Severity
 from pdrouter.doctor.installation import Attachment, Installation, find_patched_ext_procs
 from pdrouter.doctor.objects.base import ObjectRef
+from pdrouter.doctor.objects.envoy_gateway import PatchPolicy
 from pdrouter.doctor.objects.gateway_api import HttpRoute
+from pdrouter.doctor.patches import find_values
 from pdrouter.doctor.quantities import Seconds
 
 _ENVOY_MESSAGE_S = 0.2
@@ -140,7 +143,9 @@ def _idle_timeouts(
     installation: Installation, attachment: Attachment
 ) -> Iterator[tuple[ObjectRef, str, Seconds | None]]:
     """Yield the stream idle timeout of each Gateway, and what routes say instead."""
-    for gateway in installation.gateways(attachment):
+    patched = list(_patched_idle_timeouts(installation))
+    yield from patched
+    for gateway in () if patched else installation.gateways(attachment):
         policies = installation.client_policies(gateway)
         for client_policy in policies:
             limit = client_policy.spec.timeout.http.stream_idle_timeout
@@ -152,6 +157,16 @@ def _idle_timeouts(
             limit = policy.spec.timeout.http.stream_idle_timeout
             if limit is not None:
                 yield policy.ref, "spec.timeout.http.streamIdleTimeout", limit
+
+
+def _patched_idle_timeouts(
+    installation: Installation,
+) -> Iterator[tuple[ObjectRef, str, Seconds]]:
+    """Yield what patches set; a value that is no duration makes Envoy Gateway refuse them."""
+    for policy in installation.snapshot.of(PatchPolicy):
+        for field, _, value in find_values(policy, "stream_idle_timeout"):
+            with suppress(ValueError):
+                yield policy.ref, field, Seconds.parse(value)
 
 
 def _response_limits(
