@@ -74,18 +74,18 @@ def run_checks(checks: Iterable[Check[Subject]], subject: Subject) -> tuple[Find
 def _group(check: Check[Subject], faults: Iterable[Fault]) -> Iterator[Finding]:
     """Yield a check's findings: faults that are the same in several objects are one.
 
-    So are many that differ in their words only, such as an address or a name.
+    So are many in one field that differ in their words only, such as an address or a name.
     """
-    alike: defaultdict[tuple[str, ...], list[Fault]] = defaultdict(list)
+    alike: defaultdict[tuple[str, str], list[Fault]] = defaultdict(list)
     for fault in dict.fromkeys(faults):
-        alike[fault.object.kind, fault.field, fault.fix].append(fault)
+        alike[fault.object.kind, fault.field].append(fault)
     for members in alike.values():
         if len(members) > _MANY:
             yield Finding(check, tuple(members))
             continue
-        same: defaultdict[str, list[Fault]] = defaultdict(list)
+        same: defaultdict[tuple[str, str], list[Fault]] = defaultdict(list)
         for fault in members:
-            same[fault.problem].append(fault)
+            same[fault.problem, fault.fix].append(fault)
         yield from (Finding(check, tuple(each)) for each in same.values())
 
 

@@ -196,7 +196,8 @@ def _find_service(snapshot: Snapshot, backend: BackendRef, namespace: str) -> Se
     wanted = ObjectRef("Service", backend.namespace or namespace, backend.name)
     if backend.kind != "Service":
         return None
-    return next((found for found in snapshot.of(Service) if found.ref == wanted), None)
+    found = snapshot.find(wanted)
+    return found if isinstance(found, Service) else None
 
 
 def _find_routers(snapshot: Snapshot) -> tuple[Router, ...]:

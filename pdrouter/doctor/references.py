@@ -57,8 +57,7 @@ class Naming:
 
     def find(self, snapshot: Snapshot) -> KubeObject | None:
         """Return what is named; None if it is not there."""
-        kind = _TYPES[self.target.kind]
-        return next((each for each in snapshot.of(kind) if each.ref == self.target), None)
+        return snapshot.find(self.target)
 
     def is_missing(self, snapshot: Snapshot) -> bool:
         """Return whether what is named should be there, and is not."""

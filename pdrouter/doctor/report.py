@@ -35,7 +35,8 @@ def render_json(diagnosis: Diagnosis) -> str:
                 "severity": finding.check.severity,
                 "object": _show(finding.fault.object),
                 "objects": [
-                    {**_show(fault.object), "problem": fault.problem} for fault in finding.faults
+                    {**_show(fault.object), "problem": fault.problem, "fix": fault.fix}
+                    for fault in finding.faults
                 ],
                 "field": finding.fault.field,
                 "problem": finding.fault.problem,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import msgspec
 
@@ -56,10 +56,26 @@ class Snapshot:
     scopes: Mapping[type[KubeObject], frozenset[str]] = field(default_factory=dict)
     unreachable: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    _of: dict[type[KubeObject], tuple[KubeObject, ...]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _named: dict[ObjectRef, KubeObject] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        """Note the objects by name: checks look for thousands of them."""
+        self._named.update((thing.ref, thing) for thing in self.objects)
 
     def of(self, kind: type[T]) -> tuple[T, ...]:
         """Return the objects of a kind."""
-        return tuple(thing for thing in self.objects if isinstance(thing, kind))
+        if kind not in self._of:
+            self._of[kind] = tuple(thing for thing in self.objects if isinstance(thing, kind))
+        return cast("tuple[T, ...]", self._of[kind])
+
+    def find(self, ref: ObjectRef) -> KubeObject | None:
+        """Return the object of a name; None if there is none."""
+        return self._named.get(ref)
 
     def has_read(self, kind: type[KubeObject], namespace: str = _EVERYWHERE) -> bool:
         """Return whether nothing of a kind was withheld in a namespace, or in any."""

@@ -132,12 +132,12 @@ def reaches_engines(installation: Installation, route: HttpRoute, rule: RouteRul
         service = installation.service(backend, route.metadata.namespace)
         if service is None:
             return True
+        engines = {engine.ref for engine in installation.engines}
         known = [
             workload.ref
             for workload in installation.snapshot.of(Workload)
             if service.selects(workload.metadata.namespace, workload.spec.template.metadata.labels)
         ]
-        engines = {engine.ref for engine in installation.engines}
         if not known or any(ref in engines for ref in known):
             return True
     return False

@@ -1,6 +1,7 @@
 """Labels and annotations of pods that were meant for the router, but are not what it reads."""
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 
 from pdrouter.cluster.kube_objects import (
     CONFIG,
@@ -45,7 +46,7 @@ def _find_misspelt_keys(installation: Installation) -> Iterator[Fault]:
             ("annotations", metadata.annotations),
         ):
             for key in entries:
-                near = find_nearest(key, (*_READ, *_OTHERS))
+                near = _find_key(key)
                 # `role-name` beside a label almost of that name: the other is somebody else's.
                 if near in _READ and near not in present:
                     yield Fault(
@@ -54,6 +55,12 @@ def _find_misspelt_keys(installation: Installation) -> Iterator[Fault]:
                         f"the router does not read {key}",
                         f"did you mean {near}?",
                     )
+
+
+@lru_cache(maxsize=4096)
+def _find_key(key: str) -> str | None:
+    """Return the key that is most like one; thousands of pods have the same few."""
+    return find_nearest(key, (*_READ, *_OTHERS))
 
 
 def _find_misspelt_roles(installation: Installation) -> Iterator[Fault]:

@@ -1,5 +1,7 @@
 """Selectors: of a workload, which must match its own pods, and of the Services in front of them."""
 
+import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
 from pdrouter.doctor.findings import Check, Fault, Severity
@@ -9,6 +11,8 @@ from pdrouter.doctor.objects.workloads import Pod, Service, Workload
 from pdrouter.doctor.references import find_namings
 from pdrouter.doctor.snapshot import Snapshot
 from pdrouter.nearest import find_nearest
+
+_NUMBER = re.compile("[0-9]+")
 
 
 def _find_mismatches(installation: Installation) -> Iterator[Fault]:
@@ -46,20 +50,19 @@ def _show(labels: Mapping[str, str], key: str) -> str:
 def _find_lonely_services(installation: Installation) -> Iterator[Fault]:
     snapshot = installation.snapshot
     wanted = {naming.target for naming in find_namings(snapshot) if naming.backend}
+    pods = _Pods(snapshot)
     for service in snapshot.of(Service):
         selector, namespace = service.spec.selector, service.metadata.namespace
-        if not selector or service.spec.type == "ExternalName":
+        if not selector or service.spec.type == "ExternalName" or pods.have(namespace, selector):
             continue
-        pods = list(_find_labels(snapshot, namespace))
-        if any(selector.items() <= labels.items() for labels in pods):
-            continue
+        near = None
         if snapshot.live:
             # Others' Services may wait for pods as long as they like.
-            near = None
             judged = service.ref in wanted and snapshot.has_read(Pod, namespace)
         else:
-            near = _find_near_labels(selector, pods)
-            others = any(selector.keys() <= labels.keys() for labels in pods)
+            labels = pods.of(namespace)
+            near = _find_near_labels(selector, labels)
+            others = any(selector.keys() <= each.keys() for each in labels)
             judged = near is not None or (service.ref in wanted and others)
         if judged:
             shown = ", ".join(f"{key}={value}" for key, value in selector.items())
@@ -71,14 +74,30 @@ def _find_lonely_services(installation: Installation) -> Iterator[Fault]:
             )
 
 
-def _find_labels(snapshot: Snapshot, namespace: str) -> Iterator[Mapping[str, str]]:
-    """Yield the labels of the pods of a namespace, and of those that workloads are to make."""
-    for pod in snapshot.of(Pod):
-        if pod.metadata.namespace == namespace:
-            yield pod.metadata.labels
-    for workload in snapshot.of(Workload):
-        if workload.metadata.namespace == namespace and not snapshot.live:
-            yield workload.spec.template.metadata.labels
+class _Pods:
+    """The labels of pods, and of those that workloads are to make, by namespace."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._labels: defaultdict[str, list[Mapping[str, str]]] = defaultdict(list)
+        self._with: defaultdict[tuple[str, str, str], list[Mapping[str, str]]] = defaultdict(list)
+        for pod in snapshot.of(Pod):
+            self._add(pod.metadata.namespace, pod.metadata.labels)
+        for workload in () if snapshot.live else snapshot.of(Workload):
+            self._add(workload.metadata.namespace, workload.spec.template.metadata.labels)
+
+    def _add(self, namespace: str, labels: Mapping[str, str]) -> None:
+        self._labels[namespace].append(labels)
+        for key, value in labels.items():
+            self._with[namespace, key, value].append(labels)
+
+    def of(self, namespace: str) -> list[Mapping[str, str]]:
+        """Return the labels of each."""
+        return self._labels[namespace]
+
+    def have(self, namespace: str, selector: Mapping[str, str]) -> bool:
+        """Return whether a selector, which is not empty, selects one of them."""
+        some = [self._with.get((namespace, *item), []) for item in selector.items()]
+        return any(selector.items() <= labels.items() for labels in min(some, key=len))
 
 
 def _find_near_labels(selector: Mapping[str, str], pods: list[Mapping[str, str]]) -> str | None:
@@ -89,13 +108,20 @@ def _find_near_labels(selector: Mapping[str, str], pods: list[Mapping[str, str]]
             near = key if key in labels else find_nearest(key, labels)
             if near is None:
                 break
-            # Another value of the same label is another pod's, unless it is almost the same.
-            if labels[near] != value and find_nearest(value, [labels[near]]) is None:
+            if not _is_almost(labels[near], value):
                 break
             found[near] = labels[near]
         else:
             return ", ".join(f"{key}={value}" for key, value in found.items())
     return None
+
+
+def _is_almost(value: str, other: str) -> bool:
+    """Return whether a value may be a slip for another: not one that only has another number."""
+    if value == other:
+        return True
+    same_but_number = _NUMBER.sub("", value) == _NUMBER.sub("", other)
+    return not same_but_number and find_nearest(value, [other]) is not None
 
 
 def _find_unknown_ports(installation: Installation) -> Iterator[Fault]:
