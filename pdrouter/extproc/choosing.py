@@ -224,7 +224,8 @@ class PodChooser:
         output = 0
         if request.endpoint.limits:
             expected = self.lengths.expect(pods.model)
-            output = min(request.max_output_tokens or expected, expected)
+            limit = request.max_output_tokens
+            output = expected if limit is None else min(limit, expected)
         whole = request.whole or self._find_unsplittable(request, pods)
         split = whole is None and pods.disaggregated
         return RoutingFacts(

@@ -227,7 +227,7 @@ def _read(body: Body, name: str) -> object:
 def _find_limit(endpoint: Endpoint, options: Body) -> int | None:
     """Return the least limit; what is no limit, an engine is to refuse."""
     numbers = (as_integer(_read(options, name)) for name in endpoint.limits)
-    limits = [min(number, _MAX_LIMIT) for number in numbers if number is not None and number > 0]
+    limits = [min(number, _MAX_LIMIT) for number in numbers if number is not None and number >= 0]
     return min(limits, default=None)
 
 

@@ -356,6 +356,8 @@ async def test_a_pod_with_a_short_queue_takes_what_would_wait_too_long() -> None
     [
         # What is expected of answers on the bench is 100 tokens, and 4 bytes are a token.
         ("/v1/chat/completions", {"messages": [{"content": "x" * 382}], "n": 2}, 100 + 100),
+        ("/v1/completions", {"prompt": "x" * 398, "echo": True, "max_tokens": 0}, 100),
+        ("/v1/completions", {"prompt": "x" * 398, "echo": True, "max_tokens": 9}, 100 + 9),
         ("/v1/chat/completions/batch", {"messages": "x" * 363}, 100 + 100),
         ("/v1/embeddings", {"input": "x" * 398}, 100),
         ("/v1/embeddings", {"input": "x" * 398, "max_tokens": 50}, 100),

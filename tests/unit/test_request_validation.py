@@ -279,8 +279,10 @@ def test_a_number_that_engines_refuse_is_for_one_engine_to_refuse(
 ) -> None:
     request = make_request(path, build_raw(path, name, value))
     assert request.whole == "invalid-value"
-    # A limit beside it stands.
-    assert request.max_output_tokens == (7 if (path, name) == (MESSAGES, "n") else None)
+    # A limit beside it stands, and nothing is a limit.
+    nothing = name != "n" and value in {"0", "-0", "false"}
+    beside = 7 if (path, name) == (MESSAGES, "n") else None
+    assert request.max_output_tokens == (0 if nothing else beside)
 
 
 def test_no_number_is_read_where_there_is_no_second_leg() -> None:
