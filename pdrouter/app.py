@@ -33,7 +33,9 @@ from pdrouter.engines.registry import CONNECTOR_NAMES, ENGINES, Connectors
 from pdrouter.extproc.answers import AnswerReports
 from pdrouter.extproc.choosing import PodChooser
 from pdrouter.extproc.dispatch import Dispatcher
-from pdrouter.extproc.exchange import Exchange, ExchangePolicy
+from pdrouter.extproc.exchange import Exchange
+from pdrouter.extproc.exchange_policy import ExchangePolicy
+from pdrouter.extproc.header_limits import HeaderLimits
 from pdrouter.extproc.limits import HANDLE_HEADROOM_BYTES
 from pdrouter.extproc.pod_outcomes import PodOutcomes
 from pdrouter.extproc.prefilling import Prefilling
@@ -152,6 +154,7 @@ class Application:
             settings.bearer_token,
             settings.max_message_bytes - HANDLE_HEADROOM_BYTES,
             settings.observe_tokens,
+            HeaderLimits(settings.max_headers, settings.max_header_bytes),
         )
         return self.server_class(
             lambda: Exchange(dispatcher, self.cache, self.telemetry, answers, policy),

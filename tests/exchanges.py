@@ -15,7 +15,8 @@ from pdrouter.extproc.answers import UNOBSERVED, AnswerReport, AnswerReports, To
 from pdrouter.extproc.choosing import PodChooser
 from pdrouter.extproc.dispatch import Dispatcher
 from pdrouter.extproc.dispatch_policy import DispatchPolicy, FailurePolicy
-from pdrouter.extproc.exchange import Exchange, ExchangePolicy
+from pdrouter.extproc.exchange import Exchange
+from pdrouter.extproc.exchange_policy import ExchangePolicy
 from pdrouter.extproc.messages import (
     BodyMode,
     Event,

@@ -29,7 +29,7 @@ from pdrouter.envoy_config.clusters import (
     build_socket_address,
 )
 from pdrouter.envoy_config.local_replies import build_local_replies
-from pdrouter.envoy_config.options import EnvoyConfig, ResponseBody
+from pdrouter.envoy_config.options import MAX_HEADER_KB, MAX_HEADERS, EnvoyConfig, ResponseBody
 from pdrouter.envoy_config.token_accounting import build_token_filters, build_token_log
 from pdrouter.extproc.answers import ROUTER_NAMESPACE
 from pdrouter.extproc.headers import CONTROL_HEADERS
@@ -101,6 +101,9 @@ def _build_connection_manager(config: EnvoyConfig) -> hcm.HttpConnectionManager:
         codec_type=hcm.HttpConnectionManagerCodecType.AUTO,
         server_header_transformation=hcm.HttpConnectionManagerServerHeaderTransformation.PASS_THROUGH,
         stream_idle_timeout=timedelta(seconds=config.stream_idle_timeout_s),
+        # Above the router's limits, so that clients get its error and not the end of a connection.
+        common_http_protocol_options=core.HttpProtocolOptions(max_headers_count=MAX_HEADERS),
+        max_request_headers_kb=MAX_HEADER_KB,
         http2_protocol_options=core.Http2ProtocolOptions(
             max_concurrent_streams=config.max_concurrent_requests,
             initial_stream_window_size=min(_STREAM_WINDOW_BYTES, config.body_limit_bytes),

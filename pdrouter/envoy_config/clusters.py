@@ -18,7 +18,7 @@ from envoy_data_plane.envoy.type import v3 as type_v3
 from envoy_data_plane.envoy.type.matcher import v3 as matcher
 from envoy_data_plane.google.protobuf import Any
 
-from pdrouter.envoy_config.options import Address, EnvoyConfig, Routing
+from pdrouter.envoy_config.options import MAX_HEADER_KB, MAX_HEADERS, Address, EnvoyConfig, Routing
 from pdrouter.extproc.headers import DESTINATION_ENDPOINT, TARGET_POD
 
 ROUTER_CLUSTER = "pdrouter"
@@ -74,7 +74,9 @@ def build_pod_cluster(config: EnvoyConfig) -> cluster.Cluster:
             _HTTP_OPTIONS: Any.pack(
                 upstream_http.HttpProtocolOptions(
                     common_http_protocol_options=core.HttpProtocolOptions(
-                        idle_timeout=_POD_IDLE_TIMEOUT
+                        idle_timeout=_POD_IDLE_TIMEOUT,
+                        max_headers_count=MAX_HEADERS,
+                        max_response_headers_kb=MAX_HEADER_KB,
                     ),
                     explicit_http_config=upstream_http.HttpProtocolOptionsExplicitHttpConfig(
                         http_protocol_options=core.Http1ProtocolOptions()

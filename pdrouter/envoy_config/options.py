@@ -7,6 +7,11 @@ from typing import Self
 
 from pdrouter.extproc.limits import MESSAGE_OVERHEAD_BYTES
 
+MAX_HEADERS = 256
+"""Headers of one message; Envoy's default is 100."""
+MAX_HEADER_KB = 96
+"""Their size in KiB; Envoy's default is 60."""
+
 _MIB = 1024 * 1024
 # Time for the router to turn its own prefill deadline into an answer before Envoy gives up.
 _MESSAGE_TIMEOUT_MARGIN_S = 5.0

@@ -67,7 +67,11 @@ def decode(data: bytes) -> Event:
         case "request_headers" | "response_headers":
             headers: pb.HttpHeaders = getattr(message, kind)
             return _HEADERS_EVENTS[kind](
-                _read_header_map(headers.headers), headers.end_of_stream, **_read_common(message)
+                _read_header_map(headers.headers),
+                headers.end_of_stream,
+                len(headers.headers.headers),
+                headers.headers.ByteSize(),
+                **_read_common(message),
             )
         case "request_body" | "response_body":
             body: pb.HttpBody = getattr(message, kind)

@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from enum import Enum, auto
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeAlias
@@ -13,15 +12,14 @@ from pdrouter.cluster.failures import Leg
 from pdrouter.cluster.view import PodCache
 from pdrouter.extproc import own_answers
 from pdrouter.extproc.answers import (
-    UNOBSERVED,
     AnswerReports,
     AnswerWatch,
     RoutedRequest,
-    TokenObservation,
     begin_watch,
 )
 from pdrouter.extproc.codec import MessageInvalid, decode, encode
 from pdrouter.extproc.dispatch import Dispatcher, RequestHead
+from pdrouter.extproc.exchange_policy import ExchangePolicy
 from pdrouter.extproc.explanation import explain
 from pdrouter.extproc.forwarding import forward
 from pdrouter.extproc.front_door import admit, authenticate, has_known_body, no_body
@@ -82,25 +80,6 @@ class State(Enum):
     """The response's headers have been answered."""
     ENDED = auto()
     """The router has answered the request itself, or has given it up."""
-
-
-@dataclass(frozen=True, slots=True)
-class ExchangePolicy:
-    """What an operator may decide about the answers.
-
-    Attributes:
-        expose_pods: whether clients are told names and addresses of pods.
-        explain_decisions: whether a client may ask for a decision in detail.
-        bearer_token: the key that clients must present; None to let everybody in.
-        max_body_bytes: size of the largest body; larger ones are refused.
-        observation: who counts the tokens of answers.
-    """
-
-    expose_pods: bool
-    explain_decisions: bool
-    bearer_token: str | None
-    max_body_bytes: int
-    observation: TokenObservation = UNOBSERVED
 
 
 class Exchange:
@@ -223,6 +202,7 @@ class Exchange:
             record.outcome = Outcome.ANSWERED
             return self._end(answer(body, record))
         self._head = admit(event)
+        self._policy.header_limits.check_request(event)
         self._state = State.HEAD
         if has_known_body(headers):
             return _STRIP
@@ -269,7 +249,7 @@ class Exchange:
             self._outcomes.note_answer(self._sent, status, event.headers, attributes)
         return PhaseReply(
             Phase.RESPONSE_HEADERS,
-            set_headers=self._explain(),
+            set_headers=self._explain_in(event),
             mode_override=None if event.end_of_stream else self._choose_mode(event),
         )
 
@@ -301,7 +281,7 @@ class Exchange:
             raise no_body()
         self._note_response(event)
         self.record.outcome = Outcome.LOCAL_REPLY
-        return PhaseReply(Phase.RESPONSE_HEADERS, set_headers=self._explain())
+        return PhaseReply(Phase.RESPONSE_HEADERS, set_headers=self._explain_in(event))
 
     async def _on_earlier_answer(self, event: ResponseHeaders) -> Reply:
         """Let an answer of a filter before this one (CORS, authentication) pass untouched."""
@@ -401,6 +381,9 @@ class Exchange:
             return None
         rejected = RequestRejected(500, "protocol_error", "the gateway's messages make no sense")
         return self._end(refuse(rejected, self.record))
+
+    def _explain_in(self, event: ResponseHeaders) -> Headers:
+        return self._policy.header_limits.keep_fitting(self._explain(), event)
 
     def _explain(self) -> Headers:
         policy = self._policy

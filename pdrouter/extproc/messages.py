@@ -93,10 +93,14 @@ class _HeadersEvent(_Event):
     Attributes:
         headers: By name in lower case, pseudo headers such as `:path` among them.
         end_of_stream: True if neither a body nor trailers follow.
+        count: How many there are; a name that occurs twice is two.
+        size: Bytes that they take, at least that of all names and values.
     """
 
     headers: Mapping[str, str]
     end_of_stream: bool = False
+    count: int = field(default=0, compare=False)
+    size: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,20 @@ class PortSettings:
         "derives Envoy's buffer limits from it.",
         "--max-message-bytes",
     )
+    max_headers: int = declare(
+        100,
+        "PDROUTER_MAX_HEADERS",
+        number(int, "a whole number", 20, 256),
+        "Envoy's `max_headers_count`, whose default this is; `pdrouter envoy-config` sets 256. A "
+        "request that has more, with the up to five that the router sets, is a 431.",
+    )
+    max_header_bytes: int = declare(
+        60 * 1024,
+        "PDROUTER_MAX_HEADER_BYTES",
+        size(8 * 1024, 96 * 1024),
+        "Envoy's `max_request_headers_kb`, whose default this is; `pdrouter envoy-config` sets "
+        "96 KiB. Requests with larger headers are a 431.",
+    )
     grpc_keepalive_s: float = declare(
         30.0,
         "PDROUTER_GRPC_KEEPALIVE",

@@ -7,7 +7,13 @@ from contextlib import asynccontextmanager
 from expectations import PATIENCE_S
 from h2.config import H2Configuration
 from h2.connection import H2Connection
-from h2.events import DataReceived, ResponseReceived, StreamEnded
+from h2.events import (
+    ConnectionTerminated,
+    DataReceived,
+    ResponseReceived,
+    StreamEnded,
+    StreamReset,
+)
 
 Fields = Sequence[tuple[str, str]]
 
@@ -32,6 +38,9 @@ async def send_frames(
         address: `host:port` of Envoy.
         headers: headers, pseudo headers first.
         parts: what follows: data as bytes, trailers as fields. The last one ends the stream.
+
+    Raises:
+        ConnectionResetError: there is no answer.
     """
     connection = H2Connection(H2Configuration(validate_outbound_headers=False))
     async with _connect(address) as (reader, writer):
@@ -54,10 +63,15 @@ async def send_bytes(address: str, request: bytes) -> tuple[int, bytes]:
     """Send a request as bytes; return status and the rest of the answer.
 
     The request has to ask for the end of the connection, or Envoy has to end it.
+
+    Raises:
+        ConnectionResetError: there is no answer.
     """
     async with _connect(address) as (reader, writer):
         writer.write(request)
         answer = await reader.read()
+    if not answer:
+        raise ConnectionResetError("the connection ended without an answer")
     return int(answer.split(b" ", 2)[1]), answer
 
 
@@ -91,4 +105,6 @@ async def _read_answer(
                     body += event.data
                 case StreamEnded():
                     return headers, body
+                case StreamReset() | ConnectionTerminated():
+                    raise ConnectionResetError(f"{event}")
         writer.write(connection.data_to_send())

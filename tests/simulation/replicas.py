@@ -21,7 +21,8 @@ from pdrouter.extproc.answers import AnswerReports
 from pdrouter.extproc.choosing import PodChooser
 from pdrouter.extproc.dispatch import Dispatcher
 from pdrouter.extproc.dispatch_policy import DispatchPolicy, FailurePolicy
-from pdrouter.extproc.exchange import Exchange, ExchangePolicy
+from pdrouter.extproc.exchange import Exchange
+from pdrouter.extproc.exchange_policy import ExchangePolicy
 from pdrouter.extproc.messages import PhaseReply, Reply
 from pdrouter.extproc.pod_outcomes import PodOutcomes
 from pdrouter.extproc.prefilling import Prefilling

@@ -88,7 +88,10 @@ def full_message() -> pb.ProcessingRequest:
 def test_headers_are_read_as_http_means_them(
     headers: list[pb.HeaderValue], expected: dict[str, str]
 ) -> None:
-    assert decode(request_headers(*headers)) == RequestHeaders(expected)
+    event = decode(request_headers(*headers))
+    assert event == RequestHeaders(expected)
+    assert event.count == len(headers)
+    assert event.size >= sum(len(each.key) + len(each.raw_value) for each in headers)
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,11 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     ),
     "PDROUTER_GRPC_BIND": (_BINDS, _NO_BINDS),
     "PDROUTER_HTTP_BIND": (_BINDS, _NO_BINDS),
+    "PDROUTER_MAX_HEADERS": ([("20", 20), ("256", 256)], ["19", "257", "1e2", "many"]),
+    "PDROUTER_MAX_HEADER_BYTES": (
+        [("8192", 8192), ("96Ki", 96 * 1024)],
+        ["8191", "97Ki", "1.5"],
+    ),
     "AIBRIX_GRPC_MAX_MESSAGE_SIZE_BYTES": (
         [
             *((str(MIB), MIB), (str(1024 * MIB), 1024 * MIB)),

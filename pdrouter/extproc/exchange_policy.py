@@ -1,0 +1,27 @@
+"""What an operator decides about the answers to requests."""
+
+from dataclasses import dataclass
+
+from pdrouter.extproc.answers import UNOBSERVED, TokenObservation
+from pdrouter.extproc.header_limits import ENVOYS_DEFAULTS, HeaderLimits
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangePolicy:
+    """What an operator may decide about the answers.
+
+    Attributes:
+        expose_pods: whether clients are told names and addresses of pods.
+        explain_decisions: whether a client may ask for a decision in detail.
+        bearer_token: the key that clients must present; None to let everybody in.
+        max_body_bytes: size of the largest body; larger ones are refused.
+        observation: who counts the tokens of answers.
+        header_limits: Envoy's limits for headers.
+    """
+
+    expose_pods: bool
+    explain_decisions: bool
+    bearer_token: str | None
+    max_body_bytes: int
+    observation: TokenObservation = UNOBSERVED
+    header_limits: HeaderLimits = ENVOYS_DEFAULTS
