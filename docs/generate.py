@@ -46,7 +46,7 @@ says so, and goes on; `--namespaces` names others. Manifests may leave objects t
 that leads nowhere is a finding where there are other objects of that kind and namespace. Findings
 that are alike are one, with the number of objects.
 
-The engines of an [endpoints file](configuration.md) are asked themselves:
+The engines of an [endpoints file](endpoints-file.md) are asked themselves:
 
 ```bash
 pdrouter doctor --endpoints endpoints.yaml

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import os
+import socket
 import ssl
 import uuid
 from collections.abc import Mapping, Sequence
@@ -217,6 +218,8 @@ def _describe(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
     if isinstance(error, aiohttp.ClientConnectorError):
+        if isinstance(error.os_error, socket.gaierror):
+            return f"the name is not resolved: {error.os_error.strerror}"
         number = error.os_error.errno
         return os.strerror(number) if number else str(error.os_error)
     return str(error) or type(error).__name__

@@ -64,7 +64,7 @@ def test_a_condition_that_is_not_true_is_found_with_its_message(
         ("Conflicted", "True", True),
         ("Conflicted", "False", False),
         ("PartiallyInvalid", "True", True),
-        ("Overridden", "True", True),
+        ("Overridden", "True", False),
         ("Overridden", "False", False),
         ("SomethingElse", "False", False),
     ],

@@ -265,6 +265,23 @@ async def test_the_command_asks_the_engines_of_a_file(
     assert json.loads(capsys.readouterr().out)["errors"] == 2
 
 
+async def test_engines_may_be_named_by_host(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "endpoints.yaml"
+    async with run(engine("both")) as (address,):
+        port = address.rpartition(":")[2]
+        file.write_text(describe(whole=[f"localhost:{port}", "nowhere.invalid:8000"]))
+        code = await asyncio.to_thread(main, ["doctor", "--json", "--endpoints", str(file)])
+
+    report = json.loads(capsys.readouterr().out)
+    assert (code, report["errors"]) == (1, 1)
+    (finding,) = report["findings"]
+    assert finding["object"]["name"] == "nowhere.invalid:8000"
+    assert "the name is not resolved" in finding["problem"]
+    assert "serves llama" in report["facts"][0]
+
+
 @pytest.mark.parametrize("content", [None, "models: [", "models: []\nmodel: x"])
 def test_a_file_that_is_no_endpoints_file_gives_exit_code_2(
     tmp_path: Path, content: str | None, capsys: pytest.CaptureFixture[str]

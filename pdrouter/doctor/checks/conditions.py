@@ -10,8 +10,10 @@ from pdrouter.doctor.objects.status import Condition, Controlled
 
 _WANTED = frozenset({"Accepted", "Programmed", "ResolvedRefs"})
 """Conditions that are True of an object that works."""
-_UNWANTED = frozenset({"Conflicted", "Overridden", "PartiallyInvalid"})
-"""Conditions that are True of an object that does not work, or of which a part does not."""
+_UNWANTED = frozenset({"Conflicted", "PartiallyInvalid"})
+"""Conditions that are True of an object that does not work, or of which a part does not.
+
+Not `Overridden`: a policy of a Gateway may leave routes to their own."""
 
 _SILENT_KINDS = (BackendTlsPolicy, EnvoyProxy, InferencePool)
 """Kinds of which nothing is said while nobody uses them, or in older versions never."""
