@@ -1,15 +1,12 @@
-"""The composition root: builds the router from its settings, and runs it."""
+"""The composition root: builds the router from its settings."""
 
 import asyncio
-import gc
 import logging
-import os
-import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
 from random import Random
@@ -42,10 +39,10 @@ from pdrouter.extproc.prefilling import Prefilling
 from pdrouter.extproc.server import ExtProcServer, Server, ServerOptions
 from pdrouter.extproc.tls import TlsFiles
 from pdrouter.extproc.tokenizing import PromptTokenizers
+from pdrouter.ports import naming_port
 from pdrouter.prefill.client import ClientLimits, PrefillClient
 from pdrouter.prefill.leg import PrefillLeg
 from pdrouter.prefill.unsplittable import UnsplittableKinds
-from pdrouter.process_limits import keep_freed_memory, raise_file_limit
 from pdrouter.routing.output_length import OutputLengths
 from pdrouter.routing.prefix_index import PrefixIndex
 from pdrouter.routing.prompt_length import TokenRatios
@@ -211,18 +208,20 @@ class Application:
         Raises:
             SourceUnusable: the pods cannot be read.
             CertificatesInvalid: the files for TLS cannot be used.
-            OSError: an address cannot be bound.
+            PortUnusable: a port cannot be opened.
         """
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._source)
             await stack.enter_async_context(self._client)
             await stack.enter_async_context(self._tokenizers)
             await stack.enter_async_context(self._engines)
-            await self.server.start()
+            with naming_port("PDROUTER_GRPC_BIND (--grpc-bind)", *self._settings.grpc_bind):
+                await self.server.start()
             stack.push_async_callback(self.server.stop)
             # After the gRPC port: who can ask whether the router is ready finds it serving.
             if self._admin_socket is None:
-                await self.admin.start(*self._settings.http_bind)
+                with naming_port("PDROUTER_HTTP_BIND (--http-bind)", *self._settings.http_bind):
+                    await self.admin.start(*self._settings.http_bind)
             else:
                 await self.admin.start_at_socket(self._admin_socket)
             stack.push_async_callback(self.admin.stop)
@@ -246,63 +245,17 @@ class Application:
         del kind, error, trace  # Kept from the task group, which would wrap the error.
         await self._stack.aclose()
 
-    async def drain(self) -> None:
-        """Let open requests finish, as far as the settings give them time."""
-        await self.server.drain(self._settings.lame_duck_s, self._settings.drain_s)
+    async def drain(self, *, lame_duck: bool = True) -> None:
+        """Let open requests finish, as far as the settings give them time.
+
+        Args:
+            lame_duck: whether new ones are served meanwhile, until their senders have noticed.
+        """
+        lame_duck_s = self._settings.lame_duck_s if lame_duck else 0.0
+        await self.server.drain(lame_duck_s, self._settings.drain_s)
 
     def _count_reload(self, success: bool) -> None:
         self.telemetry.metrics.endpoints_reloads.labels("ok" if success else "broken").inc()
-
-
-async def serve(settings: Settings, admin_socket: Path | None = None) -> None:
-    """Run the router until SIGTERM or SIGINT, then drain it. A second signal exits at once.
-
-    Args:
-        settings: what the operator decided.
-        admin_socket: of a worker, the Unix socket for its admin pages. It is also drained when its
-            standard input ends, for then its supervisor is gone.
-    """
-    stopping = asyncio.Event()
-
-    def stop() -> None:
-        if stopping.is_set():
-            os._exit(1)
-        stopping.set()
-
-    raise_file_limit()
-    keep_freed_memory()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
-    if admin_socket is not None:
-        # Nothing is ever written there: it becomes readable at its end.
-        loop.add_reader(sys.stdin.fileno(), _stop_for_good, loop, stopping)
-    async with Application(settings, admin_socket) as router:
-        # What was loaded so far stays: looking through it again and again for garbage would hold
-        # the event loop for 30 ms and more (`python -m benchmarks.kubernetes`).
-        gc.freeze()
-        # A thread writes the metrics page: it must not hold the event loop for the usual 5 ms.
-        sys.setswitchinterval(0.001)
-        log.info(
-            "serving",
-            extra={
-                "fields": {
-                    "grpc_port": router.server.port,
-                    "http": router.admin.address,
-                    "models": sorted(router.cache.view.models),
-                    "settings": settings.show(),
-                }
-            },
-        )
-        await stopping.wait()
-        log.info("draining", extra={"fields": {"requests": len(router.telemetry.open)}})
-        await router.drain()
-    log.info("stopped")
-
-
-def _stop_for_good(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event) -> None:
-    loop.remove_reader(sys.stdin.fileno())
-    stopping.set()
 
 
 def _create_source(
@@ -324,8 +277,10 @@ def _create_source(
         )
     if settings.kubernetes:
         # Loaded when needed: the Kubernetes client costs 0.2 s and 12 MB.
+        from pdrouter.cluster.kube_api import find_kubeconfig  # noqa: PLC0415
         from pdrouter.cluster.kubernetes import create_kubernetes_source  # noqa: PLC0415
 
+        settings = replace(settings, kubeconfig=find_kubeconfig(settings.kubeconfig))
         return create_kubernetes_source(
             cache,
             _create_pod_rules(settings),

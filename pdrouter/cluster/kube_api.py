@@ -4,7 +4,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,10 @@ from pdrouter.cluster.source import SourceUnusable
 log = logging.getLogger(__name__)
 
 _OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_NO_ACCOUNT = (
+    "no service account of a pod; outside of one, --kubeconfig FILE (KUBECONFIG) says how to reach"
+    " the cluster, and ~/.kube/config is used if it exists"
+)
 _CONNECT_S = 3.0
 _CONFIGURE_S = 30.0
 # Beside its own errors, the client raises what its reading of a file runs into, which may be half
@@ -62,6 +66,22 @@ Connect = Callable[[], Awaitable[Configuration]]
 """Reads the configuration anew."""
 
 
+def find_kubeconfig(named: Path | None) -> Path | None:
+    """Return the file that says how to reach the API server; None for the pod's own account.
+
+    Args:
+        named: the file that the operator names. Without one, a pod's own account is used, and
+            outside of a pod kubectl's usual file.
+    """
+    if named is not None or _OWN_NAMESPACE.exists():
+        return named
+    with suppress(RuntimeError):  # There is no home directory.
+        usual = Path.home() / ".kube" / "config"
+        if usual.exists():
+            return usual
+    return None
+
+
 async def connect_in_cluster() -> Configuration:
     """Read the service account of the pod that this process runs in.
 
@@ -72,7 +92,7 @@ async def connect_in_cluster() -> Configuration:
     try:
         load_incluster_config(client_configuration=configuration)
     except _UNREADABLE as error:
-        raise KubeConfigInvalid(f"no service account of a pod: {error}") from error
+        raise KubeConfigInvalid(f"{_NO_ACCOUNT}: {error}") from error
     return configuration
 
 
@@ -108,7 +128,7 @@ def find_own_namespace(kubeconfig: Path | None) -> str:
         # kubectl's namespace for a context that names none.
         return (current or {"context": {}})["context"].get("namespace") or "default"
     except _UNREADABLE as error:
-        where = "no service account of a pod" if kubeconfig is None else kubeconfig
+        where = _NO_ACCOUNT if kubeconfig is None else kubeconfig
         raise KubeConfigInvalid(f"{where}: {' '.join(str(error).split())}") from error
 
 

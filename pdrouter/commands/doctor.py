@@ -17,6 +17,7 @@ from pdrouter.cluster.kube_api import (
     KubeRefused,
     connect_by_kubeconfig,
     connect_in_cluster,
+    find_kubeconfig,
 )
 from pdrouter.doctor.asking import ask_engines
 from pdrouter.doctor.diagnosis import Diagnosis, diagnose, diagnose_engines
@@ -115,15 +116,9 @@ async def _survey(endpoints: Endpoints, connectors: Connectors) -> Survey:
 
 async def _read_cluster(options: argparse.Namespace) -> Snapshot:
     names = tuple(name.strip() for name in options.namespaces.split(",") if name.strip())
-    kubeconfig = _find_kubeconfig(options.kubeconfig)
+    named = options.kubeconfig or os.environ.get("KUBECONFIG")
+    kubeconfig = find_kubeconfig(Path(named) if named else None)
     connect = connect_by_kubeconfig(kubeconfig) if kubeconfig else connect_in_cluster
     async with KubeApi(connect) as api:
         home = read_home_namespace(kubeconfig)
         return await read_cluster(api, names, home=home, probe=options.probe)
-
-
-def _find_kubeconfig(named: str | None) -> Path | None:
-    """Return the file that says how to reach the cluster, as kubectl finds it; None in a pod."""
-    usual = Path.home() / ".kube" / "config"
-    path = named or os.environ.get("KUBECONFIG") or (str(usual) if usual.exists() else "")
-    return Path(path) if path else None

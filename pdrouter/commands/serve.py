@@ -6,7 +6,8 @@ import sys
 
 import uvloop
 
-from pdrouter.commands.starting import log_names
+from pdrouter.cluster.pods import format_address
+from pdrouter.commands.starting import describe_serving, greet, report_names
 from pdrouter.settings import Settings, declarations
 
 
@@ -47,10 +48,18 @@ def _run_workers(settings: Settings, options: argparse.Namespace) -> int:
         for name, declaration in declarations().items()
         if (text := vars(options).get(name)) is not None
     }
+
+    def on_serving(http: str) -> bool:
+        addresses = [
+            format_address(*settings.choose_worker(number).grpc_bind)
+            for number in range(settings.workers)
+        ]
+        return greet(describe_serving(addresses, http, f"with {settings.workers} workers"))
+
     try:
         with log_to_stdout(settings.log_level):
-            log_names(os.environ)
-            uvloop.run(supervise(settings, {**os.environ, **given}))
+            report_names(os.environ)
+            uvloop.run(supervise(settings, {**os.environ, **given}, on_serving))
     except (WorkersFailed, OSError) as error:
         print(f"pdrouter: {error}", file=sys.stderr)
         return 1

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import uvloop
 
-from pdrouter.app import serve
 from pdrouter.cluster.source import SourceUnusable
-from pdrouter.commands.starting import log_names
+from pdrouter.commands.running import serve
+from pdrouter.commands.starting import report_names
 from pdrouter.extproc.tls import CertificatesInvalid
 from pdrouter.extproc.tokenizing import TokenizerUnusable
 from pdrouter.settings import Settings
@@ -55,7 +55,7 @@ def run_router(
     try:
         with log_to_stdout(settings.log_level, **constants):
             if number is None:
-                log_names(os.environ)
+                report_names(os.environ)
             uvloop.run(serve(settings, admin_socket))
     except (SourceUnusable, CertificatesInvalid, TokenizerUnusable, OSError) as error:
         speaker = "pdrouter" if number is None else f"pdrouter: worker {number}"

@@ -45,7 +45,8 @@ class PodSettings:
         None,
         "KUBECONFIG",
         PATH,
-        "Kubeconfig file for the API server. Unset: the service account of the router's own pod.",
+        "Kubeconfig file for the API server. Unset: the service account of the router's own pod; "
+        "outside of a pod, `~/.kube/config`.",
         "--kubeconfig",
     )
     namespaces: tuple[str, ...] = declare(

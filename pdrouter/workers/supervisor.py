@@ -4,12 +4,13 @@ import asyncio
 import logging
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from pdrouter.ports import naming_port
 from pdrouter.settings import Settings
 from pdrouter.workers.admin import CommonAdmin
 from pdrouter.workers.process import NoAnswer, WorkerProcess
@@ -26,45 +27,58 @@ _CHECK_S = 10.0
 _MISSED_CHECKS = 3
 """Checks without an answer, in a row, after which a worker is killed: the kubelet's figures for the
 liveness probe of `deploy/base`, which sees the supervisor only."""
-_GOOD_ENDS = (0, -signal.SIGTERM)
-"""The latter is the end of a worker that has not come so far as to handle the signal."""
+_GOOD_ENDS = (0, -signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGINT)
+"""All but the first are ends of a worker that has not come so far as to handle the signal."""
 
 
 class WorkersFailed(Exception):
     """The workers cannot serve, or did not end well; the message says which."""
 
 
-async def supervise(settings: Settings, environment: Mapping[str, str]) -> None:
+async def supervise(
+    settings: Settings, environment: Mapping[str, str], on_serving: Callable[[str], bool]
+) -> None:
     """Run the workers until SIGTERM or SIGINT, then drain them. A second signal kills them.
 
     Args:
         settings: what the operator decided.
         environment: variables that say the same, for the workers.
+        on_serving: called with the address of the HTTP port when all workers serve; returns
+            whether the log need not say so.
 
     Raises:
         WorkersFailed: a worker ended before it served for the first time, or not well in a drain.
-        OSError: the HTTP port cannot be bound.
+        PortUnusable: the HTTP port cannot be opened.
     """
     with tempfile.TemporaryDirectory(prefix="pdrouter-") as directory:
-        supervisor = Supervisor(settings, environment, Path(directory))
+        supervisor = Supervisor(settings, environment, Path(directory), on_serving)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, supervisor.stop)
+            loop.add_signal_handler(number, supervisor.stop, number)
         await supervisor.run()
 
 
 class Supervisor:
     """Keeps the workers running."""
 
-    def __init__(self, settings: Settings, environment: Mapping[str, str], directory: Path) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        environment: Mapping[str, str],
+        directory: Path,
+        on_serving: Callable[[str], bool],
+    ) -> None:
         """Set up; nothing is started yet.
 
         Args:
             settings: what the operator decided.
             environment: variables that say the same, for the workers.
             directory: where the workers' sockets are to be.
+            on_serving: called with the address of the HTTP port when all workers serve; returns
+                whether the log need not say so.
         """
         self._settings = settings
+        self._on_serving = on_serving
         self._environment = environment
         self._sockets = (directory / f"{number}.sock" for number in count())
         self._stopping = asyncio.Event()
@@ -73,14 +87,18 @@ class Supervisor:
         self._complete = asyncio.Event()
         self._admin = CommonAdmin(settings.kept_decisions, self._stopping.is_set)
 
-    def stop(self) -> None:
-        """Begin to drain; the second time, kill what is left."""
+    def stop(self, number: signal.Signals) -> None:
+        """Begin to drain; the second time, kill what is left.
+
+        Args:
+            number: the signal that says so, for the workers.
+        """
         if self._stopping.is_set():
             self._send(signal.SIGKILL)
             return
         log.info("workers draining")
         self._stopping.set()
-        self._send(signal.SIGTERM)
+        self._send(number)
 
     async def run(self) -> None:
         """Start the workers, and keep them running until `stop` is called.
@@ -88,7 +106,7 @@ class Supervisor:
         Raises:
             WorkersFailed: a worker ended before it served for the first time, or not well in a
                 drain.
-            OSError: the HTTP port cannot be bound.
+            PortUnusable: the HTTP port cannot be opened.
         """
         tasks = [
             asyncio.create_task(self._keep(number)) for number in range(self._settings.workers)
@@ -110,12 +128,15 @@ class Supervisor:
         log.info("workers stopped")
 
     async def _open_admin(self) -> None:
-        await self._admin.start(*self._settings.http_bind)
+        with naming_port("PDROUTER_HTTP_BIND (--http-bind)", *self._settings.http_bind):
+            await self._admin.start(*self._settings.http_bind)
         first = self._settings.grpc_bind[1]
         fields = {
             "grpc_ports": list(range(first, first + self._settings.workers)),
             "http": self._admin.address,
         }
+        if self._on_serving(self._admin.address):
+            return
         log.info("workers serving", extra={"fields": fields})
 
     async def _keep(self, number: int) -> int:

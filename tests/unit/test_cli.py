@@ -1,12 +1,14 @@
 """The `pdrouter` command: what it prints, and its exit codes."""
 
 import os
+import re
+import select
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -46,21 +48,30 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "usage", "message"),
     [
-        [],
-        ["nothing"],
-        ["serve", "--nothing"],
-        ["serve", "x"],
-        ["--endpoints", "f"],
-        ["settings", "x"],
+        ([], "", "required: COMMAND"),
+        (["nothing"], "", "there is no command 'nothing'"),
+        (["serv"], "", "there is no command 'serv': did you mean serve?"),
+        (["envoyconfig"], "", "did you mean envoy-config?"),
+        (["--endpoints", "f"], "", "such as: pdrouter serve --endpoints"),
+        (["serve", "--nothing"], " serve", "unknown argument --nothing\n"),
+        (["serve", "x"], " serve", "unknown argument x\n"),
+        (["serve", "--endpoits", "x"], " serve", "--endpoits: did you mean --endpoints?\n"),
+        (["serve", "--grpc-bnd=:1"], " serve", "--grpc-bnd: did you mean --grpc-bind?\n"),
+        (["serve", "--log_levl=info"], " serve", "--log_levl: did you mean --log-level?\n"),
+        (["demo", "--kep"], " demo", "--kep: did you mean --keep?"),
+        (["settings", "x"], " settings", "unknown argument x"),
     ],
 )
-def test_a_wrong_call_is_exit_code_2(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
+def test_a_wrong_call_shows_the_usage_of_its_command_and_what_was_meant(
+    arguments: list[str], usage: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_code(*arguments) == 2
-    assert "usage: pdrouter" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith(f"usage: pdrouter{usage} [-h]")
+    assert f"pdrouter{usage}: error: " in error
+    assert message in error
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,13 +104,13 @@ def test_settings_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_router_does_not_carry_what_other_commands_need() -> None:
-    modules = list_modules("c._create_parser('worker')")
+    modules = list_modules("c._parse(['worker', '--number', '0', '--admin-socket', 's'])")
     assert "pdrouter.app" in modules
     assert not {"envoy_data_plane", "httpx", "openai", "pdrouter.simulation.engine"} & modules
 
 
 def test_the_supervisor_does_not_carry_what_its_workers_need() -> None:
-    modules = list_modules("c._create_parser('serve'); import pdrouter.workers.supervisor")
+    modules = list_modules("c._parse(['serve']); import pdrouter.workers.supervisor")
     assert not {"pdrouter.app", "grpc", "kubernetes_asyncio"} & modules
 
 
@@ -210,17 +221,55 @@ def taken_port() -> Iterator[int]:
         yield taken.getsockname()[1]
 
 
-@pytest.mark.parametrize("option", ["--http-bind", "--grpc-bind"])
-def test_a_port_that_is_taken_stops_the_start_with_one_line_and_exit_code_1(
-    option: str, endpoints: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("option", "variable"),
+    [("--http-bind", "PDROUTER_HTTP_BIND"), ("--grpc-bind", "PDROUTER_GRPC_BIND")],
+)
+def test_a_port_that_is_taken_stops_the_start_with_the_name_of_its_setting(
+    option: str, variable: str, endpoints: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with taken_port() as port:
         code = main(["serve", "--endpoints", endpoints, *ANY, option, f"127.0.0.1:{port}"])
     assert code == 1
+    assert capsys.readouterr().err == (
+        f"pdrouter: cannot listen on 127.0.0.1:{port}: the port is taken by another process;"
+        f" choose another with {variable} ({option})\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("bind", "message"),
+    [
+        ("192.0.2.1:0", "cannot listen on 192.0.2.1:0: this machine has no such address"),
+        ("nothing.invalid:0", "nothing.invalid is no address of this machine"),
+    ],
+)
+@pytest.mark.parametrize("option", ["--http-bind", "--grpc-bind"])
+def test_an_address_that_cannot_be_listened_on_is_explained(
+    option: str, bind: str, message: str, endpoints: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "--endpoints", endpoints, *ANY, option, bind]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("pdrouter: ")
-    assert str(port) in error
+    assert message in error
+    assert option in error
     assert error.count("\n") == 1
+
+
+def test_outside_of_a_cluster_the_option_that_says_which_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    # These tests may run in a pod.
+    monkeypatch.setattr("pdrouter.cluster.kube_api._OWN_NAMESPACE", tmp_path / "namespace")
+    assert main(["serve", "--kubernetes", *ANY]) == 1
+    error = capsys.readouterr().err
+    assert "no service account of a pod" in error
+    assert "--kubeconfig FILE" in error
+    assert error.count("\n") == 1
+    (tmp_path / ".kube").mkdir()
+    (tmp_path / ".kube" / "config").write_text("current-context: missing")
+    assert main(["serve", "--kubernetes", *ANY]) == 1
+    assert f"{tmp_path}/.kube/config: " in capsys.readouterr().err
 
 
 def test_certificates_that_cannot_be_read_stop_the_start_with_one_line_and_exit_code_1(
@@ -237,24 +286,93 @@ def test_certificates_that_cannot_be_read_stop_the_start_with_one_line_and_exit_
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_router_serves_until_it_is_told_to_stop(number: signal.Signals, endpoints: str) -> None:
-    environment = os.environ | {"PDROUTER_LAME_DUCK": "0", "ROUTING_ALGORITM": "pd"}
-    with subprocess.Popen(
-        [sys.executable, "-m", "pdrouter", "serve", "--endpoints", endpoints, *ANY],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    ) as process:
-        try:
-            assert process.stdout is not None
-            assert '"nearest":"ROUTING_ALGORITHM"' in process.stdout.readline()
-            assert '"event":"serving"' in process.stdout.readline()
-            process.send_signal(number)
-            output, error = process.communicate(timeout=WAIT_S)
-        finally:
-            process.kill()
+@pytest.mark.parametrize(
+    ("number", "lame_duck"),
+    # At a terminal, nobody else is about to send requests.
+    [(signal.SIGTERM, "0"), (signal.SIGINT, "300")],
+)
+def test_the_router_serves_until_it_is_told_to_stop(
+    number: signal.Signals, lame_duck: str, endpoints: str
+) -> None:
+    environment = os.environ | {"PDROUTER_LAME_DUCK": lame_duck, "ROUTING_ALGORITM": "pd"}
+    with serve(endpoints, environment, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert '"nearest":"ROUTING_ALGORITHM"' in process.stdout.readline()
+        assert '"event":"serving"' in process.stdout.readline()
+        process.send_signal(number)
+        output, error = process.communicate(timeout=WAIT_S)
     assert process.returncode == 0
     assert '"event":"stopped"' in output
     assert error == ""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_at_a_terminal_the_first_line_is_for_people(workers: int, endpoints: str) -> None:
+    environment = os.environ | {"PDROUTER_LAME_DUCK": "300", "PDROUTER_WORKERS": str(workers)}
+    grpc = "127.0.0.1:0" if workers == 1 else f"127.0.0.1:{find_ports(workers)}"
+    terminal, own_end = os.openpty()
+    try:
+        with serve(endpoints, environment, "--grpc-bind", grpc, stderr=own_end) as process:
+            line = read_line(terminal)
+            process.send_signal(signal.SIGINT)
+            output, _ = process.communicate(timeout=WAIT_S)
+    finally:
+        os.close(terminal)
+        os.close(own_end)
+    assert process.returncode == 0
+    served = "m (1 both)" if workers == 1 else "with 2 workers"
+    assert line.startswith(f"pdrouter {__version__} serves {served}: Envoy connects to 127.0.0.1:")
+    assert re.search(r"see http://127\.0\.0\.1:\d+/debug/state", line)
+    # The log goes elsewhere, and has its line.
+    assert '"event":"serving"' in output
+
+
+def test_a_port_that_a_worker_cannot_have_is_named_too(endpoints: str) -> None:
+    first = find_ports(2)
+    with closing(socket.create_server(("127.0.0.1", first + 1))):
+        environment = os.environ | {"PDROUTER_WORKERS": "2"}
+        options = ("--grpc-bind", f"127.0.0.1:{first}")
+        with serve(endpoints, environment, *options, stderr=subprocess.PIPE) as process:
+            _, error = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 1
+    taken = f"pdrouter: worker 1: cannot listen on 127.0.0.1:{first + 1}: the port is taken"
+    hint = " by another process; choose another with PDROUTER_GRPC_BIND (--grpc-bind)"
+    assert error.splitlines() == [
+        taken + hint,
+        "pdrouter: worker 1 ended with exit code 1 before it served",
+    ]
+
+
+@contextmanager
+def serve(
+    endpoints: str, environment: Mapping[str, str], *options: str, stderr: int
+) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "pdrouter", "serve", "--endpoints", endpoints, *ANY, *options]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def find_ports(count: int) -> int:
+    """Return the first of so many free ports in a row."""
+    while True:
+        with ExitStack() as stack:
+            first = stack.enter_context(closing(socket.create_server(("127.0.0.1", 0))))
+            port: int = first.getsockname()[1]
+            with suppress(OSError, OverflowError):
+                for other in range(port + 1, port + count):
+                    stack.enter_context(closing(socket.create_server(("127.0.0.1", other))))
+                return port
+
+
+def read_line(terminal: int) -> str:
+    line = b""
+    while not line.endswith(b"\n"):
+        ready, _, _ = select.select([terminal], [], [], WAIT_S)
+        assert ready, line
+        line += os.read(terminal, 1)
+    return line.decode().strip()

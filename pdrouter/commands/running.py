@@ -1,0 +1,110 @@
+"""Runs the router in this process until it is told to stop."""
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from pdrouter.app import Application
+from pdrouter.cluster.pods import format_address
+from pdrouter.commands.starting import describe_models, describe_serving, greet
+from pdrouter.process_limits import keep_freed_memory, raise_file_limit
+from pdrouter.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class StopSignals:
+    """SIGTERM and SIGINT. The second of them ends the process at once.
+
+    Attributes:
+        interrupted: whether somebody has pressed Ctrl-C.
+    """
+
+    def __init__(self) -> None:
+        """Handle the signals from now on, in the running loop."""
+        self.interrupted = False
+        self._stopping = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._receive, number)
+
+    def _receive(self, number: signal.Signals) -> None:
+        if self._stopping.is_set():
+            os._exit(1)
+        self.interrupted = number is signal.SIGINT
+        self._stopping.set()
+
+    def follow_stdin(self) -> None:
+        """Stop when the standard input ends, to which nothing is ever written."""
+        asyncio.get_running_loop().add_reader(sys.stdin.fileno(), self._stop_for_good)
+
+    def _stop_for_good(self) -> None:
+        asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+        self._stopping.set()
+
+    async def wait(self) -> None:
+        """Wait for the first."""
+        await self._stopping.wait()
+
+
+async def serve(settings: Settings, admin_socket: Path | None = None) -> None:
+    """Run the router until SIGTERM or SIGINT, then drain it. A second signal exits at once.
+
+    Args:
+        settings: what the operator decided.
+        admin_socket: of a worker, the Unix socket for its admin pages. It is also drained when its
+            standard input ends, for then its supervisor is gone.
+    """
+    raise_file_limit()
+    keep_freed_memory()
+    signals = StopSignals()
+    if admin_socket is not None:
+        signals.follow_stdin()
+    async with Application(settings, admin_socket) as app:
+        # What was loaded so far stays: looking through it again and again for garbage would hold
+        # the event loop for 30 ms and more (`python -m benchmarks.kubernetes`).
+        gc.freeze()
+        # A thread writes the metrics page: it must not hold the event loop for the usual 5 ms.
+        sys.setswitchinterval(0.001)
+        _announce(app, settings, for_people=admin_socket is None)
+        await signals.wait()
+        await drain(app, interrupted=signals.interrupted)
+    log.info("stopped")
+
+
+async def drain(app: Application, *, interrupted: bool) -> None:
+    """Let open requests finish.
+
+    Args:
+        app: the router.
+        interrupted: whether somebody waits for the end at a terminal.
+    """
+    count = len(app.telemetry.open)
+    log.info("draining", extra={"fields": {"requests": count}})
+    if interrupted and count and sys.stderr.isatty():
+        print(f"\nwaiting for {count} open requests; Ctrl-C ends them at once", file=sys.stderr)
+    await app.drain(lame_duck=not interrupted or count > 0)
+
+
+def _announce(app: Application, settings: Settings, *, for_people: bool) -> None:
+    view = app.cache.view
+    host, _ = settings.grpc_bind
+    addresses = [format_address(host, app.server.port)]
+    text = describe_serving(addresses, app.admin.address, describe_models(view))
+    if for_people and greet(text):
+        return
+    log.info(
+        "serving",
+        extra={
+            "fields": {
+                "grpc_port": app.server.port,
+                "http": app.admin.address,
+                "models": sorted(view.models),
+                "settings": settings.show(),
+            }
+        },
+    )
