@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from pdrouter.doctor.objects.workloads import Container, Deployment
+from pdrouter.nearest import find_nearest
 from pdrouter.settings import Refusal, Settings, declarations
 
 _REFERENCE = re.compile(r"\$\(([A-Za-z_][A-Za-z0-9_]*)\)")
 _SIGNS = frozenset({"ROUTING_ALGORITHM", "AIBRIX_PREFILL_REQUEST_TIMEOUT"})
-"""Variables that only the router reads, and the plugin that it replaces."""
+"""Variables that only the router reads, and the plugin that it replaces; almost is enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class Router:
 def is_router(container: Container) -> bool:
     """Return whether a container looks like the router, by its variables, image or command."""
     names = {variable.name for variable in container.env}
-    if names & _SIGNS or any(name.startswith("PDROUTER_") for name in names):
+    if any(name.startswith("PDROUTER_") or find_nearest(name, _SIGNS) for name in names):
         return True
     words = [*container.command, *container.args]
     program = container.image.partition("@")[0] + " " + " ".join(container.command[:1])

@@ -1,7 +1,7 @@
 """Names that are almost right: labels and annotations of pods, variables of the router."""
 
 import pytest
-from setups import Case, add, codes, endpoint_override, examine, put, setting
+from setups import Case, add, codes, drop, endpoint_override, examine, put, setting
 
 LABELS = "spec template metadata labels"
 ANNOTATIONS = "spec template metadata annotations"
@@ -157,3 +157,15 @@ def test_a_variable_that_is_almost_right_is_found(name: str, code: str, fix: str
 )
 def test_variables_of_others_are_not_found(name: str) -> None:
     assert codes(examine(endpoint_override(), setting(name, "2"))) == set()
+
+
+def test_a_router_is_known_by_a_variable_that_is_almost_right() -> None:
+    container = "spec template spec containers 0"
+    diagnosis = examine(
+        endpoint_override(),
+        put("Deployment/router", f"{container} image", "registry.example/gateway:1"),
+        put("Deployment/router", f"{container} env", [{"name": "ROUTING_ALGORITM", "value": "pd"}]),
+        drop("EnvoyExtensionPolicy"),
+    )
+
+    assert "routing-algorithm-misspelt" in codes(diagnosis)
