@@ -14,7 +14,10 @@ FIELDS = ("name", "disabled", "typed_config")
 
 
 def make_filters(objects: Sequence[Object], router_cluster: str) -> list[Object]:
-    """Return the filters in their order, each with the policy (`of`) that wants it."""
+    """Return the filters in their order, each with the policy (`of`) that wants it.
+
+    Their ranks are Envoy Gateway's; an EnvoyProxy may want another order.
+    """
     by_kind = {kind: [one for one in objects if one["kind"] == kind] for kind in _MAKERS}
     made = [
         filter_
@@ -22,8 +25,19 @@ def make_filters(objects: Sequence[Object], router_cluster: str) -> list[Object]
         for policy in by_kind[kind]
         for filter_ in make(policy, router_cluster)
     ]
-    # Custom responses, CORS, API keys, ext_proc: the order in which Envoy Gateway puts them.
+    for proxy in objects:
+        if proxy["kind"] == "EnvoyProxy":
+            for position in proxy["spec"].get("filterOrder", ()):
+                _move_after(made, position["name"], position["after"])
     return sorted(made, key=lambda one: one["rank"])
+
+
+def _move_after(made: Iterable[Object], moved: str, other: str) -> None:
+    """Give a filter its place in a `filterOrder`, if there is the other one too."""
+    ranks = [one["rank"] for one in made if one["name"].startswith(other)]
+    for one in made if ranks else ():
+        if one["name"].startswith(moved):
+            one["rank"] = max(*ranks, one["rank"]) + 0.5
 
 
 def turn_on(
@@ -170,10 +184,13 @@ def _make_security(policy: Object, _: str) -> list[Object]:
         made.append(("cors", "Cors", 3, _make_cors_policy(spec["cors"])))
     if "apiKeyAuth" in spec:
         made.append(("api_key_auth", "ApiKeyAuth", 7, _make_keys(spec["apiKeyAuth"])))
+    if "authorization" in spec:
+        made.append(("rbac", "RBAC", 301, _make_rbac(spec["authorization"])))
     return [
         {
             "name": f"envoy.filters.http.{name}",
-            "disabled": True,
+            # Without a route's own configuration this one lets all pass, and is never off.
+            "disabled": name != "rbac",
             "typed_config": {"@type": f"{_FILTERS}.{name}.v3.{message}"},
             "per_route": config,
             "of": policy,
@@ -206,6 +223,20 @@ def _make_keys(auth: Object) -> Object:
             "header": auth["forwardClientIDHeader"],
             "hide_credentials": auth["sanitize"],
         },
+    }
+
+
+def _make_rbac(authorization: Object) -> Object:
+    """Return what denies all requests, as far as our tests need it."""
+    assert authorization == {"defaultAction": "Deny"}
+    denial = {
+        "@type": "type.googleapis.com/envoy.config.rbac.v3.Action",
+        "name": "DENY",
+        "action": "DENY",
+    }
+    return {
+        "@type": f"{_FILTERS}.rbac.v3.RBACPerRoute",
+        "rbac": {"matcher": {"on_no_match": {"action": {"name": "all", "typed_config": denial}}}},
     }
 
 

@@ -1,5 +1,6 @@
 """Envoy Gateway's objects say of timeouts, limits, paths and headers what the program says."""
 
+import json
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from pdrouter.extproc.headers import (
     ROUTING_STRATEGY,
     TARGET_POD,
 )
+from pdrouter.openai.errors import encode_error
 from pdrouter.openai.paths import ENDPOINTS, MODELS_PATH
 
 # What `pdrouter envoy-config` would say with the prefill timeout that the manifests set.
@@ -190,6 +192,35 @@ class TestRoute:
         inside = [path for path in prefixes if any(map(covers(path), set(prefixes) - {path}))]
 
         assert inside == []
+
+
+class TestErrors:
+    @pytest.fixture
+    def rules(self) -> list[Object]:
+        return list(find(build(OVERLAYS[0]), "BackendTrafficPolicy")["spec"]["responseOverride"])
+
+    def test_they_are_those_of_the_api(self, rules: list[Object]) -> None:
+        for rule in rules:
+            (match,) = rule["match"]["statusCodes"]
+            found = match["value"] if "value" in match else match["range"]["start"]
+            status = rule["response"].get("statusCode", found)
+            body = rule["response"]["body"]["inline"]
+            error = json.loads(body)["error"]
+
+            assert body == encode_error(status, error["code"], error["message"]).decode()
+            assert "%" not in body
+
+    def test_answers_of_the_router_are_none(self, rules: list[Object]) -> None:
+        """They are JSON, and have another status than the one that stands for the router."""
+        plain = [{"name": "content-type", "value": {"value": "text/plain"}}]
+        (marked,) = [rule for rule in rules if "responseHeaders" not in rule["match"]]
+
+        assert {rule["source"] for rule in rules} == {"Local"}
+        assert all(
+            rule["match"]["responseHeaders"] == plain for rule in rules if rule is not marked
+        )
+        (status,) = marked["match"]["statusCodes"]
+        assert status["value"] == ext_proc(build(OVERLAYS[0]))["statusOnError"] == 510
 
 
 class TestPodRouting:

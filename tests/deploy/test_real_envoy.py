@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from envoy_gateway import translate
-from manifests import OVERLAYS, Object, build, compose, find
+from manifests import DEPLOY, OVERLAYS, Object, build, compose, find
 from processes import RouterProcess
 
 from pdrouter.envoy_process import EnvoyProcess
@@ -32,6 +32,7 @@ CHAT = {
 CHAT_PATH = "/v1/chat/completions"
 KEY = "secret"
 AUTHORIZATION = {"authorization": f"Bearer {KEY}"}
+KEYED = list(AUTHORIZATION.items())
 ROUTER_SERVICES = ("pdrouter", "aibrix-gateway-plugins")
 POD_SERVICES = ("pdrouter-decode", MODEL_NAME)
 
@@ -108,9 +109,7 @@ async def test_no_header_of_a_client_leads_past_the_router(installed: Installed)
                 other = await client.post(path, json=CHAT, headers=headers)
                 assert other.status_code == 401, (path, headers)
 
-            answer = await client.post(
-                CHAT_PATH, json=CHAT, headers=[*headers, *AUTHORIZATION.items()]
-            )
+            answer = await client.post(CHAT_PATH, json=CHAT, headers=[*headers, *KEYED])
             assert answer.status_code == 200, headers
             assert answer.headers["x-pd-decision"] == "disaggregated"
             assert answer.headers["target-pod-ip"] in {
@@ -274,3 +273,72 @@ class TestErrorsOfEnvoy:
 
         assert answer.json()["error"]["code"] == "router_unavailable"
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+
+
+class TestAccess:
+    """`examples/access`: keys of Envoy's, and CORS, in front of the router."""
+
+    ORIGIN = "https://chat.example.com"
+
+    @pytest.fixture(params=["endpoint-override", "original-dst"])
+    async def url(self, request: pytest.FixtureRequest) -> AsyncIterator[str]:
+        objects = [*INSTALLATIONS[request.param](), *build(DEPLOY / "examples" / "access")]
+        async with run_stack(StackOptions(model=MODEL_NAME)) as stack:
+            bootstrap = translate(objects, list_endpoints(stack))
+            async with EnvoyProcess.run(bootstrap) as envoy:
+                yield f"http://{envoy.listener}"
+
+    async def test_no_header_leads_past_the_key(self, url: str) -> None:
+        """A route that a patch adds knows nothing of a SecurityPolicy."""
+        async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+            refused = [
+                await client.post(CHAT_PATH, json=CHAT, headers=headers)
+                for headers in CLIENT_HEADERS
+            ]
+            answer = await client.post(
+                CHAT_PATH, json=CHAT, headers={"authorization": "Bearer key-of-alice"}
+            )
+
+        assert [one.status_code for one in refused] == [401] * len(CLIENT_HEADERS)
+        assert (answer.status_code, answer.headers["x-pd-decision"]) == (200, "disaggregated")
+
+    async def test_a_page_may_ask_from_its_origin_alone(self, url: str) -> None:
+        asks = {"access-control-request-method": "POST"}
+        async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+            preflight = await client.options(CHAT_PATH, headers={"origin": self.ORIGIN, **asks})
+            foreign = await client.options(
+                CHAT_PATH, headers={"origin": "https://evil.example", **asks}
+            )
+            answer = await client.post(
+                CHAT_PATH,
+                json=CHAT,
+                headers={"origin": self.ORIGIN, "authorization": "Bearer key-of-alice"},
+            )
+
+        assert preflight.status_code == 200
+        assert preflight.headers["access-control-allow-origin"] == self.ORIGIN
+        assert "access-control-allow-origin" not in foreign.headers
+        assert answer.headers["access-control-allow-origin"] == self.ORIGIN
+        assert "x-pd-decision" in answer.headers["access-control-expose-headers"]
+
+
+@pytest.mark.parametrize("installation", ["endpoint-override", "original-dst"])
+async def test_whom_envoy_denies_does_not_come_to_a_prefill(installation: str) -> None:
+    """Envoy Gateway would put these rules behind the router, whose choice changes the route."""
+    objects = INSTALLATIONS[installation]()
+    (gateway,) = [one for one in objects if one["kind"] == "Gateway"]
+    target = {"group": "gateway.networking.k8s.io", "kind": "Gateway"}
+    policy = {
+        "apiVersion": "gateway.envoyproxy.io/v1alpha1",
+        "kind": "SecurityPolicy",
+        "metadata": {"name": "nobody", "namespace": gateway["metadata"]["namespace"]},
+        "spec": {
+            "targetRefs": [{**target, "name": gateway["metadata"]["name"]}],
+            "authorization": {"defaultAction": "Deny"},
+        },
+    }
+    async with install([*objects, policy]) as installed, installed.client() as client:
+        for headers in CLIENT_HEADERS:
+            answer = await client.post(CHAT_PATH, json=CHAT, headers=[*headers, *KEYED])
+            assert answer.status_code == 403, headers
+        assert [len(engine.requests) for engine in installed.stack.prefill] == [0, 0]
