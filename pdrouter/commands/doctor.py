@@ -30,6 +30,8 @@ from pdrouter.doctor.survey import Survey
 from pdrouter.engines.registry import CONNECTOR_NAMES, ENGINES, Connectors
 from pdrouter.settings import Settings
 
+_FORBIDDEN = 403
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
@@ -78,7 +80,12 @@ def run(options: argparse.Namespace) -> int:
         print(f"pdrouter doctor: {error}", file=sys.stderr)
         return 2
     except (KubeConfigInvalid, KubeRefused, aiohttp.ClientError, OSError) as error:
-        print(f"pdrouter doctor: {error or type(error).__name__}", file=sys.stderr)
+        hint = ""
+        if isinstance(error, KubeRefused) and error.code == _FORBIDDEN:
+            hint = ": nothing may be listed; bind the ClusterRole view, or name --namespaces"
+        print(
+            f"pdrouter doctor: {str(error).strip() or type(error).__name__}{hint}", file=sys.stderr
+        )
         return 1
     print((render_json if options.json else render_text)(diagnosis), end="")
     return 1 if diagnosis.count(Severity.ERROR) else 0

@@ -1,5 +1,6 @@
 """What controllers say of objects: every condition that is not met is found, with its message."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,10 +10,12 @@ import pytest
 from fakekube import FakeApiServer, make_pod
 from setups import Documents, accept, codes, endpoint_override, find
 
+from pdrouter.cli import main
 from pdrouter.cluster.kube_api import KubeApi, connect_by_kubeconfig
 from pdrouter.doctor.diagnosis import Diagnosis, diagnose
 from pdrouter.doctor.findings import Finding
 from pdrouter.doctor.live import read_cluster, read_home_namespace
+from pdrouter.doctor.objects.kinds import KINDS
 from pdrouter.doctor.snapshot import Document, Snapshot
 
 
@@ -219,6 +222,32 @@ async def test_what_may_be_read_in_one_namespace_only_is_read_there(
     (note,) = diagnosis.notes
     assert note.startswith("Pod, Service: checked in namespace default only, name others with")
     assert "(403 " in note
+
+
+async def test_who_may_list_nothing_in_all_namespaces_gets_a_diagnosis_of_one(
+    api: FakeApiServer, tmp_path: Path
+) -> None:
+    api.store.patch("httproutes", "llm", {"status": None})
+    for kind in KINDS:
+        api.faults.fail(403, verb="list", resource=kind.plural, times=1, message=" ")
+
+    diagnosis = await examine(api, tmp_path)
+
+    assert codes(diagnosis) == {"status-missing"}
+    assert sorted(note.partition(": ")[2].partition(" (")[0] for note in diagnosis.notes) == [
+        "checked in namespace default only, name others with --namespaces",
+        "not checked",
+    ]
+
+
+async def test_who_may_list_nothing_at_all_is_told_so(
+    api: FakeApiServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.faults.fail(403, times=None)
+    kubeconfig = api.write_kubeconfig(tmp_path / "kubeconfig")
+
+    assert await asyncio.to_thread(main, ["doctor", "--kubeconfig", str(kubeconfig)]) == 1
+    assert "nothing may be listed" in capsys.readouterr().err
 
 
 async def test_what_is_missing_where_nothing_may_be_read_is_not_missed(
