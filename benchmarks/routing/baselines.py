@@ -31,6 +31,10 @@ class _Scored(ABC):
         del uid
         return request.facts.prompt_tokens
 
+    def explain(self, request: RoutedRequest) -> None:
+        """Return nothing: nobody reads it here."""
+        del request
+
 
 class Anyone(_Scored):
     """Any pod, for either leg."""

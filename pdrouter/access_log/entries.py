@@ -100,18 +100,19 @@ def _read_values(struct: Struct) -> dict[str, Any]:
 
 
 def _read_request(values: Mapping[str, Any]) -> RoutedRequest:
-    texts = [values.get(name, "") for name in ("request_id", "model", "endpoint")]
+    names = ("request_id", "model", "endpoint", "client_request_id")
+    texts = [values.get(name, "") for name in names]
     truths = [values.get(name, False) for name in ("stream", "generates", "split")]
     cached = values.get("cached_tokens")
     if not all(isinstance(text, str) and len(text) <= _LONGEST_NAME for text in texts):
-        raise EntryInvalid("request_id, model and endpoint must be short texts")
+        raise EntryInvalid("ids, model and endpoint must be short texts")
     if not all(isinstance(truth, bool) for truth in truths):
         raise EntryInvalid("stream, generates and split must be true or false")
     if cached is not None and (type(cached) is not int or cached < 0):
         raise EntryInvalid("cached_tokens must be a number of tokens")
-    request_id, model, endpoint = texts
+    request_id, model, endpoint, client_id = texts
     stream, generates, split = truths
-    return RoutedRequest(request_id, model, endpoint, stream, generates, split, cached)
+    return RoutedRequest(request_id, model, endpoint, stream, generates, split, cached, client_id)
 
 
 def _read_usage(noted: Mapping[str, Any]) -> Usage | None:

@@ -15,7 +15,8 @@ from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import PodCache
 from pdrouter.openai.models import encode_models
-from pdrouter.telemetry.requests import RequestTelemetry, describe_request
+from pdrouter.telemetry.descriptions import describe_request
+from pdrouter.telemetry.requests import RequestTelemetry
 
 
 class AdminServer(HttpPort):
@@ -84,8 +85,8 @@ class AdminServer(HttpPort):
         return answer_json(await asyncio.to_thread(self._render_state))
 
     async def _show_decisions(self, request: web.Request) -> web.Response:
-        del request
-        decisions = await asyncio.to_thread(self._telemetry.decisions.describe)
+        wanted = request.query.get("id", "")
+        decisions = await asyncio.to_thread(self._telemetry.decisions.describe, wanted)
         return answer_json(msgspec.json.encode({"decisions": decisions}))
 
     def _render_state(self) -> bytes:

@@ -13,6 +13,30 @@ _LEAST_LINEAR = 1e-8
 _LEAST_FACTOR = 1e-3
 
 
+@dataclass(frozen=True, slots=True)
+class PrefillCurve:
+    """How fast pods were at one moment.
+
+    Attributes:
+        linear: seconds per token on the fastest pod.
+        quadratic: seconds per token and token.
+        factors: how many times longer than the fastest pods take, by UID; 1 where absent.
+        buckets: prompt lengths that engines are compiled for.
+    """
+
+    linear: float
+    quadratic: float
+    factors: Mapping[str, float]
+    buckets: Sequence[int]
+
+    def predict(self, uid: str, tokens: int) -> float:
+        """Return the seconds that a pod needed for so many prompt tokens."""
+        if self.buckets:
+            tokens = round_up(tokens, self.buckets)
+        seconds = tokens * (self.linear + self.quadratic * tokens)
+        return seconds * self.factors.get(uid, 1.0)
+
+
 @dataclass(slots=True)
 class _Scale:
     """How much slower than the curve one pod is: a ratio of sums that fade."""
@@ -40,12 +64,12 @@ class PrefillRates:
 
     Attributes:
         unit_s: seconds that the fastest pod needs for one unit of work.
-        factors: how many times longer than the fastest pods take, by UID; 1 where absent.
+        factors: how many times longer than the fastest pods take, by UID; 1 where absent. What is
+            learnt makes a new mapping: those who keep one keep what was known.
     """
 
     __slots__ = (
         "_buckets",
-        "_factors",
         "_linear",
         "_moments",
         "_quadratic",
@@ -68,8 +92,7 @@ class PrefillRates:
         self._quadratic = 0.0
         self.unit_s = _UNIT_TOKENS * self._linear
         self._scales: dict[str, _Scale] = {}
-        self._factors: dict[str, float] = {}
-        self.factors: Mapping[str, float] = self._factors
+        self.factors: Mapping[str, float] = {}
         # Sums for a fit of both coefficients by least squares, begun with the guess: of n^2, n^3,
         # n^4, n * seconds, n^2 * seconds.
         n = _PRIOR_TOKENS
@@ -80,7 +103,11 @@ class PrefillRates:
     def predict(self, uid: str, tokens: int) -> float:
         """Return the seconds that a pod needs for so many prompt tokens that it has not cached."""
         (work,) = self.measure((tokens,))
-        return work * self.unit_s * self._factors.get(uid, 1.0)
+        return work * self.unit_s * self.factors.get(uid, 1.0)
+
+    def freeze(self) -> PrefillCurve:
+        """Return what is known now; it does not change any more."""
+        return PrefillCurve(self._linear, self._quadratic, self.factors, self._buckets)
 
     def measure(self, prompts: Iterable[int]) -> list[float]:
         """Return the work that prompts of these lengths are, in units, by the newest curve."""
@@ -109,14 +136,15 @@ class PrefillRates:
             scale = self._scales[uid] = _Scale(curve, curve)
         scale.observed = scale.observed * _FORGET_SCALE + seconds
         scale.predicted = scale.predicted * _FORGET_SCALE + curve
-        self._factors[uid] = max(scale.factor, _LEAST_FACTOR)
-        fastest = min(self._factors.values())
-        self._fit(float(tokens), seconds * fastest / self._factors[uid])
+        factor = max(scale.factor, _LEAST_FACTOR)
+        self.factors = factors = {**self.factors, uid: factor}
+        self._fit(float(tokens), seconds * min(factors.values()) / factor)
 
     def forget(self, uid: str) -> None:
         """Forget a pod that is gone."""
         self._scales.pop(uid, None)
-        self._factors.pop(uid, None)
+        if uid in self.factors:
+            self.factors = {each: factor for each, factor in self.factors.items() if each != uid}
 
     def _fit(self, n: float, seconds: float) -> None:
         n2, n3, n4, ns, n2s = self._moments = [

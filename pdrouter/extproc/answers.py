@@ -74,6 +74,7 @@ class RoutedRequest:
         generates: whether the answer is text that was generated, whose tokens count.
         split: whether another pod has computed the prompt.
         cached_tokens: how many tokens of the prompt that pod had cached, if it says so.
+        client_request_id: the id that came with the request.
     """
 
     request_id: str
@@ -83,6 +84,7 @@ class RoutedRequest:
     generates: bool
     split: bool
     cached_tokens: int | None
+    client_request_id: str = ""
 
     @classmethod
     def describe(cls, record: RequestRecord, *, generates: bool) -> "RoutedRequest":
@@ -97,6 +99,7 @@ class RoutedRequest:
             generates,
             split,
             record.cached_tokens,
+            record.client_request_id,
         )
 
     def to_metadata(self) -> Mapping[str, Mapping[str, Any]]:
@@ -111,6 +114,8 @@ class RoutedRequest:
         }
         if self.cached_tokens is not None:
             values["cached_tokens"] = self.cached_tokens
+        if self.client_request_id:
+            values["client_request_id"] = self.client_request_id
         return {ROUTER_NAMESPACE: values}
 
     def correct(self, usage: Usage | None) -> Usage | None:

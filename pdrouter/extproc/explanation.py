@@ -15,6 +15,7 @@ from pdrouter.extproc.request_ids import pair_ids
 from pdrouter.routing.explanation import describe_in_detail
 
 _DETAIL_LENGTH = 8192
+_DETAIL_CANDIDATES = 10
 
 
 def explain(record: RequestRecord, *, expose_pods: bool, in_detail: bool) -> Headers:
@@ -33,7 +34,7 @@ def explain(record: RequestRecord, *, expose_pods: bool, in_detail: bool) -> Hea
         return tuple(headers)
     headers.append((DECISION, describe_decision(record)))
     if in_detail:
-        detail = msgspec.json.encode(describe_in_detail(decision)).decode()
+        detail = msgspec.json.encode(describe_in_detail(decision, _DETAIL_CANDIDATES)).decode()
         headers.append((DECISION_DETAIL, detail[:_DETAIL_LENGTH]))
     if expose_pods:
         decode = decision.decode.pod

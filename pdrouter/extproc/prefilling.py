@@ -116,6 +116,7 @@ class PrefillStep:
             if kind is not None:
                 self.prefilling.kinds.note_served(model, kind)
         if prefilled.usage is not None:
+            self.record.prompt_tokens = prefilled.usage.prompt_tokens
             self.record.cached_tokens = prefilled.usage.cached_tokens
             if count_token_ids(request.prompt) is None:
                 self.prefilling.ratios.observe(
@@ -165,6 +166,7 @@ class PrefillStep:
     def _aim(self, choice: Choice) -> PrefillTarget:
         pod = choice.pod
         self._aimed.append((pod, self.prefilling.state.failures.clock()))
+        self.record.predicted_prefill_s = choice.seconds
         self._expected[pod.uid] = self.prefilling.state.prefixes.add(
             self.routed.facts.prefix.hashes, pod.uid, choice.tokens
         )

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.extproc.steps import StepTimes
+from pdrouter.openai.usage import Usage
 from pdrouter.prefill.leg import PrefillAttempt
 from pdrouter.routing.decision import Decision, DecisionKind
 
@@ -50,11 +51,17 @@ class RequestRecord:
             prefill leg failed; empty where it does not.
         handoff: why the prefill answer was of no use to the decode leg; empty if it was.
         prefill_pod: the last pod that took the prefill leg and answered, or refused, it.
+        prompt_tokens: tokens of the prompt, as an engine has counted them; None if none has said.
         cached_tokens: tokens of the prompt that the pod of the prefill leg had cached; None if it
             did not say, or there was no such leg.
+        predicted_prefill_s: predicted time until the last pod of the prefill leg would have carried
+            it out, its queue included; None where there was no such leg.
         attempts: tries of the prefill leg.
         steps: time by step.
         overhead_s: time in the router's own code, without waiting for anybody else.
+        output_tokens: tokens of the answer; None where the router does not count them.
+        first_token_s: time from the request's headers to the first of a streamed answer's body;
+            None as above.
         headers_s: time from the request's to the response's headers.
         total_s: time from the request's headers to the end of the stream.
         served_by: address of the pod that has answered, where Envoy tells it and it is not the one
@@ -78,10 +85,14 @@ class RequestRecord:
     aggregated: str = ""
     handoff: str = ""
     prefill_pod: Pod | None = None
+    prompt_tokens: int | None = None
     cached_tokens: int | None = None
+    predicted_prefill_s: float | None = None
     attempts: list[PrefillAttempt] = field(default_factory=list)
     steps: StepTimes = field(default_factory=StepTimes)
     overhead_s: float = 0.0
+    output_tokens: int | None = None
+    first_token_s: float | None = None
     headers_s: float | None = None
     total_s: float = 0.0
     served_by: str = ""
@@ -89,6 +100,14 @@ class RequestRecord:
     code: str = ""
     message: str = ""
     outcome: Outcome | None = None
+
+    def note_answer(self, usage: Usage | None, first_token_s: float | None) -> None:
+        """Note what was counted of the answer."""
+        self.first_token_s = first_token_s
+        if usage is not None:
+            self.prompt_tokens = usage.prompt_tokens
+            self.cached_tokens = usage.cached_tokens
+            self.output_tokens = usage.output_tokens
 
     @property
     def routing_s(self) -> float | None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.routing.policy import PolicyOptions, RoutedRequest
+from pdrouter.routing.score_parts import PrefillParts
 
 Formula = Callable[[Sequence[Pod], Sequence[int], RoutedRequest], list[float]]
 """Scores pods, given how many prefill legs each of them has."""
@@ -48,6 +49,10 @@ class AibrixPrefill:
     def count_tokens(self, uid: str, request: RoutedRequest) -> int:
         """Return how many prompt tokens a pod has not cached."""
         return request.count_uncached(uid)
+
+    def explain(self, request: RoutedRequest) -> PrefillParts:
+        """Return what the pods would have had to do."""
+        return PrefillParts.of(request)
 
     def score(self, pods: Sequence[Pod], request: RoutedRequest) -> Sequence[float]:
         """Return what the formula says; infinity for pods with far more legs than the others."""

@@ -11,6 +11,7 @@ from typing import Generic, Protocol, TypeVar
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.routing.policy import DecodePolicy, PrefillPolicy, Ranking, RoutedRequest
+from pdrouter.routing.score_parts import PrefillParts
 
 _MOST_WEIGHT = 1_000_000
 _MOST_KEPT = 64
@@ -86,6 +87,10 @@ class CombinedPrefill:
     def count_tokens(self, uid: str, request: RoutedRequest) -> int:
         """Return how many prompt tokens a pod would compute for the request."""
         return self._parts[0][0].count_tokens(uid, request)
+
+    def explain(self, request: RoutedRequest) -> PrefillParts:
+        """Return what the pods would have had to do."""
+        return PrefillParts.of(request)
 
 
 class CombinedDecode:

@@ -37,6 +37,19 @@ class RoutingFacts(msgspec.Struct, frozen=True):
     decode_policy: str = ""
 
 
+class ScoreParts(Protocol):
+    """What scores are made of, for people."""
+
+    def describe(self, index: int, uid: str, score: float) -> dict[str, float]:
+        """Return the parts of a candidate's score, by names that end in their units.
+
+        Args:
+            index: which candidate it is.
+            uid: its UID.
+            score: its score.
+        """
+
+
 class Choice(msgspec.Struct, frozen=True):
     """One chosen pod, and why.
 
@@ -48,8 +61,8 @@ class Choice(msgspec.Struct, frozen=True):
         scores: their scores, in the same order.
         tokens: what the request costs there: for prefill, prompt tokens to compute; for decode,
             tokens that need KV memory.
-        seconds: predicted time until the pod has done its part of prefill; None where the policy
-            predicts none.
+        seconds: predicted time until the pod has done its prefill; None for decode.
+        parts: what the scores are made of; None where that is not told.
     """
 
     pod: Pod
@@ -59,6 +72,7 @@ class Choice(msgspec.Struct, frozen=True):
     scores: Sequence[float]
     tokens: int
     seconds: float | None = None
+    parts: ScoreParts | None = None
 
 
 class DecisionKind(StrEnum):

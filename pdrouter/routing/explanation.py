@@ -1,38 +1,63 @@
-"""A decision in detail: candidates, scores, and what filtered whom."""
+"""A decision in detail: candidates, scores and what they are made of, and what filtered whom."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
-from pdrouter.cluster.pods import Pod
 from pdrouter.routing.decision import Choice, Decision
 
 _SHOWN_CANDIDATES = 50
+_UNITS: Mapping[str, str] = MappingProxyType(
+    {
+        "ttft": "seconds: wait_s + compute_weight * compute_s",
+        "kv_capacity": "requests * (1 + kv_usage_share) + kv_usage_share",
+        "least_request": "requests",
+        "least-request": "requests",
+        "conductor": "milliseconds",
+        "prefix_cache": "0.1 * percent not cached + share of the busiest pod's requests",
+        "load_balancing": "weighted shares of the busiest and the fastest pod, by free memory",
+        "random": "none: all are alike",
+        "combined": "seconds until all requests that wait have begun",
+    }
+)
+_COMBINED = "weighted sum of the policies' scores, each from 0 (best pod) to 1"
 
 
-def describe_in_detail(decision: Decision) -> dict[str, Any]:
-    """Return a decision with its candidates and their scores."""
+def describe_in_detail(decision: Decision, shown: int = _SHOWN_CANDIDATES) -> dict[str, Any]:
+    """Return a decision with its candidates, their scores, and what these are made of.
+
+    Args:
+        decision: the decision.
+        shown: how many candidates of each leg are shown at the most.
+    """
     return {
         "decision": decision.kind,
         "reason": decision.reason,
         "notes": decision.notes,
-        "prefill": _describe_choice(decision.prefill),
-        "decode": _describe_choice(decision.decode),
+        "prefill": _describe_choice(decision.prefill, shown),
+        "decode": _describe_choice(decision.decode, shown),
     }
 
 
-def _describe_choice(choice: Choice | None) -> dict[str, Any] | None:
+def _describe_choice(choice: Choice | None, shown: int) -> dict[str, Any] | None:
     if choice is None:
         return None
-    return {
+    pods, scores = choice.candidates, choice.scores
+    ranked = sorted(range(len(pods)), key=lambda index: (scores[index], pods[index].name))
+    numbered = [(index, scores[index]) for index in ranked[:shown]]
+    described: dict[str, Any] = {
         "pod": choice.pod.name,
         "policy": choice.policy,
         "tokens": choice.tokens,
-        "candidates": len(choice.candidates),
-        "scores": _rank(choice.candidates, choice.scores),
+        "candidates": len(pods),
+        "unit": _UNITS.get(choice.policy, _COMBINED if "," in choice.policy else ""),
+        "scores": {pods[index].name: round(score, 6) for index, score in numbered},
     }
-
-
-def _rank(pods: Sequence[Pod], scores: Sequence[float]) -> dict[str, float]:
-    """Return the scores by pod, the best first; of many, the best ones."""
-    ranked = sorted(zip(scores, (pod.name for pod in pods), strict=True))
-    return {name: round(score, 6) for score, name in ranked[:_SHOWN_CANDIDATES]}
+    if choice.seconds is not None:
+        described["predicted_s"] = round(choice.seconds, 6)
+    if choice.parts is not None:
+        describe = choice.parts.describe
+        described["parts"] = {
+            pods[index].name: describe(index, pods[index].uid, score) for index, score in numbered
+        }
+    return described

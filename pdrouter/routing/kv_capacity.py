@@ -8,6 +8,7 @@ import msgspec
 from pdrouter.cluster.load import PodLoad
 from pdrouter.cluster.pods import PairingKey, Pod
 from pdrouter.routing.policy import Ranking, RoutedRequest
+from pdrouter.routing.score_parts import DecodeParts
 
 _FULL = 0.95
 """Share of KV memory above which engines begin to preempt."""
@@ -44,7 +45,8 @@ class KVCapacity:
             if len(drawn) < len(pods):
                 notes.append(f"others send requests too, {len(drawn)} decode pods are drawn")
                 pods, look = drawn, _look_at(drawn, request)
-        return Ranking(pods, look.scores, f"kv_capacity: {'; '.join(notes)}" if notes else "")
+        note = f"kv_capacity: {'; '.join(notes)}" if notes else ""
+        return Ranking(pods, look.scores, note, DecodeParts(look.usages))
 
 
 def _draw_two_each(pods: Sequence[Pod], random: Random) -> Sequence[Pod]:

@@ -179,8 +179,11 @@ def _choose_prefill(
     policy: PrefillPolicy, ranking: Ranking, index: int, request: RoutedRequest
 ) -> Choice:
     pods, scores = ranking.pods, ranking.scores
-    tokens = policy.count_tokens(pods[index].uid, request)
-    return Choice(pods[index], policy.name, scores[index], pods, scores, tokens)
+    pod, ledger = pods[index], request.state.ledger
+    tokens = policy.count_tokens(pod.uid, request)
+    (seconds,) = ledger.predict_prefills((pod.uid,), ledger.rates.measure((tokens,)))
+    parts = policy.explain(request)
+    return Choice(pod, policy.name, scores[index], pods, scores, tokens, seconds, parts)
 
 
 def _choose_decode(
@@ -188,7 +191,9 @@ def _choose_decode(
 ) -> Choice:
     pods, scores = ranking.pods, ranking.scores
     tokens = request.facts.prompt_tokens + request.facts.output_tokens
-    return Choice(pods[index], policy.name, scores[index], pods, scores, tokens)
+    return Choice(
+        pods[index], policy.name, scores[index], pods, scores, tokens, parts=ranking.parts
+    )
 
 
 def _pick_pair(prefills: Ranking, decodes: Ranking, random: Random) -> tuple[int, int]:

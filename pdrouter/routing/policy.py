@@ -7,7 +7,7 @@ from typing import Protocol
 import msgspec
 
 from pdrouter.cluster.pods import Pod
-from pdrouter.routing.decision import RoutingFacts
+from pdrouter.routing.decision import RoutingFacts, ScoreParts
 from pdrouter.routing.state import RoutingState
 
 
@@ -66,12 +66,17 @@ class RoutedRequest:
 
     def count_computed(self, lengths: Iterable[int]) -> list[int]:
         """Return how many tokens are left if so many blocks are cached, at least one, for each."""
-        tokens, prefix = self.facts.prompt_tokens, self.facts.prefix
-        ends, size, half = prefix.ends, prefix.size, prefix.size // 2
-        return [
-            (tokens * (size - (ends[blocks - 1] if blocks else 0)) + half) // size or 1
-            for blocks in lengths
-        ]
+        return count_computed(self.facts, lengths)
+
+
+def count_computed(facts: RoutingFacts, lengths: Iterable[int]) -> list[int]:
+    """Return how many tokens are left if so many blocks are cached, at least one, for each."""
+    tokens, prefix = facts.prompt_tokens, facts.prefix
+    ends, size, half = prefix.ends, prefix.size, prefix.size // 2
+    return [
+        (tokens * (size - (ends[blocks - 1] if blocks else 0)) + half) // size or 1
+        for blocks in lengths
+    ]
 
 
 class PrefillPolicy(Protocol):
@@ -99,6 +104,9 @@ class PrefillPolicy(Protocol):
     def count_tokens(self, uid: str, request: RoutedRequest) -> int:
         """Return how many prompt tokens a pod would compute for the request."""
 
+    def explain(self, request: RoutedRequest) -> ScoreParts | None:
+        """Return what the scores of now are made of; None where that is not told."""
+
 
 class Ranking(msgspec.Struct, frozen=True):
     """Pods of one leg with their scores.
@@ -107,11 +115,13 @@ class Ranking(msgspec.Struct, frozen=True):
         pods: those that are worth scoring, at least one.
         scores: the score of each: lower is better, and finite.
         note: why they are fewer, for people; empty if they are not.
+        parts: what the scores are made of; None where that is not told.
     """
 
     pods: Sequence[Pod]
     scores: Sequence[float]
     note: str = ""
+    parts: ScoreParts | None = None
 
 
 class DecodePolicy(Protocol):

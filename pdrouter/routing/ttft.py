@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.routing.policy import DEFAULT_OPTIONS, PolicyOptions, RoutedRequest
+from pdrouter.routing.score_parts import PrefillParts
 
 
 class TimeToFirstToken:
@@ -39,6 +40,10 @@ class TimeToFirstToken:
     def count_tokens(self, uid: str, request: RoutedRequest) -> int:
         """Return how many tokens a pod computes for the request."""
         return request.count_uncached(uid)
+
+    def explain(self, request: RoutedRequest) -> PrefillParts:
+        """Return what the scores of now are made of."""
+        return PrefillParts.of(request, self._compute_weight)
 
     def score(self, pods: Sequence[Pod], request: RoutedRequest) -> Sequence[float]:
         """Return the predicted seconds for each pod, those of computing weighted."""

@@ -1,4 +1,4 @@
-"""The last decisions, with what they were made of, for people."""
+"""The last decisions, with what they were made of and what came of them, for people."""
 
 from collections import deque
 from datetime import UTC, datetime
@@ -8,6 +8,7 @@ from pdrouter.extproc.record import RequestRecord
 from pdrouter.routing.decision import Decision
 from pdrouter.routing.explanation import describe_in_detail
 from pdrouter.telemetry.attempts import describe_failed_attempts
+from pdrouter.telemetry.descriptions import describe_result
 
 
 class DecisionLog:
@@ -19,23 +20,47 @@ class DecisionLog:
         Args:
             size: how many decisions are kept.
         """
-        self._entries: deque[tuple[datetime, RequestRecord, Decision]] = deque(maxlen=size)
+        self._size = size
+        self._entries: deque[tuple[datetime, RequestRecord, Decision]] = deque()
+        self._records: dict[str, RequestRecord] = {}
 
     def note(self, record: RequestRecord) -> None:
         """Keep the decision of a request."""
-        if record.decision is not None:
-            self._entries.append((datetime.now(UTC), record, record.decision))
+        if record.decision is None or not self._size:
+            return
+        if len(self._entries) == self._size:
+            _, oldest, _ = self._entries.popleft()
+            self._records.pop(oldest.request_id, None)
+        self._entries.append((datetime.now(UTC), record, record.decision))
+        self._records[record.request_id] = record
 
-    def describe(self) -> list[dict[str, Any]]:
-        """Return the decisions, the newest first."""
+    def find(self, request_id: str) -> RequestRecord | None:
+        """Return the record of a request whose decision is kept."""
+        return self._records.get(request_id)
+
+    def describe(self, wanted: str = "") -> list[dict[str, Any]]:
+        """Return the decisions, the newest first.
+
+        Args:
+            wanted: the router's or the client's id of the request that is asked for; empty for all.
+        """
         return [
             {
                 "time": time.isoformat(timespec="milliseconds"),
                 "request_id": record.request_id,
+                "client_request_id": record.client_request_id,
                 "model": record.model,
                 **describe_in_detail(decision),
-                "steps_ms": record.steps.describe(),
                 "failed_attempts": describe_failed_attempts(record),
+                "result": describe_result(record),
+                "steps_ms": record.steps.describe(),
             }
             for time, record, decision in reversed(tuple(self._entries))
+            if not wanted or wanted in _list_ids(record)
         ]
+
+
+def _list_ids(record: RequestRecord) -> set[str]:
+    """Return all ids of a request: each further attempt of its prefill leg has one of its own."""
+    attempts = {attempt.request_id for attempt in record.attempts}
+    return {record.request_id, record.client_request_id, *attempts}

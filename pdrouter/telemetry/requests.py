@@ -12,13 +12,17 @@ from pdrouter.cluster.reflector_stats import ReflectorStats
 from pdrouter.cluster.scrape_stats import ScrapeStats
 from pdrouter.cluster.view import PodCache
 from pdrouter.extproc.answers import AnswerReport
-from pdrouter.extproc.record import Outcome, RequestRecord, describe_decision
+from pdrouter.extproc.record import Outcome, RequestRecord
 from pdrouter.extproc.tokenizing import TokenizerStats
 from pdrouter.prefill.leg import PrefillAttempt
 from pdrouter.routing.decision import DecisionKind
 from pdrouter.telemetry.aibrix_metrics import AibrixMetrics
-from pdrouter.telemetry.attempts import describe_failed_attempts
 from pdrouter.telemetry.decisions import DecisionLog
+from pdrouter.telemetry.descriptions import (
+    describe_answer,
+    describe_choice,
+    describe_request,
+)
 from pdrouter.telemetry.metrics import Metrics
 
 log = logging.getLogger("pdrouter.request")
@@ -90,7 +94,7 @@ class RequestTelemetry:
         if record.routing_s is not None:
             self.metrics.requests.routing_seconds.observe(record.routing_s)
         if log.isEnabledFor(logging.DEBUG):
-            log.debug("routed", extra={"fields": _describe_choice(record)})
+            log.debug("routed", extra={"fields": describe_choice(record)})
 
     def prefill_attempted(self, record: RequestRecord, attempt: PrefillAttempt) -> None:
         """Count a try of the prefill leg."""
@@ -105,11 +109,22 @@ class RequestTelemetry:
             metrics.refusals.labels(record.model, str(attempt.status)).inc()
 
     def answer_reported(self, report: AnswerReport, pod: Pod | None) -> None:
-        """Count an answer's tokens and times; say if another pod than the chosen one gave it."""
+        """Count an answer's tokens and times; say if another pod than the chosen one gave it.
+
+        Envoy's access log tells of answers after their end, and perhaps another router than the one
+        that has written the request's line: what was counted then has a line of its own.
+        """
         self.metrics.tokens.count(report, pod)
         self._aibrix.answer_reported(report, pod)
+        request = report.request
+        record = self.open.get(request.request_id)
+        if record is None:
+            record = self.decisions.find(request.request_id)
+            if log.isEnabledFor(logging.INFO) and (report.usage or report.first_token_s):
+                _write(logging.INFO, "answer", describe_answer(report, pod))
+        if record is not None:
+            record.note_answer(report.usage, report.first_token_s)
         if report.misrouted:
-            request = report.request
             self.metrics.requests.misrouted.labels(request.model).inc()
             fields = {
                 "request_id": request.request_id,
@@ -126,12 +141,10 @@ class RequestTelemetry:
         self._aibrix.request_finished(record)
         level = logging.WARNING if record.outcome in _LOUD else logging.INFO
         if log.isEnabledFor(level):
-            # To look for the caller would take as long as all the rest of this line.
             fields = describe_request(record)
             if log.isEnabledFor(logging.DEBUG):
                 fields["steps_ms"] = record.steps.describe()
-            extra = {"fields": fields}
-            log.handle(log.makeRecord(log.name, level, "", 0, "request", (), None, extra=extra))
+            _write(level, "request", fields)
 
     def _count(self, record: RequestRecord) -> None:
         metrics, prefill, model = self.metrics.requests, self.metrics.prefill, record.model
@@ -152,53 +165,7 @@ class RequestTelemetry:
             metrics.decisions.count(model, kind, record.aggregated)
 
 
-def describe_request(record: RequestRecord) -> dict[str, Any]:
-    """Return the fields of a request's log line. Bodies, prompts and keys are not among them."""
-    fields: dict[str, Any] = {
-        "request_id": record.request_id,
-        "client_request_id": record.client_request_id,
-        "method": record.method,
-        "path": record.path[:200],
-        "model": record.model,
-        "stream": record.stream,
-        "body_bytes": record.body_bytes,
-        "outcome": record.outcome,
-        "status": record.status,
-        "strategy": record.strategy,
-        "decision": describe_decision(record),
-        "prefill_pod": record.prefill_pod.name if record.prefill_pod else None,
-        "decode_pod": record.decision.decode.pod.name if record.decision else None,
-        "prefill_attempts": len(record.attempts),
-        "routing_ms": _milliseconds(record.routing_s),
-        "prefill_ms": _milliseconds(record.prefill_s),
-        "overhead_ms": _milliseconds(record.overhead_s),
-        "headers_ms": _milliseconds(record.headers_s),
-        "total_ms": _milliseconds(record.total_s if record.outcome else None),
-    }
-    failed = describe_failed_attempts(record)
-    if failed:
-        fields["failed_attempts"] = failed
-    if record.served_by:
-        fields["served_by"] = record.served_by
-    if record.code or record.message:
-        fields |= {"error_code": record.code, "error": record.message}
-    return fields
-
-
-def _describe_choice(record: RequestRecord) -> dict[str, Any]:
-    fields: dict[str, Any] = {"request_id": record.request_id, "reason": record.aggregated}
-    decision = record.decision
-    if decision is not None:
-        for leg, choice in (("prefill", decision.prefill), ("decode", decision.decode)):
-            if choice is not None:
-                fields[leg] = {
-                    "pod": choice.pod.name,
-                    "policy": choice.policy,
-                    "score": choice.score,
-                    "candidates": len(choice.candidates),
-                }
-    return fields
-
-
-def _milliseconds(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds * 1000, 3)
+def _write(level: int, event: str, fields: Mapping[str, Any]) -> None:
+    # To look for the caller would take as long as all the rest of the line.
+    extra = {"fields": fields}
+    log.handle(log.makeRecord(log.name, level, "", 0, event, (), None, extra=extra))

@@ -134,10 +134,11 @@ class CommonAdmin(HttpPort):
         return answer_json(msgspec.json.encode(state))
 
     async def _show_decisions(self, request: web.Request) -> web.Response:
-        del request
+        # Any of the workers may have had the request that is asked for.
+        query = f"?{request.rel_url.raw_query_string}" if request.query_string else ""
         decisions: list[dict[str, Any]] = [
             {"worker": worker.number, **decision}
-            for worker, answer in await self._ask("/debug/decisions")
+            for worker, answer in await self._ask(f"/debug/decisions{query}")
             for decision in msgspec.json.decode(answer.body)["decisions"]
         ]
         decisions.sort(key=lambda decision: str(decision["time"]), reverse=True)

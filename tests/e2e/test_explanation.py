@@ -8,6 +8,7 @@ import shutil
 import uuid
 from dataclasses import replace
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -176,10 +177,15 @@ FIELDS = {
     "prefill_pod",
     "decode_pod",
     "prefill_attempts",
+    "prompt_tokens",
+    "cached_tokens",
+    "output_tokens",
     "routing_ms",
+    "predicted_prefill_ms",
     "prefill_ms",
     "overhead_ms",
     "headers_ms",
+    "first_token_ms",
     "total_ms",
 }
 
@@ -231,7 +237,39 @@ async def test_a_request_leaves_one_line(
     }
     assert {name: line[name] for name in expected} == expected
     assert 0 < line["prefill_ms"] <= line["headers_ms"] <= line["total_ms"]
+    assert line["predicted_prefill_ms"] > 0
+    # The prefill engine says so; nobody counts the rest here.
+    assert line["prompt_tokens"] > 0
+    assert line["output_tokens"] is line["first_token_ms"] is None
     assert 0 < line["routing_ms"] <= line["overhead_ms"]
+
+
+async def test_the_decision_of_one_request_is_found_by_either_id(
+    client: httpx.AsyncClient, stack: LocalStack
+) -> None:
+    client_id = f"client {uuid.uuid4()}"
+    response = await client.post(CHAT, json=chat(), headers={"x-client-request-id": client_id})
+    await client.post(CHAT, json=chat())
+    expected = {"id": response.headers["x-request-id"], "pod": response.headers["target-pod"]}
+    for wanted in (response.headers["x-request-id"], client_id):
+        (found,) = await find_decisions(stack, wanted)
+        assert {"id": found["request_id"], "pod": found["decode"]["pod"]} == expected
+        assert found["client_request_id"] == client_id
+        prefill = found["prefill"]
+        parts = prefill["parts"][prefill["pod"]]
+        weighted = parts["wait_s"] + parts["compute_weight"] * parts["compute_s"]
+        assert weighted == pytest.approx(prefill["scores"][prefill["pod"]], abs=1e-5)
+        assert parts["cached_tokens"] + parts["computed_tokens"] > 0
+        assert parts["tokens_per_s"] > 0
+        assert found["result"]["predicted_prefill_ms"] > 0
+        assert found["result"]["prefill_ms"] > 0
+    assert await find_decisions(stack, "nobody's") == []
+
+
+async def find_decisions(stack: LocalStack, wanted: str) -> list[dict[str, Any]]:
+    page = await read_admin(stack, f"/debug/decisions?id={quote(wanted)}")
+    decisions: list[dict[str, Any]] = page.json()["decisions"]
+    return decisions
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Tokens of answers, counted by Envoy or by the router, against what the engines have made."""
 
+import json
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -132,6 +134,31 @@ async def test_every_kind_of_answer_is_counted_exactly(stack: LocalStack) -> Non
     )
     metrics = await read_metrics(stack)
     assert metrics.total("pdrouter_counted_answers_total", usage="unknown") == 0
+
+
+async def test_the_log_has_what_was_counted_of_a_request(
+    stack: LocalStack, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="pdrouter")
+    body = chat(max_tokens=6, **STREAMED)
+    async with connect(stack) as client:
+        response = await client.post(CHAT, json=body, headers={"x-client-request-id": "mine"})
+    usage = json.loads(response.text.split("data: ")[-2])["usage"]
+    request_id = response.headers["x-request-id"]
+
+    def find_lines() -> list[dict[str, Any]]:
+        lines = (vars(record).get("fields", {}) for record in caplog.records)
+        own = [line for line in lines if line.get("request_id") == request_id]
+        return [line for line in own if line["output_tokens"] is not None]
+
+    # Envoy's log tells after the end of a request, when its line is written: that has another.
+    await wait_until(lambda: bool(find_lines()))
+    (line,) = find_lines()
+    assert line["client_request_id"] == "mine"
+    assert line["prompt_tokens"] == usage["prompt_tokens"]
+    assert line["output_tokens"] == usage["completion_tokens"] == 6
+    assert line["cached_tokens"] is not None
+    assert line["first_token_ms"] > 0
 
 
 async def test_an_answer_that_does_not_say_its_tokens_is_counted_as_unknown(

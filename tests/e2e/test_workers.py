@@ -96,6 +96,9 @@ async def test_requests_are_spread_evenly_and_one_page_tells_of_all() -> None:
         decisions = (await router.get("/debug/decisions")).json()["decisions"]
         assert len(decisions) == 100  # PDROUTER_KEPT_DECISIONS, as one process shows.
         assert {decision["worker"] for decision in decisions} == set(range(WORKERS))
+        wanted = decisions[-1]["request_id"]
+        page = await router.get(f"/debug/decisions?id={wanted}")
+        assert [decision["request_id"] for decision in page.json()["decisions"]] == [wanted]
         times = [decision["time"] for decision in decisions]
         assert times == sorted(times, reverse=True)
         router.expect_no_accident()

@@ -53,6 +53,9 @@ class Fixed:
         del uid, request
         return 7
 
+    def explain(self, request: RoutedRequest) -> None:
+        del request
+
     def rank(self, pods: Sequence[Pod], request: RoutedRequest) -> Ranking:
         kept = [pod for pod in pods if self.scores[PODS.index(pod)] < math.inf]
         return Ranking(kept, self.score(kept, request), self.note)

@@ -37,6 +37,18 @@ def test_curve_and_pods_are_learnt(quadratic: float) -> None:
         assert rates.predict("slow", tokens) == pytest.approx(2 * curve(tokens), rel=0.15)
 
 
+def test_what_is_frozen_stays_as_it_was() -> None:
+    rates = PrefillRates(1000.0, (128, 256))
+    rates.observe("a", 200, 0.5)
+    before = rates.predict("a", 100)
+    frozen = rates.freeze()
+    assert frozen.predict("a", 100) == pytest.approx(before)
+    rates.observe("a", 200, 5.0)
+    rates.forget("a")
+    assert frozen.predict("a", 100) == pytest.approx(before)
+    assert rates.predict("a", 100) != pytest.approx(before)
+
+
 def test_a_pod_that_is_gone_is_forgotten() -> None:
     rates = PrefillRates()
     learn(rates, lambda tokens: tokens / 6000, factors={"a": 1.0, "slow": 3.0})

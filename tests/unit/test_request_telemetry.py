@@ -20,15 +20,18 @@ from pdrouter.cluster.load import Ledger, Scope
 from pdrouter.cluster.pods import Role
 from pdrouter.cluster.reflector_stats import ReflectorStats
 from pdrouter.cluster.view import PodCache
+from pdrouter.extproc.answers import AnswerReport, RoutedRequest
 from pdrouter.extproc.record import Outcome, RequestRecord, describe_decision
+from pdrouter.openai.usage import Usage
 from pdrouter.prefill.client import FailureKind
+from pdrouter.telemetry.descriptions import describe_request
 from pdrouter.telemetry.logs import (
     MAX_WAITING_LINES,
     JsonFormatter,
     join_lines,
     log_to_stdout,
 )
-from pdrouter.telemetry.requests import RequestTelemetry, describe_request
+from pdrouter.telemetry.requests import RequestTelemetry
 
 P = make_pod("p0", Role.PREFILL)
 D = make_pod("d0", Role.DECODE)
@@ -262,9 +265,14 @@ def full_record() -> RequestRecord:
             make_attempt(P, status=None, failure=FailureKind.CONNECT),
             make_attempt(P),
         ],
+        prompt_tokens=70,
+        cached_tokens=64,
+        output_tokens=5,
+        predicted_prefill_s=0.45,
         steps=make_steps(route=0.0001234, prefill=0.5),
         overhead_s=0.0004,
         headers_s=0.6,
+        first_token_s=0.65,
         total_s=2.0,
         status=200,
         outcome=Outcome.OK,
@@ -288,10 +296,15 @@ def test_a_line_tells_the_whole_story() -> None:
         "prefill_pod": "p0",
         "decode_pod": "d0",
         "prefill_attempts": 2,
+        "prompt_tokens": 70,
+        "cached_tokens": 64,
+        "output_tokens": 5,
         "routing_ms": 0.123,
+        "predicted_prefill_ms": 450.0,
         "prefill_ms": 500.0,
         "overhead_ms": 0.4,
         "headers_ms": 600.0,
+        "first_token_ms": 650.0,
         "total_ms": 2000.0,
         "failed_attempts": [
             {
@@ -315,6 +328,77 @@ def test_a_line_of_a_request_that_went_nowhere_has_the_same_fields() -> None:
     assert fields["decision"] == ""
     assert fields["decode_pod"] is fields["prefill_pod"] is fields["routing_ms"] is None
     assert set(describe_request(full_record())) - set(fields) == {"failed_attempts"}
+
+
+def make_report(record: RequestRecord, **changes: Any) -> AnswerReport:
+    request = RoutedRequest.describe(record, generates=True)
+    values = {"usage": Usage(70, 64, 5), "first_token_s": 0.65, "stream_s": 0.4, **changes}
+    return AnswerReport(request, D.address, 200, **values)
+
+
+def read_lines(caplog: pytest.LogCaptureFixture) -> list[tuple[str, dict[str, Any]]]:
+    return [(record.message, vars(record)["fields"]) for record in caplog.records]
+
+
+def test_what_is_counted_of_an_open_request_is_in_its_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    telemetry = create_telemetry()
+    record = make_record(outcome=Outcome.OK, status=200, stream=True)
+    telemetry.request_started(record)
+    telemetry.answer_reported(make_report(record), D)
+    telemetry.request_finished(record)
+    ((event, fields),) = read_lines(caplog)
+    assert event == "request"
+    counted = (fields["prompt_tokens"], fields["cached_tokens"], fields["output_tokens"])
+    assert (*counted, fields["first_token_ms"]) == (70, 64, 5, 650.0)
+
+
+@pytest.mark.parametrize("here", [True, False], ids=["same-router", "another"])
+def test_what_is_told_after_a_requests_line_has_a_line_of_its_own(
+    caplog: pytest.LogCaptureFixture, *, here: bool
+) -> None:
+    caplog.set_level(logging.INFO)
+    telemetry = create_telemetry()
+    record = make_record(
+        client_request_id="c-1", model="m", stream=True, decision=make_decision(P, D)
+    )
+    if here:
+        telemetry.request_started(record)
+        telemetry.request_routed(record)
+        telemetry.request_finished(record)
+    caplog.clear()
+    telemetry.answer_reported(make_report(record), D)
+    assert read_lines(caplog) == [
+        (
+            "answer",
+            {
+                "request_id": "r-1",
+                "client_request_id": "c-1",
+                "model": "m",
+                "stream": True,
+                "status": 200,
+                "pod": "d0",
+                "prompt_tokens": 70,
+                "cached_tokens": 64,
+                "output_tokens": 5,
+                "first_token_ms": 650.0,
+                "inter_token_ms": 100.0,
+            },
+        )
+    ]
+    decisions = telemetry.decisions.describe("c-1")
+    assert [decision["result"]["output_tokens"] for decision in decisions] == [5] * here
+
+
+def test_an_answer_of_which_nothing_was_counted_has_no_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    report = make_report(make_record(), usage=None, first_token_s=None, stream_s=None)
+    create_telemetry().answer_reported(report, None)
+    assert not caplog.records
 
 
 def test_a_long_path_is_cut() -> None:

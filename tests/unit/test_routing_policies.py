@@ -17,6 +17,7 @@ from pdrouter.routing.kv_capacity import KVCapacity, count_requests
 from pdrouter.routing.policy import PolicyOptions, Ranking, RoutedRequest
 from pdrouter.routing.prefix_index import PrefixIndex
 from pdrouter.routing.registry import PREFILL_POLICIES
+from pdrouter.routing.score_parts import DecodeParts
 from pdrouter.routing.ttft import TimeToFirstToken
 
 A, B = make_pod("a"), make_pod("b")
@@ -151,7 +152,9 @@ def test_without_metrics_the_ledger_decides() -> None:
     ledger = Ledger()
     ledger.start_decode(A.uid, 100)
     request = make_request(ledger=ledger)
-    assert KVCapacity().rank([A, B], request) == Ranking([A, B], [1.0, 0.0])
+    assert KVCapacity().rank([A, B], request) == Ranking(
+        [A, B], [1.0, 0.0], parts=DecodeParts([0.0, 0.0])
+    )
 
 
 def test_requests_of_others_are_those_that_the_engine_had_beyond_ours() -> None:

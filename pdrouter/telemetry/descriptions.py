@@ -1,0 +1,118 @@
+"""Requests and answers in words: the fields of log lines and of debug pages.
+
+Bodies, prompts and keys are not among them.
+"""
+
+from typing import Any, Protocol
+
+from pdrouter.cluster.pods import Pod
+from pdrouter.extproc.answers import AnswerReport
+from pdrouter.extproc.record import RequestRecord, describe_decision
+from pdrouter.telemetry.attempts import describe_failed_attempts
+
+
+def describe_request(record: RequestRecord) -> dict[str, Any]:
+    """Return the fields of a request's log line."""
+    fields: dict[str, Any] = {
+        "request_id": record.request_id,
+        "client_request_id": record.client_request_id,
+        "method": record.method,
+        "path": record.path[:200],
+        "model": record.model,
+        "stream": record.stream,
+        "body_bytes": record.body_bytes,
+        "outcome": record.outcome,
+        "status": record.status,
+        "strategy": record.strategy,
+        "decision": describe_decision(record),
+        "prefill_pod": record.prefill_pod.name if record.prefill_pod else None,
+        "decode_pod": record.decision.decode.pod.name if record.decision else None,
+        "prefill_attempts": len(record.attempts),
+        **_describe_tokens(record),
+        "routing_ms": _milliseconds(record.routing_s),
+        "predicted_prefill_ms": _milliseconds(record.predicted_prefill_s),
+        "prefill_ms": _milliseconds(record.prefill_s),
+        "overhead_ms": _milliseconds(record.overhead_s),
+        "headers_ms": _milliseconds(record.headers_s),
+        "first_token_ms": _milliseconds(record.first_token_s),
+        "total_ms": _milliseconds(record.total_s if record.outcome else None),
+    }
+    failed = describe_failed_attempts(record)
+    if failed:
+        fields["failed_attempts"] = failed
+    if record.served_by:
+        fields["served_by"] = record.served_by
+    if record.code or record.message:
+        fields |= {"error_code": record.code, "error": record.message}
+    return fields
+
+
+def describe_answer(report: AnswerReport, pod: Pod | None) -> dict[str, Any]:
+    """Return the fields of the line for an answer that is told of after its request's line."""
+    request = report.request
+    return {
+        "request_id": request.request_id,
+        "client_request_id": request.client_request_id,
+        "model": request.model,
+        "stream": request.stream,
+        "status": report.status,
+        "pod": report.served_by if pod is None else pod.name,
+        **_describe_tokens(report.usage),
+        "first_token_ms": _milliseconds(report.first_token_s),
+        "inter_token_ms": _milliseconds(report.inter_token_s),
+    }
+
+
+def describe_result(record: RequestRecord) -> dict[str, Any]:
+    """Return what came of a request so far."""
+    return {
+        "outcome": record.outcome,
+        "status": record.status,
+        **_describe_tokens(record),
+        "predicted_prefill_ms": _milliseconds(record.predicted_prefill_s),
+        "prefill_ms": _milliseconds(record.prefill_s),
+        "headers_ms": _milliseconds(record.headers_s),
+        "first_token_ms": _milliseconds(record.first_token_s),
+        "total_ms": _milliseconds(record.total_s if record.outcome else None),
+    }
+
+
+def describe_choice(record: RequestRecord) -> dict[str, Any]:
+    """Return what was chosen, in short."""
+    fields: dict[str, Any] = {"request_id": record.request_id, "reason": record.aggregated}
+    decision = record.decision
+    if decision is not None:
+        for leg, choice in (("prefill", decision.prefill), ("decode", decision.decode)):
+            if choice is not None:
+                fields[leg] = {
+                    "pod": choice.pod.name,
+                    "policy": choice.policy,
+                    "score": choice.score,
+                    "candidates": len(choice.candidates),
+                }
+    return fields
+
+
+class _Counted(Protocol):
+    @property
+    def prompt_tokens(self) -> int | None: ...
+
+    @property
+    def cached_tokens(self) -> int | None: ...
+
+    @property
+    def output_tokens(self) -> int | None: ...
+
+
+def _describe_tokens(counted: _Counted | None) -> dict[str, int | None]:
+    if counted is None:
+        return dict.fromkeys(("prompt_tokens", "cached_tokens", "output_tokens"))
+    return {
+        "prompt_tokens": counted.prompt_tokens,
+        "cached_tokens": counted.cached_tokens,
+        "output_tokens": counted.output_tokens,
+    }
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 3)
