@@ -245,7 +245,7 @@ BROKEN += [
             "header-limit-low",
             "EnvoyPatchPolicy default/own",
             [add(LISTENER_PATCH % (member, value, FILTER, "SEND"))],
-            words="50 is less than Envoy's default, 100",
+            words="Envoy allows 50 headers, the router 100",
         )
         for member, value in (("max_headers_count", "50"), ("x", "{maxHeadersCount: 50}"))
     ),
@@ -253,7 +253,19 @@ BROKEN += [
         "header-limit-low",
         "ClientTrafficPolicy default/llm",
         [put("ClientTrafficPolicy", "spec headers maxRequestHeaderLimit", "8Ki")],
-        words="8Ki is less than Envoy's default, 60Ki",
+        words="Envoy allows 8Ki of headers, the router 60Ki",
+    ),
+    Case(
+        "header-limit-low",
+        "Deployment default/router",
+        [setting("PDROUTER_MAX_HEADERS", "200")],
+        words="the router allows 200 headers, Envoy 100, its default",
+    ),
+    Case(
+        "header-limit-low",
+        "Gateway default/llm",
+        [setting("PDROUTER_MAX_HEADER_BYTES", "98304")],
+        words="Envoy allows 60Ki of headers, the router 96Ki",
     ),
     Case(
         "patch-target-unknown",
@@ -344,6 +356,15 @@ HARMLESS: dict[str, tuple[str, list[Change]]] = {
         [
             put("EnvoyExtensionPolicy", f"{EXT_PROC} processingMode allowModeOverride", False),
             add(LISTENER_PATCH % ("max_headers_count", "200", FILTER, "SEND")),
+        ],
+    ),
+    "limits on headers that are raised on both sides": (
+        "endpoint_override",
+        [
+            setting("PDROUTER_MAX_HEADERS", "200"),
+            setting("PDROUTER_MAX_HEADER_BYTES", "96Ki"),
+            put("ClientTrafficPolicy", "spec headers maxRequestHeaderLimit", "96Ki"),
+            add(LISTENER_PATCH % ("max_headers_count", "256", FILTER, "SEND")),
         ],
     ),
     "trailers that lead to no engine": (

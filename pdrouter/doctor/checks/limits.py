@@ -8,10 +8,9 @@ from pdrouter.doctor.objects.base import ObjectRef
 from pdrouter.doctor.objects.envoy_gateway import CircuitBreaker, ClientPolicy, PatchPolicy
 from pdrouter.doctor.patches import dig, find_values
 from pdrouter.doctor.quantities import Size
+from pdrouter.extproc.header_limits import ENVOYS_DEFAULTS
 
 _DEFAULT_COUNT = 1024
-_HEADER_BYTES = Size(60 * 1024)
-_HEADER_COUNT = 100
 _HEADROOM_BYTES = 1024 * 1024
 """What may be kept free in a message for headers and the KV handle."""
 
@@ -120,24 +119,61 @@ def _find_route_breakers(installation: Installation, attachment: Attachment) -> 
 
 def _find_small_header_limits(installation: Installation) -> Iterator[Fault]:
     for attachment in installation.attachments:
-        for gateway in installation.gateways(attachment):
-            for client_policy in installation.client_policies(gateway):
-                limit = client_policy.spec.headers.max_request_header_limit
-                if limit is not None and limit < _HEADER_BYTES:
-                    yield Fault(
-                        client_policy.ref,
-                        "spec.headers.maxRequestHeaderLimit",
-                        f"{limit} is less than Envoy's default, {_HEADER_BYTES}",
-                        "remove it: long keys, traces and sessions need the room",
-                    )
-    for patch_policy in installation.snapshot.of(PatchPolicy):
-        for field, _, value in find_values(patch_policy, "max_headers_count"):
-            if isinstance(value, int) and value < _HEADER_COUNT:
+        routers = attachment.routers
+        counts = [each.settings.max_headers for each in routers if each.knows("max_headers")]
+        sizes = [
+            each.settings.max_header_bytes for each in routers if each.knows("max_header_bytes")
+        ]
+        yield from _judge_header_count(
+            installation, attachment, max(counts, default=ENVOYS_DEFAULTS.count)
+        )
+        yield from _judge_header_size(
+            installation, attachment, Size(max(sizes, default=ENVOYS_DEFAULTS.size))
+        )
+
+
+def _judge_header_count(
+    installation: Installation, attachment: Attachment, wanted: int
+) -> Iterator[Fault]:
+    patched = [
+        (policy.ref, field, value)
+        for policy in installation.snapshot.of(PatchPolicy)
+        for field, _, value in find_values(policy, "max_headers_count")
+        if isinstance(value, int)
+    ]
+    for ref, field, allowed in patched:
+        if allowed < wanted:
+            yield Fault(
+                ref,
+                field,
+                f"Envoy allows {allowed} headers, the router {wanted}",
+                f"set it to {wanted}, or PDROUTER_MAX_HEADERS to {allowed}",
+            )
+    if not patched and wanted > ENVOYS_DEFAULTS.count:
+        yield Fault(
+            attachment.routers[0].deployment.ref,
+            attachment.routers[0].field("env[PDROUTER_MAX_HEADERS]"),
+            f"the router allows {wanted} headers, Envoy {ENVOYS_DEFAULTS.count}, its default",
+            "let an EnvoyPatchPolicy set max_headers_count of the listener "
+            "(deploy/components/listener-patch), or unset PDROUTER_MAX_HEADERS",
+        )
+
+
+def _judge_header_size(
+    installation: Installation, attachment: Attachment, wanted: Size
+) -> Iterator[Fault]:
+    for gateway in installation.gateways(attachment):
+        policies = installation.client_policies(gateway)
+        limits = [(each, each.spec.headers.max_request_header_limit) for each in policies]
+        said = [(policy.ref, limit) for policy, limit in limits if limit is not None]
+        for ref, allowed in said or [(gateway.ref, Size(ENVOYS_DEFAULTS.size))]:
+            if allowed < wanted:
+                field = "spec.headers.maxRequestHeaderLimit"
                 yield Fault(
-                    patch_policy.ref,
-                    field,
-                    f"{value} is less than Envoy's default, {_HEADER_COUNT}",
-                    "set it to 200: the router adds some to those that a client sends",
+                    ref,
+                    field if said else f"ClientTrafficPolicy {field}",
+                    f"Envoy allows {allowed} of headers, the router {wanted}",
+                    f"set it to {wanted}, or PDROUTER_MAX_HEADER_BYTES to {allowed}",
                 )
 
 
@@ -214,9 +250,9 @@ CHECKS: tuple[Check[Installation], ...] = (
     Check(
         "header-limit-low",
         Severity.WARNING,
-        "Envoy takes fewer or shorter headers than by default.",
-        "Headers that the router adds count too: requests get a 431, with a prefill that has run "
-        "for nothing.",
+        "Envoy takes fewer or shorter headers than the router.",
+        "Envoy refuses what the router adds beyond its own limit, after prefill has run and with "
+        "an error that says nothing.",
         _find_small_header_limits,
     ),
     Check(
