@@ -75,7 +75,9 @@ def _is_truncated(endpoint: Endpoint, body: Body, options: Body) -> bool:
 
 
 def _has_invalid_value(endpoint: Endpoint, body: Body, options: Body) -> bool:
-    numbers = (as_integer(_read(options, name, 1)) for name in (*endpoint.limits, "n"))
+    absent = None if endpoint.limit_required else 1
+    numbers = [as_integer(_read(options, name, absent)) for name in endpoint.limits]
+    numbers.append(as_integer(_read(options, "n", 1)))
     if any(number is None or number < 1 for number in numbers):
         return True
     streamed = as_boolean(_read(body, "stream", default=False))

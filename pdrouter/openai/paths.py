@@ -22,6 +22,7 @@ class Endpoint:
         prompts: members of which one must be there. Each is a string or a list that is not empty.
         batches: whether a list in one of `prompts` is several prompts, not one (`["a", "b"]`).
         limits: members that limit the number of output tokens; none where there are no such tokens.
+        limit_required: whether engines refuse requests without a limit.
         sampling: the object that holds limits and sampling options; None where they are top-level.
         legs: 2 where a request may be split into a prefill and a decode leg, else 1.
         stateful: whether answers are kept by the engine unless the request says otherwise.
@@ -32,6 +33,7 @@ class Endpoint:
     prompts: tuple[str, ...] = ()
     batches: bool = False
     limits: tuple[str, ...] = ("max_tokens",)
+    limit_required: bool = False
     sampling: str | None = None
     legs: int = 2
     stateful: bool = False
@@ -45,7 +47,7 @@ _TWO_LEGS = (
         limits=("max_tokens", "max_completion_tokens"),
     ),
     Endpoint("/v1/completions", prompts=("prompt", "prompt_embeds"), batches=True),
-    Endpoint("/v1/messages", prompts=("messages",)),
+    Endpoint("/v1/messages", prompts=("messages",), limit_required=True),
     Endpoint("/v1/responses", prompts=("input",), limits=("max_output_tokens",), stateful=True),
     Endpoint("/inference/v1/generate", prompts=("token_ids",), sampling="sampling_params"),
 )

@@ -312,6 +312,7 @@ REFUSED_BY_ENGINES: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, {"max_completion_tokens": 0}, "max_completion_tokens"),
     (COMPLETIONS, {"max_tokens": 0}, "max_tokens"),
     (MESSAGES, {"max_tokens": -4}, "max_tokens"),
+    (MESSAGES, {"max_tokens": None}, "max_tokens"),
     (RESPONSES, {"max_output_tokens": 0, "store": False}, "max_output_tokens"),
     (GENERATE, {"sampling_params": {"max_tokens": 0}}, "max_tokens"),
     (CHAT, {"stream": "perhaps"}, "stream"),

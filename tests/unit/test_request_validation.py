@@ -253,7 +253,8 @@ _NUMBERS = [*LIMITS, *((path, "n") for path in TWO_LEG_PATHS[:4])]
 )
 def test_numbers_are_read_as_engines_read_them(path: str, name: str, value: str) -> None:
     request = make_request(path, build_raw(path, name, value))
-    assert request.whole is None
+    missing = (path, name, value) == (MESSAGES, "max_tokens", "null")
+    assert request.whole == ("invalid-value" if missing else None)
     if name != "n" and value != "null":
         assert request.max_output_tokens == 1
 
@@ -489,6 +490,9 @@ _WHOLE: list[tuple[str, dict[str, Any], str | None]] = [
     (RESPONSES, {"truncation": None}, "truncated-prompt"),
     (RESPONSES, {"truncation": "else"}, "truncated-prompt"),
     (CHAT, {"truncation": "auto"}, None),
+    # The prefill leg would have the limit that is missing.
+    (MESSAGES, {"max_tokens": ...}, "invalid-value"),
+    (MESSAGES, {"max_tokens": None}, "invalid-value"),
     # Options that are nested.
     (GENERATE, {"sampling_params": {"n": 1}}, None),
     (GENERATE, {"sampling_params": {"n": 2}}, "n"),
