@@ -12,6 +12,7 @@ _PLACES = {
     "clienttrafficpolicies": "ancestors",
     "backendtrafficpolicies": "ancestors",
     "envoypatchpolicies": "ancestors",
+    "securitypolicies": "ancestors",
 }
 
 

@@ -58,15 +58,15 @@ def read(bootstrap: Object) -> dict[str, Any]:
     clusters = {one["name"]: one for one in resources["clusters"]}
     router = clusters[ext_proc["grpc_service"]["envoy_grpc"]["cluster_name"]]
     (pods,) = [one for one in resources["clusters"] if find_choice(one)]
+    common = read_http(pods).get("common_http_protocol_options", {})
     return {
         **read_manager(manager),
         **read_ext_proc(ext_proc),
         **read_router(router),
         "pod choice": find_choice(pods),
         "pod breakers": read_breakers(pods),
-        "pod idle timeout": seconds(
-            read_http(pods).get("common_http_protocol_options", {}).get("idle_timeout")
-        ),
+        "pod idle timeout": seconds(common.get("idle_timeout")),
+        "pod headers": [common.get("max_headers_count"), common.get("max_response_headers_kb")],
     }
 
 
@@ -90,6 +90,7 @@ def read_manager(manager: Object) -> dict[str, Any]:
         },
         "underscores": common.get("headers_with_underscores_action", "ALLOW"),
         "escaped slashes": manager.get("path_with_escaped_slashes_action", "KEEP_UNCHANGED"),
+        "headers": [common.get("max_headers_count"), manager.get("max_request_headers_kb")],
     }
 
 
@@ -179,6 +180,8 @@ WITHOUT_PATCHES: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
         "no field; the router asks for them",
         lambda _, theirs: theirs == "SKIP",
     ),
+    "headers": ("no field; see listener-patch", lambda _, theirs: theirs == [None, None]),
+    "pod headers": ("no field", lambda _, theirs: theirs == [None, None]),
 }
 AIBRIX: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
     "mode override": ("came with Envoy Gateway 1.3", lambda ours, theirs: ours and not theirs),

@@ -71,6 +71,7 @@ KINDS = (
     Kind(*_ENVOY, "clienttrafficpolicies", "ClientTrafficPolicy", ("ctp",), custom=True),
     Kind(*_ENVOY, "envoyextensionpolicies", "EnvoyExtensionPolicy", ("eep",), custom=True),
     Kind(*_ENVOY, "envoypatchpolicies", "EnvoyPatchPolicy", ("epp",), custom=True),
+    Kind(*_ENVOY, "securitypolicies", "SecurityPolicy", ("sp",), custom=True),
     Kind(*_ENVOY, "envoyproxies", "EnvoyProxy", ("eproxy",), custom=True),
 )
 """Built-in kinds and the custom resources of a cluster that serves models."""
