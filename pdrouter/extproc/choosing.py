@@ -12,6 +12,7 @@ from pdrouter.cluster.failures import Leg
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import ModelPods, PodCache
 from pdrouter.extproc.dispatch_policy import DispatchPolicy
+from pdrouter.extproc.header_values import read_name, read_one
 from pdrouter.extproc.headers import (
     CLIENT_STRATEGY,
     CONFIG_PROFILE,
@@ -22,6 +23,7 @@ from pdrouter.extproc.record import Observer, RequestRecord
 from pdrouter.extproc.refusals import refuse_for_now
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.kind import describe_kind
+from pdrouter.openai.models import unknown_model
 from pdrouter.openai.prompt_prefix import NO_PREFIX, hash_prompt
 from pdrouter.openai.request import InferenceRequest, count_token_ids
 from pdrouter.prefill.unsplittable import REASON as NOT_PREFILLABLE
@@ -93,8 +95,7 @@ class PodChooser:
             if names is not None:
                 message = f"model {name!r} is ambiguous: ask for {' or '.join(names)}"
                 raise RequestRejected(400, "model_ambiguous", message, "model")
-            message = f"model {name[:200]!r} does not exist"
-            raise RequestRejected(404, "model_not_found", message, "model")
+            raise unknown_model(name, view.names)
         return pods
 
     def choose(
@@ -123,11 +124,16 @@ class PodChooser:
         selector = _read_selector(headers)
         tokens = counted or self._count_prompt_tokens(request)
         resolved = resolve_profile(
-            pods.config, headers.get(CONFIG_PROFILE, ""), tokens, request.max_output_tokens
+            pods.config,
+            read_one(headers.get(CONFIG_PROFILE, "")),
+            tokens,
+            request.max_output_tokens,
         )
         if resolved.automatic:
             record.profile = resolved.name
-        requested = headers.get(CLIENT_STRATEGY) or headers.get(ROUTING_STRATEGY, "")
+        requested = read_name(headers.get(CLIENT_STRATEGY, "")) or read_name(
+            headers.get(ROUTING_STRATEGY, "")
+        )
         strategy = self._find_strategy(resolved, requested)
         if strategy is None:
             self._limit(pods, resolved)

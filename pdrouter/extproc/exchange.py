@@ -23,6 +23,7 @@ from pdrouter.extproc.exchange_policy import ExchangePolicy
 from pdrouter.extproc.explanation import explain
 from pdrouter.extproc.forwarding import forward
 from pdrouter.extproc.front_door import admit, authenticate, has_known_body, no_body
+from pdrouter.extproc.header_values import is_asked
 from pdrouter.extproc.headers import DECISION_DETAIL, STRIPPED_HEADERS
 from pdrouter.extproc.immediate import answer, pass_refusal, refuse
 from pdrouter.extproc.messages import (
@@ -196,11 +197,12 @@ class Exchange:
         record.path, _ = split_path(headers.get(":path", ""))
         record.method = headers.get(":method", "")
         record.client_request_id = read_client_id(headers)
-        authenticate(headers, self._policy.bearer_token)
-        body = own_answers.answer(record.path, record.method, self._cache.view)
-        if body is not None:
+        if record.path not in own_answers.PUBLIC_PATHS:
+            authenticate(headers, self._policy.bearer_token)
+        own = own_answers.answer(record.path, record.method, self._cache.view)
+        if own is not None:
             record.outcome = Outcome.ANSWERED
-            return self._end(answer(body, record))
+            return self._end(answer(own.status, own.body, record))
         self._head = admit(event)
         self._policy.header_limits.check_request(event)
         self._state = State.HEAD
@@ -387,7 +389,7 @@ class Exchange:
 
     def _explain(self) -> Headers:
         policy = self._policy
-        asked = self._head is not None and DECISION_DETAIL in self._head.headers
+        asked = self._head is not None and is_asked(self._head.headers, DECISION_DETAIL)
         return explain(
             self.record,
             expose_pods=policy.expose_pods,

@@ -4,10 +4,11 @@ import hmac
 from collections.abc import Mapping
 
 from pdrouter.extproc.dispatch import RequestHead
+from pdrouter.extproc.header_values import is_encoded, list_keys
 from pdrouter.extproc.messages import RequestHeaders
 from pdrouter.extproc.modes import check_modes
 from pdrouter.openai.errors import RequestRejected
-from pdrouter.openai.paths import ENDPOINTS, split_path
+from pdrouter.openai.paths import ENDPOINTS, find_right_path, split_path
 
 _LENGTH_DIGITS = 20
 
@@ -24,9 +25,8 @@ def authenticate(headers: Mapping[str, str], expected: str | None) -> None:
     """
     if expected is None:
         return
-    scheme, _, token = headers.get("authorization", "").partition(" ")
-    presented = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-    if not hmac.compare_digest(presented.encode(), expected.encode()):
+    presented = list_keys(headers)
+    if not any(hmac.compare_digest(key.encode(), expected.encode()) for key in presented):
         message = "Incorrect API key provided"
         raise RequestRejected(401, "invalid_api_key", message, "api_key")
 
@@ -53,13 +53,13 @@ def admit(event: RequestHeaders) -> RequestHead:
         raise _refuse_method("CONNECT", "GET, HEAD, POST")
     endpoint = ENDPOINTS.get(path)
     if endpoint is None:
-        raise RequestRejected(404, "unknown_path", f"path {path[:200]!r} is not served")
+        raise _unknown_path(path)
     require_method(headers.get(":method", ""), "POST")
     if _asks_for_upgrade(headers):
         message = f"the connection cannot be upgraded to {headers['upgrade'][:40]!r} here"
         raise RequestRejected(400, "upgrade_not_supported", message, "upgrade")
     check_modes(event.protocol_config)
-    if headers.get("content-encoding", "identity") != "identity":
+    if is_encoded(headers.get("content-encoding", "")):
         message = "compressed request bodies are not accepted"
         raise RequestRejected(415, "unsupported_encoding", message, "content-encoding")
     if event.end_of_stream or _read_length(headers) == 0:
@@ -75,6 +75,14 @@ def has_known_body(headers: Mapping[str, str]) -> bool:
 def no_body() -> RequestRejected:
     """Return the error for a request without a body."""
     return RequestRejected(400, "invalid_body", "the request has no body")
+
+
+def _unknown_path(path: str) -> RequestRejected:
+    message = f"path {path[:200]!r} is not served"
+    right = find_right_path(path)
+    if right is not None:
+        message += f"; did you mean {right!r}?"
+    return RequestRejected(404, "unknown_path", message)
 
 
 def _refuse_method(method: str, allowed: str) -> RequestRejected:

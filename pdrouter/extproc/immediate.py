@@ -10,10 +10,10 @@ _JSON = ("content-type", "application/json")
 _KEPT_HEADERS = ("content-type", "retry-after", "www-authenticate")
 
 
-def answer(body: bytes, record: RequestRecord) -> ImmediateReply:
+def answer(status: int, body: bytes, record: RequestRecord) -> ImmediateReply:
     """Return an answer of the router's own, in JSON."""
     headers = (_JSON, *_name(record))
-    return ImmediateReply(200, headers, body, _describe("models"))
+    return ImmediateReply(status, headers, body, _describe("answered"))
 
 
 def refuse(rejected: RequestRejected, record: RequestRecord) -> ImmediateReply:

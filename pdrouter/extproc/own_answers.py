@@ -1,27 +1,74 @@
-"""What the router answers by itself: questions about models."""
+"""What the router answers by itself: which models there are, and whether there are any."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from urllib.parse import unquote
 
+import msgspec
+
+from pdrouter import __version__
 from pdrouter.cluster.view import ClusterView
 from pdrouter.extproc.front_door import require_method
-from pdrouter.openai.errors import RequestRejected
-from pdrouter.openai.models import encode_model, encode_models
-from pdrouter.openai.paths import MODELS_PATH
+from pdrouter.openai.models import encode_model, encode_models, unknown_model
+from pdrouter.openai.paths import HEALTH_PATH, MODELS_PATH, PING_PATH, VERSION_PATH
+
+PUBLIC_PATHS = frozenset({HEALTH_PATH, PING_PATH})
+"""Answered without a key: load balancers and load generators ask there."""
 
 
-def answer(path: str, method: str, view: ClusterView) -> bytes | None:
-    """Return the JSON body of an answer; None if the path is none of the router's own.
+@dataclass(frozen=True, slots=True)
+class OwnAnswer:
+    """An answer of the router's own.
+
+    Attributes:
+        status: HTTP status.
+        body: JSON.
+    """
+
+    status: int
+    body: bytes
+
+
+def answer(path: str, method: str, view: ClusterView) -> OwnAnswer | None:
+    """Return the answer to a request; None if the path is none of the router's own.
 
     Raises:
-        RequestRejected: it is, but there is no such thing, or not with this method.
+        RequestRejected: it is, but there is no such model, or not with this method.
     """
-    if path != MODELS_PATH and not path.startswith(MODELS_PATH + "/"):
-        return None
-    require_method(method, "GET")
-    if path == MODELS_PATH:
-        return encode_models(view.names)
+    page = _PAGES.get(path)
+    if page is not None:
+        require_method(method, "GET", "HEAD")
+        return page(view)
     name = unquote(path.removeprefix(MODELS_PATH + "/"))
+    if not name or not path.startswith(MODELS_PATH + "/"):
+        return None
+    require_method(method, "GET", "HEAD")
     if name not in view.models:
-        message = f"model {name[:200]!r} does not exist"
-        raise RequestRejected(404, "model_not_found", message, "model")
-    return encode_model(name)
+        raise unknown_model(name, view.names)
+    return OwnAnswer(200, encode_model(name))
+
+
+def _list_models(view: ClusterView) -> OwnAnswer:
+    return OwnAnswer(200, encode_models(view.names))
+
+
+def _show_health(view: ClusterView) -> OwnAnswer:
+    if any(pods.whole or pods.prefill for pods in view.models.values()):
+        return OwnAnswer(200, b'{"status":"ok"}')
+    return OwnAnswer(503, b'{"status":"unavailable","reason":"no model has a ready pod"}')
+
+
+def _show_version(view: ClusterView) -> OwnAnswer:
+    del view
+    return OwnAnswer(200, msgspec.json.encode({"version": __version__, "server": "pdrouter"}))
+
+
+_PAGES: Mapping[str, Callable[[ClusterView], OwnAnswer]] = MappingProxyType(
+    {
+        MODELS_PATH: _list_models,
+        HEALTH_PATH: _show_health,
+        PING_PATH: _show_health,
+        VERSION_PATH: _show_version,
+    }
+)

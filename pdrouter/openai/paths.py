@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from types import MappingProxyType
 
+from pdrouter.nearest import find_nearest
+
 
 class Forms(Enum):
     """Whether bodies are multipart forms."""
@@ -94,6 +96,27 @@ ENDPOINTS = MappingProxyType({endpoint.path: endpoint for endpoint in (*_TWO_LEG
 
 MODELS_PATH = "/v1/models"
 """Answered by the router itself (`GET`), as is `/v1/models/{model}`."""
+HEALTH_PATH = "/health"
+PING_PATH = "/ping"
+VERSION_PATH = "/version"
+
+_KNOWN = (*ENDPOINTS, MODELS_PATH, HEALTH_PATH, PING_PATH, VERSION_PATH)
+_PREFIX = "/v1"
+_COMPARED_LENGTH = 200
+
+
+def find_right_path(path: str) -> str | None:
+    """Return the path that was most likely meant by one that is not served; None if none is.
+
+    Base URLs are written with `/v1`, without it or with it twice, with a slash at their end or
+    with a gateway's own prefix.
+    """
+    parts = path[:_COMPARED_LENGTH].lower().split("/")
+    wanted = "".join(f"/{part}" for part in parts if part)
+    alike = [known for known in _KNOWN if wanted.endswith(known.removeprefix(_PREFIX))]
+    if alike:
+        return max(alike, key=lambda known: (wanted.endswith(known), len(known)))
+    return find_nearest(wanted, _KNOWN)
 
 
 def split_path(path: str) -> tuple[str, str]:

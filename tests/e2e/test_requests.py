@@ -410,6 +410,47 @@ async def test_a_path_that_the_engines_do_not_know_is_theirs_to_refuse(
     assert response.json() == {"detail": "Not Found"}
 
 
+# --- The router's own answers ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/health", "/ping", "/version", "/v1/models", "/v1/models/demo"])
+async def test_what_needs_no_engine_is_answered_by_the_router(
+    client: httpx.AsyncClient, stack: LocalStack, path: str
+) -> None:
+    before = count_received(stack)
+    response = await client.get(path)
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/json"
+    assert isinstance(response.json(), dict)
+    head = await client.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == response.headers["content-length"]
+    assert count_received(stack) == before
+
+
+@pytest.mark.parametrize("encoding", ["", "Identity", "identity, identity"])
+async def test_a_body_that_is_not_encoded_may_say_so_in_any_way(
+    client: httpx.AsyncClient, stack: LocalStack, encoding: str
+) -> None:
+    headers = {"content-encoding": encoding}
+    expect_disaggregated(stack, await client.post(CHAT, json=chat(), headers=headers))
+
+
+async def test_an_unknown_model_is_told_the_served_ones(client: httpx.AsyncClient) -> None:
+    error = expect_error(
+        await client.post(CHAT, json=chat("absent")), 404, "model_not_found", "model"
+    )
+    assert error["message"].endswith("served: 'demo'")
+
+
+@pytest.mark.parametrize("path", ["/chat/completions", CHAT + "/", "/v1" + CHAT])
+async def test_a_path_that_is_nearly_right_is_told_the_right_one(
+    client: httpx.AsyncClient, path: str
+) -> None:
+    error = expect_error(await client.post(path, json=chat()), 404, "unknown_path")
+    assert f"did you mean {CHAT!r}?" in error["message"]
+
+
 # --- Mistakes --------------------------------------------------------------------------------
 
 
@@ -431,8 +472,8 @@ async def test_an_unknown_path_is_a_404(
         *((method, CHAT, "POST") for method in ("GET", "PUT", "DELETE", "OPTIONS", "PATCH")),
         ("GET", COMPLETIONS + "?x=1", "POST"),
         ("GET", "/v1/embeddings", "POST"),
-        ("POST", "/v1/models", "GET"),
-        ("DELETE", "/v1/models/demo", "GET"),
+        ("POST", "/v1/models", "GET, HEAD"),
+        ("DELETE", "/v1/models/demo", "GET, HEAD"),
     ],
 )
 async def test_a_wrong_method_is_a_405_that_names_the_right_one(

@@ -1,0 +1,44 @@
+"""Header values as HTTP means them: lists with empty members, in any case, said more than once."""
+
+from collections.abc import Mapping
+
+_NO = frozenset({"0", "false", "no", "off"})
+_IDENTITY = "identity"
+
+
+def list_members(value: str) -> list[str]:
+    """Return the members of a list, without the empty ones."""
+    return [member for part in value.split(",") if (member := part.strip())]
+
+
+def read_one(value: str) -> str:
+    """Return what a header says that should say one thing, if it says the same thing each time.
+
+    If it does not, that is what it says.
+    """
+    members = dict.fromkeys(list_members(value))
+    return ", ".join(members)
+
+
+def read_name(value: str) -> str:
+    """Return a name of the router's own, which are in lower case and have hyphens."""
+    return read_one(value.lower().replace("_", "-"))
+
+
+def is_asked(headers: Mapping[str, str], name: str) -> bool:
+    """Return whether a client asks for what a header of this name asks for by being there."""
+    return name in headers and headers[name].strip().lower() not in _NO
+
+
+def is_encoded(value: str) -> bool:
+    """Return whether a `content-encoding` says that a body is not as it is."""
+    return any(member.lower() != _IDENTITY for member in list_members(value))
+
+
+def list_keys(headers: Mapping[str, str]) -> list[str]:
+    """Return the keys that a client presents, as OpenAI's or as Anthropic's clients do."""
+    scheme, *rest = headers.get("authorization", "").split(None, 1)[:2] or [""]
+    keys = [headers.get("x-api-key", "").strip()]
+    if scheme.lower() == "bearer":
+        keys += [token.strip() for token in rest]
+    return [key for key in keys if key]
