@@ -27,12 +27,11 @@ from pdrouter.cluster.kube_objects import (
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.reflector import DEFAULT_TIMING, KubeObject, Reflector, ReflectorTiming
 from pdrouter.cluster.reflector_stats import ReflectorStats
+from pdrouter.cluster.source import ALL_NAMESPACES
 from pdrouter.cluster.view import PodCache
 
 T = TypeVar("T", bound=KubeObject)
 log = logging.getLogger(__name__)
-
-ALL_NAMESPACES = "*"
 
 _SETTLE_S = 0.01
 """Changes within this time make one new view: a rollout changes many pods at once."""

@@ -6,6 +6,9 @@ from typing import Protocol
 
 from pdrouter.cluster.reflector_stats import ReflectorStats
 
+ALL_NAMESPACES = "*"
+"""Stands for all namespaces where namespaces are named."""
+
 
 class SourceUnusable(Exception):
     """A source of pods cannot be used at all; the message says why."""

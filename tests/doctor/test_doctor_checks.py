@@ -650,6 +650,18 @@ BROKEN = [
         [drop("Deployment/router", f"{POD} serviceAccountName")],
         also={"adapters-forbidden"},
     ),
+    Case(
+        "engine-unwatched",
+        "Deployment default/decode, Deployment default/prefill",
+        [
+            put(
+                "Deployment/router",
+                f"{CONTAINER} env 2",
+                {"name": "PDROUTER_NAMESPACES", "value": "elsewhere"},
+            )
+        ],
+        also={"pods-forbidden", "adapters-forbidden"},
+    ),
     Case("adapters-forbidden", "Deployment default/router", [drop("Role", "rules 1")]),
     Case(
         "routes-forbidden",

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pdrouter.cluster.source import ALL_NAMESPACES
 from pdrouter.doctor.findings import Check, Fault, Severity
 from pdrouter.doctor.installation import Installation
 from pdrouter.doctor.objects.access import (
@@ -53,6 +54,23 @@ def _find_route_blindness(installation: Installation) -> Iterator[Fault]:
         if router.routes_by_model and router.knows("httproute_namespace"):
             namespace = router.settings.httproute_namespace
             yield from _judge(installation.snapshot, router, namespace, _ROUTES)
+
+
+def _find_unwatched(installation: Installation) -> Iterator[Fault]:
+    routers = [router for router in installation.routers if router.watches_kubernetes]
+    watched = {namespace for router in routers for namespace in router.namespaces}
+    if not routers or ALL_NAMESPACES in watched or not all(each.namespaces for each in routers):
+        return
+    for engine in installation.engines:
+        namespace = engine.metadata.namespace
+        if engine.pod is not None and namespace not in watched:
+            yield Fault(
+                engine.ref,
+                "metadata.namespace",
+                f"no router watches namespace {namespace}, but {', '.join(sorted(watched))}",
+                "name it in the router's PDROUTER_NAMESPACES, and give the router a Role there; "
+                "PDROUTER_NAMESPACES=* watches all, with a ClusterRole",
+            )
 
 
 def _judge(snapshot: Snapshot, router: Router, namespace: str, need: _Need) -> Iterator[Fault]:
@@ -117,6 +135,14 @@ def _find_role(snapshot: Snapshot, ref: RoleRef, namespace: str) -> Role | Clust
 
 
 CHECKS: tuple[Check[Installation], ...] = (
+    Check(
+        "engine-unwatched",
+        Severity.ERROR,
+        "No router watches an engine's namespace.",
+        "The engine gets no requests: unless PDROUTER_NAMESPACES says otherwise, a router watches "
+        "its own namespace only.",
+        _find_unwatched,
+    ),
     Check(
         "pods-forbidden",
         Severity.ERROR,
