@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from manifests import Object, ext_proc
+from manifests import Object, ext_proc, find
 
 ROUTER = "envoyextensionpolicy"
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
@@ -21,7 +21,8 @@ def make_clusters(
     """Yield the cluster of the routers, and one for each Service that a route leads to."""
     processor = ext_proc(objects)
     settings = processor.get("backendSettings", {})
-    yield make_router_cluster(settings, endpoints[processor["backendRefs"][0]["name"]])
+    router = make_router_cluster(settings, endpoints[processor["backendRefs"][0]["name"]])
+    yield {**router, **_make_tls(objects)}
     traffic = {
         reference["name"]: policy["spec"]
         for policy in objects
@@ -57,6 +58,30 @@ def make_router_cluster(settings: Object, addresses: Sequence[str]) -> Object:
             "healthy_panic_threshold": {"value": health["panicThreshold"]}
         }
     return cluster
+
+
+def _make_tls(objects: Sequence[Object]) -> Object:
+    """Return what a BackendTLSPolicy adds to the cluster of the routers; nothing without one."""
+    if not any(one["kind"] == "BackendTLSPolicy" for one in objects):
+        return {}
+    validation = find(objects, "BackendTLSPolicy")["spec"]["validation"]
+    authority = find(objects, "ConfigMap", validation["caCertificateRefs"][0]["name"])
+    settings = find(objects, "EnvoyProxy")["spec"].get("backendTLS", {})
+    context = {
+        "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+        "sni": validation["hostname"],
+        "common_tls_context": {
+            "alpn_protocols": settings.get("alpnProtocols", []),
+            "validation_context": {
+                "trusted_ca": {"inline_string": authority["data"]["ca.crt"]},
+                "match_typed_subject_alt_names": [
+                    {"san_type": "DNS", "matcher": {"exact": validation["hostname"]}}
+                ],
+            },
+        },
+    }
+    socket = {"name": "envoy.transport_sockets.tls", "typed_config": context}
+    return {"transport_socket": socket}
 
 
 def _make_http2(http2: Object) -> Iterator[tuple[str, Any]]:
