@@ -263,6 +263,12 @@ BROKEN += [
     ),
     Case(
         "header-limit-low",
+        "EnvoyPatchPolicy default/own",
+        [add(LISTENER_PATCH % ("max_request_headers_kb", "8", FILTER, "SEND"))],
+        words="Envoy allows 8Ki of headers, the router 60Ki",
+    ),
+    Case(
+        "header-limit-low",
         "Gateway default/llm",
         [setting("PDROUTER_MAX_HEADER_BYTES", "98304")],
         words="Envoy allows 60Ki of headers, the router 96Ki",
@@ -356,6 +362,13 @@ HARMLESS: dict[str, tuple[str, list[Change]]] = {
         [
             put("EnvoyExtensionPolicy", f"{EXT_PROC} processingMode allowModeOverride", False),
             add(LISTENER_PATCH % ("max_headers_count", "200", FILTER, "SEND")),
+        ],
+    ),
+    "a size of headers that a patch raises": (
+        "endpoint_override",
+        [
+            setting("PDROUTER_MAX_HEADER_BYTES", "96Ki"),
+            add(LISTENER_PATCH % ("max_request_headers_kb", "96", FILTER, "SEND")),
         ],
     ),
     "limits on headers that are raised on both sides": (

@@ -135,12 +135,7 @@ def _find_small_header_limits(installation: Installation) -> Iterator[Fault]:
 def _judge_header_count(
     installation: Installation, attachment: Attachment, wanted: int
 ) -> Iterator[Fault]:
-    patched = [
-        (policy.ref, field, value)
-        for policy in installation.snapshot.of(PatchPolicy)
-        for field, _, value in find_values(policy, "max_headers_count")
-        if isinstance(value, int)
-    ]
+    patched = list(_find_patched_numbers(installation, "max_headers_count"))
     for ref, field, allowed in patched:
         if allowed < wanted:
             yield Fault(
@@ -162,19 +157,36 @@ def _judge_header_count(
 def _judge_header_size(
     installation: Installation, attachment: Attachment, wanted: Size
 ) -> Iterator[Fault]:
+    field = "spec.headers.maxRequestHeaderLimit"
+    patched = list(_find_patched_numbers(installation, "max_request_headers_kb"))
+    said = [(ref, place, Size(number * 1024)) for ref, place, number in patched]
     for gateway in installation.gateways(attachment):
-        policies = installation.client_policies(gateway)
-        limits = [(each, each.spec.headers.max_request_header_limit) for each in policies]
-        said = [(policy.ref, limit) for policy, limit in limits if limit is not None]
-        for ref, allowed in said or [(gateway.ref, Size(ENVOYS_DEFAULTS.size))]:
-            if allowed < wanted:
-                field = "spec.headers.maxRequestHeaderLimit"
-                yield Fault(
-                    ref,
-                    field if said else f"ClientTrafficPolicy {field}",
-                    f"Envoy allows {allowed} of headers, the router {wanted}",
-                    f"set it to {wanted}, or PDROUTER_MAX_HEADER_BYTES to {allowed}",
-                )
+        for policy in installation.client_policies(gateway):
+            limit = policy.spec.headers.max_request_header_limit
+            # Patches come last: what they say holds.
+            if limit is not None and not patched:
+                said.append((policy.ref, field, limit))
+        if not said:
+            default = Size(ENVOYS_DEFAULTS.size)
+            said.append((gateway.ref, f"ClientTrafficPolicy {field}", default))
+    for ref, place, allowed in dict.fromkeys(said):
+        if allowed < wanted:
+            yield Fault(
+                ref,
+                place,
+                f"Envoy allows {allowed} of headers, the router {wanted}",
+                f"set it to {wanted}, or PDROUTER_MAX_HEADER_BYTES to {allowed}",
+            )
+
+
+def _find_patched_numbers(
+    installation: Installation, name: str
+) -> Iterator[tuple[ObjectRef, str, int]]:
+    """Yield the numbers that patches set members of a name to, and where they stand."""
+    for policy in installation.snapshot.of(PatchPolicy):
+        for field, _, value in find_values(policy, name):
+            if isinstance(value, int):
+                yield policy.ref, field, value
 
 
 def _judge_breaker(ref: ObjectRef, field: str, limits: dict[str, int]) -> Iterator[Fault]:
