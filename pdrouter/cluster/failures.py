@@ -54,8 +54,8 @@ class EjectionRules:
     """
 
     after: int = 3
-    backoff_s: float = 10.0
-    longest_s: float = 120.0
+    backoff_s: float = 30.0
+    longest_s: float = 300.0
     share: float = 0.5
 
 

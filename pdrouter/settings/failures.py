@@ -19,14 +19,14 @@ class FailureSettings:
         "while; half of its recent ones are as bad. 0: pods that fail are never left out.",
     )
     eject_s: float = declare(
-        10.0,
+        30.0,
         "PDROUTER_EJECT_TIME",
         seconds(0.1, 3600),
         "Time until a pod that was left out gets a request again, one at a time. Each that fails "
         "doubles it.",
     )
     eject_longest_s: float = declare(
-        120.0,
+        300.0,
         "PDROUTER_EJECT_LONGEST",
         seconds(0.1, 86400),
         "What that time may come to, and the most that is waited if an engine asks for it "

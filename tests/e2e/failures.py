@@ -97,7 +97,11 @@ async def read_line(caplog: pytest.LogCaptureFixture, request_id: str) -> dict[s
     found: list[dict[str, Any]] = []
 
     async def check() -> None:
-        lines = [getattr(record, "fields", {}) for record in caplog.records]
+        lines = [
+            getattr(record, "fields", {})
+            for record in caplog.records
+            if record.name == "pdrouter.request"
+        ]
         found[:] = [line for line in lines if line.get("request_id") == request_id]
         assert len(found) == 1
 

@@ -263,6 +263,31 @@ class TestService:
             "served_by": "10.9.9.9:8000",
         }
 
+    async def test_a_pod_that_breaks_an_answer_off_has_failed(self) -> None:
+        receiver = Receiver()
+        flags = accesslog.ResponseFlags(upstream_connection_termination=True)
+        await receiver.service.receive_message(spell(make_entry(ROUTED, {}, response_flags=flags)))
+
+        assert receiver.failures.is_ejected(DECODE.uid)
+        (said,) = receiver.failures.describe(DECODE.uid)
+        assert (said["leg"], said["last_cause"]) == ("decode", "upstream_connection_termination")
+
+    @pytest.mark.parametrize(
+        "flags",
+        [
+            accesslog.ResponseFlags(),
+            accesslog.ResponseFlags(downstream_connection_termination=True),
+            accesslog.ResponseFlags(stream_idle_timeout=True),
+        ],
+    )
+    async def test_other_ends_of_an_answer_are_no_failures(
+        self, flags: accesslog.ResponseFlags
+    ) -> None:
+        receiver = Receiver()
+        await receiver.service.receive_message(spell(make_entry(ROUTED, {}, response_flags=flags)))
+
+        assert receiver.failures.calm
+
     async def test_unknown_models_make_no_series(self) -> None:
         receiver = Receiver()
         before = receiver.page()
