@@ -7,7 +7,7 @@ import sys
 import uvloop
 
 from pdrouter.cluster.pods import format_address
-from pdrouter.commands.starting import describe_serving, greet, report_names
+from pdrouter.commands.starting import describe_serving, greet, report_names, report_strategy
 from pdrouter.settings import Settings, declarations
 
 
@@ -59,6 +59,7 @@ def _run_workers(settings: Settings, options: argparse.Namespace) -> int:
     try:
         with log_to_stdout(settings.log_level):
             report_names(os.environ)
+            report_strategy(settings)
             uvloop.run(supervise(settings, {**os.environ, **given}, on_serving))
     except (WorkersFailed, OSError) as error:
         print(f"pdrouter: {error}", file=sys.stderr)

@@ -7,11 +7,17 @@ from collections.abc import Mapping, Sequence
 
 from pdrouter import __version__
 from pdrouter.cluster.view import ClusterView
-from pdrouter.settings import find_unknown_names, find_unused_names
+from pdrouter.settings import Settings, find_unknown_names, find_unused_names
 
 log = logging.getLogger(__name__)
 
 _SHOWN_MODELS = 4
+_NO_STRATEGY = (
+    "ROUTING_ALGORITHM is not set (for prefill and decode pods it is pd): for a request without a"
+    " header routing-strategy, whose model's annotation names no strategy either, no pod is chosen."
+    " It goes by the route in Envoy that matches its header model; where there is none, Envoy"
+    " answers 503, no healthy upstream"
+)
 
 
 def report_names(environment: Mapping[str, str]) -> None:
@@ -32,6 +38,20 @@ def report_names(environment: Mapping[str, str]) -> None:
             "aibrix reads these variables, pdrouter does not",
             extra={"fields": {"variables": unused}},
         )
+
+
+def report_strategy(settings: Settings) -> None:
+    """Say what happens to requests for which nobody names a strategy, if that is to pass.
+
+    Args:
+        settings: what the operator decided.
+    """
+    if settings.routing_algorithm is not None:
+        return
+    if sys.stderr.isatty():
+        print(f"pdrouter: {_NO_STRATEGY}", file=sys.stderr)
+    else:
+        log.warning(_NO_STRATEGY)
 
 
 def greet(text: str) -> bool:

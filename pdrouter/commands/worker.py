@@ -9,7 +9,7 @@ import uvloop
 
 from pdrouter.cluster.source import SourceUnusable
 from pdrouter.commands.running import serve
-from pdrouter.commands.starting import report_names
+from pdrouter.commands.starting import report_names, report_strategy
 from pdrouter.extproc.tls import CertificatesInvalid
 from pdrouter.extproc.tokenizing import TokenizerUnusable
 from pdrouter.settings import Settings
@@ -56,6 +56,7 @@ def run_router(
         with log_to_stdout(settings.log_level, **constants):
             if number is None:
                 report_names(os.environ)
+                report_strategy(settings)
             uvloop.run(serve(settings, admin_socket))
     except (SourceUnusable, CertificatesInvalid, TokenizerUnusable, OSError) as error:
         speaker = "pdrouter" if number is None else f"pdrouter: worker {number}"

@@ -21,11 +21,12 @@ from pdrouter.extproc.codec import MessageInvalid, decode, encode
 from pdrouter.extproc.dispatch import Dispatcher, RequestHead
 from pdrouter.extproc.exchange_policy import ExchangePolicy
 from pdrouter.extproc.explanation import explain
-from pdrouter.extproc.forwarding import forward
-from pdrouter.extproc.front_door import admit, authenticate, has_known_body, no_body
+from pdrouter.extproc.forwarding import STRIP, forward, strip
+from pdrouter.extproc.front_door import admit, authenticate, no_body
 from pdrouter.extproc.header_values import is_asked
-from pdrouter.extproc.headers import DECISION_DETAIL, STRIPPED_HEADERS
+from pdrouter.extproc.headers import DECISION_DETAIL
 from pdrouter.extproc.immediate import answer, pass_refusal, refuse
+from pdrouter.extproc.last_leg import judge_answer
 from pdrouter.extproc.messages import (
     BodyMode,
     Event,
@@ -44,8 +45,7 @@ from pdrouter.extproc.messages import (
 )
 from pdrouter.extproc.modes import (
     ask_for_answer,
-    ask_for_trailers,
-    misconfigured,
+    headers_skipped,
     pass_on,
     skip_answer,
 )
@@ -59,13 +59,19 @@ from pdrouter.prefill.leg import PrefillRefused
 log = logging.getLogger(__name__)
 
 _FILTER = "envoy.filters.http.ext_proc"
-_STRIP = PhaseReply(Phase.REQUEST_HEADERS, remove_headers=STRIPPED_HEADERS)
-_STRIP_BYTES = encode(_STRIP)
+_STRIP_BYTES = encode(STRIP)
 _TRAILERS_SKIPPED = "a request without a body went to a pod: set request_trailer_mode to SEND"
-_HEADERS_SKIPPED = "request_header_mode is SKIP, but must be SEND"
 
 
 _Step: TypeAlias = Callable[["Exchange", Any], Awaitable[Reply]]
+
+
+def _refusing(create_error: Callable[[], RequestRejected]) -> _Step:
+    async def refuse(exchange: "Exchange", event: Event) -> Reply:
+        del exchange, event
+        raise create_error()
+
+    return refuse
 
 
 class State(Enum):
@@ -146,7 +152,7 @@ class Exchange:
             # The message has a copy of the body, which would stay for as long as prefill takes.
             del data
             reply = await self.handle(event)
-        if reply is _STRIP:
+        if reply is STRIP:
             return _STRIP_BYTES
         return None if reply is None else encode(reply)
 
@@ -206,19 +212,7 @@ class Exchange:
         self._head = admit(event)
         self._policy.header_limits.check_request(event)
         self._state = State.HEAD
-        if has_known_body(headers):
-            return _STRIP
-        # Trailers may come without a body: to a filter that does not send them, that is nothing,
-        # and the request would go on.
-        return PhaseReply(
-            Phase.REQUEST_HEADERS,
-            remove_headers=STRIPPED_HEADERS,
-            mode_override=ask_for_trailers(self._response_mode),
-        )
-
-    async def _on_missing_body(self, event: RequestTrailers) -> Reply:
-        del event
-        raise no_body()
+        return strip(headers, self._response_mode)
 
     async def _on_request_body(self, event: RequestBody) -> Reply:
         if self._head is None:
@@ -244,11 +238,16 @@ class Exchange:
 
     async def _on_response_headers(self, event: ResponseHeaders) -> Reply:
         status = self._note_response(event)
-        self.record.outcome = Outcome.OK if status < 400 else Outcome.ENGINE_ERROR
         attributes = event.attributes().get(_FILTER, {})
         self._compare_pod(attributes)
-        if self._sent is not None:
-            self._outcomes.note_answer(self._sent, status, event.headers, attributes)
+        if self._sent is None:
+            judgement = judge_answer(status, event.headers, attributes)
+        else:
+            judgement = self._outcomes.note_answer(self._sent, status, event.headers, attributes)
+        if judgement.from_engine:
+            self.record.outcome = Outcome.OK if status < 400 else Outcome.ENGINE_ERROR
+        else:
+            self._note_local_reply(attributes)
         return PhaseReply(
             Phase.RESPONSE_HEADERS,
             set_headers=self._explain_in(event),
@@ -278,31 +277,29 @@ class Exchange:
 
     async def _on_local_reply(self, event: ResponseHeaders) -> Reply:
         """Explain an answer that Envoy gives by itself while the request's body is to come."""
-        if _find_upstream(event) is not None:
+        attributes = event.attributes().get(_FILTER, {})
+        if attributes.get("upstream.address"):
             log.warning(_TRAILERS_SKIPPED, extra=self._log_fields)
             raise no_body()
         self._note_response(event)
-        self.record.outcome = Outcome.LOCAL_REPLY
+        self._note_local_reply(attributes)
         return PhaseReply(Phase.RESPONSE_HEADERS, set_headers=self._explain_in(event))
 
     async def _on_earlier_answer(self, event: ResponseHeaders) -> Reply:
         """Let an answer of a filter before this one (CORS, authentication) pass untouched."""
-        if _find_upstream(event) is not None:
-            raise misconfigured(_HEADERS_SKIPPED)
+        attributes = event.attributes().get(_FILTER, {})
+        if attributes.get("upstream.address"):
+            raise headers_skipped()
         self._note_response(event)
-        self.record.outcome = Outcome.LOCAL_REPLY
+        self._note_local_reply(attributes)
         mode = None if event.end_of_stream else skip_answer(self._response_mode)
         return PhaseReply(Phase.RESPONSE_HEADERS, mode_override=mode)
 
     async def _on_rest_of_earlier_answer(self, event: ResponseBody | ResponseTrailers) -> Reply:
         """Let an answer pass whose headers the filter has skipped."""
         self._state = State.RESPONDING
-        self.record.outcome = Outcome.LOCAL_REPLY
+        self._note_local_reply({})
         return await self._continue(event)
-
-    async def _on_request_without_headers(self, event: RequestBody | RequestTrailers) -> Reply:
-        del event
-        raise misconfigured(_HEADERS_SKIPPED)
 
     async def _on_response_body(self, event: ResponseBody) -> Reply:
         if self._watch is not None:
@@ -320,14 +317,14 @@ class Exchange:
         {
             (State.START, RequestHeaders): _on_request_headers,
             # Where the filter skips the request's headers.
-            (State.START, RequestBody): _on_request_without_headers,
-            (State.START, RequestTrailers): _on_request_without_headers,
+            (State.START, RequestBody): _refusing(headers_skipped),
+            (State.START, RequestTrailers): _refusing(headers_skipped),
             # A filter before this one answers.
             (State.START, ResponseHeaders): _on_earlier_answer,
             (State.START, ResponseBody): _on_rest_of_earlier_answer,
             (State.START, ResponseTrailers): _on_rest_of_earlier_answer,
             (State.HEAD, RequestBody): _on_request_body,
-            (State.HEAD, RequestTrailers): _on_missing_body,
+            (State.HEAD, RequestTrailers): _refusing(no_body),
             # Envoy answers by itself, for example because the body is too large.
             (State.HEAD, ResponseHeaders): _on_local_reply,
             (State.HEAD, ResponseBody): _on_rest_of_earlier_answer,
@@ -357,6 +354,10 @@ class Exchange:
         self.record.headers_s = time.perf_counter() - self._start
         self._state = State.RESPONDING
         return code
+
+    def _note_local_reply(self, attributes: Mapping[str, Any]) -> None:
+        self.record.outcome = Outcome.LOCAL_REPLY
+        self.record.local_reply = str(attributes.get("response.code_details") or "")
 
     def _reject(self, rejected: RequestRejected) -> Reply | None:
         if self._state is State.RESPONDING:
@@ -395,9 +396,3 @@ class Exchange:
             expose_pods=policy.expose_pods,
             in_detail=policy.explain_decisions and asked,
         )
-
-
-def _find_upstream(event: ResponseHeaders) -> str | None:
-    """Return the address of the pod that has answered, where Envoy tells it; None for no pod."""
-    address = event.attributes().get(_FILTER, {}).get("upstream.address")
-    return None if address is None else str(address)

@@ -37,6 +37,11 @@ def misconfigured(what: str) -> RequestRejected:
     return RequestRejected(500, "ext_proc_misconfigured", f"the ext_proc filter's {what}")
 
 
+def headers_skipped() -> RequestRejected:
+    """Return the error for a filter that sends no request headers."""
+    return misconfigured("request_header_mode is SKIP, but must be SEND")
+
+
 def ask_for_trailers(response_body: BodyMode | None) -> ModeOverride:
     """Return what makes Envoy send a request's trailers.
 

@@ -17,7 +17,7 @@ class Outcome(StrEnum):
     OK = "ok"
     """The engine answered with a status below 400."""
     ENGINE_ERROR = "engine-error"
-    """The answer's status is 400 or more: an engine's, or Envoy's if no engine could be reached."""
+    """An engine answered with a status of 400 or more."""
     ANSWERED = "answered"
     """The router answered itself, without an error."""
     REJECTED = "rejected"
@@ -25,7 +25,7 @@ class Outcome(StrEnum):
     FAILED = "failed"
     """The router answered with a 5xx status."""
     LOCAL_REPLY = "local-reply"
-    """Envoy answered before the request was complete, for example because of its size."""
+    """Envoy answered: a filter refused the request, or no engine could be reached."""
     CLIENT_LEFT = "client-left"
     """The stream ended before there was an answer: the client left, or Envoy's timeout struck."""
     PROTOCOL_ERROR = "protocol-error"
@@ -66,6 +66,7 @@ class RequestRecord:
         total_s: time from the request's headers to the end of the stream.
         served_by: address of the pod that has answered, where Envoy tells it and it is not the one
             that was chosen.
+        local_reply: why Envoy has answered, in its own words, where it tells.
         status: HTTP status of the answer.
         code: `error.code` of an error that the router gave.
         message: `error.message` of that error.
@@ -96,6 +97,7 @@ class RequestRecord:
     headers_s: float | None = None
     total_s: float = 0.0
     served_by: str = ""
+    local_reply: str = ""
     status: int | None = None
     code: str = ""
     message: str = ""

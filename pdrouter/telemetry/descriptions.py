@@ -42,6 +42,8 @@ def describe_request(record: RequestRecord) -> dict[str, Any]:
         fields["failed_attempts"] = failed
     if record.served_by:
         fields["served_by"] = record.served_by
+    if record.local_reply:
+        fields["local_reply"] = record.local_reply[:200]
     if record.code or record.message:
         fields |= {"error_code": record.code, "error": record.message}
     return fields

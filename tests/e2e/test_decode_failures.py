@@ -153,7 +153,22 @@ async def test_a_decode_engine_that_is_away_becomes_a_json_error(stream: bool) -
         assert stack.decode[0].address not in response.text
         await expect_settled(stack)
         metrics = await read_metrics(stack)
-        assert metrics.total("pdrouter_requests_total", outcome="engine-error", status="503") == 1
+        assert metrics.total("pdrouter_requests_total", outcome="local-reply", status="503") == 1
+
+
+async def test_an_answer_of_envoy_to_a_request_without_a_strategy_is_not_an_engines(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, logger="pdrouter")
+    async with run_small_stack({"ROUTING_ALGORITHM": ""}) as (stack, client):
+        expect_error(await client.post(CHAT, json=chat()), 503, "upstream_unavailable")
+        await expect_settled(stack)
+        metrics = await read_metrics(stack)
+        assert metrics.total("pdrouter_requests_total", outcome="local-reply", status="503") == 1
+        assert metrics.total("pdrouter_requests_total", outcome="engine-error") == 0
+    (line,) = (record for record in caplog.records if record.name == "pdrouter.request")
+    assert line.__dict__["fields"]["local_reply"] == "no_healthy_upstream"
+    assert line.__dict__["fields"]["strategy"] is None
 
 
 @pytest.mark.parametrize("status", [400, 429, 500, 503])

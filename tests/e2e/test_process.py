@@ -55,6 +55,16 @@ async def read_failure(environment: Mapping[str, str]) -> tuple[int, str]:
         return code, router.errors
 
 
+async def test_what_happens_without_a_strategy_is_said_at_the_start(endpoints: Path) -> None:
+    environment = {"PDROUTER_ENDPOINTS": str(endpoints)}
+    async with RouterProcess.serving(environment) as router:
+        (warning,) = (line for line in router.lines if "ROUTING_ALGORITHM" in line["event"])
+        assert warning["level"] == "warning"
+        assert "no healthy upstream" in warning["event"]
+    async with RouterProcess.serving({**environment, "ROUTING_ALGORITHM": "pd"}) as router:
+        assert not [line for line in router.lines if "ROUTING_ALGORITHM" in line["event"]]
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "allowed"),
     [

@@ -530,8 +530,43 @@ async def test_a_streamed_response_body_is_turned_off_and_tolerated() -> None:
 @pytest.mark.parametrize("status", ["500", "404", "odd", ""])
 async def test_an_engines_error_status_is_an_engine_error(status: str) -> None:
     bench = Bench()
-    await bench.tell(request_headers(), request_body(), response_headers(status))
+    headers = {":status": status, "x-envoy-upstream-service-time": "3"}
+    await bench.tell(request_headers(), request_body(), ResponseHeaders(headers))
     assert bench.close().outcome is Outcome.ENGINE_ERROR
+
+
+@pytest.mark.parametrize(
+    ("status", "details", "outcome"),
+    [
+        ("200", "via_upstream", Outcome.OK),
+        ("503", "via_upstream", Outcome.ENGINE_ERROR),
+        ("503", "no_healthy_upstream", Outcome.LOCAL_REPLY),
+        (
+            "503",
+            "upstream_reset_before_response_started{remote_connection_failure}",
+            Outcome.LOCAL_REPLY,
+        ),
+        ("504", "upstream_response_timeout", Outcome.LOCAL_REPLY),
+        ("403", "rbac_access_denied_matched_policy[none]", Outcome.LOCAL_REPLY),
+        ("200", "direct_response", Outcome.LOCAL_REPLY),
+        ("503", None, Outcome.LOCAL_REPLY),
+        ("200", None, Outcome.OK),
+    ],
+)
+@pytest.mark.parametrize("strategy", ["pd", None])
+async def test_an_answer_of_envoy_is_none_of_an_engine(
+    strategy: str | None, status: str, details: str | None, outcome: Outcome
+) -> None:
+    bench = Bench(strategy=strategy)
+    context = ProcessingRequest()
+    if details is not None:
+        attributes = {"response.code_details": details}
+        context.attributes["envoy.filters.http.ext_proc"].update(attributes)
+    answer = ResponseHeaders({":status": status}, context=context)
+    await bench.tell(request_headers(), request_body(), answer)
+    record = bench.close()
+    assert (record.outcome, record.status) == (outcome, int(status))
+    assert record.local_reply == ((details or "") if outcome is Outcome.LOCAL_REPLY else "")
 
 
 async def test_an_observing_filter_gets_no_answer() -> None:
