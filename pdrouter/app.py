@@ -16,6 +16,7 @@ from typing import ClassVar
 from pdrouter.access_log.service import AccessLogService
 from pdrouter.admin.server import AdminServer
 from pdrouter.cluster.endpoints_file import EndpointsFile
+from pdrouter.cluster.engine_check import EngineCheck
 from pdrouter.cluster.engine_metrics import EngineMetrics
 from pdrouter.cluster.failures import FailureMemory
 from pdrouter.cluster.kube_objects import PodRules
@@ -101,6 +102,7 @@ class Application:
             interval_s=settings.metrics_interval_ms / 1000,
             failures=self.failures,
         )
+        self._check = EngineCheck(self.cache)
         self._source = _create_source(settings, self.cache, self._count_reload)
         self._tokenizers = PromptTokenizers(
             {model: Path(file) for model, file in settings.tokenizers},
@@ -139,6 +141,7 @@ class Application:
             settings.show(),
             lambda: self.server.draining,
             failures=self.failures,
+            find_silent_models=self._find_silent_models,
         )
 
     def _create_server(
@@ -231,7 +234,11 @@ class Application:
             stack.enter_context(
                 EventLoopWatch(loop.lag_seconds.observe, loop.stall_seconds.observe)
             )
-            for work in (self._source.watch(), self._engines.run()):
+            works = [self._source.watch(), self._engines.run()]
+            if self._settings.endpoints is not None:
+                # Kubernetes has asked its pods before they are ready.
+                works.append(self._check.run())
+            for work in works:
                 stack.callback(tasks.create_task(work).cancel)
             self._stack = stack.pop_all()
         return self
@@ -253,6 +260,19 @@ class Application:
         """
         lame_duck_s = self._settings.lame_duck_s if lame_duck else 0.0
         await self.server.drain(lame_duck_s, self._settings.drain_s)
+
+    def _find_silent_models(self) -> list[str]:
+        """Return the models of which no ready pod has answered of late."""
+        view = self.cache.view
+        return [
+            name
+            for name in sorted(view.names)
+            if all(
+                self._check.is_silent(pod) or self.failures.is_left_out(pod.uid)
+                for pod in view.models[name].pods
+                if pod.ready
+            )
+        ]
 
     def _count_reload(self, success: bool) -> None:
         self.telemetry.metrics.endpoints_reloads.labels("ok" if success else "broken").inc()

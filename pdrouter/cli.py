@@ -13,6 +13,10 @@ from pdrouter.settings import SettingInvalid, find_unknown_names
 
 _COMMANDS = {
     "serve": ("run the router", "pdrouter.commands.serve"),
+    "up": (
+        "run the router and the real Envoy in front of engines of your own",
+        "pdrouter.commands.up",
+    ),
     "worker": ("run one process of the router; serve does so", "pdrouter.commands.worker"),
     "settings": ("print all settings with their meaning", "pdrouter.commands.settings"),
     "envoy-config": ("print an Envoy bootstrap for the router", "pdrouter.commands.envoy_config"),

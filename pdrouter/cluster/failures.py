@@ -377,6 +377,10 @@ class FailureMemory:
         """Return whether a pod has failed so that it is left out of a leg, or on trial there."""
         return any(self._is_ejected(Part(uid, leg, "")) for leg in Leg)
 
+    def is_left_out(self, uid: str) -> bool:
+        """Return whether a pod is ejected, or suspected because scrapes cannot connect."""
+        return any(Part(uid, leg, "") in self._out for leg in Leg)
+
     def describe(self, uid: str) -> list[dict[str, object]]:
         """Return what is remembered of a pod, for people; nothing if it has not failed."""
         now = self.clock()

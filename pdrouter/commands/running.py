@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from pdrouter.app import Application
@@ -22,11 +23,13 @@ class StopSignals:
 
     Attributes:
         interrupted: whether somebody has pressed Ctrl-C.
+        child: process that must not outlive this one; None for none.
     """
 
     def __init__(self) -> None:
         """Handle the signals from now on, in the running loop."""
         self.interrupted = False
+        self.child: int | None = None
         self._stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -34,6 +37,9 @@ class StopSignals:
 
     def _receive(self, number: signal.Signals) -> None:
         if self._stopping.is_set():
+            if self.child is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(self.child, signal.SIGKILL)
             os._exit(1)
         self.interrupted = number is signal.SIGINT
         self._stopping.set()
@@ -59,21 +65,31 @@ async def serve(settings: Settings, admin_socket: Path | None = None) -> None:
         admin_socket: of a worker, the Unix socket for its admin pages. It is also drained when its
             standard input ends, for then its supervisor is gone.
     """
-    raise_file_limit()
-    keep_freed_memory()
-    signals = StopSignals()
+    signals = prepare_process()
     if admin_socket is not None:
         signals.follow_stdin()
     async with Application(settings, admin_socket) as app:
-        # What was loaded so far stays: looking through it again and again for garbage would hold
-        # the event loop for 30 ms and more (`python -m benchmarks.kubernetes`).
-        gc.freeze()
-        # A thread writes the metrics page: it must not hold the event loop for the usual 5 ms.
-        sys.setswitchinterval(0.001)
+        settle_process()
         _announce(app, settings, for_people=admin_socket is None)
         await signals.wait()
         await drain(app, interrupted=signals.interrupted)
     log.info("stopped")
+
+
+def prepare_process() -> StopSignals:
+    """Ask of the system what a router needs, and handle signals from now on."""
+    raise_file_limit()
+    keep_freed_memory()
+    return StopSignals()
+
+
+def settle_process() -> None:
+    """Spare the event loop what would hold it, once everything is loaded."""
+    # What was loaded so far stays: looking through it again and again for garbage would hold
+    # the event loop for 30 ms and more (`python -m benchmarks.kubernetes`).
+    gc.freeze()
+    # A thread writes the metrics page: it must not hold the event loop for the usual 5 ms.
+    sys.setswitchinterval(0.001)
 
 
 async def drain(app: Application, *, interrupted: bool) -> None:

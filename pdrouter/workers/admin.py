@@ -88,8 +88,9 @@ class CommonAdmin(HttpPort):
         if self._is_draining():
             return web.Response(status=503, text="draining\n")
         answers = [answer for _, answer in await self._ask("/readyz")]
-        if any(answer.status == 200 for answer in answers):
-            return web.Response(text="ok\n")
+        for answer in answers:
+            if answer.status == 200:
+                return web.Response(body=answer.body, content_type="text/plain")
         reason = answers[0].body if answers else b"no worker answers\n"
         return web.Response(status=503, body=reason, content_type="text/plain")
 

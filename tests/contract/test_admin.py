@@ -37,12 +37,18 @@ class Port:
     cache: PodCache = field(default_factory=PodCache)
     ledger: Ledger = field(default_factory=Ledger)
     draining: bool = False
+    silent: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.telemetry = RequestTelemetry(self.cache, self.ledger)
         settings = Settings.load({"AIBRIX_AUTH_BEARER_TOKEN": "hunter2"}, {})
         self.server = AdminServer(
-            self.cache, self.ledger, self.telemetry, settings.show(), lambda: self.draining
+            self.cache,
+            self.ledger,
+            self.telemetry,
+            settings.show(),
+            lambda: self.draining,
+            find_silent_models=lambda: self.silent,
         )
 
     async def get(self, path: str, method: str = "GET") -> Page:
@@ -75,6 +81,16 @@ async def test_the_process_is_ready_once_the_pods_are_known_and_until_it_drains(
     port.draining = True
     page = await port.get("/readyz")
     assert (page.status, page.text) == (503, "draining\n")
+
+
+async def test_models_without_an_engine_that_answers_are_said_but_no_reason_not_to_be_ready(
+    port: Port,
+) -> None:
+    port.cache.replace([P])
+    port.silent = ["a", "org/b"]
+    page = await port.get("/readyz")
+    assert page.status == 200
+    assert page.text == "ok\nmodel a: no engine answers\nmodel org/b: no engine answers\n"
 
 
 async def test_metrics_are_in_the_format_of_prometheus(port: Port) -> None:

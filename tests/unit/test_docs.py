@@ -1,11 +1,13 @@
 """Pages that are made from code, or that must follow it."""
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from pdrouter.cluster.endpoints_file import create_pods
 from pdrouter.cluster.endpoints_text import (
     FILE_KEYS,
     MODEL_KEYS,
@@ -14,7 +16,8 @@ from pdrouter.cluster.endpoints_text import (
     parse_endpoints,
 )
 from pdrouter.cluster.load import Ledger
-from pdrouter.cluster.view import PodCache
+from pdrouter.cluster.view import ClusterView, PodCache
+from pdrouter.commands.front import write_curl
 from pdrouter.engines.registry import CONNECTOR_NAMES, ENGINES
 from pdrouter.extproc.headers import FORWARDED_TO_PREFILL
 from pdrouter.openai.paths import ENDPOINTS, Forms
@@ -104,3 +107,16 @@ def test_links_lead_somewhere() -> None:
         if not (page.parent / target).exists()
     ]
     assert broken == []
+
+
+def test_the_readme_shows_an_endpoints_file_and_the_curl_that_up_shows() -> None:
+    readme = (DOCS.parent / "README.md").read_text()
+    (example,) = re.findall(r"<<'END'\n(.*?)^END$", readme, re.DOTALL | re.MULTILINE)
+    endpoints = parse_endpoints(example, ENGINES, CONNECTOR_NAMES)
+    assert endpoints.remarks == ()
+    (name,) = {each.model for each in endpoints.endpoints}
+    view = ClusterView.build(create_pods(endpoints, {}))
+    assert write_curl("http://127.0.0.1:10080", view) in readme.splitlines()
+    assert f"--served-model-name {name}" in readme
+    (transfer,) = re.findall(r"--kv-transfer-config '(.*)'", readme)
+    assert json.loads(transfer) == {"kv_connector": "NixlConnector", "kv_role": "kv_both"}
