@@ -10,7 +10,9 @@ import httpx
 import pytest
 from envoy_gateway import translate
 from manifests import DEPLOY, OVERLAYS, Object, build, compose, find
+from manifests import environment as read_environment
 from processes import RouterProcess
+from raw_requests import POST_CHAT, send_frames
 
 from pdrouter.envoy_process import EnvoyProcess
 from pdrouter.extproc.headers import (
@@ -73,7 +75,12 @@ def list_endpoints(stack: LocalStack, *routers: str) -> dict[str, list[str]]:
 @asynccontextmanager
 async def install(objects: list[Object], **environment: str) -> AsyncIterator[Installed]:
     """Run engines, a router that wants a key, and an Envoy as the objects want it."""
-    variables = {"AIBRIX_AUTH_BEARER_TOKEN": KEY, **environment}
+    limits = {
+        name: value
+        for name, value in read_environment(find(objects, "Deployment")).items()
+        if name.startswith("PDROUTER_MAX_")
+    }
+    variables = {"AIBRIX_AUTH_BEARER_TOKEN": KEY, **limits, **environment}
     async with run_stack(StackOptions(model=MODEL_NAME, environment=variables)) as stack:
         bootstrap = translate(objects, list_endpoints(stack))
         async with EnvoyProcess.run(bootstrap) as envoy:
@@ -176,6 +183,36 @@ async def test_what_is_not_served_is_the_routers_to_refuse(installed: Installed)
             answer = await client.post(path, json=CHAT)
 
             assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_path")
+
+
+async def test_who_asks_for_health_gets_it_without_a_key(installed: Installed) -> None:
+    async with installed.client() as client:
+        answers = [await client.get(path) for path in ("/health", "/ping")]
+        version = await client.get("/version", headers=AUTHORIZATION)
+
+    assert [answer.status_code for answer in (*answers, version)] == [200] * 3
+    assert version.json()["version"]
+
+
+async def test_trailers_in_place_of_a_body_lead_to_no_pod(installed: Installed) -> None:
+    """Envoy Gateway has no field for them: a patch does, or the router asks for them."""
+    fields = [*POST_CHAT, *KEYED]
+    address = installed.url.removeprefix("http://")
+    answer, body = await send_frames(address, fields, [("x-trailer", "of the client")])
+
+    assert answer[":status"] == "400", body
+    assert [len(engine.requests) for engine in installed.stack.decode] == [0, 0]
+
+
+async def test_many_headers_pass_or_are_too_many(installed: Installed) -> None:
+    """What has no room for those of the router is refused before a prefill; a patch makes room."""
+    many = {f"x-{number}": "1" for number in range(93)}
+    patched = "PDROUTER_MAX_HEADERS" in read_environment(find(installed.objects, "Deployment"))
+    async with installed.client(**AUTHORIZATION) as client:
+        answer = await client.post(CHAT_PATH, json=CHAT, headers=many)
+
+    assert answer.status_code == (200 if patched else 431)
+    assert patched or not any(engine.requests for engine in installed.stack.prefill)
 
 
 async def test_a_header_with_an_underscore_is_no_error(installed: Installed) -> None:
