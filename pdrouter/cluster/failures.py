@@ -10,35 +10,23 @@ back-off. Pure: time and randomness are passed in.
 import math
 import time
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass
 from random import Random
-from types import TracebackType
 from typing import NamedTuple
+
+from pdrouter.cluster.failure_records import LEAST_SCRAPES, Leg, Part, Reach, Record, Trial
+
+__all__ = ["CONNECT", "EjectionRules", "FailureMemory", "Leg", "Trial", "Trouble", "Troubles"]
 
 Clock = Callable[[], float]
 
-_WINDOW = 20
-"""Requests that count as recent."""
-_LEAST_SAMPLES = 10
-_BAD_SHARE = 0.5
 _LEAST_JITTER = 0.8
-_SCRAPES = 2
-"""Scrapes in a row that cannot connect before a pod is suspected."""
 CONNECT = "connect"
 """Cause of a failure: no connection was made."""
 _UNREACHABLE = "unreachable"
 _REFUSALS = frozenset({CONNECT, _UNREACHABLE})
 _MOST_PARTS = 4096
 _MOST_SUBJECTS = 8
-
-
-class Leg(StrEnum):
-    """The part of a request that a pod carries out."""
-
-    PREFILL = "prefill"
-    DECODE = "decode"
-    """What Envoy sends: a decode leg, or a whole request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,107 +75,6 @@ class Troubles(NamedTuple):
     decode: Mapping[str, Trouble]
 
 
-class Part(NamedTuple):
-    """What is counted by itself.
-
-    Attributes:
-        uid: the pod.
-        leg: what it was to do.
-        model: the model or adapter for which it cannot; empty for all.
-    """
-
-    uid: str
-    leg: Leg
-    model: str
-
-
-@dataclass(slots=True)
-class _Record:
-    """What is remembered of a part that has failed, or is suspected.
-
-    Attributes:
-        in_a_row: failures since the last success.
-        recent: the recent requests, a bit each, set for a failure.
-        seen: how many bits that are.
-        subjects: what the requests were that have failed since the last success.
-        cause: the last failure, for people.
-        failed_at: when that was.
-        level: how often the back-off has grown.
-        out: whether it is ejected or suspected.
-        since: since when it is ejected: what began before proves nothing.
-        until: when it may be tried.
-        trial: the trial that is under way.
-        closed_at: when it was let in again.
-    """
-
-    in_a_row: int = 0
-    recent: int = 0
-    seen: int = 0
-    subjects: set[Hashable] = field(default_factory=set)
-    cause: str = ""
-    failed_at: float = -math.inf
-    level: int = 0
-    out: bool = False
-    since: float = -math.inf
-    until: float = -math.inf
-    trial: "Trial | None" = None
-    closed_at: float = -math.inf
-
-    def take(self, *, failed: bool) -> None:
-        """Count a request as recent."""
-        self.recent = (self.recent << 1 | failed) & ((1 << _WINDOW) - 1)
-        self.seen = min(self.seen + 1, _WINDOW)
-
-    @property
-    def is_often_bad(self) -> bool:
-        return self.seen >= _LEAST_SAMPLES and self.recent.bit_count() >= _BAD_SHARE * self.seen
-
-
-@dataclass(slots=True)
-class _Reach:
-    """What scrapes say of whether a pod can be reached.
-
-    Attributes:
-        failures: scrapes in a row that could not connect.
-        refuted: whether a leg has succeeded meanwhile: the metrics are somewhere else.
-    """
-
-    failures: int = 0
-    refuted: bool = False
-
-    @property
-    def is_lost(self) -> bool:
-        return self.failures >= _SCRAPES and not self.refuted
-
-
-class Trial:
-    """A request on a pod that has failed; while there is one, the pod gets no other."""
-
-    __slots__ = ("_record",)
-
-    def __init__(self, record: _Record | None = None) -> None:
-        self._record = record
-        if record is not None:
-            record.trial = self
-
-    def release(self) -> None:
-        """End it, however it went. Further calls change nothing."""
-        record, self._record = self._record, None
-        if record is not None and record.trial is self:
-            record.trial = None
-
-    def __enter__(self) -> "Trial":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.release()
-
-
 class FailureMemory:
     """Remembers failures by pod and leg. Nothing is kept of pods that have always succeeded."""
 
@@ -207,9 +94,9 @@ class FailureMemory:
         self.rules = rules or EjectionRules()
         self.clock = clock
         self._random = random or Random()
-        self._records: dict[Part, _Record] = {}
-        self._out: dict[Part, _Record] = {}
-        self._reach: dict[str, _Reach] = {}
+        self._records: dict[Part, Record] = {}
+        self._out: dict[Part, Record] = {}
+        self._reach: dict[str, Reach] = {}
         self._answered: dict[tuple[str, Leg], float] = {}
 
     @property
@@ -321,9 +208,9 @@ class FailureMemory:
             return
         if len(self._reach) >= _MOST_PARTS:
             return
-        reach = self._reach.setdefault(uid, _Reach())
+        reach = self._reach.setdefault(uid, Reach())
         reach.failures += 1
-        if self.rules.after and reach.is_lost and reach.failures == _SCRAPES:
+        if self.rules.after and reach.failures == LEAST_SCRAPES and reach.is_lost:
             for leg in Leg:
                 part = Part(uid, leg, "")
                 record = self._open(part)
@@ -373,9 +260,9 @@ class FailureMemory:
             found[part.uid] = trouble if other is None else max(trouble, other)
         return Troubles(prefill, decode)
 
-    def is_ejected(self, uid: str) -> bool:
-        """Return whether a pod has failed so that it is left out of a leg, or on trial there."""
-        return any(self._is_ejected(Part(uid, leg, "")) for leg in Leg)
+    def list_ejected(self) -> set[str]:
+        """Return the UIDs of the pods that have failed, and are left out of a leg or on trial."""
+        return {part.uid for part, record in self._out.copy().items() if record.level}
 
     def is_left_out(self, uid: str) -> bool:
         """Return whether a pod is ejected, or suspected because scrapes cannot connect."""
@@ -413,23 +300,19 @@ class FailureMemory:
         for part in [part for part in self._records if part.uid == uid]:
             self._drop(part)
 
-    def _is_ejected(self, part: Part) -> bool:
-        record = self._out.get(part)
-        return record is not None and bool(record.level)
-
-    def _due(self, part: Part, record: _Record) -> float:
+    def _due(self, part: Part, record: Record) -> float:
         """Return when a part may be tried: while it cannot be reached, as late as possible."""
         reach = self._reach.get(part.uid)
         if record.level and reach is not None and reach.is_lost:
             return max(record.until, record.since + self.rules.longest_s)
         return record.until
 
-    def _open(self, part: Part) -> _Record:
+    def _open(self, part: Part) -> Record:
         record = self._records.get(part)
         if record is None:
             if len(self._records) >= _MOST_PARTS:
                 self._drop(next(iter(self._records)))
-            record = self._records[part] = _Record()
+            record = self._records[part] = Record()
         return record
 
     def _drop(self, part: Part) -> None:
@@ -453,7 +336,7 @@ class FailureMemory:
             self._drop(part)
         return readmitted
 
-    def _eject(self, part: Part, record: _Record, now: float) -> None:
+    def _eject(self, part: Part, record: Record, now: float) -> None:
         rules = self.rules
         if not record.out and now - record.closed_at > rules.longest_s:
             record.level = 0

@@ -83,7 +83,7 @@ class PodOutcomes:
                 self._time_out(pod, Leg.PREFILL, "timeout", began)
             case Speaks.FAILURE:
                 self._fail(pod, Leg.PREFILL, _name_cause(attempt), began, subject=subject)
-        if attempt.retry_after_s is not None:
+        if attempt.retry_after_s is not None and attempt.speaks is not Speaks.REQUEST:
             failures.hold(pod.uid, Leg.PREFILL, attempt.retry_after_s)
 
     def note_refuted(self, attempt: PrefillAttempt, model: str) -> None:

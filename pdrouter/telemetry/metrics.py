@@ -267,13 +267,14 @@ class _LiveGauges(Collector):
             None,
             names,
         )
+        out = self._failures.list_ejected()
         for pod in self._cache.view.pods:
             if pod.refused:
                 continue
             labels = (pod.namespace, pod.name, pod.model, pod.role)
             load = self._ledger.load(pod.uid)
             ready.add_metric(labels, float(pod.ready))
-            ejected.add_metric(labels, float(self._failures.is_ejected(pod.uid)))
+            ejected.add_metric(labels, float(pod.uid in out))
             prefills.add_metric(labels, load.prefill_requests)
             tokens.add_metric(labels, load.prefill_tokens)
             decodes.add_metric(labels, load.decode_requests)

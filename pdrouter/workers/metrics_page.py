@@ -15,6 +15,7 @@ _GREATEST = frozenset(
     {
         "pdrouter_info",
         "pdrouter_kubernetes_staleness_seconds",
+        "pdrouter_pod_ejected",
         "pdrouter_pod_ready",
         "pdrouter_pods",
     }

@@ -268,7 +268,7 @@ class TestService:
         flags = accesslog.ResponseFlags(upstream_connection_termination=True)
         await receiver.service.receive_message(spell(make_entry(ROUTED, {}, response_flags=flags)))
 
-        assert receiver.failures.is_ejected(DECODE.uid)
+        assert DECODE.uid in receiver.failures.list_ejected()
         (said,) = receiver.failures.describe(DECODE.uid)
         assert (said["leg"], said["last_cause"]) == ("decode", "upstream_connection_termination")
 
