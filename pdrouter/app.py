@@ -34,6 +34,7 @@ from pdrouter.extproc.dispatch import Dispatcher
 from pdrouter.extproc.exchange import Exchange
 from pdrouter.extproc.exchange_policy import ExchangePolicy
 from pdrouter.extproc.header_limits import HeaderLimits
+from pdrouter.extproc.held_bodies import HeldBodies
 from pdrouter.extproc.limits import HANDLE_HEADROOM_BYTES
 from pdrouter.extproc.pod_outcomes import PodOutcomes
 from pdrouter.extproc.prefilling import Prefilling
@@ -44,6 +45,11 @@ from pdrouter.ports import naming_port
 from pdrouter.prefill.client import ClientLimits, PrefillClient
 from pdrouter.prefill.leg import PrefillLeg
 from pdrouter.prefill.unsplittable import UnsplittableKinds
+from pdrouter.process_limits import (
+    FreedMemory,
+    choose_body_memory,
+    find_memory_limit,
+)
 from pdrouter.routing.output_length import OutputLengths
 from pdrouter.routing.prefix_index import PrefixIndex
 from pdrouter.routing.prompt_length import TokenRatios
@@ -65,6 +71,7 @@ class Application:
         cache: the pods.
         ledger: work in flight.
         failures: which pods have failed of late.
+        bodies: the request bodies that wait.
         telemetry: metrics and open requests.
         server: the gRPC port.
         admin: the HTTP port.
@@ -109,6 +116,12 @@ class Application:
             settings.tokenizer_timeout_s,
             settings.tokenizer_threads,
         )
+        self.bodies = HeldBodies(
+            settings.max_message_bytes - HANDLE_HEADROOM_BYTES,
+            settings.max_held_bytes // settings.workers
+            if settings.max_held_bytes is not None
+            else choose_body_memory(find_memory_limit(), settings.workers),
+        )
         log_entries: Counter[str] = Counter()
         self.telemetry = RequestTelemetry(
             self.cache,
@@ -119,6 +132,7 @@ class Application:
             tokenizers=self._tokenizers.stats,
             log_entries=log_entries,
             failures=self.failures,
+            bodies=self.bodies,
         )
         lengths = OutputLengths(settings.expected_output_tokens)
         outcomes = PodOutcomes(self.failures)
@@ -152,12 +166,13 @@ class Application:
             settings.expose_pods,
             settings.explain_decisions,
             settings.bearer_token,
-            settings.max_message_bytes - HANDLE_HEADROOM_BYTES,
             settings.observe_tokens,
             HeaderLimits(settings.max_headers, settings.max_header_bytes),
         )
         return self.server_class(
-            lambda: Exchange(dispatcher, self.cache, self.telemetry, answers, policy),
+            lambda: Exchange(
+                dispatcher, self.cache, self.telemetry, answers, policy, bodies=self.bodies
+            ),
             ServerOptions(
                 *settings.grpc_bind,
                 settings.max_message_bytes,
@@ -234,7 +249,8 @@ class Application:
             stack.enter_context(
                 EventLoopWatch(loop.lag_seconds.observe, loop.stall_seconds.observe)
             )
-            works = [self._source.watch(), self._engines.run()]
+            freed = FreedMemory(lambda: self.bodies.bytes)
+            works = [self._source.watch(), self._engines.run(), freed.run()]
             if self._settings.endpoints is not None:
                 # Kubernetes has asked its pods before they are ready.
                 works.append(self._check.run())

@@ -17,6 +17,7 @@ from pdrouter.extproc.dispatch import Dispatcher
 from pdrouter.extproc.dispatch_policy import DispatchPolicy, FailurePolicy
 from pdrouter.extproc.exchange import Exchange
 from pdrouter.extproc.exchange_policy import ExchangePolicy
+from pdrouter.extproc.held_bodies import HeldBodies
 from pdrouter.extproc.messages import (
     BodyMode,
     Event,
@@ -128,6 +129,7 @@ class Bench:
         explain_decisions: bool = False,
         bearer_token: str | None = None,
         max_body_bytes: int = 1_000_000,
+        max_held_bytes: int = 10_000_000,
         max_forwarded_bytes: int = 2_000_000,
         max_wait_s: float | None = None,
         aggregation: Aggregation = Aggregation.NEVER,
@@ -183,13 +185,19 @@ class Bench:
             PromptTokenizers({}, 1.0, 1) if tokenizers is None else tokenizers,
             dispatch_policy,
         )
-        self.policy = ExchangePolicy(
-            expose_pods, explain_decisions, bearer_token, max_body_bytes, observation
-        )
+        self.policy = ExchangePolicy(expose_pods, explain_decisions, bearer_token, observation)
+        self.bodies = HeldBodies(max_body_bytes, max_held_bytes)
         self.exchange = self.open()
 
     def open(self) -> Exchange:
-        return Exchange(self.dispatcher, self.cache, self.notes, self.answers, self.policy)
+        return Exchange(
+            self.dispatcher,
+            self.cache,
+            self.notes,
+            self.answers,
+            self.policy,
+            bodies=self.bodies,
+        )
 
     async def tell(self, *events: Event) -> list[Reply | None]:
         return [await self.exchange.handle(event) for event in events]
@@ -198,6 +206,7 @@ class Bench:
         self.exchange.close()
         assert self.notes.open == 0
         assert self.ledger.snapshot() == {}
+        assert self.bodies.bytes == 0
         return self.notes.finished[-1]
 
 

@@ -74,5 +74,6 @@ class _EngineConnection(ResponseHandler):
             super().feed_data(data, size)
         elif self.exception() is None:
             message = f"more than {MAX_INTERIM_ANSWERS} interim answers"
-            self.set_exception(TooManyInterimAnswers(message))
+            # In this order: to close forgets what was wrong.
             self.close()
+            self.set_exception(TooManyInterimAnswers(message))

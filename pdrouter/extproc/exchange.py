@@ -25,6 +25,7 @@ from pdrouter.extproc.forwarding import STRIP, forward, strip
 from pdrouter.extproc.front_door import admit, authenticate, no_body
 from pdrouter.extproc.header_values import is_asked
 from pdrouter.extproc.headers import DECISION_DETAIL
+from pdrouter.extproc.held_bodies import HeldBodies
 from pdrouter.extproc.immediate import answer, pass_refusal, refuse
 from pdrouter.extproc.last_leg import judge_answer
 from pdrouter.extproc.messages import (
@@ -98,9 +99,11 @@ class Exchange:
 
     __slots__ = (
         "_answers",
+        "_bodies",
         "_cache",
         "_dispatcher",
         "_head",
+        "_held",
         "_observer",
         "_outcomes",
         "_policy",
@@ -120,8 +123,11 @@ class Exchange:
         observer: Observer,
         answers: AnswerReports,
         policy: ExchangePolicy,
+        *,
+        bodies: HeldBodies,
     ) -> None:
         self._answers = answers
+        self._bodies = bodies
         self._dispatcher = dispatcher
         self._cache = cache
         self._observer = observer
@@ -130,6 +136,7 @@ class Exchange:
         self._state = State.START
         self._start = time.perf_counter()
         self._scopes = ExitStack()
+        self._held = ExitStack()
         self._head: RequestHead | None = None
         self._sent: SentLeg | None = None
         self._response_mode: BodyMode | None = None
@@ -184,8 +191,13 @@ class Exchange:
             spent = time.perf_counter() - entered
             self.record.overhead_s += spent - (self.record.steps.waited_s - waited)
 
+    def let_go(self) -> None:
+        """Release the memory of the body. Call it once Envoy has the reply."""
+        self._held.close()
+
     def close(self) -> None:
         """Release all that is counted for the request. Call it once, however the stream ended."""
+        self.let_go()
         self._scopes.close()
         self._state = State.ENDED
         record = self.record
@@ -219,10 +231,7 @@ class Exchange:
             raise RuntimeError("a body without headers passed the table")
         if not event.body:
             raise no_body()
-        limit = self._policy.max_body_bytes
-        if len(event.body) > limit:
-            message = f"the request body is larger than the limit of {limit} bytes"
-            raise RequestRejected(413, "request_too_large", message)
+        self._held.enter_context(self._bodies.hold(len(event.body)))
         dispatched = await self._dispatcher.dispatch(
             self._head, event.body, self.record, self._scopes
         )

@@ -14,7 +14,6 @@ class ExchangePolicy:
         expose_pods: whether clients are told names and addresses of pods.
         explain_decisions: whether a client may ask for a decision in detail.
         bearer_token: the key that clients must present; None to let everybody in.
-        max_body_bytes: size of the largest body; larger ones are refused.
         observation: who counts the tokens of answers.
         header_limits: Envoy's limits for headers.
     """
@@ -22,6 +21,5 @@ class ExchangePolicy:
     expose_pods: bool
     explain_decisions: bool
     bearer_token: str | None
-    max_body_bytes: int
     observation: TokenObservation = UNOBSERVED
     header_limits: HeaderLimits = ENVOYS_DEFAULTS

@@ -49,6 +49,9 @@ class OpenStreams:
                 reply = await answering
                 if reply is not None:
                     await write(reply)
+                # The request may go on for minutes, without its body.
+                del reply
+                exchange.let_go()
                 if exchange.ended:
                     break
         finally:

@@ -55,6 +55,14 @@ class PortSettings:
         "Envoy's `max_request_headers_kb`, whose default this is; `pdrouter envoy-config` sets "
         "96 KiB. Requests with larger headers are a 431.",
     )
+    max_held_bytes: int | None = declare(
+        None,
+        "PDROUTER_MAX_HELD_BYTES",
+        size(MIB, 2**50),
+        "Memory for request bodies that wait (for prefill, for Envoy), of all workers together. "
+        "What comes above it gets 503. Unset: a third of what the container may have beyond "
+        "192 MiB for each worker.",
+    )
     grpc_keepalive_s: float = declare(
         30.0,
         "PDROUTER_GRPC_KEEPALIVE",

@@ -12,11 +12,13 @@ from pdrouter.cluster.reflector_stats import ReflectorStats
 from pdrouter.cluster.scrape_stats import ScrapeStats
 from pdrouter.cluster.view import PodCache
 from pdrouter.extproc.answers import AnswerReport
+from pdrouter.extproc.held_bodies import HeldBodies
 from pdrouter.extproc.record import Outcome, RequestRecord
 from pdrouter.extproc.tokenizing import TokenizerStats
 from pdrouter.prefill.leg import PrefillAttempt
 from pdrouter.routing.decision import DecisionKind
 from pdrouter.telemetry.aibrix_metrics import AibrixMetrics
+from pdrouter.telemetry.bodies import BodyMetrics
 from pdrouter.telemetry.decisions import DecisionLog
 from pdrouter.telemetry.descriptions import (
     describe_answer,
@@ -51,6 +53,7 @@ class RequestTelemetry:
         tokenizers: TokenizerStats | None = None,
         log_entries: Mapping[str, int] = MappingProxyType({}),
         failures: FailureMemory | None = None,
+        bodies: HeldBodies | None = None,
     ) -> None:
         """Start with no requests.
 
@@ -66,6 +69,7 @@ class RequestTelemetry:
                 counted.
             log_entries: entries of Envoy's access log by what became of them, for metrics.
             failures: which pods have failed of late, for metrics.
+            bodies: the request bodies that wait, for metrics; None where nobody counts them.
         """
         self.decisions = DecisionLog(kept_decisions)
         self.open: dict[str, RequestRecord] = {}
@@ -81,6 +85,8 @@ class RequestTelemetry:
         )
         self._aibrix = AibrixMetrics(cache, ledger, self.open.values(), gateway_pod)
         self.metrics.add(self._aibrix)
+        if bodies is not None:
+            self.metrics.add(BodyMetrics(bodies))
 
     def request_started(self, record: RequestRecord) -> None:
         """Note an open request."""

@@ -6,9 +6,11 @@ import socket
 from contextlib import closing
 
 import pytest
+from aiohttp.client_proto import ResponseHandler
 from loopback import OK, Server, Talk, answer_always, answering, hang, listen, reset, trickle
 from waiting import WAIT_S, wait_until
 
+from pdrouter.cluster.engine_connections import MAX_INTERIM_ANSWERS
 from pdrouter.openai.pieces import Pieces
 from pdrouter.prefill.client import (
     ClientLimits,
@@ -372,3 +374,41 @@ async def test_an_answer_that_keeps_coming_is_not_late() -> None:
 
     async with listen(talk) as server, PrefillClient(limit(response_s=1.0)) as client:
         assert (await post(client, server.address)).body == b" " * 8
+
+
+# --- Interim answers ---
+
+
+@pytest.mark.parametrize("count", [1, MAX_INTERIM_ANSWERS])
+async def test_a_few_interim_answers_are_passed_over(count: int) -> None:
+    interim = b"HTTP/1.1 100 Continue\r\n\r\n" * count
+    async with listen(answering(interim + OK, interim + OK)) as server:
+        async with PrefillClient(LIMITS) as client:
+            for _ in range(2):
+                assert (await post(client, server.address)).status == 200
+        assert server.connections == 1
+
+
+@pytest.mark.parametrize("line", [b"100 Continue", b"103 Early Hints", b"199 x"])
+@pytest.mark.parametrize("count", [MAX_INTERIM_ANSWERS + 1, 50_000])
+async def test_interim_answers_without_end_are_no_answer(line: bytes, count: int) -> None:
+    interim = b"HTTP/1.1 %s\r\n\r\n" % line
+    failed = await fail(answering(interim * count + OK))
+    assert failed.kind is FailureKind.TRANSPORT
+    assert "interim" in str(failed)
+    assert not failed.stale
+
+
+async def test_few_interim_answers_are_read_beyond_the_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[int] = []
+    feed = ResponseHandler.data_received
+
+    def note(self: ResponseHandler, data: bytes) -> None:
+        read.append(len(data))
+        feed(self, data)
+
+    monkeypatch.setattr(ResponseHandler, "data_received", note)
+    await fail(answering(b"HTTP/1.1 100 Continue\r\n\r\n" * 50_000))
+    assert sum(read) <= 4096

@@ -23,6 +23,7 @@ from pdrouter.extproc.dispatch import Dispatcher
 from pdrouter.extproc.dispatch_policy import DispatchPolicy, FailurePolicy
 from pdrouter.extproc.exchange import Exchange
 from pdrouter.extproc.exchange_policy import ExchangePolicy
+from pdrouter.extproc.held_bodies import HeldBodies
 from pdrouter.extproc.messages import PhaseReply, Reply
 from pdrouter.extproc.pod_outcomes import PodOutcomes
 from pdrouter.extproc.prefilling import Prefilling
@@ -108,9 +109,12 @@ class LiveReplica(RouterReplica):
             PromptTokenizers({}, 1.0, 1),
             policy,
         )
-        exchange_policy = ExchangePolicy(False, False, None, 2**30)
+        exchange_policy = ExchangePolicy(False, False, None)
+        bodies = HeldBodies(2**30, 2**40)
         answers = AnswerReports(cache, lengths, self._observer, outcomes.note_cut)
-        self._open = partial(Exchange, dispatcher, cache, self._observer, answers, exchange_policy)
+        self._open = partial(
+            Exchange, dispatcher, cache, self._observer, answers, exchange_policy, bodies=bodies
+        )
 
     def route(self, facts: RoutingFacts) -> RoutedLegs | None:
         body = write_body(

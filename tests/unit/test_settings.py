@@ -110,6 +110,7 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
         [("8192", 8192), ("96Ki", 96 * 1024)],
         ["8191", "97Ki", "1.5"],
     ),
+    "PDROUTER_MAX_HELD_BYTES": ([("400Mi", 400 * MIB), ("1048576", MIB)], ["0", "1023Ki", "-1"]),
     "AIBRIX_GRPC_MAX_MESSAGE_SIZE_BYTES": (
         [
             *((str(MIB), MIB), (str(1024 * MIB), 1024 * MIB)),
