@@ -17,11 +17,11 @@ from pdrouter.extproc.answers import (
     RoutedRequest,
     begin_watch,
 )
-from pdrouter.extproc.codec import MessageInvalid, decode, encode
+from pdrouter.extproc.codec import MessageInvalid, decode
 from pdrouter.extproc.dispatch import Dispatcher, RequestHead
 from pdrouter.extproc.exchange_policy import ExchangePolicy
 from pdrouter.extproc.explanation import explain
-from pdrouter.extproc.forwarding import STRIP, forward, strip
+from pdrouter.extproc.forwarding import forward, strip, write
 from pdrouter.extproc.front_door import admit, authenticate, no_body
 from pdrouter.extproc.header_values import is_asked
 from pdrouter.extproc.headers import DECISION_DETAIL
@@ -60,7 +60,6 @@ from pdrouter.prefill.leg import PrefillRefused
 log = logging.getLogger(__name__)
 
 _FILTER = "envoy.filters.http.ext_proc"
-_STRIP_BYTES = encode(STRIP)
 _TRAILERS_SKIPPED = "a request without a body went to a pod: set request_trailer_mode to SEND"
 
 
@@ -159,9 +158,7 @@ class Exchange:
             # The message has a copy of the body, which would stay for as long as prefill takes.
             del data
             reply = await self.handle(event)
-        if reply is STRIP:
-            return _STRIP_BYTES
-        return None if reply is None else encode(reply)
+        return None if reply is None else write(reply)
 
     async def handle(self, event: Event) -> Reply | None:
         """Answer an event; None if there is no answer to it. Raises nothing but cancellation."""
@@ -224,7 +221,7 @@ class Exchange:
         self._head = admit(event)
         self._policy.header_limits.check_request(event)
         self._state = State.HEAD
-        return strip(headers, self._response_mode)
+        return strip(self._response_mode)
 
     async def _on_request_body(self, event: RequestBody) -> Reply:
         if self._head is None:

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from pdrouter.extproc.codec import encode
 from pdrouter.extproc.dispatch import Dispatched
-from pdrouter.extproc.front_door import has_known_body
 from pdrouter.extproc.headers import (
     DESTINATION_ENDPOINT,
     MODEL,
@@ -13,29 +13,30 @@ from pdrouter.extproc.headers import (
     STRIPPED_HEADERS,
     TARGET_POD,
 )
-from pdrouter.extproc.messages import BodyMode, Phase, PhaseReply, ReplaceBody
-from pdrouter.extproc.modes import ask_for_trailers
+from pdrouter.extproc.messages import BodyMode, Phase, PhaseReply, ReplaceBody, Reply
+from pdrouter.extproc.modes import ask_for_rest
 
-STRIP = PhaseReply(Phase.REQUEST_HEADERS, remove_headers=STRIPPED_HEADERS)
-"""The reply to the headers of a request that has a body."""
+_STRIPS = {
+    mode: PhaseReply(
+        Phase.REQUEST_HEADERS, remove_headers=STRIPPED_HEADERS, mode_override=ask_for_rest(mode)
+    )
+    for mode in (None, *BodyMode)
+}
+_STRIP_BYTES = {id(reply): encode(reply) for reply in _STRIPS.values()}
 
 
-def strip(headers: Mapping[str, str], response_body: BodyMode | None) -> PhaseReply:
+def strip(response_body: BodyMode | None) -> PhaseReply:
     """Return the reply to the headers of a request, after which its body comes.
 
     Args:
-        headers: the client's headers.
         response_body: the mode of response bodies; None if it is not known.
     """
-    if has_known_body(headers):
-        return STRIP
-    # Trailers may come without a body: to a filter that does not send them, that is nothing, and
-    # the request would go on.
-    return PhaseReply(
-        Phase.REQUEST_HEADERS,
-        remove_headers=STRIPPED_HEADERS,
-        mode_override=ask_for_trailers(response_body),
-    )
+    return _STRIPS[response_body]
+
+
+def write(reply: Reply) -> bytes:
+    """Return a reply as bytes; those that are the same for each request are written once."""
+    return _STRIP_BYTES.get(id(reply)) or encode(reply)
 
 
 def forward(

@@ -67,11 +67,6 @@ def admit(event: RequestHeaders) -> RequestHead:
     return RequestHead(endpoint, query, headers)
 
 
-def has_known_body(headers: Mapping[str, str]) -> bool:
-    """Return whether there must be a body: Envoy lets no other length pass than the named one."""
-    return bool(_read_length(headers))
-
-
 def no_body() -> RequestRejected:
     """Return the error for a request without a body."""
     return RequestRejected(400, "invalid_body", "the request has no body")

@@ -42,8 +42,11 @@ def headers_skipped() -> RequestRejected:
     return misconfigured("request_header_mode is SKIP, but must be SEND")
 
 
-def ask_for_trailers(response_body: BodyMode | None) -> ModeOverride:
-    """Return what makes Envoy send a request's trailers.
+def ask_for_rest(response_body: BodyMode | None) -> ModeOverride:
+    """Return what makes Envoy send all that the router must see of the rest of a request.
+
+    Trailers may come without a body: to a filter that does not send them, that is nothing, and the
+    request would go on undecided. And without a response's headers nobody knows how it went.
 
     Args:
         response_body: the mode of response bodies, which stays; None if it is not known.
@@ -51,6 +54,7 @@ def ask_for_trailers(response_body: BodyMode | None) -> ModeOverride:
     return ModeOverride(
         request_body=BodyMode.BUFFERED,
         request_trailers=HeaderMode.SEND,
+        response_headers=HeaderMode.SEND,
         response_body=response_body or BodyMode.NONE,
     )
 

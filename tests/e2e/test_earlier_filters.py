@@ -55,6 +55,25 @@ def add_cors(manager: dict[str, Any]) -> None:
     }
 
 
+def add_rate_limit(manager: dict[str, Any]) -> None:
+    put_before(
+        http_filter(
+            "ratelimit",
+            "ratelimit.v3.RateLimit",
+            domain="models",
+            failure_mode_deny=True,
+            status_on_error={"code": "ServiceUnavailable"},
+            rate_limit_service={
+                "grpc_service": {"envoy_grpc": {"cluster_name": "nowhere"}},
+                "transport_api_version": "V3",
+            },
+        )
+    )(manager)
+    manager["route_config"]["virtual_hosts"][0]["rate_limits"] = [
+        {"actions": [{"generic_key": {"descriptor_value": "all"}}]}
+    ]
+
+
 OAUTH2 = http_filter(
     "oauth2",
     "oauth2.v3.OAuth2",
@@ -97,6 +116,18 @@ class Case:
     admitted: Mapping[str, str] | None = None
     said: tuple[str, str] | None = None
 
+
+NOWHERE = {
+    "name": "nowhere",
+    "load_assignment": {"cluster_name": "nowhere"},
+    "typed_extension_protocol_options": {
+        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+            "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+            "explicit_http_config": {"http2_protocol_options": {}},
+        }
+    },
+}
+"""A cluster for gRPC without an endpoint."""
 
 PREFLIGHT = {
     "origin": "https://chat.example",
@@ -144,6 +175,19 @@ CASES = {
         admitted={"x-let-in": "1"},
         said=("x-said-by", "authorization"),
     ),
+    "ext_authz over gRPC, away": Case(
+        put_before(
+            http_filter(
+                "ext_authz",
+                "ext_authz.v3.ExtAuthz",
+                grpc_service={"envoy_grpc": {"cluster_name": "nowhere"}},
+                transport_api_version="V3",
+                status_on_error={"code": "ServiceUnavailable"},
+            )
+        ),
+        503,
+    ),
+    "ratelimit, away": Case(add_rate_limit, 503),
     "api_key_auth": Case(
         put_before(
             http_filter(
@@ -288,7 +332,7 @@ async def listeners(stack: LocalStack) -> AsyncIterator[Mapping[str, str]]:
             },
         }
         async with run_listeners(
-            stack, edits, {"clusters": [cluster], "secrets": SECRETS}
+            stack, edits, {"clusters": [cluster, NOWHERE], "secrets": SECRETS}
         ) as addresses:
             yield addresses
 

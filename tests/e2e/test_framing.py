@@ -37,6 +37,11 @@ def skip_trailers_for_good(manager: dict[str, Any]) -> None:
     find_ext_proc(manager)["allow_mode_override"] = False
 
 
+def skip_response_headers(manager: dict[str, Any]) -> None:
+    """As Envoy Gateway writes the filter for a policy that says nothing of responses."""
+    find_ext_proc(manager)["processing_mode"]["response_header_mode"] = "SKIP"
+
+
 def skip_headers(manager: dict[str, Any]) -> None:
     find_ext_proc(manager)["processing_mode"]["request_header_mode"] = "SKIP"
 
@@ -58,6 +63,7 @@ EDITS = {
     "as printed": take_trailers,
     "without trailers": skip_trailers,
     "without trailers for good": skip_trailers_for_good,
+    "without response headers": skip_response_headers,
     "without headers": skip_headers,
     "with upgrades": upgrade,
 }
@@ -127,7 +133,8 @@ BODIES: dict[str, tuple[Any, ...]] = {
 
 @pytest.mark.parametrize("frames", BODIES.values(), ids=BODIES)
 @pytest.mark.parametrize(
-    "listener", ["as printed", "without trailers", "without trailers for good"]
+    "listener",
+    ["as printed", "without trailers", "without trailers for good", "without response headers"],
 )
 async def test_a_request_with_a_body_is_decided(
     stack: LocalStack, listeners: Mapping[str, str], listener: str, frames: Any
@@ -211,4 +218,24 @@ async def test_a_tunnel_is_refused(
     assert answer[":status"] == "405"
     assert json.loads(body)["error"]["code"] == "method_not_allowed"
     assert count_received(stack) == before
+    await expect_settled(stack)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        b"x-session-id: caf\xe9 \xff\r\n",
+        "baggage: name=café".encode() + b"\r\n",
+        b"x-request-id: \xff\r\n",
+        b"anthropic-beta: a\r\nanthropic-beta:\r\nanthropic-beta: b\r\n",
+        b"routing-strategy: PD\r\nrouting-strategy: pd\r\n",
+        b"authorization:\r\n",
+    ],
+)
+async def test_odd_values_of_headers_do_no_harm(
+    stack: LocalStack, listeners: Mapping[str, str], field: bytes
+) -> None:
+    request = HTTP_1 + b"connection: close\r\n" + field + LENGTH + b"\r\n" + BODY
+    status, answer = await send_bytes(listeners["as printed"], request)
+    assert (status, b"x-pd-decision: disaggregated" in answer) == (200, True), answer
     await expect_settled(stack)
