@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import aiohttp
 import msgspec
 
+from pdrouter.cluster.engine_connections import create_connector
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import PodCache
 
@@ -72,7 +73,7 @@ class EngineCheck:
         """Ask until cancelled."""
         slots = asyncio.Semaphore(_AT_ONCE)
         async with aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, force_close=True),
+            connector=create_connector(None),
             timeout=aiohttp.ClientTimeout(self._wait_s),
             cookie_jar=aiohttp.DummyCookieJar(),
         ) as session:

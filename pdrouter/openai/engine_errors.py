@@ -29,7 +29,7 @@ def read_error_message(body: bytes) -> str:
         envelope = _decode(body[:_LONGEST_BODY])
         said = envelope.error.message if isinstance(envelope.error, _Error) else envelope.error
         said = said or envelope.message or bytes(envelope.detail).decode().strip('"')
-    except (msgspec.MsgspecError, UnicodeError):
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
         said = body[: 4 * _LONGEST_MESSAGE].decode(errors="replace")
     line = " ".join(said.split())
     return line if len(line) <= _LONGEST_MESSAGE else f"{line[:_LONGEST_MESSAGE]}..."

@@ -412,3 +412,29 @@ async def test_few_interim_answers_are_read_beyond_the_bound(
     monkeypatch.setattr(ResponseHandler, "data_received", note)
     await fail(answering(b"HTTP/1.1 100 Continue\r\n\r\n" * 50_000))
     assert sum(read) <= 4096
+
+
+# --- Chunks ---
+
+CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+def cut(body: bytes, size: int) -> bytes:
+    """Return a body in chunks."""
+    pieces = [body[start : start + size] for start in range(0, len(body), size)]
+    return b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize(("length", "size"), [(60_000, 64), (60_000, 8_192), (50, 1)])
+async def test_an_answer_may_come_in_chunks(length: int, size: int) -> None:
+    body = b"x" * length
+    answer = answering(CHUNKED + cut(body, size))
+    async with listen(answer) as server, PrefillClient(LIMITS) as client:
+        assert (await post(client, server.address)).body == body
+
+
+@pytest.mark.parametrize("size", [1, 4])
+async def test_an_answer_in_chunks_of_a_few_bytes_is_none(size: int) -> None:
+    failed = await fail(answering(CHUNKED + cut(b"x" * 60_000, size)))
+    assert failed.kind is FailureKind.TRANSPORT
+    assert "chunks" in str(failed)

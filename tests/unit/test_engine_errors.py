@@ -17,6 +17,7 @@ from pdrouter.openai.engine_errors import read_error_message
         (b"\xff\xfe", "\ufffd\ufffd"),
         (b'{"error": {"message": 5}}', '{"error": {"message": 5}}'),
         (b"[1]", "[1]"),
+        (b'{"x":' + b"[" * 5_000, '{"x":' + "[" * 295 + "..."),
         (b"", ""),
     ],
 )
