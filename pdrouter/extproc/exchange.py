@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
-from enum import Enum, auto
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeAlias
 
@@ -20,6 +19,7 @@ from pdrouter.extproc.answers import (
 from pdrouter.extproc.codec import MessageInvalid, decode
 from pdrouter.extproc.dispatch import Dispatcher, RequestHead
 from pdrouter.extproc.exchange_policy import ExchangePolicy
+from pdrouter.extproc.exchange_state import State
 from pdrouter.extproc.explanation import explain
 from pdrouter.extproc.forwarding import forward, strip, write
 from pdrouter.extproc.front_door import admit, authenticate, no_body
@@ -72,21 +72,6 @@ def _refusing(create_error: Callable[[], RequestRejected]) -> _Step:
         raise create_error()
 
     return refuse
-
-
-class State(Enum):
-    """How far a request has come."""
-
-    START = auto()
-    """Nothing has arrived."""
-    HEAD = auto()
-    """The request's headers have been answered; its body is to come."""
-    FORWARDED = auto()
-    """The request goes to a pod; its response is to come."""
-    RESPONDING = auto()
-    """The response's headers have been answered."""
-    ENDED = auto()
-    """The router has answered the request itself, or has given it up."""
 
 
 class Exchange:

@@ -16,7 +16,8 @@ from exchanges import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdrouter.extproc.exchange import Exchange, State
+from pdrouter.extproc.exchange import Exchange
+from pdrouter.extproc.exchange_state import State
 from pdrouter.extproc.ext_proc_pb2 import ProcessingRequest
 from pdrouter.extproc.messages import (
     BodyMode,
