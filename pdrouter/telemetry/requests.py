@@ -85,8 +85,7 @@ class RequestTelemetry:
         )
         self._aibrix = AibrixMetrics(cache, ledger, self.open.values(), gateway_pod)
         self.metrics.add(self._aibrix)
-        if bodies is not None:
-            self.metrics.add(BodyMetrics(bodies))
+        self.metrics.add(BodyMetrics(bodies or HeldBodies(0, 0)))
 
     def request_started(self, record: RequestRecord) -> None:
         """Note an open request."""
