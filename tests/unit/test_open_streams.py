@@ -17,12 +17,17 @@ class Echo:
     def __init__(self) -> None:
         self.ended = False
         self.closed = 0
+        self.let_go_after: list[int] = []
+        self.written: list[bytes] = []
 
     async def receive(self, data: bytes) -> bytes | None:
         self.ended = data == b"bye"
         if data == b"fail":
             raise ValueError(data)
         return None if data == b"silence" else data.upper()
+
+    def let_go(self) -> None:
+        self.let_go_after.append(len(self.written))
 
     def close(self) -> None:
         self.closed += 1
@@ -31,7 +36,7 @@ class Echo:
 async def carry(exchange: Echo, *messages: bytes) -> list[bytes]:
     """Carry a stream; return what was written."""
     waiting: list[Any] = [*messages, END]
-    written: list[bytes] = []
+    written = exchange.written
 
     async def read() -> Any:
         assert streams.count == 1
@@ -52,6 +57,12 @@ async def carry(exchange: Echo, *messages: bytes) -> list[bytes]:
 async def test_replies_are_written_in_order_until_the_peer_ends() -> None:
     assert await carry(Echo(), b"a", b"silence", b"b") == [b"A", b"B"]
     assert await carry(Echo()) == []
+
+
+async def test_bodies_are_let_go_once_the_reply_is_written() -> None:
+    exchange = Echo()
+    await carry(exchange, b"a", b"silence", b"b")
+    assert exchange.let_go_after == [1, 1, 2]
 
 
 async def test_an_exchange_that_has_ended_gets_no_more() -> None:
