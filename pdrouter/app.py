@@ -80,12 +80,15 @@ class Application:
 
     server_class: ClassVar[type[Server]] = ExtProcServer
 
-    def __init__(self, settings: Settings, admin_socket: Path | None = None) -> None:
+    def __init__(
+        self, settings: Settings, admin_socket: Path | None = None, *, asks_engines: bool = True
+    ) -> None:
         """Build the router; nothing is opened yet.
 
         Args:
             settings: what the operator decided.
             admin_socket: Unix socket for the admin pages; None for the HTTP port.
+            asks_engines: whether it asks the engines of an endpoints file what they serve.
 
         Raises:
             SettingInvalid: the settings name no source of pods.
@@ -93,6 +96,8 @@ class Application:
         """
         self._settings = settings
         self._admin_socket = admin_socket
+        # Kubernetes has asked its pods before they are ready.
+        self._asks_engines = asks_engines and settings.endpoints is not None
         self._stack = AsyncExitStack()
         self.ledger = Ledger(PrefillRates(settings.prefill_tokens_per_s, settings.prefill_buckets))
         prefixes = PrefixIndex(
@@ -251,8 +256,7 @@ class Application:
             )
             freed = FreedMemory(lambda: self.bodies.bytes)
             works = [self._source.watch(), self._engines.run(), freed.run()]
-            if self._settings.endpoints is not None:
-                # Kubernetes has asked its pods before they are ready.
+            if self._asks_engines:
                 works.append(self._check.run())
             for work in works:
                 stack.callback(tasks.create_task(work).cancel)

@@ -1,10 +1,11 @@
 """Servers on loopback that behave, and misbehave, as prefill engines do."""
 
 import asyncio
+import random
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
@@ -124,3 +125,17 @@ async def trickle(
         writer.write(b" ")
         await writer.drain()
         await asyncio.sleep(0.01)
+
+
+def find_free_ports(count: int) -> int:
+    """Return the first of so many free ports in a row."""
+    while True:
+        # Below those that the kernel gives to connections.
+        first: int = random.randrange(20_000, 32_000)
+        with ExitStack() as stack:
+            try:
+                for port in range(first, first + count):
+                    stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            except OSError:
+                continue
+            return first

@@ -57,18 +57,19 @@ class StopSignals:
         await self._stopping.wait()
 
 
-async def serve(settings: Settings, admin_socket: Path | None = None) -> None:
+async def serve(settings: Settings, admin_socket: Path | None = None, number: int = 0) -> None:
     """Run the router until SIGTERM or SIGINT, then drain it. A second signal exits at once.
 
     Args:
         settings: what the operator decided.
         admin_socket: of a worker, the Unix socket for its admin pages. It is also drained when its
             standard input ends, for then its supervisor is gone.
+        number: of a worker, which one it is: the first asks the engines for all.
     """
     signals = prepare_process()
     if admin_socket is not None:
         signals.follow_stdin()
-    async with Application(settings, admin_socket) as app:
+    async with Application(settings, admin_socket, asks_engines=number == 0) as app:
         settle_process()
         _announce(app, settings, for_people=admin_socket is None)
         await signals.wait()

@@ -57,7 +57,7 @@ def run_router(
             if number is None:
                 report_names(os.environ)
                 report_strategy(settings)
-            uvloop.run(serve(settings, admin_socket))
+            uvloop.run(serve(settings, admin_socket, number or 0))
     except (SourceUnusable, CertificatesInvalid, TokenizerUnusable, OSError) as error:
         speaker = "pdrouter" if number is None else f"pdrouter: worker {number}"
         print(f"{speaker}: {error}", file=sys.stderr)

@@ -5,6 +5,7 @@ import sys
 
 from pdrouter.envoy_config.bootstrap import build_bootstrap, to_yaml
 from pdrouter.envoy_config.options import Address, EnvoyConfig, ResponseBody, Routing
+from pdrouter.quantities import parse_size, parse_time
 
 _DEFAULT = EnvoyConfig(routers=(Address("127.0.0.1", 50052),))
 
@@ -103,22 +104,22 @@ def _add_behaviour(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--max-message-bytes",
-        type=int,
+        type=_parse_size,
         default=_DEFAULT.max_message_bytes,
-        metavar="N",
+        metavar="SIZE",
         help="largest gRPC message of the router; bodies may be a little smaller "
         "(default: %(default)s)",
     )
     group.add_argument(
         "--prefill-timeout",
-        type=float,
+        type=_parse_seconds,
         default=_DEFAULT.prefill_timeout_s,
         metavar="SECONDS",
         help="the router's deadline for the prefill leg (default: %(default)s)",
     )
     group.add_argument(
         "--decode-silence-timeout",
-        type=float,
+        type=_parse_seconds,
         default=_DEFAULT.decode_silence_timeout_s,
         metavar="SECONDS",
         help="longest time in which a decode engine may send nothing (default: %(default)s)",
@@ -154,3 +155,19 @@ def _parse_address(text: str) -> Address:
         return Address.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _parse_seconds(text: str) -> float:
+    try:
+        return parse_time(text, 1)
+    except ValueError:
+        message = f"{text!r} is no time: write seconds, or a time such as 500ms or 1m30s"
+        raise argparse.ArgumentTypeError(message) from None
+
+
+def _parse_size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError:
+        message = f"{text!r} is no size: write bytes, or a size such as 64Mi"
+        raise argparse.ArgumentTypeError(message) from None

@@ -10,7 +10,7 @@ from typing import Any
 from pdrouter.cluster.model_namespaces import parse_model_namespaces
 from pdrouter.extproc.answers import TokenObservation
 from pdrouter.extproc.headers import NEVER_FORWARDED
-from pdrouter.settings.quantities import parse_size, parse_time
+from pdrouter.quantities import parse_size, parse_time
 
 MIB = 1024 * 1024
 
@@ -106,12 +106,12 @@ def _parse_boolean(text: str) -> bool:
 
 
 def _parse_bind(text: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
+    host, _, port = text.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
         raise ValueError(text)
-    if not colon or not port.isdecimal() or int(port) > 65535:
+    if not port.isdecimal() or int(port) > 65535:
         raise ValueError(text)
     return host or "0.0.0.0", int(port)
 
@@ -164,7 +164,7 @@ def _parse_networks(text: str) -> tuple[str, ...]:
 
 
 BOOLEAN = Kind(_parse_boolean, "true or false")
-BIND = Kind(_parse_bind, "host:port, with an IPv6 address in brackets")
+BIND = Kind(_parse_bind, "host:port, with an IPv6 address in brackets, or a port")
 PATH = Kind(Path, "a path")
 TEXT = Kind(str, "any text")
 SELECTORS = Kind(_parse_selectors, "label selectors separated by semicolons")

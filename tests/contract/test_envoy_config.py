@@ -248,8 +248,8 @@ class TestCommand:
                 *("--listen", "[::]:8080", "--admin", "127.0.0.1:9901"),
                 *("--routing", "override-host", "--decode", "10.0.0.1:8000"),
                 *("--response-body", "streamed", "--access-log", "/dev/stdout"),
-                *("--max-message-bytes", "8388608", "--max-requests", "64"),
-                *("--prefill-timeout", "600", "--decode-silence-timeout", "30.5"),
+                *("--max-message-bytes", "8Mi", "--max-requests", "64"),
+                *("--prefill-timeout", "10m", "--decode-silence-timeout", "30.5"),
             )
             == 0
         )
@@ -274,8 +274,18 @@ class TestCommand:
         assert self.run("--routing", "override-host") == 2
         assert "decode" in capsys.readouterr().err
 
-    def test_a_malformed_address_is_a_usage_error(self, capsys: pytest.CaptureFixture[str]) -> None:
+    @pytest.mark.parametrize(
+        ("option", "value", "complaint"),
+        [
+            ("--listen", "10080", "'10080' is not host:port"),
+            ("--prefill-timeout", "90x", "'90x' is no time: write seconds"),
+            ("--max-message-bytes", "8Mx", "'8Mx' is no size: write bytes"),
+        ],
+    )
+    def test_a_malformed_value_is_a_usage_error(
+        self, option: str, value: str, complaint: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         with pytest.raises(SystemExit) as stop:
-            self.run("--listen", "10080")
+            self.run(option, value)
         assert stop.value.code == 2
-        assert "'10080' is not host:port" in capsys.readouterr().err
+        assert complaint in capsys.readouterr().err

@@ -2,12 +2,11 @@
 
 import asyncio
 import os
-import random
 import signal
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -15,25 +14,12 @@ from pathlib import Path
 import httpx
 from expectations import chat, eventually
 from failures import CHAT
+from loopback import find_free_ports
 from processes import Installation, RouterProcess, run_installation, streaming
 
 WORKERS = 3
 PAIR = 2
 """Workers where a third one would show nothing more: each takes a second of CPU to start."""
-
-
-def find_free_ports(count: int) -> int:
-    """Return the first of so many free ports in a row."""
-    while True:
-        # Below those that the kernel gives to connections.
-        first = random.randrange(20_000, 32_000)
-        with ExitStack() as stack:
-            try:
-                for port in range(first, first + count):
-                    stack.enter_context(socket.create_server(("127.0.0.1", port)))
-            except OSError:
-                continue
-            return first
 
 
 @asynccontextmanager
@@ -178,6 +164,29 @@ async def test_a_worker_that_dies_takes_only_its_own_requests_along_and_comes_ba
         assert metrics.total("pdrouter_worker_restarts_total") == 1
         (end,) = router.events("worker ended")
         assert (end["worker"], end["exit_code"]) == (1, -signal.SIGKILL)
+
+
+async def test_one_worker_asks_the_engines_for_all(tmp_path: Path) -> None:
+    endpoints = tmp_path / "endpoints.yaml"
+    endpoints.write_text("models: [{name: gone, endpoints: ['127.0.0.1:9']}]")
+    environment = {
+        "PDROUTER_ENDPOINTS": str(endpoints),
+        "PDROUTER_WORKERS": str(PAIR),
+        "PDROUTER_GRPC_BIND": f"127.0.0.1:{find_free_ports(PAIR)}",
+    }
+    async with RouterProcess.serving(environment) as router:
+        silent = "engine 127.0.0.1:9 does not answer: Connection refused"
+        await router.wait_for(silent)
+
+        async def said() -> None:
+            answer = await router.get("/readyz")
+            assert (answer.status_code, answer.text) == (
+                200,
+                "ok\nmodel gone: no engine answers\n",
+            )
+
+        await eventually(said)
+        assert len(router.events(silent)) == 1
 
 
 async def test_sigterm_drains_all_workers() -> None:

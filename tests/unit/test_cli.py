@@ -8,10 +8,11 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from loopback import find_free_ports
 
 from pdrouter import __version__
 from pdrouter.cli import main
@@ -294,10 +295,14 @@ def test_certificates_that_cannot_be_read_stop_the_start_with_one_line_and_exit_
 def test_the_router_serves_until_it_is_told_to_stop(
     number: signal.Signals, lame_duck: str, endpoints: str
 ) -> None:
-    environment = os.environ | {"PDROUTER_LAME_DUCK": lame_duck, "ROUTING_ALGORITM": "pd"}
+    environment = os.environ | {
+        "ROUTING_ALGORITHM": "pd",
+        "PDROUTER_LAME_DUCK": lame_duck,
+        "PDROUTER_MAXWAIT": "3",
+    }
     with serve(endpoints, environment, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
-        assert '"nearest":"ROUTING_ALGORITHM"' in process.stdout.readline()
+        assert '"nearest":"PDROUTER_MAX_WAIT"' in process.stdout.readline()
         assert '"event":"serving"' in process.stdout.readline()
         process.send_signal(number)
         output, error = process.communicate(timeout=WAIT_S)
@@ -308,8 +313,12 @@ def test_the_router_serves_until_it_is_told_to_stop(
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_at_a_terminal_the_first_line_is_for_people(workers: int, endpoints: str) -> None:
-    environment = os.environ | {"PDROUTER_LAME_DUCK": "300", "PDROUTER_WORKERS": str(workers)}
-    grpc = "127.0.0.1:0" if workers == 1 else f"127.0.0.1:{find_ports(workers)}"
+    environment = os.environ | {
+        "ROUTING_ALGORITHM": "pd",
+        "PDROUTER_LAME_DUCK": "300",
+        "PDROUTER_WORKERS": str(workers),
+    }
+    grpc = "127.0.0.1:0" if workers == 1 else f"127.0.0.1:{find_free_ports(workers)}"
     terminal, own_end = os.openpty()
     try:
         with serve(endpoints, environment, "--grpc-bind", grpc, stderr=own_end) as process:
@@ -328,7 +337,7 @@ def test_at_a_terminal_the_first_line_is_for_people(workers: int, endpoints: str
 
 
 def test_a_port_that_a_worker_cannot_have_is_named_too(endpoints: str) -> None:
-    first = find_ports(2)
+    first = find_free_ports(2)
     with closing(socket.create_server(("127.0.0.1", first + 1))):
         environment = os.environ | {"PDROUTER_WORKERS": "2"}
         options = ("--grpc-bind", f"127.0.0.1:{first}")
@@ -355,18 +364,6 @@ def serve(
             yield process
         finally:
             process.kill()
-
-
-def find_ports(count: int) -> int:
-    """Return the first of so many free ports in a row."""
-    while True:
-        with ExitStack() as stack:
-            first = stack.enter_context(closing(socket.create_server(("127.0.0.1", 0))))
-            port: int = first.getsockname()[1]
-            with suppress(OSError, OverflowError):
-                for other in range(port + 1, port + count):
-                    stack.enter_context(closing(socket.create_server(("127.0.0.1", other))))
-                return port
 
 
 def read_line(terminal: int) -> str:

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from pdrouter.engines.vllm_nixl import RemoteHostRewrite
 from pdrouter.extproc.answers import TokenObservation
 from pdrouter.extproc.dispatch_policy import FailurePolicy
+from pdrouter.quantities import parse_time
 from pdrouter.routing.aggregation import Aggregation
 from pdrouter.routing.registry import DECODE_POLICIES, PREFILL_POLICIES
 from pdrouter.settings import SettingInvalid, Settings, declarations, describe_settings
-from pdrouter.settings.quantities import parse_time
 
 MIB = 1024 * 1024
 _SECONDS_ABOVE_0 = [
@@ -39,11 +39,12 @@ _BINDS = [
     ("127.0.0.1:80", ("127.0.0.1", 80)),
     ("localhost:0", ("localhost", 0)),
     (":65535", ("0.0.0.0", 65535)),
+    ("8080", ("0.0.0.0", 8080)),
     ("[::1]:80", ("::1", 80)),
     ("[::]:80", ("::", 80)),
 ]
 _NO_BINDS = [
-    "80",
+    "65536",
     "127.0.0.1",
     "127.0.0.1:",
     "a:b",
