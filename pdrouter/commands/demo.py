@@ -4,7 +4,6 @@ import argparse
 import asyncio
 import json
 import logging
-import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -15,6 +14,7 @@ from typing import Any
 import openai
 from openai.types.chat import ChatCompletionUserMessageParam
 
+from pdrouter.commands.running import StopSignals
 from pdrouter.envoy_config import Address
 from pdrouter.envoy_process import EnvoyError
 from pdrouter.local_stack import LocalStack, StackOptions, run_stack
@@ -87,11 +87,9 @@ async def _keep_running(stack: LocalStack) -> None:
     print(f"Everything stays up until Ctrl-C. Try:\n\n  curl -i {stack.url}/v1/chat/completions \\")
     print(f"    -H 'content-type: application/json' \\\n    -d '{json.dumps(body)}'\n")
     print(f"  curl {stack.admin_url}/debug/state", flush=True)
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopped.set)
-    await stopped.wait()
+    signals = StopSignals()
+    signals.child = stack.envoy.pid
+    await signals.wait()
 
 
 class _RequestLines(logging.Handler):

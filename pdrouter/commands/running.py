@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class StopSignals:
-    """SIGTERM and SIGINT. The second of them ends the process at once.
+    """SIGTERM, SIGINT, and SIGHUP of a terminal that is closed. The second ends all at once.
 
     Attributes:
         interrupted: whether somebody has pressed Ctrl-C.
@@ -34,6 +34,9 @@ class StopSignals:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._receive, number)
+        # Under nohup it is ignored, and stays so.
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+            loop.add_signal_handler(signal.SIGHUP, self._receive, signal.SIGHUP)
 
     def _receive(self, number: signal.Signals) -> None:
         if self._stopping.is_set():
@@ -58,7 +61,7 @@ class StopSignals:
 
 
 async def serve(settings: Settings, admin_socket: Path | None = None, number: int = 0) -> None:
-    """Run the router until SIGTERM or SIGINT, then drain it. A second signal exits at once.
+    """Run the router until it is told to stop, then drain it. A second signal exits at once.
 
     Args:
         settings: what the operator decided.
