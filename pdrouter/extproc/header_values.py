@@ -37,8 +37,14 @@ def is_encoded(value: str) -> bool:
 
 def list_keys(headers: Mapping[str, str]) -> list[str]:
     """Return the keys that a client presents, as OpenAI's or as Anthropic's clients do."""
-    scheme, *rest = headers.get("authorization", "").split(None, 1)[:2] or [""]
-    keys = [headers.get("x-api-key", "").strip()]
-    if scheme.lower() == "bearer":
-        keys += [token.strip() for token in rest]
-    return [key for key in keys if key]
+    keys = list(_list_readings(headers.get("x-api-key", "")))
+    for value in _list_readings(headers.get("authorization", "")):
+        scheme, *rest = value.split(None, 1)
+        if scheme.lower() == "bearer":
+            keys += rest
+    return keys
+
+
+def _list_readings(value: str) -> dict[str, None]:
+    """Return a value as it is, where a comma is part of it, and as what is said twice."""
+    return dict.fromkeys(reading for reading in (value.strip(), read_one(value)) if reading)

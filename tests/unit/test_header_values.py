@@ -94,7 +94,14 @@ async def test_only_a_body_that_is_encoded_is_refused(value: str, encoded: bool)
         ({"x-api-key": "", "authorization": "Bearer k"}, ["k"]),
         ({"x-api-key": "a", "authorization": "Bearer b"}, ["a", "b"]),
         ({"x-api-key": "a", "authorization": "Basic b"}, ["a"]),
-        ({"authorization": "Bearer k, Bearer k"}, ["k, Bearer k"]),
+        ({"authorization": "Bearer k, Bearer k"}, ["k, Bearer k", "k"]),
+        ({"authorization": "Bearer k,Bearer k,"}, ["k,Bearer k,", "k"]),
+        ({"authorization": "Bearer k, Bearer l"}, ["k, Bearer l"]),
+        ({"authorization": "Bearer a,b"}, ["a,b", "a, b"]),
+        ({"authorization": "Bearer k, Basic k"}, ["k, Basic k"]),
+        ({"authorization": ","}, []),
+        ({"x-api-key": "k, k"}, ["k, k", "k"]),
+        ({"x-api-key": "k, l"}, ["k, l"]),
     ],
 )
 def test_keys_are_found_where_clients_put_them(headers: dict[str, str], keys: list[str]) -> None:
@@ -108,6 +115,9 @@ def test_keys_are_found_where_clients_put_them(headers: dict[str, str], keys: li
         ({"x-api-key": "other", "authorization": "Bearer key"}, True),
         ({"x-api-key": "ke", "authorization": "Bearer y"}, False),
         ({"authorization": "Bearer k\ufffdy"}, False),
+        ({"authorization": "Bearer key,Bearer key"}, True),
+        ({"authorization": "Bearer key, Bearer other"}, False),
+        ({"x-api-key": "key,key"}, True),
     ],
 )
 async def test_one_right_key_is_enough(headers: dict[str, str], admitted: bool) -> None:
