@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from pdrouter.openai.json_walk import list_items
+from pdrouter.openai.json_walk import list_items, read_mark
 
 MAX_PARTS = 2000
 """Messages and parts that are looked at, each of which costs time on the event loop."""
@@ -37,6 +37,8 @@ _MEDIA_TYPES = frozenset(
 _ABSENT = msgspec.Raw(b"")
 _NULL = msgspec.Raw(b"null")
 _NO_KEYS = (_ABSENT,) * 9
+_HOLDERS = (b"[", b"{")
+_LONGEST_TYPE = 200
 _DEPTH = 3
 """Messages, their parts, and the parts of a tool's result."""
 
@@ -48,7 +50,7 @@ class _Part(msgspec.Struct):
     given by its `uuid` alone, with null under the key.
     """
 
-    type: str | None = None
+    type: msgspec.Raw = _ABSENT
     uuid: msgspec.Raw = _ABSENT
     content: msgspec.Raw = _ABSENT
     output: msgspec.Raw = _ABSENT
@@ -64,7 +66,7 @@ class _Part(msgspec.Struct):
 
     def is_media(self) -> bool:
         """Return whether the part is no text."""
-        if self.type in _MEDIA_TYPES:
+        if _read_text(self.type) in _MEDIA_TYPES:
             return True
         keys = (
             self.image_url,
@@ -84,8 +86,15 @@ class _Part(msgspec.Struct):
         return any(value is not _ABSENT and (known or value != _NULL) for value in keys)
 
 
-_decode_part = msgspec.json.Decoder(_Part | str).decode
+_decode_part = msgspec.json.Decoder(_Part).decode
+_decode_text = msgspec.json.Decoder(str).decode
 _decode_parts = msgspec.json.Decoder(list[_Part]).decode
+
+
+def _read_text(raw: msgspec.Raw) -> str:
+    """Return a short text; nothing for any other value."""
+    value = bytes(raw)
+    return _decode_text(value) if value.startswith(b'"') and len(value) <= _LONGEST_TYPE else ""
 
 
 def find_media(prompt: memoryview) -> str | None:
@@ -98,9 +107,6 @@ def find_media(prompt: memoryview) -> str | None:
         return "multimodal" if _Search().has_media(prompt, _DEPTH) else None
     except _TooMany:
         return "many-parts"
-    except msgspec.ValidationError:
-        # Not the shape of messages: the engine says what is wrong with it.
-        return None
 
 
 class _TooMany(Exception):
@@ -115,7 +121,7 @@ class _Search:
 
     def has_media(self, parts: memoryview, depth: int) -> bool:
         # Texts are skipped, not read: this costs less than to search them.
-        if not depth or bytes(parts[:1]) != b"[":
+        if not depth or read_mark(parts, 0) not in _HOLDERS:
             return False
         return any(
             part.is_media()
@@ -125,7 +131,10 @@ class _Search:
         )
 
     def _list_parts(self, parts: memoryview) -> Iterable[_Part]:
-        """Yield the objects of a list, as long as they are not too many."""
+        """Yield the objects of a list, as long as they are not too many, or the only one."""
+        if read_mark(parts, 0) == b"{":
+            self._spend(1)
+            return (_decode_part(parts),)
         if len(parts) <= _SHORT_BYTES and bytes(parts).count(b"{") <= _FEW:
             # All at once costs less than one by one, and cannot cost much.
             with suppress(msgspec.ValidationError):
@@ -137,9 +146,9 @@ class _Search:
     def _walk(self, parts: memoryview) -> Iterator[_Part]:
         for item in list_items(parts):
             self._spend(1)
-            part = _decode_part(item)
-            if isinstance(part, _Part):
-                yield part
+            # What is no object has no media, whatever an engine may say of it.
+            if read_mark(item, 0) == b"{":
+                yield _decode_part(item)
 
     def _spend(self, count: int) -> None:
         self.left -= count

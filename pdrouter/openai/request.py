@@ -47,6 +47,7 @@ _CONTROL_MEMBERS = frozenset(
 )
 
 _LISTS = frozenset({"messages", "token_ids"})
+_CONVERSATIONS = frozenset({"messages", "input"})
 _ABSENT = (None, b"null")
 _FIRST_ITEM = re.compile(rb"\[[ \t\n\r]*(.)", re.DOTALL)
 _NO_PROMPT = memoryview(b"")
@@ -258,4 +259,4 @@ def _find_media(body: Body, prompt_name: str, prompt: memoryview) -> str | None:
     if prompt_name == "token_ids":
         # What the placeholders among the tokens stand for.
         return "multimodal" if body.raw("features") not in _ABSENT else None
-    return find_media(prompt)
+    return find_media(prompt) if prompt_name in _CONVERSATIONS else None

@@ -275,6 +275,22 @@ MISFITS: list[tuple[str, dict[str, Any], str]] = [
         {"messages": [*TURNS, {"role": "user", "content": [{"type": "text", "text": "?"}, SOUND]}]},
         "multimodal",
     ),
+    (CHAT, {"messages": [{"role": "user", "type": 7, "content": [IMAGE]}]}, "multimodal"),
+    (
+        RESPONSES,
+        {
+            "input": [
+                *TURNS,
+                {
+                    "type": "computer_call_output",
+                    "call_id": "call_1",
+                    "output": {"type": "computer_screenshot", "image_url": "http://192.0.2.1/x"},
+                },
+            ],
+            "store": False,
+        },
+        "multimodal",
+    ),
 ]
 
 

@@ -11,6 +11,7 @@ from msgspec import structs
 
 from pdrouter.engines.connector import TRANSFER_MEMBERS
 from pdrouter.openai.errors import RequestRejected
+from pdrouter.openai.media import MAX_PARTS
 from pdrouter.openai.paths import ENDPOINTS, Forms, split_path
 from pdrouter.openai.request import InferenceRequest, count_token_ids, parse_request
 
@@ -561,6 +562,21 @@ _MULTIMODAL: list[tuple[str, dict[str, Any], bool]] = [
     (RESPONSES, {"input": [{"output": [{"type": "input_image"}]}]}, True),
     (RESPONSES, {"input": [{"type": "function_call_output", "output": "image_url"}]}, False),
     (RESPONSES, {"input": [{"type": "function_call", "arguments": "{}"}]}, False),
+    # The output of a computer call is one part, not a list of them.
+    (RESPONSES, {"input": [{"output": {"type": "computer_screenshot", "image_url": "x"}}]}, True),
+    (RESPONSES, {"input": [{"output": {"type": "computer_screenshot", "file_id": "f"}}]}, True),
+    (RESPONSES, {"input": [{"output": {"type": "text", "text": "image_url"}}]}, False),
+    (CHAT, {"messages": [{"role": "user", "content": {"image_url": "x"}}]}, True),
+    # What is odd beside an image, engines may overlook.
+    *((CHAT, _chat_part({"type": kind, "image_url": "x"}), True) for kind in (7, True, [], {})),
+    (CHAT, _chat_part({"type": "x" * 300, "image_url": "x"}), True),
+    (CHAT, {"messages": [{"type": 7}, {"content": [{"type": "image_url"}]}]}, True),
+    *(
+        (CHAT, {"messages": [odd, {"content": [odd, {"type": "image_url"}]}]}, True)
+        for odd in (None, 1, "x", [], [{"type": "image_url"}], True)
+    ),
+    (CHAT, _chat_part({"type": 7, "text": "image_url"}), False),
+    (COMPLETIONS, {"prompt": list(range(MAX_PARTS + 1))}, False),
     (GENERATE, {"features": {"mm_hashes": {"image": ["h"]}}}, True),
     (GENERATE, {"features": None}, False),
     (CHAT, {"features": {"mm_hashes": {}}}, False),
