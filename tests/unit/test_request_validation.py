@@ -568,7 +568,10 @@ _MULTIMODAL: list[tuple[str, dict[str, Any], bool]] = [
     (RESPONSES, {"input": [{"output": {"type": "text", "text": "image_url"}}]}, False),
     (CHAT, {"messages": [{"role": "user", "content": {"image_url": "x"}}]}, True),
     # What is odd beside an image, engines may overlook.
-    *((CHAT, _chat_part({"type": kind, "image_url": "x"}), True) for kind in (7, True, [], {})),
+    *(
+        (CHAT, _chat_part({"type": kind, "image_url": "x"}), True)
+        for kind in (7, True, [1], {"a": 1})
+    ),
     (CHAT, _chat_part({"type": "x" * 300, "image_url": "x"}), True),
     (CHAT, {"messages": [{"type": 7}, {"content": [{"type": "image_url"}]}]}, True),
     *(
