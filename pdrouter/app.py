@@ -175,8 +175,15 @@ class Application:
             HeaderLimits(settings.max_headers, settings.max_header_bytes),
         )
         return self.server_class(
-            lambda: Exchange(
-                dispatcher, self.cache, self.telemetry, answers, policy, bodies=self.bodies
+            lambda send, interrupt: Exchange(
+                dispatcher,
+                self.cache,
+                self.telemetry,
+                answers,
+                policy,
+                bodies=self.bodies,
+                send=send,
+                interrupt=interrupt,
             ),
             ServerOptions(
                 *settings.grpc_bind,

@@ -28,6 +28,7 @@ from pdrouter.extproc.messages import (
     RequestHeaders,
     ResponseHeaders,
 )
+from pdrouter.extproc.phases import Replies
 from pdrouter.extproc.pod_outcomes import PodOutcomes
 from pdrouter.extproc.prefilling import Prefilling
 from pdrouter.extproc.record import RequestRecord
@@ -115,6 +116,12 @@ class Notes:
         self.finished.append(record)
 
 
+def only(replies: Replies) -> Reply | None:
+    """Return the one reply; None if there is none."""
+    assert len(replies) <= 1
+    return replies[0] if replies else None
+
+
 class Bench:
     """An exchange with everything around it."""
 
@@ -187,6 +194,8 @@ class Bench:
         )
         self.policy = ExchangePolicy(expose_pods, explain_decisions, bearer_token, observation)
         self.bodies = HeldBodies(max_body_bytes, max_held_bytes)
+        self.sent: list[bytes] = []
+        self.interrupted = False
         self.exchange = self.open()
 
     def open(self) -> Exchange:
@@ -197,10 +206,19 @@ class Bench:
             self.answers,
             self.policy,
             bodies=self.bodies,
+            send=self._take,
+            interrupt=self._interrupt,
         )
 
+    async def _take(self, data: bytes) -> None:
+        self.sent.append(data)
+
+    def _interrupt(self) -> None:
+        self.interrupted = True
+
     async def tell(self, *events: Event) -> list[Reply | None]:
-        return [await self.exchange.handle(event) for event in events]
+        """Return the reply to each event; None where there is none."""
+        return [only(await self.exchange.handle(event)) for event in events]
 
     def close(self) -> RequestRecord:
         self.exchange.close()

@@ -24,9 +24,8 @@ from benchmarks.transports.http2.grpc_messages import (
     Status,
     encode_message,
 )
-from pdrouter.extproc.exchange import Exchange
 from pdrouter.extproc.server import SERVICE, ServerOptions
-from pdrouter.extproc.streams import OpenStreams
+from pdrouter.extproc.streams import CreateExchange, OpenStreams
 from pdrouter.extproc.tls import TlsFiles
 
 log = logging.getLogger(__name__)
@@ -56,7 +55,7 @@ class GranianServer:
 
     def __init__(
         self,
-        create_exchange: Callable[[], Exchange],
+        create_exchange: CreateExchange,
         options: ServerOptions,
         services: Sequence[grpc.GenericRpcHandler] = (),
     ) -> None:

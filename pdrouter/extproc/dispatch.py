@@ -13,6 +13,7 @@ from pdrouter.cluster.source import RouteCheck, RouteUnavailable
 from pdrouter.cluster.view import ModelPods
 from pdrouter.engines.connector import TRANSFER_MEMBERS, HandoffInvalid, whole_body
 from pdrouter.engines.registry import Connectors
+from pdrouter.extproc.call import Call
 from pdrouter.extproc.choosing import PodChooser, Routed
 from pdrouter.extproc.dispatch_policy import DispatchPolicy, FailurePolicy
 from pdrouter.extproc.headers import FORWARDED_TO_PREFILL
@@ -82,21 +83,19 @@ class Dispatcher:
     policy: DispatchPolicy
     routes: RouteCheck | None = None
 
-    async def dispatch(
-        self, head: RequestHead, data: bytes, record: RequestRecord, scopes: ExitStack
-    ) -> Dispatched:
+    async def dispatch(self, head: RequestHead, data: bytes, call: Call) -> Dispatched:
         """Find the way of one request, and run its prefill leg.
 
         Args:
             head: the client's headers.
             data: the client's body.
-            record: filled in on the way.
-            scopes: gets what must be released when the request has ended.
+            call: what is filled in on the way, and gets what must be released in the end.
 
         Raises:
             RequestRejected: the router answers with an error of its own.
             PrefillRefused: the client gets the prefill engine's error.
         """
+        record, scopes = call.record, call.scopes
         record.body_bytes = len(data)
         with record.steps.time("parse"):
             request = parse_request(

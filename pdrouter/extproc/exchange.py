@@ -1,42 +1,38 @@
-"""The life of one HTTP request: an event from Envoy in, a reply out, whatever carries them."""
+"""The life of one HTTP request: events from Envoy in, replies out, whatever carries them.
 
+Envoy opens a stream for each request and sends an event for each phase that the request reaches.
+The table below is the machine: for each state and event it names the phase that answers, and the
+state that the request is in then. A pair that is not there is nothing that Envoy may do, and ends
+the stream. Three rules hold for all of them:
+
+* A phase that gives an `ImmediateReply`, or raises, ends the request: the client gets that answer.
+* Once the response's headers have been let go, nothing can be answered any more. What fails then
+  cuts the stream, and with it the client's answer.
+* Tasks of the call may fail at any time. Then the same holds, without an event that asks: Envoy
+  takes an unasked `ImmediateReply` until it has the reply to the response's headers.
+"""
+
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import ExitStack
+from enum import Enum, auto
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
-from pdrouter.cluster.failures import Leg
 from pdrouter.cluster.view import PodCache
-from pdrouter.extproc import own_answers
-from pdrouter.extproc.answers import (
-    AnswerReports,
-    AnswerWatch,
-    RoutedRequest,
-    begin_watch,
-)
+from pdrouter.extproc.answers import AnswerReports
+from pdrouter.extproc.call import Call
 from pdrouter.extproc.codec import MessageInvalid, decode
-from pdrouter.extproc.dispatch import Dispatcher, RequestHead
+from pdrouter.extproc.dispatch import Dispatcher
 from pdrouter.extproc.exchange_policy import ExchangePolicy
-from pdrouter.extproc.exchange_state import State
-from pdrouter.extproc.explanation import explain
-from pdrouter.extproc.forwarding import forward, strip, write
-from pdrouter.extproc.front_door import admit, authenticate, no_body
-from pdrouter.extproc.header_values import is_asked
-from pdrouter.extproc.headers import DECISION_DETAIL
+from pdrouter.extproc.forwarding import write
+from pdrouter.extproc.front_door import no_body
 from pdrouter.extproc.held_bodies import HeldBodies
-from pdrouter.extproc.immediate import answer, pass_refusal, refuse
-from pdrouter.extproc.last_leg import judge_answer
+from pdrouter.extproc.immediate import pass_refusal, refuse
 from pdrouter.extproc.messages import (
-    BodyMode,
     Event,
-    Headers,
     ImmediateReply,
-    ModeOverride,
-    Phase,
-    PhaseReply,
-    Reply,
     RequestBody,
     RequestHeaders,
     RequestTrailers,
@@ -44,60 +40,103 @@ from pdrouter.extproc.messages import (
     ResponseHeaders,
     ResponseTrailers,
 )
-from pdrouter.extproc.modes import (
-    ask_for_answer,
-    headers_skipped,
-    pass_on,
-    skip_answer,
-)
-from pdrouter.extproc.pod_outcomes import SentLeg
+from pdrouter.extproc.modes import headers_skipped
+from pdrouter.extproc.phases import Phases, Replies
 from pdrouter.extproc.record import Observer, Outcome, RequestRecord
-from pdrouter.extproc.request_ids import create_request_id, read_client_id
+from pdrouter.extproc.request_ids import create_request_id
 from pdrouter.openai.errors import RequestRejected
-from pdrouter.openai.paths import split_path
 from pdrouter.prefill.leg import PrefillRefused
 
 log = logging.getLogger(__name__)
 
-_FILTER = "envoy.filters.http.ext_proc"
-_TRAILERS_SKIPPED = "a request without a body went to a pod: set request_trailer_mode to SEND"
+
+class State(Enum):
+    """How far a request has come."""
+
+    START = auto()
+    """Nothing has arrived."""
+    HEAD = auto()
+    """The request's headers have been answered; its body is to come."""
+    FORWARDED = auto()
+    """The request goes to a pod; its response is to come."""
+    RESPONDING = auto()
+    """The response's headers have been answered."""
+    ENDED = auto()
+    """The router has answered the request itself, or has given it up."""
 
 
-_Step: TypeAlias = Callable[["Exchange", Any], Awaitable[Reply]]
+_Answer: TypeAlias = Callable[[Phases, Any], Awaitable[Replies]]
 
 
-def _refusing(create_error: Callable[[], RequestRejected]) -> _Step:
-    async def refuse(exchange: "Exchange", event: Event) -> Reply:
-        del exchange, event
+class _Step(NamedTuple):
+    """What is done with an event.
+
+    Attributes:
+        answer: gives the replies.
+        next: the state of the request then.
+    """
+
+    answer: _Answer
+    next: State
+
+
+def _refuse(create_error: Callable[[], RequestRejected]) -> _Step:
+    async def answer(phases: Phases, event: Event) -> Replies:
+        del phases, event
         raise create_error()
 
-    return refuse
+    return _Step(answer, State.ENDED)
+
+
+STEPS: Mapping[tuple[State, type[Event]], _Step] = MappingProxyType(
+    {
+        (State.START, RequestHeaders): _Step(Phases.on_request_headers, State.HEAD),
+        # Where the filter skips the request's headers.
+        (State.START, RequestBody): _refuse(headers_skipped),
+        (State.START, RequestTrailers): _refuse(headers_skipped),
+        # A filter before this one answers.
+        (State.START, ResponseHeaders): _Step(Phases.on_earlier_answer, State.RESPONDING),
+        (State.START, ResponseBody): _Step(Phases.on_rest_of_earlier_answer, State.RESPONDING),
+        (State.START, ResponseTrailers): _Step(Phases.on_rest_of_earlier_answer, State.RESPONDING),
+        (State.HEAD, RequestBody): _Step(Phases.on_request_body, State.FORWARDED),
+        (State.HEAD, RequestTrailers): _refuse(no_body),
+        # Envoy answers by itself, for example because the body is too large.
+        (State.HEAD, ResponseHeaders): _Step(Phases.on_local_reply, State.RESPONDING),
+        (State.HEAD, ResponseBody): _Step(Phases.on_rest_of_earlier_answer, State.RESPONDING),
+        (State.HEAD, ResponseTrailers): _Step(Phases.on_rest_of_earlier_answer, State.RESPONDING),
+        (State.FORWARDED, RequestTrailers): _Step(Phases.pass_on, State.FORWARDED),
+        (State.FORWARDED, ResponseHeaders): _Step(Phases.on_response_headers, State.RESPONDING),
+        # Where the filter skips the response's headers.
+        (State.FORWARDED, ResponseBody): _Step(Phases.pass_on, State.FORWARDED),
+        (State.FORWARDED, ResponseTrailers): _Step(Phases.pass_on, State.FORWARDED),
+        # The rest of a request that was answered before its end.
+        (State.RESPONDING, RequestBody): _Step(Phases.pass_on, State.RESPONDING),
+        (State.RESPONDING, RequestTrailers): _Step(Phases.pass_on, State.RESPONDING),
+        (State.RESPONDING, ResponseBody): _Step(Phases.on_response_body, State.RESPONDING),
+        (State.RESPONDING, ResponseTrailers): _Step(Phases.pass_on, State.RESPONDING),
+    }
+)
+"""Which event may come in which state, what answers it, and the state then."""
 
 
 class Exchange:
     """One request. Feed it with events, in order; close it when the stream has ended.
 
     Attributes:
-        record: what is known of the request so far.
+        call: what the stream owns.
+        cut: whether the stream is to be reset, since it is too late for an answer.
     """
 
     __slots__ = (
-        "_answers",
-        "_bodies",
-        "_cache",
-        "_dispatcher",
-        "_head",
-        "_held",
+        "_interrupt",
         "_observer",
-        "_outcomes",
-        "_policy",
-        "_response_mode",
-        "_scopes",
-        "_sent",
+        "_phases",
+        "_send",
         "_start",
         "_state",
-        "_watch",
-        "record",
+        "_turn",
+        "call",
+        "cut",
     )
 
     def __init__(
@@ -109,281 +148,146 @@ class Exchange:
         policy: ExchangePolicy,
         *,
         bodies: HeldBodies,
+        send: Callable[[bytes], Awaitable[object]],
+        interrupt: Callable[[], object],
     ) -> None:
-        self._answers = answers
-        self._bodies = bodies
-        self._dispatcher = dispatcher
-        self._cache = cache
+        """Begin with the stream.
+
+        Args:
+            dispatcher: finds the way of requests.
+            cache: the pods.
+            observer: is told what happens.
+            answers: get what is seen of answers.
+            policy: what the operator decided.
+            bodies: bounds the bodies that wait.
+            send: sends a message on the stream.
+            interrupt: ends the reading of messages.
+        """
         self._observer = observer
-        self._outcomes = dispatcher.prefilling.outcomes
-        self._policy = policy
+        self._send = send
+        self._interrupt = interrupt
+        self._turn = asyncio.Lock()
         self._state = State.START
         self._start = time.perf_counter()
-        self._scopes = ExitStack()
-        self._held = ExitStack()
-        self._head: RequestHead | None = None
-        self._sent: SentLeg | None = None
-        self._response_mode: BodyMode | None = None
-        self._watch: AnswerWatch | None = None
-        self.record = RequestRecord(create_request_id())
+        self.cut = False
+        self.call = Call(RequestRecord(create_request_id()), self._end_unasked)
+        self._phases = Phases(self.call, dispatcher, cache, answers, policy, bodies=bodies)
         self._observer.request_started(self.record)
+
+    @property
+    def record(self) -> RequestRecord:
+        """What is known of the request so far."""
+        return self.call.record
 
     @property
     def ended(self) -> bool:
         """Whether there is nothing more to say: the stream is to be ended."""
         return self._state is State.ENDED
 
-    async def receive(self, data: bytes) -> bytes | None:
-        """Answer a message of the ext_proc stream; None if there is no answer to it."""
+    async def receive(self, data: bytes) -> None:
+        """Take a message of the ext_proc stream, and send what answers it."""
         try:
             event = decode(data)
         except MessageInvalid as invalid:
-            reply = self._give_up(f"a message cannot be read: {invalid.reason}")
+            replies = self._give_up(f"a message cannot be read: {invalid.reason}")
         else:
             # The message has a copy of the body, which would stay for as long as prefill takes.
             del data
-            reply = await self.handle(event)
-        return None if reply is None else write(reply)
+            replies = await self.handle(event)
+        await self._say(replies)
+        # The request may go on for minutes, without its body.
+        self.call.body.close()
 
-    async def handle(self, event: Event) -> Reply | None:
-        """Answer an event; None if there is no answer to it. Raises nothing but cancellation."""
+    async def handle(self, event: Event) -> Replies:
+        """Return the replies to an event. Raises nothing but cancellation."""
         entered = time.perf_counter()
         waited = self.record.steps.waited_s
         if event.protocol_config is not None:
-            self._response_mode = event.protocol_config.response_body_mode
+            self._phases.learn_modes(event.protocol_config)
         try:
-            if self._state is State.ENDED:
-                return None
-            if event.observability_mode:
-                self._give_up("the filter is in observability mode: it ignores all replies")
-                return None
-            step = self._STEPS.get((self._state, type(event)))
-            if step is None:
-                return self._give_up(f"{event.phase} arrived in state {self._state.name}")
-            return await step(self, event)
-        except RequestRejected as rejected:
-            return self._reject(rejected)
-        except PrefillRefused as refused:
-            self.record.outcome = Outcome.ENGINE_ERROR
-            return self._end(pass_refusal(refused.answer, self._explain()))
-        except Exception:
-            log.exception("request failed", extra=self._log_fields)
-            return self._reject(RequestRejected(500, "internal_error", "internal error"))
+            return await self._answer(event)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
+            return self._fail(error)
         finally:
             spent = time.perf_counter() - entered
             self.record.overhead_s += spent - (self.record.steps.waited_s - waited)
 
-    def let_go(self) -> None:
-        """Release the memory of the body. Call it once Envoy has the reply."""
-        self._held.close()
+    async def _answer(self, event: Event) -> Replies:
+        if self._state is State.ENDED:
+            return ()
+        if event.observability_mode:
+            self._give_up("the filter is in observability mode: it ignores all replies")
+            return ()
+        step = STEPS.get((self._state, type(event)))
+        if step is None:
+            return self._give_up(f"{event.phase} arrived in state {self._state.name}")
+        replies = await step.answer(self._phases, event)
+        if self.ended:  # By a task that has failed meanwhile.
+            return ()
+        if isinstance(replies[-1], ImmediateReply):
+            return self._end(replies[-1])
+        self._state = step.next
+        return replies
+
+    async def _say(self, replies: Replies) -> None:
+        async with self._turn:
+            for reply in replies:
+                await self._send(write(reply))
+
+    async def _end_unasked(self, error: Exception) -> None:
+        """End the request since a task of its call has failed."""
+        if self._state is State.ENDED:
+            return
+        replies = self._fail(error)
+        if replies:
+            await self._say(replies)
+        else:
+            self.cut = True
+            self._interrupt()
 
     def close(self) -> None:
         """Release all that is counted for the request. Call it once, however the stream ended."""
-        self.let_go()
-        self._scopes.close()
+        self.call.close()
         self._state = State.ENDED
+        self.record.total_s = time.perf_counter() - self._start
+        self._phases.close()
+        self._observer.request_finished(self.record)
+
+    def _fail(self, error: Exception) -> Replies:
+        """Return the answer to a request that has failed; nothing if it is too late for one."""
         record = self.record
-        record.total_s = time.perf_counter() - self._start
-        if record.outcome is None:
-            record.outcome = Outcome.CLIENT_LEFT
-            if self._sent is not None:
-                self._outcomes.note_silence(self._sent.pod, Leg.DECODE, self._sent.began)
-        if self._watch is not None:
-            self._answers.receive(self._watch.report(record))
-        self._observer.request_finished(record)
-
-    async def _on_request_headers(self, event: RequestHeaders) -> Reply:
-        headers, record = event.headers, self.record
-        record.path, _ = split_path(headers.get(":path", ""))
-        record.method = headers.get(":method", "")
-        record.client_request_id = read_client_id(headers)
-        if record.path not in own_answers.PUBLIC_PATHS:
-            authenticate(headers, self._policy.bearer_token)
-        own = own_answers.answer(record.path, record.method, self._cache.view)
-        if own is not None:
-            record.outcome = Outcome.ANSWERED
-            return self._end(answer(own.status, own.body, record))
-        self._head = admit(event)
-        self._policy.header_limits.check_request(event)
-        self._state = State.HEAD
-        return strip(self._response_mode)
-
-    async def _on_request_body(self, event: RequestBody) -> Reply:
-        if self._head is None:
-            raise RuntimeError("a body without headers passed the table")
-        if not event.body:
-            raise no_body()
-        self._held.enter_context(self._bodies.hold(len(event.body)))
-        dispatched = await self._dispatcher.dispatch(
-            self._head, event.body, self.record, self._scopes
-        )
-        self._state = State.FORWARDED
-        if dispatched.decode is not None:
-            split = self.record.prefill_pod is not None and not self.record.aggregated
-            self._sent = self._outcomes.send(dispatched.decode, dispatched.model, split=split)
-        metadata = None
-        if self._policy.observation.access_log:
-            request = RoutedRequest.describe(self.record, generates=self._generates_text)
-            metadata = request.to_metadata()
-        return forward(dispatched, self.record.strategy, metadata)
-
-    async def _on_response_headers(self, event: ResponseHeaders) -> Reply:
-        status = self._note_response(event)
-        attributes = event.attributes().get(_FILTER, {})
-        self._compare_pod(attributes)
-        if self._sent is None:
-            judgement = judge_answer(status, event.headers, attributes)
-        else:
-            judgement = self._outcomes.note_answer(self._sent, status, event.headers, attributes)
-        if judgement.from_engine:
-            self.record.outcome = Outcome.OK if status < 400 else Outcome.ENGINE_ERROR
-        else:
-            self._note_local_reply(attributes)
-        return PhaseReply(
-            Phase.RESPONSE_HEADERS,
-            set_headers=self._explain_in(event),
-            mode_override=None if event.end_of_stream else self._choose_mode(event),
-        )
-
-    def _choose_mode(self, event: ResponseHeaders) -> ModeOverride | None:
-        """Return whether Envoy is to send the response's body; None for as it is configured."""
-        if self.record.outcome is Outcome.OK and self._generates_text:
-            self._watch = begin_watch(self._policy.observation, event.headers, self._start)
-        if self._watch is None:
-            return skip_answer(self._response_mode)
-        return ask_for_answer(self._response_mode)
-
-    @property
-    def _generates_text(self) -> bool:
-        return self._head is not None and self._head.endpoint.legs == 2
-
-    def _compare_pod(self, attributes: Mapping[str, Any]) -> None:
-        """Note a pod that was not chosen: Envoy falls back if it does not know the chosen one."""
-        if self._policy.observation.access_log:
-            return  # The log tells, also of requests without an answer.
-        decision = self.record.decision
-        served_by = attributes.get("upstream.address")
-        if decision is not None and served_by not in (None, "", decision.decode.pod.address):
-            self.record.served_by = str(served_by)
-
-    async def _on_local_reply(self, event: ResponseHeaders) -> Reply:
-        """Explain an answer that Envoy gives by itself while the request's body is to come."""
-        attributes = event.attributes().get(_FILTER, {})
-        if attributes.get("upstream.address"):
-            log.warning(_TRAILERS_SKIPPED, extra=self._log_fields)
-            raise no_body()
-        self._note_response(event)
-        self._note_local_reply(attributes)
-        return PhaseReply(Phase.RESPONSE_HEADERS, set_headers=self._explain_in(event))
-
-    async def _on_earlier_answer(self, event: ResponseHeaders) -> Reply:
-        """Let an answer of a filter before this one (CORS, authentication) pass untouched."""
-        attributes = event.attributes().get(_FILTER, {})
-        if attributes.get("upstream.address"):
-            raise headers_skipped()
-        self._note_response(event)
-        self._note_local_reply(attributes)
-        mode = None if event.end_of_stream else skip_answer(self._response_mode)
-        return PhaseReply(Phase.RESPONSE_HEADERS, mode_override=mode)
-
-    async def _on_rest_of_earlier_answer(self, event: ResponseBody | ResponseTrailers) -> Reply:
-        """Let an answer pass whose headers the filter has skipped."""
-        self._state = State.RESPONDING
-        self._note_local_reply({})
-        return await self._continue(event)
-
-    async def _on_response_body(self, event: ResponseBody) -> Reply:
-        if self._watch is not None:
-            try:
-                self._watch.see(event.body)
-            except Exception:  # What goes wrong with counting must not cut an answer.
-                log.exception("an answer cannot be counted", extra=self._log_fields)
-                self._watch = None
-        return await self._continue(event)
-
-    async def _continue(self, event: Event) -> Reply:
-        return pass_on(event, self._response_mode)
-
-    _STEPS: ClassVar[Mapping[tuple[State, type[Event]], _Step]] = MappingProxyType(
-        {
-            (State.START, RequestHeaders): _on_request_headers,
-            # Where the filter skips the request's headers.
-            (State.START, RequestBody): _refusing(headers_skipped),
-            (State.START, RequestTrailers): _refusing(headers_skipped),
-            # A filter before this one answers.
-            (State.START, ResponseHeaders): _on_earlier_answer,
-            (State.START, ResponseBody): _on_rest_of_earlier_answer,
-            (State.START, ResponseTrailers): _on_rest_of_earlier_answer,
-            (State.HEAD, RequestBody): _on_request_body,
-            (State.HEAD, RequestTrailers): _refusing(no_body),
-            # Envoy answers by itself, for example because the body is too large.
-            (State.HEAD, ResponseHeaders): _on_local_reply,
-            (State.HEAD, ResponseBody): _on_rest_of_earlier_answer,
-            (State.HEAD, ResponseTrailers): _on_rest_of_earlier_answer,
-            (State.FORWARDED, RequestTrailers): _continue,
-            (State.FORWARDED, ResponseHeaders): _on_response_headers,
-            # Where the filter skips the response's headers.
-            (State.FORWARDED, ResponseBody): _continue,
-            (State.FORWARDED, ResponseTrailers): _continue,
-            # The rest of a request that was answered before its end.
-            (State.RESPONDING, RequestBody): _continue,
-            (State.RESPONDING, RequestTrailers): _continue,
-            (State.RESPONDING, ResponseBody): _on_response_body,
-            (State.RESPONDING, ResponseTrailers): _continue,
-        }
-    )
-    """Which message may come in which state, and what answers it. Anything else ends the stream."""
-
-    @property
-    def _log_fields(self) -> dict[str, dict[str, str]]:
-        return {"fields": {"request_id": self.record.request_id}}
-
-    def _note_response(self, event: ResponseHeaders) -> int:
-        status = event.headers.get(":status", "")
-        code = int(status) if status.isdecimal() else 500
-        self.record.status = code
-        self.record.headers_s = time.perf_counter() - self._start
-        self._state = State.RESPONDING
-        return code
-
-    def _note_local_reply(self, attributes: Mapping[str, Any]) -> None:
-        self.record.outcome = Outcome.LOCAL_REPLY
-        self.record.local_reply = str(attributes.get("response.code_details") or "")
-
-    def _reject(self, rejected: RequestRejected) -> Reply | None:
-        if self._state is State.RESPONDING:
-            return self._give_up(rejected.message)
-        record = self.record
+        match error:
+            case PrefillRefused():
+                record.outcome = Outcome.ENGINE_ERROR
+                return self._end(pass_refusal(error.answer, self._phases.explain()))
+            case RequestRejected():
+                rejected = error
+            case _:
+                log.error("request failed", exc_info=error, extra=record.log_fields)
+                rejected = RequestRejected(500, "internal_error", "internal error")
         record.outcome = Outcome.REJECTED if rejected.status < 500 else Outcome.FAILED
         record.code, record.message = rejected.code, rejected.message
+        if self._state is State.RESPONDING:
+            log.warning("an answer is cut off: %s", rejected.message, extra=record.log_fields)
+            self._state = State.ENDED
+            return ()
         return self._end(refuse(rejected, record))
 
-    def _end(self, reply: ImmediateReply) -> ImmediateReply:
+    def _end(self, reply: ImmediateReply) -> Replies:
         self.record.status = reply.status
         self.record.headers_s = time.perf_counter() - self._start
         self._state = State.ENDED
-        return reply
+        return (reply,)
 
-    def _give_up(self, reason: str) -> Reply | None:
+    def _give_up(self, reason: str) -> Replies:
         """End a stream on which something arrived that must not."""
-        log.warning("ext_proc stream given up: %s", reason, extra=self._log_fields)
+        record = self.record
+        log.warning("ext_proc stream given up: %s", reason, extra=record.log_fields)
         answerable = self._state not in (State.RESPONDING, State.ENDED)
         self._state = State.ENDED
-        self.record.outcome = Outcome.PROTOCOL_ERROR
-        self.record.message = reason
+        record.outcome = Outcome.PROTOCOL_ERROR
+        record.message = reason
         if not answerable:
-            return None
+            return ()
         rejected = RequestRejected(500, "protocol_error", "the gateway's messages make no sense")
-        return self._end(refuse(rejected, self.record))
-
-    def _explain_in(self, event: ResponseHeaders) -> Headers:
-        return self._policy.header_limits.keep_fitting(self._explain(), event)
-
-    def _explain(self) -> Headers:
-        policy = self._policy
-        asked = self._head is not None and is_asked(self._head.headers, DECISION_DETAIL)
-        return explain(
-            self.record,
-            expose_pods=policy.expose_pods,
-            in_detail=policy.explain_decisions and asked,
-        )
+        return self._end(refuse(rejected, record))

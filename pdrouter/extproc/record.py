@@ -112,6 +112,11 @@ class RequestRecord:
             self.output_tokens = usage.output_tokens
 
     @property
+    def log_fields(self) -> dict[str, dict[str, str]]:
+        """What lines of the log say of whose they are."""
+        return {"fields": {"request_id": self.request_id}}
+
+    @property
     def routing_s(self) -> float | None:
         """Time to choose the pods; None if they were not chosen."""
         return self.steps.seconds.get("route")

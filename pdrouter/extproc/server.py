@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,8 +12,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
-from pdrouter.extproc.exchange import Exchange
-from pdrouter.extproc.streams import OpenStreams
+from pdrouter.extproc.streams import CreateExchange, OpenStreams, StreamCut
 from pdrouter.extproc.tls import TlsFiles, create_credentials
 
 log = logging.getLogger(__name__)
@@ -53,7 +52,7 @@ class Server(Protocol):
 
     def __init__(
         self,
-        create_exchange: Callable[[], Exchange],
+        create_exchange: CreateExchange,
         options: ServerOptions,
         services: Sequence[grpc.GenericRpcHandler] = (),
     ) -> None:
@@ -79,7 +78,7 @@ class ExtProcServer:
 
     def __init__(
         self,
-        create_exchange: Callable[[], Exchange],
+        create_exchange: CreateExchange,
         options: ServerOptions,
         services: Sequence[grpc.GenericRpcHandler] = (),
     ) -> None:
@@ -159,7 +158,10 @@ class ExtProcServer:
 
     async def _process(self, requests: AsyncIterator[bytes], context: Any) -> None:  # noqa: ANN401 - grpc has no types
         del requests  # The context's own reader costs less.
-        await self._streams.carry(context.read, context.write, grpc.aio.EOF)
+        try:
+            await self._streams.carry(context.read, context.write, grpc.aio.EOF)
+        except StreamCut:
+            await context.abort(grpc.StatusCode.ABORTED, "a leg of the request has failed")
 
 
 def _list_channel_options(options: ServerOptions) -> list[tuple[str, int]]:

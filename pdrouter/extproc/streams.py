@@ -6,6 +6,13 @@ from typing import Any
 
 from pdrouter.extproc.exchange import Exchange
 
+CreateExchange = Callable[[Callable[[bytes], Awaitable[object]], Callable[[], object]], Exchange]
+"""Called for each stream, with what sends a message and what interrupts the reading of them."""
+
+
+class StreamCut(Exception):
+    """A request has failed when it was too late for an answer: the stream is to be reset."""
+
 
 class OpenStreams:
     """Runs an exchange for each stream, and knows how many are open.
@@ -14,7 +21,7 @@ class OpenStreams:
         count: how many are open.
     """
 
-    def __init__(self, create_exchange: Callable[[], Exchange]) -> None:
+    def __init__(self, create_exchange: CreateExchange) -> None:
         """Begin without streams.
 
         Args:
@@ -37,25 +44,30 @@ class OpenStreams:
             read: waits for the next message, in bytes.
             write: sends a message, once the peer takes it.
             end: what `read` gives after the last message.
+
+        Raises:
+            StreamCut: the stream is to be reset, and the client's answer with it.
         """
-        exchange = self._create_exchange()
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a stream is carried by a task")
+        exchange = self._create_exchange(write, task.cancel)
         self.count += 1
         self._idle.clear()
         try:
-            while (message := await read()) is not end:
-                answering = exchange.receive(message)
+            while not exchange.ended and (message := await read()) is not end:
+                receiving = exchange.receive(message)
                 # Its body would otherwise be kept twice while prefill takes its time.
                 del message
-                reply = await answering
-                if reply is not None:
-                    await write(reply)
-                # The request may go on for minutes, without its body.
-                del reply
-                exchange.let_go()
-                if exchange.ended:
-                    break
+                await receiving
+        except asyncio.CancelledError:
+            if not exchange.cut:
+                raise
+            task.uncancel()
+            raise StreamCut from None
         finally:
             exchange.close()
+            await exchange.call.wait_closed()
             self.count -= 1
             if not self.count:
                 self._idle.set()

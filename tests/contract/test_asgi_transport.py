@@ -1,7 +1,7 @@
 """The ASGI carrier of `benchmarks/transports` under granian: what it can do without trailers."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -10,7 +10,9 @@ import grpc.aio
 from waiting import WAIT_S, wait_until
 
 from benchmarks.transports.asgi import GranianServer
+from pdrouter.extproc.call import Call
 from pdrouter.extproc.exchange import Exchange
+from pdrouter.extproc.record import RequestRecord
 from pdrouter.extproc.server import SERVICE, ServerOptions
 
 PATH = f"/{SERVICE}/Process"
@@ -20,14 +22,22 @@ class Echo:
     """An exchange that answers all but `wait`, for which it waits."""
 
     closed = 0
+    cut = False
 
-    def __init__(self) -> None:
+    def __init__(
+        self, send: Callable[[bytes], Awaitable[object]], interrupt: Callable[[], object]
+    ) -> None:
+        self.send = send
         self.ended = False
+        self.call = Call(RequestRecord("r"), self.fail)
 
-    async def receive(self, data: bytes) -> bytes | None:
+    async def fail(self, error: Exception) -> None:
+        raise error
+
+    async def receive(self, data: bytes) -> None:
         if data == b"wait":
             await asyncio.Event().wait()
-        return data
+        await self.send(data)
 
     def close(self) -> None:
         Echo.closed += 1
@@ -37,7 +47,7 @@ class Echo:
 async def connect() -> AsyncIterator[Any]:
     """Run a server, and connect gRPC's own client to it."""
     options = ServerOptions("127.0.0.1", 0, 2**20, 30.0, None)
-    server = GranianServer(lambda: cast("Exchange", Echo()), options)
+    server = GranianServer(lambda send, stop: cast("Exchange", Echo(send, stop)), options)
     await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:

@@ -24,7 +24,8 @@ from pdrouter.extproc.dispatch_policy import DispatchPolicy, FailurePolicy
 from pdrouter.extproc.exchange import Exchange
 from pdrouter.extproc.exchange_policy import ExchangePolicy
 from pdrouter.extproc.held_bodies import HeldBodies
-from pdrouter.extproc.messages import PhaseReply, Reply
+from pdrouter.extproc.messages import PhaseReply
+from pdrouter.extproc.phases import Replies
 from pdrouter.extproc.pod_outcomes import PodOutcomes
 from pdrouter.extproc.prefilling import Prefilling
 from pdrouter.extproc.record import RequestRecord
@@ -113,7 +114,15 @@ class LiveReplica(RouterReplica):
         bodies = HeldBodies(2**30, 2**40)
         answers = AnswerReports(cache, lengths, self._observer, outcomes.note_cut)
         self._open = partial(
-            Exchange, dispatcher, cache, self._observer, answers, exchange_policy, bodies=bodies
+            Exchange,
+            dispatcher,
+            cache,
+            self._observer,
+            answers,
+            exchange_policy,
+            bodies=bodies,
+            send=_not_carried,
+            interrupt=lambda: None,
         )
 
     def route(self, facts: RoutingFacts) -> RoutedLegs | None:
@@ -151,7 +160,7 @@ class LiveLegs(RoutedLegs):
         decision: Decision,
         prompt_tokens: int,
         exchange: Exchange,
-        dispatching: Coroutine[Any, Any, Reply | None],
+        dispatching: Coroutine[Any, Any, Replies],
     ) -> None:
         self.decision = decision
         self.prompt_tokens = prompt_tokens
@@ -168,7 +177,7 @@ class LiveLegs(RoutedLegs):
         answer = EngineAnswer(
             200, {}, b'{"kv_transfer_params": ' + PARAMS + b', "usage": ' + usage + b"}"
         )
-        reply = run_to_end(self.dispatching, answer)
+        (reply,) = run_to_end(self.dispatching, answer)
         assert isinstance(reply, PhaseReply)
 
     def finish(self) -> None:
@@ -193,13 +202,17 @@ class Answer:
         return (yield)
 
 
+async def _not_carried(data: bytes) -> None:
+    raise AssertionError("replies are taken from the exchange itself")
+
+
 def run_to_end(
-    coroutine: Coroutine[Any, Any, Reply | None], sent: EngineAnswer | None = None
-) -> Reply | None:
+    coroutine: Coroutine[Any, Any, Replies], sent: EngineAnswer | None = None
+) -> Replies:
     """Run a coroutine that waits for nothing more."""
     try:
         coroutine.send(sent)
     except StopIteration as end:
-        reply: Reply | None = end.value
-        return reply
+        replies: Replies = end.value
+        return replies
     raise AssertionError("the coroutine waits")

@@ -25,7 +25,9 @@ from hypothesis import strategies as st
 from pdrouter.cluster.catalog import Catalog
 from pdrouter.cluster.names import LINGER_S
 from pdrouter.cluster.pods import Pod, Role
+from pdrouter.extproc.call import Call
 from pdrouter.extproc.codec import encode
+from pdrouter.extproc.dispatch import Dispatched, RequestHead
 from pdrouter.extproc.dispatch_policy import FailurePolicy
 from pdrouter.extproc.ext_proc_pb2 import ProcessingRequest
 from pdrouter.extproc.messages import (
@@ -43,6 +45,7 @@ from pdrouter.extproc.messages import (
     ResponseTrailers,
 )
 from pdrouter.extproc.record import Outcome
+from pdrouter.openai.errors import RequestRejected
 from pdrouter.prefill.client import EngineAnswer, FailureKind
 from pdrouter.routing.aggregation import Aggregation
 
@@ -572,15 +575,15 @@ async def test_an_answer_of_envoy_is_none_of_an_engine(
 async def test_an_observing_filter_gets_no_answer() -> None:
     bench = Bench()
     event = RequestHeaders({":path": "/v1/models"}, True, observability_mode=True)
-    assert await bench.exchange.handle(event) is None
+    assert await bench.exchange.handle(event) == ()
     assert bench.exchange.ended
     bench.close()
 
 
 async def test_garbage_is_answered_with_an_error() -> None:
     bench = Bench()
-    reply = await bench.exchange.receive(b"\xff\xff\xff")
-    assert reply is not None
+    await bench.exchange.receive(b"\xff\xff\xff")
+    (reply,) = bench.sent
     assert b"protocol_error" in reply
     assert bench.exchange.ended
     assert bench.close().outcome is Outcome.PROTOCOL_ERROR
@@ -726,15 +729,81 @@ def test_any_sequence_of_messages_leaves_nothing_behind(
         bench.prefill.answer = lambda: answer
         for message in messages:
             if isinstance(message, bytes):
-                reply = await bench.exchange.receive(message)
-                assert reply is None or isinstance(reply, bytes)
+                await bench.exchange.receive(message)
             else:
-                typed = await bench.exchange.handle(message)
-                if typed is not None:
-                    encode(typed)
+                for reply in await bench.exchange.handle(message):
+                    encode(reply)
             if bench.exchange.ended:
                 break
         record = bench.close()
         assert record.outcome is not None
 
     asyncio.run(drive())
+
+
+class Leg:
+    """A dispatcher that lets a task of the call fail when it is told to."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.dispatcher = bench.dispatcher
+        self.prefilling = bench.dispatcher.prefilling
+        self.fail = asyncio.Event()
+        self.ended = asyncio.Event()
+
+    async def dispatch(self, head: RequestHead, data: bytes, call: Call) -> Dispatched:
+        dispatched = await self.dispatcher.dispatch(head, data, call)
+        call.start(self.work())
+        return dispatched
+
+    async def work(self) -> None:
+        try:
+            await self.fail.wait()
+            raise RequestRejected(502, "prefill_failed", "the leg broke")
+        finally:
+            self.ended.set()
+
+
+async def forward_with_leg() -> tuple[Bench, Leg]:
+    """Return an exchange whose request went to a pod, with a task that works for it."""
+    bench = Bench()
+    leg = Leg(bench)
+    bench.dispatcher = leg  # type: ignore[assignment]
+    bench.exchange = bench.open()
+    bench.notes.open = 1
+    _, body = await bench.tell(request_headers(), request_body())
+    assert isinstance(body, PhaseReply)
+    await asyncio.sleep(0)
+    return bench, leg
+
+
+async def test_a_task_that_fails_before_the_answer_ends_the_request_unasked() -> None:
+    bench, leg = await forward_with_leg()
+    leg.fail.set()
+    await bench.exchange.call.wait_closed()
+    (reply,) = bench.sent
+    assert b"the leg broke" in reply
+    assert bench.exchange.ended
+    assert not bench.interrupted
+    assert await bench.tell(response_headers()) == [None]
+    record = bench.close()
+    assert (record.status, record.code, record.outcome) == (502, "prefill_failed", Outcome.FAILED)
+
+
+async def test_a_task_that_fails_after_the_headers_cuts_the_answer() -> None:
+    bench, leg = await forward_with_leg()
+    await bench.tell(response_headers())
+    leg.fail.set()
+    await bench.exchange.call.wait_closed()
+    assert bench.sent == []
+    assert (bench.exchange.cut, bench.interrupted) == (True, True)
+    record = bench.close()
+    assert (record.status, record.outcome) == (200, Outcome.FAILED)
+    assert record.message == "the leg broke"
+
+
+async def test_tasks_end_with_the_stream() -> None:
+    bench, leg = await forward_with_leg()
+    bench.close()
+    await bench.exchange.call.wait_closed()
+    assert leg.ended.is_set()
+    assert bench.sent == []

@@ -16,8 +16,7 @@ from exchanges import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdrouter.extproc.exchange import Exchange
-from pdrouter.extproc.exchange_state import State
+from pdrouter.extproc.exchange import STEPS, State
 from pdrouter.extproc.ext_proc_pb2 import ProcessingRequest
 from pdrouter.extproc.messages import (
     BodyMode,
@@ -93,15 +92,16 @@ async def test_every_message_in_every_state(
     else:
         assert error_of(reply) == expected
         assert bench.exchange.ended
-        assert await bench.exchange.handle(HEADERS) is None
+        assert await bench.exchange.handle(HEADERS) == ()
     record = bench.close()
     out_of_order = expected in (SILENT, PROTOCOL_ERROR)
     assert (record.outcome is Outcome.PROTOCOL_ERROR) is out_of_order
 
 
 def test_every_state_is_in_the_table_or_final() -> None:
-    states = {state for state, _ in Exchange._STEPS}
+    states = {state for state, _ in STEPS}
     assert states == set(State) - {State.ENDED}
+    assert {step.next for step in STEPS.values()} == set(State) - {State.START}
 
 
 REQUESTS = st.tuples(*(st.sampled_from([(), (event,)]) for event in REQUEST))

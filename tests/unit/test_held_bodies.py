@@ -8,6 +8,7 @@ from exchanges import Bench, error_of, request_body, request_headers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pdrouter.extproc.ext_proc_pb2 import ProcessingRequest
 from pdrouter.extproc.held_bodies import HeldBodies
 from pdrouter.extproc.messages import ImmediateReply, PhaseReply
 from pdrouter.openai.errors import RequestRejected
@@ -58,11 +59,18 @@ async def test_a_body_is_held_until_envoy_has_the_reply() -> None:
         held.append(bench.bodies.bytes)
         return answer()
 
+    async def take(data: bytes) -> None:
+        del data
+        held.append(bench.bodies.bytes)
+
     bench.prefill.answer = note
-    await bench.tell(request_headers(), BODY)
-    assert held == [SIZE]
-    assert bench.bodies.bytes == SIZE
-    bench.exchange.let_go()
+    bench.exchange._send = take
+    await bench.tell(request_headers())
+    message = ProcessingRequest()
+    message.request_body.body = BODY.body
+    message.request_body.end_of_stream = True
+    await bench.exchange.receive(message.SerializeToString())
+    assert held == [SIZE, SIZE]
     assert bench.bodies.bytes == 0
     bench.close()
 

@@ -1,84 +1,108 @@
 """Open streams: messages in, replies out, and a close for each exchange, however it ends."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import pytest
 
+from pdrouter.extproc.call import Call
 from pdrouter.extproc.exchange import Exchange
-from pdrouter.extproc.streams import OpenStreams
+from pdrouter.extproc.record import RequestRecord
+from pdrouter.extproc.streams import OpenStreams, StreamCut
 
 END = object()
+Send = Callable[[bytes], Awaitable[object]]
 
 
 class Echo:
     """An exchange that answers all but `silence`, until it is told `bye`."""
 
-    def __init__(self) -> None:
+    cut = False
+
+    def __init__(self, send: Send, interrupt: Callable[[], object]) -> None:
+        self.send = send
+        self.interrupt = interrupt
         self.ended = False
         self.closed = 0
-        self.let_go_after: list[int] = []
-        self.written: list[bytes] = []
+        self.call = Call(RequestRecord("r"), self.fail)
 
-    async def receive(self, data: bytes) -> bytes | None:
+    async def fail(self, error: Exception) -> None:
+        del error
+        self.cut = True
+        self.interrupt()
+
+    async def receive(self, data: bytes) -> None:
         self.ended = data == b"bye"
         if data == b"fail":
             raise ValueError(data)
-        return None if data == b"silence" else data.upper()
-
-    def let_go(self) -> None:
-        self.let_go_after.append(len(self.written))
+        if data == b"task":
+            self.call.start(work())
+        if data != b"silence":
+            await self.send(data.upper())
 
     def close(self) -> None:
         self.closed += 1
 
 
-async def carry(exchange: Echo, *messages: bytes) -> list[bytes]:
+async def work() -> None:
+    raise RuntimeError("a leg has failed")
+
+
+async def carry(*messages: bytes) -> list[bytes]:
     """Carry a stream; return what was written."""
+    exchanges: list[Echo] = []
+
+    def create(send: Send, interrupt: Callable[[], object]) -> Exchange:
+        exchanges.append(Echo(send, interrupt))
+        return cast("Exchange", exchanges[-1])
+
     waiting: list[Any] = [*messages, END]
-    written = exchange.written
+    written: list[bytes] = []
 
     async def read() -> Any:
         assert streams.count == 1
+        if waiting[0] == b"wait":
+            await asyncio.Event().wait()
         return waiting.pop(0)
 
     async def write(reply: bytes) -> None:
         written.append(reply)
 
-    streams = OpenStreams(lambda: cast("Exchange", exchange))
+    streams = OpenStreams(create)
     try:
         await streams.carry(read, write, END)
     finally:
+        (exchange,) = exchanges
         assert exchange.closed == 1
         assert streams.count == 0
     return written
 
 
 async def test_replies_are_written_in_order_until_the_peer_ends() -> None:
-    assert await carry(Echo(), b"a", b"silence", b"b") == [b"A", b"B"]
-    assert await carry(Echo()) == []
-
-
-async def test_bodies_are_let_go_once_the_reply_is_written() -> None:
-    exchange = Echo()
-    await carry(exchange, b"a", b"silence", b"b")
-    assert exchange.let_go_after == [1, 1, 2]
+    assert await carry(b"a", b"silence", b"b") == [b"A", b"B"]
+    assert await carry() == []
 
 
 async def test_an_exchange_that_has_ended_gets_no_more() -> None:
-    assert await carry(Echo(), b"bye", b"more") == [b"BYE"]
+    assert await carry(b"bye", b"more") == [b"BYE"]
 
 
 async def test_a_failure_closes_the_exchange() -> None:
     with pytest.raises(ValueError, match="fail"):
-        await carry(Echo(), b"fail")
+        await carry(b"fail")
+
+
+async def test_a_task_that_fails_too_late_for_an_answer_cuts_the_stream() -> None:
+    with pytest.raises(StreamCut):
+        await carry(b"task", b"wait")
 
 
 async def test_a_cancelled_stream_is_closed_and_the_last_one_leaves_it_idle() -> None:
     exchanges: list[Echo] = []
 
-    def create() -> Exchange:
-        exchanges.append(Echo())
+    def create(send: Send, interrupt: Callable[[], object]) -> Exchange:
+        exchanges.append(Echo(send, interrupt))
         return cast("Exchange", exchanges[-1])
 
     async def never(*_: bytes) -> None:

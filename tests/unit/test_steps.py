@@ -91,8 +91,9 @@ async def test_waiting_is_none_of_the_routers_own_time(clock: Clock) -> None:
 
 async def test_nor_is_asking_for_a_models_own_route(clock: Clock) -> None:
     bench = Bench(strategy=None)
-    dispatcher = replace(bench.dispatcher, routes=SlowRoutes(clock))
-    bench.exchange._dispatcher = dispatcher
+    bench.dispatcher = replace(bench.dispatcher, routes=SlowRoutes(clock))
+    bench.exchange = bench.open()
+    bench.notes.open = 1
     await bench.tell(request_headers(), request_body())
     record = bench.close()
     assert record.steps.seconds["route-check"] == 40.0

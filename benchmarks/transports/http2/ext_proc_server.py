@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 import grpc
@@ -12,9 +12,8 @@ from benchmarks.transports.http2.health import CHECK_PATH, WATCH_PATH, Health
 from benchmarks.transports.http2.limits import Limits
 from benchmarks.transports.http2.rpc_server import RpcServer
 from benchmarks.transports.http2.stream import END, Stream
-from pdrouter.extproc.exchange import Exchange
 from pdrouter.extproc.server import HEALTH_SERVICES, SERVICE, ServerOptions
-from pdrouter.extproc.streams import OpenStreams
+from pdrouter.extproc.streams import CreateExchange, OpenStreams
 from pdrouter.extproc.tls import CertificatesInvalid, TlsFiles
 
 log = logging.getLogger(__name__)
@@ -30,7 +29,7 @@ class Http2Server:
 
     def __init__(
         self,
-        create_exchange: Callable[[], Exchange],
+        create_exchange: CreateExchange,
         options: ServerOptions,
         services: Sequence[grpc.GenericRpcHandler] = (),
     ) -> None:

@@ -1,0 +1,251 @@
+"""What is done in each phase of a request, and how Envoy is answered."""
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from pdrouter.cluster.failures import Leg
+from pdrouter.cluster.view import PodCache
+from pdrouter.extproc import own_answers
+from pdrouter.extproc.answers import AnswerReports, AnswerWatch, RoutedRequest, begin_watch
+from pdrouter.extproc.call import Call
+from pdrouter.extproc.dispatch import Dispatcher, RequestHead
+from pdrouter.extproc.exchange_policy import ExchangePolicy
+from pdrouter.extproc.explanation import explain
+from pdrouter.extproc.forwarding import forward, strip
+from pdrouter.extproc.front_door import admit, authenticate, no_body
+from pdrouter.extproc.header_values import is_asked
+from pdrouter.extproc.headers import DECISION_DETAIL
+from pdrouter.extproc.held_bodies import HeldBodies
+from pdrouter.extproc.immediate import answer
+from pdrouter.extproc.last_leg import judge_answer
+from pdrouter.extproc.messages import (
+    BodyMode,
+    Event,
+    Headers,
+    ModeOverride,
+    Phase,
+    PhaseReply,
+    ProtocolConfig,
+    Reply,
+    RequestBody,
+    RequestHeaders,
+    ResponseBody,
+    ResponseHeaders,
+    ResponseTrailers,
+)
+from pdrouter.extproc.modes import ask_for_answer, headers_skipped, pass_on, skip_answer
+from pdrouter.extproc.pod_outcomes import SentLeg
+from pdrouter.extproc.record import Outcome, RequestRecord
+from pdrouter.extproc.request_ids import read_client_id
+from pdrouter.openai.paths import split_path
+
+log = logging.getLogger(__name__)
+
+Replies: TypeAlias = tuple[Reply, ...]
+"""What answers an event, in order."""
+
+_FILTER = "envoy.filters.http.ext_proc"
+_TRAILERS_SKIPPED = "a request without a body went to a pod: set request_trailer_mode to SEND"
+
+
+class Phases:
+    """The phases of one request. Which may follow which is for the exchange to know.
+
+    Every method takes the event of its phase and returns the replies.
+
+    Raises:
+        RequestRejected: the client gets an error of the router's own.
+        PrefillRefused: the client gets the prefill engine's error.
+    """
+
+    __slots__ = (
+        "_answers",
+        "_bodies",
+        "_cache",
+        "_call",
+        "_dispatcher",
+        "_head",
+        "_outcomes",
+        "_policy",
+        "_response_mode",
+        "_sent",
+        "_start",
+        "_watch",
+    )
+
+    def __init__(
+        self,
+        call: Call,
+        dispatcher: Dispatcher,
+        cache: PodCache,
+        answers: AnswerReports,
+        policy: ExchangePolicy,
+        *,
+        bodies: HeldBodies,
+    ) -> None:
+        self._call = call
+        self._dispatcher = dispatcher
+        self._cache = cache
+        self._answers = answers
+        self._policy = policy
+        self._bodies = bodies
+        self._outcomes = dispatcher.prefilling.outcomes
+        self._start = time.perf_counter()
+        self._head: RequestHead | None = None
+        self._sent: SentLeg | None = None
+        self._response_mode: BodyMode | None = None
+        self._watch: AnswerWatch | None = None
+
+    @property
+    def _record(self) -> RequestRecord:
+        return self._call.record
+
+    def learn_modes(self, config: ProtocolConfig) -> None:
+        """Take the modes in which the filter sends bodies."""
+        self._response_mode = config.response_body_mode
+
+    def close(self) -> None:
+        """Tell what was seen, once the stream has ended."""
+        record = self._record
+        if record.outcome is None:
+            record.outcome = Outcome.CLIENT_LEFT
+            if self._sent is not None:
+                self._outcomes.note_silence(self._sent.pod, Leg.DECODE, self._sent.began)
+        if self._watch is not None:
+            self._answers.receive(self._watch.report(record))
+
+    async def on_request_headers(self, event: RequestHeaders) -> Replies:
+        """Let in what is served, and remove what the client may not say."""
+        headers, record = event.headers, self._record
+        record.path, _ = split_path(headers.get(":path", ""))
+        record.method = headers.get(":method", "")
+        record.client_request_id = read_client_id(headers)
+        if record.path not in own_answers.PUBLIC_PATHS:
+            authenticate(headers, self._policy.bearer_token)
+        own = own_answers.answer(record.path, record.method, self._cache.view)
+        if own is not None:
+            record.outcome = Outcome.ANSWERED
+            return (answer(own.status, own.body, record),)
+        self._head = admit(event)
+        self._policy.header_limits.check_request(event)
+        return (strip(self._response_mode),)
+
+    async def on_request_body(self, event: RequestBody) -> Replies:
+        """Find the request's way, run its side legs, and send it on."""
+        if self._head is None:
+            raise RuntimeError("a body without headers passed the table")
+        if not event.body:
+            raise no_body()
+        self._call.body.enter_context(self._bodies.hold(len(event.body)))
+        dispatched = await self._dispatcher.dispatch(self._head, event.body, self._call)
+        if dispatched.decode is not None:
+            split = self._record.prefill_pod is not None and not self._record.aggregated
+            self._sent = self._outcomes.send(dispatched.decode, dispatched.model, split=split)
+        metadata = None
+        if self._policy.observation.access_log:
+            request = RoutedRequest.describe(self._record, generates=self._generates_text)
+            metadata = request.to_metadata()
+        return (forward(dispatched, self._record.strategy, metadata),)
+
+    async def on_response_headers(self, event: ResponseHeaders) -> Replies:
+        """Judge the head of the answer, and explain the decision to the client."""
+        record, status = self._record, self._note_response(event)
+        attributes = event.attributes().get(_FILTER, {})
+        self._compare_pod(attributes)
+        if self._sent is None:
+            judgement = judge_answer(status, event.headers, attributes)
+        else:
+            judgement = self._outcomes.note_answer(self._sent, status, event.headers, attributes)
+        if judgement.from_engine:
+            record.outcome = Outcome.OK if status < 400 else Outcome.ENGINE_ERROR
+        else:
+            self._note_local_reply(attributes)
+        mode = None if event.end_of_stream else self._choose_mode(event)
+        return (self._explain_in(event, mode),)
+
+    async def on_local_reply(self, event: ResponseHeaders) -> Replies:
+        """Explain an answer that Envoy gives by itself while the request's body is to come."""
+        attributes = event.attributes().get(_FILTER, {})
+        if attributes.get("upstream.address"):
+            log.warning(_TRAILERS_SKIPPED, extra=self._record.log_fields)
+            raise no_body()
+        self._note_response(event)
+        self._note_local_reply(attributes)
+        return (self._explain_in(event),)
+
+    async def on_earlier_answer(self, event: ResponseHeaders) -> Replies:
+        """Let an answer of a filter before this one (CORS, authentication) pass untouched."""
+        attributes = event.attributes().get(_FILTER, {})
+        if attributes.get("upstream.address"):
+            raise headers_skipped()
+        self._note_response(event)
+        self._note_local_reply(attributes)
+        mode = None if event.end_of_stream else skip_answer(self._response_mode)
+        return (PhaseReply(Phase.RESPONSE_HEADERS, mode_override=mode),)
+
+    async def on_rest_of_earlier_answer(self, event: ResponseBody | ResponseTrailers) -> Replies:
+        """Let an answer pass whose headers the filter has skipped."""
+        self._note_local_reply({})
+        return await self.pass_on(event)
+
+    async def on_response_body(self, event: ResponseBody) -> Replies:
+        """Look at a piece of the answer as it passes."""
+        if self._watch is not None:
+            try:
+                self._watch.see(event.body)
+            except Exception:  # What goes wrong with counting must not cut an answer.
+                log.exception("an answer cannot be counted", extra=self._record.log_fields)
+                self._watch = None
+        return await self.pass_on(event)
+
+    async def pass_on(self, event: Event) -> Replies:
+        """Let a message pass as it is."""
+        return (pass_on(event, self._response_mode),)
+
+    def explain(self) -> Headers:
+        """Return the headers that tell the client what was done for it, however far that is."""
+        policy = self._policy
+        asked = self._head is not None and is_asked(self._head.headers, DECISION_DETAIL)
+        return explain(
+            self._record,
+            expose_pods=policy.expose_pods,
+            in_detail=policy.explain_decisions and asked,
+        )
+
+    def _explain_in(self, event: ResponseHeaders, mode: ModeOverride | None = None) -> PhaseReply:
+        headers = self._policy.header_limits.keep_fitting(self.explain(), event)
+        return PhaseReply(Phase.RESPONSE_HEADERS, set_headers=headers, mode_override=mode)
+
+    def _choose_mode(self, event: ResponseHeaders) -> ModeOverride | None:
+        """Return whether Envoy is to send the response's body; None for as it is configured."""
+        if self._record.outcome is Outcome.OK and self._generates_text:
+            self._watch = begin_watch(self._policy.observation, event.headers, self._start)
+        if self._watch is None:
+            return skip_answer(self._response_mode)
+        return ask_for_answer(self._response_mode)
+
+    @property
+    def _generates_text(self) -> bool:
+        return self._head is not None and self._head.endpoint.legs == 2
+
+    def _compare_pod(self, attributes: Mapping[str, Any]) -> None:
+        """Note a pod that was not chosen: Envoy falls back if it does not know the chosen one."""
+        if self._policy.observation.access_log:
+            return  # The log tells, also of requests without an answer.
+        decision = self._record.decision
+        served_by = attributes.get("upstream.address")
+        if decision is not None and served_by not in (None, "", decision.decode.pod.address):
+            self._record.served_by = str(served_by)
+
+    def _note_response(self, event: ResponseHeaders) -> int:
+        status = event.headers.get(":status", "")
+        code = int(status) if status.isdecimal() else 500
+        self._record.status = code
+        self._record.headers_s = time.perf_counter() - self._start
+        return code
+
+    def _note_local_reply(self, attributes: Mapping[str, Any]) -> None:
+        self._record.outcome = Outcome.LOCAL_REPLY
+        self._record.local_reply = str(attributes.get("response.code_details") or "")
