@@ -18,6 +18,9 @@ NAMESPACE = "inference"
 SERVICES = ("pdrouter", "pdrouter-decode", "aibrix-gateway-plugins", "llama31-8b", "blue-pdrouter")
 ENDPOINTS = {service: ["127.0.0.1:9"] for service in SERVICES}
 
+# What a user provides for the component `tls`.
+AUTHORITY = {"kind": "ConfigMap", "metadata": {"name": "pdrouter-ca"}, "data": {"ca.crt": ""}}
+
 
 def patch_policies(objects: list[Object]) -> list[Object]:
     return [one for one in objects if one["kind"] == "EnvoyPatchPolicy"]
@@ -28,7 +31,7 @@ def expect_patches_to_fit(objects: list[Object], policies: int) -> None:
     assert {one["metadata"]["namespace"] for one in patch_policies(objects)} == {NAMESPACE}
     assert "$(" not in str(patch_policies(objects))
     # It raises where a patch finds nothing under the name that it has.
-    assert f"{NAMESPACE}/" in translate(objects, ENDPOINTS)
+    assert f"{NAMESPACE}/" in translate([*objects, AUTHORITY], ENDPOINTS)
 
 
 @pytest.mark.parametrize("component", PATCHING)
