@@ -45,7 +45,8 @@ class Record:
         in_a_row: failures since the last success.
         recent: the recent requests, a bit each, set for a failure.
         seen: how many bits that are.
-        subjects: what the requests were that have failed since the last success.
+        subjects: what the requests were that have failed since the last success, and when each of
+            them did last.
         cause: the last failure, for people.
         failed_at: when that was.
         level: how often the back-off has grown.
@@ -59,7 +60,7 @@ class Record:
     in_a_row: int = 0
     recent: int = 0
     seen: int = 0
-    subjects: set[Hashable] = field(default_factory=set)
+    subjects: dict[Hashable, float] = field(default_factory=dict)
     cause: str = ""
     failed_at: float = -math.inf
     level: int = 0
@@ -68,6 +69,10 @@ class Record:
     until: float = -math.inf
     trial: "Trial | None" = None
     closed_at: float = -math.inf
+
+    def has_failed_only(self, subject: Hashable, since: float) -> bool:
+        """Return whether all that has failed since a time, and since the last success, is this."""
+        return all(other == subject or at < since for other, at in self.subjects.items())
 
     def take(self, *, failed: bool) -> None:
         """Count a request as recent."""

@@ -25,6 +25,7 @@ CONNECT = "connect"
 """Cause of a failure: no connection was made."""
 _UNREACHABLE = "unreachable"
 _REFUSALS = frozenset({CONNECT, _UNREACHABLE})
+_RECENT_S = 60.0
 _MOST_PARTS = 4096
 _MOST_SUBJECTS = 8
 
@@ -159,8 +160,8 @@ class FailureMemory:
         record.in_a_row += 1
         record.take(failed=True)
         record.cause, record.failed_at = cause, now
-        if len(record.subjects) < _MOST_SUBJECTS:
-            record.subjects.add(subject)
+        if subject in record.subjects or len(record.subjects) < _MOST_SUBJECTS:
+            record.subjects[subject] = now
         if not self.rules.after:
             return False
         if record.out:
@@ -220,16 +221,19 @@ class FailureMemory:
                     record.cause = record.cause or _UNREACHABLE
 
     def forgive(self, uid: str, leg: Leg, subject: Hashable) -> None:
-        """Forget a pod's failures if all since its last success were with this kind of request."""
+        """Forget a pod's failures if all of late were with this kind of request."""
         part = Part(uid, leg, "")
-        record = self._records.get(part)
-        if record is not None and record.in_a_row and record.subjects <= {subject}:
+        if part in self._records and self.is_well_but_for(uid, leg, subject):
             self._drop(part)
 
     def is_well_but_for(self, uid: str, leg: Leg, subject: Hashable) -> bool:
-        """Return whether a pod has failed nothing since its last success but this kind."""
+        """Return whether a pod has failed nothing but this kind since its last success, or of late.
+
+        Where all requests are of one kind, no success would ever end the memory of another failure.
+        """
         record = self._records.get(Part(uid, leg, ""))
-        return record is None or not record.in_a_row or record.subjects <= {subject}
+        since = self.clock() - _RECENT_S
+        return record is None or record.has_failed_only(subject, since)
 
     def was_ejected_since(self, uid: str, leg: Leg, at: float) -> bool:
         """Return whether a pod is ejected that was not at a time."""

@@ -278,6 +278,15 @@ class TestKinds:
         assert bench.memory.calm
         assert not bench.memory.describe("a")
 
+    def test_a_failure_of_long_ago_is_no_reason_where_nothing_else_is_sent(self) -> None:
+        bench = Bench()
+        bench.fail()
+        bench.fail(subject="kind")
+        assert not bench.memory.is_well_but_for("a", DECODE, "kind")
+        bench.wait(61)
+        bench.fail(subject="kind")
+        assert bench.memory.is_well_but_for("a", DECODE, "kind")
+
     def test_others_cannot(self) -> None:
         bench = Bench()
         bench.fail(3, subject="kind")
