@@ -119,7 +119,8 @@ async def run_stack(options: StackOptions) -> AsyncIterator[LocalStack]:
             },
             {},
         )
-        router = await stack.enter_async_context(Application(settings))
+        # Its engines are started right here, and record what requests bring them.
+        router = await stack.enter_async_context(Application(settings, asks_engines=False))
         bootstrap = await asyncio.to_thread(_build_envoy, options, router, settings, decode)
         envoy = await stack.enter_async_context(EnvoyProcess.run(bootstrap))
         yield LocalStack(prefill, decode, router, envoy, endpoints_file, options.model)
