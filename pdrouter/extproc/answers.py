@@ -16,7 +16,10 @@ from pdrouter.routing.output_length import OutputLengths
 ROUTER_NAMESPACE = "pdrouter"
 """Namespace of the dynamic metadata that the router gives Envoy for the access log."""
 
-_CUTS = frozenset({"upstream_connection_termination", "upstream_remote_reset"})
+# To Envoy, a chunked answer that ends before its last chunk breaks the protocol.
+_CUTS = frozenset(
+    {"upstream_connection_termination", "upstream_remote_reset", "upstream_protocol_error"}
+)
 
 
 @dataclass(frozen=True, slots=True)

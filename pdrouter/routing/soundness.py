@@ -58,11 +58,10 @@ def _keep(pods: Sequence[Pod], troubles: Mapping[str, Trouble], share: float) ->
     sound = [pod for pod in pods if pod.uid not in troubles]
     surplus = len(pods) - len(sound) - int(len(pods) * share)
     if surplus > 0:
-        bad = sorted(
-            (pod for pod in pods if pod.uid in troubles),
-            key=lambda pod: troubles[pod.uid].badness,
-        )
-        sound += [pod for pod in bad[:surplus] if not troubles[pod.uid].patient]
+        bad = [(trouble, pod) for pod in pods if (trouble := troubles.get(pod.uid)) is not None]
+        if not all(trouble.patient for trouble, _ in bad):
+            bad.sort(key=lambda each: each[0].badness)
+            sound += [pod for trouble, pod in bad[:surplus] if not trouble.patient]
     return sound
 
 
@@ -73,8 +72,9 @@ def _keep_or_find(
 
 
 def _find_least_bad(pods: Sequence[Pod], troubles: Mapping[str, Trouble]) -> list[Pod]:
-    least = min((_measure(pod, troubles) for pod in pods), default=_SOUND)
-    return [pod for pod in pods if _measure(pod, troubles) == least]
+    measured = [_measure(pod, troubles) for pod in pods]
+    least = min(measured, default=_SOUND)
+    return [pod for pod, badness in zip(pods, measured, strict=True) if badness == least]
 
 
 def _measure(pod: Pod, troubles: Mapping[str, Trouble]) -> tuple[int, int]:
@@ -111,12 +111,9 @@ def _describe(
     leg: Leg, before: Sequence[Pod], after: Sequence[Pod], troubles: Mapping[str, Trouble]
 ) -> list[str]:
     kept = {pod.uid for pod in after}
-    out = [
-        f"{pod.name} ({trouble.reason})"
-        for pod in before
-        if (trouble := troubles.get(pod.uid)) is not None and pod.uid not in kept
-    ]
+    out = [pod for pod in before if pod.uid in troubles and pod.uid not in kept]
     if not out:
         return []
+    named = ", ".join(f"{pod.name} ({troubles[pod.uid].reason})" for pod in out[:_NAMED])
     more = f" and {len(out) - _NAMED} more" if len(out) > _NAMED else ""
-    return [f"failures: {leg} pods left out: {', '.join(out[:_NAMED])}{more}"]
+    return [f"failures: {leg} pods left out: {named}{more}"]

@@ -262,3 +262,21 @@ async def test_without_ejection_a_broken_pod_stays_in() -> None:
         with failing([stack.decode[0]], Fault(status=500)):
             assert await count_errors(client, NEXT) > FIRST_ERRORS
         assert stack.router.failures.calm
+
+
+async def test_a_pod_that_breaks_streams_off_is_found_by_the_access_log() -> None:
+    environment = {"PDROUTER_OBSERVE_TOKENS": "access-log", "PDROUTER_EJECT_AFTER": "1"}
+    async with run(1, 1, environment, token_accounting=True) as (stack, client):
+        broken = stack.decode[0]
+        with (
+            failing([broken], Fault(drop_after_tokens=2)),
+            pytest.raises(httpx.RemoteProtocolError),
+        ):
+            await client.post(CHAT, json=chat(stream=True))
+
+        async def check() -> None:
+            troubles = await find_troubles(stack, broken)
+            assert [each["ejected"] for each in troubles] == [True]
+            assert troubles[0]["last_cause"].startswith("upstream_")
+
+        await eventually(check)
