@@ -18,7 +18,7 @@ COVERED = tests/unit tests/contract
 
 test: lint ## All checks
 	env $(CLUSTER) $(BIN)/pytest $(PROCESSES) $(COVERED) --cov --cov-report=
-	$(BIN)/coverage report --fail-under=95 --include='pdrouter/openai/*,pdrouter/engines/*,pdrouter/routing/*,pdrouter/extproc/*'
+	$(BIN)/coverage report --fail-under=95 --include='pdrouter/openai/*,pdrouter/engines/*,pdrouter/routing/*,pdrouter/serving/*,pdrouter/extproc/*'
 	env $(CLUSTER) $(BIN)/pytest $(PROCESSES) $(COVERED:%=--ignore=%)
 
 lint: $(VENV)/dev.installed ## Format, lint, types, order of the rooms

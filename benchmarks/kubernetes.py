@@ -16,8 +16,8 @@ from pathlib import Path
 import aiohttp
 from kubernetes_asyncio import client, config
 
-from pdrouter.cluster.kube_objects import PodRules
-from pdrouter.cluster.kubernetes import KubernetesPods, create_kubernetes_source
+from pdrouter.cluster.kubernetes.objects import PodRules
+from pdrouter.cluster.kubernetes.source import KubernetesPods, create_kubernetes_source
 from pdrouter.cluster.view import PodCache
 
 PODS = 5000

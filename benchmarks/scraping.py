@@ -16,14 +16,14 @@ from typing import cast
 import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 
-from pdrouter.cluster.engine_metrics import EngineMetrics
-from pdrouter.cluster.engine_reading import find_dialect
-from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import PodCache
+from pdrouter.engines.reading import find_dialect
+from pdrouter.load.ledger import Ledger
+from pdrouter.load.scraper import EngineMetrics
 from pdrouter.process_limits import keep_freed_memory
-from pdrouter.simulation.config import EngineConfig
-from pdrouter.simulation.engine_metrics import EngineMetrics as SimulatedMetrics
+from pdrouter.tools.simulation.config import EngineConfig
+from pdrouter.tools.simulation.engine_metrics import EngineMetrics as SimulatedMetrics
 
 PAGE_BYTES = 100_000
 SECONDS = 10.0

@@ -10,20 +10,20 @@ import time
 from collections.abc import Callable, Sequence
 from random import Random
 
-from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.pods import Pod, Role
-from pdrouter.cluster.samples import EngineSample
 from pdrouter.cluster.view import ClusterView, ModelPods
 from pdrouter.engines.connector import TRANSFER_MEMBERS
-from pdrouter.engines.vllm_nixl import NixlConnector
+from pdrouter.engines.vllm.nixl import NixlConnector
 from pdrouter.extproc.codec import decode, encode
 from pdrouter.extproc.ext_proc_pb2 import ProcessingRequest
 from pdrouter.extproc.messages import Phase, PhaseReply, ReplaceBody
+from pdrouter.load.ledger import Ledger
+from pdrouter.load.prefix_index import PrefixIndex
+from pdrouter.load.samples import EngineSample
 from pdrouter.openai.paths import ENDPOINTS
 from pdrouter.openai.prompt_prefix import hash_prompt
 from pdrouter.openai.request import InferenceRequest, parse_request
 from pdrouter.routing.decision import RoutingFacts
-from pdrouter.routing.prefix_index import PrefixIndex
 from pdrouter.routing.registry import create_strategies
 from pdrouter.routing.state import RoutingState
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from pdrouter.doctor.diagnosis import describe_findings
 from pdrouter.settings import describe_settings
+from pdrouter.tools.doctor.diagnosis import describe_findings
 
 _CONFIGURATION = """# Configuration
 

@@ -13,50 +13,50 @@ from random import Random
 from types import TracebackType
 from typing import ClassVar
 
-from pdrouter.access_log.service import AccessLogService
 from pdrouter.admin.server import AdminServer
 from pdrouter.cluster.endpoints_file import EndpointsFile
-from pdrouter.cluster.engine_check import EngineCheck
-from pdrouter.cluster.engine_metrics import EngineMetrics
-from pdrouter.cluster.failures import FailureMemory
-from pdrouter.cluster.kube_objects import PodRules
-from pdrouter.cluster.load import Ledger
+from pdrouter.cluster.kubernetes.objects import PodRules
 from pdrouter.cluster.model_namespaces import ModelNamespaces
 from pdrouter.cluster.pod_addresses import AddressRules, find_own_addresses
-from pdrouter.cluster.prefill_rates import PrefillRates
-from pdrouter.cluster.samples import count_kv_capacity
 from pdrouter.cluster.source import PodSource
 from pdrouter.cluster.view import PodCache
 from pdrouter.engines.registry import CONNECTOR_NAMES, ENGINES, Connectors
-from pdrouter.extproc.answers import AnswerReports
-from pdrouter.extproc.choosing import PodChooser
-from pdrouter.extproc.dispatch import Dispatcher
+from pdrouter.extproc.access_log.service import AccessLogService
 from pdrouter.extproc.exchange import Exchange
 from pdrouter.extproc.exchange_policy import ExchangePolicy
 from pdrouter.extproc.header_limits import HeaderLimits
-from pdrouter.extproc.held_bodies import HeldBodies
 from pdrouter.extproc.limits import HANDLE_HEADROOM_BYTES
-from pdrouter.extproc.pod_outcomes import PodOutcomes
-from pdrouter.extproc.prefilling import Prefilling
 from pdrouter.extproc.server import ExtProcServer, Server, ServerOptions
 from pdrouter.extproc.tls import TlsFiles
-from pdrouter.extproc.tokenizing import PromptTokenizers
+from pdrouter.load.engine_check import EngineCheck
+from pdrouter.load.failures import FailureMemory
+from pdrouter.load.ledger import Ledger
+from pdrouter.load.output_length import OutputLengths
+from pdrouter.load.prefill_rates import PrefillRates
+from pdrouter.load.prefix_index import PrefixIndex
+from pdrouter.load.prompt_length import TokenRatios
+from pdrouter.load.samples import count_kv_capacity
+from pdrouter.load.scraper import EngineMetrics
 from pdrouter.ports import naming_port
-from pdrouter.prefill.client import ClientLimits, PrefillClient
-from pdrouter.prefill.leg import PrefillLeg
-from pdrouter.prefill.unsplittable import UnsplittableKinds
 from pdrouter.process_limits import (
     FreedMemory,
     choose_body_memory,
     find_memory_limit,
 )
-from pdrouter.routing.output_length import OutputLengths
-from pdrouter.routing.prefix_index import PrefixIndex
-from pdrouter.routing.prompt_length import TokenRatios
-from pdrouter.routing.rate_limit import RateLimiter
 from pdrouter.routing.registry import create_strategies
 from pdrouter.routing.router import Router, RoutingRules
 from pdrouter.routing.state import RoutingState
+from pdrouter.serving.answers import AnswerReports
+from pdrouter.serving.choosing import PodChooser
+from pdrouter.serving.engine_client import ClientLimits, PrefillClient
+from pdrouter.serving.held_bodies import HeldBodies
+from pdrouter.serving.legs import PrefillLeg
+from pdrouter.serving.pod_outcomes import PodOutcomes
+from pdrouter.serving.prefilling import Prefilling
+from pdrouter.serving.rate_limit import RateLimiter
+from pdrouter.serving.tokenizers import PromptTokenizers
+from pdrouter.serving.unsplittable import UnsplittableKinds
+from pdrouter.serving.way import Dispatcher
 from pdrouter.settings import SettingInvalid, Settings
 from pdrouter.telemetry.event_loop import EventLoopWatch
 from pdrouter.telemetry.requests import RequestTelemetry
@@ -324,8 +324,8 @@ def _create_source(
         )
     if settings.kubernetes:
         # Loaded when needed: the Kubernetes client costs 0.2 s and 12 MB.
-        from pdrouter.cluster.kube_api import find_kubeconfig  # noqa: PLC0415
-        from pdrouter.cluster.kubernetes import create_kubernetes_source  # noqa: PLC0415
+        from pdrouter.cluster.kubernetes.api import find_kubeconfig  # noqa: PLC0415
+        from pdrouter.cluster.kubernetes.source import create_kubernetes_source  # noqa: PLC0415
 
         settings = replace(settings, kubeconfig=find_kubeconfig(settings.kubeconfig))
         return create_kubernetes_source(

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 PROTOS = Path(__file__).resolve().parent
-PACKAGES = {"ext_proc": "pdrouter/extproc", "access_log": "pdrouter/access_log"}
+PACKAGES = {"ext_proc": "pdrouter/extproc", "access_log": "pdrouter/extproc/access_log"}
 """Where the modules of a schema go."""
 
 

@@ -7,17 +7,11 @@ from typing import Any
 
 from factories import make_state
 
-from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import PodCache
 from pdrouter.engines.registry import Connectors
-from pdrouter.extproc.answers import UNOBSERVED, AnswerReport, AnswerReports, TokenObservation
-from pdrouter.extproc.choosing import PodChooser
-from pdrouter.extproc.dispatch import Dispatcher
-from pdrouter.extproc.dispatch_policy import DispatchPolicy, FailurePolicy
 from pdrouter.extproc.exchange import Exchange
 from pdrouter.extproc.exchange_policy import ExchangePolicy
-from pdrouter.extproc.held_bodies import HeldBodies
 from pdrouter.extproc.messages import (
     BodyMode,
     Event,
@@ -29,25 +23,31 @@ from pdrouter.extproc.messages import (
     ResponseHeaders,
 )
 from pdrouter.extproc.phases import Replies
-from pdrouter.extproc.pod_outcomes import PodOutcomes
-from pdrouter.extproc.prefilling import Prefilling
-from pdrouter.extproc.record import RequestRecord
-from pdrouter.extproc.tokenizing import PromptTokenizers
+from pdrouter.load.ledger import Ledger
+from pdrouter.load.output_length import OutputLengths
+from pdrouter.load.prompt_length import TokenRatios
 from pdrouter.openai.usage import read_usage
-from pdrouter.prefill.client import EngineAnswer, FailureKind
-from pdrouter.prefill.leg import (
+from pdrouter.routing.aggregation import Aggregation
+from pdrouter.routing.registry import create_strategies
+from pdrouter.routing.router import Router, RoutingRules
+from pdrouter.serving.answers import UNOBSERVED, AnswerReport, AnswerReports, TokenObservation
+from pdrouter.serving.choosing import PodChooser
+from pdrouter.serving.engine_client import EngineAnswer, FailureKind
+from pdrouter.serving.held_bodies import HeldBodies
+from pdrouter.serving.legs import (
     PrefillAttempt,
     Prefilled,
     PrefillFailed,
     PrefillPlan,
     PrefillRefused,
 )
-from pdrouter.prefill.unsplittable import UnsplittableKinds
-from pdrouter.routing.aggregation import Aggregation
-from pdrouter.routing.output_length import OutputLengths
-from pdrouter.routing.prompt_length import TokenRatios
-from pdrouter.routing.registry import create_strategies
-from pdrouter.routing.router import Router, RoutingRules
+from pdrouter.serving.pod_outcomes import PodOutcomes
+from pdrouter.serving.policy import DispatchPolicy, FailurePolicy
+from pdrouter.serving.prefilling import Prefilling
+from pdrouter.serving.record import RequestRecord
+from pdrouter.serving.tokenizers import PromptTokenizers
+from pdrouter.serving.unsplittable import UnsplittableKinds
+from pdrouter.serving.way import Dispatcher
 
 PREFILL = Pod.create(
     uid="p", name="prefill-0", ip="10.0.0.1", port=8000, model="m", role=Role.PREFILL

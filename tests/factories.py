@@ -5,20 +5,20 @@ from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any
 
-from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.pods import Pod, Role
-from pdrouter.cluster.samples import EngineSample
 from pdrouter.cluster.view import ModelPods
 from pdrouter.engines.connector import TRANSFER_MEMBERS
-from pdrouter.extproc.record import RequestRecord
-from pdrouter.extproc.steps import StepTimes
+from pdrouter.load.ledger import Ledger
+from pdrouter.load.prefix_index import PrefixIndex
+from pdrouter.load.samples import EngineSample
 from pdrouter.openai.paths import ENDPOINTS
 from pdrouter.openai.request import InferenceRequest, parse_request
-from pdrouter.prefill.client import FailureKind
-from pdrouter.prefill.leg import PrefillAttempt
 from pdrouter.routing.decision import Choice, Decision
-from pdrouter.routing.prefix_index import PrefixIndex
 from pdrouter.routing.state import RoutingState
+from pdrouter.serving.engine_client import FailureKind
+from pdrouter.serving.legs import PrefillAttempt
+from pdrouter.serving.record import RequestRecord
+from pdrouter.serving.steps import StepTimes
 
 MODEL = "llama"
 

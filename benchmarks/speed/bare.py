@@ -17,9 +17,9 @@ import grpc.aio
 import uvloop
 
 from pdrouter.extproc.codec import encode
-from pdrouter.extproc.headers import TARGET_POD
 from pdrouter.extproc.messages import Phase, PhaseReply
 from pdrouter.extproc.server import SERVICE
+from pdrouter.openai.headers import TARGET_POD
 
 _MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 _LARGE_BODY_BYTES = 1024 * 1024

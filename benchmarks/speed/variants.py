@@ -10,9 +10,9 @@ import yaml
 
 from benchmarks.speed.engines import Engines
 from benchmarks.speed.processes import RouterProcess, read_line, run_module, run_router
-from pdrouter.envoy_config import Address, EnvoyConfig, build_bootstrap, to_yaml
-from pdrouter.envoy_config.clusters import ROUTER_CLUSTER
-from pdrouter.envoy_process import EnvoyProcess
+from pdrouter.tools.envoy_config import Address, EnvoyConfig, build_bootstrap, to_yaml
+from pdrouter.tools.envoy_config.clusters import ROUTER_CLUSTER
+from pdrouter.tools.envoy_process import EnvoyProcess
 
 FLOOR = "floor"
 """Envoy without ext_proc."""

@@ -25,8 +25,8 @@ from benchmarks.transports.http2.grpc_messages import (
     encode_message,
 )
 from pdrouter.extproc.server import SERVICE, ServerOptions
-from pdrouter.extproc.streams import CreateExchange, OpenStreams
 from pdrouter.extproc.tls import TlsFiles
+from pdrouter.extproc.wire import CreateExchange, OpenStreams
 
 log = logging.getLogger(__name__)
 

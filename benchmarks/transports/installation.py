@@ -16,8 +16,8 @@ import yaml
 
 from benchmarks.transports.backends import Engines
 from benchmarks.transports.contenders import Transport
-from pdrouter.envoy_config import Address, EnvoyConfig, build_bootstrap, to_yaml
-from pdrouter.envoy_process import EnvoyProcess
+from pdrouter.tools.envoy_config import Address, EnvoyConfig, build_bootstrap, to_yaml
+from pdrouter.tools.envoy_process import EnvoyProcess
 
 MODEL = "demo"
 _START_S = 30.0

@@ -10,10 +10,10 @@ from aiohttp import web
 
 from pdrouter import __version__
 from pdrouter.admin.http_port import HttpPort, answer_json, answer_metrics
-from pdrouter.cluster.failures import FailureMemory
-from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import PodCache
+from pdrouter.load.failures import FailureMemory
+from pdrouter.load.ledger import Ledger
 from pdrouter.openai.models import encode_models
 from pdrouter.telemetry.descriptions import describe_request
 from pdrouter.telemetry.requests import RequestTelemetry

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable
 
-from pdrouter.cluster.kube_objects import Adapter
+from pdrouter.cluster.kubernetes.objects import Adapter
 from pdrouter.cluster.model_namespaces import ANY_NAMESPACE, ModelNamespaces
 from pdrouter.cluster.names import Key, NameClaims, name_models
 from pdrouter.cluster.pods import Pod, Role

@@ -15,12 +15,12 @@ import openai
 from openai.types.chat import ChatCompletionUserMessageParam
 
 from pdrouter.commands.running import StopSignals
-from pdrouter.envoy_config import Address
-from pdrouter.envoy_process import EnvoyError
-from pdrouter.local_stack import LocalStack, StackOptions, run_stack
-from pdrouter.simulation.config import EngineConfig, EngineRole
-from pdrouter.simulation.engine import SimulatedEngine
-from pdrouter.simulation.faults import Fault
+from pdrouter.tools.envoy_config import Address
+from pdrouter.tools.envoy_process import EnvoyError
+from pdrouter.tools.local_stack import LocalStack, StackOptions, run_stack
+from pdrouter.tools.simulation.config import EngineConfig, EngineRole
+from pdrouter.tools.simulation.engine import SimulatedEngine
+from pdrouter.tools.simulation.faults import Fault
 
 _PROMPT: ChatCompletionUserMessageParam = {
     "role": "user",

@@ -11,7 +11,7 @@ import aiohttp
 from pdrouter.cluster.endpoints_file import create_pods, read_endpoints
 from pdrouter.cluster.endpoints_text import Endpoints, EndpointsInvalid
 from pdrouter.cluster.host_names import HostNames
-from pdrouter.cluster.kube_api import (
+from pdrouter.cluster.kubernetes.api import (
     KubeApi,
     KubeConfigInvalid,
     KubeRefused,
@@ -19,16 +19,16 @@ from pdrouter.cluster.kube_api import (
     connect_in_cluster,
     find_kubeconfig,
 )
-from pdrouter.doctor.asking import ask_engines
-from pdrouter.doctor.diagnosis import Diagnosis, diagnose, diagnose_engines
-from pdrouter.doctor.findings import Severity
-from pdrouter.doctor.live import read_cluster, read_home_namespace
-from pdrouter.doctor.manifests import ManifestsUnreadable, read_manifests
-from pdrouter.doctor.report import render_json, render_text
-from pdrouter.doctor.snapshot import Snapshot
-from pdrouter.doctor.survey import Survey
 from pdrouter.engines.registry import CONNECTOR_NAMES, ENGINES, Connectors
 from pdrouter.settings import Settings
+from pdrouter.tools.doctor.asking import ask_engines
+from pdrouter.tools.doctor.diagnosis import Diagnosis, diagnose, diagnose_engines
+from pdrouter.tools.doctor.findings import Severity
+from pdrouter.tools.doctor.live import read_cluster, read_home_namespace
+from pdrouter.tools.doctor.manifests import ManifestsUnreadable, read_manifests
+from pdrouter.tools.doctor.report import render_json, render_text
+from pdrouter.tools.doctor.snapshot import Snapshot
+from pdrouter.tools.doctor.survey import Survey
 
 _FORBIDDEN = 403
 

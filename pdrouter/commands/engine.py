@@ -3,8 +3,8 @@
 import argparse
 import asyncio
 
-from pdrouter.simulation import command
-from pdrouter.simulation.command import add_arguments
+from pdrouter.tools.simulation import command
+from pdrouter.tools.simulation.command import add_arguments
 
 __all__ = ["add_arguments", "run"]
 

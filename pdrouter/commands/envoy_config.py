@@ -4,9 +4,9 @@ import argparse
 import os
 import sys
 
-from pdrouter.envoy_config import command
-from pdrouter.envoy_config.command import run
 from pdrouter.settings import Settings, find_unknown_names
+from pdrouter.tools.envoy_config import command
+from pdrouter.tools.envoy_config.command import run
 
 __all__ = ["add_arguments", "run"]
 

@@ -12,11 +12,11 @@ from pdrouter.cluster.source import SourceUnusable
 from pdrouter.cluster.view import ClusterView
 from pdrouter.commands.running import StopSignals, drain, prepare_process, settle_process
 from pdrouter.commands.starting import describe_models, make_url
-from pdrouter.envoy_config import Address, EnvoyConfig, build_bootstrap, to_yaml
-from pdrouter.envoy_process import EnvoyError, EnvoyProcess
-from pdrouter.extproc.tokenizing import TokenizerUnusable
 from pdrouter.ports import check_port
+from pdrouter.serving.tokenizers import TokenizerUnusable
 from pdrouter.settings import Settings
+from pdrouter.tools.envoy_config import Address, EnvoyConfig, build_bootstrap, to_yaml
+from pdrouter.tools.envoy_process import EnvoyError, EnvoyProcess
 
 UNUSABLE = (SourceUnusable, TokenizerUnusable, EnvoyError, OSError)
 """What makes it impossible to run both; each says why."""

@@ -9,9 +9,9 @@ import uvloop
 
 from pdrouter.cluster.pods import is_ip
 from pdrouter.commands.starting import report_names
-from pdrouter.envoy_config import Address
 from pdrouter.settings import SettingInvalid, Settings
 from pdrouter.telemetry.logs import log_to_stdout
+from pdrouter.tools.envoy_config import Address
 
 _LOOPBACK = "127.0.0.1"
 _DEFAULTS = {

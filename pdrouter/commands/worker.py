@@ -11,7 +11,7 @@ from pdrouter.cluster.source import SourceUnusable
 from pdrouter.commands.running import serve
 from pdrouter.commands.starting import report_names, report_strategy
 from pdrouter.extproc.tls import CertificatesInvalid
-from pdrouter.extproc.tokenizing import TokenizerUnusable
+from pdrouter.serving.tokenizers import TokenizerUnusable
 from pdrouter.settings import Settings
 from pdrouter.telemetry.logs import log_to_stdout
 

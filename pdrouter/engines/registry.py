@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from pdrouter.engines.connector import KVConnector
-from pdrouter.engines.neuron_legacy import NeuronLegacyConnector
-from pdrouter.engines.vllm_nixl import NixlConnector, RemoteHostRewrite
+from pdrouter.engines.neuron.legacy import NeuronLegacyConnector
+from pdrouter.engines.vllm.nixl import NixlConnector, RemoteHostRewrite
 
 DEFAULT_ENGINE = "vllm"
 ENGINES = (DEFAULT_ENGINE,)

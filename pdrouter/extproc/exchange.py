@@ -21,14 +21,10 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 from pdrouter.cluster.view import PodCache
-from pdrouter.extproc.answers import AnswerReports
-from pdrouter.extproc.call import Call
 from pdrouter.extproc.codec import MessageInvalid, decode
-from pdrouter.extproc.dispatch import Dispatcher
 from pdrouter.extproc.exchange_policy import ExchangePolicy
 from pdrouter.extproc.forwarding import write
 from pdrouter.extproc.front_door import no_body
-from pdrouter.extproc.held_bodies import HeldBodies
 from pdrouter.extproc.immediate import pass_refusal, refuse
 from pdrouter.extproc.messages import (
     Event,
@@ -42,10 +38,14 @@ from pdrouter.extproc.messages import (
 )
 from pdrouter.extproc.modes import headers_skipped
 from pdrouter.extproc.phases import Phases, Replies
-from pdrouter.extproc.record import Observer, Outcome, RequestRecord
 from pdrouter.extproc.request_ids import create_request_id
 from pdrouter.openai.errors import RequestRejected
-from pdrouter.prefill.leg import PrefillRefused
+from pdrouter.serving.answers import AnswerReports
+from pdrouter.serving.call import Call
+from pdrouter.serving.held_bodies import HeldBodies
+from pdrouter.serving.legs import PrefillRefused
+from pdrouter.serving.record import Observer, Outcome, RequestRecord
+from pdrouter.serving.way import Dispatcher
 
 log = logging.getLogger(__name__)
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from pdrouter.extproc.answers import UNOBSERVED, TokenObservation
 from pdrouter.extproc.header_limits import ENVOYS_DEFAULTS, HeaderLimits
+from pdrouter.serving.answers import UNOBSERVED, TokenObservation
 
 
 @dataclass(frozen=True, slots=True)

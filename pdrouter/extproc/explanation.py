@@ -2,17 +2,17 @@
 
 import msgspec
 
-from pdrouter.extproc.headers import (
+from pdrouter.extproc.messages import Headers
+from pdrouter.extproc.request_ids import pair_ids
+from pdrouter.openai.headers import (
     CHOSEN_PROFILE,
     DECISION,
     DECISION_DETAIL,
     ROUTING_STRATEGY,
     TARGET_POD,
 )
-from pdrouter.extproc.messages import Headers
-from pdrouter.extproc.record import RequestRecord, describe_decision
-from pdrouter.extproc.request_ids import pair_ids
 from pdrouter.routing.explanation import describe_in_detail
+from pdrouter.serving.record import RequestRecord, describe_decision
 
 _DETAIL_LENGTH = 8192
 _DETAIL_CANDIDATES = 10

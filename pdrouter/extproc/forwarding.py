@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from pdrouter.extproc.codec import encode
-from pdrouter.extproc.dispatch import Dispatched
-from pdrouter.extproc.headers import (
+from pdrouter.extproc.messages import BodyMode, Phase, PhaseReply, ReplaceBody, Reply
+from pdrouter.extproc.modes import ask_for_rest
+from pdrouter.openai.headers import (
     DESTINATION_ENDPOINT,
     MODEL,
     REQUEST_ID,
@@ -13,8 +14,7 @@ from pdrouter.extproc.headers import (
     STRIPPED_HEADERS,
     TARGET_POD,
 )
-from pdrouter.extproc.messages import BodyMode, Phase, PhaseReply, ReplaceBody, Reply
-from pdrouter.extproc.modes import ask_for_rest
+from pdrouter.serving.way import Dispatched
 
 _STRIPS = {
     mode: PhaseReply(

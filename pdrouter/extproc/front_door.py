@@ -3,12 +3,12 @@
 import hmac
 from collections.abc import Mapping
 
-from pdrouter.extproc.dispatch import RequestHead
-from pdrouter.extproc.header_values import is_encoded, list_keys
 from pdrouter.extproc.messages import RequestHeaders
 from pdrouter.extproc.modes import check_modes
 from pdrouter.openai.errors import RequestRejected
+from pdrouter.openai.header_values import is_encoded, list_keys
 from pdrouter.openai.paths import ENDPOINTS, find_right_path, split_path
+from pdrouter.serving.way import RequestHead
 
 _LENGTH_DIGITS = 20
 

@@ -6,14 +6,14 @@ router counts first.
 
 from dataclasses import dataclass
 
-from pdrouter.extproc.headers import (
+from pdrouter.extproc.messages import Headers, RequestHeaders, ResponseHeaders
+from pdrouter.openai.errors import RequestRejected
+from pdrouter.openai.headers import (
     DESTINATION_ENDPOINT,
     REQUEST_ID,
     ROUTING_STRATEGY,
     TARGET_POD,
 )
-from pdrouter.extproc.messages import Headers, RequestHeaders, ResponseHeaders
-from pdrouter.openai.errors import RequestRejected
 
 # Names of which each is set at most once, and a request without a strategy gets fewer.
 _SET = (TARGET_POD, DESTINATION_ENDPOINT, ROUTING_STRATEGY, REQUEST_ID, "content-length")

@@ -1,10 +1,10 @@
 """The answers that the router gives in an engine's place."""
 
 from pdrouter.extproc.messages import Headers, ImmediateReply
-from pdrouter.extproc.record import RequestRecord
 from pdrouter.extproc.request_ids import pair_ids
 from pdrouter.openai.errors import RequestRejected, is_anthropic
-from pdrouter.prefill.client import EngineAnswer
+from pdrouter.serving.engine_client import EngineAnswer
+from pdrouter.serving.record import RequestRecord
 
 _JSON = ("content-type", "application/json")
 _KEPT_HEADERS = ("content-type", "retry-after", "www-authenticate")

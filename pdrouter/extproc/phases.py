@@ -5,21 +5,13 @@ import time
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from pdrouter.cluster.failures import Leg
 from pdrouter.cluster.view import PodCache
 from pdrouter.extproc import own_answers
-from pdrouter.extproc.answers import AnswerReports, AnswerWatch, RoutedRequest, begin_watch
-from pdrouter.extproc.call import Call
-from pdrouter.extproc.dispatch import Dispatcher, RequestHead
 from pdrouter.extproc.exchange_policy import ExchangePolicy
 from pdrouter.extproc.explanation import explain
 from pdrouter.extproc.forwarding import forward, strip
 from pdrouter.extproc.front_door import admit, authenticate, no_body
-from pdrouter.extproc.header_values import is_asked
-from pdrouter.extproc.headers import DECISION_DETAIL
-from pdrouter.extproc.held_bodies import HeldBodies
 from pdrouter.extproc.immediate import answer
-from pdrouter.extproc.last_leg import judge_answer
 from pdrouter.extproc.messages import (
     BodyMode,
     Event,
@@ -36,10 +28,18 @@ from pdrouter.extproc.messages import (
     ResponseTrailers,
 )
 from pdrouter.extproc.modes import ask_for_answer, headers_skipped, pass_on, skip_answer
-from pdrouter.extproc.pod_outcomes import SentLeg
-from pdrouter.extproc.record import Outcome, RequestRecord
 from pdrouter.extproc.request_ids import read_client_id
+from pdrouter.load.failures import Leg
+from pdrouter.openai.header_values import is_asked
+from pdrouter.openai.headers import DECISION_DETAIL
 from pdrouter.openai.paths import split_path
+from pdrouter.serving.answers import AnswerReports, AnswerWatch, RoutedRequest, begin_watch
+from pdrouter.serving.call import Call
+from pdrouter.serving.held_bodies import HeldBodies
+from pdrouter.serving.last_leg import judge_answer
+from pdrouter.serving.pod_outcomes import SentLeg
+from pdrouter.serving.record import Outcome, RequestRecord
+from pdrouter.serving.way import Dispatcher, RequestHead
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Mapping
 from random import getrandbits
 
-from pdrouter.extproc.headers import CLIENT_REQUEST_ID, REQUEST_ID
+from pdrouter.openai.headers import CLIENT_REQUEST_ID, REQUEST_ID
 
 # OpenAI's limits for X-Client-Request-Id.
 _CLIENT_ID = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,510}[\x21-\x7e])?")

@@ -12,8 +12,8 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
-from pdrouter.extproc.streams import CreateExchange, OpenStreams, StreamCut
 from pdrouter.extproc.tls import TlsFiles, create_credentials
+from pdrouter.extproc.wire import CreateExchange, OpenStreams, StreamCut
 
 log = logging.getLogger(__name__)
 

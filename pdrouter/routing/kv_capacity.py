@@ -5,8 +5,8 @@ from random import Random
 
 import msgspec
 
-from pdrouter.cluster.load import PodLoad
 from pdrouter.cluster.pods import PairingKey, Pod
+from pdrouter.load.ledger import PodLoad
 from pdrouter.routing.policy import Ranking, RoutedRequest
 from pdrouter.routing.score_parts import DecodeParts
 

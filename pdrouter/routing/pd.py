@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from msgspec import structs
 
-from pdrouter.cluster.failures import Leg
 from pdrouter.cluster.pods import PairingKey, Pod, Role
 from pdrouter.cluster.view import ModelPods
-from pdrouter.routing.bucketing import apply_buckets, apply_buckets_whole, is_for
+from pdrouter.load.failures import Leg
+from pdrouter.routing.aibrix.bucketing import apply_buckets, apply_buckets_whole, is_for
 from pdrouter.routing.combination import PolicyBook
 from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts
 from pdrouter.routing.filters import keep_partners, keep_selected, keep_untried

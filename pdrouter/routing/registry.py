@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
-from pdrouter.routing import aibrix_decode, aibrix_prefill
-from pdrouter.routing.aibrix_decode import AibrixDecode
-from pdrouter.routing.aibrix_prefill import AibrixPrefill
+from pdrouter.routing.aibrix import decode, prefill
+from pdrouter.routing.aibrix.decode import AibrixDecode
+from pdrouter.routing.aibrix.prefill import AibrixPrefill
 from pdrouter.routing.combination import CombinedDecode, CombinedPrefill, PolicyBook
 from pdrouter.routing.decision import Strategy
 from pdrouter.routing.kv_capacity import KVCapacity
@@ -18,24 +18,20 @@ STRATEGY_NAMES = ("pd", "random", "least-request")
 """Values of `ROUTING_ALGORITHM` and of the `routing-strategy` header."""
 
 
-def _take_prefill(
-    name: str, formula: aibrix_prefill.Formula
-) -> Callable[[PolicyOptions], PrefillPolicy]:
+def _take_prefill(name: str, formula: prefill.Formula) -> Callable[[PolicyOptions], PrefillPolicy]:
     return lambda options: AibrixPrefill(name, formula, options)
 
 
-def _take_decode(
-    name: str, formula: aibrix_decode.Formula
-) -> Callable[[PolicyOptions], DecodePolicy]:
+def _take_decode(name: str, formula: decode.Formula) -> Callable[[PolicyOptions], DecodePolicy]:
     return lambda options: AibrixDecode(name, formula, options)
 
 
 PREFILL_POLICIES: Mapping[str, Callable[[PolicyOptions], PrefillPolicy]] = MappingProxyType(
     {
         "ttft": TimeToFirstToken,
-        "prefix_cache": _take_prefill("prefix_cache", aibrix_prefill.score_by_prefix),
-        "least_request": _take_prefill("least_request", aibrix_prefill.score_by_requests),
-        "conductor": _take_prefill("conductor", aibrix_prefill.score_by_time),
+        "prefix_cache": _take_prefill("prefix_cache", prefill.score_by_prefix),
+        "least_request": _take_prefill("least_request", prefill.score_by_requests),
+        "conductor": _take_prefill("conductor", prefill.score_by_time),
     }
 )
 """Values of `AIBRIX_PREFILL_SCORE_POLICY` and of `prefillScorePolicy` in a profile."""
@@ -43,9 +39,9 @@ PREFILL_POLICIES: Mapping[str, Callable[[PolicyOptions], PrefillPolicy]] = Mappi
 DECODE_POLICIES: Mapping[str, Callable[[PolicyOptions], DecodePolicy]] = MappingProxyType(
     {
         "kv_capacity": lambda _: KVCapacity(),
-        "load_balancing": _take_decode("load_balancing", aibrix_decode.score_by_balance),
-        "least_request": _take_decode("least_request", aibrix_decode.score_by_requests),
-        "conductor": _take_decode("conductor", aibrix_decode.score_by_token_time),
+        "load_balancing": _take_decode("load_balancing", decode.score_by_balance),
+        "least_request": _take_decode("least_request", decode.score_by_requests),
+        "conductor": _take_decode("conductor", decode.score_by_token_time),
     }
 )
 """Values of `AIBRIX_DECODE_SCORE_POLICY` and of `decodeScorePolicy` in a profile."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from pdrouter.cluster.prefill_rates import PrefillCurve
+from pdrouter.load.prefill_rates import PrefillCurve
 from pdrouter.routing.decision import RoutingFacts
 from pdrouter.routing.policy import RoutedRequest, count_computed
 

@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from random import Random
 
-from pdrouter.cluster.failures import FailureMemory
-from pdrouter.cluster.load import Ledger
-from pdrouter.cluster.samples import EngineSample
-from pdrouter.routing.prefix_index import PrefixIndex
+from pdrouter.load.failures import FailureMemory
+from pdrouter.load.ledger import Ledger
+from pdrouter.load.prefix_index import PrefixIndex
+from pdrouter.load.samples import EngineSample
 
 
 @dataclass(frozen=True, slots=True)

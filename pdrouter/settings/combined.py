@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pdrouter.extproc.answers import TokenObservation
-from pdrouter.extproc.dispatch_policy import DispatchPolicy
 from pdrouter.extproc.limits import MESSAGE_OVERHEAD_BYTES
+from pdrouter.serving.answers import TokenObservation
+from pdrouter.serving.policy import DispatchPolicy
 from pdrouter.settings.declaration import Declaration
 from pdrouter.settings.failures import FailureSettings
 from pdrouter.settings.legs import LegSettings

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pdrouter.cluster.failures import EjectionRules
+from pdrouter.load.failures import EjectionRules
 from pdrouter.settings.declaration import declare
 from pdrouter.settings.kinds import COUNT, number, seconds
 

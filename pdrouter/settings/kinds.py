@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pdrouter.cluster.model_namespaces import parse_model_namespaces
-from pdrouter.extproc.answers import TokenObservation
-from pdrouter.extproc.headers import NEVER_FORWARDED
+from pdrouter.openai.headers import NEVER_FORWARDED
 from pdrouter.quantities import parse_size, parse_time
+from pdrouter.serving.answers import TokenObservation
 
 MIB = 1024 * 1024
 

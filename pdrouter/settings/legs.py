@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from pdrouter.engines.registry import CONNECTOR_NAMES, NIXL_MEANINGS
-from pdrouter.engines.vllm_nixl import RemoteHostRewrite
-from pdrouter.extproc.dispatch_policy import FailurePolicy
+from pdrouter.engines.vllm.nixl import RemoteHostRewrite
+from pdrouter.serving.policy import FailurePolicy
 from pdrouter.settings.declaration import declare
 from pdrouter.settings.kinds import BOOLEAN, COUNT, HEADERS, choice, enumeration, seconds
 

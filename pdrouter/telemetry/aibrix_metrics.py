@@ -13,13 +13,13 @@ from typing import TypeAlias
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import PodCache
-from pdrouter.extproc.answers import AnswerReport
-from pdrouter.extproc.record import Outcome, RequestRecord
-from pdrouter.prefill.client import FailureKind
-from pdrouter.prefill.leg import PrefillAttempt
+from pdrouter.load.ledger import Ledger
+from pdrouter.serving.answers import AnswerReport
+from pdrouter.serving.engine_client import FailureKind
+from pdrouter.serving.legs import PrefillAttempt
+from pdrouter.serving.record import Outcome, RequestRecord
 from pdrouter.telemetry.tallies import Tally
 
 _END_LABELS = ("model", "status", "status_code")

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from pdrouter.extproc.record import RequestRecord
-from pdrouter.prefill.leg import PrefillAttempt
-from pdrouter.prefill.statuses import Speaks
+from pdrouter.serving.legs import PrefillAttempt
+from pdrouter.serving.record import RequestRecord
+from pdrouter.serving.statuses import Speaks
 
 
 def describe_failed_attempts(record: RequestRecord) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pdrouter.extproc.held_bodies import HeldBodies
+from pdrouter.serving.held_bodies import HeldBodies
 
 
 class BodyMetrics(Collector):

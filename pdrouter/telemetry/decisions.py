@@ -4,9 +4,9 @@ from collections import deque
 from datetime import UTC, datetime
 from typing import Any
 
-from pdrouter.extproc.record import RequestRecord
 from pdrouter.routing.decision import Decision
 from pdrouter.routing.explanation import describe_in_detail
+from pdrouter.serving.record import RequestRecord
 from pdrouter.telemetry.attempts import describe_failed_attempts
 from pdrouter.telemetry.descriptions import describe_result
 

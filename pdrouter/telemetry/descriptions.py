@@ -6,8 +6,8 @@ Bodies, prompts and keys are not among them.
 from typing import Any, Protocol
 
 from pdrouter.cluster.pods import Pod
-from pdrouter.extproc.answers import AnswerReport
-from pdrouter.extproc.record import RequestRecord, describe_decision
+from pdrouter.serving.answers import AnswerReport
+from pdrouter.serving.record import RequestRecord, describe_decision
 from pdrouter.telemetry.attempts import describe_failed_attempts
 
 

@@ -16,12 +16,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from pdrouter import __version__
-from pdrouter.cluster.failures import FailureMemory
-from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.reflector_stats import ReflectorStats
-from pdrouter.cluster.scrape_stats import ScrapeStats
 from pdrouter.cluster.view import PodCache
-from pdrouter.extproc.tokenizing import TokenizerStats
+from pdrouter.load.failures import FailureMemory
+from pdrouter.load.ledger import Ledger
+from pdrouter.load.scrape_stats import ScrapeStats
+from pdrouter.serving.tokenizers import TokenizerStats
 from pdrouter.telemetry.logs import count_dropped_lines
 from pdrouter.telemetry.tallies import HistogramTally, Tally
 from pdrouter.telemetry.tokens import TokenMetrics

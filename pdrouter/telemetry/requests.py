@@ -5,18 +5,18 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from pdrouter.cluster.failures import FailureMemory
-from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.reflector_stats import ReflectorStats
-from pdrouter.cluster.scrape_stats import ScrapeStats
 from pdrouter.cluster.view import PodCache
-from pdrouter.extproc.answers import AnswerReport
-from pdrouter.extproc.held_bodies import HeldBodies
-from pdrouter.extproc.record import Outcome, RequestRecord
-from pdrouter.extproc.tokenizing import TokenizerStats
-from pdrouter.prefill.leg import PrefillAttempt
+from pdrouter.load.failures import FailureMemory
+from pdrouter.load.ledger import Ledger
+from pdrouter.load.scrape_stats import ScrapeStats
 from pdrouter.routing.decision import DecisionKind
+from pdrouter.serving.answers import AnswerReport
+from pdrouter.serving.held_bodies import HeldBodies
+from pdrouter.serving.legs import PrefillAttempt
+from pdrouter.serving.record import Outcome, RequestRecord
+from pdrouter.serving.tokenizers import TokenizerStats
 from pdrouter.telemetry.aibrix_metrics import AibrixMetrics
 from pdrouter.telemetry.bodies import BodyMetrics
 from pdrouter.telemetry.decisions import DecisionLog

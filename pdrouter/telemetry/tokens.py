@@ -9,7 +9,7 @@ from prometheus_client.registry import Collector
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import PodCache
-from pdrouter.extproc.answers import AnswerReport
+from pdrouter.serving.answers import AnswerReport
 
 _FIRST_TOKEN_SECONDS = (
     *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75),

@@ -10,10 +10,10 @@ import grpc.aio
 from waiting import WAIT_S, wait_until
 
 from benchmarks.transports.asgi import GranianServer
-from pdrouter.extproc.call import Call
 from pdrouter.extproc.exchange import Exchange
-from pdrouter.extproc.record import RequestRecord
 from pdrouter.extproc.server import SERVICE, ServerOptions
+from pdrouter.serving.call import Call
+from pdrouter.serving.record import RequestRecord
 
 PATH = f"/{SERVICE}/Process"
 

@@ -10,9 +10,9 @@ from aiohttp import web
 from factories import make_pod
 from waiting import wait_until
 
-from pdrouter.cluster.engine_check import EngineCheck
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import PodCache
+from pdrouter.load.engine_check import EngineCheck
 
 
 class Engine:
@@ -59,7 +59,7 @@ async def checking(cache: PodCache) -> AsyncIterator[EngineCheck]:
 @pytest.fixture
 def said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     """Return what was logged so far."""
-    caplog.set_level(logging.INFO, "pdrouter.cluster.engine_check")
+    caplog.set_level(logging.INFO, "pdrouter.load.engine_check")
     return lambda: [record.getMessage() for record in caplog.records]
 
 

@@ -11,13 +11,13 @@ from factories import make_pod
 from loopback import Server, Talk, answering, hang, listen, reset, trickle
 from waiting import wait_until
 
-from pdrouter.cluster.engine_metrics import EngineMetrics
-from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.pods import Pod, Role, parse_address
 from pdrouter.cluster.view import PodCache
-from pdrouter.simulation.config import EngineConfig
-from pdrouter.simulation.engine import SimulatedEngine
+from pdrouter.load.ledger import Ledger
+from pdrouter.load.scraper import EngineMetrics
 from pdrouter.telemetry.metrics import Metrics
+from pdrouter.tools.simulation.config import EngineConfig
+from pdrouter.tools.simulation.engine import SimulatedEngine
 
 INTERVAL_S = 0.01
 GENEROUS_S = 20.0

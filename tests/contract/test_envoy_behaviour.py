@@ -23,9 +23,9 @@ from envoy_data_plane.envoy.type import v3 as http_type
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
-from pdrouter.envoy_config import Address, EnvoyConfig, Routing, build_bootstrap, to_yaml
-from pdrouter.envoy_process import EnvoyProcess
-from pdrouter.extproc.headers import CONTROL_HEADERS, DESTINATION_ENDPOINT, TARGET_POD
+from pdrouter.openai.headers import CONTROL_HEADERS, DESTINATION_ENDPOINT, TARGET_POD
+from pdrouter.tools.envoy_config import Address, EnvoyConfig, Routing, build_bootstrap, to_yaml
+from pdrouter.tools.envoy_process import EnvoyProcess
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -11,7 +11,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdrouter.envoy_config import (
+from pdrouter.openai.headers import CONTROL_HEADERS
+from pdrouter.tools.envoy_config import (
     Address,
     EnvoyConfig,
     ResponseBody,
@@ -20,8 +21,7 @@ from pdrouter.envoy_config import (
     command,
     to_yaml,
 )
-from pdrouter.envoy_process import find_envoy
-from pdrouter.extproc.headers import CONTROL_HEADERS
+from pdrouter.tools.envoy_process import find_envoy
 
 ROUTER = Address("127.0.0.1", 50052)
 MIB = 2**20

@@ -10,8 +10,8 @@ from types import ModuleType
 import httpx
 import pytest
 
-from pdrouter.envoy_config import Address, EnvoyConfig, build_bootstrap, to_yaml
-from pdrouter.envoy_process import EnvoyError, EnvoyProcess, find_envoy
+from pdrouter.tools.envoy_config import Address, EnvoyConfig, build_bootstrap, to_yaml
+from pdrouter.tools.envoy_process import EnvoyError, EnvoyProcess, find_envoy
 
 BOOTSTRAP = to_yaml(
     build_bootstrap(

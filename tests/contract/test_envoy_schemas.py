@@ -18,8 +18,8 @@ from envoy_data_plane.google.protobuf import Struct
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from pdrouter.access_log import access_log_pb2
 from pdrouter.extproc import ext_proc_pb2 as pb
+from pdrouter.extproc.access_log import access_log_pb2
 from pdrouter.extproc.messages import BodyMode, HeaderMode, Phase
 
 REPOSITORY = Path(__file__).parents[2]
@@ -196,7 +196,7 @@ def test_fields_that_our_schema_lacks_survive(
 def test_the_compiled_schemas_are_what_the_proto_files_give(tmp_path: Path) -> None:
     subprocess.run([sys.executable, REPOSITORY / "protos/generate.py", tmp_path], check=True)
 
-    for name in ("extproc/ext_proc_pb2", "access_log/access_log_pb2"):
+    for name in ("extproc/ext_proc_pb2", "extproc/access_log/access_log_pb2"):
         assert_same(tmp_path, Path(f"pdrouter/{name}.py"))
         assert_same(tmp_path, Path(f"pdrouter/{name}.pyi"))
 

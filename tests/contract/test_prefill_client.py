@@ -10,9 +10,9 @@ from aiohttp.client_proto import ResponseHandler
 from loopback import OK, Server, Talk, answer_always, answering, hang, listen, reset, trickle
 from waiting import WAIT_S, wait_until
 
-from pdrouter.cluster.engine_connections import MAX_INTERIM_ANSWERS
+from pdrouter.load.engine_connections import MAX_INTERIM_ANSWERS
 from pdrouter.openai.pieces import Pieces
-from pdrouter.prefill.client import (
+from pdrouter.serving.engine_client import (
     ClientLimits,
     EngineAnswer,
     FailureKind,

@@ -11,11 +11,11 @@ from factories import make_pod
 from loopback import OK, Server, Talk, answer_always, answering, hang, listen, reset, trickle
 from waiting import WAIT_S, wait_until
 
-from pdrouter.cluster.load import Ledger, PodLoad
 from pdrouter.cluster.pods import Pod
+from pdrouter.load.ledger import Ledger, PodLoad
 from pdrouter.openai.pieces import Pieces
-from pdrouter.prefill.client import ClientLimits, FailureKind, PrefillClient
-from pdrouter.prefill.leg import (
+from pdrouter.serving.engine_client import ClientLimits, FailureKind, PrefillClient
+from pdrouter.serving.legs import (
     PrefillAttempt,
     Prefilled,
     PrefillFailed,
@@ -24,7 +24,7 @@ from pdrouter.prefill.leg import (
     PrefillRefused,
     PrefillTarget,
 )
-from pdrouter.prefill.statuses import Speaks
+from pdrouter.serving.statuses import Speaks
 
 SHORT_S = 0.15
 MIB = 1024 * 1024

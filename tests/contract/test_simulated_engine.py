@@ -14,11 +14,11 @@ import aiohttp
 import openai
 import pytest
 
-from pdrouter.simulation.api_requests import Api
-from pdrouter.simulation.config import EngineConfig
-from pdrouter.simulation.engine import SimulatedEngine
-from pdrouter.simulation.faults import Fault
-from pdrouter.simulation.prompts import prompt_digest
+from pdrouter.tools.simulation.api_requests import Api
+from pdrouter.tools.simulation.config import EngineConfig
+from pdrouter.tools.simulation.engine import SimulatedEngine
+from pdrouter.tools.simulation.faults import Fault
+from pdrouter.tools.simulation.prompts import prompt_digest
 
 GENEROUS_S = 20.0
 MODEL = "simulated-model"
@@ -760,7 +760,7 @@ async def test_a_port_in_use_stops_the_start() -> None:
 
 COMMAND = """
 import argparse, asyncio, sys
-from pdrouter.simulation.command import add_arguments, run
+from pdrouter.tools.simulation.command import add_arguments, run
 parser = argparse.ArgumentParser()
 add_arguments(parser)
 sys.exit(asyncio.run(run(parser.parse_args())))

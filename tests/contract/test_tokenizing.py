@@ -12,8 +12,8 @@ from exchanges import Bench, request_body, request_headers
 from factories import MODEL, make_request
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from pdrouter.extproc import tokenizing
-from pdrouter.extproc.tokenizing import PromptTokenizers, TokenizerUnusable
+from pdrouter.serving import tokenizers as tokenizing
+from pdrouter.serving.tokenizers import PromptTokenizers, TokenizerUnusable
 
 PATH = "/v1/completions"
 WORDS = "the quick brown fox jumps over the lazy dog "

@@ -4,8 +4,8 @@ import pytest
 import yaml
 from manifests import EVERYTHING, PATCHING, ROUTING, Object, compose
 
-from pdrouter.doctor.diagnosis import Diagnosis, diagnose
-from pdrouter.doctor.snapshot import Document, Snapshot
+from pdrouter.tools.doctor.diagnosis import Diagnosis, diagnose
+from pdrouter.tools.doctor.snapshot import Document, Snapshot
 
 
 def examine(objects: list[Object]) -> Diagnosis:

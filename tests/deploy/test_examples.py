@@ -6,7 +6,7 @@ import pytest
 import yaml
 from manifests import DEPLOY, build, container, find, ports_of
 
-from pdrouter.simulation.command import add_arguments
+from pdrouter.tools.simulation.command import add_arguments
 
 
 @pytest.mark.parametrize("name", ["trainium2", "gpu", "simulated"])

@@ -14,8 +14,8 @@ from manifests import (
     settings_of,
 )
 
-from pdrouter.envoy_config import Address, EnvoyConfig
-from pdrouter.extproc.headers import (
+from pdrouter.openai.errors import encode_error
+from pdrouter.openai.headers import (
     CLIENT_STRATEGY,
     CONTROL_HEADERS,
     DESTINATION_ENDPOINT,
@@ -23,8 +23,8 @@ from pdrouter.extproc.headers import (
     ROUTING_STRATEGY,
     TARGET_POD,
 )
-from pdrouter.openai.errors import encode_error
 from pdrouter.openai.paths import ENDPOINTS, MODELS_PATH
+from pdrouter.tools.envoy_config import Address, EnvoyConfig
 
 # What `pdrouter envoy-config` would say with the prefill timeout that the manifests set.
 ENVOY = EnvoyConfig(routers=(Address("127.0.0.1", 50052),), prefill_timeout_s=590)

@@ -25,9 +25,9 @@ from manifests import Object, build, container, environment, find
 from processes import RouterProcess
 from validation import CRDS, find_problems
 
-from pdrouter.envoy_process import EnvoyProcess
-from pdrouter.simulation.config import EngineConfig
-from pdrouter.simulation.engine import SimulatedEngine
+from pdrouter.tools.envoy_process import EnvoyProcess
+from pdrouter.tools.simulation.config import EngineConfig
+from pdrouter.tools.simulation.engine import SimulatedEngine
 
 PAGE = "install.md"
 TEXT = (DOCS / PAGE).read_text()

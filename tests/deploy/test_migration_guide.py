@@ -14,10 +14,10 @@ from manifests import Object, container, environment
 from prometheus_client.parser import text_string_to_metric_families
 
 import pdrouter
-from pdrouter.cluster.load import Ledger
-from pdrouter.cluster.scrape_stats import ScrapeStats
 from pdrouter.cluster.view import PodCache
 from pdrouter.engines.registry import ENGINES
+from pdrouter.load.ledger import Ledger
+from pdrouter.load.scrape_stats import ScrapeStats
 from pdrouter.routing.registry import DECODE_POLICIES, PREFILL_POLICIES, STRATEGY_NAMES
 from pdrouter.settings import Settings, declarations
 from pdrouter.settings.aibrix import UNUSED_AIBRIX_VARIABLES

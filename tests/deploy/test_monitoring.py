@@ -15,8 +15,8 @@ import pytest
 import yaml
 from manifests import DEPLOY, Object, compose, find
 
-from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.view import PodCache
+from pdrouter.load.ledger import Ledger
 from pdrouter.telemetry.metrics import Metrics
 
 MONITORING = DEPLOY / "components" / "monitoring"

@@ -17,16 +17,16 @@ from manifests import environment as read_environment
 from processes import RouterProcess
 from raw_requests import POST_CHAT, send_frames
 
-from pdrouter.envoy_process import EnvoyProcess
-from pdrouter.extproc.headers import (
+from pdrouter.openai.headers import (
     CONTROL_HEADERS,
     DESTINATION_ENDPOINT,
     MODEL,
     ROUTING_STRATEGY,
     TARGET_POD,
 )
-from pdrouter.local_stack import LocalStack, StackOptions, run_stack
-from pdrouter.simulation.config import EngineConfig
+from pdrouter.tools.envoy_process import EnvoyProcess
+from pdrouter.tools.local_stack import LocalStack, StackOptions, run_stack
+from pdrouter.tools.simulation.config import EngineConfig
 
 MODEL_NAME = "llama31-8b"
 CHAT = {

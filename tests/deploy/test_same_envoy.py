@@ -9,7 +9,7 @@ import yaml
 from envoy_gateway import translate
 from manifests import OVERLAYS, Object, build, compose
 
-from pdrouter.envoy_config import Address, EnvoyConfig, Routing, build_bootstrap, to_yaml
+from pdrouter.tools.envoy_config import Address, EnvoyConfig, Routing, build_bootstrap, to_yaml
 
 ROUTERS = ("127.0.0.1:1", "127.0.0.1:2")
 PODS = ("127.0.0.1:3",)

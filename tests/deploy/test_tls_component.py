@@ -10,8 +10,8 @@ from envoy_gateway_clusters import ROUTER
 from expectations import eventually
 from manifests import Object, compose, find
 
-from pdrouter.envoy_process import EnvoyProcess
-from pdrouter.local_stack import StackOptions, run_stack
+from pdrouter.tools.envoy_process import EnvoyProcess
+from pdrouter.tools.local_stack import StackOptions, run_stack
 
 MODEL = "llama31-8b"
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}

@@ -3,8 +3,8 @@
 from betterproto2 import Casing
 from manifests import Object, compose, container, ext_proc, find, settings_of
 
-from pdrouter.envoy_config.token_accounting import LOG_NAME, build_token_filters
-from pdrouter.extproc.answers import ROUTER_NAMESPACE
+from pdrouter.serving.answers import ROUTER_NAMESPACE
+from pdrouter.tools.envoy_config.token_accounting import LOG_NAME, build_token_filters
 
 
 def with_accounting() -> list[Object]:

@@ -5,11 +5,11 @@ import re
 from guides import DOCS
 from manifests import ROOT, compose
 
-from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.view import PodCache
-from pdrouter.doctor.registry import CHECKS
+from pdrouter.load.ledger import Ledger
 from pdrouter.settings import declarations
 from pdrouter.telemetry.requests import RequestTelemetry
+from pdrouter.tools.doctor.registry import CHECKS
 
 TEXT = (DOCS / "troubleshooting.md").read_text()
 REQUESTS = (DOCS / "requests.md").read_text()

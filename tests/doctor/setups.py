@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from pdrouter.doctor.diagnosis import Diagnosis, diagnose
-from pdrouter.doctor.snapshot import Document, Snapshot
+from pdrouter.tools.doctor.diagnosis import Diagnosis, diagnose
+from pdrouter.tools.doctor.snapshot import Document, Snapshot
 
 Documents = list[dict[str, Any]]
 Change = Callable[[Documents], None]

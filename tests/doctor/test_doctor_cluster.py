@@ -11,9 +11,9 @@ from fakekube import FakeApiServer, make_pod
 from setups import Documents, accept, codes, endpoint_override
 
 from pdrouter.cli import main
-from pdrouter.cluster.kube_api import KubeApi, KubeRefused, connect_by_kubeconfig
-from pdrouter.doctor.diagnosis import Diagnosis, diagnose
-from pdrouter.doctor.live import read_cluster
+from pdrouter.cluster.kubernetes.api import KubeApi, KubeRefused, connect_by_kubeconfig
+from pdrouter.tools.doctor.diagnosis import Diagnosis, diagnose
+from pdrouter.tools.doctor.live import read_cluster
 
 LLAMA = {"model.aibrix.ai/name": "llama"}
 ROLES = {"prefill": LLAMA | {"role-name": "prefill"}, "decode": LLAMA | {"role-name": "decode"}}

@@ -11,12 +11,12 @@ from fakekube import FakeApiServer, make_pod
 from setups import Documents, accept, codes, endpoint_override, find
 
 from pdrouter.cli import main
-from pdrouter.cluster.kube_api import KubeApi, connect_by_kubeconfig
-from pdrouter.doctor.diagnosis import Diagnosis, diagnose
-from pdrouter.doctor.findings import Finding
-from pdrouter.doctor.live import read_cluster, read_home_namespace
-from pdrouter.doctor.objects.kinds import KINDS
-from pdrouter.doctor.snapshot import Document, Snapshot
+from pdrouter.cluster.kubernetes.api import KubeApi, connect_by_kubeconfig
+from pdrouter.tools.doctor.diagnosis import Diagnosis, diagnose
+from pdrouter.tools.doctor.findings import Finding
+from pdrouter.tools.doctor.live import read_cluster, read_home_namespace
+from pdrouter.tools.doctor.objects.kinds import KINDS
+from pdrouter.tools.doctor.snapshot import Document, Snapshot
 
 
 def accepted() -> Documents:

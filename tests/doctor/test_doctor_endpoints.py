@@ -16,13 +16,13 @@ from loopback import hang, listen, reset
 from pdrouter.cli import main
 from pdrouter.cluster.endpoints_file import create_pods
 from pdrouter.cluster.endpoints_text import parse_endpoints
-from pdrouter.doctor.asking import ask_engines
-from pdrouter.doctor.checks.endpoints import ENDPOINT_CHECKS
-from pdrouter.doctor.diagnosis import Diagnosis, diagnose_engines
 from pdrouter.engines.registry import CONNECTOR_NAMES, ENGINES, Connectors
-from pdrouter.simulation.config import EngineConfig
-from pdrouter.simulation.engine import SimulatedEngine
-from pdrouter.simulation.faults import Fault
+from pdrouter.tools.doctor.asking import ask_engines
+from pdrouter.tools.doctor.checks.endpoints import ENDPOINT_CHECKS
+from pdrouter.tools.doctor.diagnosis import Diagnosis, diagnose_engines
+from pdrouter.tools.simulation.config import EngineConfig
+from pdrouter.tools.simulation.engine import SimulatedEngine
+from pdrouter.tools.simulation.faults import Fault
 
 MODEL = "llama"
 
@@ -120,8 +120,8 @@ async def test_an_engine_that_does_not_run_is_found() -> None:
 async def test_an_engine_that_gives_no_answer_is_found(
     talk: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pdrouter.doctor.asking._ASK_S", 0.2)
-    monkeypatch.setattr("pdrouter.doctor.asking._CONNECT_S", 0.2)
+    monkeypatch.setattr("pdrouter.tools.doctor.asking._ASK_S", 0.2)
+    monkeypatch.setattr("pdrouter.tools.doctor.asking._CONNECT_S", 0.2)
     async with listen(talk) as server:
         diagnosis = await examine(describe(whole=[server.address]))
 

@@ -14,9 +14,9 @@ import yaml
 from setups import codes, endpoint_override
 
 from pdrouter.cli import main
-from pdrouter.doctor.diagnosis import diagnose
-from pdrouter.doctor.manifests import ManifestsUnreadable, read_manifests
-from pdrouter.doctor.report import render_json, render_text
+from pdrouter.tools.doctor.diagnosis import diagnose
+from pdrouter.tools.doctor.manifests import ManifestsUnreadable, read_manifests
+from pdrouter.tools.doctor.report import render_json, render_text
 
 ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "tests" / "data" / "setup-guide.md"

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pdrouter.doctor.objects.base import Requirement, Selector
-from pdrouter.doctor.quantities import Seconds, Size
+from pdrouter.tools.doctor.objects.base import Requirement, Selector
+from pdrouter.tools.doctor.quantities import Seconds, Size
 
 
 @pytest.mark.parametrize(

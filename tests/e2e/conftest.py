@@ -7,7 +7,7 @@ import pytest
 import pytest_asyncio
 from expectations import DECODE, PREFILL, connect, expect_settled, run_checked_stack
 
-from pdrouter.local_stack import LocalStack, StackOptions
+from pdrouter.tools.local_stack import LocalStack, StackOptions
 
 
 @pytest.fixture(scope="module")

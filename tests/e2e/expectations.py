@@ -9,10 +9,10 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from pdrouter.local_stack import LocalStack, StackOptions, run_stack
-from pdrouter.simulation.config import EngineConfig
-from pdrouter.simulation.engine import SimulatedEngine
-from pdrouter.simulation.received_requests import ReceivedRequest
+from pdrouter.tools.local_stack import LocalStack, StackOptions, run_stack
+from pdrouter.tools.simulation.config import EngineConfig
+from pdrouter.tools.simulation.engine import SimulatedEngine
+from pdrouter.tools.simulation.received_requests import ReceivedRequest
 
 PATIENCE_S = 30.0
 """Bound of every wait. Nothing takes this long; a slow machine may."""

@@ -9,10 +9,10 @@ import pytest
 import yaml
 from expectations import Metrics, connect, engines_of, eventually, run_checked_stack
 
-from pdrouter.local_stack import LocalStack, StackOptions
-from pdrouter.simulation.config import EngineConfig
-from pdrouter.simulation.engine import SimulatedEngine
-from pdrouter.simulation.faults import Fault
+from pdrouter.tools.local_stack import LocalStack, StackOptions
+from pdrouter.tools.simulation.config import EngineConfig
+from pdrouter.tools.simulation.engine import SimulatedEngine
+from pdrouter.tools.simulation.faults import Fault
 
 CHAT = "/v1/chat/completions"
 

@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import yaml
 
-from pdrouter.envoy_config import Address, EnvoyConfig, build_bootstrap, to_yaml
-from pdrouter.envoy_process import EnvoyProcess
-from pdrouter.local_stack import LocalStack
+from pdrouter.tools.envoy_config import Address, EnvoyConfig, build_bootstrap, to_yaml
+from pdrouter.tools.envoy_process import EnvoyProcess
+from pdrouter.tools.local_stack import LocalStack
 
 Edit = Callable[[dict[str, Any]], object]
 """Changes the connection manager of a listener."""

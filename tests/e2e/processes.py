@@ -16,11 +16,11 @@ import httpx
 from expectations import PATIENCE_S, Metrics, chat, eventually, parse_metrics
 from failures import CHAT
 
-from pdrouter.envoy_config import Address, EnvoyConfig, build_bootstrap, to_yaml
-from pdrouter.envoy_process import EnvoyProcess
-from pdrouter.local_stack import write_endpoints
-from pdrouter.simulation.config import EngineConfig
-from pdrouter.simulation.engine import SimulatedEngine
+from pdrouter.tools.envoy_config import Address, EnvoyConfig, build_bootstrap, to_yaml
+from pdrouter.tools.envoy_process import EnvoyProcess
+from pdrouter.tools.local_stack import write_endpoints
+from pdrouter.tools.simulation.config import EngineConfig
+from pdrouter.tools.simulation.engine import SimulatedEngine
 
 ROUTER_COMMAND: tuple[str, ...] = ("-m", "pdrouter", "serve")
 """What Python is told to run. `benchmarks/transports` runs these tests over other transports."""

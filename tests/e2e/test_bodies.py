@@ -25,7 +25,7 @@ from expectations import (
 from raw_requests import POST_CHAT, send_frames
 
 from pdrouter.extproc.limits import HANDLE_HEADROOM_BYTES
-from pdrouter.local_stack import LocalStack, StackOptions
+from pdrouter.tools.local_stack import LocalStack, StackOptions
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -22,8 +22,8 @@ from expectations import (
 )
 from failures import CHAT, failing
 
-from pdrouter.local_stack import LocalStack, StackOptions
-from pdrouter.simulation.faults import Fault
+from pdrouter.tools.local_stack import LocalStack, StackOptions
+from pdrouter.tools.simulation.faults import Fault
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -30,8 +30,8 @@ from failures import (
     try_first,
 )
 
-from pdrouter.local_stack import LocalStack, StackOptions
-from pdrouter.simulation.faults import Fault
+from pdrouter.tools.local_stack import LocalStack, StackOptions
+from pdrouter.tools.simulation.faults import Fault
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -13,9 +13,9 @@ import pytest
 from expectations import chat, count_received, eventually, expect_settled, read_metrics
 from failures import CHAT, expect_running, try_first
 
-from pdrouter.local_stack import LocalStack, StackOptions
-from pdrouter.simulation.config import EngineConfig
-from pdrouter.simulation.engine import SimulatedEngine
+from pdrouter.tools.local_stack import LocalStack, StackOptions
+from pdrouter.tools.simulation.config import EngineConfig
+from pdrouter.tools.simulation.engine import SimulatedEngine
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -25,7 +25,7 @@ from expectations import (
 from listeners import Edit, find_ext_proc, http_filter, put_before, run_listeners
 from loopback import Server, listen
 
-from pdrouter.local_stack import LocalStack, StackOptions
+from pdrouter.tools.local_stack import LocalStack, StackOptions
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

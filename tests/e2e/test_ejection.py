@@ -18,11 +18,11 @@ from expectations import (
 )
 from failures import CHAT, FOLLOW_ENDPOINTS, failing, list_pods
 
-from pdrouter.envoy_config import Routing
-from pdrouter.local_stack import LocalStack, StackOptions
-from pdrouter.simulation.config import EngineConfig
-from pdrouter.simulation.engine import SimulatedEngine
-from pdrouter.simulation.faults import Fault
+from pdrouter.tools.envoy_config import Routing
+from pdrouter.tools.local_stack import LocalStack, StackOptions
+from pdrouter.tools.simulation.config import EngineConfig
+from pdrouter.tools.simulation.engine import SimulatedEngine
+from pdrouter.tools.simulation.faults import Fault
 
 FIRST, FIRST_ERRORS = 20, 6
 NEXT, NEXT_ERRORS = 60, 3

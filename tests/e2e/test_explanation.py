@@ -26,9 +26,9 @@ from expectations import (
     run_checked_stack,
 )
 
-from pdrouter.local_stack import LocalStack, StackOptions
-from pdrouter.simulation.faults import Fault
 from pdrouter.telemetry.logs import JsonFormatter
+from pdrouter.tools.local_stack import LocalStack, StackOptions
+from pdrouter.tools.simulation.faults import Fault
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

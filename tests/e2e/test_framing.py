@@ -10,8 +10,8 @@ from expectations import DECODE, PREFILL, chat, count_received, expect_settled
 from listeners import find_ext_proc, run_listeners
 from raw_requests import POST_CHAT, Fields, send_bytes, send_frames
 
-from pdrouter.envoy_config import Address, Routing
-from pdrouter.local_stack import LocalStack, StackOptions
+from pdrouter.tools.envoy_config import Address, Routing
+from pdrouter.tools.local_stack import LocalStack, StackOptions
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

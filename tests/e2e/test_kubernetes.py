@@ -17,10 +17,10 @@ from expectations import connect, expect_settled
 from fakekube import FakeApiServer, make_pod
 from informers import wait_for
 
-from pdrouter.envoy_config import Routing
-from pdrouter.local_stack import LocalStack, StackOptions, run_stack
-from pdrouter.simulation.config import EngineConfig
-from pdrouter.simulation.engine import SimulatedEngine
+from pdrouter.tools.envoy_config import Routing
+from pdrouter.tools.local_stack import LocalStack, StackOptions, run_stack
+from pdrouter.tools.simulation.config import EngineConfig
+from pdrouter.tools.simulation.engine import SimulatedEngine
 
 GUIDE = Path(__file__).parents[1] / "data" / "setup-guide.md"
 MODEL = "llama31-8b"

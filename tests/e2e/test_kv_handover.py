@@ -19,8 +19,8 @@ from expectations import (
     run_checked_stack,
 )
 
-from pdrouter.local_stack import LocalStack, StackOptions, run_stack, write_endpoints
-from pdrouter.simulation.config import EngineConfig, KvConnector
+from pdrouter.tools.local_stack import LocalStack, StackOptions, run_stack, write_endpoints
+from pdrouter.tools.simulation.config import EngineConfig, KvConnector
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"

@@ -13,11 +13,11 @@ import pytest
 from expectations import chat, connect, engines_of, read_metrics, run_checked_stack
 from failures import CHAT, FOLLOW_ENDPOINTS, list_pods
 
-from pdrouter.local_stack import LocalStack, StackOptions
-from pdrouter.simulation.config import EngineConfig
-from pdrouter.simulation.engine import SimulatedEngine
-from pdrouter.simulation.faults import Fault
-from pdrouter.simulation.prompts import prompt_digest
+from pdrouter.tools.local_stack import LocalStack, StackOptions
+from pdrouter.tools.simulation.config import EngineConfig
+from pdrouter.tools.simulation.engine import SimulatedEngine
+from pdrouter.tools.simulation.faults import Fault
+from pdrouter.tools.simulation.prompts import prompt_digest
 
 CLIENTS = 200
 REQUESTS_PER_CLIENT = 4

@@ -15,7 +15,7 @@ from listeners import run_listeners
 from loopback import Server, listen
 from raw_requests import POST_CHAT, send_bytes, send_frames
 
-from pdrouter.local_stack import LocalStack, StackOptions
+from pdrouter.tools.local_stack import LocalStack, StackOptions
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

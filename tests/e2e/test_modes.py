@@ -20,8 +20,8 @@ from expectations import (
     read_metrics,
 )
 
-from pdrouter.envoy_config import ResponseBody, Routing
-from pdrouter.local_stack import LocalStack, StackOptions
+from pdrouter.tools.envoy_config import ResponseBody, Routing
+from pdrouter.tools.local_stack import LocalStack, StackOptions
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

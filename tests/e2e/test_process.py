@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from processes import RouterProcess, run_installation, streaming
 
 from pdrouter.extproc.server import HEALTH_SERVICES
-from pdrouter.simulation.faults import Fault
+from pdrouter.tools.simulation.faults import Fault
 
 MIB = 2**20
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -135,7 +135,7 @@ async def test_a_port_in_use_stops_the_start(endpoints: Path, variable: str) -> 
     assert address.rpartition(":")[2] in errors
 
 
-UNWANTED = ("envoy_data_plane", "betterproto2", "httpx", "openai", "pdrouter.simulation")
+UNWANTED = ("envoy_data_plane", "betterproto2", "httpx", "openai", "pdrouter.tools.simulation")
 
 
 async def test_it_weighs_little_and_loads_nothing_that_other_commands_need(

@@ -17,7 +17,7 @@ from expectations import (
     run_checked_stack,
 )
 
-from pdrouter.local_stack import LocalStack, StackOptions
+from pdrouter.tools.local_stack import LocalStack, StackOptions
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

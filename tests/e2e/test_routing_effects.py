@@ -24,9 +24,9 @@ from expectations import (
 from fakekube import FakeApiServer, make_pod
 from waiting import wait_until
 
-from pdrouter.local_stack import LocalStack, StackOptions
-from pdrouter.simulation.config import EngineConfig
-from pdrouter.simulation.engine import SimulatedEngine
+from pdrouter.tools.local_stack import LocalStack, StackOptions
+from pdrouter.tools.simulation.config import EngineConfig
+from pdrouter.tools.simulation.engine import SimulatedEngine
 
 CHAT = "/v1/chat/completions"
 HOSTS = ("127.0.0.2", "127.0.0.3", "127.0.0.4")

@@ -25,9 +25,9 @@ from expectations import (
     run_checked_stack,
 )
 
-from pdrouter.envoy_config import Address, EnvoyConfig, Routing, build_bootstrap, to_yaml
-from pdrouter.envoy_process import EnvoyProcess
-from pdrouter.local_stack import LocalStack, StackOptions
+from pdrouter.tools.envoy_config import Address, EnvoyConfig, Routing, build_bootstrap, to_yaml
+from pdrouter.tools.envoy_process import EnvoyProcess
+from pdrouter.tools.local_stack import LocalStack, StackOptions
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

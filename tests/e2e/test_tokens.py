@@ -22,10 +22,10 @@ from expectations import (
 )
 from waiting import wait_until
 
-from pdrouter.envoy_config import Routing
-from pdrouter.local_stack import LocalStack, StackOptions, write_endpoints
-from pdrouter.simulation.config import EngineConfig
-from pdrouter.simulation.engine import SimulatedEngine
+from pdrouter.tools.envoy_config import Routing
+from pdrouter.tools.local_stack import LocalStack, StackOptions, write_endpoints
+from pdrouter.tools.simulation.config import EngineConfig
+from pdrouter.tools.simulation.engine import SimulatedEngine
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

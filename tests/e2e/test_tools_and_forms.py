@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 from expectations import count_received, expect_disaggregated, expect_error, expect_whole
 
-from pdrouter.local_stack import LocalStack
+from pdrouter.tools.local_stack import LocalStack
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -21,9 +21,9 @@ from failures import (
     try_first,
 )
 
-from pdrouter.local_stack import LocalStack
-from pdrouter.simulation.faults import Fault
-from pdrouter.simulation.legs import Leg
+from pdrouter.tools.local_stack import LocalStack
+from pdrouter.tools.simulation.faults import Fault
+from pdrouter.tools.simulation.legs import Leg
 
 FORCED = Fault(status=500, leg=Leg.PREFILL, forces_tool=True)
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]

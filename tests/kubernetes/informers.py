@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from pdrouter.cluster.kube_objects import PodRules
-from pdrouter.cluster.kubernetes import KubernetesPods, create_kubernetes_source
-from pdrouter.cluster.reflector import ReflectorTiming
+from pdrouter.cluster.kubernetes.objects import PodRules
+from pdrouter.cluster.kubernetes.reflector import ReflectorTiming
+from pdrouter.cluster.kubernetes.source import KubernetesPods, create_kubernetes_source
 from pdrouter.cluster.view import PodCache
 
 PATIENCE_S = 30.0

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from fakekube import FakeApiServer
 
-from pdrouter.cluster import http_routes
-from pdrouter.cluster.http_routes import HttpRoutes
-from pdrouter.cluster.kube_api import KubeApi, connect_by_kubeconfig
+from pdrouter.cluster.kubernetes import routes as route_checks
+from pdrouter.cluster.kubernetes.api import KubeApi, connect_by_kubeconfig
+from pdrouter.cluster.kubernetes.routes import HttpRoutes
 from pdrouter.cluster.source import RouteUnavailable
 
 NAMESPACE = "aibrix-system"
@@ -65,7 +65,7 @@ async def test_what_was_found_holds_while_the_server_is_away(tmp_path: Path) -> 
 async def test_no_answer_to_the_first_look_is_not_remembered_for_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_routes, "_RETRY_S", AT_ONCE_S)
+    monkeypatch.setattr(route_checks, "_RETRY_S", AT_ONCE_S)
     async with FakeApiServer() as api, open_routes(api, tmp_path, FOR_LONG_S) as routes:
         api.store.create(make_route())
         api.faults.fail(500, resource="httproutes", times=1)

@@ -12,9 +12,9 @@ from fakekube import Certificate, FakeApiServer, make_pod
 from informers import FAST, RULES, Informer, run_informer, wait_for
 from kubernetes_asyncio.client import Configuration
 
-from pdrouter.cluster import kube_api
-from pdrouter.cluster.kube_api import KubeConfigInvalid
-from pdrouter.cluster.kubernetes import create_kubernetes_source
+from pdrouter.cluster.kubernetes import api as kube_api
+from pdrouter.cluster.kubernetes.api import KubeConfigInvalid
+from pdrouter.cluster.kubernetes.source import create_kubernetes_source
 from pdrouter.cluster.view import PodCache
 
 LABELS = {"model.aibrix.ai/name": "m", "role-name": "prefill"}

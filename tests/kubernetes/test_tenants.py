@@ -10,9 +10,9 @@ import pytest
 from fakekube import FakeApiServer, make_pod
 from informers import RULES, Informer, run_informer, wait_for
 
-from pdrouter.cluster import kube_api
-from pdrouter.cluster.kube_api import KubeConfigInvalid, find_own_namespace
-from pdrouter.cluster.kube_objects import PodRules
+from pdrouter.cluster.kubernetes import api as kube_api
+from pdrouter.cluster.kubernetes.api import KubeConfigInvalid, find_own_namespace
+from pdrouter.cluster.kubernetes.objects import PodRules
 from pdrouter.cluster.model_namespaces import ModelNamespaces
 from pdrouter.cluster.pod_addresses import AddressRules
 

@@ -17,27 +17,27 @@ from benchmarks.routing.cluster.router_replica import RoutedLegs, RouterOptions,
 from benchmarks.routing.cluster.workload import BLOCK_TOKENS
 from pdrouter.cluster.view import ModelPods, PodCache
 from pdrouter.engines.registry import Connectors
-from pdrouter.extproc.answers import AnswerReports
-from pdrouter.extproc.choosing import PodChooser
-from pdrouter.extproc.dispatch import Dispatcher
-from pdrouter.extproc.dispatch_policy import DispatchPolicy, FailurePolicy
 from pdrouter.extproc.exchange import Exchange
 from pdrouter.extproc.exchange_policy import ExchangePolicy
-from pdrouter.extproc.held_bodies import HeldBodies
 from pdrouter.extproc.messages import PhaseReply
 from pdrouter.extproc.phases import Replies
-from pdrouter.extproc.pod_outcomes import PodOutcomes
-from pdrouter.extproc.prefilling import Prefilling
-from pdrouter.extproc.record import RequestRecord
-from pdrouter.extproc.tokenizing import PromptTokenizers
+from pdrouter.load.output_length import OutputLengths
+from pdrouter.load.prompt_length import TokenRatios
 from pdrouter.openai.prompt_prefix import hash_prompt
 from pdrouter.openai.request import count_token_ids
-from pdrouter.prefill.client import EngineAnswer
-from pdrouter.prefill.leg import PrefillLeg
-from pdrouter.prefill.unsplittable import UnsplittableKinds
 from pdrouter.routing.decision import Decision, RoutingFacts, Strategy
-from pdrouter.routing.output_length import OutputLengths
-from pdrouter.routing.prompt_length import TokenRatios
+from pdrouter.serving.answers import AnswerReports
+from pdrouter.serving.choosing import PodChooser
+from pdrouter.serving.engine_client import EngineAnswer
+from pdrouter.serving.held_bodies import HeldBodies
+from pdrouter.serving.legs import PrefillLeg
+from pdrouter.serving.pod_outcomes import PodOutcomes
+from pdrouter.serving.policy import DispatchPolicy, FailurePolicy
+from pdrouter.serving.prefilling import Prefilling
+from pdrouter.serving.record import RequestRecord
+from pdrouter.serving.tokenizers import PromptTokenizers
+from pdrouter.serving.unsplittable import UnsplittableKinds
+from pdrouter.serving.way import Dispatcher
 
 PATH = "/v1/completions"
 

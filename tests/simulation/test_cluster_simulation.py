@@ -15,13 +15,13 @@ from benchmarks.routing.cluster.simulation import MODEL, Simulation, make_pods
 from benchmarks.routing.cluster.workload import Workload
 from benchmarks.routing.contenders import CONTENDERS
 from benchmarks.routing.workloads import make_workload as make_pattern
-from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.pods import Pod
-from pdrouter.cluster.prefill_rates import PrefillRates
-from pdrouter.cluster.samples import EngineSample
 from pdrouter.cluster.view import ModelPods
+from pdrouter.load.ledger import Ledger
+from pdrouter.load.prefill_rates import PrefillRates
+from pdrouter.load.prefix_index import PrefixIndex
+from pdrouter.load.samples import EngineSample
 from pdrouter.routing.decision import Choice, Decision, RoutingFacts, Strategy
-from pdrouter.routing.prefix_index import PrefixIndex
 from pdrouter.routing.registry import create_strategies
 from pdrouter.routing.state import RoutingState
 

@@ -15,11 +15,11 @@ from pdrouter.cluster.endpoints_text import (
     EndpointsInvalid,
     parse_endpoints,
 )
-from pdrouter.cluster.load import Ledger
 from pdrouter.cluster.view import ClusterView, PodCache
 from pdrouter.commands.front import write_curl
 from pdrouter.engines.registry import CONNECTOR_NAMES, ENGINES
-from pdrouter.extproc.headers import FORWARDED_TO_PREFILL
+from pdrouter.load.ledger import Ledger
+from pdrouter.openai.headers import FORWARDED_TO_PREFILL
 from pdrouter.openai.paths import ENDPOINTS, Forms
 from pdrouter.telemetry.requests import RequestTelemetry
 from pdrouter.workers.metrics_page import describe_workers, render_page

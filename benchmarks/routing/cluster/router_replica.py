@@ -4,14 +4,14 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from random import Random
 
-from pdrouter.cluster.load import Ledger, PrefillScope, Scope
-from pdrouter.cluster.prefill_rates import PrefillRates
-from pdrouter.cluster.samples import EngineSample
 from pdrouter.cluster.view import ModelPods
+from pdrouter.load.ledger import Ledger, PrefillScope, Scope
+from pdrouter.load.prefill_rates import PrefillRates
+from pdrouter.load.prefix_index import PrefixIndex
+from pdrouter.load.samples import EngineSample
 from pdrouter.routing.admission import QueueTooLong
 from pdrouter.routing.aggregation import Aggregation
 from pdrouter.routing.decision import Decision, NoReadyPod, RoutingFacts, Strategy
-from pdrouter.routing.prefix_index import PrefixIndex
 from pdrouter.routing.router import Router, RoutingRules
 from pdrouter.routing.state import RoutingState
 

@@ -12,8 +12,8 @@ from benchmarks.routing.cluster.results import Passage, PodUse, SimulationResult
 from benchmarks.routing.cluster.router_replica import RoutedLegs, RouterOptions, RouterReplica
 from benchmarks.routing.cluster.workload import BLOCK_TOKENS, SimulatedRequest, Workload
 from pdrouter.cluster.pods import Pod, Role
-from pdrouter.cluster.samples import EngineSample
 from pdrouter.cluster.view import ModelPods
+from pdrouter.load.samples import EngineSample
 from pdrouter.routing.decision import RoutingFacts, Strategy
 
 MODEL = "simulated"

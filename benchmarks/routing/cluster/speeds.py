@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import ceil
 
-from pdrouter.cluster.prefill_rates import round_up
+from pdrouter.load.prefill_rates import round_up
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from benchmarks.transports.http2.limits import Limits
 from benchmarks.transports.http2.rpc_server import RpcServer
 from benchmarks.transports.http2.stream import END, Stream
 from pdrouter.extproc.server import HEALTH_SERVICES, SERVICE, ServerOptions
-from pdrouter.extproc.streams import CreateExchange, OpenStreams
 from pdrouter.extproc.tls import CertificatesInvalid, TlsFiles
+from pdrouter.extproc.wire import CreateExchange, OpenStreams
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""The pods as the Kubernetes API gives them."""

@@ -1,6 +1,0 @@
-"""The bootstrap of an Envoy that serves the router, built from Envoy's own message types."""
-
-from pdrouter.envoy_config.bootstrap import build_bootstrap, to_yaml
-from pdrouter.envoy_config.options import Address, EnvoyConfig, ResponseBody, Routing
-
-__all__ = ["Address", "EnvoyConfig", "ResponseBody", "Routing", "build_bootstrap", "to_yaml"]

@@ -1,0 +1,158 @@
+"""Asks each engine of an endpoints file which models it serves, before a request does."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import aiohttp
+import msgspec
+
+from pdrouter.cluster.pods import Pod
+from pdrouter.cluster.view import PodCache
+from pdrouter.load.engine_connections import create_connector
+
+log = logging.getLogger(__name__)
+
+_AT_ONCE = 32
+_PAGE_BYTES = 1024 * 1024
+_PATH = "/v1/models"
+
+
+class _Card(msgspec.Struct):
+    id: str
+
+
+class _Models(msgspec.Struct):
+    data: list[_Card] = []
+
+
+@dataclass(slots=True)
+class _Engine:
+    """What is known of an address.
+
+    Attributes:
+        asked_at: when it was asked last.
+        answers: whether it has answered.
+    """
+
+    asked_at: float
+    answers: bool
+
+
+class EngineCheck:
+    """Asks the engines, each until it has answered once. What is odd is a warning, once.
+
+    Whether an engine that has answered is still there, scrapes and requests find out.
+    """
+
+    def __init__(
+        self, cache: PodCache, *, look_s: float = 1.0, again_s: float = 5.0, wait_s: float = 5.0
+    ) -> None:
+        """Set up; nobody is asked yet.
+
+        Args:
+            cache: the pods.
+            look_s: seconds between two looks for engines that have not been asked.
+            again_s: seconds until an engine that did not answer is asked again.
+            wait_s: seconds that an engine has for its answer.
+        """
+        self._cache = cache
+        self._look_s = look_s
+        self._again_s = again_s
+        self._wait_s = wait_s
+        self._engines: dict[str, _Engine] = {}
+
+    def is_silent(self, pod: Pod) -> bool:
+        """Return whether a pod was asked, and has never answered."""
+        engine = self._engines.get(pod.address)
+        return engine is not None and not engine.answers
+
+    async def run(self) -> None:
+        """Ask until cancelled."""
+        slots = asyncio.Semaphore(_AT_ONCE)
+        async with aiohttp.ClientSession(
+            connector=create_connector(None),
+            timeout=aiohttp.ClientTimeout(self._wait_s),
+            cookie_jar=aiohttp.DummyCookieJar(),
+        ) as session:
+
+            async def ask(address: str, pods: Sequence[Pod]) -> None:
+                async with slots:
+                    await self._ask(session, address, pods)
+
+            while True:
+                await asyncio.gather(*(ask(*each) for each in self._find_due().items()))
+                await asyncio.sleep(self._look_s)
+
+    def _find_due(self) -> Mapping[str, list[Pod]]:
+        """Return whom to ask, with the pods that are there, and forget those that are gone."""
+        pods: dict[str, list[Pod]] = {}
+        for pod in self._cache.view.pods:
+            if pod.ready:
+                pods.setdefault(pod.address, []).append(pod)
+        self._engines = {
+            address: engine for address, engine in self._engines.items() if address in pods
+        }
+        now = asyncio.get_running_loop().time()
+        return {
+            address: group
+            for address, group in pods.items()
+            if (engine := self._engines.get(address)) is None
+            or (not engine.answers and now - engine.asked_at >= self._again_s)
+        }
+
+    async def _ask(self, session: aiohttp.ClientSession, address: str, pods: Sequence[Pod]) -> None:
+        before = self._engines.get(address)
+        try:
+            names = await _fetch_names(session, address)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            if before is None:
+                models = sorted({pod.model for pod in pods})
+                log.warning(
+                    "engine %s does not answer: %s",
+                    address,
+                    _describe(error),
+                    extra={"fields": {"address": address, "models": models}},
+                )
+            self._engines[address] = _Engine(asyncio.get_running_loop().time(), answers=False)
+            return
+        self._engines[address] = _Engine(asyncio.get_running_loop().time(), answers=True)
+        if before is not None:
+            log.info("engine %s answers now", address, extra={"fields": {"address": address}})
+        for pod in pods:
+            if names and pod.model not in names:
+                log.warning(
+                    "engine %s serves %s, not %s: it will refuse requests, which ask for that name",
+                    address,
+                    ", ".join(names),
+                    pod.model,
+                    extra={"fields": {"address": address, "model": pod.model, "serves": names}},
+                )
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno:
+        return os.strerror(error.os_error.errno)
+    return str(error) or type(error).__name__
+
+
+async def _fetch_names(session: aiohttp.ClientSession, address: str) -> list[str]:
+    """Return the models that an engine lists; none if it lists them to nobody, or otherwise.
+
+    Raises:
+        aiohttp.ClientError, OSError, TimeoutError: it does not answer.
+    """
+    async with session.get(f"http://{address}{_PATH}", allow_redirects=False) as response:
+        page = bytearray()
+        async for chunk in response.content.iter_any():
+            page += chunk
+            if len(page) > _PAGE_BYTES:
+                return []
+    try:
+        return [card.id for card in msgspec.json.decode(page, type=_Models).data]
+    except msgspec.MsgspecError:
+        return []

@@ -1,0 +1,309 @@
+"""The ledger of work in flight on each pod, as far as this process has sent it there."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+
+from pdrouter.load.drain_rates import DrainRates
+from pdrouter.load.prefill_rates import PrefillRates
+
+Clock = Callable[[], float]
+"""Gives the time in seconds; only differences count."""
+
+
+@dataclass(slots=True)
+class PodLoad:
+    """Work in flight on one pod.
+
+    Attributes:
+        prefill_requests: prefill legs that run or wait there.
+        prefill_tokens: prompt tokens that those legs have to compute, as estimated.
+        decode_requests: decode legs, and whole requests, that run there.
+        decode_tokens: tokens that those need KV memory for at their end, as estimated.
+    """
+
+    prefill_requests: int = 0
+    prefill_tokens: int = 0
+    decode_requests: int = 0
+    decode_tokens: int = 0
+
+    def add(self, other: "PodLoad") -> None:
+        """Count more work."""
+        self.prefill_requests += other.prefill_requests
+        self.prefill_tokens += other.prefill_tokens
+        self.decode_requests += other.decode_requests
+        self.decode_tokens += other.decode_tokens
+
+    def subtract(self, other: "PodLoad") -> None:
+        """Count less work."""
+        self.prefill_requests -= other.prefill_requests
+        self.prefill_tokens -= other.prefill_tokens
+        self.decode_requests -= other.decode_requests
+        self.decode_tokens -= other.decode_tokens
+
+
+_IDLE = PodLoad()
+
+
+_GREATEST_SURPRISE = 4.0
+"""How many times longer than predicted all legs on a pod may take, for what is learnt from it.
+
+A pause of the engine or the network must not make its pod look a hundred times slower, for then no
+request would go there to show that it was over. A pod that is that slow is learnt in a few legs.
+"""
+
+
+_NEW_LEG = 0.02
+"""Weight of a leg in the mean of all."""
+
+
+class Scope:
+    """One piece of work that a ledger counts until it is released, exactly once."""
+
+    __slots__ = ("_amount", "_ledger", "_uid")
+
+    def __init__(self, ledger: "Ledger", uid: str, amount: PodLoad) -> None:
+        self._ledger: Ledger | None = ledger
+        self._uid = uid
+        self._amount = amount
+
+    def release(self) -> None:
+        """Stop counting the work. Further calls change nothing."""
+        ledger, self._ledger = self._ledger, None
+        if ledger is not None:
+            ledger.subtract(self._uid, self._amount)
+
+    def __enter__(self) -> "Scope":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+
+class PrefillScope(Scope):
+    """One prefill leg; the time that it took teaches how fast its pod is."""
+
+    __slots__ = ("_completed",)
+
+    def __init__(self, ledger: "Ledger", uid: str, amount: PodLoad) -> None:
+        super().__init__(ledger, uid, amount)
+        self._completed: int | None = None
+
+    def __enter__(self) -> "PrefillScope":
+        return self
+
+    def complete(self, tokens: int | None = None) -> None:
+        """Note that the leg was carried out; call it before the release.
+
+        Args:
+            tokens: prompt tokens that were computed, if the engine has said so.
+        """
+        self._completed = self._amount.prefill_tokens if tokens is None else tokens
+
+    def release(self) -> None:
+        """Stop counting the leg. Further calls change nothing."""
+        ledger = self._ledger
+        try:
+            if ledger is not None:
+                ledger.leave_queue(self._uid, self, self._completed)
+        finally:
+            super().release()
+
+
+class _PrefillQueue:
+    """The prefill legs on one pod, in the order in which they were sent.
+
+    Engines work on one after the other, or on all at once at a rate that they share: either way, a
+    leg is done when the work before it and its own is.
+
+    Attributes:
+        since: when the first leg came to the front, or a later one was carried out.
+        work: the work of each leg, in the units of `PrefillRates`.
+        first: that of the first leg.
+        rest: the sum of that of the others.
+    """
+
+    __slots__ = ("first", "rest", "since", "work")
+
+    def __init__(self, now: float, scope: PrefillScope, work: float) -> None:
+        self.since = now
+        self.work = {scope: work}
+        self.first = work
+        self.rest = 0.0
+
+    def add(self, scope: PrefillScope, work: float) -> None:
+        self.work[scope] = work
+        self.rest += work
+
+    def remove(self, scope: PrefillScope) -> None:
+        work = self.work.pop(scope)
+        first = next(iter(self.work.values()), 0.0)
+        self.rest += self.first - work - first
+        self.first = first
+
+
+class Ledger:
+    """Counts work by the UID of its pod.
+
+    Entries come with the first piece of work and go with the last, so that pods which are gone
+    leave nothing behind, and an update of a pod changes nothing.
+    """
+
+    __slots__ = ("_clock", "_loads", "_mean_work", "_others", "_queues", "drains", "loads", "rates")
+
+    def __init__(self, rates: PrefillRates | None = None, clock: Clock = time.monotonic) -> None:
+        """Start with nothing in flight.
+
+        Args:
+            rates: learns from prefill legs that are completed.
+            clock: gives the time.
+        """
+        self.rates = rates or PrefillRates()
+        self.drains = DrainRates()
+        self._clock = clock
+        self._loads: dict[str, PodLoad] = {}
+        self.loads: Mapping[str, PodLoad] = self._loads
+        """Work in flight by UID; idle pods have none. It is the ledger's own: do not change it."""
+        self._queues: dict[str, _PrefillQueue] = {}
+        self._others: dict[str, float] = {}
+        self._mean_work = 0.0
+
+    def load(self, uid: str) -> PodLoad:
+        """Return the work in flight on a pod. It is the ledger's own record: do not change it."""
+        return self._loads.get(uid, _IDLE)
+
+    def snapshot(self) -> Mapping[str, PodLoad]:
+        """Return a copy of all entries by UID; pods without work have none."""
+        return {uid: replace(load) for uid, load in self._loads.copy().items()}
+
+    def forget(self, uid: str) -> None:
+        """Forget how fast a pod was that is gone; what is in flight there still counts."""
+        self.rates.forget(uid)
+        self.drains.forget(uid)
+        self._others.pop(uid, None)
+
+    def predict_prefill_wait(self, uid: str) -> float:
+        """Return the seconds until a pod has done the prefill legs that it has, as predicted."""
+        return self.predict_prefills((uid,), (0.0,))[0]
+
+    def predict_prefills(
+        self, uids: Sequence[str], added: Iterable[float], others_weight: float = 1.0
+    ) -> list[float]:
+        """Return the seconds until each pod has done the prefill legs that it has, and one more.
+
+        Args:
+            uids: the pods.
+            added: the work of the leg that is added to each, in the units of `PrefillRates`.
+            others_weight: how much of what others have sent there is waited for.
+        """
+        now = self._clock()
+        queues, factors, unit_s = self._queues, self.rates.factors, self.rates.unit_s
+        others = self._others
+        if others:
+            weight = others_weight * self._mean_work
+            added = [
+                work + weight * others.get(uid, 0.0) for uid, work in zip(uids, added, strict=True)
+            ]
+        predicted = []
+        for uid, work in zip(uids, added, strict=True):
+            scale = unit_s * factors.get(uid, 1.0)
+            queue = queues.get(uid)
+            if queue is None:
+                predicted.append(work * scale)
+            else:
+                # The first leg is under way. If it is overdue, it hangs, or the prediction was
+                # wrong: the longer it is late, the longer it will take.
+                left = abs(queue.first * scale - (now - queue.since))
+                predicted.append(left + (queue.rest + work) * scale)
+        return predicted
+
+    def note_others(self, uid: str, requests: float) -> None:
+        """Take how many requests a pod has that this router has not sent, as last seen.
+
+        A prefill pod takes as long for them as for as many of this router's.
+        """
+        if requests:
+            self._others[uid] = requests
+        else:
+            self._others.pop(uid, None)
+
+    def drain_rate(self, uid: str) -> float | None:
+        """Return the requests that a pod completes per second, of late; None if it is unknown.
+
+        A prefill leg counts when it was carried out, other work when it is released.
+        """
+        return self.drains.rate(uid, self._clock())
+
+    def start_prefill(self, uid: str, tokens: int) -> PrefillScope:
+        """Count a prefill leg that has so many prompt tokens to compute."""
+        amount = PodLoad(prefill_requests=1, prefill_tokens=tokens)
+        self.drains.watch(uid, self._clock())
+        scope = PrefillScope(self, uid, amount)
+        queue = self._queues.get(uid)
+        (work,) = self.rates.measure((tokens,))
+        if queue is None:
+            self._queues[uid] = _PrefillQueue(self._clock(), scope, work)
+        else:
+            queue.add(scope, work)
+        self._mean_work += (work - self._mean_work) * _NEW_LEG
+        self._loads.setdefault(uid, PodLoad()).add(amount)
+        return scope
+
+    def start_decode(self, uid: str, tokens: int = 0) -> Scope:
+        """Count a decode leg, or a whole request, that needs KV memory for so many tokens."""
+        amount = PodLoad(decode_requests=1, decode_tokens=tokens)
+        self.drains.watch(uid, self._clock())
+        self._loads.setdefault(uid, PodLoad()).add(amount)
+        return Scope(self, uid, amount)
+
+    def leave_queue(self, uid: str, scope: PrefillScope, completed: int | None) -> None:
+        """Take a leg out of its pod's queue, and learn from it; only scopes call this."""
+        queue = self._queues[uid]
+        now = self._clock()
+        if completed is not None and self.drains.watches(uid):
+            self._learn(uid, queue, queue.work[scope], completed, now - queue.since)
+            self.drains.note(uid, now)
+        was_first = next(iter(queue.work)) is scope
+        queue.remove(scope)
+        if not queue.work:
+            del self._queues[uid]
+        elif was_first or completed is not None:
+            queue.since = now
+
+    def _learn(
+        self, uid: str, queue: _PrefillQueue, expected: float, computed: int, seconds: float
+    ) -> None:
+        """Learn from a leg that ended so long after the one before.
+
+        The pod worked on the legs of this router in turn, and all the while on those that this
+        router has not sent: the time is shared out by what both are predicted to take.
+
+        Args:
+            uid: the pod.
+            queue: its queue, with the leg.
+            expected: work that the leg was taken for.
+            computed: tokens that it has computed.
+            seconds: how long that took, with others' work.
+        """
+        (actual,) = self.rates.measure((computed,))
+        own = queue.first + queue.rest - expected + actual
+        everything = own + self._others.get(uid, 0.0) * self._mean_work
+        if own > 0:
+            predicted = everything * self.rates.unit_s * self.rates.factors.get(uid, 1.0)
+            seconds = min(seconds, _GREATEST_SURPRISE * predicted)
+            self.rates.observe(uid, computed, seconds * own / everything)
+
+    def subtract(self, uid: str, amount: PodLoad) -> None:
+        """Take back what a scope has counted; only scopes call this."""
+        load = self._loads[uid]
+        load.subtract(amount)
+        if amount.decode_requests:
+            self.drains.note(uid, self._clock())
+        if load == _IDLE:
+            del self._loads[uid]

@@ -1,0 +1,328 @@
+"""Reads the metrics of every ready pod, again and again, so that choices can follow its load."""
+
+import asyncio
+import logging
+import random
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import TracebackType
+
+import aiohttp
+from yarl import URL
+
+from pdrouter.cluster.pods import Pod, Role, format_address
+from pdrouter.cluster.view import ClusterView, PodCache
+from pdrouter.engines.reading import EngineReading, find_dialect
+from pdrouter.load.engine_connections import create_connector
+from pdrouter.load.failures import FailureMemory
+from pdrouter.load.ledger import Clock, Ledger
+from pdrouter.load.samples import EngineSample
+from pdrouter.load.scrape_stats import ScrapeStats
+
+log = logging.getLogger(__name__)
+
+_PAGE_BYTES = 1024 * 1024
+
+# What scraping may cost, however many pods there are: a scrape of a page of 100 KB takes 0.3 to
+# 0.8 ms of CPU, by the machine (`python -m benchmarks.scraping`).
+_SCRAPES_PER_S = 150
+
+# Least time between two steps: to wake up costs as much as a scrape, so a few start together.
+_STEP_S = 0.05
+
+# Two failures in a row leave the last sample in use.
+_FRESH_INTERVALS = 3
+
+# With fewer steps of the engine between two readings, a rate says more about their timing.
+_SHORTEST_SPAN_S = 0.2
+
+# How often to look for pods when there are none.
+_IDLE_S = 1.0
+
+# Failures in a row that are worth a line in the log.
+_LOUD_FAILURES = 3
+
+
+class ScrapeFailure(StrEnum):
+    """Why a scrape gave no sample."""
+
+    CONNECT = "connect"
+    TRANSPORT = "transport"
+    TIMEOUT = "timeout"
+    STATUS = "status"
+    TOO_LARGE = "too-large"
+    NO_METRICS = "no-metrics"
+    INTERNAL = "internal"
+
+
+class _ScrapeFailed(Exception):
+    def __init__(self, cause: ScrapeFailure, message: str) -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
+@dataclass(slots=True)
+class _TokenCounter:
+    """Makes a rate of the engine's count of generated tokens."""
+
+    _at: float = 0.0
+    _tokens: float | None = None
+    _per_s: float | None = None
+
+    def read(self, at: float, tokens: float | None) -> float | None:
+        """Return the tokens per second since the reading before; None if there is none.
+
+        A count that has become smaller is that of an engine that has started again.
+        """
+        if self._tokens is None or tokens is None or tokens < self._tokens:
+            self._at, self._tokens, self._per_s = at, tokens, None
+        elif at - self._at >= _SHORTEST_SPAN_S:
+            self._per_s = (tokens - self._tokens) / (at - self._at)
+            self._at, self._tokens = at, tokens
+        return self._per_s
+
+
+@dataclass(slots=True, eq=False)
+class _Target:
+    """A pod that is scraped, with what must outlive one scrape."""
+
+    pod: Pod
+    tokens: _TokenCounter = field(default_factory=_TokenCounter)
+    scraping: asyncio.Task[None] | None = None
+    failures: int = 0
+
+    def has_page_of(self, pod: Pod) -> bool:
+        """Return whether the metrics of a newer state of the pod are the same page."""
+        own = self.pod
+        return (own.ip, own.metrics_port, own.engine) == (pod.ip, pod.metrics_port, pod.engine)
+
+
+class EngineMetrics:
+    """Scrapes the ready pods in turns. Use as an async context manager around `run`.
+
+    The pods stand in a queue. At even steps, with some jitter, the first few of them go to its end
+    and are scraped, each in a task of its own: the scrapes of an interval are spread over it, and
+    no pod waits for another. New pods come first.
+
+    Attributes:
+        samples: the newest sample by UID, without those that are not fresh any more. The scraper's
+            own record, for a request looks at it for every pod: do not change it.
+        stats: what scraping has met.
+    """
+
+    def __init__(
+        self,
+        cache: PodCache,
+        ledger: Ledger,
+        *,
+        interval_s: float = 1.0,
+        deadline_s: float = 2.0,
+        clock: Clock = time.monotonic,
+        failures: FailureMemory | None = None,
+    ) -> None:
+        """Set up the scraper; nothing is opened yet.
+
+        Args:
+            cache: the pods.
+            ledger: work in flight that this router has sent.
+            interval_s: time from one scrape of a pod to the next; longer where there are so many
+                pods that scraping would take more than about a tenth of a core.
+            deadline_s: time that a scrape may take.
+            clock: gives the time of samples; the ledger's.
+            failures: is told which pods cannot be connected to.
+        """
+        self._cache = cache
+        self._ledger = ledger
+        self._interval_s = interval_s
+        self._deadline_s = deadline_s
+        self._clock = clock
+        self._failures = failures or FailureMemory()
+        self._session: aiohttp.ClientSession | None = None
+        self._view: ClusterView | None = None
+        self._targets: OrderedDict[str, _Target] = OrderedDict()
+        self._samples: dict[str, EngineSample] = {}
+        self.samples: Mapping[str, EngineSample] = self._samples
+        self.stats = ScrapeStats()
+
+    @property
+    def interval_s(self) -> float:
+        """Time from one scrape of a pod to the next, for as many pods as there are."""
+        return max(self._interval_s, len(self._targets) / _SCRAPES_PER_S)
+
+    @property
+    def fresh_s(self) -> float:
+        """Age up to which samples count; it is looked at once an interval.
+
+        A pod whose every answer just meets the deadline stays below it.
+        """
+        return _FRESH_INTERVALS * self.interval_s + self._deadline_s
+
+    async def __aenter__(self) -> "EngineMetrics":
+        self._session = aiohttp.ClientSession(
+            # Each pod has at most one connection, and so many scrapes as start within the
+            # deadline are under way at once.
+            connector=create_connector(self._interval_s * _FRESH_INTERVALS + 60),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            # The format without exemplars; not compressed, which costs both sides CPU.
+            headers={"accept": "text/plain;version=0.0.4", "user-agent": "pdrouter"},
+            skip_auto_headers=("accept-encoding",),
+            timeout=aiohttp.ClientTimeout(
+                total=self._deadline_s, sock_connect=self._deadline_s / 2
+            ),
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def run(self) -> None:
+        """Scrape until cancelled."""
+        session = self._session
+        if session is None:
+            raise RuntimeError("the scraper is not open")
+        loop = asyncio.get_running_loop()
+        async with asyncio.TaskGroup() as tasks:
+            due = loop.time()
+            while True:
+                self._follow_view()
+                turns, seconds = self._plan_step()
+                for _ in range(turns):
+                    target = self._take_turn()
+                    if target.scraping is None:
+                        target.scraping = tasks.create_task(self._scrape(session, target))
+                # What a timer was late is made up for at the next step, but a stall of the loop
+                # is not followed by a burst.
+                due = max(due + seconds, loop.time())
+                await asyncio.sleep(due - loop.time())
+
+    def _follow_view(self) -> None:
+        """Take over the pods of the newest view, and forget those that are gone."""
+        view = self._cache.view
+        if view is self._view:
+            return
+        self._view = view
+        pods = {pod.uid: pod for pod in view.pods if pod.ready and pod.role is not Role.OTHER}
+        kept: OrderedDict[str, _Target] = OrderedDict()
+        for uid, target in self._targets.items():
+            if uid in pods and target.has_page_of(pods[uid]):
+                kept[uid] = target
+            else:
+                self._drop_sample(uid)
+                if target.scraping is not None:
+                    target.scraping.cancel()
+        new = OrderedDict((uid, _Target(pod)) for uid, pod in pods.items() if uid not in kept)
+        self._targets = new | kept
+
+    def _plan_step(self) -> tuple[int, float]:
+        """Return how many pods have their turn now, and the seconds until the next step."""
+        count = len(self._targets)
+        if not count:
+            return 0, min(self._interval_s, _IDLE_S)
+        spacing = self.interval_s / count
+        turns = min(count, max(1, round(_STEP_S / spacing)))
+        return turns, turns * spacing * random.uniform(0.8, 1.2)
+
+    def _take_turn(self) -> _Target:
+        """Return the pod whose turn it is, and drop its sample if that is too old."""
+        uid, target = next(iter(self._targets.items()))
+        self._targets.move_to_end(uid)
+        sample = self._samples.get(uid)
+        if sample is not None and self._clock() - sample.at > self.fresh_s:
+            self._drop_sample(uid)
+            target.tokens = _TokenCounter()
+        return target
+
+    def _drop_sample(self, uid: str) -> None:
+        self._samples.pop(uid, None)
+        self._ledger.note_others(uid, 0.0)
+
+    async def _scrape(self, session: aiohttp.ClientSession, target: _Target) -> None:
+        start = time.perf_counter()
+        try:
+            sample = await self._fetch(session, target)
+        except _ScrapeFailed as failed:
+            self.stats.failures[failed.cause] += 1
+            # An engine without metrics, or whose page is slow, can be connected to all the same.
+            connected = failed.cause is not ScrapeFailure.CONNECT
+            self._failures.note_scrape(target.pod.uid, connected=connected)
+            target.failures += 1
+            if target.failures == _LOUD_FAILURES:
+                log.warning("no metrics from pod %s: %s", target.pod.name, failed)
+        except Exception:
+            # An engine's page must not end the router, whatever it has in it.
+            log.exception("metrics of pod %s cannot be read", target.pod.name)
+            self.stats.failures[ScrapeFailure.INTERNAL] += 1
+        else:
+            target.failures = 0
+            self._failures.note_scrape(target.pod.uid, connected=True)
+            self._samples[target.pod.uid] = sample
+            self._ledger.note_others(target.pod.uid, sample.others)
+        finally:
+            target.scraping = None
+            self.stats.scrapes += 1
+            self.stats.seconds += time.perf_counter() - start
+
+    async def _fetch(self, session: aiohttp.ClientSession, target: _Target) -> EngineSample:
+        """Return a new sample of a pod.
+
+        Raises:
+            _ScrapeFailed: there is none.
+        """
+        pod = target.pod
+        dialect = find_dialect(pod.engine)
+        url = URL(f"http://{format_address(pod.ip, pod.metrics_port)}{dialect.path}", encoded=True)
+        try:
+            async with session.get(url, allow_redirects=False) as response:
+                # The engine has just made the page.
+                at = self._clock()
+                load = self._ledger.load(pod.uid)
+                own = load.prefill_requests + load.decode_requests
+                page = await _read_page(response)
+        except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
+            raise _ScrapeFailed(ScrapeFailure.CONNECT, str(error)) from None
+        except TimeoutError:
+            message = f"{url} does not answer within {self._deadline_s:g} s"
+            raise _ScrapeFailed(ScrapeFailure.TIMEOUT, message) from None
+        except aiohttp.ClientError as error:
+            message = f"{url}: {type(error).__name__}: {error}"
+            raise _ScrapeFailed(ScrapeFailure.TRANSPORT, message) from None
+        if response.status != 200:
+            raise _ScrapeFailed(ScrapeFailure.STATUS, f"{url} answers {response.status}")
+        reading = dialect.read(page)
+        if reading == EngineReading():
+            message = f"{url} has none of the metrics of engine {pod.engine!r}"
+            raise _ScrapeFailed(ScrapeFailure.NO_METRICS, message)
+        counted = target.tokens.read(at, reading.generated_tokens)
+        return EngineSample(
+            at=at,
+            own_requests=own,
+            running=reading.running,
+            waiting=reading.waiting,
+            kv_usage=reading.kv_usage,
+            kv_capacity_tokens=reading.kv_capacity_tokens,
+            generated_tokens_per_s=counted
+            if reading.generated_tokens_per_s is None
+            else reading.generated_tokens_per_s,
+            prefill_seconds=reading.prefill_seconds,
+        )
+
+
+async def _read_page(response: aiohttp.ClientResponse) -> bytes:
+    page = bytearray()
+    async for chunk in response.content.iter_any():
+        page += chunk
+        if len(page) > _PAGE_BYTES:
+            # What is left unread closes the connection.
+            message = f"{response.url} has more than {_PAGE_BYTES} bytes"
+            raise _ScrapeFailed(ScrapeFailure.TOO_LARGE, message)
+    return bytes(page)

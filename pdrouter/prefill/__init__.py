@@ -1,1 +1,0 @@
-"""Runs the prefill leg."""

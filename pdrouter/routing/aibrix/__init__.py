@@ -1,0 +1,1 @@
+"""aibrix's score policies."""

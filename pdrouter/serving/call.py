@@ -1,0 +1,64 @@
+"""What one stream owns while its request is served."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import ExitStack
+from typing import Any
+
+from pdrouter.serving.record import RequestRecord
+
+
+class Call:
+    """The record of a request, what is counted for it, and the tasks that work for it.
+
+    All of it ends with the stream, however that ends.
+
+    Attributes:
+        record: what is known of the request so far.
+        scopes: what is released when the stream has ended.
+        body: what is released once Envoy has the reply to the request's body.
+    """
+
+    __slots__ = ("_on_failure", "_tasks", "body", "record", "scopes")
+
+    def __init__(
+        self, record: RequestRecord, on_failure: Callable[[Exception], Awaitable[None]]
+    ) -> None:
+        """Begin with nothing but the record.
+
+        Args:
+            record: the record.
+            on_failure: told of what a task raises: it ends the request.
+        """
+        self.record = record
+        self.scopes = ExitStack()
+        self.body = ExitStack()
+        self._on_failure = on_failure
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let work run beside the stream: it may outlast the reply to the request's body.
+
+        It is cancelled when the stream ends; if it fails, so does the request.
+        """
+        task = asyncio.create_task(self._run(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001 - whatever it is, the request must learn of it
+            await self._on_failure(error)
+
+    def close(self) -> None:
+        """Release what is counted, and cancel the tasks. Further calls change nothing."""
+        for task in self._tasks:
+            task.cancel()
+        self.body.close()
+        self.scopes.close()
+
+    async def wait_closed(self) -> None:
+        """Return once the tasks have ended, after `close`."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)

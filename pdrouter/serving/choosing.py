@@ -1,0 +1,286 @@
+"""Which pods a request gets: by its model's configuration, its headers and the operator's rules."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from math import ceil
+
+import msgspec
+from msgspec import structs
+
+from pdrouter.cluster.pods import Pod
+from pdrouter.cluster.view import ModelPods, PodCache
+from pdrouter.load.failures import Leg
+from pdrouter.load.output_length import OutputLengths
+from pdrouter.load.prompt_length import TokenRatios
+from pdrouter.openai.errors import RequestRejected
+from pdrouter.openai.header_values import read_name, read_one
+from pdrouter.openai.headers import (
+    CLIENT_STRATEGY,
+    CONFIG_PROFILE,
+    EXTERNAL_FILTER,
+    ROUTING_STRATEGY,
+)
+from pdrouter.openai.kind import describe_kind
+from pdrouter.openai.models import unknown_model
+from pdrouter.openai.prompt_prefix import NO_PREFIX, hash_prompt
+from pdrouter.openai.request import InferenceRequest, count_token_ids
+from pdrouter.routing.admission import QueueTooLong
+from pdrouter.routing.decision import Decision, NoReadyPod, RoutingFacts, Strategy
+from pdrouter.routing.label_selector import LabelSelector, SelectorInvalid, parse_selector
+from pdrouter.routing.profiles import ResolvedProfile, resolve_profile, resolve_strategy_name
+from pdrouter.routing.router import Router
+from pdrouter.serving.policy import DispatchPolicy
+from pdrouter.serving.rate_limit import RateLimiter
+from pdrouter.serving.record import Observer, RequestRecord
+from pdrouter.serving.refusals import refuse_for_now
+from pdrouter.serving.unsplittable import REASON as NOT_PREFILLABLE
+from pdrouter.serving.unsplittable import UnsplittableKinds
+
+
+class Routed(msgspec.Struct, frozen=True):
+    """The pods for a request, and what they were chosen by.
+
+    Attributes:
+        pods: the model's pods, among which they were chosen.
+        strategy: the strategy.
+        facts: what it was told of the request.
+        decision: the pods.
+        at: when they were chosen, on the clock of the memory of failures.
+    """
+
+    pods: ModelPods
+    strategy: Strategy
+    facts: RoutingFacts
+    decision: Decision
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class PodChooser:
+    """Chooses pods. One for the whole process.
+
+    Attributes:
+        cache: the pods.
+        router: decides.
+        ratios: knows the length of prompts.
+        lengths: knows the length of answers.
+        policy: what the operator decided.
+        observer: is told of decisions.
+        kinds: knows which kinds of requests prefill engines cannot serve.
+        limiter: how many requests the models' configurations let pass.
+    """
+
+    cache: PodCache
+    router: Router
+    ratios: TokenRatios
+    lengths: OutputLengths
+    policy: DispatchPolicy
+    observer: Observer
+    kinds: UnsplittableKinds
+    limiter: RateLimiter = field(default_factory=RateLimiter)
+
+    def find_model(self, name: str) -> ModelPods:
+        """Return the pods of a model.
+
+        Raises:
+            RequestRejected: there is no such model, or there are several.
+        """
+        view = self.cache.view
+        pods = view.models.get(name)
+        if pods is None:
+            if not self.cache.synced:
+                raise refuse_for_now(503, "no_ready_pod", "the pods are not known yet")
+            names = view.ambiguous.get(name)
+            if names is not None:
+                message = f"model {name!r} is ambiguous: ask for {' or '.join(names)}"
+                raise RequestRejected(400, "model_ambiguous", message, "model")
+            raise unknown_model(name, view.names)
+        return pods
+
+    def choose(
+        self,
+        request: InferenceRequest,
+        pods: ModelPods,
+        headers: Mapping[str, str],
+        record: RequestRecord,
+        counted: int | None = None,
+    ) -> Routed | None:
+        """Choose the pods for a request.
+
+        Args:
+            request: the request.
+            pods: the pods of its model.
+            headers: the client's headers.
+            record: gets the decision.
+            counted: tokens of the prompt, if its model's tokenizer has counted them.
+
+        Returns:
+            None if neither the client nor the model nor the operator names a strategy.
+
+        Raises:
+            RequestRejected: the request asks for what is not there, or must wait.
+        """
+        selector = _read_selector(headers)
+        tokens = counted or self._count_prompt_tokens(request)
+        resolved = resolve_profile(
+            pods.config,
+            read_one(headers.get(CONFIG_PROFILE, "")),
+            tokens,
+            request.max_output_tokens,
+        )
+        if resolved.automatic:
+            record.profile = resolved.name
+        requested = read_name(headers.get(CLIENT_STRATEGY, "")) or read_name(
+            headers.get(ROUTING_STRATEGY, "")
+        )
+        strategy = self._find_strategy(resolved, requested)
+        if strategy is None:
+            self._limit(pods, resolved)
+            return None
+        record.strategy = strategy.name
+        with record.steps.time("describe"):
+            facts = self._describe(request, pods, tokens, selector, resolved)
+        give_back = self._limit(pods, resolved)
+        try:
+            decision = self._decide(strategy, facts, pods, record)
+        except RequestRejected:
+            give_back()
+            raise
+        return Routed(pods, strategy, facts, decision, self.router.state.failures.clock())
+
+    def replace_decode(
+        self, model: str, routed: Routed, prefill: Pod | None, record: RequestRecord
+    ) -> Decision | None:
+        """Choose another decode pod if the chosen one is not ready any more, or has failed others.
+
+        Args:
+            model: name by which the view has the model.
+            routed: what was chosen before the prefill leg.
+            prefill: the pod that holds the prompt's KV; None if the leg failed.
+            record: gets the new decision.
+
+        Returns:
+            The new decision; None if the chosen pod is still there, as it was, or none is better.
+
+        Raises:
+            RequestRejected: there is no ready decode pod.
+        """
+        pods = self.cache.view.models.get(model) or ModelPods.group(model, ())
+        decode = routed.decision.decode.pod
+        if pods is routed.pods and not self.router.state.failures.was_ejected_since(
+            decode.uid, Leg.DECODE, routed.at
+        ):
+            return None
+        facts = routed.facts
+        if prefill is None:
+            facts = structs.replace(facts, whole=record.aggregated)
+        try:
+            decision = self.router.replace_decode(
+                routed.strategy, decode, facts, pods, prefill, chosen_at=routed.at
+            )
+        except NoReadyPod as missing:
+            raise refuse_for_now(503, "no_ready_pod", str(missing)) from missing
+        if decision is None:
+            return None
+        record.decision = decision
+        record.aggregated = decision.reason
+        return decision
+
+    def _find_strategy(self, resolved: ResolvedProfile, requested: str) -> Strategy | None:
+        name = resolve_strategy_name(resolved, requested, self.policy.default_strategy)
+        if name is None:
+            return None
+        strategy = self.router.strategies.get(name)
+        if strategy is not None:
+            return strategy
+        known = ", ".join(self.router.strategies)
+        message = f"routing strategy {name[:200]!r} is none of {known}"
+        if name == requested.strip() and not resolved.locked_strategy:
+            raise RequestRejected(400, "invalid_routing_strategy", message, ROUTING_STRATEGY)
+        message = f"in the model's annotation model.aibrix.ai/config, {message}"
+        raise RequestRejected(503, "invalid_routing_strategy", message)
+
+    def _limit(self, pods: ModelPods, resolved: ResolvedProfile) -> Callable[[], None]:
+        """Count the request against its profile's rate; what is returned takes that back."""
+        limit = resolved.profile.requests_per_second
+        if limit is None:
+            return _do_nothing
+        model = f"{min(pod.namespace for pod in pods.pods)}/{pods.model}"
+        wait = self.limiter.admit(model, limit)
+        if wait:
+            message = f"model {pods.model!r} takes {limit} requests per second"
+            raise refuse_for_now(429, "rate_limit_exceeded", message, ceil(wait))
+        return partial(self.limiter.give_back, model, limit)
+
+    def _count_prompt_tokens(self, request: InferenceRequest) -> int:
+        prompt = request.prompt or memoryview(request.body.data)
+        tokens = count_token_ids(prompt)
+        return self.ratios.estimate(request.model, len(prompt)) if tokens is None else tokens
+
+    def _describe(
+        self,
+        request: InferenceRequest,
+        pods: ModelPods,
+        tokens: int,
+        selector: LabelSelector | None,
+        resolved: ResolvedProfile,
+    ) -> RoutingFacts:
+        """Return what strategies need to know of a request."""
+        output = 0
+        if request.endpoint.limits:
+            expected = self.lengths.expect(pods.model)
+            limit = request.max_output_tokens
+            output = expected if limit is None else min(limit, expected)
+        whole = request.whole or self._find_unsplittable(request, pods)
+        split = whole is None and pods.disaggregated
+        return RoutingFacts(
+            tokens,
+            whole,
+            hash_prompt(request) if split else NO_PREFIX,
+            output,
+            selector,
+            resolved.name,
+            resolved.profile.prefill_policy,
+            resolved.profile.decode_policy,
+        )
+
+    def _find_unsplittable(self, request: InferenceRequest, pods: ModelPods) -> str | None:
+        if self.kinds.empty:
+            return None
+        kind = describe_kind(request)
+        if kind is None or not self.kinds.is_whole(pods.model, kind):
+            return None
+        return NOT_PREFILLABLE
+
+    def _decide(
+        self, strategy: Strategy, facts: RoutingFacts, pods: ModelPods, record: RequestRecord
+    ) -> Decision:
+        try:
+            with record.steps.time("route"):
+                decision = self.router.decide(strategy, facts, pods)
+        except NoReadyPod as missing:
+            raise refuse_for_now(503, "no_ready_pod", str(missing)) from missing
+        except QueueTooLong as queue:
+            message = f"{queue}, and may be {queue.limit_s:g} s"
+            seconds = ceil(queue.wait_s - queue.limit_s)
+            raise refuse_for_now(429, "overloaded", message, seconds) from queue
+        record.decision = decision
+        record.aggregated = decision.reason
+        self.observer.request_routed(record)
+        return decision
+
+
+def _do_nothing() -> None:
+    pass
+
+
+def _read_selector(headers: Mapping[str, str]) -> LabelSelector | None:
+    text = headers.get(EXTERNAL_FILTER, "")
+    if not text.strip():
+        return None
+    try:
+        return parse_selector(text)
+    except SelectorInvalid as invalid:
+        message = f"{EXTERNAL_FILTER}: {invalid}"
+        raise RequestRejected(400, "invalid_external_filter", message, EXTERNAL_FILTER) from invalid

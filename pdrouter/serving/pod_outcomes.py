@@ -1,0 +1,189 @@
+"""Tells the memory of failures what has become of each leg, and says who is ejected."""
+
+import logging
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pdrouter.cluster.pods import Pod
+from pdrouter.load.failures import CONNECT, FailureMemory, Leg
+from pdrouter.serving.engine_client import FailureKind
+from pdrouter.serving.last_leg import Judgement, Verdict, judge_answer
+from pdrouter.serving.legs import PrefillAttempt
+from pdrouter.serving.statuses import BUSY, Speaks
+
+log = logging.getLogger(__name__)
+
+_LONG_SILENCE_S = 10.0
+"""A client that leaves without an answer after this time may have left for the lack of it."""
+_RECENT_S = 60.0
+_NOT_FOUND = 404
+_OF_THE_KEY = frozenset({401, 403, 407})
+_EXPLAINED = frozenset({"null-params", "empty-blocks", "too-large"})
+
+
+@dataclass(frozen=True, slots=True)
+class SentLeg:
+    """A leg that Envoy carries out.
+
+    Attributes:
+        pod: where it was sent.
+        model: the model or adapter, by the engine's name.
+        split: whether a prefill pod has accepted the same request.
+        began: when it was sent, on the clock of the memory.
+    """
+
+    pod: Pod
+    model: str
+    split: bool
+    began: float
+
+
+class PodOutcomes:
+    """Where all outcomes go, whoever saw them."""
+
+    def __init__(self, failures: FailureMemory) -> None:
+        """Set up.
+
+        Args:
+            failures: remembers them.
+        """
+        self.failures = failures
+        # There are as many models as the operator has, and five paths.
+        self._served: dict[tuple[str, str], tuple[str, float]] = {}
+
+    def send(self, pod: Pod, model: str, *, split: bool) -> SentLeg:
+        """Return what to remember of a leg that Envoy is given now."""
+        return SentLeg(pod, model, split, self.failures.clock())
+
+    def note_attempt(
+        self, attempt: PrefillAttempt, model: str, path: str, subject: Hashable = None
+    ) -> None:
+        """Take a try of the prefill leg.
+
+        Args:
+            attempt: the try.
+            model: the model or adapter, by the engine's name.
+            path: what was asked for.
+            subject: what kind of request it was, if that may be why it failed.
+        """
+        failures, pod = self.failures, attempt.pod
+        began = failures.clock() - attempt.seconds
+        match attempt.speaks:
+            case Speaks.DONE:
+                self._served[model, path] = pod.uid, failures.clock()
+                self._succeed(pod, Leg.PREFILL, began, model)
+            case Speaks.REQUEST:
+                self._succeed(pod, Leg.PREFILL, began, model)
+            case Speaks.POD if attempt.status in BUSY:
+                self._fail(pod, Leg.PREFILL, f"status-{attempt.status}", began)
+            case Speaks.POD if self._is_of_the_pod(attempt, model, path):
+                self._fail(pod, Leg.PREFILL, f"status-{attempt.status}", began, model=model)
+            case Speaks.FAILURE if attempt.failure is FailureKind.TIMEOUT:
+                self._time_out(pod, Leg.PREFILL, "timeout", began)
+            case Speaks.FAILURE:
+                self._fail(pod, Leg.PREFILL, _name_cause(attempt), began, subject=subject)
+        if attempt.retry_after_s is not None and attempt.speaks is not Speaks.REQUEST:
+            failures.hold(pod.uid, Leg.PREFILL, attempt.retry_after_s)
+
+    def note_refuted(self, attempt: PrefillAttempt, model: str) -> None:
+        """Take a try whose pod said that the key was wrong, before another took it."""
+        if attempt.status in _OF_THE_KEY:
+            began = self.failures.clock() - attempt.seconds
+            self._fail(attempt.pod, Leg.PREFILL, f"status-{attempt.status}", began, model=model)
+
+    def note_unusable(self, pod: Pod, reason: str) -> None:
+        """Take an answer of a prefill pod that no decode engine can work with.
+
+        Engines give no handle for short prompts, and the size of one depends on the request.
+        """
+        if reason in _EXPLAINED:
+            return
+        self._fail(pod, Leg.PREFILL, f"handoff-{reason}", self.failures.clock())
+
+    def note_answer(
+        self, sent: SentLeg, status: int, headers: Mapping[str, str], attributes: Mapping[str, Any]
+    ) -> Judgement:
+        """Take the head of the answer to a leg that Envoy has carried out."""
+        judgement = judge_answer(status, headers, attributes)
+        pod, began = sent.pod, sent.began
+        if attributes.get("upstream.address") not in (None, "", pod.address):
+            return judgement  # Envoy has sent it elsewhere.
+        match judgement.verdict:
+            case Verdict.ANSWERED:
+                self._succeed(pod, Leg.DECODE, began, sent.model)
+            case Verdict.FAILED:
+                self._fail(pod, Leg.DECODE, judgement.cause, began)
+            case Verdict.TIMED_OUT:
+                self._time_out(pod, Leg.DECODE, judgement.cause, began)
+            case Verdict.LACKING if sent.split:
+                self._fail(pod, Leg.DECODE, judgement.cause, began, model=sent.model)
+        if judgement.retry_after_s is not None:
+            self.failures.hold(pod.uid, Leg.DECODE, judgement.retry_after_s)
+        return judgement
+
+    def note_silence(self, pod: Pod, leg: Leg, began: float) -> None:
+        """Take a leg that the client gave up before its pod had answered.
+
+        Soon after it was sent that says nothing, and neither does it if the pod has answered others
+        meanwhile.
+        """
+        if self.failures.clock() - began >= _LONG_SILENCE_S:
+            self._time_out(pod, leg, "silence", began)
+
+    def note_cut(self, pod: Pod, cause: str) -> None:
+        """Take an answer that its pod has begun and broken off."""
+        self._fail(pod, Leg.DECODE, cause, self.failures.clock())
+
+    def _is_of_the_pod(self, attempt: PrefillAttempt, model: str, path: str) -> bool:
+        """Return whether a pod lacks what it says it lacks, and not all pods do.
+
+        A key is the client's. A path may be one that no engine of this release has.
+        """
+        if attempt.status in _OF_THE_KEY:
+            return False
+        if attempt.status == _NOT_FOUND and model in attempt.message:
+            return True
+        uid, at = self._served.get((model, path), (attempt.pod.uid, 0.0))
+        return uid != attempt.pod.uid and self.failures.clock() - at < _RECENT_S
+
+    def _time_out(self, pod: Pod, leg: Leg, cause: str, began: float) -> None:
+        if self.failures.note_timeout(pod.uid, leg, cause, began):
+            _tell_ejected(pod, leg, cause)
+
+    def _succeed(self, pod: Pod, leg: Leg, began: float, model: str) -> None:
+        if self.failures.note_success(pod.uid, leg, began, model):
+            log.info("pod is let in again", extra={"fields": _name(pod, leg)})
+
+    def _fail(
+        self,
+        pod: Pod,
+        leg: Leg,
+        cause: str,
+        began: float,
+        *,
+        model: str = "",
+        subject: Hashable = None,
+    ) -> None:
+        if self.failures.note_failure(pod.uid, leg, cause, began, model=model, subject=subject):
+            _tell_ejected(pod, leg, cause)
+
+
+def _name_cause(attempt: PrefillAttempt) -> str:
+    if attempt.failure is FailureKind.STATUS:
+        return f"status-{attempt.status}"
+    return CONNECT if attempt.failure is FailureKind.CONNECT else str(attempt.failure)
+
+
+def _tell_ejected(pod: Pod, leg: Leg, cause: str) -> None:
+    log.warning("pod is ejected", extra={"fields": {**_name(pod, leg), "cause": cause}})
+
+
+def _name(pod: Pod, leg: Leg) -> dict[str, str]:
+    return {
+        "pod": pod.name,
+        "namespace": pod.namespace,
+        "address": pod.address,
+        "model": pod.model,
+        "leg": leg,
+    }

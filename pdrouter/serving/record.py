@@ -1,0 +1,152 @@
+"""The record of one request: what was chosen, why, and what it cost."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from pdrouter.cluster.pods import Pod
+from pdrouter.openai.usage import Usage
+from pdrouter.routing.decision import Decision, DecisionKind
+from pdrouter.serving.legs import PrefillAttempt
+from pdrouter.serving.steps import StepTimes
+
+
+class Outcome(StrEnum):
+    """How a request ended, as far as the router can see."""
+
+    OK = "ok"
+    """The engine answered with a status below 400."""
+    ENGINE_ERROR = "engine-error"
+    """An engine answered with a status of 400 or more."""
+    ANSWERED = "answered"
+    """The router answered itself, without an error."""
+    REJECTED = "rejected"
+    """The router refused the request with a 4xx status."""
+    FAILED = "failed"
+    """The router answered with a 5xx status."""
+    LOCAL_REPLY = "local-reply"
+    """Envoy answered: a filter refused the request, or no engine could be reached."""
+    CLIENT_LEFT = "client-left"
+    """The stream ended before there was an answer: the client left, or Envoy's timeout struck."""
+    PROTOCOL_ERROR = "protocol-error"
+    """Envoy's side of the stream said something that it must not say."""
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """Filled in while a request goes its way. All times are in seconds.
+
+    Attributes:
+        request_id: the router's own id, unique to the request.
+        client_request_id: the id that came with the request.
+        method: HTTP method.
+        path: path without query string.
+        model: name of the model, once it is known to be served.
+        stream: whether the answer is streamed.
+        body_bytes: size of the client's body.
+        profile: name of the profile of the model's configuration, where the router chose it.
+        strategy: name of the strategy; None where the request passes without one.
+        decision: the pods and the reason; None before the choice.
+        aggregated: why the decode pod serves the request whole, whether by choice or after the
+            prefill leg failed; empty where it does not.
+        handoff: why the prefill answer was of no use to the decode leg; empty if it was.
+        prefill_pod: the last pod that took the prefill leg and answered, or refused, it.
+        prompt_tokens: tokens of the prompt, as an engine has counted them; None if none has said.
+        cached_tokens: tokens of the prompt that the pod of the prefill leg had cached; None if it
+            did not say, or there was no such leg.
+        predicted_prefill_s: predicted time until the last pod of the prefill leg would have carried
+            it out, its queue included; None where there was no such leg.
+        attempts: tries of the prefill leg.
+        steps: time by step.
+        overhead_s: time in the router's own code, without waiting for anybody else.
+        output_tokens: tokens of the answer; None where the router does not count them.
+        first_token_s: time from the request's headers to the first of a streamed answer's body;
+            None as above.
+        headers_s: time from the request's to the response's headers.
+        total_s: time from the request's headers to the end of the stream.
+        served_by: address of the pod that has answered, where Envoy tells it and it is not the one
+            that was chosen.
+        local_reply: why Envoy has answered, in its own words, where it tells.
+        status: HTTP status of the answer.
+        code: `error.code` of an error that the router gave.
+        message: `error.message` of that error.
+        outcome: how it ended.
+    """
+
+    request_id: str
+    client_request_id: str = ""
+    method: str = ""
+    path: str = ""
+    model: str = ""
+    stream: bool = False
+    body_bytes: int = 0
+    profile: str = ""
+    strategy: str | None = None
+    decision: Decision | None = None
+    aggregated: str = ""
+    handoff: str = ""
+    prefill_pod: Pod | None = None
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    predicted_prefill_s: float | None = None
+    attempts: list[PrefillAttempt] = field(default_factory=list)
+    steps: StepTimes = field(default_factory=StepTimes)
+    overhead_s: float = 0.0
+    output_tokens: int | None = None
+    first_token_s: float | None = None
+    headers_s: float | None = None
+    total_s: float = 0.0
+    served_by: str = ""
+    local_reply: str = ""
+    status: int | None = None
+    code: str = ""
+    message: str = ""
+    outcome: Outcome | None = None
+
+    def note_answer(self, usage: Usage | None, first_token_s: float | None) -> None:
+        """Note what was counted of the answer."""
+        self.first_token_s = first_token_s
+        if usage is not None:
+            self.prompt_tokens = usage.prompt_tokens
+            self.cached_tokens = usage.cached_tokens
+            self.output_tokens = usage.output_tokens
+
+    @property
+    def log_fields(self) -> dict[str, dict[str, str]]:
+        """What lines of the log say of whose they are."""
+        return {"fields": {"request_id": self.request_id}}
+
+    @property
+    def routing_s(self) -> float | None:
+        """Time to choose the pods; None if they were not chosen."""
+        return self.steps.seconds.get("route")
+
+    @property
+    def prefill_s(self) -> float:
+        """Time waiting for the prefill leg."""
+        return self.steps.seconds.get("prefill", 0.0)
+
+
+def describe_decision(record: RequestRecord) -> str:
+    """Return the decision as the header `x-pd-decision` gives it; nothing before there is one."""
+    if record.decision is None:
+        return ""
+    if record.aggregated:
+        return f"{DecisionKind.AGGREGATED};reason={record.aggregated}"
+    return DecisionKind.DISAGGREGATED
+
+
+class Observer(Protocol):
+    """Is told what happens, as it happens. Must not raise."""
+
+    def request_started(self, record: RequestRecord) -> None:
+        """A stream was opened."""
+
+    def request_routed(self, record: RequestRecord) -> None:
+        """The pods were chosen."""
+
+    def prefill_attempted(self, record: RequestRecord, attempt: PrefillAttempt) -> None:
+        """One try of the prefill leg has ended."""
+
+    def request_finished(self, record: RequestRecord) -> None:
+        """The stream has ended, and all that was counted for it is released."""

@@ -1,0 +1,61 @@
+"""Errors of the router's own, for what stands in a request's way."""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from pdrouter.openai.errors import RequestRejected
+from pdrouter.serving.engine_client import FailureKind
+from pdrouter.serving.legs import PrefillAttempt, PrefillFailed
+
+RETRY_AFTER_S = 5
+"""Seconds after which a client may find a ready pod, or one that is less busy."""
+
+_TOLD_ATTEMPTS = 3
+_CAUSES: Mapping[FailureKind | None, str] = MappingProxyType(
+    {
+        FailureKind.CONNECT: "cannot be connected to",
+        FailureKind.TRANSPORT: "broke the connection off before its answer was complete",
+        FailureKind.TIMEOUT: "did not answer in time",
+        FailureKind.TOO_LARGE: "gave an answer larger than the message limit",
+    }
+)
+
+
+def refuse_for_now(
+    status: int, code: str, message: str, seconds: int = RETRY_AFTER_S
+) -> RequestRejected:
+    """Return an error that says when to come again."""
+    headers = (("retry-after", str(seconds)),)
+    return RequestRejected(status, code, message, headers=headers)
+
+
+def describe_failure(
+    failed: PrefillFailed, attempts: Sequence[PrefillAttempt], *, expose_pods: bool
+) -> RequestRejected:
+    """Return the error for a request whose prefill leg no pod has carried out.
+
+    Args:
+        failed: how it ended.
+        attempts: what was tried, the last ones of which are told.
+        expose_pods: whether the client is told names and addresses of pods.
+    """
+    last = failed.last
+    causes = [_describe_attempt(attempt, expose_pods) for attempt in attempts[-_TOLD_ATTEMPTS:]]
+    message = (
+        f"the prefill leg failed after {failed.attempts} attempt(s): {last.failure}; "
+        + "; ".join(causes)
+    )
+    if last.failure is FailureKind.TIMEOUT:
+        return RequestRejected(504, "prefill_timeout", message)
+    if last.status == 503:
+        return refuse_for_now(503, "prefill_unavailable", message)
+    return RequestRejected(502, "prefill_failed", message)
+
+
+def _describe_attempt(attempt: PrefillAttempt, expose_pods: bool) -> str:
+    pod = attempt.pod
+    name = f"pod {pod.name} ({pod.address})" if expose_pods else "a pod"
+    # What a failed connection says of itself has the address in it. An engine's words have not.
+    if attempt.status is not None and attempt.failure in (None, FailureKind.STATUS):
+        return f"{name}: {attempt.message}"
+    return f"{name} {_CAUSES.get(attempt.failure, 'failed')}"

@@ -1,0 +1,209 @@
+"""From a request's body to the pod that it goes to: validate, choose, prefill, hand over."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import msgspec
+
+from pdrouter.cluster.pods import Pod
+from pdrouter.cluster.source import RouteCheck, RouteUnavailable
+from pdrouter.cluster.view import ModelPods
+from pdrouter.engines.connector import TRANSFER_MEMBERS, HandoffInvalid, whole_body
+from pdrouter.engines.registry import Connectors
+from pdrouter.load.failures import Leg
+from pdrouter.load.ledger import Ledger
+from pdrouter.openai.errors import RequestRejected
+from pdrouter.openai.headers import FORWARDED_TO_PREFILL
+from pdrouter.openai.paths import Endpoint
+from pdrouter.openai.pieces import Pieces
+from pdrouter.openai.request import InferenceRequest, parse_request
+from pdrouter.routing.decision import Choice
+from pdrouter.serving.call import Call
+from pdrouter.serving.choosing import PodChooser, Routed
+from pdrouter.serving.legs import Prefilled, PrefillFailed
+from pdrouter.serving.policy import DispatchPolicy, FailurePolicy
+from pdrouter.serving.prefilling import NotPrefillable, Prefilling, PrefillStep
+from pdrouter.serving.record import RequestRecord
+from pdrouter.serving.refusals import describe_failure, refuse_for_now
+from pdrouter.serving.tokenizers import PromptTokenizers
+from pdrouter.serving.unsplittable import REASON as NOT_PREFILLABLE
+
+
+class RequestHead(msgspec.Struct, frozen=True):
+    """What a request's headers say.
+
+    Attributes:
+        endpoint: what the path asks for.
+        query: query string of the path, with its question mark.
+        headers: the client's headers, names in lower case.
+    """
+
+    endpoint: Endpoint
+    query: str
+    headers: Mapping[str, str]
+
+
+class Dispatched(msgspec.Struct, frozen=True):
+    """Where a request goes, and with which body.
+
+    Attributes:
+        body: body of the request that Envoy sends on.
+        request_id: `x-request-id` of that request.
+        decode: the pod; None where the request passes without an endpoint.
+        model: name of the model, as its engines know it.
+    """
+
+    body: Pieces
+    request_id: str
+    decode: Pod | None
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatcher:
+    """Finds the way of requests. One for the whole process.
+
+    Attributes:
+        chooser: chooses pods.
+        ledger: counts the requests on each pod.
+        connectors: how engines split requests.
+        prefilling: what the prefill leg needs.
+        tokenizers: count prompts' tokens.
+        policy: what the operator decided.
+        routes: checks the models' own routes, for requests without a strategy; None to pass them
+            unchecked.
+    """
+
+    chooser: PodChooser
+    ledger: Ledger
+    connectors: Connectors
+    prefilling: Prefilling
+    tokenizers: PromptTokenizers
+    policy: DispatchPolicy
+    routes: RouteCheck | None = None
+
+    async def dispatch(self, head: RequestHead, data: bytes, call: Call) -> Dispatched:
+        """Find the way of one request, and run its prefill leg.
+
+        Args:
+            head: the client's headers.
+            data: the client's body.
+            call: what is filled in on the way, and gets what must be released in the end.
+
+        Raises:
+            RequestRejected: the router answers with an error of its own.
+            PrefillRefused: the client gets the prefill engine's error.
+        """
+        record, scopes = call.record, call.scopes
+        record.body_bytes = len(data)
+        with record.steps.time("parse"):
+            request = parse_request(
+                head.endpoint,
+                head.query,
+                data,
+                transfer_members=TRANSFER_MEMBERS,
+                split_multimodal=self.policy.split_multimodal,
+                content_type=head.headers.get("content-type", ""),
+            )
+        record.stream = request.stream
+        pods = self.chooser.find_model(request.model)
+        record.model = request.model
+        if pods.model != request.model:
+            request = request.rename(pods.model)
+        with record.steps.time("tokens", waits=True):
+            counted = await self.tokenizers.count(request)
+        # Meanwhile, pods may have come and gone.
+        pods = self.chooser.find_model(request.model)
+        routed = self.chooser.choose(request, pods, head.headers, record, counted)
+        if routed is None:
+            with record.steps.time("route-check", waits=True):
+                await self._check_route(pods)
+            return Dispatched(whole_body(request), record.request_id, None, pods.model)
+        decision = routed.decision
+        held = scopes.enter_context(self._hold(decision.decode))
+        if decision.prefill is None:
+            return Dispatched(
+                whole_body(request), record.request_id, decision.decode.pod, pods.model
+            )
+        prefilled = await self._prefill(request, routed, decision.prefill, head, record)
+        holder = None if prefilled is None else prefilled.pod
+        replaced = self.chooser.replace_decode(request.model, routed, holder, record)
+        if replaced is not None:
+            held.close()
+            scopes.enter_context(self._hold(replaced.decode))
+            decision = replaced
+        decode = decision.decode.pod
+        if prefilled is None or decision.prefill is None:
+            return Dispatched(whole_body(request), record.request_id, decode, pods.model)
+        with record.steps.time("hand-over"):
+            body = self._hand_over(request, prefilled, record)
+        return Dispatched(body, prefilled.request_id, decode, pods.model)
+
+    def _hold(self, decode: Choice) -> ExitStack:
+        """Count a request on the pod that Envoy is to send it to, until what is returned ends."""
+        uid, held = decode.pod.uid, ExitStack()
+        held.enter_context(self.ledger.start_decode(uid, decode.tokens))
+        held.enter_context(self.prefilling.state.failures.start_trial(uid, Leg.DECODE))
+        return held
+
+    async def _check_route(self, pods: ModelPods) -> None:
+        if self.chooser.cache.view.models.get(pods.model) is not pods:
+            # Envoy's route goes by the name alone, and so perhaps to another namespace.
+            message = f"there are several models {pods.model!r}: to ask for one, name a strategy"
+            raise RequestRejected(400, "model_ambiguous", message, "model")
+        if self.routes is None:
+            return
+        try:
+            await self.routes.check(pods.model)
+        except RouteUnavailable as unavailable:
+            raise refuse_for_now(503, "route_unavailable", str(unavailable)) from unavailable
+
+    async def _prefill(
+        self,
+        request: InferenceRequest,
+        routed: Routed,
+        first: Choice,
+        head: RequestHead,
+        record: RequestRecord,
+    ) -> Prefilled | None:
+        """Run the prefill leg; None if it failed and the decode pod is to serve the request."""
+        names = (*FORWARDED_TO_PREFILL, *self.policy.forward_headers)
+        headers = {name: head.headers[name] for name in names if name in head.headers}
+        step = PrefillStep(self.prefilling, routed, request, record)
+        try:
+            return await step.run(first, headers)
+        except NotPrefillable:
+            record.aggregated = NOT_PREFILLABLE
+            return None
+        except PrefillFailed as failed:
+            if self.policy.on_prefill_failure is FailurePolicy.FAIL:
+                raise describe_failure(
+                    failed, record.attempts, expose_pods=self.policy.expose_pods
+                ) from failed
+            record.aggregated = "prefill-failed"
+            return None
+
+    def _hand_over(
+        self, request: InferenceRequest, prefilled: Prefilled, record: RequestRecord
+    ) -> Pieces:
+        """Return the body of the decode leg, or that of a whole request if that cannot be."""
+        try:
+            return self._put_handle(request, prefilled)
+        except HandoffInvalid as invalid:
+            record.handoff = invalid.reason
+            self.prefilling.outcomes.note_unusable(prefilled.pod, invalid.reason)
+            if self.policy.on_handoff_failure is FailurePolicy.FAIL:
+                raise RequestRejected(
+                    502, "handoff_invalid", f"the prefill leg gave no KV handle: {invalid}"
+                ) from invalid
+            record.aggregated = f"handoff-{invalid.reason}"
+            return whole_body(request)
+
+    def _put_handle(self, request: InferenceRequest, prefilled: Prefilled) -> Pieces:
+        connector = self.connectors.get(prefilled.pod.kv_connector)
+        body = connector.decode_body(request, prefilled.answer.body, prefilled.pod)
+        if len(body) > self.policy.max_forwarded_bytes:
+            # Envoy would refuse it, as if the client's body were too large.
+            raise HandoffInvalid("too-large", "with the handle, the body is too large")
+        return body

@@ -1,0 +1,1 @@
+"""What helps people beside the router: nothing that serves imports from here."""

@@ -1,0 +1,46 @@
+"""All checks."""
+
+from pdrouter.tools.doctor.checks import (
+    access,
+    adapters,
+    backends,
+    bodies,
+    bypasses,
+    conditions,
+    engines,
+    headers,
+    labels,
+    limits,
+    objects,
+    patches,
+    references,
+    routers,
+    routes,
+    selectors,
+    serving,
+    timeouts,
+)
+from pdrouter.tools.doctor.findings import Check
+from pdrouter.tools.doctor.installation import Installation
+
+CHECKS: tuple[Check[Installation], ...] = (
+    *objects.CHECKS,
+    *conditions.CHECKS,
+    *references.CHECKS,
+    *selectors.CHECKS,
+    *bodies.CHECKS,
+    *timeouts.CHECKS,
+    *limits.CHECKS,
+    *headers.CHECKS,
+    *routes.CHECKS,
+    *bypasses.CHECKS,
+    *patches.CHECKS,
+    *routers.CHECKS,
+    *backends.CHECKS,
+    *labels.CHECKS,
+    *engines.CHECKS,
+    *adapters.CHECKS,
+    *serving.CHECKS,
+    *access.CHECKS,
+)
+"""Every check, in the order of the report."""

@@ -1,0 +1,172 @@
+"""A whole installation on this machine: simulated engines, the router and the real Envoy."""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pdrouter.app import Application
+from pdrouter.settings import Settings
+from pdrouter.tools.envoy_config import (
+    Address,
+    EnvoyConfig,
+    ResponseBody,
+    Routing,
+    build_bootstrap,
+    to_yaml,
+)
+from pdrouter.tools.envoy_process import EnvoyProcess
+from pdrouter.tools.simulation.config import EngineConfig
+from pdrouter.tools.simulation.engine import SimulatedEngine
+
+_ANY_PORT = Address("127.0.0.1", 0)
+
+
+@dataclass(frozen=True, slots=True)
+class StackOptions:
+    """What the installation consists of.
+
+    Attributes:
+        model: name of the served model.
+        prefill: prefill engines to start.
+        decode: decode engines to start.
+        environment: settings of the router, by variable.
+        routing: how Envoy reaches the chosen pod.
+        response_body: whether response bodies pass through the router.
+        allow_mode_override: whether the router may turn response bodies off.
+        token_accounting: whether Envoy counts tokens and reports them to the router.
+        listen: where Envoy accepts clients.
+        admin: where the router's HTTP port listens.
+    """
+
+    model: str = "demo"
+    prefill: Sequence[EngineConfig] = (
+        EngineConfig(role="prefill"),
+        EngineConfig(role="prefill"),
+    )
+    decode: Sequence[EngineConfig] = (EngineConfig(role="decode"), EngineConfig(role="decode"))
+    environment: Mapping[str, str] = field(default_factory=dict)
+    routing: Routing = Routing.ORIGINAL_DST
+    response_body: ResponseBody = ResponseBody.NONE
+    allow_mode_override: bool = True
+    token_accounting: bool = False
+    listen: Address = _ANY_PORT
+    admin: Address = _ANY_PORT
+
+
+@dataclass(frozen=True, slots=True)
+class LocalStack:
+    """A running installation.
+
+    Attributes:
+        prefill: the prefill engines.
+        decode: the decode engines.
+        router: the router, in this process.
+        envoy: the Envoy in front of it.
+        endpoints_file: the file that the router reads its pods from.
+        model: name of the served model.
+    """
+
+    prefill: Sequence[SimulatedEngine]
+    decode: Sequence[SimulatedEngine]
+    router: Application
+    envoy: EnvoyProcess
+    endpoints_file: Path
+    model: str
+
+    @property
+    def url(self) -> str:
+        """Where clients send their requests, without a path."""
+        return f"http://{self.envoy.listener}"
+
+    @property
+    def admin_url(self) -> str:
+        """The router's HTTP port, without a path."""
+        return f"http://{self.router.admin.address}"
+
+
+@asynccontextmanager
+async def run_stack(options: StackOptions) -> AsyncIterator[LocalStack]:
+    """Run an installation while the context lasts.
+
+    Raises:
+        EnvoyError: there is no Envoy, or it does not start.
+    """
+    async with AsyncExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pdrouter-")))
+        prefill = [
+            await stack.enter_async_context(SimulatedEngine(_serve(config, options.model)))
+            for config in options.prefill
+        ]
+        decode = [
+            await stack.enter_async_context(SimulatedEngine(_serve(config, options.model)))
+            for config in options.decode
+        ]
+        endpoints_file = directory / "endpoints.yaml"
+        write_endpoints(endpoints_file, options.model, prefill, decode)
+        settings = Settings.load(
+            {
+                "ROUTING_ALGORITHM": "pd",
+                "PDROUTER_ENDPOINTS": str(endpoints_file),
+                "PDROUTER_GRPC_BIND": str(_ANY_PORT),
+                "PDROUTER_HTTP_BIND": str(options.admin),
+                **options.environment,
+            },
+            {},
+        )
+        # Its engines are started right here, and record what requests bring them.
+        router = await stack.enter_async_context(Application(settings, asks_engines=False))
+        bootstrap = await asyncio.to_thread(_build_envoy, options, router, settings, decode)
+        envoy = await stack.enter_async_context(EnvoyProcess.run(bootstrap))
+        yield LocalStack(prefill, decode, router, envoy, endpoints_file, options.model)
+
+
+def write_endpoints(
+    file: Path,
+    model: str,
+    prefill: Sequence[SimulatedEngine],
+    decode: Sequence[SimulatedEngine],
+    **members: Any,  # noqa: ANN401 - members of the file's model, such as kv_connector
+) -> None:
+    """Write an endpoints file with one roleset of these engines."""
+    roleset = {
+        "name": "default",
+        "prefill": [engine.address for engine in prefill],
+        "decode": [engine.address for engine in decode],
+    }
+    content = {"models": [{"name": model, "rolesets": [roleset], **members}]}
+    # In one step, so that the router never reads half a file.
+    temporary = file.with_suffix(".new")
+    temporary.write_text(yaml.safe_dump(content))
+    temporary.replace(file)
+
+
+def _serve(config: EngineConfig, model: str) -> EngineConfig:
+    return replace(config, models=(model,))
+
+
+def _build_envoy(
+    options: StackOptions,
+    router: Application,
+    settings: Settings,
+    decode: Sequence[SimulatedEngine],
+) -> str:
+    override = options.routing is Routing.OVERRIDE_HOST
+    config = EnvoyConfig(
+        routers=(Address("127.0.0.1", router.server.port),),
+        listen=options.listen,
+        admin=_ANY_PORT,
+        routing=options.routing,
+        decode=tuple(Address.parse(engine.address) for engine in decode) if override else (),
+        response_body=options.response_body,
+        allow_mode_override=options.allow_mode_override,
+        token_accounting=options.token_accounting,
+        max_message_bytes=settings.max_message_bytes,
+        prefill_timeout_s=settings.prefill_timeout_s,
+    )
+    return to_yaml(build_bootstrap(config))

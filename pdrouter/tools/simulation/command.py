@@ -1,0 +1,120 @@
+"""`pdrouter engine`: one simulated engine in the foreground."""
+
+import argparse
+import asyncio
+import signal
+import sys
+from typing import get_args
+
+import msgspec
+
+from pdrouter.tools.simulation.config import EngineConfig, EngineRelease, EngineRole, KvConnector
+from pdrouter.tools.simulation.engine import SimulatedEngine
+from pdrouter.tools.simulation.faults import parse_assignments
+
+_DEFAULTS = EngineConfig(engine_id="")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    parser.add_argument("--role", choices=get_args(EngineRole), default=_DEFAULTS.role)
+    parser.add_argument("--host", default="0.0.0.0", help="address to bind to")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
+    parser.add_argument(
+        "--model",
+        action="append",
+        metavar="NAME",
+        help="model to serve; repeat it for adapters of the first",
+    )
+    parser.add_argument(
+        "--kv-connector", choices=get_args(KvConnector), default=_DEFAULTS.kv_connector
+    )
+    parser.add_argument("--release", choices=get_args(EngineRelease), default=_DEFAULTS.release)
+    for option, default, what in (
+        ("--prefill-tokens-per-s", _DEFAULTS.prefill_tokens_per_s, "prefill speed; 0 is instant"),
+        ("--itl-ms", _DEFAULTS.itl_ms, "milliseconds between two output tokens"),
+        ("--kv-lease-s", _DEFAULTS.kv_lease_s, "seconds for which prefilled blocks are held"),
+    ):
+        parser.add_argument(option, type=float, default=default, help=f"{what} ({default:g})")
+    for option, count, what in (
+        ("--slots", _DEFAULTS.slots, "requests that run at once"),
+        ("--max-model-len", _DEFAULTS.max_model_len, "longest prompt plus output, in tokens"),
+    ):
+        parser.add_argument(option, type=int, default=count, help=f"{what} ({count})")
+    parser.add_argument(
+        "--side-channel-host",
+        metavar="HOST",
+        help="remote_host in handles; real engines say localhost or 0.0.0.0",
+    )
+    parser.add_argument(
+        "--fault",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="misbehave from the start, as in status=503 times=2; see PUT /simulation/faults",
+    )
+
+
+async def run(args: argparse.Namespace) -> int:
+    """Serve until SIGINT or SIGTERM.
+
+    Returns:
+        The exit code: 0 after a signal, 1 if the address cannot be bound, 2 if an option has a
+        value that cannot be used.
+    """
+    try:
+        engine = SimulatedEngine(_config(args), *parse_assignments(args.fault))
+    except (ValueError, msgspec.ValidationError) as error:
+        return _fail(2, error)
+    try:
+        await engine.start()
+    except OSError as error:
+        return _fail(1, error)
+    try:
+        config = engine.config
+        _say(f"{config.role} engine of {', '.join(config.models)} at http://{engine.address}")
+        _say("It is simulated: all that it answers is made up.")
+        await _wait_for_signal()
+    finally:
+        await engine.stop()
+    return 0
+
+
+def _config(args: argparse.Namespace) -> EngineConfig:
+    return EngineConfig(
+        role=args.role,
+        models=tuple(args.model or _DEFAULTS.models),
+        host=args.host,
+        port=args.port,
+        kv_connector=args.kv_connector,
+        prefill_tokens_per_s=args.prefill_tokens_per_s,
+        itl_ms=args.itl_ms,
+        slots=args.slots,
+        kv_lease_s=args.kv_lease_s,
+        max_model_len=args.max_model_len,
+        release=args.release,
+        side_channel_host=args.side_channel_host,
+    )
+
+
+async def _wait_for_signal() -> None:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    for number in signals:
+        loop.add_signal_handler(number, stopped.set)
+    try:
+        await stopped.wait()
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def _fail(code: int, error: Exception) -> int:
+    sys.stderr.write(f"pdrouter engine: {error}\n")
+    return code

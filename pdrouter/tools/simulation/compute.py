@@ -1,0 +1,74 @@
+"""The engine's time: a slot for each running request, and prefill one after the other."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from pdrouter.tools.simulation.config import EngineConfig
+from pdrouter.tools.simulation.engine_metrics import EngineMetrics
+
+
+class Compute:
+    """Bounds what runs at once, and makes it take its time.
+
+    Attributes:
+        running: Requests that have a slot.
+        waiting: Requests that wait for one.
+        running_tokens: Prompt tokens of the requests that have a slot.
+    """
+
+    def __init__(self, config: EngineConfig, metrics: EngineMetrics) -> None:
+        self.running = 0
+        self.waiting = 0
+        self.running_tokens = 0
+        self._metrics = metrics
+        self._slots = asyncio.Semaphore(config.slots)
+        self._prefill = asyncio.Lock()
+        self._prefill_tokens_per_s = config.prefill_tokens_per_s
+        self._step_s = config.itl_ms / 1_000
+
+    @asynccontextmanager
+    async def prefilled(self, prompt_tokens: int, *, cached: int = 0) -> AsyncIterator[None]:
+        """Wait for a slot, prefill a prompt, and hold the slot.
+
+        A wait or a run that is cancelled leaves nothing behind.
+
+        Args:
+            prompt_tokens: The prompt's length.
+            cached: How many of its tokens need no computing.
+        """
+        queued = time.monotonic()
+        await self._take_slot()
+        self.running += 1
+        self.running_tokens += prompt_tokens
+        try:
+            self._metrics.queue_seconds.observe(time.monotonic() - queued)
+            await self._compute_prompt(prompt_tokens - cached)
+            self._metrics.prompt_tokens.inc(prompt_tokens)
+            yield
+        finally:
+            self.running -= 1
+            self.running_tokens -= prompt_tokens
+            self._slots.release()
+
+    async def step(self) -> None:
+        """Take the time between two tokens of one request."""
+        started = time.monotonic()
+        if self._step_s:
+            await asyncio.sleep(self._step_s)
+        self._metrics.inter_token_seconds.observe(time.monotonic() - started)
+
+    async def _take_slot(self) -> None:
+        self.waiting += 1
+        try:
+            await self._slots.acquire()
+        finally:
+            self.waiting -= 1
+
+    async def _compute_prompt(self, tokens: int) -> None:
+        started = time.monotonic()
+        if self._prefill_tokens_per_s:
+            async with self._prefill:
+                await asyncio.sleep(tokens / self._prefill_tokens_per_s)
+        self._metrics.prefill_seconds.observe(time.monotonic() - started)

@@ -1,0 +1,173 @@
+"""One simulated engine: an HTTP server that behaves as a strict vLLM does towards a router."""
+
+import socket
+import time
+from contextlib import AsyncExitStack
+from typing import Self
+
+from aiohttp import web
+
+from pdrouter.tools.simulation.answers import MADE_UP
+from pdrouter.tools.simulation.api_requests import Api
+from pdrouter.tools.simulation.compute import Compute
+from pdrouter.tools.simulation.config import EngineConfig
+from pdrouter.tools.simulation.control_api import ControlApi
+from pdrouter.tools.simulation.engine_metrics import EngineMetrics
+from pdrouter.tools.simulation.faults import Fault, FaultBoard
+from pdrouter.tools.simulation.generation_api import GenerationApi
+from pdrouter.tools.simulation.handle_issuer import HandleIssuer
+from pdrouter.tools.simulation.kv_handles import HandleStore
+from pdrouter.tools.simulation.media_api import MEDIA_PATHS, MediaApi
+from pdrouter.tools.simulation.node_address import join_address, reachable_host
+from pdrouter.tools.simulation.received_requests import ReceivedRequest, RequestLog
+from pdrouter.tools.simulation.reception import Reception, api_handler
+from pdrouter.tools.simulation.single_pod_api import ANSWERS, SinglePodApi
+from pdrouter.tools.simulation.transfer import BlockFetcher
+
+_STOP_GRACE_S = 0.2
+_NO_BODY_LIMIT = 0
+_BACKLOG = 1_024
+
+
+class SimulatedEngine:
+    """An engine that can be started once; as an async context manager it runs inside the block.
+
+    Attributes:
+        config: Its settings.
+        faults: The faults it shows.
+    """
+
+    def __init__(self, config: EngineConfig, *faults: Fault) -> None:
+        """Prepare an engine.
+
+        Args:
+            config: Its settings.
+            faults: What it does wrong from the start.
+        """
+        self.config = config
+        self.faults = FaultBoard(*faults)
+        self._metrics = EngineMetrics(config)
+        self._log = RequestLog(config.request_log_size)
+        self._reception = Reception(config, self._metrics, self.faults, self._log)
+        self._handles = HandleStore(
+            config.engine_id, config.kv_lease_s, self._metrics.expired_handles.inc
+        )
+        self._compute = Compute(config, self._metrics)
+        self._metrics.watch_load(
+            running=lambda: self._compute.running,
+            waiting=lambda: self._compute.waiting,
+            cache_usage=self._cache_usage,
+            handles_outstanding=lambda: self._handles.outstanding(time.monotonic()),
+        )
+        self._host = reachable_host(config.host)
+        self._port = config.port
+        self._runner: web.AppRunner | None = None
+        self._resources = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Bind and serve.
+
+        Raises:
+            OSError: The address cannot be bound.
+        """
+        async with AsyncExitStack() as resources:
+            listener = resources.enter_context(_listen(self.config.host, self.config.port))
+            self._port = listener.getsockname()[1]
+            fetcher = await resources.enter_async_context(BlockFetcher(self._host))
+            runner = web.AppRunner(
+                self._application(fetcher),
+                handler_cancellation=True,
+                shutdown_timeout=_STOP_GRACE_S,
+                keepalive_timeout=self.config.keepalive_timeout_s,
+                access_log=None,
+            )
+            resources.push_async_callback(runner.cleanup)
+            await runner.setup()
+            await web.SockSite(runner, listener, backlog=_BACKLOG).start()
+            self._runner = runner
+            self._resources = resources.pop_all()
+
+    async def stop(self) -> None:
+        """Close all connections, cutting off what still runs."""
+        await self._resources.aclose()
+
+    @property
+    def host(self) -> str:
+        """The host at which routers and other engines reach it."""
+        return self._host
+
+    @property
+    def port(self) -> int:
+        """The port it listens on; 0 before the start if any free one will do."""
+        return self._port
+
+    @property
+    def address(self) -> str:
+        """Host and port as one text, an IPv6 host in brackets."""
+        return join_address(self._host, self._port)
+
+    @property
+    def requests(self) -> tuple[ReceivedRequest, ...]:
+        """The last requests to its API, in order of arrival."""
+        return tuple(self._log)
+
+    def count(self, name: str) -> float:
+        """Give the value of a metric, added up over its labels.
+
+        Args:
+            name: The name as `/metrics` has it, such as `simulation:aborted_requests_total`.
+        """
+        return self._metrics.value(name)
+
+    def close_idle_connections(self) -> None:
+        """Close every connection that has no request, as a server's keep-alive timeout does."""
+        server = self._runner.server if self._runner is not None else None
+        for connection in server.connections if server is not None else ():
+            if connection.transport is not None and self._reception.is_idle(connection.transport):
+                connection.transport.close()
+
+    def _application(self, fetcher: BlockFetcher) -> web.Application:
+        issuer = HandleIssuer(
+            self.config, self._handles, self.config.side_channel_host or self._host, self._port
+        )
+        generation = GenerationApi(self.config, self._metrics, self._compute, fetcher, issuer)
+        single_pod = SinglePodApi(self.config, self._compute)
+        media = MediaApi(self.config, self._compute)
+        control = ControlApi(
+            config=self.config,
+            metrics=self._metrics,
+            handles=self._handles,
+            faults=self.faults,
+            log=self._log,
+            close_idle_connections=self.close_idle_connections,
+        )
+        application = web.Application(
+            middlewares=[self._reception.receive], client_max_size=_NO_BODY_LIMIT
+        )
+        application.on_response_prepare.append(_say_what_it_is)
+        application.add_routes(control.routes())
+        application.add_routes([web.post(path, api_handler(generation.serve)) for path in Api])
+        application.add_routes([web.post(path, api_handler(single_pod.serve)) for path in ANSWERS])
+        serve_media = api_handler(media.serve, forms=True)
+        application.add_routes([web.post(path, serve_media) for path in MEDIA_PATHS])
+        return application
+
+    def _cache_usage(self) -> float:
+        tokens = self._compute.running_tokens + self._handles.held_tokens(time.monotonic())
+        return min(1.0, tokens / (self.config.block_size * self.config.kv_blocks))
+
+
+async def _say_what_it_is(_: web.Request, response: web.StreamResponse) -> None:
+    response.headers["x-simulated-engine"] = MADE_UP
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=_BACKLOG)

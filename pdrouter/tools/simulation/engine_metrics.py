@@ -1,0 +1,140 @@
+"""The engine's numbers, under vLLM's names, and under `simulation:` what only a judge counts."""
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from pdrouter.tools.simulation.config import EngineConfig
+
+_SECONDS = (
+    0.001,
+    0.005,
+    0.01,
+    0.02,
+    0.04,
+    0.06,
+    0.08,
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    1,
+    2.5,
+    5,
+    7.5,
+    10,
+    60,
+)
+
+
+class EngineMetrics:
+    """All series of one engine, in a registry of its own.
+
+    Prometheus appends `_total` to the names of counters, as it does in vLLM.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._registry = CollectorRegistry()
+        self._model = config.base_model
+
+        self.prompt_tokens = self._vllm_counter("prompt_tokens", "Prefill tokens processed.")
+        self.generation_tokens = self._vllm_counter("generation_tokens", "Tokens generated.")
+        self.expired_handles = self._vllm_counter(
+            "nixl_num_kv_expired_reqs", "Requests whose KV blocks expired before the fetch."
+        )
+        self.late_fetches = self._vllm_counter(
+            "nixl_num_notifications_after_expiry", "Fetches that came after the expiry."
+        )
+        self.failed_transfers = self._vllm_counter(
+            "nixl_num_failed_transfers", "KV transfers that failed."
+        )
+        self.transfer_seconds = self._vllm_histogram("nixl_xfer_time_seconds", "KV transfer time.")
+        self.prefill_seconds = self._vllm_histogram(
+            "request_prefill_time_seconds", "Time spent in prefill."
+        )
+        self.queue_seconds = self._vllm_histogram(
+            "request_queue_time_seconds", "Time spent waiting for a slot."
+        )
+        self.first_token_seconds = self._vllm_histogram(
+            "time_to_first_token_seconds", "Time to the first token."
+        )
+        self.inter_token_seconds = self._vllm_histogram(
+            "inter_token_latency_seconds", "Time between two tokens."
+        )
+
+        self.contract_violations = self._counter(
+            "contract_violations", "Requests that a router must not send.", ("reason",)
+        )
+        self.kv_fetches = self._counter("kv_fetches", "Fetches answered, by result.", ("result",))
+        self.prompt_mismatches = self._counter(
+            "prompt_mismatches", "Fetches whose prompt is not the one prefilled."
+        )
+        self.unexpected_role = self._counter(
+            "unexpected_role", "Requests served that belong to an engine of the other role."
+        )
+        self.duplicate_request_ids = self._counter(
+            "duplicate_request_ids", "Requests refused because their id was already running."
+        )
+        self.aborted_requests = self._counter(
+            "aborted_requests", "Requests whose client left before the end of the answer."
+        )
+
+        geometry = Gauge(
+            "vllm:cache_config_info",
+            "Cache geometry.",
+            ("model_name", "block_size", "num_gpu_blocks"),
+            registry=self._registry,
+        )
+        geometry.labels(self._model, str(config.block_size), str(config.kv_blocks)).set(1)
+
+    def watch_load(
+        self,
+        *,
+        running: Callable[[], float],
+        waiting: Callable[[], float],
+        cache_usage: Callable[[], float],
+        handles_outstanding: Callable[[], float],
+    ) -> None:
+        """Declare the gauges, which are read when they are scraped."""
+        for name, documentation, read in (
+            ("num_requests_running", "Requests that have a slot.", running),
+            ("num_requests_waiting", "Requests that wait for a slot.", waiting),
+            ("kv_cache_usage_perc", "KV blocks in use; 1 is all of them.", cache_usage),
+        ):
+            gauge = Gauge(f"vllm:{name}", documentation, ("model_name",), registry=self._registry)
+            gauge.labels(self._model).set_function(read)
+        Gauge(
+            "simulation:kv_handles_outstanding",
+            "Handles that can still be fetched.",
+            registry=self._registry,
+        ).set_function(handles_outstanding)
+
+    def exposition(self) -> bytes:
+        """Give all series in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def value(self, name: str) -> float:
+        """Add up all series of one name, whatever their labels; 0 if there are none."""
+        return sum(
+            sample.value
+            for family in self._registry.collect()
+            for sample in family.samples
+            if sample.name == name
+        )
+
+    def _vllm_counter(self, name: str, documentation: str) -> Counter:
+        counter = Counter(f"vllm:{name}", documentation, ("model_name",), registry=self._registry)
+        return counter.labels(self._model)
+
+    def _vllm_histogram(self, name: str, documentation: str) -> Histogram:
+        histogram = Histogram(
+            f"vllm:{name}",
+            documentation,
+            ("model_name",),
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        return histogram.labels(self._model)
+
+    def _counter(self, name: str, documentation: str, labels: tuple[str, ...] = ()) -> Counter:
+        return Counter(f"simulation:{name}", documentation, labels, registry=self._registry)

@@ -1,0 +1,183 @@
+"""Runs generation requests: the life of a prefill leg, a decode leg and a whole request."""
+
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+
+from aiohttp import web
+
+from pdrouter.tools.simulation.answers import AnswerForm
+from pdrouter.tools.simulation.api_requests import Api, GenerationRequest, parse_generation
+from pdrouter.tools.simulation.compute import Compute
+from pdrouter.tools.simulation.config import EngineConfig
+from pdrouter.tools.simulation.engine_metrics import EngineMetrics
+from pdrouter.tools.simulation.generation import Generation, generate
+from pdrouter.tools.simulation.handle_issuer import HandleIssuer
+from pdrouter.tools.simulation.legs import (
+    Handle,
+    Leg,
+    check_decode_leg,
+    check_prefill_leg,
+    check_prompt_count,
+    check_transfer_members,
+)
+from pdrouter.tools.simulation.messages_answers import MessagesForm
+from pdrouter.tools.simulation.openai_answers import ChatForm, CompletionsForm, GenerateForm
+from pdrouter.tools.simulation.reception import Call, Dropped
+from pdrouter.tools.simulation.refusal import Refused, load_failed
+from pdrouter.tools.simulation.responses_answers import ResponsesForm
+from pdrouter.tools.simulation.transfer import BlockFetcher, TransferFailed
+
+FORMS: Mapping[Api, AnswerForm] = {
+    Api.CHAT: ChatForm(),
+    Api.COMPLETIONS: CompletionsForm(),
+    Api.MESSAGES: MessagesForm(),
+    Api.RESPONSES: ResponsesForm(),
+    Api.GENERATE: GenerateForm(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A request that passed all checks.
+
+    Attributes:
+        call: Where it came from.
+        request: What to generate.
+        request_id: The id under which it runs, unique in the engine.
+        remote: The handle whose blocks to fetch first, on a decode leg.
+    """
+
+    call: Call
+    request: GenerationRequest
+    request_id: str
+    remote: Handle | None
+
+
+class GenerationApi:
+    """Serves the APIs that generate tokens."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        metrics: EngineMetrics,
+        compute: Compute,
+        fetcher: BlockFetcher,
+        issuer: HandleIssuer,
+    ) -> None:
+        self._config = config
+        self._metrics = metrics
+        self._compute = compute
+        self._fetcher = fetcher
+        self._issuer = issuer
+        self._running_ids: set[str] = set()
+
+    async def serve(self, call: Call) -> web.StreamResponse:
+        """Answer one request.
+
+        Raises:
+            Refused: The request is not acceptable, or its blocks could not be loaded.
+            Dropped: A fault cuts the stream.
+        """
+        job = self._check(call)
+        with self._claim_id(job.request_id):
+            if job.request.stream:
+                return await self._stream(job)
+            return web.json_response(await self._answer(job))
+
+    def _check(self, call: Call) -> _Job:
+        api = Api(call.http.path)
+        check_transfer_members(call.members)
+        if call.leg is Leg.PREFILL:
+            check_prefill_leg(api, call.members, self._config)
+        request = parse_generation(api, call.members, self._config)
+        check_prompt_count(call.leg, request.prompts)
+        remote = None
+        if call.leg is Leg.DECODE:
+            remote = check_decode_leg(call.members, self._config)
+        self._count_unexpected_role(call.leg, request)
+        request_id = call.http.headers.get("x-request-id") or uuid.uuid4().hex
+        return _Job(call, request, request_id, remote)
+
+    def _count_unexpected_role(self, leg: Leg, request: GenerationRequest) -> None:
+        role = self._config.role
+        asks_for_more = leg is not Leg.PREFILL and request.limit != 1
+        if (role == "decode" and leg is Leg.PREFILL) or (role == "prefill" and asks_for_more):
+            self._metrics.unexpected_role.inc()
+
+    @contextmanager
+    def _claim_id(self, request_id: str) -> Iterator[None]:
+        if request_id in self._running_ids:
+            self._metrics.duplicate_request_ids.inc()
+            raise Refused(400, f"Request id {request_id} already running.")
+        self._running_ids.add(request_id)
+        try:
+            yield
+        finally:
+            self._running_ids.remove(request_id)
+
+    @asynccontextmanager
+    async def _prefilled(self, job: _Job) -> AsyncIterator[Generation]:
+        """Bring a request to its first token, and hold its slot.
+
+        As in vLLM the blocks are asked for as soon as the scheduler has the request, before it
+        gets to run, so that the lease does not end in the queue.
+        """
+        arrived = time.monotonic()
+        generation = generate(job.request, self._config, job.request_id, int(time.time()))
+        if job.remote is not None:
+            await self._fetch(job.remote, job.request.digest)
+            generation = replace(generation, cached_tokens=job.request.prompt_tokens - 1)
+        async with self._compute.prefilled(
+            job.request.prompt_tokens, cached=generation.cached_tokens
+        ):
+            self._metrics.first_token_seconds.observe(time.monotonic() - arrived)
+            yield generation
+
+    async def _fetch(self, handle: Handle, digest: str) -> None:
+        started = time.monotonic()
+        try:
+            await self._fetcher.fetch(handle, digest)
+        except TransferFailed:
+            self._metrics.failed_transfers.inc()
+            raise
+        self._metrics.transfer_seconds.observe(time.monotonic() - started)
+
+    async def _answer(self, job: _Job) -> dict[str, object]:
+        form = FORMS[job.request.api]
+        try:
+            async with self._prefilled(job) as generation:
+                for _ in generation.words[1:]:
+                    await self._compute.step()
+                self._metrics.generation_tokens.inc(generation.completion_tokens)
+                if job.call.leg is Leg.PREFILL:
+                    return self._issuer.issue(form, generation, job.call.fault)
+                return form.plain(generation)
+        except TransferFailed as error:
+            raise load_failed() from error
+
+    async def _stream(self, job: _Job) -> web.StreamResponse:
+        form = FORMS[job.request.api]
+        response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
+        await response.prepare(job.call.http)
+        try:
+            async with self._prefilled(job) as generation:
+                await self._write_tokens(response, form, generation, job.call)
+        except TransferFailed:
+            await response.write(b"".join(form.failure(load_failed().envelope())))
+        return response
+
+    async def _write_tokens(
+        self, response: web.StreamResponse, form: AnswerForm, generation: Generation, call: Call
+    ) -> None:
+        await response.write(b"".join(form.opening(generation)))
+        for index in range(len(generation.words)):
+            if index == call.fault.drop_after_tokens:
+                raise Dropped
+            if index:
+                await self._compute.step()
+            await response.write(b"".join(form.token(generation, index)))
+            self._metrics.generation_tokens.inc(generation.choices)
+        await response.write(b"".join(form.closing(generation)))

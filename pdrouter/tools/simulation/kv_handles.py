@@ -1,0 +1,130 @@
+"""The KV blocks that a prefill engine holds: issued once, then fetched once or expired."""
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from pdrouter.tools.simulation.legs import Handle
+
+FetchResult = Literal["ok", "unknown", "reused", "expired", "altered", "wrong_engine", "mismatch"]
+
+FETCH_STATUS: dict[FetchResult, int] = {
+    "ok": 200,
+    "wrong_engine": 403,
+    "altered": 403,
+    "unknown": 404,
+    "reused": 409,
+    "mismatch": 409,
+    "expired": 410,
+}
+"""The HTTP status with which a prefill engine answers a fetch."""
+
+_REMEMBERED = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    issued: str
+    digest: str
+    tokens: int
+    deadline: float
+
+
+class HandleStore:
+    """Handles by key, each good for one fetch within its lease.
+
+    Time is passed in, in seconds of any monotonic clock.
+    """
+
+    def __init__(self, engine_id: str, lease_s: float, on_expiry: Callable[[], None]) -> None:
+        """Start with no handle.
+
+        Args:
+            engine_id: The engine whose blocks these are.
+            lease_s: Seconds for which blocks are held.
+            on_expiry: Called once for each handle whose lease ends before the fetch.
+        """
+        self._engine_id = engine_id
+        self._lease_s = lease_s
+        self._on_expiry = on_expiry
+        self._held: OrderedDict[str, _Held] = OrderedDict()
+        self._ended: OrderedDict[str, tuple[_Held, FetchResult]] = OrderedDict()
+
+    def issue(self, handle: Handle, digest: str, tokens: int, now: float) -> None:
+        """Hold the blocks of a prompt until they are fetched or the lease ends.
+
+        Args:
+            handle: What the router is given.
+            digest: The prompt's identity.
+            tokens: The prompt's length.
+            now: The time.
+        """
+        deadline = now + self._lease_s
+        self._held[handle_key(handle)] = _Held(_comparable(handle), digest, tokens, deadline)
+
+    def fetch(self, handle: Handle, digest: str, now: float) -> FetchResult:
+        """Give the blocks away, if the handle is the very one issued and still good.
+
+        Args:
+            handle: What the decode engine was given; only `remote_host` may differ.
+            digest: The identity of the decode leg's prompt.
+            now: The time.
+        """
+        self._expire(now)
+        if handle.get("remote_engine_id", self._engine_id) != self._engine_id:
+            return "wrong_engine"
+        key = handle_key(handle)
+        held = self._held.get(key)
+        result: FetchResult = "ok"
+        if key in self._ended:
+            held, result = self._ended[key]
+        if held is None:
+            return "unknown"
+        if held.issued != _comparable(handle):
+            return "altered"
+        if result != "ok":
+            return result
+        if held.digest != digest:
+            return "mismatch"
+        self._end(key, "reused")
+        return "ok"
+
+    def outstanding(self, now: float) -> int:
+        """Count the handles that can still be fetched."""
+        self._expire(now)
+        return len(self._held)
+
+    def held_tokens(self, now: float) -> int:
+        """Count the prompt tokens whose blocks are held."""
+        self._expire(now)
+        return sum(held.tokens for held in self._held.values())
+
+    def _expire(self, now: float) -> None:
+        while self._held:
+            key, oldest = next(iter(self._held.items()))
+            if oldest.deadline > now:
+                return
+            self._end(key, "expired")
+            self._on_expiry()
+
+    def _end(self, key: str, later_result: FetchResult) -> None:
+        self._ended[key] = (self._held.pop(key), later_result)
+        if len(self._ended) > _REMEMBERED:
+            self._ended.popitem(last=False)
+
+
+def handle_key(handle: Handle) -> str:
+    """Give the part of a handle that identifies it.
+
+    That is the answer's id for the legacy Neuron connector, and the block ids for NIXL: old
+    engines issue no request id.
+    """
+    return json.dumps(handle.get("remote_block_ids", handle.get("id")))
+
+
+def _comparable(handle: Handle) -> str:
+    """Spell a handle so that equal means equal in every type and digit."""
+    kept = {name: value for name, value in handle.items() if name != "remote_host"}
+    return json.dumps(kept, sort_keys=True)

@@ -1,0 +1,84 @@
+"""The decode engine's side of a KV transfer: it asks the prefill engine for the blocks."""
+
+import io
+import json
+from typing import Self
+
+import aiohttp
+from yarl import URL
+
+from pdrouter.tools.simulation.legs import Handle
+
+FETCH_PATH = "/simulation/kv/fetch"
+"""Where a prefill engine answers; it stands in for the NIXL side channel."""
+
+_TIMEOUT_S = 10.0
+_THIS_NODE = frozenset({"localhost", "0.0.0.0", "::"})
+
+
+class TransferFailed(Exception):
+    """The blocks of a handle could not be had; the message says why."""
+
+
+class BlockFetcher:
+    """Fetches blocks over HTTP."""
+
+    def __init__(self, own_host: str) -> None:
+        """Open a client.
+
+        Args:
+            own_host: The decode engine's address. A handle that says `localhost` or `0.0.0.0`
+                means the node on which it is read, so such a fetch goes there.
+        """
+        self._own_host = own_host
+        self._client = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S),
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.close()
+
+    async def fetch(self, handle: Handle, digest: str) -> None:
+        """Fetch the blocks that a handle stands for.
+
+        Args:
+            handle: What came with the decode leg.
+            digest: The identity of the decode leg's prompt.
+
+        Raises:
+            TransferFailed: No prefill engine answers there, or it refuses.
+        """
+        host, port = fetch_address(handle)
+        if host in _THIS_NODE:
+            host = self._own_host
+        body = json.dumps({"handle": handle, "prompt_digest": digest}).encode()
+        try:
+            url = URL.build(scheme="http", host=host, port=port, path=FETCH_PATH)
+            async with self._client.post(
+                url, data=io.BytesIO(body), headers={"content-type": "application/json"}
+            ) as response:
+                answer = await response.text()
+                if response.status != 200:
+                    raise TransferFailed(f"{host}:{port} refuses: {response.status} {answer}")
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise TransferFailed(f"{host}:{port} does not answer: {error!r}") from error
+
+
+def fetch_address(handle: Handle) -> tuple[str, int]:
+    """Give the address in a handle: two members in NIXL's, the end of the id in Neuron's.
+
+    Raises:
+        TransferFailed: There is none.
+    """
+    host, port = handle.get("remote_host"), handle.get("remote_port")
+    if host is None:
+        _, _, address = str(handle.get("id")).rpartition("@")
+        host, _, digits = address.rpartition(":")
+        port = int(digits) if digits.isdecimal() else None
+    if not isinstance(host, str) or not host or type(port) is not int:
+        raise TransferFailed("the handle has no usable address")
+    return host, port

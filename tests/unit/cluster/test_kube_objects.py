@@ -1,0 +1,296 @@
+"""What labels, annotations and status of a pod mean."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from pdrouter.cluster.kubernetes.objects import KubeModelAdapter, KubePod, PodRules, read_adapter
+from pdrouter.cluster.model_namespaces import ModelNamespaces
+from pdrouter.cluster.pods import Claim, Pod, Role
+
+RULES = PodRules(("vllm",), ("nixl", "shfs", "neuron-legacy"))
+READY = [{"type": "Initialized", "status": "True"}, {"type": "Ready", "status": "True"}]
+MODEL = {"model.aibrix.ai/name": "m"}
+
+
+def read(
+    labels: dict[str, str] | None = None,
+    annotations: dict[str, str] | None = None,
+    *,
+    ip: str = "10.0.0.1",
+    conditions: Any = READY,
+    status: dict[str, Any] | None = None,
+    rules: PodRules = RULES,
+    **metadata: Any,
+) -> Pod | None:
+    raw = {
+        "kind": "Pod",
+        "metadata": {
+            "name": "p",
+            "namespace": "ns",
+            "uid": "u",
+            "labels": MODEL if labels is None else labels,
+            "annotations": annotations or {},
+            "managedFields": [{"manager": "kubelet"}],
+            **metadata,
+        },
+        "spec": {"containers": [{"name": "c"}]},
+        "status": {"podIP": ip, "conditions": conditions, "phase": "Running", **(status or {})},
+    }
+    return rules.read(msgspec.json.decode(msgspec.json.encode(raw), type=KubePod))
+
+
+def read_known(*args: Any, **kwargs: Any) -> Pod:
+    pod = read(*args, **kwargs)
+    assert pod is not None
+    return pod
+
+
+def test_the_pods_of_the_setup_guide_are_understood() -> None:
+    pod = read_known(
+        {"role-name": "prefill", "model.aibrix.ai/name": "llama31-8b"},
+        {"model.aibrix.ai/port": "8001"},
+    )
+    assert (pod.model, pod.role, pod.port, pod.roleset) == ("llama31-8b", Role.PREFILL, 8001, "")
+    assert (pod.uid, pod.name, pod.namespace) == ("u", "p", "ns")
+    assert (pod.engine, pod.kv_connector, pod.ready) == ("vllm", None, True)
+
+
+def unready_since(time: str | None) -> list[dict[str, Any]]:
+    other = {"type": "Custom", "status": "False", "lastTransitionTime": None}
+    return [other, {"type": "Ready", "status": "False", "lastTransitionTime": time}]
+
+
+START = {"startTime": "2026-01-01T00:00:00Z"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "claim"),
+    [
+        pytest.param({}, Claim.MAKES, id="ready"),
+        pytest.param({"conditions": []}, Claim.HOLDS, id="new"),
+        pytest.param(
+            {"conditions": unready_since("2026-01-01T00:00:02Z"), "status": START},
+            Claim.HOLDS,
+            id="starting",
+        ),
+        pytest.param(
+            {"conditions": unready_since("2026-01-01T01:00:00Z"), "status": START},
+            Claim.MAKES,
+            id="was ready",
+        ),
+        pytest.param(
+            {"conditions": unready_since(None), "status": {"startTime": None}},
+            Claim.HOLDS,
+            id="no times",
+        ),
+        pytest.param(
+            {"conditions": unready_since("yesterday"), "status": START}, Claim.HOLDS, id="no time"
+        ),
+        pytest.param(
+            {"conditions": unready_since("2026-01-01T01:00:00"), "status": START},
+            Claim.HOLDS,
+            id="no zone",
+        ),
+        pytest.param({"ip": ""}, Claim.HOLDS, id="no address"),
+        pytest.param({"deletionTimestamp": "2026-01-01T01:00:00Z"}, Claim.MAKES, id="terminating"),
+        pytest.param({"status": {"phase": "Failed"}}, Claim.NONE, id="failed"),
+        pytest.param({"status": {"phase": "Succeeded"}}, Claim.NONE, id="succeeded"),
+        pytest.param(
+            {"annotations": {"model.aibrix.ai/engine": "other"}}, Claim.NONE, id="no engine"
+        ),
+        pytest.param({"annotations": {"model.aibrix.ai/port": "0"}}, Claim.NONE, id="no port"),
+        pytest.param(
+            {"labels": {**MODEL, "stormservice.orchestration.aibrix.ai/pod-group-index": "1"}},
+            Claim.NONE,
+            id="no head",
+        ),
+    ],
+)
+def test_a_pod_that_is_or_was_ready_claims_its_models_name(
+    changes: dict[str, Any], claim: Claim
+) -> None:
+    assert read_known(**changes).claim is claim
+
+
+@pytest.mark.parametrize(
+    ("ip", "reason"),
+    [
+        ("127.0.0.1", "address 127.0.0.1 is a loopback address"),
+        ("169.254.169.254", "address 169.254.169.254 is a link-local address"),
+        ("::ffff:127.0.0.1", "address ::ffff:127.0.0.1 is an IPv4 address in disguise"),
+        ("metadata.internal", "address 'metadata.internal' is no IP address"),
+    ],
+)
+def test_an_address_that_is_no_pods_refuses_the_pod(ip: str, reason: str) -> None:
+    pod = read_known(ip=ip)
+    assert (pod.ready, pod.refused, pod.state, pod.obstacle) == (False, True, "refused", reason)
+
+
+def test_a_namespace_that_may_not_serve_a_model_has_no_pods_of_it() -> None:
+    rules = PodRules(("vllm",), (), model_namespaces=ModelNamespaces((("m", ("prod",)),)))
+    assert read_known(namespace="prod", rules=rules).ready
+    pod = read_known(namespace="evil", rules=rules)
+    assert (pod.ready, pod.refused) == (False, True)
+    assert pod.obstacle == "namespace evil may not serve model 'm'"
+
+
+def test_a_name_that_is_too_long_for_a_label_of_metrics_is_refused() -> None:
+    pod = read_known({}, {"model.aibrix.ai/name": "m" * 100_000})
+    assert pod.refused
+    assert len(pod.model) == 512
+    assert "longer than 512" in pod.obstacle
+    pod = read_known(MODEL, {"model.aibrix.ai/engine": "e" * 100_000})
+    assert len(pod.obstacle) < 120
+
+
+def test_a_pod_that_names_no_model_is_none_of_ours() -> None:
+    assert read({"role-name": "prefill"}) is None
+
+
+def test_a_model_name_that_is_no_label_may_be_an_annotation() -> None:
+    assert read_known({}, {"model.aibrix.ai/name": "Qwen/Qwen3-8B"}).model == "Qwen/Qwen3-8B"
+
+
+@pytest.mark.parametrize(
+    ("labels", "annotations", "port"),
+    [
+        ({}, {}, 8000),
+        ({"model.aibrix.ai/port": "9000"}, {}, 9000),
+        ({}, {"model.aibrix.ai/port": "9001"}, 9001),
+        ({"model.aibrix.ai/port": "9000"}, {"model.aibrix.ai/port": "9001"}, 9000),
+    ],
+)
+def test_the_port_is_a_label_or_an_annotation(
+    labels: dict[str, str], annotations: dict[str, str], port: int
+) -> None:
+    pod = read_known(MODEL | labels, annotations)
+    assert (pod.port, pod.obstacle) == (port, "")
+
+
+@pytest.mark.parametrize(
+    ("labels", "annotations", "port"),
+    [
+        ({}, {}, 8000),
+        ({"model.aibrix.ai/port": "9000"}, {}, 9000),
+        ({"model.aibrix.ai/metric-port": "9100"}, {}, 9100),
+        ({"model.aibrix.ai/port": "9000"}, {"model.aibrix.ai/metric-port": "9101"}, 9101),
+        ({"model.aibrix.ai/port": "9000", "model.aibrix.ai/metric-port": "none"}, {}, 9000),
+    ],
+)
+def test_metrics_are_on_the_serving_port_unless_they_have_one(
+    labels: dict[str, str], annotations: dict[str, str], port: int
+) -> None:
+    pod = read_known(MODEL | labels, annotations)
+    assert (pod.metrics_port, pod.obstacle) == (port, "")
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "http", "-1", "8000 ", "\uff11"])
+def test_an_invalid_port_takes_the_pod_out_and_says_so(port: str) -> None:
+    pod = read_known(MODEL, {"model.aibrix.ai/port": port})
+    assert not pod.ready
+    assert "port" in pod.obstacle
+    assert port in pod.obstacle
+
+
+def test_an_endless_port_is_invalid_too() -> None:
+    pod = read_known(MODEL, {"model.aibrix.ai/port": "9" * 5000})
+    assert not pod.ready
+    assert len(pod.obstacle) < 200
+
+
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [
+        (None, Role.BOTH),
+        ("prefill", Role.PREFILL),
+        ("decode", Role.DECODE),
+        ("sglang-router", Role.OTHER),
+        ("both", Role.OTHER),
+    ],
+)
+def test_the_role_is_a_label(name: str | None, role: Role) -> None:
+    labels = MODEL if name is None else MODEL | {"role-name": name}
+    assert read_known(labels).role is role
+
+
+@pytest.mark.parametrize(
+    ("change", "state", "obstacle"),
+    [
+        ({"ip": ""}, "unready", "no address"),
+        ({"conditions": []}, "unready", "not ready"),
+        ({"conditions": [{"type": "Ready", "status": "False"}]}, "unready", "not ready"),
+        ({"deletionTimestamp": "2026-01-01T00:00:00Z"}, "terminating", "terminating"),
+        (
+            {"labels": MODEL | {"stormservice.orchestration.aibrix.ai/pod-group-index": "1"}},
+            "unready",
+            "not the head of its group",
+        ),
+        (
+            {"labels": MODEL | {"stormservice.orchestration.aibrix.ai/pod-group-index": ""}},
+            "unready",
+            "not the head of its group",
+        ),
+        (
+            {"labels": MODEL | {"model.aibrix.ai/engine": "sglang"}},
+            "unready",
+            "engine 'sglang' is not supported",
+        ),
+        (
+            {"labels": MODEL | {"model.aibrix.ai/kv-connector-type": "mooncake"}},
+            "unready",
+            "KV connector 'mooncake' is not supported",
+        ),
+    ],
+)
+def test_a_pod_that_gets_no_requests_says_why(
+    change: dict[str, Any], state: str, obstacle: str
+) -> None:
+    pod = read_known(**change)
+    assert (pod.ready, pod.state, pod.obstacle) == (False, state, obstacle)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"stormservice.orchestration.aibrix.ai/pod-group-index": "0"},
+        {"model.aibrix.ai/engine": "VLLM"},
+        {"model.aibrix.ai/kv-connector-type": "SHFS"},
+    ],
+)
+def test_spellings_that_aibrix_accepts_are_accepted(labels: dict[str, str]) -> None:
+    assert read_known(MODEL | labels).state == "ready"
+
+
+def test_an_ipv6_pod_has_its_address_in_brackets() -> None:
+    assert read_known(ip="fd00::1").address == "[fd00::1]:8000"
+
+
+def test_the_roleset_is_part_of_what_a_pair_must_share() -> None:
+    first = read_known(MODEL | {"roleset-name": "a"})
+    second = read_known(MODEL | {"roleset-name": "b"})
+    assert first.pairing != second.pairing
+
+
+@pytest.mark.parametrize(
+    ("raw", "base", "instances"),
+    [
+        ({"metadata": {"name": "a"}}, "", set()),
+        (
+            {
+                "metadata": {"name": "a", "labels": MODEL},
+                "spec": {"artifactURL": "x"},
+                "status": {"instances": ["p", "q"], "phase": "Running"},
+            },
+            "m",
+            {"p", "q"},
+        ),
+        ({"metadata": {"name": "a"}, "spec": {"baseModel": "b"}, "status": {}}, "b", set()),
+    ],
+)
+def test_an_adapter_names_its_base_model_and_pods(
+    raw: dict[str, Any], base: str, instances: set[str]
+) -> None:
+    adapter = read_adapter(msgspec.convert(raw, KubeModelAdapter))
+    assert (adapter.base_model, set(adapter.instances)) == (base, instances)

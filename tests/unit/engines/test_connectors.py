@@ -1,0 +1,461 @@
+"""How the KV connectors split a request: the exact bodies of both legs, and what is refused."""
+
+import json
+from typing import Any
+
+import pytest
+from factories import TWO_LEG_BODIES, make_body, make_kv_params, make_pod, make_request
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pdrouter.engines.connector import (
+    TRANSFER_MEMBERS,
+    HandoffInvalid,
+    KVConnector,
+    whole_body,
+)
+from pdrouter.engines.neuron.legacy import NeuronLegacyConnector
+from pdrouter.engines.registry import CONNECTOR_NAMES, NIXL_MEANINGS, Connectors
+from pdrouter.engines.vllm.nixl import NixlConnector, RemoteHostRewrite, is_unusable_host
+from pdrouter.openai.errors import RequestRejected
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+MESSAGES = "/v1/messages"
+RESPONSES = "/v1/responses"
+GENERATE = "/inference/v1/generate"
+POD = make_pod(ip="10.1.2.3")
+POD_V6 = make_pod(ip="fd00::5")
+CONNECTORS: tuple[KVConnector, ...] = (NixlConnector(), NeuronLegacyConnector())
+
+# Spelled as the wire has it, so that the test is a judge of its own.
+ASK_FOR_BLOCKS = (
+    b'{"do_remote_decode":true,"do_remote_prefill":false,"remote_engine_id":null,'
+    b'"remote_block_ids":null,"remote_host":null,"remote_port":null}'
+)
+
+
+def answer_with(params: Any) -> bytes:
+    return json.dumps({"id": "cmpl-1", "choices": [], "kv_transfer_params": params}).encode()
+
+
+def refuse(answer: bytes, connector: KVConnector) -> HandoffInvalid:
+    with pytest.raises(HandoffInvalid) as caught:
+        bytes(connector.decode_body(make_request(CHAT), answer, POD))
+    return caught.value
+
+
+_PREFILL: list[tuple[str, bytes, bytes]] = [
+    (
+        CHAT,
+        b'{"model":"m","messages":[{}]}',
+        b'{"model":"m","messages":[{}],"stream":false,"max_tokens":1}',
+    ),
+    (
+        CHAT,
+        b'{ "stream": true, "stream_options": {}, "model":"m",\n "messages":[{}], "seed": 1.0e3}',
+        b'{ "stream": false, "model":"m",\n "messages":[{}], "seed": 1.0e3,"max_tokens":1}',
+    ),
+    (
+        CHAT,
+        b'{"max_completion_tokens": 9, "min_tokens": 5, "model":"m","messages":[{}]}',
+        b'{"max_completion_tokens": 1, "model":"m","messages":[{}],"stream":false,"max_tokens":1}',
+    ),
+    (
+        CHAT,
+        b'{"model":"m","messages":[{}],"max_tokens":null,"n":1,"logprobs":true,"tools":[{}]}',
+        b'{"model":"m","messages":[{}],"max_tokens":1,"n":1,"logprobs":true,"tools":[{}],"stream":false}',
+    ),
+    (
+        COMPLETIONS,
+        b'{"model":"m","prompt":"x","max_tokens":16,"best_of":1,"n":null,"temperature":0.10}',
+        b'{"model":"m","prompt":"x","max_tokens":1,"best_of":1,"n":1,"temperature":0.10,"stream":false}',
+    ),
+    (
+        MESSAGES,
+        b'{"model":"m","messages":[{}],"max_tokens":1024,"stream":true,"thinking":{"budget_tokens":9}}',
+        b'{"model":"m","messages":[{}],"max_tokens":1,"stream":false,"thinking":{"budget_tokens":9}}',
+    ),
+    (
+        RESPONSES,
+        b'{"model":"m","input":"x","store":false,"max_output_tokens":50,"max_tokens":8}',
+        b'{"model":"m","input":"x","store":false,"max_output_tokens":1,"max_tokens":8,"stream":false}',
+    ),
+    (
+        RESPONSES,
+        b'{"model":"m","input":"x","store":false,"stream":true}',
+        b'{"model":"m","input":"x","store":false,"stream":false,"max_output_tokens":1}',
+    ),
+    (
+        GENERATE,
+        b'{"model":"m","token_ids":[1,2]}',
+        b'{"model":"m","token_ids":[1,2],"stream":false,"sampling_params":{"max_tokens":1}}',
+    ),
+    (
+        GENERATE,
+        b'{"model":"m","token_ids":[1,2],"sampling_params":null,"stream":true}',
+        b'{"model":"m","token_ids":[1,2],"sampling_params":{"max_tokens":1},"stream":false}',
+    ),
+    (
+        GENERATE,
+        b'{"sampling_params":{ "min_tokens":4, "max_tokens" : 9 },"model":"m","token_ids":[1]}',
+        b'{"sampling_params":{ "max_tokens" : 1 },"model":"m","token_ids":[1],"stream":false}',
+    ),
+    (
+        GENERATE,
+        b'{"model":"m","token_ids":[1],"min_tokens":4,"stream":null,"sampling_params":{"a":1.0}}',
+        b'{"model":"m","token_ids":[1],"min_tokens":4,"stream":false,"sampling_params":{"a":1.0%s}}'
+        % b',"max_tokens":1',
+    ),
+]
+
+
+@pytest.mark.parametrize(("path", "client", "expected"), _PREFILL)
+def test_the_prefill_leg_is_the_clients_body_for_one_token(
+    path: str, client: bytes, expected: bytes
+) -> None:
+    assert bytes(NeuronLegacyConnector().prefill_body(make_request(path, client))) == expected
+
+
+@pytest.mark.parametrize(("path", "client", "expected"), _PREFILL)
+def test_nixls_prefill_leg_also_asks_the_engine_to_keep_the_blocks(
+    path: str, client: bytes, expected: bytes
+) -> None:
+    body = bytes(NixlConnector().prefill_body(make_request(path, client)))
+    assert body == expected[:-1] + b',"kv_transfer_params":' + ASK_FOR_BLOCKS + b"}"
+
+
+def test_untouched_members_of_the_prefill_leg_keep_their_bytes() -> None:
+    client = (
+        b'{ "model" : "m" ,\t"messages":[{"content":"\\u00e9\\/","role":"user"}] , '
+        b'"logit_bias":{"5":1.0e2},"cache_salt":"s" , "seed" : 9223372036854775807 }'
+    )
+    body = bytes(NeuronLegacyConnector().prefill_body(make_request(CHAT, client)))
+    assert body == client[:-2] + b',"stream":false,"max_tokens":1 }'
+
+
+# --- What a client must never be able to set ---
+
+
+@pytest.mark.parametrize("member", sorted(TRANSFER_MEMBERS))
+@pytest.mark.parametrize("path", TWO_LEG_BODIES)
+@pytest.mark.parametrize("connector", CONNECTORS, ids=lambda connector: connector.name)
+def test_a_clients_transfer_members_reach_no_engine(
+    connector: KVConnector, path: str, member: str
+) -> None:
+    hidden: dict[str, Any] = {"vllm_xargs": {member: "evil", "keep": 1}}
+    if path == GENERATE:
+        hidden["sampling_params"] = {"extra_args": {member: "evil", "keep": 1}, "seed": 4}
+    request = make_request(path, **{member: "evil", **hidden})
+    bodies = {
+        "prefill": bytes(connector.prefill_body(request)),
+        "decode": bytes(connector.decode_body(request, answer_with(make_kv_params()), POD)),
+        "whole": bytes(whole_body(request)),
+    }
+    for leg, body in bodies.items():
+        assert b"evil" not in body, leg
+        members = json.loads(body)
+        assert members["vllm_xargs"] == {"keep": 1}
+        if path == GENERATE:
+            assert members["sampling_params"]["extra_args"] == {"keep": 1}
+            assert members["sampling_params"]["seed"] == 4
+
+
+@pytest.mark.parametrize(
+    "spelled", ['"kv_transfer_p\\u0061rams"', '"\\u006b\\u0076_transfer_params"', '"rid"']
+)
+def test_an_escaped_spelling_hides_nothing(spelled: str) -> None:
+    data = make_body(CHAT)[:-1] + f',{spelled}:"evil","vllm_xargs":{{{spelled}:"evil"}}}}'.encode()
+    for body in (
+        bytes(whole_body(make_request(CHAT, data))),
+        bytes(NixlConnector().prefill_body(make_request(CHAT, data))),
+    ):
+        assert b"evil" not in body
+
+
+def test_members_that_hide_twice_are_all_removed() -> None:
+    data = make_body(CHAT)[:-1] + b',"vllm_xargs":{"rid":"evil","a":1,"rid":"evil"}}'
+    assert bytes(whole_body(make_request(CHAT, data))).endswith(b',"vllm_xargs":{"a":1}}')
+
+
+@pytest.mark.parametrize(
+    ("path", "holder", "param"),
+    [
+        (CHAT, '"vllm_xargs":%s', "vllm_xargs"),
+        (GENERATE, '"sampling_params":{"extra_args":%s}', "extra_args"),
+    ],
+)
+def test_a_holder_of_more_members_than_any_request_needs_is_refused(
+    path: str, holder: str, param: str
+) -> None:
+    many = json.dumps({f"a{number}": 1 for number in range(1001)})
+    data = make_body(path)[:-1] + f",{holder % many}}}".encode()
+    with pytest.raises(RequestRejected) as caught:
+        bytes(whole_body(make_request(path, data)))
+    assert (caught.value.status, caught.value.param) == (400, param)
+
+
+@pytest.mark.parametrize("value", [b"null", b"[]", b'"kv_transfer_params"', b'{ "a":1.0 }', b"{}"])
+def test_holders_that_hide_nothing_keep_their_bytes(value: bytes) -> None:
+    data = make_body(CHAT)[:-1] + b',"vllm_xargs":%s}' % value
+    assert whole_body(make_request(CHAT, data)).parts == (data,)
+    data = make_body(GENERATE)[:-1] + b',"sampling_params":{"extra_args":%s}}' % value
+    assert whole_body(make_request(GENERATE, data)).parts == (data,)
+
+
+@pytest.mark.parametrize("path", TWO_LEG_BODIES)
+def test_a_whole_request_without_transfer_members_is_the_clients_very_bytes(path: str) -> None:
+    data = make_body(path, stream=True, n=3, min_tokens=2, max_tokens=77)
+    body = whole_body(make_request(path, data))
+    assert body.unchanged
+    assert body.parts == (data,)
+
+
+# --- The decode leg ---
+
+
+@pytest.mark.parametrize("path", TWO_LEG_BODIES)
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_decode_leg_is_the_clients_body_with_the_handle_verbatim(
+    path: str, stream: bool
+) -> None:
+    data = make_body(path, stream=stream, min_tokens=2, user="u")
+    handle = (
+        b'{ "do_remote_prefill":true,"remote_block_ids" : [[1,2],[9223372036854775807]] ,'
+        b'"remote_engine_id":"\\u00e9","remote_request_id":"r","remote_host":"10.0.0.9",'
+        b'"remote_port":5600,"big":18446744073709551615,"bigger":123456789012345678901234567890,'
+        b'"ratio":1.50,"new_in_some_release":{"a":[null]} }'
+    )
+    answer = b'{"id":"x", "kv_transfer_params" : ' + handle + b' ,"usage":{}}'
+    body = bytes(NixlConnector().decode_body(make_request(path, data), answer, POD))
+    assert body == data[:-1] + b',"kv_transfer_params":' + handle + b"}"
+
+
+def test_the_decode_leg_gets_the_engines_handle_in_place_of_a_clients() -> None:
+    data = b'{"kv_transfer_params":{"remote_host":"evil"},"model":"m","messages":[{}],"rid":"evil"}'
+    params = make_kv_params()
+    body = bytes(NixlConnector().decode_body(make_request(CHAT, data), answer_with(params), POD))
+    assert json.loads(body) == {"kv_transfer_params": params, "model": "m", "messages": [{}]}
+
+
+_HANDLES: list[tuple[dict[str, Any], str | None]] = [
+    ({}, None),
+    ({"remote_request_id": ...}, None),
+    ({"remote_block_ids": [0]}, None),
+    ({"remote_block_ids": [17, 18]}, None),
+    ({"remote_block_ids": [[], [1]]}, None),
+    ({"remote_block_ids": [2**63, 2**70]}, None),
+    ({"remote_block_ids": {"layout": "of another release"}}, None),
+    ({"remote_block_ids": [{"group": 0, "ids": [1]}]}, None),
+    ({"remote_port": "5600"}, None),
+    ({"do_remote_prefill": ...}, "incomplete-params"),
+    ({"do_remote_prefill": None}, "incomplete-params"),
+    ({"do_remote_prefill": False}, "incomplete-params"),
+    ({"do_remote_prefill": 1}, "incomplete-params"),
+    ({"do_remote_prefill": "true"}, "incomplete-params"),
+    ({"remote_block_ids": ...}, "empty-blocks"),
+    ({"remote_block_ids": None}, "empty-blocks"),
+    ({"remote_block_ids": []}, "empty-blocks"),
+    ({"remote_block_ids": [[]]}, "empty-blocks"),
+    ({"remote_block_ids": [[], [], []]}, "empty-blocks"),
+    ({"remote_block_ids": {}}, "empty-blocks"),
+    ({"remote_block_ids": ""}, "empty-blocks"),
+    ({"remote_block_ids": [[], {}, [[]]]}, "empty-blocks"),
+    ({"remote_engine_id": ...}, "incomplete-params"),
+    ({"remote_engine_id": None}, "incomplete-params"),
+    ({"remote_engine_id": ""}, "incomplete-params"),
+    ({"remote_request_id": None}, "incomplete-params"),
+    ({"remote_request_id": ""}, "incomplete-params"),
+    ({"remote_host": ...}, "incomplete-params"),
+    ({"remote_host": None}, "incomplete-params"),
+    ({"remote_host": 7}, "incomplete-params"),
+    ({"remote_host": ["10.0.0.1"]}, "incomplete-params"),
+    ({"remote_port": ...}, "incomplete-params"),
+    ({"remote_port": None}, "incomplete-params"),
+    ({"remote_port": ""}, "incomplete-params"),
+]
+
+
+@pytest.mark.parametrize("policy", RemoteHostRewrite)
+@pytest.mark.parametrize(("changes", "reason"), _HANDLES)
+def test_a_half_filled_handle_never_reaches_a_decode_engine(
+    changes: dict[str, Any], reason: str | None, policy: RemoteHostRewrite
+) -> None:
+    connector = NixlConnector(policy)
+    answer = answer_with(make_kv_params(**changes))
+    if reason is None:
+        assert bytes(connector.decode_body(make_request(CHAT), answer, POD))
+    else:
+        assert refuse(answer, connector).reason == reason
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"", "invalid-answer"),
+        (b"[]", "invalid-answer"),
+        (b"<html>", "invalid-answer"),
+        (b'{"kv_transfer_params":', "invalid-answer"),
+        (b'{"kv_transfer_params":{"a":"\xff"}}', "invalid-params"),
+        (b"{}", "null-params"),
+        (b'{"choices":[{"kv_transfer_params":{}}]}', "null-params"),
+        (b'{"kv_transfer_params":null}', "null-params"),
+        (b'{"kv_transfer_params":[]}', "invalid-params"),
+        (b'{"kv_transfer_params":"x"}', "invalid-params"),
+        (b'{"kv_transfer_params":true}', "invalid-params"),
+        (b'{"kv_transfer_params":{}}', "incomplete-params"),
+    ],
+)
+def test_an_answer_without_a_handle_is_refused(answer: bytes, reason: str) -> None:
+    refused = refuse(answer, NixlConnector())
+    assert refused.reason == reason
+    assert str(refused)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from(sorted(make_kv_params())),
+        st.recursive(
+            st.one_of(
+                st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text()
+            ),
+            lambda inner: (
+                st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner, max_size=2)
+            ),
+            max_leaves=4,
+        ),
+    )
+)
+def test_any_handle_is_handed_over_or_refused(changes: dict[str, Any]) -> None:
+    answer = answer_with(make_kv_params(**changes))
+    for policy in RemoteHostRewrite:
+        try:
+            body = bytes(NixlConnector(policy).decode_body(make_request(CHAT), answer, POD))
+        except HandoffInvalid:
+            continue
+        assert json.loads(body)["kv_transfer_params"]["do_remote_prefill"] is True
+
+
+# --- remote_host ---
+
+_UNUSABLE = [
+    *("localhost", "LocalHost", "127.0.0.1", "127.1.2.3", "0.0.0.0", "::", "::1"),
+    *("0:0:0:0:0:0:0:1", "::ffff:127.0.0.1"),
+]
+_USABLE = ["10.0.0.9", "fd00::9", "engine-0.engines", "localhost.example.com", "::ffff:10.0.0.9"]
+
+
+@pytest.mark.parametrize("host", ["", *_UNUSABLE])
+def test_hosts_that_mean_the_machine_on_which_they_are_read(host: str) -> None:
+    assert is_unusable_host(host)
+
+
+@pytest.mark.parametrize("host", _USABLE)
+def test_hosts_that_lead_to_a_machine(host: str) -> None:
+    assert not is_unusable_host(host)
+
+
+def _rewrite_cases() -> list[tuple[RemoteHostRewrite, str, bool]]:
+    auto, always, never = RemoteHostRewrite
+    return [
+        *((auto, host, True) for host in ("", *_UNUSABLE)),
+        *((auto, host, False) for host in _USABLE),
+        *((always, host, True) for host in ("", *_UNUSABLE, *_USABLE)),
+        *((never, host, False) for host in (*_UNUSABLE, *_USABLE)),
+    ]
+
+
+@pytest.mark.parametrize(("policy", "host", "rewritten"), _rewrite_cases())
+@pytest.mark.parametrize("pod", [POD, POD_V6], ids=["ipv4", "ipv6"])
+def test_remote_host_is_rewritten_by_policy_and_the_port_is_kept(
+    pod: Any, policy: RemoteHostRewrite, host: str, rewritten: bool
+) -> None:
+    params = make_kv_params(remote_host=host)
+    body = bytes(NixlConnector(policy).decode_body(make_request(CHAT), answer_with(params), pod))
+    expected = {**params, "remote_host": pod.ip if rewritten else host}
+    assert json.loads(body)["kv_transfer_params"] == expected
+    assert list(json.loads(body)["kv_transfer_params"]) == list(params)
+
+
+def test_an_empty_remote_host_that_must_not_be_rewritten_is_a_half_filled_handle() -> None:
+    answer = answer_with(make_kv_params(remote_host=""))
+    assert refuse(answer, NixlConnector(RemoteHostRewrite.NEVER)).reason == "incomplete-params"
+
+
+def test_a_rewritten_handle_keeps_the_bytes_of_everything_else() -> None:
+    handle = (
+        b'{"do_remote_prefill":true, "remote_block_ids":[18446744073709551615], "remote_host" : '
+        b'"0.0.0.0" , "remote_port":5601,"remote_engine_id":"e","ratio":1.50}'
+    )
+    body = bytes(
+        NixlConnector().decode_body(make_request(CHAT), b'{"kv_transfer_params":%s}' % handle, POD)
+    )
+    assert handle.replace(b"0.0.0.0", b"10.1.2.3") in body
+
+
+def test_a_handle_of_too_many_members_is_no_handle() -> None:
+    many = {f"member-{number}": number for number in range(1_001)}
+    answer = answer_with(make_kv_params(remote_host="localhost", **many))
+    assert refuse(answer, NixlConnector()).reason == "invalid-params"
+
+
+# --- The older Neuron wire ---
+
+
+def test_the_legacy_decode_leg_carries_the_whole_answer_verbatim() -> None:
+    data = make_body(CHAT, stream=True, disagg_prefill_resp="evil")
+    answer = b'{ "id":"x", "usage":{"total_tokens":18446744073709551615} , "kv":{"a":1.0} }'
+    body = bytes(
+        NeuronLegacyConnector().decode_body(make_request(CHAT, data), b"\n" + answer + b" ", POD)
+    )
+    assert body == data.replace(b'"evil"', answer)
+
+
+@pytest.mark.parametrize("answer", [b"", b"null", b"[1]", b"oops", b'{"a":"\xff"}'])
+def test_the_legacy_decode_leg_takes_only_an_object(answer: bytes) -> None:
+    assert refuse(answer, NeuronLegacyConnector()).reason == "invalid-answer"
+
+
+# --- Names ---
+
+
+@pytest.mark.parametrize(
+    ("default", "nixl_means", "name", "expected"),
+    [
+        ("shfs", "nixl", None, "nixl"),
+        ("shfs", "nixl", "shfs", "nixl"),
+        ("shfs", "nixl", "nixl", "nixl"),
+        ("shfs", "nixl", "neuron-legacy", "neuron-legacy"),
+        ("nixl", "neuron-legacy", None, "neuron-legacy"),
+        ("shfs", "neuron-legacy", "nixl", "neuron-legacy"),
+        ("shfs", "neuron-legacy", "shfs", "nixl"),
+        ("shfs", "neuron-legacy", None, "nixl"),
+        ("neuron-legacy", "nixl", None, "neuron-legacy"),
+    ],
+)
+def test_what_the_names_of_connectors_mean(
+    default: str, nixl_means: str, name: str | None, expected: str
+) -> None:
+    assert Connectors(default, nixl_means).get(name).name == expected
+
+
+@pytest.mark.parametrize("meaning", NIXL_MEANINGS)
+@pytest.mark.parametrize("name", CONNECTOR_NAMES)
+def test_every_name_that_may_be_configured_is_known(name: str, meaning: str) -> None:
+    connectors = Connectors(name, meaning)
+    assert connectors.get(name) is connectors.get(None)
+
+
+def test_an_unknown_name_is_an_error() -> None:
+    with pytest.raises(KeyError):
+        Connectors().get("mooncake")
+    with pytest.raises(KeyError):
+        Connectors("mooncake")
+
+
+def test_the_rewrite_policy_reaches_the_connector() -> None:
+    connector = Connectors(remote_host_rewrite=RemoteHostRewrite.NEVER).get("nixl")
+    params = make_kv_params(remote_host="localhost")
+    body = bytes(connector.decode_body(make_request(CHAT), answer_with(params), POD))
+    assert json.loads(body)["kv_transfer_params"]["remote_host"] == "localhost"

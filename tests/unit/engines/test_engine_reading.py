@@ -1,0 +1,172 @@
+"""What the metrics pages of engines say of their load."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from pdrouter.engines.reading import EngineReading, find_dialect
+from pdrouter.tools.simulation.config import EngineConfig
+from pdrouter.tools.simulation.engine_metrics import EngineMetrics
+
+
+def read(engine: str, *lines: str) -> dict[str, Any]:
+    """The numbers of a page that are not None."""
+    reading = find_dialect(engine).read("\n".join(lines).encode())
+    return {name: value for name, value in dataclasses.asdict(reading).items() if value is not None}
+
+
+def geometry(**labels: str) -> str:
+    """vLLM's series whose labels say how large its KV memory is."""
+    return f"vllm:cache_config_info{write_labels(**labels)} 1.0"
+
+
+def write_labels(**labels: object) -> str:
+    return "{" + ",".join(f'{name}="{value}"' for name, value in labels.items()) + "}"
+
+
+def test_a_vllm_page_is_understood() -> None:
+    metrics = EngineMetrics(EngineConfig(block_size=16, kv_blocks=1000))
+    metrics.watch_load(
+        running=lambda: 7,
+        waiting=lambda: 2,
+        cache_usage=lambda: 0.25,
+        handles_outstanding=lambda: 0,
+    )
+    metrics.generation_tokens.inc(500)
+    metrics.prefill_seconds.observe(0.5)
+    metrics.prefill_seconds.observe(1.0)
+    assert find_dialect("vllm").read(metrics.exposition()) == EngineReading(
+        running=7,
+        waiting=2,
+        kv_usage=0.25,
+        kv_capacity_tokens=16_000,
+        generated_tokens=500,
+        prefill_seconds=0.75,
+    )
+
+
+@pytest.mark.parametrize(
+    ("lines", "found"),
+    [
+        (["vllm:gpu_cache_usage_perc 0.5"], {"kv_usage": 0.5}),
+        (
+            ["vllm:kv_cache_usage_perc 0.0", "vllm:gpu_cache_usage_perc 0.5"],
+            {"kv_usage": 0.0},
+        ),
+        (["vllm:kv_cache_usage_perc 1.0"], {"kv_usage": 1.0}),
+        (["vllm:kv_cache_usage_perc 1.01"], {}),
+        (["vllm:kv_cache_usage_perc NaN"], {}),
+        (["vllm:num_requests_waiting_by_reason 4"], {}),
+        ([geometry(block_size="16", num_gpu_blocks="None")], {}),
+        ([geometry(block_size="16")], {}),
+        (
+            [geometry(block_size="8", kv_cache_size_tokens="463459", num_gpu_blocks="320")],
+            {"kv_capacity_tokens": 463_459},
+        ),
+        (
+            [geometry(block_size="8", kv_cache_size_tokens="None", num_gpu_blocks="320")],
+            {"kv_capacity_tokens": 2_560},
+        ),
+        (
+            [
+                "vllm:request_prefill_time_seconds_sum 0",
+                "vllm:request_prefill_time_seconds_count 0",
+            ],
+            {},
+        ),
+        (["vllm:request_prefill_time_seconds_sum 3"], {}),
+        (["vllm:request_prefill_time_seconds_count 3"], {}),
+    ],
+)
+def test_vllm_pages_of_other_releases_and_states(lines: list[str], found: dict[str, Any]) -> None:
+    assert read("vllm", *lines) == found
+
+
+def test_data_parallel_ranks_and_models_of_vllm_are_added_up_and_shares_averaged() -> None:
+    ranks = [('engine="0",model_name="m"', 1), ('engine="1",model_name="m"', 2)]
+    assert read(
+        "vllm",
+        *(f"vllm:num_requests_running{{{labels}}} {3 * n}" for labels, n in ranks),
+        *(f"vllm:num_requests_waiting{{{labels}}} {n}" for labels, n in ranks),
+        *(f"vllm:kv_cache_usage_perc{{{labels}}} {n / 4}" for labels, n in ranks),
+        *(f"vllm:generation_tokens_total{{{labels}}} {100 * n}" for labels, n in ranks),
+        *(f"vllm:request_prefill_time_seconds_sum{{{labels}}} {n}" for labels, n in ranks),
+        *(f"vllm:request_prefill_time_seconds_count{{{labels}}} 3" for labels, n in ranks),
+        *(
+            f'vllm:cache_config_info{{block_size="16",{labels},num_gpu_blocks="10"}} 1.0'
+            for labels, n in ranks
+        ),
+    ) == {
+        "running": 9,
+        "waiting": 3,
+        "kv_usage": 0.375,
+        "kv_capacity_tokens": 320,
+        "generated_tokens": 300,
+        "prefill_seconds": 0.5,
+    }
+
+
+def test_an_sglang_page_is_understood() -> None:
+    labels = 'model_name="m",engine_type="decode",tp_rank="0",pp_rank="0"'
+    assert read(
+        "sglang",
+        f"sglang:num_running_reqs{{{labels}}} 4.0",
+        f"sglang:num_queue_reqs{{{labels}}} 1.0",
+        f"sglang:num_decode_prealloc_queue_reqs{{{labels}}} 2.0",
+        f"sglang:num_decode_transfer_queue_reqs{{{labels}}} 3.0",
+        f"sglang:num_prefill_bootstrap_queue_reqs{{{labels}}} 0.0",
+        f"sglang:token_usage{{{labels}}} 0.28",
+        f"sglang:gen_throughput{{{labels}}} 86.5",
+        f'sglang:cache_config_info{{num_pages="100",page_size="64",{labels}}} 1.0',
+        f"sglang:max_total_num_tokens{{{labels}}} 6399.0",
+    ) == {
+        "running": 4,
+        "waiting": 6,
+        "kv_usage": 0.28,
+        "kv_capacity_tokens": 6_400,
+        "generated_tokens_per_s": 86.5,
+    }
+
+
+def test_sglang_without_geometry_says_its_capacity_in_tokens() -> None:
+    assert read("sglang", "sglang:max_total_num_tokens 6399.0") == {"kv_capacity_tokens": 6_399}
+
+
+def test_ranks_of_sglang_that_share_their_requests_count_once() -> None:
+    lines = [
+        f"sglang:num_running_reqs{write_labels(dp_rank=dp, model='m', pp_rank=pp, tp_rank=tp)} {n}"
+        for dp, pp, tp, n in (
+            (0, 0, 0, 5),
+            (0, 0, 1, 4),
+            (0, 1, 0, 5),
+            (1, 0, 2, 1),
+            (1, 0, 3, 2),
+        )
+    ]
+    assert read("sglang", *lines) == {"running": 7}
+
+
+def test_a_tensorrt_llm_page_is_understood() -> None:
+    assert find_dialect("trtllm").path == "/prometheus/metrics"
+    assert read(
+        "trtllm",
+        'trtllm_num_requests_running{model_name="m"} 4.0',
+        'trtllm_num_requests_waiting{model_name="m"} 1.0',
+        'trtllm_kv_cache_utilization{model_name="m"} 0.5',
+    ) == {"running": 4, "waiting": 1, "kv_usage": 0.5}
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])
+def test_the_page_of_anything_else_says_nothing(engine: str) -> None:
+    page = "process_cpu_seconds_total 3\nnum_requests_running 4\n"
+    assert read(engine, page) == {}
+
+
+def test_an_engine_that_is_not_known_speaks_as_vllm_does() -> None:
+    assert find_dialect("vllm-neuron") is find_dialect("vllm")
+
+
+def test_a_label_with_too_many_digits_is_no_number() -> None:
+    page = b'vllm:cache_config_info{block_size="%s",num_gpu_blocks="10"} 1\n' % (b"9" * 5000)
+    assert find_dialect("vllm").read(page).kv_capacity_tokens is None

@@ -1,0 +1,507 @@
+"""Settings: what each may be, what the error says, and how they are shown."""
+
+import dataclasses
+import json
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pdrouter.engines.vllm.nixl import RemoteHostRewrite
+from pdrouter.quantities import parse_time
+from pdrouter.routing.aggregation import Aggregation
+from pdrouter.routing.registry import DECODE_POLICIES, PREFILL_POLICIES
+from pdrouter.serving.answers import TokenObservation
+from pdrouter.serving.policy import FailurePolicy
+from pdrouter.settings import SettingInvalid, Settings, declarations, describe_settings
+
+MIB = 1024 * 1024
+_SECONDS_ABOVE_0 = [
+    *(("0.001", 0.001), ("86400", 86400), ("1e2", 100), (" 30 ", 30)),
+    *(("60s", 60), ("1ms", 0.001), ("1m30s", 90), ("1.5 h", 5400), ("1d", 86400), (".5S", 0.5)),
+    *(("2min 5sec", 125), ("1h1m1s1ms", 3661.001), ("1m 30s ", 90)),
+]
+_NO_SECONDS = [
+    *("0", "-1", "86400.1", "nan", "inf", "-inf", "x", "9" * 400),
+    *("s", "0s", "-1s", "2d", "30s!", "1m30", "5 fortnights", "s5", "9" * 400 + "h"),
+]
+_BOOLEANS = [
+    *((text, True) for text in ("1", "t", "T", "true", "True", "TRUE", "yes", "Y", "ON", "tRUE ")),
+    *((text, False) for text in ("0", "f", "F", "false", "False", "FALSE", "no", "n", "Off")),
+]
+_NO_BOOLEANS = ["2", "null", "-1", "truee", "enabled"]
+_BINDS = [
+    ("127.0.0.1:80", ("127.0.0.1", 80)),
+    ("localhost:0", ("localhost", 0)),
+    (":65535", ("0.0.0.0", 65535)),
+    ("8080", ("0.0.0.0", 8080)),
+    ("[::1]:80", ("::1", 80)),
+    ("[::]:80", ("::", 80)),
+]
+_NO_BINDS = [
+    "65536",
+    "127.0.0.1",
+    "127.0.0.1:",
+    "a:b",
+    "a:-1",
+    "a:65536",
+    "::1:80",
+    "[::1:80",
+    "a:b:1",
+]
+_PATHS = [("/a/b.yaml", Path("/a/b.yaml")), ("b", Path("b"))]
+_POLICIES = [
+    *(("fail", FailurePolicy.FAIL), ("aggregate", FailurePolicy.AGGREGATE)),
+    *(("FAIL", FailurePolicy.FAIL), (" Aggregate", FailurePolicy.AGGREGATE)),
+]
+_NO_POLICIES = ["failure", "retry", "0"]
+_NAMES = [("a", ("a",)), ("X-A, x-b ,,", ("x-a", "x-b"))]
+_NO_NAMES = [",", ",,"]
+_TEXTS = [("x", "x"), (" x y ", "x y")]
+
+_RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
+    "ROUTING_ALGORITHM": (
+        [
+            *(("pd", "pd"), ("random", "random"), ("least-request", "least-request")),
+            *(("PD", "pd"), (" Random ", "random"), ("least_request", "least-request")),
+        ],
+        ["p d", "round-robin", "pd,random"],
+    ),
+    "PDROUTER_ENDPOINTS": (_PATHS, []),
+    "PDROUTER_KUBERNETES": (_BOOLEANS, _NO_BOOLEANS),
+    "KUBECONFIG": (_PATHS, []),
+    "PDROUTER_WORKERS": ([("1", 1), ("64", 64)], ["0", "65", "-1", "2.0", "auto"]),
+    "PDROUTER_NAMESPACES": ([("*", ("*",)), *_NAMES], _NO_NAMES),
+    "PDROUTER_MODEL_NAMESPACES": (
+        [
+            ("m=a", (("m", ("a",)),)),
+            ("a/b=x, y; *-lora=*;", (("a/b", ("x", "y")), ("*-lora", ("*",)))),
+        ],
+        ["m", "m=", "=a", "m=a;m=b", "m=A", ";", "m=a/b"],
+    ),
+    "POD_NAMESPACE": (_TEXTS, []),
+    "POD_IP": (
+        [("10.0.0.1", ("10.0.0.1",)), ("10.0.0.1, fd00:0::1", ("10.0.0.1", "fd00::1"))],
+        ["x", "10.0.0", "10.0.0.1:80", ","],
+    ),
+    "PDROUTER_POD_NETWORKS": (
+        [
+            ("10.8.0.0/14,fd00:1::/32", ("10.8.0.0/14", "fd00:1::/32")),
+            ("10.0.0.1", ("10.0.0.1/32",)),
+        ],
+        ["10.8.0.1/14", "10.0.0.0/33", "all", ","],
+    ),
+    "PDROUTER_POD_SELECTORS": ([("a=b", ("a=b",)), ("a,b ; !c;", ("a,b", "!c"))], [";", ";;"]),
+    "PDROUTER_MERGE_NAMESPACES": (_BOOLEANS, _NO_BOOLEANS),
+    "PDROUTER_HTTPROUTE_NAMESPACE": (_TEXTS, []),
+    "AIBRIX_HTTPROUTE_CACHE_TTL": (_SECONDS_ABOVE_0, _NO_SECONDS),
+    "PDROUTER_ENDPOINTS_POLL": (
+        [("0.01", 0.01), ("3600", 3600)],
+        ["0", "0.009", "3601", "nan", "x"],
+    ),
+    "PDROUTER_GRPC_BIND": (_BINDS, _NO_BINDS),
+    "PDROUTER_HTTP_BIND": (_BINDS, _NO_BINDS),
+    "PDROUTER_MAX_HEADERS": ([("20", 20), ("256", 256)], ["19", "257", "1e2", "many"]),
+    "PDROUTER_MAX_HEADER_BYTES": (
+        [("8192", 8192), ("96Ki", 96 * 1024)],
+        ["8191", "97Ki", "1.5"],
+    ),
+    "PDROUTER_MAX_HELD_BYTES": ([("400Mi", 400 * MIB), ("1048576", MIB)], ["0", "1023Ki", "-1"]),
+    "AIBRIX_GRPC_MAX_MESSAGE_SIZE_BYTES": (
+        [
+            *((str(MIB), MIB), (str(1024 * MIB), 1024 * MIB)),
+            *(("16Mi", 16 * MIB), ("16MiB", 16 * MIB), ("0.5 gi", 512 * MIB)),
+            *(("2000k", 2_000_000), ("16MB", 16_000_000), ("1G", 10**9)),
+        ],
+        [
+            *(str(MIB - 1), str(1024 * MIB + 1), "2e6", "1048576.0", "9" * 400, "9" * 5000),
+            *("2Gi", "1.1Ki", "16m", "16Mx", "Mi", "-16Mi", "16 M i", "9" * 400 + "Mi"),
+        ],
+    ),
+    "PDROUTER_GRPC_KEEPALIVE": ([("1", 1), ("7200", 7200)], ["0", "0.9", "7201", "-5"]),
+    "PDROUTER_TLS_CERTIFICATE": ([], []),
+    "PDROUTER_TLS_KEY": ([], []),
+    "PDROUTER_TLS_CLIENT_CA": ([], []),
+    "PDROUTER_LAME_DUCK": ([("0", 0), ("300", 300)], ["-0.1", "301", "nan"]),
+    "AIBRIX_PREFILL_SCORE_POLICY": (
+        [
+            *((name, name) for name in PREFILL_POLICIES),
+            *(("TTFT", "ttft"), ("ttft:7", "ttft")),
+            ("ttft:3,Least-Request", "ttft:3,least_request"),
+        ],
+        ["magic", "ttft,magic", "ttft:-1", "ttft:0"],
+    ),
+    "AIBRIX_DECODE_SCORE_POLICY": (
+        [
+            *((name, name) for name in DECODE_POLICIES),
+            *(("kv-capacity", "kv_capacity"), ("conductor,kv_capacity", "conductor,kv_capacity")),
+        ],
+        ["magic", "kv_capacity,ttft"],
+    ),
+    "PDROUTER_PREFILL_BUCKETS": (
+        [("128", (128,)), ("1024,2048, 8192", (1024, 2048, 8192))],
+        ["0", "-1", "2,1", "1,1", "a", "1,,2", "1.5"],
+    ),
+    "PDROUTER_PREFILL_TOKENS_PER_S": ([("1", 1), ("1e7", 1e7)], ["0", "1e8", "nan", "fast"]),
+    "PDROUTER_EXPECTED_OUTPUT_TOKENS": ([("1", 1), ("1000000", 10**6)], ["0", "1000001", "1.5"]),
+    "PDROUTER_AGGREGATE": (
+        [*((each.value, each) for each in Aggregation), ("When_Faster", Aggregation.WHEN_FASTER)],
+        ["always"],
+    ),
+    "PDROUTER_HANDOVER": ([("0", 0), ("60", 60)], ["-1", "61"]),
+    "PDROUTER_DECISION_DETAIL": (_BOOLEANS, _NO_BOOLEANS),
+    "PDROUTER_KEPT_DECISIONS": ([("0", 0), ("10000", 10_000)], ["-1", "10001", "x"]),
+    "PDROUTER_COMPUTE_WEIGHT": ([("0.1", 0.1), ("100", 100)], ["0", "101", "x"]),
+    "PDROUTER_OTHERS_WEIGHT": ([("0", 0), ("1", 1)], ["-0.1", "1.1", "x"]),
+    "AIBRIX_POD_METRIC_REFRESH_INTERVAL_MS": (
+        [("10", 10), ("10s", 10_000), ("0.1m", 6000)],
+        ["9", "1.5", "9ms", "61s"],
+    ),
+    "AIBRIX_PROMPT_LENGTH_BUCKETING": (_BOOLEANS, _NO_BOOLEANS),
+    "AIBRIX_PREFILL_LOAD_IMBALANCE_MIN_SPREAD": ([("0", 0), ("16", 16)], ["-1", "1.5"]),
+    "AIBRIX_DECODE_LOAD_IMBALANCE_MIN_SPREAD": ([("0", 0), ("1.5", 1.5)], ["-1", "x"]),
+    "AIBRIX_DECODE_THROUGHPUT_IMBALANCE_MIN_SPREAD": ([("2048", 2048)], ["-1", "nan"]),
+    "AIBRIX_DECODE_SCORE_RATIO_THRESHOLD": ([("1", 1), ("1.5", 1.5)], ["0.9", "x"]),
+    "AIBRIX_PREFIX_CACHE_STANDARD_DEVIATION_FACTOR": ([("0", 0), ("2", 2)], ["-1", "x"]),
+    "AIBRIX_DECODE_LB_WEIGHT_RUNNING": ([("0", 0), ("0.5", 0.5)], ["-1", "x"]),
+    "AIBRIX_DECODE_LB_WEIGHT_THROUGHPUT": ([("0", 0), ("2", 2)], ["-1", "x"]),
+    "PDROUTER_MAX_WAIT": (_SECONDS_ABOVE_0, _NO_SECONDS),
+    "PDROUTER_PREFIX_INDEX_BYTES": (
+        [("1048576", 1 << 20), ("64M", 64_000_000)],
+        ["1048575", "1e9", "64", "17Gi"],
+    ),
+    "AIBRIX_PREFIX_CACHE_EVICTION_DURATION_MINS": (
+        [("20", 20), ("0.5", 0.5), ("2h", 120), ("30s", 0.5)],
+        ["0", "x", "0s"],
+    ),
+    "PDROUTER_TOKENIZERS": (
+        [
+            ("llama=/models/tokenizer.json", (("llama", "/models/tokenizer.json"),)),
+            ("a/b=one.json, *=two=2.json", (("a/b", "one.json"), ("*", "two=2.json"))),
+        ],
+        ["tokenizer.json", "llama=", "=tokenizer.json", "llama=a.json,llama=b.json", ","],
+    ),
+    "PDROUTER_TOKENIZER_TIMEOUT": ([("0.001", 0.001), ("10", 10)], ["0", "10.5", "nan"]),
+    "PDROUTER_TOKENIZER_THREADS": ([("1", 1), ("64", 64)], ["0", "65", "1.5"]),
+    "PDROUTER_DRAIN": ([("0", 0), ("86400", 86400)], ["-1", "86401", "inf"]),
+    "AIBRIX_PREFILL_REQUEST_TIMEOUT": (_SECONDS_ABOVE_0, _NO_SECONDS),
+    "PDROUTER_PREFILL_CONNECT_TIMEOUT": ([("0.1", 0.1), ("300", 300)], ["0", "300.5", "nan"]),
+    "PDROUTER_PREFILL_RESPONSE_TIMEOUT": (_SECONDS_ABOVE_0, _NO_SECONDS),
+    "PDROUTER_PREFILL_RETRIES": (
+        [("0", 0), ("1", 1), ("100", 100)],
+        ["-1", "101", "1.0", "one", "9" * 400, "9" * 5000],
+    ),
+    "PDROUTER_EJECT_AFTER": ([("0", 0), ("3", 3), ("100", 100)], ["-1", "101", "1.0"]),
+    "PDROUTER_EJECT_TIME": ([("0.1", 0.1), ("3600", 3600)], ["0", "3601", "nan"]),
+    "PDROUTER_EJECT_LONGEST": ([("0.1", 0.1), ("86400", 86400)], ["0", "86401", "nan"]),
+    "PDROUTER_EJECT_SHARE": ([("0", 0), ("0.5", 0.5), ("1", 1)], ["-0.1", "1.1", "nan"]),
+    "PDROUTER_ON_PREFILL_FAILURE": (_POLICIES, _NO_POLICIES),
+    "PDROUTER_ON_HANDOFF_FAILURE": (_POLICIES, _NO_POLICIES),
+    "PDROUTER_FORWARD_HEADERS": (
+        _NAMES,
+        [*_NO_NAMES, "x-a,Content-Length", "host", "target-pod", "x-request-id", "upgrade"],
+    ),
+    "AIBRIX_KV_CONNECTOR_TYPE": (
+        [("shfs", "shfs"), ("nixl", "nixl"), ("neuron-legacy", "neuron-legacy"), ("SHFS", "shfs")],
+        ["mooncake"],
+    ),
+    "PDROUTER_NIXL_MEANS": (
+        [("nixl", "nixl"), ("NIXL", "nixl"), ("neuron_legacy", "neuron-legacy")],
+        ["shfs"],
+    ),
+    "PDROUTER_REWRITE_REMOTE_HOST": (
+        [(policy.value, policy) for policy in RemoteHostRewrite],
+        ["sometimes", "true"],
+    ),
+    "PDROUTER_SPLIT_MULTIMODAL": (_BOOLEANS, _NO_BOOLEANS),
+    "PDROUTER_EXPOSE_PODS": (_BOOLEANS, _NO_BOOLEANS),
+    "PDROUTER_OBSERVE_TOKENS": (
+        [
+            ("off", TokenObservation()),
+            ("access-log", TokenObservation(access_log=True)),
+            ("all", TokenObservation(share=1.0)),
+            ("Sampled:0.25", TokenObservation(share=0.25)),
+            ("Access_Log", TokenObservation(access_log=True)),
+        ],
+        ["on", "true", "sampled", "sampled:", "sampled:0", "sampled:-1", "sampled:1.1", "all:1"],
+    ),
+    "AIBRIX_AUTH_BEARER_TOKEN": (_TEXTS, []),
+    "PDROUTER_LOG_LEVEL": (
+        [
+            *((level, level) for level in ("debug", "info", "warning", "error")),
+            *((level.upper(), level) for level in ("debug", "info", "warning", "error")),
+        ],
+        ["trace", "10"],
+    ),
+}
+"""For each variable, texts that are allowed with what they mean, and texts that are not."""
+
+NAMES = {declaration.variable: name for name, declaration in declarations().items()}
+
+
+def load(**environment: str) -> Settings:
+    return Settings.load(environment, {})
+
+
+@pytest.mark.parametrize("name", NAMES.values())
+@given(text=st.text())
+def test_whatever_is_written_is_a_value_or_is_refused(name: str, text: str) -> None:
+    with suppress(ValueError):
+        declarations()[name].kind.parse(text)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 10**6), st.sampled_from([("ms", 0.001), ("S", 1), (" min ", 60)])),
+        min_size=1,
+    )
+)
+def test_a_time_with_units_is_the_sum_of_its_parts(parts: list[tuple[int, Any]]) -> None:
+    text = "".join(f"{amount}{unit}" for amount, (unit, _) in parts)
+    assert parse_time(text, 60) == pytest.approx(sum(n * unit for n, (_, unit) in parts) / 60)
+
+
+def test_every_setting_has_rules_here() -> None:
+    assert set(_RULES) == set(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "value"),
+    [(variable, text, value) for variable, rule in _RULES.items() for text, value in rule[0]],
+)
+def test_good_values(variable: str, text: str, value: Any) -> None:
+    got = getattr(load(**{variable: text}), NAMES[variable])
+    assert got == value
+    assert type(got) is type(value) or {type(got), type(value)} == {int, float}
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [(variable, text) for variable, rule in _RULES.items() for text in rule[1]],
+)
+def test_bad_values_are_refused_with_variable_value_and_what_is_allowed(
+    variable: str, text: str
+) -> None:
+    with pytest.raises(SettingInvalid) as caught:
+        load(**{variable: text})
+    allowed = declarations()[NAMES[variable]].kind.allowed
+    assert str(caught.value) == f"{variable}={text!r} is not allowed: it must be {allowed}"
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [
+        ("max_message_bytes", "bytes, or a size such as 64Mi, from 1048576 to 1073741824"),
+        ("endpoints_poll_s", "seconds, or a time such as 500ms or 1m30s, from 0.01 to 3600"),
+        ("prefill_timeout_s", "seconds, or a time such as 500ms or 1m30s, above 0 to 86400"),
+        ("prefill_retries", "a whole number from 0 to 100"),
+        ("routing_algorithm", "one of pd, random, least-request"),
+        ("on_prefill_failure", "one of fail, aggregate"),
+        ("rewrite_remote_host", "one of auto, always, never"),
+    ],
+)
+def test_what_is_allowed_is_said_exactly(name: str, allowed: str) -> None:
+    assert declarations()[name].kind.allowed == allowed
+
+
+@pytest.mark.parametrize("variable", _RULES)
+@pytest.mark.parametrize("empty", ["", " ", "\t\n"])
+def test_an_empty_variable_counts_as_unset(variable: str, empty: str) -> None:
+    assert load(**{variable: empty}) == Settings()
+
+
+def test_defaults_are_those_that_are_promised() -> None:
+    settings = Settings()
+    assert settings.max_message_bytes == 16 * MIB
+    assert settings.drain_s == 600
+    assert settings.prefill_retries == 1
+    assert settings.on_prefill_failure is FailurePolicy.FAIL
+    assert settings.on_handoff_failure is FailurePolicy.AGGREGATE
+    assert settings.grpc_bind == ("0.0.0.0", 50052)
+    assert settings.http_bind == ("0.0.0.0", 8080)
+    assert settings.rewrite_remote_host is RemoteHostRewrite.AUTO
+    assert settings.routing_algorithm is None
+    assert not list(settings.find_conflicts())
+
+
+def test_variables_of_others_do_not_matter() -> None:
+    assert load(PATH="/bin", PDROUTER_UNKNOWN="x") == Settings()
+
+
+# --- Options of the command line ---
+
+
+def test_an_option_wins_over_its_variable() -> None:
+    settings = Settings.load({"ROUTING_ALGORITHM": "pd"}, {"routing_algorithm": "random"})
+    assert settings.routing_algorithm == "random"
+
+
+def test_an_option_that_is_not_given_leaves_the_variable() -> None:
+    settings = Settings.load({"ROUTING_ALGORITHM": "pd"}, {"routing_algorithm": None, "run": None})
+    assert settings.routing_algorithm == "pd"
+
+
+def test_an_empty_option_undoes_its_variable() -> None:
+    settings = Settings.load({"ROUTING_ALGORITHM": "pd"}, {"routing_algorithm": ""})
+    assert settings.routing_algorithm is None
+
+
+def test_a_bad_option_is_named_as_such() -> None:
+    with pytest.raises(SettingInvalid, match=re.escape("--grpc-bind='x' is not allowed")):
+        Settings.load({"PDROUTER_GRPC_BIND": ":1"}, {"grpc_bind": "x"})
+
+
+def test_options_and_variables_are_unique() -> None:
+    options = [d.option for d in declarations().values() if d.option]
+    assert len(set(options)) == len(options)
+    assert len(NAMES) == len(declarations())
+    assert all(option.startswith("--") for option in options)
+
+
+# --- What goes together ---
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PDROUTER_TLS_CERTIFICATE": "c"},
+        {"PDROUTER_TLS_KEY": "k"},
+        {"PDROUTER_TLS_CLIENT_CA": "a"},
+        {"PDROUTER_TLS_CLIENT_CA": "a", "PDROUTER_TLS_CERTIFICATE": "c"},
+        {"PDROUTER_KUBERNETES": "true", "PDROUTER_ENDPOINTS": "f"},
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(environment: dict[str, str]) -> None:
+    with pytest.raises(SettingInvalid) as caught:
+        load(**environment)
+    assert any(variable in str(caught.value) for variable in environment)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PDROUTER_TLS_CERTIFICATE": "c", "PDROUTER_TLS_KEY": "k"},
+        {
+            "PDROUTER_TLS_CERTIFICATE": "c",
+            "PDROUTER_TLS_KEY": "k",
+            "PDROUTER_TLS_CLIENT_CA": "a",
+        },
+        {"PDROUTER_KUBERNETES": "false", "PDROUTER_ENDPOINTS": "f"},
+        # The deadline of the leg holds while it connects, too.
+        {"AIBRIX_PREFILL_REQUEST_TIMEOUT": "1"},
+    ],
+)
+def test_settings_that_go_together(environment: dict[str, str]) -> None:
+    load(**environment)
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    with pytest.raises(SettingInvalid) as caught:
+        load(PDROUTER_WORKERS="many", PDROUTER_DRAIN="-1", PDROUTER_TLS_KEY="k")
+    assert [problem.partition(" ")[0] for problem in caught.value.problems] == [
+        "PDROUTER_WORKERS='many'",
+        "PDROUTER_DRAIN='-1'",
+        "PDROUTER_TLS_CERTIFICATE",
+    ]
+    assert str(caught.value).splitlines() == list(caught.value.problems)
+
+
+# --- Showing them ---
+
+
+def test_values_are_shown_by_variable_and_can_be_logged() -> None:
+    shown = load(
+        PDROUTER_ENDPOINTS="/etc/pods.yaml",
+        PDROUTER_ON_PREFILL_FAILURE="aggregate",
+        PDROUTER_FORWARD_HEADERS="a,b",
+    ).show()
+    assert set(shown) == set(NAMES)
+    logged = json.loads(msgspec.json.encode(shown))
+    assert logged["PDROUTER_ENDPOINTS"] == "/etc/pods.yaml"
+    assert logged["PDROUTER_ON_PREFILL_FAILURE"] == "aggregate"
+    assert logged["PDROUTER_FORWARD_HEADERS"] == ["a", "b"]
+    assert logged["AIBRIX_AUTH_BEARER_TOKEN"] is None
+
+
+def test_secrets_are_hidden() -> None:
+    settings = load(AIBRIX_AUTH_BEARER_TOKEN="hunter2")
+    assert settings.bearer_token == "hunter2"
+    assert settings.show()["AIBRIX_AUTH_BEARER_TOKEN"] == "(secret)"
+    assert "hunter2" not in repr(settings)
+    assert {name for name, each in declarations().items() if each.secret} == {"bearer_token"}
+
+
+def test_a_secret_that_is_not_allowed_is_not_shown_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(text: str) -> str:
+        raise ValueError(text)
+
+    declared = declarations()
+    secret = declared["bearer_token"]
+    kind = dataclasses.replace(secret.kind, parse=refuse, allowed="another one")
+    broken = declared | {"bearer_token": dataclasses.replace(secret, kind=kind)}
+    monkeypatch.setattr("pdrouter.settings.combined.declarations", lambda: broken)
+    with pytest.raises(SettingInvalid) as caught:
+        load(AIBRIX_AUTH_BEARER_TOKEN="hunter2")
+    assert "hunter2" not in str(caught.value)
+    assert "(secret)" in str(caught.value)
+
+
+def test_the_table_has_a_row_for_every_setting() -> None:
+    lines = describe_settings().splitlines()
+    assert sum(line.startswith("| `") for line in lines) == len(NAMES)
+    for name, declaration in declarations().items():
+        (row,) = (line for line in lines if line.startswith(f"| `{declaration.variable}`"))
+        assert declaration.doc in row, name
+        assert declaration.kind.allowed in row
+        assert row.count(" | ") == 3
+        assert not declaration.option or f"`{declaration.option}`" in row
+
+
+@pytest.mark.parametrize(
+    ("variable", "default"),
+    [
+        ("ROUTING_ALGORITHM", ""),
+        ("PDROUTER_FORWARD_HEADERS", ""),
+        ("PDROUTER_GRPC_BIND", "`0.0.0.0:50052`"),
+        ("PDROUTER_POD_SELECTORS", "`role-name;!role-name,model.aibrix.ai/name`"),
+        ("PDROUTER_EXPOSE_PODS", "`true`"),
+        ("PDROUTER_DRAIN", "`600`"),
+        ("AIBRIX_GRPC_MAX_MESSAGE_SIZE_BYTES", "`16777216`"),
+        ("PDROUTER_ON_PREFILL_FAILURE", "`fail`"),
+        ("PDROUTER_OBSERVE_TOKENS", "`off`"),
+    ],
+)
+def test_the_table_shows_defaults_as_they_would_be_written(variable: str, default: str) -> None:
+    (row,) = (
+        line for line in describe_settings().splitlines() if line.startswith(f"| `{variable}`")
+    )
+    assert row.split(" | ")[1] == default
+    if default:
+        assert getattr(load(**{variable: default.strip("`")}), NAMES[variable]) == getattr(
+            Settings(), NAMES[variable]
+        )
+
+
+@pytest.mark.parametrize(
+    ("bind", "workers", "problem"),
+    [
+        ("0.0.0.0:0", "2", "needs a port"),
+        ("0.0.0.0:65535", "2", "no 2 ports from 65535"),
+        ("0.0.0.0:65500", "37", "no 37 ports from 65500"),
+    ],
+)
+def test_each_worker_needs_a_port(bind: str, workers: str, problem: str) -> None:
+    with pytest.raises(SettingInvalid, match=problem):
+        load(PDROUTER_GRPC_BIND=bind, PDROUTER_WORKERS=workers)
+
+
+def test_workers_count_up_from_the_port() -> None:
+    settings = load(PDROUTER_GRPC_BIND="[::1]:65534", PDROUTER_WORKERS="2")
+    ports = [settings.choose_worker(number).grpc_bind for number in range(2)]
+    assert ports == [("::1", 65534), ("::1", 65535)]
+    assert load(PDROUTER_GRPC_BIND="0.0.0.0:0").choose_worker(0).grpc_bind == ("0.0.0.0", 0)
