@@ -80,10 +80,23 @@ def _has_invalid_value(endpoint: Endpoint, body: Body, options: Body) -> bool:
     numbers.append(as_integer(_read(options, "n", 1)))
     if any(number is None or number < 1 for number in numbers):
         return True
+    return _has_invalid_minimum(endpoint, options) or _has_invalid_stream(body)
+
+
+def _has_invalid_minimum(endpoint: Endpoint, options: Body) -> bool:
+    minimum = as_integer(_read(options, "min_tokens", 0))
+    limits = [_read(options, name) for name in endpoint.limits]
+    # Of two limits, engines heed the one that is named last.
+    limit = as_integer(next((value for value in reversed(limits) if value is not None), None))
+    return minimum is None or minimum < 0 or (limit is not None and minimum > limit)
+
+
+def _has_invalid_stream(body: Body) -> bool:
     streamed = as_boolean(_read(body, "stream", default=False))
-    return streamed is None or (
-        not streamed and body.raw("stream_options") not in _NO_STREAM_OPTIONS
-    )
+    if streamed:
+        stream_options = body.view("stream_options")
+        return stream_options is not None and bytes(stream_options[:1]) not in (b"{", b"n")
+    return streamed is None or body.raw("stream_options") not in _NO_STREAM_OPTIONS
 
 
 def _has_several_prompts(endpoint: Endpoint, body: Body) -> bool:

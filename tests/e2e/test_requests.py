@@ -322,6 +322,8 @@ async def test_best_of_is_left_to_one_engine_to_refuse(
 
 
 NO_NUMBERS: list[Any] = [0, -4, 6000.5, "many", "", [1], {}]
+NO_MINIMA: list[Any] = ["many", [], 1.5, -1]
+NO_STREAM_OPTIONS: list[Any] = [[], "usage", True, 1]
 REFUSED_BY_ENGINES: list[tuple[str, dict[str, Any], str]] = [
     *((CHAT, {"max_tokens": value}, "max_tokens") for value in NO_NUMBERS),
     *((CHAT, {"n": value}, "n") for value in NO_NUMBERS),
@@ -331,6 +333,15 @@ REFUSED_BY_ENGINES: list[tuple[str, dict[str, Any], str]] = [
     (MESSAGES, {"max_tokens": None}, "max_tokens"),
     (RESPONSES, {"max_output_tokens": 0, "store": False}, "max_output_tokens"),
     (GENERATE, {"sampling_params": {"max_tokens": 0}}, "max_tokens"),
+    # These are not on the prefill leg, so a decode engine would refuse what is prefilled already.
+    *((CHAT, {"min_tokens": value}, "min_tokens") for value in NO_MINIMA),
+    (CHAT, {"min_tokens": 9, "max_tokens": 8}, "min_tokens"),
+    (CHAT, {"min_tokens": 5, "max_tokens": 8, "max_completion_tokens": 4}, "min_tokens"),
+    (GENERATE, {"sampling_params": {"min_tokens": 9, "max_tokens": 8}}, "min_tokens"),
+    *(
+        (CHAT, {"stream": True, "stream_options": value}, "stream_options")
+        for value in NO_STREAM_OPTIONS
+    ),
     (CHAT, {"stream": "perhaps"}, "stream"),
     (CHAT, {"stream": 2}, "stream"),
     (CHAT, {"stream": []}, "stream"),

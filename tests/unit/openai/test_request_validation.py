@@ -647,3 +647,26 @@ def test_any_json_values_give_a_request_or_a_refusal_that_names_a_member(
         return
     assert refusal.status == 400
     assert refusal.param is not None or refusal.code == "invalid_body"
+
+
+@pytest.mark.parametrize(
+    ("members", "whole"),
+    [
+        ({"min_tokens": 4, "max_tokens": 4}, None),
+        ({"min_tokens": "4", "max_tokens": 4.0}, None),
+        ({"min_tokens": 9}, None),
+        ({"min_tokens": None, "max_tokens": 4}, None),
+        ({"min_tokens": 5, "max_tokens": 4, "max_completion_tokens": 8}, None),
+        ({"min_tokens": 5, "max_tokens": 4, "max_completion_tokens": None}, "invalid-value"),
+        ({"min_tokens": 5, "max_tokens": 8, "max_completion_tokens": 4}, "invalid-value"),
+        ({"min_tokens": 10**30, "max_tokens": 4}, "invalid-value"),
+        ({"min_tokens": {}}, "invalid-value"),
+        ({"stream": True, "stream_options": {"include_usage": True}}, None),
+        ({"stream": True, "stream_options": None}, None),
+        ({"stream": True, "stream_options": [{}]}, "invalid-value"),
+    ],
+)
+def test_what_the_prefill_leg_drops_is_refused_by_an_engine_before_it_runs(
+    members: dict[str, Any], whole: str | None
+) -> None:
+    assert make_request(CHAT, **members).whole == whole
