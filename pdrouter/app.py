@@ -4,30 +4,21 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import replace
-from ipaddress import ip_network
 from pathlib import Path
 from random import Random
 from types import TracebackType
 from typing import ClassVar
 
 from pdrouter.admin.server import AdminServer
-from pdrouter.cluster.endpoints_file import EndpointsFile
-from pdrouter.cluster.kubernetes.objects import PodRules
-from pdrouter.cluster.model_namespaces import ModelNamespaces
-from pdrouter.cluster.pod_addresses import AddressRules, find_own_addresses
-from pdrouter.cluster.source import PodSource
 from pdrouter.cluster.view import PodCache
-from pdrouter.engines.registry import CONNECTOR_NAMES, ENGINES, Connectors
+from pdrouter.engines.registry import Connectors
 from pdrouter.extproc.access_log.service import AccessLogService
 from pdrouter.extproc.exchange import Exchange
 from pdrouter.extproc.exchange_policy import ExchangePolicy
 from pdrouter.extproc.header_limits import HeaderLimits
 from pdrouter.extproc.limits import HANDLE_HEADROOM_BYTES
 from pdrouter.extproc.server import ExtProcServer, Server, ServerOptions
-from pdrouter.extproc.tls import TlsFiles
 from pdrouter.load.engine_check import EngineCheck
 from pdrouter.load.failures import FailureMemory
 from pdrouter.load.ledger import Ledger
@@ -43,12 +34,10 @@ from pdrouter.process_limits import (
     choose_body_memory,
     find_memory_limit,
 )
-from pdrouter.routing.registry import create_strategies
-from pdrouter.routing.router import Router, RoutingRules
 from pdrouter.routing.state import RoutingState
 from pdrouter.serving.answers import AnswerReports
 from pdrouter.serving.choosing import PodChooser
-from pdrouter.serving.engine_client import ClientLimits, PrefillClient
+from pdrouter.serving.engine_client import PrefillClient
 from pdrouter.serving.held_bodies import HeldBodies
 from pdrouter.serving.legs import PrefillLeg
 from pdrouter.serving.pod_outcomes import PodOutcomes
@@ -57,9 +46,17 @@ from pdrouter.serving.rate_limit import RateLimiter
 from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.serving.unsplittable import UnsplittableKinds
 from pdrouter.serving.way import Dispatcher
-from pdrouter.settings import SettingInvalid, Settings
+from pdrouter.settings import Settings
 from pdrouter.telemetry.event_loop import EventLoopWatch
 from pdrouter.telemetry.requests import RequestTelemetry
+from pdrouter.wiring import (
+    choose_dispatch_policy,
+    choose_ejection_rules,
+    create_router,
+    create_source,
+    find_tls,
+    limit_client,
+)
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +103,7 @@ class Application:
             time.monotonic,
             lambda uids: count_kv_capacity(self._engines.samples, uids),
         )
-        self.failures = FailureMemory(settings.choose_ejection_rules())
+        self.failures = FailureMemory(choose_ejection_rules(settings))
         self.cache = PodCache(lambda uid: _forget_pod(uid, self.ledger, prefixes, self.failures))
         self._engines = EngineMetrics(
             self.cache,
@@ -115,7 +112,7 @@ class Application:
             failures=self.failures,
         )
         self._check = EngineCheck(self.cache)
-        self._source = _create_source(settings, self.cache, self._count_reload)
+        self._source = create_source(settings, self.cache, self._count_reload)
         self._tokenizers = PromptTokenizers(
             {model: Path(file) for model, file in settings.tokenizers},
             settings.tokenizer_timeout_s,
@@ -142,7 +139,7 @@ class Application:
         lengths = OutputLengths(settings.expected_output_tokens)
         outcomes = PodOutcomes(self.failures)
         answers = AnswerReports(self.cache, lengths, self.telemetry, outcomes.note_cut)
-        self._client = PrefillClient(_limit_client(settings))
+        self._client = PrefillClient(limit_client(settings))
         state = RoutingState(
             self.ledger,
             prefixes,
@@ -189,7 +186,7 @@ class Application:
                 *settings.grpc_bind,
                 settings.max_message_bytes,
                 settings.grpc_keepalive_s,
-                _find_tls(settings),
+                find_tls(settings),
             ),
             [AccessLogService(answers.receive, log_entries).handler()]
             if settings.observe_tokens.access_log
@@ -200,7 +197,7 @@ class Application:
         self, state: RoutingState, lengths: OutputLengths, outcomes: PodOutcomes
     ) -> Dispatcher:
         settings = self._settings
-        policy = settings.choose_dispatch_policy()
+        policy = choose_dispatch_policy(settings)
         ratios = TokenRatios()
         connectors = Connectors(
             settings.kv_connector, settings.nixl_means, settings.rewrite_remote_host
@@ -216,7 +213,7 @@ class Application:
         return Dispatcher(
             PodChooser(
                 self.cache,
-                _create_router(settings, state),
+                create_router(settings, state),
                 ratios,
                 lengths,
                 policy,
@@ -305,76 +302,7 @@ class Application:
         self.telemetry.metrics.endpoints_reloads.labels("ok" if success else "broken").inc()
 
 
-def _create_source(
-    settings: Settings, cache: PodCache, on_reload: Callable[[bool], None]
-) -> PodSource:
-    """Return the source of pods that the settings name.
-
-    Raises:
-        SettingInvalid: they name none.
-    """
-    if settings.endpoints is not None:
-        return EndpointsFile(
-            settings.endpoints,
-            cache,
-            engines=ENGINES,
-            kv_connectors=CONNECTOR_NAMES,
-            poll_interval_s=settings.endpoints_poll_s,
-            on_reload=on_reload,
-        )
-    if settings.kubernetes:
-        # Loaded when needed: the Kubernetes client costs 0.2 s and 12 MB.
-        from pdrouter.cluster.kubernetes.api import find_kubeconfig  # noqa: PLC0415
-        from pdrouter.cluster.kubernetes.source import create_kubernetes_source  # noqa: PLC0415
-
-        settings = replace(settings, kubeconfig=find_kubeconfig(settings.kubeconfig))
-        return create_kubernetes_source(
-            cache,
-            _create_pod_rules(settings),
-            kubeconfig=settings.kubeconfig,
-            namespaces=settings.namespaces or tuple(filter(None, [settings.own_namespace])),
-            selectors=settings.pod_selectors,
-            merge_namespaces=settings.merge_namespaces,
-            httproute_namespace=settings.httproute_namespace,
-            httproute_ttl_s=settings.httproute_ttl_s,
-        )
-    raise SettingInvalid("there is no source of pods: give --endpoints FILE or --kubernetes")
-
-
-def _create_router(settings: Settings, state: RoutingState) -> Router:
-    strategies = create_strategies(
-        settings.prefill_policy, settings.decode_policy, settings.choose_policy_options()
-    )
-    rules = RoutingRules(settings.aggregation, settings.handover_s, settings.max_wait_s)
-    return Router(strategies, state, rules)
-
-
-def _create_pod_rules(settings: Settings) -> PodRules:
-    networks = tuple(map(ip_network, settings.pod_networks))
-    own = find_own_addresses(settings.own_addresses, in_pod=settings.kubeconfig is None)
-    return PodRules(
-        ENGINES,
-        CONNECTOR_NAMES,
-        AddressRules(networks, own),
-        ModelNamespaces(settings.model_namespaces),
-    )
-
-
 def _forget_pod(uid: str, ledger: Ledger, prefixes: PrefixIndex, failures: FailureMemory) -> None:
     ledger.forget(uid)
     prefixes.forget(uid)
     failures.forget(uid)
-
-
-def _limit_client(settings: Settings) -> ClientLimits:
-    return ClientLimits(
-        settings.prefill_connect_timeout_s,
-        settings.prefill_response_timeout_s or settings.prefill_timeout_s,
-        settings.max_message_bytes,
-    )
-
-
-def _find_tls(settings: Settings) -> TlsFiles | None:
-    if settings.tls_certificate is None or settings.tls_key is None:
-        return None
-    return TlsFiles(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)

@@ -27,10 +27,9 @@ from pdrouter.load.ledger import Ledger
 from pdrouter.load.output_length import OutputLengths
 from pdrouter.load.prompt_length import TokenRatios
 from pdrouter.openai.usage import read_usage
-from pdrouter.routing.aggregation import Aggregation
 from pdrouter.routing.registry import create_strategies
 from pdrouter.routing.router import Router, RoutingRules
-from pdrouter.serving.answers import UNOBSERVED, AnswerReport, AnswerReports, TokenObservation
+from pdrouter.serving.answers import AnswerReport, AnswerReports
 from pdrouter.serving.choosing import PodChooser
 from pdrouter.serving.engine_client import EngineAnswer, FailureKind
 from pdrouter.serving.held_bodies import HeldBodies
@@ -42,12 +41,13 @@ from pdrouter.serving.legs import (
     PrefillRefused,
 )
 from pdrouter.serving.pod_outcomes import PodOutcomes
-from pdrouter.serving.policy import DispatchPolicy, FailurePolicy
+from pdrouter.serving.policy import DispatchPolicy
 from pdrouter.serving.prefilling import Prefilling
 from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.serving.unsplittable import UnsplittableKinds
 from pdrouter.serving.way import Dispatcher
+from pdrouter.settings.choices import UNOBSERVED, Aggregation, FailurePolicy, TokenObservation
 
 PREFILL = Pod.create(
     uid="p", name="prefill-0", ip="10.0.0.1", port=8000, model="m", role=Role.PREFILL

@@ -1,11 +1,8 @@
 """Which namespaces may serve which models."""
 
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 ANY = "*"
-_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?|\*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,30 +26,6 @@ class ModelNamespaces:
 
 ANY_NAMESPACE = ModelNamespaces()
 """Lets every namespace serve every model."""
-
-
-def parse_model_namespaces(text: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Read `MODEL=NAMESPACE,NAMESPACE;MODEL=NAMESPACE`.
-
-    Raises:
-        ValueError: it is not such a text, or names a model twice.
-    """
-    rules: dict[str, tuple[str, ...]] = {}
-    for part in _split(text, ";"):
-        model, equals, listed = part.rpartition("=")
-        model, namespaces = model.strip(), tuple(_split(listed, ","))
-        if not (equals and model and namespaces) or model in rules:
-            raise ValueError(text)
-        if not all(map(_NAMESPACE.fullmatch, namespaces)):
-            raise ValueError(text)
-        rules[model] = namespaces
-    if not rules:
-        raise ValueError(text)
-    return tuple(rules.items())
-
-
-def _split(text: str, separator: str) -> Iterable[str]:
-    return [part.strip() for part in text.split(separator) if part.strip()]
 
 
 def _fits(pattern: str, model: str) -> bool:

@@ -19,8 +19,9 @@ from pdrouter.cluster.kubernetes.api import (
     connect_in_cluster,
     find_kubeconfig,
 )
-from pdrouter.engines.registry import CONNECTOR_NAMES, ENGINES, Connectors
+from pdrouter.engines.registry import ENGINES, Connectors
 from pdrouter.settings import Settings
+from pdrouter.settings.choices import CONNECTOR_NAMES
 from pdrouter.tools.doctor.asking import ask_engines
 from pdrouter.tools.doctor.diagnosis import Diagnosis, diagnose, diagnose_engines
 from pdrouter.tools.doctor.findings import Severity

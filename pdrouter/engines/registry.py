@@ -5,17 +5,12 @@ from types import MappingProxyType
 
 from pdrouter.engines.connector import KVConnector
 from pdrouter.engines.neuron.legacy import NeuronLegacyConnector
-from pdrouter.engines.vllm.nixl import NixlConnector, RemoteHostRewrite
+from pdrouter.engines.vllm.nixl import NixlConnector
+from pdrouter.settings.choices import RemoteHostRewrite
 
 DEFAULT_ENGINE = "vllm"
 ENGINES = (DEFAULT_ENGINE,)
 """Engines whose wire is spoken."""
-
-CONNECTOR_NAMES = ("nixl", "shfs", "neuron-legacy")
-"""Names that settings, labels and endpoints files may use."""
-
-NIXL_MEANINGS = ("nixl", "neuron-legacy")
-"""What the name `nixl` can mean: the upstream NIXL wire, or what aibrix calls by that name."""
 
 
 class Connectors:

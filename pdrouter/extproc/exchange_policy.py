@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pdrouter.extproc.header_limits import ENVOYS_DEFAULTS, HeaderLimits
-from pdrouter.serving.answers import UNOBSERVED, TokenObservation
+from pdrouter.settings.choices import UNOBSERVED, TokenObservation
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,23 +48,3 @@ FORWARDED_TO_PREFILL = (
     "anthropic-beta",
 )
 """What an engine may need of a client's headers on the prefill leg."""
-
-NEVER_FORWARDED = frozenset(
-    {
-        *STRIPPED_HEADERS,
-        REQUEST_ID,
-        "connection",
-        "content-encoding",
-        "content-length",
-        "expect",
-        "host",
-        "keep-alive",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
-"""What must not be sent to prefill pods as the client wrote it: it steers the request, or frames a
-message or a connection that is another one there."""

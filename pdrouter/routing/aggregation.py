@@ -1,20 +1,7 @@
-"""When one pod serves a request that could be split."""
-
-from enum import StrEnum
+"""Whether one pod serves a request that could be split."""
 
 from pdrouter.routing.decision import Decision, RoutingFacts
 from pdrouter.routing.state import RoutingState
-
-
-class Aggregation(StrEnum):
-    """When a decode pod may serve a request whole that has two legs."""
-
-    NEVER = "never"
-    """Never: without a ready prefill pod, requests are refused."""
-    FALLBACK = "fallback"
-    """If there is no ready prefill pod."""
-    WHEN_FASTER = "when-faster"
-    """Then, and if it is predicted to be faster."""
 
 
 def is_faster_whole(

@@ -14,9 +14,6 @@ from pdrouter.routing.policy import DEFAULT_OPTIONS, DecodePolicy, PolicyOptions
 from pdrouter.routing.single_pod import SinglePod
 from pdrouter.routing.ttft import TimeToFirstToken
 
-STRATEGY_NAMES = ("pd", "random", "least-request")
-"""Values of `ROUTING_ALGORITHM` and of the `routing-strategy` header."""
-
 
 def _take_prefill(name: str, formula: prefill.Formula) -> Callable[[PolicyOptions], PrefillPolicy]:
     return lambda options: AibrixPrefill(name, formula, options)
@@ -34,7 +31,7 @@ PREFILL_POLICIES: Mapping[str, Callable[[PolicyOptions], PrefillPolicy]] = Mappi
         "conductor": _take_prefill("conductor", prefill.score_by_time),
     }
 )
-"""Values of `AIBRIX_PREFILL_SCORE_POLICY` and of `prefillScorePolicy` in a profile."""
+"""`PREFILL_POLICY_NAMES` of the settings, each with what makes it."""
 
 DECODE_POLICIES: Mapping[str, Callable[[PolicyOptions], DecodePolicy]] = MappingProxyType(
     {
@@ -44,7 +41,7 @@ DECODE_POLICIES: Mapping[str, Callable[[PolicyOptions], DecodePolicy]] = Mapping
         "conductor": _take_decode("conductor", decode.score_by_token_time),
     }
 )
-"""Values of `AIBRIX_DECODE_SCORE_POLICY` and of `decodeScorePolicy` in a profile."""
+"""`DECODE_POLICY_NAMES` of the settings, each with what makes it."""
 
 
 def create_strategies(

@@ -14,10 +14,11 @@ from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import ModelPods
 from pdrouter.load.failures import Leg
 from pdrouter.routing.admission import limit_wait
-from pdrouter.routing.aggregation import Aggregation, is_faster_whole
+from pdrouter.routing.aggregation import is_faster_whole
 from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts, Strategy
 from pdrouter.routing.filters import keep_partners_of, keep_selected
 from pdrouter.routing.state import RoutingState
+from pdrouter.settings.choices import Aggregation
 
 
 @dataclass(frozen=True, slots=True)

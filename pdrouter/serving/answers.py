@@ -12,6 +12,7 @@ from pdrouter.load.output_length import OutputLengths
 from pdrouter.openai.usage import Usage
 from pdrouter.openai.usage_scan import BodyScan, choose_scan
 from pdrouter.serving.record import RequestRecord
+from pdrouter.settings.choices import TokenObservation
 
 ROUTER_NAMESPACE = "pdrouter"
 """Namespace of the dynamic metadata that the router gives Envoy for the access log."""
@@ -20,49 +21,6 @@ ROUTER_NAMESPACE = "pdrouter"
 _CUTS = frozenset(
     {"upstream_connection_termination", "upstream_remote_reset", "upstream_protocol_error"}
 )
-
-
-@dataclass(frozen=True, slots=True)
-class TokenObservation:
-    """Who counts the tokens of answers.
-
-    Attributes:
-        access_log: whether Envoy does, and reports them in a gRPC access log.
-        share: the share of requests whose answers pass through the router to be counted.
-    """
-
-    access_log: bool = False
-    share: float = 0.0
-
-    @classmethod
-    def parse(cls, text: str) -> "TokenObservation":
-        """Read `off`, `access-log`, `all` or `sampled:SHARE`.
-
-        Raises:
-            ValueError: it is none of them.
-        """
-        match text.partition(":"):
-            case ("off", "", ""):
-                return cls()
-            case ("access-log", "", ""):
-                return cls(access_log=True)
-            case ("all", "", ""):
-                return cls(share=1.0)
-            case ("sampled", ":", share) if 0 < float(share) <= 1:
-                return cls(share=float(share))
-            case _:
-                raise ValueError(text)
-
-    def __str__(self) -> str:
-        if self.access_log:
-            return "access-log"
-        if not self.share:
-            return "off"
-        return "all" if self.share == 1 else f"sampled:{self.share:g}"
-
-
-UNOBSERVED = TokenObservation()
-"""Nobody counts tokens."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,8 @@
 """What an operator decides about the way of a request."""
 
 from dataclasses import dataclass
-from enum import StrEnum
 
-
-class FailurePolicy(StrEnum):
-    """What becomes of a request whose prefill leg gives nothing to hand over."""
-
-    FAIL = "fail"
-    """The client gets an error."""
-    AGGREGATE = "aggregate"
-    """The decode pod serves the request whole."""
+from pdrouter.settings.choices import FailurePolicy
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,12 +22,13 @@ from pdrouter.routing.decision import Choice
 from pdrouter.serving.call import Call
 from pdrouter.serving.choosing import PodChooser, Routed
 from pdrouter.serving.legs import Prefilled, PrefillFailed
-from pdrouter.serving.policy import DispatchPolicy, FailurePolicy
+from pdrouter.serving.policy import DispatchPolicy
 from pdrouter.serving.prefilling import NotPrefillable, Prefilling, PrefillStep
 from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.refusals import describe_failure, refuse_for_now
 from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.serving.unsplittable import REASON as NOT_PREFILLABLE
+from pdrouter.settings.choices import FailurePolicy
 
 
 class RequestHead(msgspec.Struct, frozen=True):

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pdrouter.extproc.limits import MESSAGE_OVERHEAD_BYTES
-from pdrouter.serving.answers import TokenObservation
-from pdrouter.serving.policy import DispatchPolicy
+from pdrouter.settings.choices import TokenObservation
 from pdrouter.settings.declaration import Declaration
 from pdrouter.settings.failures import FailureSettings
 from pdrouter.settings.legs import LegSettings
@@ -125,18 +123,6 @@ class Settings(
         """
         host, port = self.grpc_bind
         return dataclasses.replace(self, grpc_bind=(host, port + number))
-
-    def choose_dispatch_policy(self) -> DispatchPolicy:
-        """Return what the settings say of the way of a request."""
-        return DispatchPolicy(
-            self.routing_algorithm,
-            self.split_multimodal,
-            self.on_prefill_failure,
-            self.on_handoff_failure,
-            self.forward_headers,
-            self.max_message_bytes - MESSAGE_OVERHEAD_BYTES,
-            self.expose_pods,
-        )
 
     def show(self) -> dict[str, Any]:
         """Return the values by variable, for people; secrets are hidden."""

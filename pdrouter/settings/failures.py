@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from pdrouter.load.failures import EjectionRules
 from pdrouter.settings.declaration import declare
 from pdrouter.settings.kinds import COUNT, number, seconds
 
@@ -39,12 +38,3 @@ class FailureSettings:
         "Share of a model's pods of one role that may wait out a doubled time. If more have "
         "failed, the least bad of the others are tried sooner.",
     )
-
-    def choose_ejection_rules(self) -> EjectionRules:
-        """Return what is set of the ejection of pods."""
-        return EjectionRules(
-            self.eject_after,
-            self.eject_s,
-            max(self.eject_s, self.eject_longest_s),
-            self.eject_share,
-        )

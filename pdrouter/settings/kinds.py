@@ -1,5 +1,6 @@
 """How the texts of settings are read, and what is allowed in them."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
@@ -7,12 +8,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pdrouter.cluster.model_namespaces import parse_model_namespaces
-from pdrouter.openai.headers import NEVER_FORWARDED
 from pdrouter.quantities import parse_size, parse_time
-from pdrouter.serving.answers import TokenObservation
+from pdrouter.settings.choices import NEVER_FORWARDED, TokenObservation
 
 MIB = 1024 * 1024
+_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?|\*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +151,20 @@ def _parse_files(text: str) -> tuple[tuple[str, str], ...]:
     return tuple(files.items())
 
 
+def _parse_model_namespaces(text: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    rules: dict[str, tuple[str, ...]] = {}
+    for part in _split(text, ";"):
+        model, equals, listed = part.rpartition("=")
+        model = model.strip()
+        if not (equals and model and listed.strip()) or model in rules:
+            raise ValueError(text)
+        namespaces = _split(listed, ",")
+        if not all(map(_NAMESPACE.fullmatch, namespaces)):
+            raise ValueError(text)
+        rules[model] = namespaces
+    return tuple(rules.items())
+
+
 def _parse_selectors(text: str) -> tuple[str, ...]:
     return _split(text, ";")
 
@@ -177,7 +191,7 @@ FILES = Kind(_parse_files, "MODEL=FILE pairs separated by commas, each model onc
 ADDRESSES = Kind(_parse_addresses, "IP addresses separated by commas")
 NETWORKS = Kind(_parse_networks, "networks such as 10.8.0.0/14 or fd00:1::/32, separated by commas")
 MODEL_NAMESPACES = Kind(
-    parse_model_namespaces, "MODEL=NAMESPACE,NAMESPACE separated by semicolons, each model once"
+    _parse_model_namespaces, "MODEL=NAMESPACE,NAMESPACE separated by semicolons, each model once"
 )
 OBSERVATION = Kind(
     lambda text: TokenObservation.parse(_fold(text)),

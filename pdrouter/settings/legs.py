@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 
-from pdrouter.engines.registry import CONNECTOR_NAMES, NIXL_MEANINGS
-from pdrouter.engines.vllm.nixl import RemoteHostRewrite
-from pdrouter.serving.policy import FailurePolicy
+from pdrouter.settings.choices import (
+    CONNECTOR_NAMES,
+    NIXL_MEANINGS,
+    FailurePolicy,
+    RemoteHostRewrite,
+)
 from pdrouter.settings.declaration import declare
 from pdrouter.settings.kinds import BOOLEAN, COUNT, HEADERS, choice, enumeration, seconds
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pdrouter.serving.answers import UNOBSERVED, TokenObservation
+from pdrouter.settings.choices import UNOBSERVED, TokenObservation
 from pdrouter.settings.declaration import declare
 from pdrouter.settings.kinds import BOOLEAN, OBSERVATION, choice, number
 

@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass
 
-from pdrouter.routing.aggregation import Aggregation
-from pdrouter.routing.combination import parse_combination
-from pdrouter.routing.policy import PolicyOptions
-from pdrouter.routing.registry import DECODE_POLICIES, PREFILL_POLICIES, STRATEGY_NAMES
+from pdrouter.settings.choices import (
+    DECODE_POLICY_NAMES,
+    PREFILL_POLICY_NAMES,
+    STRATEGY_NAMES,
+    Aggregation,
+)
+from pdrouter.settings.combination import parse_combination
 from pdrouter.settings.declaration import declare
 from pdrouter.settings.kinds import (
     BOOLEAN,
@@ -48,7 +51,7 @@ class RoutingSettings:
     prefill_policy: str = declare(
         "ttft",
         "AIBRIX_PREFILL_SCORE_POLICY",
-        _combination(*PREFILL_POLICIES),
+        _combination(*PREFILL_POLICY_NAMES),
         "How `pd` chooses a prefill pod. `ttft` predicts the time to the first token; the others "
         "are aibrix's.",
         "--prefill-policy",
@@ -56,7 +59,7 @@ class RoutingSettings:
     decode_policy: str = declare(
         "kv_capacity",
         "AIBRIX_DECODE_SCORE_POLICY",
-        _combination(*DECODE_POLICIES),
+        _combination(*DECODE_POLICY_NAMES),
         "How `pd` chooses a decode pod. `kv_capacity` looks for room first, then for the least "
         "load; the others are aibrix's.",
         "--decode-policy",
@@ -208,18 +211,3 @@ class RoutingSettings:
         number(float, "a number", 0, 1_000_000),
         "For `load_balancing`: weight of the throughput that is idle.",
     )
-
-    def choose_policy_options(self) -> PolicyOptions:
-        """Return what is set of `pd` and its policies."""
-        return PolicyOptions(
-            compute_weight=self.compute_weight,
-            others_weight=self.others_weight,
-            bucketing=self.bucketing,
-            prefill_imbalance_spread=self.prefill_imbalance_spread,
-            decode_imbalance_spread=self.decode_imbalance_spread,
-            decode_throughput_spread=self.decode_throughput_spread,
-            decode_score_ratio=self.decode_score_ratio,
-            standard_deviation_factor=self.standard_deviation_factor,
-            weight_running=self.weight_running,
-            weight_throughput=self.weight_throughput,
-        )

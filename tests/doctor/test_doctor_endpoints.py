@@ -16,7 +16,8 @@ from loopback import hang, listen, reset
 from pdrouter.cli import main
 from pdrouter.cluster.endpoints_file import create_pods
 from pdrouter.cluster.endpoints_text import parse_endpoints
-from pdrouter.engines.registry import CONNECTOR_NAMES, ENGINES, Connectors
+from pdrouter.engines.registry import ENGINES, Connectors
+from pdrouter.settings.choices import CONNECTOR_NAMES
 from pdrouter.tools.doctor.asking import ask_engines
 from pdrouter.tools.doctor.checks.endpoints import ENDPOINT_CHECKS
 from pdrouter.tools.doctor.diagnosis import Diagnosis, diagnose_engines

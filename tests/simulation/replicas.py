@@ -32,12 +32,13 @@ from pdrouter.serving.engine_client import EngineAnswer
 from pdrouter.serving.held_bodies import HeldBodies
 from pdrouter.serving.legs import PrefillLeg
 from pdrouter.serving.pod_outcomes import PodOutcomes
-from pdrouter.serving.policy import DispatchPolicy, FailurePolicy
+from pdrouter.serving.policy import DispatchPolicy
 from pdrouter.serving.prefilling import Prefilling
 from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.serving.unsplittable import UnsplittableKinds
 from pdrouter.serving.way import Dispatcher
+from pdrouter.settings.choices import FailurePolicy
 
 PATH = "/v1/completions"
 

@@ -17,10 +17,11 @@ from pdrouter.cluster.endpoints_text import (
 )
 from pdrouter.cluster.view import ClusterView, PodCache
 from pdrouter.commands.front import write_curl
-from pdrouter.engines.registry import CONNECTOR_NAMES, ENGINES
+from pdrouter.engines.registry import ENGINES
 from pdrouter.load.ledger import Ledger
 from pdrouter.openai.headers import FORWARDED_TO_PREFILL
 from pdrouter.openai.paths import ENDPOINTS, Forms
+from pdrouter.settings.choices import CONNECTOR_NAMES
 from pdrouter.telemetry.requests import RequestTelemetry
 from pdrouter.workers.metrics_page import describe_workers, render_page
 

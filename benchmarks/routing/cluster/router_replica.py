@@ -10,10 +10,10 @@ from pdrouter.load.prefill_rates import PrefillRates
 from pdrouter.load.prefix_index import PrefixIndex
 from pdrouter.load.samples import EngineSample
 from pdrouter.routing.admission import QueueTooLong
-from pdrouter.routing.aggregation import Aggregation
 from pdrouter.routing.decision import Decision, NoReadyPod, RoutingFacts, Strategy
 from pdrouter.routing.router import Router, RoutingRules
 from pdrouter.routing.state import RoutingState
+from pdrouter.settings.choices import Aggregation
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ Neuron engines (`NeuronNixlConnector`) speak the same wire.
 import ipaddress
 import re
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import lru_cache
 
 import msgspec
@@ -22,6 +21,7 @@ from pdrouter.engines.connector import (
 from pdrouter.openai.body import Body, BodyInvalid, encode
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest
+from pdrouter.settings.choices import RemoteHostRewrite
 
 _PARAMS = "kv_transfer_params"
 _BLOCK_ID = re.compile(rb"[^\[\]{}\",\s]")
@@ -35,18 +35,6 @@ _PREFILL_PARAMS = encode(
         "remote_port": None,
     }
 )
-
-
-class RemoteHostRewrite(StrEnum):
-    """When `remote_host` becomes the prefill pod's address.
-
-    Engines fill it from `VLLM_NIXL_SIDE_CHANNEL_HOST`, whose default is `localhost`; Neuron's
-    tutorials set `0.0.0.0`. Neither leads anywhere from another node.
-    """
-
-    AUTO = "auto"
-    ALWAYS = "always"
-    NEVER = "never"
 
 
 @dataclass(frozen=True, slots=True)

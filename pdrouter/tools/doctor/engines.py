@@ -18,7 +18,8 @@ from pdrouter.cluster.kubernetes.objects import (
 )
 from pdrouter.cluster.pod_addresses import AddressRules
 from pdrouter.cluster.pods import Pod, Role
-from pdrouter.engines.registry import CONNECTOR_NAMES, ENGINES
+from pdrouter.engines.registry import ENGINES
+from pdrouter.settings.choices import CONNECTOR_NAMES
 from pdrouter.tools.doctor.objects.base import ObjectRef
 from pdrouter.tools.doctor.objects.workloads import (
     ContainerPort,

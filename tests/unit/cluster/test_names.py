@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from pdrouter.cluster.catalog import Catalog
 from pdrouter.cluster.kubernetes.objects import Adapter
-from pdrouter.cluster.model_namespaces import ModelNamespaces, parse_model_namespaces
+from pdrouter.cluster.model_namespaces import ModelNamespaces
 from pdrouter.cluster.names import LINGER_S
 from pdrouter.cluster.pods import Claim, Pod, Role
 from pdrouter.cluster.view import ClusterView
+from pdrouter.settings.kinds import MODEL_NAMESPACES
 
 
 def make_pod(namespace: str, model: str = "m", *, ready: bool = True, number: int = 0) -> Pod:
@@ -208,10 +209,10 @@ class TestModelNamespaces:
         self, namespace: str, model: str, *, allowed: bool
     ) -> None:
         rules = "m=prod; demo-*=a,b; free=*; a*middle*z=x; x=y=prod; *=lab"
-        assert ModelNamespaces(parse_model_namespaces(rules)).allow(namespace, model) is allowed
+        assert ModelNamespaces(MODEL_NAMESPACES.parse(rules)).allow(namespace, model) is allowed
 
     def test_what_no_rule_fits_is_anybodys(self) -> None:
-        rules = ModelNamespaces(parse_model_namespaces("m=prod"))
+        rules = ModelNamespaces(MODEL_NAMESPACES.parse("m=prod"))
         assert rules.allow("evil", "n")
         assert not rules.allow("evil", "m")
         assert ModelNamespaces().allow("evil", "m")
@@ -221,7 +222,7 @@ class TestModelNamespaces:
     )
     def test_what_cannot_be_meant_is_refused(self, text: str) -> None:
         with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
-            parse_model_namespaces(text)
+            MODEL_NAMESPACES.parse(text)
 
     def test_an_adapter_of_another_namespace_is_not_served(self) -> None:
         catalog = Catalog(

@@ -15,9 +15,10 @@ from pdrouter.engines.connector import (
     whole_body,
 )
 from pdrouter.engines.neuron.legacy import NeuronLegacyConnector
-from pdrouter.engines.registry import CONNECTOR_NAMES, NIXL_MEANINGS, Connectors
-from pdrouter.engines.vllm.nixl import NixlConnector, RemoteHostRewrite, is_unusable_host
+from pdrouter.engines.registry import Connectors
+from pdrouter.engines.vllm.nixl import NixlConnector, is_unusable_host
 from pdrouter.openai.errors import RequestRejected
+from pdrouter.settings.choices import CONNECTOR_NAMES, NIXL_MEANINGS, RemoteHostRewrite
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"

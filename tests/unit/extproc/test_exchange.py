@@ -42,12 +42,11 @@ from pdrouter.extproc.messages import (
     ResponseTrailers,
 )
 from pdrouter.openai.errors import RequestRejected
-from pdrouter.routing.aggregation import Aggregation
 from pdrouter.serving.call import Call
 from pdrouter.serving.engine_client import EngineAnswer, FailureKind
-from pdrouter.serving.policy import FailurePolicy
 from pdrouter.serving.record import Outcome
 from pdrouter.serving.way import Dispatched, RequestHead
+from pdrouter.settings.choices import Aggregation, FailurePolicy
 
 
 async def test_a_disaggregated_request_goes_its_whole_way() -> None:

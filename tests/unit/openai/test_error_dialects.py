@@ -8,7 +8,7 @@ from exchanges import BUFFERED, CHAT, DECODE, Bench, request_body, request_heade
 
 from pdrouter.extproc.messages import BodyMode, Event, ImmediateReply, ProtocolConfig
 from pdrouter.serving.engine_client import EngineAnswer, FailureKind
-from pdrouter.serving.policy import FailurePolicy
+from pdrouter.settings.choices import FailurePolicy
 
 MESSAGES = "/v1/messages"
 STREAMED = ProtocolConfig(BodyMode.STREAMED, BodyMode.NONE, False)

@@ -11,13 +11,7 @@ from hypothesis import strategies as st
 
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.load.ledger import Ledger
-from pdrouter.routing.combination import (
-    CombinationInvalid,
-    CombinedDecode,
-    CombinedPrefill,
-    PolicyBook,
-    parse_combination,
-)
+from pdrouter.routing.combination import CombinedDecode, CombinedPrefill, PolicyBook
 from pdrouter.routing.decision import RoutingFacts
 from pdrouter.routing.policy import (
     DEFAULT_OPTIONS,
@@ -27,6 +21,7 @@ from pdrouter.routing.policy import (
     RoutedRequest,
 )
 from pdrouter.routing.registry import DECODE_POLICIES, PREFILL_POLICIES
+from pdrouter.settings.combination import CombinationInvalid, parse_combination
 
 KNOWN = ("ttft", "least_request")
 REQUEST = RoutedRequest(RoutingFacts(1000, None), make_state(Ledger()))

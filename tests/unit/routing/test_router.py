@@ -12,10 +12,10 @@ from pdrouter.load.failures import Leg
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.prefill_rates import PrefillRates
 from pdrouter.routing.admission import QueueTooLong
-from pdrouter.routing.aggregation import Aggregation
 from pdrouter.routing.decision import Decision, NoReadyPod, RoutingFacts
 from pdrouter.routing.registry import create_strategies
 from pdrouter.routing.router import Router, RoutingRules
+from pdrouter.settings.choices import Aggregation
 
 STRATEGIES = create_strategies()
 PD = STRATEGIES["pd"]

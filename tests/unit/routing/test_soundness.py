@@ -12,13 +12,9 @@ from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ModelPods
 from pdrouter.load.failures import EjectionRules, FailureMemory, Leg
 from pdrouter.routing.decision import RoutingFacts
-from pdrouter.routing.registry import (
-    DECODE_POLICIES,
-    PREFILL_POLICIES,
-    STRATEGY_NAMES,
-    create_strategies,
-)
+from pdrouter.routing.registry import DECODE_POLICIES, PREFILL_POLICIES, create_strategies
 from pdrouter.routing.soundness import keep_sound, keep_sound_of
+from pdrouter.settings.choices import STRATEGY_NAMES
 
 SPLIT = RoutingFacts(100, None)
 

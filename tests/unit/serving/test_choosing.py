@@ -22,9 +22,8 @@ from pdrouter.cluster.pod_config import parse_config
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ClusterView
 from pdrouter.extproc.messages import ImmediateReply, PhaseReply, ReplaceBody, Reply
-from pdrouter.routing.aggregation import Aggregation
 from pdrouter.serving.engine_client import EngineAnswer, FailureKind
-from pdrouter.serving.policy import FailurePolicy
+from pdrouter.settings.choices import Aggregation, FailurePolicy
 
 OTHER = Pod.create(uid="d2", name="decode-1", ip="10.0.0.3", port=8000, model="m", role=Role.DECODE)
 NOT_READY = replace(DECODE, ready=False)

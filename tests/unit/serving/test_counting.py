@@ -14,8 +14,8 @@ from pdrouter.extproc.messages import (
 )
 from pdrouter.openai.usage import Usage
 from pdrouter.openai.usage_scan import StreamScan
-from pdrouter.serving.answers import TokenObservation
 from pdrouter.serving.record import Outcome
+from pdrouter.settings.choices import TokenObservation
 
 SSE = {":status": "200", "content-type": "text/event-stream"}
 STREAM = {**CHAT, "stream": True}

@@ -6,12 +6,8 @@ from factories import make_model_pods, make_pod, make_state
 from pdrouter.cluster.pods import Role
 from pdrouter.routing.decision import NoReadyPod, RoutingFacts
 from pdrouter.routing.label_selector import parse_selector
-from pdrouter.routing.registry import (
-    DECODE_POLICIES,
-    PREFILL_POLICIES,
-    STRATEGY_NAMES,
-    create_strategies,
-)
+from pdrouter.routing.registry import DECODE_POLICIES, PREFILL_POLICIES, create_strategies
+from pdrouter.settings.choices import STRATEGY_NAMES
 
 P, D = Role.PREFILL, Role.DECODE
 STRATEGIES = create_strategies()

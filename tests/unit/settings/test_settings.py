@@ -12,13 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdrouter.engines.vllm.nixl import RemoteHostRewrite
 from pdrouter.quantities import parse_time
-from pdrouter.routing.aggregation import Aggregation
 from pdrouter.routing.registry import DECODE_POLICIES, PREFILL_POLICIES
-from pdrouter.serving.answers import TokenObservation
-from pdrouter.serving.policy import FailurePolicy
 from pdrouter.settings import SettingInvalid, Settings, declarations, describe_settings
+from pdrouter.settings.choices import (
+    Aggregation,
+    FailurePolicy,
+    RemoteHostRewrite,
+    TokenObservation,
+)
 
 MIB = 1024 * 1024
 _SECONDS_ABOVE_0 = [

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from pdrouter.cluster.kubernetes.objects import ENGINE, KV_CONNECTOR, MODEL, PORT, ROLE
 from pdrouter.cluster.pods import Role
-from pdrouter.engines.registry import CONNECTOR_NAMES, ENGINES, Connectors
-from pdrouter.engines.vllm.nixl import NixlConnector, RemoteHostRewrite, is_unusable_host
+from pdrouter.engines.registry import ENGINES, Connectors
+from pdrouter.engines.vllm.nixl import NixlConnector, is_unusable_host
 from pdrouter.nearest import find_nearest
 from pdrouter.settings import Settings
+from pdrouter.settings.choices import CONNECTOR_NAMES, RemoteHostRewrite
 from pdrouter.tools.doctor.engines import Engine, read_running_pods
 from pdrouter.tools.doctor.findings import Check, Fault, Severity
 from pdrouter.tools.doctor.installation import Installation

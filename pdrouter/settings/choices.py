@@ -1,0 +1,128 @@
+"""What may be chosen: the enumerations and names that settings, labels and endpoints files know.
+
+Rooms above take the enumerations from here. Where they keep a registry by such names, a test holds
+it to these.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+STRATEGY_NAMES = ("pd", "random", "least-request")
+"""Values of `ROUTING_ALGORITHM` and of the `routing-strategy` header."""
+
+PREFILL_POLICY_NAMES = ("ttft", "prefix_cache", "least_request", "conductor")
+"""Values of `AIBRIX_PREFILL_SCORE_POLICY` and of `prefillScorePolicy` in a profile."""
+
+DECODE_POLICY_NAMES = ("kv_capacity", "load_balancing", "least_request", "conductor")
+"""Values of `AIBRIX_DECODE_SCORE_POLICY` and of `decodeScorePolicy` in a profile."""
+
+CONNECTOR_NAMES = ("nixl", "shfs", "neuron-legacy")
+"""Names of KV connectors that settings, labels and endpoints files may use."""
+
+NIXL_MEANINGS = ("nixl", "neuron-legacy")
+"""What the name `nixl` can mean: the upstream NIXL wire, or what aibrix calls by that name."""
+
+NEVER_FORWARDED = frozenset(
+    {
+        "target-pod",
+        "target-pod-ip",
+        "prefill-target-pod",
+        "prefill-target-pod-ip",
+        "x-gateway-destination-endpoint",
+        "x-prefiller-host-port",
+        "x-data-parallel-rank",
+        "x-data-parallel-host-port",
+        "routing-strategy",
+        "x-client-routing-strategy",
+        "model",
+        "x-request-id",
+        "connection",
+        "content-encoding",
+        "content-length",
+        "expect",
+        "host",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+"""What must not be sent to prefill pods as the client wrote it: it steers the request, or frames a
+message or a connection that is another one there."""
+
+
+class Aggregation(StrEnum):
+    """When a decode pod may serve a request whole that has two legs."""
+
+    NEVER = "never"
+    """Never: without a ready prefill pod, requests are refused."""
+    FALLBACK = "fallback"
+    """If there is no ready prefill pod."""
+    WHEN_FASTER = "when-faster"
+    """Then, and if it is predicted to be faster."""
+
+
+class FailurePolicy(StrEnum):
+    """What becomes of a request whose prefill leg gives nothing to hand over."""
+
+    FAIL = "fail"
+    """The client gets an error."""
+    AGGREGATE = "aggregate"
+    """The decode pod serves the request whole."""
+
+
+class RemoteHostRewrite(StrEnum):
+    """When `remote_host` becomes the prefill pod's address.
+
+    Engines fill it from `VLLM_NIXL_SIDE_CHANNEL_HOST`, whose default is `localhost`; Neuron's
+    tutorials set `0.0.0.0`. Neither leads anywhere from another node.
+    """
+
+    AUTO = "auto"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenObservation:
+    """Who counts the tokens of answers.
+
+    Attributes:
+        access_log: whether Envoy does, and reports them in a gRPC access log.
+        share: the share of requests whose answers pass through the router to be counted.
+    """
+
+    access_log: bool = False
+    share: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> "TokenObservation":
+        """Read `off`, `access-log`, `all` or `sampled:SHARE`.
+
+        Raises:
+            ValueError: it is none of them.
+        """
+        match text.partition(":"):
+            case ("off", "", ""):
+                return cls()
+            case ("access-log", "", ""):
+                return cls(access_log=True)
+            case ("all", "", ""):
+                return cls(share=1.0)
+            case ("sampled", ":", share) if 0 < float(share) <= 1:
+                return cls(share=float(share))
+            case _:
+                raise ValueError(text)
+
+    def __str__(self) -> str:
+        if self.access_log:
+            return "access-log"
+        if not self.share:
+            return "off"
+        return "all" if self.share == 1 else f"sampled:{self.share:g}"
+
+
+UNOBSERVED = TokenObservation()
+"""Nobody counts tokens."""
