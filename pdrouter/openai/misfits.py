@@ -3,6 +3,8 @@
 import re
 from itertools import islice
 
+import msgspec
+
 from pdrouter.openai.body import Body
 from pdrouter.openai.coercion import as_boolean, as_integer, decode_scalar
 from pdrouter.openai.json_walk import list_items
@@ -10,6 +12,16 @@ from pdrouter.openai.paths import Endpoint
 
 _NO_STREAM_OPTIONS = (None, b"null", b"{}", b"[]", b'""', b"false", b"0")
 _FIRST_ITEM = re.compile(rb"\[[ \t\n\r]*(.)", re.DOTALL)
+
+
+class _StreamOptions(msgspec.Struct):
+    include_usage: msgspec.Raw = msgspec.Raw(b"null")
+    continuous_usage_stats: msgspec.Raw = msgspec.Raw(b"null")
+
+    def are_invalid(self) -> bool:
+        """Return whether a value is neither a truth value nor null."""
+        values = map(decode_scalar, map(bytes, (self.include_usage, self.continuous_usage_stats)))
+        return any(value is not None and as_boolean(value) is None for value in values)
 
 
 def find_misfit(endpoint: Endpoint, body: Body, options: Body) -> str | None:
@@ -94,8 +106,11 @@ def _has_invalid_minimum(endpoint: Endpoint, options: Body) -> bool:
 def _has_invalid_stream(body: Body) -> bool:
     streamed = as_boolean(_read(body, "stream", default=False))
     if streamed:
-        stream_options = body.view("stream_options")
-        return stream_options is not None and bytes(stream_options[:1]) not in (b"{", b"n")
+        try:
+            stream_options = body.get("stream_options", _StreamOptions)
+        except msgspec.ValidationError:
+            return True
+        return stream_options is not None and stream_options.are_invalid()
     return streamed is None or body.raw("stream_options") not in _NO_STREAM_OPTIONS
 
 

@@ -663,7 +663,11 @@ def test_any_json_values_give_a_request_or_a_refusal_that_names_a_member(
         ({"min_tokens": {}}, "invalid-value"),
         ({"stream": True, "stream_options": {"include_usage": True}}, None),
         ({"stream": True, "stream_options": None}, None),
+        ({"stream": True, "stream_options": {"include_usage": "yes", "a": [1]}}, None),
+        ({"stream": True, "stream_options": {"continuous_usage_stats": None}}, None),
         ({"stream": True, "stream_options": [{}]}, "invalid-value"),
+        ({"stream": True, "stream_options": {"include_usage": "perhaps"}}, "invalid-value"),
+        ({"stream": True, "stream_options": {"continuous_usage_stats": 2}}, "invalid-value"),
     ],
 )
 def test_what_the_prefill_leg_drops_is_refused_by_an_engine_before_it_runs(
