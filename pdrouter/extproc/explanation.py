@@ -37,13 +37,13 @@ def explain(record: RequestRecord, *, expose_pods: bool, in_detail: bool) -> Hea
         detail = msgspec.json.encode(describe_in_detail(decision, _DETAIL_CANDIDATES)).decode()
         headers.append((DECISION_DETAIL, detail[:_DETAIL_LENGTH]))
     if expose_pods:
-        decode = decision.decode.pod
         headers += [
             ("request-id", record.request_id),
             (ROUTING_STRATEGY, record.strategy or ""),
-            (TARGET_POD, decode.name),
-            ("target-pod-ip", decode.address),
         ]
+        if record.forwarded:
+            decode = decision.decode.pod
+            headers += [(TARGET_POD, decode.name), ("target-pod-ip", decode.address)]
         if record.prefill_pod is not None:
             headers += [
                 ("prefill-target-pod", record.prefill_pod.name),

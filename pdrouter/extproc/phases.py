@@ -140,6 +140,7 @@ class Phases:
             raise no_body()
         self._call.body.enter_context(self._bodies.hold(len(event.body)))
         dispatched = await self._dispatcher.dispatch(self._head, event.body, self._call)
+        self._record.forwarded = True
         if dispatched.decode is not None:
             split = self._record.prefill_pod is not None and not self._record.aggregated
             self._sent = self._outcomes.send(dispatched.decode, dispatched.model, split=split)

@@ -47,6 +47,7 @@ class RequestRecord:
         profile: name of the profile of the model's configuration, where the router chose it.
         strategy: name of the strategy; None where the request passes without one.
         decision: the pods and the reason; None before the choice.
+        forwarded: whether the request was sent on: else the decision was not carried out.
         aggregated: why the decode pod serves the request whole, whether by choice or after the
             prefill leg failed; empty where it does not.
         handoff: why the prefill answer was of no use to the decode leg; empty if it was.
@@ -83,6 +84,7 @@ class RequestRecord:
     profile: str = ""
     strategy: str | None = None
     decision: Decision | None = None
+    forwarded: bool = False
     aggregated: str = ""
     handoff: str = ""
     prefill_pod: Pod | None = None
@@ -115,6 +117,11 @@ class RequestRecord:
     def log_fields(self) -> dict[str, dict[str, str]]:
         """What lines of the log say of whose they are."""
         return {"fields": {"request_id": self.request_id}}
+
+    @property
+    def standing_decision(self) -> Decision | None:
+        """The decision, unless the request has ended before that was carried out."""
+        return self.decision if self.forwarded or self.outcome is None else None
 
     @property
     def routing_s(self) -> float | None:

@@ -13,6 +13,7 @@ from pdrouter.telemetry.attempts import describe_failed_attempts
 
 def describe_request(record: RequestRecord) -> dict[str, Any]:
     """Return the fields of a request's log line."""
+    decision = record.standing_decision
     fields: dict[str, Any] = {
         "request_id": record.request_id,
         "client_request_id": record.client_request_id,
@@ -24,9 +25,9 @@ def describe_request(record: RequestRecord) -> dict[str, Any]:
         "outcome": record.outcome,
         "status": record.status,
         "strategy": record.strategy,
-        "decision": describe_decision(record),
+        "decision": describe_decision(record) if decision else "",
         "prefill_pod": record.prefill_pod.name if record.prefill_pod else None,
-        "decode_pod": record.decision.decode.pod.name if record.decision else None,
+        "decode_pod": decision.decode.pod.name if decision else None,
         "prefill_attempts": len(record.attempts),
         **_describe_tokens(record),
         "routing_ms": _milliseconds(record.routing_s),

@@ -165,7 +165,7 @@ class RequestTelemetry:
             prefill.handoff_failures.labels(model, record.handoff).inc()
         if record.served_by:
             metrics.misrouted.labels(model).inc()
-        if record.decision is not None:
+        if record.standing_decision is not None:
             kind = DecisionKind.AGGREGATED if record.aggregated else DecisionKind.DISAGGREGATED
             metrics.decisions.count(model, kind, record.aggregated)
 

@@ -138,9 +138,18 @@ def test_what_did_not_happen_has_no_time() -> None:
 )
 def test_decisions_are_counted_as_they_turned_out(prefill: Any, aggregated: str, kind: str) -> None:
     telemetry = create_telemetry()
-    finish(telemetry, decision=make_decision(prefill, D), aggregated=aggregated)
+    decision = make_decision(prefill, D)
+    finish(telemetry, decision=decision, aggregated=aggregated, forwarded=True)
     labels = {"model": "m", "decision": kind, "reason": aggregated}
     assert value(telemetry, "pdrouter_decisions_total", **labels) == 1
+
+
+def test_a_decision_that_was_not_carried_out_is_neither_counted_nor_told() -> None:
+    telemetry = create_telemetry()
+    record = finish(telemetry, decision=make_decision(P, D), status=502, outcome=Outcome.FAILED)
+    assert not [name for name, _ in read_metrics(telemetry) if name == "pdrouter_decisions_total"]
+    fields = describe_request(record)
+    assert (fields["decision"], fields["decode_pod"]) == ("", None)
 
 
 def test_a_request_without_a_decision_counts_as_none() -> None:
@@ -260,6 +269,7 @@ def full_record() -> RequestRecord:
         body_bytes=123,
         strategy="pd",
         decision=make_decision(P, D),
+        forwarded=True,
         prefill_pod=P,
         attempts=[
             make_attempt(P, status=None, failure=FailureKind.CONNECT),
