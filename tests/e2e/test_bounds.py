@@ -39,8 +39,9 @@ def stack_options() -> StackOptions:
         "max_model_len": 16 * MIB,
         "block_size": 1_024,
         "prefill_tokens_per_s": 0.0,
-        # Handles that nobody fetches do not keep the tests waiting.
-        "kv_lease_s": 2.0,
+        # Handles that nobody fetches do not keep the tests waiting for ever; engines that share a
+        # busy process take their time to fetch the others.
+        "kv_lease_s": 10.0,
     }
     return StackOptions(
         prefill=[dataclasses.replace(each, **roomy) for each in PREFILL],

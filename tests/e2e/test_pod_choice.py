@@ -137,7 +137,7 @@ async def test_least_request_chooses_the_pod_with_the_fewest_requests(
         assert pods == {engine.address: 3 for engine in stack.decode}
 
 
-@pytest.mark.parametrize("strategy", ["PD", "round-robin", "pd,random", "a" * 1_000, "\xe9"])
+@pytest.mark.parametrize("strategy", ["p d", "round-robin", "pd,random", "a" * 1_000, "\xe9"])
 async def test_an_unknown_strategy_is_refused_with_the_known_ones(
     client: httpx.AsyncClient, stack: LocalStack, strategy: str
 ) -> None:
@@ -316,7 +316,7 @@ BROKEN_FILES = {
     "no models": "pods: []",
     "unknown member": "models: [{name: demo, endpoints: ['127.0.0.1:1'], colour: red}]",
     "no name": "models: [{endpoints: ['127.0.0.1:1']}]",
-    "host name": "models: [{name: demo, endpoints: ['localhost:1']}]",
+    "no host name": "models: [{name: demo, endpoints: ['a_b..c:1']}]",
     "no port": "models: [{name: demo, endpoints: ['127.0.0.1']}]",
     "twice the model": "models: [{name: a, endpoints: ['127.0.0.1:1']}, "
     "{name: a, endpoints: ['127.0.0.1:2']}]",

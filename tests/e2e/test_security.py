@@ -188,7 +188,7 @@ async def test_a_request_that_the_router_answers_goes_nowhere(
     before = count_received(stack)
     for method in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"):
         response = await attacker.request(method, path, content=body)
-        if (method, path) == ("GET", "/v1/models"):
+        if method in ("GET", "HEAD") and path == "/v1/models":
             assert response.status_code == 200
         else:
             assert response.status_code in {400, 404, 405}
