@@ -98,12 +98,12 @@ async def test_a_request_that_is_served_whole_names_its_pod_and_the_reason(
     }
 
 
-async def test_an_error_of_a_prefill_engine_names_the_pods_too(
+async def test_an_error_of_a_prefill_engine_names_its_pod_and_no_other(
     client: httpx.AsyncClient, stack: LocalStack
 ) -> None:
     response = await client.post(CHAT, json=chat(tools=[]))
     assert response.status_code == 400
-    assert explanation(response).keys() == OURS
+    assert explanation(response).keys() == OURS - {"target-pod", "target-pod-ip"}
     assert response.headers["content-type"].startswith("application/json")
 
 
@@ -276,7 +276,7 @@ async def find_decisions(stack: LocalStack, wanted: str) -> list[dict[str, Any]]
     ("method", "path", "request_body", "expected"),
     [
         ("POST", CHAT, chat(n=2), {"outcome": "ok", "decision": "aggregated;reason=n"}),
-        ("POST", CHAT, chat(tools=[]), {"outcome": "engine-error", "decision": "disaggregated"}),
+        ("POST", CHAT, chat(tools=[]), {"outcome": "engine-error", "decision": ""}),
         ("GET", "/v1/models", None, {"outcome": "answered", "decision": "", "model": ""}),
         ("GET", "/nothing", None, {"outcome": "rejected", "error_code": "unknown_path"}),
         ("POST", CHAT, {"n": 1}, {"outcome": "rejected", "error_code": "invalid_value"}),
@@ -388,9 +388,10 @@ async def test_the_metrics_count_what_was_done(stack_options: StackOptions) -> N
     ):
         assert metrics.total("pdrouter_requests_total", **labels) == count, labels
     for labels, count in (
-        ({"model": "demo", "decision": "disaggregated", "reason": ""}, 4),
+        # The request that was refused went to no decode pod.
+        ({"model": "demo", "decision": "disaggregated", "reason": ""}, 3),
         ({"model": "demo", "decision": "aggregated", "reason": "n"}, 2),
-        ({}, 6),
+        ({}, 5),
     ):
         assert metrics.total("pdrouter_decisions_total", **labels) == count, labels
     assert metrics.total("pdrouter_prefill_attempts_total", model="demo") == 4
