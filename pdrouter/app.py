@@ -39,9 +39,9 @@ from pdrouter.serving.answers import AnswerReports
 from pdrouter.serving.choosing import PodChooser
 from pdrouter.serving.engine_client import PrefillClient
 from pdrouter.serving.held_bodies import HeldBodies
-from pdrouter.serving.legs import PrefillLeg
+from pdrouter.serving.legs import SideLegs
+from pdrouter.serving.lessons import LegLessons
 from pdrouter.serving.pod_outcomes import PodOutcomes
-from pdrouter.serving.prefilling import Prefilling
 from pdrouter.serving.rate_limit import RateLimiter
 from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.serving.unsplittable import UnsplittableKinds
@@ -203,17 +203,20 @@ class Application:
             settings.kv_connector, settings.nixl_means, settings.rewrite_remote_host
         )
         kinds = UnsplittableKinds(time.monotonic)
-        leg = PrefillLeg(
+        router = create_router(settings, state)
+        legs = SideLegs(
             self._client,
-            self.ledger,
+            self.cache,
+            router,
+            connectors,
+            LegLessons(outcomes, kinds, ratios, self.telemetry),
             settings.prefill_timeout_s,
             settings.prefill_retries,
-            self.failures,
         )
         return Dispatcher(
             PodChooser(
                 self.cache,
-                create_router(settings, state),
+                router,
                 ratios,
                 lengths,
                 policy,
@@ -221,9 +224,8 @@ class Application:
                 kinds,
                 RateLimiter(workers=settings.workers),
             ),
-            self.ledger,
+            legs,
             connectors,
-            Prefilling(self.cache, state, connectors, leg, ratios, self.telemetry, outcomes, kinds),
             self._tokenizers,
             policy,
             self._source.routes,

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from factories import make_state
 
@@ -26,23 +26,18 @@ from pdrouter.extproc.phases import Replies
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.output_length import OutputLengths
 from pdrouter.load.prompt_length import TokenRatios
-from pdrouter.openai.usage import read_usage
+from pdrouter.openai.pieces import Pieces
 from pdrouter.routing.registry import create_strategies
 from pdrouter.routing.router import Router, RoutingRules
 from pdrouter.serving.answers import AnswerReport, AnswerReports
 from pdrouter.serving.choosing import PodChooser
-from pdrouter.serving.engine_client import EngineAnswer, FailureKind
+from pdrouter.serving.engine_client import EngineAnswer, FailureKind, PostFailed
 from pdrouter.serving.held_bodies import HeldBodies
-from pdrouter.serving.legs import (
-    PrefillAttempt,
-    Prefilled,
-    PrefillFailed,
-    PrefillPlan,
-    PrefillRefused,
-)
+from pdrouter.serving.leg_outcome import Attempt
+from pdrouter.serving.legs import SideLegs
+from pdrouter.serving.lessons import LegLessons
 from pdrouter.serving.pod_outcomes import PodOutcomes
 from pdrouter.serving.policy import DispatchPolicy
-from pdrouter.serving.prefilling import Prefilling
 from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.serving.unsplittable import UnsplittableKinds
@@ -62,33 +57,37 @@ CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_toke
 BUFFERED = ProtocolConfig(BodyMode.BUFFERED, BodyMode.NONE, False)
 
 
-class ScriptedPrefill:
-    """Answers prefill legs as a test says."""
+class Post(NamedTuple):
+    """A request to a prefill engine, and the tokens that its pod had to compute meanwhile."""
+
+    headers: Mapping[str, str]
+    body: Pieces
+    tokens: int
+
+
+class ScriptedEngines:
+    """Answer prefill legs as a test says, in place of a client and what it is connected to."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
-        self.plans: list[PrefillPlan] = []
+        self.posts: list[Post] = []
         self.answer: Callable[[], Any] = lambda: EngineAnswer(
             200, {}, b'{"kv_transfer_params": ' + PARAMS + b"}"
         )
 
-    async def run(
-        self, plan: PrefillPlan, request_id: str, on_attempt: Callable[[PrefillAttempt], None]
-    ) -> Prefilled:
-        self.plans.append(plan)
-        with self.ledger.start_prefill(plan.target.pod.uid, plan.target.tokens):
-            answer = self.answer()
-            if asyncio.iscoroutine(answer):
-                answer = await answer
+    async def post(
+        self, address: str, path: str, headers: Mapping[str, str], body: Pieces, total_s: float
+    ) -> EngineAnswer:
+        del address, path, total_s
+        tokens = sum(load.prefill_tokens for load in self.ledger.loads.values())
+        self.posts.append(Post(headers, body, tokens))
+        answer = self.answer()
+        if asyncio.iscoroutine(answer):
+            answer = await answer
         if isinstance(answer, FailureKind):
-            pod = plan.target.pod
-            attempt = PrefillAttempt(pod, request_id, None, answer, "10.0.0.1 broke", 0.1, 0)
-            on_attempt(attempt)
-            raise PrefillFailed(attempt, 1)
-        on_attempt(PrefillAttempt(plan.target.pod, request_id, answer.status, None, "", 0.1, 0))
-        if answer.status >= 400:
-            raise PrefillRefused(answer)
-        return Prefilled(plan.target.pod, request_id, answer, read_usage(answer.body))
+            raise PostFailed(answer, "10.0.0.1 broke")
+        assert isinstance(answer, EngineAnswer)
+        return answer
 
 
 class Notes:
@@ -105,7 +104,7 @@ class Notes:
     def request_routed(self, record: RequestRecord) -> None:
         assert record.decision is not None
 
-    def prefill_attempted(self, record: RequestRecord, attempt: PrefillAttempt) -> None:
+    def prefill_attempted(self, record: RequestRecord, attempt: Attempt) -> None:
         assert attempt in record.attempts
 
     def answer_reported(self, report: AnswerReport, pod: Pod | None) -> None:
@@ -147,7 +146,7 @@ class Bench:
         self.cache.replace(pods)
         self.ledger = Ledger()
         self.state = make_state(self.ledger)
-        self.prefill = ScriptedPrefill(self.ledger)
+        self.prefill = ScriptedEngines(self.ledger)
         self.notes = Notes()
         dispatch_policy = DispatchPolicy(
             strategy,
@@ -163,32 +162,25 @@ class Bench:
         outcomes = PodOutcomes(self.state.failures)
         kinds = UnsplittableKinds(self.state.clock)
         self.answers = AnswerReports(self.cache, self.lengths, self.notes, outcomes.note_cut)
+        router = Router(
+            create_strategies(),
+            self.state,
+            RoutingRules(aggregation, handover_s=0.05, max_wait_s=max_wait_s),
+        )
         self.dispatcher = Dispatcher(
             PodChooser(
-                self.cache,
-                Router(
-                    create_strategies(),
-                    self.state,
-                    RoutingRules(aggregation, handover_s=0.05, max_wait_s=max_wait_s),
-                ),
-                ratios,
-                self.lengths,
-                dispatch_policy,
-                self.notes,
-                kinds,
+                self.cache, router, ratios, self.lengths, dispatch_policy, self.notes, kinds
             ),
-            self.ledger,
-            Connectors(),
-            Prefilling(
-                self.cache,
-                self.state,
-                Connectors(),
+            SideLegs(
                 self.prefill,  # type: ignore[arg-type]
-                ratios,
-                self.notes,
-                outcomes,
-                kinds,
+                self.cache,
+                router,
+                Connectors(),
+                LegLessons(outcomes, kinds, ratios, self.notes),
+                total_s=60.0,
+                retries=0,
             ),
+            Connectors(),
             PromptTokenizers({}, 1.0, 1) if tokenizers is None else tokenizers,
             dispatch_policy,
         )

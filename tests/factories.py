@@ -16,7 +16,7 @@ from pdrouter.openai.request import InferenceRequest, parse_request
 from pdrouter.routing.decision import Choice, Decision
 from pdrouter.routing.state import RoutingState
 from pdrouter.serving.engine_client import FailureKind
-from pdrouter.serving.legs import PrefillAttempt
+from pdrouter.serving.leg_outcome import Attempt
 from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.steps import StepTimes
 
@@ -91,10 +91,10 @@ def make_attempt(
     status: int | None = 200,
     failure: FailureKind | None = None,
     stale_connections: int = 0,
-) -> PrefillAttempt:
+) -> Attempt:
     """A try of the prefill leg that took a quarter of a second."""
     message = "" if failure is None else f"it was {failure}"
-    return PrefillAttempt(pod, "id-1", status, failure, message, 0.25, stale_connections)
+    return Attempt(pod, "id-1", status, failure, message, 0.25, stale_connections)
 
 
 def make_decision(prefill: Pod | None, decode: Pod, reason: str = "") -> Decision:

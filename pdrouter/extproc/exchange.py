@@ -43,7 +43,7 @@ from pdrouter.openai.errors import RequestRejected
 from pdrouter.serving.answers import AnswerReports
 from pdrouter.serving.call import Call
 from pdrouter.serving.held_bodies import HeldBodies
-from pdrouter.serving.legs import PrefillRefused
+from pdrouter.serving.leg_outcome import LegRefused
 from pdrouter.serving.record import Observer, Outcome, RequestRecord
 from pdrouter.serving.way import Dispatcher
 
@@ -257,7 +257,7 @@ class Exchange:
         """Return the answer to a request that has failed; nothing if it is too late for one."""
         record = self.record
         match error:
-            case PrefillRefused():
+            case LegRefused():
                 record.outcome = Outcome.ENGINE_ERROR
                 return self._end(pass_refusal(error.answer, self._phases.explain()))
             case RequestRejected():

@@ -57,7 +57,7 @@ class Phases:
 
     Raises:
         RequestRejected: the client gets an error of the router's own.
-        PrefillRefused: the client gets the prefill engine's error.
+        LegRefused: the client gets the prefill engine's error.
     """
 
     __slots__ = (
@@ -91,7 +91,7 @@ class Phases:
         self._answers = answers
         self._policy = policy
         self._bodies = bodies
-        self._outcomes = dispatcher.prefilling.outcomes
+        self._outcomes = dispatcher.legs.lessons.outcomes
         self._start = time.perf_counter()
         self._head: RequestHead | None = None
         self._sent: SentLeg | None = None

@@ -1,21 +1,29 @@
-"""The prefill leg of a request: attempts on one pod after another, within one deadline."""
+"""Runs side legs: attempts on one pod after another, within one deadline."""
 
+import asyncio
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
 from itertools import count
 
-import msgspec
-
 from pdrouter.cluster.pods import Pod
-from pdrouter.load.failures import FailureMemory, Leg
-from pdrouter.load.ledger import Ledger
+from pdrouter.cluster.view import PodCache
+from pdrouter.engines.registry import Connectors
+from pdrouter.load.failures import Leg
 from pdrouter.openai.engine_errors import read_error_message
 from pdrouter.openai.pieces import Pieces
+from pdrouter.openai.request import InferenceRequest
 from pdrouter.openai.retry_after import read_retry_after
-from pdrouter.openai.usage import Usage, read_usage
+from pdrouter.openai.usage import read_usage
+from pdrouter.routing.decision import Choice
+from pdrouter.routing.router import Router
+from pdrouter.serving.choosing import Routed
 from pdrouter.serving.engine_client import EngineAnswer, FailureKind, PostFailed, PrefillClient
+from pdrouter.serving.leg_outcome import Attempt, LegAnswer, LegFailed, LegRefused
+from pdrouter.serving.lessons import LegLessons
+from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.statuses import BUSY, Speaks, judge, rank
+from pdrouter.serving.steps import StepTimes
 
 _FREE_REFUSALS = 4
 """Pods that may say that it is them, before the tries that they cost count as retries.
@@ -25,220 +33,190 @@ that is not, and does not; but a wrong key must not be tried on every pod there 
 """
 
 
-class PrefillTarget(msgspec.Struct, frozen=True):
-    """Where a prefill leg goes.
-
-    Attributes:
-        pod: the pod.
-        tokens: prompt tokens that it has to compute, as estimated; for the ledger.
-        body: request body, as its KV connector wants it.
-    """
-
-    pod: Pod
-    tokens: int
-    body: Pieces
-
-
-class PrefillPlan(msgspec.Struct, frozen=True):
-    """What is to be prefilled, and where.
-
-    Attributes:
-        path: path with query string.
-        headers: request headers, without `x-request-id`.
-        target: where to try first.
-        choose_other: gives the target of another attempt, after the pods with the given UIDs
-            failed; None if there is none.
-    """
-
-    path: str
-    headers: Mapping[str, str]
-    target: PrefillTarget
-    choose_other: Callable[[Collection[str]], PrefillTarget | None]
-
-
-class PrefillAttempt(msgspec.Struct, frozen=True):
-    """One try on one pod.
-
-    Attributes:
-        pod: the pod.
-        request_id: `x-request-id` of its last POST.
-        status: HTTP status; None without an answer.
-        failure: what went wrong; None if nothing did, or if the engine refused the request.
-        message: details of the failure, or the engine's own words, for the log.
-        seconds: how long it took.
-        stale_connections: how often a connection turned out to be closed by the engine.
-        retry_after_s: seconds after which the engine wants to be asked again; None if it has not
-            said so.
-    """
-
-    pod: Pod
-    request_id: str
-    status: int | None
-    failure: FailureKind | None
-    message: str
-    seconds: float
-    stale_connections: int
-    retry_after_s: float | None = None
-
-    @property
-    def speaks(self) -> Speaks:
-        """What it says: that the leg is done, or of what it speaks otherwise."""
-        if self.failure is not None or self.status is None:
-            return Speaks.FAILURE
-        return judge(self.status)
-
-
-class Prefilled(msgspec.Struct, frozen=True):
-    """The outcome of a prefill leg that an engine has carried out.
-
-    Attributes:
-        pod: the engine's pod.
-        request_id: `x-request-id` of its request.
-        answer: its answer.
-        usage: what the answer says of the prompt's tokens; None if nothing.
-    """
-
-    pod: Pod
-    request_id: str
-    answer: EngineAnswer
-    usage: Usage | None
-
-
-class PrefillRefused(Exception):
-    """The engine answered with a 4xx status, and no other pod says otherwise.
-
-    Attributes:
-        answer: the engine's answer, for the client.
-    """
-
-    def __init__(self, answer: EngineAnswer) -> None:
-        super().__init__(f"the prefill engine answered {answer.status}")
-        self.answer = answer
-
-
-class PrefillFailed(Exception):
-    """No pod carried out the prefill leg.
-
-    Attributes:
-        last: the last attempt.
-        attempts: how many there were.
-    """
-
-    def __init__(self, last: PrefillAttempt, attempts: int) -> None:
-        super().__init__(last.message)
-        self.last = last
-        self.attempts = attempts
-
-
 @dataclass(frozen=True, slots=True)
-class PrefillLeg:
-    """Runs prefill legs.
+class SideLegs:
+    """Runs the legs that Envoy does not run. One for the whole process.
 
     Attributes:
         client: sends the requests.
-        ledger: counts each attempt on its pod while it lasts.
+        cache: the pods.
+        router: chooses another pod after a failure, and knows the pods' condition.
+        connectors: how engines split requests.
+        lessons: where what is learnt goes.
         total_s: seconds for all attempts together.
         retries: how many further pods are tried after a failure.
-        failures: lets one attempt at a time go to a pod that has failed.
     """
 
     client: PrefillClient
-    ledger: Ledger
+    cache: PodCache
+    router: Router
+    connectors: Connectors
+    lessons: LegLessons
     total_s: float
     retries: int
-    failures: FailureMemory = field(default_factory=FailureMemory)
 
     async def run(
-        self, plan: PrefillPlan, request_id: str, on_attempt: Callable[[PrefillAttempt], None]
-    ) -> Prefilled:
-        """Carry out a prefill leg. Cancelling closes the connection: the engine stops its work.
+        self,
+        first: Choice,
+        request: InferenceRequest,
+        routed: Routed,
+        headers: Mapping[str, str],
+        record: RequestRecord,
+    ) -> LegAnswer:
+        """Carry out a leg. Cancelling closes the connection: the engine stops its work.
 
         Args:
-            plan: what to do.
-            request_id: id of the request. The first POST carries it; every further one a new id
-                that begins with it, because engines refuse or mix up an id that they have seen.
-            on_attempt: told of each attempt when it has ended, but not of one that is cancelled.
+            first: the pod to try first.
+            request: the request.
+            routed: what its pods were chosen by.
+            headers: headers for the engine.
+            record: gets what happens.
 
         Raises:
-            PrefillRefused: the engine refused the request.
-            PrefillFailed: all attempts failed.
+            LegRefused: the engine refused the request.
+            LegFailed: all attempts failed.
         """
-        deadline = time.monotonic() + self.total_s
-        ids = _number_ids(request_id)
-        tried: list[str] = []
+        state, model = self.router.state, routed.pods.model
+        path = request.endpoint.path + request.query
+        posts = _Posts(self.client, path, headers, record, time.monotonic() + self.total_s)
+        attempts: list[Attempt] = []
         refusals: list[EngineAnswer] = []
-        target: PrefillTarget | None = plan.target
-        while target is not None:
-            tried.append(target.pod.uid)
-            attempt, answer, usage = await self._attempt(plan, target, ids, deadline)
-            on_attempt(attempt)
-            if answer is not None:
-                match attempt.speaks:
-                    case Speaks.DONE:
-                        return Prefilled(target.pod, attempt.request_id, answer, usage)
-                    case Speaks.REQUEST:
-                        raise PrefillRefused(answer)
-                    case Speaks.POD:
-                        refusals.append(answer)
-            exhausted = time.monotonic() >= deadline or not self._may_go_on(tried, refusals)
-            target = None if exhausted else plan.choose_other(tried)
-        most_telling = _choose_refusal(refusals, failures=len(tried) - len(refusals))
-        if most_telling is not None:
-            raise PrefillRefused(most_telling)
-        raise PrefillFailed(attempt, len(tried))
+        choice: Choice | None = first
+        while choice is not None:
+            pod, began = choice.pod, state.failures.clock()
+            record.predicted_prefill_s = choice.seconds
+            body = self.connectors.get(pod.kv_connector).prefill_body(request)
+            # Engines compute in turn, so that a request behind its twin finds what that has
+            # computed: the prompt counts as cached as soon as it is sent.
+            expected = state.prefixes.add(routed.facts.prefix.hashes, pod.uid, choice.tokens)
+            trial = state.failures.start_trial(pod.uid, Leg.PREFILL)
+            try:
+                with trial, state.ledger.start_prefill(pod.uid, choice.tokens) as scope:
+                    attempt, answer = await posts.send(pod, body)
+                    done = _read(attempt, answer)
+                    if done is not None:
+                        scope.complete(None if done.usage is None else done.usage.count_computed())
+            except asyncio.CancelledError:
+                self.lessons.outcomes.note_silence(pod, Leg.PREFILL, began)
+                raise
+            if done is None:
+                state.prefixes.discard(expected, pod.uid)
+            attempts.append(attempt)
+            self.lessons.note_attempt(attempt, request, model, record)
+            if done is not None:
+                self.lessons.note_answer(done, attempts, request, model, record)
+                return done
+            if answer is not None and attempt.speaks is not Speaks.FAILURE:
+                refusals.append(answer)
+            if attempt.speaks is Speaks.REQUEST or time.monotonic() >= posts.deadline:
+                break
+            choice = self._choose_other(attempts, refusals, request, routed)
+        raise self._give_up(attempts, refusals, request, routed, record)
 
-    def _may_go_on(self, tried: Sized, refusals: Sized) -> bool:
-        """Return whether another pod may be tried."""
+    def _choose_other(
+        self,
+        attempts: Sequence[Attempt],
+        refusals: Sized,
+        request: InferenceRequest,
+        routed: Routed,
+    ) -> Choice | None:
+        """Return the pod to try next; None if there is none, or enough have been tried."""
         free = min(len(refusals), _FREE_REFUSALS) if self.retries else 0
-        return len(tried) - free <= self.retries
+        if len(attempts) - free > self.retries:
+            return None
+        # The view of now: the pod that failed may be gone from it, and others have come.
+        pods = self.cache.view.models.get(request.model)
+        if pods is None:
+            return None
+        decode = routed.decision.decode.pod
+        tried = [attempt.pod.uid for attempt in attempts]
+        return self.router.choose_other_prefill(routed.strategy, routed.facts, decode, tried, pods)
 
-    async def _attempt(
-        self, plan: PrefillPlan, target: PrefillTarget, ids: Iterator[str], deadline: float
-    ) -> tuple[PrefillAttempt, EngineAnswer | None, Usage | None]:
+    def _give_up(
+        self,
+        attempts: Sequence[Attempt],
+        refusals: Sequence[EngineAnswer],
+        request: InferenceRequest,
+        routed: Routed,
+        record: RequestRecord,
+    ) -> LegRefused | LegFailed:
+        """Return how a leg ends that no pod has carried out."""
+        if attempts[-1].speaks is Speaks.REQUEST:
+            return LegRefused(refusals[-1])
+        told = _choose_refusal(refusals, failures=len(attempts) - len(refusals))
+        if told is not None:
+            return LegRefused(told)
+        unsplittable = self.lessons.note_failure(attempts, request, routed.pods, record)
+        return LegFailed(tuple(attempts), unsplittable=unsplittable)
+
+
+class _Posts:
+    """The POSTs of one leg, within one deadline.
+
+    The first carries the request's id; every further one a new id that begins with it, because
+    engines refuse or mix up an id that they have seen.
+    """
+
+    __slots__ = ("_client", "_headers", "_ids", "_path", "_steps", "deadline")
+
+    def __init__(
+        self,
+        client: PrefillClient,
+        path: str,
+        headers: Mapping[str, str],
+        record: RequestRecord,
+        deadline: float,
+    ) -> None:
+        self._client = client
+        self._path = path
+        self._headers = headers
+        self._ids = _number_ids(record.request_id)
+        self._steps: StepTimes = record.steps
+        self.deadline = deadline
+
+    async def send(self, pod: Pod, body: Pieces) -> tuple[Attempt, EngineAnswer | None]:
+        """Try a pod; once more where it had closed the connection while that was idle."""
         start = time.monotonic()
         stale = 0
-        answer: EngineAnswer | None = None
-        usage: Usage | None = None
-        failure: FailureKind | None = None
-        message = ""
-        pod = target.pod
-        trial = self.failures.start_trial(pod.uid, Leg.PREFILL)
-        with trial, self.ledger.start_prefill(pod.uid, target.tokens) as scope:
-            while True:
-                request_id = next(ids)
-                headers = {**plan.headers, "x-request-id": request_id}
-                remaining = max(0.001, deadline - time.monotonic())
-                try:
-                    answer = await self.client.post(
-                        pod.address, plan.path, headers, target.body, remaining
+        while True:
+            request_id = next(self._ids)
+            headers = {**self._headers, "x-request-id": request_id}
+            remaining = max(0.001, self.deadline - time.monotonic())
+            try:
+                with self._steps.time("prefill", waits=True):
+                    answer = await self._client.post(
+                        pod.address, self._path, headers, body, remaining
                     )
-                except PostFailed as error:
-                    if error.stale and not stale:
-                        stale += 1
-                        continue
-                    failure, message = error.kind, str(error)
-                break
-            if answer is not None and answer.status < 300:
-                usage = read_usage(answer.body)
-                scope.complete(None if usage is None else usage.count_computed())
-        status = retry_after = None
-        if answer is not None:
-            status = answer.status
-            if judge(status) is not Speaks.DONE:
-                message = _describe(answer)
-                retry_after = read_retry_after(answer.headers)
-            if judge(status) is Speaks.FAILURE:
-                failure = FailureKind.STATUS
-        seconds = time.monotonic() - start
-        attempt = PrefillAttempt(
-            pod, request_id, status, failure, message, seconds, stale, retry_after
-        )
-        return attempt, answer, usage
+            except PostFailed as error:
+                if error.stale and not stale:
+                    stale += 1
+                    continue
+                seconds = time.monotonic() - start
+                return Attempt(pod, request_id, None, error.kind, str(error), seconds, stale), None
+            seconds = time.monotonic() - start
+            return _describe(pod, request_id, answer, seconds, stale), answer
 
 
-def _describe(answer: EngineAnswer) -> str:
+def _describe(
+    pod: Pod, request_id: str, answer: EngineAnswer, seconds: float, stale: int
+) -> Attempt:
+    """Return an attempt that an engine has answered."""
+    status = answer.status
+    speaks = judge(status)
+    if speaks is Speaks.DONE:
+        return Attempt(pod, request_id, status, None, "", seconds, stale)
     said = read_error_message(answer.body)
-    return f"the prefill engine answered {answer.status}{f': {said}' if said else ''}"
+    message = f"the prefill engine answered {status}{f': {said}' if said else ''}"
+    failure = FailureKind.STATUS if speaks is Speaks.FAILURE else None
+    retry_after = read_retry_after(answer.headers)
+    return Attempt(pod, request_id, status, failure, message, seconds, stale, retry_after)
+
+
+def _read(attempt: Attempt, answer: EngineAnswer | None) -> LegAnswer | None:
+    """Return what the leg was for; None if the attempt has not carried it out."""
+    if answer is None or attempt.speaks is not Speaks.DONE:
+        return None
+    return LegAnswer(attempt.pod, attempt.request_id, answer.body, read_usage(answer.body))
 
 
 def _choose_refusal(refusals: Sequence[EngineAnswer], *, failures: int) -> EngineAnswer | None:

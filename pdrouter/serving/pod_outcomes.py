@@ -9,7 +9,7 @@ from pdrouter.cluster.pods import Pod
 from pdrouter.load.failures import CONNECT, FailureMemory, Leg
 from pdrouter.serving.engine_client import FailureKind
 from pdrouter.serving.last_leg import Judgement, Verdict, judge_answer
-from pdrouter.serving.legs import PrefillAttempt
+from pdrouter.serving.leg_outcome import Attempt
 from pdrouter.serving.statuses import BUSY, Speaks
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class PodOutcomes:
         return SentLeg(pod, model, split, self.failures.clock())
 
     def note_attempt(
-        self, attempt: PrefillAttempt, model: str, path: str, subject: Hashable = None
+        self, attempt: Attempt, model: str, path: str, subject: Hashable = None
     ) -> None:
         """Take a try of the prefill leg.
 
@@ -86,7 +86,7 @@ class PodOutcomes:
         if attempt.retry_after_s is not None and attempt.speaks is not Speaks.REQUEST:
             failures.hold(pod.uid, Leg.PREFILL, attempt.retry_after_s)
 
-    def note_refuted(self, attempt: PrefillAttempt, model: str) -> None:
+    def note_refuted(self, attempt: Attempt, model: str) -> None:
         """Take a try whose pod said that the key was wrong, before another took it."""
         if attempt.status in _OF_THE_KEY:
             began = self.failures.clock() - attempt.seconds
@@ -135,7 +135,7 @@ class PodOutcomes:
         """Take an answer that its pod has begun and broken off."""
         self._fail(pod, Leg.DECODE, cause, self.failures.clock())
 
-    def _is_of_the_pod(self, attempt: PrefillAttempt, model: str, path: str) -> bool:
+    def _is_of_the_pod(self, attempt: Attempt, model: str, path: str) -> bool:
         """Return whether a pod lacks what it says it lacks, and not all pods do.
 
         A key is the client's. A path may be one that no engine of this release has.
@@ -169,7 +169,7 @@ class PodOutcomes:
             _tell_ejected(pod, leg, cause)
 
 
-def _name_cause(attempt: PrefillAttempt) -> str:
+def _name_cause(attempt: Attempt) -> str:
     if attempt.failure is FailureKind.STATUS:
         return f"status-{attempt.status}"
     return CONNECT if attempt.failure is FailureKind.CONNECT else str(attempt.failure)

@@ -7,7 +7,7 @@ from typing import Protocol
 from pdrouter.cluster.pods import Pod
 from pdrouter.openai.usage import Usage
 from pdrouter.routing.decision import Decision, DecisionKind
-from pdrouter.serving.legs import PrefillAttempt
+from pdrouter.serving.leg_outcome import Attempt
 from pdrouter.serving.steps import StepTimes
 
 
@@ -91,7 +91,7 @@ class RequestRecord:
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     predicted_prefill_s: float | None = None
-    attempts: list[PrefillAttempt] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)
     steps: StepTimes = field(default_factory=StepTimes)
     overhead_s: float = 0.0
     output_tokens: int | None = None
@@ -152,7 +152,7 @@ class Observer(Protocol):
     def request_routed(self, record: RequestRecord) -> None:
         """The pods were chosen."""
 
-    def prefill_attempted(self, record: RequestRecord, attempt: PrefillAttempt) -> None:
+    def prefill_attempted(self, record: RequestRecord, attempt: Attempt) -> None:
         """One try of the prefill leg has ended."""
 
     def request_finished(self, record: RequestRecord) -> None:

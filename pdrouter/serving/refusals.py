@@ -1,11 +1,11 @@
 """Errors of the router's own, for what stands in a request's way."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.serving.engine_client import FailureKind
-from pdrouter.serving.legs import PrefillAttempt, PrefillFailed
+from pdrouter.serving.leg_outcome import Attempt, LegFailed
 
 RETRY_AFTER_S = 5
 """Seconds after which a client may find a ready pod, or one that is less busy."""
@@ -29,20 +29,17 @@ def refuse_for_now(
     return RequestRejected(status, code, message, headers=headers)
 
 
-def describe_failure(
-    failed: PrefillFailed, attempts: Sequence[PrefillAttempt], *, expose_pods: bool
-) -> RequestRejected:
+def describe_failure(failed: LegFailed, *, expose_pods: bool) -> RequestRejected:
     """Return the error for a request whose prefill leg no pod has carried out.
 
     Args:
-        failed: how it ended.
-        attempts: what was tried, the last ones of which are told.
+        failed: what was tried, the last ones of which are told.
         expose_pods: whether the client is told names and addresses of pods.
     """
-    last = failed.last
+    attempts, last = failed.attempts, failed.attempts[-1]
     causes = [_describe_attempt(attempt, expose_pods) for attempt in attempts[-_TOLD_ATTEMPTS:]]
     message = (
-        f"the prefill leg failed after {failed.attempts} attempt(s): {last.failure}; "
+        f"the prefill leg failed after {len(attempts)} attempt(s): {last.failure}; "
         + "; ".join(causes)
     )
     if last.failure is FailureKind.TIMEOUT:
@@ -52,7 +49,7 @@ def describe_failure(
     return RequestRejected(502, "prefill_failed", message)
 
 
-def _describe_attempt(attempt: PrefillAttempt, expose_pods: bool) -> str:
+def _describe_attempt(attempt: Attempt, expose_pods: bool) -> str:
     pod = attempt.pod
     name = f"pod {pod.name} ({pod.address})" if expose_pods else "a pod"
     # What a failed connection says of itself has the address in it. An engine's words have not.

@@ -12,7 +12,6 @@ from pdrouter.cluster.view import ModelPods
 from pdrouter.engines.connector import TRANSFER_MEMBERS, HandoffInvalid, whole_body
 from pdrouter.engines.registry import Connectors
 from pdrouter.load.failures import Leg
-from pdrouter.load.ledger import Ledger
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.headers import FORWARDED_TO_PREFILL
 from pdrouter.openai.paths import Endpoint
@@ -21,9 +20,9 @@ from pdrouter.openai.request import InferenceRequest, parse_request
 from pdrouter.routing.decision import Choice
 from pdrouter.serving.call import Call
 from pdrouter.serving.choosing import PodChooser, Routed
-from pdrouter.serving.legs import Prefilled, PrefillFailed
+from pdrouter.serving.leg_outcome import LegAnswer, LegFailed
+from pdrouter.serving.legs import SideLegs
 from pdrouter.serving.policy import DispatchPolicy
-from pdrouter.serving.prefilling import NotPrefillable, Prefilling, PrefillStep
 from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.refusals import describe_failure, refuse_for_now
 from pdrouter.serving.tokenizers import PromptTokenizers
@@ -67,9 +66,8 @@ class Dispatcher:
 
     Attributes:
         chooser: chooses pods.
-        ledger: counts the requests on each pod.
+        legs: runs the legs that Envoy does not run.
         connectors: how engines split requests.
-        prefilling: what the prefill leg needs.
         tokenizers: count prompts' tokens.
         policy: what the operator decided.
         routes: checks the models' own routes, for requests without a strategy; None to pass them
@@ -77,9 +75,8 @@ class Dispatcher:
     """
 
     chooser: PodChooser
-    ledger: Ledger
+    legs: SideLegs
     connectors: Connectors
-    prefilling: Prefilling
     tokenizers: PromptTokenizers
     policy: DispatchPolicy
     routes: RouteCheck | None = None
@@ -94,7 +91,7 @@ class Dispatcher:
 
         Raises:
             RequestRejected: the router answers with an error of its own.
-            PrefillRefused: the client gets the prefill engine's error.
+            LegRefused: the client gets the prefill engine's error.
         """
         record, scopes = call.record, call.scopes
         record.body_bytes = len(data)
@@ -143,9 +140,9 @@ class Dispatcher:
 
     def _hold(self, decode: Choice) -> ExitStack:
         """Count a request on the pod that Envoy is to send it to, until what is returned ends."""
-        uid, held = decode.pod.uid, ExitStack()
-        held.enter_context(self.ledger.start_decode(uid, decode.tokens))
-        held.enter_context(self.prefilling.state.failures.start_trial(uid, Leg.DECODE))
+        uid, held, state = decode.pod.uid, ExitStack(), self.chooser.router.state
+        held.enter_context(state.ledger.start_decode(uid, decode.tokens))
+        held.enter_context(state.failures.start_trial(uid, Leg.DECODE))
         return held
 
     async def _check_route(self, pods: ModelPods) -> None:
@@ -167,33 +164,30 @@ class Dispatcher:
         first: Choice,
         head: RequestHead,
         record: RequestRecord,
-    ) -> Prefilled | None:
+    ) -> LegAnswer | None:
         """Run the prefill leg; None if it failed and the decode pod is to serve the request."""
         names = (*FORWARDED_TO_PREFILL, *self.policy.forward_headers)
         headers = {name: head.headers[name] for name in names if name in head.headers}
-        step = PrefillStep(self.prefilling, routed, request, record)
         try:
-            return await step.run(first, headers)
-        except NotPrefillable:
-            record.aggregated = NOT_PREFILLABLE
-            return None
-        except PrefillFailed as failed:
+            return await self.legs.run(first, request, routed, headers, record)
+        except LegFailed as failed:
+            if failed.unsplittable:
+                record.aggregated = NOT_PREFILLABLE
+                return None
             if self.policy.on_prefill_failure is FailurePolicy.FAIL:
-                raise describe_failure(
-                    failed, record.attempts, expose_pods=self.policy.expose_pods
-                ) from failed
+                raise describe_failure(failed, expose_pods=self.policy.expose_pods) from failed
             record.aggregated = "prefill-failed"
             return None
 
     def _hand_over(
-        self, request: InferenceRequest, prefilled: Prefilled, record: RequestRecord
+        self, request: InferenceRequest, prefilled: LegAnswer, record: RequestRecord
     ) -> Pieces:
         """Return the body of the decode leg, or that of a whole request if that cannot be."""
         try:
             return self._put_handle(request, prefilled)
         except HandoffInvalid as invalid:
             record.handoff = invalid.reason
-            self.prefilling.outcomes.note_unusable(prefilled.pod, invalid.reason)
+            self.legs.lessons.outcomes.note_unusable(prefilled.pod, invalid.reason)
             if self.policy.on_handoff_failure is FailurePolicy.FAIL:
                 raise RequestRejected(
                     502, "handoff_invalid", f"the prefill leg gave no KV handle: {invalid}"
@@ -201,9 +195,9 @@ class Dispatcher:
             record.aggregated = f"handoff-{invalid.reason}"
             return whole_body(request)
 
-    def _put_handle(self, request: InferenceRequest, prefilled: Prefilled) -> Pieces:
+    def _put_handle(self, request: InferenceRequest, prefilled: LegAnswer) -> Pieces:
         connector = self.connectors.get(prefilled.pod.kv_connector)
-        body = connector.decode_body(request, prefilled.answer.body, prefilled.pod)
+        body = connector.decode_body(request, prefilled.body, prefilled.pod)
         if len(body) > self.policy.max_forwarded_bytes:
             # Envoy would refuse it, as if the client's body were too large.
             raise HandoffInvalid("too-large", "with the handle, the body is too large")

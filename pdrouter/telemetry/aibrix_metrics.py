@@ -18,7 +18,7 @@ from pdrouter.cluster.view import PodCache
 from pdrouter.load.ledger import Ledger
 from pdrouter.serving.answers import AnswerReport
 from pdrouter.serving.engine_client import FailureKind
-from pdrouter.serving.legs import PrefillAttempt
+from pdrouter.serving.leg_outcome import Attempt
 from pdrouter.serving.record import Outcome, RequestRecord
 from pdrouter.telemetry.tallies import Tally
 
@@ -123,7 +123,7 @@ class AibrixMetrics(Collector):
         if decision.prefill is not None:
             self._prefill_choices.count_pod(_label(decision.prefill.pod, record.model))
 
-    def prefill_attempted(self, record: RequestRecord, attempt: PrefillAttempt) -> None:
+    def prefill_attempted(self, record: RequestRecord, attempt: Attempt) -> None:
         """Count a try of the prefill leg, which is one HTTP request."""
         if _was_carried_out(attempt):
             status, code = "pd-prefill-request-success", str(attempt.status)
@@ -283,11 +283,11 @@ class _SizeTally(_PodTally):
         self.count_pod(pod, self._BUCKETS[bisect_right(_TOKENS, tokens)])
 
 
-def _was_carried_out(attempt: PrefillAttempt) -> bool:
+def _was_carried_out(attempt: Attempt) -> bool:
     return attempt.failure is None and attempt.status is not None and attempt.status < 300
 
 
-def _describe_failed_attempt(attempt: PrefillAttempt) -> tuple[str, str]:
+def _describe_failed_attempt(attempt: Attempt) -> tuple[str, str]:
     """Return `status` and `status_code` of a try of the prefill leg."""
     if attempt.status is not None:
         return "http_error", str(attempt.status)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pdrouter.serving.legs import PrefillAttempt
+from pdrouter.serving.leg_outcome import Attempt
 from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.statuses import Speaks
 
@@ -12,7 +12,7 @@ def describe_failed_attempts(record: RequestRecord) -> list[dict[str, Any]]:
     return [_describe(attempt) for attempt in record.attempts if attempt.speaks is not Speaks.DONE]
 
 
-def _describe(attempt: PrefillAttempt) -> dict[str, Any]:
+def _describe(attempt: Attempt) -> dict[str, Any]:
     return {
         "pod": attempt.pod.name,
         "address": attempt.pod.address,

@@ -14,7 +14,7 @@ from pdrouter.load.scrape_stats import ScrapeStats
 from pdrouter.routing.decision import DecisionKind
 from pdrouter.serving.answers import AnswerReport
 from pdrouter.serving.held_bodies import HeldBodies
-from pdrouter.serving.legs import PrefillAttempt
+from pdrouter.serving.leg_outcome import Attempt
 from pdrouter.serving.record import Outcome, RequestRecord
 from pdrouter.serving.tokenizers import TokenizerStats
 from pdrouter.telemetry.aibrix_metrics import AibrixMetrics
@@ -101,7 +101,7 @@ class RequestTelemetry:
         if log.isEnabledFor(logging.DEBUG):
             log.debug("routed", extra={"fields": describe_choice(record)})
 
-    def prefill_attempted(self, record: RequestRecord, attempt: PrefillAttempt) -> None:
+    def prefill_attempted(self, record: RequestRecord, attempt: Attempt) -> None:
         """Count a try of the prefill leg."""
         self._aibrix.prefill_attempted(record, attempt)
         metrics = self.metrics.prefill

@@ -7,27 +7,35 @@ from dataclasses import dataclass, field
 
 import pytest
 import pytest_asyncio
-from factories import make_pod
+from exchanges import Notes
+from factories import make_model_pods, make_pod, make_state
 from loopback import OK, Server, Talk, answer_always, answering, hang, listen, reset, trickle
 from waiting import WAIT_S, wait_until
 
-from pdrouter.cluster.pods import Pod
+from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.view import ModelPods, PodCache
 from pdrouter.load.ledger import Ledger, PodLoad
+from pdrouter.load.prompt_length import TokenRatios
+from pdrouter.openai.paths import ENDPOINTS
 from pdrouter.openai.pieces import Pieces
+from pdrouter.openai.request import InferenceRequest, parse_request
+from pdrouter.routing.decision import Choice, Decision, RoutingFacts
+from pdrouter.routing.router import Router
+from pdrouter.routing.state import RoutingState
+from pdrouter.serving.choosing import Routed
 from pdrouter.serving.engine_client import ClientLimits, FailureKind, PrefillClient
-from pdrouter.serving.legs import (
-    PrefillAttempt,
-    Prefilled,
-    PrefillFailed,
-    PrefillLeg,
-    PrefillPlan,
-    PrefillRefused,
-    PrefillTarget,
-)
+from pdrouter.serving.leg_outcome import Attempt, LegAnswer, LegFailed, LegRefused
+from pdrouter.serving.legs import SideLegs
+from pdrouter.serving.lessons import LegLessons
+from pdrouter.serving.pod_outcomes import PodOutcomes
+from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.statuses import Speaks
+from pdrouter.serving.unsplittable import UnsplittableKinds
 
 SHORT_S = 0.15
 MIB = 1024 * 1024
+BODY = b'{"model":"llama","prompt":"a"}'
+DECODE = make_pod("d", Role.DECODE, ip="10.0.0.2")
 TOKENS = 77
 LIMITS = ClientLimits(connect_s=WAIT_S, response_s=WAIT_S, answer_bytes=1024)
 
@@ -40,16 +48,55 @@ def status(code: int, body: bytes = b"{}") -> bytes:
     )
 
 
-@dataclass(slots=True)
-class Stage:
+class InOrder:
+    """Tries the pods in the order in which they were added."""
+
+    name = "in-order"
+
+    def __init__(self) -> None:
+        self.asked_without: list[list[str]] = []
+
+    def decide(self, facts: RoutingFacts, pods: ModelPods, state: RoutingState) -> Decision:
+        raise AssertionError("the pods are chosen")
+
+    def choose_other_prefill(
+        self,
+        facts: RoutingFacts,
+        decode: Pod,
+        tried: Collection[str],
+        pods: ModelPods,
+        state: RoutingState,
+    ) -> Choice | None:
+        del facts, decode, state
+        self.asked_without.append(list(tried))
+        return next((choose(pod) for pod in pods.pods if pod.uid not in {*tried, "uid-d"}), None)
+
+
+class Unchanged:
+    """A connector that gives the client's body to engines."""
+
+    def get(self, name: str | None) -> "Unchanged":
+        del name
+        return self
+
+    def prefill_body(self, request: InferenceRequest) -> Pieces:
+        return request.body.edit()
+
+
+def choose(pod: Pod) -> Choice:
+    return Choice(pod, "in-order", 0.0, [pod], [0.0], TOKENS)
+
+
+@dataclass
+class Stage(Notes):
     """Engines, what was tried on them, and a leg to run."""
 
     stack: AsyncExitStack
     ledger: Ledger = field(default_factory=Ledger)
     pods: list[Pod] = field(default_factory=list)
     servers: list[Server] = field(default_factory=list)
-    attempts: list[PrefillAttempt] = field(default_factory=list)
-    asked_without: list[list[str]] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)
+    strategy: InOrder = field(default_factory=InOrder)
 
     async def add_engine(self, talk: Talk) -> Pod:
         """Start a server that talks so, and return the pod that it stands for."""
@@ -64,24 +111,52 @@ class Stage:
 
     async def create_leg(
         self, *, limits: ClientLimits = LIMITS, total_s: float = WAIT_S, retries: int = 1
-    ) -> PrefillLeg:
+    ) -> SideLegs:
         client = await self.stack.enter_async_context(PrefillClient(limits))
-        return PrefillLeg(client, self.ledger, total_s, retries)
+        return self.create_leg_with(client, total_s, retries)
 
-    def plan(self, body: bytes = b'{"a":1}') -> PrefillPlan:
-        """Try the pods in the order in which they were added."""
+    def create_leg_with(self, client: PrefillClient, total_s: float, retries: int) -> SideLegs:
+        cache, state = PodCache(), make_state(self.ledger)
+        cache.replace([*self.pods, DECODE])
+        return SideLegs(
+            client,
+            cache,
+            Router({}, state),
+            Unchanged(),  # type: ignore[arg-type]
+            LegLessons(
+                PodOutcomes(state.failures), UnsplittableKinds(state.clock), TokenRatios(), self
+            ),
+            total_s,
+            retries,
+        )
 
-        def choose_other(tried: Collection[str]) -> PrefillTarget | None:
-            self.asked_without.append(list(tried))
-            untried = (pod for pod in self.pods if pod.uid not in tried)
-            return next((PrefillTarget(pod, TOKENS, Pieces((body,))) for pod in untried), None)
+    def prefill_attempted(self, record: RequestRecord, attempt: Attempt) -> None:
+        assert attempt is record.attempts[-1]
+        self.attempts.append(attempt)
 
+    async def run(self, legs: SideLegs, body: bytes = BODY) -> LegAnswer:
+        request = parse_request(
+            ENDPOINTS["/v1/completions"],
+            "?a=b",
+            body,
+            transfer_members=frozenset(),
+            split_multimodal=False,
+        )
+        first = choose(self.pods[0])
+        routed = Routed(
+            make_model_pods(*self.pods, DECODE),
+            self.strategy,
+            RoutingFacts(TOKENS, None),
+            Decision(first, choose(DECODE)),
+            0.0,
+        )
         headers = {"content-type": "application/json", "authorization": "Bearer k"}
-        target = PrefillTarget(self.pods[0], TOKENS, Pieces((body,)))
-        return PrefillPlan("/v1/completions?a=b", headers, target, choose_other)
+        return await legs.run(first, request, routed, headers, RequestRecord("id"))
 
-    async def run(self, leg: PrefillLeg, body: bytes = b'{"a":1}') -> Prefilled:
-        return await leg.run(self.plan(body), "id", self.attempts.append)
+    @property
+    def asked_without(self) -> list[list[str]]:
+        """What was tried each time that another pod was asked for."""
+        return self.strategy.asked_without
 
     @property
     def failures(self) -> list[FailureKind | None]:
@@ -105,13 +180,13 @@ async def test_an_engine_that_answers_has_carried_out_the_leg(stage: Stage) -> N
     prefilled = await stage.run(await stage.create_leg())
     assert prefilled.pod is pod
     assert prefilled.request_id == "id"
-    assert prefilled.answer.body == b'{"kv_transfer_params":{}}'
+    assert prefilled.body == b'{"kv_transfer_params":{}}'
     (attempt,) = stage.attempts
-    assert attempt == PrefillAttempt(pod, "id", 200, None, "", attempt.seconds, 0)
+    assert attempt == Attempt(pod, "id", 200, None, "", attempt.seconds, 0)
     assert attempt.seconds > 0
     (request,) = stage.servers[0].requests
     assert request.line == "POST /v1/completions?a=b HTTP/1.1"
-    assert request.body == b'{"a":1}'
+    assert request.body == BODY
     assert request.headers["authorization"] == "Bearer k"
     assert request.headers["x-request-id"] == "id"
 
@@ -134,7 +209,7 @@ async def test_the_work_is_counted_on_the_pod_while_it_lasts(stage: Stage) -> No
 
 @pytest.mark.parametrize("size", [MIB + 1, 8 * MIB])
 async def test_large_bodies_survive_a_retry(stage: Stage, size: int) -> None:
-    body = b'{"prompt":"' + b"x" * size + b'"}'
+    body = b'{"model":"llama","prompt":"' + b"x" * size + b'"}'
     await stage.add_engine(reset)
     await stage.add_engine(answer_always)
     await stage.run(await stage.create_leg(), body)
@@ -208,11 +283,11 @@ async def test_retries_end_with_their_number_or_with_the_pods(
 ) -> None:
     for number in range(engines):
         await stage.add_engine(answering(status(500 + number)))
-    with pytest.raises(PrefillFailed) as caught:
+    with pytest.raises(LegFailed) as caught:
         await stage.run(await stage.create_leg(retries=retries))
-    assert caught.value.attempts == attempts
-    assert caught.value.last is stage.attempts[-1]
-    assert caught.value.last.status == 499 + attempts
+    assert len(caught.value.attempts) == attempts
+    assert caught.value.attempts[-1] is stage.attempts[-1]
+    assert caught.value.attempts[-1].status == 499 + attempts
     assert [attempt.pod for attempt in stage.attempts] == stage.pods[:attempts]
     tried = [pod.uid for pod in stage.pods]
     asked = min(attempts, retries)
@@ -264,7 +339,7 @@ async def test_a_first_connection_that_breaks_is_not_tried_again_on_the_same_pod
     stage: Stage,
 ) -> None:
     await stage.add_engine(answering(b""))
-    with pytest.raises(PrefillFailed):
+    with pytest.raises(LegFailed):
         await stage.run(await stage.create_leg())
     assert len(stage.servers[0].requests) == 1
     assert [attempt.stale_connections for attempt in stage.attempts] == [0]
@@ -280,7 +355,7 @@ async def test_a_refusal_is_handed_on_unchanged_and_tried_nowhere_else(
     body = b'{"error": {"message" : "no\\u00e9", "code":%d}}' % code
     pod = await stage.add_engine(answering(status(code, body)))
     await stage.add_engine(answer_always)
-    with pytest.raises(PrefillRefused, match=str(code)) as caught:
+    with pytest.raises(LegRefused, match=str(code)) as caught:
         await stage.run(await stage.create_leg())
     answer = caught.value.answer
     assert (answer.status, answer.body) == (code, body)
@@ -294,7 +369,7 @@ async def test_a_refusal_is_handed_on_unchanged_and_tried_nowhere_else(
 async def test_a_refusal_after_a_failure_is_still_a_refusal(stage: Stage) -> None:
     await stage.add_engine(reset)
     await stage.add_engine(answering(status(400)))
-    with pytest.raises(PrefillRefused):
+    with pytest.raises(LegRefused):
         await stage.run(await stage.create_leg())
     assert stage.failures == [FailureKind.TRANSPORT, None]
 
@@ -320,7 +395,7 @@ async def test_what_a_pod_says_of_itself_is_no_answer_while_another_has_not_been
 async def test_what_all_pods_say_reaches_the_client_unchanged(stage: Stage, code: int) -> None:
     for _ in range(2):
         await stage.add_engine(answering(status(code, b'{"code": %d }' % code)))
-    with pytest.raises(PrefillRefused) as caught:
+    with pytest.raises(LegRefused) as caught:
         await stage.run(await stage.create_leg())
     assert (caught.value.answer.status, caught.value.answer.body) == (code, b'{"code": %d }' % code)
     assert len(stage.attempts) == 2
@@ -345,9 +420,9 @@ async def test_the_most_telling_answer_is_the_one_that_the_client_gets(
 ) -> None:
     for code in codes:
         await stage.add_engine(answering(status(code)))
-    with pytest.raises((PrefillRefused, PrefillFailed)) as caught:
+    with pytest.raises((LegRefused, LegFailed)) as caught:
         await stage.run(await stage.create_leg())
-    answer = caught.value.answer if isinstance(caught.value, PrefillRefused) else None
+    answer = caught.value.answer if isinstance(caught.value, LegRefused) else None
     assert (answer and answer.status) == told
 
 
@@ -362,7 +437,7 @@ async def test_refusals_do_not_use_up_the_retries_but_end(stage: Stage) -> None:
 async def test_a_wrong_key_is_not_tried_on_every_pod_there_is(stage: Stage) -> None:
     for _ in range(9):
         await stage.add_engine(answering(status(401)))
-    with pytest.raises(PrefillRefused):
+    with pytest.raises(LegRefused):
         await stage.run(await stage.create_leg())
     assert len(stage.attempts) == 6
 
@@ -370,7 +445,7 @@ async def test_a_wrong_key_is_not_tried_on_every_pod_there_is(stage: Stage) -> N
 async def test_without_retries_a_refusal_is_the_answer(stage: Stage) -> None:
     await stage.add_engine(answering(status(429)))
     await stage.add_engine(answer_always)
-    with pytest.raises(PrefillRefused):
+    with pytest.raises(LegRefused):
         await stage.run(await stage.create_leg(retries=0))
 
 
@@ -383,7 +458,7 @@ async def test_it_is_noted_when_the_engine_wants_to_be_asked_again(
 ) -> None:
     answer = b"HTTP/1.1 429 Busy\r\nretry-after: %s\r\ncontent-length: 0\r\n\r\n" % header
     await stage.add_engine(answering(answer))
-    with pytest.raises(PrefillRefused):
+    with pytest.raises(LegRefused):
         await stage.run(await stage.create_leg())
     assert stage.attempts[0].retry_after_s == seconds
 
@@ -398,10 +473,10 @@ async def test_the_deadline_of_the_leg_leaves_no_time_for_another_pod(
     await stage.add_engine(talk)
     await stage.add_engine(answer_always)
     limits = ClientLimits(WAIT_S, WAIT_S, MIB)
-    with pytest.raises(PrefillFailed) as caught:
+    with pytest.raises(LegFailed) as caught:
         await stage.run(await stage.create_leg(limits=limits, total_s=SHORT_S))
-    assert caught.value.last.failure is FailureKind.TIMEOUT
-    assert caught.value.attempts == 1
+    assert caught.value.attempts[-1].failure is FailureKind.TIMEOUT
+    assert len(caught.value.attempts) == 1
     assert stage.servers[1].requests == []
     await wait_until(stage.servers[0].closed.is_set)
 
@@ -410,10 +485,10 @@ async def test_the_deadline_of_the_leg_holds_for_all_attempts_together(stage: St
     for _ in range(4):
         await stage.add_engine(hang)
     limits = ClientLimits(WAIT_S, SHORT_S, 1024)
-    with pytest.raises(PrefillFailed) as caught:
+    with pytest.raises(LegFailed) as caught:
         await stage.run(await stage.create_leg(limits=limits, total_s=1.5 * SHORT_S, retries=9))
     assert set(stage.failures) == {FailureKind.TIMEOUT}
-    assert 1 <= caught.value.attempts <= 2
+    assert 1 <= len(caught.value.attempts) <= 2
 
 
 # --- Cancellation and errors ---
@@ -457,27 +532,26 @@ async def test_many_legs_at_once_on_faulty_engines_leave_nothing_behind(stage: S
     for task in tasks[::5]:
         task.cancel()
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-    expected = (Prefilled, PrefillFailed, asyncio.CancelledError)
+    expected = (LegAnswer, LegFailed, asyncio.CancelledError)
     assert [outcome for outcome in outcomes if not isinstance(outcome, expected)] == []
-    assert any(isinstance(outcome, Prefilled) for outcome in outcomes)
+    assert any(isinstance(outcome, LegAnswer) for outcome in outcomes)
     assert stage.ledger.snapshot() == {}
 
 
 async def test_an_error_in_the_choice_of_another_pod_leaves_nothing_behind(stage: Stage) -> None:
     await stage.add_engine(reset)
-    plan = stage.plan()
 
-    def fail(tried: Collection[str]) -> PrefillTarget | None:
-        raise RuntimeError(f"{len(tried)} tried")
+    def fail(*args: object) -> Choice | None:
+        raise RuntimeError(f"{len(stage.attempts)} tried")
 
-    failing = PrefillPlan(plan.path, plan.headers, plan.target, fail)
+    stage.strategy.choose_other_prefill = fail  # type: ignore[assignment, method-assign]
     leg = await stage.create_leg()
     with pytest.raises(RuntimeError, match="1 tried"):
-        await leg.run(failing, "id", stage.attempts.append)
+        await stage.run(leg)
 
 
 async def test_a_client_that_is_not_open_leaves_nothing_behind(stage: Stage) -> None:
     stage.add_pod("127.0.0.1:9")
-    leg = PrefillLeg(PrefillClient(LIMITS), stage.ledger, WAIT_S, 1)
+    leg = stage.create_leg_with(PrefillClient(LIMITS), WAIT_S, 1)
     with pytest.raises(RuntimeError, match="not open"):
         await stage.run(leg)

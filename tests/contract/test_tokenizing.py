@@ -96,6 +96,6 @@ async def test_the_count_is_what_pods_are_chosen_by(file: Path) -> None:
         bench = Bench(tokenizers=tokenizers)
         body = json.loads(json.dumps({"model": "m", "prompt": WORDS * 20}))
         await bench.tell(request_headers(PATH), request_body(body))
-        (plan,) = bench.prefill.plans
-        assert plan.target.tokens == 180
+        (post,) = bench.prefill.posts
+        assert post.tokens == 180
         bench.close()

@@ -30,10 +30,10 @@ from pdrouter.serving.answers import AnswerReports
 from pdrouter.serving.choosing import PodChooser
 from pdrouter.serving.engine_client import EngineAnswer
 from pdrouter.serving.held_bodies import HeldBodies
-from pdrouter.serving.legs import PrefillLeg
+from pdrouter.serving.legs import SideLegs
+from pdrouter.serving.lessons import LegLessons
 from pdrouter.serving.pod_outcomes import PodOutcomes
 from pdrouter.serving.policy import DispatchPolicy
-from pdrouter.serving.prefilling import Prefilling
 from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.serving.unsplittable import UnsplittableKinds
@@ -94,7 +94,15 @@ class LiveReplica(RouterReplica):
         connectors = Connectors()
         outcomes = PodOutcomes(self.state.failures)
         kinds = UnsplittableKinds(self.state.clock)
-        leg = PrefillLeg(SteppedClient(), self.ledger, 600.0, 0)  # type: ignore[arg-type]
+        legs = SideLegs(
+            SteppedClient(),  # type: ignore[arg-type]
+            cache,
+            self.router,
+            connectors,
+            LegLessons(outcomes, kinds, ratios, self._observer),
+            total_s=600.0,
+            retries=0,
+        )
         dispatcher = Dispatcher(
             PodChooser(
                 cache,
@@ -105,9 +113,8 @@ class LiveReplica(RouterReplica):
                 self._observer,
                 kinds,
             ),
-            self.ledger,
+            legs,
             connectors,
-            Prefilling(cache, self.state, connectors, leg, ratios, self._observer, outcomes, kinds),
             PromptTokenizers({}, 1.0, 1),
             policy,
         )

@@ -90,9 +90,14 @@ async def test_a_disaggregated_request_goes_its_whole_way() -> None:
     record = bench.close()
     assert record.outcome is Outcome.OK
     assert record.status == 200
-    (plan,) = bench.prefill.plans
-    assert json.loads(bytes(plan.target.body))["max_tokens"] == 1
-    assert plan.headers == {"authorization": "Bearer k", "x-extra": "1"}
+    (post,) = bench.prefill.posts
+    assert json.loads(bytes(post.body))["max_tokens"] == 1
+    request_id = record.request_id
+    assert post.headers == {
+        "authorization": "Bearer k",
+        "x-extra": "1",
+        "x-request-id": request_id,
+    }
 
 
 async def test_pods_are_not_told_when_the_operator_says_so() -> None:
@@ -113,8 +118,8 @@ async def test_what_was_not_prefilled_is_not_remembered(answer: Any) -> None:
     bench.exchange = bench.open()
     bench.notes.open = 1
     await bench.tell(request_headers(), request_body(CHAT | {"messages": messages}))
-    first, second = bench.prefill.plans
-    assert second.target.tokens == first.target.tokens
+    first, second = bench.prefill.posts
+    assert second.tokens == first.tokens
     bench.close()
 
 
@@ -255,7 +260,7 @@ async def test_bad_bodies_are_refused_before_any_pod_is_chosen(
     bench = Bench()
     _, reply = await bench.tell(request_headers(), request_body(content))
     assert error_of(reply) == (status, code)
-    assert bench.prefill.plans == []
+    assert bench.prefill.posts == []
     assert bench.close().decision is None
 
 
@@ -271,7 +276,7 @@ async def test_the_client_may_choose_the_strategy(header: str) -> None:
     assert dict(body.set_headers)["routing-strategy"] == "random"
     assert isinstance(response, PhaseReply)
     assert dict(response.set_headers)["x-pd-decision"] == "aggregated;reason=strategy-random"
-    assert bench.prefill.plans == []
+    assert bench.prefill.posts == []
     bench.close()
 
 
@@ -453,7 +458,7 @@ async def test_a_request_that_would_wait_too_long_is_refused_before_prefill() ->
     assert error_of(reply) == (429, "overloaded")
     assert isinstance(reply, ImmediateReply)
     assert dict(reply.headers)["retry-after"] == "9"
-    assert bench.prefill.plans == []
+    assert bench.prefill.posts == []
     assert bench.close().decision is None
 
 
@@ -469,9 +474,9 @@ async def test_what_was_prefilled_is_remembered() -> None:
     bench.notes.open = 1
     longer = [*messages, {"role": "assistant", "content": "x"}]
     await bench.tell(request_headers(), request_body(CHAT | {"messages": longer}))
-    first, second = bench.prefill.plans
+    first, second = bench.prefill.posts
     # The beginning is known to be cached, and the size of a token has been learnt.
-    assert second.target.tokens < first.target.tokens / 2
+    assert second.tokens < first.tokens / 2
     bench.close()
 
 
@@ -745,7 +750,7 @@ class Leg:
 
     def __init__(self, bench: Bench) -> None:
         self.dispatcher = bench.dispatcher
-        self.prefilling = bench.dispatcher.prefilling
+        self.legs = bench.dispatcher.legs
         self.fail = asyncio.Event()
         self.ended = asyncio.Event()
 

@@ -9,7 +9,7 @@ from factories import MODEL, make_pod
 from pdrouter.cluster.pods import Role
 from pdrouter.load.failures import EjectionRules, FailureMemory, Leg
 from pdrouter.serving.engine_client import FailureKind
-from pdrouter.serving.legs import PrefillAttempt
+from pdrouter.serving.leg_outcome import Attempt
 from pdrouter.serving.pod_outcomes import PodOutcomes
 
 PREFILL = make_pod("p")
@@ -35,8 +35,8 @@ class Bench:
         *,
         pod: object = PREFILL,
         retry_after_s: float | None = None,
-    ) -> PrefillAttempt:
-        attempt = PrefillAttempt(
+    ) -> Attempt:
+        attempt = Attempt(
             pod,  # type: ignore[arg-type]
             *("id", status, failure, message, 0.5, 0, retry_after_s),
         )

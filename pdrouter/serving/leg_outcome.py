@@ -1,0 +1,82 @@
+"""What comes of a side leg: its attempts, and an answer, a refusal or a failure in the end."""
+
+import msgspec
+
+from pdrouter.cluster.pods import Pod
+from pdrouter.openai.usage import Usage
+from pdrouter.serving.engine_client import EngineAnswer, FailureKind
+from pdrouter.serving.statuses import Speaks, judge
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """One try on one pod.
+
+    Attributes:
+        pod: the pod.
+        request_id: `x-request-id` of its last POST.
+        status: HTTP status; None without an answer.
+        failure: what went wrong; None if nothing did, or if the engine refused the request.
+        message: details of the failure, or the engine's own words, for the log.
+        seconds: how long it took.
+        stale_connections: how often a connection turned out to be closed by the engine.
+        retry_after_s: seconds after which the engine wants to be asked again; None if it has not
+            said so.
+    """
+
+    pod: Pod
+    request_id: str
+    status: int | None
+    failure: FailureKind | None
+    message: str
+    seconds: float
+    stale_connections: int
+    retry_after_s: float | None = None
+
+    @property
+    def speaks(self) -> Speaks:
+        """What it says: that the leg is done, or of what it speaks otherwise."""
+        if self.failure is not None or self.status is None:
+            return Speaks.FAILURE
+        return judge(self.status)
+
+
+class LegAnswer(msgspec.Struct, frozen=True):
+    """The answer of the engine that has carried out a leg.
+
+    Attributes:
+        pod: the engine's pod.
+        request_id: `x-request-id` of its request.
+        body: body of its answer.
+        usage: what that says of the prompt's tokens; None if nothing.
+    """
+
+    pod: Pod
+    request_id: str
+    body: bytes
+    usage: Usage | None
+
+
+class LegRefused(Exception):
+    """The engine answered with a 4xx status, and no other pod says otherwise.
+
+    Attributes:
+        answer: the engine's answer, for the client.
+    """
+
+    def __init__(self, answer: EngineAnswer) -> None:
+        super().__init__(f"the prefill engine answered {answer.status}")
+        self.answer = answer
+
+
+class LegFailed(Exception):
+    """No pod carried out the leg.
+
+    Attributes:
+        attempts: what was tried.
+        unsplittable: whether the request is why: engines cannot serve its kind in several legs.
+    """
+
+    def __init__(self, attempts: tuple[Attempt, ...], *, unsplittable: bool = False) -> None:
+        super().__init__(attempts[-1].message)
+        self.attempts = attempts
+        self.unsplittable = unsplittable

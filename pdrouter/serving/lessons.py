@@ -1,0 +1,119 @@
+"""What side legs teach: which pods fail, which requests cannot be split, how long prompts are."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pdrouter.cluster.view import ModelPods
+from pdrouter.load.failures import Leg
+from pdrouter.load.prompt_length import TokenRatios
+from pdrouter.openai.kind import describe_kind
+from pdrouter.openai.request import InferenceRequest, count_token_ids
+from pdrouter.serving.engine_client import FailureKind
+from pdrouter.serving.leg_outcome import Attempt, LegAnswer
+from pdrouter.serving.pod_outcomes import PodOutcomes
+from pdrouter.serving.record import Observer, RequestRecord
+from pdrouter.serving.unsplittable import UnsplittableKinds
+
+log = logging.getLogger(__name__)
+
+_OF_THE_POD = (502, 503, 504)
+
+
+@dataclass(frozen=True, slots=True)
+class LegLessons:
+    """Where all that is learnt from side legs goes.
+
+    Attributes:
+        outcomes: are told of attempts, so that pods that fail are avoided.
+        kinds: knows which kinds of requests engines cannot serve in several legs.
+        ratios: learns the length of prompts.
+        observer: is told of attempts.
+    """
+
+    outcomes: PodOutcomes
+    kinds: UnsplittableKinds
+    ratios: TokenRatios
+    observer: Observer
+
+    def note_attempt(
+        self, attempt: Attempt, request: InferenceRequest, model: str, record: RequestRecord
+    ) -> None:
+        """Learn from one attempt that has ended."""
+        record.attempts.append(attempt)
+        if attempt.failure is None:
+            record.prefill_pod = attempt.pod
+        subject = describe_kind(request) if attempt.failure is FailureKind.STATUS else None
+        self.outcomes.note_attempt(attempt, model, request.endpoint.path, subject)
+        self.observer.prefill_attempted(record, attempt)
+
+    def note_answer(
+        self,
+        answer: LegAnswer,
+        attempts: Sequence[Attempt],
+        request: InferenceRequest,
+        model: str,
+        record: RequestRecord,
+    ) -> None:
+        """Learn from a leg that an engine has carried out, with the last of these attempts."""
+        for attempt in attempts:
+            self.outcomes.note_refuted(attempt, model)
+        if not self.kinds.empty:
+            kind = describe_kind(request)
+            if kind is not None:
+                self.kinds.note_served(model, kind)
+        if answer.usage is not None:
+            record.prompt_tokens = answer.usage.prompt_tokens
+            record.cached_tokens = answer.usage.cached_tokens
+            if count_token_ids(request.prompt) is None:
+                self.ratios.observe(request.model, len(request.prompt), answer.usage.prompt_tokens)
+
+    def note_failure(
+        self,
+        attempts: Sequence[Attempt],
+        request: InferenceRequest,
+        pods: ModelPods,
+        record: RequestRecord,
+    ) -> bool:
+        """Learn from a leg that no pod has carried out with all these attempts.
+
+        Returns:
+            Whether the request is why: all pods fail its kind, and no other.
+        """
+        kind = describe_kind(request)
+        if kind is None or not _all_say_the_same(attempts):
+            return False
+        failures = self.outcomes.failures
+        tried = {attempt.pod.uid for attempt in attempts}
+        if not all(failures.is_well_but_for(uid, Leg.PREFILL, kind) for uid in tried):
+            return False
+        known = {pod.uid for pod in pods.prefill}
+        if not self.kinds.note_failed(pods.model, kind, tried, known):
+            return False
+        for uid in self.kinds.list_failed(pods.model, kind):
+            failures.forgive(uid, Leg.PREFILL, kind)
+        log.warning(
+            "served whole, since prefill engines fail it",
+            extra={
+                "fields": {
+                    "request_id": record.request_id,
+                    "model": pods.model,
+                    "path": kind.path,
+                    "members": kind.members,
+                    "message": attempts[-1].message,
+                }
+            },
+        )
+        return True
+
+
+def _all_say_the_same(attempts: Sequence[Attempt]) -> bool:
+    """Return whether all engines have answered with one status that speaks of an error of theirs.
+
+    502, 503 and 504 speak of a pod that is away, asleep or busy.
+    """
+    statuses = {
+        attempt.status if attempt.failure is FailureKind.STATUS else None for attempt in attempts
+    }
+    status = statuses.pop()
+    return not statuses and status is not None and status >= 500 and status not in _OF_THE_POD
