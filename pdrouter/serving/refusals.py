@@ -1,6 +1,7 @@
 """Errors of the router's own, for what stands in a request's way."""
 
 from collections.abc import Mapping
+from math import ceil
 from types import MappingProxyType
 
 from pdrouter.openai.errors import RequestRejected
@@ -45,7 +46,9 @@ def describe_failure(failed: LegFailed, *, expose_pods: bool) -> RequestRejected
     if last.failure is FailureKind.TIMEOUT:
         return RequestRejected(504, "prefill_timeout", message)
     if last.status == 503:
-        return refuse_for_now(503, "prefill_unavailable", message)
+        asked = [each.retry_after_s for each in failed.attempts if each.retry_after_s is not None]
+        seconds = max(1, ceil(min(asked))) if asked else RETRY_AFTER_S
+        return refuse_for_now(503, "prefill_unavailable", message, seconds)
     return RequestRejected(502, "prefill_failed", message)
 
 
