@@ -103,6 +103,27 @@ class Reach:
         return self.failures >= LEAST_SCRAPES and not self.refuted
 
 
+@dataclass(slots=True)
+class Silence:
+    """Requests that were given up before their pod had answered anybody.
+
+    Attributes:
+        requests: how many that are, of those that have not been counted as failures.
+        waited_s: how long the pod was waited for; what was waited for at once counts once.
+        until: when the last of them was given up.
+    """
+
+    requests: int = 0
+    waited_s: float = 0.0
+    until: float = -math.inf
+
+    def add(self, began: float, now: float) -> None:
+        """Take one more."""
+        self.requests += 1
+        self.waited_s = max(self.waited_s + now - max(began, self.until), now - began)
+        self.until = now
+
+
 class Trial:
     """A request on a pod that has failed; while there is one, the pod gets no other."""
 

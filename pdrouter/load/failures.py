@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple
 
-from pdrouter.load.failure_records import LEAST_SCRAPES, Leg, Part, Reach, Record, Trial
+from pdrouter.load.failure_records import LEAST_SCRAPES, Leg, Part, Reach, Record, Silence, Trial
 
 __all__ = ["CONNECT", "EjectionRules", "FailureMemory", "Leg", "Trial", "Trouble", "Troubles"]
 
@@ -25,6 +25,8 @@ CONNECT = "connect"
 """Cause of a failure: no connection was made."""
 _UNREACHABLE = "unreachable"
 _REFUSALS = frozenset({CONNECT, _UNREACHABLE})
+_LONG_SILENCE_S = 10.0
+"""A pod that was waited for so long in all, and has answered nobody, has failed who waited."""
 _RECENT_S = 60.0
 _MOST_PARTS = 4096
 _MOST_SUBJECTS = 8
@@ -99,6 +101,7 @@ class FailureMemory:
         self._out: dict[Part, Record] = {}
         self._reach: dict[str, Reach] = {}
         self._answered: dict[tuple[str, Leg], float] = {}
+        self._silences: dict[tuple[str, Leg], Silence] = {}
 
     @property
     def calm(self) -> bool:
@@ -119,6 +122,7 @@ class FailureMemory:
         """
         now = self.clock()
         self._answered[uid, leg] = now
+        self._silences.pop((uid, leg), None)
         if len(self._answered) > _MOST_PARTS:
             self._answered.pop(next(iter(self._answered)))
         if not (self._records or self._reach):
@@ -183,6 +187,23 @@ class FailureMemory:
         if self._answered.get((uid, leg), -math.inf) >= began:
             return False
         return self.note_failure(uid, leg, cause, began)
+
+    def note_silence(self, uid: str, leg: Leg, cause: str, began: float) -> bool:
+        """Note a request that its client gave up before the pod had answered.
+
+        One that is given up soon says nothing: clients are impatient, and pods may be busy. If the
+        pod answers nobody else either, those that waited for it were failed.
+        """
+        if self._answered.get((uid, leg), -math.inf) >= began:
+            return False
+        silence = self._silences.setdefault((uid, leg), Silence())
+        silence.add(began, self.clock())
+        if len(self._silences) > _MOST_PARTS:
+            self._silences.pop(next(iter(self._silences)))
+        if silence.waited_s < _LONG_SILENCE_S:
+            return False
+        failed, silence.requests = silence.requests, 0
+        return any(self.note_failure(uid, leg, cause, began) for _ in range(failed))
 
     def hold(self, uid: str, leg: Leg, seconds: float) -> None:
         """Leave a pod out for as long as it has asked for, within the longest back-off."""
@@ -301,6 +322,7 @@ class FailureMemory:
         self._reach.pop(uid, None)
         for leg in Leg:
             self._answered.pop((uid, leg), None)
+            self._silences.pop((uid, leg), None)
         for part in [part for part in self._records if part.uid == uid]:
             self._drop(part)
 

@@ -14,8 +14,6 @@ from pdrouter.serving.statuses import BUSY, Speaks
 
 log = logging.getLogger(__name__)
 
-_LONG_SILENCE_S = 10.0
-"""A client that leaves without an answer after this time may have left for the lack of it."""
 _RECENT_S = 60.0
 _NOT_FOUND = 404
 _OF_THE_KEY = frozenset({401, 403, 407})
@@ -123,13 +121,9 @@ class PodOutcomes:
         return judgement
 
     def note_silence(self, pod: Pod, leg: Leg, began: float) -> None:
-        """Take a leg that the client gave up before its pod had answered.
-
-        Soon after it was sent that says nothing, and neither does it if the pod has answered others
-        meanwhile.
-        """
-        if self.failures.clock() - began >= _LONG_SILENCE_S:
-            self._time_out(pod, leg, "silence", began)
+        """Take a leg that the client gave up before its pod had answered."""
+        if self.failures.note_silence(pod.uid, leg, "silence", began):
+            _tell_ejected(pod, leg, "silence")
 
     def note_cut(self, pod: Pod, cause: str) -> None:
         """Take an answer that its pod has begun and broken off."""

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import httpx
@@ -180,6 +180,23 @@ async def test_a_prefill_pod_that_hangs_costs_its_deadline_a_few_times() -> None
             assert await count_errors(client, FIRST + NEXT, at_once=8) == 0
         # It is soon left out, or looks busy: either way it holds up few.
         assert len(broken.requests) <= 12
+
+
+async def test_a_decode_pod_that_hangs_is_left_alone_by_clients_that_do_not_wait_long() -> None:
+    async with run(1, 2) as (stack, client):
+        broken = stack.decode[0]
+
+        async def check_ejected() -> None:
+            with suppress(httpx.ReadTimeout):
+                await client.post(CHAT, json=chat(), timeout=2)
+            assert await find_troubles(stack, broken)
+
+        with failing([broken], Fault(hang=True)):
+            await eventually(check_ejected)
+            await expect_ejected(stack, broken, "decode", "silence")
+            asked = len(broken.requests)
+            assert await count_errors(client, FIRST, at_once=4) == 0
+        assert asked == len(broken.requests) <= FIRST_ERRORS
 
 
 async def test_a_slow_pod_is_no_failed_pod() -> None:

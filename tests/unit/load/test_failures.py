@@ -198,6 +198,77 @@ class TestTimeouts:
         assert bench.memory.calm
 
 
+class TestSilence:
+    """Requests that their clients give up before the pod has answered."""
+
+    @staticmethod
+    def give_up(bench: Bench, after_s: float, *, leg: Leg = DECODE) -> bool:
+        began = bench.clock.now
+        bench.wait(after_s)
+        return bench.memory.note_silence("a", leg, "silence", began)
+
+    @pytest.mark.parametrize(
+        ("patience_s", "requests"), [(1.0, 10), (3.0, 4), (5.0, 3), (10.0, 3), (60.0, 3)]
+    )
+    def test_a_pod_that_answers_nobody_is_ejected_however_impatient_they_are(
+        self, patience_s: float, requests: int
+    ) -> None:
+        bench = Bench()
+        bench.succeed()
+        bench.wait(1)
+        ejected = [self.give_up(bench, patience_s) for _ in range(requests)]
+        assert ejected == [*[False] * (requests - 1), True]
+        assert bench.is_out()
+
+    def test_one_answer_says_that_it_serves(self) -> None:
+        bench = Bench()
+        for _ in range(20):
+            self.give_up(bench, 4)
+            self.give_up(bench, 4)
+            bench.succeed()
+        assert bench.memory.calm
+
+    def test_the_other_leg_is_none_of_its_business(self) -> None:
+        bench = Bench()
+        for _ in range(9):
+            self.give_up(bench, 1)
+            self.give_up(bench, 1, leg=PREFILL)
+        assert bench.memory.calm
+
+    def test_what_was_waited_for_at_once_counts_once(self) -> None:
+        bench = Bench()
+        began = bench.clock.now
+        bench.wait(9)
+        assert not any(bench.memory.note_silence("a", DECODE, "s", began) for _ in range(30))
+        assert bench.memory.calm
+
+    def test_the_one_who_waits_long_tells_more_than_those_who_come_and_go_meanwhile(self) -> None:
+        bench = Bench(after=1)
+        began = bench.clock.now
+        bench.wait(8)
+        self.give_up(bench, 1)
+        assert bench.memory.calm
+        bench.wait(1)
+        assert bench.memory.note_silence("a", DECODE, "silence", began)
+
+    def test_a_trial_without_an_answer_has_failed(self) -> None:
+        bench = Bench()
+        for _ in range(4):
+            self.give_up(bench, 3)
+        assert bench.is_out()
+        bench.wait(10)
+        assert not bench.is_out()
+        with bench.memory.start_trial("a", DECODE):
+            self.give_up(bench, 2)
+        assert bench.is_out()
+
+    def test_a_pod_that_is_gone_is_forgotten(self) -> None:
+        bench = Bench(after=1)
+        self.give_up(bench, 9)
+        bench.memory.forget("a")
+        assert not self.give_up(bench, 2)
+
+
 class TestScrapes:
     def test_one_that_cannot_connect_changes_nothing(self) -> None:
         bench = Bench()
@@ -344,11 +415,13 @@ def test_the_memory_is_bounded() -> None:
         bench.fail(uid=str(number))
         bench.succeed(uid=str(number))
         bench.memory.note_scrape(str(number), connected=False)
+        bench.memory.note_silence(f"silent-{number}", DECODE, "silence", bench.clock.now)
     memory = bench.memory
     assert len(memory._records) <= 4096
     assert len(memory._out) <= 4096
     assert len(memory._reach) <= 4096
     assert len(memory._answered) <= 4096
+    assert len(memory._silences) <= 4096
 
 
 EVENTS = st.lists(
