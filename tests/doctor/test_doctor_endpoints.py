@@ -224,6 +224,14 @@ async def test_a_prefill_engine_without_a_connector_is_found() -> None:
     assert "--kv-transfer-config" in found(diagnosis)["kv-connector-silent"]
 
 
+async def test_a_decode_engine_that_computes_the_prompt_again_is_not_said_to_fetch_it() -> None:
+    async with run(engine("prefill"), engine("decode", kv_connector="none")) as (prefill, decode):
+        diagnosis = await examine(describe({"prefill": [prefill], "decode": [decode]}))
+
+    assert diagnosis.findings == ()
+    assert f"{decode} answered with a handle of {prefill}, but does not say" in diagnosis.facts[-1]
+
+
 async def test_addresses_that_seem_to_be_exchanged_are_found() -> None:
     async with run(engine("decode", kv_connector="none"), engine("prefill")) as (prefill, decode):
         diagnosis = await examine(describe({"prefill": [prefill], "decode": [decode]}))

@@ -30,7 +30,7 @@ _SHOWN = 300
 _COMPLETIONS = "/v1/completions"
 _OK = 200
 
-_PROMPT = " ".join(["Say whether the blocks of this prompt arrive."] * 8)
+_SENTENCES = ["Say whether the blocks of this prompt arrive."] * 8
 """Longer than a block: older engines hand over whole blocks only."""
 
 _SOFTWARE = {b"vllm:": "vllm", b"sglang:": "sglang", b"trtllm_": "trtllm"}
@@ -39,6 +39,18 @@ _SOFTWARE = {b"vllm:": "vllm", b"sglang:": "sglang", b"trtllm_": "trtllm"}
 
 class _Version(msgspec.Struct, frozen=True):
     version: str = ""
+
+
+class _PromptTokens(msgspec.Struct, frozen=True):
+    cached_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct, frozen=True):
+    prompt_tokens_details: _PromptTokens | None = None
+
+
+class _Completion(msgspec.Struct, frozen=True):
+    usage: _Usage | None = None
 
 
 class _Models(msgspec.Struct, frozen=True):
@@ -130,7 +142,7 @@ async def _try_pair(
         )
     if answer.status != _OK:
         return dataclasses.replace(trial, failed=decode, problem=_show(answer))
-    return trial
+    return dataclasses.replace(trial, proven=_count_fetched(answer) > 0)
 
 
 async def _gives_handle(session: aiohttp.ClientSession, connectors: Connectors, pod: Pod) -> bool:
@@ -147,8 +159,20 @@ async def _gives_handle(session: aiohttp.ClientSession, connectors: Connectors, 
     return answer.status == _OK
 
 
+def _count_fetched(answer: _Answer) -> int:
+    """Return how many tokens of the prompt an engine says that it did not compute.
+
+    None proves nothing: most engines do not tell, some tell what the prefill engine had cached.
+    """
+    usage = _decode(answer.body, _Completion, _Completion()).usage
+    details = usage.prompt_tokens_details if usage is not None else None
+    return (details.cached_tokens or 0) if details is not None else 0
+
+
 def _write_request(model: str) -> InferenceRequest:
-    members = {"model": model, "prompt": _PROMPT, "max_tokens": 1, "temperature": 0}
+    # No engine has seen it before: what it does not compute has come from the other one.
+    prompt = " ".join([str(uuid.uuid4()), *_SENTENCES])
+    members = {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0}
     return parse_request(
         ENDPOINTS[_COMPLETIONS],
         "",

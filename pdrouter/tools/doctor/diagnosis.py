@@ -15,6 +15,11 @@ from pdrouter.tools.doctor.survey import Survey
 _MANY = 5
 """So many faults of one field are told apart; more are one finding, whatever their words."""
 
+_UNPROVEN = (
+    "answered with a handle of {}, but does not say that it fetched the blocks, and has not "
+    "computed the prompt again: see whether its vllm:external_prefix_cache_hits grows"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
@@ -58,10 +63,9 @@ def _describe_engines(survey: Survey) -> Iterator[str]:
             yield ", ".join(filter(None, words))
     for trial in survey.trials:
         if trial.failed is None:
-            yield (
-                f"{trial.decode.address} decoded what {trial.prefill.address} had prefilled "
-                f"({trial.prefill.model})"
-            )
+            what = "decoded what {} had prefilled" if trial.proven else _UNPROVEN
+            prefill, model = trial.prefill.address, trial.prefill.model
+            yield f"{trial.decode.address} {what.format(prefill)} ({model})"
 
 
 def run_checks(checks: Iterable[Check[Subject]], subject: Subject) -> tuple[Finding, ...]:

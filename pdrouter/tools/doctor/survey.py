@@ -64,6 +64,7 @@ class Trial:
         problem: what it answered.
         handed: whether the prefill engine gave something that a decode engine can fetch.
         swapped: whether the decode engine gave that, asked for a prefill, where the other did not.
+        proven: whether the decode engine says that it has not computed the prompt itself.
     """
 
     prefill: Pod
@@ -72,6 +73,7 @@ class Trial:
     problem: str = ""
     handed: bool = True
     swapped: bool = False
+    proven: bool = False
 
 
 @dataclass(frozen=True, slots=True)
