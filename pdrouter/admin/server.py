@@ -74,7 +74,10 @@ class AdminServer(HttpPort):
             return web.Response(status=503, text="the pods are not known yet\n")
         # Said, but no reason to be left out: the other replicas have the same engines.
         silent = [f"model {name}: no engine answers\n" for name in self._find_silent_models()]
-        return web.Response(text="".join(["ok\n", *silent]))
+        left_out = [
+            f"model {name}: {reason}\n" for name, reason in self._cache.view.left_out.items()
+        ]
+        return web.Response(text="".join(["ok\n", *silent, *left_out]))
 
     async def _show_metrics(self, request: web.Request) -> web.Response:
         del request
@@ -99,6 +102,7 @@ class AdminServer(HttpPort):
             "version": __version__,
             "synced": self._cache.synced,
             "draining": self._is_draining(),
+            "left_out": dict(self._cache.view.left_out),
             "pods": [self._describe_pod(pod) for pod in self._cache.view.pods],
             "ledger": {uid: asdict(load) for uid, load in self._ledger.snapshot().items()},
             "requests": [

@@ -99,7 +99,7 @@ class Catalog:
             groups, self._claims, self._namespaces, merge_namespaces=self._merge_namespaces
         )
         pods = tuple(self._pods.values())
-        return ClusterView(names.models, pods, names.listed, names.ambiguous)
+        return ClusterView.of(names.models, pods, names.listed, names.ambiguous)
 
     def find_next_change(self, now: float) -> float | None:
         """Return the seconds after which a view is another one, though nothing else has changed.

@@ -30,8 +30,8 @@ def read_endpoints(
 
     Args:
         path: the file.
-        engines: names that `engine` may have.
-        kv_connectors: names that `kv_connector` may have.
+        engines: engines whose wire is spoken.
+        kv_connectors: names of KV connectors.
 
     Raises:
         EndpointsInvalid: the file is missing or broken; the message names it.
@@ -82,7 +82,8 @@ def _create_pod(endpoint: Endpoint, ip: str, index: int) -> Pod:
         roleset=endpoint.roleset,
         engine=endpoint.engine,
         kv_connector=endpoint.kv_connector,
-        obstacle="" if is_ip(ip) else UNRESOLVED,
+        obstacle=endpoint.unsupported or ("" if is_ip(ip) else UNRESOLVED),
+        unsupported=endpoint.unsupported,
     )
 
 
@@ -110,8 +111,8 @@ class EndpointsFile:
         Args:
             path: the file. A symbolic link is followed at each look, as mounted ConfigMaps need.
             cache: what to feed.
-            engines: names that `engine` may have.
-            kv_connectors: names that `kv_connector` may have.
+            engines: engines whose wire is spoken.
+            kv_connectors: names of KV connectors.
             poll_interval_s: seconds between two looks at the file.
             on_reload: called after each attempt to read a changed file, with its success.
             names: resolves the host names in the file.
@@ -156,6 +157,8 @@ class EndpointsFile:
         self._endpoints = await asyncio.to_thread(self._read)
         for remark in self._endpoints.remarks:
             log.warning("%s: %s", self._path, remark)
+        for left_out in self._endpoints.left_out:
+            log.error("%s: %s", self._path, left_out)
         await self._resolve()
 
     async def _resolve(self) -> None:

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 from yaml.nodes import Node
 
-from pdrouter.cluster.pods import Role, format_address, is_ip, parse_address
+from pdrouter.cluster.pods import Role, find_unsupported, format_address, is_ip, parse_address
 from pdrouter.cluster.source import SourceUnusable
 from pdrouter.cluster.yaml_lines import YamlInvalid, YamlReader, compose, line_of
-from pdrouter.nearest import find_nearest
 
 FILE_KEYS = ("models",)
 MODEL_KEYS = ("name", "engine", "kv_connector", "rolesets", "endpoints")
@@ -33,6 +32,7 @@ class Endpoint:
         kv_connector: name of its KV connector; None for the configured default.
         host: IP address, or a name to resolve.
         port: port.
+        unsupported: why the router cannot speak to it, for people; empty if it can.
     """
 
     model: str
@@ -42,6 +42,7 @@ class Endpoint:
     kv_connector: str | None
     host: str
     port: int
+    unsupported: str = ""
 
     @property
     def named(self) -> bool:
@@ -56,10 +57,12 @@ class Endpoints:
     Attributes:
         endpoints: all of them, in the order of the file.
         remarks: what is allowed, but hardly meant.
+        left_out: which models cannot be served, and why.
     """
 
     endpoints: tuple[Endpoint, ...]
     remarks: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
 
     @property
     def host_names(self) -> frozenset[str]:
@@ -74,8 +77,8 @@ def parse_endpoints(
 
     Args:
         text: YAML in the format of aibrix, with `kv_connector` beside it.
-        engines: names that `engine` may have.
-        kv_connectors: names that `kv_connector` may have.
+        engines: engines whose wire is spoken.
+        kv_connectors: names of KV connectors.
 
     Raises:
         EndpointsInvalid: the text is not such a file; the message says where and why.
@@ -100,6 +103,7 @@ class _Parser:
         self._kv_connectors = kv_connectors
         self._endpoints: list[Endpoint] = []
         self._remarks: list[str] = []
+        self._left_out: list[str] = []
 
     def read(self, root: Node) -> Endpoints:
         """Return what the file says.
@@ -115,16 +119,19 @@ class _Parser:
         if problems:
             more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
             raise EndpointsInvalid("; ".join([*problems[:_SHOWN], *more]))
-        return Endpoints(tuple(self._endpoints), tuple(self._remarks))
+        return Endpoints(tuple(self._endpoints), tuple(self._remarks), tuple(self._left_out))
 
     def _read_model(self, node: Node, names: set[str]) -> None:
         members = self._yaml.members(node, "a model", MODEL_KEYS, ("name",))
-        model = _Model(
-            self._read_name(members, "model", names),
-            self._read_choice(members, "engine", self._engines) or self._engines[0],
-            self._read_choice(members, "kv_connector", self._kv_connectors),
-            {},
-        )
+        name = self._read_name(members, "model", names)
+        engine = self._read_word(members, "engine") or self._engines[0]
+        connector = self._read_word(members, "kv_connector")
+        unsupported = find_unsupported(engine, connector, self._engines, self._kv_connectors)
+        if unsupported:
+            self._left_out.append(
+                f"line {line_of(node)}: model {name!r} is left out: {unsupported}"
+            )
+        model = _Model(name, engine, connector, unsupported, {})
         if members and not {"rolesets", "endpoints"} & members.keys():
             self._yaml.refuse(node, f"model {model.name!r} has neither 'rolesets' nor 'endpoints'")
         for address in self._read_list(members, "endpoints"):
@@ -161,19 +168,8 @@ class _Parser:
         names.add(name)
         return name
 
-    def _read_choice(
-        self, members: Mapping[str, Node], key: str, options: tuple[str, ...]
-    ) -> str | None:
-        if key not in members:
-            return None
-        name = self._yaml.text(members[key], f"{key!r}")
-        if name and name not in options:
-            nearest = find_nearest(name, options)
-            hint = (
-                f"did you mean {nearest!r}?" if nearest else f"it is none of {', '.join(options)}"
-            )
-            self._yaml.refuse(members[key], f"unknown {key} {name!r}: {hint}")
-        return name
+    def _read_word(self, members: Mapping[str, Node], key: str) -> str | None:
+        return (self._yaml.text(members[key], repr(key)) or None) if key in members else None
 
     def _read_list(self, members: Mapping[str, Node], key: str) -> Sequence[Node]:
         return self._yaml.items(members[key], repr(key)) if key in members else ()
@@ -193,7 +189,16 @@ class _Parser:
             self._yaml.refuse(node, f"{address} is listed twice, the first time in line {before}")
         model.lines.setdefault(address, line_of(node))
         self._endpoints.append(
-            Endpoint(model.name, role, roleset, model.engine, model.kv_connector, host, port)
+            Endpoint(
+                model.name,
+                role,
+                roleset,
+                model.engine,
+                model.kv_connector,
+                host,
+                port,
+                model.unsupported,
+            )
         )
 
 
@@ -205,10 +210,12 @@ class _Model:
         name: its name.
         engine: the software.
         kv_connector: name of the KV connector; None for the configured default.
+        unsupported: why the router cannot speak to its engines; empty if it can.
         lines: where each of its addresses was listed first.
     """
 
     name: str
     engine: str
     kv_connector: str | None
+    unsupported: str
     lines: dict[str, int]

@@ -2,7 +2,7 @@
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from functools import lru_cache
@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from pdrouter.cluster.pod_config import PodConfig
+from pdrouter.nearest import find_nearest
 
 _NO_LABELS: Mapping[str, str] = MappingProxyType({})
 _PORT = re.compile("[0-9]{1,5}")
@@ -75,6 +76,7 @@ class Pod:
         ready: whether it may get new requests.
         obstacle: why it may not, for people; empty where that is not known, or where it may.
         refused: whether it must never get any, nor count as a pod of its model.
+        unsupported: why the router cannot speak to it, for people; empty if it can.
         claim: what it does for its namespace's claim to the model's name.
         address: `ip:port`, with IPv6 addresses in brackets.
         pairing: what its partner must have in common with it.
@@ -96,6 +98,7 @@ class Pod:
     ready: bool
     obstacle: str
     refused: bool
+    unsupported: str
     claim: Claim
     address: str
     pairing: PairingKey
@@ -104,12 +107,14 @@ class Pod:
 
     @property
     def state(self) -> str:
-        """`ready`, `refused`, `terminating` or `unready`."""
+        """`ready`, `refused`, `terminating`, `unsupported` or `unready`."""
         if self.ready:
             return "ready"
         if self.refused:
             return "refused"
-        return "terminating" if self.obstacle == TERMINATING else "unready"
+        if self.obstacle == TERMINATING:
+            return "terminating"
+        return "unsupported" if self.unsupported else "unready"
 
     @classmethod
     def create(
@@ -129,6 +134,7 @@ class Pod:
         ready: bool = True,
         obstacle: str = "",
         refused: bool = False,
+        unsupported: str = "",
         claim: Claim | None = None,
         labels: Mapping[str, str] = _NO_LABELS,
         config: PodConfig | None = None,
@@ -138,6 +144,7 @@ class Pod:
         Metrics are where everything else is served, unless they have a port of their own. Unless
         told otherwise, only a pod that is ready makes a claim.
         """
+        obstacle = obstacle or unsupported
         ready = ready and not obstacle and not refused
         return cls(
             uid,
@@ -154,12 +161,37 @@ class Pod:
             ready,
             obstacle,
             refused,
+            unsupported,
             (Claim.MAKES if ready else Claim.HOLDS) if claim is None else claim,
             format_address(ip, port),
             _create_pairing(namespace, roleset, engine),
             labels,
             config,
         )
+
+
+def find_unsupported(
+    engine: str, kv_connector: str | None, engines: Sequence[str], kv_connectors: Sequence[str]
+) -> str:
+    """Return why the router cannot speak to an engine, for people; nothing if it can.
+
+    Args:
+        engine: the software.
+        kv_connector: name of its KV connector; None for the configured default.
+        engines: engines whose wire is spoken.
+        kv_connectors: names of KV connectors.
+    """
+    if engine not in engines:
+        return _describe_unknown("engine", engine, engines)
+    if kv_connector is not None and kv_connector not in kv_connectors:
+        return _describe_unknown("KV connector", kv_connector, kv_connectors)
+    return ""
+
+
+def _describe_unknown(what: str, name: str, known: Sequence[str]) -> str:
+    near = find_nearest(name, known)
+    hint = f"did you mean {near!r}?" if near else f"it is none of {', '.join(known)}"
+    return f"{what} {name!r:.66} is not supported: {hint}"
 
 
 def format_address(host: str, port: int) -> str:

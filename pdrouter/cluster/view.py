@@ -24,6 +24,7 @@ class ModelPods:
         config: what the model's owner asks of the router: the first ready pod that says anything
             speaks for all, for one that terminates has yesterday's; None for nothing.
         claim: the most that any of the pods does for its namespace's claim to the name.
+        unsupported: why none of the pods can ever be spoken to, for people; empty if one can.
     """
 
     model: str
@@ -35,6 +36,7 @@ class ModelPods:
     disaggregated: bool
     config: PodConfig | None
     claim: Claim
+    unsupported: str
 
     @classmethod
     def group(cls, model: str, pods: Iterable[Pod]) -> "ModelPods":
@@ -56,6 +58,7 @@ class ModelPods:
             any(pod.role in (Role.PREFILL, Role.DECODE) for pod in known),
             next((pod.config for pod in (*ready, *known) if pod.config is not None), None),
             max((pod.claim for pod in known), default=Claim.NONE),
+            _find_unsupported(known),
         )
 
     def keep_pairs(
@@ -65,6 +68,11 @@ class ModelPods:
         kept = tuple(prefill)
         partners = _find_partners(kept, decode)
         return replace(self, prefill=kept, decode=MappingProxyType(decode), partners=partners)
+
+
+def _find_unsupported(pods: Iterable[Pod]) -> str:
+    reasons = [pod.unsupported for pod in pods if pod.role is not Role.OTHER]
+    return reasons[0] if reasons and all(reasons) else ""
 
 
 def _find_partners(
@@ -82,14 +90,37 @@ class ClusterView:
     Attributes:
         models: models and adapters by every name that requests may use.
         pods: every known pod, once.
-        names: one name for each model and adapter.
+        names: one name for each model and adapter that can be served.
         ambiguous: names that stand for models of several namespaces, with the names to use instead.
+        left_out: the names of those that cannot, with the reasons.
     """
 
     models: Mapping[str, ModelPods]
     pods: tuple[Pod, ...]
     names: tuple[str, ...]
     ambiguous: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    left_out: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    @classmethod
+    def of(
+        cls,
+        models: Mapping[str, ModelPods],
+        pods: tuple[Pod, ...],
+        names: Iterable[str],
+        ambiguous: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+    ) -> "ClusterView":
+        """Return a view whose names are told apart by whether they can be served.
+
+        Args:
+            models: models and adapters by every name that requests may use.
+            pods: every known pod, once.
+            names: one name for each model and adapter.
+            ambiguous: names that stand for models of several namespaces.
+        """
+        listed = tuple(names)
+        left_out = {name: models[name].unsupported for name in listed if models[name].unsupported}
+        served = tuple(name for name in listed if name not in left_out)
+        return cls(models, pods, served, ambiguous, MappingProxyType(left_out))
 
     @classmethod
     def build(cls, pods: Iterable[Pod]) -> "ClusterView":
@@ -99,7 +130,7 @@ class ClusterView:
         for pod in known:
             by_model[pod.model].append(pod)
         models = {name: ModelPods.group(name, group) for name, group in by_model.items()}
-        return cls(MappingProxyType(models), known, tuple(models))
+        return cls.of(MappingProxyType(models), known, models)
 
 
 class PodCache:

@@ -89,12 +89,13 @@ def make_url(address: str) -> str:
 
 def describe_models(view: ClusterView) -> str:
     """Return the names of the models, with their engines counted."""
+    left_out = [f"{len(view.left_out)} left out"] if view.left_out else []
     if not view.names:
-        return "no models yet"
+        return ", ".join(["no models yet", *left_out])
     shown = [_describe_model(view, name) for name in sorted(view.names)[:_SHOWN_MODELS]]
     if len(view.names) > _SHOWN_MODELS:
         shown.append(f"{len(view.names) - _SHOWN_MODELS} more")
-    return ", ".join(shown)
+    return ", ".join([*shown, *left_out])
 
 
 def _describe_model(view: ClusterView, name: str) -> str:

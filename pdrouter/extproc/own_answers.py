@@ -10,7 +10,7 @@ import msgspec
 from pdrouter import __version__
 from pdrouter.cluster.view import ClusterView
 from pdrouter.extproc.front_door import require_method
-from pdrouter.openai.models import encode_model, encode_models, unknown_model
+from pdrouter.openai.models import encode_model, encode_models, unknown_model, unsupported_model
 from pdrouter.openai.paths import HEALTH_PATH, MODELS_PATH, PING_PATH, VERSION_PATH
 
 PUBLIC_PATHS = frozenset({HEALTH_PATH, PING_PATH})
@@ -44,8 +44,11 @@ def answer(path: str, method: str, view: ClusterView) -> OwnAnswer | None:
     if not name or not path.startswith(MODELS_PATH + "/"):
         return None
     require_method(method, "GET", "HEAD")
-    if name not in view.models:
+    model = view.models.get(name)
+    if model is None:
         raise unknown_model(name, view.names)
+    if model.unsupported:
+        raise unsupported_model(name, model.unsupported)
     return OwnAnswer(200, encode_model(name))
 
 

@@ -36,5 +36,11 @@ def unknown_model(name: str, served: Collection[str]) -> RequestRejected:
     return RequestRejected(404, "model_not_found", message, "model")
 
 
+def unsupported_model(name: str, reason: str) -> RequestRejected:
+    """Return the error for a model that is known, but that the router cannot speak to."""
+    message = f"model {name[:_NAME_LENGTH]!r} cannot be served: {reason}"
+    return RequestRejected(503, "model_unsupported", message)
+
+
 def _describe_model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "pdrouter"}

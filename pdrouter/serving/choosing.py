@@ -22,7 +22,7 @@ from pdrouter.openai.headers import (
     ROUTING_STRATEGY,
 )
 from pdrouter.openai.kind import describe_kind
-from pdrouter.openai.models import unknown_model
+from pdrouter.openai.models import unknown_model, unsupported_model
 from pdrouter.openai.prompt_prefix import NO_PREFIX, hash_prompt
 from pdrouter.openai.request import InferenceRequest, count_token_ids
 from pdrouter.routing.admission import QueueTooLong
@@ -36,6 +36,8 @@ from pdrouter.serving.record import Observer, RequestRecord
 from pdrouter.serving.refusals import refuse_for_now
 from pdrouter.serving.unsplittable import REASON as NOT_PREFILLABLE
 from pdrouter.serving.unsplittable import UnsplittableKinds
+
+_TOLD_REASONS = 3
 
 
 class Routed(msgspec.Struct, frozen=True):
@@ -138,6 +140,8 @@ class PodChooser:
         if strategy is None:
             self._limit(pods, resolved)
             return None
+        if pods.unsupported:
+            raise unsupported_model(pods.model, pods.unsupported)
         record.strategy = strategy.name
         with record.steps.time("describe"):
             facts = self._describe(request, pods, tokens, selector, resolved)
@@ -180,7 +184,7 @@ class PodChooser:
                 routed.strategy, decode, facts, pods, prefill, chosen_at=routed.at
             )
         except NoReadyPod as missing:
-            raise refuse_for_now(503, "no_ready_pod", str(missing)) from missing
+            raise _refuse_missing(missing, pods) from missing
         if decision is None:
             return None
         record.decision = decision
@@ -260,7 +264,7 @@ class PodChooser:
             with record.steps.time("route"):
                 decision = self.router.decide(strategy, facts, pods)
         except NoReadyPod as missing:
-            raise refuse_for_now(503, "no_ready_pod", str(missing)) from missing
+            raise _refuse_missing(missing, pods) from missing
         except QueueTooLong as queue:
             message = f"{queue}, and may be {queue.limit_s:g} s"
             seconds = ceil(queue.wait_s - queue.limit_s)
@@ -269,6 +273,12 @@ class PodChooser:
         record.aggregated = decision.reason
         self.observer.request_routed(record)
         return decision
+
+
+def _refuse_missing(missing: NoReadyPod, pods: ModelPods) -> RequestRejected:
+    """Return the error for a request that lacks a pod, with what may never be one."""
+    reasons = sorted({pod.unsupported for pod in pods.pods if pod.unsupported})
+    return refuse_for_now(503, "no_ready_pod", "; ".join([str(missing), *reasons[:_TOLD_REASONS]]))
 
 
 def _do_nothing() -> None:

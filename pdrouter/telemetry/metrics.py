@@ -281,7 +281,7 @@ class _LiveGauges(Collector):
         yield from (ready, ejected, prefills, tokens, decodes)
         counts = GaugeMetricFamily(
             "pdrouter_pods",
-            "Pods by model, role and state: ready, unready, terminating, refused.",
+            "Pods by model, role and state: ready, unready, terminating, refused, unsupported.",
             None,
             ("model", "role", "state"),
         )

@@ -93,6 +93,19 @@ async def test_models_without_an_engine_that_answers_are_said_but_no_reason_not_
     assert page.text == "ok\nmodel a: no engine answers\nmodel org/b: no engine answers\n"
 
 
+async def test_models_that_cannot_be_served_are_said_on_every_page(port: Port) -> None:
+    odd = make_pod("odd", Role.BOTH, model="odd", unsupported="engine 'tgi' is not supported")
+    port.cache.replace([P, odd])
+    page = await port.get("/readyz")
+    assert (page.status, page.text) == (200, "ok\nmodel odd: engine 'tgi' is not supported\n")
+    state = json.loads((await port.get("/debug/state")).text)
+    assert state["left_out"] == {"odd": "engine 'tgi' is not supported"}
+    models = json.loads((await port.get("/v1/models")).text)
+    assert [model["id"] for model in models["data"]] == ["llama"]
+    line = 'pdrouter_pods{model="odd",role="both",state="unsupported"} 1.0'
+    assert line in (await port.get("/metrics")).text
+
+
 async def test_metrics_are_in_the_format_of_prometheus(port: Port) -> None:
     port.cache.replace([P])
     page = await port.get("/metrics")

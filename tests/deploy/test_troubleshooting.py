@@ -9,6 +9,7 @@ from pdrouter.cluster.view import PodCache
 from pdrouter.load.ledger import Ledger
 from pdrouter.settings import declarations
 from pdrouter.telemetry.requests import RequestTelemetry
+from pdrouter.tools.doctor.checks.endpoints import ENDPOINT_CHECKS
 from pdrouter.tools.doctor.registry import CHECKS
 
 TEXT = (DOCS / "troubleshooting.md").read_text()
@@ -30,7 +31,7 @@ def test_every_error_of_the_router_has_a_row() -> None:
 
 
 def test_the_findings_that_it_names_are_the_doctors() -> None:
-    known = {check.code for check in CHECKS}
+    known = {check.code for check in CHECKS} | {check.code for check in ENDPOINT_CHECKS}
     mentions = re.findall(r"[Dd]octor:?((?:[ ,]+`[a-z-]+`(?: \(with `--probe`\))?)+)", TEXT)
     named = {code for mention in mentions for code in re.findall(r"`([a-z-]+)`", mention)}
 

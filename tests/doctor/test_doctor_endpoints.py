@@ -107,6 +107,16 @@ async def test_engines_that_work_are_described_and_nothing_is_found() -> None:
     }
 
 
+async def test_a_model_that_the_router_cannot_speak_to_is_found_and_not_tried() -> None:
+    async with run(engine("prefill"), engine("decode")) as (prefill, decode):
+        text = describe({"prefill": [prefill], "decode": [decode]})
+        diagnosis = await examine(text.replace("name: llama", "name: llama\n  engine: tgi"))
+
+    problem = found(diagnosis)["model-unsupported"]
+    assert problem.startswith("engine 'tgi' is not supported: it is none of vllm")
+    assert not [fact for fact in diagnosis.facts if "decoded what" in fact]
+
+
 async def test_an_engine_that_does_not_run_is_found() -> None:
     async with run(engine("both")) as (address,):
         pass

@@ -13,7 +13,7 @@ import msgspec
 from pdrouter.cluster.model_namespaces import ANY_NAMESPACE, ModelNamespaces
 from pdrouter.cluster.pod_addresses import ANY_POD_ADDRESS, AddressRules
 from pdrouter.cluster.pod_config import read_config
-from pdrouter.cluster.pods import TERMINATING, Claim, Pod, Role
+from pdrouter.cluster.pods import TERMINATING, Claim, Pod, Role, find_unsupported
 
 MODEL = "model.aibrix.ai/name"
 PORT = "model.aibrix.ai/port"
@@ -163,7 +163,8 @@ class PodRules:
         connector = None if connector is None else connector.lower()[:_LONGEST_WORD]
         config = metadata.annotations.get(CONFIG)
         refusal = self._find_refusal(pod, model)
-        flaw = refusal or self._find_flaw(pod, engine, connector)
+        unsupported = find_unsupported(engine, connector, self.engines, self.kv_connectors)
+        flaw = refusal or _find_flaw(metadata) or unsupported
         return Pod.create(
             uid=metadata.uid,
             name=metadata.name,
@@ -178,6 +179,7 @@ class PodRules:
             kv_connector=connector,
             obstacle=refusal or _find_delay(pod) or flaw,
             refused=bool(refusal),
+            unsupported=unsupported,
             claim=_find_claim(pod.status, flaw),
             labels=metadata.labels,
             config=read_config(config) if config else None,
@@ -192,22 +194,16 @@ class PodRules:
             return f"namespace {namespace} may not serve model {model!r}"
         return self.addresses.find_fault(pod.status.pod_ip) if pod.status.pod_ip else ""
 
-    def _find_flaw(self, pod: KubePod, engine: str, connector: str | None) -> str:
-        """Return why a pod cannot serve as it was made; nothing if it can.
 
-        Of the pods of a multi-node engine, only the head answers requests.
-        """
-        port = pod.metadata.get(PORT)
-        checks = (
-            ("not the head of its group", pod.metadata.labels.get(GROUP_INDEX, "0") != "0"),
-            (f"port {port!r:.100} is invalid", port is not None and _read_port(port) is None),
-            (f"engine {engine!r} is not supported", engine not in self.engines),
-            (
-                f"KV connector {connector!r} is not supported",
-                connector is not None and connector not in self.kv_connectors,
-            ),
-        )
-        return next((flaw for flaw, applies in checks if applies), "")
+def _find_flaw(metadata: ObjectMeta) -> str:
+    """Return why a pod cannot serve as it was made; nothing if it can.
+
+    Of the pods of a multi-node engine, only the head answers requests.
+    """
+    port = metadata.get(PORT)
+    if metadata.labels.get(GROUP_INDEX, "0") != "0":
+        return "not the head of its group"
+    return f"port {port!r:.100} is invalid" if port is not None and _read_port(port) is None else ""
 
 
 def _find_delay(pod: KubePod) -> str:

@@ -171,8 +171,8 @@ class KubernetesPods:
         pod = self._rules.read(thing)
         if pod is None:
             return False
-        if self.catalog.put_pod(pod) and pod.refused:
-            _report_refusal(pod)
+        if self.catalog.put_pod(pod) and (pod.refused or pod.unsupported):
+            _report_unusable(pod)
         return True
 
     def _store_adapter(self, thing: KubeModelAdapter) -> bool:
@@ -217,14 +217,15 @@ def _keep(uid: str) -> None:
     """Forget nothing of a namespace that has gone: its name stays its own."""
 
 
-def _report_refusal(pod: Pod) -> None:
+def _report_unusable(pod: Pod) -> None:
     fields = {
         "namespace": pod.namespace,
         "pod": pod.name,
         "model": pod.model,
-        "reason": pod.obstacle,
+        "reason": pod.obstacle if pod.refused else pod.unsupported,
     }
-    log.warning("a pod is refused", extra={"fields": fields})
+    message = "a pod is refused" if pod.refused else "a pod cannot be served"
+    log.warning(message, extra={"fields": fields})
 
 
 class _Sink(Generic[T]):

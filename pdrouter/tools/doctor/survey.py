@@ -107,7 +107,7 @@ def choose_pairs(survey: Survey) -> list[tuple[Pod, Pod]]:
     """Return pairs to try: each prefill and each decode engine that answers occurs in one."""
     pairs = []
     for _, members in survey.groups():
-        usable = [pod for pod in members if survey.serves(pod)]
+        usable = [pod for pod in members if survey.serves(pod) and not pod.unsupported]
         prefill = [pod for pod in usable if pod.role is Role.PREFILL]
         decode = [pod for pod in usable if pod.role is Role.DECODE]
         if prefill and decode:

@@ -19,6 +19,7 @@ def make_pod(
     namespace: str = "ns",
     roleset: str = "",
     ready: bool = True,
+    unsupported: str = "",
 ) -> Pod:
     return Pod.create(
         uid=uid,
@@ -30,6 +31,7 @@ def make_pod(
         namespace=namespace,
         roleset=roleset,
         ready=ready,
+        unsupported=unsupported,
     )
 
 
@@ -197,3 +199,22 @@ def test_single_changes_give_the_same_view_as_all_at_once(
         assert names(view.models[name].pods) == names(pods.pods)
         assert names(view.models[name].prefill) == names(pods.prefill)
         assert names(view.models[name].whole) == names(pods.whole)
+
+
+def test_a_model_none_of_whose_pods_can_be_spoken_to_is_left_out_with_the_reason() -> None:
+    prefill = make_pod("a", Role.PREFILL, unsupported="no such engine")
+    decode = make_pod("b", Role.DECODE, unsupported="no such engine")
+    other = make_pod("c", Role.OTHER)
+    served = make_pod("d", model="served")
+    view = build(prefill, decode, other, served)
+    assert view.names == ("served",)
+    assert view.left_out == {"m": "no such engine"}
+    assert view.models["m"].unsupported == view.models["ns/m"].unsupported == "no such engine"
+    # One pod that can be is a model that can be.
+    view = build(prefill, make_pod("e", Role.DECODE, ready=False), other, served)
+    assert set(view.names) == {"m", "served"}
+    assert not view.left_out
+
+
+def test_a_model_without_pods_is_not_said_to_be_unsupported() -> None:
+    assert not build(make_pod("a", Role.OTHER)).left_out

@@ -17,7 +17,7 @@ from pdrouter.cluster.endpoints_file import NAMESPACE, UNRESOLVED, EndpointsFile
 from pdrouter.cluster.endpoints_text import EndpointsInvalid, parse_endpoints
 from pdrouter.cluster.host_names import HostNames
 from pdrouter.cluster.pods import PairingKey, Pod, Role
-from pdrouter.cluster.view import PodCache
+from pdrouter.cluster.view import ClusterView, PodCache
 
 ENGINES = ("vllm", "sglang")
 CONNECTORS = ("nixl", "shfs")
@@ -194,14 +194,7 @@ _BROKEN: list[tuple[str, str]] = [
         dump({"name": "m", "rolesets": [{**_ROLESET, "decode": ["10.0.0.1:80"]}]}),
         "10.0.0.1:80 is listed twice",
     ),
-    (
-        dump({"name": "m", "engine": "tgi", "endpoints": ["10.0.0.1:80"]}),
-        "unknown engine 'tgi': it is none of vllm, sglang",
-    ),
-    (
-        dump({"name": "m", "kv_connector": "nixel", "endpoints": ["10.0.0.1:80"]}),
-        "unknown kv_connector 'nixel': did you mean 'nixl'?",
-    ),
+    (dump({"name": "m", "engine": 1, "endpoint": ["10.0.0.1:80"]}), "did you mean 'endpoints'?"),
     (
         dump(*({"name": "m", "endpoints": [f"10.0.0.{n}:80"]} for n in (1, 2))),
         "the model name 'm' occurs twice",
@@ -259,6 +252,33 @@ def test_a_roleset_that_lacks_a_role_is_remarked(
     remarks = parse_endpoints(text, ENGINES, CONNECTORS).remarks
     assert len(remarks) == (0 if remark is None else 1)
     assert remark is None or remark in remarks[0]
+
+
+_WHOLE = {"endpoints": ["10.0.0.1:80"]}
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ({"engine": "tgi"}, "engine 'tgi' is not supported: it is none of vllm, sglang"),
+        ({"engine": "sglan"}, "engine 'sglan' is not supported: did you mean 'sglang'?"),
+        ({"kv_connector": "nixel"}, "KV connector 'nixel' is not supported: did you mean 'nixl'?"),
+        ({"engine": "x" * 900}, f"engine '{'x' * 65} is not supported"),
+    ],
+)
+def test_a_model_that_cannot_be_served_is_left_out_and_the_others_are_served(
+    members: dict[str, Any], reason: str
+) -> None:
+    text = dump({"name": "odd", **members, **_WHOLE}, {"name": "m", **_WHOLE})
+    (left_out,) = parse_endpoints(text, ENGINES, CONNECTORS).left_out
+    assert left_out.startswith(f"line 2: model 'odd' is left out: {reason}")
+    odd, served = parse(text)
+    assert (odd.ready, odd.state, odd.obstacle) == (False, "unsupported", odd.unsupported)
+    assert odd.unsupported.startswith(reason)
+    assert served.ready
+    view = ClusterView.build((odd, served))
+    assert view.names == ("m",)
+    assert view.left_out == {"odd": odd.unsupported}
 
 
 # --- Host names ---
@@ -449,6 +469,23 @@ async def test_a_broken_file_keeps_the_last_good_pods_and_is_reported_once(
     assert len(messages) == 1
     assert "the last good one stays in use" in messages[0]
     assert str(source.path) in messages[0]
+
+
+async def test_a_model_that_cannot_be_served_stops_neither_the_start_nor_a_reload(
+    source: Source, caplog: pytest.LogCaptureFixture
+) -> None:
+    odd = {"name": "odd", "engine": "tgi", "endpoints": ["10.0.0.9:80"]}
+    source.path.write_text(dump(odd, {"name": "m", "endpoints": ["10.0.0.1:80"]}))
+    await source.file.load()
+    assert source.cache.view.names == ("m",)
+    async with source.watching():
+        write(source.path, dump({"name": "m", "endpoints": ["10.0.0.2:80"]}, odd))
+        await wait_until(lambda: bool(source.reloads))
+    assert source.reloads == [True]
+    assert source.addresses == ["10.0.0.2:80", "10.0.0.9:80"]
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(errors) == 2
+    assert all(str(source.path) in error and "'odd' is left out" in error for error in errors)
 
 
 async def test_a_file_that_is_removed_keeps_the_last_good_pods(source: Source) -> None:

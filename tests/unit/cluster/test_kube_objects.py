@@ -234,13 +234,13 @@ def test_the_role_is_a_label(name: str | None, role: Role) -> None:
         ),
         (
             {"labels": MODEL | {"model.aibrix.ai/engine": "sglang"}},
-            "unready",
-            "engine 'sglang' is not supported",
+            "unsupported",
+            "engine 'sglang' is not supported: it is none of vllm",
         ),
         (
             {"labels": MODEL | {"model.aibrix.ai/kv-connector-type": "mooncake"}},
-            "unready",
-            "KV connector 'mooncake' is not supported",
+            "unsupported",
+            "KV connector 'mooncake' is not supported: it is none of nixl, shfs, neuron-legacy",
         ),
     ],
 )

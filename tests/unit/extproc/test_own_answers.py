@@ -4,6 +4,7 @@ import json
 
 import pytest
 from exchanges import DECODE, PREFILL, Bench, error_of, request_body, request_headers
+from factories import make_pod
 
 from pdrouter import __version__
 from pdrouter.cluster.pods import Pod, Role
@@ -144,4 +145,19 @@ async def test_both_who_ask_for_a_model_and_who_ask_about_it_are_told() -> None:
         assert error_of(reply) == (404, "model_not_found")
         assert isinstance(reply, ImmediateReply)
         assert b"served: 'm'" in reply.body
+    bench.close()
+
+
+async def test_a_model_that_cannot_be_served_is_not_listed_and_says_why() -> None:
+    odd = make_pod("odd", model="odd", unsupported="engine 'tgi' is not supported")
+    bench = Bench((PREFILL, DECODE, odd))
+    (listed,) = await bench.tell(request_headers("/v1/models", "GET"))
+    assert isinstance(listed, ImmediateReply)
+    assert [each["id"] for each in json.loads(listed.body)["data"]] == ["m"]
+    bench.close()
+    bench.exchange = bench.open()
+    (card,) = await bench.tell(request_headers("/v1/models/odd", "GET"))
+    assert error_of(card) == (503, "model_unsupported")
+    assert isinstance(card, ImmediateReply)
+    assert b"engine 'tgi' is not supported" in card.body
     bench.close()

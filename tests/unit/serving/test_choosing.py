@@ -282,6 +282,35 @@ async def test_a_prefill_that_was_done_is_not_done_again_to_be_faster() -> None:
     assert bench.close().aggregated == ""
 
 
+_ODD = Pod.create(
+    uid="o",
+    name="odd",
+    ip="10.0.0.9",
+    port=80,
+    model="m",
+    role=Role.PREFILL,
+    unsupported="engine 'tgi' is not supported: it is none of vllm",
+)
+
+
+@pytest.mark.parametrize(
+    ("pods", "code", "reason"),
+    [
+        ((_ODD,), "model_unsupported", f"model 'm' cannot be served: {_ODD.unsupported}"),
+        ((_ODD, NOT_READY), "no_ready_pod", f"; {_ODD.unsupported}"),
+    ],
+)
+async def test_a_request_for_what_cannot_be_served_is_told_why(
+    pods: tuple[Pod, ...], code: str, reason: str
+) -> None:
+    bench = Bench(pods)
+    _, body = await bench.tell(request_headers(), request_body())
+    assert error_of(body) == (503, code)
+    assert isinstance(body, ImmediateReply)
+    assert reason in json.loads(body.body)["error"]["message"]
+    assert bench.close().decision is None
+
+
 async def test_an_ambiguous_model_is_served_under_its_full_name() -> None:
     bench = Bench()
     pods = bench.cache.view.models["m"]

@@ -24,6 +24,13 @@ def _locate(pod: Pod) -> str:
     return f"models[{pod.model}].rolesets[{pod.roleset}].{pod.role}"
 
 
+def _find_unsupported(survey: Survey) -> Iterator[Fault]:
+    for model in dict.fromkeys(pod.model for pod in survey.pods if pod.unsupported):
+        pod = next(pod for pod in survey.pods if pod.model == model)
+        fix = "correct 'engine' or 'kv_connector' of the model"
+        yield Fault(name_engine(pod), f"models[{model}]", pod.unsupported, fix)
+
+
 def _find_unreachable(survey: Survey) -> Iterator[Fault]:
     for pod, answers in _each(survey):
         if not answers.problem:
@@ -177,6 +184,13 @@ def _each(survey: Survey) -> Iterator[tuple[Pod, Answers]]:
 
 
 ENDPOINT_CHECKS: tuple[Check[Survey], ...] = (
+    Check(
+        "model-unsupported",
+        Severity.ERROR,
+        "The router does not speak the engine or the KV connector of a model.",
+        "The model is left out: its requests get 503.",
+        _find_unsupported,
+    ),
     Check(
         "engine-unreachable",
         Severity.ERROR,
