@@ -189,7 +189,8 @@ async def test_an_adapter_on_prefill_pods_is_decoded_by_the_base_models_pods(
         assert response.status_code == 404
         assert response.json()["error"]["type"] == "NotFoundError"
         assert response.headers["prefill-target-pod"] == "prefill-2"
-        assert response.headers["target-pod"] == "decode-1"
+        (decision,) = cluster.stack.router.telemetry.decisions.describe()
+        assert decision["decode"]["pod"] == "decode-1"
         listed = (await cluster.client.get("/v1/models")).json()["data"]
         assert {model["id"] for model in listed} == {MODEL, "my-lora"}
 
