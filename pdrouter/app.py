@@ -19,7 +19,7 @@ from pdrouter.extproc.exchange_policy import ExchangePolicy
 from pdrouter.extproc.header_limits import HeaderLimits
 from pdrouter.extproc.limits import HANDLE_HEADROOM_BYTES
 from pdrouter.extproc.server import ExtProcServer, Server, ServerOptions
-from pdrouter.load.engine_check import EngineCheck
+from pdrouter.load.engine_check import EngineCheck, describe_silence
 from pdrouter.load.failures import FailureMemory
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.output_length import OutputLengths
@@ -157,7 +157,7 @@ class Application:
             settings.show(),
             lambda: self.server.draining,
             failures=self.failures,
-            find_silent_models=self._find_silent_models,
+            describe_silence=self._describe_silence,
         )
 
     def _create_server(
@@ -287,18 +287,12 @@ class Application:
         lame_duck_s = self._settings.lame_duck_s if lame_duck else 0.0
         await self.server.drain(lame_duck_s, self._settings.drain_s)
 
-    def _find_silent_models(self) -> list[str]:
-        """Return the models of which no ready pod has answered of late."""
-        view = self.cache.view
-        return [
-            name
-            for name in sorted(view.names)
-            if all(
-                self._check.is_silent(pod) or self.failures.is_left_out(pod.uid)
-                for pod in view.models[name].pods
-                if pod.ready
-            )
-        ]
+    def _describe_silence(self) -> list[str]:
+        """Say of which models no ready pod, or none for a leg, has answered of late."""
+        return describe_silence(
+            self.cache.view,
+            lambda pod: self._check.is_silent(pod) or self.failures.is_left_out(pod.uid),
+        )
 
     def _count_reload(self, success: bool) -> None:
         self.telemetry.metrics.endpoints_reloads.labels("ok" if success else "broken").inc()

@@ -31,7 +31,7 @@ class AdminServer(HttpPort):
         is_draining: Callable[[], bool],
         *,
         failures: FailureMemory | None = None,
-        find_silent_models: Callable[[], Sequence[str]] = list,
+        describe_silence: Callable[[], Sequence[str]] = list,
     ) -> None:
         """Set up the routes.
 
@@ -42,14 +42,14 @@ class AdminServer(HttpPort):
             settings: what `/debug/state` shows of the settings, without secrets.
             is_draining: tells whether the process is about to end.
             failures: which pods have failed of late.
-            find_silent_models: returns the models of which no engine answers.
+            describe_silence: says of which models no engine answers, a line each.
         """
         self._cache = cache
         self._ledger = ledger
         self._telemetry = telemetry
         self._settings = settings
         self._is_draining = is_draining
-        self._find_silent_models = find_silent_models
+        self._describe_silence = describe_silence
         self._failures = failures or FailureMemory()
         super().__init__(
             {
@@ -73,11 +73,10 @@ class AdminServer(HttpPort):
         if not self._cache.synced:
             return web.Response(status=503, text="the pods are not known yet\n")
         # Said, but no reason to be left out: the other replicas have the same engines.
-        silent = [f"model {name}: no engine answers\n" for name in self._find_silent_models()]
-        left_out = [
-            f"model {name}: {reason}\n" for name, reason in self._cache.view.left_out.items()
-        ]
-        return web.Response(text="".join(["ok\n", *silent, *left_out]))
+        left_out = self._cache.view.left_out
+        lines = ["ok", *self._describe_silence()]
+        lines += (f"model {name}: {reason}" for name, reason in left_out.items())
+        return web.Response(text="".join(f"{line}\n" for line in lines))
 
     async def _show_metrics(self, request: web.Request) -> web.Response:
         del request

@@ -13,7 +13,7 @@ FILE_KEYS = ("models",)
 MODEL_KEYS = ("name", "engine", "kv_connector", "rolesets", "endpoints")
 ROLESET_KEYS = ("name", "prefill", "decode")
 
-_SHOWN = 5
+_SHOWN = 20
 
 
 class EndpointsInvalid(SourceUnusable):

@@ -3,14 +3,14 @@
 import asyncio
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import aiohttp
 import msgspec
 
-from pdrouter.cluster.pods import Pod
-from pdrouter.cluster.view import PodCache
+from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.view import ClusterView, PodCache
 from pdrouter.load.engine_connections import create_connector
 
 log = logging.getLogger(__name__)
@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 _AT_ONCE = 32
 _PAGE_BYTES = 1024 * 1024
 _PATH = "/v1/models"
+_LEGS = (Role.PREFILL, Role.DECODE)
 
 
 class _Card(msgspec.Struct):
@@ -130,6 +131,23 @@ class EngineCheck:
                     pod.model,
                     extra={"fields": {"address": address, "model": pod.model, "serves": names}},
                 )
+
+
+def describe_silence(view: ClusterView, is_silent: Callable[[Pod], bool]) -> list[str]:
+    """Say of which models no engine answers, or none of those that a leg needs."""
+    said = []
+    for name in sorted(view.names):
+        ready = [pod for pod in view.models[name].pods if pod.ready]
+        answering = {pod.role for pod in ready if not is_silent(pod)}
+        lacking = [role for role in _LEGS if role not in answering and _has(ready, role)]
+        if not answering:
+            said.append(f"model {name}: no engine answers")
+        said += [f"model {name}: no {role} engine answers" for role in lacking if answering]
+    return said
+
+
+def _has(pods: Sequence[Pod], role: Role) -> bool:
+    return any(pod.role is role for pod in pods)
 
 
 def _describe(error: Exception) -> str:

@@ -48,7 +48,7 @@ class Port:
             self.telemetry,
             settings.show(),
             lambda: self.draining,
-            find_silent_models=lambda: self.silent,
+            describe_silence=lambda: self.silent,
         )
 
     async def get(self, path: str, method: str = "GET") -> Page:
@@ -87,10 +87,10 @@ async def test_models_without_an_engine_that_answers_are_said_but_no_reason_not_
     port: Port,
 ) -> None:
     port.cache.replace([P])
-    port.silent = ["a", "org/b"]
+    port.silent = ["model a: no engine answers", "model org/b: no prefill engine answers"]
     page = await port.get("/readyz")
     assert page.status == 200
-    assert page.text == "ok\nmodel a: no engine answers\nmodel org/b: no engine answers\n"
+    assert page.text == "ok\nmodel a: no engine answers\nmodel org/b: no prefill engine answers\n"
 
 
 async def test_models_that_cannot_be_served_are_said_on_every_page(port: Port) -> None:

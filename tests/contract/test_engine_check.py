@@ -11,8 +11,8 @@ from factories import make_pod
 from waiting import wait_until
 
 from pdrouter.cluster.pods import Pod, Role
-from pdrouter.cluster.view import PodCache
-from pdrouter.load.engine_check import EngineCheck
+from pdrouter.cluster.view import ClusterView, PodCache
+from pdrouter.load.engine_check import EngineCheck, describe_silence
 
 
 class Engine:
@@ -142,3 +142,27 @@ async def test_an_answer_of_another_kind_is_an_answer(
         assert not check.is_silent(served)
     await runner.cleanup()
     assert not said()
+
+
+@pytest.mark.parametrize(
+    ("silent", "said"),
+    [
+        ("", []),
+        ("p1", []),
+        ("p1 p2", ["model m: no prefill engine answers"]),
+        ("d", ["model m: no decode engine answers"]),
+        ("p1 p2 d", ["model m: no engine answers"]),
+        ("w", ["model whole: no engine answers"]),
+    ],
+)
+def test_what_does_not_answer_is_said_by_model_and_leg(silent: str, said: list[str]) -> None:
+    view = ClusterView.build(
+        [
+            make_pod("p1", Role.PREFILL, model="m"),
+            make_pod("p2", Role.PREFILL, model="m"),
+            make_pod("d", Role.DECODE, model="m"),
+            make_pod("late", Role.DECODE, model="m", ready=False),
+            make_pod("w", Role.BOTH, model="whole"),
+        ]
+    )
+    assert describe_silence(view, lambda pod: pod.name in silent.split()) == said
