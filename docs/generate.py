@@ -19,7 +19,21 @@ are bytes, or have units (`16Mi`, `1.5Gi`, `64M`). Words may be written in upper
 looks like one of these but is none (`ROUTING_ALGORITM`, `PDROUTER_MAXWAIT`) is said in a warning at
 the start, with the name that was probably meant.
 
-`pdrouter settings` prints these tables.
+`pdrouter settings` shows what is in force where it runs, and where each value comes from; it takes
+the options of `pdrouter serve`, prints JSON with `--json`, hides secrets, and exits 2, as a start
+would, if a value is not allowed. Names that look like settings but are none are said beneath. With
+`--describe` it prints the tables of this page.
+
+```
+$ ROUTING_ALGORITHM=pd PDROUTER_DRAIN=5m pdrouter settings --endpoints endpoints.yaml | grep -v default
+SETTING                                        VALUE                                      FROM
+PDROUTER_ENDPOINTS                             endpoints.yaml                             --endpoints
+ROUTING_ALGORITHM                              pd                                         environment
+PDROUTER_DRAIN                                 300                                        environment
+```
+
+In a cluster: `kubectl exec deploy/pdrouter -- pdrouter settings`, followed by the options that the
+container's command has; `/debug/state` has the values of the running process.
 
 """
 

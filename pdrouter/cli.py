@@ -18,7 +18,10 @@ _COMMANDS = {
         "pdrouter.commands.up",
     ),
     "worker": ("run one process of the router; serve does so", "pdrouter.commands.worker"),
-    "settings": ("print all settings with their meaning", "pdrouter.commands.settings"),
+    "settings": (
+        "show the settings in force, and where each value comes from",
+        "pdrouter.commands.settings",
+    ),
     "envoy-config": ("print an Envoy bootstrap for the router", "pdrouter.commands.envoy_config"),
     "doctor": (
         "say what is wrong with an installation, and what to change",

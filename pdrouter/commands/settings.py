@@ -1,17 +1,68 @@
-"""`pdrouter settings`: the tables that `docs/configuration.md` holds."""
+"""`pdrouter settings`: what is in force here, and where each value comes from."""
 
 import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 
-from pdrouter.settings import describe_settings
+import msgspec
+
+from pdrouter.commands import serve
+from pdrouter.settings import (
+    SettingInForce,
+    Settings,
+    describe_settings,
+    find_unknown_names,
+    find_unused_names,
+    list_settings,
+)
+
+_UNSET = "-"
+_WIDEST = 48
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add nothing: there is nothing to choose."""
-    del parser
+    """Add the options: those of `pdrouter serve` count as they would there."""
+    shapes = parser.add_mutually_exclusive_group()
+    shapes.add_argument("--json", action="store_true", help="print JSON, with what each means")
+    shapes.add_argument(
+        "--describe",
+        action="store_true",
+        help="print what each means instead, and what is allowed, as tables in Markdown",
+    )
+    serve.add_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the settings as Markdown tables."""
-    del options
-    print(describe_settings(), end="")
-    return 0
+    """Print the settings.
+
+    Returns:
+        2 if `pdrouter serve` would not start with these settings, else 0.
+    """
+    if options.describe:
+        print(describe_settings(), end="")
+        return 0
+    given = vars(options)
+    settings, refusals = Settings.read(os.environ, given)
+    in_force = tuple(list_settings(settings, os.environ, given))
+    print(_render_json(in_force) if options.json else _render_columns(in_force))
+    for problem in (*refusals, *find_unknown_names(os.environ)):
+        print(f"pdrouter: {problem}", file=sys.stderr)
+    unused = find_unused_names(os.environ)
+    if unused:
+        print(f"pdrouter: of aibrix, without effect here: {', '.join(unused)}", file=sys.stderr)
+    return 2 if refusals else 0
+
+
+def _render_json(settings: Sequence[SettingInForce]) -> str:
+    document = msgspec.json.encode({"settings": [asdict(each) for each in settings]})
+    return msgspec.json.format(document).decode()
+
+
+def _render_columns(settings: Sequence[SettingInForce]) -> str:
+    rows = [("SETTING", "VALUE", "FROM")]
+    rows += [(each.variable, each.value or _UNSET, each.source) for each in settings]
+    names = max(len(name) for name, _, _ in rows)
+    values = min(_WIDEST, max(len(value) for _, value, _ in rows))
+    return "\n".join(f"{name:{names}}  {value:{values}}  {source}" for name, value, source in rows)

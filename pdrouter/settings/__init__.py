@@ -10,10 +10,11 @@ from pdrouter.settings.names import (
     find_unknown_names,
     find_unused_names,
 )
-from pdrouter.settings.table import describe_settings
+from pdrouter.settings.table import SettingInForce, describe_settings, list_settings
 
 __all__ = [
     "Refusal",
+    "SettingInForce",
     "SettingInvalid",
     "Settings",
     "UnknownName",
@@ -22,4 +23,5 @@ __all__ = [
     "find_nearest_setting",
     "find_unknown_names",
     "find_unused_names",
+    "list_settings",
 ]

@@ -81,21 +81,15 @@ class Settings(
         values: dict[str, Any] = {}
         refusals: list[Refusal] = []
         for name, declaration in declarations().items():
-            option = options.get(name)
-            text = (environment.get(declaration.variable, "") if option is None else option).strip()
+            text, source = find_text(name, environment, options)
             if not text:
                 continue
             try:
                 values[name] = declaration.kind.parse(text)
             except ValueError:
                 shown = "(secret)" if declaration.secret else repr(text)
-                refusals.append(
-                    Refusal(
-                        declaration.variable,
-                        declaration.variable if option is None else declaration.option,
-                        f"{shown} is not allowed: it must be {declaration.kind.allowed}",
-                    )
-                )
+                problem = f"{shown} is not allowed: it must be {declaration.kind.allowed}"
+                refusals.append(Refusal(declaration.variable, source, problem))
         settings = cls(**values)
         refusals += [Refusal("", "", conflict) for conflict in settings.find_conflicts()]
         return settings, tuple(refusals)
@@ -134,6 +128,21 @@ class Settings(
             plain = not isinstance(value, Path | TokenObservation)
             shown[declaration.variable] = value if plain else str(value)
         return shown
+
+
+def find_text(
+    name: str, environment: Mapping[str, str], options: Mapping[str, str | None]
+) -> tuple[str, str]:
+    """Return what is given for a setting, and the variable or the option that gives it.
+
+    Returns:
+        Two empty texts if nothing is given.
+    """
+    declaration = declarations()[name]
+    option = options.get(name)
+    text = (environment.get(declaration.variable, "") if option is None else option).strip()
+    source = declaration.variable if option is None else declaration.option
+    return (text, source) if text else ("", "")
 
 
 def declarations() -> dict[str, Declaration]:

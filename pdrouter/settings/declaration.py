@@ -18,6 +18,7 @@ class Declaration:
         doc: what it means.
         option: command line option of `pdrouter serve` that stands for it; empty for none.
         secret: whether its value must not be shown.
+        advanced: whether it is for the few who have measured that they need it.
     """
 
     variable: str
@@ -25,6 +26,7 @@ class Declaration:
     doc: str
     option: str = ""
     secret: bool = False
+    advanced: bool = False
 
     @property
     def switch(self) -> bool:
@@ -33,9 +35,16 @@ class Declaration:
 
 
 def declare(
-    default: T, variable: str, kind: Kind, doc: str, option: str = "", *, secret: bool = False
+    default: T,
+    variable: str,
+    kind: Kind,
+    doc: str,
+    option: str = "",
+    *,
+    secret: bool = False,
+    advanced: bool = False,
 ) -> T:
     """Return a dataclass field for a setting, with what is known of it."""
-    declaration = Declaration(variable, kind, doc, option, secret)
+    declaration = Declaration(variable, kind, doc, option, secret, advanced)
     value: T = field(default=default, repr=not secret, metadata={"declaration": declaration})
     return value

@@ -30,6 +30,7 @@ class FailureSettings:
         seconds(0.1, 86400),
         "What that time may come to, and the most that is waited if an engine asks for it "
         "(`retry-after`).",
+        advanced=True,
     )
     eject_share: float = declare(
         0.5,
@@ -37,4 +38,5 @@ class FailureSettings:
         number(float, "a share,", 0.0, 1.0),
         "Share of a model's pods of one role that may wait out a doubled time. If more have "
         "failed, the least bad of the others are tried sooner.",
+        advanced=True,
     )

@@ -15,6 +15,20 @@ MIB = 1024 * 1024
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?|\*")
 
 
+def _write(value: Any) -> str:  # noqa: ANN401 - any setting's
+    match value:
+        case None:
+            return ""
+        case bool():
+            return str(value).lower()
+        case float():
+            return f"{value:.15g}"
+        case tuple():
+            return ",".join(map(str, value))
+        case _:
+            return str(value)
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """How the text of a variable is read.
@@ -22,10 +36,12 @@ class Kind:
     Attributes:
         parse: returns the value; raises ValueError if it is not allowed.
         allowed: what is allowed, in words.
+        write: returns a text that would be read as a value.
     """
 
     parse: Callable[[str], Any]
     allowed: str
+    write: Callable[[Any], str] = _write
 
 
 def number(
@@ -116,6 +132,11 @@ def _parse_bind(text: str) -> tuple[str, int]:
     return host or "0.0.0.0", int(port)
 
 
+def _write_bind(value: tuple[str, int]) -> str:
+    host, port = value
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _split(text: str, separator: str) -> tuple[str, ...]:
     parts = tuple(part.strip() for part in text.split(separator) if part.strip())
     if not parts:
@@ -178,20 +199,26 @@ def _parse_networks(text: str) -> tuple[str, ...]:
 
 
 BOOLEAN = Kind(_parse_boolean, "true or false")
-BIND = Kind(_parse_bind, "host:port, with an IPv6 address in brackets, or a port")
+BIND = Kind(_parse_bind, "host:port, with an IPv6 address in brackets, or a port", _write_bind)
 PATH = Kind(Path, "a path")
 TEXT = Kind(str, "any text")
-SELECTORS = Kind(_parse_selectors, "label selectors separated by semicolons")
+SELECTORS = Kind(_parse_selectors, "label selectors separated by semicolons", ";".join)
 NAMES = Kind(_parse_names, "names separated by commas")
 HEADERS = Kind(
     _parse_headers, "names separated by commas, none of which steers or frames the request"
 )
 COUNT = number(int, "a whole number", 0, 100)
-FILES = Kind(_parse_files, "MODEL=FILE pairs separated by commas, each model once")
+FILES = Kind(
+    _parse_files,
+    "MODEL=FILE pairs separated by commas, each model once",
+    lambda files: ",".join(map("=".join, files)),
+)
 ADDRESSES = Kind(_parse_addresses, "IP addresses separated by commas")
 NETWORKS = Kind(_parse_networks, "networks such as 10.8.0.0/14 or fd00:1::/32, separated by commas")
 MODEL_NAMESPACES = Kind(
-    _parse_model_namespaces, "MODEL=NAMESPACE,NAMESPACE separated by semicolons, each model once"
+    _parse_model_namespaces,
+    "MODEL=NAMESPACE,NAMESPACE separated by semicolons, each model once",
+    lambda rules: ";".join(f"{model}={','.join(namespaces)}" for model, namespaces in rules),
 )
 OBSERVATION = Kind(
     lambda text: TokenObservation.parse(_fold(text)),

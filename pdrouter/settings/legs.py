@@ -29,6 +29,7 @@ class LegSettings:
         "PDROUTER_PREFILL_CONNECT_TIMEOUT",
         seconds(0, 300, above=True),
         "Deadline to connect to a prefill pod.",
+        advanced=True,
     )
     prefill_response_timeout_s: float | None = declare(
         None,

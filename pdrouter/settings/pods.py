@@ -33,6 +33,7 @@ class PodSettings:
         "PDROUTER_ENDPOINTS_POLL",
         seconds(0.01, 3600),
         "Time between two looks at the endpoints file.",
+        advanced=True,
     )
     kubernetes: bool = declare(
         False,
@@ -70,12 +71,14 @@ class PodSettings:
         "POD_NAMESPACE",
         TEXT,
         "The router's own namespace. Unset: that of its pod's service account.",
+        advanced=True,
     )
     own_addresses: tuple[str, ...] = declare(
         (),
         "POD_IP",
         ADDRESSES,
         "The router's own addresses: no engine has them. Those of a pod are found without it.",
+        advanced=True,
     )
     pod_networks: tuple[str, ...] = declare(
         (),
@@ -103,10 +106,12 @@ class PodSettings:
         "PDROUTER_HTTPROUTE_NAMESPACE",
         TEXT,
         "Where the models' own HTTPRoutes are, for requests without a strategy.",
+        advanced=True,
     )
     httproute_ttl_s: float = declare(
         30.0,
         "AIBRIX_HTTPROUTE_CACHE_TTL",
         seconds(0, 86400, above=True),
         "How long the status of such a route is remembered.",
+        advanced=True,
     )

@@ -47,6 +47,7 @@ class PortSettings:
         number(int, "a whole number", 20, 256),
         "Envoy's `max_headers_count`, whose default this is; `pdrouter envoy-config` sets 256. A "
         "request that has more, with the up to five that the router sets, is a 431.",
+        advanced=True,
     )
     max_header_bytes: int = declare(
         60 * 1024,
@@ -54,6 +55,7 @@ class PortSettings:
         size(8 * 1024, 96 * 1024),
         "Envoy's `max_request_headers_kb`, whose default this is; `pdrouter envoy-config` sets "
         "96 KiB. Requests with larger headers are a 431.",
+        advanced=True,
     )
     max_held_bytes: int | None = declare(
         None,
@@ -68,6 +70,7 @@ class PortSettings:
         "PDROUTER_GRPC_KEEPALIVE",
         seconds(1, 7200),
         "Idle time after which a connection from Envoy is probed, and time for the answer.",
+        advanced=True,
     )
     tls_certificate: Path | None = declare(
         None,

@@ -38,6 +38,7 @@ class ReportingSettings:
         "PDROUTER_KEPT_DECISIONS",
         number(int, "a whole number", 0, 10_000),
         "How many decisions `/debug/decisions` shows.",
+        advanced=True,
     )
     log_level: str = declare(
         "info",

@@ -76,6 +76,7 @@ class RoutingSettings:
         "PDROUTER_PREFILL_TOKENS_PER_S",
         number(float, "tokens per second,", 1, 10_000_000),
         "Speed of a prefill pod until it has been measured.",
+        advanced=True,
     )
     tokenizers: tuple[tuple[str, str], ...] = declare(
         (),
@@ -90,12 +91,14 @@ class RoutingSettings:
         "PDROUTER_TOKENIZER_TIMEOUT",
         seconds(0.001, 10),
         "How long a request waits for its tokens to be counted before they are estimated.",
+        advanced=True,
     )
     tokenizer_threads: int = declare(
         1,
         "PDROUTER_TOKENIZER_THREADS",
         number(int, "a whole number", 1, 64),
         "How many prompts are counted at a time, each on a core of its own.",
+        advanced=True,
     )
     expected_output_tokens: int = declare(
         512,
@@ -119,6 +122,7 @@ class RoutingSettings:
         "PDROUTER_HANDOVER",
         seconds(0, 60),
         "Time that the way over two pods costs beside computing, for `when-faster`.",
+        advanced=True,
     )
     max_wait_s: float | None = declare(
         None,
@@ -132,12 +136,14 @@ class RoutingSettings:
         "PDROUTER_PREFIX_INDEX_BYTES",
         size(MIB, 16 * 1024 * MIB),
         "Memory for what is known of the prefixes that prefill pods have cached.",
+        advanced=True,
     )
     prefix_ttl_minutes: float = declare(
         20.0,
         "AIBRIX_PREFIX_CACHE_EVICTION_DURATION_MINS",
         time_in(60, "minutes, or a time such as 2h,", 0, 100_000, above=True),
         "Time after which a prefix that nobody uses is forgotten.",
+        advanced=True,
     )
     compute_weight: float = declare(
         3.0,
@@ -145,6 +151,7 @@ class RoutingSettings:
         number(float, "a number", 0.1, 100),
         "How many times a second of computing counts as much as one of waiting, for `ttft`. "
         "Higher: prompts go where they are cached, even if they wait.",
+        advanced=True,
     )
     others_weight: float = declare(
         0.35,
@@ -152,12 +159,14 @@ class RoutingSettings:
         number(float, "a number", 0.0, 1.0),
         "How much of the prefill work that others have sent counts in a choice, for `ttft`. "
         "Lower: routers that see the same metrics crowd less onto the pod that looks idle.",
+        advanced=True,
     )
     metrics_interval_ms: float = declare(
         1000.0,
         "AIBRIX_POD_METRIC_REFRESH_INTERVAL_MS",
         time_in(0.001, "milliseconds, or a time such as 2s,", 10, 60_000),
         "Time between two looks at an engine's metrics; longer with many pods.",
+        advanced=True,
     )
     bucketing: bool = declare(
         False,
@@ -171,6 +180,7 @@ class RoutingSettings:
         number(int, "a whole number", 0, 1_000_000),
         "For aibrix's prefill policies: prefill legs by which pods may differ before one with the "
         "fewest is taken.",
+        advanced=True,
     )
     decode_imbalance_spread: float = declare(
         16.0,
@@ -178,6 +188,7 @@ class RoutingSettings:
         number(float, "a number", 0, 1_000_000),
         "For aibrix's decode policies: requests by which pods differ when one with the fewest is "
         "taken.",
+        advanced=True,
     )
     decode_throughput_spread: float = declare(
         2048.0,
@@ -185,12 +196,14 @@ class RoutingSettings:
         number(float, "tokens per second,", 0, 1e9),
         "For aibrix's decode policies: tokens per second by which pods may differ before the one "
         "that generates least is taken.",
+        advanced=True,
     )
     decode_score_ratio: float = declare(
         1.5,
         "AIBRIX_DECODE_SCORE_RATIO_THRESHOLD",
         number(float, "a number", 1, 1_000_000),
         "For aibrix's decode policies: ratio that the times to complete all requests may have.",
+        advanced=True,
     )
     standard_deviation_factor: float = declare(
         1.0,
@@ -198,16 +211,19 @@ class RoutingSettings:
         number(float, "a number", 0, 1_000_000),
         "For aibrix's prefill policies: standard deviations above the mean that a pod's prefill "
         "legs may lie.",
+        advanced=True,
     )
     weight_running: float = declare(
         1.0,
         "AIBRIX_DECODE_LB_WEIGHT_RUNNING",
         number(float, "a number", 0, 1_000_000),
         "For `load_balancing`: weight of the requests that run.",
+        advanced=True,
     )
     weight_throughput: float = declare(
         1.0,
         "AIBRIX_DECODE_LB_WEIGHT_THROUGHPUT",
         number(float, "a number", 0, 1_000_000),
         "For `load_balancing`: weight of the throughput that is idle.",
+        advanced=True,
     )

@@ -1,5 +1,6 @@
 """The `pdrouter` command: what it prints, and its exit codes."""
 
+import json
 import os
 import re
 import select
@@ -18,6 +19,7 @@ from pdrouter import __version__
 from pdrouter.cli import main
 from pdrouter.settings import declarations, describe_settings
 
+ROOT = Path(__file__).parents[3]
 WAIT_S = 30.0
 ENDPOINTS = "models: [{name: m, endpoints: ['127.0.0.1:9']}]"
 ANY = ["--grpc-bind", "127.0.0.1:0", "--http-bind", "127.0.0.1:0"]
@@ -101,9 +103,67 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out.startswith(f"usage: pdrouter {command}")
 
 
-def test_settings_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["settings"]) == 0
+def test_settings_prints_what_they_mean(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["settings", "--describe"]) == 0
     assert capsys.readouterr().out == describe_settings()
+
+
+def test_settings_shows_what_is_in_force_and_where_it_comes_from(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROUTING_ALGORITHM", "least_request")
+    monkeypatch.setenv("PDROUTER_WORKERS", "2")
+    monkeypatch.setenv("PDROUTER_MAX_WAIT", " ")
+    monkeypatch.setenv("AIBRIX_AUTH_BEARER_TOKEN", "hunter2")
+    monkeypatch.setenv("PDROUTER_MAXWAIT", "3")
+    monkeypatch.setenv("AIBRIX_TTFT_THRESHOLD_S", "3")
+    assert main(["settings", "--workers", "3", "--kubernetes"]) == 0
+    shown = capsys.readouterr()
+    head, *lines = (line.split() for line in shown.out.splitlines())
+    assert head == ["SETTING", "VALUE", "FROM"]
+    rows = {name: (value, source) for name, value, source in lines}
+    assert set(rows) == {each.variable for each in declarations().values()}
+    given = {name: row for name, row in rows.items() if row[1] != "default"}
+    assert given == {
+        "PDROUTER_KUBERNETES": ("true", "--kubernetes"),
+        "ROUTING_ALGORITHM": ("least-request", "environment"),
+        "PDROUTER_WORKERS": ("3", "--workers"),
+        "AIBRIX_AUTH_BEARER_TOKEN": ("(secret)", "environment"),
+    }
+    assert rows["PDROUTER_MAX_WAIT"] == ("-", "default")
+    assert rows["PDROUTER_GRPC_BIND"] == ("0.0.0.0:50052", "default")
+    assert "hunter2" not in shown.out + shown.err
+    unknown, unused = shown.err.splitlines()
+    assert unknown.endswith("did you mean PDROUTER_MAX_WAIT?")
+    assert unused.endswith("without effect here: AIBRIX_TTFT_THRESHOLD_S")
+
+
+def test_settings_that_would_stop_the_start_are_said_and_shown_as_they_would_not_hold(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PDROUTER_WORKERS", "many")
+    monkeypatch.setenv("PDROUTER_TLS_KEY", "key.pem")
+    assert main(["settings", "--json"]) == 2
+    shown = capsys.readouterr()
+    settings = {each["variable"]: each for each in json.loads(shown.out)["settings"]}
+    assert settings["PDROUTER_WORKERS"]["value"] == "1"
+    assert settings["PDROUTER_WORKERS"]["source"] == "default"
+    assert settings["PDROUTER_TLS_KEY"]["value"] == "key.pem"
+    assert all(each["doc"] for each in settings.values())
+    refused, conflict = shown.err.splitlines()
+    assert refused.startswith("pdrouter: PDROUTER_WORKERS='many' is not allowed")
+    assert "go together" in conflict
+
+
+def test_settings_prints_what_the_guide_shows(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROUTING_ALGORITHM", "pd")
+    monkeypatch.setenv("PDROUTER_DRAIN", "5m")
+    assert main(["settings", "--endpoints", "endpoints.yaml"]) == 0
+    lines = capsys.readouterr().out.splitlines(keepends=True)
+    example = "".join(line for line in lines if "default" not in line)
+    assert example in (ROOT / "docs" / "configuration.md").read_text()
 
 
 def test_the_router_does_not_carry_what_other_commands_need() -> None:

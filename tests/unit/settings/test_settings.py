@@ -280,6 +280,9 @@ def test_good_values(variable: str, text: str, value: Any) -> None:
     got = getattr(load(**{variable: text}), NAMES[variable])
     assert got == value
     assert type(got) is type(value) or {type(got), type(value)} == {int, float}
+    # What is shown of it can be given again.
+    kind = declarations()[NAMES[variable]].kind
+    assert kind.parse(kind.write(got)) == got
 
 
 @pytest.mark.parametrize(
@@ -462,6 +465,17 @@ def test_the_table_has_a_row_for_every_setting() -> None:
         assert declaration.kind.allowed in row
         assert row.count(" | ") == 3
         assert not declaration.option or f"`{declaration.option}`" in row
+
+
+def test_what_few_need_stands_apart() -> None:
+    usual, advanced = describe_settings().split("## Advanced\n")
+    shown = set(re.findall(r"^\| `(\w+)`", usual, re.MULTILINE))
+    apart = set(re.findall(r"^\| `(\w+)`", advanced, re.MULTILINE))
+    assert apart == {each.variable for each in declarations().values() if each.advanced}
+    assert shown | apart == set(NAMES)
+    assert 40 <= len(shown) <= 50
+    # What is worth an option is worth a place among the others.
+    assert not [each.option for each in declarations().values() if each.advanced and each.option]
 
 
 @pytest.mark.parametrize(
