@@ -9,6 +9,10 @@ from typing import Any, TypeVar
 import msgspec
 
 from pdrouter.openai.json_walk import (
+    COLON,
+    COMMA,
+    OBJECT_END,
+    QUOTE,
     JsonInvalid,
     check_json,
     find_end,
@@ -28,6 +32,7 @@ _KEY = re.compile(
     rb'(?:("[^"\\\x00-\x1f]{0,256}+"|true|false|null|(?:0|[1-9][0-9]{0,20}+)(?:\.[0-9]{1,20}+)?)'
     rb"[ \t\n\r]*+([,}]))?"
 )
+_ESCAPED_LETTER = re.compile(rb"\\u")
 _PIECE_BYTES = 64 * 1024
 
 # Each member costs time on the event loop; requests have a few dozen.
@@ -92,6 +97,12 @@ class Body:
         """Return the value of a member as `raw` does, without a copy of it."""
         span = self._members.get(name)
         return None if span is None else memoryview(self.data)[span[0] : span[1]]
+
+    def may_have(self, name: str, sign: re.Pattern[bytes]) -> bool:
+        """Return whether a sign, or letters written as escapes, stand in the value of a member."""
+        start, end = self._members.get(name, (0, 0))
+        found = sign.search(self.data, start, end) or _ESCAPED_LETTER.search(self.data, start, end)
+        return found is not None
 
     def get(self, name: str, expected: type[T]) -> T | None:
         """Return the decoded value of a member, None if it is absent or null.
@@ -201,8 +212,8 @@ def _locate_members(view: memoryview) -> tuple[int, list[Span]]:
     inside = opening.end()
     spans: list[Span] = []
     position = after = inside
-    mark = b"}" if read_mark(view, position) == b"}" else b","
-    while mark == b",":
+    mark = OBJECT_END if read_mark(view, position) == OBJECT_END else COMMA
+    while mark == COMMA:
         if len(spans) == MAX_MEMBERS:
             raise BodyInvalid(f"the body has more than {MAX_MEMBERS} members")
         key = _KEY.match(view, position)
@@ -217,9 +228,9 @@ def _locate_members(view: memoryview) -> tuple[int, list[Span]]:
             end, after = find_end(view, start)
         spans.append((name, position, start, end))
         mark = read_mark(view, after)
-        if mark == b",":
+        if mark == COMMA:
             position = skip_space(view, after + 1)
-    if mark != b"}":
+    if mark != OBJECT_END:
         raise invalid_character(after)
     end = skip_space(view, after + 1)
     if end != len(view):
@@ -229,9 +240,9 @@ def _locate_members(view: memoryview) -> tuple[int, list[Span]]:
 
 def _read_long_key(view: memoryview, start: int) -> tuple[str, int]:
     """Return a key that is long or has escapes, and where its value starts."""
-    if read_mark(view, start) != b'"':
+    if read_mark(view, start) != QUOTE:
         raise invalid_character(start)
     end, after = find_end(view, start)
-    if read_mark(view, after) != b":":
+    if read_mark(view, after) != COLON:
         raise invalid_character(after)
     return _decode_string(view[start:end]), skip_space(view, after + 1)

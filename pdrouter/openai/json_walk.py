@@ -8,9 +8,13 @@ import msgspec
 _decode_raw = msgspec.json.Decoder(msgspec.Raw).decode
 _SPACE = re.compile(rb"[ \t\n\r]*+")
 _WHITE_SPACE = b" \t\n\r"
+_SPACE_BYTE = ord(" ")
 _TRAILING = re.compile(r"JSON is malformed: trailing characters \(byte (\d+)\)")
 _BYTE = re.compile(r"\(byte (\d+)\)")
 _TOO_DEEP = "nested too deeply"
+
+
+COMMA, COLON, QUOTE, OBJECT, OBJECT_END, _LIST_END = b',:"{}]'
 
 
 class JsonInvalid(ValueError):
@@ -44,13 +48,15 @@ def find_end(view: memoryview, start: int) -> tuple[int, int]:
 
 def skip_space(view: memoryview, start: int) -> int:
     """Return where white space that may stand here ends."""
+    if start < len(view) and view[start] > _SPACE_BYTE:
+        return start
     space = _SPACE.match(view, start)
     return start if space is None else space.end()
 
 
-def read_mark(view: memoryview, position: int) -> bytes:
-    """Return the byte that stands there; nothing behind the end."""
-    return bytes(view[position : position + 1])
+def read_mark(view: memoryview, position: int) -> int:
+    """Return the byte that stands there; -1 behind the end."""
+    return view[position] if position < len(view) else -1
 
 
 def check_json(view: memoryview) -> None:
@@ -70,10 +76,10 @@ def check_json(view: memoryview) -> None:
 def list_items(view: memoryview) -> Iterator[memoryview]:
     """Yield the items of a valid JSON list. Each is a step: who asks is to stop in time."""
     position = skip_space(view, 1)
-    if read_mark(view, position) == b"]":
+    if read_mark(view, position) == _LIST_END:
         return
-    mark = b","
-    while mark == b",":
+    mark = COMMA
+    while mark == COMMA:
         end, after = find_end(view, position)
         yield view[position:end]
         mark = read_mark(view, after)

@@ -1,12 +1,13 @@
 """Whether a prompt has parts that are no text: images, sound, videos, files."""
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
 import msgspec
 
-from pdrouter.openai.json_walk import list_items, read_mark
+from pdrouter.openai.json_walk import OBJECT, list_items, read_mark
 
 MAX_PARTS = 2000
 """Messages and parts that are looked at, each of which costs time on the event loop."""
@@ -34,10 +35,15 @@ _MEDIA_TYPES = frozenset(
         "document",
     }
 )
+MEDIA_SIGN = re.compile(
+    rb'"(?:image|input_|audio|video|file"|document"|computer_screenshot"|container_upload")'
+)
+"""Without it, and without letters that are written as escapes, there is neither such a type nor
+such a key."""
 _ABSENT = msgspec.Raw(b"")
 _NULL = msgspec.Raw(b"null")
 _NO_KEYS = (_ABSENT,) * 9
-_HOLDERS = (b"[", b"{")
+_HOLDERS = b"[{"
 _LONGEST_TYPE = 200
 _DEPTH = 3
 """Messages, their parts, and the parts of a tool's result."""
@@ -121,7 +127,7 @@ class _Search:
 
     def has_media(self, parts: memoryview, depth: int) -> bool:
         # Texts are skipped, not read: this costs less than to search them.
-        if not depth or read_mark(parts, 0) not in _HOLDERS:
+        if not depth or not parts or parts[0] not in _HOLDERS:
             return False
         return any(
             part.is_media()
@@ -132,7 +138,7 @@ class _Search:
 
     def _list_parts(self, parts: memoryview) -> Iterable[_Part]:
         """Yield the objects of a list, as long as they are not too many, or the only one."""
-        if read_mark(parts, 0) == b"{":
+        if read_mark(parts, 0) == OBJECT:
             self._spend(1)
             return (_decode_part(parts),)
         if len(parts) <= _SHORT_BYTES and bytes(parts).count(b"{") <= _FEW:
@@ -147,7 +153,7 @@ class _Search:
         for item in list_items(parts):
             self._spend(1)
             # What is no object has no media, whatever an engine may say of it.
-            if read_mark(item, 0) == b"{":
+            if read_mark(item, 0) == OBJECT:
                 yield _decode_part(item)
 
     def _spend(self, count: int) -> None:

@@ -11,6 +11,8 @@ from pdrouter.openai.json_walk import list_items
 from pdrouter.openai.paths import Endpoint
 
 _NO_STREAM_OPTIONS = (None, b"null", b"{}", b"[]", b'""', b"false", b"0")
+_RARE = frozenset({"n", "best_of", "use_beam_search", "echo", "prompt_logprobs"})
+"""Options that most requests do not have."""
 _FIRST_ITEM = re.compile(rb"\[[ \t\n\r]*(.)", re.DOTALL)
 
 
@@ -39,18 +41,26 @@ def find_misfit(endpoint: Endpoint, body: Body, options: Body) -> str | None:
         body: the request.
         options: the object that has limits and sampling options.
     """
+    if endpoint.batches and _has_several_prompts(endpoint, body):
+        return "several-prompts"
+    rare = not (_RARE.isdisjoint(body.names) and _RARE.isdisjoint(options.names))
     checks = (
-        ("several-prompts", endpoint.batches and _has_several_prompts(endpoint, body)),
-        ("n", (as_integer(_read(options, "n")) or 1) > 1),
-        ("best-of", as_integer(_read(options, "best_of", 1)) != 1),
-        ("beam-search", _is_on(options, "use_beam_search")),
-        ("echo", _is_on(body, "echo")),
-        ("prompt-logprobs", _read(options, "prompt_logprobs") is not None),
+        *(_check_rare_options(body, options) if rare else ()),
         ("stateful-responses", endpoint.stateful and _is_stateful(body)),
         ("truncated-prompt", _is_truncated(endpoint, body, options)),
         ("invalid-value", _has_invalid_value(endpoint, body, options)),
     )
     return next((reason for reason, applies in checks if applies), None)
+
+
+def _check_rare_options(body: Body, options: Body) -> tuple[tuple[str, bool], ...]:
+    return (
+        ("n", (as_integer(_read(options, "n")) or 1) > 1),
+        ("best-of", as_integer(_read(options, "best_of", 1)) != 1),
+        ("beam-search", _is_on(options, "use_beam_search")),
+        ("echo", _is_on(body, "echo")),
+        ("prompt-logprobs", _read(options, "prompt_logprobs") is not None),
+    )
 
 
 def _read(body: Body, name: str, default: object = None) -> object:

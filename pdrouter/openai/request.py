@@ -10,7 +10,7 @@ from pdrouter.openai.body import Body, BodyInvalid, encode
 from pdrouter.openai.coercion import as_boolean, as_integer, decode_scalar
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.form import Form, FormInvalid, is_form, parse_form
-from pdrouter.openai.media import find_media
+from pdrouter.openai.media import MEDIA_SIGN, find_media
 from pdrouter.openai.misfits import find_misfit
 from pdrouter.openai.paths import Endpoint, Forms
 from pdrouter.openai.pieces import Pieces
@@ -259,4 +259,6 @@ def _find_media(body: Body, prompt_name: str, prompt: memoryview) -> str | None:
     if prompt_name == "token_ids":
         # What the placeholders among the tokens stand for.
         return "multimodal" if body.raw("features") not in _ABSENT else None
-    return find_media(prompt) if prompt_name in _CONVERSATIONS else None
+    if prompt_name not in _CONVERSATIONS or not body.may_have(prompt_name, MEDIA_SIGN):
+        return None
+    return find_media(prompt)
