@@ -1,11 +1,14 @@
 """What one stream owns while its request is served."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import ExitStack
 from typing import Any
 
 from pdrouter.serving.record import RequestRecord
+
+log = logging.getLogger(__name__)
 
 
 class Call:
@@ -55,6 +58,8 @@ class Call:
         """Release what is counted, and cancel the tasks. Further calls change nothing."""
         for task in self._tasks:
             task.cancel()
+        # Whoever is told refers to this call: without the circle, both go at once.
+        self._on_failure = _tell_nobody
         self.body.close()
         self.scopes.close()
 
@@ -62,3 +67,7 @@ class Call:
         """Return once the tasks have ended, after `close`."""
         if self._tasks:
             await asyncio.wait(self._tasks)
+
+
+async def _tell_nobody(error: Exception) -> None:
+    log.debug("a task has failed after its stream had ended", exc_info=error)
