@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any
 
-from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.pods import Leg, Pod, Role
 from pdrouter.cluster.view import ModelPods
 from pdrouter.engines.connector import TRANSFER_MEMBERS
 from pdrouter.load.ledger import Ledger
@@ -94,16 +94,16 @@ def make_attempt(
 ) -> Attempt:
     """A try of the prefill leg that took a quarter of a second."""
     message = "" if failure is None else f"it was {failure}"
-    return Attempt(pod, "id-1", status, failure, message, 0.25, stale_connections)
+    return Attempt(Leg.PREFILL, pod, "id-1", status, failure, message, 0.25, stale_connections)
 
 
 def make_decision(prefill: Pod | None, decode: Pod, reason: str = "") -> Decision:
     """A decision for these pods."""
-    return Decision(
-        None if prefill is None else Choice(prefill, "ttft", 0.0, [prefill], [0.0], 7),
-        Choice(decode, "kv_capacity", 2.0, [decode] * 3, [2.0] * 3, 9),
-        reason,
-    )
+    last = Choice(Leg.DECODE, decode, "kv_capacity", 2.0, [decode] * 3, [2.0] * 3, 9)
+    if prefill is None:
+        return Decision((last,), reason)
+    side = Choice(Leg.PREFILL, prefill, "ttft", 0.0, [prefill], [0.0], 7)
+    return Decision((side, last), reason)
 
 
 def make_record(**changes: Any) -> RequestRecord:

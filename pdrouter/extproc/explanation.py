@@ -42,8 +42,8 @@ def explain(record: RequestRecord, *, expose_pods: bool, in_detail: bool) -> Hea
             (ROUTING_STRATEGY, record.strategy or ""),
         ]
         if record.forwarded:
-            decode = decision.decode.pod
-            headers += [(TARGET_POD, decode.name), ("target-pod-ip", decode.address)]
+            pod = decision.last.pod
+            headers += [(TARGET_POD, pod.name), ("target-pod-ip", pod.address)]
         if record.prefill_pod is not None:
             headers += [
                 ("prefill-target-pod", record.prefill_pod.name),

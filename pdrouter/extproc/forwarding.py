@@ -52,12 +52,12 @@ def forward(
         metadata: what Envoy is to keep of the request.
     """
     headers = [(REQUEST_ID, dispatched.request_id)]
-    if dispatched.decode is None:
+    if dispatched.pod is None:
         headers.append((MODEL, dispatched.model))
     else:
         headers += [
-            (TARGET_POD, dispatched.decode.address),
-            (DESTINATION_ENDPOINT, dispatched.decode.address),
+            (TARGET_POD, dispatched.pod.address),
+            (DESTINATION_ENDPOINT, dispatched.pod.address),
             (ROUTING_STRATEGY, strategy or ""),
         ]
     body = None

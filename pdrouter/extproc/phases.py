@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+from pdrouter.cluster.pods import Leg
 from pdrouter.cluster.view import PodCache
 from pdrouter.extproc import own_answers
 from pdrouter.extproc.exchange_policy import ExchangePolicy
@@ -29,7 +30,6 @@ from pdrouter.extproc.messages import (
 )
 from pdrouter.extproc.modes import ask_for_answer, headers_skipped, pass_on, skip_answer
 from pdrouter.extproc.request_ids import read_client_id
-from pdrouter.load.failures import Leg
 from pdrouter.openai.header_values import is_asked
 from pdrouter.openai.headers import DECISION_DETAIL
 from pdrouter.openai.paths import split_path
@@ -141,9 +141,9 @@ class Phases:
         self._call.body.enter_context(self._bodies.hold(len(event.body)))
         dispatched = await self._dispatcher.dispatch(self._head, event.body, self._call)
         self._record.forwarded = True
-        if dispatched.decode is not None:
+        if dispatched.pod is not None:
             split = self._record.prefill_pod is not None and not self._record.aggregated
-            self._sent = self._outcomes.send(dispatched.decode, dispatched.model, split=split)
+            self._sent = self._outcomes.send(dispatched.pod, dispatched.model, split=split)
         metadata = None
         if self._policy.observation.access_log:
             request = RoutedRequest.describe(self._record, generates=self._generates_text)
@@ -237,7 +237,7 @@ class Phases:
             return  # The log tells, also of requests without an answer.
         decision = self._record.decision
         served_by = attributes.get("upstream.address")
-        if decision is not None and served_by not in (None, "", decision.decode.pod.address):
+        if decision is not None and served_by not in (None, "", decision.last.pod.address):
             self._record.served_by = str(served_by)
 
     def _note_response(self, event: ResponseHeaders) -> int:

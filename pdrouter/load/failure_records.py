@@ -3,9 +3,10 @@
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from enum import StrEnum
 from types import TracebackType
 from typing import NamedTuple
+
+from pdrouter.cluster.pods import Leg
 
 _WINDOW = 20
 """Requests that count as recent."""
@@ -13,14 +14,6 @@ _LEAST_SAMPLES = 10
 _BAD_SHARE = 0.5
 LEAST_SCRAPES = 2
 """Scrapes in a row that cannot connect before a pod is suspected."""
-
-
-class Leg(StrEnum):
-    """The part of a request that a pod carries out."""
-
-    PREFILL = "prefill"
-    DECODE = "decode"
-    """What Envoy sends: a decode leg, or a whole request."""
 
 
 class Part(NamedTuple):

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple
 
-from pdrouter.load.failure_records import LEAST_SCRAPES, Leg, Part, Reach, Record, Silence, Trial
+from pdrouter.cluster.pods import Leg
+from pdrouter.load.failure_records import LEAST_SCRAPES, Part, Reach, Record, Silence, Trial
 
-__all__ = ["CONNECT", "EjectionRules", "FailureMemory", "Leg", "Trial", "Trouble", "Troubles"]
+__all__ = ["CONNECT", "EjectionRules", "FailureMemory", "Trial", "Trouble", "Troubles"]
 
 Clock = Callable[[], float]
 

@@ -2,8 +2,6 @@
 
 from itertools import repeat
 
-from msgspec import structs
-
 from pdrouter.cluster.view import ModelPods
 from pdrouter.routing.decision import Decision, RoutingFacts, Strategy
 from pdrouter.routing.state import RoutingState
@@ -57,8 +55,8 @@ def limit_wait(
     uids = [pod.uid for pod in pods.prefill]
     waits = state.ledger.predict_prefills(uids, repeat(0.0, len(uids)))
     too_long = {uid for uid, each in zip(uids, waits, strict=True) if each > limit_s}
-    other = strategy.choose_other_prefill(facts, decision.decode.pod, too_long, pods, state)
+    other = strategy.choose_other(facts, decision.last.pod, too_long, pods, state, leg=chosen.leg)
     if other is None:
         raise QueueTooLong(wait, limit_s)
     note = f"the queue of {chosen.pod.name} is {wait:.1f} s long, another pod's is shorter"
-    return structs.replace(decision, prefill=other, notes=(*decision.notes, note))
+    return decision.replace_leg(other, note)

@@ -18,7 +18,7 @@ def is_faster_whole(
         state: the pods' condition.
         handover_s: seconds that the way over two pods costs beside computing.
     """
-    prefill, decode = decision.prefill, decision.decode.pod
+    prefill, decode = decision.prefill, decision.last.pod
     if prefill is None:
         return True
     ledger = state.ledger

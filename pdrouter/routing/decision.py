@@ -6,7 +6,7 @@ from typing import Protocol
 
 import msgspec
 
-from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.pods import Leg, Pod, Role
 from pdrouter.cluster.view import ModelPods
 from pdrouter.openai.prompt_prefix import NO_PREFIX, PromptPrefix
 from pdrouter.routing.label_selector import LabelSelector
@@ -51,9 +51,10 @@ class ScoreParts(Protocol):
 
 
 class Choice(msgspec.Struct, frozen=True):
-    """One chosen pod, and why.
+    """The pod that was chosen for a leg, and why.
 
     Attributes:
+        leg: what it is to do.
         pod: the pod.
         policy: the scoring rule that chose it.
         score: its score; lower is better.
@@ -65,6 +66,7 @@ class Choice(msgspec.Struct, frozen=True):
         parts: what the scores are made of; None where that is not told.
     """
 
+    leg: Leg
     pod: Pod
     policy: str
     score: float
@@ -86,21 +88,49 @@ class Decision(msgspec.Struct, frozen=True):
     """The pods that serve a request.
 
     Attributes:
-        prefill: the prefill pod; None where the decode pod serves the request whole.
-        decode: the pod that Envoy sends the request to.
+        legs: the pods by leg, in the order in which the request comes to them; the last is the one
+            that Envoy sends it to.
         reason: why the request is served whole; empty where it is not.
         notes: what filtered whom, for people.
     """
 
-    prefill: Choice | None
-    decode: Choice
+    legs: tuple[Choice, ...]
     reason: str = ""
     notes: tuple[str, ...] = ()
 
     @property
+    def last(self) -> Choice:
+        """The leg that Envoy sends."""
+        return self.legs[-1]
+
+    @property
+    def side(self) -> tuple[Choice, ...]:
+        """The legs that the router sends; none where one pod serves the request whole."""
+        return self.legs[:-1]
+
+    @property
+    def whole(self) -> bool:
+        """Whether one pod serves the request."""
+        return len(self.legs) == 1
+
+    def find(self, leg: Leg) -> Choice | None:
+        """Return what was chosen for a leg; None if the request has none of its own."""
+        return next((choice for choice in self.legs if choice.leg is leg), None)
+
+    @property
+    def prefill(self) -> Choice | None:
+        """The prefill leg, for the policies that weigh it; None where there is none."""
+        return self.find(Leg.PREFILL)
+
+    def replace_leg(self, choice: Choice, note: str) -> "Decision":
+        """Return the decision with another pod for a leg, and why."""
+        legs = tuple(choice if each.leg is choice.leg else each for each in self.legs)
+        return Decision(legs, self.reason, (*self.notes, note))
+
+    @property
     def kind(self) -> DecisionKind:
         """How the request is served."""
-        return DecisionKind.AGGREGATED if self.prefill is None else DecisionKind.DISAGGREGATED
+        return DecisionKind.AGGREGATED if self.whole else DecisionKind.DISAGGREGATED
 
 
 class NoReadyPod(Exception):
@@ -138,20 +168,23 @@ class Strategy(Protocol):
             NoReadyPod: a pod that the request needs is not there.
         """
 
-    def choose_other_prefill(
+    def choose_other(
         self,
         facts: RoutingFacts,
-        decode: Pod,
+        last: Pod,
         tried: Collection[str],
         pods: ModelPods,
         state: RoutingState,
+        *,
+        leg: Leg,
     ) -> Choice | None:
-        """Choose a prefill pod to try again on, a partner of `decode` that was not tried.
+        """Choose a pod to try a side leg again on, a partner of `last` that was not tried.
 
         Args:
             facts: the request.
-            decode: the decode pod, which stays.
-            tried: UIDs of the prefill pods that have failed.
+            last: the pod of the last leg, which stays.
+            tried: UIDs of the pods that have failed.
             pods: the newest view of the model's pods.
             state: the pods' condition.
+            leg: the leg.
         """

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from pdrouter.cluster.pods import Leg
 from pdrouter.routing.decision import Choice, Decision
 
 _SHOWN_CANDIDATES = 50
@@ -34,8 +35,7 @@ def describe_in_detail(decision: Decision, shown: int = _SHOWN_CANDIDATES) -> di
         "decision": decision.kind,
         "reason": decision.reason,
         "notes": decision.notes,
-        "prefill": _describe_choice(decision.prefill, shown),
-        "decode": _describe_choice(decision.decode, shown),
+        **{str(leg): _describe_choice(decision.find(leg), shown) for leg in Leg},
     }
 
 

@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 from msgspec import structs
 
-from pdrouter.cluster.pods import PairingKey, Pod, Role
+from pdrouter.cluster.pods import Leg, PairingKey, Pod, Role
 from pdrouter.cluster.view import ModelPods
-from pdrouter.load.failures import Leg
 from pdrouter.routing.aibrix.bucketing import apply_buckets, apply_buckets_whole, is_for
 from pdrouter.routing.combination import PolicyBook
 from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts
@@ -105,28 +104,32 @@ class PrefillDecode:
             decode = pick_lowest(decodes.scores, state.random)
         else:
             prefill, decode = _pick_pair(prefills, decodes, state.random)
-        return Decision(
+        legs = (
             _choose_prefill(policies.prefill, prefills, prefill, request),
             _choose_decode(policies.decode, decodes, decode, request),
-            notes=tuple(notes),
         )
+        return Decision(legs, notes=tuple(notes))
 
-    def choose_other_prefill(
+    def choose_other(
         self,
         facts: RoutingFacts,
-        decode: Pod,
+        last: Pod,
         tried: Collection[str],
         pods: ModelPods,
         state: RoutingState,
+        *,
+        leg: Leg,
     ) -> Choice | None:
         """Choose another prefill pod of the decode pod's roleset."""
+        if leg is not Leg.PREFILL:
+            return None
         pods = keep_selected(pods, facts.selector)
-        partners: Sequence[Pod] = keep_partners(keep_untried(pods.prefill, tried), decode.pairing)
+        partners: Sequence[Pod] = keep_partners(keep_untried(pods.prefill, tried), last.pairing)
         if self._bucketing:
             partners = [pod for pod in partners if is_for(pod, facts)]
         if not partners:
             return None
-        partners = keep_sound_of(partners, Leg.PREFILL, pods.model, state.failures)
+        partners = keep_sound_of(partners, leg, pods.model, state.failures)
         request = RoutedRequest(facts, state)
         policy, _ = self._prefill.find(facts.prefill_policy)
         ranking = _score(policy, partners, request)
@@ -142,7 +145,7 @@ def _decide_whole(
     ranking = policy.rank(pods.whole, request)
     index = pick_lowest(ranking.scores, request.state.random)
     choice = _choose_decode(policy, ranking, index, request)
-    return Decision(None, choice, reason, (*notes, ranking.note) if ranking.note else notes)
+    return Decision((choice,), reason, (*notes, ranking.note) if ranking.note else notes)
 
 
 def _rank(
@@ -183,7 +186,9 @@ def _choose_prefill(
     tokens = policy.count_tokens(pod.uid, request)
     (seconds,) = ledger.predict_prefills((pod.uid,), ledger.rates.measure((tokens,)))
     parts = policy.explain(request)
-    return Choice(pod, policy.name, scores[index], pods, scores, tokens, seconds, parts)
+    return Choice(
+        Leg.PREFILL, pod, policy.name, scores[index], pods, scores, tokens, seconds, parts
+    )
 
 
 def _choose_decode(
@@ -192,7 +197,14 @@ def _choose_decode(
     pods, scores = ranking.pods, ranking.scores
     tokens = request.facts.prompt_tokens + request.facts.output_tokens
     return Choice(
-        pods[index], policy.name, scores[index], pods, scores, tokens, parts=ranking.parts
+        Leg.DECODE,
+        pods[index],
+        policy.name,
+        scores[index],
+        pods,
+        scores,
+        tokens,
+        parts=ranking.parts,
     )
 
 

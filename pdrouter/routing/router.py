@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 from msgspec import structs
 
-from pdrouter.cluster.pods import Pod
+from pdrouter.cluster.pods import Leg, Pod
 from pdrouter.cluster.view import ModelPods
-from pdrouter.load.failures import Leg
 from pdrouter.routing.admission import limit_wait
 from pdrouter.routing.aggregation import is_faster_whole
 from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts, Strategy
@@ -61,65 +60,68 @@ class Router:
         decision = self._fall_back(strategy, facts, pods)
         rules, state = self.rules, self.state
         if (
-            decision.prefill is not None
+            not decision.whole
             and rules.aggregation is Aggregation.WHEN_FASTER
             and is_faster_whole(decision, facts, state, rules.handover_s)
         ):
-            decision = structs.replace(decision, prefill=None, reason="faster")
+            decision = structs.replace(decision, legs=(decision.last,), reason="faster")
         if rules.max_wait_s is None:
             return decision
         return limit_wait(decision, strategy, facts, pods, state, limit_s=rules.max_wait_s)
 
-    def choose_other_prefill(
+    def choose_other(
         self,
         strategy: Strategy,
         facts: RoutingFacts,
-        decode: Pod,
+        last: Pod,
         tried: Collection[str],
         pods: ModelPods,
+        *,
+        leg: Leg,
     ) -> Choice | None:
-        """Choose another prefill pod, a partner of `decode`, after those with the UIDs failed."""
-        return strategy.choose_other_prefill(facts, decode, tried, pods, self.state)
+        """Choose another pod for a side leg, a partner of `last`, after those have failed."""
+        return strategy.choose_other(facts, last, tried, pods, self.state, leg=leg)
 
-    def replace_decode(
+    def replace_last(
         self,
         strategy: Strategy,
-        decode: Pod,
+        last: Choice,
         facts: RoutingFacts,
         pods: ModelPods,
-        prefill: Pod | None,
+        holder: Pod | None,
         *,
         chosen_at: float,
     ) -> Decision | None:
-        """Choose another decode pod if the chosen one is not ready any more, or has failed others.
+        """Choose another last pod if the chosen one is not ready any more, or has failed others.
 
         Args:
             strategy: what chose it.
-            decode: the pod.
+            last: what was chosen.
             facts: the request; one that must be served whole by now says why.
             pods: the newest view of the model's pods.
-            prefill: the pod that holds the prompt's KV; None where no pod does.
+            holder: the pod that holds the prompt's KV; None where no pod does.
             chosen_at: when it was chosen, on the clock of the memory of failures.
 
         Returns:
             The new decision; None if the pod is still there, as it was, or no other is better.
 
         Raises:
-            NoReadyPod: there is no ready decode pod.
+            NoReadyPod: there is no ready pod for it.
         """
-        here = any(_is_as_chosen(pod, decode) for pod in pods.pods)
-        if here and not self.state.failures.was_ejected_since(decode.uid, Leg.DECODE, chosen_at):
+        chosen = last.pod
+        here = any(_is_as_chosen(pod, chosen) for pod in pods.pods)
+        if here and not self.state.failures.was_ejected_since(chosen.uid, last.leg, chosen_at):
             return None
         # Partners are looked for among what the client wants; to sort that anew would undo it.
         pods = keep_selected(pods, facts.selector)
         facts = structs.replace(facts, selector=None)
-        if prefill is not None:
-            pods = keep_partners_of(pods, prefill)
+        if holder is not None:
+            pods = keep_partners_of(pods, holder)
         decision = self._fall_back(strategy, facts, pods)
-        if here and decision.decode.pod.uid == decode.uid:
+        if here and decision.last.pod.uid == chosen.uid:
             return None
         what = "failed" if here else "gone"
-        notes = (*decision.notes, f"decode pod {decode.name} has {what} during the prefill leg")
+        notes = (*decision.notes, f"{last.leg} pod {chosen.name} has {what} during the prefill leg")
         return structs.replace(decision, notes=notes)
 
     def _fall_back(self, strategy: Strategy, facts: RoutingFacts, pods: ModelPods) -> Decision:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.pods import Leg, Pod, Role
 from pdrouter.cluster.view import ModelPods
 from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts
 from pdrouter.routing.filters import keep_selected
@@ -37,17 +37,20 @@ class SinglePod:
         scores = [count_requests(pod.uid, request) if self._by_load else 0.0 for pod in candidates]
         index = pick_lowest(scores, state.random)
         tokens = facts.prompt_tokens + facts.output_tokens
-        choice = Choice(candidates[index], self.name, scores[index], candidates, scores, tokens)
-        return Decision(None, choice, facts.whole or f"strategy-{self.name}", notes)
+        pod, score = candidates[index], scores[index]
+        choice = Choice(Leg.DECODE, pod, self.name, score, candidates, scores, tokens)
+        return Decision((choice,), facts.whole or f"strategy-{self.name}", notes)
 
-    def choose_other_prefill(
+    def choose_other(
         self,
         facts: RoutingFacts,
-        decode: Pod,
+        last: Pod,
         tried: Collection[str],
         pods: ModelPods,
         state: RoutingState,
+        *,
+        leg: Leg,
     ) -> Choice | None:
-        """Return None: there is no prefill leg."""
-        del facts, decode, tried, pods, state
+        """Return None: there are no side legs."""
+        del leg, facts, last, tried, pods, state
         return None

@@ -51,11 +51,11 @@ class RoutedRequest:
     def describe(cls, record: RequestRecord, *, generates: bool) -> "RoutedRequest":
         """Return what is to be kept of a request that has been routed."""
         decision = record.decision
-        split = decision is not None and decision.prefill is not None and not record.aggregated
+        split = decision is not None and not decision.whole and not record.aggregated
         return cls(
             record.request_id,
             record.model,
-            "" if decision is None else decision.decode.pod.address,
+            "" if decision is None else decision.last.pod.address,
             record.stream,
             generates,
             split,

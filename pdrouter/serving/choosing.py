@@ -10,7 +10,6 @@ from msgspec import structs
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import ModelPods, PodCache
-from pdrouter.load.failures import Leg
 from pdrouter.load.output_length import OutputLengths
 from pdrouter.load.prompt_length import TokenRatios
 from pdrouter.openai.errors import RequestRejected
@@ -153,35 +152,35 @@ class PodChooser:
             raise
         return Routed(pods, strategy, facts, decision, self.router.state.failures.clock())
 
-    def replace_decode(
-        self, model: str, routed: Routed, prefill: Pod | None, record: RequestRecord
+    def replace_last(
+        self, model: str, routed: Routed, holder: Pod | None, record: RequestRecord
     ) -> Decision | None:
-        """Choose another decode pod if the chosen one is not ready any more, or has failed others.
+        """Choose another last pod if the chosen one is not ready any more, or has failed others.
 
         Args:
             model: name by which the view has the model.
-            routed: what was chosen before the prefill leg.
-            prefill: the pod that holds the prompt's KV; None if the leg failed.
+            routed: what was chosen before the side legs.
+            holder: the pod that holds the prompt's KV; None if a leg failed.
             record: gets the new decision.
 
         Returns:
             The new decision; None if the chosen pod is still there, as it was, or none is better.
 
         Raises:
-            RequestRejected: there is no ready decode pod.
+            RequestRejected: there is no ready pod for it.
         """
         pods = self.cache.view.models.get(model) or ModelPods.group(model, ())
-        decode = routed.decision.decode.pod
+        last = routed.decision.last
         if pods is routed.pods and not self.router.state.failures.was_ejected_since(
-            decode.uid, Leg.DECODE, routed.at
+            last.pod.uid, last.leg, routed.at
         ):
             return None
         facts = routed.facts
-        if prefill is None:
+        if holder is None:
             facts = structs.replace(facts, whole=record.aggregated)
         try:
-            decision = self.router.replace_decode(
-                routed.strategy, decode, facts, pods, prefill, chosen_at=routed.at
+            decision = self.router.replace_last(
+                routed.strategy, last, facts, pods, holder, chosen_at=routed.at
             )
         except NoReadyPod as missing:
             raise _refuse_missing(missing, pods) from missing

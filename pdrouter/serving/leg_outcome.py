@@ -2,16 +2,17 @@
 
 import msgspec
 
-from pdrouter.cluster.pods import Pod
+from pdrouter.cluster.pods import Leg, Pod
 from pdrouter.openai.usage import Usage
 from pdrouter.serving.engine_client import EngineAnswer, FailureKind
 from pdrouter.serving.statuses import Speaks, judge
 
 
 class Attempt(msgspec.Struct, frozen=True):
-    """One try on one pod.
+    """One try of a leg on one pod.
 
     Attributes:
+        leg: the leg.
         pod: the pod.
         request_id: `x-request-id` of its last POST.
         status: HTTP status; None without an answer.
@@ -23,6 +24,7 @@ class Attempt(msgspec.Struct, frozen=True):
             said so.
     """
 
+    leg: Leg
     pod: Pod
     request_id: str
     status: int | None
@@ -44,12 +46,14 @@ class LegAnswer(msgspec.Struct, frozen=True):
     """The answer of the engine that has carried out a leg.
 
     Attributes:
+        leg: the leg.
         pod: the engine's pod.
         request_id: `x-request-id` of its request.
         body: body of its answer.
         usage: what that says of the prompt's tokens; None if nothing.
     """
 
+    leg: Leg
     pod: Pod
     request_id: str
     body: bytes
@@ -63,8 +67,8 @@ class LegRefused(Exception):
         answer: the engine's answer, for the client.
     """
 
-    def __init__(self, answer: EngineAnswer) -> None:
-        super().__init__(f"the prefill engine answered {answer.status}")
+    def __init__(self, leg: Leg, answer: EngineAnswer) -> None:
+        super().__init__(f"the {leg} engine answered {answer.status}")
         self.answer = answer
 
 

@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import count
 
-from pdrouter.cluster.pods import Pod
+from pdrouter.cluster.pods import Leg, Pod
 from pdrouter.cluster.view import PodCache
 from pdrouter.engines.registry import Connectors
-from pdrouter.load.failures import Leg
 from pdrouter.openai.engine_errors import read_error_message
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest
@@ -78,7 +77,8 @@ class SideLegs:
         """
         state, model = self.router.state, routed.pods.model
         path = request.endpoint.path + request.query
-        posts = _Posts(self.client, path, headers, record, time.monotonic() + self.total_s)
+        deadline = time.monotonic() + self.total_s
+        posts = _Posts(self.client, first.leg, path, headers, record, deadline=deadline)
         attempts: list[Attempt] = []
         refusals: list[EngineAnswer] = []
         choice: Choice | None = first
@@ -89,7 +89,7 @@ class SideLegs:
             # Engines compute in turn, so that a request behind its twin finds what that has
             # computed: the prompt counts as cached as soon as it is sent.
             expected = state.prefixes.add(routed.facts.prefix.hashes, pod.uid, choice.tokens)
-            trial = state.failures.start_trial(pod.uid, Leg.PREFILL)
+            trial = state.failures.start_trial(pod.uid, first.leg)
             try:
                 with trial, state.ledger.start_prefill(pod.uid, choice.tokens) as scope:
                     attempt, answer = await posts.send(pod, body)
@@ -97,7 +97,7 @@ class SideLegs:
                     if done is not None:
                         scope.complete(None if done.usage is None else done.usage.count_computed())
             except asyncio.CancelledError:
-                self.lessons.outcomes.note_silence(pod, Leg.PREFILL, began)
+                self.lessons.outcomes.note_silence(pod, first.leg, began)
                 raise
             if done is None:
                 state.prefixes.discard(expected, pod.uid)
@@ -128,9 +128,9 @@ class SideLegs:
         pods = self.cache.view.models.get(request.model)
         if pods is None:
             return None
-        decode = routed.decision.decode.pod
         tried = [attempt.pod.uid for attempt in attempts]
-        return self.router.choose_other_prefill(routed.strategy, routed.facts, decode, tried, pods)
+        last, leg = routed.decision.last.pod, attempts[-1].leg
+        return self.router.choose_other(routed.strategy, routed.facts, last, tried, pods, leg=leg)
 
     def _give_up(
         self,
@@ -142,10 +142,10 @@ class SideLegs:
     ) -> LegRefused | LegFailed:
         """Return how a leg ends that no pod has carried out."""
         if attempts[-1].speaks is Speaks.REQUEST:
-            return LegRefused(refusals[-1])
+            return LegRefused(attempts[-1].leg, refusals[-1])
         told = _choose_refusal(refusals, failures=len(attempts) - len(refusals))
         if told is not None:
-            return LegRefused(told)
+            return LegRefused(attempts[-1].leg, told)
         unsplittable = self.lessons.note_failure(attempts, request, routed.pods, record)
         return LegFailed(tuple(attempts), unsplittable=unsplittable)
 
@@ -157,17 +157,20 @@ class _Posts:
     engines refuse or mix up an id that they have seen.
     """
 
-    __slots__ = ("_client", "_headers", "_ids", "_path", "_steps", "deadline")
+    __slots__ = ("_client", "_headers", "_ids", "_leg", "_path", "_steps", "deadline")
 
     def __init__(
         self,
         client: PrefillClient,
+        leg: Leg,
         path: str,
         headers: Mapping[str, str],
         record: RequestRecord,
+        *,
         deadline: float,
     ) -> None:
         self._client = client
+        self._leg = leg
         self._path = path
         self._headers = headers
         self._ids = _number_ids(record.request_id)
@@ -176,14 +179,14 @@ class _Posts:
 
     async def send(self, pod: Pod, body: Pieces) -> tuple[Attempt, EngineAnswer | None]:
         """Try a pod; once more where it had closed the connection while that was idle."""
-        start = time.monotonic()
+        start, leg = time.monotonic(), self._leg
         stale = 0
         while True:
             request_id = next(self._ids)
             headers = {**self._headers, "x-request-id": request_id}
             remaining = max(0.001, self.deadline - time.monotonic())
             try:
-                with self._steps.time("prefill", waits=True):
+                with self._steps.time(self._leg, waits=True):
                     answer = await self._client.post(
                         pod.address, self._path, headers, body, remaining
                     )
@@ -192,31 +195,35 @@ class _Posts:
                     stale += 1
                     continue
                 seconds = time.monotonic() - start
-                return Attempt(pod, request_id, None, error.kind, str(error), seconds, stale), None
+                return Attempt(
+                    leg, pod, request_id, None, error.kind, str(error), seconds, stale
+                ), None
             seconds = time.monotonic() - start
-            return _describe(pod, request_id, answer, seconds, stale), answer
+            return _describe(leg, pod, request_id, answer, seconds=seconds, stale=stale), answer
 
 
 def _describe(
-    pod: Pod, request_id: str, answer: EngineAnswer, seconds: float, stale: int
+    leg: Leg, pod: Pod, request_id: str, answer: EngineAnswer, *, seconds: float, stale: int
 ) -> Attempt:
     """Return an attempt that an engine has answered."""
     status = answer.status
     speaks = judge(status)
     if speaks is Speaks.DONE:
-        return Attempt(pod, request_id, status, None, "", seconds, stale)
+        return Attempt(leg, pod, request_id, status, None, "", seconds, stale)
     said = read_error_message(answer.body)
-    message = f"the prefill engine answered {status}{f': {said}' if said else ''}"
+    message = f"the {leg} engine answered {status}{f': {said}' if said else ''}"
     failure = FailureKind.STATUS if speaks is Speaks.FAILURE else None
     retry_after = read_retry_after(answer.headers)
-    return Attempt(pod, request_id, status, failure, message, seconds, stale, retry_after)
+    return Attempt(leg, pod, request_id, status, failure, message, seconds, stale, retry_after)
 
 
 def _read(attempt: Attempt, answer: EngineAnswer | None) -> LegAnswer | None:
     """Return what the leg was for; None if the attempt has not carried it out."""
     if answer is None or attempt.speaks is not Speaks.DONE:
         return None
-    return LegAnswer(attempt.pod, attempt.request_id, answer.body, read_usage(answer.body))
+    return LegAnswer(
+        attempt.leg, attempt.pod, attempt.request_id, answer.body, read_usage(answer.body)
+    )
 
 
 def _choose_refusal(refusals: Sequence[EngineAnswer], *, failures: int) -> EngineAnswer | None:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pdrouter.cluster.view import ModelPods
-from pdrouter.load.failures import Leg
 from pdrouter.load.prompt_length import TokenRatios
 from pdrouter.openai.kind import describe_kind
 from pdrouter.openai.request import InferenceRequest, count_token_ids
@@ -83,15 +82,15 @@ class LegLessons:
         kind = describe_kind(request)
         if kind is None or not _all_say_the_same(attempts):
             return False
-        failures = self.outcomes.failures
+        failures, leg = self.outcomes.failures, attempts[-1].leg
         tried = {attempt.pod.uid for attempt in attempts}
-        if not all(failures.is_well_but_for(uid, Leg.PREFILL, kind) for uid in tried):
+        if not all(failures.is_well_but_for(uid, leg, kind) for uid in tried):
             return False
         known = {pod.uid for pod in pods.prefill}
         if not self.kinds.note_failed(pods.model, kind, tried, known):
             return False
         for uid in self.kinds.list_failed(pods.model, kind):
-            failures.forgive(uid, Leg.PREFILL, kind)
+            failures.forgive(uid, leg, kind)
         log.warning(
             "served whole, since prefill engines fail it",
             extra={

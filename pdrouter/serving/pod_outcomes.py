@@ -5,8 +5,8 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pdrouter.cluster.pods import Pod
-from pdrouter.load.failures import CONNECT, FailureMemory, Leg
+from pdrouter.cluster.pods import Leg, Pod
+from pdrouter.load.failures import CONNECT, FailureMemory
 from pdrouter.serving.engine_client import FailureKind
 from pdrouter.serving.last_leg import Judgement, Verdict, judge_answer
 from pdrouter.serving.leg_outcome import Attempt
@@ -27,7 +27,7 @@ class SentLeg:
     Attributes:
         pod: where it was sent.
         model: the model or adapter, by the engine's name.
-        split: whether a prefill pod has accepted the same request.
+        split: whether pods of side legs have accepted the same request.
         began: when it was sent, on the clock of the memory.
     """
 
@@ -57,7 +57,7 @@ class PodOutcomes:
     def note_attempt(
         self, attempt: Attempt, model: str, path: str, subject: Hashable = None
     ) -> None:
-        """Take a try of the prefill leg.
+        """Take a try of a side leg.
 
         Args:
             attempt: the try.
@@ -65,39 +65,39 @@ class PodOutcomes:
             path: what was asked for.
             subject: what kind of request it was, if that may be why it failed.
         """
-        failures, pod = self.failures, attempt.pod
+        failures, pod, leg = self.failures, attempt.pod, attempt.leg
         began = failures.clock() - attempt.seconds
         match attempt.speaks:
             case Speaks.DONE:
                 self._served[model, path] = pod.uid, failures.clock()
-                self._succeed(pod, Leg.PREFILL, began, model)
+                self._succeed(pod, leg, began, model)
             case Speaks.REQUEST:
-                self._succeed(pod, Leg.PREFILL, began, model)
+                self._succeed(pod, leg, began, model)
             case Speaks.POD if attempt.status in BUSY:
-                self._fail(pod, Leg.PREFILL, f"status-{attempt.status}", began)
+                self._fail(pod, leg, f"status-{attempt.status}", began)
             case Speaks.POD if self._is_of_the_pod(attempt, model, path):
-                self._fail(pod, Leg.PREFILL, f"status-{attempt.status}", began, model=model)
+                self._fail(pod, leg, f"status-{attempt.status}", began, model=model)
             case Speaks.FAILURE if attempt.failure is FailureKind.TIMEOUT:
-                self._time_out(pod, Leg.PREFILL, "timeout", began)
+                self._time_out(pod, leg, "timeout", began)
             case Speaks.FAILURE:
-                self._fail(pod, Leg.PREFILL, _name_cause(attempt), began, subject=subject)
+                self._fail(pod, leg, _name_cause(attempt), began, subject=subject)
         if attempt.retry_after_s is not None and attempt.speaks is not Speaks.REQUEST:
-            failures.hold(pod.uid, Leg.PREFILL, attempt.retry_after_s)
+            failures.hold(pod.uid, leg, attempt.retry_after_s)
 
     def note_refuted(self, attempt: Attempt, model: str) -> None:
         """Take a try whose pod said that the key was wrong, before another took it."""
         if attempt.status in _OF_THE_KEY:
             began = self.failures.clock() - attempt.seconds
-            self._fail(attempt.pod, Leg.PREFILL, f"status-{attempt.status}", began, model=model)
+            self._fail(attempt.pod, attempt.leg, f"status-{attempt.status}", began, model=model)
 
-    def note_unusable(self, pod: Pod, reason: str) -> None:
-        """Take an answer of a prefill pod that no decode engine can work with.
+    def note_unusable(self, pod: Pod, leg: Leg, reason: str) -> None:
+        """Take an answer to a side leg that the engine of the next one cannot work with.
 
         Engines give no handle for short prompts, and the size of one depends on the request.
         """
         if reason in _EXPLAINED:
             return
-        self._fail(pod, Leg.PREFILL, f"handoff-{reason}", self.failures.clock())
+        self._fail(pod, leg, f"handoff-{reason}", self.failures.clock())
 
     def note_answer(
         self, sent: SentLeg, status: int, headers: Mapping[str, str], attributes: Mapping[str, Any]

@@ -1,6 +1,6 @@
 """From a request's body to the pod that it goes to: validate, choose, prefill, hand over."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -11,7 +11,6 @@ from pdrouter.cluster.source import RouteCheck, RouteUnavailable
 from pdrouter.cluster.view import ModelPods
 from pdrouter.engines.connector import TRANSFER_MEMBERS, HandoffInvalid, whole_body
 from pdrouter.engines.registry import Connectors
-from pdrouter.load.failures import Leg
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.headers import FORWARDED_TO_PREFILL
 from pdrouter.openai.paths import Endpoint
@@ -50,13 +49,13 @@ class Dispatched(msgspec.Struct, frozen=True):
     Attributes:
         body: body of the request that Envoy sends on.
         request_id: `x-request-id` of that request.
-        decode: the pod; None where the request passes without an endpoint.
+        pod: where it goes; None where the request passes without an endpoint.
         model: name of the model, as its engines know it.
     """
 
     body: Pieces
     request_id: str
-    decode: Pod | None
+    pod: Pod | None
     model: str
 
 
@@ -119,30 +118,28 @@ class Dispatcher:
                 await self._check_route(pods)
             return Dispatched(whole_body(request), record.request_id, None, pods.model)
         decision = routed.decision
-        held = scopes.enter_context(self._hold(decision.decode))
-        if decision.prefill is None:
-            return Dispatched(
-                whole_body(request), record.request_id, decision.decode.pod, pods.model
-            )
-        prefilled = await self._prefill(request, routed, decision.prefill, head, record)
-        holder = None if prefilled is None else prefilled.pod
-        replaced = self.chooser.replace_decode(request.model, routed, holder, record)
+        held = scopes.enter_context(self._hold(decision.last))
+        if decision.whole:
+            return Dispatched(whole_body(request), record.request_id, decision.last.pod, pods.model)
+        answers = await self._run_side_legs(request, routed, head, record)
+        holder = answers[-1].pod if answers else None
+        replaced = self.chooser.replace_last(request.model, routed, holder, record)
         if replaced is not None:
             held.close()
-            scopes.enter_context(self._hold(replaced.decode))
+            scopes.enter_context(self._hold(replaced.last))
             decision = replaced
-        decode = decision.decode.pod
-        if prefilled is None or decision.prefill is None:
-            return Dispatched(whole_body(request), record.request_id, decode, pods.model)
+        pod = decision.last.pod
+        if not answers or decision.whole:
+            return Dispatched(whole_body(request), record.request_id, pod, pods.model)
         with record.steps.time("hand-over"):
-            body = self._hand_over(request, prefilled, record)
-        return Dispatched(body, prefilled.request_id, decode, pods.model)
+            body = self._hand_over(request, answers, record)
+        return Dispatched(body, answers[-1].request_id, pod, pods.model)
 
-    def _hold(self, decode: Choice) -> ExitStack:
+    def _hold(self, last: Choice) -> ExitStack:
         """Count a request on the pod that Envoy is to send it to, until what is returned ends."""
-        uid, held, state = decode.pod.uid, ExitStack(), self.chooser.router.state
-        held.enter_context(state.ledger.start_decode(uid, decode.tokens))
-        held.enter_context(state.failures.start_trial(uid, Leg.DECODE))
+        uid, held, state = last.pod.uid, ExitStack(), self.chooser.router.state
+        held.enter_context(state.ledger.start_decode(uid, last.tokens))
+        held.enter_context(state.failures.start_trial(uid, last.leg))
         return held
 
     async def _check_route(self, pods: ModelPods) -> None:
@@ -157,37 +154,37 @@ class Dispatcher:
         except RouteUnavailable as unavailable:
             raise refuse_for_now(503, "route_unavailable", str(unavailable)) from unavailable
 
-    async def _prefill(
-        self,
-        request: InferenceRequest,
-        routed: Routed,
-        first: Choice,
-        head: RequestHead,
-        record: RequestRecord,
-    ) -> LegAnswer | None:
-        """Run the prefill leg; None if it failed and the decode pod is to serve the request."""
+    async def _run_side_legs(
+        self, request: InferenceRequest, routed: Routed, head: RequestHead, record: RequestRecord
+    ) -> list[LegAnswer]:
+        """Run one side leg after another; without answers, the last pod is to serve it whole."""
         names = (*FORWARDED_TO_PREFILL, *self.policy.forward_headers)
         headers = {name: head.headers[name] for name in names if name in head.headers}
         try:
-            return await self.legs.run(first, request, routed, headers, record)
+            return [
+                await self.legs.run(choice, request, routed, headers, record)
+                for choice in routed.decision.side
+            ]
         except LegFailed as failed:
             if failed.unsplittable:
                 record.aggregated = NOT_PREFILLABLE
-                return None
+                return []
             if self.policy.on_prefill_failure is FailurePolicy.FAIL:
                 raise describe_failure(failed, expose_pods=self.policy.expose_pods) from failed
             record.aggregated = "prefill-failed"
-            return None
+            return []
 
     def _hand_over(
-        self, request: InferenceRequest, prefilled: LegAnswer, record: RequestRecord
+        self, request: InferenceRequest, answers: Sequence[LegAnswer], record: RequestRecord
     ) -> Pieces:
-        """Return the body of the decode leg, or that of a whole request if that cannot be."""
+        """Return the body of the last leg, or that of a whole request if that cannot be."""
         try:
-            return self._put_handle(request, prefilled)
+            return self._put_handle(request, answers[-1])
         except HandoffInvalid as invalid:
             record.handoff = invalid.reason
-            self.legs.lessons.outcomes.note_unusable(prefilled.pod, invalid.reason)
+            self.legs.lessons.outcomes.note_unusable(
+                answers[-1].pod, answers[-1].leg, invalid.reason
+            )
             if self.policy.on_handoff_failure is FailurePolicy.FAIL:
                 raise RequestRejected(
                     502, "handoff_invalid", f"the prefill leg gave no KV handle: {invalid}"
@@ -195,9 +192,9 @@ class Dispatcher:
             record.aggregated = f"handoff-{invalid.reason}"
             return whole_body(request)
 
-    def _put_handle(self, request: InferenceRequest, prefilled: LegAnswer) -> Pieces:
-        connector = self.connectors.get(prefilled.pod.kv_connector)
-        body = connector.decode_body(request, prefilled.body, prefilled.pod)
+    def _put_handle(self, request: InferenceRequest, answer: LegAnswer) -> Pieces:
+        connector = self.connectors.get(answer.pod.kv_connector)
+        body = connector.decode_body(request, answer.body, answer.pod)
         if len(body) > self.policy.max_forwarded_bytes:
             # Envoy would refuse it, as if the client's body were too large.
             raise HandoffInvalid("too-large", "with the handle, the body is too large")

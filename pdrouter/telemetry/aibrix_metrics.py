@@ -119,7 +119,7 @@ class AibrixMetrics(Collector):
         decision = record.decision
         if decision is None or record.strategy != _PD:
             return
-        self._decode_choices.count_pod(_label(decision.decode.pod, record.model))
+        self._decode_choices.count_pod(_label(decision.last.pod, record.model))
         if decision.prefill is not None:
             self._prefill_choices.count_pod(_label(decision.prefill.pod, record.model))
 
@@ -140,7 +140,7 @@ class AibrixMetrics(Collector):
             self._failures.count(model, *_describe_failure(record))
         if record.outcome is not Outcome.OK:
             return
-        pod = _label(None if record.decision is None else record.decision.decode.pod, model)
+        pod = _label(None if record.decision is None else record.decision.last.pod, model)
         self._total_times.count_time(pod, record.total_s)
         if record.strategy != _PD:
             return

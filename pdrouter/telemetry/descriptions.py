@@ -27,7 +27,7 @@ def describe_request(record: RequestRecord) -> dict[str, Any]:
         "strategy": record.strategy,
         "decision": describe_decision(record) if decision else "",
         "prefill_pod": record.prefill_pod.name if record.prefill_pod else None,
-        "decode_pod": decision.decode.pod.name if decision else None,
+        "decode_pod": decision.last.pod.name if decision else None,
         "prefill_attempts": len(record.attempts),
         **_describe_tokens(record),
         "routing_ms": _milliseconds(record.routing_s),
@@ -85,14 +85,13 @@ def describe_choice(record: RequestRecord) -> dict[str, Any]:
     fields: dict[str, Any] = {"request_id": record.request_id, "reason": record.aggregated}
     decision = record.decision
     if decision is not None:
-        for leg, choice in (("prefill", decision.prefill), ("decode", decision.decode)):
-            if choice is not None:
-                fields[leg] = {
-                    "pod": choice.pod.name,
-                    "policy": choice.policy,
-                    "score": choice.score,
-                    "candidates": len(choice.candidates),
-                }
+        for choice in decision.legs:
+            fields[choice.leg] = {
+                "pod": choice.pod.name,
+                "policy": choice.policy,
+                "score": choice.score,
+                "candidates": len(choice.candidates),
+            }
     return fields
 
 

@@ -12,7 +12,7 @@ from factories import make_model_pods, make_pod, make_state
 from loopback import OK, Server, Talk, answer_always, answering, hang, listen, reset, trickle
 from waiting import WAIT_S, wait_until
 
-from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.pods import Leg, Pod, Role
 from pdrouter.cluster.view import ModelPods, PodCache
 from pdrouter.load.ledger import Ledger, PodLoad
 from pdrouter.load.prompt_length import TokenRatios
@@ -59,15 +59,17 @@ class InOrder:
     def decide(self, facts: RoutingFacts, pods: ModelPods, state: RoutingState) -> Decision:
         raise AssertionError("the pods are chosen")
 
-    def choose_other_prefill(
+    def choose_other(
         self,
         facts: RoutingFacts,
-        decode: Pod,
+        last: Pod,
         tried: Collection[str],
         pods: ModelPods,
         state: RoutingState,
+        *,
+        leg: Leg,
     ) -> Choice | None:
-        del facts, decode, state
+        del leg, facts, last, state
         self.asked_without.append(list(tried))
         return next((choose(pod) for pod in pods.pods if pod.uid not in {*tried, "uid-d"}), None)
 
@@ -83,8 +85,8 @@ class Unchanged:
         return request.body.edit()
 
 
-def choose(pod: Pod) -> Choice:
-    return Choice(pod, "in-order", 0.0, [pod], [0.0], TOKENS)
+def choose(pod: Pod, leg: Leg = Leg.PREFILL) -> Choice:
+    return Choice(leg, pod, "in-order", 0.0, [pod], [0.0], TOKENS)
 
 
 @dataclass
@@ -147,7 +149,7 @@ class Stage(Notes):
             make_model_pods(*self.pods, DECODE),
             self.strategy,
             RoutingFacts(TOKENS, None),
-            Decision(first, choose(DECODE)),
+            Decision((first, choose(DECODE, Leg.DECODE))),
             0.0,
         )
         headers = {"content-type": "application/json", "authorization": "Bearer k"}
@@ -182,7 +184,7 @@ async def test_an_engine_that_answers_has_carried_out_the_leg(stage: Stage) -> N
     assert prefilled.request_id == "id"
     assert prefilled.body == b'{"kv_transfer_params":{}}'
     (attempt,) = stage.attempts
-    assert attempt == Attempt(pod, "id", 200, None, "", attempt.seconds, 0)
+    assert attempt == Attempt(Leg.PREFILL, pod, "id", 200, None, "", attempt.seconds, 0)
     assert attempt.seconds > 0
     (request,) = stage.servers[0].requests
     assert request.line == "POST /v1/completions?a=b HTTP/1.1"
@@ -541,10 +543,11 @@ async def test_many_legs_at_once_on_faulty_engines_leave_nothing_behind(stage: S
 async def test_an_error_in_the_choice_of_another_pod_leaves_nothing_behind(stage: Stage) -> None:
     await stage.add_engine(reset)
 
-    def fail(*args: object) -> Choice | None:
+    def fail(*args: object, leg: Leg) -> Choice | None:
+        del args, leg
         raise RuntimeError(f"{len(stage.attempts)} tried")
 
-    stage.strategy.choose_other_prefill = fail  # type: ignore[assignment, method-assign]
+    stage.strategy.choose_other = fail  # type: ignore[assignment, method-assign]
     leg = await stage.create_leg()
     with pytest.raises(RuntimeError, match="1 tried"):
         await stage.run(leg)

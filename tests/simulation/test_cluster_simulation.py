@@ -15,7 +15,7 @@ from benchmarks.routing.cluster.simulation import MODEL, Simulation, make_pods
 from benchmarks.routing.cluster.workload import Workload
 from benchmarks.routing.contenders import CONTENDERS
 from benchmarks.routing.workloads import make_workload as make_pattern
-from pdrouter.cluster.pods import Pod
+from pdrouter.cluster.pods import Leg, Pod
 from pdrouter.cluster.view import ModelPods
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.prefill_rates import PrefillRates
@@ -40,13 +40,15 @@ class WithoutPrefill:
     def decide(self, facts: RoutingFacts, pods: ModelPods, state: RoutingState) -> Decision:
         return self._whole.decide(facts, pods, state)
 
-    def choose_other_prefill(
+    def choose_other(
         self,
         facts: RoutingFacts,
-        decode: Pod,
+        last: Pod,
         tried: Collection[str],
         pods: ModelPods,
         state: RoutingState,
+        *,
+        leg: Leg,
     ) -> Choice | None:
         return None
 
@@ -65,15 +67,17 @@ class Recording:
         self.log.append((facts, dict(state.samples), decision))
         return decision
 
-    def choose_other_prefill(
+    def choose_other(
         self,
         facts: RoutingFacts,
-        decode: Pod,
+        last: Pod,
         tried: Collection[str],
         pods: ModelPods,
         state: RoutingState,
+        *,
+        leg: Leg,
     ) -> Choice | None:
-        return self._strategy.choose_other_prefill(facts, decode, tried, pods, state)
+        return self._strategy.choose_other(facts, last, tried, pods, state, leg=leg)
 
 
 def simulate(
@@ -219,7 +223,7 @@ def test_router_and_simulator_choose_alike_for_the_same_inputs() -> None:
 
 
 def describe(decision: Decision) -> tuple[object, ...]:
-    prefill, decode = decision.prefill, decision.decode
+    prefill, decode = decision.prefill, decision.last
     assert prefill is not None
     return (
         prefill.pod.uid,
@@ -271,7 +275,7 @@ def replay(result: SimulationResult, recording: Recording, random: Random) -> li
             assert decision.prefill is not None
             decisions.append(decision)
             legs[index] = (
-                ledger.start_decode(decision.decode.pod.uid, decision.decode.tokens),
+                ledger.start_decode(decision.last.pod.uid, decision.last.tokens),
                 ledger.start_prefill(decision.prefill.pod.uid, decision.prefill.tokens),
             )
             prefixes.add(facts.prefix.hashes, decision.prefill.pod.uid, decision.prefill.tokens)

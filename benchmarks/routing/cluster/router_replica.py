@@ -107,7 +107,7 @@ class RouterReplica:
             decision = self.router.decide(self._strategy, facts, self._pods)
         except (NoReadyPod, QueueTooLong):
             return None
-        decode, prefill = decision.decode, decision.prefill
+        decode, prefill = decision.last, decision.prefill
         scope = None
         decode_scope = self.ledger.start_decode(decode.pod.uid, decode.tokens)
         if prefill is not None:

@@ -123,7 +123,7 @@ class Simulation:
             self._unfinished -= 1
             return
         decision = legs.decision
-        passage.decode_uid = decision.decode.pod.uid
+        passage.decode_uid = decision.last.pod.uid
         if decision.prefill is None:
             self._start_decode(passage, legs, None)
             return

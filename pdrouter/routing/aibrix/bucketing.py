@@ -9,9 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pdrouter.cluster.pods import PairingKey, Pod, Role
+from pdrouter.cluster.pods import Leg, PairingKey, Pod, Role
 from pdrouter.cluster.view import ModelPods
-from pdrouter.load.failures import Leg
 from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts
 from pdrouter.routing.picker import pick_lowest
 from pdrouter.routing.soundness import keep_sound_of
@@ -142,4 +141,5 @@ def _decide(
 ) -> Decision:
     index = pick_lowest(scores, state.random)
     tokens = facts.prompt_tokens + facts.output_tokens
-    return Decision(None, Choice(pods[index], POLICY, scores[index], pods, scores, tokens), reason)
+    choice = Choice(Leg.DECODE, pods[index], POLICY, scores[index], pods, scores, tokens)
+    return Decision((choice,), reason)

@@ -58,7 +58,7 @@ def test_a_pod_with_a_shorter_queue_takes_the_place() -> None:
     assert decision.prefill is not None
     assert decision.prefill.pod.name == "cold"
     assert decision.notes[-1] == "the queue of hot is 2.0 s long, another pod's is shorter"
-    assert decision.decode.pod.name == "d"
+    assert decision.last.pod.name == "d"
 
 
 def test_that_queue_too_may_be_as_long_as_any() -> None:

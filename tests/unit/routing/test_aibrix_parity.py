@@ -186,7 +186,7 @@ def test_the_choice_is_one_that_aibrix_may_make(
     for _ in range(3):
         decision = strategy.decide(RoutingFacts(500, None, PREFIX), pods, state)
         assert decision.prefill is not None
-        assert (decision.prefill.pod.name, decision.decode.pod.name) in possible
+        assert (decision.prefill.pod.name, decision.last.pod.name) in possible
 
 
 def test_a_decode_pod_taken_by_a_rule_has_its_prefill_pods_compared_among_themselves() -> None:
@@ -203,4 +203,4 @@ def test_a_decode_pod_taken_by_a_rule_has_its_prefill_pods_compared_among_themse
     strategy = create_strategies("prefix_cache", "load_balancing")["pd"]
     decision = strategy.decide(RoutingFacts(1, None), pods, state)
     assert decision.prefill is not None
-    assert (decision.prefill.pod.name, decision.decode.pod.name) == ("p-b", "d-b")
+    assert (decision.prefill.pod.name, decision.last.pod.name) == ("p-b", "d-b")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdrouter.cluster.pod_config import PodConfig, parse_config
-from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.pods import Leg, Pod, Role
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.samples import EngineSample
 from pdrouter.routing.aibrix.bucketing import measure_pressure
@@ -57,7 +57,7 @@ def decide(
 
 
 def names_of(decision: Decision) -> tuple[str | None, str]:
-    return (decision.prefill.pod.name if decision.prefill else None, decision.decode.pod.name)
+    return (decision.prefill.pod.name if decision.prefill else None, decision.last.pod.name)
 
 
 # --- Buckets ---
@@ -150,11 +150,11 @@ def test_another_try_stays_within_the_bucket() -> None:
     ]
     model = make_model_pods(*pods)
     facts = RoutingFacts(100, None)
-    choice = PD.choose_other_prefill(facts, pods[3], {"uid-p0"}, model, make_state())
+    choice = PD.choose_other(facts, pods[3], {"uid-p0"}, model, make_state(), leg=Leg.PREFILL)
     assert choice is not None
     assert choice.pod.name == "p2"
     tried = {"uid-p0", "uid-p2"}
-    assert PD.choose_other_prefill(facts, pods[3], tried, model, make_state()) is None
+    assert PD.choose_other(facts, pods[3], tried, model, make_state(), leg=Leg.PREFILL) is None
 
 
 # --- Combined pods ---
@@ -168,7 +168,7 @@ def test_a_prompt_that_no_pair_is_for_goes_to_a_combined_pod(role: Role) -> None
     decision = decide(*pods, output_tokens=7)
     assert names_of(decision) == (None, "c")
     assert decision.reason == "no-bucket"
-    assert (decision.decode.policy, decision.decode.tokens) == ("combined", 107)
+    assert (decision.last.policy, decision.last.tokens) == ("combined", 107)
 
 
 def test_without_any_pair_a_combined_pod_takes_the_prompt() -> None:
@@ -179,7 +179,7 @@ def test_without_any_pair_a_combined_pod_takes_the_prompt() -> None:
 def test_of_several_combined_pods_any_takes_it() -> None:
     pods = [*SHORT, *(make_sized(f"c{n}", OTHER, 0, 0) for n in range(3))]
     state = make_state()
-    taken = Counter(decide(*pods, state=state).decode.pod.name for _ in range(600))
+    taken = Counter(decide(*pods, state=state).last.pod.name for _ in range(600))
     assert all(150 < taken[f"c{n}"] < 250 for n in range(3))
 
 
@@ -290,9 +290,9 @@ def test_an_idle_combined_pod_relieves_a_pair_with_long_queues(
 ) -> None:
     pods = [*SHORT, make_sized("c0", OTHER, 0, 0), make_sized("c1", OTHER, 0, 0)]
     decision = decide(*pods, tokens=50, state=make_waiting(waiting, completed))
-    assert decision.decode.pod.name == taken
+    assert decision.last.pod.name == taken
     assert decision.reason == ("pair-overloaded" if taken != "d" else "")
-    assert all(math.isfinite(each) for each in decision.decode.scores)
+    assert all(math.isfinite(each) for each in decision.last.scores)
 
 
 # --- Invariants ---
@@ -364,10 +364,10 @@ def test_whatever_the_cluster_only_pods_that_are_for_the_request_get_it(
             keys = [{pod.pairing for pod in eligible if pod.role is role} for role in (P, D)]
             assert not keys[0] & keys[1]
         return
-    decode, prefill = decision.decode.pod, decision.prefill
+    decode, prefill = decision.last.pod, decision.prefill
     assert decode in eligible
-    assert decode in decision.decode.candidates
-    assert all(math.isfinite(each) for each in decision.decode.scores)
+    assert decode in decision.last.candidates
+    assert all(math.isfinite(each) for each in decision.last.scores)
     if prefill is None:
         assert decision.reason
         assert decode.role in (D, BOTH) or is_combined(decode)

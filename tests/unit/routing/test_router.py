@@ -6,13 +6,12 @@ import pytest
 from factories import MODEL, make_model_pods, make_pod, make_state
 from msgspec import structs
 
-from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.pods import Leg, Pod, Role
 from pdrouter.cluster.view import ModelPods
-from pdrouter.load.failures import Leg
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.prefill_rates import PrefillRates
 from pdrouter.routing.admission import QueueTooLong
-from pdrouter.routing.decision import Decision, NoReadyPod, RoutingFacts
+from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts
 from pdrouter.routing.registry import create_strategies
 from pdrouter.routing.router import Router, RoutingRules
 from pdrouter.settings.choices import Aggregation
@@ -36,7 +35,7 @@ def make_router(queued: int = 0, **rules: Any) -> Router:
 def test_a_pair_serves_what_may_be_split() -> None:
     decision = make_router().decide(PD, FACTS, make_model_pods(PREFILL, DECODE))
     assert decision.prefill is not None
-    assert (decision.prefill.pod, decision.decode.pod) == (PREFILL, DECODE)
+    assert (decision.prefill.pod, decision.last.pod) == (PREFILL, DECODE)
 
 
 def test_without_a_pair_a_decode_pod_serves_it_whole() -> None:
@@ -85,7 +84,8 @@ def test_what_is_faster_whole_does_not_wait_in_the_queue() -> None:
 def replace(
     pods: ModelPods, prefill: Pod | None = PREFILL, router: Router | None = None
 ) -> Decision | None:
-    return (router or make_router()).replace_decode(PD, DECODE, FACTS, pods, prefill, chosen_at=0.0)
+    last = Choice(Leg.DECODE, DECODE, "kv_capacity", 0.0, [DECODE], [0.0], 7)
+    return (router or make_router()).replace_last(PD, last, FACTS, pods, prefill, chosen_at=0.0)
 
 
 def test_a_decode_pod_that_is_there_as_it_was_is_kept() -> None:
@@ -98,7 +98,7 @@ def test_a_decode_pod_that_has_failed_others_meanwhile_is_replaced_if_there_is_a
         router.state.failures.note_failure(DECODE.uid, Leg.DECODE, "connect", 1.0)
     replaced = replace(make_model_pods(PREFILL, DECODE, OTHER), router=router)
     assert replaced is not None
-    assert replaced.decode.pod is OTHER
+    assert replaced.last.pod is OTHER
     assert replaced.notes[-1].endswith("has failed during the prefill leg")
     assert replace(make_model_pods(PREFILL, DECODE), router=router) is None
 
@@ -118,7 +118,7 @@ def test_one_that_has_changed_is_replaced_by_a_partner(now: dict[str, Any]) -> N
     changed = make_pod("decode", now.pop("role", Role.DECODE), **now)
     decision = replace(make_model_pods(PREFILL, changed, OTHER))
     assert decision is not None
-    assert decision.decode.pod.uid in (OTHER.uid, "uid-namesake")
+    assert decision.last.pod.uid in (OTHER.uid, "uid-namesake")
     assert decision.notes[-1] == "decode pod decode has gone during the prefill leg"
 
 

@@ -8,7 +8,7 @@ from factories import MODEL, make_model_pods, make_pod, make_state
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.pods import Leg, Pod, Role
 from pdrouter.cluster.view import ModelPods
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.prefix_index import PrefixIndex
@@ -45,7 +45,7 @@ def decide(
 
 def names_of(decision: Decision) -> tuple[str | None, str]:
     prefill = decision.prefill
-    return (prefill.pod.name if prefill else None, decision.decode.pod.name)
+    return (prefill.pod.name if prefill else None, decision.last.pod.name)
 
 
 _CLUSTERS = st.lists(
@@ -105,7 +105,7 @@ def test_whatever_the_cluster_the_pods_chosen_are_eligible_and_the_least_loaded(
 def _check_decision(
     name: str, decision: Decision, pods: list[Pod], facts: RoutingFacts, ledger: Ledger
 ) -> None:
-    decode = decision.decode.pod
+    decode = decision.last.pod
     assert decode in pods
     assert decode.ready
     assert decode.role in SERVES_WHOLE
@@ -127,7 +127,7 @@ def _check_decision(
         assert ledger.load(prefill.uid).prefill_tokens == least_tokens
     if name != "random":
         least = min(ledger.load(pod.uid).decode_requests for pod in candidates)
-        assert decision.decode.score == least == ledger.load(decode.uid).decode_requests
+        assert decision.last.score == least == ledger.load(decode.uid).decode_requests
 
 
 @settings(max_examples=150, deadline=None)
@@ -155,7 +155,7 @@ def test_adding_load_to_a_pod_never_makes_it_more_attractive(
     def choose() -> Pod:
         decision = decide(PD, *many, one, ledger=ledger, seed=seed)
         assert decision.prefill is not None
-        return decision.prefill.pod if role is P else decision.decode.pod
+        return decision.prefill.pod if role is P else decision.last.pod
 
     chosen = choose()
     other = data.draw(st.sampled_from(many))
@@ -230,7 +230,7 @@ def test_a_request_that_is_served_whole_says_why_and_avoids_prefill_pods(
 ) -> None:
     decision = decide(STRATEGIES[name], *pods, facts=facts)
     assert decision.prefill is None
-    assert decision.decode.pod.name == "x"
+    assert decision.last.pod.name == "x"
     assert decision.reason == reason
 
 
@@ -265,7 +265,7 @@ def test_a_missing_pod_is_an_error_that_names_model_and_role(
 
 def other_prefill(pods: ModelPods, tried: set[str], ledger: Ledger | None = None) -> str | None:
     decode = make_pod("d", D, roleset="a")
-    choice = PD.choose_other_prefill(SPLIT, decode, tried, pods, make_state(ledger))
+    choice = PD.choose_other(SPLIT, decode, tried, pods, make_state(ledger), leg=Leg.PREFILL)
     return choice.pod.name if choice else None
 
 
@@ -296,7 +296,9 @@ def test_another_try_goes_to_the_least_loaded_pod() -> None:
 def test_strategies_of_one_pod_have_no_other_prefill_pod(name: str) -> None:
     pods = make_model_pods(make_pod("p", P), make_pod("d", D))
     strategy = STRATEGIES[name]
-    assert strategy.choose_other_prefill(SPLIT, pods.whole[0], (), pods, make_state()) is None
+    assert (
+        strategy.choose_other(SPLIT, pods.whole[0], (), pods, make_state(), leg=Leg.PREFILL) is None
+    )
 
 
 # --- Parts ---

@@ -8,9 +8,9 @@ from factories import make_model_pods, make_pod, make_state
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.pods import Leg, Pod, Role
 from pdrouter.cluster.view import ModelPods
-from pdrouter.load.failures import EjectionRules, FailureMemory, Leg
+from pdrouter.load.failures import EjectionRules, FailureMemory
 from pdrouter.routing.decision import RoutingFacts
 from pdrouter.routing.registry import DECODE_POLICIES, PREFILL_POLICIES, create_strategies
 from pdrouter.routing.soundness import keep_sound, keep_sound_of
@@ -138,13 +138,13 @@ def test_all_policies_see_it_on_both_legs(prefill_policy: str, decode_policy: st
     for _ in range(10):
         decision = strategy.decide(SPLIT, pods, state)
         assert decision.prefill is not None
-        assert (decision.prefill.pod, decision.decode.pod) == (prefill[1], decode[0])
+        assert (decision.prefill.pod, decision.last.pod) == (prefill[1], decode[0])
         assert len([note for note in decision.notes if note.startswith("failures:")]) == 2
-        assert strategy.decide(RoutingFacts(9, "n"), pods, state).decode.pod is decode[0]
-    other = strategy.choose_other_prefill(SPLIT, decode[0], (), pods, state)
+        assert strategy.decide(RoutingFacts(9, "n"), pods, state).last.pod is decode[0]
+    other = strategy.choose_other(SPLIT, decode[0], (), pods, state, leg=Leg.PREFILL)
     assert other is not None
     assert other.pod is prefill[1]
-    last = strategy.choose_other_prefill(SPLIT, decode[0], {prefill[1].uid}, pods, state)
+    last = strategy.choose_other(SPLIT, decode[0], {prefill[1].uid}, pods, state, leg=Leg.PREFILL)
     assert last is not None
     assert last.pod is prefill[0]
 
@@ -155,7 +155,7 @@ def test_all_strategies_see_it(name: str) -> None:
     pods = make_model_pods(*prefill, *decode)
     state = make_state()
     fail(state.failures, *decode[:2])
-    chosen = {create_strategies()[name].decide(SPLIT, pods, state).decode.pod for _ in range(20)}
+    chosen = {create_strategies()[name].decide(SPLIT, pods, state).last.pod for _ in range(20)}
     assert chosen == {decode[2]}
 
 

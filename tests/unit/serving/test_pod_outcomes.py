@@ -6,8 +6,8 @@ from random import Random
 import pytest
 from factories import MODEL, make_pod
 
-from pdrouter.cluster.pods import Role
-from pdrouter.load.failures import EjectionRules, FailureMemory, Leg
+from pdrouter.cluster.pods import Leg, Role
+from pdrouter.load.failures import EjectionRules, FailureMemory
 from pdrouter.serving.engine_client import FailureKind
 from pdrouter.serving.leg_outcome import Attempt
 from pdrouter.serving.pod_outcomes import PodOutcomes
@@ -37,6 +37,7 @@ class Bench:
         retry_after_s: float | None = None,
     ) -> Attempt:
         attempt = Attempt(
+            Leg.PREFILL,
             pod,  # type: ignore[arg-type]
             *("id", status, failure, message, 0.5, 0, retry_after_s),
         )
@@ -125,7 +126,7 @@ def test_a_handle_that_is_wrong_is_a_failure_and_one_that_is_missing_is_not(
     reason: str, counts: bool
 ) -> None:
     bench = Bench()
-    bench.outcomes.note_unusable(PREFILL, reason)
+    bench.outcomes.note_unusable(PREFILL, Leg.PREFILL, reason)
     assert bench.is_out(Leg.PREFILL) == counts
 
 

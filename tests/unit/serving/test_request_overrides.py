@@ -3,7 +3,7 @@
 import pytest
 from factories import make_model_pods, make_pod, make_state
 
-from pdrouter.cluster.pods import Role
+from pdrouter.cluster.pods import Leg, Role
 from pdrouter.routing.decision import NoReadyPod, RoutingFacts
 from pdrouter.routing.label_selector import parse_selector
 from pdrouter.routing.registry import DECODE_POLICIES, PREFILL_POLICIES, create_strategies
@@ -26,7 +26,7 @@ def test_only_selected_pods_are_chosen(name: str, zone: str) -> None:
     facts = RoutingFacts(1, None, selector=parse_selector(f"zone={zone}"))
     for seed in range(5):
         decision = STRATEGIES[name].decide(facts, PODS, make_state(seed=seed))
-        assert decision.decode.pod.name == f"d-{zone}"
+        assert decision.last.pod.name == f"d-{zone}"
         assert decision.prefill is None or decision.prefill.pod.name == f"p-{zone}"
 
 
@@ -40,9 +40,9 @@ def test_a_selector_that_selects_nothing_leaves_no_pod(name: str) -> None:
 def test_another_try_goes_to_a_selected_pod_too() -> None:
     facts = RoutingFacts(1, None, selector=parse_selector("zone=a"))
     decode = next(pod for pod in PODS.pods if pod.name == "d-a")
-    strategy = STRATEGIES["pd"]
-    assert strategy.choose_other_prefill(facts, decode, {"uid-p-a"}, PODS, make_state()) is None
-    choice = strategy.choose_other_prefill(facts, decode, set(), PODS, make_state())
+    strategy, state = STRATEGIES["pd"], make_state()
+    assert strategy.choose_other(facts, decode, {"uid-p-a"}, PODS, state, leg=Leg.PREFILL) is None
+    choice = strategy.choose_other(facts, decode, set(), PODS, state, leg=Leg.PREFILL)
     assert choice is not None
     assert choice.pod.name == "p-a"
 
@@ -53,10 +53,10 @@ def test_a_profile_may_ask_for_policies(prefill: str, decode: str) -> None:
     facts = RoutingFacts(1, None, prefill_policy=prefill, decode_policy=decode)
     decision = STRATEGIES["pd"].decide(facts, PODS, make_state())
     assert decision.prefill is not None
-    assert (decision.prefill.policy, decision.decode.policy) == (prefill, decode)
+    assert (decision.prefill.policy, decision.last.policy) == (prefill, decode)
     assert decision.notes == ()
-    other = STRATEGIES["pd"].choose_other_prefill(
-        facts, decision.decode.pod, {decision.prefill.pod.uid}, PODS, make_state()
+    other = STRATEGIES["pd"].choose_other(
+        facts, decision.last.pod, {decision.prefill.pod.uid}, PODS, make_state(), leg=Leg.PREFILL
     )
     assert other is not None
     assert other.policy == prefill
@@ -66,7 +66,7 @@ def test_policies_that_do_not_exist_are_noted_and_change_nothing() -> None:
     facts = RoutingFacts(1, None, prefill_policy="load_balancing", decode_policy="prefix_cache")
     decision = STRATEGIES["pd"].decide(facts, PODS, make_state())
     assert decision.prefill is not None
-    assert (decision.prefill.policy, decision.decode.policy) == ("ttft", "kv_capacity")
+    assert (decision.prefill.policy, decision.last.policy) == ("ttft", "kv_capacity")
     assert decision.notes == (
         "policy 'load_balancing' is none of ttft, prefix_cache, least_request, conductor",
         "policy 'prefix_cache' is none of kv_capacity, load_balancing, least_request, conductor",
