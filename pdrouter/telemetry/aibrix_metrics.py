@@ -60,7 +60,10 @@ class AibrixMetrics(Collector):
         self._open = open_requests
         self._gateway_pod = socket.gethostname() if gateway_pod is None else gateway_pod
         here = {"gateway_pod": self._gateway_pod}
-        twice = here | {"pod_name": self._gateway_pod}
+        self._create_request_tallies(here, here | {"pod_name": self._gateway_pod})
+        self._create_answer_tallies(here)
+
+    def _create_request_tallies(self, here: Mapping[str, str], twice: Mapping[str, str]) -> None:
         self._requests = Tally("gateway_request", "Requests that came.", ("model",), twice)
         self._successes = Tally(
             "gateway_request_model_success", "Requests that went well.", _END_LABELS, twice
@@ -89,6 +92,8 @@ class AibrixMetrics(Collector):
         self._total_times = _TimeTally(
             "gateway_total_time_bucket", "Requests by their whole time.", _TOTAL_MS, here
         )
+
+    def _create_answer_tallies(self, here: Mapping[str, str]) -> None:
         self._with_usage = Tally(
             "gateway_requests_with_usage",
             "Requests whose answer says its tokens.",
