@@ -12,20 +12,14 @@ from typing import ClassVar
 
 from pdrouter.admin.server import AdminServer
 from pdrouter.cluster.view import PodCache
-from pdrouter.engines.registry import Connectors
 from pdrouter.extproc.access_log.service import AccessLogService
-from pdrouter.extproc.exchange import Exchange
-from pdrouter.extproc.exchange_policy import ExchangePolicy
-from pdrouter.extproc.header_limits import HeaderLimits
 from pdrouter.extproc.limits import HANDLE_HEADROOM_BYTES
 from pdrouter.extproc.server import ExtProcServer, Server, ServerOptions
 from pdrouter.load.engine_check import EngineCheck, describe_silence
 from pdrouter.load.failures import FailureMemory
 from pdrouter.load.ledger import Ledger
-from pdrouter.load.output_length import OutputLengths
 from pdrouter.load.prefill_rates import PrefillRates
 from pdrouter.load.prefix_index import PrefixIndex
-from pdrouter.load.prompt_length import TokenRatios
 from pdrouter.load.samples import count_kv_capacity
 from pdrouter.load.scraper import EngineMetrics
 from pdrouter.ports import naming_port
@@ -35,22 +29,15 @@ from pdrouter.process_limits import (
     find_memory_limit,
 )
 from pdrouter.routing.state import RoutingState
-from pdrouter.serving.answers import AnswerReports
-from pdrouter.serving.choosing import PodChooser
 from pdrouter.serving.engine_client import PrefillClient
 from pdrouter.serving.held_bodies import HeldBodies
-from pdrouter.serving.legs import SideLegs
-from pdrouter.serving.lessons import LegLessons
-from pdrouter.serving.pod_outcomes import PodOutcomes
-from pdrouter.serving.rate_limit import RateLimiter
 from pdrouter.serving.tokenizers import PromptTokenizers
-from pdrouter.serving.unsplittable import UnsplittableKinds
-from pdrouter.serving.way import Dispatcher
 from pdrouter.settings import Settings
 from pdrouter.telemetry.event_loop import EventLoopWatch
 from pdrouter.telemetry.requests import RequestTelemetry
 from pdrouter.wiring import (
-    choose_dispatch_policy,
+    Exchanges,
+    Surroundings,
     choose_ejection_rules,
     create_router,
     create_source,
@@ -136,9 +123,6 @@ class Application:
             failures=self.failures,
             bodies=self.bodies,
         )
-        lengths = OutputLengths(settings.expected_output_tokens)
-        outcomes = PodOutcomes(self.failures)
-        answers = AnswerReports(self.cache, lengths, self.telemetry, outcomes.note_cut)
         self._client = PrefillClient(limit_client(settings))
         state = RoutingState(
             self.ledger,
@@ -148,8 +132,19 @@ class Application:
             Random(),
             self.failures,
         )
-        dispatcher = self._create_dispatcher(state, lengths, outcomes)
-        self.server = self._create_server(dispatcher, answers, log_entries)
+        exchanges = Exchanges(
+            settings,
+            Surroundings(
+                cache=self.cache,
+                router=create_router(settings, state),
+                client=self._client,
+                observer=self.telemetry,
+                tokenizers=self._tokenizers,
+                bodies=self.bodies,
+                routes=self._source.routes,
+            ),
+        )
+        self.server = self._create_server(exchanges, log_entries)
         self.admin = AdminServer(
             self.cache,
             self.ledger,
@@ -160,75 +155,19 @@ class Application:
             describe_silence=self._describe_silence,
         )
 
-    def _create_server(
-        self, dispatcher: Dispatcher, answers: AnswerReports, log_entries: Counter[str]
-    ) -> Server:
+    def _create_server(self, exchanges: Exchanges, log_entries: Counter[str]) -> Server:
         settings = self._settings
-        policy = ExchangePolicy(
-            settings.expose_pods,
-            settings.explain_decisions,
-            settings.bearer_token,
-            settings.observe_tokens,
-            HeaderLimits(settings.max_headers, settings.max_header_bytes),
-        )
         return self.server_class(
-            lambda send, interrupt: Exchange(
-                dispatcher,
-                self.cache,
-                self.telemetry,
-                answers,
-                policy,
-                bodies=self.bodies,
-                send=send,
-                interrupt=interrupt,
-            ),
+            exchanges.open,
             ServerOptions(
                 *settings.grpc_bind,
                 settings.max_message_bytes,
                 settings.grpc_keepalive_s,
                 find_tls(settings),
             ),
-            [AccessLogService(answers.receive, log_entries).handler()]
+            [AccessLogService(exchanges.answers.receive, log_entries).handler()]
             if settings.observe_tokens.access_log
             else [],
-        )
-
-    def _create_dispatcher(
-        self, state: RoutingState, lengths: OutputLengths, outcomes: PodOutcomes
-    ) -> Dispatcher:
-        settings = self._settings
-        policy = choose_dispatch_policy(settings)
-        ratios = TokenRatios()
-        connectors = Connectors(
-            settings.kv_connector, settings.nixl_means, settings.rewrite_remote_host
-        )
-        kinds = UnsplittableKinds(time.monotonic)
-        router = create_router(settings, state)
-        legs = SideLegs(
-            self._client,
-            self.cache,
-            router,
-            connectors,
-            LegLessons(outcomes, kinds, ratios, self.telemetry),
-            settings.prefill_timeout_s,
-            settings.prefill_retries,
-        )
-        return Dispatcher(
-            PodChooser(
-                self.cache,
-                router,
-                ratios,
-                lengths,
-                policy,
-                self.telemetry,
-                kinds,
-                RateLimiter(workers=settings.workers),
-            ),
-            legs,
-            connectors,
-            self._tokenizers,
-            policy,
-            self._source.routes,
         )
 
     async def __aenter__(self) -> "Application":

@@ -1,27 +1,149 @@
-"""What the settings mean to the rooms: their rules, each made from what is set."""
+"""The graph of objects behind an exchange, and the rules of the rooms, each from what is set.
 
-from collections.abc import Callable
-from dataclasses import replace
+Here each collaborator is handed over once. The application puts sockets, clocks and sources around
+it; tests and simulations put stand-ins there.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from ipaddress import ip_network
+from typing import Protocol
 
 from pdrouter.cluster.endpoints_file import EndpointsFile
 from pdrouter.cluster.kubernetes.objects import PodRules
 from pdrouter.cluster.model_namespaces import ModelNamespaces
 from pdrouter.cluster.pod_addresses import AddressRules, find_own_addresses
-from pdrouter.cluster.source import PodSource
+from pdrouter.cluster.source import PodSource, RouteCheck
 from pdrouter.cluster.view import PodCache
-from pdrouter.engines.registry import ENGINES
+from pdrouter.engines.registry import ENGINES, Connectors
+from pdrouter.extproc.exchange import Exchange
+from pdrouter.extproc.exchange_policy import ExchangePolicy
+from pdrouter.extproc.header_limits import HeaderLimits
 from pdrouter.extproc.limits import MESSAGE_OVERHEAD_BYTES
 from pdrouter.extproc.tls import TlsFiles
 from pdrouter.load.failures import EjectionRules
+from pdrouter.load.output_length import OutputLengths
+from pdrouter.load.prompt_length import TokenRatios
 from pdrouter.routing.policy import PolicyOptions
 from pdrouter.routing.registry import create_strategies
 from pdrouter.routing.router import Router, RoutingRules
 from pdrouter.routing.state import RoutingState
-from pdrouter.serving.engine_client import ClientLimits
+from pdrouter.serving.answers import AnswerObserver, AnswerReports
+from pdrouter.serving.choosing import PodChooser
+from pdrouter.serving.engine_client import ClientLimits, PrefillClient
+from pdrouter.serving.held_bodies import HeldBodies
+from pdrouter.serving.legs import SideLegs
+from pdrouter.serving.lessons import LegLessons
+from pdrouter.serving.pod_outcomes import PodOutcomes
 from pdrouter.serving.policy import DispatchPolicy
+from pdrouter.serving.rate_limit import RateLimiter
+from pdrouter.serving.record import Observer
+from pdrouter.serving.tokenizers import PromptTokenizers
+from pdrouter.serving.unsplittable import UnsplittableKinds
+from pdrouter.serving.way import Dispatcher
 from pdrouter.settings import SettingInvalid, Settings
 from pdrouter.settings.choices import CONNECTOR_NAMES
+
+
+class ExchangeObserver(Observer, AnswerObserver, Protocol):
+    """Is told of requests and of their answers. Must not raise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What exchanges work with, and do not make themselves.
+
+    Attributes:
+        cache: the pods.
+        router: decides, and knows the pods' condition.
+        client: sends side legs.
+        observer: is told what happens.
+        tokenizers: count prompts' tokens.
+        bodies: bounds the bodies that wait.
+        routes: checks the models' own routes; None to let requests pass unchecked.
+    """
+
+    cache: PodCache
+    router: Router
+    client: PrefillClient
+    observer: ExchangeObserver
+    tokenizers: PromptTokenizers
+    bodies: HeldBodies
+    routes: RouteCheck | None = None
+
+
+class Exchanges:
+    """Opens exchanges. All that they share is put together here. One for the whole process.
+
+    Attributes:
+        dispatcher: finds the way of requests.
+        lengths: what is learnt of the length of answers.
+        answers: where all reports of answers go.
+    """
+
+    def __init__(self, settings: Settings, around: Surroundings) -> None:
+        self._around = around
+        self._policy = choose_exchange_policy(settings)
+        state = around.router.state
+        outcomes = PodOutcomes(state.failures)
+        self.lengths = OutputLengths(settings.expected_output_tokens)
+        self.answers = AnswerReports(
+            cache=around.cache,
+            lengths=self.lengths,
+            observer=around.observer,
+            on_cut=outcomes.note_cut,
+        )
+        ratios = TokenRatios()
+        kinds = UnsplittableKinds(state.clock)
+        policy = choose_dispatch_policy(settings)
+        connectors = create_connectors(settings)
+        self.dispatcher = Dispatcher(
+            chooser=PodChooser(
+                cache=around.cache,
+                router=around.router,
+                ratios=ratios,
+                lengths=self.lengths,
+                policy=policy,
+                observer=around.observer,
+                kinds=kinds,
+                limiter=RateLimiter(workers=settings.workers),
+            ),
+            legs=SideLegs(
+                client=around.client,
+                cache=around.cache,
+                router=around.router,
+                connectors=connectors,
+                lessons=LegLessons(
+                    outcomes=outcomes, kinds=kinds, ratios=ratios, observer=around.observer
+                ),
+                total_s=settings.prefill_timeout_s,
+                retries=settings.prefill_retries,
+            ),
+            connectors=connectors,
+            tokenizers=around.tokenizers,
+            policy=policy,
+            routes=around.routes,
+        )
+
+    def open(
+        self, send: Callable[[bytes], Awaitable[object]], interrupt: Callable[[], object]
+    ) -> Exchange:
+        """Begin the exchange of a new stream.
+
+        Args:
+            send: sends a message on the stream.
+            interrupt: ends the reading of messages.
+        """
+        return Exchange(
+            self.dispatcher,
+            self._around.cache,
+            self._around.observer,
+            self.answers,
+            self._policy,
+            bodies=self._around.bodies,
+            send=send,
+            interrupt=interrupt,
+        )
 
 
 def create_source(
@@ -138,3 +260,23 @@ def find_tls(settings: Settings) -> TlsFiles | None:
     if settings.tls_certificate is None or settings.tls_key is None:
         return None
     return TlsFiles(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
+
+
+def choose_exchange_policy(settings: Settings) -> ExchangePolicy:
+    """Return what is set of the answers to requests."""
+    return ExchangePolicy(
+        expose_pods=settings.expose_pods,
+        explain_decisions=settings.explain_decisions,
+        bearer_token=settings.bearer_token,
+        observation=settings.observe_tokens,
+        header_limits=HeaderLimits(settings.max_headers, settings.max_header_bytes),
+    )
+
+
+def create_connectors(settings: Settings) -> Connectors:
+    """Return the KV connectors, as they are set."""
+    return Connectors(
+        default=settings.kv_connector,
+        nixl_means=settings.nixl_means,
+        remote_host_rewrite=settings.rewrite_remote_host,
+    )

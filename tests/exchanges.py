@@ -9,9 +9,7 @@ from factories import make_state
 
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import PodCache
-from pdrouter.engines.registry import Connectors
 from pdrouter.extproc.exchange import Exchange
-from pdrouter.extproc.exchange_policy import ExchangePolicy
 from pdrouter.extproc.messages import (
     BodyMode,
     Event,
@@ -24,25 +22,16 @@ from pdrouter.extproc.messages import (
 )
 from pdrouter.extproc.phases import Replies
 from pdrouter.load.ledger import Ledger
-from pdrouter.load.output_length import OutputLengths
-from pdrouter.load.prompt_length import TokenRatios
 from pdrouter.openai.pieces import Pieces
-from pdrouter.routing.registry import create_strategies
-from pdrouter.routing.router import Router, RoutingRules
-from pdrouter.serving.answers import AnswerReport, AnswerReports
-from pdrouter.serving.choosing import PodChooser
+from pdrouter.serving.answers import AnswerReport
 from pdrouter.serving.engine_client import EngineAnswer, FailureKind, PostFailed
 from pdrouter.serving.held_bodies import HeldBodies
 from pdrouter.serving.leg_outcome import Attempt
-from pdrouter.serving.legs import SideLegs
-from pdrouter.serving.lessons import LegLessons
-from pdrouter.serving.pod_outcomes import PodOutcomes
-from pdrouter.serving.policy import DispatchPolicy
 from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.tokenizers import PromptTokenizers
-from pdrouter.serving.unsplittable import UnsplittableKinds
-from pdrouter.serving.way import Dispatcher
-from pdrouter.settings.choices import UNOBSERVED, Aggregation, FailurePolicy, TokenObservation
+from pdrouter.settings import Settings
+from pdrouter.settings.choices import Aggregation
+from pdrouter.wiring import Exchanges, Surroundings, create_router
 
 PREFILL = Pod.create(
     uid="p", name="prefill-0", ip="10.0.0.1", port=8000, model="m", role=Role.PREFILL
@@ -121,6 +110,16 @@ def only(replies: Replies) -> Reply | None:
     return replies[0] if replies else None
 
 
+SETTINGS: Mapping[str, Any] = {
+    "routing_algorithm": "pd",
+    "aggregation": Aggregation.NEVER,
+    "prefill_retries": 0,
+    "forward_headers": ("x-extra",),
+    "expected_output_tokens": 100,
+}
+"""What is set for these exchanges; all else has its default."""
+
+
 class Bench:
     """An exchange with everything around it."""
 
@@ -128,79 +127,45 @@ class Bench:
         self,
         pods: Collection[Pod] = (PREFILL, DECODE),
         *,
-        strategy: str | None = "pd",
-        on_prefill_failure: FailurePolicy = FailurePolicy.FAIL,
-        on_handoff_failure: FailurePolicy = FailurePolicy.AGGREGATE,
-        expose_pods: bool = True,
-        explain_decisions: bool = False,
-        bearer_token: str | None = None,
+        tokenizers: PromptTokenizers | None = None,
         max_body_bytes: int = 1_000_000,
         max_held_bytes: int = 10_000_000,
-        max_forwarded_bytes: int = 2_000_000,
-        max_wait_s: float | None = None,
-        aggregation: Aggregation = Aggregation.NEVER,
-        tokenizers: PromptTokenizers | None = None,
-        observation: TokenObservation = UNOBSERVED,
+        **settings: Any,
     ) -> None:
+        """Put everything together as the application does, but for engines and telemetry.
+
+        Args:
+            pods: the pods.
+            tokenizers: count prompts' tokens; None for none.
+            max_body_bytes: the largest body that is held.
+            max_held_bytes: what all bodies may take.
+            settings: what differs from the settings of these tests.
+        """
+        chosen = Settings(**{**SETTINGS, **settings})
         self.cache = PodCache()
         self.cache.replace(pods)
         self.ledger = Ledger()
         self.state = make_state(self.ledger)
         self.prefill = ScriptedEngines(self.ledger)
         self.notes = Notes()
-        dispatch_policy = DispatchPolicy(
-            strategy,
-            False,
-            on_prefill_failure,
-            on_handoff_failure,
-            ("x-extra",),
-            max_forwarded_bytes,
-            expose_pods=expose_pods,
-        )
-        ratios = TokenRatios()
-        self.lengths = OutputLengths(100)
-        outcomes = PodOutcomes(self.state.failures)
-        kinds = UnsplittableKinds(self.state.clock)
-        self.answers = AnswerReports(self.cache, self.lengths, self.notes, outcomes.note_cut)
-        router = Router(
-            create_strategies(),
-            self.state,
-            RoutingRules(aggregation, handover_s=0.05, max_wait_s=max_wait_s),
-        )
-        self.dispatcher = Dispatcher(
-            PodChooser(
-                self.cache, router, ratios, self.lengths, dispatch_policy, self.notes, kinds
-            ),
-            SideLegs(
-                self.prefill,  # type: ignore[arg-type]
-                self.cache,
-                router,
-                Connectors(),
-                LegLessons(outcomes, kinds, ratios, self.notes),
-                total_s=60.0,
-                retries=0,
-            ),
-            Connectors(),
-            PromptTokenizers({}, 1.0, 1) if tokenizers is None else tokenizers,
-            dispatch_policy,
-        )
-        self.policy = ExchangePolicy(expose_pods, explain_decisions, bearer_token, observation)
         self.bodies = HeldBodies(max_body_bytes, max_held_bytes)
+        self.exchanges = Exchanges(
+            chosen,
+            Surroundings(
+                cache=self.cache,
+                router=create_router(chosen, self.state),
+                client=self.prefill,  # type: ignore[arg-type]
+                observer=self.notes,
+                tokenizers=tokenizers or PromptTokenizers({}, 1.0, 1),
+                bodies=self.bodies,
+            ),
+        )
         self.sent: list[bytes] = []
         self.interrupted = False
         self.exchange = self.open()
 
     def open(self) -> Exchange:
-        return Exchange(
-            self.dispatcher,
-            self.cache,
-            self.notes,
-            self.answers,
-            self.policy,
-            bodies=self.bodies,
-            send=self._take,
-            interrupt=self._interrupt,
-        )
+        return self.exchanges.open(self._take, self._interrupt)
 
     async def _take(self, data: bytes) -> None:
         self.sent.append(data)

@@ -6,7 +6,7 @@ is an exchange of messages, from the request's headers to the end of its respons
 
 import json
 from collections.abc import Callable, Coroutine, Generator, Mapping
-from functools import cache, partial
+from functools import cache
 from random import Random
 from typing import Any
 
@@ -16,29 +16,19 @@ from factories import make_request
 from benchmarks.routing.cluster.router_replica import RoutedLegs, RouterOptions, RouterReplica
 from benchmarks.routing.cluster.workload import BLOCK_TOKENS
 from pdrouter.cluster.view import ModelPods, PodCache
-from pdrouter.engines.registry import Connectors
 from pdrouter.extproc.exchange import Exchange
-from pdrouter.extproc.exchange_policy import ExchangePolicy
 from pdrouter.extproc.messages import PhaseReply
 from pdrouter.extproc.phases import Replies
-from pdrouter.load.output_length import OutputLengths
-from pdrouter.load.prompt_length import TokenRatios
 from pdrouter.openai.prompt_prefix import hash_prompt
 from pdrouter.openai.request import count_token_ids
 from pdrouter.routing.decision import Decision, RoutingFacts, Strategy
-from pdrouter.serving.answers import AnswerReports
-from pdrouter.serving.choosing import PodChooser
 from pdrouter.serving.engine_client import EngineAnswer
 from pdrouter.serving.held_bodies import HeldBodies
-from pdrouter.serving.legs import SideLegs
-from pdrouter.serving.lessons import LegLessons
-from pdrouter.serving.pod_outcomes import PodOutcomes
-from pdrouter.serving.policy import DispatchPolicy
 from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.tokenizers import PromptTokenizers
-from pdrouter.serving.unsplittable import UnsplittableKinds
-from pdrouter.serving.way import Dispatcher
+from pdrouter.settings import Settings
 from pdrouter.settings.choices import FailurePolicy
+from pdrouter.wiring import Exchanges, Surroundings
 
 PATH = "/v1/completions"
 
@@ -80,64 +70,32 @@ class LiveReplica(RouterReplica):
         cache = PodCache()
         cache.replace(pods.pods)
         self._observer = Observer()
-        policy = DispatchPolicy(
-            default_strategy=strategy.name,
-            split_multimodal=False,
-            on_prefill_failure=FailurePolicy.FAIL,
+        settings = Settings(
+            routing_algorithm=strategy.name,
             on_handoff_failure=FailurePolicy.FAIL,
-            forward_headers=(),
-            max_forwarded_bytes=2**30,
+            prefill_timeout_s=600.0,
+            prefill_retries=0,
+            # The requests' own limits are lower, and hold.
+            expected_output_tokens=2**30,
+            max_message_bytes=2**30,
         )
-        ratios = TokenRatios()
-        # The requests' own limits are lower, and hold.
-        lengths = OutputLengths(2**30)
-        connectors = Connectors()
-        outcomes = PodOutcomes(self.state.failures)
-        kinds = UnsplittableKinds(self.state.clock)
-        legs = SideLegs(
-            SteppedClient(),  # type: ignore[arg-type]
-            cache,
-            self.router,
-            connectors,
-            LegLessons(outcomes, kinds, ratios, self._observer),
-            total_s=600.0,
-            retries=0,
-        )
-        dispatcher = Dispatcher(
-            PodChooser(
-                cache,
-                self.router,
-                ratios,
-                lengths,
-                policy,
-                self._observer,
-                kinds,
+        self._exchanges = Exchanges(
+            settings,
+            Surroundings(
+                cache=cache,
+                router=self.router,
+                client=SteppedClient(),  # type: ignore[arg-type]
+                observer=self._observer,
+                tokenizers=PromptTokenizers({}, 1.0, 1),
+                bodies=HeldBodies(2**30, 2**40),
             ),
-            legs,
-            connectors,
-            PromptTokenizers({}, 1.0, 1),
-            policy,
-        )
-        exchange_policy = ExchangePolicy(False, False, None)
-        bodies = HeldBodies(2**30, 2**40)
-        answers = AnswerReports(cache, lengths, self._observer, outcomes.note_cut)
-        self._open = partial(
-            Exchange,
-            dispatcher,
-            cache,
-            self._observer,
-            answers,
-            exchange_policy,
-            bodies=bodies,
-            send=_not_carried,
-            interrupt=lambda: None,
         )
 
     def route(self, facts: RoutingFacts) -> RoutedLegs | None:
         body = write_body(
             self._pods.model, facts.prefix.hashes, facts.prompt_tokens, facts.output_tokens
         )
-        exchange = self._open()
+        exchange = self._exchanges.open(_not_carried, lambda: None)
         run_to_end(exchange.handle(request_headers(PATH)))
         dispatching = exchange.handle(request_body(body))
         dispatching.send(None)

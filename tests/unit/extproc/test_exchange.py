@@ -27,6 +27,7 @@ from pdrouter.cluster.names import LINGER_S
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.extproc.codec import encode
 from pdrouter.extproc.ext_proc_pb2 import ProcessingRequest
+from pdrouter.extproc.limits import MESSAGE_OVERHEAD_BYTES
 from pdrouter.extproc.messages import (
     BodyMode,
     Event,
@@ -291,7 +292,7 @@ async def test_an_unknown_strategy_is_refused_with_the_known_ones() -> None:
 
 
 async def test_without_a_strategy_a_name_that_others_have_too_goes_nowhere() -> None:
-    bench = Bench(strategy=None)
+    bench = Bench(routing_algorithm=None)
     catalog = Catalog(merge_namespaces=False)
     for namespace in ("one", "two"):
         pod = replace(DECODE, namespace=namespace, uid=namespace)
@@ -311,7 +312,7 @@ async def test_without_a_strategy_a_name_that_others_have_too_goes_nowhere() -> 
 
 
 async def test_without_a_strategy_a_request_passes_with_its_model() -> None:
-    bench = Bench(strategy=None)
+    bench = Bench(routing_algorithm=None)
     _, body, response = await bench.tell(
         request_headers(), request_body(CHAT | {"kv_transfer_params": {}}), response_headers()
     )
@@ -481,7 +482,7 @@ async def test_what_was_prefilled_is_remembered() -> None:
 
 
 async def test_a_handle_that_makes_the_body_too_large_is_useless() -> None:
-    bench = Bench(max_forwarded_bytes=200)
+    bench = Bench(max_message_bytes=200 + MESSAGE_OVERHEAD_BYTES)
     *_, response = await bench.tell(request_headers(), request_body(), response_headers())
     assert isinstance(response, PhaseReply)
     assert dict(response.set_headers)["x-pd-decision"] == "aggregated;reason=handoff-too-large"
@@ -564,7 +565,7 @@ async def test_an_engines_error_status_is_an_engine_error(status: str) -> None:
 async def test_an_answer_of_envoy_is_none_of_an_engine(
     strategy: str | None, status: str, details: str | None, outcome: Outcome
 ) -> None:
-    bench = Bench(strategy=strategy)
+    bench = Bench(routing_algorithm=strategy)
     context = ProcessingRequest()
     if details is not None:
         attributes = {"response.code_details": details}
@@ -749,8 +750,8 @@ class Leg:
     """A dispatcher that lets a task of the call fail when it is told to."""
 
     def __init__(self, bench: Bench) -> None:
-        self.dispatcher = bench.dispatcher
-        self.legs = bench.dispatcher.legs
+        self.dispatcher = bench.exchanges.dispatcher
+        self.legs = bench.exchanges.dispatcher.legs
         self.fail = asyncio.Event()
         self.ended = asyncio.Event()
 
@@ -771,7 +772,7 @@ async def forward_with_leg() -> tuple[Bench, Leg]:
     """Return an exchange whose request went to a pod, with a task that works for it."""
     bench = Bench()
     leg = Leg(bench)
-    bench.dispatcher = leg  # type: ignore[assignment]
+    bench.exchanges.dispatcher = leg  # type: ignore[assignment]
     bench.exchange = bench.open()
     bench.notes.open = 1
     _, body = await bench.tell(request_headers(), request_body())

@@ -25,7 +25,7 @@ ANSWERED = PhaseReply(Phase.RESPONSE_BODY)
 
 
 def make_bench(observation: str) -> Bench:
-    return Bench(observation=TokenObservation.parse(observation))
+    return Bench(observe_tokens=TokenObservation.parse(observation))
 
 
 async def test_an_answer_is_counted_as_it_passes() -> None:
@@ -46,7 +46,7 @@ async def test_an_answer_is_counted_as_it_passes() -> None:
     assert report.first_token_s is not None
     assert report.stream_s is not None
     assert report.inter_token_s == report.stream_s / 2
-    assert bench.lengths.expect("m") < 100
+    assert bench.exchanges.lengths.expect("m") < 100
 
 
 async def test_a_filter_that_sends_bodies_anyway_is_left_to_do_so() -> None:

@@ -90,8 +90,8 @@ async def test_waiting_is_none_of_the_routers_own_time(clock: Clock) -> None:
 
 
 async def test_nor_is_asking_for_a_models_own_route(clock: Clock) -> None:
-    bench = Bench(strategy=None)
-    bench.dispatcher = replace(bench.dispatcher, routes=SlowRoutes(clock))
+    bench = Bench(routing_algorithm=None)
+    bench.exchanges.dispatcher = replace(bench.exchanges.dispatcher, routes=SlowRoutes(clock))
     bench.exchange = bench.open()
     bench.notes.open = 1
     await bench.tell(request_headers(), request_body())
