@@ -151,6 +151,19 @@ class TestLimits:
         http2 = connection_manager(resources)["http2_protocol_options"]
         assert http2["max_concurrent_streams"] == 5000
 
+    @pytest.mark.parametrize(
+        ("requests", "message", "frames"),
+        [(5000, 16 * MIB, 5000 * 1024), (1, MIB, 10_000), (2**31 - 2, 2**31 - 1, 2**32 - 1)],
+    )
+    def test_bodies_that_wait_for_a_router_are_no_flood(
+        self, requests: int, message: int, frames: int
+    ) -> None:
+        resources = read_back(max_concurrent_requests=requests, max_message_bytes=message)
+        (router,) = (each for each in resources["clusters"] if each["name"] == "pdrouter")
+        (options,) = router["typed_extension_protocol_options"].values()
+        http2 = options["explicit_http_config"]["http2_protocol_options"]
+        assert http2["max_outbound_frames"] == frames
+
 
 class TestContent:
     def test_control_headers_are_removed_first_of_all(self) -> None:

@@ -36,6 +36,8 @@ _CONNECT_TIMEOUT = timedelta(seconds=5)
 _POD_IDLE_TIMEOUT = timedelta(seconds=4)
 # A pod's host object and its statistics go after this time without a request (Envoy: 5 s).
 _POD_CLEANUP_INTERVAL = timedelta(minutes=10)
+# Envoy's default number of frames that may wait, the largest that it takes, and their usual size.
+_LEAST_FRAMES, _MOST_FRAMES, _FRAME_BYTES = 10_000, 2**32 - 1, 16 * 1024
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 
@@ -127,12 +129,21 @@ def _router_http2(config: EnvoyConfig) -> core.Http2ProtocolOptions:
         # One more than admitted: a full connection would make requests wait, where the circuit
         # breaker answers.
         max_concurrent_streams=config.max_concurrent_requests + 1,
+        # Bodies wait here, in frames, for a router that is busy: by default, Envoy takes 10,000 of
+        # them (160 MB) for an attack, and cuts the connection with all requests on it.
+        max_outbound_frames=_count_frames(config),
         # Finds a router that vanished. A gRPC server with default settings takes such pings for
         # an attack and cuts all open requests; ours sets `grpc.http2.max_ping_strikes` to 0.
         connection_keepalive=core.KeepaliveSettings(
             interval=timedelta(seconds=30), timeout=timedelta(seconds=10)
         ),
     )
+
+
+def _count_frames(config: EnvoyConfig) -> int:
+    """Return how many frames there are when all requests have the largest message."""
+    frames = -(-config.max_message_bytes // _FRAME_BYTES) * config.max_concurrent_requests
+    return min(max(frames, _LEAST_FRAMES), _MOST_FRAMES)
 
 
 def _router_health_check() -> core.HealthCheck:
