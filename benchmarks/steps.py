@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from random import Random
 
-from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.pods import Leg, Pod, Role
 from pdrouter.cluster.view import ClusterView, ModelPods
 from pdrouter.engines.connector import TRANSFER_MEMBERS
 from pdrouter.engines.vllm.nixl import NixlConnector
@@ -145,10 +145,10 @@ def make_busy_state(
         prefixes.add(hashes[:cached], pod.uid)
         ledger.rates.observe(pod.uid, 4_000, 0.4 + number / 1_000)
         for _ in range(2):
-            ledger.start_prefill(pod.uid, 4_000)
+            ledger.start(Leg.PREFILL, pod.uid, 4_000)
     for pod in pods.partners:
         for _ in range(DECODES_PER_POD):
-            ledger.start_decode(pod.uid, 8_000)
+            ledger.start(Leg.DECODE, pod.uid, 8_000)
     samples = {
         pod.uid: EngineSample(
             0.0,

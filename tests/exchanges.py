@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from factories import make_state
 
-from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.pods import Leg, Pod, Role
 from pdrouter.cluster.view import PodCache
 from pdrouter.extproc.exchange import Exchange
 from pdrouter.extproc.messages import (
@@ -68,7 +68,7 @@ class ScriptedEngines:
         self, address: str, path: str, headers: Mapping[str, str], body: Pieces, total_s: float
     ) -> EngineAnswer:
         del address, path, total_s
-        tokens = sum(load.prefill_tokens for load in self.ledger.loads.values())
+        tokens = sum(load.tokens for load in self.ledger.loads[Leg.PREFILL].values())
         self.posts.append(Post(headers, body, tokens))
         answer = self.answer()
         if asyncio.iscoroutine(answer):

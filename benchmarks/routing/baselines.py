@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
-from pdrouter.cluster.pods import Pod
+from pdrouter.cluster.pods import Leg, Pod
 from pdrouter.routing.policy import Ranking, RoutedRequest
 
 
@@ -55,7 +55,7 @@ class FewestPrefills(_Scored):
     def score(self, pods: Sequence[Pod], request: RoutedRequest) -> Sequence[float]:
         """Return the prefill legs in flight."""
         ledger = request.state.ledger
-        return [float(ledger.load(pod.uid).prefill_requests) for pod in pods]
+        return [float(ledger.load(Leg.PREFILL, pod.uid).requests) for pod in pods]
 
 
 class FewestDecodes(_Scored):
@@ -66,7 +66,7 @@ class FewestDecodes(_Scored):
     def score(self, pods: Sequence[Pod], request: RoutedRequest) -> Sequence[float]:
         """Return the decode legs in flight."""
         ledger = request.state.ledger
-        return [float(ledger.load(pod.uid).decode_requests) for pod in pods]
+        return [float(ledger.load(Leg.DECODE, pod.uid).requests) for pod in pods]
 
 
 class BetterOfTwoPrefills(_Scored):
@@ -81,7 +81,7 @@ class BetterOfTwoPrefills(_Scored):
     def score(self, pods: Sequence[Pod], request: RoutedRequest) -> Sequence[float]:
         """Return the prompt tokens in flight."""
         ledger = request.state.ledger
-        return [float(ledger.load(pod.uid).prefill_tokens) for pod in pods]
+        return [float(ledger.load(Leg.PREFILL, pod.uid).tokens) for pod in pods]
 
 
 class BetterOfTwoDecodes(FewestDecodes):
@@ -115,7 +115,7 @@ class SGLangCacheAware(_Scored):
     def score(self, pods: Sequence[Pod], request: RoutedRequest) -> Sequence[float]:
         """Return the requests in flight, the unmatched blocks or what was cached, by that rule."""
         ledger = request.state.ledger
-        loads = [ledger.load(pod.uid).prefill_requests for pod in pods]
+        loads = [ledger.load(Leg.PREFILL, pod.uid).requests for pod in pods]
         if max(loads) - min(loads) > self._SPREAD and max(loads) > self._RATIO * min(loads):
             return [float(load) for load in loads]
         matches = [request.matches.get(pod.uid, 0) for pod in pods]
@@ -157,7 +157,7 @@ class MooncakeStyle(_Scored):
         scores = []
         for pod in pods:
             uncached = self.count_tokens(pod.uid, request)
-            queued = ledger.load(pod.uid).prefill_tokens
+            queued = ledger.load(Leg.PREFILL, pod.uid).tokens
             scores.append(self._predict(0, queued) + self._predict(total - uncached, uncached))
         return scores
 

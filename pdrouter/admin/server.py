@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import msgspec
@@ -103,7 +102,7 @@ class AdminServer(HttpPort):
             "draining": self._is_draining(),
             "left_out": dict(self._cache.view.left_out),
             "pods": [self._describe_pod(pod) for pod in self._cache.view.pods],
-            "ledger": {uid: asdict(load) for uid, load in self._ledger.snapshot().items()},
+            "ledger": {uid: self._ledger.describe(uid) for uid in self._ledger.snapshot()},
             "requests": [
                 describe_request(record) for record in list(self._telemetry.open.values())
             ],
@@ -124,6 +123,6 @@ class AdminServer(HttpPort):
             "kv_connector": pod.kv_connector,
             "ready": pod.ready,
             "obstacle": pod.obstacle,
-            **asdict(self._ledger.load(pod.uid)),
+            **self._ledger.describe(pod.uid),
             "failures": self._failures.describe(pod.uid),
         }

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 
+from pdrouter.cluster.pods import Leg
 from pdrouter.load.drain_rates import DrainRates
 from pdrouter.load.prefill_rates import PrefillRates
 
@@ -13,37 +14,20 @@ Clock = Callable[[], float]
 
 
 @dataclass(slots=True)
-class PodLoad:
-    """Work in flight on one pod.
+class LegLoad:
+    """Legs of one kind that are in flight on one pod.
 
     Attributes:
-        prefill_requests: prefill legs that run or wait there.
-        prefill_tokens: prompt tokens that those legs have to compute, as estimated.
-        decode_requests: decode legs, and whole requests, that run there.
-        decode_tokens: tokens that those need KV memory for at their end, as estimated.
+        requests: how many there are; whole requests count as what Envoy sends.
+        tokens: for prefill, prompt tokens that they have to compute; for decode, tokens that they
+            need KV memory for at their end. Both as estimated.
     """
 
-    prefill_requests: int = 0
-    prefill_tokens: int = 0
-    decode_requests: int = 0
-    decode_tokens: int = 0
-
-    def add(self, other: "PodLoad") -> None:
-        """Count more work."""
-        self.prefill_requests += other.prefill_requests
-        self.prefill_tokens += other.prefill_tokens
-        self.decode_requests += other.decode_requests
-        self.decode_tokens += other.decode_tokens
-
-    def subtract(self, other: "PodLoad") -> None:
-        """Count less work."""
-        self.prefill_requests -= other.prefill_requests
-        self.prefill_tokens -= other.prefill_tokens
-        self.decode_requests -= other.decode_requests
-        self.decode_tokens -= other.decode_tokens
+    requests: int = 0
+    tokens: int = 0
 
 
-_IDLE = PodLoad()
+_IDLE = LegLoad()
 
 
 _GREATEST_SURPRISE = 4.0
@@ -59,20 +43,39 @@ _NEW_LEG = 0.02
 
 
 class Scope:
-    """One piece of work that a ledger counts until it is released, exactly once."""
+    """One leg that a ledger counts until it is released, exactly once.
 
-    __slots__ = ("_amount", "_ledger", "_uid")
+    Attributes:
+        leg: the leg.
+        uid: the pod that it is on.
+        tokens: what it costs there.
+        completed: tokens that it has computed; None if it was not carried out, or not seen to be.
+    """
 
-    def __init__(self, ledger: "Ledger", uid: str, amount: PodLoad) -> None:
+    __slots__ = ("_ledger", "completed", "leg", "tokens", "uid")
+
+    def __init__(self, ledger: "Ledger", leg: Leg, uid: str, tokens: int) -> None:
         self._ledger: Ledger | None = ledger
-        self._uid = uid
-        self._amount = amount
+        self.leg = leg
+        self.uid = uid
+        self.tokens = tokens
+        self.completed: int | None = None
+
+    def complete(self, tokens: int | None = None) -> None:
+        """Note that the leg was carried out; call it before the release.
+
+        The time that a prefill leg took teaches how fast its pod is.
+
+        Args:
+            tokens: prompt tokens that were computed, if the engine has said so.
+        """
+        self.completed = self.tokens if tokens is None else tokens
 
     def release(self) -> None:
-        """Stop counting the work. Further calls change nothing."""
+        """Stop counting the leg. Further calls change nothing."""
         ledger, self._ledger = self._ledger, None
         if ledger is not None:
-            ledger.subtract(self._uid, self._amount)
+            ledger.end(self)
 
     def __enter__(self) -> "Scope":
         return self
@@ -84,36 +87,6 @@ class Scope:
         trace: TracebackType | None,
     ) -> None:
         self.release()
-
-
-class PrefillScope(Scope):
-    """One prefill leg; the time that it took teaches how fast its pod is."""
-
-    __slots__ = ("_completed",)
-
-    def __init__(self, ledger: "Ledger", uid: str, amount: PodLoad) -> None:
-        super().__init__(ledger, uid, amount)
-        self._completed: int | None = None
-
-    def __enter__(self) -> "PrefillScope":
-        return self
-
-    def complete(self, tokens: int | None = None) -> None:
-        """Note that the leg was carried out; call it before the release.
-
-        Args:
-            tokens: prompt tokens that were computed, if the engine has said so.
-        """
-        self._completed = self._amount.prefill_tokens if tokens is None else tokens
-
-    def release(self) -> None:
-        """Stop counting the leg. Further calls change nothing."""
-        ledger = self._ledger
-        try:
-            if ledger is not None:
-                ledger.leave_queue(self._uid, self, self._completed)
-        finally:
-            super().release()
 
 
 class _PrefillQueue:
@@ -131,17 +104,17 @@ class _PrefillQueue:
 
     __slots__ = ("first", "rest", "since", "work")
 
-    def __init__(self, now: float, scope: PrefillScope, work: float) -> None:
+    def __init__(self, now: float, scope: Scope, work: float) -> None:
         self.since = now
         self.work = {scope: work}
         self.first = work
         self.rest = 0.0
 
-    def add(self, scope: PrefillScope, work: float) -> None:
+    def add(self, scope: Scope, work: float) -> None:
         self.work[scope] = work
         self.rest += work
 
-    def remove(self, scope: PrefillScope) -> None:
+    def remove(self, scope: Scope) -> None:
         work = self.work.pop(scope)
         first = next(iter(self.work.values()), 0.0)
         self.rest += self.first - work - first
@@ -149,7 +122,7 @@ class _PrefillQueue:
 
 
 class Ledger:
-    """Counts work by the UID of its pod.
+    """Counts work by leg and by the UID of its pod.
 
     Entries come with the first piece of work and go with the last, so that pods which are gone
     leave nothing behind, and an update of a pod changes nothing.
@@ -167,20 +140,36 @@ class Ledger:
         self.rates = rates or PrefillRates()
         self.drains = DrainRates()
         self._clock = clock
-        self._loads: dict[str, PodLoad] = {}
-        self.loads: Mapping[str, PodLoad] = self._loads
-        """Work in flight by UID; idle pods have none. It is the ledger's own: do not change it."""
+        self._loads: dict[Leg, dict[str, LegLoad]] = {leg: {} for leg in Leg}
+        self.loads: Mapping[Leg, Mapping[str, LegLoad]] = self._loads
+        """Work in flight by leg and UID; idle pods have none. Do not change it."""
         self._queues: dict[str, _PrefillQueue] = {}
         self._others: dict[str, float] = {}
         self._mean_work = 0.0
 
-    def load(self, uid: str) -> PodLoad:
-        """Return the work in flight on a pod. It is the ledger's own record: do not change it."""
-        return self._loads.get(uid, _IDLE)
+    def load(self, leg: Leg, uid: str) -> LegLoad:
+        """Return the legs in flight on a pod. It is the ledger's own record: do not change it."""
+        return self._loads[leg].get(uid, _IDLE)
 
-    def snapshot(self) -> Mapping[str, PodLoad]:
+    def count_requests(self, uid: str) -> int:
+        """Return the legs of any kind that are in flight on a pod."""
+        return sum(loads[uid].requests for loads in self._loads.values() if uid in loads)
+
+    def snapshot(self) -> Mapping[str, Mapping[Leg, LegLoad]]:
         """Return a copy of all entries by UID; pods without work have none."""
-        return {uid: replace(load) for uid, load in self._loads.copy().items()}
+        found: dict[str, dict[Leg, LegLoad]] = {}
+        for leg, loads in self._loads.items():
+            for uid, load in loads.copy().items():
+                found.setdefault(uid, {})[leg] = replace(load)
+        return found
+
+    def describe(self, uid: str) -> dict[str, int]:
+        """Return the work in flight on a pod, for people."""
+        described: dict[str, int] = {}
+        for leg in Leg:
+            load = self.load(leg, uid)
+            described |= {f"{leg}_requests": load.requests, f"{leg}_tokens": load.tokens}
+        return described
 
     def forget(self, uid: str) -> None:
         """Forget how fast a pod was that is gone; what is in flight there still counts."""
@@ -240,30 +229,44 @@ class Ledger:
         """
         return self.drains.rate(uid, self._clock())
 
-    def start_prefill(self, uid: str, tokens: int) -> PrefillScope:
-        """Count a prefill leg that has so many prompt tokens to compute."""
-        amount = PodLoad(prefill_requests=1, prefill_tokens=tokens)
-        self.drains.watch(uid, self._clock())
-        scope = PrefillScope(self, uid, amount)
-        queue = self._queues.get(uid)
-        (work,) = self.rates.measure((tokens,))
+    def start(self, leg: Leg, uid: str, tokens: int = 0) -> Scope:
+        """Count a leg: so many prompt tokens to compute, or so many that need KV memory."""
+        now = self._clock()
+        self.drains.watch(uid, now)
+        scope = Scope(self, leg, uid, tokens)
+        if leg is Leg.PREFILL:
+            self._join_queue(scope, now)
+        load = self._loads[leg].setdefault(uid, LegLoad())
+        load.requests += 1
+        load.tokens += tokens
+        return scope
+
+    def end(self, scope: Scope) -> None:
+        """Take back what a scope has counted, and learn from it; only scopes call this."""
+        uid, loads = scope.uid, self._loads[scope.leg]
+        try:
+            if scope.leg is Leg.PREFILL:
+                self._leave_queue(scope)
+            else:
+                self.drains.note(uid, self._clock())
+        finally:
+            load = loads[uid]
+            load.requests -= 1
+            load.tokens -= scope.tokens
+            if not load.requests:
+                del loads[uid]
+
+    def _join_queue(self, scope: Scope, now: float) -> None:
+        queue = self._queues.get(scope.uid)
+        (work,) = self.rates.measure((scope.tokens,))
         if queue is None:
-            self._queues[uid] = _PrefillQueue(self._clock(), scope, work)
+            self._queues[scope.uid] = _PrefillQueue(now, scope, work)
         else:
             queue.add(scope, work)
         self._mean_work += (work - self._mean_work) * _NEW_LEG
-        self._loads.setdefault(uid, PodLoad()).add(amount)
-        return scope
 
-    def start_decode(self, uid: str, tokens: int = 0) -> Scope:
-        """Count a decode leg, or a whole request, that needs KV memory for so many tokens."""
-        amount = PodLoad(decode_requests=1, decode_tokens=tokens)
-        self.drains.watch(uid, self._clock())
-        self._loads.setdefault(uid, PodLoad()).add(amount)
-        return Scope(self, uid, amount)
-
-    def leave_queue(self, uid: str, scope: PrefillScope, completed: int | None) -> None:
-        """Take a leg out of its pod's queue, and learn from it; only scopes call this."""
+    def _leave_queue(self, scope: Scope) -> None:
+        uid, completed = scope.uid, scope.completed
         queue = self._queues[uid]
         now = self._clock()
         if completed is not None and self.drains.watches(uid):
@@ -298,12 +301,3 @@ class Ledger:
             predicted = everything * self.rates.unit_s * self.rates.factors.get(uid, 1.0)
             seconds = min(seconds, _GREATEST_SURPRISE * predicted)
             self.rates.observe(uid, computed, seconds * own / everything)
-
-    def subtract(self, uid: str, amount: PodLoad) -> None:
-        """Take back what a scope has counted; only scopes call this."""
-        load = self._loads[uid]
-        load.subtract(amount)
-        if amount.decode_requests:
-            self.drains.note(uid, self._clock())
-        if load == _IDLE:
-            del self._loads[uid]

@@ -285,8 +285,7 @@ class EngineMetrics:
             async with session.get(url, allow_redirects=False) as response:
                 # The engine has just made the page.
                 at = self._clock()
-                load = self._ledger.load(pod.uid)
-                own = load.prefill_requests + load.decode_requests
+                own = self._ledger.count_requests(pod.uid)
                 page = await _read_page(response)
         except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
             raise _ScrapeFailed(ScrapeFailure.CONNECT, str(error)) from None

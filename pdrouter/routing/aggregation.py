@@ -1,5 +1,6 @@
 """Whether one pod serves a request that could be split."""
 
+from pdrouter.cluster.pods import Leg
 from pdrouter.routing.decision import Decision, RoutingFacts
 from pdrouter.routing.state import RoutingState
 
@@ -27,5 +28,5 @@ def is_faster_whole(
         + ledger.rates.predict(prefill.pod.uid, prefill.tokens)
         + handover_s
     )
-    sharers = 1 + ledger.load(decode.uid).decode_requests
+    sharers = 1 + ledger.load(Leg.DECODE, decode.uid).requests
     return ledger.rates.predict(decode.uid, facts.prompt_tokens) * sharers < two_legs

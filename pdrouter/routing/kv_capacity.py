@@ -5,15 +5,15 @@ from random import Random
 
 import msgspec
 
-from pdrouter.cluster.pods import PairingKey, Pod
-from pdrouter.load.ledger import PodLoad
+from pdrouter.cluster.pods import Leg, PairingKey, Pod
+from pdrouter.load.ledger import LegLoad
 from pdrouter.routing.policy import Ranking, RoutedRequest
 from pdrouter.routing.score_parts import DecodeParts
 
 _FULL = 0.95
 """Share of KV memory above which engines begin to preempt."""
 
-_IDLE = PodLoad()
+_IDLE = LegLoad()
 
 
 class KVCapacity:
@@ -61,8 +61,8 @@ def _draw_two_each(pods: Sequence[Pod], random: Random) -> Sequence[Pod]:
 
 def count_requests(uid: str, request: RoutedRequest) -> float:
     """Return the requests in flight on a pod: ours, and those of others as last seen."""
-    load = request.state.ledger.loads.get(uid)
-    ours = 0 if load is None else load.decode_requests
+    load = request.state.ledger.loads[Leg.DECODE].get(uid)
+    ours = 0 if load is None else load.requests
     sample = request.state.samples.get(uid)
     return ours if sample is None else ours + sample.others
 
@@ -85,7 +85,7 @@ class _Look(msgspec.Struct, frozen=True):
 
 def _look_at(pods: Sequence[Pod], request: RoutedRequest) -> _Look:
     # One loop for everything: it is gone through for every decode pod.
-    samples, loads = request.state.samples, request.state.ledger.loads
+    samples, loads = request.state.samples, request.state.ledger.loads[Leg.DECODE]
     need = request.facts.prompt_tokens + request.facts.output_tokens
     usages: list[float] = []
     scores: list[float] = []
@@ -93,7 +93,7 @@ def _look_at(pods: Sequence[Pod], request: RoutedRequest) -> _Look:
     for pod in pods:
         uid = pod.uid
         load, sample = loads.get(uid, _IDLE), samples.get(uid)
-        requests: float = load.decode_requests
+        requests: float = load.requests
         usage = 0.0
         if sample is not None:
             others, capacity = sample.others, sample.kv_capacity_tokens
@@ -101,7 +101,7 @@ def _look_at(pods: Sequence[Pod], request: RoutedRequest) -> _Look:
                 shared = True
                 requests += others
             if capacity:
-                used, reserved = sample.kv_used_tokens, load.decode_tokens
+                used, reserved = sample.kv_used_tokens, load.tokens
                 tokens = used if used > reserved else reserved  # noqa: FURB136 -- max() takes longer
                 usage = (tokens + need) / capacity
             else:

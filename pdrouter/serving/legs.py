@@ -91,7 +91,7 @@ class SideLegs:
             expected = state.prefixes.add(routed.facts.prefix.hashes, pod.uid, choice.tokens)
             trial = state.failures.start_trial(pod.uid, first.leg)
             try:
-                with trial, state.ledger.start_prefill(pod.uid, choice.tokens) as scope:
+                with trial, state.ledger.start(first.leg, pod.uid, choice.tokens) as scope:
                     attempt, answer = await posts.send(pod, body)
                     done = _read(attempt, answer)
                     if done is not None:

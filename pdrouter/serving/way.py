@@ -138,7 +138,7 @@ class Dispatcher:
     def _hold(self, last: Choice) -> ExitStack:
         """Count a request on the pod that Envoy is to send it to, until what is returned ends."""
         uid, held, state = last.pod.uid, ExitStack(), self.chooser.router.state
-        held.enter_context(state.ledger.start_decode(uid, last.tokens))
+        held.enter_context(state.ledger.start(last.leg, uid, last.tokens))
         held.enter_context(state.failures.start_trial(uid, last.leg))
         return held
 

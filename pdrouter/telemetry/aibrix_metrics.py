@@ -13,7 +13,7 @@ from typing import TypeAlias
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pdrouter.cluster.pods import Pod
+from pdrouter.cluster.pods import Leg, Pod
 from pdrouter.cluster.view import PodCache
 from pdrouter.load.ledger import Ledger
 from pdrouter.serving.answers import AnswerReport
@@ -203,13 +203,13 @@ class AibrixMetrics(Collector):
     def _show_gauges(self) -> Iterable[Metric]:
         here = (self._gateway_pod,)
         requests = tuple(self._open)
-        loads = self._ledger.snapshot().values()
+        loads = dict(self._ledger.loads[Leg.PREFILL]).values()
         for name, text, count in (
             ("gateway_in_flight_requests", "Requests that have not ended.", len(requests)),
             (
                 "gateway_prefill_outstanding_requests",
                 "Prefill legs in flight.",
-                sum(load.prefill_requests for load in loads),
+                sum(load.requests for load in loads),
             ),
         ):
             gauge = GaugeMetricFamily(name, text, None, ("gateway_pod",))

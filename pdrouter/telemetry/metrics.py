@@ -16,6 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from pdrouter import __version__
+from pdrouter.cluster.pods import Leg
 from pdrouter.cluster.reflector_stats import ReflectorStats
 from pdrouter.cluster.view import PodCache
 from pdrouter.load.failures import FailureMemory
@@ -272,12 +273,13 @@ class _LiveGauges(Collector):
             if pod.refused:
                 continue
             labels = (pod.namespace, pod.name, pod.model, pod.role)
-            load = self._ledger.load(pod.uid)
+            prefill = self._ledger.load(Leg.PREFILL, pod.uid)
+            decode = self._ledger.load(Leg.DECODE, pod.uid)
             ready.add_metric(labels, float(pod.ready))
             ejected.add_metric(labels, float(pod.uid in out))
-            prefills.add_metric(labels, load.prefill_requests)
-            tokens.add_metric(labels, load.prefill_tokens)
-            decodes.add_metric(labels, load.decode_requests)
+            prefills.add_metric(labels, prefill.requests)
+            tokens.add_metric(labels, prefill.tokens)
+            decodes.add_metric(labels, decode.requests)
         yield from (ready, ejected, prefills, tokens, decodes)
         counts = GaugeMetricFamily(
             "pdrouter_pods",

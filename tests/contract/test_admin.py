@@ -11,7 +11,7 @@ from factories import make_decision, make_pod, make_record
 
 from pdrouter import __version__
 from pdrouter.admin.server import AdminServer
-from pdrouter.cluster.pods import Role
+from pdrouter.cluster.pods import Leg, Role
 from pdrouter.cluster.view import PodCache
 from pdrouter.load.ledger import Ledger
 from pdrouter.settings import Settings
@@ -126,8 +126,8 @@ async def test_models_are_listed_as_openai_does(port: Port) -> None:
 
 async def test_the_state_shows_pods_loads_requests_and_settings(port: Port) -> None:
     port.cache.replace([P, D])
-    port.ledger.start_prefill(P.uid, 12)
-    port.ledger.start_decode("uid-gone")
+    port.ledger.start(Leg.PREFILL, P.uid, 12)
+    port.ledger.start(Leg.DECODE, "uid-gone")
     port.telemetry.request_started(make_record(model="llama", decision=make_decision(P, D)))
     page = await port.get("/debug/state")
     assert (page.status, page.type) == (200, "application/json")

@@ -11,7 +11,7 @@ from factories import make_pod
 from loopback import Server, Talk, answering, hang, listen, reset, trickle
 from waiting import wait_until
 
-from pdrouter.cluster.pods import Pod, Role, parse_address
+from pdrouter.cluster.pods import Leg, Pod, Role, parse_address
 from pdrouter.cluster.view import PodCache
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.scraper import EngineMetrics
@@ -206,7 +206,10 @@ async def test_a_sample_knows_how_many_requests_of_ours_were_there(setup: Setup)
     async with listen(Page(running(3)).talk) as server:
         setup.show(pod_at(server.address))
         samples = setup.engines.samples
-        with setup.ledger.start_decode("uid-pod-0"), setup.ledger.start_decode("uid-pod-0"):
+        with (
+            setup.ledger.start(Leg.DECODE, "uid-pod-0"),
+            setup.ledger.start(Leg.DECODE, "uid-pod-0"),
+        ):
             await setup.scrape_again()
             assert samples["uid-pod-0"].own_requests == 2
         await setup.scrape_again()
@@ -216,7 +219,7 @@ async def test_a_sample_knows_how_many_requests_of_ours_were_there(setup: Setup)
 async def test_requests_of_others_are_waited_for_while_the_pod_is_seen(setup: Setup) -> None:
     ledger = setup.ledger
     for _ in range(200):
-        ledger.start_prefill("uid-elsewhere", 1000).release()
+        ledger.start(Leg.PREFILL, "uid-elsewhere", 1000).release()
     async with listen(Page(running(3)).talk) as server:
         setup.show(pod_at(server.address))
         await setup.scrape_again()

@@ -14,7 +14,7 @@ from waiting import WAIT_S, wait_until
 
 from pdrouter.cluster.pods import Leg, Pod, Role
 from pdrouter.cluster.view import ModelPods, PodCache
-from pdrouter.load.ledger import Ledger, PodLoad
+from pdrouter.load.ledger import Ledger, LegLoad
 from pdrouter.load.prompt_length import TokenRatios
 from pdrouter.openai.paths import ENDPOINTS
 from pdrouter.openai.pieces import Pieces
@@ -194,7 +194,7 @@ async def test_an_engine_that_answers_has_carried_out_the_leg(stage: Stage) -> N
 
 
 async def test_the_work_is_counted_on_the_pod_while_it_lasts(stage: Stage) -> None:
-    seen: list[Mapping[str, PodLoad]] = []
+    seen: list[Mapping[str, Mapping[Leg, LegLoad]]] = []
 
     async def look_at_the_ledger(
         server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -205,7 +205,7 @@ async def test_the_work_is_counted_on_the_pod_while_it_lasts(stage: Stage) -> No
 
     pod = await stage.add_engine(look_at_the_ledger)
     await stage.run(await stage.create_leg())
-    assert seen == [{pod.uid: PodLoad(1, TOKENS, 0)}]
+    assert seen == [{pod.uid: {Leg.PREFILL: LegLoad(1, TOKENS)}}]
     assert stage.ledger.snapshot() == {}
 
 
@@ -272,7 +272,7 @@ async def test_only_the_pod_that_is_being_tried_is_counted(stage: Stage) -> None
     task = asyncio.create_task(stage.run(await stage.create_leg()))
     await wait_until(lambda: bool(stage.servers[1].requests))
     assert set(stage.ledger.snapshot()) == {second.uid}
-    assert stage.ledger.load(first.uid) == PodLoad()
+    assert stage.ledger.load(Leg.PREFILL, first.uid) == LegLoad()
     task.cancel()
     await asyncio.wait([task])
 
@@ -505,7 +505,7 @@ async def test_cancelling_closes_the_connection_and_counts_nothing(
     leg = await stage.create_leg(limits=ClientLimits(WAIT_S, WAIT_S, 10**9))
     task = asyncio.create_task(stage.run(leg))
     await wait_until(lambda: bool(stage.servers[0].requests))
-    assert stage.ledger.load(stage.pods[0].uid) == PodLoad(1, TOKENS, 0)
+    assert stage.ledger.load(Leg.PREFILL, stage.pods[0].uid) == LegLoad(1, TOKENS)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from expectations import Metrics, connect, engines_of, eventually, run_checked_stack
 
+from pdrouter.cluster.pods import Leg
 from pdrouter.tools.local_stack import LocalStack, StackOptions
 from pdrouter.tools.simulation.config import EngineConfig
 from pdrouter.tools.simulation.engine import SimulatedEngine
@@ -49,7 +50,7 @@ def try_first(stack: LocalStack, *engines: SimulatedEngine) -> Iterator[None]:
         others = [engine for engine in stack.prefill if engine not in engines]
         for place, engine in enumerate((*engines, *others)):
             scopes.enter_context(
-                stack.router.ledger.start_prefill(engine.address, place * 1_000_000)
+                stack.router.ledger.start(Leg.PREFILL, engine.address, place * 1_000_000)
             )
         yield
 

@@ -20,6 +20,7 @@ from expectations import (
     read_metrics,
 )
 
+from pdrouter.cluster.pods import Leg
 from pdrouter.tools.envoy_config import ResponseBody, Routing
 from pdrouter.tools.local_stack import LocalStack, StackOptions
 
@@ -117,7 +118,7 @@ async def test_tokens_reach_the_client_while_the_engine_makes_more(
         assert decode.request.outcome == "running"
         # The decode pod counts as busy for as long as the client gets tokens.
         loads = stack.router.ledger.snapshot()
-        assert loads[decode.engine.address].decode_requests == 1
+        assert loads[decode.engine.address][Leg.DECODE].requests == 1
         assert (await read_metrics(stack)).total("pdrouter_requests_in_flight") == 1
 
 

@@ -31,6 +31,7 @@ from expectations import (
 )
 from waiting import wait_until
 
+from pdrouter.cluster.pods import Leg
 from pdrouter.tools.envoy_config import Routing
 from pdrouter.tools.local_stack import LocalStack, StackOptions, write_endpoints
 from pdrouter.tools.simulation.config import EngineConfig
@@ -304,7 +305,7 @@ async def test_a_request_outlives_the_removal_of_its_pod(
         left = roleset("default", stack.prefill, others)
         await endpoints.write({"name": "demo", "rolesets": [left]})
         # Counted for as long as it lasts, though the pod is known no more.
-        assert stack.router.ledger.snapshot()[served].decode_requests == 1
+        assert stack.router.ledger.snapshot()[served][Leg.DECODE].requests == 1
         assert "[DONE]" in (await response.aread()).decode()
     _, decode = expect_disaggregated(stack, response)
     assert decode.engine.address == served

@@ -275,8 +275,8 @@ def replay(result: SimulationResult, recording: Recording, random: Random) -> li
             assert decision.prefill is not None
             decisions.append(decision)
             legs[index] = (
-                ledger.start_decode(decision.last.pod.uid, decision.last.tokens),
-                ledger.start_prefill(decision.prefill.pod.uid, decision.prefill.tokens),
+                ledger.start(Leg.DECODE, decision.last.pod.uid, decision.last.tokens),
+                ledger.start(Leg.PREFILL, decision.prefill.pod.uid, decision.prefill.tokens),
             )
             prefixes.add(facts.prefix.hashes, decision.prefill.pod.uid, decision.prefill.tokens)
         elif order == 1:

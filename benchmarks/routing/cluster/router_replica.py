@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from pdrouter.cluster.view import ModelPods
-from pdrouter.load.ledger import Ledger, PrefillScope, Scope
+from pdrouter.load.ledger import Ledger, Scope
 from pdrouter.load.prefill_rates import PrefillRates
 from pdrouter.load.prefix_index import PrefixIndex
 from pdrouter.load.samples import EngineSample
@@ -50,7 +50,7 @@ class RoutedLegs:
 
     __slots__ = ("_decode", "_prefill", "decision")
 
-    def __init__(self, decision: Decision, decode: Scope, prefill: PrefillScope | None) -> None:
+    def __init__(self, decision: Decision, decode: Scope, prefill: Scope | None) -> None:
         self.decision = decision
         self._decode = decode
         self._prefill = prefill
@@ -109,17 +109,16 @@ class RouterReplica:
             return None
         decode, prefill = decision.last, decision.prefill
         scope = None
-        decode_scope = self.ledger.start_decode(decode.pod.uid, decode.tokens)
+        decode_scope = self.ledger.start(decode.leg, decode.pod.uid, decode.tokens)
         if prefill is not None:
-            scope = self.ledger.start_prefill(prefill.pod.uid, prefill.tokens)
+            scope = self.ledger.start(prefill.leg, prefill.pod.uid, prefill.tokens)
             self.state.prefixes.add(facts.prefix.hashes, prefill.pod.uid, prefill.tokens)
         return RoutedLegs(decision, decode_scope, scope)
 
     def observe(self, samples: Mapping[str, EngineSample]) -> None:
         """Take new metrics of all engines."""
         for uid, sample in samples.items():
-            load = self.ledger.load(uid)
-            own = load.prefill_requests + load.decode_requests
+            own = self.ledger.count_requests(uid)
             self.samples[uid] = seen = replace(sample, own_requests=own)
             self.ledger.note_others(uid, seen.others)
 

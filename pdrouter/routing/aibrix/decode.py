@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from pdrouter.cluster.pods import Pod
+from pdrouter.cluster.pods import Leg, Pod
 from pdrouter.routing.policy import PolicyOptions, Ranking, RoutedRequest
 
 _LEAST_DRAIN_RATE = 0.1
@@ -40,7 +40,7 @@ class DecodeCondition(msgspec.Struct, frozen=True):
         if usage is None or not math.isfinite(usage):
             usage = 0.0
         return cls(
-            request.state.ledger.load(uid).decode_requests,
+            request.state.ledger.load(Leg.DECODE, uid).requests,
             throughput,
             max(0.1, math.floor(100.5 - 100.0 * usage)),
         )

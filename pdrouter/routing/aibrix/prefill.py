@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 
-from pdrouter.cluster.pods import Pod
+from pdrouter.cluster.pods import Leg, Pod
 from pdrouter.routing.policy import PolicyOptions, RoutedRequest
 from pdrouter.routing.score_parts import PrefillParts
 
@@ -108,7 +108,7 @@ def match_percent(uid: str, request: RoutedRequest) -> int:
 
 def _count_legs(pods: Sequence[Pod], request: RoutedRequest) -> list[int]:
     load = request.state.ledger.load
-    return [load(pod.uid).prefill_requests for pod in pods]
+    return [load(Leg.PREFILL, pod.uid).requests for pod in pods]
 
 
 def _find_prefill_ms(uid: str, request: RoutedRequest) -> float:

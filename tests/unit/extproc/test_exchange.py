@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from pdrouter.cluster.catalog import Catalog
 from pdrouter.cluster.names import LINGER_S
-from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.pods import Leg, Pod, Role
 from pdrouter.extproc.codec import encode
 from pdrouter.extproc.ext_proc_pb2 import ProcessingRequest
 from pdrouter.extproc.limits import MESSAGE_OVERHEAD_BYTES
@@ -87,7 +87,7 @@ async def test_a_disaggregated_request_goes_its_whole_way() -> None:
         "prefill-target-pod": "prefill-0",
         "prefill-target-pod-ip": "10.0.0.1",
     }
-    assert bench.ledger.load("d").decode_requests == 1
+    assert bench.ledger.load(Leg.DECODE, "d").requests == 1
     record = bench.close()
     assert record.outcome is Outcome.OK
     assert record.status == 200
@@ -381,9 +381,9 @@ async def test_a_request_is_served_whole_where_that_is_faster(
     bench = Bench(aggregation=Aggregation.WHEN_FASTER)
     with ExitStack() as work:
         if queue:
-            work.enter_context(bench.ledger.start_prefill("p", queue))
+            work.enter_context(bench.ledger.start(Leg.PREFILL, "p", queue))
         for _ in range(busy):
-            work.enter_context(bench.ledger.start_decode("d"))
+            work.enter_context(bench.ledger.start(Leg.DECODE, "d"))
         *_, response = await bench.tell(request_headers(), request_body(), response_headers())
     assert isinstance(response, PhaseReply)
     assert dict(response.set_headers)["x-pd-decision"] == decision
@@ -453,7 +453,7 @@ async def test_a_useless_handle_never_reaches_decode() -> None:
 
 async def test_a_request_that_would_wait_too_long_is_refused_before_prefill() -> None:
     bench = Bench(max_wait_s=1.0)
-    with bench.ledger.start_prefill("p", 80_000):
+    with bench.ledger.start(Leg.PREFILL, "p", 80_000):
         _, reply = await bench.tell(request_headers(), request_body())
     # At 8,000 tokens per second, 10 seconds of work are ahead.
     assert error_of(reply) == (429, "overloaded")
@@ -620,8 +620,8 @@ async def test_cancelling_in_prefill_releases_everything() -> None:
     await bench.tell(request_headers())
     task = asyncio.create_task(bench.exchange.handle(request_body()))
     await asyncio.wait_for(waiting.wait(), 10)
-    assert bench.ledger.load("p").prefill_requests == 1
-    assert bench.ledger.load("d").decode_requests == 1
+    assert bench.ledger.load(Leg.PREFILL, "p").requests == 1
+    assert bench.ledger.load(Leg.DECODE, "d").requests == 1
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -746,7 +746,7 @@ def test_any_sequence_of_messages_leaves_nothing_behind(
     asyncio.run(drive())
 
 
-class Leg:
+class WithTask:
     """A dispatcher that lets a task of the call fail when it is told to."""
 
     def __init__(self, bench: Bench) -> None:
@@ -768,10 +768,10 @@ class Leg:
             self.ended.set()
 
 
-async def forward_with_leg() -> tuple[Bench, Leg]:
+async def forward_with_leg() -> tuple[Bench, WithTask]:
     """Return an exchange whose request went to a pod, with a task that works for it."""
     bench = Bench()
-    leg = Leg(bench)
+    leg = WithTask(bench)
     bench.exchanges.dispatcher = leg  # type: ignore[assignment]
     bench.exchange = bench.open()
     bench.notes.open = 1

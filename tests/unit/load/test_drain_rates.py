@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pdrouter.cluster.pods import Leg
 from pdrouter.load.drain_rates import DrainRates
 from pdrouter.load.ledger import Ledger
 
@@ -79,10 +80,10 @@ def test_the_ledger_counts_what_was_carried_out() -> None:
     time = Time()
     ledger = Ledger(clock=time)
     for _ in range(10):
-        ledger.start_decode("d").release()
-        with ledger.start_prefill("p", 5) as scope:
+        ledger.start(Leg.DECODE, "d").release()
+        with ledger.start(Leg.PREFILL, "p", 5) as scope:
             scope.complete()
-        ledger.start_prefill("failing", 5).release()
+        ledger.start(Leg.PREFILL, "failing", 5).release()
     time.now = 20.0
     assert ledger.drain_rate("d") == ledger.drain_rate("p") == 0.5
     assert ledger.drain_rate("failing") == 0.0

@@ -1,13 +1,15 @@
 """The ledger: no order of starts and releases makes it wrong."""
 
 from contextlib import suppress
+from itertools import product
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from pdrouter.load.ledger import Ledger, PodLoad, Scope
+from pdrouter.cluster.pods import Leg
+from pdrouter.load.ledger import Ledger, LegLoad, Scope
 
 
 class LedgerAgainstAList(RuleBasedStateMachine):
@@ -18,41 +20,43 @@ class LedgerAgainstAList(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.ledger = Ledger()
-        self.open: dict[Scope, tuple[str, PodLoad]] = {}
+        self.open: set[Scope] = set()
 
-    def _note(self, scope: Scope, uid: str, amount: PodLoad) -> Scope:
-        self.open[scope] = (uid, amount)
+    def _note(self, scope: Scope) -> Scope:
+        self.open.add(scope)
         return scope
 
     @rule(target=scopes, uid=st.sampled_from("abc"), tokens=st.integers(0, 2**40))
     def start_prefill(self, uid: str, tokens: int) -> Scope:
-        return self._note(self.ledger.start_prefill(uid, tokens), uid, PodLoad(1, tokens))
+        return self._note(self.ledger.start(Leg.PREFILL, uid, tokens))
 
     @rule(target=scopes, uid=st.sampled_from("abc"))
     def start_decode(self, uid: str) -> Scope:
-        return self._note(self.ledger.start_decode(uid), uid, PodLoad(decode_requests=1))
+        return self._note(self.ledger.start(Leg.DECODE, uid))
 
     @rule(scope=scopes)
     def release(self, scope: Scope) -> None:
         scope.release()
-        self.open.pop(scope, None)
+        self.open.discard(scope)
 
     @rule(scope=scopes)
     def leave_with_an_error(self, scope: Scope) -> None:
         with suppress(RuntimeError), scope:
             raise RuntimeError
-        self.open.pop(scope, None)
+        self.open.discard(scope)
 
     @invariant()
     def counts_are_the_sums_of_what_is_open(self) -> None:
-        sums: dict[str, PodLoad] = {}
-        for uid, amount in self.open.values():
-            load = sums.setdefault(uid, PodLoad())
-            load.prefill_requests += amount.prefill_requests
-            load.prefill_tokens += amount.prefill_tokens
-            load.decode_requests += amount.decode_requests
+        sums: dict[str, dict[Leg, LegLoad]] = {}
+        for scope in self.open:
+            load = sums.setdefault(scope.uid, {}).setdefault(scope.leg, LegLoad())
+            load.requests += 1
+            load.tokens += scope.tokens
         assert self.ledger.snapshot() == sums
-        assert all(self.ledger.load(uid) == sums.get(uid, PodLoad()) for uid in "abc")
+        for leg, uid in product(Leg, "abc"):
+            assert self.ledger.load(leg, uid) == sums.get(uid, {}).get(leg, LegLoad())
+        for uid in "abc":
+            assert self.ledger.count_requests(uid) == [s.uid for s in self.open].count(uid)
 
     def teardown(self) -> None:
         for scope in self.open:
@@ -66,41 +70,41 @@ TestLedger.settings = settings(max_examples=40, stateful_step_count=25, deadline
 
 def test_an_unknown_pod_is_idle_and_leaves_no_entry() -> None:
     ledger = Ledger()
-    assert ledger.load("nobody") == PodLoad(0, 0, 0)
+    assert [ledger.load(leg, "nobody") for leg in Leg] == [LegLoad(), LegLoad()]
     assert ledger.snapshot() == {}
 
 
 def test_a_scope_counts_from_its_start_and_not_from_being_entered() -> None:
     ledger = Ledger()
-    scope = ledger.start_prefill("a", 100)
-    assert ledger.load("a") == PodLoad(1, 100, 0)
+    scope = ledger.start(Leg.PREFILL, "a", 100)
+    assert ledger.load(Leg.PREFILL, "a") == LegLoad(1, 100)
     with scope as entered:
         assert entered is scope
-        assert ledger.load("a") == PodLoad(1, 100, 0)
+        assert ledger.load(Leg.PREFILL, "a") == LegLoad(1, 100)
     assert ledger.snapshot() == {}
 
 
 def test_an_error_inside_a_scope_is_not_swallowed() -> None:
     ledger = Ledger()
-    with pytest.raises(RuntimeError, match="inside"), ledger.start_decode("a"):
+    with pytest.raises(RuntimeError, match="inside"), ledger.start(Leg.DECODE, "a"):
         raise RuntimeError("inside")
     assert ledger.snapshot() == {}
 
 
 def test_a_snapshot_stays_as_it_was() -> None:
     ledger = Ledger()
-    scope = ledger.start_decode("a")
+    scope = ledger.start(Leg.DECODE, "a")
     snapshot = ledger.snapshot()
-    ledger.start_decode("a")
-    assert snapshot == {"a": PodLoad(decode_requests=1)}
+    ledger.start(Leg.DECODE, "a")
+    assert snapshot == {"a": {Leg.DECODE: LegLoad(1)}}
     scope.release()
-    assert ledger.load("a") == PodLoad(decode_requests=1)
+    assert ledger.load(Leg.DECODE, "a") == LegLoad(1)
 
 
 def test_a_leg_on_a_pod_that_is_gone_teaches_nothing() -> None:
     ledger = Ledger()
     before = ledger.rates.predict("p", 1000)
-    with ledger.start_prefill("p", 1000) as scope:
+    with ledger.start(Leg.PREFILL, "p", 1000) as scope:
         ledger.forget("p")
         scope.complete(100_000)
     assert ledger.rates.predict("p", 1000) == before

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pdrouter.cluster.pods import Leg
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.prefill_rates import PrefillRates, round_up
 
@@ -104,8 +105,8 @@ def test_the_wait_is_the_work_ahead_less_what_is_done_of_it() -> None:
     clock = Clock()
     ledger = Ledger(PrefillRates(1000), clock)
     assert ledger.predict_prefill_wait("a") == 0
-    first = ledger.start_prefill("a", 1000)
-    ledger.start_prefill("a", 500)
+    first = ledger.start(Leg.PREFILL, "a", 1000)
+    ledger.start(Leg.PREFILL, "a", 500)
     assert ledger.predict_prefill_wait("a") == pytest.approx(1.5)
     clock.now += 0.4
     assert ledger.predict_prefill_wait("a") == pytest.approx(1.1)
@@ -119,7 +120,7 @@ def test_the_wait_is_the_work_ahead_less_what_is_done_of_it() -> None:
 def test_what_waits_is_predicted_by_what_has_been_learnt_since_it_was_sent() -> None:
     clock = Clock()
     ledger = Ledger(PrefillRates(8000), clock)
-    queue = [ledger.start_prefill("a", 8000) for _ in range(10)]
+    queue = [ledger.start(Leg.PREFILL, "a", 8000) for _ in range(10)]
     for scope in queue[:5]:
         # The pods are ten times slower than was assumed.
         clock.now += 10
@@ -130,7 +131,7 @@ def test_what_waits_is_predicted_by_what_has_been_learnt_since_it_was_sent() -> 
 
 def test_a_leg_may_leave_the_queue_out_of_turn() -> None:
     ledger = Ledger(PrefillRates(1000), lambda: 0.0)
-    first, second, third = (ledger.start_prefill("a", tokens) for tokens in (1000, 2000, 4000))
+    first, second, third = (ledger.start(Leg.PREFILL, "a", tokens) for tokens in (1000, 2000, 4000))
     second.release()
     assert ledger.predict_prefill_wait("a") == pytest.approx(5)
     first.release()
@@ -146,8 +147,8 @@ def test_a_leg_is_learnt_from_with_the_legs_beside_it() -> None:
     ledger = Ledger(rates, clock)
     ledger.note_others("a", 1)
     for _ in range(100):
-        waiting = ledger.start_prefill("a", 3000)
-        with ledger.start_prefill("a", 1000) as scope:
+        waiting = ledger.start(Leg.PREFILL, "a", 3000)
+        with ledger.start(Leg.PREFILL, "a", 1000) as scope:
             clock.now += 1
             scope.complete()
         waiting.release()
@@ -158,7 +159,7 @@ def test_a_leg_is_learnt_from_with_the_legs_beside_it() -> None:
 def test_a_leg_that_is_overdue_is_not_taken_for_done() -> None:
     clock = Clock()
     ledger = Ledger(PrefillRates(1000), clock)
-    ledger.start_prefill("a", 1000)
+    ledger.start(Leg.PREFILL, "a", 1000)
     clock.now += 31
     assert ledger.predict_prefill_wait("a") == pytest.approx(30)
 
@@ -167,7 +168,7 @@ def test_a_leg_teaches_from_when_its_pod_came_to_it() -> None:
     clock = Clock()
     rates = PrefillRates(1000)
     ledger = Ledger(rates, clock)
-    scopes = [ledger.start_prefill("a", 1000) for _ in range(30)]
+    scopes = [ledger.start(Leg.PREFILL, "a", 1000) for _ in range(30)]
     for scope in scopes:
         # Each takes two seconds, and waits for those before it.
         clock.now += 2
@@ -181,10 +182,10 @@ def test_one_leg_that_stalls_does_not_keep_requests_from_its_pod_for_long() -> N
     rates = PrefillRates(1000)
     ledger = Ledger(rates, clock)
     for _ in range(20):
-        with ledger.start_prefill("a", 1000) as scope:
+        with ledger.start(Leg.PREFILL, "a", 1000) as scope:
             clock.now += 1
             scope.complete()
-    with ledger.start_prefill("a", 1000) as scope:
+    with ledger.start(Leg.PREFILL, "a", 1000) as scope:
         clock.now += 600
         scope.complete()
     assert rates.predict("a", 1000) < 1.5
@@ -194,10 +195,10 @@ def test_legs_of_others_are_waited_for_as_for_own() -> None:
     clock = Clock()
     ledger = Ledger(PrefillRates(1000), clock)
     for _ in range(300):
-        ledger.start_prefill("b", 2000).release()
+        ledger.start(Leg.PREFILL, "b", 2000).release()
     ledger.note_others("a", 3)
     assert ledger.predict_prefill_wait("a") == pytest.approx(6, rel=0.02)
-    ledger.start_prefill("a", 1000)
+    ledger.start(Leg.PREFILL, "a", 1000)
     assert ledger.predict_prefill_wait("a") == pytest.approx(7, rel=0.02)
     ledger.note_others("a", 0)
     assert ledger.predict_prefill_wait("a") == pytest.approx(1)
@@ -212,7 +213,7 @@ def test_a_pod_that_works_for_others_too_is_not_taken_for_slow() -> None:
     ledger = Ledger(rates, clock)
     ledger.note_others("a", 1)
     for _ in range(100):
-        with ledger.start_prefill("a", 1000) as scope:
+        with ledger.start(Leg.PREFILL, "a", 1000) as scope:
             clock.now += 2
             scope.complete()
     assert rates.predict("a", 1000) == pytest.approx(1, rel=0.1)
@@ -221,7 +222,7 @@ def test_a_pod_that_works_for_others_too_is_not_taken_for_slow() -> None:
 def test_a_leg_with_nothing_to_compute_teaches_nothing() -> None:
     clock = Clock()
     rates = PrefillRates(1000)
-    with Ledger(rates, clock).start_prefill("a", 0) as scope:
+    with Ledger(rates, clock).start(Leg.PREFILL, "a", 0) as scope:
         clock.now += 50
         scope.complete()
     assert rates.predict("a", 1000) == pytest.approx(1)
@@ -233,7 +234,7 @@ def test_a_leg_that_computes_more_than_expected_does_not_look_fast() -> None:
     ledger = Ledger(rates, clock)
     for _ in range(60):
         # It was taken for cached, and was not.
-        with ledger.start_prefill("a", 10) as scope:
+        with ledger.start(Leg.PREFILL, "a", 10) as scope:
             clock.now += 8
             scope.complete(8000)
     assert rates.predict("a", 8000) == pytest.approx(8, rel=0.05)
@@ -243,7 +244,7 @@ def test_a_leg_that_failed_teaches_nothing() -> None:
     clock = Clock()
     rates = PrefillRates(1000)
     ledger = Ledger(rates, clock)
-    with ledger.start_prefill("a", 1000):
+    with ledger.start(Leg.PREFILL, "a", 1000):
         clock.now += 50
     assert rates.predict("a", 1000) == pytest.approx(1)
 
@@ -253,7 +254,7 @@ def test_what_the_engine_says_it_has_computed_counts() -> None:
     rates = PrefillRates(1000)
     ledger = Ledger(rates, clock)
     for _ in range(60):
-        with ledger.start_prefill("a", 1000) as scope:
+        with ledger.start(Leg.PREFILL, "a", 1000) as scope:
             clock.now += 1
             scope.complete(250)
     assert rates.predict("a", 1000) == pytest.approx(4, rel=0.15)
@@ -277,7 +278,7 @@ def test_engines_of_static_shapes_are_learnt_and_predicted_by_their_buckets() ->
     assert rates.predict("a", 513) == pytest.approx(0.8, rel=0.05)
     ledger = Ledger(rates, lambda: 0.0)
     for tokens in (30, 30, 700):
-        ledger.start_prefill("a", tokens)
+        ledger.start(Leg.PREFILL, "a", tokens)
     assert ledger.predict_prefill_wait("a") == pytest.approx(1.0, rel=0.05)
 
 

@@ -3,7 +3,7 @@
 import pytest
 from factories import make_pod, make_state
 
-from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.pods import Leg, Pod, Role
 from pdrouter.cluster.view import ModelPods
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.prefill_rates import PrefillRates
@@ -28,7 +28,7 @@ def make_queues(**tokens: int) -> RoutingState:
     """Pods with so much work ahead, of which `hot` has cached the prompt; 1,000 tokens a second."""
     ledger = Ledger(PrefillRates(1000), lambda: 0.0)
     for name, each in tokens.items():
-        ledger.start_prefill(f"uid-{name}", each)
+        ledger.start(Leg.PREFILL, f"uid-{name}", each)
     prefixes = PrefixIndex(1 << 20, 60, lambda: 0.0)
     prefixes.add(PREFIX.hashes, "uid-hot")
     return make_state(ledger, prefixes=prefixes)

@@ -10,7 +10,7 @@ from factories import make_pod, make_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.pods import Leg, Pod, Role
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.samples import EngineSample
 from pdrouter.routing.aibrix.decode import (
@@ -44,7 +44,7 @@ def make_routed(described: Sequence[Described]) -> RoutedRequest:
     samples = {}
     for number, (requests, throughput, usage) in enumerate(described):
         for _ in range(requests):
-            ledger.start_decode(f"uid-d{number}")
+            ledger.start(Leg.DECODE, f"uid-d{number}")
         samples[f"uid-d{number}"] = EngineSample(
             0.0, generated_tokens_per_s=throughput, kv_usage=usage
         )
@@ -259,9 +259,9 @@ def test_the_first_rule_that_applies_takes_one_pod(
     for number, (each, completed) in enumerate(zip(described, drained, strict=True)):
         uid = f"uid-d{number}"
         for _ in range(completed):
-            ledger.start_decode(uid).release()
+            ledger.start(Leg.DECODE, uid).release()
         for _ in range(each[0]):
-            ledger.start_decode(uid)
+            ledger.start(Leg.DECODE, uid)
         samples[uid] = EngineSample(0.0, generated_tokens_per_s=each[1])
     now = 20.0
     request = RoutedRequest(RoutingFacts(1, None), make_state(ledger, samples=samples))

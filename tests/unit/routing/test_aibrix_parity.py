@@ -12,7 +12,7 @@ from factories import make_model_pods, make_pod, make_state
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pdrouter.cluster.pods import Role
+from pdrouter.cluster.pods import Leg, Role
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.prefix_index import PrefixIndex
 from pdrouter.load.samples import EngineSample
@@ -166,15 +166,15 @@ def test_the_choice_is_one_that_aibrix_may_make(
     for p in prefills:
         prefixes.add(PREFIX.hashes[: p.matched], f"uid-{p.name}")
         for _ in range(p.count):
-            ledger.start_prefill(f"uid-{p.name}", 10)
+            ledger.start(Leg.PREFILL, f"uid-{p.name}", 10)
     for d in decodes:
         samples[f"uid-{d.name}"] = EngineSample(
             0.0, kv_usage=d.usage, generated_tokens_per_s=d.throughput
         )
         for _ in range(d.completed):
-            ledger.start_decode(f"uid-{d.name}").release()
+            ledger.start(Leg.DECODE, f"uid-{d.name}").release()
         for _ in range(d.count):
-            ledger.start_decode(f"uid-{d.name}")
+            ledger.start(Leg.DECODE, f"uid-{d.name}")
     now = SECONDS
     pods = make_model_pods(
         *(make_pod(p.name, Role.PREFILL, roleset=p.roleset) for p in prefills),
@@ -192,9 +192,9 @@ def test_the_choice_is_one_that_aibrix_may_make(
 def test_a_decode_pod_taken_by_a_rule_has_its_prefill_pods_compared_among_themselves() -> None:
     state = make_state()
     for _ in range(16):
-        state.ledger.start_decode("uid-d-a")
+        state.ledger.start(Leg.DECODE, "uid-d-a")
     for _ in range(9):
-        state.ledger.start_prefill("uid-p-b", 1)
+        state.ledger.start(Leg.PREFILL, "uid-p-b", 1)
     pods = make_model_pods(
         *(make_pod(f"p-a{number}", Role.PREFILL, roleset="a") for number in range(6)),
         make_pod("p-b", Role.PREFILL, roleset="b"),

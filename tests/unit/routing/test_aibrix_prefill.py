@@ -10,7 +10,7 @@ from factories import make_pod, make_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdrouter.cluster.pods import Pod
+from pdrouter.cluster.pods import Leg, Pod
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.prefix_index import PrefixIndex
 from pdrouter.load.samples import EngineSample
@@ -39,7 +39,7 @@ def make_loaded_state(
     ledger = Ledger(clock=lambda: 0.0)
     for number, count in enumerate(counts):
         for _ in range(count):
-            ledger.start_prefill(f"uid-p{number}", 100)
+            ledger.start(Leg.PREFILL, f"uid-p{number}", 100)
     prefixes = PrefixIndex(1 << 20, 60, lambda: 0.0)
     for number, match in enumerate(matches):
         prefixes.add(range(1, blocks + 1)[:match], f"uid-p{number}")

@@ -236,9 +236,9 @@ def make_waiting(
     now = 0.0
     ledger = Ledger(clock=lambda: now)
     for name, count in (completed or {}).items():
-        ledger.start_decode(f"uid-{name}")
+        ledger.start(Leg.DECODE, f"uid-{name}")
         for _ in range(count):
-            ledger.start_decode(f"uid-{name}").release()
+            ledger.start(Leg.DECODE, f"uid-{name}").release()
     now = 10.0
     samples = {f"uid-{name}": EngineSample(0.0, waiting=each) for name, each in waiting.items()}
     return make_state(ledger, samples=samples)

@@ -28,7 +28,7 @@ def make_router(queued: int = 0, **rules: Any) -> Router:
     """A router whose prefill pod has so many tokens ahead, and computes 1,000 a second."""
     ledger = Ledger(PrefillRates(1000), lambda: 0.0)
     if queued:
-        ledger.start_prefill(PREFILL.uid, queued)
+        ledger.start(Leg.PREFILL, PREFILL.uid, queued)
     return Router(STRATEGIES, make_state(ledger), RoutingRules(**rules))
 
 

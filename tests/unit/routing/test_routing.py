@@ -67,7 +67,7 @@ def load_pods(pods: list[Pod], loads: list[tuple[int, bool, int]]) -> Ledger:
     for index, is_prefill, tokens in loads:
         if index < len(pods):
             uid = pods[index].uid
-            ledger.start_prefill(uid, tokens) if is_prefill else ledger.start_decode(uid)
+            ledger.start(Leg.PREFILL, uid, tokens) if is_prefill else ledger.start(Leg.DECODE, uid)
     return ledger
 
 
@@ -123,11 +123,11 @@ def _check_decision(
         assert prefill.pairing == decode.pairing
         candidates = [p for p in pods if p.ready and p.role is D and p.pairing == decode.pairing]
         mates = [p for p in pods if p.ready and p.role is P and p.pairing == prefill.pairing]
-        least_tokens = min(ledger.load(pod.uid).prefill_tokens for pod in mates)
-        assert ledger.load(prefill.uid).prefill_tokens == least_tokens
+        least_tokens = min(ledger.load(Leg.PREFILL, pod.uid).tokens for pod in mates)
+        assert ledger.load(Leg.PREFILL, prefill.uid).tokens == least_tokens
     if name != "random":
-        least = min(ledger.load(pod.uid).decode_requests for pod in candidates)
-        assert decision.last.score == least == ledger.load(decode.uid).decode_requests
+        least = min(ledger.load(Leg.DECODE, pod.uid).requests for pod in candidates)
+        assert decision.last.score == least == ledger.load(Leg.DECODE, decode.uid).requests
 
 
 @settings(max_examples=150, deadline=None)
@@ -146,7 +146,7 @@ def test_adding_load_to_a_pod_never_makes_it_more_attractive(
     ledger = Ledger(clock=lambda: 0.0)
 
     def add_load(pod: Pod) -> None:
-        ledger.start_prefill(pod.uid, 100) if role is P else ledger.start_decode(pod.uid)
+        ledger.start(Leg.PREFILL, pod.uid, 100) if role is P else ledger.start(Leg.DECODE, pod.uid)
 
     for pod, load in zip(many, loads, strict=True):
         for _ in range(load):
@@ -185,8 +185,8 @@ def test_the_same_randomness_gives_the_same_choice() -> None:
 def test_prefill_goes_to_the_pod_with_fewest_tokens_not_fewest_requests() -> None:
     ledger = Ledger(clock=lambda: 0.0)
     for _ in range(5):
-        ledger.start_prefill("uid-many-short", 10)
-    ledger.start_prefill("uid-one-long", 1000)
+        ledger.start(Leg.PREFILL, "uid-many-short", 10)
+    ledger.start(Leg.PREFILL, "uid-one-long", 1000)
     pods = make_pod("many-short", P), make_pod("one-long", P), make_pod("d", D)
     decision = decide(PD, *pods, ledger=ledger)
     assert names_of(decision) == ("many-short", "d")
@@ -195,21 +195,21 @@ def test_prefill_goes_to_the_pod_with_fewest_tokens_not_fewest_requests() -> Non
 def test_of_two_rolesets_the_pair_with_the_lower_sum_wins() -> None:
     ledger = Ledger(clock=lambda: 0.0)
     pods = [make_pod(f"{r.value[0]}-{s}", r, roleset=s) for r in (P, D) for s in ("a", "b")]
-    ledger.start_prefill("uid-p-b", 800)
-    ledger.start_decode("uid-d-a")
+    ledger.start(Leg.PREFILL, "uid-p-b", 800)
+    ledger.start(Leg.DECODE, "uid-d-a")
     # Prefill in b would wait for a tenth of a second, decode in a shares its pod.
     assert names_of(decide(PD, *pods, ledger=ledger)) == ("p-b", "d-b")
-    ledger.start_prefill("uid-p-b", 80_000)
-    ledger.start_decode("uid-d-b")
+    ledger.start(Leg.PREFILL, "uid-p-b", 80_000)
+    ledger.start(Leg.DECODE, "uid-d-b")
     assert names_of(decide(PD, *pods, ledger=ledger)) == ("p-a", "d-a")
 
 
 def test_load_of_the_other_leg_does_not_matter() -> None:
     ledger = Ledger(clock=lambda: 0.0)
-    ledger.start_decode("uid-p0")
-    ledger.start_prefill("uid-p1", 1)
-    ledger.start_prefill("uid-d0", 10**9)
-    ledger.start_decode("uid-d1")
+    ledger.start(Leg.DECODE, "uid-p0")
+    ledger.start(Leg.PREFILL, "uid-p1", 1)
+    ledger.start(Leg.PREFILL, "uid-d0", 10**9)
+    ledger.start(Leg.DECODE, "uid-d1")
     pods = make_pod("p0", P), make_pod("p1", P), make_pod("d0", D), make_pod("d1", D)
     assert names_of(decide(PD, *pods, ledger=ledger)) == ("p0", "d0")
 
@@ -288,7 +288,7 @@ def test_another_try_goes_to_the_least_loaded_pod() -> None:
         *(make_pod(f"p{n}", P, roleset="a") for n in range(3)), make_pod("d", D, roleset="a")
     )
     ledger = Ledger(clock=lambda: 0.0)
-    ledger.start_prefill("uid-p1", 5)
+    ledger.start(Leg.PREFILL, "uid-p1", 5)
     assert other_prefill(pods, {"uid-p0"}, ledger) == "p2"
 
 
@@ -328,7 +328,7 @@ def test_a_profile_may_combine_policies() -> None:
     prefixes = PrefixIndex(1 << 20, 60, lambda: 0.0)
     prefix = PromptPrefix((1, 2), (500, 1000), 1000)
     prefixes.add(prefix.hashes, "uid-hot")
-    ledger.start_prefill("uid-hot", 10)
+    ledger.start(Leg.PREFILL, "uid-hot", 10)
     state = make_state(ledger, prefixes=prefixes)
     chosen = {}
     for policy in ("", "ttft:1,least_request:9", "ttft:9,least_request"):

@@ -8,6 +8,7 @@ from factories import make_pod, make_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pdrouter.cluster.pods import Leg
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.prefill_rates import PrefillRates
 from pdrouter.load.prefix_index import PrefixIndex
@@ -60,7 +61,7 @@ def test_a_prompt_without_blocks_is_computed_whole() -> None:
 
 def test_ttft_is_the_wait_and_the_uncached_part() -> None:
     ledger = Ledger(PrefillRates(1000), lambda: 0.0)
-    ledger.start_prefill(B.uid, 300)
+    ledger.start(Leg.PREFILL, B.uid, 300)
     request = make_request(ledger=ledger, cached={A.uid: 2})
     assert TimeToFirstToken(PolicyOptions(compute_weight=1.0)).score(
         [A, B], request
@@ -76,7 +77,7 @@ def test_a_hot_prefix_spreads_once_its_pod_is_too_busy() -> None:
     request = make_request(ledger=ledger, cached={A.uid: 4})
     hot, cold = TimeToFirstToken().score([A, B], request)
     assert hot < cold
-    ledger.start_prefill(A.uid, 3100)
+    ledger.start(Leg.PREFILL, A.uid, 3100)
     hot, cold = TimeToFirstToken().score([A, B], request)
     assert cold < hot
 
@@ -84,7 +85,7 @@ def test_a_hot_prefix_spreads_once_its_pod_is_too_busy() -> None:
 def test_work_of_others_counts_for_a_part() -> None:
     ledger = Ledger(PrefillRates(1000), lambda: 0.0)
     for _ in range(300):
-        ledger.start_prefill("elsewhere", 2000)
+        ledger.start(Leg.PREFILL, "elsewhere", 2000)
     ledger.note_others(A.uid, 3)
     request = make_request(ledger=ledger)
     for weight in (0.0, 0.5, 1.0):
@@ -98,10 +99,10 @@ def test_work_of_others_counts_for_a_part() -> None:
 def test_more_work_never_lowers_a_prefill_score(queue: list[int], more: int) -> None:
     ledger = Ledger(PrefillRates(1000), lambda: 0.0)
     for tokens in queue:
-        ledger.start_prefill(A.uid, tokens)
+        ledger.start(Leg.PREFILL, A.uid, tokens)
     request = make_request(ledger=ledger)
     (before,) = TimeToFirstToken().score([A], request)
-    ledger.start_prefill(A.uid, more)
+    ledger.start(Leg.PREFILL, A.uid, more)
     (after,) = TimeToFirstToken().score([A], request)
     assert after > before
 
@@ -127,14 +128,14 @@ def test_if_no_pod_has_room_all_are_candidates() -> None:
 
 def test_what_is_on_its_way_counts_before_the_engine_shows_it() -> None:
     ledger = Ledger()
-    ledger.start_decode(A.uid, 9_000)
+    ledger.start(Leg.DECODE, A.uid, 9_000)
     samples = {A.uid: sample(usage=0.0), B.uid: sample(usage=0.0)}
     assert KVCapacity().rank([A, B], make_request(ledger=ledger, samples=samples)).pods == [B]
 
 
 def test_reserved_and_used_memory_are_two_views_of_the_same() -> None:
     ledger = Ledger()
-    ledger.start_decode(A.uid, 3_000)
+    ledger.start(Leg.DECODE, A.uid, 3_000)
     samples = {A.uid: sample(usage=0.4), B.uid: sample(usage=0.2)}
     request = make_request(ledger=ledger, samples=samples)
     need = (request.facts.prompt_tokens + request.facts.output_tokens) / 10_000
@@ -150,7 +151,7 @@ def test_the_answer_needs_room_too() -> None:
 
 def test_without_metrics_the_ledger_decides() -> None:
     ledger = Ledger()
-    ledger.start_decode(A.uid, 100)
+    ledger.start(Leg.DECODE, A.uid, 100)
     request = make_request(ledger=ledger)
     assert KVCapacity().rank([A, B], request) == Ranking(
         [A, B], [1.0, 0.0], parts=DecodeParts([0.0, 0.0])
@@ -159,8 +160,8 @@ def test_without_metrics_the_ledger_decides() -> None:
 
 def test_requests_of_others_are_those_that_the_engine_had_beyond_ours() -> None:
     ledger = Ledger()
-    ledger.start_decode(A.uid)
-    ledger.start_decode(A.uid)
+    ledger.start(Leg.DECODE, A.uid)
+    ledger.start(Leg.DECODE, A.uid)
     samples = {A.uid: EngineSample(0.0, 1, 4.0, 2.0)}
     request = make_request(ledger=ledger, samples=samples)
     assert count_requests(A.uid, request) == 2 + (4 + 2 - 1)
@@ -198,9 +199,9 @@ def test_a_pod_without_room_is_not_drawn() -> None:
 def test_more_load_never_lowers_a_decode_score(requests: int, usage: float, tokens: int) -> None:
     ledger = Ledger()
     for _ in range(requests):
-        ledger.start_decode(A.uid, 10)
+        ledger.start(Leg.DECODE, A.uid, 10)
     request = make_request(ledger=ledger, samples={A.uid: sample(usage=usage)})
     (before,) = KVCapacity().rank([A], request).scores
-    ledger.start_decode(A.uid, tokens)
+    ledger.start(Leg.DECODE, A.uid, tokens)
     (after,) = KVCapacity().rank([A], request).scores
     assert after > before

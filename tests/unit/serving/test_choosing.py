@@ -19,7 +19,7 @@ from exchanges import (
 )
 
 from pdrouter.cluster.pod_config import parse_config
-from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.pods import Leg, Pod, Role
 from pdrouter.cluster.view import ClusterView
 from pdrouter.extproc.messages import ImmediateReply, PhaseReply, ReplaceBody, Reply
 from pdrouter.serving.engine_client import EngineAnswer, FailureKind
@@ -68,8 +68,8 @@ async def test_a_decode_pod_that_goes_during_prefill_is_replaced(pods: tuple[Pod
     assert isinstance(body, PhaseReply)
     assert isinstance(body.body, ReplaceBody)
     assert json.loads(bytes(body.body.body))["kv_transfer_params"] == json.loads(PARAMS)
-    assert bench.ledger.load("d").decode_requests == 0
-    assert bench.ledger.load("d2").decode_requests == 1
+    assert bench.ledger.load(Leg.DECODE, "d").requests == 0
+    assert bench.ledger.load(Leg.DECODE, "d2").requests == 1
     assert isinstance(response, PhaseReply)
     assert dict(response.set_headers)["target-pod"] == "decode-1"
     decision = bench.close().decision
@@ -271,7 +271,7 @@ async def test_a_prefill_that_was_done_is_not_done_again_to_be_faster() -> None:
     scopes = ExitStack()
 
     def answer() -> EngineAnswer:
-        scopes.enter_context(bench.ledger.start_prefill("p", 10_000_000))
+        scopes.enter_context(bench.ledger.start(Leg.PREFILL, "p", 10_000_000))
         return prefilled()
 
     bench.prefill.answer = answer
@@ -365,10 +365,10 @@ async def test_a_pod_with_a_short_queue_takes_what_would_wait_too_long() -> None
     idler = replace(PREFILL, uid="p2", name="prefill-1")
     bench = Bench((PREFILL, idler, DECODE), max_wait_s=1.5)
     for _ in range(300):
-        bench.ledger.start_prefill("elsewhere", 16_000).release()
+        bench.ledger.start(Leg.PREFILL, "elsewhere", 16_000).release()
     # 2 s of others' work, of which a part counts in the choice, and 1 s of ours.
     bench.ledger.note_others("p", 1)
-    with bench.ledger.start_prefill("p2", 8_000):
+    with bench.ledger.start(Leg.PREFILL, "p2", 8_000):
         await bench.tell(request_headers(), request_body())
     record = bench.close()
     assert [attempt.pod for attempt in record.attempts] == [idler]
@@ -407,6 +407,6 @@ async def test_memory_for_an_answer_is_kept_where_there_is_one(
     headers = request_headers(path, routing_strategy=strategy, content_type=content_type)
     await bench.tell(headers, request_body(body))
     (load,) = bench.ledger.snapshot().values()
-    assert load.decode_requests == 1
-    assert load.decode_tokens == pytest.approx(tokens, abs=2)
+    assert load[Leg.DECODE].requests == 1
+    assert load[Leg.DECODE].tokens == pytest.approx(tokens, abs=2)
     bench.close()

@@ -76,7 +76,7 @@ def test_policies_that_do_not_exist_are_noted_and_change_nothing() -> None:
 def test_pods_that_a_policy_leaves_out_are_noted() -> None:
     state = make_state()
     for _ in range(9):
-        state.ledger.start_prefill("uid-p0", 1)
+        state.ledger.start(Leg.PREFILL, "uid-p0", 1)
     pods = make_model_pods(*(make_pod(f"p{n}", P) for n in range(4)), make_pod("d", D))
     decision = create_strategies("prefix_cache")["pd"].decide(RoutingFacts(1, None), pods, state)
     assert decision.prefill is not None

@@ -8,7 +8,7 @@ import pytest
 from factories import MODEL, make_attempt, make_decision, make_pod, make_record, make_steps
 from prometheus_client.core import Metric
 
-from pdrouter.cluster.pods import Role
+from pdrouter.cluster.pods import Leg, Role
 from pdrouter.cluster.view import PodCache
 from pdrouter.load.ledger import Ledger
 from pdrouter.serving.engine_client import FailureKind
@@ -282,8 +282,8 @@ def test_a_try_that_went_well_is_no_failure(router: Router) -> None:
 
 def test_outstanding_prefill_requests_are_those_of_the_ledger(router: Router) -> None:
     gone = make_pod("gone", Role.PREFILL)
-    scopes = [router.ledger.start_prefill(pod.uid, 5) for pod in (P, P, gone)]
-    router.ledger.start_decode(D.uid)
+    scopes = [router.ledger.start(Leg.PREFILL, pod.uid, 5) for pod in (P, P, gone)]
+    router.ledger.start(Leg.DECODE, D.uid)
     assert router.samples("gateway_prefill_outstanding_requests") == [(HERE, 3)]
     for scope in scopes:
         scope.release()

@@ -124,7 +124,7 @@ def test_scores_are_shown_with_what_they_were_made_of() -> None:
         samples={D.uid: EngineSample(0.0, running=3.0, kv_usage=0.25, kv_capacity_tokens=10_000)},
     )
     other = make_pod("p1")
-    ledger.start_prefill(other.uid, 500)
+    ledger.start(Leg.PREFILL, other.uid, 500)
     facts = RoutingFacts(1000, None, prefix, 100)
     strategy = create_strategies()["pd"]
     decision = strategy.decide(facts, make_model_pods(P, other, D), state)

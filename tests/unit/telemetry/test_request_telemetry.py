@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from pdrouter import __version__
-from pdrouter.cluster.pods import Role
+from pdrouter.cluster.pods import Leg, Role
 from pdrouter.cluster.reflector_stats import ReflectorStats
 from pdrouter.cluster.view import PodCache
 from pdrouter.load.ledger import Ledger, Scope
@@ -207,8 +207,11 @@ def test_gauges_per_pod_follow_the_ledger_and_the_view() -> None:
     telemetry = create_telemetry(ledger, cache)
     assert value(telemetry, "pdrouter_pods_synced") == 0
     cache.replace([P, make_pod("d0", Role.DECODE, ready=False)])
-    scopes: list[Scope] = [ledger.start_prefill(P.uid, 40), ledger.start_prefill(P.uid, 2)]
-    scopes.append(ledger.start_decode(D.uid))
+    scopes: list[Scope] = [
+        ledger.start(Leg.PREFILL, P.uid, 40),
+        ledger.start(Leg.PREFILL, P.uid, 2),
+    ]
+    scopes.append(ledger.start(Leg.DECODE, D.uid))
     prefill = {"namespace": "default", "pod": "p0", "model": P.model, "role": "prefill"}
     decode = prefill | {"pod": "d0", "role": "decode"}
 
