@@ -21,11 +21,13 @@ the start, with the name that was probably meant.
 
 `pdrouter settings` shows what is in force where it runs, and where each value comes from; it takes
 the options of `pdrouter serve`, prints JSON with `--json`, hides secrets, and exits 2, as a start
-would, if a value is not allowed. Names that look like settings but are none are said beneath. With
+would, if a value is not allowed. What is found where a setting is unset is shown too: the router's own
+namespace (`file`), the usual kubeconfig file (`home-directory`), the share of the container's memory
+(`memory-limit`). Names that look like settings but are none are said beneath. With
 `--describe` it prints the tables of this page.
 
 ```
-$ ROUTING_ALGORITHM=pd PDROUTER_DRAIN=5m pdrouter settings --endpoints endpoints.yaml | grep -v default
+$ ROUTING_ALGORITHM=pd PDROUTER_DRAIN=5m pdrouter settings --endpoints endpoints.yaml | grep -E 'FROM|environment|--'
 SETTING                                        VALUE                                      FROM
 PDROUTER_ENDPOINTS                             endpoints.yaml                             --endpoints
 ROUTING_ALGORITHM                              pd                                         environment

@@ -3,12 +3,14 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
 
 import msgspec
 
 from pdrouter.commands import serve
+from pdrouter.process_limits import choose_body_memory, find_memory_limit
 from pdrouter.settings import (
     SettingInForce,
     Settings,
@@ -45,7 +47,13 @@ def run(options: argparse.Namespace) -> int:
         return 0
     given = vars(options)
     settings, refusals = Settings.read(os.environ, given)
-    in_force = tuple(list_settings(settings, os.environ, given))
+    found = _find_unset(settings)
+    in_force = [
+        replace(each, value=found[each.variable][0], source=found[each.variable][1])
+        if each.variable in found
+        else each
+        for each in list_settings(settings, os.environ, given)
+    ]
     print(_render_json(in_force) if options.json else _render_columns(in_force))
     for problem in (*refusals, *find_unknown_names(os.environ)):
         print(f"pdrouter: {problem}", file=sys.stderr)
@@ -53,6 +61,30 @@ def run(options: argparse.Namespace) -> int:
     if unused:
         print(f"pdrouter: of aibrix, without effect here: {', '.join(unused)}", file=sys.stderr)
     return 2 if refusals else 0
+
+
+def _find_unset(settings: Settings) -> Mapping[str, tuple[str, str]]:
+    """Return what the router finds in place of settings that are unset, and where, by variable."""
+    found: dict[str, tuple[str, str]] = {}
+    if settings.max_held_bytes is None:
+        share = choose_body_memory(find_memory_limit(), settings.workers)
+        found["PDROUTER_MAX_HELD_BYTES"] = (str(share * settings.workers), "memory-limit")
+    if settings.kubernetes:
+        # Loaded when needed, as the router does.
+        from pdrouter.cluster.kubernetes.api import (  # noqa: PLC0415
+            KubeConfigInvalid,
+            find_kubeconfig,
+            find_own_namespace,
+        )
+
+        kubeconfig = find_kubeconfig(settings.kubeconfig)
+        if settings.kubeconfig is None and kubeconfig is not None:
+            found["KUBECONFIG"] = (str(kubeconfig), "home-directory")
+        if not (settings.namespaces or settings.own_namespace):
+            # Where it cannot be found, the start says so.
+            with suppress(KubeConfigInvalid):
+                found["PDROUTER_NAMESPACES"] = (find_own_namespace(kubeconfig), "file")
+    return found
 
 
 def _render_json(settings: Sequence[SettingInForce]) -> str:

@@ -44,7 +44,7 @@ class SettingInForce:
     Attributes:
         variable: environment variable.
         value: its value, as it would be written; empty where it is unset.
-        source: `default`, `environment`, or the option that gives it.
+        source: `default`, `environment`, the option that gives it, or where it was found.
         doc: what it means.
     """
 

@@ -117,15 +117,16 @@ def test_settings_shows_what_is_in_force_and_where_it_comes_from(
     monkeypatch.setenv("AIBRIX_AUTH_BEARER_TOKEN", "hunter2")
     monkeypatch.setenv("PDROUTER_MAXWAIT", "3")
     monkeypatch.setenv("AIBRIX_TTFT_THRESHOLD_S", "3")
-    assert main(["settings", "--workers", "3", "--kubernetes"]) == 0
+    assert main(["settings", "--workers", "3", "--endpoints", "pods.yaml"]) == 0
     shown = capsys.readouterr()
     head, *lines = (line.split() for line in shown.out.splitlines())
     assert head == ["SETTING", "VALUE", "FROM"]
     rows = {name: (value, source) for name, value, source in lines}
     assert set(rows) == {each.variable for each in declarations().values()}
+    assert rows.pop("PDROUTER_MAX_HELD_BYTES")[1] == "memory-limit"
     given = {name: row for name, row in rows.items() if row[1] != "default"}
     assert given == {
-        "PDROUTER_KUBERNETES": ("true", "--kubernetes"),
+        "PDROUTER_ENDPOINTS": ("pods.yaml", "--endpoints"),
         "ROUTING_ALGORITHM": ("least-request", "environment"),
         "PDROUTER_WORKERS": ("3", "--workers"),
         "AIBRIX_AUTH_BEARER_TOKEN": ("(secret)", "environment"),
@@ -136,6 +137,31 @@ def test_settings_shows_what_is_in_force_and_where_it_comes_from(
     unknown, unused = shown.err.splitlines()
     assert unknown.endswith("did you mean PDROUTER_MAX_WAIT?")
     assert unused.endswith("without effect here: AIBRIX_TTFT_THRESHOLD_S")
+
+
+def test_settings_shows_what_is_found_where_one_is_unset(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    usual = tmp_path / ".kube" / "config"
+    usual.parent.mkdir()
+    context = {"name": "c", "context": {"cluster": "x", "user": "u", "namespace": "serving"}}
+    parts = {"clusters": [{"name": "x", "cluster": {}}], "users": [{"name": "u", "user": {}}]}
+    usual.write_text(json.dumps({**parts, "contexts": [context], "current-context": "c"}))
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def show(*options: str) -> dict[str, tuple[str, str]]:
+        assert main(["settings", "--json", "--kubernetes", *options]) == 0
+        shown = json.loads(capsys.readouterr().out)["settings"]
+        return {each["variable"]: (each["value"], each["source"]) for each in shown}
+
+    found = show()
+    assert found["KUBECONFIG"] == (str(usual), "home-directory")
+    assert found["PDROUTER_NAMESPACES"] == ("serving", "file")
+    assert int(found["PDROUTER_MAX_HELD_BYTES"][0]) >= 0
+    given = show("--namespaces", "other", "--kubeconfig", "broken")
+    assert given["KUBECONFIG"] == ("broken", "--kubeconfig")
+    assert given["PDROUTER_NAMESPACES"] == ("other", "--namespaces")
+    assert show("--kubeconfig", "broken")["PDROUTER_NAMESPACES"] == ("", "default")
 
 
 def test_settings_that_would_stop_the_start_are_said_and_shown_as_they_would_not_hold(
@@ -162,7 +188,7 @@ def test_settings_prints_what_the_guide_shows(
     monkeypatch.setenv("PDROUTER_DRAIN", "5m")
     assert main(["settings", "--endpoints", "endpoints.yaml"]) == 0
     lines = capsys.readouterr().out.splitlines(keepends=True)
-    example = "".join(line for line in lines if "default" not in line)
+    example = "".join(line for line in lines if re.search("FROM|environment|--", line))
     assert example in (ROOT / "docs" / "configuration.md").read_text()
 
 
