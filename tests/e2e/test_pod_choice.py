@@ -323,8 +323,6 @@ BROKEN_FILES = {
     "{name: a, endpoints: ['127.0.0.1:2']}]",
     "twice the address": "models: [{name: demo, endpoints: ['127.0.0.1:1', '127.0.0.1:1']}]",
     "no pods": "models: [{name: demo}]",
-    "unknown engine": "models: [{name: demo, engine: abacus, endpoints: ['127.0.0.1:1']}]",
-    "unknown connector": "models: [{name: demo, kv_connector: rope, endpoints: ['127.0.0.1:1']}]",
 }
 
 
@@ -341,6 +339,34 @@ async def test_a_broken_file_leaves_the_last_good_one_in_use(
     assert "the last good one stays in use" in caplog.text
     expect_disaggregated(stack, await ask(client))
     assert (await read_admin(stack, "/readyz")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ({"engine": "abacus"}, "engine 'abacus' is not supported"),
+        ({"kv_connector": "rope"}, "KV connector 'rope' is not supported"),
+    ],
+)
+async def test_a_model_that_cannot_be_served_is_left_out_while_others_are_served(
+    client: httpx.AsyncClient,
+    stack: LocalStack,
+    endpoints: EndpointsEditor,
+    members: dict[str, str],
+    reason: str,
+) -> None:
+    pods = [roleset("default", stack.prefill, stack.decode)]
+    odd = {"name": "odd", "rolesets": pods, **members}
+    await endpoints.write(odd, {"name": "demo", "rolesets": pods})
+    expect_disaggregated(stack, await ask(client))
+    received = count_received(stack)
+    refused = await client.post(CHAT, json=chat("odd"))
+    assert reason in expect_error(refused, 503, "model_unsupported")["message"]
+    assert count_received(stack) == received
+    assert [model["id"] for model in await list_models(client)] == ["demo"]
+    assert reason in (await read_admin(stack, "/debug/state")).json()["left_out"]["odd"]
+    unsupported = (await read_metrics(stack)).total("pdrouter_pods", state="unsupported")
+    assert unsupported == len(stack.prefill) + len(stack.decode)
 
 
 async def test_a_missing_file_leaves_the_last_good_one_in_use(
