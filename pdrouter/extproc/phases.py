@@ -143,7 +143,9 @@ class Phases:
         self._record.forwarded = True
         if dispatched.pod is not None:
             split = self._record.prefill_pod is not None and not self._record.aggregated
-            self._sent = self._outcomes.send(dispatched.pod, dispatched.model, split=split)
+            self._sent = self._outcomes.send(
+                dispatched.pod, dispatched.model, self._record.path, split=split
+            )
         metadata = None
         if self._policy.observation.access_log:
             request = RoutedRequest.describe(self._record, generates=self._generates_text)

@@ -15,7 +15,8 @@ from pdrouter.serving.statuses import BUSY, Speaks
 log = logging.getLogger(__name__)
 
 _RECENT_S = 60.0
-_NOT_FOUND = 404
+_FIRST_ERROR, _NOT_FOUND = 400, 404
+_WITH_IDS = frozenset({"/v1/responses"})
 _OF_THE_KEY = frozenset({401, 403, 407})
 _EXPLAINED = frozenset({"null-params", "empty-blocks", "too-large"})
 
@@ -27,12 +28,14 @@ class SentLeg:
     Attributes:
         pod: where it was sent.
         model: the model or adapter, by the engine's name.
+        path: what was asked for.
         split: whether pods of side legs have accepted the same request.
         began: when it was sent, on the clock of the memory.
     """
 
     pod: Pod
     model: str
+    path: str
     split: bool
     began: float
 
@@ -48,11 +51,11 @@ class PodOutcomes:
         """
         self.failures = failures
         # There are as many models as the operator has, and five paths.
-        self._served: dict[tuple[str, str], tuple[str, float]] = {}
+        self._served: dict[tuple[Leg, str, str], tuple[str, float]] = {}
 
-    def send(self, pod: Pod, model: str, *, split: bool) -> SentLeg:
+    def send(self, pod: Pod, model: str, path: str, *, split: bool) -> SentLeg:
         """Return what to remember of a leg that Envoy is given now."""
-        return SentLeg(pod, model, split, self.failures.clock())
+        return SentLeg(pod, model, path, split, self.failures.clock())
 
     def note_attempt(
         self, attempt: Attempt, model: str, path: str, subject: Hashable = None
@@ -69,7 +72,7 @@ class PodOutcomes:
         began = failures.clock() - attempt.seconds
         match attempt.speaks:
             case Speaks.DONE:
-                self._served[model, path] = pod.uid, failures.clock()
+                self._note_served(pod, leg, model, path)
                 self._succeed(pod, leg, began, model)
             case Speaks.REQUEST:
                 self._succeed(pod, leg, began, model)
@@ -109,12 +112,14 @@ class PodOutcomes:
             return judgement  # Envoy has sent it elsewhere.
         match judgement.verdict:
             case Verdict.ANSWERED:
+                if status < _FIRST_ERROR:
+                    self._note_served(pod, Leg.DECODE, sent.model, sent.path)
                 self._succeed(pod, Leg.DECODE, began, sent.model)
             case Verdict.FAILED:
                 self._fail(pod, Leg.DECODE, judgement.cause, began)
             case Verdict.TIMED_OUT:
                 self._time_out(pod, Leg.DECODE, judgement.cause, began)
-            case Verdict.LACKING if sent.split:
+            case Verdict.LACKING if sent.split or self._is_of_the_last_pod(sent, status):
                 self._fail(pod, Leg.DECODE, judgement.cause, began, model=sent.model)
         if judgement.retry_after_s is not None:
             self.failures.hold(pod.uid, Leg.DECODE, judgement.retry_after_s)
@@ -138,8 +143,25 @@ class PodOutcomes:
             return False
         if attempt.status == _NOT_FOUND and model in attempt.message:
             return True
-        uid, at = self._served.get((model, path), (attempt.pod.uid, 0.0))
-        return uid != attempt.pod.uid and self.failures.clock() - at < _RECENT_S
+        return self._has_another_served(attempt.pod, attempt.leg, model, path)
+
+    def _is_of_the_last_pod(self, sent: SentLeg, status: int) -> bool:
+        """Return whether a pod lacks the model of a whole request, and another does not.
+
+        Where an answer may be asked for by its id, that is what may not be found.
+        """
+        return (
+            status == _NOT_FOUND
+            and sent.path not in _WITH_IDS
+            and self._has_another_served(sent.pod, Leg.DECODE, sent.model, sent.path)
+        )
+
+    def _note_served(self, pod: Pod, leg: Leg, model: str, path: str) -> None:
+        self._served[leg, model, path] = pod.uid, self.failures.clock()
+
+    def _has_another_served(self, pod: Pod, leg: Leg, model: str, path: str) -> bool:
+        uid, at = self._served.get((leg, model, path), (pod.uid, 0.0))
+        return uid != pod.uid and self.failures.clock() - at < _RECENT_S
 
     def _time_out(self, pod: Pod, leg: Leg, cause: str, began: float) -> None:
         if self.failures.note_timeout(pod.uid, leg, cause, began):

@@ -158,6 +158,22 @@ async def test_the_prefill_pod_of_one_of_three_rolesets_fails_fast(
             await expect_few_errors(client, at_once=at_once)
 
 
+@pytest.mark.parametrize("at_once", [1, 3])
+async def test_one_of_two_pods_has_lost_what_whole_requests_ask_for(at_once: int) -> None:
+    async with run(0, 2, {"ROUTING_ALGORITHM": "random"}) as (stack, client):
+        lacking, other = stack.decode
+
+        async def let_the_other_serve() -> None:
+            assert await count_errors(client, 1) == 0
+            assert other.requests
+
+        await eventually(let_the_other_serve)
+        with failing([lacking], Fault(status=404)):
+            await expect_few_errors(client, at_once=at_once)
+        (trouble,) = await find_troubles(stack, lacking)
+        assert (trouble["ejected"], trouble["model"]) == (True, stack.model)
+
+
 async def test_two_prefill_pods_of_which_one_refuses_cost_nothing() -> None:
     async with run(2, 1) as (stack, client):
         await stack.prefill[0].stop()

@@ -6,7 +6,7 @@ from random import Random
 import pytest
 from factories import MODEL, make_pod
 
-from pdrouter.cluster.pods import Leg, Role
+from pdrouter.cluster.pods import Leg, Pod, Role
 from pdrouter.load.failures import EjectionRules, FailureMemory
 from pdrouter.serving.engine_client import FailureKind
 from pdrouter.serving.leg_outcome import Attempt
@@ -44,9 +44,17 @@ class Bench:
         self.outcomes.note_attempt(attempt, MODEL, PATH)
         return attempt
 
-    def answer(self, status: int, *, split: bool = True, **attributes: str) -> None:
+    def answer(
+        self,
+        status: int,
+        *,
+        pod: Pod = DECODE,
+        path: str = PATH,
+        split: bool = True,
+        **attributes: str,
+    ) -> None:
         named = {name.replace("__", "."): value for name, value in attributes.items()}
-        sent = self.outcomes.send(DECODE, MODEL, split=split)
+        sent = self.outcomes.send(pod, MODEL, path, split=split)
         self.outcomes.note_answer(sent, status, ENGINE, named)
 
     def is_out(self, leg: Leg, model: str = MODEL) -> bool:
@@ -151,6 +159,28 @@ def test_a_model_that_only_the_decode_pod_lacks_is_its_fault(split: bool) -> Non
     bench = Bench()
     bench.answer(404, split=split)
     assert bench.is_out(Leg.DECODE) == split
+    assert not bench.is_out(Leg.DECODE, "another")
+
+
+@pytest.mark.parametrize(
+    ("status", "path", "counts"),
+    [
+        (404, PATH, True),
+        # No engine may have the path, the key is the client's, and so is the id of an answer.
+        (404, "/v1/rerank", False),
+        (401, PATH, False),
+        (404, "/v1/responses", False),
+    ],
+)
+def test_a_model_of_whole_requests_that_another_pod_has_served_is_what_the_pod_lacks(
+    status: int, path: str, counts: bool
+) -> None:
+    bench = Bench()
+    other = make_pod("other", Role.DECODE, ip="10.0.0.3")
+    bench.answer(200, pod=other, split=False)
+    bench.answer(200, pod=other, path="/v1/responses", split=False)
+    bench.answer(status, path=path, split=False)
+    assert bench.is_out(Leg.DECODE) == counts
     assert not bench.is_out(Leg.DECODE, "another")
 
 
