@@ -15,6 +15,7 @@ import openai
 from openai.types.chat import ChatCompletionUserMessageParam
 
 from pdrouter.commands.running import StopSignals
+from pdrouter.ports import PortUnusable, check_port
 from pdrouter.tools.envoy_config import Address
 from pdrouter.tools.envoy_process import EnvoyError
 from pdrouter.tools.local_stack import LocalStack, StackOptions, run_stack
@@ -45,9 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Start everything, send the requests, and print what happened to each."""
+    listen: Address = options.listen
     try:
-        asyncio.run(_run(options.listen, keep=options.keep))
-    except EnvoyError as error:
+        check_port("--listen", listen.host, listen.port)
+        asyncio.run(_run(listen, keep=options.keep))
+    except (EnvoyError, PortUnusable) as error:
         print(f"pdrouter demo: {error}", file=sys.stderr)
         return 1
     return 0

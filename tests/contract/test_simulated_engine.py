@@ -801,7 +801,7 @@ async def test_the_command_serves_until_it_is_told_to_stop(http: Http) -> None:
     [
         (["--slots", "0"], 2, "slots"),
         (["--fault", "speed=1"], 2, "speed"),
-        (["--host", "192.0.2.1"], 1, "assign"),
+        (["--host", "192.0.2.1"], 1, "no such address"),
     ],
 )
 async def test_the_command_names_what_is_wrong(options: list[str], code: int, named: str) -> None:

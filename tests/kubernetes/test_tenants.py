@@ -218,7 +218,8 @@ class TestOwnNamespace:
         kubeconfig = tmp_path / "kubeconfig"
         if text is not None:
             kubeconfig.write_text(text)
-        with pytest.raises(KubeConfigInvalid, match="kubeconfig"):
+        reason = "kubeconfig: there is no such file$" if text is None else "kubeconfig: "
+        with pytest.raises(KubeConfigInvalid, match=reason):
             find_own_namespace(kubeconfig)
         monkeypatch.setattr(kube_api, "_OWN_NAMESPACE", tmp_path / "none")
         with pytest.raises(KubeConfigInvalid, match="service account"):

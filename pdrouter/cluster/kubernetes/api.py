@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -102,6 +103,7 @@ def connect_by_kubeconfig(path: Path) -> Connect:
     async def connect() -> Configuration:
         configuration = Configuration()
         try:
+            _expect_file(path)
             await load_kube_config(
                 config_file=str(path), client_configuration=configuration, persist_config=False
             )
@@ -110,6 +112,16 @@ def connect_by_kubeconfig(path: Path) -> Connect:
         return configuration
 
     return connect
+
+
+def _expect_file(kubeconfig: Path) -> None:
+    """Check that one of the files is there: the client takes those that are not for empty ones.
+
+    Raises:
+        KubeConfigInvalid: none is.
+    """
+    if not any(Path(each).exists() for each in str(kubeconfig).split(os.pathsep)):
+        raise KubeConfigInvalid(f"{kubeconfig}: there is no such file")
 
 
 def find_own_namespace(kubeconfig: Path | None) -> str:
@@ -124,6 +136,7 @@ def find_own_namespace(kubeconfig: Path | None) -> str:
     try:
         if kubeconfig is None:
             return _OWN_NAMESPACE.read_text().strip()
+        _expect_file(kubeconfig)
         _, current = list_kube_config_contexts(str(kubeconfig))
         # kubectl's namespace for a context that names none.
         return (current or {"context": {}})["context"].get("namespace") or "default"

@@ -8,6 +8,7 @@ from typing import get_args
 
 import msgspec
 
+from pdrouter.ports import naming_port
 from pdrouter.tools.simulation.config import EngineConfig, EngineRelease, EngineRole, KvConnector
 from pdrouter.tools.simulation.engine import SimulatedEngine
 from pdrouter.tools.simulation.faults import parse_assignments
@@ -67,7 +68,8 @@ async def run(args: argparse.Namespace) -> int:
     except (ValueError, msgspec.ValidationError) as error:
         return _fail(2, error)
     try:
-        await engine.start()
+        with naming_port("--host or --port", args.host, args.port):
+            await engine.start()
     except OSError as error:
         return _fail(1, error)
     try:

@@ -424,6 +424,26 @@ def test_at_a_terminal_the_first_line_is_for_people(workers: int, endpoints: str
     assert '"event":"serving"' in output
 
 
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        (["demo", "--listen=127.0.0.1:{}"], "--listen"),
+        (["engine", "--role=both", "--host=127.0.0.1", "--port={}"], "--host or --port"),
+    ],
+    ids=["demo", "engine"],
+)
+def test_a_port_that_is_taken_is_named_by_every_command_that_listens(
+    command: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = taken.getsockname()[1]
+        assert main([word.format(port) for word in command]) == 1
+    assert capsys.readouterr().err == (
+        f"pdrouter {command[0]}: cannot listen on 127.0.0.1:{port}: the port is taken by another"
+        f" process; choose another with {named}\n"
+    )
+
+
 def test_a_port_that_a_worker_cannot_have_is_named_too(endpoints: str) -> None:
     first = find_free_ports(2)
     with closing(socket.create_server(("127.0.0.1", first + 1))):
