@@ -100,17 +100,8 @@ class Application:
         )
         self._check = EngineCheck(self.cache)
         self._source = create_source(settings, self.cache, self._count_reload)
-        self._tokenizers = PromptTokenizers(
-            {model: Path(file) for model, file in settings.tokenizers},
-            settings.tokenizer_timeout_s,
-            settings.tokenizer_threads,
-        )
-        self.bodies = HeldBodies(
-            settings.max_message_bytes - HANDLE_HEADROOM_BYTES,
-            settings.max_held_bytes // settings.workers
-            if settings.max_held_bytes is not None
-            else choose_body_memory(find_memory_limit(), settings.workers),
-        )
+        self._tokenizers = _create_tokenizers(settings)
+        self.bodies = _bound_bodies(settings)
         log_entries: Counter[str] = Counter()
         self.telemetry = RequestTelemetry(
             self.cache,
@@ -124,27 +115,7 @@ class Application:
             bodies=self.bodies,
         )
         self._client = PrefillClient(limit_client(settings))
-        state = RoutingState(
-            self.ledger,
-            prefixes,
-            self._engines.samples,
-            time.monotonic,
-            Random(),
-            self.failures,
-        )
-        exchanges = Exchanges(
-            settings,
-            Surroundings(
-                cache=self.cache,
-                router=create_router(settings, state),
-                client=self._client,
-                observer=self.telemetry,
-                tokenizers=self._tokenizers,
-                bodies=self.bodies,
-                routes=self._source.routes,
-            ),
-        )
-        self.server = self._create_server(exchanges, log_entries)
+        self.server = self._create_server(self._create_exchanges(prefixes), log_entries)
         self.admin = AdminServer(
             self.cache,
             self.ledger,
@@ -154,6 +125,22 @@ class Application:
             failures=self.failures,
             describe_silence=self._describe_silence,
         )
+
+    def _create_exchanges(self, prefixes: PrefixIndex) -> Exchanges:
+        samples = self._engines.samples
+        state = RoutingState(
+            self.ledger, prefixes, samples, time.monotonic, Random(), self.failures
+        )
+        around = Surroundings(
+            cache=self.cache,
+            router=create_router(self._settings, state),
+            client=self._client,
+            observer=self.telemetry,
+            tokenizers=self._tokenizers,
+            bodies=self.bodies,
+            routes=self._source.routes,
+        )
+        return Exchanges(self._settings, around)
 
     def _create_server(self, exchanges: Exchanges, log_entries: Counter[str]) -> Server:
         settings = self._settings
@@ -235,6 +222,24 @@ class Application:
 
     def _count_reload(self, success: bool) -> None:
         self.telemetry.metrics.endpoints_reloads.labels("ok" if success else "broken").inc()
+
+
+def _create_tokenizers(settings: Settings) -> PromptTokenizers:
+    return PromptTokenizers(
+        {model: Path(file) for model, file in settings.tokenizers},
+        settings.tokenizer_timeout_s,
+        settings.tokenizer_threads,
+    )
+
+
+def _bound_bodies(settings: Settings) -> HeldBodies:
+    limit = settings.max_held_bytes
+    return HeldBodies(
+        settings.max_message_bytes - HANDLE_HEADROOM_BYTES,
+        choose_body_memory(find_memory_limit(), settings.workers)
+        if limit is None
+        else limit // settings.workers,
+    )
 
 
 def _forget_pod(uid: str, ledger: Ledger, prefixes: PrefixIndex, failures: FailureMemory) -> None:
