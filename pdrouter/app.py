@@ -92,11 +92,9 @@ class Application:
         )
         self.failures = FailureMemory(choose_ejection_rules(settings))
         self.cache = PodCache(lambda uid: _forget_pod(uid, self.ledger, prefixes, self.failures))
+        interval_s = settings.metrics_interval_ms / 1000
         self._engines = EngineMetrics(
-            self.cache,
-            self.ledger,
-            interval_s=settings.metrics_interval_ms / 1000,
-            failures=self.failures,
+            self.cache, self.ledger, interval_s=interval_s, failures=self.failures
         )
         self._check = EngineCheck(self.cache)
         self._source = create_source(settings, self.cache, self._count_reload)
