@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import PodCache
-from pdrouter.engines.reading import find_dialect
+from pdrouter.engines.registry import find_dialect
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.scraper import EngineMetrics
 from pdrouter.process_limits import keep_freed_memory

@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Sequence
 from random import Random
 
-from pdrouter.cluster.pods import Leg, Pod, Role
+from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ClusterView, ModelPods
-from pdrouter.engines.connector import TRANSFER_MEMBERS
-from pdrouter.engines.vllm.nixl import NixlConnector
+from pdrouter.engines.leg_bodies import TRANSFER_MEMBERS
+from pdrouter.engines.split import Leg
+from pdrouter.engines.vllm.nixl import NixlPull
 from pdrouter.extproc.codec import decode, encode
 from pdrouter.extproc.ext_proc_pb2 import ProcessingRequest
 from pdrouter.extproc.messages import Phase, PhaseReply, ReplaceBody
@@ -26,6 +27,7 @@ from pdrouter.openai.request import InferenceRequest, parse_request
 from pdrouter.routing.decision import RoutingFacts
 from pdrouter.routing.registry import create_strategies
 from pdrouter.routing.state import RoutingState
+from pdrouter.serving.leg_outcome import LegAnswer
 
 ROUNDS = 9
 SECONDS_PER_TURN = 0.02
@@ -103,13 +105,13 @@ def bench_body(size: int) -> None:
     """Measure the steps that handle the body."""
     body = make_body(size)
     request = parse(body)
-    connector = NixlConnector()
-    pod = make_pods(2)[0]
+    connector = NixlPull()
+    answers = [LegAnswer(Leg.PREFILL, make_pods(2)[0], "id", ANSWER, None)]
     message = ProcessingRequest()
     message.request_body.body = body
     message.request_body.end_of_stream = True
     data = message.SerializeToString()
-    decode_body = connector.decode_body(request, ANSWER, pod)
+    decode_body = connector.last_body(request, answers)
     reply = PhaseReply(
         Phase.REQUEST_BODY,
         set_headers=(("target-pod", "10.0.0.1:8000"), ("x-request-id", "0" * 36)),
@@ -121,8 +123,8 @@ def bench_body(size: int) -> None:
         {
             "read the ext_proc message": lambda: decode(data),
             "index and validate": lambda: parse(body),
-            "prefill body": lambda: connector.prefill_body(request),
-            "decode body": lambda: connector.decode_body(request, ANSWER, pod),
+            "prefill body": lambda: connector.side_body(Leg.PREFILL, request),
+            "decode body": lambda: connector.last_body(request, answers),
             "write the ext_proc reply": lambda: encode(reply),
         },
         lambda: (json.dumps(json.loads(body)), json.dumps(json.loads(ANSWER))),

@@ -15,7 +15,7 @@ from pdrouter.cluster.model_namespaces import ModelNamespaces
 from pdrouter.cluster.pod_addresses import AddressRules, find_own_addresses
 from pdrouter.cluster.source import PodSource, RouteCheck
 from pdrouter.cluster.view import PodCache
-from pdrouter.engines.registry import ENGINES, Connectors
+from pdrouter.engines.registry import ENGINES, Splits
 from pdrouter.extproc.exchange import Exchange
 from pdrouter.extproc.exchange_policy import ExchangePolicy
 from pdrouter.extproc.header_limits import HeaderLimits
@@ -96,7 +96,7 @@ class Exchanges:
         ratios = TokenRatios()
         kinds = UnsplittableKinds(state.clock)
         policy = choose_dispatch_policy(settings)
-        connectors = create_connectors(settings)
+        splits = create_splits(settings)
         self.dispatcher = Dispatcher(
             chooser=PodChooser(
                 cache=around.cache,
@@ -112,14 +112,14 @@ class Exchanges:
                 client=around.client,
                 cache=around.cache,
                 router=around.router,
-                connectors=connectors,
+                splits=splits,
                 lessons=LegLessons(
                     outcomes=outcomes, kinds=kinds, ratios=ratios, observer=around.observer
                 ),
                 total_s=settings.prefill_timeout_s,
                 retries=settings.prefill_retries,
             ),
-            connectors=connectors,
+            splits=splits,
             tokenizers=around.tokenizers,
             policy=policy,
             routes=around.routes,
@@ -273,9 +273,9 @@ def choose_exchange_policy(settings: Settings) -> ExchangePolicy:
     )
 
 
-def create_connectors(settings: Settings) -> Connectors:
-    """Return the KV connectors, as they are set."""
-    return Connectors(
+def create_splits(settings: Settings) -> Splits:
+    """Return how engines split requests, as it is set."""
+    return Splits(
         default=settings.kv_connector,
         nixl_means=settings.nixl_means,
         remote_host_rewrite=settings.rewrite_remote_host,

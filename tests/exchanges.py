@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 from factories import make_state
 
-from pdrouter.cluster.pods import Leg, Pod, Role
+from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import PodCache
+from pdrouter.engines.split import Leg
 from pdrouter.extproc.exchange import Exchange
 from pdrouter.extproc.messages import (
     BodyMode,

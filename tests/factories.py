@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any
 
-from pdrouter.cluster.pods import Leg, Pod, Role
+from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ModelPods
-from pdrouter.engines.connector import TRANSFER_MEMBERS
+from pdrouter.engines.leg_bodies import TRANSFER_MEMBERS
+from pdrouter.engines.split import Leg
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.prefix_index import PrefixIndex
 from pdrouter.load.samples import EngineSample
@@ -16,7 +17,7 @@ from pdrouter.openai.request import InferenceRequest, parse_request
 from pdrouter.routing.decision import Choice, Decision
 from pdrouter.routing.state import RoutingState
 from pdrouter.serving.engine_client import FailureKind
-from pdrouter.serving.leg_outcome import Attempt
+from pdrouter.serving.leg_outcome import Attempt, LegAnswer
 from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.steps import StepTimes
 
@@ -95,6 +96,11 @@ def make_attempt(
     """A try of the prefill leg that took a quarter of a second."""
     message = "" if failure is None else f"it was {failure}"
     return Attempt(Leg.PREFILL, pod, "id-1", status, failure, message, 0.25, stale_connections)
+
+
+def make_answers(body: bytes, pod: Pod) -> list[LegAnswer]:
+    """What a prefill engine has answered."""
+    return [LegAnswer(Leg.PREFILL, pod, "id-1", body, None)]
 
 
 def make_decision(prefill: Pod | None, decode: Pod, reason: str = "") -> Decision:

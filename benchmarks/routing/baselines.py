@@ -3,7 +3,8 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
-from pdrouter.cluster.pods import Leg, Pod
+from pdrouter.cluster.pods import Pod
+from pdrouter.engines.split import Leg
 from pdrouter.routing.policy import Ranking, RoutedRequest
 
 

@@ -30,14 +30,6 @@ class Role(StrEnum):
     """Is part of a deployment, but gets no requests."""
 
 
-class Leg(StrEnum):
-    """The part of a request that a pod carries out."""
-
-    PREFILL = "prefill"
-    DECODE = "decode"
-    """What Envoy sends: a decode leg, or a whole request."""
-
-
 TERMINATING = "terminating"
 """The obstacle of a pod that is about to end."""
 

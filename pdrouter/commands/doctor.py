@@ -19,7 +19,7 @@ from pdrouter.cluster.kubernetes.api import (
     connect_in_cluster,
     find_kubeconfig,
 )
-from pdrouter.engines.registry import ENGINES, Connectors
+from pdrouter.engines.registry import ENGINES, Splits
 from pdrouter.settings import Settings
 from pdrouter.settings.choices import CONNECTOR_NAMES
 from pdrouter.tools.doctor.asking import ask_engines
@@ -107,19 +107,17 @@ def _ask_engines(path: Path) -> Diagnosis:
         EndpointsInvalid: the file cannot be read.
     """
     settings = Settings.load(os.environ, {})
-    connectors = Connectors(
-        settings.kv_connector, settings.nixl_means, settings.rewrite_remote_host
-    )
+    splits = Splits(settings.kv_connector, settings.nixl_means, settings.rewrite_remote_host)
     endpoints = read_endpoints(path, ENGINES, CONNECTOR_NAMES)
     for remark in endpoints.remarks:
         print(f"pdrouter doctor: {path}: {remark}", file=sys.stderr)
-    return diagnose_engines(asyncio.run(_survey(endpoints, connectors)))
+    return diagnose_engines(asyncio.run(_survey(endpoints, splits)))
 
 
-async def _survey(endpoints: Endpoints, connectors: Connectors) -> Survey:
+async def _survey(endpoints: Endpoints, splits: Splits) -> Survey:
     # An engine whose name is not resolved is asked by its name, which says why it is not.
     addresses = await HostNames().look_up(endpoints.host_names)
-    return await ask_engines(create_pods(endpoints, addresses), connectors)
+    return await ask_engines(create_pods(endpoints, addresses), splits)
 
 
 async def _read_cluster(options: argparse.Namespace) -> Snapshot:

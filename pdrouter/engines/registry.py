@@ -1,20 +1,44 @@
-"""Which KV connector a pod's engine and labels mean."""
+"""Which split and which metrics a pod's engine and KV connector mean.
 
-from collections.abc import Mapping
+Another engine is a folder and a line in each of the two tables.
+"""
+
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from pdrouter.engines.connector import KVConnector
-from pdrouter.engines.neuron.legacy import NeuronLegacyConnector
-from pdrouter.engines.vllm.nixl import NixlConnector
+from pdrouter.engines.neuron.legacy import NeuronLegacy
+from pdrouter.engines.reading import MetricsDialect
+from pdrouter.engines.sglang import metrics as sglang
+from pdrouter.engines.split import Split
+from pdrouter.engines.trtllm import metrics as trtllm
+from pdrouter.engines.vllm import metrics as vllm
+from pdrouter.engines.vllm.nixl import NixlPull
 from pdrouter.settings.choices import RemoteHostRewrite
 
 DEFAULT_ENGINE = "vllm"
-ENGINES = (DEFAULT_ENGINE,)
+
+_SPLITS: Mapping[tuple[str, str], Callable[[RemoteHostRewrite], Split]] = MappingProxyType(
+    {
+        ("vllm", "nixl"): NixlPull,
+        ("vllm", "shfs"): NixlPull,
+        ("vllm", "neuron-legacy"): lambda _: NeuronLegacy(),
+    }
+)
+_METRICS: Mapping[str, MetricsDialect] = MappingProxyType(
+    {"vllm": vllm.METRICS, "sglang": sglang.METRICS, "trtllm": trtllm.METRICS}
+)
+
+ENGINES = tuple(dict.fromkeys(engine for engine, _ in _SPLITS))
 """Engines whose wire is spoken."""
 
 
-class Connectors:
-    """The connectors by name."""
+def find_dialect(engine: str) -> MetricsDialect:
+    """Return how an engine gives its metrics; as vLLM does unless more is known."""
+    return _METRICS.get(engine, vllm.METRICS)
+
+
+class Splits:
+    """The splits by engine and connector."""
 
     def __init__(
         self,
@@ -22,28 +46,22 @@ class Connectors:
         nixl_means: str = "nixl",
         remote_host_rewrite: RemoteHostRewrite = RemoteHostRewrite.AUTO,
     ) -> None:
-        """Set up the connectors.
+        """Set up the splits.
 
         Args:
-            default: name for pods that name none.
+            default: name of the connector of pods that name none.
             nixl_means: what `nixl` stands for, one of `NIXL_MEANINGS`.
             remote_host_rewrite: when to replace `remote_host` in a NIXL handle.
         """
-        nixl = NixlConnector(remote_host_rewrite)
-        legacy = NeuronLegacyConnector()
-        self._by_name: Mapping[str, KVConnector] = MappingProxyType(
-            {
-                "nixl": legacy if nixl_means == "neuron-legacy" else nixl,
-                "shfs": nixl,
-                "neuron-legacy": legacy,
-            }
-        )
-        self._default = self._by_name[default]
+        self._splits = {key: create(remote_host_rewrite) for key, create in _SPLITS.items()}
+        self._meanings = {"nixl": nixl_means}
+        self._default = default
 
-    def get(self, name: str | None) -> KVConnector:
-        """Return the connector of that name, the default for None.
+    def find(self, engine: str, connector: str | None) -> Split:
+        """Return how an engine with that connector, or with the default for None, splits requests.
 
         Raises:
-            KeyError: there is none of that name.
+            KeyError: it does not, or not in a way that is known.
         """
-        return self._default if name is None else self._by_name[name]
+        name = self._default if connector is None else connector
+        return self._splits[engine, self._meanings.get(name, name)]

@@ -5,8 +5,8 @@ import time
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from pdrouter.cluster.pods import Leg
 from pdrouter.cluster.view import PodCache
+from pdrouter.engines.split import Leg
 from pdrouter.extproc import own_answers
 from pdrouter.extproc.exchange_policy import ExchangePolicy
 from pdrouter.extproc.explanation import explain

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import NamedTuple
 
-from pdrouter.cluster.pods import Leg
+from pdrouter.engines.split import Leg
 
 _WINDOW = 20
 """Requests that count as recent."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple
 
-from pdrouter.cluster.pods import Leg
+from pdrouter.engines.split import Leg
 from pdrouter.load.failure_records import LEAST_SCRAPES, Part, Reach, Record, Silence, Trial
 
 __all__ = ["CONNECT", "EjectionRules", "FailureMemory", "Trial", "Trouble", "Troubles"]

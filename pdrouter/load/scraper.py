@@ -15,7 +15,8 @@ from yarl import URL
 
 from pdrouter.cluster.pods import Pod, Role, format_address
 from pdrouter.cluster.view import ClusterView, PodCache
-from pdrouter.engines.reading import EngineReading, find_dialect
+from pdrouter.engines.reading import EngineReading
+from pdrouter.engines.registry import find_dialect
 from pdrouter.load.engine_connections import create_connector
 from pdrouter.load.failures import FailureMemory
 from pdrouter.load.ledger import Clock, Ledger

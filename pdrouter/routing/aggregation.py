@@ -1,6 +1,6 @@
 """Whether one pod serves a request that could be split."""
 
-from pdrouter.cluster.pods import Leg
+from pdrouter.engines.split import Leg
 from pdrouter.routing.decision import Decision, RoutingFacts
 from pdrouter.routing.state import RoutingState
 

@@ -6,8 +6,9 @@ from typing import Protocol
 
 import msgspec
 
-from pdrouter.cluster.pods import Leg, Pod, Role
+from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ModelPods
+from pdrouter.engines.split import Leg
 from pdrouter.openai.prompt_prefix import NO_PREFIX, PromptPrefix
 from pdrouter.routing.label_selector import LabelSelector
 from pdrouter.routing.state import RoutingState

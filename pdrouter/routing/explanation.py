@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from pdrouter.cluster.pods import Leg
+from pdrouter.engines.split import Leg
 from pdrouter.routing.decision import Choice, Decision
 
 _SHOWN_CANDIDATES = 50

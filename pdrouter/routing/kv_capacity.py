@@ -5,7 +5,8 @@ from random import Random
 
 import msgspec
 
-from pdrouter.cluster.pods import Leg, PairingKey, Pod
+from pdrouter.cluster.pods import PairingKey, Pod
+from pdrouter.engines.split import Leg
 from pdrouter.load.ledger import LegLoad
 from pdrouter.routing.policy import Ranking, RoutedRequest
 from pdrouter.routing.score_parts import DecodeParts

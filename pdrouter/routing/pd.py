@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from msgspec import structs
 
-from pdrouter.cluster.pods import Leg, PairingKey, Pod, Role
+from pdrouter.cluster.pods import PairingKey, Pod, Role
 from pdrouter.cluster.view import ModelPods
+from pdrouter.engines.split import Leg
 from pdrouter.routing.aibrix.bucketing import apply_buckets, apply_buckets_whole, is_for
 from pdrouter.routing.combination import PolicyBook
 from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts

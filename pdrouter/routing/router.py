@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from msgspec import structs
 
-from pdrouter.cluster.pods import Leg, Pod
+from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import ModelPods
+from pdrouter.engines.split import Leg
 from pdrouter.routing.admission import limit_wait
 from pdrouter.routing.aggregation import is_faster_whole
 from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts, Strategy

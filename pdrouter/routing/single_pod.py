@@ -2,8 +2,9 @@
 
 from collections.abc import Collection
 
-from pdrouter.cluster.pods import Leg, Pod, Role
+from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ModelPods
+from pdrouter.engines.split import Leg
 from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts
 from pdrouter.routing.filters import keep_selected
 from pdrouter.routing.kv_capacity import count_requests

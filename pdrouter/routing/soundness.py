@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from pdrouter.cluster.pods import Leg, PairingKey, Pod
+from pdrouter.cluster.pods import PairingKey, Pod
 from pdrouter.cluster.view import ModelPods
+from pdrouter.engines.split import Leg
 from pdrouter.load.failures import FailureMemory, Trouble
 
 _NAMED = 3

@@ -2,7 +2,8 @@
 
 import msgspec
 
-from pdrouter.cluster.pods import Leg, Pod
+from pdrouter.cluster.pods import Pod
+from pdrouter.engines.split import Leg
 from pdrouter.openai.usage import Usage
 from pdrouter.serving.engine_client import EngineAnswer, FailureKind
 from pdrouter.serving.statuses import Speaks, judge

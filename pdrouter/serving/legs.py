@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import count
 
-from pdrouter.cluster.pods import Leg, Pod
+from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import PodCache
-from pdrouter.engines.registry import Connectors
+from pdrouter.engines.registry import Splits
+from pdrouter.engines.split import Leg
 from pdrouter.openai.engine_errors import read_error_message
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest
@@ -40,7 +41,7 @@ class SideLegs:
         client: sends the requests.
         cache: the pods.
         router: chooses another pod after a failure, and knows the pods' condition.
-        connectors: how engines split requests.
+        splits: how engines split requests.
         lessons: where what is learnt goes.
         total_s: seconds for all attempts together.
         retries: how many further pods are tried after a failure.
@@ -49,7 +50,7 @@ class SideLegs:
     client: PrefillClient
     cache: PodCache
     router: Router
-    connectors: Connectors
+    splits: Splits
     lessons: LegLessons
     total_s: float
     retries: int
@@ -85,7 +86,7 @@ class SideLegs:
         while choice is not None:
             pod, began = choice.pod, state.failures.clock()
             record.predicted_prefill_s = choice.seconds
-            body = self.connectors.get(pod.kv_connector).prefill_body(request)
+            body = self.splits.find(pod.engine, pod.kv_connector).side_body(choice.leg, request)
             # Engines compute in turn, so that a request behind its twin finds what that has
             # computed: the prompt counts as cached as soon as it is sent.
             expected = state.prefixes.add(routed.facts.prefix.hashes, pod.uid, choice.tokens)

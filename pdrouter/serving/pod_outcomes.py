@@ -5,7 +5,8 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pdrouter.cluster.pods import Leg, Pod
+from pdrouter.cluster.pods import Pod
+from pdrouter.engines.split import Leg
 from pdrouter.load.failures import CONNECT, FailureMemory
 from pdrouter.serving.engine_client import FailureKind
 from pdrouter.serving.last_leg import Judgement, Verdict, judge_answer

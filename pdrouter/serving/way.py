@@ -9,8 +9,9 @@ import msgspec
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.source import RouteCheck, RouteUnavailable
 from pdrouter.cluster.view import ModelPods
-from pdrouter.engines.connector import TRANSFER_MEMBERS, HandoffInvalid, whole_body
-from pdrouter.engines.registry import Connectors
+from pdrouter.engines.leg_bodies import TRANSFER_MEMBERS, whole_body
+from pdrouter.engines.registry import Splits
+from pdrouter.engines.split import HandoffInvalid
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.headers import FORWARDED_TO_PREFILL
 from pdrouter.openai.paths import Endpoint
@@ -66,7 +67,7 @@ class Dispatcher:
     Attributes:
         chooser: chooses pods.
         legs: runs the legs that Envoy does not run.
-        connectors: how engines split requests.
+        splits: how engines split requests.
         tokenizers: count prompts' tokens.
         policy: what the operator decided.
         routes: checks the models' own routes, for requests without a strategy; None to pass them
@@ -75,7 +76,7 @@ class Dispatcher:
 
     chooser: PodChooser
     legs: SideLegs
-    connectors: Connectors
+    splits: Splits
     tokenizers: PromptTokenizers
     policy: DispatchPolicy
     routes: RouteCheck | None = None
@@ -179,7 +180,7 @@ class Dispatcher:
     ) -> Pieces:
         """Return the body of the last leg, or that of a whole request if that cannot be."""
         try:
-            return self._put_handle(request, answers[-1])
+            return self._put_handle(request, answers)
         except HandoffInvalid as invalid:
             record.handoff = invalid.reason
             self.legs.lessons.outcomes.note_unusable(
@@ -192,9 +193,9 @@ class Dispatcher:
             record.aggregated = f"handoff-{invalid.reason}"
             return whole_body(request)
 
-    def _put_handle(self, request: InferenceRequest, answer: LegAnswer) -> Pieces:
-        connector = self.connectors.get(answer.pod.kv_connector)
-        body = connector.decode_body(request, answer.body, answer.pod)
+    def _put_handle(self, request: InferenceRequest, answers: Sequence[LegAnswer]) -> Pieces:
+        holder = answers[-1].pod
+        body = self.splits.find(holder.engine, holder.kv_connector).last_body(request, answers)
         if len(body) > self.policy.max_forwarded_bytes:
             # Envoy would refuse it, as if the client's body were too large.
             raise HandoffInvalid("too-large", "with the handle, the body is too large")

@@ -16,9 +16,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from pdrouter import __version__
-from pdrouter.cluster.pods import Leg
 from pdrouter.cluster.reflector_stats import ReflectorStats
 from pdrouter.cluster.view import PodCache
+from pdrouter.engines.split import Leg
 from pdrouter.load.failures import FailureMemory
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.scrape_stats import ScrapeStats

@@ -11,8 +11,9 @@ from factories import make_decision, make_pod, make_record
 
 from pdrouter import __version__
 from pdrouter.admin.server import AdminServer
-from pdrouter.cluster.pods import Leg, Role
+from pdrouter.cluster.pods import Role
 from pdrouter.cluster.view import PodCache
+from pdrouter.engines.split import Leg
 from pdrouter.load.ledger import Ledger
 from pdrouter.settings import Settings
 from pdrouter.telemetry.requests import RequestTelemetry

@@ -11,8 +11,9 @@ from factories import make_pod
 from loopback import Server, Talk, answering, hang, listen, reset, trickle
 from waiting import wait_until
 
-from pdrouter.cluster.pods import Leg, Pod, Role, parse_address
+from pdrouter.cluster.pods import Pod, Role, parse_address
 from pdrouter.cluster.view import PodCache
+from pdrouter.engines.split import Leg
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.scraper import EngineMetrics
 from pdrouter.telemetry.metrics import Metrics

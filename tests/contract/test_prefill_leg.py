@@ -12,8 +12,9 @@ from factories import make_model_pods, make_pod, make_state
 from loopback import OK, Server, Talk, answer_always, answering, hang, listen, reset, trickle
 from waiting import WAIT_S, wait_until
 
-from pdrouter.cluster.pods import Leg, Pod, Role
+from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ModelPods, PodCache
+from pdrouter.engines.split import Leg
 from pdrouter.load.ledger import Ledger, LegLoad
 from pdrouter.load.prompt_length import TokenRatios
 from pdrouter.openai.paths import ENDPOINTS
@@ -77,11 +78,12 @@ class InOrder:
 class Unchanged:
     """A connector that gives the client's body to engines."""
 
-    def get(self, name: str | None) -> "Unchanged":
-        del name
+    def find(self, engine: str, connector: str | None) -> "Unchanged":
+        del engine, connector
         return self
 
-    def prefill_body(self, request: InferenceRequest) -> Pieces:
+    def side_body(self, leg: Leg, request: InferenceRequest) -> Pieces:
+        del leg
         return request.body.edit()
 
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from expectations import Metrics, connect, engines_of, eventually, run_checked_stack
 
-from pdrouter.cluster.pods import Leg
+from pdrouter.engines.split import Leg
 from pdrouter.tools.local_stack import LocalStack, StackOptions
 from pdrouter.tools.simulation.config import EngineConfig
 from pdrouter.tools.simulation.engine import SimulatedEngine

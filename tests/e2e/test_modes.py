@@ -20,7 +20,7 @@ from expectations import (
     read_metrics,
 )
 
-from pdrouter.cluster.pods import Leg
+from pdrouter.engines.split import Leg
 from pdrouter.tools.envoy_config import ResponseBody, Routing
 from pdrouter.tools.local_stack import LocalStack, StackOptions
 

@@ -31,7 +31,7 @@ from expectations import (
 )
 from waiting import wait_until
 
-from pdrouter.cluster.pods import Leg
+from pdrouter.engines.split import Leg
 from pdrouter.tools.envoy_config import Routing
 from pdrouter.tools.local_stack import LocalStack, StackOptions, write_endpoints
 from pdrouter.tools.simulation.config import EngineConfig

@@ -15,8 +15,9 @@ from benchmarks.routing.cluster.simulation import MODEL, Simulation, make_pods
 from benchmarks.routing.cluster.workload import Workload
 from benchmarks.routing.contenders import CONTENDERS
 from benchmarks.routing.workloads import make_workload as make_pattern
-from pdrouter.cluster.pods import Leg, Pod
+from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import ModelPods
+from pdrouter.engines.split import Leg
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.prefill_rates import PrefillRates
 from pdrouter.load.prefix_index import PrefixIndex

@@ -3,39 +3,39 @@
 Source: the `nixl` agent of aibrix, written for AWS's fork of vLLM (Neuron SDK 2.30 and before).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pdrouter.engines.connector import (
+from pdrouter.engines.leg_bodies import (
     TRANSFER_MEMBERS,
-    EnginePod,
-    HandoffInvalid,
     limit_to_prefill,
     strip_transfer_members,
 )
+from pdrouter.engines.split import PREFILL_DECODE, HandoffInvalid, Leg, SideAnswer
 from pdrouter.openai.body import Body, BodyInvalid
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest
 
 
 @dataclass(frozen=True, slots=True)
-class NeuronLegacyConnector:
+class NeuronLegacy:
     """What aibrix calls `nixl`."""
 
     name: str = "neuron-legacy"
+    legs: tuple[Leg, ...] = PREFILL_DECODE
 
-    def prefill_body(self, request: InferenceRequest) -> Pieces:
+    def side_body(self, leg: Leg, request: InferenceRequest) -> Pieces:
         """Return the client's body for one token."""
+        del leg  # There is one.
         return request.edit(*limit_to_prefill(request))
 
-    def decode_body(
-        self, request: InferenceRequest, prefill_answer: bytes, prefill_pod: EnginePod
-    ) -> Pieces:
-        """Return the client's body with the prefill answer as one of its members."""
-        del prefill_pod  # The answer names its engine.
+    def last_body(self, request: InferenceRequest, answers: Sequence[SideAnswer]) -> Pieces:
+        """Return the client's body with the prefill answer, which names its engine, as a member."""
+        answer = answers[-1].body
         try:
-            Body(prefill_answer)
+            Body(answer)
         except BodyInvalid as error:
             raise HandoffInvalid("invalid-answer", f"the prefill answer: {error}") from None
         replace = strip_transfer_members(request)
-        replace["disagg_prefill_resp"] = prefill_answer.strip()
+        replace["disagg_prefill_resp"] = answer.strip()
         return request.edit(replace, TRANSFER_MEMBERS)

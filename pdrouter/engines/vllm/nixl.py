@@ -6,17 +6,23 @@ Neuron engines (`NeuronNixlConnector`) speak the same wire.
 
 import ipaddress
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import msgspec
 
-from pdrouter.engines.connector import (
+from pdrouter.engines.leg_bodies import (
     TRANSFER_MEMBERS,
-    EnginePod,
-    HandoffInvalid,
     limit_to_prefill,
     strip_transfer_members,
+)
+from pdrouter.engines.split import (
+    PREFILL_DECODE,
+    EnginePod,
+    HandoffInvalid,
+    Leg,
+    SideAnswer,
 )
 from pdrouter.openai.body import Body, BodyInvalid, encode
 from pdrouter.openai.pieces import Pieces
@@ -38,24 +44,24 @@ _PREFILL_PARAMS = encode(
 
 
 @dataclass(frozen=True, slots=True)
-class NixlConnector:
+class NixlPull:
     """The upstream NIXL wire (aibrix calls it `shfs`)."""
 
     remote_host_rewrite: RemoteHostRewrite = RemoteHostRewrite.AUTO
     name: str = "nixl"
+    legs: tuple[Leg, ...] = PREFILL_DECODE
 
-    def prefill_body(self, request: InferenceRequest) -> Pieces:
+    def side_body(self, leg: Leg, request: InferenceRequest) -> Pieces:
         """Return the client's body for one token, which asks the engine to keep the KV blocks."""
+        del leg  # There is one.
         replace, remove = limit_to_prefill(request)
         replace[_PARAMS] = _PREFILL_PARAMS
         return request.edit(replace, remove)
 
-    def decode_body(
-        self, request: InferenceRequest, prefill_answer: bytes, prefill_pod: EnginePod
-    ) -> Pieces:
+    def last_body(self, request: InferenceRequest, answers: Sequence[SideAnswer]) -> Pieces:
         """Return the client's body with the handle, verbatim but for an unusable `remote_host`."""
         replace = strip_transfer_members(request)
-        replace[_PARAMS] = self._take_params(prefill_answer, prefill_pod)
+        replace[_PARAMS] = self._take_params(answers[-1].body, answers[-1].pod)
         return request.edit(replace, TRANSFER_MEMBERS)
 
     def _take_params(self, prefill_answer: bytes, prefill_pod: EnginePod) -> bytes | Pieces:

@@ -9,8 +9,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pdrouter.cluster.pods import Leg, PairingKey, Pod, Role
+from pdrouter.cluster.pods import PairingKey, Pod, Role
 from pdrouter.cluster.view import ModelPods
+from pdrouter.engines.split import Leg
 from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts
 from pdrouter.routing.picker import pick_lowest
 from pdrouter.routing.soundness import keep_sound_of

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from pdrouter.cluster.pods import Leg, Pod
+from pdrouter.cluster.pods import Pod
+from pdrouter.engines.split import Leg
 from pdrouter.routing.policy import PolicyOptions, Ranking, RoutedRequest
 
 _LEAST_DRAIN_RATE = 0.1

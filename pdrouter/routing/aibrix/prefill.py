@@ -4,7 +4,8 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 
-from pdrouter.cluster.pods import Leg, Pod
+from pdrouter.cluster.pods import Pod
+from pdrouter.engines.split import Leg
 from pdrouter.routing.policy import PolicyOptions, RoutedRequest
 from pdrouter.routing.score_parts import PrefillParts
 

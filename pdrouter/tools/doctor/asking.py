@@ -13,10 +13,12 @@ import aiohttp
 import msgspec
 
 from pdrouter.cluster.pods import Pod
-from pdrouter.engines.connector import TRANSFER_MEMBERS, HandoffInvalid
-from pdrouter.engines.registry import Connectors
+from pdrouter.engines.leg_bodies import TRANSFER_MEMBERS
+from pdrouter.engines.registry import Splits
+from pdrouter.engines.split import HandoffInvalid, Leg
 from pdrouter.openai.paths import ENDPOINTS, MODELS_PATH
 from pdrouter.openai.request import InferenceRequest, parse_request
+from pdrouter.serving.leg_outcome import LegAnswer
 from pdrouter.tools.doctor.survey import Answers, ModelCard, Survey, Trial, choose_pairs
 
 _T = TypeVar("_T")
@@ -63,12 +65,12 @@ class _Answer:
     body: bytes
 
 
-async def ask_engines(pods: Sequence[Pod], connectors: Connectors) -> Survey:
+async def ask_engines(pods: Sequence[Pod], splits: Splits) -> Survey:
     """Ask each engine what it serves, then try pairs of them.
 
     Args:
         pods: the engines.
-        connectors: how the legs of a request are written.
+        splits: how the legs of a request are written.
     """
     slots = asyncio.Semaphore(_AT_ONCE)
     # A proxy of the environment is not what the router uses, and cookies are none of its business.
@@ -83,7 +85,7 @@ async def ask_engines(pods: Sequence[Pod], connectors: Connectors) -> Survey:
 
         async def attempt(prefill: Pod, decode: Pod) -> Trial:
             async with slots:
-                return await _try_pair(session, connectors, prefill, decode)
+                return await _try_pair(session, splits, prefill, decode)
 
         addresses = list(dict.fromkeys(pod.address for pod in pods))
         answers = await asyncio.gather(*map(ask, addresses))
@@ -117,12 +119,12 @@ async def _ask_further(session: aiohttp.ClientSession, address: str, path: str) 
 
 
 async def _try_pair(
-    session: aiohttp.ClientSession, connectors: Connectors, prefill: Pod, decode: Pod
+    session: aiohttp.ClientSession, splits: Splits, prefill: Pod, decode: Pod
 ) -> Trial:
     """Send a request of one token over two engines."""
-    connector = connectors.get(prefill.kv_connector)
+    split = splits.find(prefill.engine, prefill.kv_connector)
     request = _write_request(prefill.model)
-    body = bytes(connector.prefill_body(request))
+    body = bytes(split.side_body(Leg.PREFILL, request))
     headers = {"content-type": "application/json", "x-request-id": f"doctor-{uuid.uuid4()}"}
     trial = Trial(prefill, decode)
     leg = prefill
@@ -130,11 +132,12 @@ async def _try_pair(
         answer = await _send(session, prefill.address, _COMPLETIONS, body, headers)
         if answer.status != _OK:
             return dataclasses.replace(trial, failed=prefill, problem=_show(answer), handed=False)
-        decode_body = bytes(connector.decode_body(request, answer.body, prefill))
+        answers = [LegAnswer(Leg.PREFILL, prefill, headers["x-request-id"], answer.body, None)]
+        decode_body = bytes(split.last_body(request, answers))
         leg = decode
         answer = await _send(session, decode.address, _COMPLETIONS, decode_body, headers)
     except HandoffInvalid as error:
-        swapped = await _gives_handle(session, connectors, decode)
+        swapped = await _gives_handle(session, splits, decode)
         return Trial(prefill, decode, prefill, str(error), handed=False, swapped=swapped)
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         return dataclasses.replace(
@@ -145,15 +148,16 @@ async def _try_pair(
     return dataclasses.replace(trial, proven=_count_fetched(answer) > 0)
 
 
-async def _gives_handle(session: aiohttp.ClientSession, connectors: Connectors, pod: Pod) -> bool:
+async def _gives_handle(session: aiohttp.ClientSession, splits: Splits, pod: Pod) -> bool:
     """Return whether an engine that the file calls a decode engine works as a prefill engine."""
-    connector = connectors.get(pod.kv_connector)
+    split = splits.find(pod.engine, pod.kv_connector)
     request = _write_request(pod.model)
     headers = {"content-type": "application/json", "x-request-id": f"doctor-{uuid.uuid4()}"}
-    body = bytes(connector.prefill_body(request))
+    body = bytes(split.side_body(Leg.PREFILL, request))
     try:
         answer = await _send(session, pod.address, _COMPLETIONS, body, headers)
-        connector.decode_body(request, answer.body, pod)
+        answers = [LegAnswer(Leg.PREFILL, pod, headers["x-request-id"], answer.body, None)]
+        split.last_body(request, answers)
     except (HandoffInvalid, aiohttp.ClientError, OSError, TimeoutError):
         return False
     return answer.status == _OK

@@ -4,19 +4,22 @@ import json
 from typing import Any
 
 import pytest
-from factories import TWO_LEG_BODIES, make_body, make_kv_params, make_pod, make_request
+from factories import (
+    TWO_LEG_BODIES,
+    make_answers,
+    make_body,
+    make_kv_params,
+    make_pod,
+    make_request,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdrouter.engines.connector import (
-    TRANSFER_MEMBERS,
-    HandoffInvalid,
-    KVConnector,
-    whole_body,
-)
-from pdrouter.engines.neuron.legacy import NeuronLegacyConnector
-from pdrouter.engines.registry import Connectors
-from pdrouter.engines.vllm.nixl import NixlConnector, is_unusable_host
+from pdrouter.engines.leg_bodies import TRANSFER_MEMBERS, whole_body
+from pdrouter.engines.neuron.legacy import NeuronLegacy
+from pdrouter.engines.registry import Splits
+from pdrouter.engines.split import HandoffInvalid, Leg, Split
+from pdrouter.engines.vllm.nixl import NixlPull, is_unusable_host
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.settings.choices import CONNECTOR_NAMES, NIXL_MEANINGS, RemoteHostRewrite
 
@@ -27,7 +30,7 @@ RESPONSES = "/v1/responses"
 GENERATE = "/inference/v1/generate"
 POD = make_pod(ip="10.1.2.3")
 POD_V6 = make_pod(ip="fd00::5")
-CONNECTORS: tuple[KVConnector, ...] = (NixlConnector(), NeuronLegacyConnector())
+CONNECTORS: tuple[Split, ...] = (NixlPull(), NeuronLegacy())
 
 # Spelled as the wire has it, so that the test is a judge of its own.
 ASK_FOR_BLOCKS = (
@@ -40,9 +43,9 @@ def answer_with(params: Any) -> bytes:
     return json.dumps({"id": "cmpl-1", "choices": [], "kv_transfer_params": params}).encode()
 
 
-def refuse(answer: bytes, connector: KVConnector) -> HandoffInvalid:
+def refuse(answer: bytes, connector: Split) -> HandoffInvalid:
     with pytest.raises(HandoffInvalid) as caught:
-        bytes(connector.decode_body(make_request(CHAT), answer, POD))
+        bytes(connector.last_body(make_request(CHAT), make_answers(answer, POD)))
     return caught.value
 
 
@@ -115,14 +118,14 @@ _PREFILL: list[tuple[str, bytes, bytes]] = [
 def test_the_prefill_leg_is_the_clients_body_for_one_token(
     path: str, client: bytes, expected: bytes
 ) -> None:
-    assert bytes(NeuronLegacyConnector().prefill_body(make_request(path, client))) == expected
+    assert bytes(NeuronLegacy().side_body(Leg.PREFILL, make_request(path, client))) == expected
 
 
 @pytest.mark.parametrize(("path", "client", "expected"), _PREFILL)
 def test_nixls_prefill_leg_also_asks_the_engine_to_keep_the_blocks(
     path: str, client: bytes, expected: bytes
 ) -> None:
-    body = bytes(NixlConnector().prefill_body(make_request(path, client)))
+    body = bytes(NixlPull().side_body(Leg.PREFILL, make_request(path, client)))
     assert body == expected[:-1] + b',"kv_transfer_params":' + ASK_FOR_BLOCKS + b"}"
 
 
@@ -131,7 +134,7 @@ def test_untouched_members_of_the_prefill_leg_keep_their_bytes() -> None:
         b'{ "model" : "m" ,\t"messages":[{"content":"\\u00e9\\/","role":"user"}] , '
         b'"logit_bias":{"5":1.0e2},"cache_salt":"s" , "seed" : 9223372036854775807 }'
     )
-    body = bytes(NeuronLegacyConnector().prefill_body(make_request(CHAT, client)))
+    body = bytes(NeuronLegacy().side_body(Leg.PREFILL, make_request(CHAT, client)))
     assert body == client[:-2] + b',"stream":false,"max_tokens":1 }'
 
 
@@ -142,15 +145,17 @@ def test_untouched_members_of_the_prefill_leg_keep_their_bytes() -> None:
 @pytest.mark.parametrize("path", TWO_LEG_BODIES)
 @pytest.mark.parametrize("connector", CONNECTORS, ids=lambda connector: connector.name)
 def test_a_clients_transfer_members_reach_no_engine(
-    connector: KVConnector, path: str, member: str
+    connector: Split, path: str, member: str
 ) -> None:
     hidden: dict[str, Any] = {"vllm_xargs": {member: "evil", "keep": 1}}
     if path == GENERATE:
         hidden["sampling_params"] = {"extra_args": {member: "evil", "keep": 1}, "seed": 4}
     request = make_request(path, **{member: "evil", **hidden})
     bodies = {
-        "prefill": bytes(connector.prefill_body(request)),
-        "decode": bytes(connector.decode_body(request, answer_with(make_kv_params()), POD)),
+        "prefill": bytes(connector.side_body(Leg.PREFILL, request)),
+        "decode": bytes(
+            connector.last_body(request, make_answers(answer_with(make_kv_params()), POD))
+        ),
         "whole": bytes(whole_body(request)),
     }
     for leg, body in bodies.items():
@@ -169,7 +174,7 @@ def test_an_escaped_spelling_hides_nothing(spelled: str) -> None:
     data = make_body(CHAT)[:-1] + f',{spelled}:"evil","vllm_xargs":{{{spelled}:"evil"}}}}'.encode()
     for body in (
         bytes(whole_body(make_request(CHAT, data))),
-        bytes(NixlConnector().prefill_body(make_request(CHAT, data))),
+        bytes(NixlPull().side_body(Leg.PREFILL, make_request(CHAT, data))),
     ):
         assert b"evil" not in body
 
@@ -228,14 +233,16 @@ def test_the_decode_leg_is_the_clients_body_with_the_handle_verbatim(
         b'"ratio":1.50,"new_in_some_release":{"a":[null]} }'
     )
     answer = b'{"id":"x", "kv_transfer_params" : ' + handle + b' ,"usage":{}}'
-    body = bytes(NixlConnector().decode_body(make_request(path, data), answer, POD))
+    body = bytes(NixlPull().last_body(make_request(path, data), make_answers(answer, POD)))
     assert body == data[:-1] + b',"kv_transfer_params":' + handle + b"}"
 
 
 def test_the_decode_leg_gets_the_engines_handle_in_place_of_a_clients() -> None:
     data = b'{"kv_transfer_params":{"remote_host":"evil"},"model":"m","messages":[{}],"rid":"evil"}'
     params = make_kv_params()
-    body = bytes(NixlConnector().decode_body(make_request(CHAT, data), answer_with(params), POD))
+    body = bytes(
+        NixlPull().last_body(make_request(CHAT, data), make_answers(answer_with(params), POD))
+    )
     assert json.loads(body) == {"kv_transfer_params": params, "model": "m", "messages": [{}]}
 
 
@@ -282,10 +289,10 @@ _HANDLES: list[tuple[dict[str, Any], str | None]] = [
 def test_a_half_filled_handle_never_reaches_a_decode_engine(
     changes: dict[str, Any], reason: str | None, policy: RemoteHostRewrite
 ) -> None:
-    connector = NixlConnector(policy)
+    connector = NixlPull(policy)
     answer = answer_with(make_kv_params(**changes))
     if reason is None:
-        assert bytes(connector.decode_body(make_request(CHAT), answer, POD))
+        assert bytes(connector.last_body(make_request(CHAT), make_answers(answer, POD)))
     else:
         assert refuse(answer, connector).reason == reason
 
@@ -308,7 +315,7 @@ def test_a_half_filled_handle_never_reaches_a_decode_engine(
     ],
 )
 def test_an_answer_without_a_handle_is_refused(answer: bytes, reason: str) -> None:
-    refused = refuse(answer, NixlConnector())
+    refused = refuse(answer, NixlPull())
     assert refused.reason == reason
     assert str(refused)
 
@@ -332,7 +339,7 @@ def test_any_handle_is_handed_over_or_refused(changes: dict[str, Any]) -> None:
     answer = answer_with(make_kv_params(**changes))
     for policy in RemoteHostRewrite:
         try:
-            body = bytes(NixlConnector(policy).decode_body(make_request(CHAT), answer, POD))
+            body = bytes(NixlPull(policy).last_body(make_request(CHAT), make_answers(answer, POD)))
         except HandoffInvalid:
             continue
         assert json.loads(body)["kv_transfer_params"]["do_remote_prefill"] is True
@@ -373,7 +380,9 @@ def test_remote_host_is_rewritten_by_policy_and_the_port_is_kept(
     pod: Any, policy: RemoteHostRewrite, host: str, rewritten: bool
 ) -> None:
     params = make_kv_params(remote_host=host)
-    body = bytes(NixlConnector(policy).decode_body(make_request(CHAT), answer_with(params), pod))
+    body = bytes(
+        NixlPull(policy).last_body(make_request(CHAT), make_answers(answer_with(params), pod))
+    )
     expected = {**params, "remote_host": pod.ip if rewritten else host}
     assert json.loads(body)["kv_transfer_params"] == expected
     assert list(json.loads(body)["kv_transfer_params"]) == list(params)
@@ -381,7 +390,7 @@ def test_remote_host_is_rewritten_by_policy_and_the_port_is_kept(
 
 def test_an_empty_remote_host_that_must_not_be_rewritten_is_a_half_filled_handle() -> None:
     answer = answer_with(make_kv_params(remote_host=""))
-    assert refuse(answer, NixlConnector(RemoteHostRewrite.NEVER)).reason == "incomplete-params"
+    assert refuse(answer, NixlPull(RemoteHostRewrite.NEVER)).reason == "incomplete-params"
 
 
 def test_a_rewritten_handle_keeps_the_bytes_of_everything_else() -> None:
@@ -390,7 +399,9 @@ def test_a_rewritten_handle_keeps_the_bytes_of_everything_else() -> None:
         b'"0.0.0.0" , "remote_port":5601,"remote_engine_id":"e","ratio":1.50}'
     )
     body = bytes(
-        NixlConnector().decode_body(make_request(CHAT), b'{"kv_transfer_params":%s}' % handle, POD)
+        NixlPull().last_body(
+            make_request(CHAT), make_answers(b'{"kv_transfer_params":%s}' % handle, POD)
+        )
     )
     assert handle.replace(b"0.0.0.0", b"10.1.2.3") in body
 
@@ -398,7 +409,7 @@ def test_a_rewritten_handle_keeps_the_bytes_of_everything_else() -> None:
 def test_a_handle_of_too_many_members_is_no_handle() -> None:
     many = {f"member-{number}": number for number in range(1_001)}
     answer = answer_with(make_kv_params(remote_host="localhost", **many))
-    assert refuse(answer, NixlConnector()).reason == "invalid-params"
+    assert refuse(answer, NixlPull()).reason == "invalid-params"
 
 
 # --- The older Neuron wire ---
@@ -408,14 +419,14 @@ def test_the_legacy_decode_leg_carries_the_whole_answer_verbatim() -> None:
     data = make_body(CHAT, stream=True, disagg_prefill_resp="evil")
     answer = b'{ "id":"x", "usage":{"total_tokens":18446744073709551615} , "kv":{"a":1.0} }'
     body = bytes(
-        NeuronLegacyConnector().decode_body(make_request(CHAT, data), b"\n" + answer + b" ", POD)
+        NeuronLegacy().last_body(make_request(CHAT, data), make_answers(b"\n" + answer + b" ", POD))
     )
     assert body == data.replace(b'"evil"', answer)
 
 
 @pytest.mark.parametrize("answer", [b"", b"null", b"[1]", b"oops", b'{"a":"\xff"}'])
 def test_the_legacy_decode_leg_takes_only_an_object(answer: bytes) -> None:
-    assert refuse(answer, NeuronLegacyConnector()).reason == "invalid-answer"
+    assert refuse(answer, NeuronLegacy()).reason == "invalid-answer"
 
 
 # --- Names ---
@@ -438,25 +449,27 @@ def test_the_legacy_decode_leg_takes_only_an_object(answer: bytes) -> None:
 def test_what_the_names_of_connectors_mean(
     default: str, nixl_means: str, name: str | None, expected: str
 ) -> None:
-    assert Connectors(default, nixl_means).get(name).name == expected
+    assert Splits(default, nixl_means).find("vllm", name).name == expected
 
 
 @pytest.mark.parametrize("meaning", NIXL_MEANINGS)
 @pytest.mark.parametrize("name", CONNECTOR_NAMES)
 def test_every_name_that_may_be_configured_is_known(name: str, meaning: str) -> None:
-    connectors = Connectors(name, meaning)
-    assert connectors.get(name) is connectors.get(None)
+    connectors = Splits(name, meaning)
+    assert connectors.find("vllm", name) == connectors.find("vllm", None)
 
 
 def test_an_unknown_name_is_an_error() -> None:
     with pytest.raises(KeyError):
-        Connectors().get("mooncake")
+        Splits().find("vllm", "mooncake")
     with pytest.raises(KeyError):
-        Connectors("mooncake")
+        Splits("mooncake").find("vllm", None)
+    with pytest.raises(KeyError):
+        Splits().find("sglang", None)
 
 
 def test_the_rewrite_policy_reaches_the_connector() -> None:
-    connector = Connectors(remote_host_rewrite=RemoteHostRewrite.NEVER).get("nixl")
+    connector = Splits(remote_host_rewrite=RemoteHostRewrite.NEVER).find("vllm", "nixl")
     params = make_kv_params(remote_host="localhost")
-    body = bytes(connector.decode_body(make_request(CHAT), answer_with(params), POD))
+    body = bytes(connector.last_body(make_request(CHAT), make_answers(answer_with(params), POD)))
     assert json.loads(body)["kv_transfer_params"]["remote_host"] == "localhost"

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from pdrouter.engines.reading import EngineReading, find_dialect
+from pdrouter.engines.reading import EngineReading
+from pdrouter.engines.registry import find_dialect
 from pdrouter.tools.simulation.config import EngineConfig
 from pdrouter.tools.simulation.engine_metrics import EngineMetrics
 

@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 
 from pdrouter.cluster.catalog import Catalog
 from pdrouter.cluster.names import LINGER_S
-from pdrouter.cluster.pods import Leg, Pod, Role
+from pdrouter.cluster.pods import Pod, Role
+from pdrouter.engines.split import Leg
 from pdrouter.extproc.codec import encode
 from pdrouter.extproc.ext_proc_pb2 import ProcessingRequest
 from pdrouter.extproc.limits import MESSAGE_OVERHEAD_BYTES

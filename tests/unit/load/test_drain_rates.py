@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdrouter.cluster.pods import Leg
+from pdrouter.engines.split import Leg
 from pdrouter.load.drain_rates import DrainRates
 from pdrouter.load.ledger import Ledger
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pdrouter.cluster.pods import Leg
+from pdrouter.engines.split import Leg
 from pdrouter.load.failures import EjectionRules, FailureMemory, Trial
 
 RULES = EjectionRules(after=3, backoff_s=10, longest_s=40, share=0.5)

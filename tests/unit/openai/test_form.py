@@ -9,7 +9,7 @@ from factories import make_request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdrouter.engines.connector import TRANSFER_MEMBERS, whole_body
+from pdrouter.engines.leg_bodies import TRANSFER_MEMBERS, whole_body
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.form import Form, FormInvalid, is_form, parse_form
 from pdrouter.openai.paths import ENDPOINTS, Forms

@@ -4,15 +4,16 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import pytest
-from factories import make_kv_params, make_pod
+from factories import make_answers, make_kv_params, make_pod
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from work import Work, measure
 
-from pdrouter.engines.connector import TRANSFER_MEMBERS, HandoffInvalid, whole_body
-from pdrouter.engines.neuron.legacy import NeuronLegacyConnector
-from pdrouter.engines.reading import find_dialect
-from pdrouter.engines.vllm.nixl import NixlConnector
+from pdrouter.engines.leg_bodies import TRANSFER_MEMBERS, whole_body
+from pdrouter.engines.neuron.legacy import NeuronLegacy
+from pdrouter.engines.registry import find_dialect
+from pdrouter.engines.split import HandoffInvalid, Leg
+from pdrouter.engines.vllm.nixl import NixlPull
 from pdrouter.openai.body import MAX_MEMBERS, Body, encode
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.media import MAX_PARTS
@@ -44,10 +45,10 @@ def read_request(path: str, data: bytes) -> None:
         )
         hash_prompt(request)
         whole_body(request)
-        for connector in (NixlConnector(), NeuronLegacyConnector()):
-            connector.prefill_body(request)
+        for connector in (NixlPull(), NeuronLegacy()):
+            connector.side_body(Leg.PREFILL, request)
         answer = encode({"kv_transfer_params": make_kv_params()})
-        NixlConnector().decode_body(request, answer, make_pod())
+        NixlPull().last_body(request, make_answers(answer, make_pod()))
 
 
 def expect_bounded(work: Work) -> None:
@@ -150,9 +151,9 @@ def _list_answers() -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("answer", list(_list_answers()), ids=range(5))
-@pytest.mark.parametrize("connector", [NixlConnector(), NeuronLegacyConnector()])
+@pytest.mark.parametrize("connector", [NixlPull(), NeuronLegacy()])
 def test_no_prefill_answer_costs_more_than_the_bounds_allow(
-    connector: NixlConnector | NeuronLegacyConnector, answer: bytes
+    connector: NixlPull | NeuronLegacy, answer: bytes
 ) -> None:
     request = parse_request(
         ENDPOINTS[CHAT], "", PLAIN % b"hi", transfer_members=frozenset(), split_multimodal=False
@@ -161,7 +162,7 @@ def test_no_prefill_answer_costs_more_than_the_bounds_allow(
     def hand_over() -> None:
         read_usage(answer)
         with suppress(HandoffInvalid):
-            connector.decode_body(request, answer, make_pod())
+            connector.last_body(request, make_answers(answer, make_pod()))
 
     expect_bounded(measure(hand_over))
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
-from pdrouter.engines.connector import TRANSFER_MEMBERS
+from pdrouter.engines.leg_bodies import TRANSFER_MEMBERS
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.media import MAX_PARTS
 from pdrouter.openai.paths import ENDPOINTS, Forms, split_path

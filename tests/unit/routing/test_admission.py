@@ -3,8 +3,9 @@
 import pytest
 from factories import make_pod, make_state
 
-from pdrouter.cluster.pods import Leg, Pod, Role
+from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ModelPods
+from pdrouter.engines.split import Leg
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.prefill_rates import PrefillRates
 from pdrouter.load.prefix_index import PrefixIndex

@@ -10,7 +10,8 @@ from factories import make_pod, make_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdrouter.cluster.pods import Leg, Pod, Role
+from pdrouter.cluster.pods import Pod, Role
+from pdrouter.engines.split import Leg
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.samples import EngineSample
 from pdrouter.routing.aibrix.decode import (

@@ -12,7 +12,8 @@ from factories import make_model_pods, make_pod, make_state
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pdrouter.cluster.pods import Leg, Role
+from pdrouter.cluster.pods import Role
+from pdrouter.engines.split import Leg
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.prefix_index import PrefixIndex
 from pdrouter.load.samples import EngineSample

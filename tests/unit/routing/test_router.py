@@ -6,8 +6,9 @@ import pytest
 from factories import MODEL, make_model_pods, make_pod, make_state
 from msgspec import structs
 
-from pdrouter.cluster.pods import Leg, Pod, Role
+from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ModelPods
+from pdrouter.engines.split import Leg
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.prefill_rates import PrefillRates
 from pdrouter.routing.admission import QueueTooLong

@@ -8,8 +8,9 @@ from factories import MODEL, make_model_pods, make_pod, make_state
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pdrouter.cluster.pods import Leg, Pod, Role
+from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ModelPods
+from pdrouter.engines.split import Leg
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.prefix_index import PrefixIndex
 from pdrouter.openai.prompt_prefix import PromptPrefix

@@ -8,7 +8,7 @@ from factories import make_pod, make_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdrouter.cluster.pods import Leg
+from pdrouter.engines.split import Leg
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.prefill_rates import PrefillRates
 from pdrouter.load.prefix_index import PrefixIndex

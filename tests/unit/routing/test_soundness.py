@@ -8,8 +8,9 @@ from factories import make_model_pods, make_pod, make_state
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdrouter.cluster.pods import Leg, Pod, Role
+from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ModelPods
+from pdrouter.engines.split import Leg
 from pdrouter.load.failures import EjectionRules, FailureMemory
 from pdrouter.routing.decision import RoutingFacts
 from pdrouter.routing.registry import DECODE_POLICIES, PREFILL_POLICIES, create_strategies

@@ -19,8 +19,9 @@ from exchanges import (
 )
 
 from pdrouter.cluster.pod_config import parse_config
-from pdrouter.cluster.pods import Leg, Pod, Role
+from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ClusterView
+from pdrouter.engines.split import Leg
 from pdrouter.extproc.messages import ImmediateReply, PhaseReply, ReplaceBody, Reply
 from pdrouter.serving.engine_client import EngineAnswer, FailureKind
 from pdrouter.settings.choices import Aggregation, FailurePolicy

@@ -6,7 +6,8 @@ from random import Random
 import pytest
 from factories import MODEL, make_pod
 
-from pdrouter.cluster.pods import Leg, Pod, Role
+from pdrouter.cluster.pods import Pod, Role
+from pdrouter.engines.split import Leg
 from pdrouter.load.failures import EjectionRules, FailureMemory
 from pdrouter.serving.engine_client import FailureKind
 from pdrouter.serving.leg_outcome import Attempt

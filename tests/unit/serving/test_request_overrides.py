@@ -3,7 +3,8 @@
 import pytest
 from factories import make_model_pods, make_pod, make_state
 
-from pdrouter.cluster.pods import Leg, Role
+from pdrouter.cluster.pods import Role
+from pdrouter.engines.split import Leg
 from pdrouter.routing.decision import NoReadyPod, RoutingFacts
 from pdrouter.routing.label_selector import parse_selector
 from pdrouter.routing.registry import DECODE_POLICIES, PREFILL_POLICIES, create_strategies

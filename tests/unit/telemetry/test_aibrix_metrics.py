@@ -8,8 +8,9 @@ import pytest
 from factories import MODEL, make_attempt, make_decision, make_pod, make_record, make_steps
 from prometheus_client.core import Metric
 
-from pdrouter.cluster.pods import Leg, Role
+from pdrouter.cluster.pods import Role
 from pdrouter.cluster.view import PodCache
+from pdrouter.engines.split import Leg
 from pdrouter.load.ledger import Ledger
 from pdrouter.serving.engine_client import FailureKind
 from pdrouter.serving.record import Outcome, RequestRecord

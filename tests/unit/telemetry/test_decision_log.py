@@ -11,7 +11,8 @@ from factories import (
     make_state,
 )
 
-from pdrouter.cluster.pods import Leg, Role
+from pdrouter.cluster.pods import Role
+from pdrouter.engines.split import Leg
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.prefill_rates import PrefillRates
 from pdrouter.load.prefix_index import PrefixIndex

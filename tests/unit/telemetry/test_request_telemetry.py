@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from pdrouter import __version__
-from pdrouter.cluster.pods import Leg, Role
+from pdrouter.cluster.pods import Role
 from pdrouter.cluster.reflector_stats import ReflectorStats
 from pdrouter.cluster.view import PodCache
+from pdrouter.engines.split import Leg
 from pdrouter.load.ledger import Ledger, Scope
 from pdrouter.openai.usage import Usage
 from pdrouter.serving.answers import AnswerReport, RoutedRequest

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from pdrouter.cluster.kubernetes.objects import ENGINE, KV_CONNECTOR, MODEL, PORT, ROLE
 from pdrouter.cluster.pods import Role
-from pdrouter.engines.registry import ENGINES, Connectors
-from pdrouter.engines.vllm.nixl import NixlConnector, is_unusable_host
+from pdrouter.engines.registry import ENGINES, Splits
+from pdrouter.engines.vllm.nixl import NixlPull, is_unusable_host
 from pdrouter.nearest import find_nearest
 from pdrouter.settings import Settings
 from pdrouter.settings.choices import CONNECTOR_NAMES, RemoteHostRewrite
@@ -113,14 +113,14 @@ def _find_mixed_engines(installation: Installation) -> Iterator[Fault]:
 
 def _find_mixed_connectors(installation: Installation) -> Iterator[Fault]:
     settings = _settings(installation)
-    connectors = Connectors(settings.kv_connector, settings.nixl_means)
+    splits = Splits(settings.kv_connector, settings.nixl_means)
     for roleset, members in _rolesets(installation).items():
         names = set()
         for engine in members:
             pod = engine.pod
             # The prefill pod's connector counts for the pair; a decode pod need not name any.
             if pod and not pod.obstacle and (engine.role is Role.PREFILL or pod.kv_connector):
-                names.add(connectors.get(pod.kv_connector).name)
+                names.add(splits.find(pod.engine, pod.kv_connector).name)
         if len(names) > 1:
             yield Fault(
                 members[0].ref,
@@ -142,12 +142,12 @@ def _find_unusable_nixl_hosts(installation: Installation) -> Iterator[Fault]:
 
 def _judge_nixl_hosts(installation: Installation) -> Iterator[Fault]:
     settings = _settings(installation)
-    connectors = Connectors(settings.kv_connector, settings.nixl_means)
+    splits = Splits(settings.kv_connector, settings.nixl_means)
     for engine in installation.engines:
         pod = engine.pod
         if pod is None or pod.obstacle or engine.role is not Role.PREFILL:
             continue
-        if not isinstance(connectors.get(pod.kv_connector), NixlConnector):
+        if not isinstance(splits.find(pod.engine, pod.kv_connector), NixlPull):
             continue
         variable = engine.variable(_NIXL_HOST)
         if variable is None and any(container.env_from for container in engine.spec.containers):

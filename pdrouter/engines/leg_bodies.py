@@ -1,52 +1,9 @@
-"""What a KV connector does with a request: the contract of the modules in this room."""
-
-from typing import Protocol
+"""What the bodies of legs have in common, whatever the engine: limits, and members that must go."""
 
 from pdrouter.openai.body import Body, BodyInvalid
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest
-
-
-class EnginePod(Protocol):
-    """What a wire protocol needs to know of a pod."""
-
-    @property
-    def ip(self) -> str:
-        """IPv4 or IPv6 address, without brackets."""
-
-
-class HandoffInvalid(Exception):
-    """The prefill engine's answer holds nothing that a decode engine can work with.
-
-    Attributes:
-        reason: a short, bounded word for metrics, such as `null-params`.
-    """
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
-class KVConnector(Protocol):
-    """How one KV connector splits a request. Pure; no body is copied."""
-
-    @property
-    def name(self) -> str:
-        """Name of the connector in settings, labels and logs."""
-
-    def prefill_body(self, request: InferenceRequest) -> Pieces:
-        """Return the body of the prefill leg."""
-
-    def decode_body(
-        self, request: InferenceRequest, prefill_answer: bytes, prefill_pod: EnginePod
-    ) -> Pieces:
-        """Return the body of the decode leg.
-
-        Raises:
-            HandoffInvalid: the prefill leg's answer must not be handed to a decode engine.
-        """
-
 
 TRANSFER_MEMBERS = frozenset(
     {

@@ -1,0 +1,84 @@
+"""How an engine's wire hangs the legs of a request together: the contract of this room's modules.
+
+The legs run one after the other: each side leg's answer is there before the last leg is written.
+"""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Protocol
+
+from pdrouter.openai.pieces import Pieces
+from pdrouter.openai.request import InferenceRequest
+
+
+class Leg(StrEnum):
+    """The part of a request that a pod carries out."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+    """What Envoy sends: a decode leg, or a whole request."""
+
+
+class EnginePod(Protocol):
+    """What a wire needs to know of a pod."""
+
+    @property
+    def ip(self) -> str:
+        """IPv4 or IPv6 address, without brackets."""
+
+
+class SideAnswer(Protocol):
+    """The answer to a side leg."""
+
+    @property
+    def leg(self) -> Leg:
+        """The leg."""
+
+    @property
+    def pod(self) -> EnginePod:
+        """The pod that gave it."""
+
+    @property
+    def body(self) -> bytes:
+        """Its body."""
+
+
+class HandoffInvalid(Exception):
+    """The answer to a side leg holds nothing that the engine of the last leg can work with.
+
+    Attributes:
+        reason: a short, bounded word for metrics, such as `null-params`.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Split(Protocol):
+    """How one wire splits a request. Pure; no body is copied."""
+
+    @property
+    def name(self) -> str:
+        """Name of the wire in logs and findings."""
+
+    @property
+    def legs(self) -> tuple[Leg, ...]:
+        """The legs in the order in which they run; Envoy sends the last."""
+
+    def side_body(self, leg: Leg, request: InferenceRequest) -> Pieces:
+        """Return the body of a side leg."""
+
+    def last_body(self, request: InferenceRequest, answers: Sequence[SideAnswer]) -> Pieces:
+        """Return the body of the last leg.
+
+        Args:
+            request: the request.
+            answers: those of the side legs, in their order.
+
+        Raises:
+            HandoffInvalid: an answer must not be handed to the engine of the last leg.
+        """
+
+
+PREFILL_DECODE = (Leg.PREFILL, Leg.DECODE)
