@@ -29,7 +29,7 @@ from pdrouter.process_limits import (
     find_memory_limit,
 )
 from pdrouter.routing.state import RoutingState
-from pdrouter.serving.engine_client import PrefillClient
+from pdrouter.serving.engine_client import EngineClient
 from pdrouter.serving.held_bodies import HeldBodies
 from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.settings import Settings
@@ -112,7 +112,7 @@ class Application:
             failures=self.failures,
             bodies=self.bodies,
         )
-        self._client = PrefillClient(limit_client(settings))
+        self._client = EngineClient(limit_client(settings))
         self.server = self._create_server(self._create_exchanges(prefixes), log_entries)
         self.admin = AdminServer(
             self.cache,

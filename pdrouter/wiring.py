@@ -30,7 +30,7 @@ from pdrouter.routing.router import Router, RoutingRules
 from pdrouter.routing.state import RoutingState
 from pdrouter.serving.answers import AnswerObserver, AnswerReports
 from pdrouter.serving.choosing import PodChooser
-from pdrouter.serving.engine_client import ClientLimits, PrefillClient
+from pdrouter.serving.engine_client import ClientLimits, EngineClient
 from pdrouter.serving.held_bodies import HeldBodies
 from pdrouter.serving.legs import SideLegs
 from pdrouter.serving.lessons import LegLessons
@@ -65,7 +65,7 @@ class Surroundings:
 
     cache: PodCache
     router: Router
-    client: PrefillClient
+    client: EngineClient
     observer: ExchangeObserver
     tokenizers: PromptTokenizers
     bodies: HeldBodies

@@ -94,7 +94,7 @@ class Notes:
     def request_routed(self, record: RequestRecord) -> None:
         assert record.decision is not None
 
-    def prefill_attempted(self, record: RequestRecord, attempt: Attempt) -> None:
+    def leg_attempted(self, record: RequestRecord, attempt: Attempt) -> None:
         assert attempt in record.attempts
 
     def answer_reported(self, report: AnswerReport, pod: Pod | None) -> None:

@@ -57,7 +57,7 @@ class Phases:
 
     Raises:
         RequestRejected: the client gets an error of the router's own.
-        LegRefused: the client gets the prefill engine's error.
+        LegRefused: the client gets the engine's error.
     """
 
     __slots__ = (

@@ -34,7 +34,7 @@ are removed before the first route is chosen; what it says in `routing-strategy`
 STRIPPED_HEADERS = (*CONTROL_HEADERS, *ROUTE_HEADERS, CLIENT_STRATEGY)
 """What the router removes from every request; a strategy that is asked for is read first."""
 
-FORWARDED_TO_PREFILL = (
+FORWARDED_TO_SIDE_LEGS = (
     "authorization",
     "content-type",
     "traceparent",

@@ -1,4 +1,4 @@
-"""One POST to a prefill pod, over pooled connections."""
+"""One POST to the engine of a side leg, over pooled connections."""
 
 import math
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ _KEEPALIVE_S = 75.0
 
 
 class FailureKind(StrEnum):
-    """What went wrong between the router and a prefill pod."""
+    """What went wrong between the router and an engine."""
 
     CONNECT = "connect"
     TRANSPORT = "transport"
@@ -73,13 +73,13 @@ class ClientLimits:
 
 
 @dataclass(slots=True)
-class PrefillClient:
+class EngineClient:
     """HTTP client with keep-alive connections to every pod. Use as an async context manager."""
 
     limits: ClientLimits
     _session: aiohttp.ClientSession | None = field(default=None, init=False)
 
-    async def __aenter__(self) -> "PrefillClient":
+    async def __aenter__(self) -> "EngineClient":
         trace = aiohttp.TraceConfig()
         trace.on_connection_reuseconn.append(_note_reuse)
         self._session = aiohttp.ClientSession(

@@ -18,7 +18,7 @@ from pdrouter.openai.usage import read_usage
 from pdrouter.routing.decision import Choice
 from pdrouter.routing.router import Router
 from pdrouter.serving.choosing import Routed
-from pdrouter.serving.engine_client import EngineAnswer, FailureKind, PostFailed, PrefillClient
+from pdrouter.serving.engine_client import EngineAnswer, EngineClient, FailureKind, PostFailed
 from pdrouter.serving.leg_outcome import Attempt, LegAnswer, LegFailed, LegRefused
 from pdrouter.serving.lessons import LegLessons
 from pdrouter.serving.record import RequestRecord
@@ -47,7 +47,7 @@ class SideLegs:
         retries: how many further pods are tried after a failure.
     """
 
-    client: PrefillClient
+    client: EngineClient
     cache: PodCache
     router: Router
     splits: Splits
@@ -162,7 +162,7 @@ class _Posts:
 
     def __init__(
         self,
-        client: PrefillClient,
+        client: EngineClient,
         leg: Leg,
         path: str,
         headers: Mapping[str, str],

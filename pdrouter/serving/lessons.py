@@ -44,7 +44,7 @@ class LegLessons:
             record.prefill_pod = attempt.pod
         subject = describe_kind(request) if attempt.failure is FailureKind.STATUS else None
         self.outcomes.note_attempt(attempt, model, request.endpoint.path, subject)
-        self.observer.prefill_attempted(record, attempt)
+        self.observer.leg_attempted(record, attempt)
 
     def note_answer(
         self,

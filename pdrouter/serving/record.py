@@ -152,8 +152,8 @@ class Observer(Protocol):
     def request_routed(self, record: RequestRecord) -> None:
         """The pods were chosen."""
 
-    def prefill_attempted(self, record: RequestRecord, attempt: Attempt) -> None:
-        """One try of the prefill leg has ended."""
+    def leg_attempted(self, record: RequestRecord, attempt: Attempt) -> None:
+        """One try of a side leg has ended."""
 
     def request_finished(self, record: RequestRecord) -> None:
         """The stream has ended, and all that was counted for it is released."""

@@ -1,4 +1,4 @@
-"""From a request's body to the pod that it goes to: validate, choose, prefill, hand over."""
+"""From a request's body to the pod that it goes to: validate, choose, run side legs, hand over."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -13,7 +13,7 @@ from pdrouter.engines.leg_bodies import TRANSFER_MEMBERS, whole_body
 from pdrouter.engines.registry import Splits
 from pdrouter.engines.split import HandoffInvalid
 from pdrouter.openai.errors import RequestRejected
-from pdrouter.openai.headers import FORWARDED_TO_PREFILL
+from pdrouter.openai.headers import FORWARDED_TO_SIDE_LEGS
 from pdrouter.openai.paths import Endpoint
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest, parse_request
@@ -91,7 +91,7 @@ class Dispatcher:
 
         Raises:
             RequestRejected: the router answers with an error of its own.
-            LegRefused: the client gets the prefill engine's error.
+            LegRefused: the client gets the engine's error.
         """
         record, scopes = call.record, call.scopes
         record.body_bytes = len(data)
@@ -159,7 +159,7 @@ class Dispatcher:
         self, request: InferenceRequest, routed: Routed, head: RequestHead, record: RequestRecord
     ) -> list[LegAnswer]:
         """Run one side leg after another; without answers, the last pod is to serve it whole."""
-        names = (*FORWARDED_TO_PREFILL, *self.policy.forward_headers)
+        names = (*FORWARDED_TO_SIDE_LEGS, *self.policy.forward_headers)
         headers = {name: head.headers[name] for name in names if name in head.headers}
         try:
             return [

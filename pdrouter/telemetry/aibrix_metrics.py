@@ -129,7 +129,7 @@ class AibrixMetrics(Collector):
         if decision.prefill is not None:
             self._prefill_choices.count_pod(_label(decision.prefill.pod, record.model))
 
-    def prefill_attempted(self, record: RequestRecord, attempt: Attempt) -> None:
+    def leg_attempted(self, record: RequestRecord, attempt: Attempt) -> None:
         """Count a try of the prefill leg, which is one HTTP request."""
         if _was_carried_out(attempt):
             status, code = "pd-prefill-request-success", str(attempt.status)

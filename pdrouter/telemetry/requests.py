@@ -101,9 +101,9 @@ class RequestTelemetry:
         if log.isEnabledFor(logging.DEBUG):
             log.debug("routed", extra={"fields": describe_choice(record)})
 
-    def prefill_attempted(self, record: RequestRecord, attempt: Attempt) -> None:
+    def leg_attempted(self, record: RequestRecord, attempt: Attempt) -> None:
         """Count a try of the prefill leg."""
-        self._aibrix.prefill_attempted(record, attempt)
+        self._aibrix.leg_attempted(record, attempt)
         metrics = self.metrics.prefill
         metrics.attempts.count(record.model)
         if attempt.stale_connections:

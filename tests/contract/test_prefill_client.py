@@ -15,9 +15,9 @@ from pdrouter.openai.pieces import Pieces
 from pdrouter.serving.engine_client import (
     ClientLimits,
     EngineAnswer,
+    EngineClient,
     FailureKind,
     PostFailed,
-    PrefillClient,
 )
 
 MIB = 1024 * 1024
@@ -25,7 +25,7 @@ LIMITS = ClientLimits(connect_s=WAIT_S, response_s=WAIT_S, answer_bytes=64 * 102
 
 
 async def post(
-    client: PrefillClient,
+    client: EngineClient,
     address: str,
     *,
     path: str = "/v1/completions",
@@ -38,7 +38,7 @@ async def post(
 
 
 async def fail(talk: Talk, *, limits: ClientLimits = LIMITS, total_s: float = WAIT_S) -> PostFailed:
-    async with listen(talk) as server, PrefillClient(limits) as client:
+    async with listen(talk) as server, EngineClient(limits) as client:
         with pytest.raises(PostFailed) as caught:
             await post(client, server.address, total_s=total_s)
         # A connection that failed is not kept.
@@ -65,7 +65,7 @@ async def test_a_request_carries_the_given_headers_and_no_others() -> None:
         "traceparent": "00-1-2-03",
         "x-utf-8": "é",
     }
-    async with listen(answer_always) as server, PrefillClient(LIMITS) as client:
+    async with listen(answer_always) as server, EngineClient(LIMITS) as client:
         await post(client, server.address, headers=headers, body=b'{"a":1}')
     request = server.requests[0]
     assert request.line == "POST /v1/completions HTTP/1.1"
@@ -81,7 +81,7 @@ async def test_a_request_carries_the_given_headers_and_no_others() -> None:
     "path", ["/v1/messages?beta=true", "/a?b=%2F%20+&c=%e9", "/a%2fb", "/a?q=é"]
 )
 async def test_path_and_query_go_out_as_they_came(path: str) -> None:
-    async with listen(answer_always) as server, PrefillClient(LIMITS) as client:
+    async with listen(answer_always) as server, EngineClient(LIMITS) as client:
         await post(client, server.address, path=path)
     assert server.requests[0].line == f"POST {path} HTTP/1.1"
 
@@ -89,7 +89,7 @@ async def test_path_and_query_go_out_as_they_came(path: str) -> None:
 @pytest.mark.parametrize("size", [0, 1, MIB, MIB + 1, 8 * MIB, 8 * MIB + 1])
 async def test_bodies_of_any_size_go_out_whole_and_with_their_length(size: int) -> None:
     body = bytes(range(256)) * (size // 256 + 1)
-    async with listen(answer_always) as server, PrefillClient(LIMITS) as client:
+    async with listen(answer_always) as server, EngineClient(LIMITS) as client:
         await post(client, server.address, body=body[:size])
     request = server.requests[0]
     assert request.body == body[:size]
@@ -101,13 +101,13 @@ async def test_bodies_of_any_size_go_out_whole_and_with_their_length(size: int) 
 async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    async with listen(answer_always) as server, PrefillClient(LIMITS) as client:
+    async with listen(answer_always) as server, EngineClient(LIMITS) as client:
         assert (await post(client, server.address)).status == 200
 
 
 async def test_cookies_are_not_kept_for_the_next_client() -> None:
     answer = b"HTTP/1.1 200 OK\r\nset-cookie: a=b; path=/\r\ncontent-length: 0\r\n\r\n"
-    async with listen(answering(answer, OK)) as server, PrefillClient(LIMITS) as client:
+    async with listen(answering(answer, OK)) as server, EngineClient(LIMITS) as client:
         await post(client, server.address)
         await post(client, server.address)
     assert len(server.requests) == 2
@@ -123,7 +123,7 @@ async def test_an_answer_of_any_status_is_an_answer(status: int) -> None:
         f"HTTP/1.1 {status} Whatever\r\nLocation: /elsewhere\r\nX-Mixed-Case: Kept\r\n"
         "content-length: 5\r\n\r\n"
     ).encode() + b"{\xff\x00}\n"
-    async with listen(answering(answer)) as server, PrefillClient(LIMITS) as client:
+    async with listen(answering(answer)) as server, EngineClient(LIMITS) as client:
         got = await post(client, server.address)
     assert (got.status, got.body) == (status, b"{\xff\x00}\n")
     assert got.headers == {"location": "/elsewhere", "x-mixed-case": "Kept", "content-length": "5"}
@@ -141,7 +141,7 @@ async def test_an_answer_of_any_status_is_an_answer(status: int) -> None:
     ids=["chunked", "until the end", "http/1.0", "after a continue"],
 )
 async def test_bodies_of_any_framing_are_read(answer: bytes) -> None:
-    async with listen(answering(answer)) as server, PrefillClient(LIMITS) as client:
+    async with listen(answering(answer)) as server, EngineClient(LIMITS) as client:
         assert (await post(client, server.address)).body == b"{}"
 
 
@@ -155,7 +155,7 @@ async def test_an_answer_may_come_before_the_body_was_read() -> None:
         await writer.drain()
         await reader.read()
 
-    async with listen(refuse_early) as server, PrefillClient(LIMITS) as client:
+    async with listen(refuse_early) as server, EngineClient(LIMITS) as client:
         assert (await post(client, server.address, body=b"x" * 8 * MIB)).status == 413
 
 
@@ -164,7 +164,7 @@ async def test_an_answer_up_to_the_limit_is_read(size: int) -> None:
     answer = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (size, b"x" * size)
     async with (
         listen(answering(answer)) as server,
-        PrefillClient(limit(answer_bytes=1000)) as client,
+        EngineClient(limit(answer_bytes=1000)) as client,
     ):
         assert (await post(client, server.address)).body == b"x" * size
 
@@ -183,7 +183,7 @@ _ZEROS = gzip.compress(bytes(MIB))
 )
 async def test_an_answer_above_the_limit_is_a_failure(answer: bytes) -> None:
     limits = limit(answer_bytes=1000)
-    async with listen(answering(answer)) as server, PrefillClient(limits) as client:
+    async with listen(answering(answer)) as server, EngineClient(limits) as client:
         with pytest.raises(PostFailed, match="larger than 1000 bytes") as caught:
             await post(client, server.address)
     assert (caught.value.kind, caught.value.stale) == (FailureKind.TOO_LARGE, False)
@@ -192,7 +192,7 @@ async def test_an_answer_above_the_limit_is_a_failure(answer: bytes) -> None:
 async def test_an_answer_that_is_compressed_unasked_is_not_unpacked() -> None:
     head = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n"
     talk = answering(head % len(_ZEROS) + _ZEROS)
-    async with listen(talk) as server, PrefillClient(LIMITS) as client:
+    async with listen(talk) as server, EngineClient(LIMITS) as client:
         with pytest.raises(PostFailed, match="compressed") as caught:
             await post(client, server.address)
     assert caught.value.kind is FailureKind.TRANSPORT
@@ -207,7 +207,7 @@ async def test_an_answer_above_the_limit_is_not_read_to_its_end() -> None:
 
 
 async def test_a_connection_is_used_again() -> None:
-    async with listen(answer_always) as server, PrefillClient(LIMITS) as client:
+    async with listen(answer_always) as server, EngineClient(LIMITS) as client:
         for _ in range(3):
             await post(client, server.address)
     assert (len(server.requests), server.connections) == (3, 1)
@@ -225,21 +225,21 @@ async def test_requests_at_the_same_time_do_not_wait_for_each_other() -> None:
         await both_came.wait()
         writer.write(OK)
 
-    async with listen(wait_for_another) as server, PrefillClient(LIMITS) as client:
+    async with listen(wait_for_another) as server, EngineClient(LIMITS) as client:
         await asyncio.gather(*(post(client, server.address) for _ in range(60)))
     assert server.connections == 60
 
 
 async def test_connections_are_closed_with_the_client() -> None:
     async with listen(answer_always) as server:
-        async with PrefillClient(LIMITS) as client:
+        async with EngineClient(LIMITS) as client:
             await post(client, server.address)
             assert not server.closed.is_set()
         await wait_until(server.closed.is_set)
 
 
 async def test_a_client_that_is_not_open_is_an_error() -> None:
-    client = PrefillClient(LIMITS)
+    client = EngineClient(LIMITS)
     with pytest.raises(RuntimeError, match="not open"):
         await post(client, "127.0.0.1:9")
     async with client:
@@ -249,7 +249,7 @@ async def test_a_client_that_is_not_open_is_an_error() -> None:
 
 
 async def test_cancelling_closes_the_connection() -> None:
-    async with listen(hang) as server, PrefillClient(LIMITS) as client:
+    async with listen(hang) as server, EngineClient(LIMITS) as client:
         task = asyncio.create_task(post(client, server.address))
         await wait_until(lambda: bool(server.requests))
         task.cancel()
@@ -259,7 +259,7 @@ async def test_cancelling_closes_the_connection() -> None:
 
 
 async def test_cancelling_while_the_answer_comes_closes_the_connection() -> None:
-    async with listen(trickle) as server, PrefillClient(limit(answer_bytes=10**9)) as client:
+    async with listen(trickle) as server, EngineClient(limit(answer_bytes=10**9)) as client:
         task = asyncio.create_task(post(client, server.address))
         await wait_until(lambda: bool(server.requests))
         await asyncio.sleep(0.05)
@@ -276,7 +276,7 @@ async def test_a_port_that_nobody_listens_on_is_a_failure_to_connect() -> None:
     with closing(socket.socket()) as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-    async with PrefillClient(LIMITS) as client:
+    async with EngineClient(LIMITS) as client:
         with pytest.raises(PostFailed) as caught:
             await post(client, f"127.0.0.1:{port}")
     assert (caught.value.kind, caught.value.stale) == (FailureKind.CONNECT, False)
@@ -293,7 +293,7 @@ async def test_a_host_that_does_not_answer_is_given_up(
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
         first.connect(listener.getsockname())
-        async with PrefillClient(limit(connect_s=connect_s)) as client:
+        async with EngineClient(limit(connect_s=connect_s)) as client:
             with pytest.raises(PostFailed) as caught:
                 await post(client, "{}:{}".format(*listener.getsockname()), total_s=total_s)
     assert caught.value.kind == kind
@@ -334,7 +334,7 @@ async def test_an_answer_that_breaks_off_or_makes_no_sense_is_a_transport_failur
     "end", [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{", b"junk\r\n\r\n"]
 )
 async def test_only_a_used_connection_that_ends_without_any_answer_is_stale(end: bytes) -> None:
-    async with listen(answering(OK, end)) as server, PrefillClient(LIMITS) as client:
+    async with listen(answering(OK, end)) as server, EngineClient(LIMITS) as client:
         await post(client, server.address)
         with pytest.raises(PostFailed) as caught:
             await post(client, server.address)
@@ -350,7 +350,7 @@ async def test_a_used_connection_that_is_reset_is_stale() -> None:
         await answering(OK)(server, reader, writer)
         await reset(server, reader, writer)
 
-    async with listen(talk) as server, PrefillClient(LIMITS) as client:
+    async with listen(talk) as server, EngineClient(LIMITS) as client:
         await post(client, server.address)
         with pytest.raises(PostFailed) as caught:
             await post(client, server.address)
@@ -379,7 +379,7 @@ async def test_an_answer_that_keeps_coming_is_not_late() -> None:
             await asyncio.sleep(0.2)
             writer.write(b" ")
 
-    async with listen(talk) as server, PrefillClient(limit(response_s=1.0)) as client:
+    async with listen(talk) as server, EngineClient(limit(response_s=1.0)) as client:
         assert (await post(client, server.address)).body == b" " * 8
 
 
@@ -390,7 +390,7 @@ async def test_an_answer_that_keeps_coming_is_not_late() -> None:
 async def test_a_few_interim_answers_are_passed_over(count: int) -> None:
     interim = b"HTTP/1.1 100 Continue\r\n\r\n" * count
     async with listen(answering(interim + OK, interim + OK)) as server:
-        async with PrefillClient(LIMITS) as client:
+        async with EngineClient(LIMITS) as client:
             for _ in range(2):
                 assert (await post(client, server.address)).status == 200
         assert server.connections == 1
@@ -436,7 +436,7 @@ def cut(body: bytes, size: int) -> bytes:
 async def test_an_answer_may_come_in_chunks(length: int, size: int) -> None:
     body = b"x" * length
     answer = answering(CHUNKED + cut(body, size))
-    async with listen(answer) as server, PrefillClient(LIMITS) as client:
+    async with listen(answer) as server, EngineClient(LIMITS) as client:
         assert (await post(client, server.address)).body == body
 
 

@@ -24,7 +24,7 @@ from pdrouter.routing.decision import Choice, Decision, RoutingFacts
 from pdrouter.routing.router import Router
 from pdrouter.routing.state import RoutingState
 from pdrouter.serving.choosing import Routed
-from pdrouter.serving.engine_client import ClientLimits, FailureKind, PrefillClient
+from pdrouter.serving.engine_client import ClientLimits, EngineClient, FailureKind
 from pdrouter.serving.leg_outcome import Attempt, LegAnswer, LegFailed, LegRefused
 from pdrouter.serving.legs import SideLegs
 from pdrouter.serving.lessons import LegLessons
@@ -116,10 +116,10 @@ class Stage(Notes):
     async def create_leg(
         self, *, limits: ClientLimits = LIMITS, total_s: float = WAIT_S, retries: int = 1
     ) -> SideLegs:
-        client = await self.stack.enter_async_context(PrefillClient(limits))
+        client = await self.stack.enter_async_context(EngineClient(limits))
         return self.create_leg_with(client, total_s, retries)
 
-    def create_leg_with(self, client: PrefillClient, total_s: float, retries: int) -> SideLegs:
+    def create_leg_with(self, client: EngineClient, total_s: float, retries: int) -> SideLegs:
         cache, state = PodCache(), make_state(self.ledger)
         cache.replace([*self.pods, DECODE])
         return SideLegs(
@@ -134,7 +134,7 @@ class Stage(Notes):
             retries,
         )
 
-    def prefill_attempted(self, record: RequestRecord, attempt: Attempt) -> None:
+    def leg_attempted(self, record: RequestRecord, attempt: Attempt) -> None:
         assert attempt is record.attempts[-1]
         self.attempts.append(attempt)
 
@@ -557,6 +557,6 @@ async def test_an_error_in_the_choice_of_another_pod_leaves_nothing_behind(stage
 
 async def test_a_client_that_is_not_open_leaves_nothing_behind(stage: Stage) -> None:
     stage.add_pod("127.0.0.1:9")
-    leg = stage.create_leg_with(PrefillClient(LIMITS), WAIT_S, 1)
+    leg = stage.create_leg_with(EngineClient(LIMITS), WAIT_S, 1)
     with pytest.raises(RuntimeError, match="not open"):
         await stage.run(leg)

@@ -19,7 +19,7 @@ from pdrouter.cluster.view import ClusterView, PodCache
 from pdrouter.commands.front import write_curl
 from pdrouter.engines.registry import ENGINES
 from pdrouter.load.ledger import Ledger
-from pdrouter.openai.headers import FORWARDED_TO_PREFILL
+from pdrouter.openai.headers import FORWARDED_TO_SIDE_LEGS
 from pdrouter.openai.paths import ENDPOINTS, Forms
 from pdrouter.settings.choices import CONNECTOR_NAMES
 from pdrouter.telemetry.requests import RequestTelemetry
@@ -95,7 +95,7 @@ def test_the_table_of_paths_is_that_of_the_code() -> None:
 
 def test_every_header_that_goes_to_prefill_is_listed() -> None:
     text = read("requests.md")
-    assert [name for name in FORWARDED_TO_PREFILL if f"`{name}`" not in text] == []
+    assert [name for name in FORWARDED_TO_SIDE_LEGS if f"`{name}`" not in text] == []
 
 
 def test_links_lead_somewhere() -> None:

@@ -73,7 +73,7 @@ class Router:
             self.telemetry.request_routed(record)
         for attempt in attempts:
             record.attempts.append(attempt)
-            self.telemetry.prefill_attempted(record, attempt)
+            self.telemetry.leg_attempted(record, attempt)
         self.telemetry.request_finished(record)
         return record
 

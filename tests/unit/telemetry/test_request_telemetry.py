@@ -170,7 +170,7 @@ def test_a_failed_hand_over_is_counted_with_its_reason() -> None:
 def test_a_failed_try_of_the_prefill_leg_is_counted_with_its_reason(failure: FailureKind) -> None:
     telemetry = create_telemetry()
     record = make_record(model="m")
-    telemetry.prefill_attempted(record, make_attempt(P, status=None, failure=failure))
+    telemetry.leg_attempted(record, make_attempt(P, status=None, failure=failure))
     assert value(telemetry, "pdrouter_prefill_attempts_total", model="m") == 1
     labels = {"model": "m", "reason": failure.value}
     assert value(telemetry, "pdrouter_prefill_failures_total", **labels) == 1
@@ -178,7 +178,7 @@ def test_a_failed_try_of_the_prefill_leg_is_counted_with_its_reason(failure: Fai
 
 def test_a_refusal_is_no_failure() -> None:
     telemetry = create_telemetry()
-    telemetry.prefill_attempted(make_record(model="m"), make_attempt(P, status=422))
+    telemetry.leg_attempted(make_record(model="m"), make_attempt(P, status=422))
     assert value(telemetry, "pdrouter_prefill_attempts_total", model="m") == 1
     labels = {"model": "m", "status": "422"}
     assert value(telemetry, "pdrouter_prefill_refusals_total", **labels) == 1
@@ -188,7 +188,7 @@ def test_a_refusal_is_no_failure() -> None:
 
 def test_a_try_that_went_well_is_neither() -> None:
     telemetry = create_telemetry()
-    telemetry.prefill_attempted(make_record(model="m"), make_attempt(P, stale_connections=1))
+    telemetry.leg_attempted(make_record(model="m"), make_attempt(P, stale_connections=1))
     assert value(telemetry, "pdrouter_prefill_attempts_total", model="m") == 1
     assert value(telemetry, "pdrouter_prefill_stale_connections_total") == 1
     names = {name for name, _ in read_metrics(telemetry)}
