@@ -668,13 +668,8 @@ async def test_what_only_the_decode_leg_shows_is_the_decode_engines_to_refuse(
         stack_options, prefill=[replace(each, kv_lease_s=0.1) for each in stack_options.prefill]
     )
     async with run_checked_stack(options) as stack, connect(stack) as client:
-        for members, param in (
-            ({"min_tokens": "three"}, "min_tokens"),
-            ({"min_tokens": 9, "max_tokens": 4}, "min_tokens"),
-            ({"max_tokens": 10**30}, "input_tokens"),
-        ):
-            response = await client.post(CHAT, json=chat(**members))
-            assert response.status_code == 400
-            assert response.json()["error"]["param"] == param
-            prefill, decode = find_sent(stack, response)
-            assert (prefill.request.status, decode.request.status) == (200, 400)
+        response = await client.post(CHAT, json=chat(max_tokens=10**30))
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == "input_tokens"
+        prefill, decode = find_sent(stack, response)
+        assert (prefill.request.status, decode.request.status) == (200, 400)
