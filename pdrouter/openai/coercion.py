@@ -10,7 +10,7 @@ UNREADABLE = object()
 _MAX_SIZE = 4310
 """Python, and so the engines, read no integers of more than 4,300 digits."""
 _INTEGER_TEXT = re.compile(r"[+-]?\d+(?:_\d+)*(?:\.0+)?", re.ASCII)
-_LEADING_ZEROS = re.compile(r"\A(\+?)0[0_]*(?=\d)", re.ASCII)
+_LEADING_ZEROS = re.compile(r"\A([+-]?)0[0_]*(?=\d)", re.ASCII)
 """To pydantic, underscores among them are of no account."""
 _SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
     map(chr, range(0x2000, 0x200B))
