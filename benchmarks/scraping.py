@@ -20,10 +20,10 @@ from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import PodCache
 from pdrouter.engines.registry import find_dialect
 from pdrouter.load.ledger import Ledger
-from pdrouter.load.scraper import EngineMetrics
+from pdrouter.load.scraper import MetricsScraper
 from pdrouter.process_limits import keep_freed_memory
 from pdrouter.tools.simulation.config import EngineConfig
-from pdrouter.tools.simulation.engine_metrics import EngineMetrics as SimulatedMetrics
+from pdrouter.tools.simulation.engine_metrics import EngineMetrics
 
 PAGE_BYTES = 100_000
 SECONDS = 10.0
@@ -32,7 +32,7 @@ BUCKETS = (*(round(0.001 * 1.7**power, 6) for power in range(24)), "+Inf")
 
 def make_page(size: int) -> bytes:
     """Return a page of about this size, the simulated engine's part in the middle."""
-    metrics = SimulatedMetrics(EngineConfig())
+    metrics = EngineMetrics(EngineConfig())
     metrics.watch_load(
         running=lambda: 12,
         waiting=lambda: 3,
@@ -107,7 +107,7 @@ async def measure_scraping(ports: list[int], interval_s: float) -> None:
         )
         for port in ports
     )
-    async with EngineMetrics(cache, Ledger(), interval_s=interval_s) as engines:
+    async with MetricsScraper(cache, Ledger(), interval_s=interval_s) as engines:
         running = asyncio.create_task(engines.run())
         while len(engines.samples) < len(ports):
             await asyncio.sleep(0.01)

@@ -25,8 +25,8 @@ from pdrouter.openai.paths import ENDPOINTS
 from pdrouter.openai.prompt_prefix import hash_prompt
 from pdrouter.openai.request import InferenceRequest, parse_request
 from pdrouter.routing.decision import RoutingFacts
-from pdrouter.routing.registry import create_strategies
 from pdrouter.routing.state import RoutingState
+from pdrouter.routing.strategies import create_strategies
 from pdrouter.serving.leg_outcome import LegAnswer
 
 ROUNDS = 9

@@ -21,7 +21,7 @@ from pdrouter.load.ledger import Ledger
 from pdrouter.load.prefill_rates import PrefillRates
 from pdrouter.load.prefix_index import PrefixIndex
 from pdrouter.load.samples import count_kv_capacity
-from pdrouter.load.scraper import EngineMetrics
+from pdrouter.load.scraper import MetricsScraper
 from pdrouter.ports import naming_port
 from pdrouter.process_limits import (
     FreedMemory,
@@ -93,7 +93,7 @@ class Application:
         self.failures = FailureMemory(choose_ejection_rules(settings))
         self.cache = PodCache(lambda uid: _forget_pod(uid, self.ledger, prefixes, self.failures))
         interval_s = settings.metrics_interval_ms / 1000
-        self._engines = EngineMetrics(
+        self._engines = MetricsScraper(
             self.cache, self.ledger, interval_s=interval_s, failures=self.failures
         )
         self._check = EngineCheck(self.cache)

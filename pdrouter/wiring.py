@@ -25,9 +25,9 @@ from pdrouter.load.failures import EjectionRules
 from pdrouter.load.output_length import OutputLengths
 from pdrouter.load.prompt_length import TokenRatios
 from pdrouter.routing.policy import PolicyOptions
-from pdrouter.routing.registry import create_strategies
 from pdrouter.routing.router import Router, RoutingRules
 from pdrouter.routing.state import RoutingState
+from pdrouter.routing.strategies import create_strategies
 from pdrouter.serving.answers import AnswerObserver, AnswerReports
 from pdrouter.serving.choosing import PodChooser
 from pdrouter.serving.engine_client import ClientLimits, EngineClient

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.engines.split import Leg
-from pdrouter.routing.policy import Ranking, RoutedRequest
+from pdrouter.routing.policy import Ranking, RankingRequest
 
 
 class _Scored(ABC):
@@ -13,26 +13,26 @@ class _Scored(ABC):
 
     name = ""
 
-    def narrow(self, pods: Sequence[Pod], request: RoutedRequest) -> tuple[Sequence[Pod], str]:
+    def narrow(self, pods: Sequence[Pod], request: RankingRequest) -> tuple[Sequence[Pod], str]:
         """Return all pods."""
         del request
         return pods, ""
 
     @abstractmethod
-    def score(self, pods: Sequence[Pod], request: RoutedRequest) -> Sequence[float]:
+    def score(self, pods: Sequence[Pod], request: RankingRequest) -> Sequence[float]:
         """Return the score of each pod."""
 
-    def rank(self, pods: Sequence[Pod], request: RoutedRequest) -> Ranking:
+    def rank(self, pods: Sequence[Pod], request: RankingRequest) -> Ranking:
         """Return what the two steps leave of decode pods."""
         left, note = self.narrow(pods, request)
         return Ranking(left, self.score(left, request), note)
 
-    def count_tokens(self, uid: str, request: RoutedRequest) -> int:
+    def count_tokens(self, uid: str, request: RankingRequest) -> int:
         """Return the length of the prompt."""
         del uid
         return request.facts.prompt_tokens
 
-    def explain(self, request: RoutedRequest) -> None:
+    def explain(self, request: RankingRequest) -> None:
         """Return nothing: nobody reads it here."""
         del request
 
@@ -42,7 +42,7 @@ class Anyone(_Scored):
 
     name = "random"
 
-    def score(self, pods: Sequence[Pod], request: RoutedRequest) -> Sequence[float]:
+    def score(self, pods: Sequence[Pod], request: RankingRequest) -> Sequence[float]:
         """Return the same for all; ties are broken at random."""
         del request
         return [0.0] * len(pods)
@@ -53,7 +53,7 @@ class FewestPrefills(_Scored):
 
     name = "least-request"
 
-    def score(self, pods: Sequence[Pod], request: RoutedRequest) -> Sequence[float]:
+    def score(self, pods: Sequence[Pod], request: RankingRequest) -> Sequence[float]:
         """Return the prefill legs in flight."""
         ledger = request.state.ledger
         return [float(ledger.load(Leg.PREFILL, pod.uid).requests) for pod in pods]
@@ -64,7 +64,7 @@ class FewestDecodes(_Scored):
 
     name = "least-request"
 
-    def score(self, pods: Sequence[Pod], request: RoutedRequest) -> Sequence[float]:
+    def score(self, pods: Sequence[Pod], request: RankingRequest) -> Sequence[float]:
         """Return the decode legs in flight."""
         ledger = request.state.ledger
         return [float(ledger.load(Leg.DECODE, pod.uid).requests) for pod in pods]
@@ -75,11 +75,11 @@ class BetterOfTwoPrefills(_Scored):
 
     name = "power-of-two"
 
-    def narrow(self, pods: Sequence[Pod], request: RoutedRequest) -> tuple[Sequence[Pod], str]:
+    def narrow(self, pods: Sequence[Pod], request: RankingRequest) -> tuple[Sequence[Pod], str]:
         """Return two random pods."""
         return request.state.random.sample(pods, min(2, len(pods))), ""
 
-    def score(self, pods: Sequence[Pod], request: RoutedRequest) -> Sequence[float]:
+    def score(self, pods: Sequence[Pod], request: RankingRequest) -> Sequence[float]:
         """Return the prompt tokens in flight."""
         ledger = request.state.ledger
         return [float(ledger.load(Leg.PREFILL, pod.uid).tokens) for pod in pods]
@@ -90,7 +90,7 @@ class BetterOfTwoDecodes(FewestDecodes):
 
     name = "power-of-two"
 
-    def narrow(self, pods: Sequence[Pod], request: RoutedRequest) -> tuple[Sequence[Pod], str]:
+    def narrow(self, pods: Sequence[Pod], request: RankingRequest) -> tuple[Sequence[Pod], str]:
         """Return two random pods."""
         return request.state.random.sample(pods, min(2, len(pods))), ""
 
@@ -113,7 +113,7 @@ class SGLangCacheAware(_Scored):
     def __init__(self) -> None:
         self._cached: dict[str, int] = {}
 
-    def score(self, pods: Sequence[Pod], request: RoutedRequest) -> Sequence[float]:
+    def score(self, pods: Sequence[Pod], request: RankingRequest) -> Sequence[float]:
         """Return the requests in flight, the unmatched blocks or what was cached, by that rule."""
         ledger = request.state.ledger
         loads = [ledger.load(Leg.PREFILL, pod.uid).requests for pod in pods]
@@ -124,7 +124,7 @@ class SGLangCacheAware(_Scored):
             return [float(-match) for match in matches]
         return [float(self._cached.get(pod.uid, 0)) for pod in pods]
 
-    def count_tokens(self, uid: str, request: RoutedRequest) -> int:
+    def count_tokens(self, uid: str, request: RankingRequest) -> int:
         """Return what the pod has to compute; it is chosen, so that is what it will cache."""
         tokens = request.count_uncached(uid)
         self._cached[uid] = self._cached.get(uid, 0) + tokens
@@ -151,7 +151,7 @@ class MooncakeStyle(_Scored):
         """
         self._predict = predict
 
-    def score(self, pods: Sequence[Pod], request: RoutedRequest) -> Sequence[float]:
+    def score(self, pods: Sequence[Pod], request: RankingRequest) -> Sequence[float]:
         """Return the predicted seconds until the prompt is computed."""
         ledger = request.state.ledger
         total = request.facts.prompt_tokens
@@ -162,14 +162,14 @@ class MooncakeStyle(_Scored):
             scores.append(self._predict(0, queued) + self._predict(total - uncached, uncached))
         return scores
 
-    def count_tokens(self, uid: str, request: RoutedRequest) -> int:
+    def count_tokens(self, uid: str, request: RankingRequest) -> int:
         """Return what the pod would have to compute."""
         matched = request.matches.get(uid, 0)
         worth = _share(request, matched) >= self._MATCH
         return request.count_uncached(uid) if worth else request.facts.prompt_tokens
 
 
-def _share(request: RoutedRequest, blocks: int) -> float:
+def _share(request: RankingRequest, blocks: int) -> float:
     """Return how much of the prompt the first so many blocks are, 0 to 1."""
     prefix = request.facts.prefix
     return prefix.ends[blocks - 1] / prefix.size if blocks else 0.0

@@ -19,7 +19,7 @@ from pdrouter.routing.combination import PolicyBook
 from pdrouter.routing.decision import Strategy
 from pdrouter.routing.pd import PrefillDecode
 from pdrouter.routing.policy import DecodePolicy, PrefillPolicy
-from pdrouter.routing.registry import create_strategies
+from pdrouter.routing.strategies import create_strategies
 
 OURS = "pdrouter"
 AIBRIX = "aibrix"

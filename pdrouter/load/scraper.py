@@ -101,7 +101,7 @@ class _Target:
         return (own.ip, own.metrics_port, own.engine) == (pod.ip, pod.metrics_port, pod.engine)
 
 
-class EngineMetrics:
+class MetricsScraper:
     """Scrapes the ready pods in turns. Use as an async context manager around `run`.
 
     The pods stand in a queue. At even steps, with some jitter, the first few of them go to its end
@@ -161,7 +161,7 @@ class EngineMetrics:
         """
         return _FRESH_INTERVALS * self.interval_s + self._deadline_s
 
-    async def __aenter__(self) -> "EngineMetrics":
+    async def __aenter__(self) -> "MetricsScraper":
         self._session = aiohttp.ClientSession(
             # Each pod has at most one connection, and so many scrapes as start within the
             # deadline are under way at once.

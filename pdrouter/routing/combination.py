@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from pdrouter.cluster.pods import Pod
-from pdrouter.routing.policy import DecodePolicy, PrefillPolicy, Ranking, RoutedRequest
+from pdrouter.routing.policy import DecodePolicy, PrefillPolicy, Ranking, RankingRequest
 from pdrouter.routing.score_parts import PrefillParts
 from pdrouter.settings.combination import CombinationInvalid, parse_combination
 
@@ -33,7 +33,7 @@ class CombinedPrefill:
         self.name = name
         self._parts = parts
 
-    def narrow(self, pods: Sequence[Pod], request: RoutedRequest) -> tuple[Sequence[Pod], str]:
+    def narrow(self, pods: Sequence[Pod], request: RankingRequest) -> tuple[Sequence[Pod], str]:
         """Return what each policy in turn finds worth scoring."""
         notes = []
         for policy, _ in self._parts:
@@ -42,18 +42,18 @@ class CombinedPrefill:
                 notes.append(note)
         return pods, "; ".join(notes)
 
-    def score(self, pods: Sequence[Pod], request: RoutedRequest) -> Sequence[float]:
+    def score(self, pods: Sequence[Pod], request: RankingRequest) -> Sequence[float]:
         """Return the weighted sum of all scores; those that any policy takes out are out."""
         scored = [(policy.score(pods, request), weight) for policy, weight in self._parts]
         sums = _add_up(scored)
         # Each leaves in one at least, but not always the same.
         return sums if min(sums) < math.inf else _to_range(scored[0][0])
 
-    def count_tokens(self, uid: str, request: RoutedRequest) -> int:
+    def count_tokens(self, uid: str, request: RankingRequest) -> int:
         """Return how many prompt tokens a pod would compute for the request."""
         return self._parts[0][0].count_tokens(uid, request)
 
-    def explain(self, request: RoutedRequest) -> PrefillParts:
+    def explain(self, request: RankingRequest) -> PrefillParts:
         """Return what the pods would have had to do."""
         return PrefillParts.of(request)
 
@@ -71,7 +71,7 @@ class CombinedDecode:
         self.name = name
         self._parts = parts
 
-    def rank(self, pods: Sequence[Pod], request: RoutedRequest) -> Ranking:
+    def rank(self, pods: Sequence[Pod], request: RankingRequest) -> Ranking:
         """Return the pods that all policies find worth scoring, and the weighted sums.
 
         Each looks at what those before it have left in: one is always left.

@@ -8,7 +8,7 @@ import msgspec
 from pdrouter.cluster.pods import PairingKey, Pod
 from pdrouter.engines.split import Leg
 from pdrouter.load.ledger import LegLoad
-from pdrouter.routing.policy import Ranking, RoutedRequest
+from pdrouter.routing.policy import Ranking, RankingRequest
 from pdrouter.routing.score_parts import DecodeParts
 
 _FULL = 0.95
@@ -28,7 +28,7 @@ class KVCapacity:
 
     name = "kv_capacity"
 
-    def rank(self, pods: Sequence[Pod], request: RoutedRequest) -> Ranking:
+    def rank(self, pods: Sequence[Pod], request: RankingRequest) -> Ranking:
         """Return the pods that have room for prompt and answer; all of them if none has.
 
         Of these, two of each roleset if others send requests too. The score is the requests that a
@@ -60,7 +60,7 @@ def _draw_two_each(pods: Sequence[Pod], random: Random) -> Sequence[Pod]:
     ]
 
 
-def count_requests(uid: str, request: RoutedRequest) -> float:
+def count_requests(uid: str, request: RankingRequest) -> float:
     """Return the requests in flight on a pod: ours, and those of others as last seen."""
     load = request.state.ledger.loads[Leg.DECODE].get(uid)
     ours = 0 if load is None else load.requests
@@ -84,7 +84,7 @@ class _Look(msgspec.Struct, frozen=True):
     shared: bool
 
 
-def _look_at(pods: Sequence[Pod], request: RoutedRequest) -> _Look:
+def _look_at(pods: Sequence[Pod], request: RankingRequest) -> _Look:
     # One loop for everything: it is gone through for every decode pod.
     samples, loads = request.state.samples, request.state.ledger.loads[Leg.DECODE]
     need = request.facts.prompt_tokens + request.facts.output_tokens

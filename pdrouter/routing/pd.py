@@ -15,7 +15,7 @@ from pdrouter.routing.combination import PolicyBook
 from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts
 from pdrouter.routing.filters import keep_partners, keep_selected, keep_untried
 from pdrouter.routing.picker import pick_lowest
-from pdrouter.routing.policy import DecodePolicy, PrefillPolicy, Ranking, RoutedRequest
+from pdrouter.routing.policy import DecodePolicy, PrefillPolicy, Ranking, RankingRequest
 from pdrouter.routing.soundness import keep_sound, keep_sound_of
 from pdrouter.routing.state import RoutingState
 
@@ -69,7 +69,7 @@ class PrefillDecode:
     def decide(self, facts: RoutingFacts, pods: ModelPods, state: RoutingState) -> Decision:
         """Choose a pair, or one pod for a request that is served whole."""
         policies = self._find_policies(facts)
-        decision = self._decide(policies, RoutedRequest(facts, state), pods)
+        decision = self._decide(policies, RankingRequest(facts, state), pods)
         if policies.complaints:
             decision = structs.replace(decision, notes=(*policies.complaints, *decision.notes))
         return decision
@@ -80,7 +80,7 @@ class PrefillDecode:
         complaints = tuple(complaint for complaint in (no_prefill, no_decode) if complaint)
         return _Policies(prefill, decode, complaints)
 
-    def _decide(self, policies: _Policies, request: RoutedRequest, pods: ModelPods) -> Decision:
+    def _decide(self, policies: _Policies, request: RankingRequest, pods: ModelPods) -> Decision:
         facts, state = request.facts, request.state
         pods = keep_selected(pods, facts.selector)
         whole = facts.whole
@@ -131,14 +131,14 @@ class PrefillDecode:
         if not partners:
             return None
         partners = keep_sound_of(partners, leg, pods.model, state.failures)
-        request = RoutedRequest(facts, state)
+        request = RankingRequest(facts, state)
         policy, _ = self._prefill.find(facts.prefill_policy)
         ranking = _score(policy, partners, request)
         return _choose_prefill(policy, ranking, pick_lowest(ranking.scores, state.random), request)
 
 
 def _decide_whole(
-    policy: DecodePolicy, reason: str, pods: ModelPods, request: RoutedRequest
+    policy: DecodePolicy, reason: str, pods: ModelPods, request: RankingRequest
 ) -> Decision:
     if not pods.whole:
         raise NoReadyPod(pods.model, Role.DECODE)
@@ -150,7 +150,7 @@ def _decide_whole(
 
 
 def _rank(
-    policies: _Policies, pods: ModelPods, request: RoutedRequest, notes: list[str]
+    policies: _Policies, pods: ModelPods, request: RankingRequest, notes: list[str]
 ) -> tuple[Ranking, Ranking]:
     """Let the policies drop pods, and those without partners with them; score the rest."""
     prefills, note = policies.prefill.narrow(pods.prefill, request)
@@ -170,7 +170,7 @@ def _rank(
     return scored, decodes
 
 
-def _score(policy: PrefillPolicy, pods: Sequence[Pod], request: RoutedRequest) -> Ranking:
+def _score(policy: PrefillPolicy, pods: Sequence[Pod], request: RankingRequest) -> Ranking:
     """Return the prefill pods that the policy leaves in, and their scores."""
     scores = policy.score(pods, request)
     if math.inf not in scores:
@@ -180,7 +180,7 @@ def _score(policy: PrefillPolicy, pods: Sequence[Pod], request: RoutedRequest) -
 
 
 def _choose_prefill(
-    policy: PrefillPolicy, ranking: Ranking, index: int, request: RoutedRequest
+    policy: PrefillPolicy, ranking: Ranking, index: int, request: RankingRequest
 ) -> Choice:
     pods, scores = ranking.pods, ranking.scores
     pod, ledger = pods[index], request.state.ledger
@@ -193,7 +193,7 @@ def _choose_prefill(
 
 
 def _choose_decode(
-    policy: DecodePolicy, ranking: Ranking, index: int, request: RoutedRequest
+    policy: DecodePolicy, ranking: Ranking, index: int, request: RankingRequest
 ) -> Choice:
     pods, scores = ranking.pods, ranking.scores
     tokens = request.facts.prompt_tokens + request.facts.output_tokens

@@ -49,7 +49,7 @@ class PolicyOptions:
 DEFAULT_OPTIONS = PolicyOptions()
 
 
-class RoutedRequest:
+class RankingRequest:
     """A request in front of the pods: what policies ask for, worked out once."""
 
     __slots__ = ("facts", "matches", "state")
@@ -89,22 +89,22 @@ class PrefillPolicy(Protocol):
     def name(self) -> str:
         """Name in settings."""
 
-    def narrow(self, pods: Sequence[Pod], request: RoutedRequest) -> tuple[Sequence[Pod], str]:
+    def narrow(self, pods: Sequence[Pod], request: RankingRequest) -> tuple[Sequence[Pod], str]:
         """Return the pods that are worth scoring, and why there are fewer, for people.
 
         All of them, with an empty text, is the usual answer.
         """
 
-    def score(self, pods: Sequence[Pod], request: RoutedRequest) -> Sequence[float]:
+    def score(self, pods: Sequence[Pod], request: RankingRequest) -> Sequence[float]:
         """Return the score of each pod: lower is better.
 
         Infinity takes a pod out, though the others were compared with it; one is always left.
         """
 
-    def count_tokens(self, uid: str, request: RoutedRequest) -> int:
+    def count_tokens(self, uid: str, request: RankingRequest) -> int:
         """Return how many prompt tokens a pod would compute for the request."""
 
-    def explain(self, request: RoutedRequest) -> ScoreParts | None:
+    def explain(self, request: RankingRequest) -> ScoreParts | None:
         """Return what the scores of now are made of; None where that is not told."""
 
 
@@ -131,5 +131,5 @@ class DecodePolicy(Protocol):
     def name(self) -> str:
         """Name in settings."""
 
-    def rank(self, pods: Sequence[Pod], request: RoutedRequest) -> Ranking:
+    def rank(self, pods: Sequence[Pod], request: RankingRequest) -> Ranking:
         """Return the pods, of one or more, that are worth scoring, and their scores."""

@@ -6,7 +6,7 @@ import msgspec
 
 from pdrouter.load.prefill_rates import PrefillCurve
 from pdrouter.routing.decision import RoutingFacts
-from pdrouter.routing.policy import RoutedRequest, count_computed
+from pdrouter.routing.policy import RankingRequest, count_computed
 
 
 class PrefillParts(msgspec.Struct, frozen=True):
@@ -26,7 +26,7 @@ class PrefillParts(msgspec.Struct, frozen=True):
     compute_weight: float | None = None
 
     @classmethod
-    def of(cls, request: RoutedRequest, compute_weight: float | None = None) -> "PrefillParts":
+    def of(cls, request: RankingRequest, compute_weight: float | None = None) -> "PrefillParts":
         """Return what is known now."""
         curve = request.state.ledger.rates.freeze()
         return cls(request.facts, request.matches, curve, compute_weight)

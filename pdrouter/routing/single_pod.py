@@ -9,7 +9,7 @@ from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts
 from pdrouter.routing.filters import keep_selected
 from pdrouter.routing.kv_capacity import count_requests
 from pdrouter.routing.picker import pick_lowest
-from pdrouter.routing.policy import RoutedRequest
+from pdrouter.routing.policy import RankingRequest
 from pdrouter.routing.soundness import keep_sound
 from pdrouter.routing.state import RoutingState
 
@@ -34,7 +34,7 @@ class SinglePod:
             raise NoReadyPod(pods.model, Role.DECODE if pods.disaggregated else Role.BOTH)
         pods, notes = keep_sound(pods, state.failures)
         candidates = pods.whole
-        request = RoutedRequest(facts, state)
+        request = RankingRequest(facts, state)
         scores = [count_requests(pod.uid, request) if self._by_load else 0.0 for pod in candidates]
         index = pick_lowest(scores, state.random)
         tokens = facts.prompt_tokens + facts.output_tokens

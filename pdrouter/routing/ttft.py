@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from pdrouter.cluster.pods import Pod
-from pdrouter.routing.policy import DEFAULT_OPTIONS, PolicyOptions, RoutedRequest
+from pdrouter.routing.policy import DEFAULT_OPTIONS, PolicyOptions, RankingRequest
 from pdrouter.routing.score_parts import PrefillParts
 
 
@@ -32,20 +32,20 @@ class TimeToFirstToken:
         self._compute_weight = options.compute_weight
         self._others_weight = options.others_weight
 
-    def narrow(self, pods: Sequence[Pod], request: RoutedRequest) -> tuple[Sequence[Pod], str]:
+    def narrow(self, pods: Sequence[Pod], request: RankingRequest) -> tuple[Sequence[Pod], str]:
         """Return all pods."""
         del request
         return pods, ""
 
-    def count_tokens(self, uid: str, request: RoutedRequest) -> int:
+    def count_tokens(self, uid: str, request: RankingRequest) -> int:
         """Return how many tokens a pod computes for the request."""
         return request.count_uncached(uid)
 
-    def explain(self, request: RoutedRequest) -> PrefillParts:
+    def explain(self, request: RankingRequest) -> PrefillParts:
         """Return what the scores of now are made of."""
         return PrefillParts.of(request, self._compute_weight)
 
-    def score(self, pods: Sequence[Pod], request: RoutedRequest) -> Sequence[float]:
+    def score(self, pods: Sequence[Pod], request: RankingRequest) -> Sequence[float]:
         """Return the predicted seconds for each pod, those of computing weighted."""
         ledger, matches = request.state.ledger, request.matches
         # Most of many pods have cached the same part of the prompt.

@@ -15,7 +15,7 @@ from pdrouter.cluster.pods import Pod, Role, parse_address
 from pdrouter.cluster.view import PodCache
 from pdrouter.engines.split import Leg
 from pdrouter.load.ledger import Ledger
-from pdrouter.load.scraper import EngineMetrics
+from pdrouter.load.scraper import MetricsScraper
 from pdrouter.telemetry.metrics import Metrics
 from pdrouter.tools.simulation.config import EngineConfig
 from pdrouter.tools.simulation.engine import SimulatedEngine
@@ -81,7 +81,7 @@ class Setup:
         self.cache = PodCache()
         self.ledger = Ledger()
         self.clock = Clock()
-        self.engines = EngineMetrics(
+        self.engines = MetricsScraper(
             self.cache,
             self.ledger,
             interval_s=INTERVAL_S,
@@ -330,7 +330,7 @@ async def test_a_closed_port_is_counted_as_such(setup: Setup) -> None:
 
 async def test_a_scrape_ends_at_its_deadline() -> None:
     setup = Setup()
-    setup.engines = EngineMetrics(
+    setup.engines = MetricsScraper(
         setup.cache, setup.ledger, interval_s=INTERVAL_S, deadline_s=0.02, clock=setup.clock
     )
     async with listen(hang) as server, scraping(setup):

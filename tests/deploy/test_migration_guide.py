@@ -18,7 +18,7 @@ from pdrouter.cluster.view import PodCache
 from pdrouter.engines.registry import ENGINES
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.scrape_stats import ScrapeStats
-from pdrouter.routing.registry import DECODE_POLICIES, PREFILL_POLICIES
+from pdrouter.routing.strategies import DECODE_POLICIES, PREFILL_POLICIES
 from pdrouter.settings import Settings, declarations
 from pdrouter.settings.aibrix import UNUSED_AIBRIX_VARIABLES
 from pdrouter.settings.choices import STRATEGY_NAMES

@@ -9,8 +9,8 @@ from pdrouter.cluster.view import PodCache
 from pdrouter.load.ledger import Ledger
 from pdrouter.settings import declarations
 from pdrouter.telemetry.requests import RequestTelemetry
+from pdrouter.tools.doctor.all_checks import CHECKS
 from pdrouter.tools.doctor.checks.endpoints import ENDPOINT_CHECKS
-from pdrouter.tools.doctor.registry import CHECKS
 
 TEXT = (DOCS / "troubleshooting.md").read_text()
 REQUESTS = (DOCS / "requests.md").read_text()

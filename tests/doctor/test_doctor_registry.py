@@ -5,8 +5,8 @@ from test_doctor_gateway import BROKEN as GATEWAY
 from test_doctor_labels import BROKEN as LABELS
 from test_doctor_references import BROKEN as REFERENCES
 
+from pdrouter.tools.doctor.all_checks import CHECKS
 from pdrouter.tools.doctor.diagnosis import describe_findings
-from pdrouter.tools.doctor.registry import CHECKS
 
 ELSEWHERE = {
     # Reachability and silence need a cluster.

@@ -23,9 +23,9 @@ from failures import (
 
 from pdrouter.tools.local_stack import LocalStack
 from pdrouter.tools.simulation.faults import Fault
-from pdrouter.tools.simulation.legs import Leg
+from pdrouter.tools.simulation.legs import SimulatedLeg
 
-FORCED = Fault(status=500, leg=Leg.PREFILL, forces_tool=True)
+FORCED = Fault(status=500, leg=SimulatedLeg.PREFILL, forces_tool=True)
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
 REASON = "not-prefillable"
 

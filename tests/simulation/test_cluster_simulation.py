@@ -23,8 +23,8 @@ from pdrouter.load.prefill_rates import PrefillRates
 from pdrouter.load.prefix_index import PrefixIndex
 from pdrouter.load.samples import EngineSample
 from pdrouter.routing.decision import Choice, Decision, RoutingFacts, Strategy
-from pdrouter.routing.registry import create_strategies
 from pdrouter.routing.state import RoutingState
+from pdrouter.routing.strategies import create_strategies
 
 BUSY = make_pattern("chat", 300, seed=1).scale(8.0)
 SHARED = SHAPES["8P+8D"]

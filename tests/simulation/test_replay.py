@@ -12,7 +12,7 @@ from benchmarks.routing.cluster.model import Shape
 from benchmarks.routing.cluster.router_replica import RouterOptions, RouterReplica
 from benchmarks.routing.cluster.simulation import Simulation
 from benchmarks.routing.cluster.workload import SimulatedRequest, Workload
-from pdrouter.routing.registry import DECODE_POLICIES, PREFILL_POLICIES, create_strategies
+from pdrouter.routing.strategies import DECODE_POLICIES, PREFILL_POLICIES, create_strategies
 
 SHAPE = Shape("3P+2D, one slow", (1.0, 1.0, 2.0), (1.0, 1.0))
 OPTIONS = RouterOptions(scrape_interval_s=0.5)

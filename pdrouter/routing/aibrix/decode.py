@@ -7,7 +7,7 @@ import msgspec
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.engines.split import Leg
-from pdrouter.routing.policy import PolicyOptions, Ranking, RoutedRequest
+from pdrouter.routing.policy import PolicyOptions, Ranking, RankingRequest
 
 _LEAST_DRAIN_RATE = 0.1
 _USUAL_TOKEN_MS = 20.0
@@ -31,7 +31,7 @@ class DecodeCondition(msgspec.Struct, frozen=True):
     free: float
 
     @classmethod
-    def observe(cls, uid: str, request: RoutedRequest) -> "DecodeCondition":
+    def observe(cls, uid: str, request: RankingRequest) -> "DecodeCondition":
         """Return the condition of a pod; a number that is none counts as not known."""
         sample = request.state.samples.get(uid)
         throughput = None if sample is None else sample.generated_tokens_per_s
@@ -69,7 +69,7 @@ class AibrixDecode:
         self._formula = formula
         self._options = options
 
-    def rank(self, pods: Sequence[Pod], request: RoutedRequest) -> Ranking:
+    def rank(self, pods: Sequence[Pod], request: RankingRequest) -> Ranking:
         """Return the one pod that a rule takes, or all of them with what the formula says."""
         conditions = [DecodeCondition.observe(pod.uid, request) for pod in pods]
         note = ""
@@ -81,7 +81,7 @@ class AibrixDecode:
         return Ranking(pods, self._formula(conditions, self._options), note)
 
     def _find_by_rules(
-        self, pods: Sequence[Pod], conditions: Sequence[DecodeCondition], request: RoutedRequest
+        self, pods: Sequence[Pod], conditions: Sequence[DecodeCondition], request: RankingRequest
     ) -> tuple[Sequence[int], str]:
         """Return whom the first rule that applies would take, and for what."""
         options = self._options

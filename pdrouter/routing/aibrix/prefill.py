@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.engines.split import Leg
-from pdrouter.routing.policy import PolicyOptions, RoutedRequest
+from pdrouter.routing.policy import PolicyOptions, RankingRequest
 from pdrouter.routing.score_parts import PrefillParts
 
-Formula = Callable[[Sequence[Pod], Sequence[int], RoutedRequest], list[float]]
+Formula = Callable[[Sequence[Pod], Sequence[int], RankingRequest], list[float]]
 """Scores pods, given how many prefill legs each of them has."""
 
 _USUAL_PROMPT_TOKENS = 512
@@ -36,7 +36,7 @@ class AibrixPrefill:
         self._spread = options.prefill_imbalance_spread
         self._factor = options.standard_deviation_factor
 
-    def narrow(self, pods: Sequence[Pod], request: RoutedRequest) -> tuple[Sequence[Pod], str]:
+    def narrow(self, pods: Sequence[Pod], request: RankingRequest) -> tuple[Sequence[Pod], str]:
         """Return one of the pods with the fewest legs if the spread is above its threshold."""
         counts = _count_legs(pods, request)
         spread = max(counts) - min(counts)
@@ -47,15 +47,15 @@ class AibrixPrefill:
         note = f"{self.name}: prefill pods differ by {spread} requests, one with the fewest it is"
         return [request.state.random.choice(least)], note
 
-    def count_tokens(self, uid: str, request: RoutedRequest) -> int:
+    def count_tokens(self, uid: str, request: RankingRequest) -> int:
         """Return how many prompt tokens a pod has not cached."""
         return request.count_uncached(uid)
 
-    def explain(self, request: RoutedRequest) -> PrefillParts:
+    def explain(self, request: RankingRequest) -> PrefillParts:
         """Return what the pods would have had to do."""
         return PrefillParts.of(request)
 
-    def score(self, pods: Sequence[Pod], request: RoutedRequest) -> Sequence[float]:
+    def score(self, pods: Sequence[Pod], request: RankingRequest) -> Sequence[float]:
         """Return what the formula says; infinity for pods with far more legs than the others."""
         counts = _count_legs(pods, request)
         scores = self._formula(pods, counts, request)
@@ -70,7 +70,7 @@ class AibrixPrefill:
 
 
 def score_by_prefix(
-    pods: Sequence[Pod], counts: Sequence[int], request: RoutedRequest
+    pods: Sequence[Pod], counts: Sequence[int], request: RankingRequest
 ) -> list[float]:
     """Score by what is cached, ten times as heavy as the load in comparison to the busiest pod."""
     busiest = max(1, *counts)
@@ -81,7 +81,7 @@ def score_by_prefix(
 
 
 def score_by_requests(
-    pods: Sequence[Pod], counts: Sequence[int], request: RoutedRequest
+    pods: Sequence[Pod], counts: Sequence[int], request: RankingRequest
 ) -> list[float]:
     """Score by the legs that a pod has."""
     del pods, request
@@ -89,7 +89,7 @@ def score_by_requests(
 
 
 def score_by_time(
-    pods: Sequence[Pod], counts: Sequence[int], request: RoutedRequest
+    pods: Sequence[Pod], counts: Sequence[int], request: RankingRequest
 ) -> list[float]:
     """Score by the milliseconds to the first token, from aibrix's curves for a GPU."""
     tokens = request.facts.prompt_tokens
@@ -101,18 +101,18 @@ def score_by_time(
     return scores
 
 
-def match_percent(uid: str, request: RoutedRequest) -> int:
+def match_percent(uid: str, request: RankingRequest) -> int:
     """Return how many of the prompt's blocks a pod has, in whole percent; 0 without blocks."""
     blocks = len(request.facts.prefix.hashes)
     return request.matches.get(uid, 0) * 100 // blocks if blocks else 0
 
 
-def _count_legs(pods: Sequence[Pod], request: RoutedRequest) -> list[int]:
+def _count_legs(pods: Sequence[Pod], request: RankingRequest) -> list[int]:
     load = request.state.ledger.load
     return [load(Leg.PREFILL, pod.uid).requests for pod in pods]
 
 
-def _find_prefill_ms(uid: str, request: RoutedRequest) -> float:
+def _find_prefill_ms(uid: str, request: RankingRequest) -> float:
     sample = request.state.samples.get(uid)
     seconds = None if sample is None else sample.prefill_seconds
     if seconds is None or not math.isfinite(seconds) or seconds < 0:

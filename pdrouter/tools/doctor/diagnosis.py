@@ -5,10 +5,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pdrouter.tools.doctor.all_checks import CHECKS
 from pdrouter.tools.doctor.checks.endpoints import ENDPOINT_CHECKS
 from pdrouter.tools.doctor.findings import Check, Fault, Finding, Severity, Subject
 from pdrouter.tools.doctor.installation import Installation
-from pdrouter.tools.doctor.registry import CHECKS
 from pdrouter.tools.doctor.snapshot import Snapshot
 from pdrouter.tools.doctor.survey import Survey
 

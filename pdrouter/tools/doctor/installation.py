@@ -23,7 +23,7 @@ from pdrouter.tools.doctor.objects.gateway_api import (
 )
 from pdrouter.tools.doctor.objects.workloads import Deployment, Service
 from pdrouter.tools.doctor.patches import Patched, find_clusters, find_ext_procs, find_routes
-from pdrouter.tools.doctor.router import Router, is_router, read_router
+from pdrouter.tools.doctor.router import RouterDeployment, is_router, read_router
 from pdrouter.tools.doctor.snapshot import Snapshot
 
 
@@ -43,7 +43,7 @@ class Attachment:
 
     policy: ExtensionPolicy
     index: int
-    routers: tuple[Router, ...]
+    routers: tuple[RouterDeployment, ...]
     routes: tuple[HttpRoute, ...]
     gateways: frozenset[tuple[str, str]]
     clusters: tuple[Patched, ...]
@@ -114,7 +114,7 @@ class Installation:
     """
 
     snapshot: Snapshot
-    routers: tuple[Router, ...]
+    routers: tuple[RouterDeployment, ...]
     attachments: tuple[Attachment, ...]
     engines: tuple[Engine, ...]
 
@@ -200,7 +200,7 @@ def _find_service(snapshot: Snapshot, backend: BackendRef, namespace: str) -> Se
     return found if isinstance(found, Service) else None
 
 
-def _find_routers(snapshot: Snapshot) -> tuple[Router, ...]:
+def _find_routers(snapshot: Snapshot) -> tuple[RouterDeployment, ...]:
     """Return the Deployments that look like the router, else those that Envoy calls."""
     found = [
         read_router(deployment, index)
@@ -233,7 +233,9 @@ def _leads_to(
     return False
 
 
-def _find_attachments(snapshot: Snapshot, routers: tuple[Router, ...]) -> Iterator[Attachment]:
+def _find_attachments(
+    snapshot: Snapshot, routers: tuple[RouterDeployment, ...]
+) -> Iterator[Attachment]:
     """Yield the ext_proc entries that lead to a router; all of them where that is not known."""
     found = [
         (
@@ -251,7 +253,7 @@ def _find_attachments(snapshot: Snapshot, routers: tuple[Router, ...]) -> Iterat
 
 
 def _attach(
-    snapshot: Snapshot, policy: ExtensionPolicy, index: int, routers: tuple[Router, ...]
+    snapshot: Snapshot, policy: ExtensionPolicy, index: int, routers: tuple[RouterDeployment, ...]
 ) -> Attachment:
     others = [each for each in snapshot.of(ExtensionPolicy) if each is not policy]
     direct = {

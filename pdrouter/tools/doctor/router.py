@@ -15,7 +15,7 @@ _SIGNS = frozenset({"ROUTING_ALGORITHM", "AIBRIX_PREFILL_REQUEST_TIMEOUT"})
 
 
 @dataclass(frozen=True, slots=True)
-class Router:
+class RouterDeployment:
     """A Deployment of the router.
 
     Attributes:
@@ -90,7 +90,7 @@ def is_router(container: Container) -> bool:
     )
 
 
-def read_router(deployment: Deployment, index: int) -> Router:
+def read_router(deployment: Deployment, index: int) -> RouterDeployment:
     """Return the router that a container of a Deployment is."""
     container = deployment.spec.template.spec.containers[index]
     variables = {declaration.variable for declaration in declarations().values()}
@@ -109,7 +109,7 @@ def read_router(deployment: Deployment, index: int) -> Router:
     options = _read_options([*container.command, *container.args], environment)
     settings, refusals = Settings.read(environment, options)
     unknown |= {refusal.variable for refusal in refusals}
-    return Router(
+    return RouterDeployment(
         deployment, index, MappingProxyType(environment), frozenset(unknown), settings, refusals
     )
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from pdrouter.tools.simulation.legs import Leg
+from pdrouter.tools.simulation.legs import SimulatedLeg
 from pdrouter.tools.simulation.prompts import Members
 
 
@@ -46,10 +46,10 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     times: Annotated[int, Meta(ge=1)] | None = None
     path: str | None = None
     model: str | None = None
-    leg: Leg | None = None
+    leg: SimulatedLeg | None = None
     forces_tool: bool = False
 
-    def applies_to(self, members: Members, leg: Leg | None) -> bool:
+    def applies_to(self, members: Members, leg: SimulatedLeg | None) -> bool:
         """Say whether the fault applies to a body that asks for this leg."""
         return (
             (self.model is None or members.get("model") == self.model)
@@ -87,7 +87,7 @@ class FaultBoard:
         *,
         is_api_call: bool,
         members: Members = _NO_MEMBERS,
-        leg: Leg | None = None,
+        leg: SimulatedLeg | None = None,
     ) -> Fault:
         """Use up one application of the first fault that applies to a request.
 

@@ -17,7 +17,7 @@ from pdrouter.tools.simulation.generation import Generation, generate
 from pdrouter.tools.simulation.handle_issuer import HandleIssuer
 from pdrouter.tools.simulation.legs import (
     Handle,
-    Leg,
+    SimulatedLeg,
     check_decode_leg,
     check_prefill_leg,
     check_prompt_count,
@@ -90,21 +90,23 @@ class GenerationApi:
     def _check(self, call: Call) -> _Job:
         api = Api(call.http.path)
         check_transfer_members(call.members)
-        if call.leg is Leg.PREFILL:
+        if call.leg is SimulatedLeg.PREFILL:
             check_prefill_leg(api, call.members, self._config)
         request = parse_generation(api, call.members, self._config)
         check_prompt_count(call.leg, request.prompts)
         remote = None
-        if call.leg is Leg.DECODE:
+        if call.leg is SimulatedLeg.DECODE:
             remote = check_decode_leg(call.members, self._config)
         self._count_unexpected_role(call.leg, request)
         request_id = call.http.headers.get("x-request-id") or uuid.uuid4().hex
         return _Job(call, request, request_id, remote)
 
-    def _count_unexpected_role(self, leg: Leg, request: GenerationRequest) -> None:
+    def _count_unexpected_role(self, leg: SimulatedLeg, request: GenerationRequest) -> None:
         role = self._config.role
-        asks_for_more = leg is not Leg.PREFILL and request.limit != 1
-        if (role == "decode" and leg is Leg.PREFILL) or (role == "prefill" and asks_for_more):
+        asks_for_more = leg is not SimulatedLeg.PREFILL and request.limit != 1
+        if (role == "decode" and leg is SimulatedLeg.PREFILL) or (
+            role == "prefill" and asks_for_more
+        ):
             self._metrics.unexpected_role.inc()
 
     @contextmanager
@@ -152,7 +154,7 @@ class GenerationApi:
                 for _ in generation.words[1:]:
                     await self._compute.step()
                 self._metrics.generation_tokens.inc(generation.completion_tokens)
-                if job.call.leg is Leg.PREFILL:
+                if job.call.leg is SimulatedLeg.PREFILL:
                     return self._issuer.issue(form, generation, job.call.fault)
                 return form.plain(generation)
         except TransferFailed as error:

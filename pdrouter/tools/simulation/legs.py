@@ -13,7 +13,7 @@ Handle = Mapping[str, Any]
 """What a prefill engine hands out and a decode engine must get back unchanged."""
 
 
-class Leg(StrEnum):
+class SimulatedLeg(StrEnum):
     """The half of a request that an engine is asked for."""
 
     PREFILL = "prefill"
@@ -25,19 +25,23 @@ _NULL_BEFORE_PREFILL = ("remote_engine_id", "remote_block_ids", "remote_host", "
 _NEEDED_FOR_FETCH = ("remote_engine_id", "remote_request_id", "remote_host", "remote_port")
 
 
-def leg_of(members: Members, config: EngineConfig) -> Leg:
+def leg_of(members: Members, config: EngineConfig) -> SimulatedLeg:
     """Say which leg a body asks an engine for."""
     if config.kv_connector == "neuron-legacy":
         if config.role == "prefill":
-            return Leg.PREFILL
-        return Leg.DECODE if members.get("disagg_prefill_resp") is not None else Leg.WHOLE
+            return SimulatedLeg.PREFILL
+        return (
+            SimulatedLeg.DECODE
+            if members.get("disagg_prefill_resp") is not None
+            else SimulatedLeg.WHOLE
+        )
     params = members.get("kv_transfer_params")
     if config.kv_connector == "nixl" and isinstance(params, dict):
         if params.get("do_remote_decode"):
-            return Leg.PREFILL
+            return SimulatedLeg.PREFILL
         if params.get("do_remote_prefill"):
-            return Leg.DECODE
-    return Leg.WHOLE
+            return SimulatedLeg.DECODE
+    return SimulatedLeg.WHOLE
 
 
 def check_prefill_leg(api: Api, members: Members, config: EngineConfig) -> None:
@@ -124,7 +128,7 @@ def check_decode_leg(members: Members, config: EngineConfig) -> Handle:
     return params
 
 
-def check_prompt_count(leg: Leg, prompts: int) -> None:
+def check_prompt_count(leg: SimulatedLeg, prompts: int) -> None:
     """Refuse several prompts in a disaggregated request: they would share one set of blocks.
 
     Raises:
@@ -132,10 +136,10 @@ def check_prompt_count(leg: Leg, prompts: int) -> None:
     """
     if prompts == 1:
         return
-    if leg is Leg.PREFILL:
+    if leg is SimulatedLeg.PREFILL:
         message = "only the first prompt would get blocks on the prefill leg"
         raise _violated("prefill_several_prompts", message, "prompt")
-    if leg is Leg.DECODE:
+    if leg is SimulatedLeg.DECODE:
         raise _fatal("decode_several_prompts", "block marked busy by another prompt")
 
 

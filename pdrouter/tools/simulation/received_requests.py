@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Literal
 
-from pdrouter.tools.simulation.legs import Leg
+from pdrouter.tools.simulation.legs import SimulatedLeg
 
 Outcome = Literal["running", "answered", "aborted", "dropped"]
 
@@ -32,7 +32,7 @@ class ReceivedRequest:
     path: str
     headers: Mapping[str, str]
     body: bytes
-    leg: Leg
+    leg: SimulatedLeg
     status: int | None = None
     outcome: Outcome = "running"
 
@@ -79,7 +79,9 @@ class RequestLog:
     def __iter__(self) -> Iterator[ReceivedRequest]:
         return iter(tuple(self._records.values()))
 
-    def add(self, method: str, path: str, headers: Mapping[str, str], body: bytes, leg: Leg) -> int:
+    def add(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes, leg: SimulatedLeg
+    ) -> int:
         """Keep a request that has just arrived, and give its number."""
         number = next(self._numbers)
         self._records[number] = ReceivedRequest(number, method, path, headers, body, leg)

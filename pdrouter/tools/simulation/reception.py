@@ -11,7 +11,7 @@ from pdrouter.tools.simulation.api_requests import parse_members
 from pdrouter.tools.simulation.config import EngineConfig
 from pdrouter.tools.simulation.engine_metrics import EngineMetrics
 from pdrouter.tools.simulation.faults import Fault, FaultBoard
-from pdrouter.tools.simulation.legs import Leg, leg_of
+from pdrouter.tools.simulation.legs import SimulatedLeg, leg_of
 from pdrouter.tools.simulation.prompts import Members
 from pdrouter.tools.simulation.received_requests import RequestLog
 from pdrouter.tools.simulation.refusal import ContractViolated, Refused
@@ -34,7 +34,7 @@ class Call:
 
     http: web.Request
     members: Members
-    leg: Leg
+    leg: SimulatedLeg
     fault: Fault
     refusal: Refused | None = None
 

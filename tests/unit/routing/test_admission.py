@@ -12,8 +12,8 @@ from pdrouter.load.prefix_index import PrefixIndex
 from pdrouter.openai.prompt_prefix import PromptPrefix
 from pdrouter.routing.admission import QueueTooLong, limit_wait
 from pdrouter.routing.decision import Decision, RoutingFacts
-from pdrouter.routing.registry import create_strategies
 from pdrouter.routing.state import RoutingState
+from pdrouter.routing.strategies import create_strategies
 
 PREFIX = PromptPrefix((1, 2, 3, 4), (250, 500, 750, 1000), 1000)
 FACTS = RoutingFacts(1000, None, PREFIX)

@@ -21,8 +21,8 @@ from pdrouter.routing.aibrix.decode import (
     find_soonest_drained,
 )
 from pdrouter.routing.decision import RoutingFacts
-from pdrouter.routing.policy import DecodePolicy, PolicyOptions, RoutedRequest
-from pdrouter.routing.registry import DECODE_POLICIES
+from pdrouter.routing.policy import DecodePolicy, PolicyOptions, RankingRequest
+from pdrouter.routing.strategies import DECODE_POLICIES
 
 NAMES = ("load_balancing", "least_request", "conductor")
 _SPREADS = ("decode_imbalance_spread", "decode_throughput_spread", "decode_score_ratio")
@@ -39,7 +39,7 @@ def make_pods(count: int) -> list[Pod]:
     return [make_pod(f"d{number}", Role.DECODE) for number in range(count)]
 
 
-def make_routed(described: Sequence[Described]) -> RoutedRequest:
+def make_routed(described: Sequence[Described]) -> RankingRequest:
     """Pods d0, d1, …, in these conditions."""
     ledger = Ledger(clock=lambda: 0.0)
     samples = {}
@@ -49,7 +49,7 @@ def make_routed(described: Sequence[Described]) -> RoutedRequest:
         samples[f"uid-d{number}"] = EngineSample(
             0.0, generated_tokens_per_s=throughput, kv_usage=usage
         )
-    return RoutedRequest(RoutingFacts(100, None), make_state(ledger, samples=samples))
+    return RankingRequest(RoutingFacts(100, None), make_state(ledger, samples=samples))
 
 
 def score(name: str, *described: Described, **options: Any) -> list[float]:
@@ -265,7 +265,7 @@ def test_the_first_rule_that_applies_takes_one_pod(
             ledger.start(Leg.DECODE, uid)
         samples[uid] = EngineSample(0.0, generated_tokens_per_s=each[1])
     now = 20.0
-    request = RoutedRequest(RoutingFacts(1, None), make_state(ledger, samples=samples))
+    request = RankingRequest(RoutingFacts(1, None), make_state(ledger, samples=samples))
     ranking = make_policy(name).rank(make_pods(len(described)), request)
     assert [pod.name for pod in ranking.pods] == [taken]
     assert len(ranking.scores) == 1

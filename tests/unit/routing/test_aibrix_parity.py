@@ -19,7 +19,7 @@ from pdrouter.load.prefix_index import PrefixIndex
 from pdrouter.load.samples import EngineSample
 from pdrouter.openai.prompt_prefix import PromptPrefix
 from pdrouter.routing.decision import RoutingFacts
-from pdrouter.routing.registry import create_strategies
+from pdrouter.routing.strategies import create_strategies
 
 BLOCKS = 7
 PREFIX = PromptPrefix(tuple(range(1, BLOCKS + 1)), tuple(range(256, 256 * BLOCKS + 1, 256)), 2000)

@@ -17,9 +17,9 @@ from pdrouter.load.prefix_index import PrefixIndex
 from pdrouter.load.samples import EngineSample
 from pdrouter.openai.prompt_prefix import PromptPrefix
 from pdrouter.routing.decision import RoutingFacts
-from pdrouter.routing.policy import PolicyOptions, PrefillPolicy, RoutedRequest
-from pdrouter.routing.registry import PREFILL_POLICIES
+from pdrouter.routing.policy import PolicyOptions, PrefillPolicy, RankingRequest
 from pdrouter.routing.state import RoutingState
+from pdrouter.routing.strategies import PREFILL_POLICIES
 
 NAMES = ("prefix_cache", "least_request", "conductor")
 
@@ -51,11 +51,11 @@ def make_loaded_state(
     return make_state(ledger, prefixes=prefixes, samples=samples, seed=seed)
 
 
-def make_routed(state: RoutingState, *, tokens: int = 1000, blocks: int = 0) -> RoutedRequest:
+def make_routed(state: RoutingState, *, tokens: int = 1000, blocks: int = 0) -> RankingRequest:
     hashes = tuple(range(1, blocks + 1))
     ends = tuple(256 * number for number in hashes)
     prefix = PromptPrefix(hashes, ends, max(ends, default=1))
-    return RoutedRequest(RoutingFacts(tokens, None, prefix), state)
+    return RankingRequest(RoutingFacts(tokens, None, prefix), state)
 
 
 def make_pods(count: int) -> list[Pod]:

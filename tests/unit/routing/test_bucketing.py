@@ -19,8 +19,8 @@ from pdrouter.routing.aibrix.bucketing import measure_pressure
 from pdrouter.routing.decision import Decision, NoReadyPod, RoutingFacts, Strategy
 from pdrouter.routing.label_selector import parse_selector
 from pdrouter.routing.policy import PolicyOptions
-from pdrouter.routing.registry import create_strategies
 from pdrouter.routing.state import RoutingState
+from pdrouter.routing.strategies import create_strategies
 
 P, D, BOTH, OTHER = Role.PREFILL, Role.DECODE, Role.BOTH, Role.OTHER
 

@@ -18,13 +18,13 @@ from pdrouter.routing.policy import (
     DecodePolicy,
     PrefillPolicy,
     Ranking,
-    RoutedRequest,
+    RankingRequest,
 )
-from pdrouter.routing.registry import DECODE_POLICIES, PREFILL_POLICIES
+from pdrouter.routing.strategies import DECODE_POLICIES, PREFILL_POLICIES
 from pdrouter.settings.combination import CombinationInvalid, parse_combination
 
 KNOWN = ("ttft", "least_request")
-REQUEST = RoutedRequest(RoutingFacts(1000, None), make_state(Ledger()))
+REQUEST = RankingRequest(RoutingFacts(1000, None), make_state(Ledger()))
 PODS = [make_pod(f"p{number}") for number in range(3)]
 
 
@@ -36,22 +36,22 @@ class Fixed:
     name: str = "fixed"
     note: str = ""
 
-    def narrow(self, pods: Sequence[Pod], request: RoutedRequest) -> tuple[Sequence[Pod], str]:
+    def narrow(self, pods: Sequence[Pod], request: RankingRequest) -> tuple[Sequence[Pod], str]:
         del request
         return pods, self.note
 
-    def score(self, pods: Sequence[Pod], request: RoutedRequest) -> Sequence[float]:
+    def score(self, pods: Sequence[Pod], request: RankingRequest) -> Sequence[float]:
         del request
         return [self.scores[PODS.index(pod)] for pod in pods]
 
-    def count_tokens(self, uid: str, request: RoutedRequest) -> int:
+    def count_tokens(self, uid: str, request: RankingRequest) -> int:
         del uid, request
         return 7
 
-    def explain(self, request: RoutedRequest) -> None:
+    def explain(self, request: RankingRequest) -> None:
         del request
 
-    def rank(self, pods: Sequence[Pod], request: RoutedRequest) -> Ranking:
+    def rank(self, pods: Sequence[Pod], request: RankingRequest) -> Ranking:
         kept = [pod for pod in pods if self.scores[PODS.index(pod)] < math.inf]
         return Ranking(kept, self.score(kept, request), self.note)
 

@@ -13,8 +13,8 @@ from pdrouter.load.ledger import Ledger
 from pdrouter.load.prefill_rates import PrefillRates
 from pdrouter.routing.admission import QueueTooLong
 from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts
-from pdrouter.routing.registry import create_strategies
 from pdrouter.routing.router import Router, RoutingRules
+from pdrouter.routing.strategies import create_strategies
 from pdrouter.settings.choices import Aggregation
 
 STRATEGIES = create_strategies()

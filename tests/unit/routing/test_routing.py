@@ -23,7 +23,7 @@ from pdrouter.routing.decision import (
 )
 from pdrouter.routing.filters import keep_partners, keep_untried
 from pdrouter.routing.picker import pick_lowest
-from pdrouter.routing.registry import create_strategies
+from pdrouter.routing.strategies import create_strategies
 from pdrouter.settings.choices import STRATEGY_NAMES
 
 P, D, BOTH, OTHER = Role.PREFILL, Role.DECODE, Role.BOTH, Role.OTHER

@@ -16,9 +16,9 @@ from pdrouter.load.samples import EngineSample
 from pdrouter.openai.prompt_prefix import NO_PREFIX, PromptPrefix
 from pdrouter.routing.decision import RoutingFacts
 from pdrouter.routing.kv_capacity import KVCapacity, count_requests
-from pdrouter.routing.policy import PolicyOptions, Ranking, RoutedRequest
-from pdrouter.routing.registry import PREFILL_POLICIES
+from pdrouter.routing.policy import PolicyOptions, Ranking, RankingRequest
 from pdrouter.routing.score_parts import DecodeParts
+from pdrouter.routing.strategies import PREFILL_POLICIES
 from pdrouter.routing.ttft import TimeToFirstToken
 
 A, B = make_pod("a"), make_pod("b")
@@ -34,13 +34,13 @@ def make_request(
     tokens: int = 1000,
     output_tokens: int = 0,
     seed: int = 0,
-) -> RoutedRequest:
+) -> RankingRequest:
     prefixes = PrefixIndex(1 << 20, 60, lambda: 0.0)
     for uid, blocks in (cached or {}).items():
         prefixes.add(LONG.hashes[:blocks], uid)
     facts = RoutingFacts(tokens, None, prefix, output_tokens)
     ledger = Ledger(PrefillRates(1000), lambda: 0.0) if ledger is None else ledger
-    return RoutedRequest(facts, make_state(ledger, samples=samples, prefixes=prefixes, seed=seed))
+    return RankingRequest(facts, make_state(ledger, samples=samples, prefixes=prefixes, seed=seed))
 
 
 @pytest.mark.parametrize(("blocks", "uncached"), [(0, 1000), (1, 750), (3, 250), (4, 1)])

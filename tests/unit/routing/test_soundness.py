@@ -13,8 +13,8 @@ from pdrouter.cluster.view import ModelPods
 from pdrouter.engines.split import Leg
 from pdrouter.load.failures import EjectionRules, FailureMemory
 from pdrouter.routing.decision import RoutingFacts
-from pdrouter.routing.registry import DECODE_POLICIES, PREFILL_POLICIES, create_strategies
 from pdrouter.routing.soundness import keep_sound, keep_sound_of
+from pdrouter.routing.strategies import DECODE_POLICIES, PREFILL_POLICIES, create_strategies
 from pdrouter.settings.choices import STRATEGY_NAMES
 
 SPLIT = RoutingFacts(100, None)

@@ -7,7 +7,7 @@ from pdrouter.cluster.pods import Role
 from pdrouter.engines.split import Leg
 from pdrouter.routing.decision import NoReadyPod, RoutingFacts
 from pdrouter.routing.label_selector import parse_selector
-from pdrouter.routing.registry import DECODE_POLICIES, PREFILL_POLICIES, create_strategies
+from pdrouter.routing.strategies import DECODE_POLICIES, PREFILL_POLICIES, create_strategies
 from pdrouter.settings.choices import STRATEGY_NAMES
 
 P, D = Role.PREFILL, Role.DECODE

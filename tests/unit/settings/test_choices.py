@@ -10,7 +10,7 @@ from pdrouter.engines.registry import DEFAULT_ENGINE, Splits
 from pdrouter.load.failures import EjectionRules
 from pdrouter.openai.headers import FORWARDED_TO_SIDE_LEGS, REQUEST_ID, STRIPPED_HEADERS
 from pdrouter.routing.policy import PolicyOptions
-from pdrouter.routing.registry import DECODE_POLICIES, PREFILL_POLICIES, create_strategies
+from pdrouter.routing.strategies import DECODE_POLICIES, PREFILL_POLICIES, create_strategies
 from pdrouter.settings import Settings
 from pdrouter.settings.choices import (
     CONNECTOR_NAMES,

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pdrouter.quantities import parse_time
-from pdrouter.routing.registry import DECODE_POLICIES, PREFILL_POLICIES
+from pdrouter.routing.strategies import DECODE_POLICIES, PREFILL_POLICIES
 from pdrouter.settings import SettingInvalid, Settings, declarations, describe_settings
 from pdrouter.settings.choices import (
     Aggregation,

@@ -20,7 +20,7 @@ from pdrouter.load.samples import EngineSample
 from pdrouter.openai.prompt_prefix import hash_prompt
 from pdrouter.routing.decision import Choice, Decision, RoutingFacts
 from pdrouter.routing.explanation import describe_in_detail
-from pdrouter.routing.registry import DECODE_POLICIES, PREFILL_POLICIES, create_strategies
+from pdrouter.routing.strategies import DECODE_POLICIES, PREFILL_POLICIES, create_strategies
 from pdrouter.serving.record import Outcome
 from pdrouter.telemetry.decisions import DecisionLog
 

@@ -7,7 +7,7 @@ import pytest
 
 from pdrouter.tools.simulation.command import add_arguments
 from pdrouter.tools.simulation.config import EngineConfig
-from pdrouter.tools.simulation.legs import Leg
+from pdrouter.tools.simulation.legs import SimulatedLeg
 from pdrouter.tools.simulation.node_address import join_address, reachable_host
 from pdrouter.tools.simulation.received_requests import RequestLog
 from pdrouter.tools.simulation.transfer import TransferFailed, fetch_address
@@ -91,7 +91,7 @@ def test_a_handle_without_an_address_cannot_be_fetched(handle: dict[str, Any]) -
 
 def test_the_request_log_keeps_the_last_requests() -> None:
     log = RequestLog(size=2)
-    numbers = [log.add("POST", f"/{i}", {}, b"", Leg.WHOLE) for i in range(3)]
+    numbers = [log.add("POST", f"/{i}", {}, b"", SimulatedLeg.WHOLE) for i in range(3)]
     log.settle(numbers[0], "answered", 200)
     log.settle(numbers[2], "dropped")
     log.settle(numbers[2], "answered", 200)
@@ -106,10 +106,10 @@ def test_the_request_log_keeps_the_last_requests() -> None:
 def test_the_request_log_is_bounded_in_bytes() -> None:
     log = RequestLog(size=10, max_body_bytes=5)
     for body in (b"abc", b"de", b"fg"):
-        log.add("POST", "/", {}, body, Leg.WHOLE)
+        log.add("POST", "/", {}, body, SimulatedLeg.WHOLE)
     assert [record.body for record in log] == [b"de", b"fg"]
     log.clear()
-    log.add("POST", "/", {}, b"hijkl", Leg.WHOLE)
+    log.add("POST", "/", {}, b"hijkl", SimulatedLeg.WHOLE)
     assert [record.body for record in log] == [b"hijkl"]
 
 
@@ -120,7 +120,7 @@ def test_a_recorded_body_can_be_shown_whatever_its_bytes(
     body: bytes, shown: dict[str, str]
 ) -> None:
     log = RequestLog(size=1)
-    log.add("POST", "/x?y=1", {"a": "b"}, body, Leg.PREFILL)
+    log.add("POST", "/x?y=1", {"a": "b"}, body, SimulatedLeg.PREFILL)
     (record,) = log
     assert record.as_json() == {
         "number": 1,

@@ -12,7 +12,7 @@ from pdrouter.tools.simulation.faults import (
     parse_assignments,
     parse_faults,
 )
-from pdrouter.tools.simulation.legs import Leg
+from pdrouter.tools.simulation.legs import SimulatedLeg
 
 CHAT = "/v1/chat/completions"
 
@@ -92,19 +92,29 @@ def test_faults_are_read_from_words() -> None:
 @pytest.mark.parametrize(
     ("fault", "members", "leg", "applies"),
     [
-        (Fault(status=404, model="a"), {"model": "a"}, Leg.PREFILL, True),
-        (Fault(status=404, model="a"), {"model": "b"}, Leg.PREFILL, False),
-        (Fault(status=500, leg=Leg.PREFILL), {}, Leg.PREFILL, True),
-        (Fault(status=500, leg=Leg.PREFILL), {}, Leg.WHOLE, False),
-        (Fault(status=500, forces_tool=True), {"tool_choice": "required"}, Leg.PREFILL, True),
-        (Fault(status=500, forces_tool=True), {"tool_choice": {"type": "any"}}, Leg.WHOLE, True),
-        (Fault(status=500, forces_tool=True), {"tool_choice": "auto"}, Leg.PREFILL, False),
+        (Fault(status=404, model="a"), {"model": "a"}, SimulatedLeg.PREFILL, True),
+        (Fault(status=404, model="a"), {"model": "b"}, SimulatedLeg.PREFILL, False),
+        (Fault(status=500, leg=SimulatedLeg.PREFILL), {}, SimulatedLeg.PREFILL, True),
+        (Fault(status=500, leg=SimulatedLeg.PREFILL), {}, SimulatedLeg.WHOLE, False),
+        (
+            Fault(status=500, forces_tool=True),
+            {"tool_choice": "required"},
+            SimulatedLeg.PREFILL,
+            True,
+        ),
+        (
+            Fault(status=500, forces_tool=True),
+            {"tool_choice": {"type": "any"}},
+            SimulatedLeg.WHOLE,
+            True,
+        ),
+        (Fault(status=500, forces_tool=True), {"tool_choice": "auto"}, SimulatedLeg.PREFILL, False),
         (Fault(status=500, forces_tool=True), {"tool_choice": {"type": "auto"}}, None, False),
-        (Fault(status=500, forces_tool=True), {}, Leg.PREFILL, False),
+        (Fault(status=500, forces_tool=True), {}, SimulatedLeg.PREFILL, False),
     ],
 )
 def test_a_fault_may_be_of_certain_requests(
-    fault: Fault, members: dict[str, object], leg: Leg | None, applies: bool
+    fault: Fault, members: dict[str, object], leg: SimulatedLeg | None, applies: bool
 ) -> None:
     board = FaultBoard(fault)
     taken = board.take("/v1/completions", is_api_call=True, members=members, leg=leg)
@@ -114,8 +124,8 @@ def test_a_fault_may_be_of_certain_requests(
 def test_such_faults_can_be_set_as_text() -> None:
     document = b'{"status": 429, "retry_after": "5", "leg": "prefill", "model": "m"}'
     assert parse_faults(document) == (
-        Fault(status=429, retry_after="5", leg=Leg.PREFILL, model="m"),
+        Fault(status=429, retry_after="5", leg=SimulatedLeg.PREFILL, model="m"),
     )
     assert parse_assignments(["status=500", "forces_tool", "leg=prefill"]) == (
-        Fault(status=500, forces_tool=True, leg=Leg.PREFILL),
+        Fault(status=500, forces_tool=True, leg=SimulatedLeg.PREFILL),
     )

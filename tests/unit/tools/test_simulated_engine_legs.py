@@ -7,7 +7,7 @@ import pytest
 from pdrouter.tools.simulation.api_requests import Api
 from pdrouter.tools.simulation.config import EngineConfig
 from pdrouter.tools.simulation.legs import (
-    Leg,
+    SimulatedLeg,
     check_decode_leg,
     check_prefill_leg,
     check_prompt_count,
@@ -45,20 +45,20 @@ PREFILL: dict[str, Any] = {"kv_transfer_params": EMPTY_HANDLE, "stream": False, 
 @pytest.mark.parametrize(
     ("config", "members", "leg"),
     [
-        (NIXL, {}, Leg.WHOLE),
-        (NIXL, {"kv_transfer_params": None}, Leg.WHOLE),
-        (NIXL, {"kv_transfer_params": {}}, Leg.WHOLE),
-        (NIXL, {"kv_transfer_params": EMPTY_HANDLE}, Leg.PREFILL),
-        (NIXL, {"kv_transfer_params": HANDLE}, Leg.DECODE),
-        (NONE, {"kv_transfer_params": EMPTY_HANDLE}, Leg.WHOLE),
-        (NONE, {"kv_transfer_params": HANDLE}, Leg.WHOLE),
-        (NEURON_PREFILL, {}, Leg.PREFILL),
-        (NEURON_DECODE, {}, Leg.WHOLE),
-        (NEURON_DECODE, {"disagg_prefill_resp": {"id": "x"}}, Leg.DECODE),
+        (NIXL, {}, SimulatedLeg.WHOLE),
+        (NIXL, {"kv_transfer_params": None}, SimulatedLeg.WHOLE),
+        (NIXL, {"kv_transfer_params": {}}, SimulatedLeg.WHOLE),
+        (NIXL, {"kv_transfer_params": EMPTY_HANDLE}, SimulatedLeg.PREFILL),
+        (NIXL, {"kv_transfer_params": HANDLE}, SimulatedLeg.DECODE),
+        (NONE, {"kv_transfer_params": EMPTY_HANDLE}, SimulatedLeg.WHOLE),
+        (NONE, {"kv_transfer_params": HANDLE}, SimulatedLeg.WHOLE),
+        (NEURON_PREFILL, {}, SimulatedLeg.PREFILL),
+        (NEURON_DECODE, {}, SimulatedLeg.WHOLE),
+        (NEURON_DECODE, {"disagg_prefill_resp": {"id": "x"}}, SimulatedLeg.DECODE),
     ],
 )
 def test_the_body_says_which_leg_is_asked_for(
-    config: EngineConfig, members: dict[str, Any], leg: Leg
+    config: EngineConfig, members: dict[str, Any], leg: SimulatedLeg
 ) -> None:
     assert leg_of(members, config) is leg
 
@@ -190,8 +190,10 @@ def test_a_legacy_handle_must_be_an_answer(answer: object) -> None:
         check_decode_leg({"disagg_prefill_resp": answer}, NEURON_DECODE)
 
 
-@pytest.mark.parametrize(("leg", "status"), [(Leg.PREFILL, 400), (Leg.DECODE, 500)])
-def test_several_prompts_do_not_fit_two_legs(leg: Leg, status: int) -> None:
+@pytest.mark.parametrize(
+    ("leg", "status"), [(SimulatedLeg.PREFILL, 400), (SimulatedLeg.DECODE, 500)]
+)
+def test_several_prompts_do_not_fit_two_legs(leg: SimulatedLeg, status: int) -> None:
     check_prompt_count(leg, 1)
     with pytest.raises(ContractViolated) as violated:
         check_prompt_count(leg, 2)
@@ -199,7 +201,7 @@ def test_several_prompts_do_not_fit_two_legs(leg: Leg, status: int) -> None:
 
 
 def test_several_prompts_fit_a_whole_request() -> None:
-    check_prompt_count(Leg.WHOLE, 2)
+    check_prompt_count(SimulatedLeg.WHOLE, 2)
 
 
 def test_transfer_params_must_be_an_object() -> None:

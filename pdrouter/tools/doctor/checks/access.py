@@ -15,7 +15,7 @@ from pdrouter.tools.doctor.objects.access import (
     RoleRef,
 )
 from pdrouter.tools.doctor.objects.workloads import ModelAdapter
-from pdrouter.tools.doctor.router import Router
+from pdrouter.tools.doctor.router import RouterDeployment
 from pdrouter.tools.doctor.snapshot import Snapshot
 
 _KINDS = (Role, RoleBinding, ClusterRole, ClusterRoleBinding)
@@ -73,7 +73,9 @@ def _find_unwatched(installation: Installation) -> Iterator[Fault]:
             )
 
 
-def _judge(snapshot: Snapshot, router: Router, namespace: str, need: _Need) -> Iterator[Fault]:
+def _judge(
+    snapshot: Snapshot, router: RouterDeployment, namespace: str, need: _Need
+) -> Iterator[Fault]:
     if not router.watches_kubernetes or not _is_known(snapshot, namespace):
         return
     account = router.deployment.spec.template.spec.service_account_name

@@ -7,7 +7,7 @@ from pdrouter.settings import find_unknown_names
 from pdrouter.tools.doctor.findings import Check, Fault, Severity
 from pdrouter.tools.doctor.installation import Installation
 from pdrouter.tools.doctor.objects.workloads import DisruptionBudget
-from pdrouter.tools.doctor.router import Router
+from pdrouter.tools.doctor.router import RouterDeployment
 
 _ALGORITHM = "ROUTING_ALGORITHM"
 
@@ -48,7 +48,7 @@ def _find_unknown_settings(installation: Installation) -> Iterator[Fault]:
 
 def _find_unread_variables(
     installation: Installation,
-) -> Iterator[tuple[Router, str, str | None]]:
+) -> Iterator[tuple[RouterDeployment, str, str | None]]:
     """Yield variables that are meant for the router but not read, with the nearest that is."""
     for router in installation.routers:
         for variable in router.container.env:
