@@ -272,7 +272,11 @@ async def test_the_decision_says_who_was_left_out() -> None:
     async with run(2, 1, environment) as (stack, client):
         broken = stack.prefill[0]
         with failing([broken], Fault(status=500)):
-            await count_errors(client, 20, at_once=8)
+            # The sound pod, whose speed is known, may take nearly all of a few requests.
+            for _ in range(20):
+                await count_errors(client, 20, at_once=8)
+                if any(trouble["ejected"] for trouble in await find_troubles(stack, broken)):
+                    break
         response = await client.post(CHAT, json=chat(), headers={"x-pd-decision-detail": "1"})
         (note,) = json.loads(response.headers["x-pd-decision-detail"])["notes"]
         assert note.startswith("failures: prefill pods left out: ")
