@@ -8,7 +8,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pdrouter.cluster.endpoints_text import Endpoint, Endpoints, EndpointsInvalid, parse_endpoints
+from pdrouter.cluster.endpoints_text import (
+    EndpointLine,
+    Endpoints,
+    EndpointsInvalid,
+    parse_endpoints,
+)
 from pdrouter.cluster.host_names import HostNames
 from pdrouter.cluster.pods import Pod, format_address, is_ip
 from pdrouter.cluster.reflector_stats import ReflectorStats
@@ -62,14 +67,14 @@ def create_pods(endpoints: Endpoints, addresses: Mapping[str, tuple[str, ...]]) 
     return tuple(pods.values())
 
 
-def _group_by_model(endpoints: Endpoints) -> Mapping[str, list[Endpoint]]:
-    groups: dict[str, list[Endpoint]] = {}
+def _group_by_model(endpoints: Endpoints) -> Mapping[str, list[EndpointLine]]:
+    groups: dict[str, list[EndpointLine]] = {}
     for endpoint in endpoints.endpoints:
         groups.setdefault(endpoint.model, []).append(endpoint)
     return groups
 
 
-def _create_pod(endpoint: Endpoint, ip: str, index: int) -> Pod:
+def _create_pod(endpoint: EndpointLine, ip: str, index: int) -> Pod:
     return Pod.create(
         # Two models at one address share its load, and a reload keeps it.
         uid=format_address(ip, endpoint.port),
@@ -87,7 +92,7 @@ def _create_pod(endpoint: Endpoint, ip: str, index: int) -> Pod:
     )
 
 
-def _name_pod(endpoint: Endpoint, ip: str, index: int) -> str:
+def _name_pod(endpoint: EndpointLine, ip: str, index: int) -> str:
     parts = [endpoint.model, *dict.fromkeys((endpoint.host, ip)), str(index)]
     return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
 

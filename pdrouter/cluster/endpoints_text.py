@@ -21,7 +21,7 @@ class EndpointsInvalid(SourceUnusable):
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class EndpointLine:
     """One line of the file.
 
     Attributes:
@@ -60,7 +60,7 @@ class Endpoints:
         left_out: which models cannot be served, and why.
     """
 
-    endpoints: tuple[Endpoint, ...]
+    endpoints: tuple[EndpointLine, ...]
     remarks: tuple[str, ...]
     left_out: tuple[str, ...] = ()
 
@@ -101,7 +101,7 @@ class _Parser:
         self._yaml = YamlReader()
         self._engines = engines
         self._kv_connectors = kv_connectors
-        self._endpoints: list[Endpoint] = []
+        self._endpoints: list[EndpointLine] = []
         self._remarks: list[str] = []
         self._left_out: list[str] = []
 
@@ -189,7 +189,7 @@ class _Parser:
             self._yaml.refuse(node, f"{address} is listed twice, the first time in line {before}")
         model.lines.setdefault(address, line_of(node))
         self._endpoints.append(
-            Endpoint(
+            EndpointLine(
                 model.name,
                 role,
                 roleset,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from pdrouter.settings.kinds import BOOLEAN, Kind
+from pdrouter.settings.kinds import BOOLEAN, ValueKind
 
 T = TypeVar("T")
 
@@ -22,7 +22,7 @@ class Declaration:
     """
 
     variable: str
-    kind: Kind
+    kind: ValueKind
     doc: str
     option: str = ""
     secret: bool = False
@@ -37,7 +37,7 @@ class Declaration:
 def declare(
     default: T,
     variable: str,
-    kind: Kind,
+    kind: ValueKind,
     doc: str,
     option: str = "",
     *,

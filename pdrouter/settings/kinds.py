@@ -30,7 +30,7 @@ def _write(value: Any) -> str:  # noqa: ANN401 - any setting's
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ValueKind:
     """How the text of a variable is read.
 
     Attributes:
@@ -46,7 +46,7 @@ class Kind:
 
 def number(
     convert: Callable[[str], float], words: str, low: float, high: float, *, above: bool = False
-) -> Kind:
+) -> ValueKind:
     """Return the kind of numbers within bounds.
 
     Args:
@@ -63,10 +63,12 @@ def number(
             raise ValueError(text)
         return value
 
-    return Kind(parse, f"{words} {'above' if above else 'from'} {low} to {high}")
+    return ValueKind(parse, f"{words} {'above' if above else 'from'} {low} to {high}")
 
 
-def time_in(unit_s: float, words: str, low: float, high: float, *, above: bool = False) -> Kind:
+def time_in(
+    unit_s: float, words: str, low: float, high: float, *, above: bool = False
+) -> ValueKind:
     """Return the kind of times within bounds, given in a unit.
 
     Args:
@@ -79,22 +81,22 @@ def time_in(unit_s: float, words: str, low: float, high: float, *, above: bool =
     return number(lambda text: parse_time(text, unit_s), words, low, high, above=above)
 
 
-def seconds(low: float, high: float, *, above: bool = False) -> Kind:
+def seconds(low: float, high: float, *, above: bool = False) -> ValueKind:
     """Return the kind of times within bounds, in seconds."""
     return time_in(1, "seconds, or a time such as 500ms or 1m30s,", low, high, above=above)
 
 
-def size(low: int, high: int) -> Kind:
+def size(low: int, high: int) -> ValueKind:
     """Return the kind of numbers of bytes within bounds."""
     return number(parse_size, "bytes, or a size such as 64Mi,", low, high)
 
 
-def choice(*options: str) -> Kind:
+def choice(*options: str) -> ValueKind:
     """Return the kind of texts that are one of these; case, and `-` or `_`, make no difference."""
     return enumeration(str, *options)
 
 
-def enumeration(kind: Callable[[str], Any], *options: str) -> Kind:
+def enumeration(kind: Callable[[str], Any], *options: str) -> ValueKind:
     """Return the kind of members of an enumeration, which have these values."""
     known = {_fold(option): option for option in options}
 
@@ -104,7 +106,7 @@ def enumeration(kind: Callable[[str], Any], *options: str) -> Kind:
             raise ValueError(text)
         return kind(known[folded])
 
-    return Kind(parse, "one of " + ", ".join(options))
+    return ValueKind(parse, "one of " + ", ".join(options))
 
 
 def _fold(text: str) -> str:
@@ -198,30 +200,32 @@ def _parse_networks(text: str) -> tuple[str, ...]:
     return tuple(str(ip_network(part)) for part in _split(text, ","))
 
 
-BOOLEAN = Kind(_parse_boolean, "true or false")
-BIND = Kind(_parse_bind, "host:port, with an IPv6 address in brackets, or a port", _write_bind)
-PATH = Kind(Path, "a path")
-TEXT = Kind(str, "any text")
-SELECTORS = Kind(_parse_selectors, "label selectors separated by semicolons", ";".join)
-NAMES = Kind(_parse_names, "names separated by commas")
-HEADERS = Kind(
+BOOLEAN = ValueKind(_parse_boolean, "true or false")
+BIND = ValueKind(_parse_bind, "host:port, with an IPv6 address in brackets, or a port", _write_bind)
+PATH = ValueKind(Path, "a path")
+TEXT = ValueKind(str, "any text")
+SELECTORS = ValueKind(_parse_selectors, "label selectors separated by semicolons", ";".join)
+NAMES = ValueKind(_parse_names, "names separated by commas")
+HEADERS = ValueKind(
     _parse_headers, "names separated by commas, none of which steers or frames the request"
 )
 COUNT = number(int, "a whole number", 0, 100)
-FILES = Kind(
+FILES = ValueKind(
     _parse_files,
     "MODEL=FILE pairs separated by commas, each model once",
     lambda files: ",".join(map("=".join, files)),
 )
-ADDRESSES = Kind(_parse_addresses, "IP addresses separated by commas")
-NETWORKS = Kind(_parse_networks, "networks such as 10.8.0.0/14 or fd00:1::/32, separated by commas")
-MODEL_NAMESPACES = Kind(
+ADDRESSES = ValueKind(_parse_addresses, "IP addresses separated by commas")
+NETWORKS = ValueKind(
+    _parse_networks, "networks such as 10.8.0.0/14 or fd00:1::/32, separated by commas"
+)
+MODEL_NAMESPACES = ValueKind(
     _parse_model_namespaces,
     "MODEL=NAMESPACE,NAMESPACE separated by semicolons, each model once",
     lambda rules: ";".join(f"{model}={','.join(namespaces)}" for model, namespaces in rules),
 )
-OBSERVATION = Kind(
+OBSERVATION = ValueKind(
     lambda text: TokenObservation.parse(_fold(text)),
     "off, access-log, all or sampled:SHARE, the share above 0 and up to 1",
 )
-BUCKETS = Kind(_parse_buckets, "ascending whole numbers separated by commas")
+BUCKETS = ValueKind(_parse_buckets, "ascending whole numbers separated by commas")

@@ -15,7 +15,7 @@ from pdrouter.settings.kinds import (
     BUCKETS,
     FILES,
     MIB,
-    Kind,
+    ValueKind,
     choice,
     enumeration,
     number,
@@ -25,7 +25,7 @@ from pdrouter.settings.kinds import (
 )
 
 
-def _combination(*policies: str) -> Kind:
+def _combination(*policies: str) -> ValueKind:
     """Return the kind of texts that name a policy, or several with weights."""
 
     def parse(text: str) -> str:
@@ -33,7 +33,9 @@ def _combination(*policies: str) -> Kind:
         weights = parse_combination(text, policies)
         return weights[0][0] if len(weights) == 1 else text
 
-    return Kind(parse, f"one of {', '.join(policies)}, or several with weights, as in `a:2,b:1`")
+    return ValueKind(
+        parse, f"one of {', '.join(policies)}, or several with weights, as in `a:2,b:1`"
+    )
 
 
 @dataclass(frozen=True)

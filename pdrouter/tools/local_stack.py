@@ -15,7 +15,7 @@ from pdrouter.settings import Settings
 from pdrouter.tools.envoy_config import (
     Address,
     EnvoyConfig,
-    ResponseBody,
+    ResponseBodyMode,
     Routing,
     build_bootstrap,
     to_yaml,
@@ -52,7 +52,7 @@ class StackOptions:
     decode: Sequence[EngineConfig] = (EngineConfig(role="decode"), EngineConfig(role="decode"))
     environment: Mapping[str, str] = field(default_factory=dict)
     routing: Routing = Routing.ORIGINAL_DST
-    response_body: ResponseBody = ResponseBody.NONE
+    response_body: ResponseBodyMode = ResponseBodyMode.NONE
     allow_mode_override: bool = True
     token_accounting: bool = False
     listen: Address = _ANY_PORT

@@ -15,7 +15,7 @@ from pdrouter.openai.headers import CONTROL_HEADERS
 from pdrouter.tools.envoy_config import (
     Address,
     EnvoyConfig,
-    ResponseBody,
+    ResponseBodyMode,
     Routing,
     build_bootstrap,
     command,
@@ -55,7 +55,7 @@ class TestEnvoyAccepts:
         "options",
         [
             {},
-            {"response_body": ResponseBody.STREAMED, "allow_mode_override": False},
+            {"response_body": ResponseBodyMode.STREAMED, "allow_mode_override": False},
             {"routers": tuple(Address("10.0.0.1", port) for port in (50052, 50053, 50054))},
             {"routers": (Address("pdrouter.default.svc", 50052),)},
             {"listen": Address("::", 10080), "routers": (Address("::1", 50052),)},
@@ -171,9 +171,9 @@ class TestContent:
         removed = [rule["remove"] for rule in mutation["typed_config"]["mutations"]]
         assert removed == list(CONTROL_HEADERS)
 
-    @pytest.mark.parametrize("mode", list(ResponseBody))
+    @pytest.mark.parametrize("mode", list(ResponseBodyMode))
     def test_the_router_sees_the_whole_request_and_the_response_headers(
-        self, mode: ResponseBody
+        self, mode: ResponseBodyMode
     ) -> None:
         settings = ext_proc(read_back(response_body=mode))
         modes = settings["processing_mode"]
@@ -274,7 +274,7 @@ class TestCommand:
             admin=Address("127.0.0.1", 9901),
             routing=Routing.OVERRIDE_HOST,
             decode=(Address("10.0.0.1", 8000),),
-            response_body=ResponseBody.STREAMED,
+            response_body=ResponseBodyMode.STREAMED,
             access_log="/dev/stdout",
             max_message_bytes=8 * MIB,
             max_concurrent_requests=64,

@@ -48,16 +48,16 @@ class Case:
         documents = original_dst() if self.setup == "original_dst" else endpoint_override()
         diagnosis = examine(documents, *self.changes)
         for finding in diagnosis.findings:
-            assert all((finding.fault.field, finding.fault.problem, finding.fault.fix))
-        faults = [
-            fault
+            assert all((finding.defect.field, finding.defect.problem, finding.defect.fix))
+        defects = [
+            defect
             for finding in diagnosis.findings
             if finding.check.code == self.code
-            for fault in finding.faults
+            for defect in finding.defects
         ]
-        for fault in faults[:1]:
-            assert self.words in f"{fault.problem} {fault.fix}"
-        return ", ".join(sorted({str(fault.object) for fault in faults})), codes(diagnosis)
+        for defect in defects[:1]:
+            assert self.words in f"{defect.problem} {defect.fix}"
+        return ", ".join(sorted({str(defect.object) for defect in defects})), codes(diagnosis)
 
 
 _DATA = Path(__file__).with_name("data")

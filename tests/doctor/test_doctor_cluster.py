@@ -74,7 +74,7 @@ async def test_pods_without_a_workload_are_looked_at(api: FakeApiServer, tmp_pat
 
     (finding,) = (await examine(api, tmp_path)).findings
 
-    assert (finding.check.code, str(finding.fault.object)) == (
+    assert (finding.check.code, str(finding.defect.object)) == (
         "pod-without-model",
         "Pod default/lonely",
     )
@@ -85,7 +85,7 @@ async def test_lists_of_many_pages_are_read(api: FakeApiServer, tmp_path: Path) 
         api.store.create(make_pod(f"lonely-{number}", labels={"role-name": "prefill"}))
 
     (finding,) = (await examine(api, tmp_path)).findings
-    assert len(finding.faults) == 600
+    assert len(finding.defects) == 600
 
 
 async def test_what_may_not_be_read_is_noted_and_not_judged(
@@ -137,7 +137,7 @@ async def test_namespaces_can_be_chosen(api: FakeApiServer, tmp_path: Path) -> N
 
     diagnosis = await examine(api, tmp_path, "default", "one")
 
-    assert [str(each.fault.object) for each in diagnosis.findings] == ["Pod one/p"]
+    assert [str(each.defect.object) for each in diagnosis.findings] == ["Pod one/p"]
     assert api.count("list", "pods") == 2
 
 
@@ -177,7 +177,7 @@ async def test_pods_that_take_no_connection_are_found_by_probing(tmp_path: Path)
 
     assert without.findings == ()
     (finding,) = diagnosis.findings
-    assert (finding.check.code, str(finding.fault.object)) == (
+    assert (finding.check.code, str(finding.defect.object)) == (
         "pod-unreachable",
         "Pod default/closed",
     )

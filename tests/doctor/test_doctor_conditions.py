@@ -57,8 +57,8 @@ def test_a_condition_that_is_not_true_is_found_with_its_message(
     (finding,) = say(kind, path, said)
 
     assert finding.check.code == "condition-not-met"
-    assert finding.fault.object.kind == kind
-    assert finding.fault.problem == f"{condition} is {status}{whom}: Odd: It is odd."
+    assert finding.defect.object.kind == kind
+    assert finding.defect.problem == f"{condition} is {status}{whom}: Odd: It is odd."
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_what_a_reason_asks_for_is_said(reason: str, advice: str) -> None:
 
     (finding,) = say("EnvoyExtensionPolicy", ("ancestors", 0), said)
 
-    assert advice in finding.fault.fix
+    assert advice in finding.defect.fix
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_kinds_of_other_groups_are_read(version: str, kind: str, group: str) -> 
     }
 
     (finding,) = diagnose(Snapshot.build([Document(document)])).findings
-    assert finding.fault.problem.endswith("InvalidExtensionRef")
+    assert finding.defect.problem.endswith("InvalidExtensionRef")
 
 
 def test_a_status_of_an_older_version_of_the_object_is_found() -> None:
@@ -141,7 +141,7 @@ def test_a_status_of_an_older_version_of_the_object_is_found() -> None:
     diagnosis = diagnose(Snapshot.build(map(Document, documents)))
 
     assert codes(diagnosis) == {"status-stale"}
-    assert "of generation 1; the object has 2" in diagnosis.findings[0].fault.problem
+    assert "of generation 1; the object has 2" in diagnosis.findings[0].defect.problem
 
 
 def test_manifests_have_no_status() -> None:
@@ -178,7 +178,7 @@ async def test_an_object_that_no_controller_has_taken_is_found_in_a_cluster(
 
     (finding,) = (await examine(api, tmp_path)).findings
 
-    assert (finding.check.code, str(finding.fault.object)) == (
+    assert (finding.check.code, str(finding.defect.object)) == (
         "status-missing",
         "HTTPRoute default/llm",
     )
@@ -205,7 +205,7 @@ async def test_a_patch_policy_that_is_not_enabled_is_found_in_a_cluster(
 
     (finding,) = (await examine(api, tmp_path)).findings
 
-    assert finding.fault.problem == f"Accepted is False for Gateway llm: Disabled: {message}"
+    assert finding.defect.problem == f"Accepted is False for Gateway llm: Disabled: {message}"
 
 
 async def test_what_may_be_read_in_one_namespace_only_is_read_there(
@@ -271,7 +271,7 @@ async def test_many_equal_findings_are_one(api: FakeApiServer, tmp_path: Path) -
     diagnosis = await examine(api, tmp_path)
 
     (finding,) = diagnosis.findings
-    assert len(finding.faults) == 1667
+    assert len(finding.defects) == 1667
 
 
 CONFIG = """

@@ -48,7 +48,7 @@ async def examine(text: str) -> Diagnosis:
 def found(diagnosis: Diagnosis) -> dict[str, str]:
     """Problem and fix by code."""
     return {
-        each.check.code: f"{each.fault.problem} {each.fault.fix}" for each in diagnosis.findings
+        each.check.code: f"{each.defect.problem} {each.defect.fix}" for each in diagnosis.findings
     }
 
 
@@ -186,7 +186,7 @@ async def test_an_engine_that_is_not_what_the_file_says_is_found(
     (finding,) = diagnosis.findings
     assert finding.check.code == code
     assert words in found(diagnosis)[code]
-    assert finding.fault.field.startswith("models[llama]")
+    assert finding.defect.field.startswith("models[llama]")
 
 
 async def test_engines_of_a_roleset_that_differ_are_found() -> None:

@@ -112,7 +112,7 @@ def test_an_engine_that_is_almost_right_is_named() -> None:
     )
 
     (refused,) = [each for each in diagnosis.findings if each.check.code == "pod-refused"]
-    assert "did you mean vllm" in refused.fault.fix
+    assert "did you mean vllm" in refused.defect.fix
 
 
 def test_a_side_channel_variable_that_is_almost_right_is_named() -> None:
@@ -127,7 +127,7 @@ def test_a_side_channel_variable_that_is_almost_right_is_named() -> None:
 
     (finding,) = diagnosis.findings
     assert finding.check.code == "nixl-host-local"
-    assert finding.fault.fix == ("call VLLM_NIXL_SIDECHANNEL_HOST VLLM_NIXL_SIDE_CHANNEL_HOST")
+    assert finding.defect.fix == ("call VLLM_NIXL_SIDECHANNEL_HOST VLLM_NIXL_SIDE_CHANNEL_HOST")
 
 
 @pytest.mark.parametrize(
@@ -148,8 +148,8 @@ def test_a_side_channel_variable_that_is_almost_right_is_named() -> None:
 def test_a_variable_that_is_almost_right_is_found(name: str, code: str, fix: str) -> None:
     (finding,) = examine(endpoint_override(), setting(name, "2")).findings
 
-    assert (finding.check.code, finding.fault.fix) == (code, fix)
-    assert finding.fault.field == f"spec.template.spec.containers[0].env[{name}]"
+    assert (finding.check.code, finding.defect.fix) == (code, fix)
+    assert finding.defect.field == f"spec.template.spec.containers[0].env[{name}]"
 
 
 @pytest.mark.parametrize(

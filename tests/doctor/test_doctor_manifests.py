@@ -257,8 +257,8 @@ def test_a_document_that_nobody_knows_is_found_with_its_line(
     (finding,) = diagnose(read_manifests(["-"], io.StringIO(text))).findings
 
     assert finding.check.code == "kind-unknown"
-    assert (finding.fault.field, finding.fault.fix) == (field, fix)
-    assert finding.fault.problem.endswith(", at standard input:5")
+    assert (finding.defect.field, finding.defect.fix) == (field, fix)
+    assert finding.defect.problem.endswith(", at standard input:5")
 
 
 @pytest.mark.parametrize(
@@ -304,12 +304,12 @@ def test_a_field_that_is_almost_right_is_found(
     diagnosis = diagnose(read_manifests(["-"], io.StringIO(yaml.safe_dump_all(documents))))
 
     misspelt = [
-        fault
+        defect
         for finding in diagnosis.findings
         if finding.check.code == "field-misspelt"
-        for fault in finding.faults
+        for defect in finding.defects
     ]
-    assert [(fault.field, fault.fix) for fault in misspelt] == [
+    assert [(defect.field, defect.fix) for defect in misspelt] == [
         (f"{path}.{wrong}".lstrip("."), f"did you mean {right}?")
     ]
 
@@ -336,7 +336,7 @@ def test_an_object_that_is_there_twice_is_found_with_both_lines(tmp_path: Path) 
     diagnosis = diagnose(read_manifests([str(tmp_path)], io.StringIO()))
 
     assert codes(diagnosis) == {"object-duplicate"}
-    problems = [fault.problem for finding in diagnosis.findings for fault in finding.faults]
+    problems = [defect.problem for finding in diagnosis.findings for defect in finding.defects]
     file = tmp_path / "a.yaml"
     assert problems == [
         f"it is there twice, the second time with {content}, at {file}:{line}; the first is at "

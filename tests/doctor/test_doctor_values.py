@@ -2,7 +2,7 @@
 
 import pytest
 
-from pdrouter.tools.doctor.objects.base import Requirement, Selector
+from pdrouter.tools.doctor.objects.base import MatchExpression, Selector
 from pdrouter.tools.doctor.quantities import Seconds, Size
 
 
@@ -83,4 +83,4 @@ def test_durations_are_shown_for_people() -> None:
 def test_selectors_select_by_expressions(
     requirement: tuple[str, str, list[str]], selected: bool
 ) -> None:
-    assert Selector({}, [Requirement(*requirement)]).matches({"a": "1"}) is selected
+    assert Selector({}, [MatchExpression(*requirement)]).matches({"a": "1"}) is selected

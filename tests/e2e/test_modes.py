@@ -21,7 +21,7 @@ from expectations import (
 )
 
 from pdrouter.engines.split import Leg
-from pdrouter.tools.envoy_config import ResponseBody, Routing
+from pdrouter.tools.envoy_config import ResponseBodyMode, Routing
 from pdrouter.tools.local_stack import LocalStack, StackOptions
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -39,9 +39,9 @@ def routing(request: pytest.FixtureRequest) -> Routing:
 @pytest.fixture(
     scope="module",
     params=[
-        (ResponseBody.NONE, True),
-        (ResponseBody.STREAMED, True),
-        (ResponseBody.STREAMED, False),
+        (ResponseBodyMode.NONE, True),
+        (ResponseBodyMode.STREAMED, True),
+        (ResponseBodyMode.STREAMED, False),
     ],
     ids=["no-body", "streamed-and-overridden", "streamed"],
 )
@@ -76,7 +76,7 @@ async def count_messages(stack: LocalStack) -> int:
 
 
 def passes_bodies(options: StackOptions) -> bool:
-    return options.response_body is ResponseBody.STREAMED and not options.allow_mode_override
+    return options.response_body is ResponseBodyMode.STREAMED and not options.allow_mode_override
 
 
 async def test_a_plain_request(

@@ -82,13 +82,13 @@ class KubePod(msgspec.Struct, frozen=True):
     status: PodStatus = PodStatus()
 
 
-class ModelAdapterSpec(msgspec.Struct, frozen=True, rename="camel"):
+class AdapterSpec(msgspec.Struct, frozen=True, rename="camel"):
     """`spec` of a ModelAdapter."""
 
     base_model: str = ""
 
 
-class ModelAdapterStatus(msgspec.Struct, frozen=True):
+class AdapterStatus(msgspec.Struct, frozen=True):
     """`status` of a ModelAdapter."""
 
     instances: list[str] = []
@@ -98,8 +98,8 @@ class KubeModelAdapter(msgspec.Struct, frozen=True):
     """A ModelAdapter (`model.aibrix.ai/v1alpha1`) as the API server tells it."""
 
     metadata: ObjectMeta
-    spec: ModelAdapterSpec = ModelAdapterSpec()
-    status: ModelAdapterStatus = ModelAdapterStatus()
+    spec: AdapterSpec = AdapterSpec()
+    status: AdapterStatus = AdapterStatus()
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from pdrouter.cluster.reflector_stats import ReflectorStats
 log = logging.getLogger(__name__)
 
 
-class KubeObject(Protocol):
+class Reflected(Protocol):
     """Any object."""
 
     @property
@@ -32,8 +32,8 @@ class KubeObject(Protocol):
         """Its metadata."""
 
 
-T = TypeVar("T", bound=KubeObject)
-T_contra = TypeVar("T_contra", bound=KubeObject, contravariant=True)
+T = TypeVar("T", bound=Reflected)
+T_contra = TypeVar("T_contra", bound=Reflected, contravariant=True)
 
 
 class Sink(Protocol[T_contra]):

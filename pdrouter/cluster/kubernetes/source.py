@@ -25,7 +25,7 @@ from pdrouter.cluster.kubernetes.objects import (
 )
 from pdrouter.cluster.kubernetes.reflector import (
     DEFAULT_TIMING,
-    KubeObject,
+    Reflected,
     Reflector,
     ReflectorTiming,
 )
@@ -35,7 +35,7 @@ from pdrouter.cluster.reflector_stats import ReflectorStats
 from pdrouter.cluster.source import ALL_NAMESPACES
 from pdrouter.cluster.view import PodCache
 
-T = TypeVar("T", bound=KubeObject)
+T = TypeVar("T", bound=Reflected)
 log = logging.getLogger(__name__)
 
 _SETTLE_S = 0.01

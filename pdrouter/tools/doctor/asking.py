@@ -19,7 +19,7 @@ from pdrouter.engines.split import HandoffInvalid, Leg
 from pdrouter.openai.paths import ENDPOINTS, MODELS_PATH
 from pdrouter.openai.request import InferenceRequest, parse_request
 from pdrouter.serving.leg_outcome import LegAnswer
-from pdrouter.tools.doctor.survey import Answers, ModelCard, Survey, Trial, choose_pairs
+from pdrouter.tools.doctor.survey import Answers, ModelCard, PairTrial, Survey, choose_pairs
 
 _T = TypeVar("_T")
 
@@ -83,7 +83,7 @@ async def ask_engines(pods: Sequence[Pod], splits: Splits) -> Survey:
             async with slots:
                 return await _ask(session, address)
 
-        async def attempt(prefill: Pod, decode: Pod) -> Trial:
+        async def attempt(prefill: Pod, decode: Pod) -> PairTrial:
             async with slots:
                 return await _try_pair(session, splits, prefill, decode)
 
@@ -120,13 +120,13 @@ async def _ask_further(session: aiohttp.ClientSession, address: str, path: str) 
 
 async def _try_pair(
     session: aiohttp.ClientSession, splits: Splits, prefill: Pod, decode: Pod
-) -> Trial:
+) -> PairTrial:
     """Send a request of one token over two engines."""
     split = splits.find(prefill.engine, prefill.kv_connector)
     request = _write_request(prefill.model)
     body = bytes(split.side_body(Leg.PREFILL, request))
     headers = {"content-type": "application/json", "x-request-id": f"doctor-{uuid.uuid4()}"}
-    trial = Trial(prefill, decode)
+    trial = PairTrial(prefill, decode)
     leg = prefill
     try:
         answer = await _send(session, prefill.address, _COMPLETIONS, body, headers)
@@ -138,7 +138,7 @@ async def _try_pair(
         answer = await _send(session, decode.address, _COMPLETIONS, decode_body, headers)
     except HandoffInvalid as error:
         swapped = await _gives_handle(session, splits, decode)
-        return Trial(prefill, decode, prefill, str(error), handed=False, swapped=swapped)
+        return PairTrial(prefill, decode, prefill, str(error), handed=False, swapped=swapped)
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         return dataclasses.replace(
             trial, failed=leg, problem=_describe(error), handed=leg is decode

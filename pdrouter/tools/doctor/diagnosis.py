@@ -7,13 +7,13 @@ from typing import Any
 
 from pdrouter.tools.doctor.all_checks import CHECKS
 from pdrouter.tools.doctor.checks.endpoints import ENDPOINT_CHECKS
-from pdrouter.tools.doctor.findings import Check, Fault, Finding, Severity, Subject
+from pdrouter.tools.doctor.findings import Check, Defect, Finding, Severity, Subject
 from pdrouter.tools.doctor.installation import Installation
 from pdrouter.tools.doctor.snapshot import Snapshot
 from pdrouter.tools.doctor.survey import Survey
 
 _MANY = 5
-"""So many faults of one field are told apart; more are one finding, whatever their words."""
+"""So many defects of one field are told apart; more are one finding, whatever their words."""
 
 _UNPROVEN = (
     "answered with a handle of {}, but does not say that it fetched the blocks, and has not "
@@ -75,21 +75,21 @@ def run_checks(checks: Iterable[Check[Subject]], subject: Subject) -> tuple[Find
     return tuple(sorted(findings, key=lambda finding: severities.index(finding.check.severity)))
 
 
-def _group(check: Check[Subject], faults: Iterable[Fault]) -> Iterator[Finding]:
-    """Yield a check's findings: faults that are the same in several objects are one.
+def _group(check: Check[Subject], defects: Iterable[Defect]) -> Iterator[Finding]:
+    """Yield a check's findings: defects that are the same in several objects are one.
 
     So are many in one field that differ in their words only, such as an address or a name.
     """
-    alike: defaultdict[tuple[str, str], list[Fault]] = defaultdict(list)
-    for fault in dict.fromkeys(faults):
-        alike[fault.object.kind, fault.field].append(fault)
+    alike: defaultdict[tuple[str, str], list[Defect]] = defaultdict(list)
+    for defect in dict.fromkeys(defects):
+        alike[defect.object.kind, defect.field].append(defect)
     for members in alike.values():
         if len(members) > _MANY:
             yield Finding(check, tuple(members))
             continue
-        same: defaultdict[tuple[str, str], list[Fault]] = defaultdict(list)
-        for fault in members:
-            same[fault.problem, fault.fix].append(fault)
+        same: defaultdict[tuple[str, str], list[Defect]] = defaultdict(list)
+        for defect in members:
+            same[defect.problem, defect.fix].append(defect)
         yield from (Finding(check, tuple(each)) for each in same.values())
 
 

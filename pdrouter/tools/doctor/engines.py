@@ -25,12 +25,12 @@ from pdrouter.tools.doctor.objects.workloads import (
     ContainerPort,
     DaemonSet,
     Deployment,
+    PodManifest,
     PodSpec,
     StatefulSet,
     Variable,
     Workload,
 )
-from pdrouter.tools.doctor.objects.workloads import Pod as RunningPod
 from pdrouter.tools.doctor.router import is_router
 from pdrouter.tools.doctor.snapshot import Snapshot
 
@@ -104,7 +104,7 @@ def find_engines(snapshot: Snapshot) -> Iterator[Engine]:
 
 def read_running_pods(snapshot: Snapshot) -> list[Pod]:
     """Return the pods of a cluster as the router sees them."""
-    pods = (_RULES.read(KubePod(pod.metadata, pod.status)) for pod in snapshot.of(RunningPod))
+    pods = (_RULES.read(KubePod(pod.metadata, pod.status)) for pod in snapshot.of(PodManifest))
     return [pod for pod in pods if pod is not None]
 
 
@@ -127,7 +127,7 @@ def find_pods(
         "StatefulSet": StatefulSet,
         "DaemonSet": DaemonSet,
     }
-    for pod in snapshot.of(RunningPod):
+    for pod in snapshot.of(PodManifest):
         # Those of a workload are described by its template.
         kinds = [owners.get(owner.kind) for owner in pod.metadata.owner_references]
         if not any(kind and snapshot.has_read(kind, pod.metadata.namespace) for kind in kinds):

@@ -21,7 +21,7 @@ class Severity(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class Defect:
     """What a check has found in one place.
 
     Attributes:
@@ -54,7 +54,7 @@ class Check(Generic[Subject]):
     severity: Severity
     meaning: str
     why: str
-    find: Callable[[Subject], Iterable[Fault]]
+    find: Callable[[Subject], Iterable[Defect]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +63,13 @@ class Finding:
 
     Attributes:
         check: what has found them.
-        faults: one for each object; there is at least one.
+        defects: one for each object; there is at least one.
     """
 
     check: Check[Any]
-    faults: tuple[Fault, ...]
+    defects: tuple[Defect, ...]
 
     @property
-    def fault(self) -> Fault:
+    def defect(self) -> Defect:
         """The first of them."""
-        return self.faults[0]
+        return self.defects[0]

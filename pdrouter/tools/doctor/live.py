@@ -14,7 +14,7 @@ import yaml
 from pdrouter.cluster.kubernetes.api import KubeApi, KubeRefused
 from pdrouter.tools.doctor.engines import read_running_pods
 from pdrouter.tools.doctor.objects.base import KubeObject
-from pdrouter.tools.doctor.objects.kinds import KINDS, Kind
+from pdrouter.tools.doctor.objects.kinds import KINDS, ObjectKind
 from pdrouter.tools.doctor.snapshot import Document, Snapshot
 
 _PAGE = "500"
@@ -49,10 +49,10 @@ class _Reading:
 
     documents: list[Document] = field(default_factory=list)
     scopes: dict[type[KubeObject], frozenset[str]] = field(default_factory=dict)
-    gaps: dict[str, list[tuple[Kind, KubeRefused]]] = field(default_factory=dict)
+    gaps: dict[str, list[tuple[ObjectKind, KubeRefused]]] = field(default_factory=dict)
     refused: KubeRefused | None = None
 
-    async def add(self, api: KubeApi, kind: Kind, namespace: str) -> KubeRefused | None:
+    async def add(self, api: KubeApi, kind: ObjectKind, namespace: str) -> KubeRefused | None:
         """Read the objects of a kind in a namespace, or in all (`*`).
 
         Returns:
@@ -71,7 +71,7 @@ class _Reading:
         self.scopes[kind.type] = self.scopes.get(kind.type, frozenset()) | {namespace}
         return None
 
-    def note(self, gap: str, kind: Kind, refused: KubeRefused) -> None:
+    def note(self, gap: str, kind: ObjectKind, refused: KubeRefused) -> None:
         """Keep in mind that a kind was not read, or not everywhere."""
         self.gaps.setdefault(gap, []).append((kind, refused))
 
@@ -123,7 +123,7 @@ async def read_cluster(
     return dataclasses.replace(snapshot, unreachable=await _probe(addresses))
 
 
-async def _read_everywhere(api: KubeApi, reading: _Reading, kind: Kind, home: str) -> None:
+async def _read_everywhere(api: KubeApi, reading: _Reading, kind: ObjectKind, home: str) -> None:
     """Read the objects of a kind in all namespaces or, where that is forbidden, in one."""
     refused = await reading.add(api, kind, _EVERYWHERE)
     if refused is None:
@@ -165,7 +165,7 @@ def read_home_namespace(kubeconfig: Path | None) -> str:
         return "default"
 
 
-async def _list(api: KubeApi, kind: Kind, namespace: str) -> list[Document]:
+async def _list(api: KubeApi, kind: ObjectKind, namespace: str) -> list[Document]:
     """Return all objects of a kind; a list names the kind once, not in its items."""
     version = f"{kind.group}/{kind.version}" if kind.group else kind.version
     found: list[Document] = []

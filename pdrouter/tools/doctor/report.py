@@ -33,15 +33,15 @@ def render_json(diagnosis: Diagnosis) -> str:
             {
                 "code": finding.check.code,
                 "severity": finding.check.severity,
-                "object": _show(finding.fault.object),
+                "object": _show(finding.defect.object),
                 "objects": [
-                    {**_show(fault.object), "problem": fault.problem, "fix": fault.fix}
-                    for fault in finding.faults
+                    {**_show(defect.object), "problem": defect.problem, "fix": defect.fix}
+                    for defect in finding.defects
                 ],
-                "field": finding.fault.field,
-                "problem": finding.fault.problem,
+                "field": finding.defect.field,
+                "problem": finding.defect.problem,
                 "why": finding.check.why,
-                "fix": finding.fault.fix,
+                "fix": finding.defect.fix,
             }
             for finding in diagnosis.findings
         ],
@@ -52,31 +52,31 @@ def render_json(diagnosis: Diagnosis) -> str:
 
 
 def _render_finding(finding: Finding) -> str:
-    check, fault = finding.check, finding.fault
-    further = len(finding.faults) - 1
+    check, defect = finding.check, finding.defect
+    further = len(finding.defects) - 1
     lines = [
-        f"{check.severity}: {fault.object}"
+        f"{check.severity}: {defect.object}"
         + (f" and {further} more" if further else "")
         + f"  [{check.code}]",
-        _wrap("where", fault.field),
-        _wrap("found", fault.problem),
+        _wrap("where", defect.field),
+        _wrap("found", defect.problem),
     ]
     if further:
         lines.append(_wrap("also", _name_further(finding)))
     lines += [
         _wrap("why", check.why),
-        _wrap("fix", fault.fix),
+        _wrap("fix", defect.fix),
     ]
     return "\n".join(lines)
 
 
 def _name_further(finding: Finding) -> str:
     """Return the names of the objects after the first, as far as they can be read."""
-    faults = finding.faults[1:]
-    named = ", ".join(str(fault.object) for fault in faults[:_NAMED])
-    if len({fault.problem for fault in finding.faults}) > 1:
+    defects = finding.defects[1:]
+    named = ", ".join(str(defect.object) for defect in defects[:_NAMED])
+    if len({defect.problem for defect in finding.defects}) > 1:
         named += ", each in its own words"
-    return named + (f", and {len(faults) - _NAMED} more" if len(faults) > _NAMED else "")
+    return named + (f", and {len(defects) - _NAMED} more" if len(defects) > _NAMED else "")
 
 
 def _show(ref: ObjectRef) -> dict[str, str]:

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import msgspec
 
-from pdrouter.tools.doctor.findings import Fault
+from pdrouter.tools.doctor.findings import Defect
 from pdrouter.tools.doctor.objects.base import KubeObject, ObjectRef
 from pdrouter.tools.doctor.objects.fields import find_misspelt
-from pdrouter.tools.doctor.objects.kinds import BY_GROUP_AND_NAME, Kind
+from pdrouter.tools.doctor.objects.kinds import BY_GROUP_AND_NAME, ObjectKind
 from pdrouter.tools.doctor.objects.known_kinds import find_oddity
 from pdrouter.tools.doctor.quantities import decode_quantity
 
@@ -48,10 +48,10 @@ class Snapshot:
     """
 
     objects: tuple[KubeObject, ...] = ()
-    invalid: tuple[Fault, ...] = ()
-    unknown: tuple[Fault, ...] = ()
-    duplicates: tuple[Fault, ...] = ()
-    misspelt: tuple[Fault, ...] = ()
+    invalid: tuple[Defect, ...] = ()
+    unknown: tuple[Defect, ...] = ()
+    duplicates: tuple[Defect, ...] = ()
+    misspelt: tuple[Defect, ...] = ()
     live: bool = False
     scopes: Mapping[type[KubeObject], frozenset[str]] = field(default_factory=dict)
     unreachable: Mapping[str, str] = field(default_factory=dict)
@@ -108,17 +108,17 @@ class Snapshot:
         Of two documents for the same object the later one counts, as with `kubectl apply`.
         """
         objects: dict[ObjectRef, KubeObject] = {}
-        invalid: dict[ObjectRef, Fault] = {}
-        unknown: list[Fault] = []
-        duplicates: list[Fault] = []
-        misspelt: list[Fault] = []
+        invalid: dict[ObjectRef, Defect] = {}
+        unknown: list[Defect] = []
+        duplicates: list[Defect] = []
+        misspelt: list[Defect] = []
         first: dict[tuple[str, ObjectRef], Document] = {}
         for document in documents:
             oddity = find_oddity(document.content)
             if oddity is not None:
                 path, problem, fix = oddity
                 ref = _name(document.content, namespaced=True)
-                unknown.append(Fault(ref, path, problem + _locate(document), fix))
+                unknown.append(Defect(ref, path, problem + _locate(document), fix))
                 continue
             kind = _find_kind(document.content)
             ref = _name(document.content, namespaced=kind is None or kind.namespaced)
@@ -149,7 +149,7 @@ class Snapshot:
         )
 
 
-def _find_kind(document: Mapping[str, Any]) -> Kind | None:
+def _find_kind(document: Mapping[str, Any]) -> ObjectKind | None:
     group = str(document["apiVersion"]).rpartition("/")[0]
     return BY_GROUP_AND_NAME.get((group, str(document["kind"])))
 
@@ -162,7 +162,7 @@ def _name(document: Mapping[str, Any], *, namespaced: bool) -> ObjectRef:
     return ObjectRef(str(document.get("kind") or "Object"), namespace, str(name))
 
 
-def _read(document: Mapping[str, Any], kind: Kind) -> KubeObject:
+def _read(document: Mapping[str, Any], kind: ObjectKind) -> KubeObject:
     """Decode an object.
 
     Raises:
@@ -183,9 +183,9 @@ def _drop_nulls(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     return value
 
 
-def _describe_invalid(ref: ObjectRef, error: msgspec.ValidationError, document: Document) -> Fault:
+def _describe_invalid(ref: ObjectRef, error: msgspec.ValidationError, document: Document) -> Defect:
     problem, _, path = str(error).partition(" - at `$.")
-    return Fault(
+    return Defect(
         ref,
         path.rstrip("`") or "the object",
         problem + _locate(document),
@@ -193,15 +193,15 @@ def _describe_invalid(ref: ObjectRef, error: msgspec.ValidationError, document: 
     )
 
 
-def _describe_misspelt(ref: ObjectRef, document: Document, kind: Kind) -> Iterator[Fault]:
+def _describe_misspelt(ref: ObjectRef, document: Document, kind: ObjectKind) -> Iterator[Defect]:
     for path, meant in find_misspelt(document.content, kind.type):
         problem = f"{kind.name} has no such field{_locate(document)}"
-        yield Fault(ref, path, problem, f"did you mean {meant}?")
+        yield Defect(ref, path, problem, f"did you mean {meant}?")
 
 
-def _describe_twins(ref: ObjectRef, first: Document, second: Document) -> Fault:
+def _describe_twins(ref: ObjectRef, first: Document, second: Document) -> Defect:
     alike = "the same" if first.content == second.content else "another content"
-    return Fault(
+    return Defect(
         ref,
         "metadata.name",
         f"it is there twice, the second time with {alike}{_locate(second)}"

@@ -54,7 +54,7 @@ class Answers:
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class PairTrial:
     """A request of one token over a prefill and a decode engine, as the router sends it.
 
     Attributes:
@@ -88,7 +88,7 @@ class Survey:
 
     pods: tuple[Pod, ...]
     answers: Mapping[str, Answers]
-    trials: tuple[Trial, ...] = field(default=())
+    trials: tuple[PairTrial, ...] = field(default=())
 
     def serves(self, pod: Pod) -> bool:
         """Return whether an engine lists the model that the file gives it."""

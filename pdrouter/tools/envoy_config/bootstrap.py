@@ -36,7 +36,7 @@ from pdrouter.tools.envoy_config.options import (
     MAX_HEADER_KB,
     MAX_HEADERS,
     EnvoyConfig,
-    ResponseBody,
+    ResponseBodyMode,
 )
 from pdrouter.tools.envoy_config.token_accounting import build_token_filters, build_token_log
 
@@ -157,7 +157,7 @@ def _build_routes(config: EnvoyConfig) -> route.RouteConfiguration:
 def _build_ext_proc(config: EnvoyConfig) -> ext_proc.ExternalProcessor:
     headers = ext_proc.ProcessingModeHeaderSendMode
     body = ext_proc.ProcessingModeBodySendMode
-    response_body = {ResponseBody.NONE: body.NONE, ResponseBody.STREAMED: body.STREAMED}
+    response_body = {ResponseBodyMode.NONE: body.NONE, ResponseBodyMode.STREAMED: body.STREAMED}
     message_timeout = timedelta(seconds=config.message_timeout_s)
     return ext_proc.ExternalProcessor(
         # Without a timeout: it would be that of the whole stream, which lasts as long as a request.

@@ -5,7 +5,7 @@ import sys
 
 from pdrouter.quantities import parse_size, parse_time
 from pdrouter.tools.envoy_config.bootstrap import build_bootstrap, to_yaml
-from pdrouter.tools.envoy_config.options import Address, EnvoyConfig, ResponseBody, Routing
+from pdrouter.tools.envoy_config.options import Address, EnvoyConfig, ResponseBodyMode, Routing
 
 _DEFAULT = EnvoyConfig(routers=(Address("127.0.0.1", 50052),))
 
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
             admin=args.admin,
             routing=Routing(args.routing),
             decode=tuple(args.decode),
-            response_body=ResponseBody(args.response_body),
+            response_body=ResponseBodyMode(args.response_body),
             max_message_bytes=args.max_message_bytes,
             prefill_timeout_s=args.prefill_timeout,
             decode_silence_timeout_s=args.decode_silence_timeout,
@@ -98,7 +98,7 @@ def _add_behaviour(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--response-body",
-        choices=[mode.value for mode in ResponseBody],
+        choices=[mode.value for mode in ResponseBodyMode],
         default=_DEFAULT.response_body.value,
         help="whether response bodies pass through the router (default: %(default)s)",
     )

@@ -81,7 +81,7 @@ class Routing(enum.StrEnum):
     request without a known choice goes to any of them."""
 
 
-class ResponseBody(enum.StrEnum):
+class ResponseBodyMode(enum.StrEnum):
     """Whether response bodies pass through the router."""
 
     NONE = "none"
@@ -125,7 +125,7 @@ class EnvoyConfig:
     admin: Address | None = None
     routing: Routing = Routing.ORIGINAL_DST
     decode: tuple[Address, ...] = ()
-    response_body: ResponseBody = ResponseBody.NONE
+    response_body: ResponseBodyMode = ResponseBodyMode.NONE
     allow_mode_override: bool = True
     max_message_bytes: int = 16 * _MIB
     prefill_timeout_s: float = 60.0

@@ -25,7 +25,7 @@ from pdrouter.tools.simulation.legs import (
 )
 from pdrouter.tools.simulation.messages_answers import MessagesForm
 from pdrouter.tools.simulation.openai_answers import ChatForm, CompletionsForm, GenerateForm
-from pdrouter.tools.simulation.reception import Call, Dropped
+from pdrouter.tools.simulation.reception import Dropped, EngineCall
 from pdrouter.tools.simulation.refusal import Refused, load_failed
 from pdrouter.tools.simulation.responses_answers import ResponsesForm
 from pdrouter.tools.simulation.transfer import BlockFetcher, TransferFailed
@@ -50,7 +50,7 @@ class _Job:
         remote: The handle whose blocks to fetch first, on a decode leg.
     """
 
-    call: Call
+    call: EngineCall
     request: GenerationRequest
     request_id: str
     remote: Handle | None
@@ -74,7 +74,7 @@ class GenerationApi:
         self._issuer = issuer
         self._running_ids: set[str] = set()
 
-    async def serve(self, call: Call) -> web.StreamResponse:
+    async def serve(self, call: EngineCall) -> web.StreamResponse:
         """Answer one request.
 
         Raises:
@@ -87,7 +87,7 @@ class GenerationApi:
                 return await self._stream(job)
             return web.json_response(await self._answer(job))
 
-    def _check(self, call: Call) -> _Job:
+    def _check(self, call: EngineCall) -> _Job:
         api = Api(call.http.path)
         check_transfer_members(call.members)
         if call.leg is SimulatedLeg.PREFILL:
@@ -172,7 +172,11 @@ class GenerationApi:
         return response
 
     async def _write_tokens(
-        self, response: web.StreamResponse, form: AnswerForm, generation: Generation, call: Call
+        self,
+        response: web.StreamResponse,
+        form: AnswerForm,
+        generation: Generation,
+        call: EngineCall,
     ) -> None:
         await response.write(b"".join(form.opening(generation)))
         for index in range(len(generation.words)):

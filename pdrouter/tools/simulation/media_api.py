@@ -14,7 +14,7 @@ from pdrouter.tools.simulation.api_requests import check_model
 from pdrouter.tools.simulation.compute import Compute
 from pdrouter.tools.simulation.config import EngineConfig
 from pdrouter.tools.simulation.prompts import Members
-from pdrouter.tools.simulation.reception import Call, is_form
+from pdrouter.tools.simulation.reception import EngineCall, is_form
 from pdrouter.tools.simulation.refusal import malformed
 
 TRANSCRIPTIONS: Final = ("/v1/audio/transcriptions", "/v1/audio/translations")
@@ -33,7 +33,7 @@ class MediaApi:
         self._config = config
         self._compute = compute
 
-    async def serve(self, call: Call) -> web.StreamResponse:
+    async def serve(self, call: EngineCall) -> web.StreamResponse:
         """Answer one request.
 
         Raises:

@@ -21,7 +21,7 @@ _OBSERVED_PATHS = frozenset({"/health", "/metrics"})
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class EngineCall:
     """A request to the engine's API, as its handler gets it.
 
     Attributes:
@@ -39,8 +39,8 @@ class Call:
     refusal: Refused | None = None
 
 
-ApiHandler = Callable[[Call], Awaitable[web.StreamResponse]]
-_CALL = web.RequestKey("call", Call)
+ApiHandler = Callable[[EngineCall], Awaitable[web.StreamResponse]]
+_CALL = web.RequestKey("call", EngineCall)
 
 
 class Dropped(Exception):
@@ -114,7 +114,7 @@ class Reception:
         fault = self._faults.take(
             request.path, is_api_call=request.method == "POST", members=members, leg=leg
         )
-        request[_CALL] = Call(request, members, leg, fault, refusal)
+        request[_CALL] = EngineCall(request, members, leg, fault, refusal)
         try:
             response = await self._respond(request, handler, fault)
         except Dropped:

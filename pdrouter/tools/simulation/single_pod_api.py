@@ -13,7 +13,7 @@ from pdrouter.tools.simulation.api_requests import check_model
 from pdrouter.tools.simulation.compute import Compute
 from pdrouter.tools.simulation.config import EngineConfig
 from pdrouter.tools.simulation.prompts import Members, is_token_list, text_tokens
-from pdrouter.tools.simulation.reception import Call
+from pdrouter.tools.simulation.reception import EngineCall
 from pdrouter.tools.simulation.refusal import malformed
 
 _DIMENSIONS = 8
@@ -28,7 +28,7 @@ class SinglePodApi:
         self._config = config
         self._compute = compute
 
-    async def serve(self, call: Call) -> web.StreamResponse:
+    async def serve(self, call: EngineCall) -> web.StreamResponse:
         """Answer one request.
 
         Raises:

@@ -4,21 +4,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pdrouter.cluster.source import ALL_NAMESPACES
-from pdrouter.tools.doctor.findings import Check, Fault, Severity
+from pdrouter.tools.doctor.findings import Check, Defect, Severity
 from pdrouter.tools.doctor.installation import Installation
 from pdrouter.tools.doctor.objects.access import (
     ClusterRole,
     ClusterRoleBinding,
     PolicyRule,
-    Role,
     RoleBinding,
+    RoleManifest,
     RoleRef,
 )
 from pdrouter.tools.doctor.objects.workloads import ModelAdapter
 from pdrouter.tools.doctor.router import RouterDeployment
 from pdrouter.tools.doctor.snapshot import Snapshot
 
-_KINDS = (Role, RoleBinding, ClusterRole, ClusterRoleBinding)
+_KINDS = (RoleManifest, RoleBinding, ClusterRole, ClusterRoleBinding)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +35,13 @@ _ADAPTERS = _Need(("list", "watch"), "model.aibrix.ai", "modeladapters")
 _ROUTES = _Need(("get",), "gateway.networking.k8s.io", "httproutes")
 
 
-def _find_blindness(installation: Installation) -> Iterator[Fault]:
+def _find_blindness(installation: Installation) -> Iterator[Defect]:
     for router in installation.routers:
         for namespace in router.namespaces:
             yield from _judge(installation.snapshot, router, namespace, _PODS)
 
 
-def _find_adapter_blindness(installation: Installation) -> Iterator[Fault]:
+def _find_adapter_blindness(installation: Installation) -> Iterator[Defect]:
     for router in installation.routers:
         for namespace in router.namespaces:
             if not installation.snapshot.has_read(ModelAdapter, namespace):
@@ -49,14 +49,14 @@ def _find_adapter_blindness(installation: Installation) -> Iterator[Fault]:
             yield from _judge(installation.snapshot, router, namespace, _ADAPTERS)
 
 
-def _find_route_blindness(installation: Installation) -> Iterator[Fault]:
+def _find_route_blindness(installation: Installation) -> Iterator[Defect]:
     for router in installation.routers:
         if router.routes_by_model and router.knows("httproute_namespace"):
             namespace = router.settings.httproute_namespace
             yield from _judge(installation.snapshot, router, namespace, _ROUTES)
 
 
-def _find_unwatched(installation: Installation) -> Iterator[Fault]:
+def _find_unwatched(installation: Installation) -> Iterator[Defect]:
     routers = [router for router in installation.routers if router.watches_kubernetes]
     watched = {namespace for router in routers for namespace in router.namespaces}
     if not routers or ALL_NAMESPACES in watched or not all(each.namespaces for each in routers):
@@ -64,7 +64,7 @@ def _find_unwatched(installation: Installation) -> Iterator[Fault]:
     for engine in installation.engines:
         namespace = engine.metadata.namespace
         if engine.pod is not None and namespace not in watched:
-            yield Fault(
+            yield Defect(
                 engine.ref,
                 "metadata.namespace",
                 f"no router watches namespace {namespace}, but {', '.join(sorted(watched))}",
@@ -75,7 +75,7 @@ def _find_unwatched(installation: Installation) -> Iterator[Fault]:
 
 def _judge(
     snapshot: Snapshot, router: RouterDeployment, namespace: str, need: _Need
-) -> Iterator[Fault]:
+) -> Iterator[Defect]:
     if not router.watches_kubernetes or not _is_known(snapshot, namespace):
         return
     account = router.deployment.spec.template.spec.service_account_name
@@ -93,7 +93,7 @@ def _judge(
         where = "in all namespaces" if everywhere else f"in namespace {namespace}"
         kind = "ClusterRole and ClusterRoleBinding" if everywhere else "Role and RoleBinding"
         group = need.group or '""'
-        yield Fault(
+        yield Defect(
             router.deployment.ref,
             "spec.template.spec.serviceAccountName",
             f"{home}/{account} may not {' or '.join(missing)} {need.resource} {where}",
@@ -127,11 +127,15 @@ def _find_rules(
     return rules
 
 
-def _find_role(snapshot: Snapshot, ref: RoleRef, namespace: str) -> Role | ClusterRole | None:
-    roles: tuple[Role | ClusterRole, ...] = (
+def _find_role(
+    snapshot: Snapshot, ref: RoleRef, namespace: str
+) -> RoleManifest | ClusterRole | None:
+    roles: tuple[RoleManifest | ClusterRole, ...] = (
         snapshot.of(ClusterRole)
         if ref.kind == "ClusterRole"
-        else tuple(role for role in snapshot.of(Role) if role.metadata.namespace == namespace)
+        else tuple(
+            role for role in snapshot.of(RoleManifest) if role.metadata.namespace == namespace
+        )
     )
     return next((role for role in roles if role.metadata.name == ref.name), None)
 

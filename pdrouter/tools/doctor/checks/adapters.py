@@ -8,10 +8,9 @@ from pdrouter.cluster.kubernetes.objects import MODEL, Adapter
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ModelPods
 from pdrouter.tools.doctor.engines import read_running_pods
-from pdrouter.tools.doctor.findings import Check, Fault, Severity
+from pdrouter.tools.doctor.findings import Check, Defect, Severity
 from pdrouter.tools.doctor.installation import Installation
-from pdrouter.tools.doctor.objects.workloads import ModelAdapter
-from pdrouter.tools.doctor.objects.workloads import Pod as RunningPod
+from pdrouter.tools.doctor.objects.workloads import ModelAdapter, PodManifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +32,14 @@ class _Adapted:
     field: str
 
 
-def _find_unserved(installation: Installation) -> Iterator[Fault]:
+def _find_unserved(installation: Installation) -> Iterator[Defect]:
     for adapted in _read_adapters(installation):
         if adapted.shadowed or _has_decode(adapted):
             continue
         problem = "it names no pod that exists"
         if adapted.loaded:
             problem = "it names prefill pods only, and their roleset has no decode pod of its model"
-        yield Fault(
+        yield Defect(
             adapted.thing.ref,
             adapted.field,
             problem,
@@ -48,11 +47,11 @@ def _find_unserved(installation: Installation) -> Iterator[Fault]:
         )
 
 
-def _find_without_decode(installation: Installation) -> Iterator[Fault]:
+def _find_without_decode(installation: Installation) -> Iterator[Defect]:
     for adapted in _read_adapters(installation):
         prefill_only = all(pod.role is Role.PREFILL for pod in adapted.loaded)
         if adapted.loaded and prefill_only and not adapted.shadowed and _has_decode(adapted):
-            yield Fault(
+            yield Defect(
                 adapted.thing.ref,
                 adapted.field,
                 "it names prefill pods only; the base model's decode pods of their roleset decode",
@@ -60,10 +59,10 @@ def _find_without_decode(installation: Installation) -> Iterator[Fault]:
             )
 
 
-def _find_shadowed(installation: Installation) -> Iterator[Fault]:
+def _find_shadowed(installation: Installation) -> Iterator[Defect]:
     for adapted in _read_adapters(installation):
         if adapted.shadowed:
-            yield Fault(
+            yield Defect(
                 adapted.thing.ref,
                 "metadata.name",
                 f"pods serve a model of the name {adapted.thing.metadata.name}: requests go to all "
@@ -91,7 +90,7 @@ def _read_adapters(installation: Installation) -> Iterator[_Adapted]:
     things = [
         thing
         for thing in snapshot.of(ModelAdapter)
-        if snapshot.has_read(RunningPod, thing.metadata.namespace)
+        if snapshot.has_read(PodManifest, thing.metadata.namespace)
     ]
     adapters = {thing.ref: _read_adapter(installation, thing) for thing in things}
     for ref, adapter in adapters.items():

@@ -6,7 +6,7 @@ from pdrouter.cluster.pods import Role
 from pdrouter.openai.headers import DESTINATION_ENDPOINT, TARGET_POD
 from pdrouter.tools.doctor.checks.headers import steering_header
 from pdrouter.tools.doctor.engines import Engine
-from pdrouter.tools.doctor.findings import Check, Fault, Severity
+from pdrouter.tools.doctor.findings import Check, Defect, Severity
 from pdrouter.tools.doctor.installation import Attachment, Installation
 from pdrouter.tools.doctor.objects.base import ObjectRef
 from pdrouter.tools.doctor.objects.envoy_gateway import BackendPolicy
@@ -16,12 +16,12 @@ from pdrouter.tools.doctor.objects.workloads import Service, ServicePort
 _SET_BY_ROUTER = (DESTINATION_ENDPOINT, TARGET_POD)
 
 
-def _find_ignored_choices(installation: Installation) -> Iterator[Fault]:
+def _find_ignored_choices(installation: Installation) -> Iterator[Defect]:
     for attachment in installation.attachments:
         for cluster in attachment.original_dst:
             header = steering_header(cluster)
             if header not in _SET_BY_ROUTER:
-                yield Fault(
+                yield Defect(
                     cluster.policy,
                     f"{cluster.field}.original_dst_lb_config",
                     f"the address is read from {header}" if header else "no header is read",
@@ -32,7 +32,7 @@ def _find_ignored_choices(installation: Installation) -> Iterator[Fault]:
                 yield from _judge_override(installation, route)
 
 
-def _judge_override(installation: Installation, route: HttpRoute) -> Iterator[Fault]:
+def _judge_override(installation: Installation, route: HttpRoute) -> Iterator[Defect]:
     if not installation.snapshot.has_read(BackendPolicy, route.metadata.namespace):
         return
     policies = installation.backend_policies(route)
@@ -42,11 +42,11 @@ def _judge_override(installation: Installation, route: HttpRoute) -> Iterator[Fa
     if not overriding:
         ref = policies[0].ref if policies else route.ref
         place = field if policies else f"BackendTrafficPolicy {field}"
-        yield Fault(ref, place, "no policy of the route has an endpointOverride", fix)
+        yield Defect(ref, place, "no policy of the route has an endpointOverride", fix)
     for policy in overriding:
         names = policy.spec.load_balancer.headers
         if not names & set(_SET_BY_ROUTER):
-            yield Fault(
+            yield Defect(
                 policy.ref, field, f"it reads {', '.join(sorted(names)) or 'no header'}", fix
             )
         yield from _judge_routing_type(installation, route, policy)
@@ -54,7 +54,7 @@ def _judge_override(installation: Installation, route: HttpRoute) -> Iterator[Fa
 
 def _judge_routing_type(
     installation: Installation, route: HttpRoute, policy: BackendPolicy
-) -> Iterator[Fault]:
+) -> Iterator[Defect]:
     """Judge what Envoy knows of a Service; a policy's word counts before an EnvoyProxy's."""
     said: list[tuple[ObjectRef, str | None]] = [(policy.ref, policy.spec.routing_type)]
     if policy.spec.routing_type is None:
@@ -65,7 +65,7 @@ def _judge_routing_type(
         ]
     for ref, routing_type in said:
         if routing_type == "Service":
-            yield Fault(
+            yield Defect(
                 ref,
                 "spec.routingType",
                 "Service: Envoy knows one address for all pods",
@@ -73,7 +73,7 @@ def _judge_routing_type(
             )
 
 
-def _find_prefill_fallbacks(installation: Installation) -> Iterator[Fault]:
+def _find_prefill_fallbacks(installation: Installation) -> Iterator[Defect]:
     for service, _ in _decode_services(installation):
         hit = [
             engine
@@ -81,7 +81,7 @@ def _find_prefill_fallbacks(installation: Installation) -> Iterator[Fault]:
             if engine.role is Role.PREFILL and _selects(service, engine)
         ]
         if hit:
-            yield Fault(
+            yield Defect(
                 service.ref,
                 "spec.selector",
                 f"it selects prefill pods too: {_name(hit)}",
@@ -89,13 +89,13 @@ def _find_prefill_fallbacks(installation: Installation) -> Iterator[Fault]:
             )
 
 
-def _find_outsiders(installation: Installation) -> Iterator[Fault]:
+def _find_outsiders(installation: Installation) -> Iterator[Defect]:
     services = [service for service, _ in _decode_services(installation)]
     if not services or len(services) < _count_backends(installation):
         return
     for engine in installation.engines:
         if engine.role is Role.DECODE and not any(_selects(each, engine) for each in services):
-            yield Fault(
+            yield Defect(
                 engine.ref,
                 f"{engine.prefix}metadata.labels",
                 f"{_name_services(services)} does not select it",
@@ -103,7 +103,7 @@ def _find_outsiders(installation: Installation) -> Iterator[Fault]:
             )
 
 
-def _find_other_ports(installation: Installation) -> Iterator[Fault]:
+def _find_other_ports(installation: Installation) -> Iterator[Defect]:
     pairs = list(_decode_services(installation))
     for engine in installation.engines:
         if engine.role is not Role.DECODE or engine.pod is None:
@@ -115,7 +115,7 @@ def _find_other_ports(installation: Installation) -> Iterator[Fault]:
         }
         if ports and engine.pod.port not in ports:
             shown = ", ".join(sorted(str(port) for port in ports))
-            yield Fault(
+            yield Defect(
                 engine.ref,
                 f"{engine.prefix}metadata.annotations",
                 f"its port is {engine.pod.port}; its Service has {shown}",

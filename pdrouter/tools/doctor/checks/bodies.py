@@ -3,18 +3,18 @@
 from collections.abc import Iterator
 
 from pdrouter.tools.doctor.checks.bypasses import reaches_engines
-from pdrouter.tools.doctor.findings import Check, Fault, Severity
+from pdrouter.tools.doctor.findings import Check, Defect, Severity
 from pdrouter.tools.doctor.installation import Installation, find_patched_ext_procs
 from pdrouter.tools.doctor.objects.envoy_gateway import PatchPolicy
 from pdrouter.tools.doctor.patches import dig, find_values
 
 
-def _find_unbuffered_requests(installation: Installation) -> Iterator[Fault]:
+def _find_unbuffered_requests(installation: Installation) -> Iterator[Defect]:
     for attachment in installation.attachments:
         request = attachment.ext_proc.processing_mode.request
         if request is None or request.body != "Buffered":
             shown = "no request" if request is None else f"request bodies as {request.body}"
-            yield Fault(
+            yield Defect(
                 attachment.policy.ref,
                 attachment.field("processingMode.request.body"),
                 f"Envoy sends {shown}",
@@ -22,11 +22,11 @@ def _find_unbuffered_requests(installation: Installation) -> Iterator[Fault]:
             )
 
 
-def _find_streamed_responses(installation: Installation) -> Iterator[Fault]:
+def _find_streamed_responses(installation: Installation) -> Iterator[Defect]:
     for attachment in installation.attachments:
         mode = attachment.ext_proc.processing_mode
         if mode.response and mode.response.body and not mode.allow_mode_override:
-            yield Fault(
+            yield Defect(
                 attachment.policy.ref,
                 attachment.field("processingMode.response.body"),
                 f"response bodies are sent ({mode.response.body}), and the router may not stop it",
@@ -34,10 +34,10 @@ def _find_streamed_responses(installation: Installation) -> Iterator[Fault]:
             )
 
 
-def _find_open_doors(installation: Installation, *, original_dst: bool) -> Iterator[Fault]:
+def _find_open_doors(installation: Installation, *, original_dst: bool) -> Iterator[Defect]:
     for attachment in installation.attachments:
         if attachment.ext_proc.fail_open and bool(attachment.original_dst) is original_dst:
-            yield Fault(
+            yield Defect(
                 attachment.policy.ref,
                 attachment.field("failOpen"),
                 "requests pass when the router does not answer",
@@ -45,7 +45,7 @@ def _find_open_doors(installation: Installation, *, original_dst: bool) -> Itera
             )
 
 
-def _find_skipped_trailers(installation: Installation) -> Iterator[Fault]:
+def _find_skipped_trailers(installation: Installation) -> Iterator[Defect]:
     for attachment in installation.attachments:
         # Envoy Gateway has no field for trailers; the router asks for them where it may.
         if attachment.ext_proc.processing_mode.allow_mode_override or any(
@@ -59,7 +59,7 @@ def _find_skipped_trailers(installation: Installation) -> Iterator[Fault]:
             for route in attachment.routes
             for rule in route.spec.rules
         ):
-            yield Fault(
+            yield Defect(
                 attachment.policy.ref,
                 attachment.field("processingMode.allowModeOverride"),
                 "Envoy does not send trailers, and the router may not ask for them",
@@ -68,7 +68,7 @@ def _find_skipped_trailers(installation: Installation) -> Iterator[Fault]:
     for patched in find_patched_ext_procs(installation.snapshot):
         mode = patched.text("processing_mode", "request_trailer_mode")
         if mode != "SEND" and dig(patched.content, "allow_mode_override") is not True:
-            yield Fault(
+            yield Defect(
                 patched.policy,
                 f"{patched.field}.processing_mode.request_trailer_mode",
                 f"it is {mode}" if mode else "it is not set: SKIP",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pdrouter.tools.doctor.checks.headers import removes_early
 from pdrouter.tools.doctor.checks.routes import SERVED, covers_path
-from pdrouter.tools.doctor.findings import Check, Fault, Severity
+from pdrouter.tools.doctor.findings import Check, Defect, Severity
 from pdrouter.tools.doctor.installation import Attachment, Installation
 from pdrouter.tools.doctor.objects.gateway_api import HttpRoute, PathMatch, RouteMatch, RouteRule
 from pdrouter.tools.doctor.objects.workloads import Workload
@@ -33,7 +33,7 @@ class _Bypass:
         return [header.name for header in self.match.headers]
 
 
-def _find_bypasses(installation: Installation) -> Iterator[Fault]:
+def _find_bypasses(installation: Installation) -> Iterator[Defect]:
     for attachment in installation.attachments:
         seen_by_router = [route.ref for other in installation.attachments for route in other.routes]
         for route in installation.snapshot.of(HttpRoute):
@@ -43,7 +43,7 @@ def _find_bypasses(installation: Installation) -> Iterator[Fault]:
                 yield from _judge(installation, attachment, bypass)
 
 
-def _judge(installation: Installation, attachment: Attachment, bypass: _Bypass) -> Iterator[Fault]:
+def _judge(installation: Installation, attachment: Attachment, bypass: _Bypass) -> Iterator[Defect]:
     """Judge whether a client can send what a match asks for."""
     gateways = [
         gateway
@@ -58,7 +58,7 @@ def _judge(installation: Installation, attachment: Attachment, bypass: _Bypass) 
     if not kept:
         return
     names = ", ".join(bypass.names)
-    yield Fault(
+    yield Defect(
         bypass.route.ref,
         bypass.field,
         f"a client's request for {bypass.path}"

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from pdrouter.tools.doctor.findings import Check, Fault, Severity
+from pdrouter.tools.doctor.findings import Check, Defect, Severity
 from pdrouter.tools.doctor.installation import Installation
 from pdrouter.tools.doctor.objects.envoy_gateway import EnvoyProxy
 from pdrouter.tools.doctor.objects.gateway_api import BackendTlsPolicy, InferencePool
-from pdrouter.tools.doctor.objects.status import Condition, Controlled
+from pdrouter.tools.doctor.objects.status import Controlled, StatusCondition
 
 _WANTED = frozenset({"Accepted", "Programmed", "ResolvedRefs"})
 """Conditions that are True of an object that works."""
@@ -35,13 +35,13 @@ _FIXES = {
 """What to do, by the reason that a controller gives."""
 
 
-def _find_refusals(installation: Installation) -> Iterator[Fault]:
+def _find_refusals(installation: Installation) -> Iterator[Defect]:
     for thing in installation.snapshot.of(Controlled):
         for path, subject, condition in thing.said:
             if _is_bad(condition):
                 whom = f" for {subject}" if subject else ""
                 words = [word for word in (condition.reason, condition.message) if word]
-                yield Fault(
+                yield Defect(
                     thing.ref,
                     path,
                     f"{condition.type} is {condition.status}{whom}: "
@@ -50,20 +50,20 @@ def _find_refusals(installation: Installation) -> Iterator[Fault]:
                 )
 
 
-def _is_bad(condition: Condition) -> bool:
+def _is_bad(condition: StatusCondition) -> bool:
     if condition.type in _WANTED:
         return condition.status != "True"
     return condition.type in _UNWANTED and condition.status == "True"
 
 
-def _find_stale(installation: Installation) -> Iterator[Fault]:
+def _find_stale(installation: Installation) -> Iterator[Defect]:
     for thing in installation.snapshot.of(Controlled):
         current = thing.metadata.generation
         for path, subject, condition in thing.said:
             seen = condition.observed_generation
             if seen is not None and current and seen < current:
                 whom = f" for {subject}" if subject else ""
-                yield Fault(
+                yield Defect(
                     thing.ref,
                     f"{path}.observedGeneration",
                     f"what is said{whom} is of generation {seen}; the object has {current}",
@@ -71,12 +71,12 @@ def _find_stale(installation: Installation) -> Iterator[Fault]:
                 )
 
 
-def _find_silence(installation: Installation) -> Iterator[Fault]:
+def _find_silence(installation: Installation) -> Iterator[Defect]:
     if not installation.snapshot.live:
         return
     for thing in installation.snapshot.of(Controlled):
         if not any(thing.said) and not isinstance(thing, _SILENT_KINDS):
-            yield Fault(
+            yield Defect(
                 thing.ref,
                 "status",
                 "no controller has said anything of it",

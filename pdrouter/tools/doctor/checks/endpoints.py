@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.nearest import find_nearest
-from pdrouter.tools.doctor.findings import Check, Fault, Severity
+from pdrouter.tools.doctor.findings import Check, Defect, Severity
 from pdrouter.tools.doctor.objects.base import ObjectRef
 from pdrouter.tools.doctor.survey import Answers, Survey
 
@@ -24,14 +24,14 @@ def _locate(pod: Pod) -> str:
     return f"models[{pod.model}].rolesets[{pod.roleset}].{pod.role}"
 
 
-def _find_unsupported(survey: Survey) -> Iterator[Fault]:
+def _find_unsupported(survey: Survey) -> Iterator[Defect]:
     for model in dict.fromkeys(pod.model for pod in survey.pods if pod.unsupported):
         pod = next(pod for pod in survey.pods if pod.model == model)
         fix = "correct 'engine' or 'kv_connector' of the model"
-        yield Fault(name_engine(pod), f"models[{model}]", pod.unsupported, fix)
+        yield Defect(name_engine(pod), f"models[{model}]", pod.unsupported, fix)
 
 
-def _find_unreachable(survey: Survey) -> Iterator[Fault]:
+def _find_unreachable(survey: Survey) -> Iterator[Defect]:
     for pod, answers in _each(survey):
         if not answers.problem:
             continue
@@ -44,14 +44,14 @@ def _find_unreachable(survey: Survey) -> Iterator[Fault]:
                 "start it, let it listen on an address that others reach (--host 0.0.0.0), and "
                 "compare the port"
             )
-        yield Fault(name_engine(pod), _locate(pod), problem, fix)
+        yield Defect(name_engine(pod), _locate(pod), problem, fix)
 
 
-def _find_strangers(survey: Survey) -> Iterator[Fault]:
+def _find_strangers(survey: Survey) -> Iterator[Defect]:
     for pod, answers in _each(survey):
         if answers.status in (None, _OK, *_KEY_NEEDED):
             continue
-        yield Fault(
+        yield Defect(
             name_engine(pod),
             _locate(pod),
             f"it answers GET /v1/models with {answers.status}",
@@ -59,10 +59,10 @@ def _find_strangers(survey: Survey) -> Iterator[Fault]:
         )
 
 
-def _find_locked(survey: Survey) -> Iterator[Fault]:
+def _find_locked(survey: Survey) -> Iterator[Defect]:
     for pod, answers in _each(survey):
         if answers.status in _KEY_NEEDED:
-            yield Fault(
+            yield Defect(
                 name_engine(pod),
                 _locate(pod),
                 f"it answers {answers.status}: it asks for a key (--api-key)",
@@ -70,13 +70,13 @@ def _find_locked(survey: Survey) -> Iterator[Fault]:
             )
 
 
-def _find_other_models(survey: Survey) -> Iterator[Fault]:
+def _find_other_models(survey: Survey) -> Iterator[Defect]:
     for pod, answers in _each(survey):
         if answers.status != _OK or survey.serves(pod):
             continue
         shown = ", ".join(answers.names) or "no model"
         near = find_nearest(pod.model, answers.names)
-        yield Fault(
+        yield Defect(
             name_engine(pod),
             _locate(pod),
             f"it serves {shown}, not {pod.model}",
@@ -87,10 +87,10 @@ def _find_other_models(survey: Survey) -> Iterator[Fault]:
         )
 
 
-def _find_other_software(survey: Survey) -> Iterator[Fault]:
+def _find_other_software(survey: Survey) -> Iterator[Defect]:
     for pod, answers in _each(survey):
         if answers.software and answers.software != pod.engine:
-            yield Fault(
+            yield Defect(
                 name_engine(pod),
                 f"models[{pod.model}].engine",
                 f"the file says {pod.engine}; by its metrics it is {answers.software}",
@@ -100,10 +100,10 @@ def _find_other_software(survey: Survey) -> Iterator[Fault]:
 
 def _find_differences(
     what: str, read: Callable[[Survey, Pod], object], fix: str
-) -> Callable[[Survey], Iterable[Fault]]:
+) -> Callable[[Survey], Iterable[Defect]]:
     """Return what finds engines of one group that should be alike, and are not."""
 
-    def find(survey: Survey) -> Iterator[Fault]:
+    def find(survey: Survey) -> Iterator[Defect]:
         for group, members in survey.groups():
             said = {pod: value for pod in members if (value := read(survey, pod))}
             values = sorted(set(map(str, said.values())))
@@ -116,7 +116,7 @@ def _find_differences(
                     )
                     for value in values
                 )
-                yield Fault(
+                yield Defect(
                     name_engine(first), what, f"the engines of {group} differ: {shown}", fix
                 )
 
@@ -133,13 +133,13 @@ def _read_root(survey: Survey, pod: Pod) -> object:
     return card and card.root
 
 
-def _find_halves(survey: Survey) -> Iterator[Fault]:
+def _find_halves(survey: Survey) -> Iterator[Defect]:
     for group, members in survey.groups():
         roles = {pod.role for pod in members}
         if roles in ({Role.PREFILL}, {Role.DECODE}):
             present = members[0].role
             absent = Role.DECODE if present is Role.PREFILL else Role.PREFILL
-            yield Fault(
+            yield Defect(
                 name_engine(members[0]),
                 _locate(members[0]),
                 f"{group} has {present} engines, but no {absent} engines",
@@ -147,7 +147,7 @@ def _find_halves(survey: Survey) -> Iterator[Fault]:
             )
 
 
-def _find_silent_connectors(survey: Survey) -> Iterator[Fault]:
+def _find_silent_connectors(survey: Survey) -> Iterator[Defect]:
     for trial in survey.trials:
         if trial.failed is None or trial.handed:
             continue
@@ -163,13 +163,13 @@ def _find_silent_connectors(survey: Survey) -> Iterator[Fault]:
                 'start it with --kv-transfer-config \'{"kv_connector": "NixlConnector", '
                 '"kv_role": "kv_both"}\', or name its connector as kv_connector in the file'
             )
-        yield Fault(name_engine(trial.failed), _locate(trial.failed), problem, fix)
+        yield Defect(name_engine(trial.failed), _locate(trial.failed), problem, fix)
 
 
-def _find_failed_decodes(survey: Survey) -> Iterator[Fault]:
+def _find_failed_decodes(survey: Survey) -> Iterator[Defect]:
     for trial in survey.trials:
         if trial.failed is not None and trial.handed:
-            yield Fault(
+            yield Defect(
                 name_engine(trial.failed),
                 _locate(trial.failed),
                 f"with blocks of {trial.prefill.address}, {trial.problem}",

@@ -12,17 +12,17 @@ from pdrouter.nearest import find_nearest
 from pdrouter.settings import Settings
 from pdrouter.settings.choices import CONNECTOR_NAMES, RemoteHostRewrite
 from pdrouter.tools.doctor.engines import Engine, read_running_pods
-from pdrouter.tools.doctor.findings import Check, Fault, Severity
+from pdrouter.tools.doctor.findings import Check, Defect, Severity
 from pdrouter.tools.doctor.installation import Installation
 from pdrouter.tools.doctor.objects.base import ObjectRef
 
 _NIXL_HOST = "VLLM_NIXL_SIDE_CHANNEL_HOST"
 
 
-def _find_nameless(installation: Installation) -> Iterator[Fault]:
+def _find_nameless(installation: Installation) -> Iterator[Defect]:
     for engine in installation.engines:
         if engine.role is not None and engine.pod is None:
-            yield Fault(
+            yield Defect(
                 engine.ref,
                 f"{engine.prefix}metadata.labels",
                 f"{ROLE} is {engine.role}, but there is no {MODEL}",
@@ -30,7 +30,7 @@ def _find_nameless(installation: Installation) -> Iterator[Fault]:
             )
 
 
-def _find_roleless(installation: Installation) -> Iterator[Fault]:
+def _find_roleless(installation: Installation) -> Iterator[Defect]:
     split = {
         (engine.pod.namespace, engine.pod.model)
         for engine in installation.engines
@@ -39,7 +39,7 @@ def _find_roleless(installation: Installation) -> Iterator[Fault]:
     for engine in installation.engines:
         pod = engine.pod
         if pod is not None and pod.role is Role.BOTH and (pod.namespace, pod.model) in split:
-            yield Fault(
+            yield Defect(
                 engine.ref,
                 f"{engine.prefix}metadata.labels",
                 f"there is no {ROLE}, while other pods of {pod.model} have one",
@@ -47,10 +47,10 @@ def _find_roleless(installation: Installation) -> Iterator[Fault]:
             )
 
 
-def _find_refused(installation: Installation) -> Iterator[Fault]:
+def _find_refused(installation: Installation) -> Iterator[Defect]:
     for engine in installation.engines:
         if engine.pod is not None and engine.pod.obstacle:
-            yield Fault(
+            yield Defect(
                 engine.ref,
                 f"{engine.prefix}metadata",
                 engine.pod.obstacle,
@@ -68,14 +68,14 @@ def _advise(engine: Engine) -> str:
     return "correct the label or annotation"
 
 
-def _find_undeclared_ports(installation: Installation) -> Iterator[Fault]:
+def _find_undeclared_ports(installation: Installation) -> Iterator[Defect]:
     for engine in installation.engines:
         declared = {port.container_port for port in engine.ports}
         pod = engine.pod
         if pod is None or pod.obstacle or not declared or pod.port in declared:
             continue
         assumed = "" if engine.metadata.get(PORT) else f" (no {PORT}, so the default)"
-        yield Fault(
+        yield Defect(
             engine.ref,
             f"{engine.prefix}metadata.annotations",
             f"the port is {pod.port}{assumed}; its containers declare "
@@ -84,14 +84,14 @@ def _find_undeclared_ports(installation: Installation) -> Iterator[Fault]:
         )
 
 
-def _find_halves(installation: Installation) -> Iterator[Fault]:
+def _find_halves(installation: Installation) -> Iterator[Defect]:
     for roleset, members in _rolesets(installation).items():
         roles = {engine.role for engine in members}
         if len(roles) == 1:
             present = next(iter(roles))
             absent = Role.DECODE if present is Role.PREFILL else Role.PREFILL
             first = members[0]
-            yield Fault(
+            yield Defect(
                 first.ref,
                 f"{first.prefix}metadata.labels",
                 f"{roleset} has {present} pods, but no {absent} pods",
@@ -99,11 +99,11 @@ def _find_halves(installation: Installation) -> Iterator[Fault]:
             )
 
 
-def _find_mixed_engines(installation: Installation) -> Iterator[Fault]:
+def _find_mixed_engines(installation: Installation) -> Iterator[Defect]:
     for roleset, members in _rolesets(installation).items():
         names = sorted({engine.pod.engine for engine in members if engine.pod})
         if len(names) > 1:
-            yield Fault(
+            yield Defect(
                 members[0].ref,
                 f"{members[0].prefix}metadata.labels",
                 f"{roleset} has the engines {', '.join(names)}",
@@ -111,7 +111,7 @@ def _find_mixed_engines(installation: Installation) -> Iterator[Fault]:
             )
 
 
-def _find_mixed_connectors(installation: Installation) -> Iterator[Fault]:
+def _find_mixed_connectors(installation: Installation) -> Iterator[Defect]:
     settings = _settings(installation)
     splits = Splits(settings.kv_connector, settings.nixl_means)
     for roleset, members in _rolesets(installation).items():
@@ -122,7 +122,7 @@ def _find_mixed_connectors(installation: Installation) -> Iterator[Fault]:
             if pod and not pod.obstacle and (engine.role is Role.PREFILL or pod.kv_connector):
                 names.add(splits.find(pod.engine, pod.kv_connector).name)
         if len(names) > 1:
-            yield Fault(
+            yield Defect(
                 members[0].ref,
                 f"{members[0].prefix}metadata.labels",
                 f"{roleset} has the KV connectors {', '.join(sorted(names))}",
@@ -130,17 +130,17 @@ def _find_mixed_connectors(installation: Installation) -> Iterator[Fault]:
             )
 
 
-def _find_local_nixl_hosts(installation: Installation) -> Iterator[Fault]:
+def _find_local_nixl_hosts(installation: Installation) -> Iterator[Defect]:
     if _settings(installation).rewrite_remote_host is not RemoteHostRewrite.NEVER:
         yield from _judge_nixl_hosts(installation)
 
 
-def _find_unusable_nixl_hosts(installation: Installation) -> Iterator[Fault]:
+def _find_unusable_nixl_hosts(installation: Installation) -> Iterator[Defect]:
     if _settings(installation).rewrite_remote_host is RemoteHostRewrite.NEVER:
         yield from _judge_nixl_hosts(installation)
 
 
-def _judge_nixl_hosts(installation: Installation) -> Iterator[Fault]:
+def _judge_nixl_hosts(installation: Installation) -> Iterator[Defect]:
     settings = _settings(installation)
     splits = Splits(settings.kv_connector, settings.nixl_means)
     for engine in installation.engines:
@@ -162,7 +162,7 @@ def _judge_nixl_hosts(installation: Installation) -> Iterator[Fault]:
             problem = f"it is {variable.value!r}, which means the decode pod itself over there"
         else:
             continue
-        yield Fault(
+        yield Defect(
             engine.ref,
             f"{engine.prefix}spec.containers[].env[{_NIXL_HOST}]",
             problem,
@@ -170,11 +170,11 @@ def _judge_nixl_hosts(installation: Installation) -> Iterator[Fault]:
         )
 
 
-def _find_unreachable(installation: Installation) -> Iterator[Fault]:
+def _find_unreachable(installation: Installation) -> Iterator[Defect]:
     for pod in read_running_pods(installation.snapshot):
         reason = installation.snapshot.unreachable.get(pod.address)
         if pod.ready and reason is not None:
-            yield Fault(
+            yield Defect(
                 ObjectRef("Pod", pod.namespace, pod.name),
                 "status.podIP",
                 f"no connection to {pod.address} from here: {reason}",

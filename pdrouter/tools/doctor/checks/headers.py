@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from pdrouter.openai.headers import CONTROL_HEADERS
 from pdrouter.tools.doctor.checks.patterns import may_match
-from pdrouter.tools.doctor.findings import Check, Fault, Severity
+from pdrouter.tools.doctor.findings import Check, Defect, Severity
 from pdrouter.tools.doctor.installation import Attachment, Installation
 from pdrouter.tools.doctor.objects.base import ObjectRef
 from pdrouter.tools.doctor.objects.envoy_gateway import EarlyHeaders, NameMatch
@@ -22,14 +22,14 @@ def steering_header(cluster: Patched) -> str:
     return str(dig(config, "http_header_name") or _ENVOY_DEFAULT).lower()
 
 
-def _find_kept_steering(installation: Installation) -> Iterator[Fault]:
+def _find_kept_steering(installation: Installation) -> Iterator[Defect]:
     for attachment in installation.attachments:
         wanted = _steering(attachment)
         for gateway in installation.gateways(attachment):
             yield from _judge_removal(installation, gateway, wanted)
 
 
-def _find_kept_headers(installation: Installation) -> Iterator[Fault]:
+def _find_kept_headers(installation: Installation) -> Iterator[Defect]:
     for attachment in installation.attachments:
         wanted = [name for name in CONTROL_HEADERS if name not in _steering(attachment)]
         for gateway in installation.gateways(attachment):
@@ -43,13 +43,13 @@ def _steering(attachment: Attachment) -> list[str]:
 
 def _judge_removal(
     installation: Installation, gateway: Gateway, wanted: list[str]
-) -> Iterator[Fault]:
+) -> Iterator[Defect]:
     policies = installation.client_policies(gateway)
     kept = [name for name in wanted if not removes_early(installation, gateway, name)]
     if kept:
         field = "spec.headers.earlyRequestHeaders.remove"
         names = ", ".join(kept)
-        yield Fault(
+        yield Defect(
             policies[0].ref if policies else gateway.ref,
             field if policies else f"ClientTrafficPolicy {field}",
             f"a client's {names} {'is' if len(kept) == 1 else 'are'} not removed",
@@ -84,11 +84,11 @@ def _matches(pattern: NameMatch, name: str) -> bool:
             return name == value
 
 
-def _find_changed_headers(installation: Installation) -> Iterator[Fault]:
+def _find_changed_headers(installation: Installation) -> Iterator[Defect]:
     for ref, field, names in _changed_headers(installation):
         changed = sorted(names & set(CONTROL_HEADERS))
         if changed:
-            yield Fault(
+            yield Defect(
                 ref,
                 field,
                 f"it changes {', '.join(changed)}",

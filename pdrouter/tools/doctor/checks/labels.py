@@ -17,7 +17,7 @@ from pdrouter.cluster.kubernetes.objects import (
 from pdrouter.cluster.pods import Role
 from pdrouter.nearest import find_nearest
 from pdrouter.tools.doctor.engines import find_pods
-from pdrouter.tools.doctor.findings import Check, Fault, Severity
+from pdrouter.tools.doctor.findings import Check, Defect, Severity
 from pdrouter.tools.doctor.installation import Installation
 from pdrouter.tools.doctor.objects.workloads import Workload
 
@@ -38,7 +38,7 @@ _ROLES = (Role.PREFILL, Role.DECODE, "encode")
 _LABELS_ONLY = (ROLE, ROLESET, GROUP_INDEX)
 
 
-def _find_misspelt_keys(installation: Installation) -> Iterator[Fault]:
+def _find_misspelt_keys(installation: Installation) -> Iterator[Defect]:
     for ref, prefix, metadata, _, _ in find_pods(installation.snapshot):
         present = metadata.labels.keys() | metadata.annotations.keys()
         for place, entries in (
@@ -49,7 +49,7 @@ def _find_misspelt_keys(installation: Installation) -> Iterator[Fault]:
                 near = _find_key(key)
                 # `role-name` beside a label almost of that name: the other is somebody else's.
                 if near in _READ and near not in present:
-                    yield Fault(
+                    yield Defect(
                         ref,
                         f"{prefix}metadata.{place}[{key}]",
                         f"the router does not read {key}",
@@ -63,12 +63,12 @@ def _find_key(key: str) -> str | None:
     return find_nearest(key, (*_READ, *_OTHERS))
 
 
-def _find_misspelt_roles(installation: Installation) -> Iterator[Fault]:
+def _find_misspelt_roles(installation: Installation) -> Iterator[Defect]:
     for ref, prefix, metadata, _, _ in find_pods(installation.snapshot):
         role = metadata.labels.get(ROLE, "")
         near = find_nearest(role, _ROLES)
         if near is not None and role != near:
-            yield Fault(
+            yield Defect(
                 ref,
                 f"{prefix}metadata.labels[{ROLE}]",
                 f"no role is called {role!r}",
@@ -76,11 +76,11 @@ def _find_misspelt_roles(installation: Installation) -> Iterator[Fault]:
             )
 
 
-def _find_misplaced(installation: Installation) -> Iterator[Fault]:
+def _find_misplaced(installation: Installation) -> Iterator[Defect]:
     for ref, prefix, metadata, _, _ in find_pods(installation.snapshot):
         for key in _LABELS_ONLY:
             if key in metadata.annotations and key not in metadata.labels:
-                yield Fault(
+                yield Defect(
                     ref,
                     f"{prefix}metadata.annotations[{key}]",
                     f"{key} is an annotation; the router reads the label",
@@ -92,7 +92,7 @@ def _find_misplaced(installation: Installation) -> Iterator[Fault]:
         if _names_engine(template.labels, template.annotations):
             continue
         if ROLE in own.labels and _names_engine(own.labels, own.annotations):
-            yield Fault(
+            yield Defect(
                 workload.ref,
                 "metadata.labels",
                 f"the {workload.kind} has {ROLE} and {MODEL}, its pods do not",

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from pdrouter.extproc.header_limits import ENVOYS_DEFAULTS
-from pdrouter.tools.doctor.findings import Check, Fault, Severity
+from pdrouter.tools.doctor.findings import Check, Defect, Severity
 from pdrouter.tools.doctor.installation import Attachment, Installation
 from pdrouter.tools.doctor.objects.base import ObjectRef
 from pdrouter.tools.doctor.objects.envoy_gateway import CircuitBreaker, ClientPolicy, PatchPolicy
@@ -15,7 +15,7 @@ _HEADROOM_BYTES = 1024 * 1024
 """What may be kept free in a message for headers and the KV handle."""
 
 
-def _find_default_buffers(installation: Installation) -> Iterator[Fault]:
+def _find_default_buffers(installation: Installation) -> Iterator[Defect]:
     for attachment in installation.attachments:
         for gateway in installation.gateways(attachment):
             policies = installation.client_policies(gateway)
@@ -24,15 +24,15 @@ def _find_default_buffers(installation: Installation) -> Iterator[Fault]:
             ref, field = gateway.ref, "ClientTrafficPolicy spec.connection.bufferLimit"
             if policies:
                 ref, field = policies[0].ref, "spec.connection.bufferLimit"
-            yield Fault(
+            yield Defect(
                 ref, field, "it is not set: 32 KiB", _advise_buffer(attachment.max_message_bytes)
             )
 
 
-def _find_excessive_buffers(installation: Installation) -> Iterator[Fault]:
+def _find_excessive_buffers(installation: Installation) -> Iterator[Defect]:
     for policy, field, limit, largest in _buffers(installation):
         if limit > largest:
-            yield Fault(
+            yield Defect(
                 policy.ref,
                 field,
                 f"{limit} is more than the router takes in one message, {largest}",
@@ -41,10 +41,10 @@ def _find_excessive_buffers(installation: Installation) -> Iterator[Fault]:
             )
 
 
-def _find_small_buffers(installation: Installation) -> Iterator[Fault]:
+def _find_small_buffers(installation: Installation) -> Iterator[Defect]:
     for policy, field, limit, largest in _buffers(installation):
         if limit < largest - _HEADROOM_BYTES:
-            yield Fault(
+            yield Defect(
                 policy.ref,
                 field,
                 f"{limit} is less than the router takes in one message, {largest}",
@@ -53,13 +53,13 @@ def _find_small_buffers(installation: Installation) -> Iterator[Fault]:
             )
 
 
-def _find_default_windows(installation: Installation) -> Iterator[Fault]:
+def _find_default_windows(installation: Installation) -> Iterator[Defect]:
     for attachment in installation.attachments:
         for gateway in installation.gateways(attachment):
             for policy in installation.client_policies(gateway):
                 limit = policy.spec.connection.buffer_limit
                 if limit is not None and policy.spec.http2.initial_stream_window_size is None:
-                    yield Fault(
+                    yield Defect(
                         policy.ref,
                         "spec.http2.initialStreamWindowSize",
                         "it is not set: HTTP/2 requests have 64 KiB",
@@ -67,10 +67,10 @@ def _find_default_windows(installation: Installation) -> Iterator[Fault]:
                     )
 
 
-def _find_default_ext_proc_buffers(installation: Installation) -> Iterator[Fault]:
+def _find_default_ext_proc_buffers(installation: Installation) -> Iterator[Defect]:
     for attachment in installation.attachments:
         if attachment.ext_proc.backend_settings.connection.buffer_limit is None:
-            yield Fault(
+            yield Defect(
                 attachment.policy.ref,
                 attachment.field("backendSettings.connection.bufferLimit"),
                 "it is not set: 32 KiB",
@@ -78,7 +78,7 @@ def _find_default_ext_proc_buffers(installation: Installation) -> Iterator[Fault
             )
 
 
-def _find_ext_proc_breakers(installation: Installation) -> Iterator[Fault]:
+def _find_ext_proc_breakers(installation: Installation) -> Iterator[Defect]:
     for attachment in installation.attachments:
         breaker = attachment.ext_proc.backend_settings.circuit_breaker
         # Not connections: HTTP/2 has a thousand streams on each.
@@ -90,7 +90,7 @@ def _find_ext_proc_breakers(installation: Installation) -> Iterator[Fault]:
         yield from _judge_breaker(attachment.policy.ref, field, limits)
 
 
-def _find_model_breakers(installation: Installation) -> Iterator[Fault]:
+def _find_model_breakers(installation: Installation) -> Iterator[Defect]:
     for attachment in installation.attachments:
         for cluster in attachment.original_dst:
             field = f"{cluster.field}.circuit_breakers.thresholds"
@@ -100,7 +100,7 @@ def _find_model_breakers(installation: Installation) -> Iterator[Fault]:
             yield from _find_route_breakers(installation, attachment)
 
 
-def _find_route_breakers(installation: Installation, attachment: Attachment) -> Iterator[Fault]:
+def _find_route_breakers(installation: Installation, attachment: Attachment) -> Iterator[Defect]:
     for route in attachment.routes:
         policies = installation.backend_policies(route)
         breakers = [policy.spec.circuit_breaker for policy in policies] or [CircuitBreaker()]
@@ -117,7 +117,7 @@ def _find_route_breakers(installation: Installation, attachment: Attachment) -> 
             yield from _judge_breaker(route.ref, field, limits)
 
 
-def _find_small_header_limits(installation: Installation) -> Iterator[Fault]:
+def _find_small_header_limits(installation: Installation) -> Iterator[Defect]:
     for attachment in installation.attachments:
         routers = attachment.routers
         counts = [each.settings.max_headers for each in routers if each.knows("max_headers")]
@@ -134,18 +134,18 @@ def _find_small_header_limits(installation: Installation) -> Iterator[Fault]:
 
 def _judge_header_count(
     installation: Installation, attachment: Attachment, wanted: int
-) -> Iterator[Fault]:
+) -> Iterator[Defect]:
     patched = list(_find_patched_numbers(installation, "max_headers_count"))
     for ref, field, allowed in patched:
         if allowed < wanted:
-            yield Fault(
+            yield Defect(
                 ref,
                 field,
                 f"Envoy allows {allowed} headers, the router {wanted}",
                 f"set it to {wanted}, or PDROUTER_MAX_HEADERS to {allowed}",
             )
     if not patched and wanted > ENVOYS_DEFAULTS.count:
-        yield Fault(
+        yield Defect(
             attachment.routers[0].deployment.ref,
             attachment.routers[0].field("env[PDROUTER_MAX_HEADERS]"),
             f"the router allows {wanted} headers, Envoy {ENVOYS_DEFAULTS.count}, its default",
@@ -156,7 +156,7 @@ def _judge_header_count(
 
 def _judge_header_size(
     installation: Installation, attachment: Attachment, wanted: Size
-) -> Iterator[Fault]:
+) -> Iterator[Defect]:
     field = "spec.headers.maxRequestHeaderLimit"
     patched = list(_find_patched_numbers(installation, "max_request_headers_kb"))
     said = [(ref, place, Size(number * 1024)) for ref, place, number in patched]
@@ -171,7 +171,7 @@ def _judge_header_size(
             said.append((gateway.ref, f"ClientTrafficPolicy {field}", default))
     for ref, place, allowed in dict.fromkeys(said):
         if allowed < wanted:
-            yield Fault(
+            yield Defect(
                 ref,
                 place,
                 f"Envoy allows {allowed} of headers, the router {wanted}",
@@ -189,10 +189,10 @@ def _find_patched_numbers(
                 yield policy.ref, field, value
 
 
-def _judge_breaker(ref: ObjectRef, field: str, limits: dict[str, int]) -> Iterator[Fault]:
+def _judge_breaker(ref: ObjectRef, field: str, limits: dict[str, int]) -> Iterator[Defect]:
     low = [name for name, limit in limits.items() if limit <= _DEFAULT_COUNT]
     if low:
-        yield Fault(
+        yield Defect(
             ref,
             field,
             ", ".join(f"{name} is {limits[name]}" for name in low)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from pdrouter.nearest import find_nearest
-from pdrouter.tools.doctor.findings import Check, Fault, Severity
+from pdrouter.tools.doctor.findings import Check, Defect, Severity
 from pdrouter.tools.doctor.installation import Installation
 from pdrouter.tools.doctor.objects.envoy_gateway import ExtensionPolicy, Patch, PatchPolicy
 from pdrouter.tools.doctor.objects.gateway_api import Gateway, HttpRoute
@@ -20,7 +20,7 @@ _FILTER = re.compile(
 )
 
 
-def _find_unknown_targets(installation: Installation) -> Iterator[Fault]:
+def _find_unknown_targets(installation: Installation) -> Iterator[Defect]:
     snapshot = installation.snapshot
     for policy in snapshot.of(PatchPolicy):
         for index, patch in enumerate(policy.spec.json_patches):
@@ -34,7 +34,7 @@ def _find_unknown_targets(installation: Installation) -> Iterator[Fault]:
 
 def _judge_listener(
     snapshot: Snapshot, policy: PatchPolicy, field: str, patch: Patch
-) -> Iterator[Fault]:
+) -> Iterator[Defect]:
     """Judge the name of a listener, which is that of its routes too."""
     target = policy.spec.target_ref
     if target is None or _BY_PORT.fullmatch(patch.name):
@@ -56,7 +56,7 @@ def _judge_listener(
     if right or (target.kind == "GatewayClass" and not names):
         return
     near = find_nearest(patch.name, names)
-    yield Fault(
+    yield Defect(
         policy.ref,
         field,
         f"Envoy Gateway gives no listener or routes the name {patch.name!r}",
@@ -66,7 +66,7 @@ def _judge_listener(
 
 def _judge_cluster(
     snapshot: Snapshot, policy: PatchPolicy, field: str, patch: Patch
-) -> Iterator[Fault]:
+) -> Iterator[Defect]:
     """Judge the name of a cluster that Envoy Gateway makes for a rule of a route."""
     match = _ROUTE_CLUSTER.fullmatch(patch.name)
     if match is None:
@@ -76,14 +76,14 @@ def _judge_cluster(
     found = next((each for each in routes if each.metadata.name == name), None)
     if found is None and snapshot.expects(HttpRoute, namespace):
         near = find_nearest(name, (each.metadata.name for each in routes))
-        yield Fault(
+        yield Defect(
             policy.ref,
             field,
             f"there is no HTTPRoute {namespace}/{name}, so no cluster {patch.name}",
             f"did you mean {near}?" if near else "name a route that exists",
         )
     elif found is not None and int(rule) >= len(found.spec.rules):
-        yield Fault(
+        yield Defect(
             policy.ref,
             field,
             f"{found.ref} has no rule {rule}",
@@ -91,7 +91,7 @@ def _judge_cluster(
         )
 
 
-def _judge_filters(snapshot: Snapshot, policy: PatchPolicy) -> Iterator[Fault]:
+def _judge_filters(snapshot: Snapshot, policy: PatchPolicy) -> Iterator[Defect]:
     """Judge the names of ext_proc filters: those that routes turn on, and those in paths."""
     named = [
         (f"{route.field}.typed_per_filter_config", key)
@@ -112,7 +112,7 @@ def _judge_filters(snapshot: Snapshot, policy: PatchPolicy) -> Iterator[Fault]:
         match = _FILTER.search(text)
         if match is not None and known and match[1] not in known | seen:
             seen.add(match[1])
-            yield Fault(
+            yield Defect(
                 policy.ref,
                 field,
                 f"no EnvoyExtensionPolicy gives a filter the name {match[0]}",

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from pdrouter.nearest import find_nearest
-from pdrouter.tools.doctor.findings import Check, Fault, Severity
+from pdrouter.tools.doctor.findings import Check, Defect, Severity
 from pdrouter.tools.doctor.installation import Installation
 from pdrouter.tools.doctor.objects.gateway_api import Gateway, HttpRoute, Listener, ReferenceGrant
 from pdrouter.tools.doctor.objects.workloads import Service
@@ -11,11 +11,11 @@ from pdrouter.tools.doctor.references import Naming, find_namings
 from pdrouter.tools.doctor.snapshot import Snapshot
 
 
-def _find_broken(installation: Installation) -> Iterator[Fault]:
+def _find_broken(installation: Installation) -> Iterator[Defect]:
     snapshot = installation.snapshot
     for naming in find_namings(snapshot):
         if naming.is_missing(snapshot):
-            yield Fault(
+            yield Defect(
                 naming.thing.ref,
                 naming.field,
                 f"there is no {naming.target}",
@@ -40,7 +40,7 @@ def _advise(naming: Naming, snapshot: Snapshot) -> str:
     return f"did you mean {near}?" if near else "create it, or name one that exists"
 
 
-def _judge_part(naming: Naming, snapshot: Snapshot) -> Iterator[Fault]:
+def _judge_part(naming: Naming, snapshot: Snapshot) -> Iterator[Defect]:
     """Judge the port or the part of an object that is named."""
     match naming.find(snapshot):
         case Service() as service if service.spec.type != "ExternalName":
@@ -60,8 +60,8 @@ def _judge_part(naming: Naming, snapshot: Snapshot) -> Iterator[Fault]:
 
 def _describe_part(
     naming: Naming, part: str, named: int | str, known: list[int] | list[str]
-) -> Fault:
-    return Fault(
+) -> Defect:
+    return Defect(
         naming.thing.ref,
         f"{naming.field}.{'sectionName' if isinstance(named, str) else 'port'}",
         f"{naming.target} has no {part} {named}",
@@ -69,7 +69,7 @@ def _describe_part(
     )
 
 
-def _find_ungranted(installation: Installation) -> Iterator[Fault]:
+def _find_ungranted(installation: Installation) -> Iterator[Defect]:
     snapshot = installation.snapshot
     for naming in find_namings(snapshot):
         home, target = naming.thing.metadata.namespace, naming.target
@@ -84,7 +84,7 @@ def _find_ungranted(installation: Installation) -> Iterator[Fault]:
             and grant.allows(naming.thing.kind, home, target.kind, target.name)
             for grant in snapshot.of(ReferenceGrant)
         ):
-            yield Fault(
+            yield Defect(
                 naming.thing.ref,
                 naming.field,
                 f"it names {target}, and no ReferenceGrant there allows it",
@@ -93,7 +93,7 @@ def _find_ungranted(installation: Installation) -> Iterator[Fault]:
             )
 
 
-def _find_unwelcome(installation: Installation) -> Iterator[Fault]:
+def _find_unwelcome(installation: Installation) -> Iterator[Defect]:
     for naming in find_namings(installation.snapshot):
         gateway = naming.find(installation.snapshot)
         if not isinstance(naming.thing, HttpRoute) or not isinstance(gateway, Gateway):
@@ -102,7 +102,7 @@ def _find_unwelcome(installation: Installation) -> Iterator[Fault]:
             listener for listener in gateway.spec.listeners if naming.section in ("", listener.name)
         ]
         if listeners and not any(_takes(gateway, each, naming.thing) for each in listeners):
-            yield Fault(
+            yield Defect(
                 naming.thing.ref,
                 naming.field,
                 f"no listener of {gateway.ref} takes routes of namespace "

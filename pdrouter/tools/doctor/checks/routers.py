@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from pdrouter.tools.doctor.findings import Check, Fault, Severity
+from pdrouter.tools.doctor.findings import Check, Defect, Severity
 from pdrouter.tools.doctor.installation import Attachment, Installation
 from pdrouter.tools.doctor.objects.base import ObjectRef
 from pdrouter.tools.doctor.objects.gateway_api import BackendTlsPolicy
@@ -12,7 +12,7 @@ _TRIGGER = "connect-failure"
 _H2 = frozenset({"h2", "http/2"})
 
 
-def _find_missing_retries(installation: Installation) -> Iterator[Fault]:
+def _find_missing_retries(installation: Installation) -> Iterator[Defect]:
     for attachment in installation.attachments:
         retry = attachment.ext_proc.backend_settings.retry
         if retry is None:
@@ -23,7 +23,7 @@ def _find_missing_retries(installation: Installation) -> Iterator[Fault]:
             problem = f"retryOn.triggers has no {_TRIGGER}"
         else:
             continue
-        yield Fault(
+        yield Defect(
             attachment.policy.ref,
             attachment.field("backendSettings.retry"),
             problem,
@@ -31,7 +31,7 @@ def _find_missing_retries(installation: Installation) -> Iterator[Fault]:
         )
 
 
-def _find_missing_alpn(installation: Installation) -> Iterator[Fault]:
+def _find_missing_alpn(installation: Installation) -> Iterator[Defect]:
     for attachment in installation.attachments:
         active = attachment.ext_proc.backend_settings.health_check.active
         if active is None or active.type != "GRPC" or not _find_tls(installation, attachment):
@@ -43,7 +43,7 @@ def _find_missing_alpn(installation: Installation) -> Iterator[Fault]:
             }
             if not offered & _H2:
                 field = "spec.backendTLS.alpnProtocols"
-                yield Fault(
+                yield Defect(
                     proxies[0].ref if proxies else gateway.ref,
                     field if proxies else f"EnvoyProxy {field}",
                     f"it is {', '.join(sorted(offered))}" if offered else "it is not set",
@@ -51,7 +51,7 @@ def _find_missing_alpn(installation: Installation) -> Iterator[Fault]:
                 )
 
 
-def _find_tls_mismatches(installation: Installation) -> Iterator[Fault]:
+def _find_tls_mismatches(installation: Installation) -> Iterator[Defect]:
     for attachment in installation.attachments:
         policies = _find_tls(installation, attachment)
         for router in attachment.routers:
@@ -62,14 +62,14 @@ def _find_tls_mismatches(installation: Installation) -> Iterator[Fault]:
                 continue
             speaks = router.settings.tls_certificate is not None
             if speaks and not policies:
-                yield Fault(
+                yield Defect(
                     attachment.policy.ref,
                     attachment.field("backendRefs"),
                     f"{router.deployment.ref} speaks TLS, and no BackendTLSPolicy has its Service",
                     "add a BackendTLSPolicy for the Service, or unset PDROUTER_TLS_CERTIFICATE",
                 )
             if policies and not speaks:
-                yield Fault(
+                yield Defect(
                     policies[0],
                     "spec.targetRefs",
                     f"{router.deployment.ref} behind it has no PDROUTER_TLS_CERTIFICATE",

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from pdrouter.openai.paths import ENDPOINTS, MODELS_PATH
 from pdrouter.tools.doctor.checks.patterns import may_match
-from pdrouter.tools.doctor.findings import Check, Fault, Severity
+from pdrouter.tools.doctor.findings import Check, Defect, Severity
 from pdrouter.tools.doctor.installation import Attachment, Installation
 from pdrouter.tools.doctor.objects.gateway_api import HttpRoute, PathMatch, RouteMatch
 from pdrouter.tools.doctor.patches import Patched, dig
@@ -13,7 +13,7 @@ SERVED = (*((path, "POST") for path in ENDPOINTS), (MODELS_PATH, "GET"))
 """Path and method of what the router serves."""
 
 
-def _find_uncovered_paths(installation: Installation) -> Iterator[Fault]:
+def _find_uncovered_paths(installation: Installation) -> Iterator[Defect]:
     for attachment in installation.attachments:
         missing = [
             f"{method} {path}"
@@ -22,7 +22,7 @@ def _find_uncovered_paths(installation: Installation) -> Iterator[Fault]:
         ]
         if missing and attachment.routes:
             refs = ", ".join(str(route.ref) for route in attachment.routes)
-            yield Fault(
+            yield Defect(
                 attachment.routes[0].ref,
                 "spec.rules",
                 f"{refs} do{'es' if len(attachment.routes) == 1 else ''} not match: "
@@ -58,11 +58,11 @@ def covers_path(match: PathMatch, path: str) -> bool:
             return path == prefix or path.startswith(f"{prefix}/")
 
 
-def _find_detours(installation: Installation) -> Iterator[Fault]:
+def _find_detours(installation: Installation) -> Iterator[Defect]:
     for attachment in installation.attachments:
         for route in attachment.patched_routes:
             if _takes_served_paths(route) and not _passes_router(route, attachment):
-                yield Fault(
+                yield Defect(
                     route.policy,
                     f"{route.field}.typed_per_filter_config",
                     f"the route to {route.text('route', 'cluster') or 'a cluster'} does not turn "

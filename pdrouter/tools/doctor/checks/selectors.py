@@ -5,22 +5,22 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
 from pdrouter.nearest import find_nearest
-from pdrouter.tools.doctor.findings import Check, Fault, Severity
+from pdrouter.tools.doctor.findings import Check, Defect, Severity
 from pdrouter.tools.doctor.installation import Installation
 from pdrouter.tools.doctor.objects.base import ObjectRef
-from pdrouter.tools.doctor.objects.workloads import Pod, Service, Workload
+from pdrouter.tools.doctor.objects.workloads import PodManifest, Service, Workload
 from pdrouter.tools.doctor.references import find_namings
 from pdrouter.tools.doctor.snapshot import Snapshot
 
 _NUMBER = re.compile("[0-9]+")
 
 
-def _find_mismatches(installation: Installation) -> Iterator[Fault]:
+def _find_mismatches(installation: Installation) -> Iterator[Defect]:
     for workload in installation.snapshot.of(Workload):
         selector = workload.spec.selector
         labels = workload.spec.template.metadata.labels
         if selector is None or not (selector.match_labels or selector.match_expressions):
-            yield Fault(
+            yield Defect(
                 workload.ref,
                 "spec.selector",
                 "there is none",
@@ -32,7 +32,7 @@ def _find_mismatches(installation: Installation) -> Iterator[Fault]:
                 for key, value in selector.match_labels.items()
                 if labels.get(key) != value
             )
-            yield Fault(
+            yield Defect(
                 workload.ref,
                 "spec.selector",
                 f"it does not match spec.template.metadata.labels: {wanted or 'matchExpressions'}",
@@ -47,7 +47,7 @@ def _show(labels: Mapping[str, str], key: str) -> str:
     return f"{near}={labels[near]}" if near else "none"
 
 
-def _find_lonely_services(installation: Installation) -> Iterator[Fault]:
+def _find_lonely_services(installation: Installation) -> Iterator[Defect]:
     snapshot = installation.snapshot
     wanted = {naming.target for naming in find_namings(snapshot) if naming.backend}
     pods = _Pods(snapshot)
@@ -58,7 +58,7 @@ def _find_lonely_services(installation: Installation) -> Iterator[Fault]:
         near = None
         if snapshot.live:
             # Others' Services may wait for pods as long as they like.
-            judged = service.ref in wanted and snapshot.has_read(Pod, namespace)
+            judged = service.ref in wanted and snapshot.has_read(PodManifest, namespace)
         else:
             labels = pods.of(namespace)
             near = _find_near_labels(selector, labels)
@@ -66,7 +66,7 @@ def _find_lonely_services(installation: Installation) -> Iterator[Fault]:
             judged = near is not None or (service.ref in wanted and others)
         if judged:
             shown = ", ".join(f"{key}={value}" for key, value in selector.items())
-            yield Fault(
+            yield Defect(
                 service.ref,
                 "spec.selector",
                 f"no pod has {shown}",
@@ -80,7 +80,7 @@ class _Pods:
     def __init__(self, snapshot: Snapshot) -> None:
         self._labels: defaultdict[str, list[Mapping[str, str]]] = defaultdict(list)
         self._with: defaultdict[tuple[str, str, str], list[Mapping[str, str]]] = defaultdict(list)
-        for pod in snapshot.of(Pod):
+        for pod in snapshot.of(PodManifest):
             self._add(pod.metadata.namespace, pod.metadata.labels)
         for workload in () if snapshot.live else snapshot.of(Workload):
             self._add(workload.metadata.namespace, workload.spec.template.metadata.labels)
@@ -124,7 +124,7 @@ def _is_almost(value: str, other: str) -> bool:
     return not same_but_number and find_nearest(value, [other]) is not None
 
 
-def _find_unknown_ports(installation: Installation) -> Iterator[Fault]:
+def _find_unknown_ports(installation: Installation) -> Iterator[Defect]:
     snapshot = installation.snapshot
     for service in snapshot.of(Service):
         for index, port in enumerate(service.spec.ports):
@@ -134,7 +134,7 @@ def _find_unknown_ports(installation: Installation) -> Iterator[Fault]:
             if known and not any(port.target_port in names for names in known.values()):
                 ref, names = next(iter(known.items()))
                 shown = ", ".join(sorted(names)) or "none with a name"
-                yield Fault(
+                yield Defect(
                     service.ref,
                     f"spec.ports[{index}].targetPort",
                     f"no container of its pods has a port named {port.target_port}",

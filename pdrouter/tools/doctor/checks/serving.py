@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from math import ceil
 
 from pdrouter.settings import find_unknown_names
-from pdrouter.tools.doctor.findings import Check, Fault, Severity
+from pdrouter.tools.doctor.findings import Check, Defect, Severity
 from pdrouter.tools.doctor.installation import Installation
 from pdrouter.tools.doctor.objects.workloads import DisruptionBudget
 from pdrouter.tools.doctor.router import RouterDeployment
@@ -12,10 +12,10 @@ from pdrouter.tools.doctor.router import RouterDeployment
 _ALGORITHM = "ROUTING_ALGORITHM"
 
 
-def _find_refused_settings(installation: Installation) -> Iterator[Fault]:
+def _find_refused_settings(installation: Installation) -> Iterator[Defect]:
     for router in installation.routers:
         for refusal in router.refusals:
-            yield Fault(
+            yield Defect(
                 router.deployment.ref,
                 router.field(f"env[{refusal.variable}]" if refusal.variable else "env"),
                 refusal.problem,
@@ -23,10 +23,10 @@ def _find_refused_settings(installation: Installation) -> Iterator[Fault]:
             )
 
 
-def _find_misspelt_algorithms(installation: Installation) -> Iterator[Fault]:
+def _find_misspelt_algorithms(installation: Installation) -> Iterator[Defect]:
     for router, name, near in _find_unread_variables(installation):
         if near == _ALGORITHM:
-            yield Fault(
+            yield Defect(
                 router.deployment.ref,
                 router.field(f"env[{name}]"),
                 "nothing reads this variable",
@@ -34,11 +34,11 @@ def _find_misspelt_algorithms(installation: Installation) -> Iterator[Fault]:
             )
 
 
-def _find_unknown_settings(installation: Installation) -> Iterator[Fault]:
+def _find_unknown_settings(installation: Installation) -> Iterator[Defect]:
     for router, name, near in _find_unread_variables(installation):
         if near == _ALGORITHM:
             continue
-        yield Fault(
+        yield Defect(
             router.deployment.ref,
             router.field(f"env[{name}]"),
             "the router has no such setting",
@@ -58,14 +58,14 @@ def _find_unread_variables(
                 yield router, unknown.name, unknown.nearest
 
 
-def _find_short_graces(installation: Installation) -> Iterator[Fault]:
+def _find_short_graces(installation: Installation) -> Iterator[Defect]:
     for router in installation.routers:
         if not (router.knows("lame_duck_s") and router.knows("drain_s")):
             continue
         needed = router.settings.lame_duck_s + router.settings.drain_s
         grace = router.deployment.spec.template.spec.termination_grace_period_seconds
         if grace < needed:
-            yield Fault(
+            yield Defect(
                 router.deployment.ref,
                 "spec.template.spec.terminationGracePeriodSeconds",
                 f"{grace}s is less than PDROUTER_LAME_DUCK + PDROUTER_DRAIN, {needed:g}s",
@@ -73,7 +73,7 @@ def _find_short_graces(installation: Installation) -> Iterator[Fault]:
             )
 
 
-def _find_missing_probes(installation: Installation) -> Iterator[Fault]:
+def _find_missing_probes(installation: Installation) -> Iterator[Defect]:
     for router in installation.routers:
         container = router.container
         for name, probe, path in (
@@ -81,7 +81,7 @@ def _find_missing_probes(installation: Installation) -> Iterator[Fault]:
             ("livenessProbe", container.liveness_probe, "/healthz"),
         ):
             if probe is None:
-                yield Fault(
+                yield Defect(
                     router.deployment.ref,
                     router.field(name),
                     "there is none",
@@ -89,7 +89,7 @@ def _find_missing_probes(installation: Installation) -> Iterator[Fault]:
                 )
 
 
-def _find_missing_budgets(installation: Installation) -> Iterator[Fault]:
+def _find_missing_budgets(installation: Installation) -> Iterator[Defect]:
     for router in installation.routers:
         deployment = router.deployment
         if not installation.snapshot.has_read(DisruptionBudget, deployment.metadata.namespace):
@@ -101,7 +101,7 @@ def _find_missing_budgets(installation: Installation) -> Iterator[Fault]:
             and budget.spec.selector.matches(labels)
             for budget in installation.snapshot.of(DisruptionBudget)
         ):
-            yield Fault(
+            yield Defect(
                 deployment.ref,
                 "PodDisruptionBudget spec.selector",
                 "no budget selects its pods",

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import suppress
 
-from pdrouter.tools.doctor.findings import Check, Fault, Severity
+from pdrouter.tools.doctor.findings import Check, Defect, Severity
 from pdrouter.tools.doctor.installation import Attachment, Installation, find_patched_ext_procs
 from pdrouter.tools.doctor.objects.base import ObjectRef
 from pdrouter.tools.doctor.objects.envoy_gateway import PatchPolicy
@@ -20,10 +20,10 @@ _LONG_ANSWER_S = 3600
 _NO_LIMIT = "set it to 0s: the stream idle timeout ends what hangs"
 
 
-def _find_missing_message_timeouts(installation: Installation) -> Iterator[Fault]:
+def _find_missing_message_timeouts(installation: Installation) -> Iterator[Defect]:
     for attachment in installation.attachments:
         if attachment.ext_proc.message_timeout is None:
-            yield Fault(
+            yield Defect(
                 attachment.policy.ref,
                 attachment.field("messageTimeout"),
                 f"it is not set: Envoy waits for {_ENVOY_MESSAGE_S:g}s",
@@ -31,7 +31,7 @@ def _find_missing_message_timeouts(installation: Installation) -> Iterator[Fault
             )
     for filter_ in find_patched_ext_procs(installation.snapshot):
         if filter_.seconds("message_timeout") is None:
-            yield Fault(
+            yield Defect(
                 filter_.policy,
                 f"{filter_.field}.message_timeout",
                 f"it is not set: Envoy waits for {_ENVOY_MESSAGE_S:g}s",
@@ -39,10 +39,10 @@ def _find_missing_message_timeouts(installation: Installation) -> Iterator[Fault
             )
 
 
-def _find_short_message_timeouts(installation: Installation) -> Iterator[Fault]:
+def _find_short_message_timeouts(installation: Installation) -> Iterator[Defect]:
     for ref, field, limit, prefill_s in _message_timeouts(installation):
         if limit < prefill_s:
-            yield Fault(
+            yield Defect(
                 ref,
                 field,
                 f"{limit} is less than the prefill may take, {prefill_s:g}s",
@@ -50,10 +50,10 @@ def _find_short_message_timeouts(installation: Installation) -> Iterator[Fault]:
             )
 
 
-def _find_tight_message_timeouts(installation: Installation) -> Iterator[Fault]:
+def _find_tight_message_timeouts(installation: Installation) -> Iterator[Defect]:
     for ref, field, limit, prefill_s in _message_timeouts(installation):
         if limit == prefill_s:
-            yield Fault(
+            yield Defect(
                 ref,
                 field,
                 f"{limit} is exactly what the prefill may take",
@@ -61,13 +61,13 @@ def _find_tight_message_timeouts(installation: Installation) -> Iterator[Fault]:
             )
 
 
-def _find_useless_maxima(installation: Installation) -> Iterator[Fault]:
+def _find_useless_maxima(installation: Installation) -> Iterator[Defect]:
     prefill_s = _longest_prefill_s(installation)
     for filter_ in find_patched_ext_procs(installation.snapshot):
         limit = filter_.seconds("message_timeout") or Seconds(_ENVOY_MESSAGE_S)
         longest = filter_.seconds("max_message_timeout")
         if longest is not None and prefill_s is not None and limit < prefill_s:
-            yield Fault(
+            yield Defect(
                 filter_.policy,
                 f"{filter_.field}.max_message_timeout",
                 f"{longest} does not make message_timeout ({limit}) longer",
@@ -75,7 +75,7 @@ def _find_useless_maxima(installation: Installation) -> Iterator[Fault]:
             )
 
 
-def _find_short_idle_timeouts(installation: Installation) -> Iterator[Fault]:
+def _find_short_idle_timeouts(installation: Installation) -> Iterator[Defect]:
     for attachment in installation.attachments:
         prefill_s = attachment.prefill_timeout_s
         if prefill_s is None:
@@ -84,7 +84,7 @@ def _find_short_idle_timeouts(installation: Installation) -> Iterator[Fault]:
             effective = _ENVOY_STREAM_IDLE_S if limit is None else limit
             if 0 < effective <= prefill_s:
                 shown = f"it is not set: {effective}s" if limit is None else f"{limit}"
-                yield Fault(
+                yield Defect(
                     ref,
                     field,
                     f"{shown} without a byte end a request; a prefill may take {prefill_s:g}s",
@@ -93,10 +93,10 @@ def _find_short_idle_timeouts(installation: Installation) -> Iterator[Fault]:
                 )
 
 
-def _find_default_route_timeouts(installation: Installation) -> Iterator[Fault]:
+def _find_default_route_timeouts(installation: Installation) -> Iterator[Defect]:
     for ref, field, limit in _response_limits(installation):
         if limit is None:
-            yield Fault(
+            yield Defect(
                 ref,
                 field,
                 f"it is not set: Envoy ends every response after {_ENVOY_ROUTE_S}s",
@@ -104,10 +104,10 @@ def _find_default_route_timeouts(installation: Installation) -> Iterator[Fault]:
             )
 
 
-def _find_response_limits(installation: Installation) -> Iterator[Fault]:
+def _find_response_limits(installation: Installation) -> Iterator[Defect]:
     for ref, field, limit in _response_limits(installation):
         if limit is not None and 0 < limit < _LONG_ANSWER_S:
-            yield Fault(ref, field, f"a response that takes longer than {limit} is cut", _NO_LIMIT)
+            yield Defect(ref, field, f"a response that takes longer than {limit} is cut", _NO_LIMIT)
 
 
 def _longest_prefill_s(installation: Installation) -> float | None:

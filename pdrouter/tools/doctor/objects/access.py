@@ -27,7 +27,7 @@ def _includes(names: list[str], name: str) -> bool:
     return name in names or "*" in names
 
 
-class Role(KubeObject, frozen=True):
+class RoleManifest(KubeObject, frozen=True):
     """A Role."""
 
     rules: tuple[PolicyRule, ...] = ()

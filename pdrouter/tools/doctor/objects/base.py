@@ -50,7 +50,7 @@ class KubeObject(msgspec.Struct, frozen=True):
         return ObjectRef(self.kind, self.metadata.namespace, self.metadata.name)
 
 
-class Requirement(msgspec.Struct, frozen=True):
+class MatchExpression(msgspec.Struct, frozen=True):
     """An entry of `matchExpressions`."""
 
     key: str
@@ -74,7 +74,7 @@ class Selector(msgspec.Struct, frozen=True, rename="camel"):
     """A label selector; an empty one selects everything."""
 
     match_labels: dict[str, str] = {}
-    match_expressions: list[Requirement] = []
+    match_expressions: list[MatchExpression] = []
 
     def matches(self, labels: Mapping[str, str]) -> bool:
         """Return whether it selects what has these labels."""

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from pdrouter.tools.doctor.objects.base import KubeObject, Requirement, Selector
+from pdrouter.tools.doctor.objects.base import KubeObject, MatchExpression, Selector
 from pdrouter.tools.doctor.objects.gateway_api import BackendRef
 from pdrouter.tools.doctor.objects.status import Controlled
 from pdrouter.tools.doctor.quantities import Seconds, Size
@@ -57,7 +57,7 @@ class TargetSelector(msgspec.Struct, frozen=True, rename="camel"):
 
     kind: str
     match_labels: dict[str, str] = {}
-    match_expressions: list[Requirement] = []
+    match_expressions: list[MatchExpression] = []
     namespaces: TargetNamespaces = TargetNamespaces()
 
 
@@ -145,7 +145,7 @@ class BackendSettings(msgspec.Struct, frozen=True, rename="camel"):
     health_check: HealthCheck = HealthCheck()
 
 
-class BodyMode(msgspec.Struct, frozen=True):
+class ProcessedPart(msgspec.Struct, frozen=True):
     """What is sent to the ext_proc server of a request or response; without a body, headers."""
 
     body: str | None = None
@@ -155,8 +155,8 @@ class ProcessingMode(msgspec.Struct, frozen=True, rename="camel"):
     """What is sent to the ext_proc server."""
 
     allow_mode_override: bool = False
-    request: BodyMode | None = None
-    response: BodyMode | None = None
+    request: ProcessedPart | None = None
+    response: ProcessedPart | None = None
 
 
 class ExtProc(msgspec.Struct, frozen=True, rename="camel"):

@@ -2,7 +2,12 @@
 
 from dataclasses import dataclass
 
-from pdrouter.tools.doctor.objects.access import ClusterRole, ClusterRoleBinding, Role, RoleBinding
+from pdrouter.tools.doctor.objects.access import (
+    ClusterRole,
+    ClusterRoleBinding,
+    RoleBinding,
+    RoleManifest,
+)
 from pdrouter.tools.doctor.objects.base import KubeObject
 from pdrouter.tools.doctor.objects.envoy_gateway import (
     Backend,
@@ -26,14 +31,14 @@ from pdrouter.tools.doctor.objects.workloads import (
     Deployment,
     DisruptionBudget,
     ModelAdapter,
-    Pod,
+    PodManifest,
     Service,
     StatefulSet,
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ObjectKind:
     """One kind of objects.
 
     Attributes:
@@ -64,16 +69,16 @@ _GATEWAY_API = "gateway.networking.k8s.io"
 _ENVOY_GATEWAY = "gateway.envoyproxy.io"
 
 KINDS = (
-    Kind("Pod", "", "v1", "pods", Pod),
-    Kind("Service", "", "v1", "services", Service),
-    Kind("Deployment", "apps", "v1", "deployments", Deployment),
-    Kind("StatefulSet", "apps", "v1", "statefulsets", StatefulSet),
-    Kind("DaemonSet", "apps", "v1", "daemonsets", DaemonSet),
-    Kind("PodDisruptionBudget", "policy", "v1", "poddisruptionbudgets", DisruptionBudget),
-    Kind("Role", _RBAC, "v1", "roles", Role),
-    Kind("RoleBinding", _RBAC, "v1", "rolebindings", RoleBinding),
-    Kind("ClusterRole", _RBAC, "v1", "clusterroles", ClusterRole, namespaced=False),
-    Kind(
+    ObjectKind("Pod", "", "v1", "pods", PodManifest),
+    ObjectKind("Service", "", "v1", "services", Service),
+    ObjectKind("Deployment", "apps", "v1", "deployments", Deployment),
+    ObjectKind("StatefulSet", "apps", "v1", "statefulsets", StatefulSet),
+    ObjectKind("DaemonSet", "apps", "v1", "daemonsets", DaemonSet),
+    ObjectKind("PodDisruptionBudget", "policy", "v1", "poddisruptionbudgets", DisruptionBudget),
+    ObjectKind("Role", _RBAC, "v1", "roles", RoleManifest),
+    ObjectKind("RoleBinding", _RBAC, "v1", "rolebindings", RoleBinding),
+    ObjectKind("ClusterRole", _RBAC, "v1", "clusterroles", ClusterRole, namespaced=False),
+    ObjectKind(
         "ClusterRoleBinding",
         _RBAC,
         "v1",
@@ -81,29 +86,35 @@ KINDS = (
         ClusterRoleBinding,
         namespaced=False,
     ),
-    Kind("GatewayClass", _GATEWAY_API, "v1", "gatewayclasses", GatewayClass, namespaced=False),
-    Kind("Gateway", _GATEWAY_API, "v1", "gateways", Gateway),
-    Kind("HTTPRoute", _GATEWAY_API, "v1", "httproutes", HttpRoute),
-    Kind("BackendTLSPolicy", _GATEWAY_API, "v1", "backendtlspolicies", BackendTlsPolicy),
+    ObjectKind(
+        "GatewayClass", _GATEWAY_API, "v1", "gatewayclasses", GatewayClass, namespaced=False
+    ),
+    ObjectKind("Gateway", _GATEWAY_API, "v1", "gateways", Gateway),
+    ObjectKind("HTTPRoute", _GATEWAY_API, "v1", "httproutes", HttpRoute),
+    ObjectKind("BackendTLSPolicy", _GATEWAY_API, "v1", "backendtlspolicies", BackendTlsPolicy),
     # Older Gateway APIs serve it in this version only.
-    Kind("ReferenceGrant", _GATEWAY_API, "v1beta1", "referencegrants", ReferenceGrant),
-    Kind("EnvoyProxy", _ENVOY_GATEWAY, "v1alpha1", "envoyproxies", EnvoyProxy),
-    Kind(
+    ObjectKind("ReferenceGrant", _GATEWAY_API, "v1beta1", "referencegrants", ReferenceGrant),
+    ObjectKind("EnvoyProxy", _ENVOY_GATEWAY, "v1alpha1", "envoyproxies", EnvoyProxy),
+    ObjectKind(
         "EnvoyExtensionPolicy",
         _ENVOY_GATEWAY,
         "v1alpha1",
         "envoyextensionpolicies",
         ExtensionPolicy,
     ),
-    Kind("ClientTrafficPolicy", _ENVOY_GATEWAY, "v1alpha1", "clienttrafficpolicies", ClientPolicy),
-    Kind(
+    ObjectKind(
+        "ClientTrafficPolicy", _ENVOY_GATEWAY, "v1alpha1", "clienttrafficpolicies", ClientPolicy
+    ),
+    ObjectKind(
         "BackendTrafficPolicy", _ENVOY_GATEWAY, "v1alpha1", "backendtrafficpolicies", BackendPolicy
     ),
-    Kind("EnvoyPatchPolicy", _ENVOY_GATEWAY, "v1alpha1", "envoypatchpolicies", PatchPolicy),
-    Kind("SecurityPolicy", _ENVOY_GATEWAY, "v1alpha1", "securitypolicies", SecurityPolicy),
-    Kind("Backend", _ENVOY_GATEWAY, "v1alpha1", "backends", Backend),
-    Kind("InferencePool", "inference.networking.k8s.io", "v1", "inferencepools", InferencePool),
-    Kind("ModelAdapter", "model.aibrix.ai", "v1alpha1", "modeladapters", ModelAdapter),
+    ObjectKind("EnvoyPatchPolicy", _ENVOY_GATEWAY, "v1alpha1", "envoypatchpolicies", PatchPolicy),
+    ObjectKind("SecurityPolicy", _ENVOY_GATEWAY, "v1alpha1", "securitypolicies", SecurityPolicy),
+    ObjectKind("Backend", _ENVOY_GATEWAY, "v1alpha1", "backends", Backend),
+    ObjectKind(
+        "InferencePool", "inference.networking.k8s.io", "v1", "inferencepools", InferencePool
+    ),
+    ObjectKind("ModelAdapter", "model.aibrix.ai", "v1alpha1", "modeladapters", ModelAdapter),
 )
 
 BY_GROUP_AND_NAME = {(kind.group, kind.name): kind for kind in KINDS}

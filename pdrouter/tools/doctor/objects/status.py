@@ -7,7 +7,7 @@ import msgspec
 from pdrouter.tools.doctor.objects.base import KubeObject
 
 
-class Condition(msgspec.Struct, frozen=True, rename="camel"):
+class StatusCondition(msgspec.Struct, frozen=True, rename="camel"):
     """A condition: one thing that a controller says of an object."""
 
     type: str
@@ -35,27 +35,27 @@ class Parent(msgspec.Struct, frozen=True, rename="camel"):
     """What is said of a route for one of its parents."""
 
     parent_ref: Reference = Reference()
-    conditions: list[Condition] = []
+    conditions: list[StatusCondition] = []
 
 
 class Ancestor(msgspec.Struct, frozen=True, rename="camel"):
     """What is said of a policy for one of the objects that it bears on."""
 
     ancestor_ref: Reference = Reference()
-    conditions: list[Condition] = []
+    conditions: list[StatusCondition] = []
 
 
 class ListenerStatus(msgspec.Struct, frozen=True):
     """What is said of one listener of a Gateway."""
 
     name: str = ""
-    conditions: list[Condition] = []
+    conditions: list[StatusCondition] = []
 
 
 class Status(msgspec.Struct, frozen=True):
     """`status` of an object of the Gateway API or of Envoy Gateway."""
 
-    conditions: list[Condition] = []
+    conditions: list[StatusCondition] = []
     listeners: list[ListenerStatus] = []
     parents: list[Parent] = []
     ancestors: list[Ancestor] = []
@@ -67,7 +67,7 @@ class Controlled(KubeObject, frozen=True):
     status: Status = Status()
 
     @property
-    def said(self) -> Iterator[tuple[str, str, Condition]]:
+    def said(self) -> Iterator[tuple[str, str, StatusCondition]]:
         """All conditions: the path of each in the object, and for what it is said."""
         status = self.status
         groups = [("status", "", status.conditions)]

@@ -59,7 +59,7 @@ class PodSpec(msgspec.Struct, frozen=True, rename="camel"):
     termination_grace_period_seconds: int = 30
 
 
-class Pod(KubeObject, frozen=True):
+class PodManifest(KubeObject, frozen=True):
     """A pod."""
 
     spec: PodSpec = PodSpec()
