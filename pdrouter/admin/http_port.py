@@ -60,7 +60,6 @@ class HttpPort:
 
 
 def answer_json(body: bytes, status: int = 200) -> web.Response:
-    """Return an answer that is JSON."""
     return web.Response(status=status, body=body, content_type="application/json")
 
 

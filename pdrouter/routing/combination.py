@@ -140,7 +140,6 @@ class PolicyBook(Generic[Policy]):
 
     @classmethod
     def of(cls, policy: Policy) -> "PolicyBook[Policy]":
-        """Return a book of one policy."""
         return cls({policy.name: policy}, policy.name, lambda _, parts: parts[0][0])
 
     def find(self, text: str) -> tuple[Policy, str]:

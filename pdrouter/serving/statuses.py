@@ -27,7 +27,6 @@ class Speaks(StrEnum):
 
 
 def judge(status: int) -> Speaks:
-    """Return what a status speaks of."""
     if 200 <= status < 300:
         return Speaks.DONE
     if status in _OF_POD:

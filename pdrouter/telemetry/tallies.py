@@ -64,8 +64,6 @@ class Tally(Collector):
 
 
 class HistogramTally(Collector):
-    """A histogram."""
-
     def __init__(
         self,
         name: str,

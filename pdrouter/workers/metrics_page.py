@@ -97,7 +97,6 @@ class _Sum:
             )
 
     def result(self) -> Metric:
-        """Return the sum."""
         family = Metric(self._family.name, self._family.documentation, self._family.type)
         for (name, labels), value in self._values.items():
             family.add_sample(name, dict(labels), value)

@@ -61,8 +61,6 @@ class Condition(msgspec.Struct, frozen=True):
 
 
 class PodStatus(msgspec.Struct, frozen=True, rename={"pod_ip": "podIP", "start_time": "startTime"}):
-    """`status` of a pod."""
-
     pod_ip: str = ""
     conditions: list[Condition] = []
     phase: str = ""

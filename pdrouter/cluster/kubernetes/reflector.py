@@ -28,8 +28,7 @@ class Reflected(Protocol):
     """Any object."""
 
     @property
-    def metadata(self) -> ObjectMeta:
-        """Its metadata."""
+    def metadata(self) -> ObjectMeta: ...
 
 
 T = TypeVar("T", bound=Reflected)

@@ -37,7 +37,6 @@ class RouterDeployment:
 
     @property
     def container(self) -> Container:
-        """Its container."""
         return self.deployment.spec.template.spec.containers[self.index]
 
     def field(self, path: str) -> str:

@@ -28,8 +28,6 @@ def _includes(names: list[str], name: str) -> bool:
 
 
 class RoleManifest(KubeObject, frozen=True):
-    """A Role."""
-
     rules: tuple[PolicyRule, ...] = ()
 
 

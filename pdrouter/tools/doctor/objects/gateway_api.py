@@ -41,8 +41,6 @@ class RouteMatch(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class HeaderValue(msgspec.Struct, frozen=True):
-    """A header and its value."""
-
     name: str
 
 
@@ -152,16 +150,12 @@ class Listener(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class GatewaySpec(msgspec.Struct, frozen=True, rename="camel"):
-    """`spec` of a Gateway."""
-
     gateway_class_name: str = ""
     infrastructure: Infrastructure = Infrastructure()
     listeners: list[Listener] = []
 
 
 class Gateway(Controlled, frozen=True):
-    """A Gateway."""
-
     spec: GatewaySpec = GatewaySpec()
 
 

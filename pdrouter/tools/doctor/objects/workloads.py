@@ -52,16 +52,12 @@ class Container(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class PodSpec(msgspec.Struct, frozen=True, rename="camel"):
-    """`spec` of a pod."""
-
     containers: list[Container] = []
     service_account_name: str = "default"
     termination_grace_period_seconds: int = 30
 
 
 class PodManifest(KubeObject, frozen=True):
-    """A pod."""
-
     spec: PodSpec = PodSpec()
     status: PodStatus = PodStatus()
 
@@ -94,8 +90,7 @@ class Workload(KubeObject, frozen=True):
     spec: WorkloadSpec = WorkloadSpec()
 
 
-class Deployment(Workload, frozen=True):
-    """A Deployment."""
+class Deployment(Workload, frozen=True): ...
 
 
 class StatefulSet(Workload, frozen=True):
@@ -107,24 +102,18 @@ class DaemonSet(Workload, frozen=True):
 
 
 class ServicePort(msgspec.Struct, frozen=True, rename="camel"):
-    """A port of a Service."""
-
     port: int
     name: str = ""
     target_port: int | str | None = None
 
 
 class ServiceSpec(msgspec.Struct, frozen=True):
-    """`spec` of a Service."""
-
     selector: dict[str, str] = {}
     ports: list[ServicePort] = []
     type: str = "ClusterIP"
 
 
 class Service(KubeObject, frozen=True):
-    """A Service."""
-
     spec: ServiceSpec = ServiceSpec()
 
     def selects(self, namespace: str, labels: Mapping[str, str]) -> bool:
