@@ -38,6 +38,7 @@ def make_page(size: int) -> bytes:
         waiting=lambda: 3,
         cache_usage=lambda: 0.5,
         handles_outstanding=lambda: 0,
+        rooms_open=lambda: 0,
     )
     metrics.prefill_seconds.observe(0.25)
     engine = metrics.exposition()

@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         parser.add_argument(option, type=float, default=default, help=f"{what} ({default:g})")
     for option, count, what in (
+        ("--bootstrap-port", _DEFAULTS.bootstrap_port, "of an SGLang's prefill engine; 0 is any"),
         ("--slots", _DEFAULTS.slots, "requests that run at once"),
         ("--max-model-len", _DEFAULTS.max_model_len, "longest prompt plus output, in tokens"),
     ):
@@ -96,6 +97,7 @@ def _config(args: argparse.Namespace) -> EngineConfig:
         max_model_len=args.max_model_len,
         release=args.release,
         side_channel_host=args.side_channel_host,
+        bootstrap_port=args.bootstrap_port,
     )
 
 

@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 EngineRole = Literal["prefill", "decode", "both"]
-KvConnector = Literal["nixl", "neuron-legacy", "none"]
+KvConnector = Literal["nixl", "neuron-legacy", "bootstrap", "none"]
+
 EngineRelease = Literal["new", "old"]
+_FIXED_ROLES = ("neuron-legacy", "bootstrap")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +22,7 @@ class EngineConfig:
         host: Address to bind to.
         port: Port to bind to; 0 takes a free one.
         kv_connector: How blocks go from prefill to decode. `neuron-legacy` has fixed roles, so
-            it excludes `both`.
+            it excludes `both`. With `bootstrap` the engine is an SGLang, whose roles are fixed too.
         engine_id: The engine's identity in the handles it issues.
         prefill_tokens_per_s: Prompt tokens that the whole engine computes per second, one
             request after the other; 0 means that prefill takes no time.
@@ -35,6 +37,8 @@ class EngineConfig:
             for prompts shorter than one block.
         side_channel_host: The `remote_host` in issued handles; `None` is the engine's own
             address. `localhost` and `0.0.0.0` are what real engines put there by default.
+        bootstrap_port: Port of a prefill engine's bootstrap server; 0 takes a free one.
+        room_timeout_s: Seconds for which one leg waits for the other in a room.
         keepalive_timeout_s: Idle seconds after which the engine closes a connection.
         request_log_size: Received requests that are kept for inspection.
 
@@ -58,6 +62,8 @@ class EngineConfig:
     default_max_tokens: int = 16
     release: EngineRelease = "new"
     side_channel_host: str | None = None
+    bootstrap_port: int = 0
+    room_timeout_s: float = 300.0
     keepalive_timeout_s: float = 75.0
     request_log_size: int = 1_000
 
@@ -70,12 +76,17 @@ class EngineConfig:
             if getattr(self, name) not in get_args(allowed):
                 message = f"{name} must be one of {', '.join(get_args(allowed))}"
                 raise ValueError(message)
-        if self.kv_connector == "neuron-legacy" and self.role == "both":
-            raise ValueError("role must be prefill or decode with the neuron-legacy connector")
+        if self.kv_connector in _FIXED_ROLES and self.role == "both":
+            message = f"role must be prefill or decode with the {self.kv_connector} connector"
+            raise ValueError(message)
         if not self.models or not all(self.models):
             raise ValueError("models must name at least one model")
-        if not 0 <= self.port <= 65_535:
-            raise ValueError("port must be between 0 and 65535")
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        for name in ("port", "bootstrap_port"):
+            if not 0 <= getattr(self, name) <= 65_535:
+                raise ValueError(f"{name} must be between 0 and 65535")
         for name in (
             "slots",
             "max_model_len",
@@ -83,6 +94,7 @@ class EngineConfig:
             "kv_blocks",
             "default_max_tokens",
             "kv_lease_s",
+            "room_timeout_s",
             "keepalive_timeout_s",
             "request_log_size",
         ):
@@ -91,6 +103,11 @@ class EngineConfig:
         for name in ("prefill_tokens_per_s", "itl_ms"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative")
+
+    @property
+    def engine(self) -> Literal["vllm", "sglang"]:
+        """The software that it behaves like."""
+        return "sglang" if self.kv_connector == "bootstrap" else "vllm"
 
     @property
     def base_model(self) -> str:

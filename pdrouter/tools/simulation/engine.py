@@ -9,6 +9,7 @@ from aiohttp import web
 
 from pdrouter.tools.simulation.answers import MADE_UP
 from pdrouter.tools.simulation.api_requests import Api
+from pdrouter.tools.simulation.bootstrap import BootstrapServer, RoomClient
 from pdrouter.tools.simulation.compute import Compute
 from pdrouter.tools.simulation.config import EngineConfig
 from pdrouter.tools.simulation.control_api import ControlApi
@@ -21,6 +22,7 @@ from pdrouter.tools.simulation.media_api import MEDIA_PATHS, MediaApi
 from pdrouter.tools.simulation.node_address import join_address, reachable_host
 from pdrouter.tools.simulation.received_requests import ReceivedRequest, RequestLog
 from pdrouter.tools.simulation.reception import Reception, api_handler
+from pdrouter.tools.simulation.rooms import RoomStore
 from pdrouter.tools.simulation.single_pod_api import ANSWERS, SinglePodApi
 from pdrouter.tools.simulation.transfer import BlockFetcher
 
@@ -52,15 +54,18 @@ class SimulatedEngine:
         self._handles = HandleStore(
             config.engine_id, config.kv_lease_s, self._metrics.expired_handles.inc
         )
+        self._rooms = RoomStore(self._metrics, config.room_timeout_s)
         self._compute = Compute(config, self._metrics)
         self._metrics.watch_load(
             running=lambda: self._compute.running,
             waiting=lambda: self._compute.waiting,
             cache_usage=self._cache_usage,
             handles_outstanding=lambda: self._handles.outstanding(time.monotonic()),
+            rooms_open=lambda: self._rooms.open,
         )
         self._host = reachable_host(config.host)
         self._port = config.port
+        self._bootstrap_port = config.bootstrap_port
         self._runner: web.AppRunner | None = None
         self._resources = AsyncExitStack()
 
@@ -81,18 +86,35 @@ class SimulatedEngine:
             listener = resources.enter_context(_listen(self.config.host, self.config.port))
             self._port = listener.getsockname()[1]
             fetcher = await resources.enter_async_context(BlockFetcher(self._host))
-            runner = web.AppRunner(
-                self._application(fetcher),
-                handler_cancellation=True,
-                shutdown_timeout=_STOP_GRACE_S,
-                keepalive_timeout=self.config.keepalive_timeout_s,
-                access_log=None,
+            room_client = await resources.enter_async_context(
+                RoomClient(self.config.room_timeout_s)
             )
-            resources.push_async_callback(runner.cleanup)
-            await runner.setup()
-            await web.SockSite(runner, listener, backlog=_BACKLOG).start()
-            self._runner = runner
+            self._runner = await self._serve(
+                resources, self._application(fetcher, room_client), listener
+            )
+            if self.config.kv_connector == "bootstrap" and self.config.role == "prefill":
+                listener = resources.enter_context(
+                    _listen(self.config.host, self.config.bootstrap_port)
+                )
+                self._bootstrap_port = listener.getsockname()[1]
+                server = BootstrapServer(self._rooms)
+                await self._serve(resources, server.create_application(), listener)
             self._resources = resources.pop_all()
+
+    async def _serve(
+        self, resources: AsyncExitStack, application: web.Application, listener: socket.socket
+    ) -> web.AppRunner:
+        runner = web.AppRunner(
+            application,
+            handler_cancellation=True,
+            shutdown_timeout=_STOP_GRACE_S,
+            keepalive_timeout=self.config.keepalive_timeout_s,
+            access_log=None,
+        )
+        resources.push_async_callback(runner.cleanup)
+        await runner.setup()
+        await web.SockSite(runner, listener, backlog=_BACKLOG).start()
+        return runner
 
     async def stop(self) -> None:
         """Close all connections, cutting off what still runs."""
@@ -107,6 +129,11 @@ class SimulatedEngine:
     def port(self) -> int:
         """The port it listens on; 0 before the start if any free one will do."""
         return self._port
+
+    @property
+    def bootstrap_port(self) -> int:
+        """The port of a prefill engine's bootstrap server; 0 before the start if any will do."""
+        return self._bootstrap_port
 
     @property
     def address(self) -> str:
@@ -133,11 +160,19 @@ class SimulatedEngine:
             if connection.transport is not None and self._reception.is_idle(connection.transport):
                 connection.transport.close()
 
-    def _application(self, fetcher: BlockFetcher) -> web.Application:
+    def _application(self, fetcher: BlockFetcher, room_client: RoomClient) -> web.Application:
         issuer = HandleIssuer(
             self.config, self._handles, self.config.side_channel_host or self._host, self._port
         )
-        generation = GenerationApi(self.config, self._metrics, self._compute, fetcher, issuer)
+        generation = GenerationApi(
+            self.config,
+            self._metrics,
+            self._compute,
+            fetcher,
+            issuer,
+            rooms=self._rooms,
+            room_client=room_client,
+        )
         single_pod = SinglePodApi(self.config, self._compute)
         media = MediaApi(self.config, self._compute)
         control = ControlApi(

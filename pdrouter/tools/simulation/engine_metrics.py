@@ -1,4 +1,4 @@
-"""The engine's numbers, under vLLM's names, and under `simulation:` what only a judge counts."""
+"""The engine's numbers, under its own names, and under `simulation:` what only a judge counts."""
 
 from collections.abc import Callable
 
@@ -6,6 +6,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from pdrouter.tools.simulation.config import EngineConfig
 
+_LOAD_NAMES = {
+    "vllm": ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"),
+    "sglang": ("num_running_reqs", "num_queue_reqs", "token_usage"),
+}
 _SECONDS = (
     0.001,
     0.005,
@@ -35,30 +39,33 @@ class EngineMetrics:
 
     def __init__(self, config: EngineConfig) -> None:
         self._registry = CollectorRegistry()
+        self._engine = config.engine
         self._model = config.base_model
 
-        self.prompt_tokens = self._vllm_counter("prompt_tokens", "Prefill tokens processed.")
-        self.generation_tokens = self._vllm_counter("generation_tokens", "Tokens generated.")
-        self.expired_handles = self._vllm_counter(
+        self.prompt_tokens = self._engine_counter("prompt_tokens", "Prefill tokens processed.")
+        self.generation_tokens = self._engine_counter("generation_tokens", "Tokens generated.")
+        self.expired_handles = self._engine_counter(
             "nixl_num_kv_expired_reqs", "Requests whose KV blocks expired before the fetch."
         )
-        self.late_fetches = self._vllm_counter(
+        self.late_fetches = self._engine_counter(
             "nixl_num_notifications_after_expiry", "Fetches that came after the expiry."
         )
-        self.failed_transfers = self._vllm_counter(
+        self.failed_transfers = self._engine_counter(
             "nixl_num_failed_transfers", "KV transfers that failed."
         )
-        self.transfer_seconds = self._vllm_histogram("nixl_xfer_time_seconds", "KV transfer time.")
-        self.prefill_seconds = self._vllm_histogram(
+        self.transfer_seconds = self._engine_histogram(
+            "nixl_xfer_time_seconds", "KV transfer time."
+        )
+        self.prefill_seconds = self._engine_histogram(
             "request_prefill_time_seconds", "Time spent in prefill."
         )
-        self.queue_seconds = self._vllm_histogram(
+        self.queue_seconds = self._engine_histogram(
             "request_queue_time_seconds", "Time spent waiting for a slot."
         )
-        self.first_token_seconds = self._vllm_histogram(
+        self.first_token_seconds = self._engine_histogram(
             "time_to_first_token_seconds", "Time to the first token."
         )
-        self.inter_token_seconds = self._vllm_histogram(
+        self.inter_token_seconds = self._engine_histogram(
             "inter_token_latency_seconds", "Time between two tokens."
         )
 
@@ -68,6 +75,9 @@ class EngineMetrics:
         self.kv_fetches = self._counter("kv_fetches", "Fetches answered, by result.", ("result",))
         self.prompt_mismatches = self._counter(
             "prompt_mismatches", "Fetches whose prompt is not the one prefilled."
+        )
+        self.room_timeouts = self._counter(
+            "room_timeouts", "Legs that waited in a room until their time was over."
         )
         self.unexpected_role = self._counter(
             "unexpected_role", "Requests served that belong to an engine of the other role."
@@ -79,6 +89,11 @@ class EngineMetrics:
             "aborted_requests", "Requests whose client left before the end of the answer."
         )
 
+        if config.engine == "sglang":
+            self._gauge("max_total_num_tokens", "Size of the KV cache, in tokens.").set(
+                config.block_size * config.kv_blocks
+            )
+            return
         geometry = Gauge(
             "vllm:cache_config_info",
             "Cache geometry.",
@@ -94,20 +109,31 @@ class EngineMetrics:
         waiting: Callable[[], float],
         cache_usage: Callable[[], float],
         handles_outstanding: Callable[[], float],
+        rooms_open: Callable[[], float],
     ) -> None:
         """Declare the gauges, which are read when they are scraped."""
-        for name, documentation, read in (
-            ("num_requests_running", "Requests that have a slot.", running),
-            ("num_requests_waiting", "Requests that wait for a slot.", waiting),
-            ("kv_cache_usage_perc", "KV blocks in use; 1 is all of them.", cache_usage),
+        names = _LOAD_NAMES[self._engine]
+        for name, documentation, read in zip(
+            names,
+            (
+                "Requests that have a slot.",
+                "Requests that wait for a slot.",
+                "KV blocks in use; 1 is all of them.",
+            ),
+            (running, waiting, cache_usage),
+            strict=True,
         ):
-            gauge = Gauge(f"vllm:{name}", documentation, ("model_name",), registry=self._registry)
-            gauge.labels(self._model).set_function(read)
+            self._gauge(name, documentation).set_function(read)
         Gauge(
             "simulation:kv_handles_outstanding",
             "Handles that can still be fetched.",
             registry=self._registry,
         ).set_function(handles_outstanding)
+        Gauge(
+            "simulation:rooms_open",
+            "Rooms that a leg has entered and not left.",
+            registry=self._registry,
+        ).set_function(rooms_open)
 
     def exposition(self) -> bytes:
         """Give all series in Prometheus' text format."""
@@ -122,13 +148,21 @@ class EngineMetrics:
             if sample.name == name
         )
 
-    def _vllm_counter(self, name: str, documentation: str) -> Counter:
-        counter = Counter(f"vllm:{name}", documentation, ("model_name",), registry=self._registry)
+    def _gauge(self, name: str, documentation: str) -> Gauge:
+        gauge = Gauge(
+            f"{self._engine}:{name}", documentation, ("model_name",), registry=self._registry
+        )
+        return gauge.labels(self._model)
+
+    def _engine_counter(self, name: str, documentation: str) -> Counter:
+        counter = Counter(
+            f"{self._engine}:{name}", documentation, ("model_name",), registry=self._registry
+        )
         return counter.labels(self._model)
 
-    def _vllm_histogram(self, name: str, documentation: str) -> Histogram:
+    def _engine_histogram(self, name: str, documentation: str) -> Histogram:
         histogram = Histogram(
-            f"vllm:{name}",
+            f"{self._engine}:{name}",
             documentation,
             ("model_name",),
             buckets=_SECONDS,

@@ -26,6 +26,7 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
         omit_params: Leave these members out of the prefill leg's `kv_transfer_params`.
         drop_after_tokens: Close the connection of a stream after so many tokens; it has no
             effect on an answer that is not streamed.
+        hang_after_head: Send nothing but the headers of a stream.
         times: Requests to which the fault applies; without it, all until it is cleared.
         path: Only requests to this path. Without it, every POST to the engine's own API, but
             not `/health`, `/metrics` or `/simulation/*`.
@@ -43,6 +44,7 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     empty_blocks: bool = False
     omit_params: tuple[str, ...] = ()
     drop_after_tokens: Annotated[int, Meta(ge=0)] | None = None
+    hang_after_head: bool = False
     times: Annotated[int, Meta(ge=1)] | None = None
     path: str | None = None
     model: str | None = None

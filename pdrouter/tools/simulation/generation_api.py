@@ -1,5 +1,6 @@
 """Runs generation requests: the life of a prefill leg, a decode leg and a whole request."""
 
+import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -10,6 +11,7 @@ from aiohttp import web
 
 from pdrouter.tools.simulation.answers import AnswerForm
 from pdrouter.tools.simulation.api_requests import Api, GenerationRequest, parse_generation
+from pdrouter.tools.simulation.bootstrap import Meeting, RoomClient, read_meeting
 from pdrouter.tools.simulation.compute import Compute
 from pdrouter.tools.simulation.config import EngineConfig
 from pdrouter.tools.simulation.engine_metrics import EngineMetrics
@@ -28,6 +30,7 @@ from pdrouter.tools.simulation.openai_answers import ChatForm, CompletionsForm, 
 from pdrouter.tools.simulation.reception import Dropped, EngineCall
 from pdrouter.tools.simulation.refusal import Refused, load_failed
 from pdrouter.tools.simulation.responses_answers import ResponsesForm
+from pdrouter.tools.simulation.rooms import RoomStore
 from pdrouter.tools.simulation.transfer import BlockFetcher, TransferFailed
 
 FORMS: Mapping[Api, AnswerForm] = {
@@ -48,12 +51,14 @@ class _Job:
         request: What to generate.
         request_id: The id under which it runs, unique in the engine.
         remote: The handle whose blocks to fetch first, on a decode leg.
+        meeting: Where an SGLang's legs meet.
     """
 
     call: EngineCall
     request: GenerationRequest
     request_id: str
     remote: Handle | None
+    meeting: Meeting | None = None
 
 
 class GenerationApi:
@@ -66,12 +71,17 @@ class GenerationApi:
         compute: Compute,
         fetcher: BlockFetcher,
         issuer: HandleIssuer,
+        *,
+        rooms: RoomStore,
+        room_client: RoomClient,
     ) -> None:
         self._config = config
         self._metrics = metrics
         self._compute = compute
         self._fetcher = fetcher
         self._issuer = issuer
+        self._rooms = rooms
+        self._room_client = room_client
         self._running_ids: set[str] = set()
 
     async def serve(self, call: EngineCall) -> web.StreamResponse:
@@ -89,6 +99,8 @@ class GenerationApi:
 
     def _check(self, call: EngineCall) -> _Job:
         api = Api(call.http.path)
+        if self._config.kv_connector == "bootstrap":
+            return self._check_meeting(api, call)
         check_transfer_members(call.members)
         if call.leg is SimulatedLeg.PREFILL:
             check_prefill_leg(api, call.members, self._config)
@@ -100,6 +112,15 @@ class GenerationApi:
         self._count_unexpected_role(call.leg, request)
         request_id = call.http.headers.get("x-request-id") or uuid.uuid4().hex
         return _Job(call, request, request_id, remote)
+
+    def _check_meeting(self, api: Api, call: EngineCall) -> _Job:
+        request = parse_generation(api, call.members, self._config)
+        meeting = read_meeting(call.members, request.prompts * request.n)
+        if call.leg is SimulatedLeg.PREFILL:
+            # It has the client's own limit, and computes one token all the same.
+            request = replace(request, limit=1)
+        request_id = call.http.headers.get("x-request-id") or uuid.uuid4().hex
+        return _Job(call, request, request_id, None, meeting)
 
     def _count_unexpected_role(self, leg: SimulatedLeg, request: GenerationRequest) -> None:
         role = self._config.role
@@ -129,8 +150,16 @@ class GenerationApi:
         """
         arrived = time.monotonic()
         generation = generate(job.request, self._config, job.request_id, int(time.time()))
-        if job.remote is not None:
-            await self._fetch(job.remote, job.request.digest)
+        if job.meeting is not None and job.call.leg is SimulatedLeg.PREFILL:
+            async with (
+                self._rooms.prefill(job.meeting.rooms, job.request.digest),
+                self._compute.prefilled(job.request.prompt_tokens),
+            ):
+                self._metrics.first_token_seconds.observe(time.monotonic() - arrived)
+            yield generation
+            return
+        if job.remote is not None or job.meeting is not None:
+            await self._fetch(job)
             generation = replace(generation, cached_tokens=job.request.prompt_tokens - 1)
         async with self._compute.prefilled(
             job.request.prompt_tokens, cached=generation.cached_tokens
@@ -138,10 +167,13 @@ class GenerationApi:
             self._metrics.first_token_seconds.observe(time.monotonic() - arrived)
             yield generation
 
-    async def _fetch(self, handle: Handle, digest: str) -> None:
+    async def _fetch(self, job: _Job) -> None:
         started = time.monotonic()
         try:
-            await self._fetcher.fetch(handle, digest)
+            if job.meeting is not None:
+                await self._room_client.fetch(job.meeting, job.request.digest)
+            elif job.remote is not None:
+                await self._fetcher.fetch(job.remote, job.request.digest)
         except TransferFailed:
             self._metrics.failed_transfers.inc()
             raise
@@ -154,7 +186,7 @@ class GenerationApi:
                 for _ in generation.words[1:]:
                     await self._compute.step()
                 self._metrics.generation_tokens.inc(generation.completion_tokens)
-                if job.call.leg is SimulatedLeg.PREFILL:
+                if job.call.leg is SimulatedLeg.PREFILL and job.meeting is None:
                     return self._issuer.issue(form, generation, job.call.fault)
                 return form.plain(generation)
         except TransferFailed as error:
@@ -164,6 +196,10 @@ class GenerationApi:
         form = FORMS[job.request.api]
         response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
         await response.prepare(job.call.http)
+        if job.call.fault.hang_after_head:
+            await asyncio.Event().wait()
+        if job.call.fault.drop_after_tokens == 0 and job.call.leg is SimulatedLeg.PREFILL:
+            raise Dropped
         try:
             async with self._prefilled(job) as generation:
                 await self._write_tokens(response, form, generation, job.call)

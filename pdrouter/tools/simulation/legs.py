@@ -35,6 +35,8 @@ def leg_of(members: Members, config: EngineConfig) -> SimulatedLeg:
             if members.get("disagg_prefill_resp") is not None
             else SimulatedLeg.WHOLE
         )
+    if config.kv_connector == "bootstrap":
+        return SimulatedLeg(config.role)
     params = members.get("kv_transfer_params")
     if config.kv_connector == "nixl" and isinstance(params, dict):
         if params.get("do_remote_decode"):

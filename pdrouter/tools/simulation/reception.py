@@ -143,7 +143,11 @@ class Reception:
             if isinstance(error, ContractViolated):
                 self._metrics.contract_violations.labels(error.reason).inc()
             headers = {} if fault.retry_after is None else {"retry-after": fault.retry_after}
-            return web.json_response(error.envelope(), status=error.status, headers=headers)
+            return web.json_response(
+                error.envelope(flat=self._config.engine == "sglang"),
+                status=error.status,
+                headers=headers,
+            )
         except web.HTTPException as error:
             return _framework_error(error)
 

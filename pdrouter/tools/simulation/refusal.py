@@ -28,8 +28,16 @@ class Refused(Exception):
         self.param = param
         self.error_type = error_type or _TYPES.get(status, "InternalServerError")
 
-    def envelope(self) -> dict[str, object]:
-        """Give the JSON body of the error answer."""
+    def envelope(self, *, flat: bool = False) -> dict[str, object]:
+        """Give the JSON body of the error answer; a flat one as SGLang writes it."""
+        if flat:
+            return {
+                "object": "error",
+                "message": str(self),
+                "type": self.error_type,
+                "param": self.param,
+                "code": self.status,
+            }
         return {
             "error": {
                 "message": str(self),

@@ -33,6 +33,7 @@ def test_a_vllm_page_is_understood() -> None:
         waiting=lambda: 2,
         cache_usage=lambda: 0.25,
         handles_outstanding=lambda: 0,
+        rooms_open=lambda: 0,
     )
     metrics.generation_tokens.inc(500)
     metrics.prefill_seconds.observe(0.5)

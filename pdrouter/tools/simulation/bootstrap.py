@@ -1,0 +1,141 @@
+"""SGLang's bootstrap server, where decode engines ask a prefill engine for their rooms."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import aiohttp
+from aiohttp import web
+from yarl import URL
+
+from pdrouter.tools.simulation.refusal import ContractViolated
+from pdrouter.tools.simulation.rooms import RoomStore
+from pdrouter.tools.simulation.transfer import TransferFailed
+
+JOIN_PATH = "/simulation/rooms/join"
+"""Where a bootstrap server answers; it stands in for SGLang's own protocol."""
+
+DEFAULT_PORT = 8998
+"""Where a decode engine looks for the server if the port is null (SGLang's default)."""
+
+_MOST_ROOM = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """Where the legs of a request meet.
+
+    Attributes:
+        host: Host of the prefill engine's bootstrap server.
+        port: Its port.
+        rooms: A room for each choice of each prompt.
+    """
+
+    host: str
+    port: int
+    rooms: tuple[int, ...]
+
+
+def read_meeting(members: Mapping[str, Any], items: int) -> Meeting:
+    """Return where a request's legs meet.
+
+    Args:
+        members: The decoded body.
+        items: How many choices of how many prompts it asks for.
+
+    Raises:
+        ContractViolated: A member is missing, or no such member.
+    """
+    hosts = _spread("bootstrap_host", members, items)
+    ports = _spread("bootstrap_port", members, items)
+    rooms = _spread("bootstrap_room", members, items)
+    for name, wrong in (
+        ("bootstrap_host", any(not isinstance(host, str) or not host for host in hosts)),
+        ("bootstrap_port", any(port is not None and type(port) is not int for port in ports)),
+        (
+            "bootstrap_room",
+            any(type(room) is not int or not 0 <= room <= _MOST_ROOM for room in rooms),
+        ),
+    ):
+        if wrong:
+            raise _violated("bootstrap_value", f"{name} has a value that cannot be used", name)
+    if len(set(rooms)) != items:
+        raise _violated("bootstrap_shared_room", "two items share a room", "bootstrap_room")
+    if len({*hosts}) != 1 or len({*ports}) != 1:
+        raise _violated("bootstrap_hosts", "one prompt is on several prefill engines")
+    return Meeting(hosts[0], DEFAULT_PORT if ports[0] is None else ports[0], tuple(rooms))
+
+
+def _spread(name: str, members: Mapping[str, Any], items: int) -> list[Any]:
+    """Return a member's value for each item: a list's own, or one for the only one."""
+    if name not in members:
+        message = f"Disaggregated request received without {name}"
+        raise _violated("bootstrap_missing", message, name)
+    value = members[name]
+    values = value if isinstance(value, list) else [value]
+    if len(values) != items:
+        # SGLang would count up from a scalar room; routers that do the same for two requests meet.
+        message = f"{name} has {len(values)} values for {items} items"
+        raise _violated("bootstrap_length", message, name)
+    return values
+
+
+def _violated(reason: str, message: str, param: str | None = None) -> ContractViolated:
+    return ContractViolated(reason, 400, message, param=param)
+
+
+class BootstrapServer:
+    """Lets decode engines into the rooms of a prefill engine."""
+
+    def __init__(self, store: RoomStore) -> None:
+        self._store = store
+
+    def create_application(self) -> web.Application:
+        """Return what listens at the bootstrap port."""
+        application = web.Application()
+        application.add_routes([web.post(JOIN_PATH, self._join)])
+        return application
+
+    async def _join(self, request: web.Request) -> web.Response:
+        asked = json.loads(await request.read())
+        same = await self._store.join(asked["rooms"], asked["prompt_digest"])
+        return web.json_response({"same_prompt": same})
+
+
+class RoomClient:
+    """A decode engine's side: it joins rooms."""
+
+    def __init__(self, timeout_s: float) -> None:
+        """Open a client.
+
+        Args:
+            timeout_s: Seconds for which it waits for blocks.
+        """
+        self._client = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=timeout_s),
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.close()
+
+    async def fetch(self, meeting: Meeting, digest: str) -> None:
+        """Wait for the blocks of a prompt.
+
+        Raises:
+            TransferFailed: No bootstrap server is there, or the blocks did not come in time.
+            ContractViolated: They are another prompt's.
+        """
+        url = URL.build(scheme="http", host=meeting.host, port=meeting.port, path=JOIN_PATH)
+        asked = {"rooms": meeting.rooms, "prompt_digest": digest}
+        try:
+            async with self._client.post(url, data=json.dumps(asked).encode()) as response:
+                answer: dict[str, Any] = await response.json()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise TransferFailed(f"{meeting.host}:{meeting.port}: {error!r}") from error
+        if not answer["same_prompt"]:
+            raise ContractViolated("legs_differ", 500, "the legs have different prompts")
