@@ -71,7 +71,7 @@ def create_source(kubeconfig: Path, cache: PodCache) -> KubernetesPods:
     """Return the informer as the router runs it."""
     return create_kubernetes_source(
         cache,
-        PodRules(("vllm",), ("nixl",)),
+        PodRules({"vllm": ("nixl",)}),
         kubeconfig=kubeconfig,
         namespaces=("default",),
         selectors=("role-name", "!role-name,model.aibrix.ai/name"),

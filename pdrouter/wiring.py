@@ -15,7 +15,7 @@ from pdrouter.cluster.model_namespaces import ModelNamespaces
 from pdrouter.cluster.pod_addresses import AddressRules, find_own_addresses
 from pdrouter.cluster.source import PodSource, RouteCheck
 from pdrouter.cluster.view import PodCache
-from pdrouter.engines.registry import ENGINES, Splits
+from pdrouter.engines.registry import WIRES, Splits
 from pdrouter.extproc.exchange import Exchange
 from pdrouter.extproc.exchange_policy import ExchangePolicy
 from pdrouter.extproc.header_limits import HeaderLimits
@@ -42,7 +42,6 @@ from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.serving.unsplittable import UnsplittableKinds
 from pdrouter.serving.way import Dispatcher
 from pdrouter.settings import SettingInvalid, Settings
-from pdrouter.settings.choices import CONNECTOR_NAMES
 
 
 class ExchangeObserver(Observer, AnswerObserver, Protocol):
@@ -158,8 +157,7 @@ def create_source(
         return EndpointsFile(
             settings.endpoints,
             cache,
-            engines=ENGINES,
-            kv_connectors=CONNECTOR_NAMES,
+            wires=WIRES,
             poll_interval_s=settings.endpoints_poll_s,
             on_reload=on_reload,
         )
@@ -239,8 +237,7 @@ def _create_pod_rules(settings: Settings) -> PodRules:
     networks = tuple(map(ip_network, settings.pod_networks))
     own = find_own_addresses(settings.own_addresses, in_pod=settings.kubeconfig is None)
     return PodRules(
-        ENGINES,
-        CONNECTOR_NAMES,
+        WIRES,
         AddressRules(networks, own),
         ModelNamespaces(settings.model_namespaces),
     )

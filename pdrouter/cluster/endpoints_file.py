@@ -15,7 +15,7 @@ from pdrouter.cluster.endpoints_text import (
     parse_endpoints,
 )
 from pdrouter.cluster.host_names import HostNames
-from pdrouter.cluster.pods import Pod, format_address, is_ip
+from pdrouter.cluster.pods import Pod, Wires, format_address, is_ip
 from pdrouter.cluster.reflector_stats import ReflectorStats
 from pdrouter.cluster.view import PodCache
 
@@ -28,21 +28,18 @@ UNRESOLVED = "its host name is not resolved"
 """The obstacle of a pod without an address."""
 
 
-def read_endpoints(
-    path: Path, engines: tuple[str, ...], kv_connectors: tuple[str, ...]
-) -> Endpoints:
+def read_endpoints(path: Path, wires: Wires) -> Endpoints:
     """Return what a file says.
 
     Args:
         path: the file.
-        engines: engines whose wire is spoken.
-        kv_connectors: names of KV connectors.
+        wires: engines and connectors that the router can speak to.
 
     Raises:
         EndpointsInvalid: the file is missing or broken; the message names it.
     """
     try:
-        return parse_endpoints(path.read_text(encoding="utf-8"), engines, kv_connectors)
+        return parse_endpoints(path.read_text(encoding="utf-8"), wires)
     except (OSError, UnicodeDecodeError, EndpointsInvalid) as error:
         cause = error.strerror if isinstance(error, OSError) else error
         raise EndpointsInvalid(f"{path}: {cause}") from None
@@ -105,8 +102,7 @@ class EndpointsFile:
         path: Path,
         cache: PodCache,
         *,
-        engines: tuple[str, ...],
-        kv_connectors: tuple[str, ...],
+        wires: Wires,
         poll_interval_s: float,
         on_reload: Callable[[bool], None],
         names: HostNames | None = None,
@@ -116,16 +112,14 @@ class EndpointsFile:
         Args:
             path: the file. A symbolic link is followed at each look, as mounted ConfigMaps need.
             cache: what to feed.
-            engines: engines whose wire is spoken.
-            kv_connectors: names of KV connectors.
+            wires: engines and connectors that the router can speak to.
             poll_interval_s: seconds between two looks at the file.
             on_reload: called after each attempt to read a changed file, with its success.
             names: resolves the host names in the file.
         """
         self._path = path
         self._cache = cache
-        self._engines = engines
-        self._kv_connectors = kv_connectors
+        self._wires = wires
         self._poll_interval_s = poll_interval_s
         self._on_reload = on_reload
         self._names = names or HostNames()
@@ -203,4 +197,4 @@ class EndpointsFile:
     def _read(self) -> Endpoints:
         # Noted before reading, so that a change while reading is seen at the next look.
         self._seen = self._identify()
-        return read_endpoints(self._path, self._engines, self._kv_connectors)
+        return read_endpoints(self._path, self._wires)

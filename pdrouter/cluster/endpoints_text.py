@@ -5,7 +5,14 @@ from dataclasses import dataclass
 
 from yaml.nodes import Node
 
-from pdrouter.cluster.pods import Role, find_unsupported, format_address, is_ip, parse_address
+from pdrouter.cluster.pods import (
+    Role,
+    Wires,
+    find_unsupported,
+    format_address,
+    is_ip,
+    parse_address,
+)
 from pdrouter.cluster.source import SourceUnusable
 from pdrouter.cluster.yaml_lines import YamlInvalid, YamlReader, compose, line_of
 
@@ -70,15 +77,12 @@ class Endpoints:
         return frozenset(each.host for each in self.endpoints if each.named)
 
 
-def parse_endpoints(
-    text: str, engines: tuple[str, ...], kv_connectors: tuple[str, ...]
-) -> Endpoints:
+def parse_endpoints(text: str, wires: Wires) -> Endpoints:
     """Return what an endpoints file says.
 
     Args:
         text: YAML in the format of aibrix, with `kv_connector` beside it.
-        engines: engines whose wire is spoken.
-        kv_connectors: names of KV connectors.
+        wires: engines and connectors that the router can speak to.
 
     Raises:
         EndpointsInvalid: the text is not such a file; the message says where and why.
@@ -87,7 +91,7 @@ def parse_endpoints(
         root = compose(text)
         if root is None:
             raise EndpointsInvalid("it is empty: it must have the key 'models'")
-        return _Parser(engines, kv_connectors).read(root)
+        return _Parser(wires).read(root)
     except YamlInvalid as error:
         raise EndpointsInvalid(str(error)) from None
     except RecursionError:
@@ -97,10 +101,9 @@ def parse_endpoints(
 class _Parser:
     """Reads one file."""
 
-    def __init__(self, engines: tuple[str, ...], kv_connectors: tuple[str, ...]) -> None:
+    def __init__(self, wires: Wires) -> None:
         self._yaml = YamlReader()
-        self._engines = engines
-        self._kv_connectors = kv_connectors
+        self._wires = wires
         self._endpoints: list[EndpointLine] = []
         self._remarks: list[str] = []
         self._left_out: list[str] = []
@@ -124,9 +127,9 @@ class _Parser:
     def _read_model(self, node: Node, names: set[str]) -> None:
         members = self._yaml.members(node, "a model", MODEL_KEYS, ("name",))
         name = self._read_name(members, "model", names)
-        engine = self._read_word(members, "engine") or self._engines[0]
+        engine = self._read_word(members, "engine") or next(iter(self._wires))
         connector = self._read_word(members, "kv_connector")
-        unsupported = find_unsupported(engine, connector, self._engines, self._kv_connectors)
+        unsupported = find_unsupported(engine, connector, self._wires)
         if unsupported:
             self._left_out.append(
                 f"line {line_of(node)}: model {name!r} is left out: {unsupported}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from functools import lru_cache
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from pdrouter.cluster.pod_config import PodConfig
 from pdrouter.nearest import find_nearest
@@ -170,21 +170,26 @@ class Pod:
         )
 
 
-def find_unsupported(
-    engine: str, kv_connector: str | None, engines: Sequence[str], kv_connectors: Sequence[str]
-) -> str:
+Wires: TypeAlias = Mapping[str, Sequence[str]]
+"""Engines whose wire is spoken, the default first, each with its KV connectors.
+
+Without any, its wire is the same whatever its connector.
+"""
+
+
+def find_unsupported(engine: str, kv_connector: str | None, wires: Wires) -> str:
     """Return why the router cannot speak to an engine, for people; nothing if it can.
 
     Args:
         engine: the software.
         kv_connector: name of its KV connector; None for the configured default.
-        engines: engines whose wire is spoken.
-        kv_connectors: names of KV connectors.
+        wires: what is spoken.
     """
-    if engine not in engines:
-        return _describe_unknown("engine", engine, engines)
-    if kv_connector is not None and kv_connector not in kv_connectors:
-        return _describe_unknown("KV connector", kv_connector, kv_connectors)
+    if engine not in wires:
+        return _describe_unknown("engine", engine, tuple(wires))
+    connectors = wires[engine]
+    if kv_connector is not None and connectors and kv_connector not in connectors:
+        return _describe_unknown("KV connector", kv_connector, connectors)
     return ""
 
 

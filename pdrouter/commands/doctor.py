@@ -19,9 +19,8 @@ from pdrouter.cluster.kubernetes.api import (
     connect_in_cluster,
     find_kubeconfig,
 )
-from pdrouter.engines.registry import ENGINES, Splits
+from pdrouter.engines.registry import WIRES, Splits
 from pdrouter.settings import Settings
-from pdrouter.settings.choices import CONNECTOR_NAMES
 from pdrouter.tools.doctor.asking import ask_engines
 from pdrouter.tools.doctor.diagnosis import Diagnosis, diagnose, diagnose_engines
 from pdrouter.tools.doctor.findings import Severity
@@ -108,7 +107,7 @@ def _ask_engines(path: Path) -> Diagnosis:
     """
     settings = Settings.load(os.environ, {})
     splits = Splits(settings.kv_connector, settings.nixl_means, settings.rewrite_remote_host)
-    endpoints = read_endpoints(path, ENGINES, CONNECTOR_NAMES)
+    endpoints = read_endpoints(path, WIRES)
     for remark in endpoints.remarks:
         print(f"pdrouter doctor: {path}: {remark}", file=sys.stderr)
     return diagnose_engines(asyncio.run(_survey(endpoints, splits)))

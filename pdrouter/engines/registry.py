@@ -15,8 +15,6 @@ from pdrouter.engines.vllm import metrics as vllm
 from pdrouter.engines.vllm.nixl import NixlPull
 from pdrouter.settings.choices import RemoteHostRewrite
 
-DEFAULT_ENGINE = "vllm"
-
 _SPLITS: Mapping[tuple[str, str], Callable[[RemoteHostRewrite], Split]] = MappingProxyType(
     {
         ("vllm", "nixl"): NixlPull,
@@ -28,8 +26,13 @@ _METRICS: Mapping[str, MetricsDialect] = MappingProxyType(
     {"vllm": vllm.METRICS, "sglang": sglang.METRICS, "trtllm": trtllm.METRICS}
 )
 
-ENGINES = tuple(dict.fromkeys(engine for engine, _ in _SPLITS))
-"""Engines whose wire is spoken."""
+WIRES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        engine: tuple(connector for each, connector in _SPLITS if each == engine)
+        for engine in dict.fromkeys(engine for engine, _ in _SPLITS)
+    }
+)
+"""Engines whose wire is spoken, the default first, each with its KV connectors."""
 
 
 def find_dialect(engine: str) -> MetricsDialect:

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import pdrouter
 from pdrouter.cluster.view import PodCache
-from pdrouter.engines.registry import ENGINES
+from pdrouter.engines.registry import WIRES
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.scrape_stats import ScrapeStats
 from pdrouter.routing.strategies import DECODE_POLICIES, PREFILL_POLICIES
@@ -222,7 +222,7 @@ def test_the_strategies_and_engines_are_those_that_there_are() -> None:
     ):
         assert tuple(re.findall(r"`([a-z-]+)`", text)) == STRATEGY_NAMES
     # A further engine changes the sentences that say there is one only.
-    assert ENGINES == ("vllm",)
+    assert tuple(WIRES) == ("vllm",)
     assert "vLLM\nis the only engine" in intro
 
 

@@ -16,8 +16,7 @@ from loopback import hang, listen, reset
 from pdrouter.cli import main
 from pdrouter.cluster.endpoints_file import create_pods
 from pdrouter.cluster.endpoints_text import parse_endpoints
-from pdrouter.engines.registry import ENGINES, Splits
-from pdrouter.settings.choices import CONNECTOR_NAMES
+from pdrouter.engines.registry import WIRES, Splits
 from pdrouter.tools.doctor.asking import ask_engines
 from pdrouter.tools.doctor.checks.endpoints import ENDPOINT_CHECKS
 from pdrouter.tools.doctor.diagnosis import Diagnosis, diagnose_engines
@@ -41,7 +40,7 @@ def describe(*rolesets: Mapping[str, list[str]], whole: list[str] | None = None)
 
 
 async def examine(text: str) -> Diagnosis:
-    pods = create_pods(parse_endpoints(text, ENGINES, CONNECTOR_NAMES), {})
+    pods = create_pods(parse_endpoints(text, WIRES), {})
     return diagnose_engines(await ask_engines(pods, Splits()))
 
 

@@ -13,7 +13,7 @@ from pdrouter.cluster.view import PodCache
 
 PATIENCE_S = 30.0
 SELECTORS = ("role-name", "!role-name,model.aibrix.ai/name")
-RULES = PodRules(("vllm",), ("nixl", "shfs", "neuron-legacy"))
+RULES = PodRules({"vllm": ("nixl", "shfs", "neuron-legacy")})
 FAST = ReflectorTiming(
     list_s=5.0,
     silence_s=1.5,

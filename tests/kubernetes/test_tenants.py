@@ -108,9 +108,7 @@ async def test_namespaces_are_not_listed_where_some_are_named(
 async def test_a_model_can_be_reserved_for_a_namespace(
     api: FakeApiServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rules = PodRules(
-        RULES.engines, RULES.kv_connectors, model_namespaces=ModelNamespaces((("m", ("prod",)),))
-    )
+    rules = PodRules(RULES.wires, model_namespaces=ModelNamespaces((("m", ("prod",)),)))
     add_pod(api, "evil")
     add_pod(api, "evil", "mine", name="mine")
     kubeconfig = api.write_kubeconfig(tmp_path / "kubeconfig")
@@ -143,8 +141,7 @@ async def test_pods_at_addresses_that_are_none_are_refused_once(
     api: FakeApiServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rules = PodRules(
-        RULES.engines,
-        RULES.kv_connectors,
+        RULES.wires,
         AddressRules(own=frozenset({ip_address("10.0.0.99")})),
     )
     addresses = ("127.0.0.1", "169.254.169.254", "::1", "::ffff:127.0.0.1", "10.0.0.99")

@@ -17,7 +17,7 @@ from pdrouter.cluster.endpoints_text import (
 )
 from pdrouter.cluster.view import ClusterView, PodCache
 from pdrouter.commands.front import write_curl
-from pdrouter.engines.registry import ENGINES
+from pdrouter.engines.registry import WIRES
 from pdrouter.load.ledger import Ledger
 from pdrouter.openai.headers import FORWARDED_TO_SIDE_LEGS
 from pdrouter.openai.paths import ENDPOINTS, Forms
@@ -59,18 +59,18 @@ def test_the_endpoints_file_is_explained_key_by_key() -> None:
     tables = re.findall(r"\| Key \| Meaning \|\n\|---\|---\|\n((?:\|.*\n)+)", text)
     explained = [re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) for table in tables]
     assert explained == [list(FILE_KEYS), list(MODEL_KEYS), list(ROLESET_KEYS)]
-    assert all(f"`{name}`" in text for name in (*ENGINES, *CONNECTOR_NAMES))
+    assert all(f"`{name}`" in text for name in (*WIRES, *CONNECTOR_NAMES))
 
 
 def test_the_endpoints_file_that_is_shown_is_good_and_the_mistakes_are_those_of_the_code() -> None:
     text = read("endpoints-file.md")
     (example,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    endpoints = parse_endpoints(example, ENGINES, CONNECTOR_NAMES)
+    endpoints = parse_endpoints(example, WIRES)
     assert {each.host for each in endpoints.endpoints} > endpoints.host_names != frozenset()
     assert endpoints.remarks == ()
     broken = example.replace("prefill:", "prefil:", 1).replace("name: rack-1", "name: a", 1)
     with pytest.raises(EndpointsInvalid, match="did you mean 'prefill'") as caught:
-        parse_endpoints(broken, ENGINES, CONNECTOR_NAMES)
+        parse_endpoints(broken, WIRES)
     (shown,) = re.findall(r"^pdrouter: endpoints.yaml: (.*?); ", text, re.MULTILINE)
     without_line = re.compile(r"line \d+")
     assert without_line.sub("line", str(caught.value)) == without_line.sub("line", shown)
@@ -113,7 +113,7 @@ def test_links_lead_somewhere() -> None:
 def test_the_readme_shows_an_endpoints_file_and_the_curl_that_up_shows() -> None:
     readme = (DOCS.parent / "README.md").read_text()
     (example,) = re.findall(r"<<'END'\n(.*?)^END$", readme, re.DOTALL | re.MULTILINE)
-    endpoints = parse_endpoints(example, ENGINES, CONNECTOR_NAMES)
+    endpoints = parse_endpoints(example, WIRES)
     assert endpoints.remarks == ()
     (name,) = {each.model for each in endpoints.endpoints}
     view = ClusterView.build(create_pods(endpoints, {}))

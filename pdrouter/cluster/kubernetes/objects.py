@@ -13,7 +13,7 @@ import msgspec
 from pdrouter.cluster.model_namespaces import ANY_NAMESPACE, ModelNamespaces
 from pdrouter.cluster.pod_addresses import ANY_POD_ADDRESS, AddressRules
 from pdrouter.cluster.pod_config import read_config
-from pdrouter.cluster.pods import TERMINATING, Claim, Pod, Role, find_unsupported
+from pdrouter.cluster.pods import TERMINATING, Claim, Pod, Role, Wires, find_unsupported
 
 MODEL = "model.aibrix.ai/name"
 PORT = "model.aibrix.ai/port"
@@ -139,14 +139,12 @@ class PodRules:
     """What pods may say of themselves.
 
     Attributes:
-        engines: engines whose wire is spoken.
-        kv_connectors: names of KV connectors.
+        wires: engines and connectors that the router can speak to.
         addresses: which addresses they may have.
         model_namespaces: which namespaces may serve which models.
     """
 
-    engines: tuple[str, ...]
-    kv_connectors: tuple[str, ...]
+    wires: Wires
     addresses: AddressRules = ANY_POD_ADDRESS
     model_namespaces: ModelNamespaces = ANY_NAMESPACE
 
@@ -156,12 +154,12 @@ class PodRules:
         model = metadata.get(MODEL)
         if not model:
             return None
-        engine = (metadata.get(ENGINE) or self.engines[0]).lower()[:_LONGEST_WORD]
+        engine = (metadata.get(ENGINE) or next(iter(self.wires))).lower()[:_LONGEST_WORD]
         connector = metadata.get(KV_CONNECTOR)
         connector = None if connector is None else connector.lower()[:_LONGEST_WORD]
         config = metadata.annotations.get(CONFIG)
         refusal = self._find_refusal(pod, model)
-        unsupported = find_unsupported(engine, connector, self.engines, self.kv_connectors)
+        unsupported = find_unsupported(engine, connector, self.wires)
         flaw = refusal or _find_flaw(metadata) or unsupported
         return Pod.create(
             uid=metadata.uid,

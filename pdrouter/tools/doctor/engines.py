@@ -18,8 +18,7 @@ from pdrouter.cluster.kubernetes.objects import (
 )
 from pdrouter.cluster.pod_addresses import AddressRules
 from pdrouter.cluster.pods import Pod, Role
-from pdrouter.engines.registry import ENGINES
-from pdrouter.settings.choices import CONNECTOR_NAMES
+from pdrouter.engines.registry import WIRES
 from pdrouter.tools.doctor.objects.base import ObjectRef
 from pdrouter.tools.doctor.objects.workloads import (
     ContainerPort,
@@ -36,7 +35,7 @@ from pdrouter.tools.doctor.snapshot import Snapshot
 
 # A router may have been told to accept pods of its own machine.
 _ADDRESSES = AddressRules(tuple(map(ip_network, ("0.0.0.0/0", "::/0", "127.0.0.0/8"))))
-_RULES = PodRules(ENGINES, CONNECTOR_NAMES, _ADDRESSES)
+_RULES = PodRules(WIRES, _ADDRESSES)
 _READY = PodStatus("192.0.2.1", [Condition("Ready", "True")])
 """A status that is no obstacle: what remains lies in the manifest."""
 

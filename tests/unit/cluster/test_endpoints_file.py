@@ -19,8 +19,7 @@ from pdrouter.cluster.host_names import HostNames
 from pdrouter.cluster.pods import PairingKey, Pod, Role
 from pdrouter.cluster.view import ClusterView, PodCache
 
-ENGINES = ("vllm", "sglang")
-CONNECTORS = ("nixl", "shfs")
+WIRES = {"vllm": ("nixl", "shfs"), "sglang": ()}
 
 AIBRIX_EXAMPLE = """
 models:
@@ -39,7 +38,7 @@ models:
 
 
 def parse(text: str, **addresses: tuple[str, ...]) -> tuple[Pod, ...]:
-    return create_pods(parse_endpoints(text, ENGINES, CONNECTORS), addresses)
+    return create_pods(parse_endpoints(text, WIRES), addresses)
 
 
 def find_problem(text: str) -> str:
@@ -249,7 +248,7 @@ def test_a_roleset_that_lacks_a_role_is_remarked(
 ) -> None:
     model = {"endpoints": [], "rolesets": [roleset], "name": "m"}
     text = yaml.safe_dump({"models": [model]}, sort_keys=False)
-    remarks = parse_endpoints(text, ENGINES, CONNECTORS).remarks
+    remarks = parse_endpoints(text, WIRES).remarks
     assert len(remarks) == (0 if remark is None else 1)
     assert remark is None or remark in remarks[0]
 
@@ -270,7 +269,7 @@ def test_a_model_that_cannot_be_served_is_left_out_and_the_others_are_served(
     members: dict[str, Any], reason: str
 ) -> None:
     text = dump({"name": "odd", **members, **_WHOLE}, {"name": "m", **_WHOLE})
-    (left_out,) = parse_endpoints(text, ENGINES, CONNECTORS).left_out
+    (left_out,) = parse_endpoints(text, WIRES).left_out
     assert left_out.startswith(f"line 2: model 'odd' is left out: {reason}")
     odd, served = parse(text)
     assert (odd.ready, odd.state, odd.obstacle) == (False, "unsupported", odd.unsupported)
@@ -343,8 +342,7 @@ class Source:
         self.file = EndpointsFile(
             path,
             self.cache,
-            engines=ENGINES,
-            kv_connectors=CONNECTORS,
+            wires=WIRES,
             poll_interval_s=POLL_S,
             on_reload=self.reloads.append,
         )
@@ -540,8 +538,7 @@ async def test_host_names_are_resolved_at_each_look(source: Source) -> None:
     source.file = EndpointsFile(
         source.path,
         source.cache,
-        engines=ENGINES,
-        kv_connectors=CONNECTORS,
+        wires=WIRES,
         poll_interval_s=POLL_S,
         on_reload=source.reloads.append,
         names=HostNames(resolve),

@@ -9,7 +9,7 @@ from pdrouter.cluster.kubernetes.objects import KubeModelAdapter, KubePod, PodRu
 from pdrouter.cluster.model_namespaces import ModelNamespaces
 from pdrouter.cluster.pods import Claim, Pod, Role
 
-RULES = PodRules(("vllm",), ("nixl", "shfs", "neuron-legacy"))
+RULES = PodRules({"vllm": ("nixl", "shfs", "neuron-legacy")})
 READY = [{"type": "Initialized", "status": "True"}, {"type": "Ready", "status": "True"}]
 MODEL = {"model.aibrix.ai/name": "m"}
 
@@ -129,7 +129,7 @@ def test_an_address_that_is_no_pods_refuses_the_pod(ip: str, reason: str) -> Non
 
 
 def test_a_namespace_that_may_not_serve_a_model_has_no_pods_of_it() -> None:
-    rules = PodRules(("vllm",), (), model_namespaces=ModelNamespaces((("m", ("prod",)),)))
+    rules = PodRules({"vllm": ()}, model_namespaces=ModelNamespaces((("m", ("prod",)),)))
     assert read_known(namespace="prod", rules=rules).ready
     pod = read_known(namespace="evil", rules=rules)
     assert (pod.ready, pod.refused) == (False, True)

@@ -253,7 +253,7 @@ def read_pod(annotations: dict[str, str]) -> Any:
     labels = {"model.aibrix.ai/name": "m", "tier": "gold"}
     metadata = {"name": "p", "uid": "u", "labels": labels, "annotations": annotations}
     pod = msgspec.json.decode(msgspec.json.encode({"metadata": metadata}), type=KubePod)
-    return PodRules(("vllm",), ()).read(pod)
+    return PodRules({"vllm": ()}).read(pod)
 
 
 def test_a_pod_has_its_labels_and_its_configuration() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pdrouter.engines.registry import DEFAULT_ENGINE, Splits
+from pdrouter.engines.registry import Splits
 from pdrouter.load.failures import EjectionRules
 from pdrouter.openai.headers import FORWARDED_TO_SIDE_LEGS, REQUEST_ID, STRIPPED_HEADERS
 from pdrouter.routing.policy import PolicyOptions
@@ -36,7 +36,7 @@ def test_policies_and_strategies_are_those_that_settings_name() -> None:
 @pytest.mark.parametrize("meaning", NIXL_MEANINGS)
 def test_each_connector_that_settings_name_is_spoken(meaning: str) -> None:
     for name in CONNECTOR_NAMES:
-        assert Splits(default=name, nixl_means=meaning).find(DEFAULT_ENGINE, None)
+        assert Splits(default=name, nixl_means=meaning).find("vllm", None)
 
 
 def test_no_header_that_steers_a_request_may_be_forwarded() -> None:

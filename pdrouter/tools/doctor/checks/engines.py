@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pdrouter.cluster.kubernetes.objects import ENGINE, KV_CONNECTOR, MODEL, PORT, ROLE
 from pdrouter.cluster.pods import Role
-from pdrouter.engines.registry import ENGINES, Splits
+from pdrouter.engines.registry import WIRES, Splits
 from pdrouter.engines.vllm.nixl import NixlPull, is_unusable_host
 from pdrouter.nearest import find_nearest
 from pdrouter.settings import Settings
@@ -60,7 +60,7 @@ def _find_refused(installation: Installation) -> Iterator[Defect]:
 
 def _advise(engine: Engine) -> str:
     """Say which engine or connector may have been meant."""
-    for key, names in ((ENGINE, ENGINES), (KV_CONNECTOR, CONNECTOR_NAMES)):
+    for key, names in ((ENGINE, tuple(WIRES)), (KV_CONNECTOR, CONNECTOR_NAMES)):
         value = engine.metadata.get(key)
         near = find_nearest(value, names) if value else None
         if near is not None and near != (value or "").lower():
