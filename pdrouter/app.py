@@ -91,7 +91,10 @@ class Application:
             lambda uids: count_kv_capacity(self._engines.samples, uids),
         )
         self.failures = FailureMemory(choose_ejection_rules(settings))
-        self.cache = PodCache(lambda uid: _forget_pod(uid, self.ledger, prefixes, self.failures))
+        self.cache = PodCache(
+            lambda uid: _forget_pod(uid, self.ledger, prefixes, self.failures),
+            lambda uid: _forget_engine(uid, prefixes, self.failures),
+        )
         interval_s = settings.metrics_interval_ms / 1000
         self._engines = MetricsScraper(
             self.cache, self.ledger, interval_s=interval_s, failures=self.failures
@@ -242,5 +245,10 @@ def _bound_bodies(settings: Settings) -> HeldBodies:
 
 def _forget_pod(uid: str, ledger: Ledger, prefixes: PrefixIndex, failures: FailureMemory) -> None:
     ledger.forget(uid)
+    _forget_engine(uid, prefixes, failures)
+
+
+def _forget_engine(uid: str, prefixes: PrefixIndex, failures: FailureMemory) -> None:
+    """Forget what goes with the engine of a pod, when another one runs in it."""
     prefixes.forget(uid)
     failures.forget(uid)

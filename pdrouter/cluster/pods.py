@@ -82,6 +82,7 @@ class Pod:
         pairing: what its partner must have in common with it.
         labels: its labels in Kubernetes.
         config: what its model's owner asks of the router; None for nothing.
+        started: what tells this start of its engine from others; empty where that is not known.
     """
 
     uid: str
@@ -104,6 +105,7 @@ class Pod:
     pairing: PairingKey
     labels: Mapping[str, str] = field(hash=False)
     config: PodConfig | None = field(hash=False)
+    started: str = ""
 
     @property
     def state(self) -> str:
@@ -115,6 +117,14 @@ class Pod:
         if self.obstacle == TERMINATING:
             return "terminating"
         return "unsupported" if self.unsupported else "unready"
+
+    def runs_the_engine_of(self, before: "Pod") -> bool:
+        """Return whether the engine is the one that an earlier state of the pod had.
+
+        An engine that has started again knows nothing of what it had cached, and may be well again.
+        """
+        known = self.started and before.started
+        return self.address == before.address and not (known and self.started != before.started)
 
     @classmethod
     def create(
@@ -138,6 +148,7 @@ class Pod:
         claim: Claim | None = None,
         labels: Mapping[str, str] = _NO_LABELS,
         config: PodConfig | None = None,
+        started: str = "",
     ) -> "Pod":
         """Return a pod, with what follows from its attributes filled in.
 
@@ -167,6 +178,7 @@ class Pod:
             _create_pairing(namespace, roleset, engine),
             labels,
             config,
+            started,
         )
 
 

@@ -141,17 +141,23 @@ class PodCache:
         synced: whether a source has delivered pods at least once.
     """
 
-    __slots__ = ("_on_gone", "synced", "view")
+    __slots__ = ("_on_gone", "_on_restart", "synced", "view")
 
-    def __init__(self, on_gone: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        on_gone: Callable[[str], None] | None = None,
+        on_restart: Callable[[str], None] | None = None,
+    ) -> None:
         """Start without pods.
 
         Args:
             on_gone: called with the UID of each pod that a new view does not have any more.
+            on_restart: called with the UID of each pod whose engine is another one in a new view.
         """
         self.view = ClusterView.build(())
         self.synced = False
         self._on_gone = on_gone
+        self._on_restart = on_restart
 
     def replace(self, pods: Iterable[Pod]) -> None:
         """Make these pods the newest view."""
@@ -161,6 +167,13 @@ class PodCache:
         """Make this the newest view; what has been synced once stays so."""
         before, self.view = self.view, view
         self.synced = self.synced or synced
+        known = {pod.uid: pod for pod in before.pods}
+        if self._on_restart is not None:
+            for pod in view.pods:
+                was = known.get(pod.uid)
+                # Most are the very same.
+                if was is not None and was is not pod and not pod.runs_the_engine_of(was):
+                    self._on_restart(pod.uid)
         if self._on_gone is not None:
-            for uid in {pod.uid for pod in before.pods} - {pod.uid for pod in view.pods}:
+            for uid in known.keys() - {pod.uid for pod in view.pods}:
                 self._on_gone(uid)

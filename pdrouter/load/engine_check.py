@@ -11,6 +11,7 @@ import msgspec
 
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ClusterView, PodCache
+from pdrouter.engines.split import Leg
 from pdrouter.load.engine_connections import create_connector
 
 log = logging.getLogger(__name__)
@@ -18,7 +19,7 @@ log = logging.getLogger(__name__)
 _AT_ONCE = 32
 _PAGE_BYTES = 1024 * 1024
 _PATH = "/v1/models"
-_LEGS = (Role.PREFILL, Role.DECODE)
+_LEGS = tuple(Role(leg) for leg in Leg)
 
 
 class _Card(msgspec.Struct):

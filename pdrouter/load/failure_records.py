@@ -45,9 +45,11 @@ class Record:
         level: how often the back-off has grown.
         out: whether it is ejected or suspected.
         since: since when it is ejected: what began before proves nothing.
-        until: when it may be tried.
+        until: when it may be tried, by what it has failed.
+        held: when it may be tried, by what it has asked for.
         trial: the trial that is under way.
         closed_at: when it was let in again.
+        before: failures in a row before the last success.
     """
 
     in_a_row: int = 0
@@ -60,8 +62,10 @@ class Record:
     out: bool = False
     since: float = -math.inf
     until: float = -math.inf
+    held: float = -math.inf
     trial: "Trial | None" = None
     closed_at: float = -math.inf
+    before: int = 0
 
     def has_failed_only(self, subject: Hashable, since: float) -> bool:
         """Return whether all that has failed since a time, and since the last success, is this."""
@@ -71,6 +75,12 @@ class Record:
         """Count a request as recent."""
         self.recent = (self.recent << 1 | failed) & ((1 << _WINDOW) - 1)
         self.seen = min(self.seen + 1, _WINDOW)
+
+    def take_back(self) -> None:
+        """Forget the last success: it was none."""
+        self.in_a_row = self.before
+        self.recent >>= 1
+        self.seen = max(0, self.seen - 1)
 
     @property
     def is_often_bad(self) -> bool:
@@ -94,27 +104,6 @@ class Reach:
     def is_lost(self) -> bool:
         """Whether the pod seems to be out of reach."""
         return self.failures >= LEAST_SCRAPES and not self.refuted
-
-
-@dataclass(slots=True)
-class Silence:
-    """Requests that were given up before their pod had answered anybody.
-
-    Attributes:
-        requests: how many that are, of those that have not been counted as failures.
-        waited_s: how long the pod was waited for; what was waited for at once counts once.
-        until: when the last of them was given up.
-    """
-
-    requests: int = 0
-    waited_s: float = 0.0
-    until: float = -math.inf
-
-    def add(self, began: float, now: float) -> None:
-        """Take one more."""
-        self.requests += 1
-        self.waited_s = max(self.waited_s + now - max(began, self.until), now - began)
-        self.until = now
 
 
 class Trial:

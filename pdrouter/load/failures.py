@@ -15,7 +15,8 @@ from random import Random
 from typing import NamedTuple
 
 from pdrouter.engines.split import Leg
-from pdrouter.load.failure_records import LEAST_SCRAPES, Part, Reach, Record, Silence, Trial
+from pdrouter.load.failure_records import LEAST_SCRAPES, Part, Reach, Record, Trial
+from pdrouter.load.silences import Silences
 
 __all__ = ["CONNECT", "EjectionRules", "FailureMemory", "Trial", "Trouble", "Troubles"]
 
@@ -26,8 +27,6 @@ CONNECT = "connect"
 """Cause of a failure: no connection was made."""
 _UNREACHABLE = "unreachable"
 _REFUSALS = frozenset({CONNECT, _UNREACHABLE})
-_LONG_SILENCE_S = 10.0
-"""A pod that was waited for so long in all, and has answered nobody, has failed who waited."""
 _RECENT_S = 60.0
 _MOST_PARTS = 4096
 _MOST_SUBJECTS = 8
@@ -72,11 +71,8 @@ class Trouble(NamedTuple):
         return self.in_a_row, self.level
 
 
-class Troubles(NamedTuple):
-    """Who gets no requests now, by leg and UID."""
-
-    prefill: Mapping[str, Trouble]
-    decode: Mapping[str, Trouble]
+Troubles = Mapping[Leg, Mapping[str, Trouble]]
+"""Who gets no requests now, by leg and UID; every leg is there."""
 
 
 class FailureMemory:
@@ -101,8 +97,7 @@ class FailureMemory:
         self._records: dict[Part, Record] = {}
         self._out: dict[Part, Record] = {}
         self._reach: dict[str, Reach] = {}
-        self._answered: dict[tuple[str, Leg], float] = {}
-        self._silences: dict[tuple[str, Leg], Silence] = {}
+        self._silences = Silences()
 
     @property
     def calm(self) -> bool:
@@ -122,10 +117,7 @@ class FailureMemory:
             Whether the pod is let in again.
         """
         now = self.clock()
-        self._answered[uid, leg] = now
-        self._silences.pop((uid, leg), None)
-        if len(self._answered) > _MOST_PARTS:
-            self._answered.pop(next(iter(self._answered)))
+        self._silences.note_answer(uid, leg, now)
         if not (self._records or self._reach):
             return False
         reach = self._reach.get(uid)
@@ -180,12 +172,19 @@ class FailureMemory:
             return True
         return False
 
+    def note_worthless(self, uid: str, leg: Leg, cause: str, began: float) -> bool:
+        """Note that an answer which was just noted as a success is of no use: it was a failure."""
+        record = self._records.get(Part(uid, leg, ""))
+        if record is not None:
+            record.take_back()
+        return self.note_failure(uid, leg, cause, began)
+
     def note_timeout(self, uid: str, leg: Leg, cause: str, began: float) -> bool:
         """Note a request without an answer, as a failure if the pod has answered nobody since.
 
         A pod that is busy with the requests before it is slow, not broken.
         """
-        if self._answered.get((uid, leg), -math.inf) >= began:
+        if self._silences.has_answered_since(uid, leg, began):
             return False
         return self.note_failure(uid, leg, cause, began)
 
@@ -195,15 +194,7 @@ class FailureMemory:
         One that is given up soon says nothing: clients are impatient, and pods may be busy. If the
         pod answers nobody else either, those that waited for it were failed.
         """
-        if self._answered.get((uid, leg), -math.inf) >= began:
-            return False
-        silence = self._silences.setdefault((uid, leg), Silence())
-        silence.add(began, self.clock())
-        if len(self._silences) > _MOST_PARTS:
-            self._silences.pop(next(iter(self._silences)))
-        if silence.waited_s < _LONG_SILENCE_S:
-            return False
-        failed, silence.requests = silence.requests, 0
+        failed = self._silences.note_given_up(uid, leg, began, self.clock())
         return any(self.note_failure(uid, leg, cause, began) for _ in range(failed))
 
     def hold(self, uid: str, leg: Leg, seconds: float) -> None:
@@ -212,11 +203,11 @@ class FailureMemory:
             return
         part, now = Part(uid, leg, ""), self.clock()
         record = self._open(part)
-        if not record.out:
+        if not record.out or not record.level:
             record.since = now
             record.level = max(record.level, 1)
         record.out, self._out[part] = True, record
-        record.until = max(record.until, now + min(seconds, self.rules.longest_s))
+        record.held = max(record.held, now + min(seconds, self.rules.longest_s))
 
     def note_scrape(self, uid: str, *, connected: bool) -> None:
         """Note whether a pod's metrics port took a connection.
@@ -272,19 +263,19 @@ class FailureMemory:
     def look(self, model: str) -> Troubles:
         """Return who gets no requests for a model now. What is due for a trial does."""
         now = self.clock()
-        prefill: dict[str, Trouble] = {}
-        decode: dict[str, Trouble] = {}
+        troubles: dict[Leg, dict[str, Trouble]] = {leg: {} for leg in Leg}
         for part, record in self._out.items():
             if part.model not in ("", model):
                 continue
             if record.trial is None and now >= self._due(part, record):
                 continue
-            found = prefill if part.leg is Leg.PREFILL else decode
-            patient = record.trial is not None or now < record.since + self.rules.backoff_s
+            found = troubles[part.leg]
+            soonest = max(record.since + self.rules.backoff_s, record.held)
+            patient = record.trial is not None or now < soonest
             trouble = Trouble(record.in_a_row, record.level, patient, record.cause)
             other = found.get(part.uid)
             found[part.uid] = trouble if other is None else max(trouble, other)
-        return Troubles(prefill, decode)
+        return troubles
 
     def list_ejected(self) -> set[str]:
         """Return the UIDs of the pods that have failed, and are left out of a leg or on trial."""
@@ -319,20 +310,18 @@ class FailureMemory:
         ]
 
     def forget(self, uid: str) -> None:
-        """Forget a pod that is gone."""
+        """Forget a pod that is gone, or whose engine has begun anew."""
         self._reach.pop(uid, None)
-        for leg in Leg:
-            self._answered.pop((uid, leg), None)
-            self._silences.pop((uid, leg), None)
+        self._silences.forget(uid)
         for part in [part for part in self._records if part.uid == uid]:
             self._drop(part)
 
     def _due(self, part: Part, record: Record) -> float:
         """Return when a part may be tried: while it cannot be reached, as late as possible."""
-        reach = self._reach.get(part.uid)
+        reach, due = self._reach.get(part.uid), max(record.until, record.held)
         if record.level and reach is not None and reach.is_lost:
-            return max(record.until, record.since + self.rules.longest_s)
-        return record.until
+            return max(due, record.since + self.rules.longest_s)
+        return due
 
     def _open(self, part: Part) -> Record:
         record = self._records.get(part)
@@ -351,12 +340,12 @@ class FailureMemory:
         if record.out and began < record.since:
             return False
         readmitted = record.out and bool(record.level)
-        record.in_a_row = 0
+        record.before, record.in_a_row = record.in_a_row, 0
         record.subjects.clear()
         record.take(failed=False)
         if record.out:
             del self._out[part]
-            record.out, record.trial = False, None
+            record.out, record.trial, record.held = False, None, -math.inf
             record.recent = record.seen = 0
             record.closed_at = now
         elif not record.recent and now - record.closed_at > self.rules.longest_s:
@@ -371,7 +360,7 @@ class FailureMemory:
         wait = min(rules.longest_s, rules.backoff_s * 2.0 ** min(record.level - 1, 30))
         record.out, self._out[part] = True, record
         record.since, record.trial = now, None
-        record.until = max(record.until, now + wait * self._random.uniform(_LEAST_JITTER, 1.0))
+        record.until = now + wait * self._random.uniform(_LEAST_JITTER, 1.0)
 
     def _note_reached(self, uid: str) -> None:
         """Let a pod that can be reached be tried now, if that was what it lacked."""
@@ -383,4 +372,4 @@ class FailureMemory:
                 record.out = False
                 del self._out[part]
             elif record.cause in _REFUSALS:
-                record.until = -math.inf
+                record.until = -math.inf  # What it has asked for still holds.

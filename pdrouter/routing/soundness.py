@@ -21,11 +21,13 @@ def keep_sound(pods: ModelPods, failures: FailureMemory) -> tuple[ModelPods, tup
     if failures.calm:
         return pods, ()
     troubles = failures.look(pods.model)
-    if not (troubles.prefill or troubles.decode):
+    if not any(troubles.values()):
         return pods, ()
+    # A pair is a prefill pod and a decode pod; what serves requests whole is a decode pod to it.
+    prefill_troubles, last_troubles = troubles[Leg.PREFILL], troubles[Leg.DECODE]
     share = failures.rules.share
-    prefill = _keep(pods.prefill, troubles.prefill, share)
-    sound = {pod.uid for pod in _keep(pods.partners, troubles.decode, share)}
+    prefill = _keep(pods.prefill, prefill_troubles, share)
+    sound = {pod.uid for pod in _keep(pods.partners, last_troubles, share)}
     decode = {
         key: kept
         for key in dict.fromkeys(pod.pairing for pod in prefill)
@@ -33,12 +35,12 @@ def keep_sound(pods: ModelPods, failures: FailureMemory) -> tuple[ModelPods, tup
     }
     pairs: Sequence[Pod] = [pod for pod in prefill if pod.pairing in decode]
     if not pairs:
-        pairs, decode = _find_least_bad_pairs(pods, troubles.prefill, troubles.decode)
-    whole = _keep_or_find(pods.whole, troubles.decode, share)
+        pairs, decode = _find_least_bad_pairs(pods, prefill_troubles, last_troubles)
+    whole = _keep_or_find(pods.whole, last_troubles, share)
     left = replace(pods.keep_pairs(pairs, decode), whole=tuple(whole))
     notes = (
-        *_describe(Leg.PREFILL, pods.prefill, pairs, troubles.prefill),
-        *_describe(Leg.DECODE, pods.whole, whole, troubles.decode),
+        *_describe(Leg.PREFILL, pods.prefill, pairs, prefill_troubles),
+        *_describe(Leg.DECODE, pods.whole, whole, last_troubles),
     )
     return left, notes
 
@@ -49,9 +51,7 @@ def keep_sound_of(
     """Return those of some pods that may get a request of this leg now, or the least bad."""
     if failures.calm:
         return pods
-    troubles = failures.look(model)
-    found = troubles.prefill if leg is Leg.PREFILL else troubles.decode
-    return _keep_or_find(pods, found, failures.rules.share)
+    return _keep_or_find(pods, failures.look(model)[leg], failures.rules.share)
 
 
 def _keep(pods: Sequence[Pod], troubles: Mapping[str, Trouble], share: float) -> list[Pod]:

@@ -10,7 +10,7 @@ from pdrouter.engines.split import Leg
 from pdrouter.load.failures import CONNECT, FailureMemory
 from pdrouter.serving.engine_client import FailureKind
 from pdrouter.serving.last_leg import Judgement, Verdict, judge_answer
-from pdrouter.serving.leg_outcome import Attempt
+from pdrouter.serving.leg_outcome import Attempt, LegAnswer
 from pdrouter.serving.statuses import BUSY, Speaks
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,8 @@ _RECENT_S = 60.0
 _FIRST_ERROR, _NOT_FOUND = 400, 404
 _WITH_IDS = frozenset({"/v1/responses"})
 _OF_THE_KEY = frozenset({401, 403, 407})
-_EXPLAINED = frozenset({"null-params", "empty-blocks", "too-large"})
+_OF_THE_REQUEST = "too-large"
+_MISSING = frozenset({"null-params", "empty-blocks"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,21 @@ class SentLeg:
     began: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Handle:
+    """The last handle that was good; of the recent ones, that for the shortest prompt.
+
+    Attributes:
+        uid: the pod that has given it.
+        tokens: length of the prompt.
+        at: when that was.
+    """
+
+    uid: str
+    tokens: int
+    at: float
+
+
 class PodOutcomes:
     """Where all outcomes go, whoever saw them."""
 
@@ -53,6 +69,7 @@ class PodOutcomes:
         self.failures = failures
         # There are as many models as the operator has, and five paths.
         self._served: dict[tuple[Leg, str, str], tuple[str, float]] = {}
+        self._handles: dict[str, _Handle] = {}
 
     def send(self, pod: Pod, model: str, path: str, *, split: bool) -> SentLeg:
         """Return what to remember of a leg that Envoy is given now."""
@@ -94,14 +111,27 @@ class PodOutcomes:
             began = self.failures.clock() - attempt.seconds
             self._fail(attempt.pod, attempt.leg, f"status-{attempt.status}", began, model=model)
 
-    def note_unusable(self, pod: Pod, leg: Leg, reason: str) -> None:
+    def note_usable(self, answer: LegAnswer, model: str) -> None:
+        """Take an answer to a side leg that goes to the engine of the next one."""
+        tokens, now = _count_tokens(answer), self.failures.clock()
+        known = self._handles.get(model)
+        if tokens and (known is None or tokens <= known.tokens or now - known.at >= _RECENT_S):
+            self._handles[model] = _Handle(answer.pod.uid, tokens, now)
+
+    def note_unusable(self, answer: LegAnswer, model: str, reason: str) -> None:
         """Take an answer to a side leg that the engine of the next one cannot work with.
 
-        Engines give no handle for short prompts, and the size of one depends on the request.
+        Engines give no handle for short prompts. One that gives none for a prompt for which another
+        pod has given one is broken, or not set up to. The size of a handle depends on the request.
         """
-        if reason in _EXPLAINED:
+        pod, leg = answer.pod, answer.leg
+        if reason == _OF_THE_REQUEST or (
+            reason in _MISSING and not self._has_another_given(answer, model)
+        ):
             return
-        self._fail(pod, leg, f"handoff-{reason}", self.failures.clock())
+        cause = f"handoff-{reason}"
+        if self.failures.note_worthless(pod.uid, leg, cause, self.failures.clock()):
+            _tell_ejected(pod, leg, cause)
 
     def note_answer(
         self, sent: SentLeg, status: int, headers: Mapping[str, str], attributes: Mapping[str, Any]
@@ -157,6 +187,15 @@ class PodOutcomes:
             and self._has_another_served(sent.pod, Leg.DECODE, sent.model, sent.path)
         )
 
+    def _has_another_given(self, answer: LegAnswer, model: str) -> bool:
+        known = self._handles.get(model)
+        return (
+            known is not None
+            and known.uid != answer.pod.uid
+            and known.tokens <= _count_tokens(answer)
+            and self.failures.clock() - known.at < _RECENT_S
+        )
+
     def _note_served(self, pod: Pod, leg: Leg, model: str, path: str) -> None:
         self._served[leg, model, path] = pod.uid, self.failures.clock()
 
@@ -184,6 +223,11 @@ class PodOutcomes:
     ) -> None:
         if self.failures.note_failure(pod.uid, leg, cause, began, model=model, subject=subject):
             _tell_ejected(pod, leg, cause)
+
+
+def _count_tokens(answer: LegAnswer) -> int:
+    """Return how long the prompt was, as the engine says; 0 if it does not."""
+    return 0 if answer.usage is None else answer.usage.prompt_tokens
 
 
 def _name_cause(attempt: Attempt) -> str:

@@ -179,19 +179,20 @@ class Dispatcher:
         self, request: InferenceRequest, answers: Sequence[LegAnswer], record: RequestRecord
     ) -> Pieces:
         """Return the body of the last leg, or that of a whole request if that cannot be."""
+        outcomes, answer = self.legs.lessons.outcomes, answers[-1]
         try:
-            return self._put_handle(request, answers)
+            body = self._put_handle(request, answers)
         except HandoffInvalid as invalid:
             record.handoff = invalid.reason
-            self.legs.lessons.outcomes.note_unusable(
-                answers[-1].pod, answers[-1].leg, invalid.reason
-            )
+            outcomes.note_unusable(answer, request.model, invalid.reason)
             if self.policy.on_handoff_failure is FailurePolicy.FAIL:
                 raise RequestRejected(
                     502, "handoff_invalid", f"the prefill leg gave no KV handle: {invalid}"
                 ) from invalid
             record.aggregated = f"handoff-{invalid.reason}"
             return whole_body(request)
+        outcomes.note_usable(answer, request.model)
+        return body
 
     def _put_handle(self, request: InferenceRequest, answers: Sequence[LegAnswer]) -> Pieces:
         holder = answers[-1].pod

@@ -32,6 +32,12 @@ _CODE_SECONDS = (
     *(0.00005, 0.0001, 0.00015, 0.0002, 0.0003, 0.0005, 0.00075),
     *(0.001, 0.002, 0.005, 0.01, 0.05, 0.25),
 )
+_IN_FLIGHT = {
+    leg: f"{leg} legs".capitalize()
+    + (" and whole requests" if leg is Leg.DECODE else "")
+    + " in flight on the pod."
+    for leg in Leg
+}
 _LAG_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5)
 
 
@@ -253,18 +259,13 @@ class _LiveGauges(Collector):
             None,
             names,
         )
-        prefills = GaugeMetricFamily(
-            "pdrouter_pod_prefill_requests", "Prefill legs in flight on the pod.", None, names
-        )
+        requests = {
+            leg: GaugeMetricFamily(f"pdrouter_pod_{leg}_requests", text, None, names)
+            for leg, text in _IN_FLIGHT.items()
+        }
         tokens = GaugeMetricFamily(
             "pdrouter_pod_prefill_tokens",
             "Estimated prompt tokens of the prefill legs in flight on the pod.",
-            None,
-            names,
-        )
-        decodes = GaugeMetricFamily(
-            "pdrouter_pod_decode_requests",
-            "Decode legs and whole requests in flight on the pod.",
             None,
             names,
         )
@@ -273,14 +274,12 @@ class _LiveGauges(Collector):
             if pod.refused:
                 continue
             labels = (pod.namespace, pod.name, pod.model, pod.role)
-            prefill = self._ledger.load(Leg.PREFILL, pod.uid)
-            decode = self._ledger.load(Leg.DECODE, pod.uid)
             ready.add_metric(labels, float(pod.ready))
             ejected.add_metric(labels, float(pod.uid in out))
-            prefills.add_metric(labels, prefill.requests)
-            tokens.add_metric(labels, prefill.tokens)
-            decodes.add_metric(labels, decode.requests)
-        yield from (ready, ejected, prefills, tokens, decodes)
+            tokens.add_metric(labels, self._ledger.load(Leg.PREFILL, pod.uid).tokens)
+            for leg, gauge in requests.items():
+                gauge.add_metric(labels, self._ledger.load(leg, pod.uid).requests)
+        yield from (ready, ejected, tokens, *requests.values())
         counts = GaugeMetricFamily(
             "pdrouter_pods",
             "Pods by model, role and state: ready, unready, terminating, refused, unsupported.",

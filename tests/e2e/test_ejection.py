@@ -295,6 +295,37 @@ async def test_a_pod_that_wants_to_be_asked_later_is_asked_later() -> None:
         assert trouble["seconds_until_trial"] > 50
 
 
+async def test_a_decode_pod_that_wants_to_be_asked_later_costs_one_answer() -> None:
+    async with run(1, 2) as (stack, client):
+        busy = stack.decode[0]
+        with failing([busy], Fault(status=429, retry_after="60")):
+            assert await count_errors(client, 120) == 1
+        assert len(busy.requests) == 1
+        (trouble,) = await find_troubles(stack, busy)
+        assert trouble["seconds_until_trial"] > 50
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [Fault(omit_params=("remote_engine_id",)), Fault(null_params=True)],
+    ids=["incomplete", "none"],
+)
+async def test_a_prefill_pod_whose_handles_are_of_no_use_is_left_alone(fault: Fault) -> None:
+    async with run(2, 1) as (stack, client):
+        assert await count_errors(client, 10) == 0
+        broken, other = stack.prefill
+        with failing([broken], fault):
+            while not await find_troubles(stack, broken) and len(other.requests) < 200:
+                assert await count_errors(client, 4) == 0
+            while not (trouble := (await find_troubles(stack, broken))[0])["ejected"]:
+                assert await count_errors(client, 4) == 0
+            asked = len(broken.requests)
+            assert await count_errors(client, 100) == 0
+        assert len(broken.requests) == asked
+        assert trouble["failures_in_a_row"] == 3
+        assert trouble["last_cause"].startswith("handoff-")
+
+
 async def test_without_ejection_a_broken_pod_stays_in() -> None:
     async with run(1, 2, {"PDROUTER_EJECT_AFTER": "0"}) as (stack, client):
         with failing([stack.decode[0]], Fault(status=500)):

@@ -21,6 +21,7 @@ from pdrouter.tools.envoy_config import Routing
 from pdrouter.tools.local_stack import LocalStack, StackOptions, run_stack
 from pdrouter.tools.simulation.config import EngineConfig
 from pdrouter.tools.simulation.engine import SimulatedEngine
+from pdrouter.tools.simulation.faults import Fault
 
 GUIDE = Path(__file__).parents[1] / "data" / "setup-guide.md"
 MODEL = "llama31-8b"
@@ -522,3 +523,37 @@ async def expect_refusals_said(cluster: Cluster) -> None:
     label = 'role="decode",state="refused"'
     assert f'pdrouter_pods{{model="{MODEL}",{label}}} 2.0' in metrics
     assert f'pdrouter_pods{{model="reserved",{label}}} 1.0' in metrics
+
+
+async def test_an_engine_that_has_started_again_is_not_held_to_what_its_container_did_before(
+    tmp_path: Path,
+) -> None:
+    async with run_cluster(
+        tmp_path / "kubeconfig",
+        prefill=engines("prefill", PREFILL, 1),
+        decode=engines("decode", DECODE, 2),
+    ) as cluster:
+        for role, address in (("prefill", PREFILL), ("decode", DECODE)):
+            for number in range(1, 3 if role == "decode" else 2):
+                labels = {"role-name": role, "model.aibrix.ai/name": MODEL}
+                ip = f"{address}.{number}"
+                cluster.api.store.create(make_pod(f"{role}-{number}", labels=labels, ip=ip))
+        await cluster.wait_for_pods(3)
+        broken, failures = cluster.stack.decode[0], cluster.stack.router.failures
+        broken.faults.set(Fault(status=500))
+        while not failures.list_ejected():
+            await cluster.chat()
+        broken.faults.clear()
+        assert {(await cluster.chat()).status_code for _ in range(10)} == {200}
+        received = len(broken.requests)
+        restart_engine(cluster.api, "decode-1")
+        await wait_for(lambda: failures.calm)
+        while len(broken.requests) == received:
+            assert (await cluster.chat()).status_code == 200
+
+
+def restart_engine(api: FakeApiServer, name: str) -> None:
+    """Do what the kubelet reports when a container has died and was started again."""
+    status = api.store.get("pods", name)["status"]["containerStatuses"][0]
+    again = {**status, "restartCount": 1, "containerID": f"containerd://{'e' * 64}"}
+    api.store.patch("pods", name, {"status": {"containerStatuses": [again]}})

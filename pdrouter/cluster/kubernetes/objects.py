@@ -10,6 +10,12 @@ from datetime import datetime, timedelta
 
 import msgspec
 
+from pdrouter.cluster.kubernetes.containers import (
+    ContainerStatus,
+    PodSpec,
+    find_engine,
+    identify_start,
+)
 from pdrouter.cluster.model_namespaces import ANY_NAMESPACE, ModelNamespaces
 from pdrouter.cluster.pod_addresses import ANY_POD_ADDRESS, AddressRules
 from pdrouter.cluster.pod_config import read_config
@@ -60,11 +66,18 @@ class Condition(msgspec.Struct, frozen=True):
     since: str | None = msgspec.field(default=None, name="lastTransitionTime")
 
 
-class PodStatus(msgspec.Struct, frozen=True, rename={"pod_ip": "podIP", "start_time": "startTime"}):
+class PodStatus(
+    msgspec.Struct,
+    frozen=True,
+    rename={"pod_ip": "podIP", "start_time": "startTime", "containers": "containerStatuses"},
+):
+    """`status` of a pod."""
+
     pod_ip: str = ""
     conditions: list[Condition] = []
     phase: str = ""
     start_time: str | None = None
+    containers: list[ContainerStatus] = []
 
 
 class KubeNamespace(msgspec.Struct, frozen=True):
@@ -78,6 +91,7 @@ class KubePod(msgspec.Struct, frozen=True):
 
     metadata: ObjectMeta
     status: PodStatus = PodStatus()
+    spec: PodSpec = PodSpec()
 
 
 class AdapterSpec(msgspec.Struct, frozen=True, rename="camel"):
@@ -161,12 +175,15 @@ class PodRules:
         refusal = self._find_refusal(pod, model)
         unsupported = find_unsupported(engine, connector, self.wires)
         flaw = refusal or _find_flaw(metadata) or unsupported
+        port = _read_port(metadata.get(PORT)) or DEFAULT_PORT
+        container = find_engine(pod.spec.containers, pod.status.containers, port)
         return Pod.create(
             uid=metadata.uid,
             name=metadata.name,
             namespace=metadata.namespace,
             ip=pod.status.pod_ip,
-            port=_read_port(metadata.get(PORT)) or DEFAULT_PORT,
+            port=port,
+            started=identify_start(container),
             metrics_port=_read_port(metadata.get(METRICS_PORT)),
             model=model[:_LONGEST_MODEL],
             role=_read_role(metadata.labels.get(ROLE)),

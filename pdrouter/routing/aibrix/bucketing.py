@@ -120,7 +120,7 @@ def _relieve(
 
     A pod that does not tell its queue neither needs relief nor gives it.
     """
-    troubles = state.failures.look(pods.model).decode
+    troubles = state.failures.look(pods.model)[Leg.DECODE]
     pressures = [
         (pod, measure_pressure(pod.uid, state)) for pod in combined if pod.uid not in troubles
     ]

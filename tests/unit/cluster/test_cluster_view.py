@@ -1,5 +1,7 @@
 """The view of the pods, and where the newest one is kept."""
 
+from typing import Any
+
 import pytest
 from factories import MODEL, make_model_pods, make_pod
 from hypothesis import given, settings
@@ -162,3 +164,30 @@ def test_a_view_that_was_taken_stays_as_it_was() -> None:
     cache.replace([])
     assert set(taken.models) == {MODEL}
     assert not cache.view.models
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "restarted"),
+    [
+        ({"started": "0/a"}, {"started": "1/b"}, True),
+        ({"started": "0/a"}, {"started": "0/a"}, False),
+        ({"started": "0/a"}, {"started": "0/a", "ready": False}, False),
+        ({"started": "0/a"}, {"started": ""}, False),
+        ({"started": ""}, {"started": "0/a"}, False),
+        ({"ip": "10.0.0.1"}, {"ip": "10.0.0.2"}, True),
+        ({"port": 8000}, {"port": 8001}, True),
+    ],
+)
+def test_an_engine_that_is_another_one_under_the_same_uid_is_told(
+    before: dict[str, Any], after: dict[str, Any], restarted: bool
+) -> None:
+    gone: list[str] = []
+    anew: list[str] = []
+    cache = PodCache(gone.append, anew.append)
+    cache.replace([make_pod("a", **before), make_pod("b", D)])
+    assert anew == []
+    cache.replace([make_pod("a", **after), make_pod("b", D)])
+    assert anew == (["uid-a"] if restarted else [])
+    assert gone == []
+    cache.replace([make_pod("b", D)])
+    assert gone == ["uid-a"]

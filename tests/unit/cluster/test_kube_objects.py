@@ -5,6 +5,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from pdrouter.cluster.kubernetes.containers import (
+    Container,
+    ContainerPort,
+    ContainerStatus,
+    find_engine,
+)
 from pdrouter.cluster.kubernetes.objects import KubeModelAdapter, KubePod, PodRules, read_adapter
 from pdrouter.cluster.model_namespaces import ModelNamespaces
 from pdrouter.cluster.pods import Claim, Pod, Role
@@ -294,3 +300,40 @@ def test_an_adapter_names_its_base_model_and_pods(
 ) -> None:
     adapter = read_adapter(msgspec.convert(raw, KubeModelAdapter))
     assert (adapter.base_model, set(adapter.instances)) == (base, instances)
+
+
+def describe_container(name: str, number: int, restarts: int = 0) -> dict[str, Any]:
+    return {"name": name, "containerID": f"containerd://{number}", "restartCount": restarts}
+
+
+def test_each_start_of_the_engines_container_is_told_from_others() -> None:
+    starts = [
+        read_known(status={"containerStatuses": [describe_container("c", *start)]}).started
+        for start in ((1, 0), (2, 1), (2, 1))
+    ]
+    assert starts == ["0/containerd://1", "1/containerd://2", "1/containerd://2"]
+    assert read_known().started == ""
+    assert read_known(status={"containerStatuses": [{"name": "c"}]}).started == ""
+
+
+@pytest.mark.parametrize(
+    ("containers", "engine"),
+    [
+        ([("proxy", 9000), ("vllm", 8000)], "vllm"),
+        ([("vllm", 8000), ("proxy", 9000)], "vllm"),
+        ([("vllm", None), ("proxy", 9000)], "vllm"),
+        ([("proxy", 9000), ("vllm", None)], "proxy"),
+        ([], "proxy"),
+    ],
+)
+def test_the_engines_container_is_the_one_that_declares_its_port_or_the_first(
+    containers: list[tuple[str, int | None]], engine: str
+) -> None:
+    spec = [
+        Container(name, [] if port is None else [ContainerPort(port)]) for name, port in containers
+    ]
+    statuses = [ContainerStatus("proxy"), ContainerStatus("vllm")]
+    found = find_engine(spec, statuses, 8000)
+    assert found is not None
+    assert found.name == engine
+    assert find_engine(spec, [], 8000) is None

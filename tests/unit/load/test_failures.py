@@ -40,8 +40,7 @@ class Bench:
         return self.memory.note_success(uid, leg, of.pop("began", self.clock.now), **of)
 
     def is_out(self, uid: str = "a", leg: Leg = DECODE, model: str = "m") -> bool:
-        troubles = self.memory.look(model)
-        return uid in (troubles.prefill if leg is PREFILL else troubles.decode)
+        return uid in self.memory.look(model)[leg]
 
     def wait(self, seconds: float) -> None:
         self.clock.now += seconds
@@ -164,6 +163,53 @@ def test_what_an_engine_asks_for_is_waited_within_the_bound() -> None:
     bench.memory.hold("b", PREFILL, 1e9)
     bench.wait(40)
     assert not bench.is_out("b", PREFILL)
+
+
+def test_it_is_waited_even_where_too_many_have_failed_or_the_pod_takes_connections_again() -> None:
+    bench = Bench()
+    bench.fail(3, cause="connect")
+    bench.memory.hold("a", DECODE, 25)
+    bench.memory.note_scrape("a", connected=False)
+    bench.memory.note_scrape("a", connected=True)
+    bench.wait(24)
+    assert bench.memory.look("m")[DECODE]["a"].patient
+    bench.wait(1)
+    assert not bench.is_out()
+
+
+def test_what_a_suspected_pod_asks_for_is_waited_too() -> None:
+    bench = Bench()
+    for _ in range(2):
+        bench.memory.note_scrape("a", connected=False)
+    bench.memory.hold("a", DECODE, 25)
+    bench.memory.note_scrape("a", connected=True)
+    assert bench.is_out()
+
+
+def test_an_answer_that_is_of_no_use_is_a_failure_although_it_came() -> None:
+    bench = Bench()
+    ejected = []
+    for _ in range(3):
+        bench.succeed()
+        ejected.append(bench.memory.note_worthless("a", DECODE, "handoff", bench.clock.now))
+    assert ejected == [False, False, True]
+    bench.wait(10)
+    bench.succeed()
+    assert not bench.is_out()
+    assert bench.memory.note_worthless("a", DECODE, "handoff", bench.clock.now)
+    bench.wait(15)
+    assert bench.is_out()
+
+
+def test_one_that_is_of_use_starts_the_count_anew() -> None:
+    bench = Bench()
+    for _ in range(3):
+        for _ in range(2):
+            bench.succeed()
+            bench.memory.note_worthless("a", DECODE, "handoff", bench.clock.now)
+        for _ in range(3):
+            bench.succeed()
+    assert bench.memory.calm
 
 
 def test_what_a_pod_lacks_for_one_adapter_leaves_it_in_for_others() -> None:
@@ -376,7 +422,7 @@ def test_a_pod_that_is_gone_is_forgotten() -> None:
     bench.memory.forget("a")
     assert bench.memory.calm
     assert not bench.memory.describe("a")
-    assert bench.memory.look("adapter") == ({}, {})
+    assert bench.memory.look("adapter") == {leg: {} for leg in Leg}
 
 
 def test_a_pod_that_has_recovered_leaves_nothing() -> None:
@@ -421,8 +467,8 @@ def test_the_memory_is_bounded() -> None:
     assert len(memory._records) <= 4096
     assert len(memory._out) <= 4096
     assert len(memory._reach) <= 4096
-    assert len(memory._answered) <= 4096
-    assert len(memory._silences) <= 4096
+    assert len(memory._silences._answered) <= 4096
+    assert len(memory._silences._silences) <= 4096
 
 
 EVENTS = st.lists(
@@ -458,7 +504,7 @@ def replay(events: list[tuple[str, float]]) -> Bench:
 def test_a_failure_more_never_makes_a_pod_more_attractive(events: list[tuple[str, float]]) -> None:
     before, after = replay(events), replay(events)
     after.fail()
-    was, now = (bench.memory.look("m").decode.get("a") for bench in (before, after))
+    was, now = (bench.memory.look("m")[DECODE].get("a") for bench in (before, after))
     assert was is None or (now is not None and now.badness >= was.badness)
 
 

@@ -186,10 +186,10 @@ def test_never_all_are_left_out_and_pairs_stay_pairs(
     assert {pod.pairing for pod in left.prefill} == {pod.pairing for pod in left.partners}
     assert set(left.prefill) <= set(pods.prefill)
     troubles = memory.look(pods.model)
-    whole_pairs = {pod.pairing for pod in pods.prefill if pod.uid not in troubles.prefill} & {
-        pod.pairing for pod in pods.partners if pod.uid not in troubles.decode
+    whole_pairs = {pod.pairing for pod in pods.prefill if pod.uid not in troubles[Leg.PREFILL]} & {
+        pod.pairing for pod in pods.partners if pod.uid not in troubles[Leg.DECODE]
     }
     if whole_pairs:
         assert {pod.pairing for pod in left.prefill} == whole_pairs
-        assert not any(pod.uid in troubles.prefill for pod in left.prefill)
-        assert not any(pod.uid in troubles.decode for pod in left.partners)
+        assert not any(pod.uid in troubles[Leg.PREFILL] for pod in left.prefill)
+        assert not any(pod.uid in troubles[Leg.DECODE] for pod in left.partners)

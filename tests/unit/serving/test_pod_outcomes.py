@@ -9,8 +9,9 @@ from factories import MODEL, make_pod
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.engines.split import Leg
 from pdrouter.load.failures import EjectionRules, FailureMemory
+from pdrouter.openai.usage import Usage
 from pdrouter.serving.engine_client import FailureKind
-from pdrouter.serving.leg_outcome import Attempt
+from pdrouter.serving.leg_outcome import Attempt, LegAnswer
 from pdrouter.serving.pod_outcomes import PodOutcomes
 
 PREFILL = make_pod("p")
@@ -59,7 +60,7 @@ class Bench:
         self.outcomes.note_answer(sent, status, ENGINE, named)
 
     def is_out(self, leg: Leg, model: str = MODEL) -> bool:
-        return bool(getattr(self.memory.look(model), leg))
+        return bool(self.memory.look(model)[leg])
 
 
 @pytest.mark.parametrize("failure", [kind for kind in FailureKind if kind != "status"])
@@ -127,16 +128,61 @@ def test_a_pod_is_left_out_for_as_long_as_it_asks_for() -> None:
     assert bench.is_out(Leg.PREFILL)
 
 
+def make_side_answer(pod: Pod = PREFILL, tokens: int | None = 100) -> LegAnswer:
+    usage = None if tokens is None else Usage(tokens, None)
+    return LegAnswer(Leg.PREFILL, pod, "id", b"", usage)
+
+
 @pytest.mark.parametrize(
     ("reason", "counts"),
-    [("incomplete-params", True), ("null-params", False), ("empty-blocks", False)],
+    [
+        ("incomplete-params", True),
+        ("invalid-answer", True),
+        ("null-params", False),
+        ("empty-blocks", False),
+        ("too-large", False),
+    ],
 )
-def test_a_handle_that_is_wrong_is_a_failure_and_one_that_is_missing_is_not(
+def test_a_handle_that_is_wrong_is_a_failure_and_one_that_is_missing_may_be_none(
     reason: str, counts: bool
 ) -> None:
     bench = Bench()
-    bench.outcomes.note_unusable(PREFILL, Leg.PREFILL, reason)
+    bench.outcomes.note_unusable(make_side_answer(), MODEL, reason)
     assert bench.is_out(Leg.PREFILL) == counts
+
+
+@pytest.mark.parametrize("reason", ["null-params", "empty-blocks"])
+@pytest.mark.parametrize(
+    ("given", "missing", "counts"),
+    [
+        (100, 100, True),
+        (100, 101, True),
+        # That one may be too short.
+        (100, 99, False),
+        (100, None, False),
+        (None, 100, False),
+    ],
+)
+def test_a_missing_handle_is_a_failure_where_another_pod_has_given_one_for_no_longer_a_prompt(
+    reason: str, given: int | None, missing: int | None, counts: bool
+) -> None:
+    bench = Bench()
+    bench.outcomes.note_usable(make_side_answer(OTHER, given), MODEL)
+    bench.outcomes.note_unusable(make_side_answer(PREFILL, missing), MODEL, reason)
+    assert bench.is_out(Leg.PREFILL) == counts
+    same = Bench()
+    same.outcomes.note_usable(make_side_answer(PREFILL, given), MODEL)
+    same.outcomes.note_unusable(make_side_answer(PREFILL, missing), MODEL, reason)
+    assert same.memory.calm
+
+
+def test_what_another_pod_has_given_long_ago_or_for_another_model_says_nothing() -> None:
+    bench = Bench()
+    bench.outcomes.note_usable(make_side_answer(OTHER), MODEL)
+    bench.outcomes.note_unusable(make_side_answer(), "another", "null-params")
+    bench.now += 61
+    bench.outcomes.note_unusable(make_side_answer(), MODEL, "null-params")
+    assert bench.memory.calm
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 429])

@@ -1,0 +1,65 @@
+"""The containers of a pod, and which of them is the engine's."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+
+class ContainerPort(msgspec.Struct, frozen=True, rename="camel"):
+    """A port that a container declares."""
+
+    container_port: int = 0
+
+
+class Container(msgspec.Struct, frozen=True):
+    """A container as a pod's `spec` tells it."""
+
+    name: str
+    ports: list[ContainerPort] = []
+
+
+class PodSpec(msgspec.Struct, frozen=True):
+    """`spec` of a pod."""
+
+    containers: list[Container] = []
+
+
+class ContainerStatus(
+    msgspec.Struct, frozen=True, rename={"id": "containerID", "restarts": "restartCount"}
+):
+    """What became of a container.
+
+    Attributes:
+        name: name of the container.
+        id: identity of the container that runs, or was the last to run; each start has another.
+        restarts: how often it was started again.
+    """
+
+    name: str
+    id: str = ""
+    restarts: int = 0
+
+
+def find_engine(
+    containers: Sequence[Container], statuses: Sequence[ContainerStatus], port: int
+) -> ContainerStatus | None:
+    """Return the engine's container: the one that declares its port, or else the first.
+
+    Args:
+        containers: those of the pod.
+        statuses: what became of them.
+        port: port that the engine serves on.
+
+    Returns:
+        None if nothing is known of it.
+    """
+    declaring = (
+        each.name for each in containers if any(p.container_port == port for p in each.ports)
+    )
+    name = next(declaring, containers[0].name if containers else None)
+    return next((status for status in statuses if name in (None, status.name)), None)
+
+
+def identify_start(engine: ContainerStatus | None) -> str:
+    """Return what tells a start of the engine from those before and after; nothing if unknown."""
+    return "" if engine is None or not engine.id else f"{engine.restarts}/{engine.id}"
