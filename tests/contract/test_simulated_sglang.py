@@ -198,7 +198,7 @@ async def test_decode_hangs_where_prefill_is_cut_off() -> None:
 
 
 async def test_either_leg_gives_up_in_the_end() -> None:
-    async with running(room_timeout_s=0.05) as pair:
+    async with running(peer_timeout_s=0.05) as pair:
         assert (await pair.ask(pair.prefill, pair.body(7)))[0] == 500
         assert (await pair.ask(pair.decode, pair.body(8)))[0] == 500
         assert pair.prefill.count("simulation:room_timeouts_total") == 1

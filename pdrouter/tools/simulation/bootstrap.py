@@ -3,15 +3,14 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
-import aiohttp
 from aiohttp import web
 from yarl import URL
 
+from pdrouter.tools.simulation.peer_client import PeerClient
 from pdrouter.tools.simulation.refusal import ContractViolated
 from pdrouter.tools.simulation.rooms import RoomStore
-from pdrouter.tools.simulation.transfer import TransferFailed
 
 JOIN_PATH = "/simulation/rooms/join"
 """Where a bootstrap server answers; it stands in for SGLang's own protocol."""
@@ -91,11 +90,9 @@ class BootstrapServer:
     def __init__(self, store: RoomStore) -> None:
         self._store = store
 
-    def create_application(self) -> web.Application:
-        """Return what listens at the bootstrap port."""
-        application = web.Application()
-        application.add_routes([web.post(JOIN_PATH, self._join)])
-        return application
+    def routes(self) -> list[web.RouteDef]:
+        """Give all paths and what answers them."""
+        return [web.post(JOIN_PATH, self._join)]
 
     async def _join(self, request: web.Request) -> web.Response:
         asked = json.loads(await request.read())
@@ -103,39 +100,14 @@ class BootstrapServer:
         return web.json_response({"same_prompt": same})
 
 
-class RoomClient:
-    """A decode engine's side: it joins rooms."""
+async def fetch_rooms(client: PeerClient, meeting: Meeting, digest: str) -> None:
+    """Wait for the blocks of a prompt.
 
-    def __init__(self, timeout_s: float) -> None:
-        """Open a client.
-
-        Args:
-            timeout_s: Seconds for which it waits for blocks.
-        """
-        self._client = aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=timeout_s),
-            connector=aiohttp.TCPConnector(limit=0, force_close=True),
-        )
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._client.close()
-
-    async def fetch(self, meeting: Meeting, digest: str) -> None:
-        """Wait for the blocks of a prompt.
-
-        Raises:
-            TransferFailed: No bootstrap server is there, or the blocks did not come in time.
-            ContractViolated: They are another prompt's.
-        """
-        url = URL.build(scheme="http", host=meeting.host, port=meeting.port, path=JOIN_PATH)
-        asked = {"rooms": meeting.rooms, "prompt_digest": digest}
-        try:
-            async with self._client.post(url, data=json.dumps(asked).encode()) as response:
-                answer: dict[str, Any] = await response.json()
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise TransferFailed(f"{meeting.host}:{meeting.port}: {error!r}") from error
-        if not answer["same_prompt"]:
-            raise ContractViolated("legs_differ", 500, "the legs have different prompts")
+    Raises:
+        TransferFailed: No bootstrap server is there, or the blocks did not come in time.
+        ContractViolated: They are another prompt's.
+    """
+    url = URL.build(scheme="http", host=meeting.host, port=meeting.port, path=JOIN_PATH)
+    answer = await client.ask(url, {"rooms": meeting.rooms, "prompt_digest": digest})
+    if not answer["same_prompt"]:
+        raise ContractViolated("legs_differ", 500, "the legs have different prompts")

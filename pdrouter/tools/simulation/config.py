@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 EngineRole = Literal["prefill", "decode", "both"]
-KvConnector = Literal["nixl", "neuron-legacy", "bootstrap", "none"]
+KvConnector = Literal["nixl", "nixl-push", "mooncake", "neuron-legacy", "bootstrap", "none"]
 
 EngineRelease = Literal["new", "old"]
 _FIXED_ROLES = ("neuron-legacy", "bootstrap")
@@ -37,8 +37,9 @@ class EngineConfig:
             for prompts shorter than one block.
         side_channel_host: The `remote_host` in issued handles; `None` is the engine's own
             address. `localhost` and `0.0.0.0` are what real engines put there by default.
-        bootstrap_port: Port of a prefill engine's bootstrap server; 0 takes a free one.
-        room_timeout_s: Seconds for which one leg waits for the other in a room.
+        bootstrap_port: Port of a prefill engine's bootstrap server (SGLang, Mooncake); 0 takes a
+            free one.
+        peer_timeout_s: Seconds for which one leg waits for the other where both run at once.
         keepalive_timeout_s: Idle seconds after which the engine closes a connection.
         request_log_size: Received requests that are kept for inspection.
 
@@ -63,7 +64,7 @@ class EngineConfig:
     release: EngineRelease = "new"
     side_channel_host: str | None = None
     bootstrap_port: int = 0
-    room_timeout_s: float = 300.0
+    peer_timeout_s: float = 300.0
     keepalive_timeout_s: float = 75.0
     request_log_size: int = 1_000
 
@@ -94,7 +95,7 @@ class EngineConfig:
             "kv_blocks",
             "default_max_tokens",
             "kv_lease_s",
-            "room_timeout_s",
+            "peer_timeout_s",
             "keepalive_timeout_s",
             "request_log_size",
         ):
@@ -108,6 +109,11 @@ class EngineConfig:
     def engine(self) -> Literal["vllm", "sglang"]:
         """The software that it behaves like."""
         return "sglang" if self.kv_connector == "bootstrap" else "vllm"
+
+    @property
+    def has_bootstrap_server(self) -> bool:
+        """Whether decode engines, or routers, ask it at another port than the API's."""
+        return self.kv_connector in ("bootstrap", "mooncake") and self.role != "decode"
 
     @property
     def base_model(self) -> str:

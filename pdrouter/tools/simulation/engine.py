@@ -9,7 +9,7 @@ from aiohttp import web
 
 from pdrouter.tools.simulation.answers import MADE_UP
 from pdrouter.tools.simulation.api_requests import Api
-from pdrouter.tools.simulation.bootstrap import BootstrapServer, RoomClient
+from pdrouter.tools.simulation.bootstrap import BootstrapServer
 from pdrouter.tools.simulation.compute import Compute
 from pdrouter.tools.simulation.config import EngineConfig
 from pdrouter.tools.simulation.control_api import ControlApi
@@ -20,11 +20,13 @@ from pdrouter.tools.simulation.handle_issuer import HandleIssuer
 from pdrouter.tools.simulation.kv_handles import HandleStore
 from pdrouter.tools.simulation.media_api import MEDIA_PATHS, MediaApi
 from pdrouter.tools.simulation.node_address import join_address, reachable_host
+from pdrouter.tools.simulation.peer_client import PeerClient
 from pdrouter.tools.simulation.received_requests import ReceivedRequest, RequestLog
 from pdrouter.tools.simulation.reception import Reception, api_handler
 from pdrouter.tools.simulation.rooms import RoomStore
 from pdrouter.tools.simulation.single_pod_api import ANSWERS, SinglePodApi
 from pdrouter.tools.simulation.transfer import BlockFetcher
+from pdrouter.tools.simulation.transfers import TransferApi, TransferStore
 
 _STOP_GRACE_S = 0.2
 _NO_BODY_LIMIT = 0
@@ -54,13 +56,17 @@ class SimulatedEngine:
         self._handles = HandleStore(
             config.engine_id, config.kv_lease_s, self._metrics.expired_handles.inc
         )
-        self._rooms = RoomStore(self._metrics, config.room_timeout_s)
+        self._rooms = RoomStore(self._metrics, config.peer_timeout_s)
+        self._transfers = TransferStore(
+            config.engine_id, config.kv_lease_s, self._metrics.expired_handles.inc
+        )
+        self._transfer_api = TransferApi(config.engine_id, self._transfers)
         self._compute = Compute(config, self._metrics)
         self._metrics.watch_load(
             running=lambda: self._compute.running,
             waiting=lambda: self._compute.waiting,
             cache_usage=self._cache_usage,
-            handles_outstanding=lambda: self._handles.outstanding(time.monotonic()),
+            handles_outstanding=self._count_outstanding,
             rooms_open=lambda: self._rooms.open,
         )
         self._host = reachable_host(config.host)
@@ -86,19 +92,14 @@ class SimulatedEngine:
             listener = resources.enter_context(_listen(self.config.host, self.config.port))
             self._port = listener.getsockname()[1]
             fetcher = await resources.enter_async_context(BlockFetcher(self._host))
-            room_client = await resources.enter_async_context(
-                RoomClient(self.config.room_timeout_s)
-            )
-            self._runner = await self._serve(
-                resources, self._application(fetcher, room_client), listener
-            )
-            if self.config.kv_connector == "bootstrap" and self.config.role == "prefill":
+            peers = await resources.enter_async_context(PeerClient(self.config.peer_timeout_s))
+            self._runner = await self._serve(resources, self._application(fetcher, peers), listener)
+            if self.config.has_bootstrap_server:
                 listener = resources.enter_context(
                     _listen(self.config.host, self.config.bootstrap_port)
                 )
                 self._bootstrap_port = listener.getsockname()[1]
-                server = BootstrapServer(self._rooms)
-                await self._serve(resources, server.create_application(), listener)
+                await self._serve(resources, self._bootstrap_application(), listener)
             self._resources = resources.pop_all()
 
     async def _serve(
@@ -160,9 +161,21 @@ class SimulatedEngine:
             if connection.transport is not None and self._reception.is_idle(connection.transport):
                 connection.transport.close()
 
-    def _application(self, fetcher: BlockFetcher, room_client: RoomClient) -> web.Application:
+    def _bootstrap_application(self) -> web.Application:
+        application = web.Application()
+        if self.config.kv_connector == "mooncake":
+            application.add_routes(self._transfer_api.routes())
+        else:
+            application.add_routes(BootstrapServer(self._rooms).routes())
+        return application
+
+    def _application(self, fetcher: BlockFetcher, peers: PeerClient) -> web.Application:
         issuer = HandleIssuer(
-            self.config, self._handles, self.config.side_channel_host or self._host, self._port
+            self.config,
+            self._handles,
+            self._transfers,
+            self.config.side_channel_host or self._host,
+            self._port,
         )
         generation = GenerationApi(
             self.config,
@@ -171,7 +184,8 @@ class SimulatedEngine:
             fetcher,
             issuer,
             rooms=self._rooms,
-            room_client=room_client,
+            transfers=self._transfers,
+            peers=peers,
         )
         single_pod = SinglePodApi(self.config, self._compute)
         media = MediaApi(self.config, self._compute)
@@ -188,14 +202,22 @@ class SimulatedEngine:
         )
         application.on_response_prepare.append(_say_what_it_is)
         application.add_routes(control.routes())
+        if self.config.kv_connector == "nixl-push":
+            application.add_routes(self._transfer_api.routes())
         application.add_routes([web.post(path, api_handler(generation.serve)) for path in Api])
         application.add_routes([web.post(path, api_handler(single_pod.serve)) for path in ANSWERS])
         serve_media = api_handler(media.serve, forms=True)
         application.add_routes([web.post(path, serve_media) for path in MEDIA_PATHS])
         return application
 
+    def _count_outstanding(self) -> int:
+        now = time.monotonic()
+        return self._handles.outstanding(now) + self._transfers.outstanding(now)
+
     def _cache_usage(self) -> float:
-        tokens = self._compute.running_tokens + self._handles.held_tokens(time.monotonic())
+        now = time.monotonic()
+        held = self._handles.held_tokens(now) + self._transfers.held_tokens(now)
+        tokens = self._compute.running_tokens + held
         return min(1.0, tokens / (self.config.block_size * self.config.kv_blocks))
 
 

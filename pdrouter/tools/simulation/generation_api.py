@@ -11,7 +11,7 @@ from aiohttp import web
 
 from pdrouter.tools.simulation.answers import AnswerForm
 from pdrouter.tools.simulation.api_requests import Api, GenerationRequest, parse_generation
-from pdrouter.tools.simulation.bootstrap import Meeting, RoomClient, read_meeting
+from pdrouter.tools.simulation.bootstrap import Meeting, fetch_rooms, read_meeting
 from pdrouter.tools.simulation.compute import Compute
 from pdrouter.tools.simulation.config import EngineConfig
 from pdrouter.tools.simulation.engine_metrics import EngineMetrics
@@ -27,11 +27,20 @@ from pdrouter.tools.simulation.legs import (
 )
 from pdrouter.tools.simulation.messages_answers import MessagesForm
 from pdrouter.tools.simulation.openai_answers import ChatForm, CompletionsForm, GenerateForm
+from pdrouter.tools.simulation.peer_client import PeerClient
 from pdrouter.tools.simulation.reception import Dropped, EngineCall
 from pdrouter.tools.simulation.refusal import Refused, load_failed
 from pdrouter.tools.simulation.responses_answers import ResponsesForm
 from pdrouter.tools.simulation.rooms import RoomStore
 from pdrouter.tools.simulation.transfer import BlockFetcher, TransferFailed
+from pdrouter.tools.simulation.transfers import (
+    Registration,
+    TransferStore,
+    fetch_transfer,
+    read_mooncake,
+    read_push,
+    read_transfer_id,
+)
 
 FORMS: Mapping[Api, AnswerForm] = {
     Api.CHAT: ChatForm(),
@@ -52,13 +61,22 @@ class _Job:
         request_id: The id under which it runs, unique in the engine.
         remote: The handle whose blocks to fetch first, on a decode leg.
         meeting: Where an SGLang's legs meet.
+        registration: Where to ask for blocks by an id, on a decode leg.
+        transfer_id: The id by which they are asked for, on a prefill leg.
     """
 
     call: EngineCall
     request: GenerationRequest
     request_id: str
-    remote: Handle | None
+    remote: Handle | None = None
     meeting: Meeting | None = None
+    registration: Registration | None = None
+    transfer_id: str = ""
+
+    @property
+    def waits(self) -> bool:
+        """Whether its prompt is computed elsewhere."""
+        return any(each is not None for each in (self.remote, self.registration, self.meeting))
 
 
 class GenerationApi:
@@ -73,7 +91,8 @@ class GenerationApi:
         issuer: HandleIssuer,
         *,
         rooms: RoomStore,
-        room_client: RoomClient,
+        transfers: TransferStore,
+        peers: PeerClient,
     ) -> None:
         self._config = config
         self._metrics = metrics
@@ -81,7 +100,8 @@ class GenerationApi:
         self._fetcher = fetcher
         self._issuer = issuer
         self._rooms = rooms
-        self._room_client = room_client
+        self._transfers = transfers
+        self._peers = peers
         self._running_ids: set[str] = set()
 
     async def serve(self, call: EngineCall) -> web.StreamResponse:
@@ -106,12 +126,25 @@ class GenerationApi:
             check_prefill_leg(api, call.members, self._config)
         request = parse_generation(api, call.members, self._config)
         check_prompt_count(call.leg, request.prompts)
-        remote = None
-        if call.leg is SimulatedLeg.DECODE:
-            remote = check_decode_leg(call.members, self._config)
         self._count_unexpected_role(call.leg, request)
         request_id = call.http.headers.get("x-request-id") or uuid.uuid4().hex
-        return _Job(call, request, request_id, remote)
+        job = _Job(call, request, request_id)
+        if self._config.kv_connector in ("nixl-push", "mooncake"):
+            return self._check_transfer(job)
+        if call.leg is SimulatedLeg.DECODE:
+            return replace(job, remote=check_decode_leg(call.members, self._config))
+        return job
+
+    def _check_transfer(self, job: _Job) -> _Job:
+        params = job.call.members.get("kv_transfer_params") or {}
+        if job.call.leg is SimulatedLeg.PREFILL:
+            transfer_id = read_transfer_id(params)
+            self._transfers.begin(transfer_id)
+            return replace(job, transfer_id=transfer_id)
+        if job.call.leg is SimulatedLeg.DECODE:
+            read = read_push if self._config.kv_connector == "nixl-push" else read_mooncake
+            return replace(job, registration=read(params))
+        return job
 
     def _check_meeting(self, api: Api, call: EngineCall) -> _Job:
         request = parse_generation(api, call.members, self._config)
@@ -120,7 +153,7 @@ class GenerationApi:
             # It has the client's own limit, and computes one token all the same.
             request = replace(request, limit=1)
         request_id = call.http.headers.get("x-request-id") or uuid.uuid4().hex
-        return _Job(call, request, request_id, None, meeting)
+        return _Job(call, request, request_id, meeting=meeting)
 
     def _count_unexpected_role(self, leg: SimulatedLeg, request: GenerationRequest) -> None:
         role = self._config.role
@@ -158,7 +191,7 @@ class GenerationApi:
                 self._metrics.first_token_seconds.observe(time.monotonic() - arrived)
             yield generation
             return
-        if job.remote is not None or job.meeting is not None:
+        if job.waits:
             await self._fetch(job)
             generation = replace(generation, cached_tokens=job.request.prompt_tokens - 1)
         async with self._compute.prefilled(
@@ -171,7 +204,9 @@ class GenerationApi:
         started = time.monotonic()
         try:
             if job.meeting is not None:
-                await self._room_client.fetch(job.meeting, job.request.digest)
+                await fetch_rooms(self._peers, job.meeting, job.request.digest)
+            elif job.registration is not None:
+                await fetch_transfer(self._peers, job.registration, job.request.digest)
             elif job.remote is not None:
                 await self._fetcher.fetch(job.remote, job.request.digest)
         except TransferFailed:
@@ -186,6 +221,8 @@ class GenerationApi:
                 for _ in generation.words[1:]:
                     await self._compute.step()
                 self._metrics.generation_tokens.inc(generation.completion_tokens)
+                if job.transfer_id:
+                    return self._issuer.announce(form, generation, job.transfer_id)
                 if job.call.leg is SimulatedLeg.PREFILL and job.meeting is None:
                     return self._issuer.issue(form, generation, job.call.fault)
                 return form.plain(generation)

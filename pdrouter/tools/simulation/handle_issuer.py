@@ -10,6 +10,7 @@ from pdrouter.tools.simulation.config import EngineConfig
 from pdrouter.tools.simulation.faults import Fault
 from pdrouter.tools.simulation.generation import Generation
 from pdrouter.tools.simulation.kv_handles import HandleStore
+from pdrouter.tools.simulation.transfers import TransferStore
 
 _FIRST_COOKIE = 2**53 + 1
 
@@ -18,18 +19,25 @@ class HandleIssuer:
     """Holds the blocks of finished prefill legs and describes them in the answer."""
 
     def __init__(
-        self, config: EngineConfig, store: HandleStore, remote_host: str, remote_port: int
+        self,
+        config: EngineConfig,
+        store: HandleStore,
+        transfers: TransferStore,
+        remote_host: str,
+        remote_port: int,
     ) -> None:
         """Issue handles into a store.
 
         Args:
             config: The engine's settings.
             store: Where issued handles are held.
+            transfers: Where blocks are held that have no handle.
             remote_host: The host that handles name.
             remote_port: The port at which the engine answers fetches.
         """
         self._config = config
         self._store = store
+        self._transfers = transfers
         self._remote_host = remote_host
         self._remote_port = remote_port
         self._next_block = 0
@@ -40,6 +48,19 @@ class HandleIssuer:
         if self._config.kv_connector == "neuron-legacy":
             return self._neuron_answer(form, generation)
         return self._nixl_answer(form, generation, fault)
+
+    def announce(
+        self, form: AnswerForm, generation: Generation, transfer_id: str
+    ) -> dict[str, object]:
+        """Give the answer of a prefill leg whose blocks are asked for by an id, and hold them."""
+        request = generation.request
+        self._transfers.finish(transfer_id, request.digest, request.prompt_tokens, time.monotonic())
+        if self._config.kv_connector == "mooncake":
+            return form.plain(generation)
+        shown = self._nixl_handle(generation)
+        del shown["remote_block_ids"]
+        shown |= {"transfer_mode": "push", "transfer_id": transfer_id}
+        return form.plain(replace(generation, kv_transfer_params=shown))
 
     def _nixl_answer(
         self, form: AnswerForm, generation: Generation, fault: Fault

@@ -21,6 +21,7 @@ class SimulatedLeg(StrEnum):
     WHOLE = "whole"
 
 
+_BY_PARAMS = ("nixl", "nixl-push", "mooncake")
 _NULL_BEFORE_PREFILL = ("remote_engine_id", "remote_block_ids", "remote_host", "remote_port")
 _NEEDED_FOR_FETCH = ("remote_engine_id", "remote_request_id", "remote_host", "remote_port")
 
@@ -38,7 +39,7 @@ def leg_of(members: Members, config: EngineConfig) -> SimulatedLeg:
     if config.kv_connector == "bootstrap":
         return SimulatedLeg(config.role)
     params = members.get("kv_transfer_params")
-    if config.kv_connector == "nixl" and isinstance(params, dict):
+    if config.kv_connector in _BY_PARAMS and isinstance(params, dict):
         if params.get("do_remote_decode"):
             return SimulatedLeg.PREFILL
         if params.get("do_remote_prefill"):
@@ -74,15 +75,17 @@ def check_prefill_leg(api: Api, members: Members, config: EngineConfig) -> None:
         raise _violated("prefill_min_tokens", message, "min_tokens")
     if sampling.get("n") not in (None, 1):
         raise _violated("prefill_n", "n must be 1 on the prefill leg", "n")
-    if config.kv_connector == "nixl":
-        _check_empty_handle(members["kv_transfer_params"])
+    if config.kv_connector in _BY_PARAMS:
+        _check_empty_handle(members["kv_transfer_params"], config)
     elif members.get("kv_transfer_params") is not None:
         message = "this connector has no kv_transfer_params"
         raise _violated("prefill_transfer_params", message, "kv_transfer_params")
 
 
-def _check_empty_handle(params: Handle) -> None:
-    wrong = [name for name in _NULL_BEFORE_PREFILL if params.get(name, "absent") is not None]
+def _check_empty_handle(params: Handle, config: EngineConfig) -> None:
+    # Only NIXL's pull scheduler looks them up; elsewhere they may be absent, but say nothing.
+    absent = "absent" if config.kv_connector == "nixl" else None
+    wrong = [name for name in _NULL_BEFORE_PREFILL if params.get(name, absent) is not None]
     if params["do_remote_decode"] is not True:
         wrong.append("do_remote_decode")
     if params.get("do_remote_prefill") is not False:

@@ -17,7 +17,7 @@ from pdrouter.tools.simulation.transfer import TransferFailed, fetch_address
     ("setting", "named"),
     [
         ({"role": "prefiller"}, "role"),
-        ({"kv_connector": "mooncake"}, "kv_connector"),
+        ({"kv_connector": "nixel"}, "kv_connector"),
         ({"release": "newer"}, "release"),
         ({"kv_connector": "neuron-legacy"}, "role"),
         ({"models": ()}, "models"),

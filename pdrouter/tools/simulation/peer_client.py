@@ -1,0 +1,44 @@
+"""What engines ask each other, where real ones have protocols of their own."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Self
+
+import aiohttp
+from yarl import URL
+
+from pdrouter.tools.simulation.transfer import TransferFailed
+
+
+class PeerClient:
+    """A decode engine's client. Use as an async context manager."""
+
+    def __init__(self, timeout_s: float) -> None:
+        """Open it.
+
+        Args:
+            timeout_s: Seconds for which it waits for an answer, that is, for blocks.
+        """
+        self._client = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=timeout_s),
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.close()
+
+    async def ask(self, url: URL, question: Mapping[str, object]) -> dict[str, Any]:
+        """Send a question to another engine, and return its answer.
+
+        Raises:
+            TransferFailed: There is no engine, or no answer in time.
+        """
+        try:
+            async with self._client.post(url, data=json.dumps(question).encode()) as response:
+                answer: dict[str, Any] = await response.json()
+                return answer
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise TransferFailed(f"{url}: {error!r}") from error

@@ -1,0 +1,203 @@
+"""Simulated engines whose legs may run at once: NIXL push (Neuron's write mode) and Mooncake."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+
+from pdrouter.tools.simulation.config import EngineConfig, KvConnector
+from pdrouter.tools.simulation.engine import SimulatedEngine
+from pdrouter.tools.simulation.faults import Fault
+
+GENEROUS_S = 20.0
+CHAT = "/v1/chat/completions"
+BODY: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello, there"}], "max_tokens": 3}
+WIRES: tuple[KvConnector, ...] = ("nixl-push", "mooncake")
+
+
+class Pair:
+    """A prefill and a decode engine, and both legs of a request."""
+
+    def __init__(
+        self, prefill: SimulatedEngine, decode: SimulatedEngine, client: aiohttp.ClientSession
+    ) -> None:
+        self.prefill = prefill
+        self.decode = decode
+        self._client = client
+
+    def prefill_leg(self, transfer_id: object = "xfer-1") -> asyncio.Task[tuple[int, Any]]:
+        params = {"do_remote_decode": True, "do_remote_prefill": False, "transfer_id": transfer_id}
+        body = BODY | {"max_tokens": 1, "kv_transfer_params": params}
+        return asyncio.create_task(self._ask(self.prefill, body))
+
+    def decode_leg(self, transfer_id: object = "xfer-1", **change: Any) -> asyncio.Task[Any]:
+        if self.prefill.config.kv_connector == "mooncake":
+            where: dict[str, Any] = {
+                "remote_bootstrap_addr": f"http://{self.prefill.host}:{self.prefill.bootstrap_port}"
+            }
+        else:
+            where = {
+                "remote_host": self.prefill.host,
+                "remote_port": self.prefill.port,
+                "tp_size": 1,
+                "remote_request_id": "prefill-1",
+            }
+        params = {
+            "do_remote_decode": False,
+            "do_remote_prefill": True,
+            "remote_engine_id": self.prefill.config.engine_id,
+            "transfer_id": transfer_id,
+            **where,
+            **change,
+        }
+        body = BODY | {"kv_transfer_params": params, "messages": change.pop("messages", None)}
+        body["messages"] = body["messages"] or BODY["messages"]
+        return asyncio.create_task(self._ask(self.decode, body))
+
+    async def _ask(self, engine: SimulatedEngine, body: dict[str, Any]) -> tuple[int, Any]:
+        async with self._client.post(f"http://{engine.address}{CHAT}", json=body) as response:
+            return response.status, await response.json()
+
+    async def query(self) -> Any:
+        url = f"http://{self.prefill.host}:{self.prefill.bootstrap_port}/query"
+        async with self._client.get(url) as response:
+            return await response.json()
+
+    @property
+    def outstanding(self) -> float:
+        return self.prefill.count("simulation:kv_handles_outstanding")
+
+    @property
+    def violations(self) -> float:
+        return sum(
+            engine.count("simulation:contract_violations_total")
+            for engine in (self.prefill, self.decode)
+        )
+
+
+@asynccontextmanager
+async def running(
+    kv_connector: KvConnector, *faults: Fault, **settings: Any
+) -> AsyncIterator[Pair]:
+    options: dict[str, Any] = {
+        "kv_connector": kv_connector,
+        "prefill_tokens_per_s": 0,
+        "itl_ms": 1,
+        **settings,
+    }
+    prefill = SimulatedEngine(EngineConfig(role="prefill", host="127.0.0.2", **options), *faults)
+    decode = SimulatedEngine(EngineConfig(role="decode", host="127.0.0.3", **options))
+    timeout = aiohttp.ClientTimeout(total=GENEROUS_S)
+    async with prefill, decode, aiohttp.ClientSession(timeout=timeout) as client:
+        yield Pair(prefill, decode, client)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(GENEROUS_S):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("wire", WIRES)
+async def test_either_leg_may_come_first(wire: KvConnector) -> None:
+    async with running(wire) as pair:
+        status, _ = await pair.prefill_leg("a")
+        assert (status, pair.outstanding) == (200, 1)
+        assert (await pair.decode_leg("a"))[0] == 200
+        decode = pair.decode_leg("b")
+        await until(lambda: pair.outstanding == 1)
+        assert not decode.done()
+        assert (await pair.prefill_leg("b"))[0] == 200
+        assert (await decode)[0] == 200
+        assert (pair.outstanding, pair.violations) == (0, 0)
+
+
+async def test_a_push_answer_says_whose_blocks_they_are_and_names_none() -> None:
+    async with running("nixl-push") as pair:
+        _, answer = await pair.prefill_leg()
+        params = answer["kv_transfer_params"]
+        assert params["transfer_mode"] == "push"
+        assert params["remote_engine_id"] == pair.prefill.config.engine_id
+        assert "remote_block_ids" not in params
+
+
+async def test_mooncake_answers_nothing_and_is_asked_for_its_engine_id() -> None:
+    async with running("mooncake") as pair:
+        _, answer = await pair.prefill_leg()
+        assert answer.get("kv_transfer_params") is None
+        assert await pair.query() == {"0": {"engine_id": pair.prefill.config.engine_id}}
+
+
+@pytest.mark.parametrize("wire", WIRES)
+async def test_blocks_that_nobody_asks_for_are_given_up(wire: KvConnector) -> None:
+    async with running(wire, kv_lease_s=0.05) as pair:
+        await pair.prefill_leg()
+        await until(lambda: pair.outstanding == 0)
+        assert pair.prefill.count("vllm:nixl_num_kv_expired_reqs_total") == 1
+        late = pair.decode_leg()
+        await until(lambda: pair.outstanding == 1)
+        assert not late.done()
+        late.cancel()
+        await until(lambda: pair.outstanding == 0)
+
+
+@pytest.mark.parametrize("wire", WIRES)
+async def test_decode_is_not_told_that_prefill_has_failed(wire: KvConnector) -> None:
+    async with running(wire, Fault(status=500)) as pair:
+        decode = pair.decode_leg()
+        assert (await pair.prefill_leg())[0] == 500
+        await until(lambda: pair.outstanding == 1)
+        assert not decode.done()
+        decode.cancel()
+        await until(lambda: pair.outstanding == 0)
+
+
+@pytest.mark.parametrize("wire", WIRES)
+async def test_an_id_is_used_once(wire: KvConnector) -> None:
+    async with running(wire) as pair:
+        await pair.prefill_leg()
+        status, answer = await pair.prefill_leg()
+        assert (status, answer["error"]["param"]) == (400, "kv_transfer_params")
+        first, second = pair.decode_leg("b"), pair.decode_leg("b")
+        await until(lambda: pair.violations == 2)
+        for leg in (first, second):
+            leg.cancel()
+
+
+@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("transfer_id", [None, "", 7])
+async def test_a_leg_without_an_id_is_refused(wire: KvConnector, transfer_id: object) -> None:
+    async with running(wire) as pair:
+        assert (await pair.prefill_leg(transfer_id))[0] == 400
+        assert (await pair.decode_leg(transfer_id))[0] == 400
+        assert pair.violations == 2
+
+
+@pytest.mark.parametrize(
+    ("wire", "missing"),
+    [
+        *(("nixl-push", name) for name in ("remote_engine_id", "remote_host", "remote_port")),
+        ("nixl-push", "tp_size"),
+        ("nixl-push", "remote_request_id"),
+        ("mooncake", "remote_engine_id"),
+        ("mooncake", "remote_bootstrap_addr"),
+    ],
+)
+async def test_what_the_scheduler_looks_up_must_be_there(wire: KvConnector, missing: str) -> None:
+    async with running(wire) as pair:
+        await pair.prefill_leg()
+        assert (await pair.decode_leg(**{missing: None}))[0] == 500
+        assert pair.violations == 1
+
+
+@pytest.mark.parametrize("wire", WIRES)
+async def test_blocks_of_another_engine_or_prompt_are_refused(wire: KvConnector) -> None:
+    other = [{"role": "user", "content": "Another prompt"}]
+    async with running(wire) as pair:
+        assert (await pair.decode_leg(remote_engine_id="another"))[0] == 500
+        await pair.prefill_leg()
+        assert (await pair.decode_leg(messages=other))[0] == 500
+        assert pair.violations == 2
