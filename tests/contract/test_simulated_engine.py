@@ -355,6 +355,24 @@ async def test_blocks_expire_with_the_lease(http: Http, decode: SimulatedEngine)
         assert prefill.count("simulation:contract_violations_total") == 0
 
 
+async def test_an_engine_that_starts_again_has_its_address_but_not_its_blocks(
+    http: Http, prefill: SimulatedEngine, decode: SimulatedEngine
+) -> None:
+    address, lost = prefill.address, await http.handle(prefill)
+    await prefill.stop()
+    assert prefill.count("simulation:kv_handles_outstanding") == 0
+    with pytest.raises(aiohttp.ClientConnectorError):
+        await http.handle(prefill)
+    await prefill.start()
+    assert prefill.address == address
+    # Who was told of blocks by an engine that has ended is not to blame.
+    await failed_decode(http, decode, lost)
+    assert_contract_kept(prefill, decode)
+    body = BODIES[Api.CHAT] | {"kv_transfer_params": await http.handle(prefill)}
+    assert (await http.send(decode, Api.CHAT, body))[0] == 200
+    assert_contract_kept(prefill, decode)
+
+
 @pytest.mark.parametrize("side_channel_host", ["localhost", "0.0.0.0"])
 async def test_a_side_channel_host_must_be_rewritten(
     http: Http, decode: SimulatedEngine, side_channel_host: str

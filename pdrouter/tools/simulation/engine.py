@@ -34,7 +34,10 @@ _BACKLOG = 1_024
 
 
 class SimulatedEngine:
-    """An engine that can be started once; as an async context manager it runs inside the block.
+    """An engine; as an async context manager it runs inside the block.
+
+    It can be started again after it was stopped: at the same address, without its blocks, while
+    what it has counted stands.
 
     Attributes:
         config: Its settings.
@@ -72,6 +75,7 @@ class SimulatedEngine:
         self._host = reachable_host(config.host)
         self._port = config.port
         self._bootstrap_port = config.bootstrap_port
+        self._issuer: HandleIssuer | None = None
         self._runner: web.AppRunner | None = None
         self._resources = AsyncExitStack()
 
@@ -89,14 +93,14 @@ class SimulatedEngine:
             OSError: The address cannot be bound.
         """
         async with AsyncExitStack() as resources:
-            listener = resources.enter_context(_listen(self.config.host, self.config.port))
+            listener = resources.enter_context(_listen(self.config.host, self._port))
             self._port = listener.getsockname()[1]
             fetcher = await resources.enter_async_context(BlockFetcher(self._host))
             peers = await resources.enter_async_context(PeerClient(self.config.peer_timeout_s))
             self._runner = await self._serve(resources, self._application(fetcher, peers), listener)
             if self.config.has_bootstrap_server:
                 listener = resources.enter_context(
-                    _listen(self.config.host, self.config.bootstrap_port)
+                    _listen(self.config.host, self._bootstrap_port)
                 )
                 self._bootstrap_port = listener.getsockname()[1]
                 await self._serve(resources, self._bootstrap_application(), listener)
@@ -118,8 +122,9 @@ class SimulatedEngine:
         return runner
 
     async def stop(self) -> None:
-        """Close all connections, cutting off what still runs."""
+        """Close all connections, cutting off what still runs; blocks that are held are lost."""
         await self._resources.aclose()
+        self._handles.lose()
 
     @property
     def host(self) -> str:
@@ -170,19 +175,18 @@ class SimulatedEngine:
         return application
 
     def _application(self, fetcher: BlockFetcher, peers: PeerClient) -> web.Application:
-        issuer = HandleIssuer(
-            self.config,
-            self._handles,
-            self._transfers,
-            self.config.side_channel_host or self._host,
-            self._port,
-        )
+        if self._issuer is None:
+            # It outlives a restart: blocks of now must not pass for blocks of then.
+            host = self.config.side_channel_host or self._host
+            self._issuer = HandleIssuer(
+                self.config, self._handles, self._transfers, host, self._port
+            )
         generation = GenerationApi(
             self.config,
             self._metrics,
             self._compute,
             fetcher,
-            issuer,
+            self._issuer,
             rooms=self._rooms,
             transfers=self._transfers,
             peers=peers,

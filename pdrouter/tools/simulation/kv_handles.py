@@ -8,7 +8,9 @@ from typing import Literal
 
 from pdrouter.tools.simulation.legs import Handle
 
-FetchResult = Literal["ok", "unknown", "reused", "expired", "altered", "wrong_engine", "mismatch"]
+FetchResult = Literal[
+    "ok", "unknown", "reused", "expired", "lost", "altered", "wrong_engine", "mismatch"
+]
 
 FETCH_STATUS: dict[FetchResult, int] = {
     "ok": 200,
@@ -18,6 +20,7 @@ FETCH_STATUS: dict[FetchResult, int] = {
     "reused": 409,
     "mismatch": 409,
     "expired": 410,
+    "lost": 410,
 }
 """The HTTP status with which a prefill engine answers a fetch."""
 
@@ -90,6 +93,11 @@ class HandleStore:
             return "mismatch"
         self._end(key, "reused")
         return "ok"
+
+    def lose(self) -> None:
+        """Lose all blocks that are held, as an engine does whose process ends."""
+        for key in tuple(self._held):
+            self._end(key, "lost")
 
     def outstanding(self, now: float) -> int:
         """Count the handles that can still be fetched."""
