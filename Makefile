@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench bench-compare bench-steps bench-routing bench-kubernetes bench-scraping bench-transports protos docs constraints clean
+.PHONY: demo test lint bench bench-compare bench-steps bench-routing bench-kubernetes bench-scraping bench-transports chaos protos docs constraints clean
 
 demo: $(VENV)/demo.installed ## Run engines, router and Envoy here; KEEP=1 leaves them running
 	$(BIN)/pdrouter demo $(if $(KEEP),--keep)
@@ -47,6 +47,9 @@ bench-scraping: $(VENV)/dev.installed ## What reading the metrics of many engine
 
 bench-transports: $(VENV)/dev.installed ## The exchange over other transports than grpcio; 5 minutes
 	$(BIN)/python -m benchmarks.transports
+
+chaos: $(VENV)/dev.installed ## 10,000 requests for each wire while everything fails; CHAOS='--requests 300 --seed 7'
+	$(BIN)/python -m benchmarks.chaos $(CHAOS)
 
 protos: $(VENV)/dev.installed ## Compile the schemas of Envoy's protocols
 	$(BIN)/python protos/generate.py

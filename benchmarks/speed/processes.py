@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,16 +72,21 @@ class RouterProcess:
     """A running `pdrouter serve`.
 
     Attributes:
-        pid: its process.
+        process: its process.
         address: where it takes ext_proc streams.
         admin_url: its HTTP port.
         start_s: seconds from the start of the process until it served.
     """
 
-    pid: int
+    process: asyncio.subprocess.Process
     address: str
     admin_url: str
     start_s: float
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self.process.pid
 
     async def read_metrics(self) -> str:
         """Return its metrics page."""
@@ -93,8 +98,15 @@ class RouterProcess:
 
 
 @asynccontextmanager
-async def run_router(environment: Mapping[str, str]) -> AsyncIterator[RouterProcess]:
-    """Run the router with these settings around a block, once it serves."""
+async def run_router(
+    environment: Mapping[str, str], on_line: Callable[[bytes], None] = lambda _: None
+) -> AsyncIterator[RouterProcess]:
+    """Run the router with these settings around a block, once it serves.
+
+    Args:
+        environment: its settings.
+        on_line: is given each line of its log from then on.
+    """
     settings = {
         "ROUTING_ALGORITHM": "pd",
         "PDROUTER_GRPC_BIND": "127.0.0.1:0",
@@ -110,9 +122,9 @@ async def run_router(environment: Mapping[str, str]) -> AsyncIterator[RouterProc
         start_s = time.monotonic() - begun
         async with asyncio.TaskGroup() as tasks:
             # A reader that stalls would make the router drop its log.
-            draining = tasks.create_task(_drain(process))
+            draining = tasks.create_task(_drain(process, on_line))
             yield RouterProcess(
-                process.pid,
+                process,
                 f"127.0.0.1:{started['grpc_port']}",
                 f"http://{started['http']}",
                 start_s,
@@ -120,6 +132,6 @@ async def run_router(environment: Mapping[str, str]) -> AsyncIterator[RouterProc
             draining.cancel()
 
 
-async def _drain(process: asyncio.subprocess.Process) -> None:
-    while process.stdout is not None and await process.stdout.read(2**20):
-        pass
+async def _drain(process: asyncio.subprocess.Process, on_line: Callable[[bytes], None]) -> None:
+    while process.stdout is not None and (line := await process.stdout.readline()):
+        on_line(line)

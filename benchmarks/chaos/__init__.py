@@ -1,0 +1,1 @@
+"""Thousands of requests over an installation in which everything fails, and what holds."""

@@ -1,0 +1,75 @@
+"""Thousands of requests over an installation in which everything fails, and what holds.
+
+`python -m benchmarks.chaos` runs simulated engines, two routers and the real Envoy on loopback. It
+exits 1 if a promise of docs/reliability.md is broken.
+"""
+
+import argparse
+import asyncio
+import logging
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from benchmarks.chaos.report import format_reports, list_broken, write_table
+from benchmarks.chaos.run import Report, run_chaos
+from pdrouter.process_limits import raise_file_limit
+
+_PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
+SPLITS: dict[str, Literal["nixl", "neuron-legacy"]] = {
+    "vLLM, NIXL pull": "nixl",
+    "Neuron, older wire": "neuron-legacy",
+}
+"""KV connectors, by what the report calls them."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run it; return 0 if all promises held."""
+    options = _parse(arguments)
+    raise_file_limit()
+    # What engines say of connections that are cut on purpose.
+    logging.getLogger("aiohttp").setLevel(logging.CRITICAL)
+    reports = asyncio.run(_run_all(options))
+    table = format_reports(reports)
+    print(table)
+    if options.write:
+        write_table(_PAGE, table)
+    broken = False
+    for name, report in reports.items():
+        for promise in list_broken(report):
+            broken = True
+            print(f"broken, {name}: {promise}")
+        for example in report.tally.examples:
+            print(f"  {example}")
+    print("promises were broken" if broken else "all promises held")
+    return 1 if broken else 0
+
+
+async def _run_all(options: argparse.Namespace) -> dict[str, Report]:
+    tell = partial(print, flush=True)
+    return {
+        name: await run_chaos(connector, options.seed, options.requests, tell)
+        for name, connector in SPLITS.items()
+        if connector in options.split
+    }
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description=__doc__)
+    add = parser.add_argument
+    add("--requests", type=int, default=10_000, help="for each split; 10,000")
+    add("--seed", type=int, default=1, help="the same seed is the same plan; 1")
+    names = list(SPLITS.values())
+    add("--split", action="append", choices=names, help="this only; may be repeated")
+    add("--write", action="store_true", help="put the table into docs/reliability.md")
+    options = parser.parse_args(arguments)
+    options.split = options.split or names
+    if options.requests < 1:
+        parser.error("--requests must be at least 1")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

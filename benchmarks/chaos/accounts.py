@@ -1,0 +1,157 @@
+"""What an installation holds when it should hold nothing, and what its router occupies."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.chaos.installation import Installation
+from benchmarks.chaos.tally import Breach, Tally
+from benchmarks.speed.processes import RouterProcess
+
+NEVER = (
+    "simulation:contract_violations_total",
+    "simulation:prompt_mismatches_total",
+    "simulation:unexpected_role_total",
+    "simulation:duplicate_request_ids_total",
+)
+"""What engines count if a router breaks the contract."""
+
+_ROUTER_GAUGES = (
+    "pdrouter_requests_in_flight",
+    "pdrouter_pod_prefill_requests",
+    "pdrouter_pod_prefill_tokens",
+    "pdrouter_pod_decode_requests",
+    "pdrouter_body_bytes",
+)
+_ENGINE_GAUGES = (
+    "vllm:num_requests_running",
+    "vllm:num_requests_waiting",
+    "simulation:kv_handles_outstanding",
+)
+TOLD = (
+    "pdrouter_prefill_attempts_total",
+    "pdrouter_prefill_failures_total",
+    "pdrouter_handoff_failures_total",
+)
+"""Counters of the router that the report tells."""
+
+_PATIENCE_S = 30.0
+_LOOK_S = 0.1
+_MORE_DESCRIPTORS = 8
+_MORE_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What a process occupies while it has nothing to do.
+
+    Attributes:
+        resident_bytes: its memory.
+        descriptors: its open files and connections.
+    """
+
+    resident_bytes: int
+    descriptors: int
+
+
+async def settle(installation: Installation, tally: Tally) -> None:
+    """Wait until nothing is in flight; what stays is a broken promise."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while held := await _find_held(installation):
+        if time.monotonic() > deadline:
+            for name, count in held.items():
+                tally.note_broken(Breach.LEFT_BEHIND, f"{name}: {count:g}")
+            return
+        await asyncio.sleep(_LOOK_S)
+
+
+async def measure(installation: Installation, before: Footprint | None = None) -> Footprint:
+    """Return what the steady router occupies; connections that are idle get time to close."""
+    for engine in installation.engines:
+        engine.close_idle_connections()
+    router = installation.steady.router
+    if router is None:
+        raise RuntimeError("the router has ended")
+    deadline = time.monotonic() + _PATIENCE_S / 3
+    while True:
+        found = _read_footprint(router)
+        if time.monotonic() > deadline:
+            return found
+        if before is not None and not _find_growth(before, found):
+            return found
+        await asyncio.sleep(_LOOK_S)
+
+
+def judge_growth(before: Footprint, after: Footprint, tally: Tally) -> None:
+    """Note what has grown by more than it may."""
+    for name in _find_growth(before, after):
+        tally.note_broken(Breach.GROWTH, f"{name}: {before} became {after}")
+
+
+def judge_engines(installation: Installation, tally: Tally) -> None:
+    """Note what engines have seen that a router must not do."""
+    for name in NEVER:
+        count = sum(engine.count(name) for engine in installation.engines)
+        if count:
+            tally.note_broken(Breach.CONTRACT, f"{name}: {count:g}", int(count))
+
+
+def judge_logs(installation: Installation, tally: Tally) -> None:
+    """Note exceptions and errors in the routers' logs."""
+    for place in (installation.steady, installation.replaced):
+        for line in place.accidents:
+            tally.note_broken(Breach.ACCIDENT, line)
+
+
+async def read_counters(routers: Iterable[RouterProcess]) -> Counter[str]:
+    """Return what the routers have counted, added up over labels."""
+    pages = [await _read_samples(router) for router in routers]
+    return sum(pages, Counter())
+
+
+async def _find_held(installation: Installation) -> dict[str, float]:
+    """Return what is not zero."""
+    counters = await read_counters(installation.routers)
+    held = {name: float(counters[name]) for name in _ROUTER_GAUGES}
+    for name in _ENGINE_GAUGES:
+        held[name] = sum(engine.count(name) for engine in installation.engines)
+    return {name: count for name, count in held.items() if count}
+
+
+async def _read_samples(router: RouterProcess) -> Counter[str]:
+    samples: Counter[str] = Counter()
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"{router.admin_url}/metrics") as response,
+    ):
+        page = await response.text()
+    for family in text_string_to_metric_families(page):
+        for sample in family.samples:
+            if sample.name in _ROUTER_GAUGES or sample.name in TOLD:
+                samples[sample.name] += int(sample.value)
+    return samples
+
+
+def _read_footprint(router: RouterProcess) -> Footprint:
+    process = Path(f"/proc/{router.pid}")
+    (line,) = (
+        line for line in (process / "status").read_text().splitlines() if line.startswith("VmRSS:")
+    )
+    return Footprint(int(line.split()[1]) * 1024, len(list((process / "fd").iterdir())))
+
+
+def _find_growth(before: Footprint, after: Footprint) -> Sequence[str]:
+    return [
+        name
+        for name, grown, most in (
+            ("memory", after.resident_bytes - before.resident_bytes, _MORE_BYTES),
+            ("descriptors", after.descriptors - before.descriptors, _MORE_DESCRIPTORS),
+        )
+        if grown > most
+    ]
