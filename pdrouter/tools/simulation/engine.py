@@ -99,9 +99,7 @@ class SimulatedEngine:
             peers = await resources.enter_async_context(PeerClient(self.config.peer_timeout_s))
             self._runner = await self._serve(resources, self._application(fetcher, peers), listener)
             if self.config.has_bootstrap_server:
-                listener = resources.enter_context(
-                    _listen(self.config.host, self._bootstrap_port)
-                )
+                listener = resources.enter_context(_listen(self.config.host, self._bootstrap_port))
                 self._bootstrap_port = listener.getsockname()[1]
                 await self._serve(resources, self._bootstrap_application(), listener)
             self._resources = resources.pop_all()
