@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pdrouter.settings import describe_settings
+from pdrouter.settings.controls import describe_controls
 from pdrouter.tools.doctor.diagnosis import describe_findings
 
 _CONFIGURATION = """# Configuration
@@ -85,7 +86,23 @@ def render_doctor() -> str:
     return _DOCTOR + describe_findings()
 
 
-PAGES = {"configuration.md": render_configuration, "doctor.md": render_doctor}
+_REQUESTS = Path(__file__).with_name("requests.md")
+_CONTROLS = "## What no client may set"
+
+
+def render_requests() -> str:
+    """Return `docs/requests.md`, whose tables of control names are made from code."""
+    before, _, rest = _REQUESTS.read_text().partition(f"{_CONTROLS}\n")
+    text, _, rest = rest.partition("\n| ")
+    _, _, after = rest.partition("\n## ")
+    return f"{before}{_CONTROLS}\n{text}\n{describe_controls()}\n## {after}"
+
+
+PAGES = {
+    "configuration.md": render_configuration,
+    "doctor.md": render_doctor,
+    "requests.md": render_requests,
+}
 """Functions that return a page, by its name."""
 
 

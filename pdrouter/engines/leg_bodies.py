@@ -4,20 +4,9 @@ from pdrouter.openai.body import Body, BodyInvalid
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest
+from pdrouter.settings.controls import CONTROL_MEMBERS
 
-TRANSFER_MEMBERS = frozenset(
-    {
-        "kv_transfer_params",
-        "ec_transfer_params",
-        "disagg_prefill_resp",
-        "disaggregated_params",
-        "bootstrap_host",
-        "bootstrap_port",
-        "bootstrap_room",
-        "transfer_id",
-        "rid",
-    }
-)
+TRANSFER_MEMBERS = frozenset(member.name for member in CONTROL_MEMBERS)
 """Members that steer a transfer between engines. A client that could set them could crash a decode
 engine, make it connect to any address, or read the KV blocks of another request."""
 

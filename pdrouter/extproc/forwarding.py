@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from msgspec import structs
+
 from pdrouter.extproc.codec import encode
 from pdrouter.extproc.messages import BodyMode, Phase, PhaseReply, ReplaceBody, Reply
 from pdrouter.extproc.modes import ask_for_rest
@@ -13,6 +15,7 @@ from pdrouter.openai.headers import (
     ROUTING_STRATEGY,
     STRIPPED_HEADERS,
     TARGET_POD,
+    find_rare_controls,
 )
 from pdrouter.serving.way import Dispatched
 
@@ -25,13 +28,17 @@ _STRIPS = {
 _STRIP_BYTES = {id(reply): encode(reply) for reply in _STRIPS.values()}
 
 
-def strip(response_body: BodyMode | None) -> PhaseReply:
+def strip(response_body: BodyMode | None, headers: Mapping[str, str]) -> PhaseReply:
     """Return the reply to the headers of a request, after which its body comes.
 
     Args:
         response_body: the mode of response bodies; None if it is not known.
+        headers: the client's headers.
     """
-    return _STRIPS[response_body]
+    usual, rare = _STRIPS[response_body], find_rare_controls(headers)
+    if not rare:
+        return usual
+    return structs.replace(usual, remove_headers=(*usual.remove_headers, *rare))
 
 
 def write(reply: Reply) -> bytes:

@@ -130,7 +130,7 @@ class Phases:
             return (answer(own.status, own.body, record),)
         self._head = admit(event)
         self._policy.header_limits.check_request(event)
-        return (strip(self._response_mode),)
+        return (strip(self._response_mode, headers),)
 
     async def on_request_body(self, event: RequestBody) -> Replies:
         """Find the request's way, run its side legs, and send it on."""

@@ -1,5 +1,9 @@
 """Names of HTTP headers, and which of a client's headers go where."""
 
+from collections.abc import Iterable
+
+from pdrouter.settings.controls import POD_HEADERS, RANK_PREFIX, RETRY_HEADERS
+
 TARGET_POD = "target-pod"
 DESTINATION_ENDPOINT = "x-gateway-destination-endpoint"
 ROUTING_STRATEGY = "routing-strategy"
@@ -13,26 +17,45 @@ MODEL = "model"
 DECISION = "x-pd-decision"
 DECISION_DETAIL = "x-pd-decision-detail"
 
-CONTROL_HEADERS = (
-    TARGET_POD,
-    DESTINATION_ENDPOINT,
-    "target-pod-ip",
-    "prefill-target-pod",
-    "prefill-target-pod-ip",
-    "x-prefiller-host-port",
-    "x-data-parallel-rank",
-    "x-data-parallel-host-port",
-)
+CONTROL_HEADERS = tuple(header.name for header in (*POD_HEADERS, *RETRY_HEADERS))
 """Headers that steer a request behind the router: a client's never survive. Envoy can remove them
 before any filter runs, since no client has a use for them."""
+
+EARLY_HEADERS = tuple(header.name for header in (*POD_HEADERS, *RETRY_HEADERS) if header.early)
+"""Those that Envoy is to remove then in any case. With `ROUTE_HEADERS` they are 16, as many as the
+Gateway API lets a filter remove."""
 
 ROUTE_HEADERS = (ROUTING_STRATEGY, MODEL)
 """Headers by which Envoy chooses a route, where there are several: the router sets them. A client's
 are removed before the first route is chosen; what it says in `routing-strategy` is kept under
 `x-client-routing-strategy`."""
 
-STRIPPED_HEADERS = (*CONTROL_HEADERS, *ROUTE_HEADERS, CLIENT_STRATEGY)
+_ENVOY_PREFIX = "x-envoy-"
+_RARE_PREFIXES = (_ENVOY_PREFIX, RANK_PREFIX)
+_ENVOYS_OWN = frozenset(name for name in CONTROL_HEADERS if name.startswith(_ENVOY_PREFIX))
+
+STRIPPED_HEADERS = (
+    *(name for name in CONTROL_HEADERS if name not in _ENVOYS_OWN),
+    *ROUTE_HEADERS,
+    CLIENT_STRATEGY,
+)
 """What the router removes from every request; a strategy that is asked for is read first."""
+
+
+def find_rare_controls(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the control headers among these that are removed from requests that have them.
+
+    Envoy's own: it lets a filter change them only where its `mutation_rules` say so, and counts
+    each try. And whatever else engines may know to be about data-parallel ranks.
+    """
+    return tuple(
+        name
+        for name in names
+        if name.startswith(_RARE_PREFIXES)
+        and (name in _ENVOYS_OWN or name.startswith(RANK_PREFIX))
+        and name not in STRIPPED_HEADERS
+    )
+
 
 FORWARDED_TO_SIDE_LEGS = (
     "authorization",

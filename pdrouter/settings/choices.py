@@ -7,6 +7,8 @@ it to these.
 from dataclasses import dataclass
 from enum import StrEnum
 
+from pdrouter.settings.controls import POD_HEADERS, RETRY_HEADERS
+
 STRATEGY_NAMES = ("pd", "random", "least-request")
 """Values of `ROUTING_ALGORITHM` and of the `routing-strategy` header."""
 
@@ -24,14 +26,7 @@ NIXL_MEANINGS = ("nixl", "neuron-legacy")
 
 NEVER_FORWARDED = frozenset(
     {
-        "target-pod",
-        "target-pod-ip",
-        "prefill-target-pod",
-        "prefill-target-pod-ip",
-        "x-gateway-destination-endpoint",
-        "x-prefiller-host-port",
-        "x-data-parallel-rank",
-        "x-data-parallel-host-port",
+        *(header.name for header in (*POD_HEADERS, *RETRY_HEADERS)),
         "routing-strategy",
         "x-client-routing-strategy",
         "model",

@@ -10,6 +10,7 @@ from typing import Any
 
 from pdrouter.quantities import parse_size, parse_time
 from pdrouter.settings.choices import NEVER_FORWARDED, TokenObservation
+from pdrouter.settings.controls import RANK_PREFIX
 
 MIB = 1024 * 1024
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?|\*")
@@ -152,7 +153,7 @@ def _parse_names(text: str) -> tuple[str, ...]:
 
 def _parse_headers(text: str) -> tuple[str, ...]:
     names = _parse_names(text)
-    if not NEVER_FORWARDED.isdisjoint(names):
+    if any(name in NEVER_FORWARDED or name.startswith(RANK_PREFIX) for name in names):
         raise ValueError(text)
     return names
 

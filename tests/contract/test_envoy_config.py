@@ -168,8 +168,9 @@ class TestLimits:
 class TestContent:
     def test_control_headers_are_removed_first_of_all(self) -> None:
         (mutation,) = connection_manager(read_back())["early_header_mutation_extensions"]
-        removed = [rule["remove"] for rule in mutation["typed_config"]["mutations"]]
-        assert removed == list(CONTROL_HEADERS)
+        *named, matched = mutation["typed_config"]["mutations"]
+        assert [rule["remove"] for rule in named] == list(CONTROL_HEADERS)
+        assert matched == {"remove_on_match": {"key_matcher": {"prefix": "x-data-parallel-"}}}
 
     @pytest.mark.parametrize("mode", list(ResponseBodyMode))
     def test_the_router_sees_the_whole_request_and_the_response_headers(

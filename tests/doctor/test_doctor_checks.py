@@ -448,7 +448,6 @@ BROKEN = [
         "EnvoyPatchPolicy default/router",
         [drop("EnvoyPatchPolicy", f"{PATCHED_CLUSTER} original_dst_lb_config http_header_name")],
         "original_dst",
-        also={"steering-header-kept"},
     ),
     Case(
         "pod-choice-ignored",
@@ -760,8 +759,8 @@ HARMLESS: dict[str, tuple[str, list[Change]]] = {
                 "spec headers earlyRequestHeaders removeOnMatch",
                 [
                     {"type": "Prefix", "value": "X-"},
-                    {"type": "Suffix", "value": "-pod-ip"},
-                    {"type": "RegularExpression", "value": "prefill-target-.*"},
+                    {"type": "Suffix", "value": "-pod"},
+                    {"type": "RegularExpression", "value": "x-data-parallel-.*"},
                 ],
             ),
         ],

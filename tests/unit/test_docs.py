@@ -41,6 +41,7 @@ def test_pages_that_are_made_from_code_are_up_to_date() -> None:
     assert {name: read(name) == render() for name, render in generate.PAGES.items()} == {
         "configuration.md": True,
         "doctor.md": True,
+        "requests.md": True,
     }
 
 

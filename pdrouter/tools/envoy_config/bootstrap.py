@@ -19,11 +19,13 @@ from envoy_data_plane.envoy.extensions.http.early_header_mutation.header_mutatio
 )
 from envoy_data_plane.envoy.extensions.retry.host.previous_hosts import v3 as previous_hosts
 from envoy_data_plane.envoy.type import v3 as http_type
+from envoy_data_plane.envoy.type.matcher import v3 as matcher
 from envoy_data_plane.google.protobuf import Any, Struct
 
 from pdrouter.openai.headers import CONTROL_HEADERS
 from pdrouter.serving.answers import ROUTER_NAMESPACE
 from pdrouter.serving.last_leg import RESPONSE_ATTRIBUTES
+from pdrouter.settings.controls import RANK_PREFIX
 from pdrouter.tools.envoy_config.clusters import (
     POD_CLUSTER,
     ROUTER_CLUSTER,
@@ -182,6 +184,8 @@ def _build_ext_proc(config: EnvoyConfig) -> ext_proc.ExternalProcessor:
         # Which pod has answered, another than the chosen one if Envoy does not know that; or why
         # none has.
         response_attributes=[*RESPONSE_ATTRIBUTES],
+        # So that the router can take away what has Envoy send a request twice.
+        mutation_rules=mutation_rules.HeaderMutationRules(allow_envoy=True),
         metadata_options=_build_metadata_options() if config.token_accounting else None,
     )
 
@@ -211,7 +215,14 @@ def _build_control_header_removal() -> core.TypedExtensionConfig:
         name="envoy.http.early_header_mutation.header_mutation",
         typed_config=Any.pack(
             early_header_mutation.HeaderMutation(
-                mutations=[mutation_rules.HeaderMutation(remove=name) for name in CONTROL_HEADERS]
+                mutations=[
+                    *(mutation_rules.HeaderMutation(remove=name) for name in CONTROL_HEADERS),
+                    mutation_rules.HeaderMutation(
+                        remove_on_match=mutation_rules.HeaderMutationRemoveOnMatch(
+                            key_matcher=matcher.StringMatcher(prefix=RANK_PREFIX)
+                        )
+                    ),
+                ]
             )
         ),
     )

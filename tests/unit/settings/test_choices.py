@@ -8,7 +8,12 @@ import pytest
 
 from pdrouter.engines.registry import Splits
 from pdrouter.load.failures import EjectionRules
-from pdrouter.openai.headers import FORWARDED_TO_SIDE_LEGS, REQUEST_ID, STRIPPED_HEADERS
+from pdrouter.openai.headers import (
+    CONTROL_HEADERS,
+    FORWARDED_TO_SIDE_LEGS,
+    REQUEST_ID,
+    STRIPPED_HEADERS,
+)
 from pdrouter.routing.policy import PolicyOptions
 from pdrouter.routing.strategies import DECODE_POLICIES, PREFILL_POLICIES, create_strategies
 from pdrouter.settings import Settings
@@ -40,7 +45,7 @@ def test_each_connector_that_settings_name_is_spoken(meaning: str) -> None:
 
 
 def test_no_header_that_steers_a_request_may_be_forwarded() -> None:
-    assert {*STRIPPED_HEADERS, REQUEST_ID} <= NEVER_FORWARDED
+    assert {*STRIPPED_HEADERS, *CONTROL_HEADERS, REQUEST_ID} <= NEVER_FORWARDED
     assert not NEVER_FORWARDED & set(FORWARDED_TO_SIDE_LEGS)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from pdrouter.openai.headers import CONTROL_HEADERS
+from pdrouter.openai.headers import CONTROL_HEADERS, EARLY_HEADERS
 from pdrouter.tools.doctor.checks.patterns import may_match
 from pdrouter.tools.doctor.findings import Check, Defect, Severity
 from pdrouter.tools.doctor.installation import Attachment, Installation
@@ -31,7 +31,7 @@ def _find_kept_steering(installation: Installation) -> Iterator[Defect]:
 
 def _find_kept_headers(installation: Installation) -> Iterator[Defect]:
     for attachment in installation.attachments:
-        wanted = [name for name in CONTROL_HEADERS if name not in _steering(attachment)]
+        wanted = [name for name in EARLY_HEADERS if name not in _steering(attachment)]
         for gateway in installation.gateways(attachment):
             yield from _judge_removal(installation, gateway, wanted)
 
