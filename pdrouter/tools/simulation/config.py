@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 EngineRole = Literal["prefill", "decode", "both"]
-KvConnector = Literal["nixl", "nixl-push", "mooncake", "neuron-legacy", "bootstrap", "none"]
+KvConnector = Literal[
+    "nixl", "nixl-push", "mooncake", "neuron-legacy", "bootstrap", "trtllm", "none"
+]
 
 EngineRelease = Literal["new", "old"]
 _FIXED_ROLES = ("neuron-legacy", "bootstrap")
@@ -22,7 +24,8 @@ class EngineConfig:
         host: Address to bind to.
         port: Port to bind to; 0 takes a free one.
         kv_connector: How blocks go from prefill to decode. `neuron-legacy` has fixed roles, so
-            it excludes `both`. With `bootstrap` the engine is an SGLang, whose roles are fixed too.
+            it excludes `both`. With `bootstrap` the engine is an SGLang, whose roles are fixed too,
+            and with `trtllm` a TensorRT-LLM.
         engine_id: The engine's identity in the handles it issues.
         prefill_tokens_per_s: Prompt tokens that the whole engine computes per second, one
             request after the other; 0 means that prefill takes no time.
@@ -39,6 +42,7 @@ class EngineConfig:
             address. `localhost` and `0.0.0.0` are what real engines put there by default.
         bootstrap_port: Port of a prefill engine's bootstrap server (SGLang, Mooncake); 0 takes a
             free one.
+        auth_key: Key with which a TensorRT-LLM's hand-offs are signed; empty for none.
         peer_timeout_s: Seconds for which one leg waits for the other where both run at once.
         keepalive_timeout_s: Idle seconds after which the engine closes a connection.
         request_log_size: Received requests that are kept for inspection.
@@ -64,6 +68,7 @@ class EngineConfig:
     release: EngineRelease = "new"
     side_channel_host: str | None = None
     bootstrap_port: int = 0
+    auth_key: str = ""
     peer_timeout_s: float = 300.0
     keepalive_timeout_s: float = 75.0
     request_log_size: int = 1_000
@@ -106,9 +111,15 @@ class EngineConfig:
                 raise ValueError(f"{name} must not be negative")
 
     @property
-    def engine(self) -> Literal["vllm", "sglang"]:
+    def engine(self) -> Literal["vllm", "sglang", "trtllm"]:
         """The software that it behaves like."""
-        return "sglang" if self.kv_connector == "bootstrap" else "vllm"
+        match self.kv_connector:
+            case "bootstrap":
+                return "sglang"
+            case "trtllm":
+                return "trtllm"
+            case _:
+                return "vllm"
 
     @property
     def has_bootstrap_server(self) -> bool:

@@ -47,6 +47,7 @@ class ControlApi:
             web.get("/health", self._health),
             web.get("/version", self._version),
             web.get("/metrics", self._show_metrics),
+            web.get("/prometheus/metrics", self._show_metrics),
             web.get("/v1/models", self._models),
             web.post(FETCH_PATH, self._fetch),
             web.get("/simulation/faults", self._show_faults),

@@ -18,6 +18,7 @@ from pdrouter.tools.simulation.faults import Fault, FaultBoard
 from pdrouter.tools.simulation.generation_api import GenerationApi
 from pdrouter.tools.simulation.handle_issuer import HandleIssuer
 from pdrouter.tools.simulation.kv_handles import HandleStore
+from pdrouter.tools.simulation.leg_contracts import LegContracts
 from pdrouter.tools.simulation.media_api import MEDIA_PATHS, MediaApi
 from pdrouter.tools.simulation.node_address import join_address, reachable_host
 from pdrouter.tools.simulation.peer_client import PeerClient
@@ -179,15 +180,9 @@ class SimulatedEngine:
             self._issuer = HandleIssuer(
                 self.config, self._handles, self._transfers, host, self._port
             )
+        contracts = LegContracts(self.config, self._issuer, fetcher, self._transfers, peers)
         generation = GenerationApi(
-            self.config,
-            self._metrics,
-            self._compute,
-            fetcher,
-            self._issuer,
-            rooms=self._rooms,
-            transfers=self._transfers,
-            peers=peers,
+            self.config, self._metrics, self._compute, contracts, self._rooms
         )
         single_pod = SinglePodApi(self.config, self._compute)
         media = MediaApi(self.config, self._compute)
@@ -204,13 +199,19 @@ class SimulatedEngine:
         )
         application.on_response_prepare.append(_say_what_it_is)
         application.add_routes(control.routes())
-        if self.config.kv_connector == "nixl-push":
+        if self.config.kv_connector in ("nixl-push", "trtllm"):
             application.add_routes(self._transfer_api.routes())
+        if self.config.kv_connector == "trtllm":
+            application.add_routes(BootstrapServer(self._rooms).routes())
+            application.add_routes([web.get("/server_info", self._show_server_info)])
         application.add_routes([web.post(path, api_handler(generation.serve)) for path in Api])
         application.add_routes([web.post(path, api_handler(single_pod.serve)) for path in ANSWERS])
         serve_media = api_handler(media.serve, forms=True)
         application.add_routes([web.post(path, serve_media) for path in MEDIA_PATHS])
         return application
+
+    async def _show_server_info(self, _: web.Request) -> web.Response:
+        return web.json_response({"disaggregated_params": {"ctx_info_endpoint": [self.address]}})
 
     def _count_outstanding(self) -> int:
         now = time.monotonic()

@@ -8,6 +8,7 @@ from pdrouter.tools.simulation.config import EngineConfig
 
 _LOAD_NAMES = {
     "vllm": ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"),
+    "trtllm": ("num_requests_running", "num_requests_waiting", "kv_cache_utilization"),
     "sglang": ("num_running_reqs", "num_queue_reqs", "token_usage"),
 }
 _SECONDS = (
@@ -40,6 +41,7 @@ class EngineMetrics:
     def __init__(self, config: EngineConfig) -> None:
         self._registry = CollectorRegistry()
         self._engine = config.engine
+        self._prefix = "trtllm_" if config.engine == "trtllm" else f"{config.engine}:"
         self._model = config.base_model
 
         self.prompt_tokens = self._engine_counter("prompt_tokens", "Prefill tokens processed.")
@@ -89,6 +91,8 @@ class EngineMetrics:
             "aborted_requests", "Requests whose client left before the end of the answer."
         )
 
+        if config.engine == "trtllm":
+            return
         if config.engine == "sglang":
             self._gauge("max_total_num_tokens", "Size of the KV cache, in tokens.").set(
                 config.block_size * config.kv_blocks
@@ -150,19 +154,19 @@ class EngineMetrics:
 
     def _gauge(self, name: str, documentation: str) -> Gauge:
         gauge = Gauge(
-            f"{self._engine}:{name}", documentation, ("model_name",), registry=self._registry
+            f"{self._prefix}{name}", documentation, ("model_name",), registry=self._registry
         )
         return gauge.labels(self._model)
 
     def _engine_counter(self, name: str, documentation: str) -> Counter:
         counter = Counter(
-            f"{self._engine}:{name}", documentation, ("model_name",), registry=self._registry
+            f"{self._prefix}{name}", documentation, ("model_name",), registry=self._registry
         )
         return counter.labels(self._model)
 
     def _engine_histogram(self, name: str, documentation: str) -> Histogram:
         histogram = Histogram(
-            f"{self._engine}:{name}",
+            f"{self._prefix}{name}",
             documentation,
             ("model_name",),
             buckets=_SECONDS,

@@ -4,12 +4,15 @@ import secrets
 import time
 from dataclasses import replace
 from itertools import count
+from typing import Any
 
 from pdrouter.tools.simulation.answers import AnswerForm
 from pdrouter.tools.simulation.config import EngineConfig
+from pdrouter.tools.simulation.context_handoff import Context, announce, token_ids_of
 from pdrouter.tools.simulation.faults import Fault
 from pdrouter.tools.simulation.generation import Generation
 from pdrouter.tools.simulation.kv_handles import HandleStore
+from pdrouter.tools.simulation.node_address import join_address
 from pdrouter.tools.simulation.transfers import TransferStore
 
 _FIRST_COOKIE = 2**53 + 1
@@ -61,6 +64,21 @@ class HandleIssuer:
         del shown["remote_block_ids"]
         shown |= {"transfer_mode": "push", "transfer_id": transfer_id}
         return form.plain(replace(generation, kv_transfer_params=shown))
+
+    def hand_context(
+        self, form: AnswerForm, generation: Generation, context: Context
+    ) -> dict[str, object]:
+        """Give the answer of a context leg, and hold its blocks if they have not been sent."""
+        request = generation.request
+        answer: dict[str, Any] = dict(form.plain(generation))
+        if not context.waits:
+            self._transfers.finish(
+                str(context.request_id), request.digest, request.prompt_tokens, time.monotonic()
+            )
+        address = join_address(self._remote_host, self._remote_port)
+        params = announce(request, context, self._config, address, generation.token_ids[0])
+        answer["choices"][0]["disaggregated_params"] = params
+        return {**answer, "prompt_token_ids": token_ids_of(request)}
 
     def _nixl_answer(
         self, form: AnswerForm, generation: Generation, fault: Fault

@@ -21,6 +21,7 @@ class SimulatedLeg(StrEnum):
     WHOLE = "whole"
 
 
+_CONTEXT_LEGS = {"context_only": SimulatedLeg.PREFILL, "generation_only": SimulatedLeg.DECODE}
 _BY_PARAMS = ("nixl", "nixl-push", "mooncake")
 _NULL_BEFORE_PREFILL = ("remote_engine_id", "remote_block_ids", "remote_host", "remote_port")
 _NEEDED_FOR_FETCH = ("remote_engine_id", "remote_request_id", "remote_host", "remote_port")
@@ -38,6 +39,9 @@ def leg_of(members: Members, config: EngineConfig) -> SimulatedLeg:
         )
     if config.kv_connector == "bootstrap":
         return SimulatedLeg(config.role)
+    if config.kv_connector == "trtllm":
+        request_type = str(disaggregated_params(members).get("request_type"))
+        return _CONTEXT_LEGS.get(request_type, SimulatedLeg.WHOLE)
     params = members.get("kv_transfer_params")
     if config.kv_connector in _BY_PARAMS and isinstance(params, dict):
         if params.get("do_remote_decode"):
@@ -45,6 +49,12 @@ def leg_of(members: Members, config: EngineConfig) -> SimulatedLeg:
         if params.get("do_remote_prefill"):
             return SimulatedLeg.DECODE
     return SimulatedLeg.WHOLE
+
+
+def disaggregated_params(members: Members) -> Mapping[str, Any]:
+    """Return what TensorRT-LLM's legs are told; empty if a body says nothing."""
+    params = members.get("disaggregated_params")
+    return params if isinstance(params, dict) else {}
 
 
 def check_prefill_leg(api: Api, members: Members, config: EngineConfig) -> None:

@@ -24,6 +24,8 @@ _OUTPUT_MEMBERS = frozenset(
         "return_token_ids",
         "kv_transfer_params",
         "disagg_prefill_resp",
+        "disaggregated_params",
+        "prompt_token_ids",
         "request_id",
     }
 )

@@ -144,7 +144,7 @@ class Reception:
                 self._metrics.contract_violations.labels(error.reason).inc()
             headers = {} if fault.retry_after is None else {"retry-after": fault.retry_after}
             return web.json_response(
-                error.envelope(flat=self._config.engine == "sglang"),
+                error.envelope(flat=self._config.engine != "vllm"),
                 status=error.status,
                 headers=headers,
             )

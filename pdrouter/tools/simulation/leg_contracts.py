@@ -1,0 +1,151 @@
+"""What each wire asks of the legs of a request, and what an engine does with those that keep it."""
+
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeAlias
+
+from pdrouter.tools.simulation.answers import AnswerForm
+from pdrouter.tools.simulation.api_requests import Api, GenerationRequest, parse_generation
+from pdrouter.tools.simulation.bootstrap import fetch_rooms, read_meeting
+from pdrouter.tools.simulation.config import EngineConfig, KvConnector
+from pdrouter.tools.simulation.context_handoff import (
+    AUTH_HEADER,
+    check_signature,
+    continue_request,
+    fetch_context,
+    read_context,
+    read_continuation,
+)
+from pdrouter.tools.simulation.generation import Generation
+from pdrouter.tools.simulation.handle_issuer import HandleIssuer
+from pdrouter.tools.simulation.legs import (
+    SimulatedLeg,
+    check_decode_leg,
+    check_prefill_leg,
+    check_prompt_count,
+    check_transfer_members,
+    disaggregated_params,
+)
+from pdrouter.tools.simulation.peer_client import PeerClient
+from pdrouter.tools.simulation.reception import EngineCall
+from pdrouter.tools.simulation.transfer import BlockFetcher
+from pdrouter.tools.simulation.transfers import (
+    TransferStore,
+    fetch_transfer,
+    read_mooncake,
+    read_push,
+    read_transfer_id,
+)
+
+Fetch: TypeAlias = Callable[[str], Awaitable[None]]
+"""Waits for the blocks of a prompt with this identity; raises TransferFailed."""
+Answer: TypeAlias = Callable[[AnswerForm, Generation], dict[str, object]]
+"""Gives the answer of a prefill leg, and holds its blocks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A request that passed all checks.
+
+    Attributes:
+        call: Where it came from.
+        request: What to generate.
+        request_id: The id under which it runs, unique in the engine.
+        fetch: Where the blocks of its prompt come from; None if it is computed here.
+        rooms: Rooms in which a prefill leg waits for the other before it computes.
+        answer: How a prefill leg is answered; None for as any request.
+    """
+
+    call: EngineCall
+    request: GenerationRequest
+    request_id: str
+    fetch: Fetch | None = None
+    rooms: tuple[int, ...] = ()
+    answer: Answer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LegContracts:
+    """Holds requests to the contract of the engine's wire."""
+
+    config: EngineConfig
+    issuer: HandleIssuer
+    fetcher: BlockFetcher
+    transfers: TransferStore
+    peers: PeerClient
+
+    def check(self, call: EngineCall) -> Job:
+        """Return what is to be done for a request.
+
+        Raises:
+            Refused: It is not acceptable.
+        """
+        api = Api(call.http.path)
+        check_transfer_members(call.members)
+        by_rooms = self.config.kv_connector == "bootstrap"
+        if call.leg is SimulatedLeg.PREFILL and not by_rooms:
+            check_prefill_leg(api, call.members, self.config)
+        request = parse_generation(api, call.members, self.config)
+        if not by_rooms:
+            check_prompt_count(call.leg, request.prompts)
+        job = Job(call, request, call.http.headers.get("x-request-id") or uuid.uuid4().hex)
+        if call.leg is SimulatedLeg.WHOLE:
+            return job
+        return _CONTRACTS[self.config.kv_connector](self, job)
+
+    def _check_handle(self, job: Job) -> Job:
+        """NIXL pull, and the legacy Neuron wire: a handle is fetched."""
+        if job.call.leg is SimulatedLeg.PREFILL:
+            return replace(job, answer=partial(self.issuer.issue, fault=job.call.fault))
+        handle = check_decode_leg(job.call.members, self.config)
+        return replace(job, fetch=partial(self.fetcher.fetch, handle))
+
+    def _check_transfer(self, job: Job) -> Job:
+        """NIXL push and Mooncake: blocks are asked for by an id."""
+        params = job.call.members["kv_transfer_params"]
+        if job.call.leg is SimulatedLeg.PREFILL:
+            transfer_id = read_transfer_id(params)
+            self.transfers.begin(transfer_id)
+            return replace(job, answer=partial(self.issuer.announce, transfer_id=transfer_id))
+        read = read_push if self.config.kv_connector == "nixl-push" else read_mooncake
+        return replace(job, fetch=partial(fetch_transfer, self.peers, read(params)))
+
+    def _check_meeting(self, job: Job) -> Job:
+        """SGLang: the legs meet in rooms."""
+        request = job.request
+        meeting = read_meeting(job.call.members, request.prompts * request.n)
+        if job.call.leg is SimulatedLeg.DECODE:
+            return replace(job, fetch=partial(fetch_rooms, self.peers, meeting))
+        # It has the client's own limit, and computes one token all the same.
+        return replace(job, request=replace(request, limit=1), rooms=meeting.rooms)
+
+    def _check_context(self, job: Job) -> Job:
+        """TensorRT-LLM: the generation leg brings what the context leg has said, or comes first."""
+        params = disaggregated_params(job.call.members)
+        if job.call.leg is SimulatedLeg.PREFILL:
+            context = read_context(params)
+            self.transfers.begin(str(context.request_id))
+            return replace(
+                job,
+                rooms=(context.request_id,) if context.waits else (),
+                answer=partial(self.issuer.hand_context, context=context),
+            )
+        header = job.call.http.headers.get(AUTH_HEADER)
+        check_signature(params, header, self.config.auth_key)
+        continuation = read_continuation(params)
+        request = job.request
+        if continuation.engine_id:
+            request = continue_request(request, job.call.members)
+        return replace(job, request=request, fetch=partial(fetch_context, self.peers, continuation))
+
+
+_CONTRACTS: Mapping[KvConnector, Callable[[LegContracts, Job], Job]] = {
+    "nixl": LegContracts._check_handle,  # noqa: SLF001 - the class's own table
+    "neuron-legacy": LegContracts._check_handle,  # noqa: SLF001
+    "nixl-push": LegContracts._check_transfer,  # noqa: SLF001
+    "mooncake": LegContracts._check_transfer,  # noqa: SLF001
+    "bootstrap": LegContracts._check_meeting,  # noqa: SLF001
+    "trtllm": LegContracts._check_context,  # noqa: SLF001
+}
