@@ -160,6 +160,7 @@ def create_source(
             wires=WIRES,
             poll_interval_s=settings.endpoints_poll_s,
             on_reload=on_reload,
+            match_revisions=settings.match_revisions,
         )
     if settings.kubernetes:
         # Loaded when needed: the Kubernetes client costs 0.2 s and 12 MB.
@@ -176,6 +177,7 @@ def create_source(
             merge_namespaces=settings.merge_namespaces,
             httproute_namespace=settings.httproute_namespace,
             httproute_ttl_s=settings.httproute_ttl_s,
+            patience_s=settings.rollout_patience_s,
         )
     raise SettingInvalid("there is no source of pods: give --endpoints FILE or --kubernetes")
 
@@ -240,6 +242,7 @@ def _create_pod_rules(settings: Settings) -> PodRules:
         WIRES,
         AddressRules(networks, own),
         ModelNamespaces(settings.model_namespaces),
+        match_revisions=settings.match_revisions,
     )
 
 

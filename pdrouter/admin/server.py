@@ -101,6 +101,7 @@ class AdminServer(HttpPort):
             "synced": self._cache.synced,
             "draining": self._is_draining(),
             "left_out": dict(self._cache.view.left_out),
+            "unmatched": [pod.name for pod in self._cache.view.unmatched],
             "pods": [self._describe_pod(pod) for pod in self._cache.view.pods],
             "ledger": {uid: self._ledger.describe(uid) for uid in self._ledger.snapshot()},
             "requests": [
@@ -121,6 +122,7 @@ class AdminServer(HttpPort):
             "roleset": pod.roleset,
             "engine": pod.engine,
             "kv_connector": pod.kv_connector,
+            "revision": pod.pairing.revision,
             "ready": pod.ready,
             "obstacle": pod.obstacle,
             **self._ledger.describe(pod.uid),

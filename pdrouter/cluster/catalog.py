@@ -5,8 +5,9 @@ from collections.abc import Iterable
 
 from pdrouter.cluster.kubernetes.objects import Adapter
 from pdrouter.cluster.model_namespaces import ANY_NAMESPACE, ModelNamespaces
-from pdrouter.cluster.names import Key, NameClaims, name_models
+from pdrouter.cluster.names import NameClaims, name_models
 from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.revisions import DEFAULT_PATIENCE_S, Key, RevisionMatcher
 from pdrouter.cluster.view import ClusterView, ModelPods
 
 
@@ -19,6 +20,7 @@ class Catalog:
         merge_namespaces: bool,
         model_namespaces: ModelNamespaces = ANY_NAMESPACE,
         namespaces: Iterable[str] = (),
+        patience_s: float = DEFAULT_PATIENCE_S,
     ) -> None:
         """Start without pods.
 
@@ -27,15 +29,19 @@ class Catalog:
                 Otherwise requests say `namespace/name` where the name alone is ambiguous.
             model_namespaces: which namespaces may serve which models and adapters.
             namespaces: namespaces that are known without being told.
+            patience_s: seconds after which prefill and decode pods that have no image in common
+                any more are taken to be different on purpose.
         """
         self._merge_namespaces = merge_namespaces
         self._model_namespaces = model_namespaces
         # What was a namespace once stays one: its name must not become somebody else's.
         self._namespaces = set(namespaces)
         self._claims = NameClaims()
+        self._revisions = RevisionMatcher(patience_s)
         self._pods: dict[str, Pod] = {}
         self._groups: defaultdict[Key, dict[str, Pod]] = defaultdict(dict)
         self._named: defaultdict[Key, dict[str, Pod]] = defaultdict(dict)
+        self._matched: dict[str, Pod] = {}
         self._sorted: dict[Key, ModelPods] = {}
         self._adapters: dict[str, Adapter] = {}
         self._sorted_adapters: dict[str, ModelPods] = {}
@@ -66,12 +72,16 @@ class Catalog:
         pod = self._pods.pop(uid, None)
         if pod is None or pod.refused:
             return
+        self._matched.pop(uid, None)
         _remove(self._groups, (pod.namespace, pod.model), uid)
         _remove(self._named, (pod.namespace, pod.name), uid)
         self._unsort(pod)
 
     def _unsort(self, pod: Pod) -> None:
         self._sorted.pop((pod.namespace, pod.model), None)
+        self._unsort_adapters(pod)
+
+    def _unsort_adapters(self, pod: Pod) -> None:
         for uid in [uid for uid in self._sorted_adapters if self._adapters[uid].concerns(pod)]:
             del self._sorted_adapters[uid]
 
@@ -91,14 +101,13 @@ class Catalog:
         Args:
             now: the time, in seconds.
         """
-        groups = {
-            key: group for key, group in self._group().items() if self._model_namespaces.allow(*key)
-        }
+        allow = self._model_namespaces.allow
+        groups = {key: group for key, group in self._group(now).items() if allow(*key)}
         self._claims.update(groups, now)
         names = name_models(
             groups, self._claims, self._namespaces, merge_namespaces=self._merge_namespaces
         )
-        pods = tuple(self._pods.values())
+        pods = tuple(self._matched.get(uid, pod) for uid, pod in self._pods.items())
         return ClusterView.of(names.models, pods, names.listed, names.ambiguous)
 
     def find_next_change(self, now: float) -> float | None:
@@ -110,13 +119,19 @@ class Catalog:
         Returns:
             None if time alone changes nothing.
         """
-        return self._claims.find_next_end(now)
+        ends = [max(0.0, end - now) for end in self._revisions.find_ends().values()]
+        claims_end = self._claims.find_next_end(now)
+        return min(ends if claims_end is None else (*ends, claims_end), default=None)
 
-    def _group(self) -> dict[Key, ModelPods]:
+    def _group(self, now: float) -> dict[Key, ModelPods]:
         """Return the pods of all models and adapters."""
+        self._revisions.forget_others(self._groups)
+        for key, end in self._revisions.find_ends().items():
+            if end <= now:
+                self._sorted.pop(key, None)
         for key, group in self._groups.items():
             if key not in self._sorted:
-                self._sorted[key] = ModelPods.group(key[1], group.values())
+                self._sorted[key] = ModelPods.group(key[1], self._match(key, group, now))
         by_key = {key: self._sorted[key] for key in self._groups}
         for uid, adapter in self._adapters.items():
             if uid not in self._sorted_adapters:
@@ -127,6 +142,16 @@ class Catalog:
                 by_key.setdefault((adapter.namespace, adapter.name), self._sorted_adapters[uid])
         return by_key
 
+    def _match(self, key: Key, group: dict[str, Pod], now: float) -> list[Pod]:
+        """Return the pods of a model with their revisions; adapters on them are sorted anew."""
+        matched = self._revisions.match(key, group.values(), now)
+        for pod in matched:
+            before = self._matched.get(pod.uid)
+            self._matched[pod.uid] = pod
+            if before is not None and before.pairing != pod.pairing:
+                self._unsort_adapters(pod)
+        return matched
+
     def _find_adapter_pods(self, adapter: Adapter) -> list[Pod]:
         """Return the pods of an adapter.
 
@@ -134,15 +159,15 @@ class Catalog:
         pods of the same rolesets.
         """
         homes = (self._named.get((adapter.namespace, name), {}) for name in adapter.instances)
-        pods = [pod for home in homes for pod in home.values()]
+        pods = [self._matched[uid] for home in homes for uid in home]
         if any(pod.role is not Role.PREFILL for pod in pods):
             return pods
         rolesets = {pod.pairing for pod in pods}
         base = adapter.base_model or next((pod.model for pod in pods), "")
         return pods + [
             pod
-            for pod in self._groups.get((adapter.namespace, base), {}).values()
-            if pod.role is Role.DECODE and pod.pairing in rolesets
+            for uid in self._groups.get((adapter.namespace, base), ())
+            if (pod := self._matched[uid]).role is Role.DECODE and pod.pairing in rolesets
         ]
 
 

@@ -45,7 +45,12 @@ def read_endpoints(path: Path, wires: Wires) -> Endpoints:
         raise EndpointsInvalid(f"{path}: {cause}") from None
 
 
-def create_pods(endpoints: Endpoints, addresses: Mapping[str, tuple[str, ...]]) -> tuple[Pod, ...]:
+def create_pods(
+    endpoints: Endpoints,
+    addresses: Mapping[str, tuple[str, ...]],
+    *,
+    match_revisions: bool = True,
+) -> tuple[Pod, ...]:
     """Return the pods that a file describes.
 
     A host name that stands for several addresses stands for as many pods, and for one that is not
@@ -54,12 +59,13 @@ def create_pods(endpoints: Endpoints, addresses: Mapping[str, tuple[str, ...]]) 
     Args:
         endpoints: what the file says.
         addresses: addresses by host name.
+        match_revisions: whether pairs are of one revision.
     """
     pods: dict[tuple[str, str], Pod] = {}
     for model, group in _group_by_model(endpoints).items():
         for index, endpoint in enumerate(group):
             for ip in addresses.get(endpoint.host, (endpoint.host,)):
-                pod = _create_pod(endpoint, ip, index)
+                pod = _create_pod(endpoint, ip, index, match_revisions=match_revisions)
                 pods.setdefault((model, pod.uid), pod)
     return tuple(pods.values())
 
@@ -71,7 +77,7 @@ def _group_by_model(endpoints: Endpoints) -> Mapping[str, list[EndpointLine]]:
     return groups
 
 
-def _create_pod(endpoint: EndpointLine, ip: str, index: int) -> Pod:
+def _create_pod(endpoint: EndpointLine, ip: str, index: int, *, match_revisions: bool) -> Pod:
     return Pod.create(
         # Two models at one address share its load, and a reload keeps it.
         uid=format_address(ip, endpoint.port),
@@ -84,6 +90,8 @@ def _create_pod(endpoint: EndpointLine, ip: str, index: int) -> Pod:
         roleset=endpoint.roleset,
         engine=endpoint.engine,
         kv_connector=endpoint.kv_connector,
+        revision=endpoint.revision if match_revisions else "",
+        places=(endpoint.zone,) if endpoint.zone else (),
         obstacle=endpoint.unsupported or ("" if is_ip(ip) else UNRESOLVED),
         unsupported=endpoint.unsupported,
     )
@@ -105,6 +113,7 @@ class EndpointsFile:
         wires: Wires,
         poll_interval_s: float,
         on_reload: Callable[[bool], None],
+        match_revisions: bool = True,
         names: HostNames | None = None,
     ) -> None:
         """Set up the source; nothing is read yet.
@@ -115,6 +124,7 @@ class EndpointsFile:
             wires: engines and connectors that the router can speak to.
             poll_interval_s: seconds between two looks at the file.
             on_reload: called after each attempt to read a changed file, with its success.
+            match_revisions: whether pairs are of one revision.
             names: resolves the host names in the file.
         """
         self._path = path
@@ -122,6 +132,7 @@ class EndpointsFile:
         self._wires = wires
         self._poll_interval_s = poll_interval_s
         self._on_reload = on_reload
+        self._match_revisions = match_revisions
         self._names = names or HostNames()
         self._endpoints = Endpoints((), ())
         self._seen: Any = None
@@ -163,7 +174,7 @@ class EndpointsFile:
     async def _resolve(self) -> None:
         """Look up the host names of the file, and replace the cache's view if it differs."""
         addresses = await self._names.look_up(self._endpoints.host_names)
-        pods = create_pods(self._endpoints, addresses)
+        pods = create_pods(self._endpoints, addresses, match_revisions=self._match_revisions)
         if pods != self._cache.view.pods or not self._cache.synced:
             self._cache.replace(pods)
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from yaml.nodes import Node
+from yaml.nodes import MappingNode, Node
 
 from pdrouter.cluster.pods import (
     Role,
@@ -19,6 +19,7 @@ from pdrouter.cluster.yaml_lines import YamlInvalid, YamlReader, compose, line_o
 FILE_KEYS = ("models",)
 MODEL_KEYS = ("name", "engine", "kv_connector", "rolesets", "endpoints")
 ROLESET_KEYS = ("name", "prefill", "decode")
+ENDPOINT_KEYS = ("address", "revision", "zone")
 
 _SHOWN = 20
 
@@ -40,6 +41,8 @@ class EndpointLine:
         host: IP address, or a name to resolve.
         port: port.
         unsupported: why the router cannot speak to it, for people; empty if it can.
+        revision: its version; empty if none is said.
+        zone: where it is; empty if that is not said.
     """
 
     model: str
@@ -50,6 +53,8 @@ class EndpointLine:
     host: str
     port: int
     unsupported: str = ""
+    revision: str = ""
+    zone: str = ""
 
     @property
     def named(self) -> bool:
@@ -81,7 +86,7 @@ def parse_endpoints(text: str, wires: Wires) -> Endpoints:
     """Return what an endpoints file says.
 
     Args:
-        text: YAML in the format of aibrix, with `kv_connector` beside it.
+        text: YAML in the format of aibrix, with `kv_connector`, `revision` and `zone` beside it.
         wires: engines and connectors that the router can speak to.
 
     Raises:
@@ -138,7 +143,7 @@ class _Parser:
         if members and not {"rolesets", "endpoints"} & members.keys():
             self._yaml.refuse(node, f"model {model.name!r} has neither 'rolesets' nor 'endpoints'")
         for address in self._read_list(members, "endpoints"):
-            self._add(model, Role.BOTH, "", address)
+            self._read_endpoint(model, Role.BOTH, "", address)
         rolesets: set[str] = set()
         for roleset in self._read_list(members, "rolesets"):
             self._read_roleset(model, roleset, rolesets)
@@ -148,10 +153,10 @@ class _Parser:
         name = self._read_name(members, "roleset", names)
         prefill = self._read_list(members, "prefill")
         decode = self._read_list(members, "decode")
-        for address in prefill:
-            self._add(model, Role.PREFILL, name, address)
-        for address in decode:
-            self._add(model, Role.DECODE, name, address)
+        revisions = {
+            role: {self._read_endpoint(model, role, name, address) for address in addresses}
+            for role, addresses in ((Role.PREFILL, prefill), (Role.DECODE, decode))
+        }
         where = f"line {line_of(node)}: roleset {name!r} of model {model.name!r}"
         if members and not prefill and not decode:
             self._yaml.refuse(node, f"roleset {name!r} has no addresses")
@@ -160,6 +165,13 @@ class _Parser:
         elif "prefill" not in members:
             # An empty list says that this is meant.
             self._remarks.append(f"{where} has no 'prefill': its engines serve requests whole")
+        elif prefill:
+            alone = revisions[Role.PREFILL] ^ revisions[Role.DECODE]
+            self._remarks += (
+                f"{where} has engines of one role only of {_name_revision(revision)}: "
+                "they form no pairs"
+                for revision in sorted(alone)
+            )
 
     def _read_name(self, members: Mapping[str, Node], what: str, names: set[str]) -> str:
         """Return the name of one of several things, each of which has another one."""
@@ -177,15 +189,20 @@ class _Parser:
     def _read_list(self, members: Mapping[str, Node], key: str) -> Sequence[Node]:
         return self._yaml.items(members[key], repr(key)) if key in members else ()
 
-    def _add(self, model: "_Model", role: Role, roleset: str, node: Node) -> None:
-        text = self._yaml.text(node, "an address")
+    def _read_endpoint(self, model: "_Model", role: Role, roleset: str, node: Node) -> str:
+        """Add an engine, and return its revision."""
+        members: Mapping[str, Node] = {"address": node}
+        if isinstance(node, MappingNode):
+            members = self._yaml.members(node, "an engine", ENDPOINT_KEYS, ("address",))
+        revision, zone = (self._read_word(members, key) or "" for key in ("revision", "zone"))
+        text = self._yaml.text(members["address"], "an address") if "address" in members else ""
         if not text:
-            return
+            return revision
         try:
             host, port = parse_address(text)
         except ValueError as error:
             self._yaml.refuse(node, str(error))
-            return
+            return revision
         address = format_address(host, port)
         if address in model.lines:
             before = model.lines[address]
@@ -201,8 +218,11 @@ class _Parser:
                 host,
                 port,
                 model.unsupported,
+                revision,
+                zone,
             )
         )
+        return revision
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,3 +242,7 @@ class _Model:
     kv_connector: str | None
     unsupported: str
     lines: dict[str, int]
+
+
+def _name_revision(revision: str) -> str:
+    return f"revision {revision!r}" if revision else "no revision"

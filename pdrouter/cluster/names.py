@@ -11,10 +11,8 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from pdrouter.cluster.pods import Claim, Pod
+from pdrouter.cluster.revisions import Key
 from pdrouter.cluster.view import ModelPods
-
-Key = tuple[str, str]
-"""Namespace, and name of a model or an adapter."""
 
 LINGER_S = 60.0
 """How long a namespace keeps a name whose last pod has gone: the next ones may be on their way."""

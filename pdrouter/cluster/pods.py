@@ -3,7 +3,7 @@
 import ipaddress
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 from functools import lru_cache
 from types import MappingProxyType
@@ -51,6 +51,7 @@ class PairingKey(NamedTuple):
     namespace: str
     roleset: str
     engine: str
+    revision: str = ""
 
 
 # Those of one roleset are one object: most comparisons end there.
@@ -73,6 +74,9 @@ class Pod:
         roleset: name of the group within which pairs are formed.
         engine: the software in it, such as `vllm`.
         kv_connector: name of its KV connector; None for the configured default.
+        revision: the version that it says it has; empty if it says none.
+        image: digest of the engine's image; empty if that is not known.
+        places: where it is, the nearest around it first; each empty where that is not known.
         ready: whether it may get new requests.
         obstacle: why it may not, for people; empty where that is not known, or where it may.
         refused: whether it must never get any, nor count as a pod of its model.
@@ -96,6 +100,9 @@ class Pod:
     roleset: str
     engine: str
     kv_connector: str | None
+    revision: str
+    image: str
+    places: tuple[str, ...]
     ready: bool
     obstacle: str
     refused: bool
@@ -141,6 +148,9 @@ class Pod:
         engine: str = "vllm",
         kv_connector: str | None = None,
         metrics_port: int | None = None,
+        revision: str = "",
+        image: str = "",
+        places: tuple[str, ...] = (),
         ready: bool = True,
         obstacle: str = "",
         refused: bool = False,
@@ -169,17 +179,26 @@ class Pod:
             roleset,
             engine,
             kv_connector,
+            revision,
+            image,
+            places,
             ready,
             obstacle,
             refused,
             unsupported,
             (Claim.MAKES if ready else Claim.HOLDS) if claim is None else claim,
             format_address(ip, port),
-            _create_pairing(namespace, roleset, engine),
+            _create_pairing(namespace, roleset, engine, revision),
             labels,
             config,
             started,
         )
+
+    def take_for(self, revision: str) -> "Pod":
+        """Return the same pod, which forms pairs with those of this revision."""
+        key = self.pairing
+        pairing = _create_pairing(key.namespace, key.roleset, key.engine, revision)
+        return self if pairing == key else replace(self, pairing=pairing)
 
 
 Wires: TypeAlias = Mapping[str, Sequence[str]]

@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from pdrouter.cluster.pod_config import PodConfig
 from pdrouter.cluster.pods import Claim, PairingKey, Pod, Role
+from pdrouter.cluster.revisions import find_unmatched, report_unmatched
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class ModelPods:
             speaks for all, for one that terminates has yesterday's; None for nothing.
         claim: the most that any of the pods does for its namespace's claim to the name.
         unsupported: why none of the pods can ever be spoken to, for people; empty if one can.
+        unmatched: ready pods that have no ready partner because of their revision alone.
     """
 
     model: str
@@ -37,6 +39,7 @@ class ModelPods:
     config: PodConfig | None
     claim: Claim
     unsupported: str
+    unmatched: tuple[Pod, ...]
 
     @classmethod
     def group(cls, model: str, pods: Iterable[Pod]) -> "ModelPods":
@@ -59,6 +62,7 @@ class ModelPods:
             next((pod.config for pod in (*ready, *known) if pod.config is not None), None),
             max((pod.claim for pod in known), default=Claim.NONE),
             _find_unsupported(known),
+            find_unmatched(known),
         )
 
     def keep_pairs(
@@ -93,6 +97,7 @@ class ClusterView:
         names: one name for each model and adapter that can be served.
         ambiguous: names that stand for models of several namespaces, with the names to use instead.
         left_out: the names of those that cannot, with the reasons.
+        unmatched: ready pods that have no ready partner because of their revision alone.
     """
 
     models: Mapping[str, ModelPods]
@@ -100,6 +105,7 @@ class ClusterView:
     names: tuple[str, ...]
     ambiguous: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     left_out: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    unmatched: tuple[Pod, ...] = ()
 
     @classmethod
     def of(
@@ -120,7 +126,21 @@ class ClusterView:
         listed = tuple(names)
         left_out = {name: models[name].unsupported for name in listed if models[name].unsupported}
         served = tuple(name for name in listed if name not in left_out)
-        return cls(models, pods, served, ambiguous, MappingProxyType(left_out))
+        # A model has several names, and its adapters may be on some of its pods only.
+        unmatched = {
+            pod.uid: pod
+            for group in models.values()
+            for pod in group.unmatched
+            if pod.model == group.model
+        }
+        return cls(
+            models,
+            pods,
+            served,
+            ambiguous,
+            MappingProxyType(left_out),
+            tuple(unmatched.values()),
+        )
 
     @classmethod
     def build(cls, pods: Iterable[Pod]) -> "ClusterView":
@@ -166,6 +186,7 @@ class PodCache:
     def publish(self, view: ClusterView, *, synced: bool) -> None:
         """Make this the newest view; what has been synced once stays so."""
         before, self.view = self.view, view
+        report_unmatched(before.unmatched, view.unmatched)
         self.synced = self.synced or synced
         known = {pod.uid: pod for pod in before.pods}
         if self._on_restart is not None:

@@ -149,7 +149,9 @@ class NoReadyPod(Exception):
             role: the role that is missing.
             prompt_tokens: length of the prompt, where that is why no pod will do.
         """
-        partner = " with a ready decode pod in its roleset" if role is Role.PREFILL else ""
+        partner = ""
+        if role is Role.PREFILL:
+            partner = " with a ready decode pod of its version in its roleset"
         length = "" if prompt_tokens is None else f" and prompts of about {prompt_tokens} tokens"
         super().__init__(f"no ready {role} pod{partner} for model {model!r}{length}")
         self.role = role

@@ -101,6 +101,21 @@ class PodSettings:
         "Whether the same model name in several namespaces is one model. Otherwise requests say "
         "`namespace/name` where the name alone is ambiguous. Pairs never cross namespaces.",
     )
+    match_revisions: bool = declare(
+        True,
+        "PDROUTER_MATCH_REVISIONS",
+        BOOLEAN,
+        "Whether pairs are of one version of the engine: that of the pods' label, or else of their "
+        "image (routing.md).",
+    )
+    rollout_patience_s: float = declare(
+        3600.0,
+        "PDROUTER_ROLLOUT_PATIENCE",
+        seconds(1, 30 * 86400),
+        "How long prefill and decode pods that had an image in common, and have none any more, "
+        "form no pairs although all of them are ready: the second role may be about to follow.",
+        advanced=True,
+    )
     httproute_namespace: str = declare(
         "aibrix-system",
         "PDROUTER_HTTPROUTE_NAMESPACE",

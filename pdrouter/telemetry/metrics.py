@@ -290,6 +290,18 @@ class _LiveGauges(Collector):
         for key, count in states.items():
             counts.add_metric(key, count)
         yield counts
+        unmatched = GaugeMetricFamily(
+            "pdrouter_pods_unmatched",
+            "Ready pods that have no ready partner because of their revision alone.",
+            None,
+            ("model", "role", "revision"),
+        )
+        waiting = Counts(
+            (pod.model, pod.role, pod.pairing.revision) for pod in self._cache.view.unmatched
+        )
+        for key, count in waiting.items():
+            unmatched.add_metric(key, count)
+        yield unmatched
 
 
 class _WatchMetrics(Collector):

@@ -18,6 +18,7 @@ _GREATEST = frozenset(
         "pdrouter_pod_ejected",
         "pdrouter_pod_ready",
         "pdrouter_pods",
+        "pdrouter_pods_unmatched",
     }
 )
 """Gauges of which the greatest value counts: the workers see the same pods."""

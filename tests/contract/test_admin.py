@@ -107,6 +107,20 @@ async def test_models_that_cannot_be_served_are_said_on_every_page(port: Port) -
     assert line in (await port.get("/metrics")).text
 
 
+async def test_pods_without_a_partner_of_their_version_are_said(port: Port) -> None:
+    waiting = make_pod("new", revision="two")
+    port.cache.replace(
+        [make_pod("p", revision="one"), make_pod("d", Role.DECODE, revision="one"), waiting]
+    )
+    state = json.loads((await port.get("/debug/state")).text)
+    assert state["unmatched"] == ["new"]
+    assert [pod["revision"] for pod in state["pods"]] == ["one", "one", "two"]
+    line = 'pdrouter_pods_unmatched{model="llama",revision="two",role="prefill"} 1.0'
+    assert line in (await port.get("/metrics")).text
+    port.cache.replace([make_pod("p", revision="one"), make_pod("d", Role.DECODE, revision="one")])
+    assert "pdrouter_pods_unmatched{" not in (await port.get("/metrics")).text
+
+
 async def test_metrics_are_in_the_format_of_prometheus(port: Port) -> None:
     port.cache.replace([P])
     page = await port.get("/metrics")

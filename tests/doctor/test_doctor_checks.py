@@ -533,6 +533,21 @@ BROKEN = [
             setting("PDROUTER_NIXL_MEANS", "neuron-legacy"),
         ],
     ),
+    Case(
+        "revisions-apart",
+        "Deployment default/prefill",
+        [
+            put("Deployment/prefill", f"{LABELS} pdrouter/revision", "two"),
+            put("Deployment/decode", f"{LABELS} llm-d.ai/compatibility-revision", "one"),
+        ],
+        words="prefill pods have revision two, decode pods revision one",
+    ),
+    Case(
+        "revisions-apart",
+        "Deployment default/prefill",
+        [put("Deployment/decode", f"{LABELS} pdrouter/revision", "two")],
+        words="prefill pods have no revision, decode pods revision two",
+    ),
     *(
         Case("nixl-host-local", "Deployment default/prefill", [change])
         for change in (
@@ -1073,3 +1088,9 @@ def test_nothing_in_a_manifest_makes_the_doctor_fail(
     parent[key] = data.draw(JSON, label="value")
 
     examine(documents)
+
+
+def test_revisions_that_are_not_looked_at_may_differ() -> None:
+    label = put("Deployment/decode", f"{LABELS} pdrouter/revision", "two")
+    off = setting("PDROUTER_MATCH_REVISIONS", "false")
+    assert not codes(examine(endpoint_override(), label, off))

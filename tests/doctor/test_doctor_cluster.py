@@ -183,6 +183,31 @@ async def test_pods_that_take_no_connection_are_found_by_probing(tmp_path: Path)
     )
 
 
+async def test_ready_pods_without_a_partner_of_their_version_are_found(tmp_path: Path) -> None:
+    async with FakeApiServer() as server:
+        for name, role, image in (
+            ("old-prefill", "prefill", "vllm:1"),
+            ("new-prefill", "prefill", "vllm:2"),
+            ("old-decode", "decode", "vllm:1"),
+        ):
+            labels = {"model.aibrix.ai/name": "m", "role-name": role}
+            server.store.create(make_pod(name, labels=labels, image=image))
+        diagnosis = await examine(server, tmp_path)
+        server.store.create(
+            make_pod(
+                "new-decode",
+                labels={"model.aibrix.ai/name": "m", "role-name": "decode"},
+                image="vllm:2",
+            )
+        )
+        later = await examine(server, tmp_path)
+
+    (finding,) = [each for each in diagnosis.findings if each.check.code == "pod-unmatched"]
+    assert [str(defect.object) for defect in finding.defects] == ["Pod default/new-prefill"]
+    assert "no ready decode pod of its revision sha256:" in finding.defect.problem
+    assert "pod-unmatched" not in codes(later)
+
+
 async def test_the_command_reads_the_cluster_of_a_kubeconfig(
     api: FakeApiServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,8 +9,9 @@ from pdrouter.tools.doctor.all_checks import CHECKS
 from pdrouter.tools.doctor.diagnosis import describe_findings
 
 ELSEWHERE = {
-    # Reachability and silence need a cluster.
+    # Reachability and silence need a cluster; so does what pods run.
     "pod-unreachable",
+    "pod-unmatched",
     "status-missing",
     # What stands in documents before they are objects, and what controllers add to them.
     "kind-unknown",

@@ -9,6 +9,7 @@ import pytest
 
 from pdrouter.cluster.endpoints_file import create_pods
 from pdrouter.cluster.endpoints_text import (
+    ENDPOINT_KEYS,
     FILE_KEYS,
     MODEL_KEYS,
     ROLESET_KEYS,
@@ -59,7 +60,9 @@ def test_the_endpoints_file_is_explained_key_by_key() -> None:
     text = read("endpoints-file.md")
     tables = re.findall(r"\| Key \| Meaning \|\n\|---\|---\|\n((?:\|.*\n)+)", text)
     explained = [re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) for table in tables]
-    assert explained == [list(FILE_KEYS), list(MODEL_KEYS), list(ROLESET_KEYS)]
+    assert explained == [
+        list(keys) for keys in (FILE_KEYS, MODEL_KEYS, ROLESET_KEYS, ENDPOINT_KEYS)
+    ]
     assert all(f"`{name}`" in text for name in (*WIRES, *CONNECTOR_NAMES))
 
 

@@ -25,7 +25,9 @@ class PodSpec(msgspec.Struct, frozen=True):
 
 
 class ContainerStatus(
-    msgspec.Struct, frozen=True, rename={"id": "containerID", "restarts": "restartCount"}
+    msgspec.Struct,
+    frozen=True,
+    rename={"id": "containerID", "restarts": "restartCount", "image_id": "imageID"},
 ):
     """What became of a container.
 
@@ -33,22 +35,29 @@ class ContainerStatus(
         name: name of the container.
         id: identity of the container that runs, or was the last to run; each start has another.
         restarts: how often it was started again.
+        image_id: the image that it runs, by its digest; empty before it was pulled.
     """
 
     name: str
     id: str = ""
     restarts: int = 0
+    image_id: str = ""
 
 
 def find_engine(
-    containers: Sequence[Container], statuses: Sequence[ContainerStatus], port: int
+    containers: Sequence[Container],
+    statuses: Sequence[ContainerStatus],
+    port: int,
+    *,
+    main: str | None = None,
 ) -> ContainerStatus | None:
-    """Return the engine's container: the one that declares its port, or else the first.
+    """Return the engine's container: the one that declares its port, the main one, or the first.
 
     Args:
         containers: those of the pod.
         statuses: what became of them.
         port: port that the engine serves on.
+        main: name of the container that is said to be the main one; None if none is.
 
     Returns:
         None if nothing is known of it.
@@ -56,10 +65,16 @@ def find_engine(
     declaring = (
         each.name for each in containers if any(p.container_port == port for p in each.ports)
     )
-    name = next(declaring, containers[0].name if containers else None)
+    name = next(declaring, main or (containers[0].name if containers else None))
     return next((status for status in statuses if name in (None, status.name)), None)
 
 
 def identify_start(engine: ContainerStatus | None) -> str:
     """Return what tells a start of the engine from those before and after; nothing if unknown."""
     return "" if engine is None or not engine.id else f"{engine.restarts}/{engine.id}"
+
+
+def identify_image(engine: ContainerStatus | None) -> str:
+    """Return the digest of the image that an engine runs; nothing before it is known."""
+    # The same image has several names, and may have been asked for by any of them.
+    return "" if engine is None else engine.image_id.rpartition("@")[2].rpartition("//")[2]

@@ -14,6 +14,7 @@ from pdrouter.cluster.kubernetes.containers import (
     ContainerStatus,
     PodSpec,
     find_engine,
+    identify_image,
     identify_start,
 )
 from pdrouter.cluster.model_namespaces import ANY_NAMESPACE, ModelNamespaces
@@ -29,6 +30,13 @@ CONFIG = "model.aibrix.ai/config"
 KV_CONNECTOR = "model.aibrix.ai/kv-connector-type"
 ROLE = "role-name"
 ROLESET = "roleset-name"
+REVISIONS = (
+    "pdrouter/revision",
+    "llm-d.ai/compatibility-revision",
+    "disaggregatedset.x-k8s.io/revision",
+)
+"""Labels with the version of a pod, the most deliberate first."""
+DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
 GROUP_INDEX = "stormservice.orchestration.aibrix.ai/pod-group-index"
 
 DEFAULT_PORT = 8000
@@ -156,11 +164,13 @@ class PodRules:
         wires: engines and connectors that the router can speak to.
         addresses: which addresses they may have.
         model_namespaces: which namespaces may serve which models.
+        match_revisions: whether pairs are of one version.
     """
 
     wires: Wires
     addresses: AddressRules = ANY_POD_ADDRESS
     model_namespaces: ModelNamespaces = ANY_NAMESPACE
+    match_revisions: bool = True
 
     def read(self, pod: KubePod) -> Pod | None:
         """Return what a Kubernetes pod means; None if it names no model."""
@@ -176,7 +186,12 @@ class PodRules:
         unsupported = find_unsupported(engine, connector, self.wires)
         flaw = refusal or _find_flaw(metadata) or unsupported
         port = _read_port(metadata.get(PORT)) or DEFAULT_PORT
-        container = find_engine(pod.spec.containers, pod.status.containers, port)
+        container = find_engine(
+            pod.spec.containers,
+            pod.status.containers,
+            port,
+            main=metadata.annotations.get(DEFAULT_CONTAINER),
+        )
         return Pod.create(
             uid=metadata.uid,
             name=metadata.name,
@@ -190,6 +205,8 @@ class PodRules:
             roleset=metadata.labels.get(ROLESET, ""),
             engine=engine,
             kv_connector=connector,
+            revision=find_revision(metadata) if self.match_revisions else "",
+            image=identify_image(container) if self.match_revisions else "",
             obstacle=refusal or _find_delay(pod) or flaw,
             refused=bool(refusal),
             unsupported=unsupported,
@@ -206,6 +223,11 @@ class PodRules:
         if not self.model_namespaces.allow(namespace, model):
             return f"namespace {namespace} may not serve model {model!r}"
         return self.addresses.find_fault(pod.status.pod_ip) if pod.status.pod_ip else ""
+
+
+def find_revision(metadata: ObjectMeta) -> str:
+    """Return the version that a pod's labels say; nothing if they say none."""
+    return next(filter(None, map(metadata.labels.get, REVISIONS)), "")
 
 
 def _find_flaw(metadata: ObjectMeta) -> str:

@@ -32,6 +32,7 @@ from pdrouter.cluster.kubernetes.reflector import (
 from pdrouter.cluster.kubernetes.routes import HttpRoutes
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.reflector_stats import ReflectorStats
+from pdrouter.cluster.revisions import DEFAULT_PATIENCE_S
 from pdrouter.cluster.source import ALL_NAMESPACES
 from pdrouter.cluster.view import PodCache
 
@@ -61,6 +62,7 @@ class KubernetesPods:
         selectors: Sequence[str],
         merge_namespaces: bool,
         timing: ReflectorTiming,
+        patience_s: float = DEFAULT_PATIENCE_S,
         random: Random | None = None,
     ) -> None:
         """Set up the reflectors; nothing is sent yet.
@@ -74,6 +76,7 @@ class KubernetesPods:
             selectors: label selectors; a pod that any of them selects is taken.
             merge_namespaces: whether the same model name in several namespaces is one model.
             timing: how long to wait for what.
+            patience_s: seconds after which nothing more is expected of an update under way.
             random: source of jitter.
         """
         self._api = api
@@ -83,6 +86,7 @@ class KubernetesPods:
             merge_namespaces=merge_namespaces,
             model_namespaces=rules.model_namespaces,
             namespaces=[each for each in namespaces if each != ALL_NAMESPACES],
+            patience_s=patience_s,
         )
         self._flush: asyncio.TimerHandle | None = None
         self._refresh: asyncio.TimerHandle | None = None
@@ -290,6 +294,7 @@ def create_kubernetes_source(
     merge_namespaces: bool,
     httproute_namespace: str,
     httproute_ttl_s: float,
+    patience_s: float = DEFAULT_PATIENCE_S,
     timing: ReflectorTiming = DEFAULT_TIMING,
 ) -> KubernetesPods:
     """Return the source for an API server.
@@ -307,6 +312,7 @@ def create_kubernetes_source(
         merge_namespaces: whether the same model name in several namespaces is one model.
         httproute_namespace: where the models' own HTTPRoutes are.
         httproute_ttl_s: seconds for which the status of such a route is remembered.
+        patience_s: seconds after which nothing more is expected of an update under way.
         timing: how long to wait for what.
     """
     api = KubeApi(connect_in_cluster if kubeconfig is None else connect_by_kubeconfig(kubeconfig))
@@ -319,4 +325,5 @@ def create_kubernetes_source(
         selectors=selectors,
         merge_namespaces=merge_namespaces,
         timing=timing,
+        patience_s=patience_s,
     )

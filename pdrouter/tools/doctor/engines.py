@@ -6,6 +6,7 @@ from ipaddress import ip_network
 
 import msgspec
 
+from pdrouter.cluster.kubernetes import containers
 from pdrouter.cluster.kubernetes.objects import (
     GROUP_INDEX,
     MODEL,
@@ -103,8 +104,22 @@ def find_engines(snapshot: Snapshot) -> Iterator[Engine]:
 
 def read_running_pods(snapshot: Snapshot) -> list[Pod]:
     """Return the pods of a cluster as the router sees them."""
-    pods = (_RULES.read(KubePod(pod.metadata, pod.status)) for pod in snapshot.of(PodManifest))
+    pods = (
+        _RULES.read(KubePod(pod.metadata, pod.status, _as_router_reads(pod.spec)))
+        for pod in snapshot.of(PodManifest)
+    )
     return [pod for pod in pods if pod is not None]
+
+
+def _as_router_reads(spec: PodSpec) -> containers.PodSpec:
+    return containers.PodSpec(
+        [
+            containers.Container(
+                each.name, [containers.ContainerPort(port.container_port) for port in each.ports]
+            )
+            for each in spec.containers
+        ]
+    )
 
 
 def find_pods(

@@ -108,11 +108,13 @@ def choose_pairs(survey: Survey) -> list[tuple[Pod, Pod]]:
     pairs = []
     for _, members in survey.groups():
         usable = [pod for pod in members if survey.serves(pod) and not pod.unsupported]
-        prefill = [pod for pod in usable if pod.role is Role.PREFILL]
-        decode = [pod for pod in usable if pod.role is Role.DECODE]
-        if prefill and decode:
-            pairs += [
-                (prefill[index % len(prefill)], decode[index % len(decode)])
-                for index in range(max(len(prefill), len(decode)))
-            ]
+        for pairing in dict.fromkeys(pod.pairing for pod in usable):
+            fitting = [pod for pod in usable if pod.pairing == pairing]
+            prefill = [pod for pod in fitting if pod.role is Role.PREFILL]
+            decode = [pod for pod in fitting if pod.role is Role.DECODE]
+            if prefill and decode:
+                pairs += [
+                    (prefill[index % len(prefill)], decode[index % len(decode)])
+                    for index in range(max(len(prefill), len(decode)))
+                ]
     return pairs

@@ -1,5 +1,6 @@
 """Pod manifests as a cluster has them."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ def make_pod(
     phase: str = "Running",
     node: str = "node-0",
     port: int = 8000,
+    image: str = "registry.example/engine:1.0",
     uid: str | None = None,
     deletion_timestamp: str | None = None,
     managed_fields: bool = False,
@@ -37,6 +39,7 @@ def make_pod(
         phase: its phase.
         node: the node it is on; empty before it has one.
         port: the port of the container.
+        image: the image of the container.
         uid: its identity; None lets the store make one.
         deletion_timestamp: since when it is terminating.
         managed_fields: whether it has the bulk of a real pod, about 7.5 KB of JSON in all, half
@@ -44,7 +47,7 @@ def make_pod(
     """
     container: Json = {
         "name": "engine",
-        "image": "registry.example/engine:1.0",
+        "image": image,
         "ports": [{"containerPort": port, "protocol": "TCP"}],
     }
     metadata: Json = {"name": name, "namespace": namespace}
@@ -98,7 +101,7 @@ def pod_status(
         {
             "name": container["name"],
             "image": container.get("image", ""),
-            "imageID": f"{container.get('image', '')}@sha256:{'0' * 64}",
+            "imageID": image_id(container.get("image", "")) if running else "",
             "containerID": f"containerd://{'f' * 64}",
             "ready": ready,
             "started": running,
@@ -113,6 +116,11 @@ def pod_status(
         addresses = [{"ip": address} for address in ips or (ip,)]
         status |= {"hostIP": "192.0.2.1", "podIP": ip, "podIPs": addresses, "startTime": now}
     return {**status, "qosClass": "Burstable"}
+
+
+def image_id(image: str) -> str:
+    """Say what image a node has got under a name: another for each."""
+    return f"{image}@sha256:{hashlib.sha256(image.encode()).hexdigest()}"
 
 
 def _add_bulk(metadata: Json, spec: Json) -> None:

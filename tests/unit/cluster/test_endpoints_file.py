@@ -180,7 +180,7 @@ _BROKEN: list[tuple[str, str]] = [
     ),
     (dump({"name": "m", "endpoint": ["10.0.0.1:80"]}), "did you mean 'endpoints'?"),
     (dump({"name": "m", "endpoints": [80]}), "'80' has no port"),
-    (dump({"name": "m", "endpoints": [{"10.0.0.1": 80}]}), "but this is a mapping"),
+    (dump({"name": "m", "endpoints": [{"10.0.0.1": 80}]}), "unknown key '10.0.0.1' of an engine"),
     (dump({"name": "m", "endpoints": ["http://engine:80"]}), "without a scheme"),
     (dump({"name": "m", "endpoints": ["10.0.0.1:0"]}), "port must be from 1 to 65535"),
     (dump({"name": "m", "endpoints": ["::1:80"]}), "stands in brackets"),
@@ -251,6 +251,57 @@ def test_a_roleset_that_lacks_a_role_is_remarked(
     remarks = parse_endpoints(text, WIRES).remarks
     assert len(remarks) == (0 if remark is None else 1)
     assert remark is None or remark in remarks[0]
+
+
+def engine(address: str, **members: str) -> dict[str, str]:
+    return {"address": address, **members}
+
+
+def test_an_engine_may_say_its_version_and_its_zone() -> None:
+    roleset = {
+        "name": "r",
+        "prefill": [engine("10.0.0.1:80", revision="v1", zone="a"), "10.0.0.2:80"],
+        "decode": [engine("10.0.0.3:80", revision="v1"), "10.0.0.4:80"],
+    }
+    text = dump({"name": "m", "rolesets": [roleset], "endpoints": [engine("10.0.0.5:80")]})
+    pods = parse(text)
+    said = {pod.address: (pod.revision, pod.places) for pod in pods}
+    assert said["10.0.0.1:80"] == ("v1", ("a",))
+    assert said["10.0.0.2:80"] == ("", ())
+    view = ClusterView.build(pods).models["m"]
+    partners = {
+        prefill.address: [pod.address for pod in view.decode[prefill.pairing]]
+        for prefill in view.prefill
+    }
+    assert partners == {"10.0.0.1:80": ["10.0.0.3:80"], "10.0.0.2:80": ["10.0.0.4:80"]}
+    endpoints = parse_endpoints(text, WIRES)
+    assert not endpoints.remarks
+    mixed = ClusterView.build(create_pods(endpoints, {}, match_revisions=False)).models["m"]
+    assert len(mixed.partners) == len(mixed.prefill) == 2
+    assert len(mixed.decode) == 1
+
+
+def test_a_version_that_one_role_lacks_is_remarked() -> None:
+    roleset = {
+        "name": "r",
+        "prefill": [engine("10.0.0.1:80", revision="v1")],
+        "decode": [engine("10.0.0.2:80", revision="v1"), "10.0.0.3:80"],
+    }
+    (remark,) = parse_endpoints(dump({"name": "m", "rolesets": [roleset]}), WIRES).remarks
+    assert "has engines of one role only of no revision: they form no pairs" in remark
+
+
+@pytest.mark.parametrize(
+    ("item", "reason"),
+    [
+        ({"adress": "10.0.0.1:80"}, "unknown key 'adress' of an engine: did you mean 'address'?"),
+        ({"revision": "v1"}, "an engine lacks the key 'address'"),
+        (engine("10.0.0.1:80", zone=""), "'zone' is empty"),
+        (engine("10.0.0.1"), "'10.0.0.1' has no port"),
+    ],
+)
+def test_an_engine_that_is_not_written_well_is_refused(item: dict[str, str], reason: str) -> None:
+    assert reason in find_problem(dump({"name": "m", "endpoints": [item]}))
 
 
 _WHOLE = {"endpoints": ["10.0.0.1:80"]}

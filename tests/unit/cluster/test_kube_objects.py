@@ -1,5 +1,6 @@
 """What labels, annotations and status of a pod mean."""
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -28,6 +29,7 @@ def read(
     conditions: Any = READY,
     status: dict[str, Any] | None = None,
     rules: PodRules = RULES,
+    spec: dict[str, Any] | None = None,
     **metadata: Any,
 ) -> Pod | None:
     raw = {
@@ -41,7 +43,7 @@ def read(
             "managedFields": [{"manager": "kubelet"}],
             **metadata,
         },
-        "spec": {"containers": [{"name": "c"}]},
+        "spec": {"containers": [{"name": "c"}]} if spec is None else spec,
         "status": {"podIP": ip, "conditions": conditions, "phase": "Running", **(status or {})},
     }
     return rules.read(msgspec.json.decode(msgspec.json.encode(raw), type=KubePod))
@@ -337,3 +339,79 @@ def test_the_engines_container_is_the_one_that_declares_its_port_or_the_first(
     assert found is not None
     assert found.name == engine
     assert find_engine(spec, [], 8000) is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "revision"),
+    [
+        ({}, ""),
+        ({"disaggregatedset.x-k8s.io/revision": "7f9c"}, "7f9c"),
+        (
+            {
+                "disaggregatedset.x-k8s.io/revision": "7f9c",
+                "llm-d.ai/compatibility-revision": "2",
+            },
+            "2",
+        ),
+        ({"llm-d.ai/compatibility-revision": "2", "pdrouter/revision": "mine"}, "mine"),
+        ({"pdrouter/revision": "", "llm-d.ai/compatibility-revision": "2"}, "2"),
+    ],
+    ids=str,
+)
+def test_the_most_deliberate_label_says_the_revision(labels: dict[str, str], revision: str) -> None:
+    pod = read_known({**MODEL, **labels})
+    assert (pod.revision, pod.pairing.revision) == (revision, revision)
+    off = read_known({**MODEL, **labels}, rules=replace(RULES, match_revisions=False))
+    assert (off.revision, off.pairing.revision) == ("", "")
+
+
+DIGEST = "sha256:" + "a" * 64
+ENGINE_PORT = [{"containerPort": 9000, "name": "http"}]
+
+
+@pytest.mark.parametrize(
+    "image_id",
+    [
+        f"registry.example/vllm@{DIGEST}",
+        f"docker-pullable://registry.example:5000/vllm@{DIGEST}",
+        f"docker://{DIGEST}",
+        DIGEST,
+    ],
+)
+def test_images_are_known_by_their_digest_whatever_they_are_called(image_id: str) -> None:
+    status = {"containerStatuses": [{"name": "c", "imageID": image_id, "ready": True}]}
+    assert read_known(status=status).image == DIGEST
+    assert read_known(status=status, rules=replace(RULES, match_revisions=False)).image == ""
+
+
+@pytest.mark.parametrize(
+    ("containers", "annotations", "engine"),
+    [
+        ([{"name": "proxy", "ports": [{"containerPort": 1}]}, {"name": "engine"}], {}, "proxy"),
+        ([{"name": "proxy"}, {"name": "engine", "ports": ENGINE_PORT}], {}, "engine"),
+        (
+            [{"name": "proxy"}, {"name": "engine"}],
+            {"kubectl.kubernetes.io/default-container": "engine"},
+            "engine",
+        ),
+    ],
+    ids=["the first", "the one that has the port", "the one that is said to be the main one"],
+)
+def test_the_image_is_that_of_the_container_that_the_engine_is_in(
+    containers: list[dict[str, Any]], annotations: dict[str, str], engine: str
+) -> None:
+    statuses = [
+        {"name": each["name"], "imageID": f"x@sha256:{each['name']}"} for each in containers
+    ]
+    pod = read_known(
+        None,
+        {"model.aibrix.ai/port": "9000", **annotations},
+        spec={"containers": containers},
+        status={"containerStatuses": [*reversed(statuses)]},
+    )
+    assert pod.image == f"sha256:{engine}"
+
+
+@pytest.mark.parametrize("statuses", [[], [{"name": "c", "imageID": ""}], [{"name": "other"}]])
+def test_an_image_that_is_still_pulled_is_not_known(statuses: list[dict[str, Any]]) -> None:
+    assert read_known(status={"containerStatuses": statuses}).image == ""

@@ -100,6 +100,8 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     ),
     "PDROUTER_POD_SELECTORS": ([("a=b", ("a=b",)), ("a,b ; !c;", ("a,b", "!c"))], [";", ";;"]),
     "PDROUTER_MERGE_NAMESPACES": (_BOOLEANS, _NO_BOOLEANS),
+    "PDROUTER_MATCH_REVISIONS": (_BOOLEANS, _NO_BOOLEANS),
+    "PDROUTER_ROLLOUT_PATIENCE": ([("1", 1), ("30d", 30 * 86400)], ["0", "31d", "x"]),
     "PDROUTER_HTTPROUTE_NAMESPACE": (_TEXTS, []),
     "AIBRIX_HTTPROUTE_CACHE_TTL": (_SECONDS_ABOVE_0, _NO_SECONDS),
     "PDROUTER_ENDPOINTS_POLL": (

@@ -57,6 +57,7 @@ def test_histograms_are_summed_by_their_buckets() -> None:
         ("pdrouter_pod_ready", 2.0),
         ("pdrouter_pod_ejected", 2.0),
         ("pdrouter_pods", 2.0),
+        ("pdrouter_pods_unmatched", 2.0),
         ("pdrouter_kubernetes_staleness_seconds", 2.0),
         ("pdrouter_pods_synced", 1.0),
         ("pdrouter_kubernetes_synced", 1.0),

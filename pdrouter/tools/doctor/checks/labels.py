@@ -11,6 +11,7 @@ from pdrouter.cluster.kubernetes.objects import (
     METRICS_PORT,
     MODEL,
     PORT,
+    REVISIONS,
     ROLE,
     ROLESET,
 )
@@ -21,7 +22,10 @@ from pdrouter.tools.doctor.findings import Check, Defect, Severity
 from pdrouter.tools.doctor.installation import Installation
 from pdrouter.tools.doctor.objects.workloads import Workload
 
-_READ = (MODEL, PORT, METRICS_PORT, ENGINE, CONFIG, KV_CONNECTOR, ROLE, ROLESET, GROUP_INDEX)
+_READ = (
+    *(MODEL, PORT, METRICS_PORT, ENGINE, CONFIG, KV_CONNECTOR, ROLE, ROLESET, GROUP_INDEX),
+    *REVISIONS,
+)
 """What the router reads of a pod."""
 
 _OTHERS = (
@@ -35,7 +39,7 @@ _OTHERS = (
 """What aibrix reads of a pod beside that."""
 
 _ROLES = (Role.PREFILL, Role.DECODE, "encode")
-_LABELS_ONLY = (ROLE, ROLESET, GROUP_INDEX)
+_LABELS_ONLY = (ROLE, ROLESET, GROUP_INDEX, *REVISIONS)
 
 
 def _find_misspelt_keys(installation: Installation) -> Iterator[Defect]:
