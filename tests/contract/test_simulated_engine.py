@@ -328,6 +328,78 @@ async def test_a_handle_that_was_changed_is_refused(
     assert prefill.count("simulation:contract_violations_total") == 1
 
 
+REFUSED: list[tuple[dict[str, Any], int]] = [
+    ({"model": "another"}, 404),
+    ({"min_tokens": 4}, 400),
+    ({"max_tokens": 100_000}, 400),
+]
+"""What vLLM refuses with its request model behind it, and its scheduler before it."""
+
+
+@pytest.mark.parametrize(("change", "status"), REFUSED)
+async def test_a_decode_leg_that_is_refused_frees_the_blocks(
+    http: Http,
+    prefill: SimulatedEngine,
+    decode: SimulatedEngine,
+    change: dict[str, Any],
+    status: int,
+) -> None:
+    handle = await http.handle(prefill)
+    body = BODIES[Api.CHAT] | {"kv_transfer_params": handle} | change
+    assert (await http.send(decode, Api.CHAT, body))[0] == status
+    assert prefill.count("simulation:kv_handles_outstanding") == 0
+    assert prefill.count("simulation:kv_releases_total") == 1
+    assert_contract_kept(prefill, decode)
+    # Whoever fetches them now gets the blocks of others.
+    await failed_decode(http, decode, handle)
+    assert prefill.count("simulation:contract_violations_total") == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"tools": []}, id="by the request model"),
+        pytest.param({"n": [], "max_tokens": "x"}, id="as no request"),
+    ],
+)
+async def test_a_decode_leg_that_is_refused_too_early_frees_nothing(
+    http: Http, prefill: SimulatedEngine, decode: SimulatedEngine, change: dict[str, Any]
+) -> None:
+    body = BODIES[Api.CHAT] | {"kv_transfer_params": await http.handle(prefill)} | change
+    assert (await http.send(decode, Api.CHAT, body))[0] == 400
+    assert prefill.count("simulation:kv_handles_outstanding") == 1
+
+
+async def test_old_engines_free_nothing_when_they_refuse(http: Http) -> None:
+    async with (
+        running(role="prefill", host="127.0.0.2", release="old") as prefill,
+        running(role="decode", host="127.0.0.3", release="old") as decode,
+    ):
+        body = BODIES[Api.CHAT] | {"kv_transfer_params": await http.handle(prefill)}
+        assert (await http.send(decode, Api.CHAT, body | {"model": "another"}))[0] == 404
+        assert prefill.count("simulation:kv_handles_outstanding") == 1
+
+
+@pytest.mark.parametrize("name", ["remote_engine_id", "remote_request_id", "remote_port"])
+async def test_a_half_filled_handle_breaks_a_decode_engine_that_refuses(
+    http: Http, prefill: SimulatedEngine, decode: SimulatedEngine, name: str
+) -> None:
+    handle = await http.handle(prefill)
+    del handle[name]
+    body = BODIES[Api.CHAT] | {"kv_transfer_params": handle, "model": "another"}
+    assert (await http.send(decode, Api.CHAT, body))[0] == 500
+    assert decode.count("simulation:contract_violations_total") == 1
+
+
+async def test_a_prefill_engine_that_has_gone_cannot_be_told_of_a_release(
+    http: Http, prefill: SimulatedEngine, decode: SimulatedEngine
+) -> None:
+    body = BODIES[Api.CHAT] | {"kv_transfer_params": await http.handle(prefill)}
+    await prefill.stop()
+    assert (await http.send(decode, Api.CHAT, body | {"model": "another"}))[0] == 404
+    assert decode.count("vllm:nixl_num_failed_notifications_total") == 1
+
+
 async def test_a_handle_of_another_engine_is_refused(
     http: Http, prefill: SimulatedEngine, decode: SimulatedEngine
 ) -> None:

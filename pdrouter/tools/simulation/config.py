@@ -37,7 +37,8 @@ class EngineConfig:
         kv_blocks: KV blocks the engine has; it only scales `vllm:kv_cache_usage_perc`.
         default_max_tokens: Output tokens of a request that sets no limit.
         release: `old` engines (before vLLM 0.13) hand out no `remote_request_id`, and no blocks
-            for prompts shorter than one block.
+            for prompts shorter than one block. `new` ones (from 0.21 on) have the blocks of a
+            decode leg freed that they refuse.
         side_channel_host: The `remote_host` in issued handles; `None` is the engine's own
             address. `localhost` and `0.0.0.0` are what real engines put there by default.
         bootstrap_port: Port of a prefill engine's bootstrap server (SGLang, Mooncake); 0 takes a

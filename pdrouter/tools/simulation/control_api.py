@@ -13,11 +13,13 @@ from pdrouter.tools.simulation.faults import FaultBoard, parse_faults
 from pdrouter.tools.simulation.kv_handles import FETCH_STATUS, FetchResult, HandleStore
 from pdrouter.tools.simulation.received_requests import RequestLog
 from pdrouter.tools.simulation.refusal import malformed
-from pdrouter.tools.simulation.transfer import FETCH_PATH
+from pdrouter.tools.simulation.transfer import FETCH_PATH, RELEASE_PATH
 
 _VERSION = "0.33.0+simulated"
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_VIOLATIONS: frozenset[FetchResult] = frozenset({"unknown", "reused", "altered", "wrong_engine"})
+_VIOLATIONS: frozenset[FetchResult] = frozenset(
+    {"unknown", "reused", "released", "altered", "wrong_engine"}
+)
 
 
 class ControlApi:
@@ -50,6 +52,7 @@ class ControlApi:
             web.get("/prometheus/metrics", self._show_metrics),
             web.get("/v1/models", self._models),
             web.post(FETCH_PATH, self._fetch),
+            web.post(RELEASE_PATH, self._release),
             web.get("/simulation/faults", self._show_faults),
             web.put("/simulation/faults", self._set_faults),
             web.delete("/simulation/faults", self._clear_faults),
@@ -95,7 +98,18 @@ class ControlApi:
         self._metrics.kv_fetches.labels(result).inc()
         if result == "mismatch":
             self._metrics.prompt_mismatches.inc()
-        elif result == "expired":
+        return self._tell(result)
+
+    async def _release(self, request: web.Request) -> web.Response:
+        handle = parse_members(await request.read(), request.content_type).get("handle")
+        if not isinstance(handle, dict):
+            raise malformed("handle must be an object")
+        result = self._handles.release(handle, time.monotonic())
+        self._metrics.kv_releases.labels(result).inc()
+        return self._tell(result)
+
+    def _tell(self, result: FetchResult) -> web.Response:
+        if result == "expired":
             self._metrics.late_fetches.inc()
         elif result in _VIOLATIONS:
             self._metrics.contract_violations.labels(f"handle_{result}").inc()

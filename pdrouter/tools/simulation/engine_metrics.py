@@ -50,10 +50,14 @@ class EngineMetrics:
             "nixl_num_kv_expired_reqs", "Requests whose KV blocks expired before the fetch."
         )
         self.late_fetches = self._engine_counter(
-            "nixl_num_notifications_after_expiry", "Fetches that came after the expiry."
+            "nixl_num_notifications_after_expiry",
+            "Fetches, and releases, that came after the expiry.",
         )
         self.failed_transfers = self._engine_counter(
             "nixl_num_failed_transfers", "KV transfers that failed."
+        )
+        self.failed_releases = self._engine_counter(
+            "nixl_num_failed_notifications", "Prefill engines that could not be told of a release."
         )
         self.transfer_seconds = self._engine_histogram(
             "nixl_xfer_time_seconds", "KV transfer time."
@@ -75,6 +79,9 @@ class EngineMetrics:
             "contract_violations", "Requests that a router must not send.", ("reason",)
         )
         self.kv_fetches = self._counter("kv_fetches", "Fetches answered, by result.", ("result",))
+        self.kv_releases = self._counter(
+            "kv_releases", "Releases of blocks that nobody fetched, by result.", ("result",)
+        )
         self.prompt_mismatches = self._counter(
             "prompt_mismatches", "Fetches whose prompt is not the one prefilled."
         )

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 
 from aiohttp import web
@@ -58,12 +58,23 @@ class GenerationApi:
             Refused: The request is not acceptable, or its blocks could not be loaded.
             Dropped: A fault cuts the stream.
         """
-        job = self._contracts.check(call)
-        self._count_unexpected_role(call.leg, job.request)
-        with self._claim_id(job.request_id):
+        with ExitStack() as claims:
+            try:
+                job = self._contracts.check(call)
+                self._count_unexpected_role(call.leg, job.request)
+                claims.enter_context(self._claim_id(job.request_id))
+            except Refused as refusal:
+                await self._free_remote_blocks(call, refusal)
+                raise
             if job.request.stream:
                 return await self._stream(job)
             return web.json_response(await self._answer(job))
+
+    async def _free_remote_blocks(self, call: EngineCall, refusal: Refused) -> None:
+        try:
+            await self._contracts.free_refused(call, refusal)
+        except TransferFailed:
+            self._metrics.failed_releases.inc()
 
     def _count_unexpected_role(self, leg: SimulatedLeg, request: GenerationRequest) -> None:
         role = self._config.role

@@ -1,4 +1,4 @@
-"""The KV blocks that a prefill engine holds: issued once, then fetched once or expired."""
+"""The KV blocks that a prefill engine holds: issued once, then fetched once, freed or expired."""
 
 import json
 from collections import OrderedDict
@@ -9,7 +9,15 @@ from typing import Literal
 from pdrouter.tools.simulation.legs import Handle
 
 FetchResult = Literal[
-    "ok", "unknown", "reused", "expired", "lost", "altered", "wrong_engine", "mismatch"
+    "ok",
+    "unknown",
+    "reused",
+    "released",
+    "expired",
+    "lost",
+    "altered",
+    "wrong_engine",
+    "mismatch",
 ]
 
 FETCH_STATUS: dict[FetchResult, int] = {
@@ -18,11 +26,12 @@ FETCH_STATUS: dict[FetchResult, int] = {
     "altered": 403,
     "unknown": 404,
     "reused": 409,
+    "released": 409,
     "mismatch": 409,
     "expired": 410,
     "lost": 410,
 }
-"""The HTTP status with which a prefill engine answers a fetch."""
+"""The HTTP status with which a prefill engine answers a fetch, or a release."""
 
 _REMEMBERED = 10_000
 
@@ -75,6 +84,28 @@ class HandleStore:
             digest: The identity of the decode leg's prompt.
             now: The time.
         """
+        result = self._look(handle, now)
+        if result != "ok":
+            return result
+        key = handle_key(handle)
+        if self._held[key].digest != digest:
+            return "mismatch"
+        self._end(key, "reused")
+        return "ok"
+
+    def release(self, handle: Handle, now: float) -> FetchResult:
+        """Free the blocks that no decode engine will fetch, if the handle is still good.
+
+        Args:
+            handle: What the decode engine was given; only `remote_host` may differ.
+            now: The time.
+        """
+        result = self._look(handle, now)
+        if result == "ok":
+            self._end(handle_key(handle), "released")
+        return result
+
+    def _look(self, handle: Handle, now: float) -> FetchResult:
         self._expire(now)
         if handle.get("remote_engine_id", self._engine_id) != self._engine_id:
             return "wrong_engine"
@@ -85,14 +116,7 @@ class HandleStore:
             held, result = self._ended[key]
         if held is None:
             return "unknown"
-        if held.issued != _comparable(handle):
-            return "altered"
-        if result != "ok":
-            return result
-        if held.digest != digest:
-            return "mismatch"
-        self._end(key, "reused")
-        return "ok"
+        return "altered" if held.issued != _comparable(handle) else result
 
     def lose(self) -> None:
         """Lose all blocks that are held, as an engine does whose process ends."""

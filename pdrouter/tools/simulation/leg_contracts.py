@@ -30,6 +30,7 @@ from pdrouter.tools.simulation.legs import (
 )
 from pdrouter.tools.simulation.peer_client import PeerClient
 from pdrouter.tools.simulation.reception import EngineCall
+from pdrouter.tools.simulation.refusal import ContractViolated, Refused
 from pdrouter.tools.simulation.transfer import BlockFetcher
 from pdrouter.tools.simulation.transfers import (
     TransferStore,
@@ -94,6 +95,26 @@ class LegContracts:
         if call.leg is SimulatedLeg.WHOLE:
             return job
         return _CONTRACTS[self.config.kv_connector](self, job)
+
+    async def free_refused(self, call: EngineCall, refusal: Refused) -> None:
+        """Have the blocks freed that a decode leg will not fetch because it is refused.
+
+        So does vLLM from 0.21 on, in what stands between its request model and its scheduler: what
+        the request model refuses it does not look at, and what would break the engine core here
+        has gone further.
+
+        Raises:
+            ContractViolated: The handle is not one that the engine could tell anybody of.
+            TransferFailed: The prefill engine could not be told.
+        """
+        if (
+            call.leg is SimulatedLeg.DECODE
+            and self.config.kv_connector == "nixl"
+            and self.config.release == "new"
+            and not refusal.of_request_model
+            and not isinstance(refusal, ContractViolated)
+        ):
+            await self.fetcher.release(check_decode_leg(call.members, self.config))
 
     def _check_handle(self, job: Job) -> Job:
         """NIXL pull, and the legacy Neuron wire: a handle is fetched."""

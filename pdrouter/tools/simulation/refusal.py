@@ -7,6 +7,7 @@ _TYPES = {
     501: "NotImplementedError",
     503: "ServiceUnavailableError",
 }
+_OF_REQUEST_MODEL = "Bad Request"
 
 
 class Refused(Exception):
@@ -27,6 +28,11 @@ class Refused(Exception):
         self.status = status
         self.param = param
         self.error_type = error_type or _TYPES.get(status, "InternalServerError")
+
+    @property
+    def of_request_model(self) -> bool:
+        """Whether vLLM's request model refuses it, before anything else looks at it."""
+        return self.error_type == _OF_REQUEST_MODEL
 
     def envelope(self, *, flat: bool = False) -> dict[str, object]:
         """Give the JSON body of the error answer; a flat one as SGLang writes it."""
@@ -63,7 +69,7 @@ class ContractViolated(Refused):
 
 def malformed(message: str, param: str | None = None) -> Refused:
     """Give the refusal of a body that vLLM's request model does not accept."""
-    return Refused(400, message, param=param, error_type="Bad Request")
+    return Refused(400, message, param=param, error_type=_OF_REQUEST_MODEL)
 
 
 def load_failed() -> Refused:

@@ -1,7 +1,8 @@
-"""The decode engine's side of a KV transfer: it asks the prefill engine for the blocks."""
+"""The decode engine's side of a KV transfer: it fetches the blocks, or has them freed."""
 
 import io
 import json
+from collections.abc import Mapping
 from typing import Self
 
 import aiohttp
@@ -10,7 +11,9 @@ from yarl import URL
 from pdrouter.tools.simulation.legs import Handle
 
 FETCH_PATH = "/simulation/kv/fetch"
-"""Where a prefill engine answers; it stands in for the NIXL side channel."""
+"""Where a prefill engine gives blocks away; it stands in for the NIXL side channel."""
+RELEASE_PATH = "/simulation/kv/release"
+"""Where it is told that nobody will fetch them."""
 
 _TIMEOUT_S = 10.0
 _THIS_NODE = frozenset({"localhost", "0.0.0.0", "::"})
@@ -21,7 +24,7 @@ class TransferFailed(Exception):
 
 
 class BlockFetcher:
-    """Fetches blocks over HTTP."""
+    """Fetches blocks, or has them freed, over HTTP."""
 
     def __init__(self, own_host: str) -> None:
         """Open a client.
@@ -52,12 +55,26 @@ class BlockFetcher:
         Raises:
             TransferFailed: No prefill engine answers there, or it refuses.
         """
+        await self._tell(handle, FETCH_PATH, {"handle": handle, "prompt_digest": digest})
+
+    async def release(self, handle: Handle) -> None:
+        """Have the blocks freed that a handle stands for.
+
+        Args:
+            handle: What came with a request that the engine has refused.
+
+        Raises:
+            TransferFailed: No prefill engine answers there, or it refuses.
+        """
+        await self._tell(handle, RELEASE_PATH, {"handle": handle})
+
+    async def _tell(self, handle: Handle, path: str, message: Mapping[str, object]) -> None:
         host, port = fetch_address(handle)
         if host in _THIS_NODE:
             host = self._own_host
-        body = json.dumps({"handle": handle, "prompt_digest": digest}).encode()
+        body = json.dumps(message).encode()
         try:
-            url = URL.build(scheme="http", host=host, port=port, path=FETCH_PATH)
+            url = URL.build(scheme="http", host=host, port=port, path=path)
             async with self._client.post(
                 url, data=io.BytesIO(body), headers={"content-type": "application/json"}
             ) as response:

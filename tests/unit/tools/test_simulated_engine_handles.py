@@ -96,27 +96,77 @@ def test_a_legacy_handle_is_a_whole_answer_known_by_its_id() -> None:
     assert handles.fetch(answer, "digest", now=1.0) == "ok"
 
 
+def test_released_blocks_are_free_at_once() -> None:
+    expiries: list[None] = []
+    handles = store(lambda: expiries.append(None))
+    assert handles.release(HANDLE | {"remote_host": "10.9.9.9"}, now=1.0) == "ok"
+    assert handles.outstanding(now=1.0) == 0
+    assert handles.held_tokens(now=1.0) == 0
+    assert handles.outstanding(now=LEASE_S + 1) == 0
+    assert not expiries
+
+
+def test_what_was_released_can_be_neither_fetched_nor_released_again() -> None:
+    handles = store()
+    handles.release(HANDLE, now=1.0)
+    assert handles.fetch(HANDLE, "digest", now=1.0) == "released"
+    assert handles.release(HANDLE, now=1.0) == "released"
+
+
+def test_what_was_fetched_cannot_be_released() -> None:
+    handles = store()
+    handles.fetch(HANDLE, "digest", now=1.0)
+    assert handles.release(HANDLE, now=1.0) == "reused"
+
+
+def test_a_release_after_the_lease_is_late() -> None:
+    handles = store()
+    assert handles.release(HANDLE, now=LEASE_S + 1) == "expired"
+
+
+@pytest.mark.parametrize(
+    ("change", "result"),
+    [
+        ({"tp_size": 2}, "altered"),
+        ({"remote_block_ids": [[7]]}, "unknown"),
+        ({"remote_engine_id": "engine-b"}, "wrong_engine"),
+    ],
+)
+def test_a_release_of_another_handle_frees_nothing(
+    change: dict[str, object], result: FetchResult
+) -> None:
+    handles = store()
+    assert handles.release(HANDLE | change, now=1.0) == result
+    assert handles.outstanding(now=1.0) == 1
+
+
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["issue", "fetch"]), st.integers(0, 4), st.floats(0, 20)),
+        st.tuples(
+            st.sampled_from(["issue", "fetch", "release"]), st.integers(0, 4), st.floats(0, 20)
+        ),
         max_size=40,
     )
 )
-def test_every_handle_is_fetched_at_most_once_and_ends_once(
+def test_every_handle_is_fetched_or_released_at_most_once_and_ends_once(
     steps: list[tuple[str, int, float]],
 ) -> None:
     expiries: list[None] = []
     handles = HandleStore("engine-a", LEASE_S, lambda: expiries.append(None))
     now = 0.0
     issued: set[int] = set()
-    fetched: set[int] = set()
+    results: list[tuple[int, FetchResult]] = []
     for action, block, elapsed in steps:
         now += elapsed
         handle = {"remote_block_ids": [[block]], "remote_engine_id": "engine-a"}
         if action == "issue" and block not in issued:
             handles.issue(handle, "digest", tokens=1, now=now)
             issued.add(block)
-        elif action == "fetch" and handles.fetch(handle, "digest", now) == "ok":
-            assert block in issued - fetched
-            fetched.add(block)
-        assert len(fetched) + handles.outstanding(now) + len(expiries) == len(issued)
+        elif action == "fetch":
+            results.append((block, handles.fetch(handle, "digest", now)))
+        elif action == "release":
+            results.append((block, handles.release(handle, now)))
+        ended = [block for block, result in results if result == "ok"]
+        assert len(set(ended)) == len(ended)
+        assert issued.issuperset(ended)
+        assert len(ended) + handles.outstanding(now) + len(expiries) == len(issued)
