@@ -116,16 +116,9 @@ class Application:
             bodies=self.bodies,
         )
         self._client = EngineClient(limit_client(settings))
-        self.server = self._create_server(self._create_exchanges(prefixes), log_entries)
-        self.admin = AdminServer(
-            self.cache,
-            self.ledger,
-            self.telemetry,
-            settings.show(),
-            lambda: self.server.draining,
-            failures=self.failures,
-            describe_silence=self._describe_silence,
-        )
+        self._exchanges = self._create_exchanges(prefixes)
+        self.server = self._create_server(self._exchanges, log_entries)
+        self.admin = self._create_admin()
 
     def _create_exchanges(self, prefixes: PrefixIndex) -> Exchanges:
         samples = self._engines.samples
@@ -158,6 +151,17 @@ class Application:
             else [],
         )
 
+    def _create_admin(self) -> AdminServer:
+        return AdminServer(
+            self.cache,
+            self.ledger,
+            self.telemetry,
+            self._settings.show(),
+            lambda: self.server.draining,
+            failures=self.failures,
+            describe_silence=self._describe_silence,
+        )
+
     async def __aenter__(self) -> "Application":
         """Read the pods, and listen.
 
@@ -169,6 +173,8 @@ class Application:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._source)
             await stack.enter_async_context(self._client)
+            # What streams leave behind when the server stops has a last moment.
+            await stack.enter_async_context(self._exchanges.releases)
             await stack.enter_async_context(self._tokenizers)
             await stack.enter_async_context(self._engines)
             with naming_port("PDROUTER_GRPC_BIND (--grpc-bind)", *self._settings.grpc_bind):

@@ -24,6 +24,7 @@ from pdrouter.extproc.tls import TlsFiles
 from pdrouter.load.failures import EjectionRules
 from pdrouter.load.output_length import OutputLengths
 from pdrouter.load.prompt_length import TokenRatios
+from pdrouter.openai.headers import FORWARDED_TO_SIDE_LEGS
 from pdrouter.routing.policy import PolicyOptions
 from pdrouter.routing.router import Router, RoutingRules
 from pdrouter.routing.state import RoutingState
@@ -38,13 +39,15 @@ from pdrouter.serving.pod_outcomes import PodOutcomes
 from pdrouter.serving.policy import DispatchPolicy
 from pdrouter.serving.rate_limit import RateLimiter
 from pdrouter.serving.record import Observer
+from pdrouter.serving.release import ReleaseObserver, ReleaseRules, Releases
 from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.serving.unsplittable import UnsplittableKinds
 from pdrouter.serving.way import Dispatcher
 from pdrouter.settings import SettingInvalid, Settings
+from pdrouter.settings.choices import BlockRelease
 
 
-class ExchangeObserver(Observer, AnswerObserver, Protocol):
+class ExchangeObserver(Observer, AnswerObserver, ReleaseObserver, Protocol):
     """Is told of requests and of their answers. Must not raise."""
 
 
@@ -78,6 +81,7 @@ class Exchanges:
         dispatcher: finds the way of requests.
         lengths: what is learnt of the length of answers.
         answers: where all reports of answers go.
+        releases: have blocks freed that nobody fetches.
     """
 
     def __init__(self, settings: Settings, around: Surroundings) -> None:
@@ -96,6 +100,14 @@ class Exchanges:
         kinds = UnsplittableKinds(state.clock)
         policy = choose_dispatch_policy(settings)
         splits = create_splits(settings)
+        self.releases = Releases(
+            around.client,
+            around.cache,
+            state.failures,
+            splits,
+            observer=around.observer,
+            rules=choose_release_rules(settings),
+        )
         self.dispatcher = Dispatcher(
             chooser=PodChooser(
                 cache=around.cache,
@@ -120,6 +132,7 @@ class Exchanges:
             ),
             splits=splits,
             tokenizers=around.tokenizers,
+            releases=self.releases,
             policy=policy,
             routes=around.routes,
         )
@@ -222,6 +235,15 @@ def choose_dispatch_policy(settings: Settings) -> DispatchPolicy:
         forward_headers=settings.forward_headers,
         max_forwarded_bytes=settings.max_message_bytes - MESSAGE_OVERHEAD_BYTES,
         expose_pods=settings.expose_pods,
+    )
+
+
+def choose_release_rules(settings: Settings) -> ReleaseRules:
+    """Return what is set of the blocks that nobody fetches."""
+    return ReleaseRules(
+        enabled=settings.release is BlockRelease.AUTO,
+        timeout_s=settings.release_timeout_s,
+        headers=(*FORWARDED_TO_SIDE_LEGS, *settings.forward_headers),
     )
 
 

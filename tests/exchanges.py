@@ -29,6 +29,7 @@ from pdrouter.serving.engine_client import EngineAnswer, FailureKind, PostFailed
 from pdrouter.serving.held_bodies import HeldBodies
 from pdrouter.serving.leg_outcome import Attempt
 from pdrouter.serving.record import RequestRecord
+from pdrouter.serving.release import ReleaseOutcome
 from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.settings import Settings
 from pdrouter.settings.choices import Aggregation
@@ -87,6 +88,7 @@ class Notes:
         self.open = 0
         self.finished: list[RequestRecord] = []
         self.answers: list[tuple[AnswerReport, Pod | None]] = []
+        self.releases: list[ReleaseOutcome] = []
 
     def request_started(self, record: RequestRecord) -> None:
         self.open += 1
@@ -99,6 +101,9 @@ class Notes:
 
     def answer_reported(self, report: AnswerReport, pod: Pod | None) -> None:
         self.answers.append((report, pod))
+
+    def release_ended(self, outcome: ReleaseOutcome) -> None:
+        self.releases.append(outcome)
 
     def request_finished(self, record: RequestRecord) -> None:
         self.open -= 1

@@ -5,7 +5,7 @@ The legs run one after the other: each side leg's answer is there before the las
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest
@@ -55,6 +55,18 @@ class HandoffInvalid(Exception):
         self.reason = reason
 
 
+class Release(NamedTuple):
+    """A request that has blocks freed which no engine of a last leg will fetch.
+
+    Attributes:
+        path: where an engine of the last leg takes it.
+        body: its body.
+    """
+
+    path: str
+    body: Pieces
+
+
 class Split(Protocol):
     """How one wire splits a request. Pure; no body is copied."""
 
@@ -78,6 +90,12 @@ class Split(Protocol):
 
         Raises:
             HandoffInvalid: an answer must not be handed to the engine of the last leg.
+        """
+
+    def release(self, answer: SideAnswer) -> Release | None:
+        """Return what has the blocks freed that an answer speaks of; None if there is no way.
+
+        No engine of the last leg may have been given them.
         """
 
 

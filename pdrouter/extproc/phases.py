@@ -30,13 +30,14 @@ from pdrouter.extproc.messages import (
 )
 from pdrouter.extproc.modes import ask_for_answer, headers_skipped, pass_on, skip_answer
 from pdrouter.extproc.request_ids import read_client_id
+from pdrouter.load.failures import CONNECT
 from pdrouter.openai.header_values import is_asked
 from pdrouter.openai.headers import DECISION_DETAIL
 from pdrouter.openai.paths import split_path
 from pdrouter.serving.answers import AnswerReports, AnswerWatch, RoutedRequest, begin_watch
 from pdrouter.serving.call import Call
 from pdrouter.serving.held_bodies import HeldBodies
-from pdrouter.serving.last_leg import judge_answer
+from pdrouter.serving.last_leg import is_unseen, judge_answer
 from pdrouter.serving.pod_outcomes import SentLeg
 from pdrouter.serving.record import Outcome, RequestRecord
 from pdrouter.serving.way import Dispatcher, RequestHead
@@ -141,6 +142,8 @@ class Phases:
         self._call.body.enter_context(self._bodies.hold(len(event.body)))
         dispatched = await self._dispatcher.dispatch(self._head, event.body, self._call)
         self._record.forwarded = True
+        if self._call.handle is not None:
+            self._call.handle.sent = True
         if dispatched.pod is not None:
             split = self._record.prefill_pod is not None and not self._record.aggregated
             self._sent = self._outcomes.send(
@@ -165,6 +168,9 @@ class Phases:
             record.outcome = Outcome.OK if status < 400 else Outcome.ENGINE_ERROR
         else:
             self._note_local_reply(attributes)
+            if is_unseen(attributes):
+                self._call.give_up_handle(unreachable=judgement.cause == CONNECT)
+        self._call.handle = None
         mode = None if event.end_of_stream else self._choose_mode(event)
         return (self._explain_in(event, mode),)
 

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from pdrouter.serving.record import RequestRecord
+from pdrouter.serving.release import HeldHandle
 
 log = logging.getLogger(__name__)
 
@@ -20,9 +21,10 @@ class Call:
         record: what is known of the request so far.
         scopes: what is released when the stream has ended.
         body: what is released once Envoy has the reply to the request's body.
+        handle: the KV handle of a side leg, for as long as it may be that no engine has it.
     """
 
-    __slots__ = ("_on_failure", "_tasks", "body", "record", "scopes")
+    __slots__ = ("_on_failure", "_tasks", "body", "handle", "record", "scopes")
 
     def __init__(
         self, record: RequestRecord, on_failure: Callable[[Exception], Awaitable[None]]
@@ -36,6 +38,7 @@ class Call:
         self.record = record
         self.scopes = ExitStack()
         self.body = ExitStack()
+        self.handle: HeldHandle | None = None
         self._on_failure = on_failure
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -54,6 +57,16 @@ class Call:
         except Exception as error:  # noqa: BLE001 - whatever it is, the request must learn of it
             await self._on_failure(error)
 
+    def give_up_handle(self, *, unreachable: bool = False) -> None:
+        """Have the blocks freed that no engine has been told of.
+
+        Args:
+            unreachable: whether the pod that was to fetch them could not be connected.
+        """
+        handle, self.handle = self.handle, None
+        if handle is not None:
+            handle.release(unreachable=unreachable)
+
     def close(self) -> None:
         """Release what is counted, and cancel the tasks. Further calls change nothing."""
         for task in self._tasks:
@@ -62,6 +75,8 @@ class Call:
         self._on_failure = _tell_nobody
         self.body.close()
         self.scopes.close()
+        if self.handle is not None:
+            self.handle.close()
 
     async def wait_closed(self) -> None:
         """Return once the tasks have ended, after `close`."""

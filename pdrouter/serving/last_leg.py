@@ -10,11 +10,19 @@ from pdrouter.load.failures import CONNECT
 from pdrouter.openai.retry_after import read_retry_after
 from pdrouter.serving.statuses import BUSY
 
-RESPONSE_ATTRIBUTES = ("upstream.address", "response.code_details")
+_ATTEMPTS = "upstream.request_attempt_count"
+RESPONSE_ATTRIBUTES = ("upstream.address", "response.code_details", _ATTEMPTS)
 """Attributes that Envoy is to send with the head of an answer: which pod answered, or why none."""
 
 _FROM_ENGINE = "via_upstream"
 _NO_ANSWER = "upstream_reset_before_response_started{"
+_NEVER_CONNECTED = (
+    "connection_failure",
+    "local_connection_failure",
+    "remote_connection_failure",
+    "connection_timeout",
+    "overflow",
+)
 _NOT_THE_PODS = ("overflow", "local_reset", "overload_manager")
 _TIMEOUTS = (
     "upstream_response_timeout",
@@ -61,6 +69,25 @@ class Judgement(msgspec.Struct, frozen=True):
     from_engine: bool
     cause: str = ""
     retry_after_s: float | None = None
+
+
+def is_unseen(attributes: Mapping[str, Any]) -> bool:
+    """Return whether it is certain that no engine has got any of a request.
+
+    Envoy has made no attempt to send it, or a single one, whose connection was never there. A retry
+    policy may have made another attempt before, of which nothing is known.
+
+    Args:
+        attributes: Envoy's attributes of the answer.
+    """
+    attempts = attributes.get(_ATTEMPTS)
+    if attempts == 0:
+        return True
+    details = attributes.get("response.code_details")
+    if attempts != 1 or not isinstance(details, str) or not details.startswith(_NO_ANSWER):
+        return False
+    reason, _, _ = details.removeprefix(_NO_ANSWER).rstrip("}").partition("|")
+    return reason in _NEVER_CONNECTED
 
 
 def judge_answer(

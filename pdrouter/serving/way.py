@@ -25,9 +25,13 @@ from pdrouter.serving.legs import SideLegs
 from pdrouter.serving.policy import DispatchPolicy
 from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.refusals import describe_failure, refuse_for_now
+from pdrouter.serving.release import Releases
 from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.serving.unsplittable import REASON as NOT_PREFILLABLE
 from pdrouter.settings.choices import FailurePolicy
+
+_STILL_GOOD = frozenset({"too-large"})
+"""Why a handle is not handed over whose blocks an engine holds all the same."""
 
 
 class RequestHead(msgspec.Struct, frozen=True):
@@ -69,6 +73,7 @@ class Dispatcher:
         legs: runs the legs that Envoy does not run.
         splits: how engines split requests.
         tokenizers: count prompts' tokens.
+        releases: have blocks freed that nobody fetches.
         policy: what the operator decided.
         routes: checks the models' own routes, for requests without a strategy; None to pass them
             unchecked.
@@ -78,6 +83,7 @@ class Dispatcher:
     legs: SideLegs
     splits: Splits
     tokenizers: PromptTokenizers
+    releases: Releases
     policy: DispatchPolicy
     routes: RouteCheck | None = None
 
@@ -123,7 +129,10 @@ class Dispatcher:
         if decision.whole:
             return Dispatched(whole_body(request), record.request_id, decision.last.pod, pods.model)
         answers = await self._run_side_legs(request, routed, head, record)
-        holder = answers[-1].pod if answers else None
+        holder = None
+        if answers:
+            holder, last = answers[-1].pod, decision.last.pod
+            call.handle = self.releases.hold(answers[-1], last, request.model, head.headers)
         replaced = self.chooser.replace_last(request.model, routed, holder, record)
         if replaced is not None:
             held.close()
@@ -131,9 +140,10 @@ class Dispatcher:
             decision = replaced
         pod = decision.last.pod
         if not answers or decision.whole:
+            call.give_up_handle()
             return Dispatched(whole_body(request), record.request_id, pod, pods.model)
         with record.steps.time("hand-over"):
-            body = self._hand_over(request, answers, record)
+            body = self._hand_over(request, answers, call)
         return Dispatched(body, answers[-1].request_id, pod, pods.model)
 
     def _hold(self, last: Choice) -> ExitStack:
@@ -176,13 +186,17 @@ class Dispatcher:
             return []
 
     def _hand_over(
-        self, request: InferenceRequest, answers: Sequence[LegAnswer], record: RequestRecord
+        self, request: InferenceRequest, answers: Sequence[LegAnswer], call: Call
     ) -> Pieces:
         """Return the body of the last leg, or that of a whole request if that cannot be."""
+        record = call.record
         outcomes, answer = self.legs.lessons.outcomes, answers[-1]
         try:
             body = self._put_handle(request, answers)
         except HandoffInvalid as invalid:
+            if invalid.reason in _STILL_GOOD:
+                call.give_up_handle()
+            call.handle = None
             record.handoff = invalid.reason
             outcomes.note_unusable(answer, request.model, invalid.reason)
             if self.policy.on_handoff_failure is FailurePolicy.FAIL:

@@ -80,6 +80,15 @@ class RemoteHostRewrite(StrEnum):
     NEVER = "never"
 
 
+class BlockRelease(StrEnum):
+    """Whether engines are told of blocks that nobody will fetch."""
+
+    AUTO = "auto"
+    """Where the wire has a way."""
+    OFF = "off"
+    """Never: the end of their lease frees them."""
+
+
 @dataclass(frozen=True, slots=True)
 class TokenObservation:
     """Who counts the tokens of answers.

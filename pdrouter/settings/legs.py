@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pdrouter.settings.choices import (
     CONNECTOR_NAMES,
     NIXL_MEANINGS,
+    BlockRelease,
     FailurePolicy,
     RemoteHostRewrite,
 )
@@ -85,6 +86,21 @@ class LegSettings:
         enumeration(RemoteHostRewrite, *RemoteHostRewrite),
         "When `remote_host` in a KV handle becomes the prefill pod's address; `auto`: when it is a "
         "loopback or wildcard address, or empty.",
+    )
+    release: BlockRelease = declare(
+        BlockRelease.AUTO,
+        "PDROUTER_RELEASE",
+        enumeration(BlockRelease, *BlockRelease),
+        "Whether a decode engine is asked to have the blocks freed that nobody will fetch, because "
+        "the decode pod could not be reached or the handle was not sent: `auto`, where the wire "
+        "has a way (vLLM 0.21 and later), or `off`.",
+    )
+    release_timeout_s: float = declare(
+        10.0,
+        "PDROUTER_RELEASE_TIMEOUT",
+        seconds(0, 300, above=True),
+        "Deadline of a release. Later, the end of the blocks' lease frees them.",
+        advanced=True,
     )
     split_multimodal: bool = declare(
         False,

@@ -23,11 +23,11 @@ from pdrouter.load.failures import FailureMemory
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.scrape_stats import ScrapeStats
 from pdrouter.serving.tokenizers import TokenizerStats
+from pdrouter.telemetry.leg_metrics import SECONDS, PrefillMetrics
 from pdrouter.telemetry.logs import count_dropped_lines
 from pdrouter.telemetry.tallies import HistogramTally, Tally
 from pdrouter.telemetry.tokens import TokenMetrics
 
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
 _CODE_SECONDS = (
     *(0.00005, 0.0001, 0.00015, 0.0002, 0.0003, 0.0005, 0.00075),
     *(0.001, 0.002, 0.005, 0.01, 0.05, 0.25),
@@ -67,14 +67,14 @@ class RequestMetrics:
         self.headers_seconds = HistogramTally(
             "pdrouter_response_headers_seconds",
             "From the request's headers to the response's headers.",
-            _SECONDS,
+            SECONDS,
             ("model",),
             registry=registry,
         )
         self.seconds = HistogramTally(
             "pdrouter_request_seconds",
             "From the request's headers to the end of the response.",
-            _SECONDS,
+            SECONDS,
             ("model",),
             registry=registry,
         )
@@ -88,49 +88,6 @@ class RequestMetrics:
             "pdrouter_overhead_seconds",
             "Time that a request spends in the router's own code, without waiting for others.",
             _CODE_SECONDS,
-            registry=registry,
-        )
-
-
-class PrefillMetrics:
-    """What became of prefill legs."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.attempts = Tally(
-            "pdrouter_prefill_attempts",
-            "Tries of the prefill leg.",
-            ("model",),
-            registry=registry,
-        )
-        self.failures = Counter(
-            "pdrouter_prefill_failures",
-            "Tries of the prefill leg that another pod might have carried out: connect, transport, "
-            "timeout, status (5xx), too-large.",
-            ("model", "reason"),
-            registry=registry,
-        )
-        self.refusals = Counter(
-            "pdrouter_prefill_refusals",
-            "Prefill legs that the engine refused with a 4xx status.",
-            ("model", "status"),
-            registry=registry,
-        )
-        self.stale_connections = Counter(
-            "pdrouter_prefill_stale_connections",
-            "Keep-alive connections that the engine had closed when they were used again.",
-            registry=registry,
-        )
-        self.handoff_failures = Counter(
-            "pdrouter_handoff_failures",
-            "Prefill answers that hold nothing that a decode engine can work with.",
-            ("model", "reason"),
-            registry=registry,
-        )
-        self.seconds = HistogramTally(
-            "pdrouter_prefill_seconds",
-            "Duration of the prefill leg, all tries together.",
-            _SECONDS,
-            ("model",),
             registry=registry,
         )
 

@@ -16,6 +16,7 @@ from pdrouter.serving.answers import AnswerReport
 from pdrouter.serving.held_bodies import HeldBodies
 from pdrouter.serving.leg_outcome import Attempt
 from pdrouter.serving.record import Outcome, RequestRecord
+from pdrouter.serving.release import ReleaseOutcome
 from pdrouter.serving.tokenizers import TokenizerStats
 from pdrouter.telemetry.aibrix_metrics import AibrixMetrics
 from pdrouter.telemetry.bodies import BodyMetrics
@@ -138,6 +139,10 @@ class RequestTelemetry:
                 "served_by": report.served_by,
             }
             log.warning("served elsewhere", extra={"fields": fields})
+
+    def release_ended(self, outcome: ReleaseOutcome) -> None:
+        """Count blocks that nobody fetches."""
+        self.metrics.prefill.releases.labels(outcome).inc()
 
     def request_finished(self, record: RequestRecord) -> None:
         """Count a request that has ended, and write its line."""

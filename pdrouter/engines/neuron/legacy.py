@@ -11,7 +11,7 @@ from pdrouter.engines.leg_bodies import (
     limit_to_prefill,
     strip_transfer_members,
 )
-from pdrouter.engines.split import PREFILL_DECODE, HandoffInvalid, Leg, SideAnswer
+from pdrouter.engines.split import PREFILL_DECODE, HandoffInvalid, Leg, Release, SideAnswer
 from pdrouter.openai.body import Body, BodyInvalid
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest
@@ -39,3 +39,8 @@ class NeuronLegacy:
         replace = strip_transfer_members(request)
         replace["disagg_prefill_resp"] = answer.strip()
         return request.edit(replace, TRANSFER_MEMBERS)
+
+    def release(self, answer: SideAnswer) -> Release | None:
+        """Return None: these engines cannot be told."""
+        del answer
+        return None

@@ -22,6 +22,7 @@ from pdrouter.engines.split import (
     EnginePod,
     HandoffInvalid,
     Leg,
+    Release,
     SideAnswer,
 )
 from pdrouter.openai.body import Body, BodyInvalid, encode
@@ -40,6 +41,10 @@ _PREFILL_PARAMS = encode(
         "remote_host": None,
         "remote_port": None,
     }
+)
+_RELEASE_PATH = "/v1/completions"
+_REFUSED_REQUEST = Body(
+    b'{"model":"pdrouter-release","prompt":[0],"max_tokens":1,"min_tokens":2,"stream":false}'
 )
 
 
@@ -63,6 +68,24 @@ class NixlPull:
         replace = strip_transfer_members(request)
         replace[_PARAMS] = self._take_params(answers[-1].body, answers[-1].pod)
         return request.edit(replace, TRANSFER_MEMBERS)
+
+    def release(self, answer: SideAnswer) -> Release | None:
+        """Return a request that a decode engine refuses, upon which it has the blocks freed.
+
+        From 0.21 on, vLLM tells the prefill engine of a request with a handle that it refuses
+        after its request model has read it and before its scheduler gets it
+        (`_with_kv_transfer_rejection_cleanup`); older ones just refuse it. So it must be well
+        formed, and wrong twice over: no engine has such a model, and where names do not matter
+        (`VLLM_SKIP_MODEL_NAME_VALIDATION`) the limits contradict each other. Were it carried out
+        nevertheless, its one token of prompt could not get into the cache of anybody's prefixes.
+        """
+        try:
+            params = self._take_params(answer.body, answer.pod)
+        except HandoffInvalid:
+            return None  # A half-filled one could break the engine.
+        if Body(bytes(params)).raw("remote_request_id") is None:
+            return None  # An engine before 0.13, of which no other understands the handle.
+        return Release(_RELEASE_PATH, _REFUSED_REQUEST.edit({_PARAMS: params}))
 
     def _take_params(self, prefill_answer: bytes, prefill_pod: EnginePod) -> bytes | Pieces:
         raw = _find_params(prefill_answer)

@@ -97,7 +97,9 @@ class EngineMetrics:
         self.aborted_requests = self._counter(
             "aborted_requests", "Requests whose client left before the end of the answer."
         )
+        self._declare_size(config)
 
+    def _declare_size(self, config: EngineConfig) -> None:
         if config.engine == "trtllm":
             return
         if config.engine == "sglang":

@@ -473,3 +473,61 @@ def test_the_rewrite_policy_reaches_the_connector() -> None:
     params = make_kv_params(remote_host="localhost")
     body = bytes(connector.last_body(make_request(CHAT), make_answers(answer_with(params), POD)))
     assert json.loads(body)["kv_transfer_params"]["remote_host"] == "localhost"
+
+
+# --- Releases ---
+
+
+def release(connector: Split, params: Any) -> dict[str, Any] | None:
+    (answer,) = make_answers(answer_with(params), POD)
+    found = connector.release(answer)
+    if found is None:
+        return None
+    assert found.path == COMPLETIONS
+    body: dict[str, Any] = json.loads(bytes(found.body))
+    return body
+
+
+def test_a_release_is_a_request_that_every_engine_refuses_without_computing_anything() -> None:
+    params = make_kv_params(cookie=2**63 + 1)
+    body = release(NixlPull(), params)
+    assert body is not None
+    assert body.pop("kv_transfer_params") == params
+    # Wrong twice, and by members that vLLM's request model lets pass.
+    assert body["model"] == "pdrouter-release"
+    assert body["min_tokens"] > body["max_tokens"] == 1
+    # If it were served after all: shorter than any block that a cache keeps.
+    assert body["prompt"] == [0]
+    assert body.keys() == {"model", "prompt", "max_tokens", "min_tokens", "stream"}
+
+
+def test_a_release_names_the_host_that_a_decode_leg_would() -> None:
+    body = release(NixlPull(), make_kv_params(remote_host="localhost"))
+    assert body is not None
+    assert body["kv_transfer_params"]["remote_host"] == POD.ip
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        pytest.param(None, id="null"),
+        pytest.param(make_kv_params(remote_block_ids=[]), id="no blocks"),
+        *(
+            pytest.param(make_kv_params(**{name: ...}), id=f"without {name}")
+            for name in (
+                "do_remote_prefill",
+                "remote_block_ids",
+                "remote_engine_id",
+                "remote_request_id",
+                "remote_host",
+                "remote_port",
+            )
+        ),
+    ],
+)
+def test_what_an_engine_could_not_be_told_of_is_not_released(params: Any) -> None:
+    assert release(NixlPull(), params) is None
+
+
+def test_the_older_neuron_wire_has_no_release() -> None:
+    assert release(NeuronLegacy(), make_kv_params()) is None

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from pdrouter.serving.last_leg import Judgement, Verdict, judge_answer
+from pdrouter.serving.last_leg import Judgement, Verdict, is_unseen, judge_answer
 
 ENGINE = {"date": "today", "server": "uvicorn", "content-type": "application/json"}
 ENVOY = {"content-length": "9", "content-type": "application/json"}
@@ -85,3 +85,54 @@ def test_a_good_answer_is_an_engines_however_bare() -> None:
 def test_it_is_read_when_the_engine_wants_to_be_asked_again() -> None:
     found = judge_answer(503, {**ENGINE, "retry-after": "7"}, {})
     assert found == Judgement(Verdict.FAILED, True, "status-503", 7.0)
+
+
+CONNECTION_FAILED = RESET + "{remote_connection_failure|delayed_connect_error:_Connection_refused}"
+
+
+@pytest.mark.parametrize(
+    ("details", "attempts"),
+    [
+        (CONNECTION_FAILED, 1.0),
+        (RESET + "{local_connection_failure}", 1.0),
+        (RESET + "{connection_failure}", 1.0),
+        (RESET + "{connection_timeout}", 1.0),
+        (RESET + "{overflow}", 1.0),
+        ("no_healthy_upstream", 0.0),
+        ("request_payload_too_large", 0.0),
+        ("cluster_not_found", 0.0),
+    ],
+)
+def test_no_engine_has_got_what_envoy_could_not_send(details: str, attempts: float) -> None:
+    assert is_unseen({"response.code_details": details, "upstream.request_attempt_count": attempts})
+
+
+@pytest.mark.parametrize(
+    ("details", "attempts"),
+    [
+        ("via_upstream", 1.0),
+        # One that went before may have come to an engine.
+        (CONNECTION_FAILED, 2.0),
+        (RESET + "{overflow}", 3.0),
+        (RESET + "{connection_termination}", 1.0),
+        (RESET + "{remote_reset}", 1.0),
+        (RESET + "{remote_refused_stream_reset}", 1.0),
+        (RESET + "{protocol_error}", 1.0),
+        (RESET + "{local_reset}", 1.0),
+        (RESET + "{overload_manager}", 1.0),
+        (RESET + "{remote_reset|connection_failure}", 1.0),
+        ("upstream_response_timeout", 1.0),
+        ("stream_idle_timeout", 1.0),
+        ("something_new", 1.0),
+        (CONNECTION_FAILED, None),
+        (CONNECTION_FAILED, "1"),
+        (None, 1.0),
+        ("", 1.0),
+    ],
+)
+def test_of_all_else_it_is_not_certain_that_no_engine_has_got_it(
+    details: str | None, attempts: object
+) -> None:
+    attributes = {"response.code_details": details, "upstream.request_attempt_count": attempts}
+    assert not is_unseen({name: value for name, value in attributes.items() if value is not None})
+    assert not is_unseen({})

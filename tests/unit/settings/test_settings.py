@@ -17,6 +17,7 @@ from pdrouter.routing.strategies import DECODE_POLICIES, PREFILL_POLICIES
 from pdrouter.settings import SettingInvalid, Settings, declarations, describe_settings
 from pdrouter.settings.choices import (
     Aggregation,
+    BlockRelease,
     FailurePolicy,
     RemoteHostRewrite,
     TokenObservation,
@@ -222,6 +223,11 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
         [(policy.value, policy) for policy in RemoteHostRewrite],
         ["sometimes", "true"],
     ),
+    "PDROUTER_RELEASE": (
+        [("auto", BlockRelease.AUTO), ("OFF", BlockRelease.OFF)],
+        ["on", "true", "reject"],
+    ),
+    "PDROUTER_RELEASE_TIMEOUT": ([("0.1", 0.1), ("300", 300)], ["0", "300.5", "nan"]),
     "PDROUTER_SPLIT_MULTIMODAL": (_BOOLEANS, _NO_BOOLEANS),
     "PDROUTER_EXPOSE_PODS": (_BOOLEANS, _NO_BOOLEANS),
     "PDROUTER_OBSERVE_TOKENS": (

@@ -1,0 +1,58 @@
+"""The Prometheus metrics of the legs that the router sends."""
+
+from prometheus_client import CollectorRegistry, Counter
+
+from pdrouter.telemetry.tallies import HistogramTally, Tally
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
+"""Bounds for times of requests and of their legs."""
+
+
+class PrefillMetrics:
+    """What became of prefill legs."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.attempts = Tally(
+            "pdrouter_prefill_attempts",
+            "Tries of the prefill leg.",
+            ("model",),
+            registry=registry,
+        )
+        self.failures = Counter(
+            "pdrouter_prefill_failures",
+            "Tries of the prefill leg that another pod might have carried out: connect, transport, "
+            "timeout, status (5xx), too-large.",
+            ("model", "reason"),
+            registry=registry,
+        )
+        self.refusals = Counter(
+            "pdrouter_prefill_refusals",
+            "Prefill legs that the engine refused with a 4xx status.",
+            ("model", "status"),
+            registry=registry,
+        )
+        self.stale_connections = Counter(
+            "pdrouter_prefill_stale_connections",
+            "Keep-alive connections that the engine had closed when they were used again.",
+            registry=registry,
+        )
+        self.handoff_failures = Counter(
+            "pdrouter_handoff_failures",
+            "Prefill answers that hold nothing that a decode engine can work with.",
+            ("model", "reason"),
+            registry=registry,
+        )
+        self.releases = Counter(
+            "pdrouter_releases",
+            "Prefill answers whose blocks nobody fetches, by what came of telling the engines: "
+            "asked, unexpected, failed, no-pod, unsupported, dropped.",
+            ("outcome",),
+            registry=registry,
+        )
+        self.seconds = HistogramTally(
+            "pdrouter_prefill_seconds",
+            "Duration of the prefill leg, all tries together.",
+            SECONDS,
+            ("model",),
+            registry=registry,
+        )
