@@ -1,7 +1,9 @@
 """What is put under stress: engines, two routers in processes of their own, the real Envoy."""
 
 import asyncio
+import random
 import signal
+import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -11,11 +13,10 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.speed.engines import find_free_port
 from benchmarks.speed.processes import RouterProcess, run_router
 from pdrouter.tools.envoy_config import Address, EnvoyConfig, build_bootstrap, to_yaml
 from pdrouter.tools.envoy_process import EnvoyProcess
-from pdrouter.tools.simulation.config import EngineConfig, KvConnector
+from pdrouter.tools.simulation.config import EngineConfig, EngineRole, KvConnector
 from pdrouter.tools.simulation.engine import SimulatedEngine
 
 MODEL = "chaos"
@@ -25,6 +26,7 @@ PREFILL_S = 3.0
 _SILENCE_S = 2.0
 _STOP_S = 15.0
 _LOOPBACK = "127.0.0.1"
+_PORTS = (20_000, 32_000)
 _ROLESETS = ("a", "b")
 _PER_ROLE = 2
 _FAILED = (b'"level":"error"', b'"level": "error"', b'"exception"')
@@ -217,7 +219,7 @@ async def run_installation(connector: KvConnector) -> AsyncIterator[Installation
         prefill = {name: _make_engines("prefill", connector, name) for name in _ROLESETS}
         decode = {name: _make_engines("decode", connector, name) for name in _ROLESETS}
         steady, replaced = _make_place(endpoints_file), _make_place(endpoints_file)
-        listener = Address(_LOOPBACK, find_free_port())
+        listener = Address(_LOOPBACK, find_port())
         envoy = EnvoyPlace("", listener)
         made = Installation(prefill, decode, steady, replaced, envoy, endpoints_file, connector)
         for engine in made.engines:
@@ -235,25 +237,40 @@ async def run_installation(connector: KvConnector) -> AsyncIterator[Installation
         yield made
 
 
+def find_port(host: str = _LOOPBACK) -> int:
+    """Return a free port that the kernel gives to no connection while its server is away."""
+    while True:
+        port: int = random.randrange(*_PORTS)
+        try:
+            with socket.create_server((host, port)):
+                return port
+        except OSError:
+            continue
+
+
 def _make_place(endpoints_file: Path) -> RouterPlace:
     return RouterPlace(
         {
             **SETTINGS,
             "PDROUTER_ENDPOINTS": str(endpoints_file),
-            "PDROUTER_GRPC_BIND": f"{_LOOPBACK}:{find_free_port()}",
+            "PDROUTER_GRPC_BIND": f"{_LOOPBACK}:{find_port()}",
         }
     )
 
 
-def _make_engines(role: str, connector: KvConnector, roleset: str) -> tuple[SimulatedEngine, ...]:
+def _make_engines(
+    role: EngineRole, connector: KvConnector, roleset: str
+) -> tuple[SimulatedEngine, ...]:
     first = 2 + _ROLESETS.index(roleset) * _PER_ROLE
+    # Addresses of their own make prefill engines nodes apart from decode engines.
+    hosts = [f"127.0.0.{first + number}" for number in range(_PER_ROLE)]
     return tuple(
         SimulatedEngine(
             EngineConfig(
-                role="prefill" if role == "prefill" else "decode",
+                role=role,
                 models=(MODEL,),
-                # Addresses of their own make prefill engines nodes apart from decode engines.
-                host=f"127.0.0.{first + number}" if role == "prefill" else _LOOPBACK,
+                host=host,
+                port=find_port(host),
                 kv_connector=connector,
                 prefill_tokens_per_s=20_000,
                 itl_ms=2,
@@ -261,7 +278,7 @@ def _make_engines(role: str, connector: KvConnector, roleset: str) -> tuple[Simu
                 request_log_size=200,
             )
         )
-        for number in range(_PER_ROLE)
+        for host in (hosts if role == "prefill" else [_LOOPBACK] * _PER_ROLE)
     )
 
 

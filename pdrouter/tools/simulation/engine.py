@@ -1,5 +1,6 @@
 """One simulated engine: an HTTP server that behaves as a strict vLLM does towards a router."""
 
+import asyncio
 import socket
 import time
 from contextlib import AsyncExitStack
@@ -32,6 +33,7 @@ from pdrouter.tools.simulation.transfers import TransferApi, TransferStore
 _STOP_GRACE_S = 0.2
 _NO_BODY_LIMIT = 0
 _BACKLOG = 1_024
+_TURNS_TO_ACCEPT = 5
 
 
 class SimulatedEngine:
@@ -118,6 +120,7 @@ class SimulatedEngine:
         resources.push_async_callback(runner.cleanup)
         await runner.setup()
         await web.SockSite(runner, listener, backlog=_BACKLOG).start()
+        resources.push_async_callback(_stop_accepting, listener)
         return runner
 
     async def stop(self) -> None:
@@ -222,6 +225,13 @@ class SimulatedEngine:
         held = self._handles.held_tokens(now) + self._transfers.held_tokens(now)
         tokens = self._compute.running_tokens + held
         return min(1.0, tokens / (self.config.block_size * self.config.kv_blocks))
+
+
+async def _stop_accepting(listener: socket.socket) -> None:
+    """Let the event loop finish what it is accepting: it loses what a closed server accepts."""
+    asyncio.get_running_loop().remove_reader(listener)
+    for _ in range(_TURNS_TO_ACCEPT):
+        await asyncio.sleep(0)
 
 
 async def _say_what_it_is(_: web.Request, response: web.StreamResponse) -> None:
