@@ -1,5 +1,6 @@
 """One POST to the engine of a side leg, over pooled connections."""
 
+import asyncio
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -52,8 +53,44 @@ class PostFailed(Exception):
         self.stale = stale
 
 
+class PostProgress:
+    """How far a POST has come, for whoever must act before its answer is complete.
+
+    Attributes:
+        sent: set once the whole request is written to an open connection.
+        answered: set once the head of the answer is there.
+        status: that answer's status; 0 before.
+    """
+
+    __slots__ = ("_unsent", "answered", "sent", "status")
+
+    def __init__(self, body_bytes: int) -> None:
+        """Begin before anything is sent.
+
+        Args:
+            body_bytes: size of the request's body.
+        """
+        self.sent = asyncio.Event()
+        self.answered = asyncio.Event()
+        self.status = 0
+        self._unsent = body_bytes
+
+    def note_sent(self, count: int) -> None:
+        """Note that so many bytes of the body are written."""
+        self._unsent -= count
+        if self._unsent <= 0:
+            self.sent.set()
+
+    def note_head(self, status: int) -> None:
+        """Note the head of the answer; an engine may give it before it has read the request."""
+        self.status = status
+        self.sent.set()
+        self.answered.set()
+
+
 @dataclass(slots=True)
 class _Connection:
+    progress: PostProgress | None
     reused: bool = False
 
 
@@ -78,19 +115,16 @@ class EngineClient:
 
     limits: ClientLimits
     _session: aiohttp.ClientSession | None = field(default=None, init=False)
+    _watched: aiohttp.ClientSession | None = field(default=None, init=False)
 
     async def __aenter__(self) -> "EngineClient":
-        trace = aiohttp.TraceConfig()
+        trace, watching = aiohttp.TraceConfig(), aiohttp.TraceConfig()
         trace.on_connection_reuseconn.append(_note_reuse)
-        self._session = aiohttp.ClientSession(
-            connector=create_connector(_KEEPALIVE_S),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"user-agent": "pdrouter"},
-            skip_auto_headers=("accept", "accept-encoding"),
-            # Nobody asks for compressed answers; to unpack 2 MB of zeros takes 100 ms of the loop.
-            auto_decompress=False,
-            trace_configs=[trace],
-        )
+        watching.on_request_chunk_sent.append(_note_sent)
+        connector = create_connector(_KEEPALIVE_S)
+        self._session = _create_session(connector, trace)
+        # To be told of what is written costs time, and few requests need it.
+        self._watched = _create_session(connector, trace, watching)
         return self
 
     async def __aexit__(
@@ -99,12 +133,21 @@ class EngineClient:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        sessions = (self._watched, self._session)
+        self._watched = self._session = None
+        for session in sessions:
+            if session is not None:
+                await session.close()
 
     async def post(
-        self, address: str, path: str, headers: Mapping[str, str], body: Pieces, total_s: float
+        self,
+        address: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: Pieces,
+        total_s: float,
+        *,
+        progress: PostProgress | None = None,
     ) -> EngineAnswer:
         """Send a request and read the whole answer. Cancelling closes the connection.
 
@@ -114,14 +157,15 @@ class EngineClient:
             headers: request headers.
             body: request body.
             total_s: seconds for everything.
+            progress: learns how far it comes; None if nobody needs to know.
 
         Raises:
             PostFailed: there is no complete answer within the limits.
         """
-        session = self._session
+        session = self._session if progress is None else self._watched
         if session is None:
             raise RuntimeError("the client is not open")
-        connection = _Connection()
+        connection = _Connection(progress)
         try:
             async with session.post(
                 URL(f"http://{address}{path}", encoded=True),
@@ -137,6 +181,8 @@ class EngineClient:
                 ),
                 trace_request_ctx=connection,
             ) as response:
+                if progress is not None:
+                    progress.note_head(response.status)
                 return EngineAnswer(
                     response.status,
                     {name.lower(): value for name, value in response.headers.items()},
@@ -185,6 +231,29 @@ class _PiecesPayload(aiohttp.Payload):
             view = memoryview(part)
             for start in range(0, len(view), _SMALL_BODY_BYTES):
                 await writer.write(view[start : start + _SMALL_BODY_BYTES])
+
+
+def _create_session(
+    connector: aiohttp.TCPConnector, *traces: aiohttp.TraceConfig
+) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers={"user-agent": "pdrouter"},
+        skip_auto_headers=("accept", "accept-encoding"),
+        # Nobody asks for compressed answers; to unpack 2 MB of zeros takes 100 ms of the loop.
+        auto_decompress=False,
+        trace_configs=list(traces),
+    )
+
+
+async def _note_sent(
+    session: aiohttp.ClientSession,
+    context: SimpleNamespace,
+    params: aiohttp.TraceRequestChunkSentParams,
+) -> None:
+    del session
+    context.trace_request_ctx.progress.note_sent(len(params.chunk))
 
 
 async def _note_reuse(

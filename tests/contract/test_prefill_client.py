@@ -3,7 +3,9 @@
 import asyncio
 import gzip
 import socket
-from contextlib import closing
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from typing import TypeAlias
 
 import pytest
 from aiohttp.client_proto import ResponseHandler
@@ -18,9 +20,11 @@ from pdrouter.serving.engine_client import (
     EngineClient,
     FailureKind,
     PostFailed,
+    PostProgress,
 )
 
 MIB = 1024 * 1024
+Posting: TypeAlias = asyncio.Task[EngineAnswer]
 LIMITS = ClientLimits(connect_s=WAIT_S, response_s=WAIT_S, answer_bytes=64 * 1024)
 
 
@@ -246,6 +250,56 @@ async def test_a_client_that_is_not_open_is_an_error() -> None:
         pass
     with pytest.raises(RuntimeError, match="not open"):
         await post(client, "127.0.0.1:9")
+
+
+@asynccontextmanager
+async def watching(address: str, size: int = 2) -> AsyncIterator[tuple[PostProgress, Posting]]:
+    progress = PostProgress(size)
+    async with EngineClient(LIMITS) as client:
+        posting = asyncio.create_task(
+            client.post(address, "/", {}, Pieces((b"x" * size,)), WAIT_S, progress=progress)
+        )
+        yield progress, posting
+        posting.cancel()
+
+
+@pytest.mark.parametrize("size", [2, MIB])
+async def test_it_is_told_that_a_request_is_written(size: int) -> None:
+    async with listen(hang) as server, watching(server.address, size) as (progress, _):
+        await asyncio.wait_for(progress.sent.wait(), WAIT_S)
+        await wait_until(lambda: bool(server.requests))
+        assert not progress.answered.is_set()
+
+
+def test_a_request_is_not_written_before_all_of_it_is() -> None:
+    progress = PostProgress(10)
+    progress.note_sent(9)
+    assert not progress.sent.is_set()
+    progress.note_sent(1)
+    assert progress.sent.is_set()
+
+
+async def test_it_is_told_of_the_head_before_the_rest_of_an_answer() -> None:
+    async with listen(trickle) as server, watching(server.address) as (progress, posting):
+        await asyncio.wait_for(progress.answered.wait(), WAIT_S)
+        assert (progress.status, posting.done()) == (200, False)
+
+
+async def test_a_request_that_no_connection_takes_is_not_written() -> None:
+    async with listen(hang) as server:
+        pass
+    async with watching(server.address) as (progress, posting):
+        with pytest.raises(PostFailed):
+            await posting
+        assert not progress.sent.is_set()
+
+
+async def test_a_request_to_a_pod_that_then_resets_was_written() -> None:
+    async with listen(reset) as server, watching(server.address) as (progress, posting):
+        with pytest.raises(PostFailed):
+            await posting
+        assert progress.sent.is_set()
+        assert not progress.answered.is_set()
 
 
 async def test_cancelling_closes_the_connection() -> None:
