@@ -24,6 +24,7 @@ from pdrouter.extproc.tls import TlsFiles
 from pdrouter.load.failures import EjectionRules
 from pdrouter.load.output_length import OutputLengths
 from pdrouter.load.prompt_length import TokenRatios
+from pdrouter.load.retry_budget import RetryBudget, RetryRules
 from pdrouter.openai.headers import FORWARDED_TO_SIDE_LEGS
 from pdrouter.routing.policy import PolicyOptions
 from pdrouter.routing.router import Router, RoutingRules
@@ -129,6 +130,7 @@ class Exchanges:
                 ),
                 total_s=settings.prefill_timeout_s,
                 retries=settings.prefill_retries,
+                budget=RetryBudget(choose_retry_rules(settings), state.clock),
             ),
             splits=splits,
             tokenizers=around.tokenizers,
@@ -254,6 +256,15 @@ def choose_ejection_rules(settings: Settings) -> EjectionRules:
         backoff_s=settings.eject_s,
         longest_s=max(settings.eject_s, settings.eject_longest_s),
         share=settings.eject_share,
+    )
+
+
+def choose_retry_rules(settings: Settings) -> RetryRules:
+    """Return what is set of how many requests may be tried again."""
+    return RetryRules(
+        share=settings.retry_budget_share,
+        per_second=settings.retry_budget_per_second,
+        window_s=settings.retry_budget_window_s,
     )
 
 

@@ -99,6 +99,9 @@ class Notes:
     def leg_attempted(self, record: RequestRecord, attempt: Attempt) -> None:
         assert attempt in record.attempts
 
+    def leg_retried(self, record: RequestRecord) -> None:
+        assert record.retries
+
     def answer_reported(self, report: AnswerReport, pod: Pod | None) -> None:
         self.answers.append((report, pod))
 

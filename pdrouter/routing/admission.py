@@ -2,8 +2,11 @@
 
 from itertools import repeat
 
+from msgspec import structs
+
 from pdrouter.cluster.view import ModelPods
 from pdrouter.routing.decision import Decision, RoutingFacts, Strategy
+from pdrouter.routing.other_pair import choose_other_pair
 from pdrouter.routing.state import RoutingState
 
 
@@ -33,7 +36,7 @@ def limit_wait(
     """Return a decision by which the request waits no longer than it may.
 
     A policy may prefer a pod with a long queue, for what it has cached. Then the best of those
-    whose queues are short enough, of the same roleset, takes its place.
+    whose queues are short enough takes its place: of the same roleset, or else of another pair.
 
     Args:
         decision: what was chosen.
@@ -52,11 +55,16 @@ def limit_wait(
     wait = state.ledger.predict_prefill_wait(chosen.pod.uid)
     if wait <= limit_s:
         return decision
-    uids = [pod.uid for pod in pods.prefill]
-    waits = state.ledger.predict_prefills(uids, repeat(0.0, len(uids)))
-    too_long = {uid for uid, each in zip(uids, waits, strict=True) if each > limit_s}
-    other = strategy.choose_other(facts, decision.last.pod, too_long, pods, state, leg=chosen.leg)
+    too_long = find_too_long(pods, state, limit_s)
+    other = choose_other_pair(decision, strategy, facts, pods, state, avoided=too_long)
     if other is None:
         raise QueueTooLong(wait, limit_s)
     note = f"the queue of {chosen.pod.name} is {wait:.1f} s long, another pod's is shorter"
-    return decision.replace_leg(other, note)
+    return structs.replace(other, notes=(*other.notes, note))
+
+
+def find_too_long(pods: ModelPods, state: RoutingState, limit_s: float) -> set[str]:
+    """Return the UIDs of the prefill pods whose queues are longer than a request may wait."""
+    uids = [pod.uid for pod in pods.prefill]
+    waits = state.ledger.predict_prefills(uids, repeat(0.0, len(uids)))
+    return {uid for uid, wait in zip(uids, waits, strict=True) if wait > limit_s}

@@ -1,6 +1,6 @@
 """What a strategy is asked, and what it answers."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Protocol
 
@@ -123,11 +123,6 @@ class Decision(msgspec.Struct, frozen=True):
         """The prefill leg, for the policies that weigh it; None where there is none."""
         return self.find(Leg.PREFILL)
 
-    def replace_leg(self, choice: Choice, note: str) -> "Decision":
-        """Return the decision with another pod for a leg, and why."""
-        legs = tuple(choice if each.leg is choice.leg else each for each in self.legs)
-        return Decision(legs, self.reason, (*self.notes, note))
-
     @property
     def kind(self) -> DecisionKind:
         """How the request is served."""
@@ -169,25 +164,4 @@ class Strategy(Protocol):
 
         Raises:
             NoReadyPod: a pod that the request needs is not there.
-        """
-
-    def choose_other(
-        self,
-        facts: RoutingFacts,
-        last: Pod,
-        tried: Collection[str],
-        pods: ModelPods,
-        state: RoutingState,
-        *,
-        leg: Leg,
-    ) -> Choice | None:
-        """Choose a pod to try a side leg again on, a partner of `last` that was not tried.
-
-        Args:
-            facts: the request.
-            last: the pod of the last leg, which stays.
-            tried: UIDs of the pods that have failed.
-            pods: the newest view of the model's pods.
-            state: the pods' condition.
-            leg: the leg.
         """

@@ -1,20 +1,32 @@
 """Filters: which of some pods are candidates at all."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
-from pdrouter.cluster.pods import PairingKey, Pod
+from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import ModelPods
 from pdrouter.routing.label_selector import LabelSelector
 
 
-def keep_untried(pods: Sequence[Pod], tried: Collection[str]) -> list[Pod]:
-    """Drop the pods with these UIDs."""
-    return [pod for pod in pods if pod.uid not in tried]
+def keep_others(pods: ModelPods, avoided: Collection[str]) -> ModelPods:
+    """Keep the pairs whose prefill pods do not have these UIDs, and nothing that is no pair."""
+    prefill = tuple(pod for pod in pods.prefill if pod.uid not in avoided)
+    left = _keep_prefill(pods, prefill)
+    return replace(left, pods=(*prefill, *left.partners), whole=())
 
 
-def keep_partners(pods: Sequence[Pod], pairing: PairingKey) -> list[Pod]:
-    """Keep the pods that form a pair with a pod of this pairing key."""
-    return [pod for pod in pods if pod.pairing == pairing]
+def keep_roleset(pods: ModelPods, last: Pod) -> ModelPods:
+    """Keep the pairs of a decode pod's roleset; those with this very pod, if it is still there."""
+    key = last.pairing
+    prefill = [pod for pod in pods.prefill if pod.pairing == key]
+    partners = pods.decode.get(key, ())
+    same = tuple(pod for pod in partners if pod.uid == last.uid and pod.address == last.address)
+    return pods.keep_pairs(prefill, {key: same or partners} if prefill else {})
+
+
+def keep_other_rolesets(pods: ModelPods, last: Pod) -> ModelPods:
+    """Keep the pairs of all rolesets but that of a decode pod."""
+    return _keep_prefill(pods, [pod for pod in pods.prefill if pod.pairing != last.pairing])
 
 
 def keep_partners_of(pods: ModelPods, prefill: Pod) -> ModelPods:
@@ -30,3 +42,7 @@ def keep_selected(pods: ModelPods, selector: LabelSelector | None) -> ModelPods:
     if selector is None:
         return pods
     return ModelPods.group(pods.model, (pod for pod in pods.pods if selector.matches(pod.labels)))
+
+
+def _keep_prefill(pods: ModelPods, prefill: Sequence[Pod]) -> ModelPods:
+    return pods.keep_pairs(prefill, {pod.pairing: pods.decode[pod.pairing] for pod in prefill})

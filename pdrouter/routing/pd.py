@@ -1,7 +1,7 @@
 """The `pd` strategy: one pod for prefill, one for decode, from the same roleset."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from random import Random
 from typing import NamedTuple
 
@@ -10,13 +10,13 @@ from msgspec import structs
 from pdrouter.cluster.pods import PairingKey, Pod, Role
 from pdrouter.cluster.view import ModelPods
 from pdrouter.engines.split import Leg
-from pdrouter.routing.aibrix.bucketing import apply_buckets, apply_buckets_whole, is_for
+from pdrouter.routing.aibrix.bucketing import apply_buckets, apply_buckets_whole
 from pdrouter.routing.combination import PolicyBook
 from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts
-from pdrouter.routing.filters import keep_partners, keep_selected, keep_untried
+from pdrouter.routing.filters import keep_selected
 from pdrouter.routing.picker import pick_lowest
 from pdrouter.routing.policy import DecodePolicy, PrefillPolicy, Ranking, RankingRequest
-from pdrouter.routing.soundness import keep_sound, keep_sound_of
+from pdrouter.routing.soundness import keep_sound
 from pdrouter.routing.state import RoutingState
 
 # aibrix divides the scores of a leg by no less than this: lower ones all count as low.
@@ -110,31 +110,6 @@ class PrefillDecode:
             _choose_decode(policies.decode, decodes, decode, request),
         )
         return Decision(legs, notes=tuple(notes))
-
-    def choose_other(
-        self,
-        facts: RoutingFacts,
-        last: Pod,
-        tried: Collection[str],
-        pods: ModelPods,
-        state: RoutingState,
-        *,
-        leg: Leg,
-    ) -> Choice | None:
-        """Choose another prefill pod of the decode pod's roleset."""
-        if leg is not Leg.PREFILL:
-            return None
-        pods = keep_selected(pods, facts.selector)
-        partners: Sequence[Pod] = keep_partners(keep_untried(pods.prefill, tried), last.pairing)
-        if self._bucketing:
-            partners = [pod for pod in partners if is_for(pod, facts)]
-        if not partners:
-            return None
-        partners = keep_sound_of(partners, leg, pods.model, state.failures)
-        request = RankingRequest(facts, state)
-        policy, _ = self._prefill.find(facts.prefill_policy)
-        ranking = _score(policy, partners, request)
-        return _choose_prefill(policy, ranking, pick_lowest(ranking.scores, state.random), request)
 
 
 def _decide_whole(

@@ -5,20 +5,22 @@ value. A strategy ranks pods; what holds for every strategy stands here: whether
 could be split is served whole, how long it may wait, who replaces a pod that has gone.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from msgspec import structs
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import ModelPods
-from pdrouter.engines.split import Leg
-from pdrouter.routing.admission import limit_wait
+from pdrouter.routing.admission import find_too_long, limit_wait
 from pdrouter.routing.aggregation import is_faster_whole
 from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts, Strategy
 from pdrouter.routing.filters import keep_partners_of, keep_selected
+from pdrouter.routing.other_pair import choose_other_pair
 from pdrouter.routing.state import RoutingState
 from pdrouter.settings.choices import Aggregation
+
+_FAILED_IN_A_ROLESET = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +76,42 @@ class Router:
         self,
         strategy: Strategy,
         facts: RoutingFacts,
-        last: Pod,
-        tried: Collection[str],
+        decision: Decision,
         pods: ModelPods,
         *,
-        leg: Leg,
-    ) -> Choice | None:
-        """Choose another pod for a side leg, a partner of `last`, after those have failed."""
-        return strategy.choose_other(facts, last, tried, pods, self.state, leg=leg)
+        tried: Sequence[Pod],
+        failed: Sequence[Pod],
+    ) -> Decision | None:
+        """Choose the pair that the prefill leg is tried on next.
+
+        It stays within the roleset while that has a sound prefill pod that was not tried, but for
+        one in which two pods have failed the request: there, more than a pod is broken.
+
+        Args:
+            strategy: what chose the pods.
+            facts: the request.
+            decision: what was chosen last.
+            pods: the newest view of the model's pods.
+            tried: the prefill pods that have not carried the leg out.
+            failed: those of them that have failed, and did not say that it is not for them.
+
+        Returns:
+            The new decision; None if there is no other pair, or its queue would be too long.
+        """
+        state, limit_s, pairing = self.state, self.rules.max_wait_s, decision.last.pod.pairing
+        avoided = {pod.uid for pod in tried}
+        if limit_s is not None:
+            avoided |= find_too_long(pods, state, limit_s)
+        leave = sum(pod.pairing == pairing for pod in failed) >= _FAILED_IN_A_ROLESET
+        other = choose_other_pair(
+            decision, strategy, facts, pods, state, avoided=avoided, leave=leave
+        )
+        if other is None:
+            return None
+        chosen, last = other.legs[0].pod, other.last.pod
+        where = " of the same roleset" if last.pairing == pairing else f", with {last.name}"
+        note = f"not carried out by {tried[-1].name}: tried again on {chosen.name}{where}"
+        return structs.replace(other, notes=(*other.notes, note))
 
     def replace_last(
         self,

@@ -1,8 +1,6 @@
 """Strategies that send every request whole to one pod."""
 
-from collections.abc import Collection
-
-from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.pods import Role
 from pdrouter.cluster.view import ModelPods
 from pdrouter.engines.split import Leg
 from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts
@@ -41,17 +39,3 @@ class SinglePod:
         pod, score = candidates[index], scores[index]
         choice = Choice(Leg.DECODE, pod, self.name, score, candidates, scores, tokens)
         return Decision((choice,), facts.whole or f"strategy-{self.name}", notes)
-
-    def choose_other(
-        self,
-        facts: RoutingFacts,
-        last: Pod,
-        tried: Collection[str],
-        pods: ModelPods,
-        state: RoutingState,
-        *,
-        leg: Leg,
-    ) -> Choice | None:
-        """Return None: there are no side legs."""
-        del leg, facts, last, tried, pods, state
-        return None

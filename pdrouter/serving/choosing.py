@@ -154,17 +154,17 @@ class PodChooser:
 
     def replace_last(
         self, model: str, routed: Routed, holder: Pod | None, record: RequestRecord
-    ) -> Decision | None:
+    ) -> Routed | None:
         """Choose another last pod if the chosen one is not ready any more, or has failed others.
 
         Args:
             model: name by which the view has the model.
-            routed: what was chosen before the side legs.
+            routed: what was chosen, as it stands after the side legs.
             holder: the pod that holds the prompt's KV; None if a leg failed.
-            record: gets the new decision.
+            record: learns why the request is served whole, if it is now.
 
         Returns:
-            The new decision; None if the chosen pod is still there, as it was, or none is better.
+            What is chosen now; None if the pod is still there, as it was, or none is better.
 
         Raises:
             RequestRejected: there is no ready pod for it.
@@ -186,9 +186,8 @@ class PodChooser:
             raise _refuse_missing(missing, pods) from missing
         if decision is None:
             return None
-        record.decision = decision
         record.aggregated = decision.reason
-        return decision
+        return structs.replace(routed, decision=decision)
 
     def _find_strategy(self, resolved: ResolvedProfile, requested: str) -> Strategy | None:
         name = resolve_strategy_name(resolved, requested, self.policy.default_strategy)

@@ -6,7 +6,7 @@ from pdrouter.cluster.pods import Pod
 from pdrouter.engines.split import Leg
 from pdrouter.openai.usage import Usage
 from pdrouter.serving.engine_client import EngineAnswer, FailureKind
-from pdrouter.serving.statuses import Speaks, judge
+from pdrouter.serving.statuses import BUSY, Speaks, judge
 
 
 class Attempt(msgspec.Struct, frozen=True):
@@ -41,6 +41,14 @@ class Attempt(msgspec.Struct, frozen=True):
         if self.failure is not None or self.status is None:
             return Speaks.FAILURE
         return judge(self.status)
+
+    @property
+    def burdens(self) -> bool:
+        """Whether more of its kind would burden pods that have failed, or are busy.
+
+        A pod that lacks the key or the adapter says so at once, to whoever asks.
+        """
+        return self.speaks is Speaks.FAILURE or self.status in BUSY
 
 
 class LegAnswer(msgspec.Struct, frozen=True):
@@ -79,9 +87,17 @@ class LegFailed(Exception):
     Attributes:
         attempts: what was tried.
         unsplittable: whether the request is why: engines cannot serve its kind in several legs.
+        over_budget: whether another pod was not tried, as too many requests are tried again.
     """
 
-    def __init__(self, attempts: tuple[Attempt, ...], *, unsplittable: bool = False) -> None:
+    def __init__(
+        self,
+        attempts: tuple[Attempt, ...],
+        *,
+        unsplittable: bool = False,
+        over_budget: bool = False,
+    ) -> None:
         super().__init__(attempts[-1].message)
         self.attempts = attempts
         self.unsplittable = unsplittable
+        self.over_budget = over_budget

@@ -6,10 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import count
 
+from msgspec import structs
+
 from pdrouter.cluster.pods import Pod
-from pdrouter.cluster.view import PodCache
+from pdrouter.cluster.view import ModelPods, PodCache
 from pdrouter.engines.registry import Splits
 from pdrouter.engines.split import Leg
+from pdrouter.load.retry_budget import RetryBudget
 from pdrouter.openai.engine_errors import read_error_message
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest
@@ -17,11 +20,11 @@ from pdrouter.openai.retry_after import read_retry_after
 from pdrouter.openai.usage import read_usage
 from pdrouter.routing.decision import Choice
 from pdrouter.routing.router import Router
-from pdrouter.serving.choosing import Routed
 from pdrouter.serving.engine_client import EngineAnswer, EngineClient, FailureKind, PostFailed
 from pdrouter.serving.leg_outcome import Attempt, LegAnswer, LegFailed, LegRefused
 from pdrouter.serving.lessons import LegLessons
-from pdrouter.serving.record import RequestRecord
+from pdrouter.serving.open_decision import OpenDecision
+from pdrouter.serving.record import RequestRecord, Retry
 from pdrouter.serving.statuses import BUSY, Speaks, judge, rank
 from pdrouter.serving.steps import StepTimes
 
@@ -45,6 +48,7 @@ class SideLegs:
         lessons: where what is learnt goes.
         total_s: seconds for all attempts together.
         retries: how many further pods are tried after a failure.
+        budget: how many of all requests may be tried again.
     """
 
     client: EngineClient
@@ -54,21 +58,22 @@ class SideLegs:
     lessons: LegLessons
     total_s: float
     retries: int
+    budget: RetryBudget
 
     async def run(
         self,
-        first: Choice,
+        leg: Leg,
         request: InferenceRequest,
-        routed: Routed,
+        chosen: OpenDecision,
         headers: Mapping[str, str],
         record: RequestRecord,
     ) -> LegAnswer:
         """Carry out a leg. Cancelling closes the connection: the engine stops its work.
 
         Args:
-            first: the pod to try first.
+            leg: the leg.
             request: the request.
-            routed: what its pods were chosen by.
+            chosen: its pods; after a failure, there may be others for all legs.
             headers: headers for the engine.
             record: gets what happens.
 
@@ -76,29 +81,31 @@ class SideLegs:
             LegRefused: the engine refused the request.
             LegFailed: all attempts failed.
         """
-        state, model = self.router.state, routed.pods.model
+        state, routed = self.router.state, chosen.routed
+        model = routed.pods.model
         path = request.endpoint.path + request.query
         deadline = time.monotonic() + self.total_s
-        posts = _Posts(self.client, first.leg, path, headers, record, deadline=deadline)
+        posts = _Posts(self.client, leg, path, headers, record, deadline=deadline)
         attempts: list[Attempt] = []
         refusals: list[EngineAnswer] = []
-        choice: Choice | None = first
+        self.budget.count_request(request.model)
+        choice = chosen.decision.find(leg)
         while choice is not None:
             pod, began = choice.pod, state.failures.clock()
             record.predicted_prefill_s = choice.seconds
-            body = self.splits.find(pod.engine, pod.kv_connector).side_body(choice.leg, request)
+            body = self.splits.find(pod.engine, pod.kv_connector).side_body(leg, request)
             # Engines compute in turn, so that a request behind its twin finds what that has
             # computed: the prompt counts as cached as soon as it is sent.
             expected = state.prefixes.add(routed.facts.prefix.hashes, pod.uid, choice.tokens)
-            trial = state.failures.start_trial(pod.uid, first.leg)
+            trial = state.failures.start_trial(pod.uid, leg)
             try:
-                with trial, state.ledger.start(first.leg, pod.uid, choice.tokens) as scope:
+                with trial, state.ledger.start(leg, pod.uid, choice.tokens) as scope:
                     attempt, answer = await posts.send(pod, body)
                     done = _read(attempt, answer)
                     if done is not None:
                         scope.complete(None if done.usage is None else done.usage.count_computed())
             except asyncio.CancelledError:
-                self.lessons.outcomes.note_silence(pod, first.leg, began)
+                self.lessons.outcomes.note_silence(pod, leg, began)
                 raise
             if done is None:
                 state.prefixes.discard(expected, pod.uid)
@@ -111,17 +118,21 @@ class SideLegs:
                 refusals.append(answer)
             if attempt.speaks is Speaks.REQUEST or time.monotonic() >= posts.deadline:
                 break
-            choice = self._choose_other(attempts, refusals, request, routed)
-        raise self._give_up(attempts, refusals, request, routed, record)
+            choice = self._choose_other(attempts, refusals, request, chosen, record)
+        raise self._give_up(attempts, refusals, request, routed.pods, record)
 
     def _choose_other(
         self,
         attempts: Sequence[Attempt],
         refusals: Sized,
         request: InferenceRequest,
-        routed: Routed,
+        chosen: OpenDecision,
+        record: RequestRecord,
     ) -> Choice | None:
-        """Return the pod to try next; None if there is none, or enough have been tried."""
+        """Return the pod to try next; None if there is none, or enough have been tried.
+
+        If it is of another roleset, the request is counted on another last pod from now on.
+        """
         free = min(len(refusals), _FREE_REFUSALS) if self.retries else 0
         if len(attempts) - free > self.retries:
             return None
@@ -129,16 +140,29 @@ class SideLegs:
         pods = self.cache.view.models.get(request.model)
         if pods is None:
             return None
-        tried = [attempt.pod.uid for attempt in attempts]
-        last, leg = routed.decision.last.pod, attempts[-1].leg
-        return self.router.choose_other(routed.strategy, routed.facts, last, tried, pods, leg=leg)
+        routed, last = chosen.routed, chosen.decision.last.pod
+        tried = [attempt.pod for attempt in attempts]
+        failed = [attempt.pod for attempt in attempts if attempt.speaks is Speaks.FAILURE]
+        other = self.router.choose_other(
+            routed.strategy, routed.facts, routed.decision, pods, tried=tried, failed=failed
+        )
+        if other is None:
+            return None
+        if attempts[-1].burdens and not self.budget.take_retry(request.model):
+            self.lessons.note_retry(Retry.OVER_BUDGET, record)
+            return None
+        now = self.router.state.failures.clock()
+        chosen.change(structs.replace(routed, pods=pods, decision=other, at=now))
+        same = other.last.pod.pairing == last.pairing
+        self.lessons.note_retry(Retry.SAME_ROLESET if same else Retry.OTHER_PAIR, record)
+        return other.find(attempts[-1].leg)
 
     def _give_up(
         self,
         attempts: Sequence[Attempt],
         refusals: Sequence[EngineAnswer],
         request: InferenceRequest,
-        routed: Routed,
+        pods: ModelPods,
         record: RequestRecord,
     ) -> LegRefused | LegFailed:
         """Return how a leg ends that no pod has carried out."""
@@ -147,8 +171,11 @@ class SideLegs:
         told = _choose_refusal(refusals, failures=len(attempts) - len(refusals))
         if told is not None:
             return LegRefused(attempts[-1].leg, told)
-        unsplittable = self.lessons.note_failure(attempts, request, routed.pods, record)
-        return LegFailed(tuple(attempts), unsplittable=unsplittable)
+        return LegFailed(
+            tuple(attempts),
+            unsplittable=self.lessons.note_failure(attempts, request, pods, record),
+            over_budget=Retry.OVER_BUDGET in record.retries,
+        )
 
 
 class _Posts:

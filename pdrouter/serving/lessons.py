@@ -11,7 +11,7 @@ from pdrouter.openai.request import InferenceRequest, count_token_ids
 from pdrouter.serving.engine_client import FailureKind
 from pdrouter.serving.leg_outcome import Attempt, LegAnswer
 from pdrouter.serving.pod_outcomes import PodOutcomes
-from pdrouter.serving.record import Observer, RequestRecord
+from pdrouter.serving.record import Observer, RequestRecord, Retry
 from pdrouter.serving.unsplittable import UnsplittableKinds
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,11 @@ class LegLessons:
         subject = describe_kind(request) if attempt.failure is FailureKind.STATUS else None
         self.outcomes.note_attempt(attempt, model, request.endpoint.path, subject)
         self.observer.leg_attempted(record, attempt)
+
+    def note_retry(self, retry: Retry, record: RequestRecord) -> None:
+        """Tell what comes of an attempt that has not carried the leg out."""
+        record.retries = (*record.retries, retry)
+        self.observer.leg_retried(record)
 
     def note_answer(
         self,

@@ -11,6 +11,17 @@ from pdrouter.serving.leg_outcome import Attempt
 from pdrouter.serving.steps import StepTimes
 
 
+class Retry(StrEnum):
+    """What comes of a failed try of a side leg, where there is another pod to try."""
+
+    SAME_ROLESET = "same-roleset"
+    """It is tried on a pod of the same roleset."""
+    OTHER_PAIR = "other-pair"
+    """It is tried on a pair of another roleset or version: the last leg has a new pod too."""
+    OVER_BUDGET = "over-budget"
+    """It is not tried again: too many of the model's requests are."""
+
+
 class Outcome(StrEnum):
     """How a request ended, as far as the router can see."""
 
@@ -58,6 +69,7 @@ class RequestRecord:
         predicted_prefill_s: predicted time until the last pod of the prefill leg would have carried
             it out, its queue included; None where there was no such leg.
         attempts: tries of the prefill leg.
+        retries: where further ones went, or that there may be none.
         steps: time by step.
         overhead_s: time in the router's own code, without waiting for anybody else.
         output_tokens: tokens of the answer; None where the router does not count them.
@@ -92,6 +104,7 @@ class RequestRecord:
     cached_tokens: int | None = None
     predicted_prefill_s: float | None = None
     attempts: list[Attempt] = field(default_factory=list)
+    retries: tuple[Retry, ...] = ()
     steps: StepTimes = field(default_factory=StepTimes)
     overhead_s: float = 0.0
     output_tokens: int | None = None
@@ -154,6 +167,9 @@ class Observer(Protocol):
 
     def leg_attempted(self, record: RequestRecord, attempt: Attempt) -> None:
         """One try of a side leg has ended."""
+
+    def leg_retried(self, record: RequestRecord) -> None:
+        """The last of the record's retries was decided upon."""
 
     def request_finished(self, record: RequestRecord) -> None:
         """The stream has ended, and all that was counted for it is released."""

@@ -43,6 +43,8 @@ def describe_failure(failed: LegFailed, *, expose_pods: bool) -> RequestRejected
         f"the prefill leg failed after {len(attempts)} attempt(s): {last.failure}; "
         + "; ".join(causes)
     )
+    if failed.over_budget:
+        message += "; no other pod was tried, since too many of the model's requests are"
     if last.failure is FailureKind.TIMEOUT:
         return RequestRejected(504, "prefill_timeout", message)
     if last.status == 503:

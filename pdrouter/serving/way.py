@@ -1,7 +1,6 @@
 """From a request's body to the pod that it goes to: validate, choose, run side legs, hand over."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import msgspec
@@ -17,11 +16,11 @@ from pdrouter.openai.headers import FORWARDED_TO_SIDE_LEGS
 from pdrouter.openai.paths import Endpoint
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest, parse_request
-from pdrouter.routing.decision import Choice
 from pdrouter.serving.call import Call
-from pdrouter.serving.choosing import PodChooser, Routed
+from pdrouter.serving.choosing import PodChooser
 from pdrouter.serving.leg_outcome import LegAnswer, LegFailed
 from pdrouter.serving.legs import SideLegs
+from pdrouter.serving.open_decision import OpenDecision
 from pdrouter.serving.policy import DispatchPolicy
 from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.refusals import describe_failure, refuse_for_now
@@ -124,34 +123,25 @@ class Dispatcher:
             with record.steps.time("route-check", waits=True):
                 await self._check_route(pods)
             return Dispatched(whole_body(request), record.request_id, None, pods.model)
-        decision = routed.decision
-        held = scopes.enter_context(self._hold(decision.last))
-        if decision.whole:
-            return Dispatched(whole_body(request), record.request_id, decision.last.pod, pods.model)
-        answers = await self._run_side_legs(request, routed, head, record)
-        holder = None
-        if answers:
-            holder, last = answers[-1].pod, decision.last.pod
-            call.handle = self.releases.hold(answers[-1], last, request.model, head.headers)
-        replaced = self.chooser.replace_last(request.model, routed, holder, record)
-        if replaced is not None:
-            held.close()
-            scopes.enter_context(self._hold(replaced.last))
-            decision = replaced
-        pod = decision.last.pod
-        if not answers or decision.whole:
+        chosen = OpenDecision(routed, self.chooser.router.state, record)
+        scopes.callback(chosen.close)
+        answers: Sequence[LegAnswer] = ()
+        if not routed.decision.whole:
+            answers = await self._run_side_legs(request, chosen, head, record)
+            holder = None
+            if answers:
+                holder, last = answers[-1].pod, chosen.decision.last.pod
+                call.handle = self.releases.hold(answers[-1], last, request.model, head.headers)
+            replaced = self.chooser.replace_last(request.model, chosen.routed, holder, record)
+            if replaced is not None:
+                chosen.change(replaced)
+        pod = chosen.decision.last.pod
+        if not answers or chosen.decision.whole:
             call.give_up_handle()
             return Dispatched(whole_body(request), record.request_id, pod, pods.model)
         with record.steps.time("hand-over"):
             body = self._hand_over(request, answers, call)
         return Dispatched(body, answers[-1].request_id, pod, pods.model)
-
-    def _hold(self, last: Choice) -> ExitStack:
-        """Count a request on the pod that Envoy is to send it to, until what is returned ends."""
-        uid, held, state = last.pod.uid, ExitStack(), self.chooser.router.state
-        held.enter_context(state.ledger.start(last.leg, uid, last.tokens))
-        held.enter_context(state.failures.start_trial(uid, last.leg))
-        return held
 
     async def _check_route(self, pods: ModelPods) -> None:
         if self.chooser.cache.view.models.get(pods.model) is not pods:
@@ -166,15 +156,19 @@ class Dispatcher:
             raise refuse_for_now(503, "route_unavailable", str(unavailable)) from unavailable
 
     async def _run_side_legs(
-        self, request: InferenceRequest, routed: Routed, head: RequestHead, record: RequestRecord
+        self,
+        request: InferenceRequest,
+        chosen: OpenDecision,
+        head: RequestHead,
+        record: RequestRecord,
     ) -> list[LegAnswer]:
         """Run one side leg after another; without answers, the last pod is to serve it whole."""
         names = (*FORWARDED_TO_SIDE_LEGS, *self.policy.forward_headers)
         headers = {name: head.headers[name] for name in names if name in head.headers}
         try:
             return [
-                await self.legs.run(choice, request, routed, headers, record)
-                for choice in routed.decision.side
+                await self.legs.run(choice.leg, request, chosen, headers, record)
+                for choice in chosen.decision.side
             ]
         except LegFailed as failed:
             if failed.unsplittable:

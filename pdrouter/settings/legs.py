@@ -10,7 +10,7 @@ from pdrouter.settings.choices import (
     RemoteHostRewrite,
 )
 from pdrouter.settings.declaration import declare
-from pdrouter.settings.kinds import BOOLEAN, COUNT, HEADERS, choice, enumeration, seconds
+from pdrouter.settings.kinds import BOOLEAN, COUNT, HEADERS, choice, enumeration, number, seconds
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,34 @@ class LegSettings:
         "hangs leaves no time for another.",
     )
     prefill_retries: int = declare(
-        1,
+        2,
         "PDROUTER_PREFILL_RETRIES",
         COUNT,
-        "How many further prefill pods are tried after a transport error, a 5xx or a timeout. Pods "
-        "that say they are busy or lack the model are not counted, unless it is 0.",
+        "How many further prefill pods are tried after a transport error, a 5xx or a timeout: of "
+        "the same roleset first, then of others, with their decode pods. Pods that say they are "
+        "busy or lack the model are not counted, unless it is 0.",
+    )
+    retry_budget_share: float = declare(
+        0.2,
+        "PDROUTER_RETRY_BUDGET",
+        number(float, "a share,", 0.0, 100.0),
+        "How many of a model's requests of late may be tried again, as a share of them, so that a "
+        "pool that is broken or busy is not asked many times more. Above it, the first failure is "
+        "the last.",
+    )
+    retry_budget_per_second: float = declare(
+        10.0,
+        "PDROUTER_RETRY_BUDGET_PER_SECOND",
+        number(float, "a number", 0.0, 100000.0),
+        "How many may be tried again per second beside these, where there are few requests.",
+        advanced=True,
+    )
+    retry_budget_window_s: float = declare(
+        10.0,
+        "PDROUTER_RETRY_BUDGET_WINDOW",
+        seconds(0.1, 3600),
+        "Time that requests and retries are counted over.",
+        advanced=True,
     )
     on_prefill_failure: FailurePolicy = declare(
         FailurePolicy.FAIL,

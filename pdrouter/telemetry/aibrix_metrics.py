@@ -20,7 +20,7 @@ from pdrouter.load.ledger import Ledger
 from pdrouter.serving.answers import AnswerReport
 from pdrouter.serving.engine_client import FailureKind
 from pdrouter.serving.leg_outcome import Attempt
-from pdrouter.serving.record import Outcome, RequestRecord
+from pdrouter.serving.record import Outcome, RequestRecord, Retry
 from pdrouter.telemetry.tallies import Tally
 
 _END_LABELS = ("model", "status", "status_code")
@@ -128,6 +128,16 @@ class AibrixMetrics(Collector):
         self._decode_choices.count_pod(_label(decision.last.pod, record.model))
         if decision.prefill is not None:
             self._prefill_choices.count_pod(_label(decision.prefill.pod, record.model))
+
+    def leg_retried(self, record: RequestRecord) -> None:
+        """Count the choice of other pods for a further try."""
+        decision = record.decision
+        if decision is None or record.retries[-1] is Retry.OVER_BUDGET or record.strategy != _PD:
+            return
+        if decision.prefill is not None:
+            self._prefill_choices.count_pod(_label(decision.prefill.pod, record.model))
+        if record.retries[-1] is Retry.OTHER_PAIR:
+            self._decode_choices.count_pod(_label(decision.last.pod, record.model))
 
     def leg_attempted(self, record: RequestRecord, attempt: Attempt) -> None:
         """Count a try of the prefill leg, which is one HTTP request."""

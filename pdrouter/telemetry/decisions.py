@@ -4,7 +4,6 @@ from collections import deque
 from datetime import UTC, datetime
 from typing import Any
 
-from pdrouter.routing.decision import Decision
 from pdrouter.routing.explanation import describe_in_detail
 from pdrouter.serving.record import RequestRecord
 from pdrouter.telemetry.attempts import describe_failed_attempts
@@ -12,7 +11,11 @@ from pdrouter.telemetry.descriptions import describe_result
 
 
 class DecisionLog:
-    """Keeps the last decisions as they were made; they are put into words when asked for."""
+    """Keeps the last requests that pods were chosen for.
+
+    What they are told of is put into words when asked for: the pods that serve them now, or have,
+    where others were chosen first.
+    """
 
     def __init__(self, size: int) -> None:
         """Start empty.
@@ -21,7 +24,7 @@ class DecisionLog:
             size: how many decisions are kept.
         """
         self._size = size
-        self._entries: deque[tuple[datetime, RequestRecord, Decision]] = deque()
+        self._entries: deque[tuple[datetime, RequestRecord]] = deque()
         self._records: dict[str, RequestRecord] = {}
 
     def note(self, record: RequestRecord) -> None:
@@ -29,9 +32,9 @@ class DecisionLog:
         if record.decision is None or not self._size:
             return
         if len(self._entries) == self._size:
-            _, oldest, _ = self._entries.popleft()
+            _, oldest = self._entries.popleft()
             self._records.pop(oldest.request_id, None)
-        self._entries.append((datetime.now(UTC), record, record.decision))
+        self._entries.append((datetime.now(UTC), record))
         self._records[record.request_id] = record
 
     def find(self, request_id: str) -> RequestRecord | None:
@@ -50,14 +53,19 @@ class DecisionLog:
                 "request_id": record.request_id,
                 "client_request_id": record.client_request_id,
                 "model": record.model,
-                **describe_in_detail(decision),
+                **_describe_decision(record),
                 "failed_attempts": describe_failed_attempts(record),
+                "retries": record.retries,
                 "result": describe_result(record),
                 "steps_ms": record.steps.describe(),
             }
-            for time, record, decision in reversed(tuple(self._entries))
+            for time, record in reversed(tuple(self._entries))
             if not wanted or wanted in _list_ids(record)
         ]
+
+
+def _describe_decision(record: RequestRecord) -> dict[str, Any]:
+    return {} if record.decision is None else describe_in_detail(record.decision)
 
 
 def _list_ids(record: RequestRecord) -> set[str]:

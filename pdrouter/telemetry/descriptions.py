@@ -41,6 +41,8 @@ def describe_request(record: RequestRecord) -> dict[str, Any]:
     failed = describe_failed_attempts(record)
     if failed:
         fields["failed_attempts"] = failed
+    if record.retries:
+        fields["retries"] = record.retries
     if record.served_by:
         fields["served_by"] = record.served_by
     if record.local_reply:

@@ -18,6 +18,13 @@ class PrefillMetrics:
             ("model",),
             registry=registry,
         )
+        self.retries = Counter(
+            "pdrouter_prefill_retries",
+            "Prefill legs that another pod might carry out, by where they were tried again: "
+            "same-roleset, other-pair, over-budget (nowhere).",
+            ("model", "result"),
+            registry=registry,
+        )
         self.failures = Counter(
             "pdrouter_prefill_failures",
             "Tries of the prefill leg that another pod might have carried out: connect, transport, "

@@ -114,6 +114,11 @@ class RequestTelemetry:
         elif attempt.status is not None and attempt.status >= 400:
             metrics.refusals.labels(record.model, str(attempt.status)).inc()
 
+    def leg_retried(self, record: RequestRecord) -> None:
+        """Count where a prefill leg is tried again, or that it may not be."""
+        self.metrics.prefill.retries.labels(record.model, record.retries[-1]).inc()
+        self._aibrix.leg_retried(record)
+
     def answer_reported(self, report: AnswerReport, pod: Pod | None) -> None:
         """Count an answer's tokens and times; say if another pod than the chosen one gave it.
 

@@ -1,7 +1,7 @@
 """The prefill leg against real servers: retries, deadlines, refusals, counts that end at zero."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
@@ -17,10 +17,11 @@ from pdrouter.cluster.view import ModelPods, PodCache
 from pdrouter.engines.split import Leg
 from pdrouter.load.ledger import Ledger, LegLoad
 from pdrouter.load.prompt_length import TokenRatios
+from pdrouter.load.retry_budget import RetryBudget, RetryRules
 from pdrouter.openai.paths import ENDPOINTS
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest, parse_request
-from pdrouter.routing.decision import Choice, Decision, RoutingFacts
+from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts
 from pdrouter.routing.router import Router
 from pdrouter.routing.state import RoutingState
 from pdrouter.serving.choosing import Routed
@@ -28,16 +29,20 @@ from pdrouter.serving.engine_client import ClientLimits, EngineClient, FailureKi
 from pdrouter.serving.leg_outcome import Attempt, LegAnswer, LegFailed, LegRefused
 from pdrouter.serving.legs import SideLegs
 from pdrouter.serving.lessons import LegLessons
+from pdrouter.serving.open_decision import OpenDecision
 from pdrouter.serving.pod_outcomes import PodOutcomes
-from pdrouter.serving.record import RequestRecord
-from pdrouter.serving.statuses import Speaks
+from pdrouter.serving.record import RequestRecord, Retry
+from pdrouter.serving.statuses import BUSY, Speaks
 from pdrouter.serving.unsplittable import UnsplittableKinds
 
 SHORT_S = 0.15
 MIB = 1024 * 1024
 BODY = b'{"model":"llama","prompt":"a"}'
 DECODE = make_pod("d", Role.DECODE, ip="10.0.0.2")
+OTHER_DECODE = make_pod("d-other", Role.DECODE, ip="10.0.0.3", roleset="other")
 TOKENS = 77
+COUNTED_DECODE = {Leg.DECODE: LegLoad(1, TOKENS)}
+OF_THE_POD = [401, 403, 404, 405, 407, 408, 421, 425, 429]
 LIMITS = ClientLimits(connect_s=WAIT_S, response_s=WAIT_S, answer_bytes=1024)
 
 
@@ -54,25 +59,12 @@ class InOrder:
 
     name = "in-order"
 
-    def __init__(self) -> None:
-        self.asked_without: list[list[str]] = []
-
     def decide(self, facts: RoutingFacts, pods: ModelPods, state: RoutingState) -> Decision:
-        raise AssertionError("the pods are chosen")
-
-    def choose_other(
-        self,
-        facts: RoutingFacts,
-        last: Pod,
-        tried: Collection[str],
-        pods: ModelPods,
-        state: RoutingState,
-        *,
-        leg: Leg,
-    ) -> Choice | None:
-        del leg, facts, last, state
-        self.asked_without.append(list(tried))
-        return next((choose(pod) for pod in pods.pods if pod.uid not in {*tried, "uid-d"}), None)
+        del facts, state
+        if not pods.prefill:
+            raise NoReadyPod(pods.model, Role.PREFILL)
+        first = pods.prefill[0]
+        return make_pair(first, pods.decode[first.pairing][0])
 
 
 class Unchanged:
@@ -91,6 +83,10 @@ def choose(pod: Pod, leg: Leg = Leg.PREFILL) -> Choice:
     return Choice(leg, pod, "in-order", 0.0, [pod], [0.0], TOKENS)
 
 
+def make_pair(prefill: Pod, decode: Pod) -> Decision:
+    return Decision((choose(prefill), choose(decode, Leg.DECODE)))
+
+
 @dataclass
 class Stage(Notes):
     """Engines, what was tried on them, and a leg to run."""
@@ -100,17 +96,21 @@ class Stage(Notes):
     pods: list[Pod] = field(default_factory=list)
     servers: list[Server] = field(default_factory=list)
     attempts: list[Attempt] = field(default_factory=list)
+    told: list[Retry] = field(default_factory=list)
     strategy: InOrder = field(default_factory=InOrder)
+    budget: RetryBudget = field(default_factory=RetryBudget)
+    record: RequestRecord = field(default_factory=lambda: RequestRecord("id"))
 
-    async def add_engine(self, talk: Talk) -> Pod:
+    async def add_engine(self, talk: Talk, roleset: str = "") -> Pod:
         """Start a server that talks so, and return the pod that it stands for."""
         server = await self.stack.enter_async_context(listen(talk))
         self.servers.append(server)
-        return self.add_pod(server.address)
+        return self.add_pod(server.address, roleset)
 
-    def add_pod(self, address: str) -> Pod:
+    def add_pod(self, address: str, roleset: str = "") -> Pod:
         ip, _, port = address.rpartition(":")
-        self.pods.append(make_pod(f"p{len(self.pods)}", ip=ip, port=int(port)))
+        name = f"p{len(self.pods)}"
+        self.pods.append(make_pod(name, ip=ip, port=int(port), roleset=roleset))
         return self.pods[-1]
 
     async def create_leg(
@@ -120,23 +120,29 @@ class Stage(Notes):
         return self.create_leg_with(client, total_s, retries)
 
     def create_leg_with(self, client: EngineClient, total_s: float, retries: int) -> SideLegs:
-        cache, state = PodCache(), make_state(self.ledger)
-        cache.replace([*self.pods, DECODE])
+        cache = PodCache()
+        cache.replace([*self.pods, DECODE, OTHER_DECODE])
+        self.router = Router({}, make_state(self.ledger))
+        state = self.router.state
         return SideLegs(
             client,
             cache,
-            Router({}, state),
+            self.router,
             Unchanged(),  # type: ignore[arg-type]
             LegLessons(
                 PodOutcomes(state.failures), UnsplittableKinds(state.clock), TokenRatios(), self
             ),
             total_s,
             retries,
+            self.budget,
         )
 
     def leg_attempted(self, record: RequestRecord, attempt: Attempt) -> None:
         assert attempt is record.attempts[-1]
         self.attempts.append(attempt)
+
+    def leg_retried(self, record: RequestRecord) -> None:
+        self.told.append(record.retries[-1])
 
     async def run(self, legs: SideLegs, body: bytes = BODY) -> LegAnswer:
         request = parse_request(
@@ -146,21 +152,20 @@ class Stage(Notes):
             transfer_members=frozenset(),
             split_multimodal=False,
         )
-        first = choose(self.pods[0])
         routed = Routed(
-            make_model_pods(*self.pods, DECODE),
+            make_model_pods(*self.pods, DECODE, OTHER_DECODE),
             self.strategy,
             RoutingFacts(TOKENS, None),
-            Decision((first, choose(DECODE, Leg.DECODE))),
+            make_pair(self.pods[0], DECODE),
             0.0,
         )
+        self.record = RequestRecord("id")
         headers = {"content-type": "application/json", "authorization": "Bearer k"}
-        return await legs.run(first, request, routed, headers, RequestRecord("id"))
-
-    @property
-    def asked_without(self) -> list[list[str]]:
-        """What was tried each time that another pod was asked for."""
-        return self.strategy.asked_without
+        chosen = OpenDecision(routed, self.router.state, self.record)
+        try:
+            return await legs.run(Leg.PREFILL, request, chosen, headers, self.record)
+        finally:
+            chosen.close()
 
     @property
     def failures(self) -> list[FailureKind | None]:
@@ -207,7 +212,8 @@ async def test_the_work_is_counted_on_the_pod_while_it_lasts(stage: Stage) -> No
 
     pod = await stage.add_engine(look_at_the_ledger)
     await stage.run(await stage.create_leg())
-    assert seen == [{pod.uid: {Leg.PREFILL: LegLoad(1, TOKENS)}}]
+    counted = {pod.uid: {Leg.PREFILL: LegLoad(1, TOKENS)}, DECODE.uid: COUNTED_DECODE}
+    assert seen == [counted]
     assert stage.ledger.snapshot() == {}
 
 
@@ -253,7 +259,6 @@ async def test_what_another_pod_might_do_better_is_tried_there_under_a_fresh_id(
     assert prefilled.request_id == "id-2"
     assert stage.servers[0].requests[0].headers["x-request-id"] == "id"
     assert stage.servers[1].requests[0].headers["x-request-id"] == "id-2"
-    assert stage.asked_without == [[first.uid]]
     failed, succeeded = stage.attempts
     assert (failed.pod, failed.failure, failed.status) == (first, failure, code)
     assert failed.message
@@ -273,7 +278,7 @@ async def test_only_the_pod_that_is_being_tried_is_counted(stage: Stage) -> None
     second = await stage.add_engine(hang)
     task = asyncio.create_task(stage.run(await stage.create_leg()))
     await wait_until(lambda: bool(stage.servers[1].requests))
-    assert set(stage.ledger.snapshot()) == {second.uid}
+    assert set(stage.ledger.snapshot()) == {second.uid, DECODE.uid}
     assert stage.ledger.load(Leg.PREFILL, first.uid) == LegLoad()
     task.cancel()
     await asyncio.wait([task])
@@ -293,9 +298,109 @@ async def test_retries_end_with_their_number_or_with_the_pods(
     assert caught.value.attempts[-1] is stage.attempts[-1]
     assert caught.value.attempts[-1].status == 499 + attempts
     assert [attempt.pod for attempt in stage.attempts] == stage.pods[:attempts]
-    tried = [pod.uid for pod in stage.pods]
-    asked = min(attempts, retries)
-    assert stage.asked_without == [tried[: number + 1] for number in range(asked)]
+
+
+# --- Retries on another pair ---
+
+
+async def test_another_roleset_is_tried_with_its_decode_pod(stage: Stage) -> None:
+    seen: list[Mapping[str, Mapping[Leg, LegLoad]]] = []
+
+    async def look_at_the_ledger(
+        server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        await server.read(reader)
+        seen.append(stage.ledger.snapshot())
+        writer.write(OK)
+
+    first = await stage.add_engine(reset)
+    second = await stage.add_engine(answering(status(500)))
+    third = await stage.add_engine(look_at_the_ledger, "other")
+    answer = await stage.run(await stage.create_leg(retries=2))
+    assert (answer.pod, answer.request_id) == (third, "id-3")
+    assert [attempt.pod for attempt in stage.attempts] == [first, second, third]
+    counted = {third.uid: {Leg.PREFILL: LegLoad(1, TOKENS)}, OTHER_DECODE.uid: COUNTED_DECODE}
+    assert seen == [counted]
+    record = stage.record
+    assert record.decision is not None
+    assert [choice.pod for choice in record.decision.legs] == [third, OTHER_DECODE]
+    assert record.retries == (Retry.SAME_ROLESET, Retry.OTHER_PAIR)
+    assert stage.told == list(record.retries)
+    assert record.decision.notes == (
+        "not carried out by p0: tried again on p1 of the same roleset",
+        "not carried out by p1: tried again on p2, with d-other",
+    )
+
+
+async def test_a_roleset_in_which_two_pods_have_failed_is_left(stage: Stage) -> None:
+    for _ in range(4):
+        await stage.add_engine(reset)
+    last = await stage.add_engine(answer_always, "other")
+    assert (await stage.run(await stage.create_leg(retries=2))).pod is last
+    assert [attempt.pod for attempt in stage.attempts] == [*stage.pods[:2], last]
+
+
+async def test_one_whose_pods_only_say_that_they_are_busy_is_not(stage: Stage) -> None:
+    for _ in range(3):
+        await stage.add_engine(answering(status(429)))
+    last = await stage.add_engine(answer_always)
+    await stage.add_engine(answer_always, "other")
+    assert (await stage.run(await stage.create_leg(retries=2))).pod is last
+
+
+async def test_cancelling_on_another_pair_counts_nothing(stage: Stage) -> None:
+    await stage.add_engine(reset)
+    other = await stage.add_engine(hang, "other")
+    task = asyncio.create_task(stage.run(await stage.create_leg()))
+    await wait_until(lambda: bool(stage.servers[1].requests))
+    assert set(stage.ledger.snapshot()) == {other.uid, OTHER_DECODE.uid}
+    task.cancel()
+    await asyncio.wait([task])
+    assert stage.ledger.snapshot() == {}
+
+
+# --- The budget of a model ---
+
+
+async def test_above_the_budget_the_first_failure_is_the_last(stage: Stage) -> None:
+    stage.budget = RetryBudget(RetryRules(share=0.5, per_second=0.0))
+    await stage.add_engine(answering(status(500)))
+    await stage.add_engine(answer_always)
+    legs = await stage.create_leg()
+    with pytest.raises(LegFailed) as caught:
+        await stage.run(legs)
+    assert caught.value.over_budget
+    assert len(caught.value.attempts) == 1
+    assert stage.told == [Retry.OVER_BUDGET]
+    # Two requests pay for one that is tried again.
+    await stage.run(legs)
+    assert stage.told == [Retry.OVER_BUDGET, Retry.SAME_ROLESET]
+
+
+async def test_no_pod_to_try_is_no_matter_of_the_budget(stage: Stage) -> None:
+    stage.budget = RetryBudget(RetryRules(share=0.0, per_second=0.0))
+    await stage.add_engine(answering(status(500)))
+    with pytest.raises(LegFailed) as caught:
+        await stage.run(await stage.create_leg())
+    assert not caught.value.over_budget
+    assert stage.told == []
+
+
+@pytest.mark.parametrize("code", OF_THE_POD)
+async def test_pods_that_are_busy_are_not_asked_many_times_more_but_a_key_may_be_found(
+    stage: Stage, code: int
+) -> None:
+    stage.budget = RetryBudget(RetryRules(share=0.0, per_second=0.0))
+    await stage.add_engine(answering(status(code)))
+    await stage.add_engine(answer_always)
+    legs = await stage.create_leg()
+    if code in BUSY:
+        with pytest.raises(LegRefused):
+            await stage.run(legs)
+        assert stage.told == [Retry.OVER_BUDGET]
+    else:
+        await stage.run(legs)
+        assert stage.told == [Retry.SAME_ROLESET]
 
 
 # --- Stale connections ---
@@ -320,7 +425,6 @@ async def test_a_stale_connection_is_tried_once_more_on_the_same_pod_under_a_fre
     assert ids == ["id", "id", "id-2"]
     assert stage.failures == [None, None]
     assert [attempt.stale_connections for attempt in stage.attempts] == [0, 1]
-    assert stage.asked_without == []
 
 
 async def test_a_connection_that_is_stale_twice_is_a_failure(stage: Stage) -> None:
@@ -367,7 +471,6 @@ async def test_a_refusal_is_handed_on_unchanged_and_tried_nowhere_else(
     (attempt,) = stage.attempts
     assert (attempt.pod, attempt.status, attempt.failure) == (pod, code, None)
     assert stage.servers[1].requests == []
-    assert stage.asked_without == []
 
 
 async def test_a_refusal_after_a_failure_is_still_a_refusal(stage: Stage) -> None:
@@ -376,9 +479,6 @@ async def test_a_refusal_after_a_failure_is_still_a_refusal(stage: Stage) -> Non
     with pytest.raises(LegRefused):
         await stage.run(await stage.create_leg())
     assert stage.failures == [FailureKind.TRANSPORT, None]
-
-
-OF_THE_POD = [401, 403, 404, 405, 407, 408, 421, 425, 429]
 
 
 @pytest.mark.parametrize("code", OF_THE_POD)
@@ -545,11 +645,11 @@ async def test_many_legs_at_once_on_faulty_engines_leave_nothing_behind(stage: S
 async def test_an_error_in_the_choice_of_another_pod_leaves_nothing_behind(stage: Stage) -> None:
     await stage.add_engine(reset)
 
-    def fail(*args: object, leg: Leg) -> Choice | None:
-        del args, leg
+    def fail(*args: object) -> Decision:
+        del args
         raise RuntimeError(f"{len(stage.attempts)} tried")
 
-    stage.strategy.choose_other = fail  # type: ignore[assignment, method-assign]
+    stage.strategy.decide = fail  # type: ignore[assignment, method-assign]
     leg = await stage.create_leg()
     with pytest.raises(RuntimeError, match="1 tried"):
         await stage.run(leg)

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 import pytest
@@ -26,7 +26,15 @@ DECODE = EngineConfig(role="decode", itl_ms=1)
 
 FOLLOW_ENDPOINTS = {"PDROUTER_ENDPOINTS_POLL": "0.02"}
 
-RoleSets = Mapping[str, tuple[Sequence[SimulatedEngine], Sequence[SimulatedEngine]]]
+
+class Listening(Protocol):
+    """What requests can be sent to: an engine, or what stands where one should."""
+
+    @property
+    def address(self) -> str: ...
+
+
+RoleSets = Mapping[str, tuple[Sequence[Listening], Sequence[Listening]]]
 """Prefill and decode engines by the name of their roleset."""
 
 

@@ -277,8 +277,7 @@ async def test_without_retries_the_first_failure_is_the_last(
 
 
 async def test_two_retries_reach_the_third_pod(caplog: pytest.LogCaptureFixture) -> None:
-    environment = {"PDROUTER_PREFILL_RETRIES": "2"}
-    async with run_small_stack(environment, prefill=PREFILL) as (stack, client):
+    async with run_small_stack({}, prefill=PREFILL) as (stack, client):
         *faulty, healthy = stack.prefill
         with try_first(stack, *stack.prefill), failing(faulty, Fault(status=500)):
             response = await client.post(CHAT, json=chat())
@@ -333,18 +332,6 @@ async def test_without_a_ready_pair_a_decode_pod_can_serve_alone(missing: str) -
             expect_whole(stack, response, "no-ready-pair")
         else:
             expect_error(response, 503, "no_ready_pod")
-
-
-async def test_a_retry_never_leaves_the_roleset() -> None:
-    async with run_small_stack(FOLLOW_ENDPOINTS, decode=[DECODE, DECODE]) as (stack, client):
-        (faulty, other), (partner, stranger) = stack.prefill, stack.decode
-        await list_pods(stack, {"a": ([faulty], [partner]), "b": ([other], [stranger])})
-        with try_first(stack, faulty, other), failing([faulty], Fault(status=500)):
-            response = await client.post(CHAT, json=chat())
-        expect_error(response, 502, "prefill_failed")
-        assert not other.requests
-        assert not partner.requests
-        assert not stranger.requests
 
 
 async def test_a_retry_knows_the_pods_that_have_come_meanwhile() -> None:

@@ -1,4 +1,4 @@
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from random import Random
 
@@ -15,14 +15,13 @@ from benchmarks.routing.cluster.simulation import MODEL, Simulation, make_pods
 from benchmarks.routing.cluster.workload import Workload
 from benchmarks.routing.contenders import CONTENDERS
 from benchmarks.routing.workloads import make_workload as make_pattern
-from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import ModelPods
 from pdrouter.engines.split import Leg
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.prefill_rates import PrefillRates
 from pdrouter.load.prefix_index import PrefixIndex
 from pdrouter.load.samples import EngineSample
-from pdrouter.routing.decision import Choice, Decision, RoutingFacts, Strategy
+from pdrouter.routing.decision import Decision, RoutingFacts, Strategy
 from pdrouter.routing.state import RoutingState
 from pdrouter.routing.strategies import create_strategies
 
@@ -41,18 +40,6 @@ class WithoutPrefill:
     def decide(self, facts: RoutingFacts, pods: ModelPods, state: RoutingState) -> Decision:
         return self._whole.decide(facts, pods, state)
 
-    def choose_other(
-        self,
-        facts: RoutingFacts,
-        last: Pod,
-        tried: Collection[str],
-        pods: ModelPods,
-        state: RoutingState,
-        *,
-        leg: Leg,
-    ) -> Choice | None:
-        return None
-
 
 class Recording:
     """A strategy that notes what it was asked, what engines had said, and what it answered."""
@@ -67,18 +54,6 @@ class Recording:
         decision = self._strategy.decide(facts, pods, state)
         self.log.append((facts, dict(state.samples), decision))
         return decision
-
-    def choose_other(
-        self,
-        facts: RoutingFacts,
-        last: Pod,
-        tried: Collection[str],
-        pods: ModelPods,
-        state: RoutingState,
-        *,
-        leg: Leg,
-    ) -> Choice | None:
-        return self._strategy.choose_other(facts, last, tried, pods, state, leg=leg)
 
 
 def simulate(

@@ -19,6 +19,7 @@ from pdrouter.routing.aibrix.bucketing import measure_pressure
 from pdrouter.routing.decision import Decision, NoReadyPod, RoutingFacts, Strategy
 from pdrouter.routing.label_selector import parse_selector
 from pdrouter.routing.policy import PolicyOptions
+from pdrouter.routing.router import Router
 from pdrouter.routing.state import RoutingState
 from pdrouter.routing.strategies import create_strategies
 
@@ -142,20 +143,23 @@ def test_without_bucketing_configurations_do_not_matter() -> None:
     assert names_of(decide(*pods, strategy=make_strategy(bucketing=False))) == ("p", "d")
 
 
-def test_another_try_stays_within_the_bucket() -> None:
-    pods = [
+def test_another_try_stays_within_the_bucket_and_never_goes_to_a_combined_pod() -> None:
+    pods = make_model_pods(
         make_sized("p0", P, 0, 100),
         make_sized("p1", P, 0, 99),
         make_sized("p2", P, 0, 100),
         make_sized("d", D, 0, 100),
-    ]
-    model = make_model_pods(*pods)
-    facts = RoutingFacts(100, None)
-    choice = PD.choose_other(facts, pods[3], {"uid-p0"}, model, make_state(), leg=Leg.PREFILL)
-    assert choice is not None
-    assert choice.pod.name == "p2"
-    tried = {"uid-p0", "uid-p2"}
-    assert PD.choose_other(facts, pods[3], tried, model, make_state(), leg=Leg.PREFILL) is None
+        make_sized("c", BOTH, 0, 100),
+    )
+    state = make_waiting({"p2": 9.0, "c": 0.0}, {"p2": 1})
+    router, facts = Router({}, state), RoutingFacts(100, None)
+    tried = [pod for pod in pods.prefill if pod.name != "p2"]
+    decision = PD.decide(facts, make_model_pods(*tried, pods.partners[0]), state)
+    other = router.choose_other(PD, facts, decision, pods, tried=tried[:1], failed=[])
+    assert other is not None
+    assert names_of(other) == ("p2", "d")
+    all_tried = pods.prefill
+    assert router.choose_other(PD, facts, other, pods, tried=all_tried, failed=[]) is None
 
 
 # --- Combined pods ---

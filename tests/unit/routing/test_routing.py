@@ -9,7 +9,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pdrouter.cluster.pods import Pod, Role
-from pdrouter.cluster.view import ModelPods
 from pdrouter.engines.split import Leg
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.prefix_index import PrefixIndex
@@ -21,7 +20,6 @@ from pdrouter.routing.decision import (
     RoutingFacts,
     Strategy,
 )
-from pdrouter.routing.filters import keep_partners, keep_untried
 from pdrouter.routing.picker import pick_lowest
 from pdrouter.routing.strategies import create_strategies
 from pdrouter.settings.choices import STRATEGY_NAMES
@@ -261,55 +259,7 @@ def test_a_missing_pod_is_an_error_that_names_model_and_role(
     assert caught.value.role is role
 
 
-# --- Another prefill pod ---
-
-
-def other_prefill(pods: ModelPods, tried: set[str], ledger: Ledger | None = None) -> str | None:
-    decode = make_pod("d", D, roleset="a")
-    choice = PD.choose_other(SPLIT, decode, tried, pods, make_state(ledger), leg=Leg.PREFILL)
-    return choice.pod.name if choice else None
-
-
-def test_another_try_goes_to_an_untried_prefill_pod_of_the_decode_pods_roleset() -> None:
-    pods = make_model_pods(
-        make_pod("p0", P, roleset="a"),
-        make_pod("p1", P, roleset="a"),
-        make_pod("p2", P, roleset="a", ready=False),
-        make_pod("p3", P, roleset="b"),
-        make_pod("d", D, roleset="a"),
-        make_pod("d-b", D, roleset="b"),
-    )
-    assert other_prefill(pods, {"uid-p0"}) == "p1"
-    assert other_prefill(pods, {"uid-p1"}) == "p0"
-    assert other_prefill(pods, {"uid-p0", "uid-p1"}) is None
-
-
-def test_another_try_goes_to_the_least_loaded_pod() -> None:
-    pods = make_model_pods(
-        *(make_pod(f"p{n}", P, roleset="a") for n in range(3)), make_pod("d", D, roleset="a")
-    )
-    ledger = Ledger(clock=lambda: 0.0)
-    ledger.start(Leg.PREFILL, "uid-p1", 5)
-    assert other_prefill(pods, {"uid-p0"}, ledger) == "p2"
-
-
-@pytest.mark.parametrize("name", ["random", "least-request"])
-def test_strategies_of_one_pod_have_no_other_prefill_pod(name: str) -> None:
-    pods = make_model_pods(make_pod("p", P), make_pod("d", D))
-    strategy = STRATEGIES[name]
-    assert (
-        strategy.choose_other(SPLIT, pods.whole[0], (), pods, make_state(), leg=Leg.PREFILL) is None
-    )
-
-
 # --- Parts ---
-
-
-def test_filters() -> None:
-    pods = [make_pod("a", roleset="x"), make_pod("b", roleset="y")]
-    assert keep_untried(pods, ()) == pods
-    assert keep_untried(pods, {"uid-a"}) == pods[1:]
-    assert keep_partners(pods, pods[0].pairing) == pods[:1]
 
 
 def test_the_picker_takes_the_lowest_and_any_of_several() -> None:

@@ -142,12 +142,6 @@ def test_all_policies_see_it_on_both_legs(prefill_policy: str, decode_policy: st
         assert (decision.prefill.pod, decision.last.pod) == (prefill[1], decode[0])
         assert len([note for note in decision.notes if note.startswith("failures:")]) == 2
         assert strategy.decide(RoutingFacts(9, "n"), pods, state).last.pod is decode[0]
-    other = strategy.choose_other(SPLIT, decode[0], (), pods, state, leg=Leg.PREFILL)
-    assert other is not None
-    assert other.pod is prefill[1]
-    last = strategy.choose_other(SPLIT, decode[0], {prefill[1].uid}, pods, state, leg=Leg.PREFILL)
-    assert last is not None
-    assert last.pod is prefill[0]
 
 
 @pytest.mark.parametrize("name", STRATEGY_NAMES)

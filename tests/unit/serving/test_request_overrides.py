@@ -38,16 +38,6 @@ def test_a_selector_that_selects_nothing_leaves_no_pod(name: str) -> None:
         STRATEGIES[name].decide(facts, PODS, make_state())
 
 
-def test_another_try_goes_to_a_selected_pod_too() -> None:
-    facts = RoutingFacts(1, None, selector=parse_selector("zone=a"))
-    decode = next(pod for pod in PODS.pods if pod.name == "d-a")
-    strategy, state = STRATEGIES["pd"], make_state()
-    assert strategy.choose_other(facts, decode, {"uid-p-a"}, PODS, state, leg=Leg.PREFILL) is None
-    choice = strategy.choose_other(facts, decode, set(), PODS, state, leg=Leg.PREFILL)
-    assert choice is not None
-    assert choice.pod.name == "p-a"
-
-
 @pytest.mark.parametrize("prefill", PREFILL_POLICIES)
 @pytest.mark.parametrize("decode", DECODE_POLICIES)
 def test_a_profile_may_ask_for_policies(prefill: str, decode: str) -> None:
@@ -56,11 +46,6 @@ def test_a_profile_may_ask_for_policies(prefill: str, decode: str) -> None:
     assert decision.prefill is not None
     assert (decision.prefill.policy, decision.last.policy) == (prefill, decode)
     assert decision.notes == ()
-    other = STRATEGIES["pd"].choose_other(
-        facts, decision.last.pod, {decision.prefill.pod.uid}, PODS, make_state(), leg=Leg.PREFILL
-    )
-    assert other is not None
-    assert other.policy == prefill
 
 
 def test_policies_that_do_not_exist_are_noted_and_change_nothing() -> None:

@@ -202,6 +202,9 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
         ["-1", "101", "1.0", "one", "9" * 400, "9" * 5000],
     ),
     "PDROUTER_EJECT_AFTER": ([("0", 0), ("3", 3), ("100", 100)], ["-1", "101", "1.0"]),
+    "PDROUTER_RETRY_BUDGET": ([("0", 0), ("0.2", 0.2), ("100", 100)], ["-0.1", "101", "nan"]),
+    "PDROUTER_RETRY_BUDGET_PER_SECOND": ([("0", 0), ("2.5", 2.5)], ["-1", "inf", "nan"]),
+    "PDROUTER_RETRY_BUDGET_WINDOW": ([("0.1", 0.1), ("1m", 60)], ["0", "3601", "nan"]),
     "PDROUTER_EJECT_TIME": ([("0.1", 0.1), ("3600", 3600)], ["0", "3601", "nan"]),
     "PDROUTER_EJECT_LONGEST": ([("0.1", 0.1), ("86400", 86400)], ["0", "86401", "nan"]),
     "PDROUTER_EJECT_SHARE": ([("0", 0), ("0.5", 0.5), ("1", 1)], ["-0.1", "1.1", "nan"]),
@@ -332,7 +335,8 @@ def test_defaults_are_those_that_are_promised() -> None:
     settings = Settings()
     assert settings.max_message_bytes == 16 * MIB
     assert settings.drain_s == 600
-    assert settings.prefill_retries == 1
+    assert settings.prefill_retries == 2
+    assert settings.retry_budget_share == 0.2
     assert settings.on_prefill_failure is FailurePolicy.FAIL
     assert settings.on_handoff_failure is FailurePolicy.AGGREGATE
     assert settings.grpc_bind == ("0.0.0.0", 50052)

@@ -1,0 +1,56 @@
+"""A decision while its pods may still change: nothing is committed before Envoy has the request."""
+
+from pdrouter.load.failures import Trial
+from pdrouter.load.ledger import Scope
+from pdrouter.routing.decision import Choice, Decision
+from pdrouter.routing.state import RoutingState
+from pdrouter.serving.choosing import Routed
+from pdrouter.serving.record import RequestRecord
+
+
+class OpenDecision:
+    """The pods of one request. The last one counts it, whichever that is, until this is closed.
+
+    Attributes:
+        routed: the pods, and what they were chosen by.
+    """
+
+    __slots__ = ("_record", "_scope", "_state", "_trial", "routed")
+
+    def __init__(self, routed: Routed, state: RoutingState, record: RequestRecord) -> None:
+        """Count the request on its last pod.
+
+        Args:
+            routed: the pods that were chosen first.
+            state: where it is counted.
+            record: gets each new decision.
+        """
+        self.routed = routed
+        self._state = state
+        self._record = record
+        self._scope, self._trial = self._hold(routed.decision.last)
+
+    @property
+    def decision(self) -> Decision:
+        """The pods, as they stand now."""
+        return self.routed.decision
+
+    def change(self, routed: Routed) -> None:
+        """Let other pods serve the request; what has been counted moves with it."""
+        before, last = self.decision.last, routed.decision.last
+        self.routed, self._record.decision = routed, routed.decision
+        if last.pod.uid != before.pod.uid:
+            self.close()
+            self._scope, self._trial = self._hold(last)
+
+    def close(self) -> None:
+        """Count the request no more. Further calls change nothing."""
+        self._trial.release()
+        self._scope.release()
+
+    def _hold(self, last: Choice) -> tuple[Scope, Trial]:
+        uid, state = last.pod.uid, self._state
+        return (
+            state.ledger.start(last.leg, uid, last.tokens),
+            state.failures.start_trial(uid, last.leg),
+        )
