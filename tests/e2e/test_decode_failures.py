@@ -53,7 +53,10 @@ HANDOFFS = [
 
 @pytest.fixture(scope="module")
 def stack_options() -> StackOptions:
-    return StackOptions(prefill=PREFILL[:2], decode=[DECODE])
+    # Pods whose handles are of no use would be left out of the tests that come after.
+    return StackOptions(
+        prefill=PREFILL[:2], decode=[DECODE], environment={"PDROUTER_EJECT_AFTER": "0"}
+    )
 
 
 @pytest_asyncio.fixture(loop_scope="module")
