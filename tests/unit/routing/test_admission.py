@@ -62,6 +62,23 @@ def test_a_pod_with_a_shorter_queue_takes_the_place() -> None:
     assert decision.last.pod.name == "d"
 
 
+def test_a_pod_of_another_roleset_takes_the_place_if_there_is_none_in_this() -> None:
+    names = {"a": ("hot", "busy", "d"), "b": ("cold", "other")}
+    pods = ModelPods.group(
+        "m",
+        [
+            make_pod(name, Role.DECODE if name == last else Role.PREFILL, roleset=roleset)
+            for roleset, (*prefill, last) in names.items()
+            for name in (*prefill, last)
+        ],
+    )
+    with pytest.raises(QueueTooLong):
+        decide(pods, make_queues(hot=2000, busy=3000, cold=2500), 1.9)
+    decision = decide(pods, make_queues(hot=2000, busy=3000, cold=1500), 1.9)
+    assert [choice.pod.name for choice in decision.legs] == ["cold", "other"]
+    assert decision.notes == ("the queue of hot is 2.0 s long, another pod's is shorter",)
+
+
 def test_that_queue_too_may_be_as_long_as_any() -> None:
     pods, state = make_pods("hot", "cold"), make_queues(hot=3000, cold=2000)
     assert choose(pods, state, 3.0).name == "hot"

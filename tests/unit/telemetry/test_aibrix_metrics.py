@@ -13,7 +13,7 @@ from pdrouter.cluster.view import PodCache
 from pdrouter.engines.split import Leg
 from pdrouter.load.ledger import Ledger
 from pdrouter.serving.engine_client import FailureKind
-from pdrouter.serving.record import Outcome, RequestRecord
+from pdrouter.serving.record import Outcome, RequestRecord, Retry
 from pdrouter.telemetry.aibrix_metrics import AibrixMetrics
 from pdrouter.telemetry.requests import RequestTelemetry
 
@@ -299,6 +299,27 @@ def test_both_pods_of_a_pair_are_counted_as_chosen(router: Router) -> None:
     router.run(outcome=Outcome.FAILED, status=502)
     assert router.samples("pd_selected_prefill_pod_total") == [(P_LABELS, 2)]
     assert router.samples("pd_selected_decode_pod_total") == [(D_LABELS, 2)]
+
+
+@pytest.mark.parametrize(
+    ("retry", "strategy", "prefill", "decode"),
+    [
+        (Retry.SAME_ROLESET, "pd", 1, 0),
+        (Retry.OTHER_PAIR, "pd", 1, 1),
+        (Retry.OVER_BUDGET, "pd", 0, 0),
+        (Retry.OTHER_PAIR, "random", 0, 0),
+    ],
+)
+def test_pods_of_a_further_try_are_counted_as_chosen(
+    router: Router, retry: Retry, strategy: str, prefill: int, decode: int
+) -> None:
+    record = make_record(model=MODEL, decision=PAIR, strategy=strategy, retries=(retry,))
+    router.telemetry.leg_retried(record)
+    chosen = [
+        sum(count for _, count in router.samples(f"pd_selected_{leg}_pod_total"))
+        for leg in ("prefill", "decode")
+    ]
+    assert chosen == [prefill, decode]
 
 
 def test_a_pod_that_serves_the_request_whole_is_a_decode_pod(router: Router) -> None:

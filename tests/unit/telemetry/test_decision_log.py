@@ -21,7 +21,7 @@ from pdrouter.openai.prompt_prefix import hash_prompt
 from pdrouter.routing.decision import Choice, Decision, RoutingFacts
 from pdrouter.routing.explanation import describe_in_detail
 from pdrouter.routing.strategies import DECODE_POLICIES, PREFILL_POLICIES, create_strategies
-from pdrouter.serving.record import Outcome
+from pdrouter.serving.record import Outcome, Retry
 from pdrouter.telemetry.decisions import DecisionLog
 
 P, D = make_pod("p0"), make_pod("d0", Role.DECODE)
@@ -98,6 +98,17 @@ def test_what_is_not_kept_any_more_is_not_found() -> None:
     none = DecisionLog(0)
     none.note(make_record(decision=make_decision(P, D)))
     assert none.find("r-1") is None
+
+
+def test_a_request_that_was_tried_on_another_pair_shows_that_one() -> None:
+    log = DecisionLog(1)
+    record = make_record(decision=make_decision(P, D))
+    log.note(record)
+    record.decision = make_decision(make_pod("p1"), make_pod("d1", Role.DECODE))
+    record.retries = (Retry.OTHER_PAIR,)
+    (entry,) = log.describe()
+    assert (entry["prefill"]["pod"], entry["decode"]["pod"]) == ("p1", "d1")
+    assert list(entry["retries"]) == ["other-pair"]
 
 
 def test_a_decision_shows_what_came_of_it() -> None:

@@ -24,7 +24,7 @@ from pdrouter.load.ledger import Ledger, Scope
 from pdrouter.openai.usage import Usage
 from pdrouter.serving.answers import AnswerReport, RoutedRequest
 from pdrouter.serving.engine_client import FailureKind
-from pdrouter.serving.record import Outcome, RequestRecord, describe_decision
+from pdrouter.serving.record import Outcome, RequestRecord, Retry, describe_decision
 from pdrouter.telemetry.descriptions import describe_request
 from pdrouter.telemetry.logs import (
     MAX_WAITING_LINES,
@@ -174,6 +174,18 @@ def test_a_failed_try_of_the_prefill_leg_is_counted_with_its_reason(failure: Fai
     assert value(telemetry, "pdrouter_prefill_attempts_total", model="m") == 1
     labels = {"model": "m", "reason": failure.value}
     assert value(telemetry, "pdrouter_prefill_failures_total", **labels) == 1
+
+
+@pytest.mark.parametrize("retry", Retry)
+def test_what_comes_of_a_failed_try_is_counted(retry: Retry) -> None:
+    telemetry = create_telemetry()
+    telemetry.leg_retried(make_record(model="m", retries=(Retry.SAME_ROLESET, retry)))
+    counted = {
+        dict(labels)["result"]: count
+        for (name, labels), count in read_metrics(telemetry).items()
+        if name == "pdrouter_prefill_retries_total"
+    }
+    assert counted == {retry: 1}
 
 
 def test_a_refusal_is_no_failure() -> None:
