@@ -197,6 +197,8 @@ class Application:
             works = [self._source.watch(), self._engines.run(), freed.run()]
             if self._asks_engines:
                 works.append(self._check.run())
+            if self.failures.rules.asks:
+                works.append(self._exchanges.questions.run())
             for work in works:
                 stack.callback(tasks.create_task(work).cancel)
             self._stack = stack.pop_all()

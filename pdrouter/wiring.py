@@ -37,6 +37,7 @@ from pdrouter.serving.held_bodies import HeldBodies
 from pdrouter.serving.legs import SideLegs
 from pdrouter.serving.lessons import LegLessons
 from pdrouter.serving.pod_outcomes import PodOutcomes
+from pdrouter.serving.pod_questions import PodQuestions
 from pdrouter.serving.policy import DispatchPolicy
 from pdrouter.serving.rate_limit import RateLimiter
 from pdrouter.serving.record import Observer
@@ -83,6 +84,7 @@ class Exchanges:
         lengths: what is learnt of the length of answers.
         answers: where all reports of answers go.
         releases: have blocks freed that nobody fetches.
+        questions: asks pods that were left out.
     """
 
     def __init__(self, settings: Settings, around: Surroundings) -> None:
@@ -90,6 +92,7 @@ class Exchanges:
         self._policy = choose_exchange_policy(settings)
         state = around.router.state
         outcomes = PodOutcomes(state.failures)
+        self.questions = PodQuestions(around.client, around.cache, outcomes)
         self.lengths = OutputLengths(settings.expected_output_tokens)
         self.answers = AnswerReports(
             cache=around.cache,
@@ -256,6 +259,7 @@ def choose_ejection_rules(settings: Settings) -> EjectionRules:
         backoff_s=settings.eject_s,
         longest_s=max(settings.eject_s, settings.eject_longest_s),
         share=settings.eject_share,
+        asks=settings.eject_asks,
     )
 
 

@@ -5,6 +5,7 @@ Another engine is a folder and a line in each of the two tables.
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any, TypeAlias
 
 from pdrouter.engines.neuron.legacy import NeuronLegacy
 from pdrouter.engines.reading import MetricsDialect
@@ -12,8 +13,12 @@ from pdrouter.engines.sglang import metrics as sglang
 from pdrouter.engines.split import Split
 from pdrouter.engines.trtllm import metrics as trtllm
 from pdrouter.engines.vllm import metrics as vllm
+from pdrouter.engines.vllm import questions
 from pdrouter.engines.vllm.nixl import NixlPull
 from pdrouter.settings.choices import RemoteHostRewrite
+
+Question: TypeAlias = Callable[[str, str], tuple[str, Mapping[str, Any]]]
+"""Takes a path and a model; gives the path and the members of a request that any engine can do."""
 
 _SPLITS: Mapping[tuple[str, str], Callable[[RemoteHostRewrite], Split]] = MappingProxyType(
     {
@@ -25,6 +30,7 @@ _SPLITS: Mapping[tuple[str, str], Callable[[RemoteHostRewrite], Split]] = Mappin
 _METRICS: Mapping[str, MetricsDialect] = MappingProxyType(
     {"vllm": vllm.METRICS, "sglang": sglang.METRICS, "trtllm": trtllm.METRICS}
 )
+_QUESTIONS: Mapping[str, Question] = MappingProxyType({"vllm": questions.ask})
 
 WIRES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -33,6 +39,11 @@ WIRES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """Engines whose wire is spoken, the default first, each with its KV connectors."""
+
+
+def find_question(engine: str) -> Question | None:
+    """Return how to ask an engine whether it is well; None where only requests can tell."""
+    return _QUESTIONS.get(engine)
 
 
 def find_dialect(engine: str) -> MetricsDialect:

@@ -12,8 +12,52 @@ _WINDOW = 20
 """Requests that count as recent."""
 _LEAST_SAMPLES = 10
 _BAD_SHARE = 0.5
-LEAST_SCRAPES = 2
-"""Scrapes in a row that cannot connect before a pod is suspected."""
+
+
+@dataclass(frozen=True, slots=True)
+class EjectionRules:
+    """When pods are left out, and for how long.
+
+    Attributes:
+        after: failures in a row after which a pod is ejected; 0 for never.
+        backoff_s: seconds until it is tried again.
+        longest_s: seconds that the back-off may come to by doubling.
+        share: share of a role's pods that may wait out a doubled back-off. If more have failed, the
+            least bad of them are tried after the shortest one.
+        asks: whether a pod that is out for what Envoy sends is asked by the router itself before a
+            client's request tries it. A side leg that fails is tried elsewhere.
+    """
+
+    after: int = 3
+    backoff_s: float = 30.0
+    longest_s: float = 300.0
+    share: float = 0.5
+    asks: bool = True
+
+    def asks_for(self, leg: Leg) -> bool:
+        """Return whether pods that are out for a leg are asked."""
+        return self.asks and leg is Leg.DECODE
+
+
+class Trouble(NamedTuple):
+    """Why a pod gets no requests of a leg now; the least one is the least bad.
+
+    Attributes:
+        in_a_row: failures since the last success.
+        level: how often the back-off has grown.
+        patient: whether the shortest back-off is not over either.
+        reason: what has happened, for people.
+    """
+
+    in_a_row: int
+    level: int
+    patient: bool
+    reason: str
+
+    @property
+    def badness(self) -> tuple[int, int]:
+        """What is compared."""
+        return self.in_a_row, self.level
 
 
 class Part(NamedTuple):
@@ -44,11 +88,15 @@ class Record:
         failed_at: when that was.
         level: how often the back-off has grown.
         out: whether it is ejected or suspected.
+        suspected: which of both: whether it has not failed so much as to be ejected.
         since: since when it is ejected: what began before proves nothing.
         until: when it may be tried, by what it has failed.
         held: when it may be tried, by what it has asked for.
         trial: the trial that is under way.
         closed_at: when it was let in again.
+        vouched: whether it has answered when it was asked last.
+        ask_at: when it is to be asked.
+        path: for what it was asked when it failed.
         before: failures in a row before the last success.
     """
 
@@ -60,12 +108,21 @@ class Record:
     failed_at: float = -math.inf
     level: int = 0
     out: bool = False
+    suspected: bool = False
     since: float = -math.inf
     until: float = -math.inf
     held: float = -math.inf
     trial: "Trial | None" = None
     closed_at: float = -math.inf
+    vouched: bool = False
+    ask_at: float = math.inf
+    path: str = ""
     before: int = 0
+
+    @property
+    def ejected(self) -> bool:
+        """Whether it is out for its failures, or for what it has asked for."""
+        return self.out and not self.suspected
 
     def has_failed_only(self, subject: Hashable, since: float) -> bool:
         """Return whether all that has failed since a time, and since the last success, is this."""
@@ -87,23 +144,25 @@ class Record:
         """Whether too many of the recent requests have failed."""
         return self.seen >= _LEAST_SAMPLES and self.recent.bit_count() >= _BAD_SHARE * self.seen
 
+    def describe(self, now: float, due: float) -> dict[str, object]:
+        """Return it for people.
 
-@dataclass(slots=True)
-class Reach:
-    """What scrapes say of whether a pod can be reached.
-
-    Attributes:
-        failures: scrapes in a row that could not connect.
-        refuted: whether a leg has succeeded meanwhile: the metrics are somewhere else.
-    """
-
-    failures: int = 0
-    refuted: bool = False
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether the pod seems to be out of reach."""
-        return self.failures >= LEAST_SCRAPES and not self.refuted
+        Args:
+            now: the time.
+            due: when it may be tried.
+        """
+        return {
+            "ejected": self.ejected,
+            "suspected": self.out and self.suspected,
+            "seconds_until_trial": round(max(0.0, due - now), 3) if self.out else None,
+            "on_trial": self.trial is not None,
+            "failures_in_a_row": self.in_a_row,
+            "recent_failures": f"{self.recent.bit_count()}/{self.seen}",
+            "last_cause": self.cause,
+            "seconds_since_failure": None
+            if self.failed_at == -math.inf
+            else round(now - self.failed_at, 3),
+        }
 
 
 class Trial:

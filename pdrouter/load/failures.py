@@ -9,16 +9,22 @@ back-off. Pure: time and randomness are passed in.
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
 from random import Random
-from typing import NamedTuple
 
 from pdrouter.engines.split import Leg
-from pdrouter.load.failure_records import LEAST_SCRAPES, Part, Reach, Record, Trial
+from pdrouter.load.failure_records import (
+    EjectionRules,
+    Part,
+    Record,
+    Trial,
+    Trouble,
+)
+from pdrouter.load.reach import Reaches
 from pdrouter.load.silences import Silences
 
-__all__ = ["CONNECT", "EjectionRules", "FailureMemory", "Trial", "Trouble", "Troubles"]
+__all__ = ["CONNECT", "EjectionRules", "FailureMemory", "Part", "Trial", "Trouble", "Troubles"]
 
 Clock = Callable[[], float]
 
@@ -30,45 +36,6 @@ _REFUSALS = frozenset({CONNECT, _UNREACHABLE})
 _RECENT_S = 60.0
 _MOST_PARTS = 4096
 _MOST_SUBJECTS = 8
-
-
-@dataclass(frozen=True, slots=True)
-class EjectionRules:
-    """When pods are left out, and for how long.
-
-    Attributes:
-        after: failures in a row after which a pod is ejected; 0 for never.
-        backoff_s: seconds until it is tried again.
-        longest_s: seconds that the back-off may come to by doubling.
-        share: share of a role's pods that may wait out a doubled back-off. If more have failed, the
-            least bad of them are tried after the shortest one.
-    """
-
-    after: int = 3
-    backoff_s: float = 30.0
-    longest_s: float = 300.0
-    share: float = 0.5
-
-
-class Trouble(NamedTuple):
-    """Why a pod gets no requests of a leg now; the least one is the least bad.
-
-    Attributes:
-        in_a_row: failures since the last success.
-        level: how often the back-off has grown.
-        patient: whether the shortest back-off is not over either.
-        reason: what has happened, for people.
-    """
-
-    in_a_row: int
-    level: int
-    patient: bool
-    reason: str
-
-    @property
-    def badness(self) -> tuple[int, int]:
-        """What is compared."""
-        return self.in_a_row, self.level
 
 
 Troubles = Mapping[Leg, Mapping[str, Trouble]]
@@ -96,8 +63,12 @@ class FailureMemory:
         self._random = random or Random()
         self._records: dict[Part, Record] = {}
         self._out: dict[Part, Record] = {}
-        self._reach: dict[str, Reach] = {}
+        self._reaches = Reaches()
         self._silences = Silences()
+        self.asked: Counter[str] = Counter()
+        """What has become of the router's own requests: `answered` or `failed`."""
+        self.on_doubt: Callable[[], object] = lambda: None
+        """Is called when somebody is to be asked at once."""
 
     @property
     def calm(self) -> bool:
@@ -118,11 +89,9 @@ class FailureMemory:
         """
         now = self.clock()
         self._silences.note_answer(uid, leg, now)
-        if not (self._records or self._reach):
+        if not (self._records or self._reaches):
             return False
-        reach = self._reach.get(uid)
-        if reach is not None and not reach.refuted:
-            reach.refuted = True
+        if self._reaches.refute(uid):
             self._note_reached(uid)
         readmitted = False
         for part in {Part(uid, leg, ""), Part(uid, leg, model)} & self._records.keys():
@@ -138,8 +107,12 @@ class FailureMemory:
         *,
         model: str = "",
         subject: Hashable = None,
+        path: str = "",
     ) -> bool:
         """Note a request that a pod has failed.
+
+        If the pod is to be asked before a client's request tries it, the first failure raises a
+        doubt: a pod that has answered nobody since the request began gets no other until then.
 
         Args:
             uid: the pod.
@@ -148,6 +121,7 @@ class FailureMemory:
             began: when it was sent.
             model: the model or adapter for which it cannot; empty if it may be any.
             subject: what kind of request it was, if that may be why.
+            path: what it was asked for, if that is to be asked again.
 
         Returns:
             Whether the pod is ejected now, and was not before.
@@ -161,15 +135,23 @@ class FailureMemory:
             record.subjects[subject] = now
         if not self.rules.after:
             return False
-        if record.out:
-            suspected = not record.level
-            if began >= record.since or suspected:
+        record.path = path or record.path
+        if record.ejected:
+            if began >= record.since:
                 # A trial has failed. What was under way before tells nothing new.
                 self._eject(part, record, now)
-            return suspected
-        if record.in_a_row >= self.rules.after or record.is_often_bad:
+            return False
+        if (
+            record.in_a_row >= self.rules.after
+            or record.is_often_bad
+            or (record.out and self._reaches.is_lost(uid))
+        ):
             self._eject(part, record, now)
             return True
+        asks = self.rules.asks_for(leg) and path and not (record.out or model)
+        if asks and not self._silences.has_answered_since(uid, leg, began):
+            self._suspect(part, record)
+            self.on_doubt()
         return False
 
     def note_worthless(self, uid: str, leg: Leg, cause: str, began: float) -> bool:
@@ -179,14 +161,14 @@ class FailureMemory:
             record.take_back()
         return self.note_failure(uid, leg, cause, began)
 
-    def note_timeout(self, uid: str, leg: Leg, cause: str, began: float) -> bool:
+    def note_timeout(self, uid: str, leg: Leg, cause: str, began: float, *, path: str = "") -> bool:
         """Note a request without an answer, as a failure if the pod has answered nobody since.
 
         A pod that is busy with the requests before it is slow, not broken.
         """
         if self._silences.has_answered_since(uid, leg, began):
             return False
-        return self.note_failure(uid, leg, cause, began)
+        return self.note_failure(uid, leg, cause, began, path=path)
 
     def note_silence(self, uid: str, leg: Leg, cause: str, began: float) -> bool:
         """Note a request that its client gave up before the pod had answered.
@@ -203,11 +185,12 @@ class FailureMemory:
             return
         part, now = Part(uid, leg, ""), self.clock()
         record = self._open(part)
-        if not record.out or not record.level:
+        if not record.ejected:
             record.since = now
             record.level = max(record.level, 1)
-        record.out, self._out[part] = True, record
+        record.out, record.suspected, self._out[part] = True, False, record
         record.held = max(record.held, now + min(seconds, self.rules.longest_s))
+        record.vouched, record.ask_at = False, record.held
 
     def note_scrape(self, uid: str, *, connected: bool) -> None:
         """Note whether a pod's metrics port took a connection.
@@ -217,21 +200,64 @@ class FailureMemory:
         When a connection is made again, a pod that refused them is tried at once.
         """
         if connected:
-            if self._reach.pop(uid, None) is not None:
+            if self._reaches.forget(uid):
                 self._note_reached(uid)
-            return
-        if len(self._reach) >= _MOST_PARTS:
-            return
-        reach = self._reach.setdefault(uid, Reach())
-        reach.failures += 1
-        if self.rules.after and reach.failures == LEAST_SCRAPES and reach.is_lost:
+        elif self._reaches.note_failure(uid) and self.rules.after:
             for leg in Leg:
                 part = Part(uid, leg, "")
                 record = self._open(part)
                 if not record.out:
-                    record.out, self._out[part] = True, record
-                    record.level, record.since, record.until = 0, -math.inf, -math.inf
+                    self._suspect(part, record)
                     record.cause = record.cause or _UNREACHABLE
+
+    def take_due(self) -> list[tuple[Part, str]]:
+        """Return who is to be asked now, and for which path; empty for any.
+
+        Each of them is to be reported with `note_asked`.
+        """
+        now = self.clock()
+        due = [
+            (part, record)
+            for part, record in self._out.items()
+            if record.trial is None and now >= record.ask_at and self.rules.asks_for(part.leg)
+        ]
+        for _, record in due:
+            record.ask_at = math.inf
+        return [(part, record.path) for part, record in due]
+
+    def note_asked(self, part: Part, cause: str | None) -> bool:
+        """Note what has become of a request of the router's own.
+
+        A pod that answers may be tried by a client's request when its back-off is over; a doubt
+        ends with it. One that does not is ejected, or asked again later.
+
+        Args:
+            part: who was asked.
+            cause: what went wrong, in a word; empty if nothing did, None if nothing was asked.
+
+        Returns:
+            Whether the pod is ejected now, and was not before.
+        """
+        if cause is not None:
+            self.asked["failed" if cause else "answered"] += 1
+        record, now = self._out.get(part), self.clock()
+        if record is None:
+            return False
+        if cause:
+            record.cause, record.failed_at = cause, now
+        if record.ejected:
+            self._ask_later(record, now)
+            record.vouched = cause == ""
+            return False
+        if cause:
+            record.in_a_row += 1
+            self._eject(part, record, now)
+            return True
+        if cause is not None:
+            self._reaches.refute(part.uid)
+        record.out = False
+        del self._out[part]
+        return False
 
     def forgive(self, uid: str, leg: Leg, subject: Hashable) -> None:
         """Forget a pod's failures if all of late were with this kind of request."""
@@ -251,7 +277,7 @@ class FailureMemory:
     def was_ejected_since(self, uid: str, leg: Leg, at: float) -> bool:
         """Return whether a pod is ejected that was not at a time."""
         record = self._out.get(Part(uid, leg, ""))
-        return record is not None and bool(record.level) and record.since > at
+        return record is not None and record.ejected and record.since > at
 
     def start_trial(self, uid: str, leg: Leg) -> Trial:
         """Begin a request; if the pod is out, nobody else tries it until this is released."""
@@ -267,11 +293,12 @@ class FailureMemory:
         for part, record in self._out.items():
             if part.model not in ("", model):
                 continue
-            if record.trial is None and now >= self._due(part, record):
+            waits = self.rules.asks_for(part.leg) and not record.vouched
+            if not waits and record.trial is None and now >= self._due(part, record):
                 continue
             found = troubles[part.leg]
             soonest = max(record.since + self.rules.backoff_s, record.held)
-            patient = record.trial is not None or now < soonest
+            patient = waits or record.trial is not None or now < soonest
             trouble = Trouble(record.in_a_row, record.level, patient, record.cause)
             other = found.get(part.uid)
             found[part.uid] = trouble if other is None else max(trouble, other)
@@ -279,7 +306,7 @@ class FailureMemory:
 
     def list_ejected(self) -> set[str]:
         """Return the UIDs of the pods that have failed, and are left out of a leg or on trial."""
-        return {part.uid for part, record in self._out.copy().items() if record.level}
+        return {part.uid for part, record in self._out.copy().items() if record.ejected}
 
     def is_left_out(self, uid: str) -> bool:
         """Return whether a pod is ejected, or suspected because scrapes cannot connect."""
@@ -289,37 +316,22 @@ class FailureMemory:
         """Return what is remembered of a pod, for people; nothing if it has not failed."""
         now = self.clock()
         return [
-            {
-                "leg": part.leg,
-                "model": part.model,
-                "ejected": record.out and bool(record.level),
-                "suspected": record.out and not record.level,
-                "seconds_until_trial": round(max(0.0, self._due(part, record) - now), 3)
-                if record.out
-                else None,
-                "on_trial": record.trial is not None,
-                "failures_in_a_row": record.in_a_row,
-                "recent_failures": f"{record.recent.bit_count()}/{record.seen}",
-                "last_cause": record.cause,
-                "seconds_since_failure": None
-                if record.failed_at == -math.inf
-                else round(now - record.failed_at, 3),
-            }
+            {"leg": part.leg, "model": part.model, **record.describe(now, self._due(part, record))}
             for part, record in self._records.copy().items()
             if part.uid == uid
         ]
 
     def forget(self, uid: str) -> None:
         """Forget a pod that is gone, or whose engine has begun anew."""
-        self._reach.pop(uid, None)
+        self._reaches.forget(uid)
         self._silences.forget(uid)
         for part in [part for part in self._records if part.uid == uid]:
             self._drop(part)
 
     def _due(self, part: Part, record: Record) -> float:
         """Return when a part may be tried: while it cannot be reached, as late as possible."""
-        reach, due = self._reach.get(part.uid), max(record.until, record.held)
-        if record.level and reach is not None and reach.is_lost:
+        due = max(record.until, record.held)
+        if record.ejected and not self.rules.asks_for(part.leg) and self._reaches.is_lost(part.uid):
             return max(due, record.since + self.rules.longest_s)
         return due
 
@@ -339,7 +351,7 @@ class FailureMemory:
         record = self._records[part]
         if record.out and began < record.since:
             return False
-        readmitted = record.out and bool(record.level)
+        readmitted = record.ejected
         record.before, record.in_a_row = record.in_a_row, 0
         record.subjects.clear()
         record.take(failed=False)
@@ -354,13 +366,25 @@ class FailureMemory:
 
     def _eject(self, part: Part, record: Record, now: float) -> None:
         rules = self.rules
-        if not record.out and now - record.closed_at > rules.longest_s:
+        if not record.ejected and now - record.closed_at > rules.longest_s:
             record.level = 0
         record.level += 1
         wait = min(rules.longest_s, rules.backoff_s * 2.0 ** min(record.level - 1, 30))
-        record.out, self._out[part] = True, record
+        record.out, record.suspected, self._out[part] = True, False, record
         record.since, record.trial = now, None
+        self._ask_later(record, now)
         record.until = now + wait * self._random.uniform(_LEAST_JITTER, 1.0)
+
+    def _ask_later(self, record: Record, now: float) -> None:
+        wait = self.rules.backoff_s * self._random.uniform(_LEAST_JITTER, 1.0)
+        record.vouched, record.ask_at = False, now + wait
+
+    def _suspect(self, part: Part, record: Record) -> None:
+        """Take a pod out that has not failed so much as to be ejected, until more is known."""
+        record.out = record.suspected = True
+        self._out[part] = record
+        record.since = record.until = -math.inf
+        record.vouched, record.ask_at = False, -math.inf
 
     def _note_reached(self, uid: str) -> None:
         """Let a pod that can be reached be tried now, if that was what it lacked."""
@@ -368,8 +392,9 @@ class FailureMemory:
             record = self._out.get(part)
             if record is None:
                 continue
-            if not record.level:
+            if record.suspected:
                 record.out = False
                 del self._out[part]
             elif record.cause in _REFUSALS:
-                record.until = -math.inf  # What it has asked for still holds.
+                # What it has asked for still holds.
+                record.until, record.ask_at = -math.inf, record.held

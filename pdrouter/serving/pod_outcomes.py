@@ -7,7 +7,7 @@ from typing import Any
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.engines.split import Leg
-from pdrouter.load.failures import CONNECT, FailureMemory
+from pdrouter.load.failures import CONNECT, FailureMemory, Part
 from pdrouter.serving.engine_client import FailureKind
 from pdrouter.serving.last_leg import Judgement, Verdict, judge_answer
 from pdrouter.serving.leg_outcome import Attempt, LegAnswer
@@ -147,9 +147,9 @@ class PodOutcomes:
                     self._note_served(pod, Leg.DECODE, sent.model, sent.path)
                 self._succeed(pod, Leg.DECODE, began, sent.model)
             case Verdict.FAILED:
-                self._fail(pod, Leg.DECODE, judgement.cause, began)
+                self._fail(pod, Leg.DECODE, judgement.cause, began, path=sent.path)
             case Verdict.TIMED_OUT:
-                self._time_out(pod, Leg.DECODE, judgement.cause, began)
+                self._time_out(pod, Leg.DECODE, judgement.cause, began, path=sent.path)
             case Verdict.LACKING if sent.split or self._is_of_the_last_pod(sent, status):
                 self._fail(pod, Leg.DECODE, judgement.cause, began, model=sent.model)
         if judgement.retry_after_s is not None:
@@ -160,6 +160,11 @@ class PodOutcomes:
         """Take a leg that the client gave up before its pod had answered."""
         if self.failures.note_silence(pod.uid, leg, "silence", began):
             _tell_ejected(pod, leg, "silence")
+
+    def note_asked(self, pod: Pod, part: Part, cause: str | None) -> None:
+        """Take what has become of a request of the router's own; None if it was not sent."""
+        if self.failures.note_asked(part, cause):
+            _tell_ejected(pod, part.leg, cause or "")
 
     def note_cut(self, pod: Pod, cause: str) -> None:
         """Take an answer that its pod has begun and broken off."""
@@ -203,8 +208,8 @@ class PodOutcomes:
         uid, at = self._served.get((leg, model, path), (pod.uid, 0.0))
         return uid != pod.uid and self.failures.clock() - at < _RECENT_S
 
-    def _time_out(self, pod: Pod, leg: Leg, cause: str, began: float) -> None:
-        if self.failures.note_timeout(pod.uid, leg, cause, began):
+    def _time_out(self, pod: Pod, leg: Leg, cause: str, began: float, *, path: str = "") -> None:
+        if self.failures.note_timeout(pod.uid, leg, cause, began, path=path):
             _tell_ejected(pod, leg, cause)
 
     def _succeed(self, pod: Pod, leg: Leg, began: float, model: str) -> None:
@@ -220,8 +225,11 @@ class PodOutcomes:
         *,
         model: str = "",
         subject: Hashable = None,
+        path: str = "",
     ) -> None:
-        if self.failures.note_failure(pod.uid, leg, cause, began, model=model, subject=subject):
+        if self.failures.note_failure(
+            pod.uid, leg, cause, began, model=model, subject=subject, path=path
+        ):
             _tell_ejected(pod, leg, cause)
 
 

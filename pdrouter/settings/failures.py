@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pdrouter.settings.declaration import declare
-from pdrouter.settings.kinds import COUNT, number, seconds
+from pdrouter.settings.kinds import BOOLEAN, COUNT, number, seconds
 
 
 @dataclass(frozen=True)
@@ -39,4 +39,11 @@ class FailureSettings:
         "Share of a model's pods of one role that may wait out a doubled time. If more have "
         "failed, the least bad of the others are tried sooner.",
         advanced=True,
+    )
+    eject_asks: bool = declare(
+        True,
+        "PDROUTER_EJECT_ASK",
+        BOOLEAN,
+        "Whether the router asks a pod that was left out with a request of its own, of one token, "
+        "before a client's request tries it.",
     )

@@ -1,7 +1,6 @@
 """The Prometheus metrics, declared once."""
 
 import time
-from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 
@@ -18,12 +17,12 @@ from prometheus_client.registry import Collector
 from pdrouter import __version__
 from pdrouter.cluster.reflector_stats import ReflectorStats
 from pdrouter.cluster.view import PodCache
-from pdrouter.engines.split import Leg
 from pdrouter.load.failures import FailureMemory
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.scrape_stats import ScrapeStats
 from pdrouter.serving.tokenizers import TokenizerStats
 from pdrouter.telemetry.leg_metrics import SECONDS, PrefillMetrics
+from pdrouter.telemetry.live_gauges import LiveGauges
 from pdrouter.telemetry.logs import count_dropped_lines
 from pdrouter.telemetry.tallies import HistogramTally, Tally
 from pdrouter.telemetry.tokens import TokenMetrics
@@ -32,12 +31,6 @@ _CODE_SECONDS = (
     *(0.00005, 0.0001, 0.00015, 0.0002, 0.0003, 0.0005, 0.00075),
     *(0.001, 0.002, 0.005, 0.01, 0.05, 0.25),
 )
-_IN_FLIGHT = {
-    leg: f"{leg} legs".capitalize()
-    + (" and whole requests" if leg is Leg.DECODE else "")
-    + " in flight on the pod."
-    for leg in Leg
-}
 _LAG_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5)
 
 
@@ -164,7 +157,7 @@ class Metrics:
         Gauge("pdrouter_info", "Version of the router.", ("version",), registry=registry).labels(
             __version__
         ).set(1)
-        self.add(_LiveGauges(cache, ledger, in_flight, failures or FailureMemory()))
+        self.add(LiveGauges(cache, ledger, in_flight, failures or FailureMemory()))
         self.add(_WatchMetrics(watches))
         self.add(_ScrapeMetrics(scrapes or ScrapeStats()))
         self.add(_TokenizerMetrics(tokenizers or TokenizerStats()))
@@ -177,88 +170,6 @@ class Metrics:
     def render(self) -> bytes:
         """Return the metrics page in Prometheus' text format."""
         return generate_latest(self._registry)
-
-
-class _LiveGauges(Collector):
-    """Gauges read from the state itself when asked for: they cannot drift from it."""
-
-    def __init__(
-        self,
-        cache: PodCache,
-        ledger: Ledger,
-        in_flight: Callable[[], int],
-        failures: FailureMemory,
-    ) -> None:
-        self._cache = cache
-        self._ledger = ledger
-        self._in_flight = in_flight
-        self._failures = failures
-
-    def collect(self) -> Iterable[Metric]:
-        """Yield the gauges as they stand now."""
-        yield GaugeMetricFamily(
-            "pdrouter_requests_in_flight",
-            "Open ext_proc streams: requests that have not ended.",
-            value=self._in_flight(),
-        )
-        yield GaugeMetricFamily(
-            "pdrouter_pods_synced",
-            "1 once the pods are known.",
-            value=float(self._cache.synced),
-        )
-        names = ("namespace", "pod", "model", "role")
-        ready = GaugeMetricFamily(
-            "pdrouter_pod_ready", "1 if the pod may get requests.", None, names
-        )
-        ejected = GaugeMetricFamily(
-            "pdrouter_pod_ejected",
-            "1 if the pod has failed, and gets no requests, or one at a time.",
-            None,
-            names,
-        )
-        requests = {
-            leg: GaugeMetricFamily(f"pdrouter_pod_{leg}_requests", text, None, names)
-            for leg, text in _IN_FLIGHT.items()
-        }
-        tokens = GaugeMetricFamily(
-            "pdrouter_pod_prefill_tokens",
-            "Estimated prompt tokens of the prefill legs in flight on the pod.",
-            None,
-            names,
-        )
-        out = self._failures.list_ejected()
-        for pod in self._cache.view.pods:
-            if pod.refused:
-                continue
-            labels = (pod.namespace, pod.name, pod.model, pod.role)
-            ready.add_metric(labels, float(pod.ready))
-            ejected.add_metric(labels, float(pod.uid in out))
-            tokens.add_metric(labels, self._ledger.load(Leg.PREFILL, pod.uid).tokens)
-            for leg, gauge in requests.items():
-                gauge.add_metric(labels, self._ledger.load(leg, pod.uid).requests)
-        yield from (ready, ejected, tokens, *requests.values())
-        counts = GaugeMetricFamily(
-            "pdrouter_pods",
-            "Pods by model, role and state: ready, unready, terminating, refused, unsupported.",
-            None,
-            ("model", "role", "state"),
-        )
-        states = Counts((pod.model, pod.role, pod.state) for pod in self._cache.view.pods)
-        for key, count in states.items():
-            counts.add_metric(key, count)
-        yield counts
-        unmatched = GaugeMetricFamily(
-            "pdrouter_pods_unmatched",
-            "Ready pods that have no ready partner because of their revision alone.",
-            None,
-            ("model", "role", "revision"),
-        )
-        waiting = Counts(
-            (pod.model, pod.role, pod.pairing.revision) for pod in self._cache.view.unmatched
-        )
-        for key, count in waiting.items():
-            unmatched.add_metric(key, count)
-        yield unmatched
 
 
 class _WatchMetrics(Collector):

@@ -28,7 +28,9 @@ class Bench:
 
     def __init__(self, **rules: Any) -> None:
         self.clock = Clock()
-        chosen = EjectionRules(**{"after": 3, "backoff_s": 10, "longest_s": 40, **rules})
+        chosen = EjectionRules(
+            **{"after": 3, "backoff_s": 10, "longest_s": 40, "asks": False, **rules}
+        )
         self.memory = FailureMemory(chosen, self.clock, Random(1))
 
     def fail(self, times: int = 1, uid: str = "a", cause: str = "status-500", **of: Any) -> bool:
@@ -41,6 +43,10 @@ class Bench:
 
     def is_out(self, uid: str = "a", leg: Leg = DECODE, model: str = "m") -> bool:
         return uid in self.memory.look(model)[leg]
+
+    def ask(self, cause: str | None) -> list[bool]:
+        """Let all who are due be asked, with that outcome."""
+        return [self.memory.note_asked(part, cause) for part, _ in self.memory.take_due()]
 
     def wait(self, seconds: float) -> None:
         self.clock.now += seconds
@@ -387,6 +393,140 @@ class TestScrapes:
         assert not bench.is_out()
 
 
+class TestAsking:
+    """A pod that is out is asked by the router itself before a client's request tries it."""
+
+    def test_a_pod_that_does_not_answer_is_asked_again_and_no_client_pays_for_it(self) -> None:
+        bench = Bench(asks=True)
+        bench.fail(3)
+        assert bench.ask("status-500") == []
+        for _ in range(20):
+            bench.wait(10)
+            assert bench.is_out()
+            assert bench.ask("status-500") == [False]
+            assert bench.ask("status-500") == []
+            assert bench.is_out()
+        assert bench.memory.asked == {"failed": 20}
+
+    def test_one_that_answers_may_be_tried_when_its_back_off_is_over(self) -> None:
+        bench = Bench(asks=True)
+        bench.fail(3)
+        bench.wait(10)
+        bench.ask("")
+        with bench.memory.start_trial("a", DECODE):
+            bench.fail()
+        bench.wait(10)
+        bench.ask("")
+        assert bench.is_out()
+        bench.wait(10)
+        assert not bench.is_out()
+        assert bench.succeed()
+        assert bench.memory.calm
+
+    def test_what_it_answered_counts_until_it_is_asked_again(self) -> None:
+        bench = Bench(asks=True)
+        bench.fail(3)
+        bench.wait(10)
+        bench.ask("")
+        bench.wait(10)
+        bench.ask("connect")
+        assert bench.is_out()
+
+    def test_who_wants_to_be_left_alone_is_not_asked(self) -> None:
+        bench = Bench(asks=True)
+        bench.memory.hold("a", DECODE, 25)
+        bench.wait(24)
+        assert bench.ask("") == []
+        bench.wait(1)
+        assert bench.is_out()
+        assert bench.ask("") == [False]
+        assert not bench.is_out()
+
+    def test_where_the_pod_takes_connections_again_it_is_asked_at_once(self) -> None:
+        bench = Bench(asks=True)
+        bench.fail(3, cause="connect")
+        bench.memory.note_scrape("a", connected=False)
+        bench.memory.note_scrape("a", connected=True)
+        assert bench.is_out()
+        bench.ask("")
+        assert not bench.is_out()
+
+    def test_the_first_failure_of_a_pod_that_answers_nobody_raises_a_doubt(self) -> None:
+        bench, doubts = Bench(asks=True), []
+        bench.memory.on_doubt = lambda: doubts.append(bench.clock.now)
+        bench.succeed()
+        bench.wait(1)
+        assert not bench.fail(path="/v1/completions")
+        assert bench.is_out()
+        assert "a" not in bench.memory.list_ejected()
+        assert doubts == [bench.clock.now]
+        assert [path for _, path in bench.memory.take_due()] == ["/v1/completions"]
+
+    @pytest.mark.parametrize(("cause", "out"), [("status-500", True), ("", False), (None, False)])
+    def test_the_answer_ends_it_one_way_or_the_other(self, cause: str | None, out: bool) -> None:
+        bench = Bench(asks=True)
+        bench.fail(path="/p")
+        assert bench.ask(cause) == [out]
+        assert bench.is_out() == out
+        assert ("a" in bench.memory.list_ejected()) == out
+
+    def test_a_doubt_forgets_no_failure_and_no_back_off(self) -> None:
+        bench = Bench(asks=True)
+        for _ in range(2):
+            bench.fail(path="/p")
+            bench.ask("")
+        assert bench.fail(path="/p")
+        bench.wait(10)
+        bench.ask("")
+        bench.succeed()
+        bench.wait(1)
+        bench.fail(path="/p")
+        bench.ask("connect")
+        bench.wait(10)
+        bench.ask("")
+        assert bench.is_out()
+        bench.wait(10)
+        assert not bench.is_out()
+
+    def test_there_is_none_of_a_pod_that_has_answered_others_meanwhile(self) -> None:
+        bench = Bench(asks=True)
+        began = bench.clock.now
+        bench.wait(1)
+        bench.succeed()
+        bench.fail(began=began, path="/p")
+        assert bench.memory.calm
+
+    def test_a_pod_that_cannot_be_reached_is_asked_instead_of_tried(self) -> None:
+        bench = Bench(asks=True)
+        for _ in range(2):
+            bench.memory.note_scrape("a", connected=False)
+        assert bench.is_out()
+        assert bench.ask("") == [False]
+        assert not bench.is_out("a", PREFILL)
+        bench.memory.note_success("a", PREFILL, bench.clock.now)
+        assert bench.memory.calm
+        for _ in range(9):
+            bench.memory.note_scrape("a", connected=False)
+        assert bench.memory.calm
+
+    def test_a_pod_that_is_gone_has_no_answer(self) -> None:
+        bench = Bench(asks=True)
+        bench.fail(path="/p")
+        ((part, _),) = bench.memory.take_due()
+        bench.memory.forget("a")
+        assert not bench.memory.note_asked(part, "connect")
+        assert bench.memory.calm
+
+    def test_a_side_leg_is_tried_elsewhere_instead(self) -> None:
+        bench = Bench(asks=True)
+        bench.fail(leg=PREFILL, path="/p")
+        assert bench.memory.calm
+        bench.fail(2, leg=PREFILL, path="/p")
+        bench.wait(10)
+        assert bench.ask("") == []
+        assert not bench.is_out(leg=PREFILL)
+
+
 class TestKinds:
     def test_failures_of_one_kind_can_be_forgiven(self) -> None:
         bench = Bench()
@@ -466,55 +606,64 @@ def test_the_memory_is_bounded() -> None:
     memory = bench.memory
     assert len(memory._records) <= 4096
     assert len(memory._out) <= 4096
-    assert len(memory._reach) <= 4096
+    assert len(memory._reaches._pods) <= 4096
     assert len(memory._silences._answered) <= 4096
     assert len(memory._silences._silences) <= 4096
 
 
 EVENTS = st.lists(
     st.one_of(
-        st.tuples(st.sampled_from(["fail", "succeed", "hold", "trial"]), st.just(0.0)),
+        st.tuples(st.sampled_from(["fail", "succeed", "useless", "hold", "trial"]), st.just(0.0)),
         st.tuples(st.just("wait"), st.floats(0, 50)),
-        st.tuples(st.sampled_from(["scrape", "no-scrape"]), st.just(0.0)),
+        st.tuples(st.sampled_from(["scrape", "no-scrape", "answer", "no-answer"]), st.just(0.0)),
     ),
     max_size=30,
 )
 
 
-def replay(events: list[tuple[str, float]]) -> Bench:
-    bench = Bench()
+def replay(events: list[tuple[str, float]], *, asks: bool) -> Bench:
+    bench = Bench(asks=asks)
     for event, value in events:
         match event:
             case "fail":
-                bench.fail()
+                bench.fail(path="/p")
             case "succeed":
                 bench.succeed()
+            case "useless":
+                bench.succeed()
+                bench.memory.note_worthless("a", DECODE, "handoff", bench.clock.now)
             case "hold":
                 bench.memory.hold("a", DECODE, 5)
             case "trial":
                 bench.memory.start_trial("a", DECODE).release()
             case "wait":
                 bench.wait(value)
+            case "answer" | "no-answer":
+                bench.ask("" if event == "answer" else "timeout")
             case _:
                 bench.memory.note_scrape("a", connected=event == "scrape")
     return bench
 
 
-@given(EVENTS)
-def test_a_failure_more_never_makes_a_pod_more_attractive(events: list[tuple[str, float]]) -> None:
-    before, after = replay(events), replay(events)
-    after.fail()
+@given(EVENTS, st.booleans())
+def test_a_failure_more_never_makes_a_pod_more_attractive(
+    events: list[tuple[str, float]], asks: bool
+) -> None:
+    before, after = replay(events, asks=asks), replay(events, asks=asks)
+    after.fail(path="/p")
     was, now = (bench.memory.look("m")[DECODE].get("a") for bench in (before, after))
     assert was is None or (now is not None and now.badness >= was.badness)
 
 
-@given(EVENTS)
-def test_a_pod_that_answers_is_let_in_again(events: list[tuple[str, float]]) -> None:
-    bench = replay(events)
+@given(EVENTS, st.booleans())
+def test_a_pod_that_answers_is_let_in_again(events: list[tuple[str, float]], asks: bool) -> None:
+    bench = replay(events, asks=asks)
     bench.wait(41)
+    bench.ask("")
     assert not bench.is_out()
     bench.succeed()
-    assert bench.memory.calm
+    assert not bench.is_out()
+    assert not bench.memory.list_ejected()
 
 
 class Life(RuleBasedStateMachine):

@@ -20,9 +20,10 @@ from pdrouter.settings.choices import STRATEGY_NAMES
 SPLIT = RoutingFacts(100, None)
 
 
-def make_memory(*bad: Pod, times: int = 3, share: float = 0.5) -> FailureMemory:
+def make_memory(*bad: Pod, times: int = 3, share: float = 0.5, asks: bool = False) -> FailureMemory:
     """A memory in which each of these pods has failed on the leg of its role."""
-    memory = FailureMemory(EjectionRules(share=share), lambda: 1000.0, Random(0))
+    rules = EjectionRules(share=share, asks=asks)
+    memory = FailureMemory(rules, lambda: 1000.0, Random(0))
     fail(memory, *bad, times=times)
     return memory
 
@@ -31,7 +32,7 @@ def fail(memory: FailureMemory, *pods: Pod, times: int = 3) -> None:
     for pod in pods:
         leg = Leg.PREFILL if pod.role is Role.PREFILL else Leg.DECODE
         for _ in range(times):
-            memory.note_failure(pod.uid, leg, "connect", 1000.0)
+            memory.note_failure(pod.uid, leg, "connect", 1000.0, path="/p")
 
 
 def make_pairs(count: int) -> tuple[list[Pod], list[Pod]]:
@@ -104,7 +105,9 @@ def test_sound_pods_are_tried_first_however_few() -> None:
 
 def test_what_is_beyond_the_share_does_not_wait_out_a_doubled_back_off() -> None:
     now = [0.0]
-    memory = FailureMemory(EjectionRules(backoff_s=10, longest_s=100), lambda: now[0], Random(0))
+    memory = FailureMemory(
+        EjectionRules(backoff_s=10, longest_s=100, asks=False), lambda: now[0], Random(0)
+    )
     _, decode = make_roleset(0, 4)
     for pod in decode[:3]:
         for _ in range(3):
@@ -158,7 +161,7 @@ def test_all_strategies_see_it(name: str) -> None:
 def broken_models(draw: st.DrawFn) -> tuple[ModelPods, FailureMemory]:
     prefill: list[Pod] = []
     decode: list[Pod] = []
-    memory = make_memory(share=draw(st.floats(0, 1)))
+    memory = make_memory(share=draw(st.floats(0, 1)), asks=draw(st.booleans()))
     for roleset in range(draw(st.integers(1, 4))):
         for leg, found in ((Role.PREFILL, prefill), (Role.DECODE, decode)):
             for number in range(draw(st.integers(1, 3))):

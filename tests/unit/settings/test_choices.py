@@ -61,10 +61,15 @@ def test_the_defaults_of_settings_are_those_of_their_room(
 
 def test_what_is_set_reaches_the_rules_of_its_room() -> None:
     settings = Settings(
-        eject_after=5, eject_s=60.0, eject_longest_s=10.0, eject_share=0.25, weight_running=2.0
+        eject_after=5,
+        eject_s=60.0,
+        eject_longest_s=10.0,
+        eject_share=0.25,
+        eject_asks=False,
+        weight_running=2.0,
     )
     # The shortest time is not cut by a longest that is shorter.
-    assert choose_ejection_rules(settings) == EjectionRules(5, 60.0, 60.0, 0.25)
+    assert choose_ejection_rules(settings) == EjectionRules(5, 60.0, 60.0, 0.25, asks=False)
     assert choose_policy_options(settings) == PolicyOptions(weight_running=2.0)
     policy = choose_dispatch_policy(
         Settings(routing_algorithm="pd", forward_headers=("x-a",), split_multimodal=True)

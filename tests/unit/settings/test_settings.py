@@ -208,6 +208,7 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     "PDROUTER_EJECT_TIME": ([("0.1", 0.1), ("3600", 3600)], ["0", "3601", "nan"]),
     "PDROUTER_EJECT_LONGEST": ([("0.1", 0.1), ("86400", 86400)], ["0", "86401", "nan"]),
     "PDROUTER_EJECT_SHARE": ([("0", 0), ("0.5", 0.5), ("1", 1)], ["-0.1", "1.1", "nan"]),
+    "PDROUTER_EJECT_ASK": (_BOOLEANS, _NO_BOOLEANS),
     "PDROUTER_ON_PREFILL_FAILURE": (_POLICIES, _NO_POLICIES),
     "PDROUTER_ON_HANDOFF_FAILURE": (_POLICIES, _NO_POLICIES),
     "PDROUTER_FORWARD_HEADERS": (
