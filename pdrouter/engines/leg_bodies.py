@@ -10,6 +10,9 @@ TRANSFER_MEMBERS = frozenset(member.name for member in CONTROL_MEMBERS)
 """Members that steer a transfer between engines. A client that could set them could crash a decode
 engine, make it connect to any address, or read the KV blocks of another request."""
 
+_NOT_PREFILLED = TRANSFER_MEMBERS | {"stream_options"}
+_MIN_TOKENS = frozenset({"min_tokens"})
+_NOT_PREFILLED_AT_TOP = _NOT_PREFILLED | _MIN_TOKENS
 _NESTED_HOLDERS = ("vllm_xargs",)
 _SAMPLING_EXTRA = "extra_args"
 
@@ -35,11 +38,11 @@ def strip_transfer_members(request: InferenceRequest) -> dict[str, bytes | Piece
     """
     replace: dict[str, bytes | Pieces] = {}
     for holder in _NESTED_HOLDERS:
-        stripped = _strip(holder, request.body.view(holder))
+        stripped = _strip(holder, request.body.raw(holder))
         if stripped is not None:
             replace[holder] = stripped
     if request.sampling is not None:
-        stripped = _strip(_SAMPLING_EXTRA, request.sampling.view(_SAMPLING_EXTRA))
+        stripped = _strip(_SAMPLING_EXTRA, request.sampling.raw(_SAMPLING_EXTRA))
         if stripped is not None:
             replace[str(request.endpoint.sampling)] = request.sampling.edit(
                 {_SAMPLING_EXTRA: stripped}
@@ -47,9 +50,9 @@ def strip_transfer_members(request: InferenceRequest) -> dict[str, bytes | Piece
     return replace
 
 
-def _strip(name: str, raw: memoryview | None) -> Pieces | None:
+def _strip(name: str, raw: bytes | None) -> Pieces | None:
     """Return an object without transfer members; None if there is nothing to strip."""
-    if raw is None or bytes(raw[:1]) != b"{":
+    if raw is None or not raw.startswith(b"{"):
         return None
     try:
         holder = Body(raw)
@@ -61,7 +64,9 @@ def _strip(name: str, raw: memoryview | None) -> Pieces | None:
     return holder.edit(remove=TRANSFER_MEMBERS)
 
 
-def limit_to_prefill(request: InferenceRequest) -> tuple[dict[str, bytes | Pieces], set[str]]:
+def limit_to_prefill(
+    request: InferenceRequest,
+) -> tuple[dict[str, bytes | Pieces], frozenset[str]]:
     """Return the edits, replaced and removed members, that make a body a prefill leg.
 
     One token, not streamed. `stream_options` and `min_tokens` must go: vLLM refuses the one without
@@ -69,20 +74,16 @@ def limit_to_prefill(request: InferenceRequest) -> tuple[dict[str, bytes | Piece
     """
     replace = strip_transfer_members(request)
     replace["stream"] = b"false"
-    remove = {"stream_options", *TRANSFER_MEMBERS}
     endpoint = request.endpoint
     if endpoint.sampling is None:
         replace.update(_limits(endpoint.limits, request.body))
-        remove.add("min_tokens")
-    else:
-        stripped = replace.get(endpoint.sampling)
-        sampling = request.sampling or Body(b"{}")
-        if stripped is not None:
-            sampling = Body(bytes(stripped))
-        replace[endpoint.sampling] = sampling.edit(
-            _limits(endpoint.limits, sampling), {"min_tokens"}
-        )
-    return replace, remove
+        return replace, _NOT_PREFILLED_AT_TOP
+    stripped = replace.get(endpoint.sampling)
+    sampling = request.sampling or Body(b"{}")
+    if stripped is not None:
+        sampling = Body(bytes(stripped))
+    replace[endpoint.sampling] = sampling.edit(_limits(endpoint.limits, sampling), _MIN_TOKENS)
+    return replace, _NOT_PREFILLED
 
 
 def _limits(names: tuple[str, ...], holder: Body) -> dict[str, bytes]:

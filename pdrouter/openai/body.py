@@ -10,8 +10,6 @@ import msgspec
 
 from pdrouter.openai.json_walk import (
     COLON,
-    COMMA,
-    OBJECT_END,
     QUOTE,
     JsonInvalid,
     check_json,
@@ -25,15 +23,22 @@ from pdrouter.openai.pieces import Pieces
 T = TypeVar("T")
 
 _decode_string = msgspec.json.Decoder(str).decode
-_OPENING = re.compile(rb"[ \t\n\r]*+\{[ \t\n\r]*+")
-_KEY = re.compile(
-    rb'"([^"\\\x00-\x1f]{0,256}+)"[ \t\n\r]*+:[ \t\n\r]*+'
-    # Most values are short and plain: with these, nobody else is asked where they end.
-    rb'(?:("[^"\\\x00-\x1f]{0,256}+"|true|false|null|(?:0|[1-9][0-9]{0,20}+)(?:\.[0-9]{1,20}+)?)'
-    rb"[ \t\n\r]*+([,}]))?"
+_SPACE = rb"[ \t\n\r]*+"
+_TEXT = rb'[^"\\\x00-\x1f]{0,256}+'
+_PLAIN = rb'"%b"|true|false|null|(?:0|[1-9][0-9]{0,20}+)(?:\.[0-9]{1,20}+)?' % _TEXT
+_PLAIN_OBJECT = rb'\{%b"%b"%b:%b(?:%b)%b\}' % (_SPACE, _TEXT, _SPACE, _SPACE, _PLAIN, _SPACE)
+_MARK = rb"(?P<mark>[,}])" + _SPACE
+_OPENING = re.compile(rb"%b\{%b" % (_SPACE, _SPACE))
+_MEMBER = re.compile(
+    rb'"(%b)"%b:%b' % (_TEXT, _SPACE, _SPACE)
+    # Most values are short and plain, or objects with one such value: with these, nobody else is
+    # asked where they end.
+    + rb"(?:(%b|%b)%b%b)?" % (_PLAIN, _PLAIN_OBJECT, _SPACE, _MARK)
 )
-_ESCAPED_LETTER = re.compile(rb"\\u")
+_MEMBER_END = re.compile(_MARK)
 _PIECE_BYTES = 64 * 1024
+_INVALID = "the body is not valid JSON: %s"
+_NO_OBJECT = "the body must be a JSON object"
 
 # Each member costs time on the event loop; requests have a few dozen.
 MAX_MEMBERS = 1000
@@ -50,11 +55,11 @@ class Body:
     and the spelling of numbers of any size stay as they were in every member that is not edited.
     """
 
-    __slots__ = ("_duplicates", "_members", "_opening", "_spans", "data")
+    __slots__ = ("_members", "_opening", "_spans", "data")
 
-    data: bytes | memoryview
+    data: bytes
 
-    def __init__(self, data: bytes | memoryview) -> None:
+    def __init__(self, data: bytes) -> None:
         """Index `data`. It takes one pass at C speed, and a step for each member.
 
         Raises:
@@ -64,16 +69,11 @@ class Body:
         self.data = data
         check_utf_8(data)
         try:
-            self._opening, self._spans = _locate_members(memoryview(data))
+            self._opening, self._spans = _locate_members(data)
         except JsonInvalid as error:
-            raise BodyInvalid(f"the body is not valid JSON: {error}") from None
-        self._members: dict[str, tuple[int, int]] = {}
-        duplicates: set[str] = set()
-        for name, _, start, end in self._spans:
-            if name in self._members:
-                duplicates.add(name)
-            self._members[name] = start, end
-        self._duplicates = frozenset(duplicates)
+            raise BodyInvalid(_INVALID % error) from None
+        # Of members of one name, the last counts.
+        self._members = {span[0]: span for span in self._spans}
 
     def __contains__(self, name: str) -> bool:
         return name in self._members
@@ -86,23 +86,24 @@ class Body:
     @property
     def duplicates(self) -> frozenset[str]:
         """Names that occur more than once."""
-        return self._duplicates
+        if len(self._members) == len(self._spans):
+            return frozenset()
+        return frozenset(span[0] for span in self._spans if self._members[span[0]] is not span)
 
     def raw(self, name: str) -> bytes | None:
         """Return the value of a member as it stands in the body; None if it is absent."""
         span = self._members.get(name)
-        return None if span is None else bytes(self.data[span[0] : span[1]])
+        return None if span is None else self.data[span[2] : span[3]]
 
     def view(self, name: str) -> memoryview | None:
         """Return the value of a member as `raw` does, without a copy of it."""
         span = self._members.get(name)
-        return None if span is None else memoryview(self.data)[span[0] : span[1]]
+        return None if span is None else memoryview(self.data)[span[2] : span[3]]
 
-    def may_have(self, name: str, sign: re.Pattern[bytes]) -> bool:
-        """Return whether a sign, or letters written as escapes, stand in the value of a member."""
-        start, end = self._members.get(name, (0, 0))
-        found = sign.search(self.data, start, end) or _ESCAPED_LETTER.search(self.data, start, end)
-        return found is not None
+    def span(self, name: str) -> tuple[int, int]:
+        """Return where the value of a member starts and ends; nowhere if it is absent."""
+        _, _, start, end = self._members.get(name, ("", 0, 0, 0))
+        return start, end
 
     def get(self, name: str, expected: type[T]) -> T | None:
         """Return the decoded value of a member, None if it is absent or null.
@@ -110,7 +111,7 @@ class Body:
         Raises:
             msgspec.ValidationError: the value is not of the expected type.
         """
-        value = self.view(name)
+        value = self.raw(name)
         if value is None:
             return None
         return _create_decoder(expected)(value)  # type: ignore[arg-type] # types are hashable
@@ -127,31 +128,29 @@ class Body:
                 first place if it occurs twice); one that is not is added at the end.
             remove: names of members to drop; absent ones are no matter.
         """
+        replace = replace or {}
         if not replace and self._members.keys().isdisjoint(remove):
             return Pieces((self.data,), unchanged=True)
-        pending = dict(replace) if replace else {}
-        dropped = frozenset(remove).difference(pending)
+        pending = dict(replace)
         data = memoryview(self.data)
         pieces: list[bytes | memoryview] = [data[: self._opening]]
-        replaced: set[str] = set()
         kept_any = False
         previous_end = self._opening
         # Neighbours that stay as they are make one piece.
         run_start: int | None = None
         for name, start, value_start, end in self._spans:
             separator_start, previous_end = previous_end, end
-            if name in dropped or name in replaced:
+            value = pending.pop(name, None)
+            if value is None and (name in remove or name in replace):
                 if run_start is not None:
                     pieces.append(data[run_start:separator_start])
                     run_start = None
                 continue
             begin = separator_start if kept_any else start
             kept_any = True
-            value = pending.pop(name, None)
             if value is None:
                 run_start = begin if run_start is None else run_start
                 continue
-            replaced.add(name)
             pieces.append(data[begin if run_start is None else run_start : value_start])
             pieces += _list_pieces(value)
             run_start = None
@@ -170,7 +169,7 @@ Span = tuple[str, int, int, int]
 
 
 @cache
-def _create_decoder(expected: type[T]) -> Callable[[memoryview], T | None]:
+def _create_decoder(expected: type[T]) -> Callable[[bytes], T | None]:
     # Asked anew for each value, msgspec would look into the type each time.
     return msgspec.json.Decoder(expected | None).decode
 
@@ -180,7 +179,7 @@ def encode(value: Any) -> bytes:  # noqa: ANN401 - any JSON value
     return msgspec.json.encode(value)
 
 
-def check_utf_8(data: bytes | memoryview) -> None:
+def check_utf_8(data: bytes) -> None:
     """Check what msgspec does not: it does not look into the strings that it skips.
 
     This goes piece by piece: as one text, a body may take four times its size.
@@ -188,6 +187,8 @@ def check_utf_8(data: bytes | memoryview) -> None:
     Raises:
         BodyInvalid: the bytes are not valid UTF-8.
     """
+    if data.isascii():
+        return
     view = memoryview(data)
     position = 0
     while position < len(view):
@@ -199,43 +200,63 @@ def check_utf_8(data: bytes | memoryview) -> None:
             raise BodyInvalid(message) from None
 
 
+def check_object(data: bytes) -> None:
+    """Check that the bytes are one JSON object in UTF-8, of however many members.
+
+    Raises:
+        BodyInvalid: they are not.
+    """
+    check_utf_8(data)
+    try:
+        check_json(memoryview(data))
+    except JsonInvalid as error:
+        raise BodyInvalid(_INVALID % error) from None
+    if _OPENING.match(data) is None:
+        raise BodyInvalid(_NO_OBJECT)
+
+
 def _list_pieces(value: bytes | Pieces) -> Collection[bytes | memoryview]:
     return value.parts if isinstance(value, Pieces) else (value,)
 
 
-def _locate_members(view: memoryview) -> tuple[int, list[Span]]:
+def _locate_members(data: bytes) -> tuple[int, list[Span]]:
     """Return where the inside of a JSON object starts, and where its members stand."""
-    opening = _OPENING.match(view)
+    opening = _OPENING.match(data)
     if opening is None:
-        check_json(view)
-        raise BodyInvalid("the body must be a JSON object")
-    inside = opening.end()
+        check_json(memoryview(data))
+        raise BodyInvalid(_NO_OBJECT)
+    inside = position = opening.end()
     spans: list[Span] = []
-    position = after = inside
-    mark = OBJECT_END if read_mark(view, position) == OBJECT_END else COMMA
-    while mark == COMMA:
+    last = _MEMBER_END.match(data, inside)
+    while last is None or last["mark"] == b",":
         if len(spans) == MAX_MEMBERS:
             raise BodyInvalid(f"the body has more than {MAX_MEMBERS} members")
-        key = _KEY.match(view, position)
-        if key is None:
-            name, start = _read_long_key(view, position)
+        last = _MEMBER.match(data, position)
+        if last is None or last["mark"] is None:
+            span, last = _read_member(data, position, last)
         else:
-            name, start = str(key[1], "utf-8"), key.end()
-        if key is not None and key[3] is not None:
-            start, end = key.span(2)
-            after = key.start(3)
-        else:
-            end, after = find_end(view, start)
-        spans.append((name, position, start, end))
-        mark = read_mark(view, after)
-        if mark == COMMA:
-            position = skip_space(view, after + 1)
-    if mark != OBJECT_END:
-        raise invalid_character(after)
-    end = skip_space(view, after + 1)
-    if end != len(view):
-        raise invalid_character(end)
+            span = str(last[1], "utf-8"), position, *last.span(2)
+        spans.append(span)
+        position = last.end()
+    if last.end() != len(data):
+        raise invalid_character(last.end())
     return inside, spans
+
+
+def _read_member(
+    data: bytes, position: int, key: re.Match[bytes] | None
+) -> tuple[Span, re.Match[bytes]]:
+    """Return a member whose key or value is long or not plain, and what stands behind it."""
+    view = memoryview(data)
+    if key is None:
+        name, start = _read_long_key(view, position)
+    else:
+        name, start = str(key[1], "utf-8"), key.end()
+    end, after = find_end(view, start)
+    mark = _MEMBER_END.match(data, after)
+    if mark is None:
+        raise invalid_character(after)
+    return (name, position, start, end), mark
 
 
 def _read_long_key(view: memoryview, start: int) -> tuple[str, int]:

@@ -4,17 +4,18 @@ import re
 from collections.abc import Iterator
 
 import msgspec
+from msgspec import DecodeError
 
 _decode_raw = msgspec.json.Decoder(msgspec.Raw).decode
 _SPACE = re.compile(rb"[ \t\n\r]*+")
 _WHITE_SPACE = b" \t\n\r"
 _SPACE_BYTE = ord(" ")
-_TRAILING = re.compile(r"JSON is malformed: trailing characters \(byte (\d+)\)")
+_TRAILING = "JSON is malformed: trailing characters (byte "
 _BYTE = re.compile(r"\(byte (\d+)\)")
 _TOO_DEEP = "nested too deeply"
 
 
-COMMA, COLON, QUOTE, OBJECT, OBJECT_END, _LIST_END = b',:"{}]'
+COMMA, COLON, QUOTE, OBJECT, _LIST_END = b',:"{]'
 
 
 class JsonInvalid(ValueError):
@@ -31,16 +32,15 @@ def find_end(view: memoryview, start: int) -> tuple[int, int]:
     """
     try:
         _decode_raw(view[start:])
-    except (msgspec.DecodeError, UnicodeError) as error:
-        trailing = _TRAILING.fullmatch(str(error))
-        if trailing is None:
+    except (DecodeError, UnicodeError) as error:
+        text = str(error)
+        if not text.startswith(_TRAILING):
             raise _place(error, start) from None
     except RecursionError:
         raise JsonInvalid(_TOO_DEEP) from None
     else:
         raise JsonInvalid("input data was truncated")
-    after = start + int(trailing[1]) - 1
-    end = after
+    end = after = start + int(text[len(_TRAILING) : -1]) - 1
     if read_mark(view, after - 1) in _WHITE_SPACE:
         end = start + len(bytes(view[start:after]).rstrip(_WHITE_SPACE))
     return end, after
@@ -67,7 +67,7 @@ def check_json(view: memoryview) -> None:
     """
     try:
         _decode_raw(view)
-    except (msgspec.DecodeError, UnicodeError) as error:
+    except (DecodeError, UnicodeError) as error:
         raise _place(error, 0) from None
     except RecursionError:
         raise JsonInvalid(_TOO_DEEP) from None

@@ -2,17 +2,17 @@
 
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 
 import msgspec
 
+from pdrouter.openai.body import Body
 from pdrouter.openai.json_walk import OBJECT, list_items, read_mark
 
 MAX_PARTS = 2000
 """Messages and parts that are looked at, each of which costs time on the event loop."""
-_FEW = 100
-_SHORT_BYTES = 64 * 1024
+_SPARSE_BYTES = 4096
+"""With so much text to each object, to look at all objects costs less than to search the texts."""
 _MEDIA_TYPES = frozenset(
     {
         "image",
@@ -35,11 +35,11 @@ _MEDIA_TYPES = frozenset(
         "document",
     }
 )
-MEDIA_SIGN = re.compile(
+_SIGN = re.compile(
     rb'"(?:image|input_|audio|video|file"|document"|computer_screenshot"|container_upload")'
 )
-"""Without it, and without letters that are written as escapes, there is neither such a type nor
-such a key."""
+_ESCAPED_LETTER = re.compile(rb"\\u00[5-7]")
+"""Without one of these there is neither such a type nor such a key."""
 _ABSENT = msgspec.Raw(b"")
 _NULL = msgspec.Raw(b"null")
 _NO_KEYS = (_ABSENT,) * 9
@@ -72,7 +72,7 @@ class _Part(msgspec.Struct):
 
     def is_media(self) -> bool:
         """Return whether the part is no text."""
-        if _read_text(self.type) in _MEDIA_TYPES:
+        if self.type is not _ABSENT and _read_text(self.type) in _MEDIA_TYPES:
             return True
         keys = (
             self.image_url,
@@ -103,16 +103,38 @@ def _read_text(raw: msgspec.Raw) -> str:
     return _decode_text(value) if value.startswith(b'"') and len(value) <= _LONGEST_TYPE else ""
 
 
-def find_media(prompt: memoryview) -> str | None:
-    """Return why the parts of a prompt, a JSON value, keep it from being split; None if none does.
+def find_media(body: Body, name: str) -> str | None:
+    """Return why the parts of a prompt keep it from being split; None if none does.
 
     `multimodal` if it has images, sound, videos or files; `many-parts` if there are so many parts
     that nobody has looked at all of them.
     """
+    data, (start, end) = body.data, body.span(name)
+    sparse = _is_sparse(data, start, end)
+    if not sparse and not _has_sign(data, start, end):
+        return None
+    few = sparse or data.count(b"{", start, end) <= MAX_PARTS
     try:
-        return "multimodal" if _Search().has_media(prompt, _DEPTH) else None
+        found = _Search(at_once=few).has_media(memoryview(data)[start:end], _DEPTH)
     except _TooMany:
         return "many-parts"
+    return "multimodal" if found else None
+
+
+def _is_sparse(data: bytes, start: int, end: int) -> bool:
+    for _ in range(min((end - start) // _SPARSE_BYTES, MAX_PARTS)):
+        start = data.find(b"{", start, end) + 1
+        if not start:
+            return True
+    return False
+
+
+def _has_sign(data: bytes, start: int, end: int) -> bool:
+    if _SIGN.search(data, start, end) is not None:
+        return True
+    # A single byte is found at once, or is not there.
+    escape = data.find(b"\\", start, end)
+    return escape >= 0 and _ESCAPED_LETTER.search(data, escape, end) is not None
 
 
 class _TooMany(Exception):
@@ -121,42 +143,48 @@ class _TooMany(Exception):
 
 @dataclass(slots=True)
 class _Search:
-    """Looks at messages, items and parts, but not at more of them than conversations have."""
+    """Looks at messages, items and parts, but not at more of them than conversations have.
 
+    Attributes:
+        at_once: whether there are no more objects, so that those of a list may be taken together.
+        left: how many more are looked at one by one.
+    """
+
+    at_once: bool
     left: int = MAX_PARTS
 
     def has_media(self, parts: memoryview, depth: int) -> bool:
         # Texts are skipped, not read: this costs less than to search them.
         if not depth or not parts or parts[0] not in _HOLDERS:
             return False
-        return any(
-            part.is_media()
-            or self.has_media(memoryview(part.content), depth - 1)
-            or self.has_media(memoryview(part.output), depth - 1)
-            for part in self._list_parts(parts)
-        )
+        for part in self._list_parts(parts):
+            if part.is_media():
+                return True
+            for held in (part.content, part.output):
+                if held is not _ABSENT and self.has_media(memoryview(held), depth - 1):
+                    return True
+        return False
 
     def _list_parts(self, parts: memoryview) -> Iterable[_Part]:
         """Yield the objects of a list, as long as they are not too many, or the only one."""
-        if read_mark(parts, 0) == OBJECT:
-            self._spend(1)
+        if parts[0] == OBJECT:
+            self._spend()
             return (_decode_part(parts),)
-        if len(parts) <= _SHORT_BYTES and bytes(parts).count(b"{") <= _FEW:
-            # All at once costs less than one by one, and cannot cost much.
-            with suppress(msgspec.ValidationError):
-                few = _decode_parts(parts)
-                self._spend(len(few))
-                return few
+        if self.at_once:
+            try:
+                return _decode_parts(parts)
+            except msgspec.ValidationError:  # There are other values among them.
+                return self._walk(parts)
         return self._walk(parts)
 
     def _walk(self, parts: memoryview) -> Iterator[_Part]:
         for item in list_items(parts):
-            self._spend(1)
+            self._spend()
             # What is no object has no media, whatever an engine may say of it.
             if read_mark(item, 0) == OBJECT:
                 yield _decode_part(item)
 
-    def _spend(self, count: int) -> None:
-        self.left -= count
+    def _spend(self) -> None:
+        self.left -= 1
         if self.left < 0:
             raise _TooMany

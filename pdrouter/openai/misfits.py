@@ -22,8 +22,11 @@ class _StreamOptions(msgspec.Struct):
 
     def are_invalid(self) -> bool:
         """Return whether a value is neither a truth value nor null."""
-        values = map(decode_scalar, map(bytes, (self.include_usage, self.continuous_usage_stats)))
-        return any(value is not None and as_boolean(value) is None for value in values)
+        for raw in (self.include_usage, self.continuous_usage_stats):
+            value = decode_scalar(bytes(raw))
+            if value is not None and as_boolean(value) is None:
+                return True
+        return False
 
 
 def find_misfit(endpoint: Endpoint, body: Body, options: Body) -> str | None:
@@ -43,14 +46,17 @@ def find_misfit(endpoint: Endpoint, body: Body, options: Body) -> str | None:
     """
     if endpoint.batches and _has_several_prompts(endpoint, body):
         return "several-prompts"
-    rare = not (_RARE.isdisjoint(body.names) and _RARE.isdisjoint(options.names))
-    checks = (
-        *(_check_rare_options(body, options) if rare else ()),
-        ("stateful-responses", endpoint.stateful and _is_stateful(body)),
-        ("truncated-prompt", _is_truncated(endpoint, body, options)),
-        ("invalid-value", _has_invalid_value(endpoint, body, options)),
-    )
-    return next((reason for reason, applies in checks if applies), None)
+    if not (_RARE.isdisjoint(body.names) and _RARE.isdisjoint(options.names)):
+        for reason, applies in _check_rare_options(body, options):
+            if applies:
+                return reason
+    if endpoint.stateful and _is_stateful(body):
+        return "stateful-responses"
+    if _is_truncated(endpoint, body, options):
+        return "truncated-prompt"
+    if _has_invalid_limit(endpoint, options) or _has_invalid_stream(body):
+        return "invalid-value"
+    return None
 
 
 def _check_rare_options(body: Body, options: Body) -> tuple[tuple[str, bool], ...]:
@@ -92,24 +98,35 @@ def _is_truncated(endpoint: Endpoint, body: Body, options: Body) -> bool:
     """
     if endpoint.stateful and body.raw("truncation") not in (None, b'"disabled"'):
         return True
-    lengths = (_read(holder, "truncate_prompt_tokens", 1) for holder in (body, options))
-    return any((as_integer(length) or 0) < 1 for length in lengths)
+    return any(
+        (as_integer(_read(holder, "truncate_prompt_tokens", 1)) or 0) < 1
+        for holder in (body, options)
+        if "truncate_prompt_tokens" in holder
+    )
 
 
-def _has_invalid_value(endpoint: Endpoint, body: Body, options: Body) -> bool:
-    absent = None if endpoint.limit_required else 1
-    numbers = [as_integer(_read(options, name, absent)) for name in endpoint.limits]
-    numbers.append(as_integer(_read(options, "n", 1)))
-    if any(number is None or number < 1 for number in numbers):
+def _has_invalid_limit(endpoint: Endpoint, options: Body) -> bool:
+    last: object = None
+    for name in endpoint.limits:
+        limit = _read(options, name)
+        if limit is None and not endpoint.limit_required:
+            continue
+        if not _is_positive(limit):
+            return True
+        # Of two limits, engines heed the one that is named last.
+        last = limit
+    if not _is_positive(_read(options, "n", 1)):
         return True
-    return _has_invalid_minimum(endpoint, options) or _has_invalid_stream(body)
+    return "min_tokens" in options and _has_invalid_minimum(options, as_integer(last))
 
 
-def _has_invalid_minimum(endpoint: Endpoint, options: Body) -> bool:
+def _is_positive(value: object) -> bool:
+    number = as_integer(value)
+    return number is not None and number > 0
+
+
+def _has_invalid_minimum(options: Body, limit: int | None) -> bool:
     minimum = as_integer(_read(options, "min_tokens", 0))
-    limits = [_read(options, name) for name in endpoint.limits]
-    # Of two limits, engines heed the one that is named last.
-    limit = as_integer(next((value for value in reversed(limits) if value is not None), None))
     return minimum is None or minimum < 0 or (limit is not None and minimum > limit)
 
 

@@ -1,10 +1,9 @@
 """Bytes that stand in several places."""
 
-from dataclasses import dataclass
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class Pieces:
+class Pieces(msgspec.Struct, frozen=True):
     """An edited body, as pieces of the original and what comes between them: it takes no memory.
 
     Attributes:

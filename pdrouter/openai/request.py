@@ -10,7 +10,7 @@ from pdrouter.openai.body import Body, BodyInvalid, encode
 from pdrouter.openai.coercion import as_boolean, as_integer, decode_scalar
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.form import Form, FormInvalid, is_form, parse_form
-from pdrouter.openai.media import MEDIA_SIGN, find_media
+from pdrouter.openai.media import find_media
 from pdrouter.openai.misfits import find_misfit
 from pdrouter.openai.paths import Endpoint, Forms
 from pdrouter.openai.pieces import Pieces
@@ -101,8 +101,9 @@ class InferenceRequest(msgspec.Struct, frozen=True):
         """Return the body, changed as `Body.edit` says, with the model's name for the engines."""
         if self.form is not None:
             return self.form.edit({} if self.engine_model is None else {"model": self.engine_model})
-        named = {} if self.engine_model is None else {"model": encode(self.engine_model)}
-        return self.body.edit({**replace, **named}, remove)
+        if self.engine_model is not None:
+            replace = {**replace, "model": encode(self.engine_model)}
+        return self.body.edit(replace, remove)
 
 
 def parse_request(
@@ -138,18 +139,16 @@ def parse_request(
         sampling = _nested(body, endpoint.sampling)
     except BodyInvalid as error:
         raise RequestRejected(400, "invalid_body", str(error)) from None
-    for holder in (body, sampling):
-        repeated = holder and holder.duplicates & (_CONTROL_MEMBERS | transfer_members)
-        if repeated:
-            name = min(repeated)
-            raise _invalid(name, f"{name!r} occurs more than once")
+    _check_duplicates(body, transfer_members)
+    if sampling is not None:
+        _check_duplicates(sampling, transfer_members)
     model = _read_model(body)
-    prompt_name, prompt = _find_prompt(endpoint, body)
+    prompt_name = _find_prompt(endpoint, body)
     options = body if endpoint.sampling is None else sampling or _NO_MEMBERS
     if endpoint.legs == 2:
         whole = find_misfit(endpoint, body, options)
         if whole is None and not split_multimodal:
-            whole = _find_media(body, prompt_name, prompt)
+            whole = _find_media(body, prompt_name)
     else:
         whole = "single-pod-path"
     return InferenceRequest(
@@ -197,13 +196,22 @@ def _read_form(endpoint: Endpoint, query: str, data: bytes, content_type: str) -
 
 
 def _nested(body: Body, name: str | None) -> Body | None:
-    raw = body.view(name) if name else None
-    if raw is None or bytes(raw[:4]) == b"null":
+    raw = body.raw(name) if name else None
+    if raw is None or raw == b"null":
         return None
     try:
         return Body(raw)
     except BodyInvalid:
         raise _invalid(str(name), f"{name!r} must be an object") from None
+
+
+def _check_duplicates(holder: Body, transfer_members: frozenset[str]) -> None:
+    duplicates = holder.duplicates
+    if duplicates:
+        repeated = duplicates & (_CONTROL_MEMBERS | transfer_members)
+        if repeated:
+            name = min(repeated)
+            raise _invalid(name, f"{name!r} occurs more than once")
 
 
 def _invalid(param: str, message: str) -> RequestRejected:
@@ -227,38 +235,37 @@ def _read(body: Body, name: str) -> object:
 
 def _find_limit(endpoint: Endpoint, options: Body) -> int | None:
     """Return the least limit; what is no limit, an engine is to refuse."""
-    numbers = (as_integer(_read(options, name)) for name in endpoint.limits)
-    limits = [min(number, _MAX_LIMIT) for number in numbers if number is not None and number >= 0]
-    return min(limits, default=None)
+    least: int | None = None
+    for name in endpoint.limits:
+        number = as_integer(_read(options, name))
+        if number is not None and number >= 0:
+            least = min(number, _MAX_LIMIT if least is None else least)
+    return least
 
 
-def _find_prompt(endpoint: Endpoint, body: Body) -> tuple[str, memoryview]:
-    """Return the name of the prompt's member and its value; nothing where none is needed."""
+def _find_prompt(endpoint: Endpoint, body: Body) -> str:
+    """Return the name of the prompt's member; nothing where none is needed."""
     if not endpoint.prompts:
-        return "", _NO_PROMPT
-    name, raw = endpoint.prompts[0], None
-    for candidate in endpoint.prompts:
-        value = body.view(candidate)
-        if value is not None and bytes(value[:4]) != b"null":
-            name, raw = candidate, value
+        return ""
+    for name in endpoint.prompts:
+        start, end = body.span(name)
+        if start < end and not body.data.startswith(b"null", start):
             break
-    if raw is None:
-        raise _invalid(name, f"{name!r} is required")
-    first = _FIRST_ITEM.match(raw)
+    else:
+        raise _invalid(endpoint.prompts[0], f"{endpoint.prompts[0]!r} is required")
+    first = _FIRST_ITEM.match(body.data, start, end)
     if first is not None:
         if first[1] == b"]":
             raise _invalid(name, f"{name!r} must not be empty")
     elif name in _LISTS:
         raise _invalid(name, f"{name!r} must be a list")
-    elif bytes(raw[:1]) != b'"':
+    elif not body.data.startswith(b'"', start):
         raise _invalid(name, f"{name!r} must be a string or a list")
-    return name, raw
+    return name
 
 
-def _find_media(body: Body, prompt_name: str, prompt: memoryview) -> str | None:
+def _find_media(body: Body, prompt_name: str) -> str | None:
     if prompt_name == "token_ids":
         # What the placeholders among the tokens stand for.
         return "multimodal" if body.raw("features") not in _ABSENT else None
-    if prompt_name not in _CONVERSATIONS or not body.may_have(prompt_name, MEDIA_SIGN):
-        return None
-    return find_media(prompt)
+    return find_media(body, prompt_name) if prompt_name in _CONVERSATIONS else None

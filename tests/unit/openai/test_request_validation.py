@@ -1,6 +1,8 @@
 """Validation of requests, and which of them fit two legs."""
 
 import json
+import re
+from string import ascii_lowercase
 from typing import Any
 
 import pytest
@@ -611,6 +613,47 @@ def test_prompts_with_images_sound_or_files_are_split_only_if_that_is_wanted(
         split_multimodal=True,
     )
     assert request.whole is None
+
+
+@pytest.mark.parametrize(
+    ("path", "members", "multimodal"),
+    [
+        case
+        for case in _MULTIMODAL
+        if isinstance(case[1].get("messages", case[1].get("input")), list)
+    ],
+)
+@pytest.mark.parametrize(
+    "beside",
+    [[{"content": "x" * 40_000}], [{}] * (MAX_PARTS - 50)],
+    ids=["much-text", "many-objects"],
+)
+def test_media_are_found_among_much_else(
+    path: str, members: dict[str, Any], multimodal: bool, beside: list[Any]
+) -> None:
+    among = {name: beside + prompt for name, prompt in members.items()}
+    assert make_request(path, **among).whole == ("multimodal" if multimodal else None)
+
+
+def _spell(data: str, letter: str, spelled: str) -> bytes:
+    texts = re.compile(r'"[^"\\]*"')
+    return texts.sub(lambda text: text[0].replace(letter, spelled), data).encode()
+
+
+@pytest.mark.parametrize("letter", [*ascii_lowercase, "_"])
+def test_no_escaped_spelling_of_a_letter_hides_media(letter: str) -> None:
+    for path, members, multimodal in _MULTIMODAL:
+        data = make_body(path, **members).decode()
+        for spelled in (f"\\u{ord(letter):04x}", f"\\u{ord(letter):04X}"):
+            whole = make_request(path, _spell(data, letter, spelled)).whole
+            assert whole == ("multimodal" if multimodal else None)
+
+
+def test_more_parts_than_are_looked_at_are_not_split_where_one_may_be_an_image() -> None:
+    messages: list[dict[str, str]] = [{}] * MAX_PARTS
+    assert make_request(CHAT, messages=messages).whole is None
+    assert make_request(CHAT, messages=[*messages, {}]).whole is None
+    assert make_request(CHAT, messages=[*messages, {"content": '"image"'}]).whole == "many-parts"
 
 
 def test_a_reason_that_no_setting_changes_comes_before_multimodal() -> None:
