@@ -12,7 +12,7 @@ from pdrouter.engines.leg_bodies import (
     strip_transfer_members,
 )
 from pdrouter.engines.split import PREFILL_DECODE, HandoffInvalid, Leg, Release, SideAnswer
-from pdrouter.openai.body import Body, BodyInvalid
+from pdrouter.openai.body import BodyInvalid, check_object
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest
 
@@ -33,7 +33,7 @@ class NeuronLegacy:
         """Return the client's body with the prefill answer, which names its engine, as a member."""
         answer = answers[-1].body
         try:
-            Body(answer)
+            check_object(answer)
         except BodyInvalid as error:
             raise HandoffInvalid("invalid-answer", f"the prefill answer: {error}") from None
         replace = strip_transfer_members(request)

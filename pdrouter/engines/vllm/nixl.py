@@ -19,19 +19,22 @@ from pdrouter.engines.leg_bodies import (
 )
 from pdrouter.engines.split import (
     PREFILL_DECODE,
-    EnginePod,
     HandoffInvalid,
     Leg,
     Release,
     SideAnswer,
 )
-from pdrouter.openai.body import Body, BodyInvalid, encode
+from pdrouter.openai.body import Body, BodyInvalid, check_utf_8, encode
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest
 from pdrouter.settings.choices import RemoteHostRewrite
 
 _PARAMS = "kv_transfer_params"
 _BLOCK_ID = re.compile(rb"[^\[\]{}\",\s]")
+_ABSENT = msgspec.Raw(b"")
+_NULL = msgspec.Raw(b"null")
+_TRUE = msgspec.Raw(b"true")
+_EMPTY = (_NULL, msgspec.Raw(b'""'))
 _PREFILL_PARAMS = encode(
     {
         "do_remote_decode": True,
@@ -46,6 +49,26 @@ _RELEASE_PATH = "/v1/completions"
 _REFUSED_REQUEST = Body(
     b'{"model":"pdrouter-release","prompt":[0],"max_tokens":1,"min_tokens":2,"stream":false}'
 )
+
+
+class _Answer(msgspec.Struct):
+    kv_transfer_params: msgspec.Raw = _NULL
+
+
+class _Params(msgspec.Struct):
+    """What a decode engine must find in a handle; all else is between the engines."""
+
+    do_remote_prefill: msgspec.Raw = _ABSENT
+    remote_block_ids: msgspec.Raw = _ABSENT
+    remote_engine_id: msgspec.Raw = _ABSENT
+    remote_port: msgspec.Raw = _ABSENT
+    remote_request_id: msgspec.Raw = _ABSENT
+    remote_host: msgspec.Raw = _NULL
+
+
+_decode_answer = msgspec.json.Decoder(_Answer).decode
+_decode_params = msgspec.json.Decoder(_Params).decode
+_decode_host = msgspec.json.Decoder(str).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +89,7 @@ class NixlPull:
     def last_body(self, request: InferenceRequest, answers: Sequence[SideAnswer]) -> Pieces:
         """Return the client's body with the handle, verbatim but for an unusable `remote_host`."""
         replace = strip_transfer_members(request)
-        replace[_PARAMS] = self._take_params(answers[-1].body, answers[-1].pod)
+        replace[_PARAMS], _ = self._take_handle(answers[-1])
         return request.edit(replace, TRANSFER_MEMBERS)
 
     def release(self, answer: SideAnswer) -> Release | None:
@@ -80,26 +103,28 @@ class NixlPull:
         nevertheless, its one token of prompt could not get into the cache of anybody's prefixes.
         """
         try:
-            params = self._take_params(answer.body, answer.pod)
+            handle, params = self._take_handle(answer)
         except HandoffInvalid:
             return None  # A half-filled one could break the engine.
-        if Body(bytes(params)).raw("remote_request_id") is None:
+        if params.remote_request_id is _ABSENT:
             return None  # An engine before 0.13, of which no other understands the handle.
-        return Release(_RELEASE_PATH, _REFUSED_REQUEST.edit({_PARAMS: params}))
+        return Release(_RELEASE_PATH, _REFUSED_REQUEST.edit({_PARAMS: handle}))
 
-    def _take_params(self, prefill_answer: bytes, prefill_pod: EnginePod) -> bytes | Pieces:
-        raw = _find_params(prefill_answer)
+    def _take_handle(self, answer: SideAnswer) -> tuple[bytes | Pieces, _Params]:
+        """Return the handle as it is to be handed over, and what it says."""
+        raw = _find_params(answer.body)
         try:
-            params = Body(raw)
-        except BodyInvalid as error:
+            check_utf_8(raw)
+            params = _decode_params(raw)
+        except (BodyInvalid, msgspec.MsgspecError) as error:
             raise HandoffInvalid("invalid-params", f"{_PARAMS}: {error}") from None
         _check_params(params)
         host = _read_host(params)
         if self._must_rewrite(host):
-            return params.edit({"remote_host": encode(prefill_pod.ip)})
+            return _replace_host(raw, answer.pod.ip), params
         if not host:
             raise HandoffInvalid("incomplete-params", "remote_host is empty")
-        return raw
+        return raw, params
 
     def _must_rewrite(self, host: str) -> bool:
         match self.remote_host_rewrite:
@@ -126,13 +151,6 @@ def is_unusable_host(host: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
-class _Answer(msgspec.Struct):
-    kv_transfer_params: msgspec.Raw = msgspec.Raw(b"null")
-
-
-_decode_answer = msgspec.json.Decoder(_Answer).decode
-
-
 def _find_params(prefill_answer: bytes) -> bytes:
     """Return the handle as it stands in the answer.
 
@@ -140,16 +158,16 @@ def _find_params(prefill_answer: bytes) -> bytes:
         HandoffInvalid: there is none.
     """
     try:
-        raw = bytes(_decode_answer(prefill_answer).kv_transfer_params)
+        raw = _decode_answer(prefill_answer).kv_transfer_params
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         message = f"the prefill answer is no JSON object: {error}"
         raise HandoffInvalid("invalid-answer", message) from None
-    if raw == b"null":
+    if raw == _NULL:
         raise HandoffInvalid("null-params", f"the prefill answer has no {_PARAMS}")
-    return raw
+    return bytes(raw)
 
 
-def _check_params(params: Body) -> None:
+def _check_params(params: _Params) -> None:
     """Check what a decode engine needs before it commits itself to a transfer.
 
     vLLM's decode scheduler parks a request whose parameters are incomplete and never wakes it, and
@@ -158,36 +176,46 @@ def _check_params(params: Body) -> None:
     Raises:
         HandoffInvalid: a member is missing, null or empty.
     """
-    if params.raw("do_remote_prefill") != b"true":
+    if params.do_remote_prefill != _TRUE:
         raise HandoffInvalid("incomplete-params", "do_remote_prefill is not true")
-    if not _has_blocks(params.raw("remote_block_ids")):
+    if not _has_blocks(params.remote_block_ids):
         raise HandoffInvalid("empty-blocks", "remote_block_ids names no block")
     for name in ("remote_engine_id", "remote_port"):
-        if params.raw(name) in (None, b"null", b'""'):
+        value = getattr(params, name)
+        if value is _ABSENT or value in _EMPTY:
             raise HandoffInvalid("incomplete-params", f"{name} is missing or empty")
     # Engines before vLLM 0.13 do not know the id; an engine that knows it never leaves it empty.
-    if params.raw("remote_request_id") in (b"null", b'""'):
+    if params.remote_request_id in _EMPTY:
         raise HandoffInvalid("incomplete-params", "remote_request_id is empty")
 
 
-def _read_host(params: Body) -> str:
+def _read_host(params: _Params) -> str:
     """Return `remote_host`; it may be empty, since it can be rewritten.
 
     Raises:
         HandoffInvalid: it is missing, null or not a string.
     """
     try:
-        host = params.get("remote_host", str)
+        return _decode_host(params.remote_host)
     except msgspec.MsgspecError:
-        host = None
-    if host is None:
-        raise HandoffInvalid("incomplete-params", "remote_host is not a string")
-    return host
+        raise HandoffInvalid("incomplete-params", "remote_host is not a string") from None
 
 
-def _has_blocks(raw: bytes | None) -> bool:
+def _replace_host(raw: bytes, host: str) -> Pieces:
+    """Return a handle with another `remote_host`.
+
+    Raises:
+        HandoffInvalid: it has more members than any handle.
+    """
+    try:
+        return Body(raw).edit({"remote_host": encode(host)})
+    except BodyInvalid as error:
+        raise HandoffInvalid("invalid-params", f"{_PARAMS}: {error}") from None
+
+
+def _has_blocks(raw: msgspec.Raw) -> bool:
     """Return whether a list of block ids, flat or one list per KV cache group, names a block.
 
     Only brackets are looked behind: the ids themselves are the engines' business.
     """
-    return raw is not None and raw != b"null" and _BLOCK_ID.search(raw) is not None
+    return raw != _NULL and _BLOCK_ID.search(raw) is not None

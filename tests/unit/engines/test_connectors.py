@@ -305,6 +305,7 @@ def test_a_half_filled_handle_never_reaches_a_decode_engine(
         (b"<html>", "invalid-answer"),
         (b'{"kv_transfer_params":', "invalid-answer"),
         (b'{"kv_transfer_params":{"a":"\xff"}}', "invalid-params"),
+        (b'{"kv_transfer_params":{"\xff":"a"}}', "invalid-params"),
         (b"{}", "null-params"),
         (b'{"choices":[{"kv_transfer_params":{}}]}', "null-params"),
         (b'{"kv_transfer_params":null}', "null-params"),
@@ -406,10 +407,15 @@ def test_a_rewritten_handle_keeps_the_bytes_of_everything_else() -> None:
     assert handle.replace(b"0.0.0.0", b"10.1.2.3") in body
 
 
-def test_a_handle_of_too_many_members_is_no_handle() -> None:
+def test_a_handle_of_very_many_members_is_handed_over_only_as_it_is() -> None:
     many = {f"member-{number}": number for number in range(1_001)}
-    answer = answer_with(make_kv_params(remote_host="localhost", **many))
-    assert refuse(answer, NixlPull()).reason == "invalid-params"
+    params = make_kv_params(**many)
+    body = bytes(NixlPull().last_body(make_request(CHAT), make_answers(answer_with(params), POD)))
+    assert json.loads(body)["kv_transfer_params"] == params
+    assert release(NixlPull(), params) is not None
+    rewritten = {**params, "remote_host": "localhost"}
+    assert refuse(answer_with(rewritten), NixlPull()).reason == "invalid-params"
+    assert release(NixlPull(), rewritten) is None
 
 
 # --- The older Neuron wire ---
