@@ -153,6 +153,8 @@ async def test_a_release_has_the_clients_key_and_an_id_of_its_own() -> None:
         assert headers["x-request-id"] == "id-1-release"
         assert headers["content-type"] == "application/json"
         assert "cookie" not in headers
+        # Rare as it is, a connection that was kept would be closed when it is wanted again.
+        assert headers["connection"] == "close"
 
 
 async def test_a_handle_is_released_once_whoever_gives_it_up_and_how_often() -> None:

@@ -25,6 +25,7 @@ from pdrouter.openai.usage import Usage
 from pdrouter.serving.answers import AnswerReport, RoutedRequest
 from pdrouter.serving.engine_client import FailureKind
 from pdrouter.serving.record import Outcome, RequestRecord, Retry, describe_decision
+from pdrouter.serving.release import ReleaseOutcome
 from pdrouter.telemetry.descriptions import describe_request
 from pdrouter.telemetry.logs import (
     MAX_WAITING_LINES,
@@ -164,6 +165,13 @@ def test_a_failed_hand_over_is_counted_with_its_reason() -> None:
     finish(telemetry, handoff="null-params")
     labels = {"model": "m", "reason": "null-params"}
     assert value(telemetry, "pdrouter_handoff_failures_total", **labels) == 1
+
+
+@pytest.mark.parametrize("outcome", ReleaseOutcome)
+def test_a_release_is_counted_by_its_outcome(outcome: ReleaseOutcome) -> None:
+    telemetry = create_telemetry()
+    telemetry.release_ended(outcome)
+    assert value(telemetry, "pdrouter_releases_total", outcome=outcome.value) == 1
 
 
 @pytest.mark.parametrize("failure", FailureKind)
