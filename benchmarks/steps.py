@@ -13,7 +13,7 @@ from random import Random
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ClusterView, ModelPods
 from pdrouter.engines.leg_bodies import TRANSFER_MEMBERS
-from pdrouter.engines.split import Leg
+from pdrouter.engines.split import Leg, Placement
 from pdrouter.engines.vllm.nixl import NixlPull
 from pdrouter.extproc.codec import decode, encode
 from pdrouter.extproc.ext_proc_pb2 import ProcessingRequest
@@ -106,12 +106,14 @@ def bench_body(size: int) -> None:
     body = make_body(size)
     request = parse(body)
     connector = NixlPull()
-    answers = [LegAnswer(Leg.PREFILL, make_pods(2)[0], "id", ANSWER, None)]
+    pods = make_pods(2)
+    placement = Placement({Leg.PREFILL: pods[0], Leg.DECODE: pods[1]}, "id")
+    answers = [LegAnswer(Leg.PREFILL, pods[0], "id", ANSWER, None)]
     message = ProcessingRequest()
     message.request_body.body = body
     message.request_body.end_of_stream = True
     data = message.SerializeToString()
-    decode_body = connector.last_body(request, answers)
+    decode_body = connector.last_body(request, placement, answers)
     reply = PhaseReply(
         Phase.REQUEST_BODY,
         set_headers=(("target-pod", "10.0.0.1:8000"), ("x-request-id", "0" * 36)),
@@ -123,8 +125,8 @@ def bench_body(size: int) -> None:
         {
             "read the ext_proc message": lambda: decode(data),
             "index and validate": lambda: parse(body),
-            "prefill body": lambda: connector.side_body(Leg.PREFILL, request),
-            "decode body": lambda: connector.last_body(request, answers),
+            "prefill body": lambda: connector.side_body(Leg.PREFILL, request, placement),
+            "decode body": lambda: connector.last_body(request, placement, answers),
             "write the ext_proc reply": lambda: encode(reply),
         },
         lambda: (json.dumps(json.loads(body)), json.dumps(json.loads(ANSWER))),

@@ -8,7 +8,7 @@ from typing import Any
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ModelPods
 from pdrouter.engines.leg_bodies import TRANSFER_MEMBERS
-from pdrouter.engines.split import Leg
+from pdrouter.engines.split import Leg, Placement
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.prefix_index import PrefixIndex
 from pdrouter.load.samples import EngineSample
@@ -96,6 +96,10 @@ def make_attempt(
     """A try of the prefill leg that took a quarter of a second."""
     message = "" if failure is None else f"it was {failure}"
     return Attempt(Leg.PREFILL, pod, "id-1", status, failure, message, 0.25, stale_connections)
+
+
+PLACEMENT = Placement({Leg.PREFILL: make_pod("p"), Leg.DECODE: make_pod("d", Role.DECODE)}, "id-1")
+"""Where legs run, for wires that do not care."""
 
 
 def make_answers(body: bytes, pod: Pod) -> list[LegAnswer]:

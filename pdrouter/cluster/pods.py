@@ -19,6 +19,10 @@ _LABEL = "[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9])?"
 _HOST_NAME = re.compile(rf"(?:{_LABEL}\.)*(?![0-9]+\.?$){_LABEL}\.?", re.IGNORECASE)
 
 
+DEFAULT_BOOTSTRAP_PORT = 8998
+"""Of SGLang and of vLLM's Mooncake connector alike."""
+
+
 class Role(StrEnum):
     """What a pod does."""
 
@@ -86,6 +90,8 @@ class Pod:
         pairing: what its partner must have in common with it.
         labels: its labels in Kubernetes.
         config: what its model's owner asks of the router; None for nothing.
+        bootstrap_port: port at which the engines of other legs meet it, on wires that have one;
+            None where they are to take their own default.
         started: what tells this start of its engine from others; empty where that is not known.
     """
 
@@ -113,6 +119,7 @@ class Pod:
     labels: Mapping[str, str] = field(hash=False)
     config: PodConfig | None = field(hash=False)
     started: str = ""
+    bootstrap_port: int | None = DEFAULT_BOOTSTRAP_PORT
 
     @property
     def state(self) -> str:
@@ -159,6 +166,7 @@ class Pod:
         labels: Mapping[str, str] = _NO_LABELS,
         config: PodConfig | None = None,
         started: str = "",
+        bootstrap_port: int | None = DEFAULT_BOOTSTRAP_PORT,
     ) -> "Pod":
         """Return a pod, with what follows from its attributes filled in.
 
@@ -192,6 +200,7 @@ class Pod:
             labels,
             config,
             started,
+            bootstrap_port,
         )
 
     def take_for(self, revision: str) -> "Pod":

@@ -1,10 +1,7 @@
-"""How an engine's wire hangs the legs of a request together: the contract of this room's modules.
+"""How an engine's wire hangs the legs of a request together: the contract of these modules."""
 
-The legs run one after the other: each side leg's answer is there before the last leg is written.
-"""
-
-from collections.abc import Sequence
-from enum import StrEnum
+from collections.abc import Mapping, Sequence
+from enum import Enum, StrEnum, auto
 from typing import NamedTuple, Protocol
 
 from pdrouter.openai.pieces import Pieces
@@ -19,12 +16,38 @@ class Leg(StrEnum):
     """What Envoy sends: a decode leg, or a whole request."""
 
 
+class Order(Enum):
+    """When the last leg is sent."""
+
+    SERIAL = auto()
+    """Once the side legs are answered: it needs what they say."""
+    TOGETHER = auto()
+    """Once the side leg is on its way: they meet by an id, and wait for each other."""
+
+
 class EnginePod(Protocol):
     """What a wire needs to know of a pod."""
 
     @property
     def ip(self) -> str:
         """IPv4 or IPv6 address, without brackets."""
+
+    @property
+    def bootstrap_port(self) -> int | None:
+        """Port at which other engines meet it; None for their own default."""
+
+
+class Placement(NamedTuple):
+    """Where the legs of one attempt run.
+
+    Attributes:
+        pods: the pods by leg.
+        request_id: the `x-request-id` of the attempt, which no other has: a wire whose legs meet by
+            an id makes theirs of it.
+    """
+
+    pods: Mapping[Leg, EnginePod]
+    request_id: str
 
 
 class SideAnswer(Protocol):
@@ -78,15 +101,26 @@ class Split(Protocol):
     def legs(self) -> tuple[Leg, ...]:
         """The legs in the order in which they run; Envoy sends the last."""
 
-    def side_body(self, leg: Leg, request: InferenceRequest) -> Pieces:
+    @property
+    def order(self) -> Order:
+        """When the last leg is sent."""
+
+    @property
+    def fits(self) -> frozenset[str]:
+        """Reasons to serve requests whole (`find_misfit`) that are none on this wire."""
+
+    def side_body(self, leg: Leg, request: InferenceRequest, placement: Placement) -> Pieces:
         """Return the body of a side leg."""
 
-    def last_body(self, request: InferenceRequest, answers: Sequence[SideAnswer]) -> Pieces:
+    def last_body(
+        self, request: InferenceRequest, placement: Placement, answers: Sequence[SideAnswer]
+    ) -> Pieces:
         """Return the body of the last leg.
 
         Args:
             request: the request.
-            answers: those of the side legs, in their order.
+            placement: where its legs run.
+            answers: those of the side legs, in their order; none where all run at once.
 
         Raises:
             HandoffInvalid: an answer must not be handed to the engine of the last leg.

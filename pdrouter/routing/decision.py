@@ -1,6 +1,6 @@
 """What a strategy is asked, and what it answers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Protocol
 
@@ -117,6 +117,11 @@ class Decision(msgspec.Struct, frozen=True):
     def find(self, leg: Leg) -> Choice | None:
         """Return what was chosen for a leg; None if the request has none of its own."""
         return next((choice for choice in self.legs if choice.leg is leg), None)
+
+    @property
+    def pods(self) -> Mapping[Leg, Pod]:
+        """The pods by leg."""
+        return {choice.leg: choice.pod for choice in self.legs}
 
     @property
     def prefill(self) -> Choice | None:

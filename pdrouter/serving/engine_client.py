@@ -64,15 +64,15 @@ class PostProgress:
 
     __slots__ = ("_unsent", "answered", "sent", "status")
 
-    def __init__(self, body_bytes: int) -> None:
-        """Begin before anything is sent.
-
-        Args:
-            body_bytes: size of the request's body.
-        """
+    def __init__(self) -> None:
+        """Begin before anything is sent."""
         self.sent = asyncio.Event()
         self.answered = asyncio.Event()
         self.status = 0
+        self._unsent = 0
+
+    def expect(self, body_bytes: int) -> None:
+        """Note the size of the body that is to be written."""
         self._unsent = body_bytes
 
     def note_sent(self, count: int) -> None:
@@ -166,6 +166,8 @@ class EngineClient:
         if session is None:
             raise RuntimeError("the client is not open")
         connection = _Connection(progress)
+        if progress is not None:
+            progress.expect(len(body))
         try:
             async with session.post(
                 URL(f"http://{address}{path}", encoded=True),

@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 
 from msgspec import structs
@@ -11,7 +12,7 @@ from msgspec import structs
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import ModelPods, PodCache
 from pdrouter.engines.registry import Splits
-from pdrouter.engines.split import Leg
+from pdrouter.engines.split import Leg, Placement, Split
 from pdrouter.load.retry_budget import RetryBudget
 from pdrouter.openai.engine_errors import read_error_message
 from pdrouter.openai.pieces import Pieces
@@ -93,14 +94,15 @@ class SideLegs:
         while choice is not None:
             pod, began = choice.pod, state.failures.clock()
             record.predicted_prefill_s = choice.seconds
-            body = self.splits.find(pod.engine, pod.kv_connector).side_body(leg, request)
+            split = self.splits.find(pod.engine, pod.kv_connector)
+            write = partial(_write_side_body, split, leg, request, chosen.decision.pods)
             # Engines compute in turn, so that a request behind its twin finds what that has
             # computed: the prompt counts as cached as soon as it is sent.
             expected = state.prefixes.add(routed.facts.prefix.hashes, pod.uid, choice.tokens)
             trial = state.failures.start_trial(pod.uid, leg)
             try:
                 with trial, state.ledger.start(leg, pod.uid, choice.tokens) as scope:
-                    attempt, answer = await posts.send(pod, body)
+                    attempt, answer = await posts.send(pod, write)
                     done = _read(attempt, answer)
                     if done is not None:
                         scope.complete(None if done.usage is None else done.usage.count_computed())
@@ -205,8 +207,15 @@ class _Posts:
         self._steps: StepTimes = record.steps
         self.deadline = deadline
 
-    async def send(self, pod: Pod, body: Pieces) -> tuple[Attempt, EngineAnswer | None]:
-        """Try a pod; once more where it had closed the connection while that was idle."""
+    async def send(
+        self, pod: Pod, write: Callable[[str], Pieces]
+    ) -> tuple[Attempt, EngineAnswer | None]:
+        """Try a pod; once more where it had closed the connection while that was idle.
+
+        Args:
+            pod: the pod.
+            write: gives the body of a request with this id.
+        """
         start, leg = time.monotonic(), self._leg
         stale = 0
         while True:
@@ -216,7 +225,7 @@ class _Posts:
             try:
                 with self._steps.time(self._leg, waits=True):
                     answer = await self._client.post(
-                        pod.address, self._path, headers, body, remaining
+                        pod.address, self._path, headers, write(request_id), remaining
                     )
             except PostFailed as error:
                 if error.stale and not stale:
@@ -228,6 +237,12 @@ class _Posts:
                 ), None
             seconds = time.monotonic() - start
             return _describe(leg, pod, request_id, answer, seconds=seconds, stale=stale), answer
+
+
+def _write_side_body(
+    split: Split, leg: Leg, request: InferenceRequest, pods: Mapping[Leg, Pod], request_id: str
+) -> Pieces:
+    return split.side_body(leg, request, Placement(pods, request_id))
 
 
 def _describe(

@@ -10,7 +10,7 @@ from pdrouter.cluster.source import RouteCheck, RouteUnavailable
 from pdrouter.cluster.view import ModelPods
 from pdrouter.engines.leg_bodies import TRANSFER_MEMBERS, whole_body
 from pdrouter.engines.registry import Splits
-from pdrouter.engines.split import HandoffInvalid
+from pdrouter.engines.split import HandoffInvalid, Leg, Placement
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.headers import FORWARDED_TO_SIDE_LEGS
 from pdrouter.openai.paths import Endpoint
@@ -140,7 +140,7 @@ class Dispatcher:
             call.give_up_handle()
             return Dispatched(whole_body(request), record.request_id, pod, pods.model)
         with record.steps.time("hand-over"):
-            body = self._hand_over(request, answers, call)
+            body = self._hand_over(request, chosen, answers, call)
         return Dispatched(body, answers[-1].request_id, pod, pods.model)
 
     async def _check_route(self, pods: ModelPods) -> None:
@@ -180,13 +180,17 @@ class Dispatcher:
             return []
 
     def _hand_over(
-        self, request: InferenceRequest, answers: Sequence[LegAnswer], call: Call
+        self,
+        request: InferenceRequest,
+        chosen: OpenDecision,
+        answers: Sequence[LegAnswer],
+        call: Call,
     ) -> Pieces:
         """Return the body of the last leg, or that of a whole request if that cannot be."""
         record = call.record
         outcomes, answer = self.legs.lessons.outcomes, answers[-1]
         try:
-            body = self._put_handle(request, answers)
+            body = self._put_handle(request, chosen.decision.pods, answers)
         except HandoffInvalid as invalid:
             if invalid.reason in _STILL_GOOD:
                 call.give_up_handle()
@@ -202,9 +206,12 @@ class Dispatcher:
         outcomes.note_usable(answer, request.model)
         return body
 
-    def _put_handle(self, request: InferenceRequest, answers: Sequence[LegAnswer]) -> Pieces:
+    def _put_handle(
+        self, request: InferenceRequest, pods: Mapping[Leg, Pod], answers: Sequence[LegAnswer]
+    ) -> Pieces:
         holder = answers[-1].pod
-        body = self.splits.find(holder.engine, holder.kv_connector).last_body(request, answers)
+        split = self.splits.find(holder.engine, holder.kv_connector)
+        body = split.last_body(request, Placement(pods, answers[-1].request_id), answers)
         if len(body) > self.policy.max_forwarded_bytes:
             # Envoy would refuse it, as if the client's body were too large.
             raise HandoffInvalid("too-large", "with the handle, the body is too large")

@@ -254,7 +254,7 @@ async def test_a_client_that_is_not_open_is_an_error() -> None:
 
 @asynccontextmanager
 async def watching(address: str, size: int = 2) -> AsyncIterator[tuple[PostProgress, Posting]]:
-    progress = PostProgress(size)
+    progress = PostProgress()
     async with EngineClient(LIMITS) as client:
         posting = asyncio.create_task(
             client.post(address, "/", {}, Pieces((b"x" * size,)), WAIT_S, progress=progress)
@@ -272,7 +272,8 @@ async def test_it_is_told_that_a_request_is_written(size: int) -> None:
 
 
 def test_a_request_is_not_written_before_all_of_it_is() -> None:
-    progress = PostProgress(10)
+    progress = PostProgress()
+    progress.expect(10)
     progress.note_sent(9)
     assert not progress.sent.is_set()
     progress.note_sent(1)

@@ -14,7 +14,7 @@ from waiting import WAIT_S, wait_until
 
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ModelPods, PodCache
-from pdrouter.engines.split import Leg
+from pdrouter.engines.split import Leg, Placement
 from pdrouter.load.ledger import Ledger, LegLoad
 from pdrouter.load.prompt_length import TokenRatios
 from pdrouter.load.retry_budget import RetryBudget, RetryRules
@@ -74,8 +74,8 @@ class Unchanged:
         del engine, connector
         return self
 
-    def side_body(self, leg: Leg, request: InferenceRequest) -> Pieces:
-        del leg
+    def side_body(self, leg: Leg, request: InferenceRequest, placement: Placement) -> Pieces:
+        del leg, placement
         return request.body.edit()
 
 

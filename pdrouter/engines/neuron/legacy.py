@@ -11,7 +11,15 @@ from pdrouter.engines.leg_bodies import (
     limit_to_prefill,
     strip_transfer_members,
 )
-from pdrouter.engines.split import PREFILL_DECODE, HandoffInvalid, Leg, Release, SideAnswer
+from pdrouter.engines.split import (
+    PREFILL_DECODE,
+    HandoffInvalid,
+    Leg,
+    Order,
+    Placement,
+    Release,
+    SideAnswer,
+)
 from pdrouter.openai.body import BodyInvalid, check_object
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest
@@ -23,14 +31,19 @@ class NeuronLegacy:
 
     name: str = "neuron-legacy"
     legs: tuple[Leg, ...] = PREFILL_DECODE
+    order: Order = Order.SERIAL
+    fits: frozenset[str] = frozenset()
 
-    def side_body(self, leg: Leg, request: InferenceRequest) -> Pieces:
+    def side_body(self, leg: Leg, request: InferenceRequest, placement: Placement) -> Pieces:
         """Return the client's body for one token."""
-        del leg  # There is one.
+        del leg, placement  # There is one, wherever it is.
         return request.edit(*limit_to_prefill(request))
 
-    def last_body(self, request: InferenceRequest, answers: Sequence[SideAnswer]) -> Pieces:
+    def last_body(
+        self, request: InferenceRequest, placement: Placement, answers: Sequence[SideAnswer]
+    ) -> Pieces:
         """Return the client's body with the prefill answer, which names its engine, as a member."""
+        del placement  # The answer says whose blocks they are.
         answer = answers[-1].body
         try:
             check_object(answer)

@@ -21,6 +21,8 @@ from pdrouter.engines.split import (
     PREFILL_DECODE,
     HandoffInvalid,
     Leg,
+    Order,
+    Placement,
     Release,
     SideAnswer,
 )
@@ -78,16 +80,21 @@ class NixlPull:
     remote_host_rewrite: RemoteHostRewrite = RemoteHostRewrite.AUTO
     name: str = "nixl"
     legs: tuple[Leg, ...] = PREFILL_DECODE
+    order: Order = Order.SERIAL
+    fits: frozenset[str] = frozenset()
 
-    def side_body(self, leg: Leg, request: InferenceRequest) -> Pieces:
+    def side_body(self, leg: Leg, request: InferenceRequest, placement: Placement) -> Pieces:
         """Return the client's body for one token, which asks the engine to keep the KV blocks."""
-        del leg  # There is one.
+        del leg, placement  # There is one, wherever it is.
         replace, remove = limit_to_prefill(request)
         replace[_PARAMS] = _PREFILL_PARAMS
         return request.edit(replace, remove)
 
-    def last_body(self, request: InferenceRequest, answers: Sequence[SideAnswer]) -> Pieces:
+    def last_body(
+        self, request: InferenceRequest, placement: Placement, answers: Sequence[SideAnswer]
+    ) -> Pieces:
         """Return the client's body with the handle, verbatim but for an unusable `remote_host`."""
+        del placement  # The answer says whose blocks they are.
         replace = strip_transfer_members(request)
         replace[_PARAMS], _ = self._take_handle(answers[-1])
         return request.edit(replace, TRANSFER_MEMBERS)

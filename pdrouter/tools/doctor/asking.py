@@ -15,7 +15,7 @@ import msgspec
 from pdrouter.cluster.pods import Pod
 from pdrouter.engines.leg_bodies import TRANSFER_MEMBERS
 from pdrouter.engines.registry import Splits
-from pdrouter.engines.split import HandoffInvalid, Leg
+from pdrouter.engines.split import HandoffInvalid, Leg, Placement
 from pdrouter.openai.paths import ENDPOINTS, MODELS_PATH
 from pdrouter.openai.request import InferenceRequest, parse_request
 from pdrouter.serving.leg_outcome import LegAnswer
@@ -124,16 +124,18 @@ async def _try_pair(
     """Send a request of one token over two engines."""
     split = splits.find(prefill.engine, prefill.kv_connector)
     request = _write_request(prefill.model)
-    body = bytes(split.side_body(Leg.PREFILL, request))
-    headers = {"content-type": "application/json", "x-request-id": f"doctor-{uuid.uuid4()}"}
+    request_id = f"doctor-{uuid.uuid4()}"
+    placement = Placement({Leg.PREFILL: prefill, Leg.DECODE: decode}, request_id)
+    body = bytes(split.side_body(Leg.PREFILL, request, placement))
+    headers = {"content-type": "application/json", "x-request-id": request_id}
     trial = PairTrial(prefill, decode)
     leg = prefill
     try:
         answer = await _send(session, prefill.address, _COMPLETIONS, body, headers)
         if answer.status != _OK:
             return dataclasses.replace(trial, failed=prefill, problem=_show(answer), handed=False)
-        answers = [LegAnswer(Leg.PREFILL, prefill, headers["x-request-id"], answer.body, None)]
-        decode_body = bytes(split.last_body(request, answers))
+        answers = [LegAnswer(Leg.PREFILL, prefill, request_id, answer.body, None)]
+        decode_body = bytes(split.last_body(request, placement, answers))
         leg = decode
         answer = await _send(session, decode.address, _COMPLETIONS, decode_body, headers)
     except HandoffInvalid as error:
@@ -152,12 +154,14 @@ async def _gives_handle(session: aiohttp.ClientSession, splits: Splits, pod: Pod
     """Return whether an engine that the file calls a decode engine works as a prefill engine."""
     split = splits.find(pod.engine, pod.kv_connector)
     request = _write_request(pod.model)
-    headers = {"content-type": "application/json", "x-request-id": f"doctor-{uuid.uuid4()}"}
-    body = bytes(split.side_body(Leg.PREFILL, request))
+    request_id = f"doctor-{uuid.uuid4()}"
+    placement = Placement({Leg.PREFILL: pod, Leg.DECODE: pod}, request_id)
+    headers = {"content-type": "application/json", "x-request-id": request_id}
+    body = bytes(split.side_body(Leg.PREFILL, request, placement))
     try:
         answer = await _send(session, pod.address, _COMPLETIONS, body, headers)
-        answers = [LegAnswer(Leg.PREFILL, pod, headers["x-request-id"], answer.body, None)]
-        split.last_body(request, answers)
+        answers = [LegAnswer(Leg.PREFILL, pod, request_id, answer.body, None)]
+        split.last_body(request, placement, answers)
     except (HandoffInvalid, aiohttp.ClientError, OSError, TimeoutError):
         return False
     return answer.status == _OK

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from factories import (
+    PLACEMENT,
     TWO_LEG_BODIES,
     make_answers,
     make_body,
@@ -45,7 +46,7 @@ def answer_with(params: Any) -> bytes:
 
 def refuse(answer: bytes, connector: Split) -> HandoffInvalid:
     with pytest.raises(HandoffInvalid) as caught:
-        bytes(connector.last_body(make_request(CHAT), make_answers(answer, POD)))
+        bytes(connector.last_body(make_request(CHAT), PLACEMENT, make_answers(answer, POD)))
     return caught.value
 
 
@@ -118,14 +119,17 @@ _PREFILL: list[tuple[str, bytes, bytes]] = [
 def test_the_prefill_leg_is_the_clients_body_for_one_token(
     path: str, client: bytes, expected: bytes
 ) -> None:
-    assert bytes(NeuronLegacy().side_body(Leg.PREFILL, make_request(path, client))) == expected
+    assert (
+        bytes(NeuronLegacy().side_body(Leg.PREFILL, make_request(path, client), PLACEMENT))
+        == expected
+    )
 
 
 @pytest.mark.parametrize(("path", "client", "expected"), _PREFILL)
 def test_nixls_prefill_leg_also_asks_the_engine_to_keep_the_blocks(
     path: str, client: bytes, expected: bytes
 ) -> None:
-    body = bytes(NixlPull().side_body(Leg.PREFILL, make_request(path, client)))
+    body = bytes(NixlPull().side_body(Leg.PREFILL, make_request(path, client), PLACEMENT))
     assert body == expected[:-1] + b',"kv_transfer_params":' + ASK_FOR_BLOCKS + b"}"
 
 
@@ -134,7 +138,7 @@ def test_untouched_members_of_the_prefill_leg_keep_their_bytes() -> None:
         b'{ "model" : "m" ,\t"messages":[{"content":"\\u00e9\\/","role":"user"}] , '
         b'"logit_bias":{"5":1.0e2},"cache_salt":"s" , "seed" : 9223372036854775807 }'
     )
-    body = bytes(NeuronLegacy().side_body(Leg.PREFILL, make_request(CHAT, client)))
+    body = bytes(NeuronLegacy().side_body(Leg.PREFILL, make_request(CHAT, client), PLACEMENT))
     assert body == client[:-2] + b',"stream":false,"max_tokens":1 }'
 
 
@@ -152,9 +156,11 @@ def test_a_clients_transfer_members_reach_no_engine(
         hidden["sampling_params"] = {"extra_args": {member: "evil", "keep": 1}, "seed": 4}
     request = make_request(path, **{member: "evil", **hidden})
     bodies = {
-        "prefill": bytes(connector.side_body(Leg.PREFILL, request)),
+        "prefill": bytes(connector.side_body(Leg.PREFILL, request, PLACEMENT)),
         "decode": bytes(
-            connector.last_body(request, make_answers(answer_with(make_kv_params()), POD))
+            connector.last_body(
+                request, PLACEMENT, make_answers(answer_with(make_kv_params()), POD)
+            )
         ),
         "whole": bytes(whole_body(request)),
     }
@@ -174,7 +180,7 @@ def test_an_escaped_spelling_hides_nothing(spelled: str) -> None:
     data = make_body(CHAT)[:-1] + f',{spelled}:"evil","vllm_xargs":{{{spelled}:"evil"}}}}'.encode()
     for body in (
         bytes(whole_body(make_request(CHAT, data))),
-        bytes(NixlPull().side_body(Leg.PREFILL, make_request(CHAT, data))),
+        bytes(NixlPull().side_body(Leg.PREFILL, make_request(CHAT, data), PLACEMENT)),
     ):
         assert b"evil" not in body
 
@@ -233,7 +239,9 @@ def test_the_decode_leg_is_the_clients_body_with_the_handle_verbatim(
         b'"ratio":1.50,"new_in_some_release":{"a":[null]} }'
     )
     answer = b'{"id":"x", "kv_transfer_params" : ' + handle + b' ,"usage":{}}'
-    body = bytes(NixlPull().last_body(make_request(path, data), make_answers(answer, POD)))
+    body = bytes(
+        NixlPull().last_body(make_request(path, data), PLACEMENT, make_answers(answer, POD))
+    )
     assert body == data[:-1] + b',"kv_transfer_params":' + handle + b"}"
 
 
@@ -241,7 +249,9 @@ def test_the_decode_leg_gets_the_engines_handle_in_place_of_a_clients() -> None:
     data = b'{"kv_transfer_params":{"remote_host":"evil"},"model":"m","messages":[{}],"rid":"evil"}'
     params = make_kv_params()
     body = bytes(
-        NixlPull().last_body(make_request(CHAT, data), make_answers(answer_with(params), POD))
+        NixlPull().last_body(
+            make_request(CHAT, data), PLACEMENT, make_answers(answer_with(params), POD)
+        )
     )
     assert json.loads(body) == {"kv_transfer_params": params, "model": "m", "messages": [{}]}
 
@@ -292,7 +302,7 @@ def test_a_half_filled_handle_never_reaches_a_decode_engine(
     connector = NixlPull(policy)
     answer = answer_with(make_kv_params(**changes))
     if reason is None:
-        assert bytes(connector.last_body(make_request(CHAT), make_answers(answer, POD)))
+        assert bytes(connector.last_body(make_request(CHAT), PLACEMENT, make_answers(answer, POD)))
     else:
         assert refuse(answer, connector).reason == reason
 
@@ -340,7 +350,9 @@ def test_any_handle_is_handed_over_or_refused(changes: dict[str, Any]) -> None:
     answer = answer_with(make_kv_params(**changes))
     for policy in RemoteHostRewrite:
         try:
-            body = bytes(NixlPull(policy).last_body(make_request(CHAT), make_answers(answer, POD)))
+            body = bytes(
+                NixlPull(policy).last_body(make_request(CHAT), PLACEMENT, make_answers(answer, POD))
+            )
         except HandoffInvalid:
             continue
         assert json.loads(body)["kv_transfer_params"]["do_remote_prefill"] is True
@@ -382,7 +394,9 @@ def test_remote_host_is_rewritten_by_policy_and_the_port_is_kept(
 ) -> None:
     params = make_kv_params(remote_host=host)
     body = bytes(
-        NixlPull(policy).last_body(make_request(CHAT), make_answers(answer_with(params), pod))
+        NixlPull(policy).last_body(
+            make_request(CHAT), PLACEMENT, make_answers(answer_with(params), pod)
+        )
     )
     expected = {**params, "remote_host": pod.ip if rewritten else host}
     assert json.loads(body)["kv_transfer_params"] == expected
@@ -401,7 +415,7 @@ def test_a_rewritten_handle_keeps_the_bytes_of_everything_else() -> None:
     )
     body = bytes(
         NixlPull().last_body(
-            make_request(CHAT), make_answers(b'{"kv_transfer_params":%s}' % handle, POD)
+            make_request(CHAT), PLACEMENT, make_answers(b'{"kv_transfer_params":%s}' % handle, POD)
         )
     )
     assert handle.replace(b"0.0.0.0", b"10.1.2.3") in body
@@ -410,7 +424,9 @@ def test_a_rewritten_handle_keeps_the_bytes_of_everything_else() -> None:
 def test_a_handle_of_very_many_members_is_handed_over_only_as_it_is() -> None:
     many = {f"member-{number}": number for number in range(1_001)}
     params = make_kv_params(**many)
-    body = bytes(NixlPull().last_body(make_request(CHAT), make_answers(answer_with(params), POD)))
+    body = bytes(
+        NixlPull().last_body(make_request(CHAT), PLACEMENT, make_answers(answer_with(params), POD))
+    )
     assert json.loads(body)["kv_transfer_params"] == params
     assert release(NixlPull(), params) is not None
     rewritten = {**params, "remote_host": "localhost"}
@@ -425,7 +441,9 @@ def test_the_legacy_decode_leg_carries_the_whole_answer_verbatim() -> None:
     data = make_body(CHAT, stream=True, disagg_prefill_resp="evil")
     answer = b'{ "id":"x", "usage":{"total_tokens":18446744073709551615} , "kv":{"a":1.0} }'
     body = bytes(
-        NeuronLegacy().last_body(make_request(CHAT, data), make_answers(b"\n" + answer + b" ", POD))
+        NeuronLegacy().last_body(
+            make_request(CHAT, data), PLACEMENT, make_answers(b"\n" + answer + b" ", POD)
+        )
     )
     assert body == data.replace(b'"evil"', answer)
 
@@ -477,7 +495,9 @@ def test_an_unknown_name_is_an_error() -> None:
 def test_the_rewrite_policy_reaches_the_connector() -> None:
     connector = Splits(remote_host_rewrite=RemoteHostRewrite.NEVER).find("vllm", "nixl")
     params = make_kv_params(remote_host="localhost")
-    body = bytes(connector.last_body(make_request(CHAT), make_answers(answer_with(params), POD)))
+    body = bytes(
+        connector.last_body(make_request(CHAT), PLACEMENT, make_answers(answer_with(params), POD))
+    )
     assert json.loads(body)["kv_transfer_params"]["remote_host"] == "localhost"
 
 

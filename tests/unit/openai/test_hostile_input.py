@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import pytest
-from factories import make_answers, make_kv_params, make_pod
+from factories import PLACEMENT, make_answers, make_kv_params, make_pod
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from work import Work, measure
@@ -46,9 +46,9 @@ def read_request(path: str, data: bytes) -> None:
         hash_prompt(request)
         whole_body(request)
         for connector in (NixlPull(), NeuronLegacy()):
-            connector.side_body(Leg.PREFILL, request)
+            connector.side_body(Leg.PREFILL, request, PLACEMENT)
         answer = encode({"kv_transfer_params": make_kv_params()})
-        NixlPull().last_body(request, make_answers(answer, make_pod()))
+        NixlPull().last_body(request, PLACEMENT, make_answers(answer, make_pod()))
 
 
 def expect_bounded(work: Work) -> None:
@@ -162,7 +162,7 @@ def test_no_prefill_answer_costs_more_than_the_bounds_allow(
     def hand_over() -> None:
         read_usage(answer)
         with suppress(HandoffInvalid):
-            connector.last_body(request, make_answers(answer, make_pod()))
+            connector.last_body(request, PLACEMENT, make_answers(answer, make_pod()))
 
     expect_bounded(measure(hand_over))
 
