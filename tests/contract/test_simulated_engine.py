@@ -459,6 +459,20 @@ async def test_a_side_channel_host_must_be_rewritten(
         assert_contract_kept(prefill, decode)
 
 
+async def test_blocks_go_only_to_an_engine_of_the_same_version(http: Http) -> None:
+    settings = {"role": "prefill", "host": "127.0.0.2", "revision": "2"}
+    async with (
+        running(**settings) as prefill,
+        running(role="decode", revision="1") as old,
+        running(role="decode", revision="2") as new,
+    ):
+        handle = await http.handle(prefill)
+        await failed_decode(http, old, handle)
+        assert prefill.count("simulation:contract_violations_total") == 1
+        body = BODIES[Api.CHAT] | {"kv_transfer_params": handle}
+        assert (await http.send(new, Api.CHAT, body))[0] == 200
+
+
 @pytest.mark.parametrize("api", [Api.CHAT, Api.COMPLETIONS, Api.GENERATE])
 async def test_a_failed_load_ends_a_stream_with_an_error_event(
     http: Http, prefill: SimulatedEngine, decode: SimulatedEngine, api: Api

@@ -9,6 +9,7 @@ import pytest
 import pytest_asyncio
 from fakekube import DeploymentController, FakeApiServer
 from fakekube.kinds import Kinds
+from fakekube.pods import pod_status
 from fakekube.store import Store
 
 Json = dict[str, Any]
@@ -108,6 +109,33 @@ def test_another_template_replaces_all_pods(store: Store, controller: Deployment
     controller.sync_all()
     assert [pod["spec"]["containers"][0]["image"] for pod in living(store)] == ["engine:2"] * 2
     assert old.isdisjoint(pod["metadata"]["uid"] for pod in living(store))
+
+
+def set_ready(store: Store, pod: Json) -> None:
+    status = pod_status(pod["spec"]["containers"], pod["status"]["podIP"])
+    store.patch("pods", pod["metadata"]["name"], {"status": status})
+
+
+def test_another_template_rolls_by_a_quarter(store: Store) -> None:
+    controller = DeploymentController(store, allocator(), rolling=True)
+    store.create(deployment(replicas=4))
+    controller.sync_all()
+    for pod in living(store):
+        assert pod["status"]["phase"] == "Pending"
+        set_ready(store, pod)
+    store.patch("deployments", "decode", {"spec": deployment(4, "engine:2")["spec"]})
+    steps = []
+    while not steps or steps[-1] != (0, 4, 0):
+        controller.sync_all()
+        pods = living(store)
+        new = [pod for pod in pods if pod["spec"]["containers"][0]["image"] == "engine:2"]
+        waiting = [pod for pod in new if pod["status"]["phase"] == "Pending"]
+        steps.append((len(pods) - len(new), len(new), len(waiting)))
+        assert len(pods) <= 5
+        assert len(pods) - len(waiting) >= 3
+        for pod in waiting[:1]:
+            set_ready(store, pod)
+    assert steps[:3] == [(3, 2, 2), (2, 3, 2), (1, 4, 2)]
 
 
 def test_nothing_is_left_of_a_deleted_deployment(

@@ -44,6 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         parser.add_argument(option, type=int, default=count, help=f"{what} ({count})")
     parser.add_argument(
+        "--revision",
+        metavar="TEXT",
+        default=_DEFAULTS.revision,
+        help="version; blocks go only to engines that have the same",
+    )
+    parser.add_argument(
         "--side-channel-host",
         metavar="HOST",
         help="remote_host in handles; real engines say localhost or 0.0.0.0",
@@ -96,6 +102,7 @@ def _config(args: argparse.Namespace) -> EngineConfig:
         kv_lease_s=args.kv_lease_s,
         max_model_len=args.max_model_len,
         release=args.release,
+        revision=args.revision,
         side_channel_host=args.side_channel_host,
         bootstrap_port=args.bootstrap_port,
     )

@@ -39,6 +39,7 @@ class EngineConfig:
         release: `old` engines (before vLLM 0.13) hand out no `remote_request_id`, and no blocks
             for prompts shorter than one block. `new` ones (from 0.21 on) have the blocks of a
             decode leg freed that they refuse.
+        revision: Its version: blocks go only to engines that have the same.
         side_channel_host: The `remote_host` in issued handles; `None` is the engine's own
             address. `localhost` and `0.0.0.0` are what real engines put there by default.
         bootstrap_port: Port of a prefill engine's bootstrap server (SGLang, Mooncake); 0 takes a
@@ -67,6 +68,7 @@ class EngineConfig:
     kv_blocks: int = 16_384
     default_max_tokens: int = 16
     release: EngineRelease = "new"
+    revision: str = ""
     side_channel_host: str | None = None
     bootstrap_port: int = 0
     auth_key: str = ""

@@ -18,7 +18,7 @@ from pdrouter.tools.simulation.transfer import FETCH_PATH, RELEASE_PATH
 _VERSION = "0.33.0+simulated"
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _VIOLATIONS: frozenset[FetchResult] = frozenset(
-    {"unknown", "reused", "released", "altered", "wrong_engine"}
+    {"unknown", "reused", "released", "altered", "wrong_engine", "other_revision"}
 )
 
 
@@ -94,7 +94,10 @@ class ControlApi:
         handle, digest = asked.get("handle"), asked.get("prompt_digest")
         if not isinstance(handle, dict) or not isinstance(digest, str):
             raise malformed("handle must be an object and prompt_digest a string")
-        result = self._handles.fetch(handle, digest, time.monotonic())
+        result: FetchResult = "other_revision"
+        # As vLLM does, at the handshake: the blocks stay where they are.
+        if asked.get("revision", "") == self._config.revision:
+            result = self._handles.fetch(handle, digest, time.monotonic())
         self._metrics.kv_fetches.labels(result).inc()
         if result == "mismatch":
             self._metrics.prompt_mismatches.inc()

@@ -98,7 +98,9 @@ class SimulatedEngine:
         async with AsyncExitStack() as resources:
             listener = resources.enter_context(_listen(self.config.host, self._port))
             self._port = listener.getsockname()[1]
-            fetcher = await resources.enter_async_context(BlockFetcher(self._host))
+            fetcher = await resources.enter_async_context(
+                BlockFetcher(self._host, self.config.revision)
+            )
             peers = await resources.enter_async_context(PeerClient(self.config.peer_timeout_s))
             self._runner = await self._serve(resources, self._application(fetcher, peers), listener)
             if self.config.has_bootstrap_server:

@@ -17,12 +17,14 @@ FetchResult = Literal[
     "lost",
     "altered",
     "wrong_engine",
+    "other_revision",
     "mismatch",
 ]
 
 FETCH_STATUS: dict[FetchResult, int] = {
     "ok": 200,
     "wrong_engine": 403,
+    "other_revision": 403,
     "altered": 403,
     "unknown": 404,
     "reused": 409,

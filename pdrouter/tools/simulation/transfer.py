@@ -26,14 +26,16 @@ class TransferFailed(Exception):
 class BlockFetcher:
     """Fetches blocks, or has them freed, over HTTP."""
 
-    def __init__(self, own_host: str) -> None:
+    def __init__(self, own_host: str, revision: str = "") -> None:
         """Open a client.
 
         Args:
             own_host: The decode engine's address. A handle that says `localhost` or `0.0.0.0`
                 means the node on which it is read, so such a fetch goes there.
+            revision: The decode engine's version.
         """
         self._own_host = own_host
+        self._revision = revision
         self._client = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S),
             connector=aiohttp.TCPConnector(limit=0, force_close=True),
@@ -55,7 +57,8 @@ class BlockFetcher:
         Raises:
             TransferFailed: No prefill engine answers there, or it refuses.
         """
-        await self._tell(handle, FETCH_PATH, {"handle": handle, "prompt_digest": digest})
+        asked = {"handle": handle, "prompt_digest": digest, "revision": self._revision}
+        await self._tell(handle, FETCH_PATH, asked)
 
     async def release(self, handle: Handle) -> None:
         """Have the blocks freed that a handle stands for.

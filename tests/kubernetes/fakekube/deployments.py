@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import math
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -20,16 +21,21 @@ class DeploymentController:
     """Gives every Deployment its ReplicaSet, its pods and its status.
 
     A new template replaces all pods at once, without surge or delay; pods are running and ready
-    as soon as they exist.
+    as soon as they exist. Or else it rolls, with the surge and the unavailability that Deployments
+    have by default, a quarter each; then pods are pending until somebody patches their status.
 
     Args:
         store: the objects.
         allocate_ip: the address of a pod that is about to be created.
+        rolling: whether pods are replaced one after the other.
     """
 
-    def __init__(self, store: Store, allocate_ip: Callable[[Json], str]) -> None:
+    def __init__(
+        self, store: Store, allocate_ip: Callable[[Json], str], *, rolling: bool = False
+    ) -> None:
         self._store = store
         self._allocate_ip = allocate_ip
+        self._rolling = rolling
         self._forget: Callable[[], None] | None = None
         self._due: asyncio.Handle | None = None
 
@@ -64,15 +70,19 @@ class DeploymentController:
         metadata, spec = deployment["metadata"], deployment["spec"]
         namespace = metadata["namespace"]
         wanted = spec.get("replicas", 1)
-        current = self._replica_set(deployment)
+        current = self._replica_set(deployment)["metadata"]["uid"]
         pods: list[Json] = []
-        for replica_set in self._store.objects("replicasets", namespace=namespace):
-            if _owner(replica_set) != metadata["uid"]:
-                continue
-            is_current = replica_set["metadata"]["uid"] == current["metadata"]["uid"]
-            kept = self._scale(replica_set, wanted if is_current else 0)
-            self._report(replica_set, wanted if is_current else 0, kept)
-            if is_current:
+        replica_sets = [
+            replica_set
+            for replica_set in self._store.objects("replicasets", namespace=namespace)
+            if _owner(replica_set) == metadata["uid"]
+        ]
+        sizes = self._size_replica_sets(replica_sets, current, wanted)
+        for replica_set in replica_sets:
+            size = sizes[replica_set["metadata"]["uid"]]
+            kept = self._scale(replica_set, size)
+            self._report(replica_set, size, kept)
+            if replica_set["metadata"]["uid"] == current:
                 pods = kept
         status = _deployment_status(deployment, pods, wanted)
         self._store.patch("deployments", metadata["name"], {"status": status}, namespace=namespace)
@@ -118,8 +128,31 @@ class DeploymentController:
             }
         )
 
-    def _scale(self, replica_set: Json, wanted: int) -> list[Json]:
-        """Create or delete pods until there are as many as wanted; gives those that stay."""
+    def _size_replica_sets(
+        self, replica_sets: list[Json], current: str, wanted: int
+    ) -> dict[str, int]:
+        """Say how many pods each ReplicaSet is to have now, by UID."""
+        if not self._rolling:
+            return {
+                each["metadata"]["uid"]: wanted if each["metadata"]["uid"] == current else 0
+                for each in replica_sets
+            }
+        pods = {each["metadata"]["uid"]: self._living(each) for each in replica_sets}
+        sizes = {uid: len(each) for uid, each in pods.items()}
+        surge, unavailable = math.ceil(wanted / 4), wanted // 4
+        surplus = _ready([pod for each in pods.values() for pod in each]) - wanted + unavailable
+        for uid in pods.keys() - {current}:
+            # Those that are not ready are the first to go, and make nothing unavailable.
+            ready = _ready(pods[uid])
+            going = max(0, min(ready, surplus))
+            sizes[uid] = ready - going
+            surplus -= going
+        others = sum(sizes.values()) - sizes[current]
+        sizes[current] = max(0, min(wanted, wanted + surge - others))
+        return sizes
+
+    def _living(self, replica_set: Json) -> list[Json]:
+        """Give the pods of a ReplicaSet that do not terminate, the ready ones first."""
         metadata = replica_set["metadata"]
         pods = [
             pod
@@ -128,6 +161,11 @@ class DeploymentController:
             )
             if _owner(pod) == metadata["uid"] and "deletionTimestamp" not in pod["metadata"]
         ]
+        return sorted(pods, key=lambda pod: -_ready([pod]))
+
+    def _scale(self, replica_set: Json, wanted: int) -> list[Json]:
+        """Create or delete pods until there are as many as wanted; gives those that stay."""
+        pods = self._living(replica_set)
         for pod in pods[wanted:]:
             self._delete("pods", pod)
         return pods[:wanted] + [self._create_pod(replica_set) for _ in range(wanted - len(pods))]
@@ -147,7 +185,12 @@ class DeploymentController:
             },
             "spec": {"nodeName": f"node-{name}", **template["spec"]},
         }
-        pod["status"] = pod_status(template["spec"]["containers"], self._allocate_ip(pod))
+        pod["status"] = pod_status(
+            template["spec"]["containers"],
+            self._allocate_ip(pod),
+            ready=not self._rolling,
+            phase="Pending" if self._rolling else "Running",
+        )
         return self._store.create(pod)
 
     def _delete(self, plural: str, manifest: Json) -> None:

@@ -153,9 +153,11 @@ class FakeApiServer:
         self.store.roll_back(resource_version)
         await self.start()
 
-    def run_deployments(self, allocate_ip: Callable[[Json], str]) -> DeploymentController:
+    def run_deployments(
+        self, allocate_ip: Callable[[Json], str], *, rolling: bool = False
+    ) -> DeploymentController:
         """Keep pods for every Deployment until the server ends; see `DeploymentController`."""
-        self._controller = DeploymentController(self.store, allocate_ip)
+        self._controller = DeploymentController(self.store, allocate_ip, rolling=rolling)
         self._controller.start()
         return self._controller
 
