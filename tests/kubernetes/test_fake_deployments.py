@@ -124,7 +124,7 @@ def test_another_template_rolls_by_a_quarter(store: Store) -> None:
         assert pod["status"]["phase"] == "Pending"
         set_ready(store, pod)
     store.patch("deployments", "decode", {"spec": deployment(4, "engine:2")["spec"]})
-    steps = []
+    steps: list[tuple[int, int, int]] = []
     while not steps or steps[-1] != (0, 4, 0):
         controller.sync_all()
         pods = living(store)
