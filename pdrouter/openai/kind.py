@@ -20,6 +20,7 @@ _SHAPING = (
 )
 """Members that shape or read the output: what an engine may not be able to do with one token."""
 
+_NAMES = frozenset(_SHAPING)
 _UNSET = (b"null", b"false", b"[]", b"{}")
 _LONGEST_UNSET = 5
 _UNDEMANDING = frozenset({"auto", "none", "text"})
@@ -50,9 +51,13 @@ _decode_choice = msgspec.json.Decoder(_Choice | str).decode
 def describe_kind(request: InferenceRequest) -> RequestKind | None:
     """Return the kind of a request; None if nothing in it shapes the output."""
     holders = [request.body] if request.sampling is None else [request.body, request.sampling]
-    members = tuple(
-        name for name in _SHAPING if any(_is_demanding(holder, name) for holder in holders)
-    )
+    demanded = {
+        name
+        for holder in holders
+        for name in _NAMES.intersection(holder.names)
+        if _is_demanding(holder, name)
+    }
+    members = tuple(name for name in _SHAPING if name in demanded)
     return RequestKind(request.endpoint.path, members) if members else None
 
 
