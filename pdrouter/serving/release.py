@@ -271,9 +271,11 @@ class Releases:
 
     def _list_pods(self, handle: HeldHandle) -> Sequence[Pod]:
         """Return the decode pods to ask, one after the other."""
-        holder, last = handle.answer.pod, handle.last
+        uid, last = handle.answer.pod.uid, handle.last
         pods = self._cache.view.models.get(handle.model)
-        if pods is None or all(pod.uid != holder.uid for pod in pods.pods):
+        # As the newest view has it: what is known of revisions may have changed.
+        holder = next((pod for pod in pods.pods if pod.uid == uid), None) if pods else None
+        if pods is None or holder is None:
             return ()
         partners = pods.decode.get(holder.pairing, ())
         able = [pod for pod in partners if not (handle.unreachable and pod.uid == last.uid)]

@@ -261,6 +261,27 @@ async def test_pods_of_other_rolesets_are_not_asked() -> None:
         await running.settle(ReleaseOutcome.NO_POD)
 
 
+async def test_pods_of_another_revision_are_not_asked() -> None:
+    async with bench("127.0.0.2:1", NOBODY) as running:
+        held = running.hold()
+        (other,) = running.decode
+        running.cache.replace([running.holder.take_for("1"), other.take_for("2")])
+        held.release()
+        await running.settle(ReleaseOutcome.NO_POD)
+
+
+async def test_a_revision_that_is_known_only_now_counts() -> None:
+    async with (
+        SimulatedEngine(EngineConfig(role="decode", host="127.0.0.3")) as engine,
+        bench("127.0.0.2:1", engine.address) as running,
+    ):
+        held = running.hold()
+        (decode,) = running.decode
+        running.cache.replace([running.holder.take_for("1"), decode.take_for("1")])
+        held.release()
+        await running.settle(ReleaseOutcome.ASKED)
+
+
 # --- Bounds ---
 
 
