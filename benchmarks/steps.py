@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from random import Random
 
+from benchmarks.exchange import RequestBench
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ClusterView, ModelPods
 from pdrouter.engines.leg_bodies import TRANSFER_MEMBERS
@@ -36,6 +37,11 @@ CHAT = ENDPOINTS["/v1/chat/completions"]
 ANSWER = json.dumps(
     {
         "choices": [{"message": {"content": "x"}}],
+        "usage": {
+            "prompt_tokens": 2000,
+            "completion_tokens": 1,
+            "prompt_tokens_details": {"cached_tokens": 1024},
+        },
         "kv_transfer_params": {
             "do_remote_prefill": True,
             "do_remote_decode": False,
@@ -120,9 +126,12 @@ def bench_body(size: int) -> None:
         body=ReplaceBody(decode_body),
         clear_route_cache=True,
     )
+    prefill_pod, decode_pod = make_pods(2)
+    bench = RequestBench(prefill_pod, decode_pod, body, ANSWER)
     print(f"\nbody of {len(body):,} bytes; json = loads and two dumps")
     compare(
         {
+            "one exchange": bench.serve,
             "read the ext_proc message": lambda: decode(data),
             "index and validate": lambda: parse(body),
             "prefill body": lambda: connector.side_body(Leg.PREFILL, request, placement),
