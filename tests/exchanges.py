@@ -6,11 +6,13 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from factories import make_state
+from msgspec import structs
 
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import PodCache
 from pdrouter.engines.split import Leg
 from pdrouter.extproc.exchange import Exchange
+from pdrouter.extproc.ext_proc_pb2 import ProcessingRequest
 from pdrouter.extproc.messages import (
     BodyMode,
     Event,
@@ -111,6 +113,14 @@ class Notes:
     def request_finished(self, record: RequestRecord) -> None:
         self.open -= 1
         self.finished.append(record)
+
+
+def bare(event: Event) -> Event:
+    """An event without the message that it comes from, and what was measured of that."""
+    event = structs.replace(event, context=ProcessingRequest())
+    if isinstance(event, RequestHeaders | ResponseHeaders):
+        event = structs.replace(event, count=0, size=0)
+    return event
 
 
 def only(replies: Replies) -> Reply | None:

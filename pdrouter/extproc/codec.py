@@ -66,11 +66,12 @@ def decode(data: bytes) -> Event:
     match kind:
         case "request_headers" | "response_headers":
             headers: pb.HttpHeaders = getattr(message, kind)
+            header_map = headers.headers
             return _HEADERS_EVENTS[kind](
-                _read_header_map(headers.headers),
+                _read_header_map(header_map),
                 headers.end_of_stream,
-                len(headers.headers.headers),
-                headers.headers.ByteSize(),
+                len(header_map.headers),
+                header_map.ByteSize(),
                 **_read_common(message),
             )
         case "request_body" | "response_body":

@@ -56,8 +56,7 @@ class ProtocolConfig:
     send_body_without_waiting_for_header_response: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Event:
+class _Event(msgspec.Struct, frozen=True, kw_only=True):
     """What every message from Envoy may carry.
 
     Attributes:
@@ -68,9 +67,7 @@ class _Event:
 
     protocol_config: ProtocolConfig | None = None
     observability_mode: bool = False
-    context: pb.ProcessingRequest = field(
-        default_factory=pb.ProcessingRequest, repr=False, compare=False
-    )
+    context: pb.ProcessingRequest = msgspec.field(default_factory=pb.ProcessingRequest)
 
     def attributes(self) -> dict[str, dict[str, Any]]:
         """Returns Envoy's attributes by the name of the filter that sends them.
@@ -86,8 +83,7 @@ class _Event:
         return {name: _read_struct(struct) for name, struct in namespaces.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class _HeadersEvent(_Event):
+class _HeadersEvent(_Event, frozen=True):
     """The headers of one direction.
 
     Attributes:
@@ -99,68 +95,64 @@ class _HeadersEvent(_Event):
 
     headers: Mapping[str, str]
     end_of_stream: bool = False
-    count: int = field(default=0, compare=False)
-    size: int = field(default=0, compare=False)
+    count: int = 0
+    size: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _BodyEvent(_Event):
+class _BodyEvent(_Event, frozen=True):
     """The body of one direction or, in the streamed modes, a piece of it.
 
     Attributes:
         end_of_stream: True if neither more of the body nor trailers follow.
     """
 
-    body: bytes = field(repr=False)
+    body: bytes
     end_of_stream: bool = False
 
+    def __repr__(self) -> str:
+        # Without what the client or the engine has said.
+        return f"{type(self).__name__}({len(self.body)} bytes, {self.end_of_stream=})"
 
-@dataclass(frozen=True, slots=True)
-class _TrailersEvent(_Event):
+
+class _TrailersEvent(_Event, frozen=True):
     """The trailers of one direction, by name in lower case."""
 
     trailers: Mapping[str, str]
 
 
-class RequestHeaders(_HeadersEvent):
+class RequestHeaders(_HeadersEvent, frozen=True):
     """The headers from the client."""
 
-    __slots__ = ()
     phase: ClassVar[Phase] = Phase.REQUEST_HEADERS
 
 
-class RequestBody(_BodyEvent):
+class RequestBody(_BodyEvent, frozen=True):
     """The body from the client."""
 
-    __slots__ = ()
     phase: ClassVar[Phase] = Phase.REQUEST_BODY
 
 
-class RequestTrailers(_TrailersEvent):
+class RequestTrailers(_TrailersEvent, frozen=True):
     """The trailers from the client."""
 
-    __slots__ = ()
     phase: ClassVar[Phase] = Phase.REQUEST_TRAILERS
 
 
-class ResponseHeaders(_HeadersEvent):
+class ResponseHeaders(_HeadersEvent, frozen=True):
     """The headers from the engine."""
 
-    __slots__ = ()
     phase: ClassVar[Phase] = Phase.RESPONSE_HEADERS
 
 
-class ResponseBody(_BodyEvent):
+class ResponseBody(_BodyEvent, frozen=True):
     """The body from the engine."""
 
-    __slots__ = ()
     phase: ClassVar[Phase] = Phase.RESPONSE_BODY
 
 
-class ResponseTrailers(_TrailersEvent):
+class ResponseTrailers(_TrailersEvent, frozen=True):
     """The trailers from the engine."""
 
-    __slots__ = ()
     phase: ClassVar[Phase] = Phase.RESPONSE_TRAILERS
 
 
@@ -265,14 +257,14 @@ def _read_struct(struct: Struct) -> dict[str, Any]:
 
 def _read_value(value: Value) -> Any:  # noqa: ANN401 (any JSON value)
     match value.WhichOneof("kind"):
+        case "string_value":
+            return value.string_value
         case "struct_value":
             return _read_struct(value.struct_value)
         case "list_value":
             return [_read_value(item) for item in value.list_value.values]
         case "number_value":
             return value.number_value
-        case "string_value":
-            return value.string_value
         case "bool_value":
             return value.bool_value
         case _:

@@ -8,6 +8,7 @@ from envoy_data_plane.envoy.config.core import v3 as core
 from envoy_data_plane.envoy.extensions.filters.http.ext_proc import v3 as ext_proc_filter
 from envoy_data_plane.envoy.service.ext_proc import v3 as service
 from envoy_data_plane.google.protobuf import Struct
+from exchanges import bare
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -107,7 +108,7 @@ def test_headers_are_read(phase: Phase, headers: core.HeaderMap, end_of_stream: 
 
     event = decode(bytes(put(phase, part, service.ProcessingRequest())))
 
-    assert event == EVENTS[phase](contents(headers), end_of_stream)
+    assert bare(event) == EVENTS[phase](contents(headers), end_of_stream)
 
 
 @pytest.mark.parametrize("phase", BODY_PHASES)
@@ -117,7 +118,7 @@ def test_a_body_is_read(phase: Phase, body: bytes, end_of_stream: bool) -> None:
 
     event = decode(bytes(put(phase, part, service.ProcessingRequest())))
 
-    assert event == EVENTS[phase](body, end_of_stream)
+    assert bare(event) == EVENTS[phase](body, end_of_stream)
 
 
 @pytest.mark.parametrize("phase", TRAILERS_PHASES)
@@ -127,7 +128,7 @@ def test_trailers_are_read(phase: Phase, trailers: core.HeaderMap) -> None:
 
     event = decode(bytes(put(phase, part, service.ProcessingRequest())))
 
-    assert event == EVENTS[phase](contents(trailers))
+    assert bare(event) == EVENTS[phase](contents(trailers))
 
 
 @pytest.mark.parametrize("phase", Phase)
