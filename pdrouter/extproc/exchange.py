@@ -124,6 +124,7 @@ class Exchange:
 
     Attributes:
         call: what the stream owns.
+        record: what is known of the request so far.
         cut: whether the stream is to be reset, since it is too late for an answer.
     """
 
@@ -137,6 +138,7 @@ class Exchange:
         "_turn",
         "call",
         "cut",
+        "record",
     )
 
     def __init__(
@@ -170,14 +172,10 @@ class Exchange:
         self._state = State.START
         self._start = time.perf_counter()
         self.cut = False
-        self.call = Call(RequestRecord(create_request_id()), self._end_unasked)
+        self.record = RequestRecord(create_request_id())
+        self.call = Call(self.record, self._end_unasked)
         self._phases = Phases(self.call, dispatcher, cache, answers, policy, bodies=bodies)
         self._observer.request_started(self.record)
-
-    @property
-    def record(self) -> RequestRecord:
-        """What is known of the request so far."""
-        return self.call.record
 
     @property
     def ended(self) -> bool:
@@ -196,7 +194,7 @@ class Exchange:
             replies = await self.handle(event)
         await self._say(replies)
         # The request may go on for minutes, without its body.
-        self.call.body.close()
+        self.call.release_body()
 
     async def handle(self, event: Event) -> Replies:
         """Return the replies to an event. Raises nothing but cancellation."""

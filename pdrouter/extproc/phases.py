@@ -39,7 +39,7 @@ from pdrouter.serving.call import Call
 from pdrouter.serving.held_bodies import HeldBodies
 from pdrouter.serving.last_leg import is_unseen, judge_answer
 from pdrouter.serving.pod_outcomes import SentLeg
-from pdrouter.serving.record import Outcome, RequestRecord
+from pdrouter.serving.record import Outcome
 from pdrouter.serving.way import Dispatcher, RequestHead
 
 log = logging.getLogger(__name__)
@@ -70,6 +70,7 @@ class Phases:
         "_head",
         "_outcomes",
         "_policy",
+        "_record",
         "_response_mode",
         "_sent",
         "_start",
@@ -87,6 +88,7 @@ class Phases:
         bodies: HeldBodies,
     ) -> None:
         self._call = call
+        self._record = call.record
         self._dispatcher = dispatcher
         self._cache = cache
         self._answers = answers
@@ -98,10 +100,6 @@ class Phases:
         self._sent: SentLeg | None = None
         self._response_mode: BodyMode | None = None
         self._watch: AnswerWatch | None = None
-
-    @property
-    def _record(self) -> RequestRecord:
-        return self._call.record
 
     def learn_modes(self, config: ProtocolConfig) -> None:
         """Take the modes in which the filter sends bodies."""
@@ -139,7 +137,7 @@ class Phases:
             raise RuntimeError("a body without headers passed the table")
         if not event.body:
             raise no_body()
-        self._call.body.enter_context(self._bodies.hold(len(event.body)))
+        self._call.body = self._bodies.hold(len(event.body))
         dispatched = await self._dispatcher.dispatch(self._head, event.body, self._call)
         self._record.forwarded = True
         if self._call.handle is not None:

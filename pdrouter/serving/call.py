@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import ExitStack
 from typing import Any
 
+from pdrouter.serving.held_bodies import HeldBody
 from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.release import HeldHandle
 
@@ -20,7 +21,7 @@ class Call:
     Attributes:
         record: what is known of the request so far.
         scopes: what is released when the stream has ended.
-        body: what is released once Envoy has the reply to the request's body.
+        body: counts the request's body; None before that has come.
         handle: the KV handle of a side leg, for as long as it may be that no engine has it.
     """
 
@@ -37,7 +38,7 @@ class Call:
         """
         self.record = record
         self.scopes = ExitStack()
-        self.body = ExitStack()
+        self.body: HeldBody | None = None
         self.handle: HeldHandle | None = None
         self._on_failure = on_failure
         self._tasks: set[asyncio.Task[None]] = set()
@@ -73,10 +74,15 @@ class Call:
             task.cancel()
         # Whoever is told refers to this call: without the circle, both go at once.
         self._on_failure = _tell_nobody
-        self.body.close()
+        self.release_body()
         self.scopes.close()
         if self.handle is not None:
             self.handle.close()
+
+    def release_body(self) -> None:
+        """Hold the request's body no more. Further calls change nothing."""
+        if self.body is not None:
+            self.body.release()
 
     async def wait_closed(self) -> None:
         """Return once the tasks have ended, after `close`."""

@@ -1,8 +1,5 @@
 """How large bodies may be: each of them, and all that wait (for prefill, for Envoy) together."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.serving.refusals import refuse_for_now
 
@@ -34,9 +31,8 @@ class HeldBodies:
         self.bytes = 0
         self.refused = 0
 
-    @contextmanager
-    def hold(self, size: int) -> Iterator[None]:
-        """Count a body while the context lasts.
+    def hold(self, size: int) -> "HeldBody":
+        """Count a body until what is returned is released.
 
         Raises:
             RequestRejected: it is too large, or has no room.
@@ -47,11 +43,7 @@ class HeldBodies:
         if self.bytes + size > self.limit:
             self.refused += 1
             raise self._refuse(size)
-        self.bytes += size
-        try:
-            yield
-        finally:
-            self.bytes -= size
+        return HeldBody(self, size)
 
     def _refuse(self, size: int) -> RequestRejected:
         message = (
@@ -59,3 +51,19 @@ class HeldBodies:
             f" {max(0, self.limit - self.bytes)} of {self.limit}"
         )
         return refuse_for_now(503, "body_memory_exhausted", message)
+
+
+class HeldBody:
+    """One body that is counted until it is released, exactly once."""
+
+    __slots__ = ("_bodies", "_size")
+
+    def __init__(self, bodies: HeldBodies, size: int) -> None:
+        bodies.bytes += size
+        self._bodies = bodies
+        self._size = size
+
+    def release(self) -> None:
+        """Stop counting the body. Further calls change nothing."""
+        self._bodies.bytes -= self._size
+        self._size = 0

@@ -20,11 +20,14 @@ SIZE = len(BODY.body)
 
 def test_bodies_are_held_up_to_the_limit() -> None:
     bodies = HeldBodies(100, 250)
-    with bodies.hold(100), bodies.hold(100), bodies.hold(50):
-        assert bodies.bytes == 250
-        with pytest.raises(RequestRejected) as refused, bodies.hold(1):
-            pytest.fail("there is no room")
-        assert bodies.bytes == 250
+    held = [bodies.hold(size) for size in (100, 100, 50)]
+    assert bodies.bytes == 250
+    with pytest.raises(RequestRejected) as refused:
+        bodies.hold(1)
+    assert bodies.bytes == 250
+    for each in held:
+        each.release()
+        each.release()
     assert (bodies.bytes, bodies.refused) == (0, 1)
     assert (refused.value.status, refused.value.code) == (503, "body_memory_exhausted")
     assert refused.value.headers[0][0] == "retry-after"
@@ -35,19 +38,18 @@ def test_the_limit_is_never_passed(sizes: list[int], limit: int) -> None:
     bodies = HeldBodies(100, limit)
     held = []
     for size in sizes:
-        hold = bodies.hold(size)
         with suppress(RequestRejected):
-            hold.__enter__()
-            held.append(hold)
+            held.append(bodies.hold(size))
         assert bodies.bytes <= bodies.limit
-    for hold in held:
-        hold.__exit__(None, None, None)
+    for each in held:
+        each.release()
     assert bodies.bytes == 0
 
 
 def test_one_body_always_has_room() -> None:
-    with HeldBodies(100, 0).hold(100):
-        pass
+    bodies = HeldBodies(100, 0)
+    bodies.hold(100)
+    assert bodies.bytes == 100
 
 
 async def test_a_body_is_held_until_envoy_has_the_reply() -> None:
@@ -111,14 +113,13 @@ async def test_a_client_that_leaves_during_prefill_leaves_nothing() -> None:
 
 async def test_a_body_without_room_is_refused_for_now() -> None:
     bench = Bench(max_body_bytes=SIZE, max_held_bytes=SIZE)
-    with bench.bodies.hold(1):
-        _, reply = await bench.tell(request_headers(), BODY)
-        assert error_of(reply) == (503, "body_memory_exhausted")
-        assert isinstance(reply, ImmediateReply)
-        assert "retry-after" in dict(reply.headers)
-        bench.exchange.close()
-        assert bench.bodies.bytes == 1
-    assert bench.bodies.refused == 1
+    bench.bodies.hold(1)
+    _, reply = await bench.tell(request_headers(), BODY)
+    assert error_of(reply) == (503, "body_memory_exhausted")
+    assert isinstance(reply, ImmediateReply)
+    assert "retry-after" in dict(reply.headers)
+    bench.exchange.close()
+    assert (bench.bodies.bytes, bench.bodies.refused) == (1, 1)
 
 
 async def test_an_announced_length_takes_no_room() -> None:
