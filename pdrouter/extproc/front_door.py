@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pdrouter.extproc.messages import RequestHeaders
 from pdrouter.extproc.modes import check_modes
 from pdrouter.openai.errors import RequestRejected
-from pdrouter.openai.header_values import is_encoded, list_keys
+from pdrouter.openai.header_values import is_encoded, list_keys, list_members
 from pdrouter.openai.paths import ENDPOINTS, find_right_path, split_path
 from pdrouter.serving.way import RequestHead
 
@@ -94,5 +94,4 @@ def _read_length(headers: Mapping[str, str]) -> int | None:
 
 def _asks_for_upgrade(headers: Mapping[str, str]) -> bool:
     """Return whether Envoy takes a request for an upgrade: its body then ends with the tunnel."""
-    options = headers.get("connection", "").lower().split(",")
-    return "upgrade" in headers and "upgrade" in (option.strip() for option in options)
+    return "upgrade" in headers and "upgrade" in list_members(headers.get("connection", "").lower())

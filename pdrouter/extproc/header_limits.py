@@ -5,6 +5,7 @@ router counts first.
 """
 
 from dataclasses import dataclass
+from itertools import chain
 
 from pdrouter.extproc.messages import Headers, RequestHeaders, ResponseHeaders
 from pdrouter.openai.errors import RequestRejected
@@ -38,9 +39,10 @@ class HeaderLimits:
         Raises:
             RequestRejected: there are too many headers, or they are too large.
         """
-        added = sum(name not in event.headers for name in _SET)
-        if event.count + added > self.count:
-            raise _too_large(f"has {event.count} headers", f"{self.count - added}")
+        if event.count + len(_SET) > self.count:
+            added = sum(name not in event.headers for name in _SET)
+            if event.count + added > self.count:
+                raise _too_large(f"has {event.count} headers", f"{self.count - added}")
         if event.size + _SET_BYTES > self.size:
             raise _too_large(
                 f"has {event.size} bytes of headers", f"{self.size - _SET_BYTES} bytes"
@@ -49,6 +51,8 @@ class HeaderLimits:
     def keep_fitting(self, added: Headers, event: ResponseHeaders) -> Headers:
         """Return those headers that a response has room for, of the first as many as possible."""
         count, size = self.count - event.count, self.size - event.size
+        if count >= len(added) and size >= sum(map(len, chain.from_iterable(added))):
+            return added
         kept = []
         for name, value in added:
             new = name not in event.headers

@@ -13,6 +13,8 @@ from pdrouter.extproc.front_door import require_method
 from pdrouter.openai.models import encode_model, encode_models, unknown_model, unsupported_model
 from pdrouter.openai.paths import HEALTH_PATH, MODELS_PATH, PING_PATH, VERSION_PATH
 
+_MODEL_PATH = MODELS_PATH + "/"
+
 PUBLIC_PATHS = frozenset({HEALTH_PATH, PING_PATH})
 """Answered without a key: load balancers and load generators ask there."""
 
@@ -40,9 +42,9 @@ def answer(path: str, method: str, view: ClusterView) -> OwnAnswer | None:
     if page is not None:
         require_method(method, "GET", "HEAD")
         return page(view)
-    name = unquote(path.removeprefix(MODELS_PATH + "/"))
-    if not name or not path.startswith(MODELS_PATH + "/"):
+    if not path.startswith(_MODEL_PATH) or path == _MODEL_PATH:
         return None
+    name = unquote(path.removeprefix(_MODEL_PATH))
     require_method(method, "GET", "HEAD")
     model = view.models.get(name)
     if model is None:

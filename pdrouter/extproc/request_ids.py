@@ -1,22 +1,25 @@
 """The ids of a request: the router's own, which is unique, and the one that its client gave it."""
 
 import re
-import uuid
 from collections.abc import Mapping
 from random import getrandbits
 
 from pdrouter.openai.headers import CLIENT_REQUEST_ID, REQUEST_ID
 
+# What RFC 9562 fixes in an id that is otherwise random.
+_FIXED_BITS = 0xF << 76 | 0x3 << 62
+_VERSION_4 = 0x4 << 76 | 0x2 << 62
 # OpenAI's limits for X-Client-Request-Id.
 _CLIENT_ID = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,510}[\x21-\x7e])?")
 
 
 def create_request_id() -> str:
-    """Return a new id."""
+    """Return a new id, in the form of a UUID."""
     # Unique, but no secret: asking the kernel for randomness would give up Python's lock, and to
     # get that back takes the longer the busier the process is. A process that is forked off gets
     # a seed of its own.
-    return str(uuid.UUID(int=getrandbits(128), version=4))
+    digits = f"{getrandbits(128) & ~_FIXED_BITS | _VERSION_4:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def read_client_id(headers: Mapping[str, str]) -> str:
@@ -27,7 +30,7 @@ def read_client_id(headers: Mapping[str, str]) -> str:
     """
     for name in (CLIENT_REQUEST_ID, REQUEST_ID):
         value = headers.get(name, "").strip()
-        if _CLIENT_ID.fullmatch(value):
+        if value and _CLIENT_ID.fullmatch(value):
             return value
     return ""
 

@@ -16,6 +16,8 @@ def read_one(value: str) -> str:
 
     If it does not, that is what it says.
     """
+    if "," not in value:
+        return value.strip()
     members = dict.fromkeys(list_members(value))
     return ", ".join(members)
 
@@ -32,7 +34,7 @@ def is_asked(headers: Mapping[str, str], name: str) -> bool:
 
 def is_encoded(value: str) -> bool:
     """Return whether a `content-encoding` says that a body is not as it is."""
-    return any(member.lower() != _IDENTITY for member in list_members(value))
+    return bool(value) and any(member.lower() != _IDENTITY for member in list_members(value))
 
 
 def list_keys(headers: Mapping[str, str]) -> list[str]:

@@ -1,5 +1,7 @@
 """The ids of a request."""
 
+import uuid
+
 import pytest
 
 from pdrouter.extproc.request_ids import create_request_id, pair_ids, read_client_id
@@ -35,5 +37,10 @@ def test_a_response_names_a_clients_id_only_if_there_is_one() -> None:
     assert pair_ids("r", "c") == (("x-request-id", "r"), ("x-client-request-id", "c"))
 
 
-def test_ids_differ() -> None:
-    assert len({create_request_id() for _ in range(100)}) == 100
+def test_ids_are_random_uuids() -> None:
+    ids = {create_request_id() for _ in range(1000)}
+    assert len(ids) == 1000
+    read = {str(uuid.UUID(each)) for each in ids}
+    assert read == ids
+    assert {uuid.UUID(each).version for each in ids} == {4}
+    assert {uuid.UUID(each).variant for each in ids} == {uuid.RFC_4122}
