@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 _FORGET_CURVE = 0.995
 _FORGET_SCALE = 0.95
 _PRIOR_WEIGHT = 3.0
@@ -13,8 +15,7 @@ _LEAST_LINEAR = 1e-8
 _LEAST_FACTOR = 1e-3
 
 
-@dataclass(frozen=True, slots=True)
-class PrefillCurve:
+class PrefillCurve(msgspec.Struct, frozen=True):
     """How fast pods were at one moment.
 
     Attributes:

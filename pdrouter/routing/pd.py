@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 from random import Random
-from typing import NamedTuple
 
+import msgspec
 from msgspec import structs
 
 from pdrouter.cluster.pods import PairingKey, Pod, Role
@@ -24,7 +24,7 @@ _PREFILL_FLOOR = 1.0
 _DECODE_FLOOR = 0.01
 
 
-class _Policies(NamedTuple):
+class _Policies(msgspec.Struct, frozen=True):
     """What a request is decided by.
 
     Attributes:
@@ -77,8 +77,7 @@ class PrefillDecode:
     def _find_policies(self, facts: RoutingFacts) -> _Policies:
         prefill, no_prefill = self._prefill.find(facts.prefill_policy)
         decode, no_decode = self._decode.find(facts.decode_policy)
-        complaints = tuple(complaint for complaint in (no_prefill, no_decode) if complaint)
-        return _Policies(prefill, decode, complaints)
+        return _Policies(prefill, decode, tuple(filter(None, (no_prefill, no_decode))))
 
     def _decide(self, policies: _Policies, request: RankingRequest, pods: ModelPods) -> Decision:
         facts, state = request.facts, request.state

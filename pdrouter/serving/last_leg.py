@@ -120,8 +120,9 @@ def judge_answer(
 
 
 def _judge_engine(status: int, headers: Mapping[str, str]) -> Judgement:
-    retry_after = read_retry_after(headers) if status >= 400 else None
-    cause = f"status-{status}"
+    if status < 400:
+        return Judgement(Verdict.ANSWERED, True)
+    retry_after, cause = read_retry_after(headers), f"status-{status}"
     if status in BUSY or (status >= 500 and status != _NOT_IMPLEMENTED):
         return Judgement(Verdict.FAILED, True, cause, retry_after)
     if status in (401, 403, 404):

@@ -5,6 +5,8 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from pdrouter.cluster.pods import Pod
 from pdrouter.engines.split import Leg
 from pdrouter.load.failures import CONNECT, FailureMemory, Part
@@ -23,8 +25,7 @@ _OF_THE_REQUEST = "too-large"
 _MISSING = frozenset({"null-params", "empty-blocks"})
 
 
-@dataclass(frozen=True, slots=True)
-class SentLeg:
+class SentLeg(msgspec.Struct, frozen=True):
     """A leg that Envoy carries out.
 
     Attributes:

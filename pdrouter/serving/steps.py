@@ -25,23 +25,22 @@ class StepTimes:
 
     def time(self, name: str, *, waits: bool = False) -> "Step":
         """Return what times a step, as a context manager."""
-        return Step(self, name, waits=waits)
+        return Step(self, name, waits)
 
 
 class Step:
-    """One step, timed from entry to exit, however it is left."""
+    """One step, timed from its making to the exit, however it is left."""
 
     __slots__ = ("_name", "_start", "_times", "_waits")
 
-    def __init__(self, times: StepTimes, name: str, *, waits: bool) -> None:
+    def __init__(self, times: StepTimes, name: str, waits: bool) -> None:
         self._times = times
         self._name = name
         self._waits = waits
-        self._start = 0.0
+        self._start = time.perf_counter()
 
     def __enter__(self) -> None:
-        """Begin."""
-        self._start = time.perf_counter()
+        pass
 
     def __exit__(
         self,

@@ -73,13 +73,14 @@ class PromptTokenizers:
     ) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def count(self, request: InferenceRequest) -> int | None:
-        """Return the tokens of a prompt; None if there is no tokenizer for it, or no time.
+    def can_count(self, request: InferenceRequest) -> bool:
+        """Return whether there is a tokenizer for a request."""
+        return bool(self._tokenizers) and self._find(request) is not None
 
-        A prompt that is a list of token ids needs no tokenizer.
-        """
-        tokenizer = self._tokenizers.get(request.model) or self._tokenizers.get(ANY_MODEL)
-        if tokenizer is None or count_token_ids(request.prompt) is not None:
+    async def count(self, request: InferenceRequest) -> int | None:
+        """Return the tokens of a prompt; None if there is no tokenizer for it, or no time."""
+        tokenizer = self._find(request)
+        if tokenizer is None:
             return None
         self.stats.prompts += 1
         loop = asyncio.get_running_loop()
@@ -90,6 +91,12 @@ class PromptTokenizers:
         except TimeoutError:
             self.stats.late += 1
             return None
+
+    def _find(self, request: InferenceRequest) -> "Tokenizer | None":
+        """Return what counts a prompt; one that is a list of token ids needs no tokenizer."""
+        tokenizer = self._tokenizers.get(request.model) or self._tokenizers.get(ANY_MODEL)
+        known = tokenizer is None or count_token_ids(request.prompt) is not None
+        return None if known else tokenizer
 
 
 def load_tokenizer(path: Path) -> "Tokenizer":

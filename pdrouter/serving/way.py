@@ -114,10 +114,12 @@ class Dispatcher:
         record.model = request.model
         if pods.model != request.model:
             request = request.rename(pods.model)
-        with record.steps.time("tokens", waits=True):
-            counted = await self.tokenizers.count(request)
-        # Meanwhile, pods may have come and gone.
-        pods = self.chooser.find_model(request.model)
+        counted = None
+        if self.tokenizers.can_count(request):
+            with record.steps.time("tokens", waits=True):
+                counted = await self.tokenizers.count(request)
+            # Meanwhile, pods may have come and gone.
+            pods = self.chooser.find_model(request.model)
         routed = self.chooser.choose(request, pods, head.headers, record, counted)
         if routed is None:
             with record.steps.time("route-check", waits=True):
