@@ -84,9 +84,7 @@ class SideLegs:
         """
         state, routed = self.router.state, chosen.routed
         model = routed.pods.model
-        path = request.endpoint.path + request.query
-        deadline = time.monotonic() + self.total_s
-        posts = _Posts(self.client, leg, path, headers, record, deadline=deadline)
+        posts = _Posts(self.client, leg, request, headers, record, total_s=self.total_s)
         attempts: list[Attempt] = []
         refusals: list[EngineAnswer] = []
         self.budget.count_request(request.model)
@@ -193,19 +191,19 @@ class _Posts:
         self,
         client: EngineClient,
         leg: Leg,
-        path: str,
+        request: InferenceRequest,
         headers: Mapping[str, str],
         record: RequestRecord,
         *,
-        deadline: float,
+        total_s: float,
     ) -> None:
         self._client = client
         self._leg = leg
-        self._path = path
+        self._path = request.endpoint.path + request.query
         self._headers = headers
         self._ids = _number_ids(record.request_id)
         self._steps: StepTimes = record.steps
-        self.deadline = deadline
+        self.deadline = time.monotonic() + total_s
 
     async def send(
         self, pod: Pod, write: Callable[[str], Pieces]
