@@ -21,6 +21,8 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Protocol
 
+import msgspec
+
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import PodCache
 from pdrouter.engines.registry import Splits
@@ -35,8 +37,11 @@ log = logging.getLogger(__name__)
 _AT_ONCE = 8
 _MOST = 256
 """Releases that are under way or wait for their turn; further ones are left to the lease."""
+_SMALL = 16 * 1024
+"""Bytes of an answer that is kept as it is, until it is certain who has its handle. Of larger ones
+the handle is kept: the rest may be logarithmic probabilities of a whole prompt."""
 _LARGEST = 1024 * 1024
-"""Bytes of the largest answer that is kept until it is certain who has its handle."""
+"""Bytes of the largest request for a release that is kept."""
 _TRIES = 2
 _LAST_S = 2.0
 """Seconds that releases have at most once the router ends."""
@@ -104,10 +109,12 @@ class HeldHandle:
         model: the model or adapter, by the engine's name.
         headers: the client's headers.
         sent: whether it was sent on, so that only Envoy can say that no engine has it.
+        written: the request for its release, where the answer is too large to be kept: its body is
+            empty then.
         unreachable: whether the pod of the last leg could not be connected.
     """
 
-    __slots__ = ("_start", "answer", "headers", "last", "model", "sent", "unreachable")
+    __slots__ = ("_start", "answer", "headers", "last", "model", "sent", "unreachable", "written")
 
     def __init__(
         self,
@@ -121,6 +128,7 @@ class HeldHandle:
         self.last = last
         self.model = model
         self.headers = headers
+        self.written: Release | None = None
         self.sent = False
         self.unreachable = False
         self._start: Callable[[HeldHandle], None] | None = start
@@ -211,9 +219,17 @@ class Releases:
             model: the model or adapter, by the engine's name.
             headers: the client's headers.
         """
-        if not self._rules.enabled or len(answer.body) > _LARGEST:
+        if not self._rules.enabled:
             return None
-        return HeldHandle(answer, last, model, headers, self._start)
+        if len(answer.body) <= _SMALL:
+            return HeldHandle(answer, last, model, headers, self._start)
+        written = self._write(answer)
+        if written is None or len(written.body) > _LARGEST:
+            return None
+        answer = msgspec.structs.replace(answer, body=b"")
+        held = HeldHandle(answer, last, model, headers, self._start)
+        held.written = written
+        return held
 
     def _start(self, handle: HeldHandle) -> None:
         """Begin a release, unless too many are under way. Raises nothing and waits for nobody."""
@@ -238,8 +254,7 @@ class Releases:
             self._end(handle, outcome)
 
     async def _carry_out(self, handle: HeldHandle) -> ReleaseOutcome:
-        holder = handle.answer.pod
-        release = self._splits.find(holder.engine, holder.kv_connector).release(handle.answer)
+        release = handle.written or self._write(handle.answer)
         if release is None:
             return ReleaseOutcome.UNSUPPORTED
         outcome = ReleaseOutcome.NO_POD
@@ -251,6 +266,10 @@ class Releases:
                 if failed.kind is not FailureKind.CONNECT:
                     break  # It may have been heard, and must not be said twice.
         return outcome
+
+    def _write(self, answer: LegAnswer) -> Release | None:
+        holder = answer.pod
+        return self._splits.find(holder.engine, holder.kv_connector).release(answer)
 
     async def _ask(self, pod: Pod, release: Release, handle: HeldHandle) -> ReleaseOutcome:
         known = handle.headers

@@ -363,9 +363,30 @@ async def test_a_few_are_under_way_at_once() -> None:
         await running.settle(*[ReleaseOutcome.ASKED] * 30)
 
 
-async def test_an_answer_that_is_too_large_to_be_kept_is_left_to_the_lease() -> None:
+async def test_of_a_large_answer_the_handle_is_kept() -> None:
+    async with pair() as (running, p, d, answer):
+        large = answer.removesuffix(b"}") + b',"prompt_logprobs":[' + b"0," * 10**6 + b"0]}"
+        held = running.hold(large)
+        assert held.answer.body == b""
+        assert held.written is not None
+        assert len(held.written.body) < len(answer)
+        held.close()
+        await running.settle(ReleaseOutcome.ASKED)
+        assert p.count("simulation:kv_handles_outstanding") == 0
+        assert count_violations(p, d) == 0
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        pytest.param(None, id="no handle"),
+        pytest.param(make_kv_params(remote_block_ids=[list(range(200_000))]), id="too large"),
+    ],
+)
+async def test_of_a_large_answer_nothing_else_is_kept(params: Any) -> None:
     async with bench("127.0.0.2:1", NOBODY) as running:
-        (answer,) = make_answers(b" " * (1024 * 1024 + 1), running.holder)
+        body = json.dumps({"kv_transfer_params": params, "more": "x" * 20_000}).encode()
+        (answer,) = make_answers(body, running.holder)
         assert running.releases.hold(answer, running.decode[0], MODEL, {}) is None
 
 
