@@ -46,7 +46,7 @@ from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.serving.unsplittable import UnsplittableKinds
 from pdrouter.serving.way import Dispatcher
 from pdrouter.settings import SettingInvalid, Settings
-from pdrouter.settings.choices import BlockRelease
+from pdrouter.settings.choices import BlockRelease, Routing
 
 
 class ExchangeObserver(Observer, AnswerObserver, ReleaseObserver, Protocol):
@@ -240,6 +240,7 @@ def choose_dispatch_policy(settings: Settings) -> DispatchPolicy:
         forward_headers=settings.forward_headers,
         max_forwarded_bytes=settings.max_message_bytes - MESSAGE_OVERHEAD_BYTES,
         expose_pods=settings.expose_pods,
+        names_second=settings.pod_routing is Routing.OVERRIDE_HOST,
     )
 
 

@@ -10,6 +10,7 @@ from pdrouter.extproc.messages import BodyMode, Phase, PhaseReply, ReplaceBody, 
 from pdrouter.extproc.modes import ask_for_rest
 from pdrouter.openai.headers import (
     DESTINATION_ENDPOINT,
+    MAX_RETRIES,
     MODEL,
     REQUEST_ID,
     ROUTING_STRATEGY,
@@ -17,6 +18,7 @@ from pdrouter.openai.headers import (
     TARGET_POD,
     find_rare_controls,
 )
+from pdrouter.serving.pod_outcomes import SentLeg
 from pdrouter.serving.way import Dispatched
 
 _STRIPS = {
@@ -48,25 +50,38 @@ def write(reply: Reply) -> bytes:
 
 def forward(
     dispatched: Dispatched,
+    sent: SentLeg | None,
     strategy: str | None,
     metadata: Mapping[str, Mapping[str, Any]] | None,
+    *,
+    names_second: bool,
 ) -> PhaseReply:
     """Return the reply to the body of a request.
 
     Args:
-        dispatched: where the request goes.
+        dispatched: how the request goes.
+        sent: where it goes; None where Envoy chooses.
         strategy: name of the strategy.
         metadata: what Envoy is to keep of the request.
+        names_second: whether Envoy goes by a list of pods.
     """
     headers = [(REQUEST_ID, dispatched.request_id)]
-    if dispatched.pod is None:
+    if sent is None:
         headers.append((MODEL, dispatched.model))
     else:
+        address = sent.pod.address
+        # Without a second pod it is the same once more: after the end of its list Envoy would try
+        # any pod of the cluster, of another model perhaps.
+        names = f"{address},{(sent.second or sent.pod).address}" if names_second else address
         headers += [
-            (TARGET_POD, dispatched.pod.address),
-            (DESTINATION_ENDPOINT, dispatched.pod.address),
+            (TARGET_POD, address),
+            (DESTINATION_ENDPOINT, names),
             (ROUTING_STRATEGY, strategy or ""),
         ]
+        if sent.split:
+            # Over any retry policy of Envoy's, where its mutation rules allow it: the handle in the
+            # body is good for one request.
+            headers.append((MAX_RETRIES, "0" if sent.second is None else "1"))
     body = None
     if not dispatched.body.unchanged:
         headers.append(("content-length", str(len(dispatched.body))))

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from pdrouter.cluster.view import PodCache
@@ -37,10 +38,12 @@ from pdrouter.openai.paths import split_path
 from pdrouter.serving.answers import AnswerReports, AnswerWatch, RoutedRequest, begin_watch
 from pdrouter.serving.call import Call
 from pdrouter.serving.held_bodies import HeldBodies
-from pdrouter.serving.last_leg import is_unseen, judge_answer
+from pdrouter.serving.last_leg import ATTEMPTS, is_unseen, judge_answer
+from pdrouter.serving.open_decision import OpenDecision
 from pdrouter.serving.pod_outcomes import SentLeg
 from pdrouter.serving.record import Outcome
-from pdrouter.serving.way import Dispatcher, RequestHead
+from pdrouter.serving.refusals import refuse_reused
+from pdrouter.serving.way import Dispatched, Dispatcher, RequestHead
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +69,7 @@ class Phases:
         "_bodies",
         "_cache",
         "_call",
+        "_chosen",
         "_dispatcher",
         "_head",
         "_outcomes",
@@ -97,6 +101,7 @@ class Phases:
         self._outcomes = dispatcher.legs.lessons.outcomes
         self._start = time.perf_counter()
         self._head: RequestHead | None = None
+        self._chosen: OpenDecision | None = None
         self._sent: SentLeg | None = None
         self._response_mode: BodyMode | None = None
         self._watch: AnswerWatch | None = None
@@ -142,26 +147,18 @@ class Phases:
         self._record.forwarded = True
         if self._call.handle is not None:
             self._call.handle.sent = True
-        if dispatched.pod is not None:
-            split = self._record.prefill_pod is not None and not self._record.aggregated
-            self._sent = self._outcomes.send(
-                dispatched.pod, dispatched.model, self._record.path, split=split
-            )
-        metadata = None
-        if self._policy.observation.access_log:
-            request = RoutedRequest.describe(self._record, generates=self._generates_text)
-            metadata = request.to_metadata()
-        return (forward(dispatched, self._record.strategy, metadata),)
+        return (self._forward(dispatched),)
 
     async def on_response_headers(self, event: ResponseHeaders) -> Replies:
         """Judge the head of the answer, and explain the decision to the client."""
         record, status = self._record, self._note_response(event)
         attributes = event.attributes().get(_FILTER, {})
+        sent = self._follow(attributes)
         self._compare_pod(attributes)
-        if self._sent is None:
+        if sent is None:
             judgement = judge_answer(status, event.headers, attributes)
         else:
-            judgement = self._outcomes.note_answer(self._sent, status, event.headers, attributes)
+            judgement = self._outcomes.note_answer(sent, status, event.headers, attributes)
         if judgement.from_engine:
             record.outcome = Outcome.OK if status < 400 else Outcome.ENGINE_ERROR
         else:
@@ -169,8 +166,42 @@ class Phases:
             if is_unseen(attributes):
                 self._call.give_up_handle(unreachable=judgement.cause == CONNECT)
         self._call.handle = None
+        if judgement.from_engine and sent and sent.is_sent_too_often(attributes.get(ATTEMPTS)):
+            record.handoff = "sent-twice"
+            raise refuse_reused()
         mode = None if event.end_of_stream else self._choose_mode(event)
         return (self._explain_in(event, mode),)
+
+    def _forward(self, dispatched: Dispatched) -> PhaseReply:
+        record, policy = self._record, self._policy
+        self._chosen = chosen = dispatched.chosen
+        if dispatched.pod is not None and chosen is not None:
+            self._sent = self._outcomes.send(
+                dispatched.pod,
+                dispatched.model,
+                record.path,
+                split=record.prefill_pod is not None and not record.aggregated,
+                second=self._dispatcher.find_second(record.model, chosen),
+            )
+        metadata = None
+        if policy.observation.access_log:
+            second = self._sent.second if self._sent else None
+            request = RoutedRequest.describe(
+                record, generates=self._generates_text, second=second.address if second else ""
+            )
+            metadata = request.to_metadata()
+        names_second = self._dispatcher.policy.names_second
+        return forward(dispatched, self._sent, record.strategy, metadata, names_second=names_second)
+
+    def _follow(self, attributes: Mapping[str, Any]) -> SentLeg | None:
+        """Return the leg as Envoy has carried it out: on the second pod, if it came to that."""
+        sent, chosen = self._sent, self._chosen
+        if sent is None or chosen is None or sent.second is None:
+            return sent
+        if self._outcomes.note_second(sent, attributes):
+            chosen.move_last(sent.second)
+            self._sent = replace(sent, pod=sent.second, second=sent.pod)
+        return self._sent
 
     async def on_local_reply(self, event: ResponseHeaders) -> Replies:
         """Explain an answer that Envoy gives by itself while the request's body is to come."""

@@ -14,6 +14,7 @@ EXTERNAL_FILTER = "external-filter"
 REQUEST_ID = "x-request-id"
 CLIENT_REQUEST_ID = "x-client-request-id"
 MODEL = "model"
+MAX_RETRIES = "x-envoy-max-retries"
 DECISION = "x-pd-decision"
 DECISION_DETAIL = "x-pd-decision-detail"
 

@@ -5,6 +5,7 @@ from enum import StrEnum
 from typing import Protocol
 
 import msgspec
+from msgspec import structs
 
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ModelPods
@@ -127,6 +128,15 @@ class Decision(msgspec.Struct, frozen=True):
     def prefill(self) -> Choice | None:
         """The prefill leg, for the policies that weigh it; None where there is none."""
         return self.find(Leg.PREFILL)
+
+    def move_last(self, pod: Pod) -> "Decision":
+        """Return the decision with another of its candidates for the last leg."""
+        last = self.last
+        scores = zip(last.candidates, last.scores, strict=True)
+        score = next((score for each, score in scores if each.uid == pod.uid), last.score)
+        moved = structs.replace(last, pod=pod, score=score)
+        note = f"Envoy has not reached {last.leg} pod {last.pod.name}, and taken {pod.name}"
+        return Decision((*self.side, moved), self.reason, (*self.notes, note))
 
     @property
     def kind(self) -> DecisionKind:

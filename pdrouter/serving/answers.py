@@ -36,6 +36,7 @@ class RoutedRequest:
         split: whether another pod has computed the prompt.
         cached_tokens: how many tokens of the prompt that pod had cached, if it says so.
         client_request_id: the id that came with the request.
+        second: address of the pod that Envoy takes if it cannot connect to that; empty for none.
     """
 
     request_id: str
@@ -46,9 +47,12 @@ class RoutedRequest:
     split: bool
     cached_tokens: int | None
     client_request_id: str = ""
+    second: str = ""
 
     @classmethod
-    def describe(cls, record: RequestRecord, *, generates: bool) -> "RoutedRequest":
+    def describe(
+        cls, record: RequestRecord, *, generates: bool, second: str = ""
+    ) -> "RoutedRequest":
         """Return what is to be kept of a request that has been routed."""
         decision = record.decision
         split = decision is not None and not decision.whole and not record.aggregated
@@ -61,6 +65,7 @@ class RoutedRequest:
             split,
             record.cached_tokens,
             record.client_request_id,
+            second,
         )
 
     def to_metadata(self) -> Mapping[str, Mapping[str, Any]]:
@@ -77,6 +82,8 @@ class RoutedRequest:
             values["cached_tokens"] = self.cached_tokens
         if self.client_request_id:
             values["client_request_id"] = self.client_request_id
+        if self.second:
+            values["second"] = self.second
         return {ROUTER_NAMESPACE: values}
 
     def correct(self, usage: Usage | None) -> Usage | None:

@@ -10,9 +10,12 @@ from pdrouter.load.failures import CONNECT
 from pdrouter.openai.retry_after import read_retry_after
 from pdrouter.serving.statuses import BUSY
 
-_ATTEMPTS = "upstream.request_attempt_count"
-RESPONSE_ATTRIBUTES = ("upstream.address", "response.code_details", _ATTEMPTS)
-"""Attributes that Envoy is to send with the head of an answer: which pod answered, or why none."""
+ATTEMPTS = "upstream.request_attempt_count"
+"""Attribute that says how often Envoy has tried to send a request."""
+
+RESPONSE_ATTRIBUTES = ("upstream.address", "response.code_details", ATTEMPTS)
+"""Attributes that Envoy is to send with the head of an answer: which pod answered, or why none, and
+at which try."""
 
 _FROM_ENGINE = "via_upstream"
 _NO_ANSWER = "upstream_reset_before_response_started{"
@@ -80,7 +83,7 @@ def is_unseen(attributes: Mapping[str, Any]) -> bool:
     Args:
         attributes: Envoy's attributes of the answer.
     """
-    attempts = attributes.get(_ATTEMPTS)
+    attempts = attributes.get(ATTEMPTS)
     if attempts == 0:
         return True
     details = attributes.get("response.code_details")

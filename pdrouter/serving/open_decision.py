@@ -1,5 +1,8 @@
 """A decision while its pods may still change: nothing is committed before Envoy has the request."""
 
+from msgspec import structs
+
+from pdrouter.cluster.pods import Pod
 from pdrouter.load.failures import Trial
 from pdrouter.load.ledger import Scope
 from pdrouter.routing.decision import Choice, Decision
@@ -42,6 +45,11 @@ class OpenDecision:
         if last.pod.uid != before.pod.uid:
             self.close()
             self._scope, self._trial = self._hold(last)
+
+    def move_last(self, pod: Pod) -> None:
+        """Count the request on the second pod: Envoy has come there, and not to the chosen one."""
+        self._record.unreached = self.decision.last.pod
+        self.change(structs.replace(self.routed, decision=self.decision.move_last(pod)))
 
     def close(self) -> None:
         """Count the request no more. Further calls change nothing."""

@@ -11,7 +11,7 @@ from pdrouter.cluster.pods import Pod
 from pdrouter.engines.split import Leg
 from pdrouter.load.failures import CONNECT, FailureMemory, Part
 from pdrouter.serving.engine_client import FailureKind
-from pdrouter.serving.last_leg import Judgement, Verdict, judge_answer
+from pdrouter.serving.last_leg import ATTEMPTS, Judgement, Verdict, judge_answer
 from pdrouter.serving.leg_outcome import Attempt, LegAnswer
 from pdrouter.serving.statuses import BUSY, Speaks
 
@@ -32,8 +32,9 @@ class SentLeg(msgspec.Struct, frozen=True):
         pod: where it was sent.
         model: the model or adapter, by the engine's name.
         path: what was asked for.
-        split: whether pods of side legs have accepted the same request.
+        split: whether pods of side legs have accepted the same request: its body has their handle.
         began: when it was sent, on the clock of the memory.
+        second: where Envoy sends it if it cannot connect to the first; None if nowhere.
     """
 
     pod: Pod
@@ -41,6 +42,16 @@ class SentLeg(msgspec.Struct, frozen=True):
     path: str
     split: bool
     began: float
+    second: Pod | None = None
+
+    def is_sent_too_often(self, attempts: object) -> bool:
+        """Return whether Envoy has sent a handle more often than there are pods to send it to.
+
+        Args:
+            attempts: its own count of tries, if it tells that.
+        """
+        named = 1 if self.second is None else 2
+        return self.split and isinstance(attempts, float | int) and attempts > named
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +83,11 @@ class PodOutcomes:
         self._served: dict[tuple[Leg, str, str], tuple[str, float]] = {}
         self._handles: dict[str, _Handle] = {}
 
-    def send(self, pod: Pod, model: str, path: str, *, split: bool) -> SentLeg:
+    def send(
+        self, pod: Pod, model: str, path: str, *, split: bool, second: Pod | None = None
+    ) -> SentLeg:
         """Return what to remember of a leg that Envoy is given now."""
-        return SentLeg(pod, model, path, split, self.failures.clock())
+        return SentLeg(pod, model, path, split, self.failures.clock(), second)
 
     def note_attempt(
         self, attempt: Attempt, model: str, path: str, subject: Hashable = None
@@ -133,6 +146,18 @@ class PodOutcomes:
         cause = f"handoff-{reason}"
         if self.failures.note_worthless(pod.uid, leg, cause, self.failures.clock()):
             _tell_ejected(pod, leg, cause)
+
+    def note_second(self, sent: SentLeg, attributes: Mapping[str, Any]) -> bool:
+        """Return whether Envoy has come to the second pod; then it could not connect to the first.
+
+        Unless that was its first try: it does not know the first pod, then.
+        """
+        second = sent.second
+        if second is None or attributes.get("upstream.address") != second.address:
+            return False
+        if attributes.get(ATTEMPTS) != 1:
+            self._fail(sent.pod, Leg.DECODE, CONNECT, sent.began)
+        return True
 
     def note_answer(
         self, sent: SentLeg, status: int, headers: Mapping[str, str], attributes: Mapping[str, Any]

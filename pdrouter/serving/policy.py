@@ -18,6 +18,7 @@ class DispatchPolicy:
         forward_headers: client headers for the prefill leg beside the usual ones.
         max_forwarded_bytes: size of the largest body that Envoy takes back.
         expose_pods: whether errors tell clients names and addresses of pods.
+        names_second: whether Envoy is told a second pod, should it not reach the first.
     """
 
     default_strategy: str | None
@@ -27,3 +28,4 @@ class DispatchPolicy:
     forward_headers: tuple[str, ...]
     max_forwarded_bytes: int
     expose_pods: bool = True
+    names_second: bool = False

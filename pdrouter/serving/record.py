@@ -77,6 +77,8 @@ class RequestRecord:
             None as above.
         headers_s: time from the request's to the response's headers.
         total_s: time from the request's headers to the end of the stream.
+        unreached: the pod that was chosen for the last leg, where Envoy could not connect to it or
+            does not know it, and has taken the second that it was told; None elsewhere.
         served_by: address of the pod that has answered, where Envoy tells it and it is not the one
             that was chosen.
         local_reply: why Envoy has answered, in its own words, where it tells.
@@ -111,6 +113,7 @@ class RequestRecord:
     first_token_s: float | None = None
     headers_s: float | None = None
     total_s: float = 0.0
+    unreached: Pod | None = None
     served_by: str = ""
     local_reply: str = ""
     status: int | None = None

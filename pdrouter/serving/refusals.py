@@ -30,6 +30,15 @@ def refuse_for_now(
     return RequestRejected(status, code, message, headers=headers)
 
 
+def refuse_reused() -> RequestRejected:
+    """Return the error for an answer that may be of another prompt: engines do not tell."""
+    message = (
+        "the gateway has sent the KV handle more than once, so that the answer cannot be trusted: "
+        "its retry policy must hold for connect-failure and refused-stream only"
+    )
+    return RequestRejected(502, "handle_reused", message)
+
+
 def describe_failure(failed: LegFailed, *, expose_pods: bool) -> RequestRejected:
     """Return the error for a request whose prefill leg no pod has carried out.
 

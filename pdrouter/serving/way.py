@@ -16,6 +16,7 @@ from pdrouter.openai.headers import FORWARDED_TO_SIDE_LEGS
 from pdrouter.openai.paths import Endpoint
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest, parse_request
+from pdrouter.routing.runner_up import find_runner_up
 from pdrouter.serving.call import Call
 from pdrouter.serving.choosing import PodChooser
 from pdrouter.serving.leg_outcome import LegAnswer, LegFailed
@@ -55,12 +56,14 @@ class Dispatched(msgspec.Struct, frozen=True):
         request_id: `x-request-id` of that request.
         pod: where it goes; None where the request passes without an endpoint.
         model: name of the model, as its engines know it.
+        chosen: what counts it there; None where it passes without an endpoint.
     """
 
     body: Pieces
     request_id: str
     pod: Pod | None
     model: str
+    chosen: OpenDecision | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +143,17 @@ class Dispatcher:
         pod = chosen.decision.last.pod
         if not answers or chosen.decision.whole:
             call.give_up_handle()
-            return Dispatched(whole_body(request), record.request_id, pod, pods.model)
+            return Dispatched(whole_body(request), record.request_id, pod, pods.model, chosen)
         with record.steps.time("hand-over"):
             body = self._hand_over(request, chosen, answers, call)
-        return Dispatched(body, answers[-1].request_id, pod, pods.model)
+        return Dispatched(body, answers[-1].request_id, pod, pods.model, chosen)
+
+    def find_second(self, model: str, chosen: OpenDecision) -> Pod | None:
+        """Return the pod that takes a request if Envoy cannot connect to the chosen one."""
+        pods = self.chooser.cache.view.models.get(model)
+        if not self.policy.names_second or pods is None:
+            return None
+        return find_runner_up(chosen.decision, pods, self.chooser.router.state)
 
     async def _check_route(self, pods: ModelPods) -> None:
         if self.chooser.cache.view.models.get(pods.model) is not pods:

@@ -89,6 +89,21 @@ class BlockRelease(StrEnum):
     """Never: the end of their lease frees them."""
 
 
+class Routing(StrEnum):
+    """How Envoy reaches the pod that the router chose.
+
+    Both variants read a header that the router sets on every routed request.
+    """
+
+    ORIGINAL_DST = "original-dst"
+    """`target-pod` may name any address: nothing to keep up to date, no health, no fallback."""
+
+    OVERRIDE_HOST = "override-host"
+    """`x-gateway-destination-endpoint` selects among the decode endpoints known to Envoy, the
+    second that it names if it cannot connect to the first; a request without a known choice goes to
+    any of them."""
+
+
 @dataclass(frozen=True, slots=True)
 class TokenObservation:
     """Who counts the tokens of answers.

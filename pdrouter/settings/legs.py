@@ -8,6 +8,7 @@ from pdrouter.settings.choices import (
     BlockRelease,
     FailurePolicy,
     RemoteHostRewrite,
+    Routing,
 )
 from pdrouter.settings.declaration import declare
 from pdrouter.settings.kinds import BOOLEAN, COUNT, HEADERS, choice, enumeration, number, seconds
@@ -124,6 +125,14 @@ class LegSettings:
         seconds(0, 300, above=True),
         "Deadline of a release. Later, the end of the blocks' lease frees them.",
         advanced=True,
+    )
+    pod_routing: Routing = declare(
+        Routing.ORIGINAL_DST,
+        "PDROUTER_POD_ROUTING",
+        enumeration(Routing, *Routing),
+        "How Envoy reaches the chosen pod. With `override-host` (Envoy Gateway's "
+        "`endpointOverride`) `x-gateway-destination-endpoint` names a second pod too, for Envoy to "
+        "take if it cannot connect to the first; an `original-dst` cluster understands one only.",
     )
     split_multimodal: bool = declare(
         False,

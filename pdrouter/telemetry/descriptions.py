@@ -43,6 +43,8 @@ def describe_request(record: RequestRecord) -> dict[str, Any]:
         fields["failed_attempts"] = failed
     if record.retries:
         fields["retries"] = record.retries
+    if record.unreached is not None:
+        fields["unreached_pod"] = record.unreached.name
     if record.served_by:
         fields["served_by"] = record.served_by
     if record.local_reply:

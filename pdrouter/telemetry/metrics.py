@@ -57,6 +57,12 @@ class RequestMetrics:
             ("model",),
             registry=registry,
         )
+        self.moved = Counter(
+            "pdrouter_second_pod",
+            "Requests that Envoy sent to the second pod, as it did not reach the first.",
+            ("model",),
+            registry=registry,
+        )
         self.headers_seconds = HistogramTally(
             "pdrouter_response_headers_seconds",
             "From the request's headers to the response's headers.",

@@ -173,6 +173,8 @@ class RequestTelemetry:
             prefill.seconds.observe(record.prefill_s, model)
         if record.handoff:
             prefill.handoff_failures.labels(model, record.handoff).inc()
+        if record.unreached is not None:
+            metrics.moved.labels(model).inc()
         if record.served_by:
             metrics.misrouted.labels(model).inc()
         if record.standing_decision is not None:

@@ -12,11 +12,11 @@ import yaml
 
 from pdrouter.app import Application
 from pdrouter.settings import Settings
+from pdrouter.settings.choices import Routing
 from pdrouter.tools.envoy_config import (
     Address,
     EnvoyConfig,
     ResponseBodyMode,
-    Routing,
     build_bootstrap,
     to_yaml,
 )
@@ -115,6 +115,7 @@ async def run_stack(options: StackOptions) -> AsyncIterator[LocalStack]:
                 "PDROUTER_ENDPOINTS": str(endpoints_file),
                 "PDROUTER_GRPC_BIND": str(_ANY_PORT),
                 "PDROUTER_HTTP_BIND": str(options.admin),
+                "PDROUTER_POD_ROUTING": options.routing,
                 **options.environment,
             },
             {},

@@ -129,12 +129,15 @@ def make_route(entry: Object, objects: Sequence[Object], extensions: list[Object
         matched["prefix"] = "/"
     else:
         matched["path_separated_prefix"] = path["value"]
+    traffic = clusters.find_traffic(objects).get(entry["object"]["metadata"]["name"], {})
+    retry = traffic.get("retry")
     return {
         "match": matched,
         "route": {
             "cluster": clusters.name_backend(rule["backendRefs"][0]["name"]),
             "timeout": rule["timeouts"]["request"],
             "upgrade_configs": [{"upgrade_type": "websocket"}],
+            **({} if retry is None else {"retry_policy": filters.make_retry_policy(retry)}),
         },
         "typed_per_filter_config": filters.turn_on(entry["object"], objects, extensions),
     }

@@ -23,18 +23,23 @@ def make_clusters(
     settings = processor.get("backendSettings", {})
     router = make_router_cluster(settings, endpoints[processor["backendRefs"][0]["name"]])
     yield {**router, **_make_tls(objects)}
-    traffic = {
-        reference["name"]: policy["spec"]
-        for policy in objects
-        if policy["kind"] == "BackendTrafficPolicy"
-        for reference in policy["spec"]["targetRefs"]
-    }
+    traffic = find_traffic(objects)
     backends = {
         route["rule"]["backendRefs"][0]["name"]: route["object"]["metadata"]["name"]
         for route in routes
     }
     for service, route in backends.items():
         yield make_backend(service, traffic.get(route, {}), endpoints[service])
+
+
+def find_traffic(objects: Sequence[Object]) -> Mapping[str, Object]:
+    """Return what BackendTrafficPolicies say of HTTPRoutes, by the name of the route."""
+    return {
+        reference["name"]: policy["spec"]
+        for policy in objects
+        if policy["kind"] == "BackendTrafficPolicy"
+        for reference in policy["spec"]["targetRefs"]
+    }
 
 
 def make_router_cluster(settings: Object, addresses: Sequence[str]) -> Object:

@@ -62,7 +62,7 @@ def _make_ext_proc(policy: Object, router_cluster: str) -> list[Object]:
     mode, settings = processor["processingMode"], processor.get("backendSettings", {})
     service: Object = {"envoy_grpc": {"cluster_name": router_cluster}, "timeout": "10s"}
     if "retry" in settings:
-        service["retry_policy"] = _make_retry_policy(settings["retry"])
+        service["retry_policy"] = make_retry_policy(settings["retry"])
     config: Object = {
         "@type": f"{_FILTERS}.ext_proc.v3.ExternalProcessor",
         "grpc_service": service,
@@ -90,7 +90,8 @@ def _make_ext_proc(policy: Object, router_cluster: str) -> list[Object]:
     return [{"name": name, "disabled": True, "typed_config": config, "of": policy, "rank": 100}]
 
 
-def _make_retry_policy(retry: Object) -> Object:
+def make_retry_policy(retry: Object) -> Object:
+    """Return the retry policy that `retry` of a backend means."""
     back_off = retry["perRetry"]["backOff"]
     return {
         "num_retries": retry["numRetries"],

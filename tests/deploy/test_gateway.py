@@ -24,6 +24,7 @@ from pdrouter.openai.headers import (
     TARGET_POD,
 )
 from pdrouter.openai.paths import ENDPOINTS, MODELS_PATH
+from pdrouter.settings.choices import Routing
 from pdrouter.tools.envoy_config import Address, EnvoyConfig
 
 # What `pdrouter envoy-config` would say with the prefill timeout that the manifests set.
@@ -271,7 +272,19 @@ class TestPodRouting:
         assert policy["loadBalancer"]["endpointOverride"] == {
             "extractFrom": [{"header": DESTINATION_ENDPOINT}]
         }
-        assert "retry" not in policy
+        retry = policy["retry"]
+        assert (retry["numRetries"], retry["retryOn"]) == (
+            1,
+            {"triggers": ["connect-failure", "refused-stream"]},
+        )
+
+    def test_the_router_knows_how_envoy_reaches_pods(self) -> None:
+        routings = {
+            overlay: settings_of(find(build(overlay), "Deployment")).pod_routing
+            for overlay in OVERLAYS[:2]
+        }
+
+        assert list(routings.values()) == [Routing.OVERRIDE_HOST, Routing.ORIGINAL_DST]
 
     def test_envoy_falls_back_to_decode_pods_only(self) -> None:
         objects = build(OVERLAYS[0])

@@ -9,6 +9,7 @@ import yaml
 from envoy_gateway import translate
 from manifests import OVERLAYS, Object, build, compose
 
+from pdrouter.openai.headers import EARLY_HEADERS, ROUTE_HEADERS
 from pdrouter.tools.envoy_config import Address, EnvoyConfig, Routing, build_bootstrap, to_yaml
 
 ROUTERS = ("127.0.0.1:1", "127.0.0.1:2")
@@ -84,7 +85,7 @@ def read_manager(manager: Object) -> dict[str, Any]:
         "streams": manager["http2_protocol_options"]["max_concurrent_streams"],
         "silent stream": seconds(manager["stream_idle_timeout"]),
         "whole response": seconds(to_router[0]["route"]["timeout"]),
-        "retry of requests": to_router[0]["route"].get("retry_policy"),
+        "retry of requests": read_retry(to_router[0]["route"].get("retry_policy")),
         "removed early": {
             one["remove"] for one in early["typed_config"]["mutations"] if "remove" in one
         },
@@ -92,6 +93,17 @@ def read_manager(manager: Object) -> dict[str, Any]:
         "escaped slashes": manager.get("path_with_escaped_slashes_action", "KEEP_UNCHANGED"),
         "headers": [common.get("max_headers_count"), manager.get("max_request_headers_kb")],
     }
+
+
+def read_retry(policy: Object | None) -> list[Any]:
+    if policy is None:
+        return []
+    back_off = policy["retry_back_off"]
+    return [
+        policy["retry_on"],
+        policy["num_retries"],
+        *(seconds(back_off[f"{end}_interval"]) for end in ("base", "max")),
+    ]
 
 
 def read_ext_proc(ext_proc: Object) -> dict[str, Any]:
@@ -161,8 +173,8 @@ def find_choice(cluster: Object) -> str:
 # Why a value is another one on Kubernetes, and which.
 REASONS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
     "removed early": (
-        "there are several routes, and headers by which one is chosen",
-        lambda ours, theirs: theirs == ours | {"model", "routing-strategy"},
+        "there are several routes, and headers by which one is chosen; a list has 16 members",
+        lambda _, theirs: theirs == {*EARLY_HEADERS, *ROUTE_HEADERS},
     ),
     "retries": (
         "no rule against drawing the same router again: more draws",

@@ -80,7 +80,8 @@ def read_entry(entry: pb.HTTPAccessLogEntry) -> AnswerReport | None:
         first,
         None if first is None or last is None or last < first else last - first,
         tuple(name for name in _FLAGS if getattr(common.response_flags, name)),
-        misrouted=bool(request.endpoint and served_by) and served_by != request.endpoint,
+        misrouted=bool(request.endpoint and served_by)
+        and served_by not in (request.endpoint, request.second),
     )
 
 
@@ -100,7 +101,7 @@ def _read_values(struct: Struct) -> dict[str, Any]:
 
 
 def _read_request(values: Mapping[str, Any]) -> RoutedRequest:
-    names = ("request_id", "model", "endpoint", "client_request_id")
+    names = ("request_id", "model", "endpoint", "client_request_id", "second")
     texts = [values.get(name, "") for name in names]
     truths = [values.get(name, False) for name in ("stream", "generates", "split")]
     cached = values.get("cached_tokens")
@@ -110,9 +111,11 @@ def _read_request(values: Mapping[str, Any]) -> RoutedRequest:
         raise EntryInvalid("stream, generates and split must be true or false")
     if cached is not None and (type(cached) is not int or cached < 0):
         raise EntryInvalid("cached_tokens must be a number of tokens")
-    request_id, model, endpoint, client_id = texts
+    request_id, model, endpoint, client_id, second = texts
     stream, generates, split = truths
-    return RoutedRequest(request_id, model, endpoint, stream, generates, split, cached, client_id)
+    return RoutedRequest(
+        request_id, model, endpoint, stream, generates, split, cached, client_id, second
+    )
 
 
 def _read_usage(noted: Mapping[str, Any]) -> Usage | None:

@@ -25,6 +25,7 @@ from envoy_data_plane.google.protobuf import Any, Struct
 from pdrouter.openai.headers import CONTROL_HEADERS
 from pdrouter.serving.answers import ROUTER_NAMESPACE
 from pdrouter.serving.last_leg import RESPONSE_ATTRIBUTES
+from pdrouter.settings.choices import Routing
 from pdrouter.settings.controls import RANK_PREFIX
 from pdrouter.tools.envoy_config.clusters import (
     POD_CLUSTER,
@@ -47,6 +48,8 @@ from pdrouter.tools.envoy_config.token_accounting import build_token_filters, bu
 _CONNECTION_BUFFER_BYTES = 1024 * 1024
 _STREAM_WINDOW_BYTES = 16 * 1024 * 1024
 
+_NEVER_ARRIVED = "connect-failure,refused-stream"
+_SHORTEST_BACK_OFF, _LONGEST_BACK_OFF = timedelta(milliseconds=25), timedelta(milliseconds=250)
 _ROUTER_RETRIES = 3
 # How often Envoy draws another router when it has drawn one that was tried before.
 _HOST_SELECTIONS = 10
@@ -142,10 +145,9 @@ def _build_routes(config: EnvoyConfig) -> route.RouteConfiguration:
                 routes=[
                     route.Route(
                         match=route.RouteMatch(prefix="/"),
-                        # No retry policy: the KV handle in the body is good for one request, and
-                        # the router, which could make another, is not asked again.
                         route=route.RouteAction(
                             cluster=POD_CLUSTER,
+                            retry_policy=_build_retry_policy(config.routing),
                             timeout=timedelta(0),  # an answer may take any time while it flows
                             idle_timeout=timedelta(seconds=config.stream_idle_timeout_s),
                         ),
@@ -153,6 +155,21 @@ def _build_routes(config: EnvoyConfig) -> route.RouteConfiguration:
                 ],
             )
         ],
+    )
+
+
+def _build_retry_policy(routing: Routing) -> route.RetryPolicy | None:
+    # The KV handle in the body is good for one request, and the router, which could make another,
+    # is not asked again. A pod that could not be connected to has not seen it, so that the second
+    # pod which the router names may have it; an `original-dst` cluster would try the same again.
+    if routing is Routing.ORIGINAL_DST:
+        return None
+    return route.RetryPolicy(
+        retry_on=_NEVER_ARRIVED,
+        num_retries=1,
+        retry_back_off=route.RetryPolicyRetryBackOff(
+            base_interval=_SHORTEST_BACK_OFF, max_interval=_LONGEST_BACK_OFF
+        ),
     )
 
 
@@ -194,11 +211,11 @@ def _retry_elsewhere() -> core.RetryPolicy:
     # Health checks find a router that has died after seconds only, and having no streams it is the
     # least loaded until then. Who could not be reached has not seen the request.
     return core.RetryPolicy(
-        retry_on="connect-failure,refused-stream",
+        retry_on=_NEVER_ARRIVED,
         num_retries=_ROUTER_RETRIES,
         # The default begins with up to a second. Another router is up: it need not be waited for.
         retry_back_off=core.BackoffStrategy(
-            base_interval=timedelta(milliseconds=25), max_interval=timedelta(milliseconds=250)
+            base_interval=_SHORTEST_BACK_OFF, max_interval=_LONGEST_BACK_OFF
         ),
         retry_host_predicate=[
             core.RetryPolicyRetryHostPredicate(

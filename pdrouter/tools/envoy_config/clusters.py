@@ -19,12 +19,12 @@ from envoy_data_plane.envoy.type.matcher import v3 as matcher
 from envoy_data_plane.google.protobuf import Any
 
 from pdrouter.openai.headers import DESTINATION_ENDPOINT, TARGET_POD
+from pdrouter.settings.choices import Routing
 from pdrouter.tools.envoy_config.options import (
     MAX_HEADER_KB,
     MAX_HEADERS,
     Address,
     EnvoyConfig,
-    Routing,
 )
 
 ROUTER_CLUSTER = "pdrouter"

@@ -4,8 +4,9 @@ import argparse
 import sys
 
 from pdrouter.quantities import parse_size, parse_time
+from pdrouter.settings.choices import Routing
 from pdrouter.tools.envoy_config.bootstrap import build_bootstrap, to_yaml
-from pdrouter.tools.envoy_config.options import Address, EnvoyConfig, ResponseBodyMode, Routing
+from pdrouter.tools.envoy_config.options import Address, EnvoyConfig, ResponseBodyMode
 
 _DEFAULT = EnvoyConfig(routers=(Address("127.0.0.1", 50052),))
 

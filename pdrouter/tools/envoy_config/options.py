@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from pdrouter.extproc.limits import MESSAGE_OVERHEAD_BYTES
+from pdrouter.settings.choices import Routing
 
 MAX_HEADERS = 256
 """Headers of one message; Envoy's default is 100."""
@@ -65,20 +66,6 @@ class Address:
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-class Routing(enum.StrEnum):
-    """How Envoy reaches the pod that the router chose.
-
-    Both variants read a header that the router sets on every routed request.
-    """
-
-    ORIGINAL_DST = "original-dst"
-    """`target-pod` may name any address: nothing to keep up to date, no health, no fallback."""
-
-    OVERRIDE_HOST = "override-host"
-    """`x-gateway-destination-endpoint` selects among the decode endpoints known to Envoy; a
-    request without a known choice goes to any of them."""
 
 
 class ResponseBodyMode(enum.StrEnum):

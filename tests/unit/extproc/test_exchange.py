@@ -73,6 +73,7 @@ async def test_a_disaggregated_request_goes_its_whole_way() -> None:
         "target-pod": "10.0.0.2:8000",
         "x-gateway-destination-endpoint": "10.0.0.2:8000",
         "routing-strategy": "pd",
+        "x-envoy-max-retries": "0",
         "content-length": str(len(sent)),
     }
     assert body.clear_route_cache
@@ -752,7 +753,9 @@ class WithTask:
 
     def __init__(self, bench: Bench) -> None:
         self.dispatcher = bench.exchanges.dispatcher
-        self.legs = bench.exchanges.dispatcher.legs
+        self.legs = self.dispatcher.legs
+        self.policy = self.dispatcher.policy
+        self.find_second = self.dispatcher.find_second
         self.fail = asyncio.Event()
         self.ended = asyncio.Event()
 

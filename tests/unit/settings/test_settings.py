@@ -20,6 +20,7 @@ from pdrouter.settings.choices import (
     BlockRelease,
     FailurePolicy,
     RemoteHostRewrite,
+    Routing,
     TokenObservation,
 )
 
@@ -213,7 +214,15 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     "PDROUTER_ON_HANDOFF_FAILURE": (_POLICIES, _NO_POLICIES),
     "PDROUTER_FORWARD_HEADERS": (
         _NAMES,
-        [*_NO_NAMES, "x-a,Content-Length", "host", "target-pod", "x-request-id", "upgrade"],
+        [
+            *_NO_NAMES,
+            "x-a,Content-Length",
+            "host",
+            "target-pod",
+            "x-request-id",
+            "upgrade",
+            "x-data-parallel-b",
+        ],
     ),
     "AIBRIX_KV_CONNECTOR_TYPE": (
         [("shfs", "shfs"), ("nixl", "nixl"), ("neuron-legacy", "neuron-legacy"), ("SHFS", "shfs")],
@@ -232,6 +241,11 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
         ["on", "true", "reject"],
     ),
     "PDROUTER_RELEASE_TIMEOUT": ([("0.1", 0.1), ("300", 300)], ["0", "300.5", "nan"]),
+    "PDROUTER_POD_ROUTING": (
+        [(routing.value, routing) for routing in Routing]
+        + [("Override_Host", Routing.OVERRIDE_HOST)],
+        ["header", "true"],
+    ),
     "PDROUTER_SPLIT_MULTIMODAL": (_BOOLEANS, _NO_BOOLEANS),
     "PDROUTER_EXPOSE_PODS": (_BOOLEANS, _NO_BOOLEANS),
     "PDROUTER_OBSERVE_TOKENS": (
