@@ -226,6 +226,7 @@ def _locate_members(data: bytes) -> tuple[int, list[Span]]:
         check_json(memoryview(data))
         raise BodyInvalid(_NO_OBJECT)
     inside = position = opening.end()
+    view = memoryview(data)
     spans: list[Span] = []
     last = _MEMBER_END.match(data, inside)
     while last is None or last["mark"] == b",":
@@ -233,7 +234,7 @@ def _locate_members(data: bytes) -> tuple[int, list[Span]]:
             raise BodyInvalid(f"the body has more than {MAX_MEMBERS} members")
         last = _MEMBER.match(data, position)
         if last is None or last["mark"] is None:
-            span, last = _read_member(data, position, last)
+            span, last = _read_member(view, position, last)
         else:
             span = str(last[1], "utf-8"), position, *last.span(2)
         spans.append(span)
@@ -244,16 +245,15 @@ def _locate_members(data: bytes) -> tuple[int, list[Span]]:
 
 
 def _read_member(
-    data: bytes, position: int, key: re.Match[bytes] | None
+    view: memoryview, position: int, key: re.Match[bytes] | None
 ) -> tuple[Span, re.Match[bytes]]:
     """Return a member whose key or value is long or not plain, and what stands behind it."""
-    view = memoryview(data)
     if key is None:
         name, start = _read_long_key(view, position)
     else:
         name, start = str(key[1], "utf-8"), key.end()
     end, after = find_end(view, start)
-    mark = _MEMBER_END.match(data, after)
+    mark = _MEMBER_END.match(view, after)
     if mark is None:
         raise invalid_character(after)
     return (name, position, start, end), mark

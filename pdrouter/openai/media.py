@@ -122,7 +122,8 @@ def find_media(body: Body, name: str) -> str | None:
 
 
 def _is_sparse(data: bytes, start: int, end: int) -> bool:
-    for _ in range(min((end - start) // _SPARSE_BYTES, MAX_PARTS)):
+    few = min((end - start) // _SPARSE_BYTES, MAX_PARTS)
+    for _ in range(few + 1):
         start = data.find(b"{", start, end) + 1
         if not start:
             return True
