@@ -4,43 +4,42 @@ Nothing where the request can be tried elsewhere, three errors at most where it 
 in the next hundred.
 """
 
-import httpx
 import pytest
-from expectations import eventually
-from failures import failing
-from test_ejection import count_errors, expect_ejected, find_troubles, run
+from failures import failing, list_pods
+from test_ejection import count_errors, expect_ejected, expect_few_errors, run
 
 from pdrouter.tools.envoy_config import Routing
-from pdrouter.tools.local_stack import LocalStack
-from pdrouter.tools.simulation.engine import SimulatedEngine
 from pdrouter.tools.simulation.faults import Fault
 
-FIRST, FIRST_ERRORS, NEXT = 20, 3, 100
+
+async def test_three_rolesets_of_which_one_has_two_prefill_pods_that_refuse() -> None:
+    async with run(5, 5) as (stack, client):
+        prefill, decode = stack.prefill, stack.decode
+        sizes = {"a": (prefill[:2], decode[:2]), "b": (prefill[2:3], decode[2:4])}
+        await list_pods(stack, {**sizes, "c": (prefill[3:], decode[4:])})
+        for engine in prefill[:2]:
+            await engine.stop()
+        for engine in prefill[:2]:
+            await expect_few_errors(stack, client, engine, most=0)
 
 
-async def expect_errors(
-    stack: LocalStack, client: httpx.AsyncClient, broken: SimulatedEngine, most: int
-) -> None:
-    """Check that clients see few errors once a pod is tried that is broken, and then none.
+async def test_three_pairs_of_which_one_has_a_prefill_pod_that_refuses() -> None:
+    async with run(3, 3, rolesets=True) as (stack, client):
+        await stack.prefill[0].stop()
+        await expect_few_errors(stack, client, stack.prefill[0], most=0)
 
-    Requests that come one by one may find it slower than those whose speed is known, for a while.
-    """
 
-    async def meet() -> None:
-        errors.append(await count_errors(client, 1))
-        assert await find_troubles(stack, broken)
-
-    errors: list[int] = []
-    await eventually(meet)
-    errors.append(await count_errors(client, FIRST))
-    assert sum(errors) <= most
-    assert await count_errors(client, NEXT) == 0
+async def test_three_pairs_of_which_one_has_a_prefill_pod_that_answers_with_errors() -> None:
+    async with run(3, 3, rolesets=True) as (stack, client):
+        broken = stack.prefill[0]
+        with failing([broken], Fault(status=500)):
+            await expect_few_errors(stack, client, broken, most=0)
 
 
 async def test_two_prefill_pods_of_which_one_refuses() -> None:
     async with run(2, 1) as (stack, client):
         await stack.prefill[0].stop()
-        await expect_errors(stack, client, stack.prefill[0], 0)
+        await expect_few_errors(stack, client, stack.prefill[0], most=0)
 
 
 @pytest.mark.parametrize("routing", Routing)
@@ -48,17 +47,16 @@ async def test_three_decode_pods_of_which_one_refuses(routing: Routing) -> None:
     async with run(1, 3, routing=routing) as (stack, client):
         dead = stack.decode[0]
         await dead.stop()
-        await expect_errors(stack, client, dead, FIRST_ERRORS)
+        await expect_few_errors(stack, client, dead)
         await expect_ejected(stack, dead, "decode", "connect")
 
 
-@pytest.mark.parametrize("status", [500, 503, 429])
-async def test_three_decode_pods_of_which_one_answers_with_errors(status: int) -> None:
+async def test_three_decode_pods_of_which_one_answers_with_errors() -> None:
     async with run(1, 3) as (stack, client):
         broken = stack.decode[0]
-        with failing([broken], Fault(status=status)):
-            await expect_errors(stack, client, broken, FIRST_ERRORS)
-            await expect_ejected(stack, broken, "decode", f"status-{status}")
+        with failing([broken], Fault(status=500)):
+            await expect_few_errors(stack, client, broken)
+            await expect_ejected(stack, broken, "decode", "status-500")
 
 
 async def test_a_broken_decode_pod_costs_nothing_for_as_long_as_it_stays_broken() -> None:
@@ -66,7 +64,7 @@ async def test_a_broken_decode_pod_costs_nothing_for_as_long_as_it_stays_broken(
     async with run(1, 3, environment) as (stack, client):
         broken = stack.decode[0]
         with failing([broken], Fault(status=500)):
-            await expect_errors(stack, client, broken, FIRST_ERRORS)
+            await expect_few_errors(stack, client, broken)
             asked = stack.router.failures.asked
             while asked["failed"] < 5:
                 assert await count_errors(client, 10) == 0
