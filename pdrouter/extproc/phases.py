@@ -3,8 +3,9 @@
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, TypeAlias
+
+from msgspec import structs
 
 from pdrouter.cluster.view import PodCache
 from pdrouter.engines.split import Leg
@@ -200,7 +201,7 @@ class Phases:
             return sent
         if self._outcomes.note_second(sent, attributes):
             chosen.move_last(sent.second)
-            self._sent = replace(sent, pod=sent.second, second=sent.pod)
+            self._sent = structs.replace(sent, pod=sent.second, second=sent.pod)
         return self._sent
 
     async def on_local_reply(self, event: ResponseHeaders) -> Replies:
