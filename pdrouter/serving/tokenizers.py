@@ -1,8 +1,9 @@
 """Lengths of prompts by the models' own tokenizers, where the operator gives them."""
 
 import asyncio
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -60,6 +61,9 @@ class PromptTokenizers:
         self._tokenizers = {model: load_tokenizer(path) for model, path in files.items()}
         self._timeout_s = timeout_s
         self._threads = ThreadPoolExecutor(threads, "tokenizer")
+        # What waits for a thread waits here, where nothing is left of it when its time is over: in
+        # the queue of the threads it would stay, with its body.
+        self._slots = asyncio.Semaphore(threads)
         self.stats = TokenizerStats()
 
     async def __aenter__(self) -> "PromptTokenizers":
@@ -83,11 +87,10 @@ class PromptTokenizers:
         if tokenizer is None:
             return None
         self.stats.prompts += 1
-        loop = asyncio.get_running_loop()
-        counting = loop.run_in_executor(self._threads, partial(_count, tokenizer, request))
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await counting
+                await self._slots.acquire()
+                return await asyncio.wrap_future(self._start(partial(_count, tokenizer, request)))
         except TimeoutError:
             self.stats.late += 1
             return None
@@ -97,6 +100,18 @@ class PromptTokenizers:
         tokenizer = self._tokenizers.get(request.model) or self._tokenizers.get(ANY_MODEL)
         known = tokenizer is None or count_token_ids(request.prompt) is not None
         return None if known else tokenizer
+
+    def _start(self, count: Callable[[], int | None]) -> Future[int | None]:
+        """Begin to count in a thread. Its slot is free once the thread is, whoever waits."""
+        loop = asyncio.get_running_loop()
+
+        def free_slot(_: object) -> None:
+            with suppress(RuntimeError):  # The loop has ended meanwhile.
+                loop.call_soon_threadsafe(self._slots.release)
+
+        counting = self._threads.submit(count)
+        counting.add_done_callback(free_slot)
+        return counting
 
 
 def load_tokenizer(path: Path) -> "Tokenizer":
