@@ -1,5 +1,6 @@
 """An HTTP port with pages to read: how it listens, and how it says that something is not there."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,12 @@ from pdrouter.openai.errors import encode_error
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
+_PROBES = frozenset({"/healthz", "/readyz"})
+_PAGES_AT_ONCE = 16
+"""Pages that are made or sent at the same time, probes aside; who comes then gets 503."""
+_SEND_S = 30.0
+"""Seconds in which a page has to be read."""
+
 Page = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -19,6 +26,7 @@ class HttpPort:
 
     Attributes:
         address: `host:port` or the path of the socket that it listens on, once started.
+        pages: pages that are made or sent now.
     """
 
     def __init__(self, pages: Mapping[str, Page]) -> None:
@@ -28,7 +36,8 @@ class HttpPort:
             pages: what answers GET, by path.
         """
         self.address = ""
-        app = web.Application(middlewares=[_answer_errors])
+        self.pages = 0
+        app = web.Application(middlewares=[self._take_turns, _answer_errors])
         for path, page in pages.items():
             app.router.add_get(path, page)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
@@ -57,6 +66,34 @@ class HttpPort:
     async def stop(self) -> None:
         """Stop listening."""
         await self._runner.cleanup()
+
+    @web.middleware
+    async def _take_turns(self, request: web.Request, handler: Any) -> web.StreamResponse:  # noqa: ANN401 - aiohttp's own type is generic
+        """Let so many pages be made and sent at a time, and each for so long."""
+        if request.path in _PROBES:
+            probe: web.StreamResponse = await handler(request)
+            return probe
+        if self.pages >= _PAGES_AT_ONCE:
+            body = encode_error(503, "busy", "too many pages are asked for at once")
+            return answer_json(body, 503)
+        self.pages += 1
+        try:
+            response: web.StreamResponse = await handler(request)
+            await _send(request, response)
+        finally:
+            self.pages -= 1
+        return response
+
+
+async def _send(request: web.Request, response: web.StreamResponse) -> None:
+    """Send a page; who does not read it in time is cut off."""
+    try:
+        async with asyncio.timeout(_SEND_S):
+            await response.prepare(request)
+            await response.write_eof()
+    except TimeoutError:
+        if request.transport is not None:
+            request.transport.abort()
 
 
 def answer_json(body: bytes, status: int = 200) -> web.Response:
