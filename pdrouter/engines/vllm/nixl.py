@@ -31,6 +31,7 @@ from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest
 from pdrouter.settings.choices import RemoteHostRewrite
 
+_LONGEST_HOST = 253
 _PARAMS = "kv_transfer_params"
 _BLOCK_ID = re.compile(rb"[^\[\]{}\",\s]")
 _ABSENT = msgspec.Raw(b"")
@@ -143,10 +144,15 @@ class NixlPull:
                 return is_unusable_host(host)
 
 
-# Engines are few, and each says the same host with every answer.
-@lru_cache(maxsize=1024)
 def is_unusable_host(host: str) -> bool:
     """Return whether a host means the machine on which it is read, or none."""
+    # What is longer is no host, and must not stay in memory: an engine may say it.
+    return len(host) <= _LONGEST_HOST and _is_unusable(host)
+
+
+# Engines are few, and each says the same host with every answer.
+@lru_cache(maxsize=1024)
+def _is_unusable(host: str) -> bool:
     if host.lower() in {"", "localhost"}:
         return True
     try:
