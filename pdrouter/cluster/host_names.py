@@ -73,6 +73,7 @@ class HostNames:
         for name in names:
             self._take(name)
         self._known = {name: self._known[name] for name in names if name in self._known}
+        self._pending = {name: self._pending[name] for name in names if name in self._pending}
         self._failing.intersection_update(names)
         return self._known
 

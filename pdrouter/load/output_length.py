@@ -1,8 +1,12 @@
 """How many tokens an answer will have, from those that its model has given."""
 
+from pdrouter.bounded import make_room
+
 _FORGET = 0.98
 _PRIOR_ANSWERS = 10.0
 _MOST_TOKENS = 1_000_000
+_MOST_MODELS = 4096
+"""Models and adapters of which anything is known; adapters may come and go for ever."""
 
 
 class OutputLengths:
@@ -33,4 +37,5 @@ class OutputLengths:
         """Learn from an answer of a served model, of so many tokens."""
         seen, answers = self._sums.get(model, (self._expected * _PRIOR_ANSWERS, _PRIOR_ANSWERS))
         length = min(max(0, tokens), _MOST_TOKENS)
+        make_room(self._sums, model, _MOST_MODELS)
         self._sums[model] = (seen * _FORGET + length, answers * _FORGET + 1)

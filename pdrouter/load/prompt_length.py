@@ -1,8 +1,12 @@
 """How many tokens a prompt has, from its size in bytes."""
 
+from pdrouter.bounded import make_room
+
 _GUESS = 4.0
 _FORGET = 0.98
 _PRIOR_BYTES = 4096.0
+_MOST_MODELS = 4096
+"""Models and adapters of which anything is known; adapters may come and go for ever."""
 
 
 class TokenRatios:
@@ -22,4 +26,5 @@ class TokenRatios:
     def observe(self, model: str, size: int, tokens: int) -> None:
         """Learn from a prompt of a served model, of so many bytes and tokens."""
         seen, known = self._sums.get(model, (_PRIOR_BYTES, _PRIOR_BYTES / _GUESS))
+        make_room(self._sums, model, _MOST_MODELS)
         self._sums[model] = (seen * _FORGET + size, known * _FORGET + tokens)

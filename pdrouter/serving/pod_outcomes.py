@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from pdrouter.bounded import make_room
 from pdrouter.cluster.pods import Pod
 from pdrouter.engines.split import Leg
 from pdrouter.load.failures import CONNECT, FailureMemory, Part
@@ -18,6 +19,8 @@ from pdrouter.serving.statuses import BUSY, Speaks
 log = logging.getLogger(__name__)
 
 _RECENT_S = 60.0
+_MOST_NAMES = 4096
+"""Models and adapters, by leg and path, that are remembered; adapters may come and go for ever."""
 _FIRST_ERROR, _NOT_FOUND = 400, 404
 _WITH_IDS = frozenset({"/v1/responses"})
 _OF_THE_KEY = frozenset({401, 403, 407})
@@ -79,7 +82,6 @@ class PodOutcomes:
             failures: remembers them.
         """
         self.failures = failures
-        # There are as many models as the operator has, and five paths.
         self._served: dict[tuple[Leg, str, str], tuple[str, float]] = {}
         self._handles: dict[str, _Handle] = {}
 
@@ -130,6 +132,7 @@ class PodOutcomes:
         tokens, now = _count_tokens(answer), self.failures.clock()
         known = self._handles.get(model)
         if tokens and (known is None or tokens <= known.tokens or now - known.at >= _RECENT_S):
+            make_room(self._handles, model, _MOST_NAMES)
             self._handles[model] = _Handle(answer.pod.uid, tokens, now)
 
     def note_unusable(self, answer: LegAnswer, model: str, reason: str) -> None:
@@ -228,7 +231,9 @@ class PodOutcomes:
         )
 
     def _note_served(self, pod: Pod, leg: Leg, model: str, path: str) -> None:
-        self._served[leg, model, path] = pod.uid, self.failures.clock()
+        key = leg, model, path
+        make_room(self._served, key, _MOST_NAMES)
+        self._served[key] = pod.uid, self.failures.clock()
 
     def _has_another_served(self, pod: Pod, leg: Leg, model: str, path: str) -> bool:
         uid, at = self._served.get((leg, model, path), (pod.uid, 0.0))

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 import aiohttp
 import msgspec
 
+from pdrouter.bounded import make_room
 from pdrouter.cluster.kubernetes.api import KubeApi, KubeConfigInvalid, KubeRefused
 from pdrouter.cluster.kubernetes.objects import Condition
 from pdrouter.cluster.source import RouteUnavailable
 
 _GET_S = 5.0
 _RETRY_S = 1.0
+_MOST_MODELS = 4096
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 
 
@@ -65,9 +67,11 @@ class HttpRoutes:
         """
         verdict = self._recall(model)
         if verdict is None:
+            make_room(self._locks, model, _MOST_MODELS)
             async with self._locks.setdefault(model, asyncio.Lock()):
                 verdict = self._recall(model)
                 if verdict is None:
+                    make_room(self._verdicts, model, _MOST_MODELS)
                     verdict = self._verdicts[model] = await self._look(model)
         if verdict.problem:
             raise RouteUnavailable(verdict.problem)
