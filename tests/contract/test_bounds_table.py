@@ -1,0 +1,785 @@
+"""The table of bounds in `docs/reliability.md`: each row is true, and each bound holds."""
+
+import asyncio
+import inspect
+import json
+import logging
+import re
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from random import Random
+from typing import Any, cast
+
+import aiohttp
+import pytest
+from aiohttp import web
+from factories import (
+    make_answers,
+    make_decision,
+    make_kv_params,
+    make_pod,
+    make_record,
+    make_request,
+)
+from loopback import Server, answer_always, answering, hang, listen
+from waiting import WAIT_S, wait_until
+
+from pdrouter.admin import http_port
+from pdrouter.admin.http_port import HttpPort
+from pdrouter.app import _forget_pod
+from pdrouter.cluster import host_names, pod_config, pods
+from pdrouter.cluster.host_names import HostNames
+from pdrouter.cluster.kubernetes import routes
+from pdrouter.cluster.kubernetes.api import KubeRefused
+from pdrouter.cluster.kubernetes.back_off import BackOff
+from pdrouter.cluster.kubernetes.reflector import DEFAULT_TIMING
+from pdrouter.cluster.pods import Role
+from pdrouter.cluster.source import RouteUnavailable
+from pdrouter.cluster.view import PodCache
+from pdrouter.engines import exposition
+from pdrouter.engines.registry import Splits
+from pdrouter.engines.split import Leg
+from pdrouter.engines.vllm import nixl
+from pdrouter.extproc import codec, server
+from pdrouter.extproc.limits import HANDLE_HEADROOM_BYTES
+from pdrouter.load import failures as failure_memory
+from pdrouter.load import output_length, prompt_length, retry_budget, scraper, silences
+from pdrouter.load.engine_check import EngineCheck
+from pdrouter.load.engine_connections import create_connector
+from pdrouter.load.failures import EjectionRules, FailureMemory
+from pdrouter.load.ledger import Ledger
+from pdrouter.load.output_length import OutputLengths
+from pdrouter.load.prefix_index import PrefixIndex
+from pdrouter.load.prompt_length import TokenRatios
+from pdrouter.load.retry_budget import RetryBudget
+from pdrouter.load.scraper import MetricsScraper
+from pdrouter.openai import usage_scan
+from pdrouter.openai.errors import RequestRejected
+from pdrouter.openai.kind import RequestKind
+from pdrouter.openai.pieces import Pieces
+from pdrouter.openai.usage import Usage
+from pdrouter.process_limits import choose_body_memory
+from pdrouter.serving import engine_client, legs, pod_outcomes, rate_limit, release, unsplittable
+from pdrouter.serving import tokenizers as tokenizing
+from pdrouter.serving.engine_client import ClientLimits, EngineClient, FailureKind, PostFailed
+from pdrouter.serving.held_bodies import HeldBodies
+from pdrouter.serving.leg_outcome import LegAnswer
+from pdrouter.serving.pod_outcomes import PodOutcomes
+from pdrouter.serving.rate_limit import RateLimiter
+from pdrouter.serving.release import ReleaseOutcome, ReleaseRules, Releases
+from pdrouter.serving.tokenizers import PromptTokenizers
+from pdrouter.serving.unsplittable import UnsplittableKinds
+from pdrouter.settings import Settings, describe_settings
+from pdrouter.telemetry import logs
+from pdrouter.telemetry.decisions import DecisionLog
+from pdrouter.telemetry.requests import RequestTelemetry
+from pdrouter.tools.envoy_config import Address, EnvoyConfig, build_bootstrap, to_yaml
+from pdrouter.workers import process, supervisor
+from pdrouter.workers.metrics_page import describe_workers, render_page
+
+PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
+HEAD = "| What | Bound | Then | Setting | Metric |\n|---|---|---|---|---|\n"
+DEFAULTS = Settings.load({}, {})
+SOON_S = 0.05
+MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of the table, its cells as they stand there."""
+
+    what: str
+    bound: str
+    then: str
+    setting: str
+    metric: str
+
+
+def read_rows() -> list[Row]:
+    tables = re.findall(re.escape(HEAD) + r"((?:\|.*\n)+)", PAGE.read_text())
+    lines = "".join(tables).splitlines()
+    return [Row(*(cell.strip() for cell in line.strip("|").split("|"))) for line in lines]
+
+
+Fill = Callable[[pytest.MonkeyPatch], Awaitable[None]]
+WALK: dict[str, tuple[str, Fill]] = {}
+"""For each row the bound that the code has, and what goes beyond it and sees it hold."""
+
+
+def walk(what: str, bound: str) -> Callable[[Fill], Fill]:
+    def add(fill: Fill) -> Fill:
+        WALK[what] = bound, fill
+        return fill
+
+    return add
+
+
+def name_many(count: int) -> list[str]:
+    return [f"name-{number}" for number in range(count)]
+
+
+# --- The table ---
+
+
+def test_each_row_is_walked_and_no_other() -> None:
+    assert [row.what for row in read_rows()] == list(WALK)
+
+
+def test_each_setting_exists_or_it_is_said_why_there_is_none() -> None:
+    known = set(re.findall(r"`([A-Z_]+)`", describe_settings()))
+    for row in read_rows():
+        named = set(re.findall(r"`([A-Z_]{8,})`", row.setting))
+        assert named <= known, row
+        assert named or row.setting.startswith("none"), row
+
+
+def test_each_metric_exists_or_there_is_none() -> None:
+    page = RequestTelemetry(PodCache(), Ledger()).metrics.render().decode()
+    page += render_page(describe_workers({0: 1}, 1)).decode()
+    exported = set(re.findall(r"^# TYPE (\S+)", page, re.MULTILINE))
+    for row in read_rows():
+        named = set(re.findall(r"`(pdrouter_\w+)`", row.metric))
+        assert named <= exported, row
+        assert named or row.metric.startswith("none"), row
+
+
+@pytest.mark.parametrize("row", read_rows(), ids=lambda row: row.what)
+def test_the_bound_is_that_of_the_code(row: Row) -> None:
+    assert row.bound == WALK[row.what][0]
+
+
+@pytest.mark.parametrize("row", read_rows(), ids=lambda row: row.what)
+async def test_the_bound_holds(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    await WALK[row.what][1](monkeypatch)
+
+
+# --- Waits and retries ---
+
+
+async def fail(address: str, **limits: float) -> PostFailed:
+    """Return how a POST fails that has so long for something, and long for all else."""
+    within = ClientLimits(limits.get("connect_s", WAIT_S), limits.get("response_s", WAIT_S), MIB)
+    async with EngineClient(within) as client:
+        body, total_s = Pieces((b"{}",)), limits.get("total_s", WAIT_S)
+        with pytest.raises(PostFailed) as caught:
+            await client.post(address, "/v1/completions", {}, body, total_s)
+    return caught.value
+
+
+@walk("A prefill leg, all attempts together", f"{DEFAULTS.prefill_timeout_s:g} s")
+async def exceed_the_leg(_: pytest.MonkeyPatch) -> None:
+    async with listen(hang) as engine:
+        assert (await fail(engine.address, total_s=SOON_S)).kind is FailureKind.TIMEOUT
+
+
+@walk("An attempt that gets no byte", "the leg's")
+async def exceed_an_attempt(_: pytest.MonkeyPatch) -> None:
+    assert DEFAULTS.prefill_response_timeout_s is None
+    async with listen(hang) as engine:
+        assert (await fail(engine.address, response_s=SOON_S)).kind is FailureKind.TIMEOUT
+
+
+@walk("A connection to a prefill pod", f"{DEFAULTS.prefill_connect_timeout_s:g} s")
+async def exceed_a_connection(_: pytest.MonkeyPatch) -> None:
+    with closing(socket.socket()) as listener, closing(socket.socket()) as first:
+        # Linux lets one connection more than the backlog wait, and ignores the next.
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        first.connect(listener.getsockname())
+        failed = await fail("{}:{}".format(*listener.getsockname()), connect_s=SOON_S)
+        assert failed.kind is FailureKind.CONNECT
+
+
+@walk("A prefill queue, as it is predicted", "the leg's")
+async def exceed_a_queue(_: pytest.MonkeyPatch) -> None:
+    assert DEFAULTS.max_wait_s is None
+    test = "test_if_all_queues_are_too_long_the_request_is_refused"
+    shown_by("unit/routing/test_admission.py", test)
+
+
+@walk(
+    "Further pods for one leg",
+    f"{DEFAULTS.prefill_retries}, and {legs._FREE_REFUSALS} that only lack something",
+)
+async def exceed_the_retries(_: pytest.MonkeyPatch) -> None:
+    shown_by("contract/test_prefill_leg.py", "test_refusals_do_not_use_up_the_retries_but_end")
+
+
+@walk(
+    "Further tries of all requests of a model",
+    f"{DEFAULTS.retry_budget_share:.0%} of those of {DEFAULTS.retry_budget_window_s:g} s,"
+    f" and {DEFAULTS.retry_budget_per_second:g} per second".replace("%", " %"),
+)
+async def exceed_the_budget(_: pytest.MonkeyPatch) -> None:
+    budget = RetryBudget(clock=lambda: 0.0)
+    for _request in range(500):
+        budget.count_request("m")
+    assert [budget.take_retry("m") for _retry in range(300)].count(True) == 500 * 0.2 + 10 * 10
+
+
+@walk("A connection that was closed while it was idle", "1 more try")
+async def exceed_the_stale_connections(_: pytest.MonkeyPatch) -> None:
+    shown_by("contract/test_prefill_leg.py", "test_a_connection_that_is_stale_twice_is_a_failure")
+
+
+@walk(
+    "The back-off of a pod that fails",
+    f"{DEFAULTS.eject_s:g} s, doubled up to {DEFAULTS.eject_longest_s:g} s",
+)
+async def exceed_the_back_off(_: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    rules = EjectionRules(1, DEFAULTS.eject_s, DEFAULTS.eject_longest_s)
+    memory = FailureMemory(rules, lambda: now, Random(1))
+    waits = []
+    for _failure in range(12):
+        memory.note_failure("p", Leg.PREFILL, "connect", now)
+        (told,) = memory.describe("p")
+        waits.append(cast("float", told["seconds_until_trial"]))
+        now += waits[-1] + 1
+    assert waits[0] <= DEFAULTS.eject_s < waits[3] < max(waits) <= DEFAULTS.eject_longest_s
+
+
+@asynccontextmanager
+async def counting(
+    monkeypatch: pytest.MonkeyPatch, timeout_s: float
+) -> AsyncIterator[tuple[PromptTokenizers, threading.Event]]:
+    """Tokenizers whose one thread is busy until an event is set."""
+    go_on = threading.Event()
+    monkeypatch.setattr(tokenizing, "load_tokenizer", lambda path: path)
+    monkeypatch.setattr(tokenizing, "_count", lambda *_: go_on.wait(WAIT_S) and 7)
+    async with PromptTokenizers({"*": Path("x")}, timeout_s, 1) as tokenizers:
+        try:
+            yield tokenizers, go_on
+        finally:
+            go_on.set()
+
+
+@walk("A prompt whose tokens are to be counted", f"{DEFAULTS.tokenizer_timeout_s:g} s")
+async def exceed_the_tokenizer_s_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with counting(monkeypatch, SOON_S) as (tokenizers, _):
+        assert await tokenizers.count(make_request("/v1/completions")) is None
+        assert tokenizers.stats.late == 1
+
+
+class Outcomes:
+    """Remembers what came of releases."""
+
+    def __init__(self) -> None:
+        self.ended: list[ReleaseOutcome] = []
+
+    def release_ended(self, outcome: ReleaseOutcome) -> None:
+        self.ended.append(outcome)
+
+
+@asynccontextmanager
+async def releasing(
+    timeout_s: float, count: int
+) -> AsyncIterator[tuple[Releases, Outcomes, Server]]:
+    """So many releases that no engine answers, with the engine."""
+    async with AsyncExitStack() as stack:
+        engine = await stack.enter_async_context(listen(hang))
+        ip, _colon, port = engine.address.rpartition(":")
+        decode = make_pod("d", Role.DECODE, ip=ip, port=int(port))
+        prefill, cache, outcomes = make_pod("p"), PodCache(), Outcomes()
+        cache.replace([prefill, decode])
+        limits = ClientLimits(WAIT_S, WAIT_S, MIB)
+        client = await stack.enter_async_context(EngineClient(limits))
+        rules = ReleaseRules(True, timeout_s, ())
+        releases = Releases(
+            client, cache, FailureMemory(), Splits(), observer=outcomes, rules=rules
+        )
+        await stack.enter_async_context(releases)
+        for _request in range(count):
+            (answer,) = make_answers(encode_handle(), prefill)
+            held = releases.hold(answer, decode, "llama", {})
+            assert held is not None
+            held.release()
+        yield releases, outcomes, engine
+
+
+def encode_handle() -> bytes:
+    return b'{"kv_transfer_params": %s}' % json.dumps(make_kv_params()).encode()
+
+
+@walk("The release of blocks", f"{DEFAULTS.release_timeout_s:g} s")
+async def exceed_a_release(_: pytest.MonkeyPatch) -> None:
+    async with releasing(SOON_S, 1) as (_releases, outcomes, _engine):
+        await wait_until(lambda: outcomes.ended == [ReleaseOutcome.FAILED])
+
+
+ENVOY = EnvoyConfig(
+    routers=(Address("127.0.0.1", 1),), prefill_timeout_s=DEFAULTS.prefill_timeout_s
+)
+
+
+@walk("A decode pod that sends nothing", f"{ENVOY.stream_idle_timeout_s:g} s")
+async def exceed_the_silence_of_decode(_: pytest.MonkeyPatch) -> None:
+    manager = to_yaml(build_bootstrap(ENVOY))
+    assert manager.count(f"{ENVOY.stream_idle_timeout_s:g}s") == 2
+
+
+@asynccontextmanager
+async def scraping(engine: Server, deadline_s: float = 2.0) -> AsyncIterator[MetricsScraper]:
+    cache = PodCache()
+    ip, _, port = engine.address.rpartition(":")
+    cache.replace([make_pod(ip=ip, port=int(port), metrics_port=int(port))])
+    async with MetricsScraper(cache, Ledger(), interval_s=SOON_S, deadline_s=deadline_s) as scrapes:
+        task = asyncio.create_task(scrapes.run())
+        try:
+            yield scrapes
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+
+@walk("A look at an engine's metrics", "2 s")
+async def exceed_a_scrape(_: pytest.MonkeyPatch) -> None:
+    assert inspect.signature(MetricsScraper).parameters["deadline_s"].default == 2.0
+    async with listen(hang) as engine, scraping(engine, deadline_s=SOON_S) as scrapes:
+        await wait_until(lambda: scrapes.stats.failures["timeout"] > 0)
+
+
+@walk("An engine that is asked for its models", "5 s")
+async def exceed_the_engine_check(_: pytest.MonkeyPatch) -> None:
+    assert inspect.signature(EngineCheck).parameters["wait_s"].default == 5.0
+    cache = PodCache()
+    async with listen(hang) as engine:
+        ip, _colon, port = engine.address.rpartition(":")
+        pod = make_pod(ip=ip, port=int(port))
+        cache.replace([pod])
+        check = EngineCheck(cache, wait_s=SOON_S)
+        task = asyncio.create_task(check.run())
+        await wait_until(lambda: check.is_silent(pod))
+        task.cancel()
+        await asyncio.wait([task])
+
+
+@walk("A watch of the API server that is silent", f"{DEFAULT_TIMING.silence_s:g} s")
+async def exceed_a_watch(_: pytest.MonkeyPatch) -> None:
+    shown_by("kubernetes/test_informer_faults.py", "test_a_half_open_connection_is_given_up")
+    timing = DEFAULT_TIMING
+    assert (timing.backoff_s, timing.backoff_most_s) == (0.2, 30.0)
+    pauses = BackOff(timing.backoff_s, timing.backoff_most_s, 2.0, Random(1))
+    waits = [pauses.lengthen(ValueError()) for _failure in range(40)]
+    assert 0.1 <= waits[0] <= 0.2 < max(waits) <= 30.0
+    assert pauses.lengthen(ValueError(), 1e9) == 30.0
+
+
+@walk("A model's HTTPRoute that is looked up", f"{routes._GET_S:g} s")
+async def exceed_a_look_at_a_route(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "_GET_S", SOON_S)
+    looked: list[float] = []
+
+    class Silent:
+        @asynccontextmanager
+        async def get(
+            self, path: str, _: object, *, total_s: float, silence_s: float
+        ) -> AsyncIterator[None]:
+            looked.extend((total_s, silence_s))
+            if path:
+                raise TimeoutError
+            yield
+
+    checked = routes.HttpRoutes(cast("Any", Silent()), "aibrix-system", 30.0)
+    with pytest.raises(RouteUnavailable):
+        await checked.check("m")
+    assert looked == [SOON_S, SOON_S]
+
+
+@walk("A host name of the endpoints file", f"{host_names._WAIT_S:g} s")
+async def exceed_a_look_up(_: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+
+    def resolve(name: str) -> tuple[str, ...]:
+        go_on.wait(WAIT_S)
+        return (name,)
+
+    names = HostNames(resolve, wait_s=SOON_S)
+    assert await names.look_up(["slow"]) == {}
+    # A name that nobody asks for any more is not kept either.
+    assert await names.look_up([]) == {}
+    assert not names._pending
+    go_on.set()
+
+
+@walk("An Envoy that has vanished", f"{2 * DEFAULTS.grpc_keepalive_s:g} s")
+async def exceed_the_keepalive(_: pytest.MonkeyPatch) -> None:
+    options = dict(server._list_channel_options(server.ServerOptions("", 0, MIB, 7.0, tls=None)))
+    assert options["grpc.keepalive_time_ms"] == options["grpc.keepalive_timeout_ms"] == 7000
+    assert options["grpc.keepalive_permit_without_calls"] == 1
+
+
+@walk("The end of the process", f"{DEFAULTS.drain_s:g} s")
+async def exceed_the_drain(_: pytest.MonkeyPatch) -> None:
+    shown_by("e2e/test_process.py", "test_what_is_open_at_the_end_of_the_drain_time_is_cancelled")
+
+
+@asynccontextmanager
+async def serving(page: http_port.Page) -> AsyncIterator[HttpPort]:
+    port = HttpPort({"/page": page, "/healthz": page})
+    await port.start("127.0.0.1", 0)
+    try:
+        yield port
+    finally:
+        await port.stop()
+
+
+@walk("A page of the HTTP port that is not read", f"{http_port._SEND_S:g} s")
+async def exceed_the_time_to_read_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_port, "_SEND_S", SOON_S)
+
+    async def show_much(_: web.Request) -> web.Response:
+        return web.Response(body=b"x" * 64 * MIB)
+
+    async with serving(show_much) as port:
+        host, number = port.address.split(":")
+        reader, writer = await asyncio.open_connection(host, int(number), limit=1024)
+        writer.write(b"GET /page HTTP/1.1\r\nhost: x\r\n\r\n")
+        await wait_until(lambda: port.pages == 1)
+        await wait_until(lambda: port.pages == 0)
+        read = 0
+        with suppress(ConnectionError):
+            while data := await reader.read(MIB):
+                read += len(data)
+        assert read < 64 * MIB
+        writer.close()
+
+
+class Hanging:
+    """A worker that neither answers nor ends by itself."""
+
+    number = 0
+
+    def __init__(self) -> None:
+        self.ended = asyncio.Event()
+        self.asked = 0
+
+    async def wait(self) -> int:
+        await self.ended.wait()
+        return -9
+
+    async def get(self, _: str) -> process.Answer:
+        self.asked += 1
+        raise process.NoAnswer
+
+    def send(self, number: signal.Signals) -> None:
+        assert number is signal.SIGKILL
+        self.ended.set()
+
+
+@walk("A worker that does not answer its supervisor", f"{process._ANSWER_S:g} s")
+async def exceed_the_patience_with_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (supervisor._MISSED_CHECKS, supervisor._CHECK_S) == (3, 10.0)
+    monkeypatch.setattr(supervisor, "_CHECK_S", SOON_S)
+    worker = Hanging()
+    assert await supervisor._wait_for_end(cast("Any", worker)) == -9
+    assert worker.asked == 3
+
+
+@walk(
+    "A worker that ends, until it is started again",
+    f"{supervisor._FIRST_PAUSE_S:g} s, doubled up to {supervisor._LONGEST_PAUSE_S:g} s",
+)
+async def exceed_the_restarts(_: pytest.MonkeyPatch) -> None:
+    shown_by(
+        "e2e/test_workers.py",
+        "test_a_worker_that_dies_takes_only_its_own_requests_along_and_comes_back",
+    )
+
+
+def shown_by(file: str, test: str) -> None:
+    """Check that there is a test that shows it."""
+    assert f"def {test}(" in (Path(__file__).parents[1] / file).read_text()
+
+
+# --- Memory ---
+
+
+@walk("Bodies that wait", "a third of the memory beyond 192 MiB")
+async def exceed_the_bodies(_: pytest.MonkeyPatch) -> None:
+    assert choose_body_memory(492 * MIB, 1) == 100 * MIB
+    bodies = HeldBodies(60, 100)
+    held = bodies.hold(60)
+    with pytest.raises(RequestRejected) as refused:
+        bodies.hold(60)
+    held.release()
+    assert (refused.value.code, bodies.refused, bodies.bytes) == ("body_memory_exhausted", 1, 0)
+
+
+LARGEST = DEFAULTS.max_message_bytes
+
+
+@walk(
+    "A body; a prefill answer",
+    f"{(LARGEST - HANDLE_HEADROOM_BYTES) / MIB:g} MiB; {LARGEST / MIB:g} MiB",
+)
+async def exceed_one_body(_: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RequestRejected) as refused:
+        HeldBodies(60, 100).hold(61)
+    assert refused.value.status == 413
+    answer = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (2 * MIB, b"x" * 2 * MIB)
+    async with listen(answering(answer)) as engine:
+        assert (await fail(engine.address)).kind is FailureKind.TOO_LARGE
+
+
+@walk(
+    "Open requests, and their work in flight", f"{ENVOY.max_concurrent_requests:,} for each Envoy"
+)
+async def exceed_the_open_requests(_: pytest.MonkeyPatch) -> None:
+    shown_by(
+        "contract/test_envoy_behaviour.py",
+        "test_a_request_above_the_limit_of_concurrency_is_refused_at_once",
+    )
+
+
+@walk(
+    "Connections to engines",
+    f"one for each leg in flight; idle ones for {engine_client._KEEPALIVE_S:g} s",
+)
+async def exceed_the_idle_connections(_: pytest.MonkeyPatch) -> None:
+    async with listen(answer_always) as engine:
+        session = aiohttp.ClientSession(connector=create_connector(SOON_S))
+        async with session, session.get(f"http://{engine.address}/") as response:
+            await response.read()
+            response.release()
+            await wait_until(engine.closed.is_set)
+
+
+@walk("Releases at once, and in all", f"{release._AT_ONCE}, {release._MOST}")
+async def exceed_the_releases(_: pytest.MonkeyPatch) -> None:
+    async with releasing(WAIT_S, release._MOST + 5) as (releases, outcomes, engine):
+        assert releases.outstanding == release._MOST
+        assert outcomes.ended == [ReleaseOutcome.DROPPED] * 5
+        await wait_until(lambda: len(engine.requests) == release._AT_ONCE)
+        assert engine.connections == release._AT_ONCE
+
+
+@walk("Prompts in a tokenizer's threads", f"{DEFAULTS.tokenizer_threads}")
+async def exceed_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with counting(monkeypatch, SOON_S) as (tokenizers, go_on):
+        request = make_request("/v1/completions")
+        counts = await asyncio.gather(*(tokenizers.count(request) for _ in range(50)))
+        assert counts == [None] * 50
+        # What was given up has left nothing behind.
+        assert tokenizers._threads._work_queue.qsize() == 0
+        go_on.set()
+        tokenizers._timeout_s = WAIT_S
+        assert await tokenizers.count(request) == 7
+
+
+@walk("Prefixes that pods have cached", f"{DEFAULTS.prefix_index_bytes / MIB:g} MiB")
+async def exceed_the_prefixes(_: pytest.MonkeyPatch) -> None:
+    index = PrefixIndex(12_000, 3600, lambda: 0.0)
+    for first in range(0, 10_000, 100):
+        index.add(range(first, first + 100), "p")
+        assert len(index) <= 100
+
+
+@walk("Failures of pods, by leg and model", f"{failure_memory._MOST_PARTS:,}")
+async def exceed_the_failures(_: pytest.MonkeyPatch) -> None:
+    memory = FailureMemory(EjectionRules(after=1), lambda: 0.0, Random(1))
+    for uid in name_many(5000):
+        memory.note_failure(uid, Leg.PREFILL, "connect", 0.0)
+        memory.note_scrape(uid, connected=False)
+    for kept in (memory._records, memory._out, memory._reaches._pods):
+        assert len(kept) == failure_memory._MOST_PARTS
+
+
+@walk("Pods' last answers, and who waits in vain", f"{silences._MOST:,}, {silences._MOST:,}")
+async def exceed_the_silences(_: pytest.MonkeyPatch) -> None:
+    memory = silences.Silences()
+    for uid in name_many(5000):
+        memory.note_answer(uid, Leg.PREFILL, 1.0)
+        memory.note_given_up(f"other-{uid}", Leg.PREFILL, 2.0, 3.0)
+    assert len(memory._answered) == len(memory._silences) == silences._MOST
+
+
+@walk(
+    "Who has served which model, who has given a handle",
+    f"{pod_outcomes._MOST_NAMES:,}, {pod_outcomes._MOST_NAMES:,}",
+)
+async def exceed_the_outcomes(_: pytest.MonkeyPatch) -> None:
+    outcomes = PodOutcomes(FailureMemory())
+    for model in name_many(5000):
+        outcomes._note_served(make_pod(), Leg.PREFILL, model, "/v1/completions")
+        outcomes.note_usable(LegAnswer(Leg.PREFILL, make_pod(), "id", b"", Usage(5, None)), model)
+    assert len(outcomes._served) == len(outcomes._handles) == pod_outcomes._MOST_NAMES
+
+
+@walk(
+    "Bytes per token, lengths of answers, by model",
+    f"{prompt_length._MOST_MODELS:,}, {output_length._MOST_MODELS:,}",
+)
+async def exceed_the_lengths(_: pytest.MonkeyPatch) -> None:
+    ratios, lengths = TokenRatios(), OutputLengths(512)
+    for model in name_many(5000):
+        ratios.observe(model, 100, 10)
+        lengths.observe(model, 10)
+    assert len(ratios._sums) == prompt_length._MOST_MODELS
+    assert len(lengths._sums) == output_length._MOST_MODELS
+    assert lengths.expect("name-0") == 512
+    assert lengths.expect("name-4999") < 512
+
+
+@walk("Retry budgets, by model", f"{retry_budget._MOST_MODELS:,}")
+async def exceed_the_budgets(_: pytest.MonkeyPatch) -> None:
+    budget = RetryBudget(clock=lambda: 0.0)
+    for model in name_many(2000):
+        budget.count_request(model)
+    assert len(budget._accounts) == retry_budget._MOST_MODELS
+
+
+@walk("Rate limits, by model", f"{rate_limit._MAX_MODELS:,}, and those used in the last second")
+async def exceed_the_rate_limits(_: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    limiter = RateLimiter(lambda: now)
+    for model in name_many(5000):
+        limiter.admit(model, 100)
+        now += 0.01
+        assert len(limiter._paid_until) <= rate_limit._MAX_MODELS
+
+
+@walk("Kinds of requests that are served whole", f"{unsplittable._MOST_KINDS}")
+async def exceed_the_kinds(_: pytest.MonkeyPatch) -> None:
+    kinds = UnsplittableKinds(lambda: 0.0)
+    for name in name_many(500):
+        kinds.note_failed("m", RequestKind("/v1/completions", (name,)), ["p", "q"], ["p", "q"])
+    assert len(kinds._kinds) == unsplittable._MOST_KINDS
+
+
+@walk("HTTPRoutes that were looked up", f"{routes._MOST_MODELS:,}")
+async def exceed_the_routes(_: pytest.MonkeyPatch) -> None:
+    class Refusing:
+        @asynccontextmanager
+        async def get(self, path: str, *_: object, **__: object) -> AsyncIterator[None]:
+            if path:
+                raise KubeRefused(404, "none")
+            yield
+
+    checked = routes.HttpRoutes(cast("Any", Refusing()), "aibrix-system", 3600.0)
+    for model in name_many(5000):
+        with pytest.raises(RouteUnavailable):
+            await checked.check(model)
+    assert len(checked._verdicts) == len(checked._locks) == routes._MOST_MODELS
+
+
+@walk(
+    "Hosts in handles, headers, pairs, annotations that were read before",
+    ", ".join(
+        f"{cache.cache_info().maxsize:,}"
+        for cache in (
+            nixl._is_unusable,
+            codec._write_option,
+            pods._create_pairing,
+            pod_config.read_config,
+        )
+    ),
+)
+async def exceed_the_caches(_: pytest.MonkeyPatch) -> None:
+    nixl._is_unusable.cache_clear()
+    for name in name_many(2000):
+        assert not nixl.is_unusable_host(name)
+    assert nixl._is_unusable.cache_info().currsize == 1024
+    # An engine that says megabytes is not remembered: a thousand of them would fill the memory.
+    nixl._is_unusable.cache_clear()
+    assert not nixl.is_unusable_host("x" * MIB)
+    assert nixl._is_unusable.cache_info().currsize == 0
+
+
+@walk(
+    "An answer that is observed",
+    f"{usage_scan.MAX_EVENT_BYTES / MIB:g} MiB of a line,"
+    f" {usage_scan.MAX_ANSWER_BYTES // 1024} KiB of a plain one",
+)
+async def exceed_the_observed(_: pytest.MonkeyPatch) -> None:
+    stream, plain = usage_scan.StreamScan(), usage_scan.PlainScan()
+    for _piece in range(64):
+        stream.feed(b"x" * 65_536)
+        plain.feed(b"x" * 65_536)
+        assert len(stream._rest) <= usage_scan.MAX_EVENT_BYTES
+        assert len(plain._body) <= usage_scan.MAX_ANSWER_BYTES
+    assert stream.finish() is plain.finish() is None
+
+
+@walk(
+    "A page of an engine's metrics",
+    f"{scraper._PAGE_BYTES / MIB:g} MiB, {exposition.MAX_SERIES:,} series",
+)
+async def exceed_a_metrics_page(_: pytest.MonkeyPatch) -> None:
+    page = b"x 1\n" * (MIB // 2)
+    answer = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(page), page)
+    async with listen(answering(answer)) as engine, scraping(engine) as scrapes:
+        await wait_until(lambda: scrapes.stats.failures["too-large"] > 0)
+    series = b"".join(b'vllm:num_requests_running{a="%d"} 1\n' % n for n in range(3000))
+    (found,) = exposition.Families("vllm:num_requests_running").find(series).values()
+    assert len(found) == exposition.MAX_SERIES
+
+
+@walk("Lines of the log that wait", f"{logs.MAX_WAITING_LINES:,}")
+async def exceed_the_log(_: pytest.MonkeyPatch) -> None:
+    records: SimpleQueue[logging.LogRecord | None] = SimpleQueue()
+    handler = logs._QueueOfLines(records)
+    line = logging.LogRecord("x", logging.INFO, "", 0, "x", (), None)
+    for _line in range(logs.MAX_WAITING_LINES + 7):
+        handler.handle(line)
+    assert (records.qsize(), handler.dropped) == (logs.MAX_WAITING_LINES, 7)
+
+
+@walk("Decisions that are kept", f"{DEFAULTS.kept_decisions}")
+async def exceed_the_decisions(_: pytest.MonkeyPatch) -> None:
+    kept = DecisionLog(100)
+    decision = make_decision(make_pod("p"), make_pod("d", Role.DECODE))
+    for name in name_many(250):
+        kept.note(make_record(request_id=name, decision=decision))
+    assert len(kept._entries) == len(kept._records) == 100
+    assert kept.find("name-149") is None
+    assert kept.find("name-150") is not None
+
+
+@walk("Pages of the HTTP port at once", f"{http_port._PAGES_AT_ONCE}")
+async def exceed_the_pages(_: pytest.MonkeyPatch) -> None:
+    go_on = asyncio.Event()
+
+    async def show_late(request: web.Request) -> web.Response:
+        if request.path != "/healthz":
+            await go_on.wait()
+        return web.Response()
+
+    async with serving(show_late) as port, aiohttp.ClientSession() as session:
+        url = f"http://{port.address}"
+
+        async def get(path: str = "/page") -> int:
+            async with session.get(url + path) as response:
+                return response.status
+
+        waiting = [asyncio.create_task(get()) for _ in range(http_port._PAGES_AT_ONCE)]
+        await wait_until(lambda: port.pages == http_port._PAGES_AT_ONCE)
+        assert await get() == 503
+        assert await get("/healthz") == 200
+        go_on.set()
+        assert await asyncio.gather(*waiting) == [200] * http_port._PAGES_AT_ONCE
+        assert port.pages == 0
+
+
+@walk("What is known of a pod", "while it is known")
+async def exceed_the_pods(_: pytest.MonkeyPatch) -> None:
+    ledger, failures = Ledger(), FailureMemory(EjectionRules(after=1))
+    prefixes = PrefixIndex(MIB, 60, lambda: 0.0)
+    for uid in name_many(100):
+        with ledger.start(Leg.PREFILL, uid, 10) as scope:
+            scope.complete(10)
+        prefixes.add([1], uid)
+        failures.note_failure(uid, Leg.PREFILL, "connect", 0.0)
+        failures.note_success("other", Leg.DECODE, 0.0)
+        _forget_pod(uid, ledger, prefixes, failures)
+    assert not ledger.snapshot()
+    assert not ledger.rates.factors
+    assert not ledger.drains._histories
+    assert not prefixes._bits
+    assert not failures._records
