@@ -225,6 +225,7 @@ def choose_policy_options(settings: Settings) -> PolicyOptions:
         decode_throughput_spread=settings.decode_throughput_spread,
         decode_score_ratio=settings.decode_score_ratio,
         standard_deviation_factor=settings.standard_deviation_factor,
+        locality_weight=settings.locality_weight,
         weight_running=settings.weight_running,
         weight_throughput=settings.weight_throughput,
     )
@@ -281,6 +282,7 @@ def _create_pod_rules(settings: Settings) -> PodRules:
         AddressRules(networks, own),
         ModelNamespaces(settings.model_namespaces),
         match_revisions=settings.match_revisions,
+        topology_labels=settings.topology_labels,
     )
 
 

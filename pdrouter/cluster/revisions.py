@@ -168,6 +168,12 @@ def find_unmatched(pods: Iterable[Pod]) -> tuple[Pod, ...]:
     )
 
 
+def count_versions(pods: Iterable[Pod]) -> int:
+    """Return how many revisions these pods of one roleset have, of that which has most."""
+    keys = {pod.pairing for pod in pods}
+    return max(Counter(key._replace(revision="") for key in keys).values(), default=0)
+
+
 def report_unmatched(before: Collection[Pod], now: Collection[Pod]) -> None:
     """Log which pods have begun to wait for a partner of their revision, or do not any more."""
     if before == now:

@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
+from pdrouter.cluster.places import are_placed
 from pdrouter.cluster.pod_config import PodConfig
 from pdrouter.cluster.pods import Claim, PairingKey, Pod, Role
-from pdrouter.cluster.revisions import find_unmatched, report_unmatched
+from pdrouter.cluster.revisions import count_versions, find_unmatched, report_unmatched
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class ModelPods:
         claim: the most that any of the pods does for its namespace's claim to the name.
         unsupported: why none of the pods can ever be spoken to, for people; empty if one can.
         unmatched: ready pods that have no ready partner because of their revision alone.
+        versions: how many versions of one roleset form pairs, at most.
+        placed: whether some pairs are nearer to each other than others.
     """
 
     model: str
@@ -40,6 +43,8 @@ class ModelPods:
     claim: Claim
     unsupported: str
     unmatched: tuple[Pod, ...]
+    versions: int
+    placed: bool
 
     @classmethod
     def group(cls, model: str, pods: Iterable[Pod]) -> "ModelPods":
@@ -51,18 +56,21 @@ class ModelPods:
             if pod.role is Role.DECODE:
                 decode[pod.pairing].append(pod)
         prefill = tuple(pod for pod in ready if pod.role is Role.PREFILL and pod.pairing in decode)
+        partners = _find_partners(prefill, decode)
         return cls(
             model,
             known,
             prefill,
             MappingProxyType({key: tuple(group) for key, group in decode.items()}),
-            _find_partners(prefill, decode),
+            partners,
             tuple(pod for pod in ready if pod.role in (Role.DECODE, Role.BOTH)),
             any(pod.role in (Role.PREFILL, Role.DECODE) for pod in known),
             next((pod.config for pod in (*ready, *known) if pod.config is not None), None),
             max((pod.claim for pod in known), default=Claim.NONE),
             _find_unsupported(known),
             find_unmatched(known),
+            count_versions(prefill),
+            are_placed(prefill, partners),
         )
 
     def keep_pairs(

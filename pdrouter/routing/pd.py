@@ -2,26 +2,22 @@
 
 import math
 from collections.abc import Sequence
-from random import Random
 
 import msgspec
 from msgspec import structs
 
-from pdrouter.cluster.pods import PairingKey, Pod, Role
+from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ModelPods
 from pdrouter.engines.split import Leg
 from pdrouter.routing.aibrix.bucketing import apply_buckets, apply_buckets_whole
 from pdrouter.routing.combination import PolicyBook
 from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts
 from pdrouter.routing.filters import keep_selected
+from pdrouter.routing.pairs import pick_pair
 from pdrouter.routing.picker import pick_lowest
 from pdrouter.routing.policy import DecodePolicy, PrefillPolicy, Ranking, RankingRequest
 from pdrouter.routing.soundness import keep_sound
 from pdrouter.routing.state import RoutingState
-
-# aibrix divides the scores of a leg by no less than this: lower ones all count as low.
-_PREFILL_FLOOR = 1.0
-_DECODE_FLOOR = 0.01
 
 
 class _Policies(msgspec.Struct, frozen=True):
@@ -54,6 +50,7 @@ class PrefillDecode:
         decode: PolicyBook[DecodePolicy],
         *,
         bucketing: bool = False,
+        locality: float = 0.0,
     ) -> None:
         """Set up the strategy.
 
@@ -61,10 +58,13 @@ class PrefillDecode:
             prefill: policies for prefill pods.
             decode: policies for decode pods.
             bucketing: whether pods say in their configuration which prompt lengths they are for.
+            locality: what the longest distance between the pods of a pair counts, where the highest
+                score counts 1.
         """
         self._prefill = prefill
         self._decode = decode
         self._bucketing = bucketing
+        self._locality = locality
 
     def decide(self, facts: RoutingFacts, pods: ModelPods, state: RoutingState) -> Decision:
         """Choose a pair, or one pod for a request that is served whole."""
@@ -99,14 +99,12 @@ class PrefillDecode:
         pods, left_out = keep_sound(pods, state.failures)
         notes = [*left_out]
         prefills, decodes = _rank(policies, pods, request, notes)
-        if len(pods.decode) == 1:
-            prefill = pick_lowest(prefills.scores, state.random)
-            decode = pick_lowest(decodes.scores, state.random)
-        else:
-            prefill, decode = _pick_pair(prefills, decodes, state.random)
+        pair = pick_pair(prefills, decodes, pods, state.random, self._locality)
+        if pair.note:
+            notes.append(pair.note)
         legs = (
-            _choose_prefill(policies.prefill, prefills, prefill, request),
-            _choose_decode(policies.decode, decodes, decode, request),
+            _choose_prefill(policies.prefill, prefills, pair.prefill, request),
+            _choose_decode(policies.decode, decodes, pair.decode, request),
         )
         return Decision(legs, notes=tuple(notes))
 
@@ -181,37 +179,3 @@ def _choose_decode(
         tokens,
         parts=ranking.parts,
     )
-
-
-def _pick_pair(prefills: Ranking, decodes: Ranking, random: Random) -> tuple[int, int]:
-    """Return the indexes of the pair with the lowest sum of scores, each as a share."""
-    best_prefills = _find_best(prefills, random)
-    best_decodes = _find_best(decodes, random)
-    highest_prefill = max(_PREFILL_FLOOR, *prefills.scores)
-    highest_decode = max(_DECODE_FLOOR, *decodes.scores)
-    pairs = [
-        (index, best_decodes[key]) for key, index in best_prefills.items() if key in best_decodes
-    ]
-    sums = [
-        prefills.scores[prefill] / highest_prefill + decodes.scores[decode] / highest_decode
-        for prefill, decode in pairs
-    ]
-    return pairs[pick_lowest(sums, random)]
-
-
-def _find_best(ranking: Ranking, random: Random) -> dict[PairingKey, int]:
-    """Return the index of the pod with the lowest score in each roleset, ties at random."""
-    lowest: dict[PairingKey, float] = {}
-    best: dict[PairingKey, list[int]] = {}
-    key, low = None, math.inf
-    for index, (pod, score) in enumerate(zip(ranking.pods, ranking.scores, strict=True)):
-        # Most neighbours are of one roleset: its key need not be looked up for each.
-        if pod.pairing is not key:
-            key = pod.pairing
-            low = lowest.get(key, math.inf)
-        if score < low:
-            low = lowest[key] = score
-            best[key] = [index]
-        elif score == low:
-            best[key].append(index)
-    return {key: random.choice(indexes) for key, indexes in best.items()}

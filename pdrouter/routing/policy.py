@@ -30,6 +30,8 @@ class PolicyOptions:
             with the shortest is taken.
         standard_deviation_factor: standard deviations above the mean that a prefill pod's legs may
             lie.
+        locality_weight: what the longest distance between the pods of a pair counts, where the
+            highest score of a leg counts 1.
         weight_running: weight of the requests in `load_balancing`.
         weight_throughput: weight of the idle throughput in `load_balancing`.
     """
@@ -42,6 +44,7 @@ class PolicyOptions:
     decode_throughput_spread: float = 2048.0
     decode_score_ratio: float = 1.5
     standard_deviation_factor: float = 1.0
+    locality_weight: float = 0.02
     weight_running: float = 1.0
     weight_throughput: float = 1.0
 

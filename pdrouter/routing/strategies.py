@@ -69,6 +69,7 @@ def create_strategies(
                 CombinedDecode,
             ),
             bucketing=options.bucketing,
+            locality=options.locality_weight,
         ),
         SinglePod("random", by_load=False),
         SinglePod("least-request", by_load=True),

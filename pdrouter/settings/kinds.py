@@ -14,6 +14,7 @@ from pdrouter.settings.controls import RANK_PREFIX
 
 MIB = 1024 * 1024
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?|\*")
+_LABEL = re.compile(r"(?:[a-z0-9][-a-z0-9.]*/)?[A-Za-z0-9](?:[-\w.]{0,61}[A-Za-z0-9])?", re.ASCII)
 
 
 def _write(value: Any) -> str:  # noqa: ANN401 - any setting's
@@ -151,6 +152,13 @@ def _parse_names(text: str) -> tuple[str, ...]:
     return tuple(name.lower() for name in _split(text, ","))
 
 
+def _parse_labels(text: str) -> tuple[str, ...]:
+    names = _split(text, ",")
+    if not all(map(_LABEL.fullmatch, names)):
+        raise ValueError(text)
+    return names
+
+
 def _parse_headers(text: str) -> tuple[str, ...]:
     names = _parse_names(text)
     if any(name in NEVER_FORWARDED or name.startswith(RANK_PREFIX) for name in names):
@@ -207,6 +215,7 @@ PATH = ValueKind(Path, "a path")
 TEXT = ValueKind(str, "any text")
 SELECTORS = ValueKind(_parse_selectors, "label selectors separated by semicolons", ";".join)
 NAMES = ValueKind(_parse_names, "names separated by commas")
+LABELS = ValueKind(_parse_labels, "names of labels separated by commas")
 HEADERS = ValueKind(
     _parse_headers, "names separated by commas, none of which steers or frames the request"
 )

@@ -7,6 +7,7 @@ from pdrouter.settings.declaration import declare
 from pdrouter.settings.kinds import (
     ADDRESSES,
     BOOLEAN,
+    LABELS,
     MODEL_NAMESPACES,
     NAMES,
     NETWORKS,
@@ -107,6 +108,18 @@ class PodSettings:
         BOOLEAN,
         "Whether pairs are of one version of the engine: that of the pods' label, or else of their "
         "image (routing.md).",
+    )
+    topology_labels: tuple[str, ...] = declare(
+        (
+            "topology.k8s.aws/network-node-layer-3",
+            "topology.k8s.aws/network-node-layer-2",
+            "topology.k8s.aws/network-node-layer-1",
+            "topology.kubernetes.io/zone",
+        ),
+        "PDROUTER_TOPOLOGY_LABELS",
+        LABELS,
+        "Labels of pods that say where they are, the nearest place first; the node is nearer than "
+        "all of them. Near pods are preferred as pairs (routing.md).",
     )
     rollout_patience_s: float = declare(
         3600.0,

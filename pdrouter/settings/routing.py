@@ -163,6 +163,14 @@ class RoutingSettings:
         "Lower: routers that see the same metrics crowd less onto the pod that looks idle.",
         advanced=True,
     )
+    locality_weight: float = declare(
+        0.02,
+        "PDROUTER_LOCALITY_WEIGHT",
+        number(float, "a number", 0.0, 10.0),
+        "How much the distance between the pods of a pair counts, where pods say where they are: "
+        "the longest as much as this part of a leg's highest score. 0: nothing.",
+        advanced=True,
+    )
     metrics_interval_ms: float = declare(
         1000.0,
         "AIBRIX_POD_METRIC_REFRESH_INTERVAL_MS",

@@ -18,10 +18,11 @@ class Container(msgspec.Struct, frozen=True):
     ports: list[ContainerPort] = []
 
 
-class PodSpec(msgspec.Struct, frozen=True):
+class PodSpec(msgspec.Struct, frozen=True, rename="camel"):
     """`spec` of a pod."""
 
     containers: list[Container] = []
+    node_name: str = ""
 
 
 class ContainerStatus(

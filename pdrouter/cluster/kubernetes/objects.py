@@ -165,12 +165,14 @@ class PodRules:
         addresses: which addresses they may have.
         model_namespaces: which namespaces may serve which models.
         match_revisions: whether pairs are of one version.
+        topology_labels: labels that say where a pod is, within its node's place, nearest first.
     """
 
     wires: Wires
     addresses: AddressRules = ANY_POD_ADDRESS
     model_namespaces: ModelNamespaces = ANY_NAMESPACE
     match_revisions: bool = True
+    topology_labels: tuple[str, ...] = ()
 
     def read(self, pod: KubePod) -> Pod | None:
         """Return what a Kubernetes pod means; None if it names no model."""
@@ -207,6 +209,7 @@ class PodRules:
             kv_connector=connector,
             revision=find_revision(metadata) if self.match_revisions else "",
             image=identify_image(container) if self.match_revisions else "",
+            places=self._find_places(pod),
             obstacle=refusal or _find_delay(pod) or flaw,
             refused=bool(refusal),
             unsupported=unsupported,
@@ -214,6 +217,10 @@ class PodRules:
             labels=metadata.labels,
             config=read_config(config) if config else None,
         )
+
+    def _find_places(self, pod: KubePod) -> tuple[str, ...]:
+        labels = pod.metadata.labels
+        return pod.spec.node_name, *(labels.get(label, "") for label in self.topology_labels)
 
     def _find_refusal(self, pod: KubePod, model: str) -> str:
         """Return why a pod is none of its model's; nothing if it is one."""

@@ -415,3 +415,11 @@ def test_the_image_is_that_of_the_container_that_the_engine_is_in(
 @pytest.mark.parametrize("statuses", [[], [{"name": "c", "imageID": ""}], [{"name": "other"}]])
 def test_an_image_that_is_still_pulled_is_not_known(statuses: list[dict[str, Any]]) -> None:
     assert read_known(status={"containerStatuses": statuses}).image == ""
+
+
+def test_a_pod_is_on_its_node_and_where_its_labels_say() -> None:
+    rules = replace(RULES, topology_labels=("rack", "topology.kubernetes.io/zone"))
+    labels = {**MODEL, "topology.kubernetes.io/zone": "eu-1a", "other": "x"}
+    spec = {"containers": [{"name": "c"}], "nodeName": "n1"}
+    assert read_known(labels, rules=rules, spec=spec).places == ("n1", "", "eu-1a")
+    assert read_known(rules=rules).places == ("", "", "")

@@ -163,6 +163,11 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     "PDROUTER_DECISION_DETAIL": (_BOOLEANS, _NO_BOOLEANS),
     "PDROUTER_KEPT_DECISIONS": ([("0", 0), ("10000", 10_000)], ["-1", "10001", "x"]),
     "PDROUTER_COMPUTE_WEIGHT": ([("0.1", 0.1), ("100", 100)], ["0", "101", "x"]),
+    "PDROUTER_TOPOLOGY_LABELS": (
+        [("a.example/Rack, zone", ("a.example/Rack", "zone"))],
+        ["a b", ",", "a/b/c", "-a", "a/"],
+    ),
+    "PDROUTER_LOCALITY_WEIGHT": ([("0", 0), ("0.5", 0.5), ("10", 10)], ["-1", "11", "x"]),
     "PDROUTER_OTHERS_WEIGHT": ([("0", 0), ("1", 1)], ["-0.1", "1.1", "x"]),
     "AIBRIX_POD_METRIC_REFRESH_INTERVAL_MS": (
         [("10", 10), ("10s", 10_000), ("0.1m", 6000)],
