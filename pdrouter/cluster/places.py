@@ -6,7 +6,7 @@ from functools import lru_cache
 from pdrouter.cluster.pods import Pod
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=16384)
 def measure_distance(one: tuple[str, ...], other: tuple[str, ...]) -> float:
     """Return how far apart two pods are: from 0, in the same nearest place, to 1, in none.
 

@@ -201,9 +201,43 @@ def add_pods(api: FakeApiServer, role: str, prefix: str, number: int) -> None:
         add_pod(api, role, f"{prefix}.{index}", f"{role}-{index}")
 
 
-def add_pod(api: FakeApiServer, role: str, ip: str, name: str) -> None:
-    labels = {"role-name": role, "model.aibrix.ai/name": MODEL}
-    api.store.create(make_pod(name, labels=labels, ip=ip))
+def add_pod(
+    api: FakeApiServer, role: str, ip: str, name: str, labels: Mapping[str, str] | None = None
+) -> None:
+    said = {"role-name": role, "model.aibrix.ai/name": MODEL, **(labels or {})}
+    api.store.create(make_pod(name, labels=said, ip=ip, node=f"node-of-{name}"))
+
+
+async def test_pairs_in_one_zone_are_preferred_and_those_of_two_versions_refused(
+    tmp_path: Path,
+) -> None:
+    async with run_cluster(
+        tmp_path / "kubeconfig",
+        prefill=engines("prefill", PREFILL, 2),
+        decode=engines("decode", DECODE, 2),
+        PDROUTER_AGGREGATE="never",
+    ) as cluster:
+        for role, prefix in (("prefill", PREFILL), ("decode", DECODE)):
+            for number in (1, 2):
+                zone = {"topology.kubernetes.io/zone": f"zone-{number}"}
+                add_pod(cluster.api, role, f"{prefix}.{number}", f"{role}-{number}", zone)
+        await cluster.wait_for_pods(4)
+        pairs = set()
+        for number in range(20):
+            # Each a prompt of its own: one that is known goes where it is cached.
+            headers = (await cluster.chat(prompt=f"{number} {PROMPT}")).headers
+            pairs.add((headers["prefill-target-pod"], headers["target-pod"]))
+        assert pairs == {("prefill-1", "decode-1"), ("prefill-2", "decode-2")}
+        for role, revision in (("prefill", "two"), ("decode", "one")):
+            for number in (1, 2):
+                labels = {"metadata": {"labels": {"pdrouter/revision": revision}}}
+                cluster.api.store.patch("pods", f"{role}-{number}", labels)
+        await wait_for(lambda: len(cluster.stack.router.cache.view.unmatched) == 4)
+        response = await cluster.chat()
+        assert response.status_code == 503
+        error = response.json()["error"]
+        assert error["code"] == "no_ready_pod"
+        assert "no ready prefill pod with a ready decode pod of its version" in error["message"]
 
 
 async def test_until_the_pods_are_known_requests_are_told_to_come_back(tmp_path: Path) -> None:
