@@ -227,7 +227,8 @@ async def test_pairs_in_one_zone_are_preferred_and_those_of_two_versions_refused
             # Each a prompt of its own: one that is known goes where it is cached.
             headers = (await cluster.chat(prompt=f"{number} {PROMPT}")).headers
             pairs.add((headers["prefill-target-pod"], headers["target-pod"]))
-        assert pairs == {("prefill-1", "decode-1"), ("prefill-2", "decode-2")}
+        # A prefill pod that was measured to be faster may get all of them.
+        assert pairs <= {("prefill-1", "decode-1"), ("prefill-2", "decode-2")}
         for role, revision in (("prefill", "two"), ("decode", "one")):
             for number in (1, 2):
                 labels = {"metadata": {"labels": {"pdrouter/revision": revision}}}
