@@ -74,6 +74,13 @@ goes one request of one token, as the router would send it: that proves the KV c
 engines do not tell otherwise. Settings that say how legs are written (`AIBRIX_KV_CONNECTOR_TYPE`,
 `PDROUTER_NIXL_MEANS`, `PDROUTER_REWRITE_REMOTE_HOST`) count here too.
 
+The configuration of an [Envoy without a controller](envoy.md) is looked at for retry policies that
+would send a KV handle twice; so is what its admin port says to `/config_dump`:
+
+```bash
+pdrouter doctor --envoy envoy.yaml
+```
+
 `--json` prints the findings as JSON (`objects` has all that are meant), `--probe` also connects to
 the pods of a cluster. It exits 1 if there is an error, 0 if there are only warnings, 2 if it was
 called in a wrong way or cannot read what it was given.

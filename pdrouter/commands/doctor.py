@@ -22,7 +22,13 @@ from pdrouter.cluster.kubernetes.api import (
 from pdrouter.engines.registry import WIRES, Splits
 from pdrouter.settings import Settings
 from pdrouter.tools.doctor.asking import ask_engines
-from pdrouter.tools.doctor.diagnosis import Diagnosis, diagnose, diagnose_engines
+from pdrouter.tools.doctor.diagnosis import (
+    Diagnosis,
+    diagnose,
+    diagnose_engines,
+    diagnose_envoy,
+)
+from pdrouter.tools.doctor.envoy_file import read_envoy_file
 from pdrouter.tools.doctor.findings import Severity
 from pdrouter.tools.doctor.live import read_cluster, read_home_namespace
 from pdrouter.tools.doctor.manifests import ManifestsUnreadable, read_manifests
@@ -50,6 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "prefill engine hands its blocks to a decode engine (a request of one token)",
     )
     subjects.add_argument(
+        "--envoy",
+        metavar="FILE",
+        help="read the configuration of an Envoy instead (its bootstrap, or what its admin port "
+        "says to /config_dump): whether a retry policy would send a KV handle twice",
+    )
+    subjects.add_argument(
         "--kubeconfig",
         metavar="FILE",
         help="how to reach the cluster (default: KUBECONFIG, then ~/.kube/config, then the service "
@@ -72,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
 
     Returns:
         0 if there is no error among the findings (warnings may be), 1 if there is one or the
-        cluster cannot be read, 2 if the manifests or the endpoints file cannot be read.
+        cluster cannot be read, 2 if a file that was named cannot be read.
     """
     try:
         diagnosis = _diagnose(options)
@@ -94,6 +106,8 @@ def run(options: argparse.Namespace) -> int:
 def _diagnose(options: argparse.Namespace) -> Diagnosis:
     if options.endpoints:
         return _ask_engines(Path(options.endpoints))
+    if options.envoy:
+        return diagnose_envoy(read_envoy_file(Path(options.envoy)))
     if options.manifests:
         return diagnose(read_manifests(options.manifests, sys.stdin))
     return diagnose(asyncio.run(_read_cluster(options)))

@@ -4,6 +4,7 @@ from test_doctor_checks import BROKEN as SETTINGS
 from test_doctor_gateway import BROKEN as GATEWAY
 from test_doctor_labels import BROKEN as LABELS
 from test_doctor_references import BROKEN as REFERENCES
+from test_doctor_retries import BROKEN as RETRIES
 
 from pdrouter.tools.doctor.all_checks import CHECKS
 from pdrouter.tools.doctor.diagnosis import describe_findings
@@ -23,7 +24,7 @@ ELSEWHERE = {
 
 
 def test_every_check_has_a_case() -> None:
-    cases = [*SETTINGS, *GATEWAY, *LABELS, *REFERENCES]
+    cases = [*SETTINGS, *GATEWAY, *LABELS, *REFERENCES, *RETRIES]
 
     assert {case.code for case in cases} | ELSEWHERE == {check.code for check in CHECKS}
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from pdrouter.tools.doctor.all_checks import CHECKS
 from pdrouter.tools.doctor.checks.endpoints import ENDPOINT_CHECKS
+from pdrouter.tools.doctor.envoy_file import EnvoyFile, create_envoy_checks
 from pdrouter.tools.doctor.findings import Check, Defect, Finding, Severity, Subject
 from pdrouter.tools.doctor.installation import Installation
 from pdrouter.tools.doctor.snapshot import Snapshot
@@ -44,6 +45,12 @@ def diagnose(snapshot: Snapshot) -> Diagnosis:
     """Run every check on a snapshot."""
     installation = Installation.examine(snapshot)
     return Diagnosis(run_checks(CHECKS, installation), (*snapshot.notes, *_note_gaps(installation)))
+
+
+def diagnose_envoy(file: EnvoyFile) -> Diagnosis:
+    """Judge the configuration of an Envoy that nobody manages."""
+    (known,) = (check for check in CHECKS if check.code == "handle-sent-twice")
+    return Diagnosis(run_checks(create_envoy_checks(known), file))
 
 
 def diagnose_engines(survey: Survey) -> Diagnosis:

@@ -98,7 +98,7 @@ def _parse(source: str, text: str) -> Iterator[Document]:
     Raises:
         ManifestsUnreadable: it is no YAML, or not a stream of objects.
     """
-    for line, content in _load(source, text):
+    for line, content in load_documents(source, text):
         place = f"{source}:{line}"
         if content is None:
             continue
@@ -112,7 +112,7 @@ def _parse(source: str, text: str) -> Iterator[Document]:
             yield Document(content, place)
 
 
-def _load(source: str, text: str) -> list[tuple[int, Any]]:
+def load_documents(source: str, text: str) -> list[tuple[int, Any]]:
     """Return the documents of a YAML stream, each with its first line.
 
     Raises:

@@ -99,7 +99,7 @@ def _messages(policy: PatchPolicy) -> Iterator[Patched]:
         operation = patch.operation
         if operation.op not in {"add", "replace"}:
             continue
-        value = _name_as_protobuf(operation.value)
+        value = name_as_protobuf(operation.value)
         for earlier, _, content in reversed(added):
             if _is_within(patch, earlier):
                 rest = operation.path[len(earlier.operation.path) + 1 :]
@@ -160,18 +160,18 @@ def _nested(message: Patched) -> Iterator[Patched]:
             yield from _nested(inner)
 
 
-def _name_as_protobuf(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+def name_as_protobuf(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     """Return a message with its members in `snake_case`; JSON may have them either way.
 
     Names of filters, which are keys too, have no capital letters.
     """
     if isinstance(value, dict):
         return {
-            _HUMP.sub(_lower_hump, str(name)): _name_as_protobuf(member)
+            _HUMP.sub(_lower_hump, str(name)): name_as_protobuf(member)
             for name, member in value.items()
         }
     if isinstance(value, list):
-        return [_name_as_protobuf(member) for member in value]
+        return [name_as_protobuf(member) for member in value]
     return value
 
 

@@ -111,10 +111,17 @@ class Connection(msgspec.Struct, frozen=True, rename="camel"):
     buffer_limit: Size | None = None
 
 
-class RetryOn(msgspec.Struct, frozen=True):
+class RetryOn(msgspec.Struct, frozen=True, rename="camel"):
     """After what a request is tried again."""
 
     triggers: list[str] = []
+    http_status_codes: list[int] = []
+
+
+class PerRetry(msgspec.Struct, frozen=True):
+    """Limits of each try."""
+
+    timeout: Seconds | None = None
 
 
 class Retry(msgspec.Struct, frozen=True, rename="camel"):
@@ -122,6 +129,7 @@ class Retry(msgspec.Struct, frozen=True, rename="camel"):
 
     num_retries: int = 2
     retry_on: RetryOn = RetryOn()
+    per_retry: PerRetry = PerRetry()
 
 
 class ActiveCheck(msgspec.Struct, frozen=True):
@@ -292,6 +300,7 @@ class BackendPolicySpec(PolicySpec, frozen=True, rename="camel"):
     load_balancer: LoadBalancer = LoadBalancer()
     timeout: BackendTimeout = BackendTimeout()
     circuit_breaker: CircuitBreaker = CircuitBreaker()
+    retry: Retry | None = None
     routing_type: str | None = None
     merge_type: str | None = None
 

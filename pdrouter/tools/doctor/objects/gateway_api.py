@@ -81,6 +81,13 @@ class RouteTimeouts(msgspec.Struct, frozen=True, rename="camel"):
     backend_request: Seconds | None = None
 
 
+class RouteRetry(msgspec.Struct, frozen=True):
+    """Whether a request is tried again."""
+
+    codes: list[int] = []
+    attempts: int | None = None
+
+
 class RouteRule(msgspec.Struct, frozen=True, rename="camel"):
     """A rule of an HTTPRoute."""
 
@@ -88,6 +95,7 @@ class RouteRule(msgspec.Struct, frozen=True, rename="camel"):
     filters: list[RouteFilter] = []
     backend_refs: list[BackendRef] = []
     timeouts: RouteTimeouts = RouteTimeouts()
+    retry: RouteRetry | None = None
 
 
 class HttpRouteSpec(msgspec.Struct, frozen=True, rename="camel"):
