@@ -13,7 +13,7 @@ from pdrouter.load.prefix_index import PrefixIndex
 from pdrouter.openai.pieces import Pieces
 from pdrouter.routing.state import RoutingState
 from pdrouter.serving.answers import AnswerReport
-from pdrouter.serving.engine_client import EngineAnswer
+from pdrouter.serving.engine_client import EngineAnswer, PostProgress
 from pdrouter.serving.held_bodies import HeldBodies
 from pdrouter.serving.leg_outcome import Attempt
 from pdrouter.serving.record import Outcome, RequestRecord
@@ -105,9 +105,16 @@ class _Engines:
         self._answer = EngineAnswer(200, {}, answer)
 
     async def post(
-        self, address: str, path: str, headers: Mapping[str, str], body: Pieces, total_s: float
+        self,
+        address: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: Pieces,
+        total_s: float,
+        *,
+        progress: PostProgress | None = None,
     ) -> EngineAnswer:
-        del address, path, headers, body, total_s
+        del address, path, headers, body, total_s, progress
         return self._answer
 
 

@@ -121,6 +121,7 @@ class Exchanges:
                 policy=policy,
                 observer=around.observer,
                 kinds=kinds,
+                splits=splits,
                 limiter=RateLimiter(workers=settings.workers),
             ),
             legs=SideLegs(

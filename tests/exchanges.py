@@ -27,7 +27,7 @@ from pdrouter.extproc.phases import Replies
 from pdrouter.load.ledger import Ledger
 from pdrouter.openai.pieces import Pieces
 from pdrouter.serving.answers import AnswerReport
-from pdrouter.serving.engine_client import EngineAnswer, FailureKind, PostFailed
+from pdrouter.serving.engine_client import EngineAnswer, FailureKind, PostFailed, PostProgress
 from pdrouter.serving.held_bodies import HeldBodies
 from pdrouter.serving.leg_outcome import Attempt
 from pdrouter.serving.record import RequestRecord
@@ -69,9 +69,16 @@ class ScriptedEngines:
         )
 
     async def post(
-        self, address: str, path: str, headers: Mapping[str, str], body: Pieces, total_s: float
+        self,
+        address: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: Pieces,
+        total_s: float,
+        *,
+        progress: PostProgress | None = None,
     ) -> EngineAnswer:
-        del address, path, total_s
+        del address, path, total_s, progress
         tokens = sum(load.tokens for load in self.ledger.loads[Leg.PREFILL].values())
         self.posts.append(Post(headers, body, tokens))
         answer = self.answer()

@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeAlias
 
 from pdrouter.cluster.pod_config import PodConfig
 from pdrouter.nearest import find_nearest
+from pdrouter.settings.choices import SPLIT_ONLY_ENGINES
 
 _NO_LABELS: Mapping[str, str] = MappingProxyType({})
 _PORT = re.compile("[0-9]{1,5}")
@@ -120,6 +121,11 @@ class Pod:
     config: PodConfig | None = field(hash=False)
     started: str = ""
     bootstrap_port: int | None = DEFAULT_BOOTSTRAP_PORT
+
+    @property
+    def serves_whole(self) -> bool:
+        """Whether it can compute a prompt and its answer, whatever else it does."""
+        return self.role is not Role.DECODE or self.engine not in SPLIT_ONLY_ENGINES
 
     @property
     def state(self) -> str:

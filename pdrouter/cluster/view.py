@@ -63,7 +63,9 @@ class ModelPods:
             prefill,
             MappingProxyType({key: tuple(group) for key, group in decode.items()}),
             partners,
-            tuple(pod for pod in ready if pod.role in (Role.DECODE, Role.BOTH)),
+            tuple(
+                pod for pod in ready if pod.role in (Role.DECODE, Role.BOTH) and pod.serves_whole
+            ),
             any(pod.role in (Role.PREFILL, Role.DECODE) for pod in known),
             next((pod.config for pod in (*ready, *known) if pod.config is not None), None),
             max((pod.claim for pod in known), default=Claim.NONE),

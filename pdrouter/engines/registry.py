@@ -20,6 +20,8 @@ from pdrouter.settings.choices import RemoteHostRewrite
 Question: TypeAlias = Callable[[str, str], tuple[str, Mapping[str, Any]]]
 """Takes a path and a model; gives the path and the members of a request that any engine can do."""
 
+ONLY_WIRE = ""
+"""In place of a KV connector's name, for engines whose wire is the same whatever theirs is."""
 _SPLITS: Mapping[tuple[str, str], Callable[[RemoteHostRewrite], Split]] = MappingProxyType(
     {
         ("vllm", "nixl"): NixlPull,
@@ -34,7 +36,7 @@ _QUESTIONS: Mapping[str, Question] = MappingProxyType({"vllm": questions.ask})
 
 WIRES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        engine: tuple(connector for each, connector in _SPLITS if each == engine)
+        engine: tuple(name for each, name in _SPLITS if each == engine and name != ONLY_WIRE)
         for engine in dict.fromkeys(engine for engine, _ in _SPLITS)
     }
 )
@@ -78,4 +80,5 @@ class Splits:
             KeyError: it does not, or not in a way that is known.
         """
         name = self._default if connector is None else connector
-        return self._splits[engine, self._meanings.get(name, name)]
+        split = self._splits.get((engine, self._meanings.get(name, name)))
+        return self._splits[engine, ONLY_WIRE] if split is None else split

@@ -43,8 +43,9 @@ from pdrouter.openai.errors import RequestRejected
 from pdrouter.serving.answers import AnswerReports
 from pdrouter.serving.call import Call
 from pdrouter.serving.held_bodies import HeldBodies
-from pdrouter.serving.leg_outcome import LegRefused
+from pdrouter.serving.leg_outcome import LegFailed, LegRefused
 from pdrouter.serving.record import Observer, Outcome, RequestRecord
+from pdrouter.serving.refusals import describe_failure
 from pdrouter.serving.way import Dispatcher
 
 log = logging.getLogger(__name__)
@@ -129,6 +130,7 @@ class Exchange:
     """
 
     __slots__ = (
+        "_expose_pods",
         "_interrupt",
         "_observer",
         "_phases",
@@ -166,6 +168,7 @@ class Exchange:
             interrupt: ends the reading of messages.
         """
         self._observer = observer
+        self._expose_pods = policy.expose_pods
         self._send = send
         self._interrupt = interrupt
         self._turn = asyncio.Lock()
@@ -258,6 +261,8 @@ class Exchange:
             case LegRefused():
                 record.outcome = Outcome.ENGINE_ERROR
                 return self._end(pass_refusal(error.answer, self._phases.explain()))
+            case LegFailed():
+                rejected = describe_failure(error, expose_pods=self._expose_pods)
             case RequestRejected():
                 rejected = error
             case _:

@@ -39,7 +39,7 @@ from pdrouter.openai.paths import split_path
 from pdrouter.serving.answers import AnswerReports, AnswerWatch, RoutedRequest, begin_watch
 from pdrouter.serving.call import Call
 from pdrouter.serving.held_bodies import HeldBodies
-from pdrouter.serving.last_leg import ATTEMPTS, is_unseen, judge_answer
+from pdrouter.serving.last_leg import ATTEMPTS, Judgement, is_unseen, judge_answer
 from pdrouter.serving.open_decision import OpenDecision
 from pdrouter.serving.pod_outcomes import SentLeg
 from pdrouter.serving.record import Outcome
@@ -53,6 +53,9 @@ Replies: TypeAlias = tuple[Reply, ...]
 
 _FILTER = "envoy.filters.http.ext_proc"
 _TRAILERS_SKIPPED = "a request without a body went to a pod: set request_trailer_mode to SEND"
+
+
+_LEAST_ERROR = 400
 
 
 class Phases:
@@ -160,6 +163,7 @@ class Phases:
             judgement = judge_answer(status, event.headers, attributes)
         else:
             judgement = self._outcomes.note_answer(sent, status, event.headers, attributes)
+        await self._wait_for_companion(judgement, status)
         if judgement.from_engine:
             record.outcome = Outcome.OK if status < 400 else Outcome.ENGINE_ERROR
         else:
@@ -203,6 +207,20 @@ class Phases:
             chosen.move_last(sent.second)
             self._sent = structs.replace(sent, pod=sent.second, second=sent.pod)
         return self._sent
+
+    async def _wait_for_companion(self, judgement: Judgement, status: int) -> None:
+        """Hold a good answer back until the leg that runs beside it is good, too.
+
+        Until the client has seen anything, a leg that fails ends in a clean error.
+        """
+        companion = self._call.companion
+        if companion is None:
+            return
+        if not judgement.from_engine or status >= _LEAST_ERROR:
+            self._call.stop()
+            return
+        with self._record.steps.time("companion", waits=True):
+            await companion.wait_good()
 
     async def on_local_reply(self, event: ResponseHeaders) -> Replies:
         """Explain an answer that Envoy gives by itself while the request's body is to come."""

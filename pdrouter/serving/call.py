@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import ExitStack
 from typing import Any
 
+from pdrouter.serving.companion import Companion
 from pdrouter.serving.held_bodies import HeldBody
 from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.release import HeldHandle
@@ -22,10 +23,11 @@ class Call:
         record: what is known of the request so far.
         scopes: what is released when the stream has ended.
         body: counts the request's body; None before that has come.
+        companion: the side leg that runs beside the last one; None if there is none.
         handle: the KV handle of a side leg, for as long as it may be that no engine has it.
     """
 
-    __slots__ = ("_on_failure", "_tasks", "body", "handle", "record", "scopes")
+    __slots__ = ("_on_failure", "_tasks", "body", "companion", "handle", "record", "scopes")
 
     def __init__(
         self, record: RequestRecord, on_failure: Callable[[Exception], Awaitable[None]]
@@ -39,6 +41,7 @@ class Call:
         self.record = record
         self.scopes = ExitStack()
         self.body: HeldBody | None = None
+        self.companion: Companion | None = None
         self.handle: HeldHandle | None = None
         self._on_failure = on_failure
         self._tasks: set[asyncio.Task[None]] = set()
@@ -68,10 +71,14 @@ class Call:
         if handle is not None:
             handle.release(unreachable=unreachable)
 
-    def close(self) -> None:
-        """Release what is counted, and cancel the tasks. Further calls change nothing."""
+    def stop(self) -> None:
+        """Cancel the tasks: the request has an answer to which they have nothing to add."""
         for task in self._tasks:
             task.cancel()
+
+    def close(self) -> None:
+        """Release what is counted, and cancel the tasks. Further calls change nothing."""
+        self.stop()
         # Whoever is told refers to this call: without the circle, both go at once.
         self._on_failure = _tell_nobody
         self.release_body()

@@ -10,6 +10,7 @@ from msgspec import structs
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import ModelPods, PodCache
+from pdrouter.engines.registry import Splits
 from pdrouter.load.output_length import OutputLengths
 from pdrouter.load.prompt_length import TokenRatios
 from pdrouter.openai.errors import RequestRejected
@@ -69,6 +70,7 @@ class PodChooser:
         policy: what the operator decided.
         observer: is told of decisions.
         kinds: knows which kinds of requests prefill engines cannot serve.
+        splits: how engines split requests.
         limiter: how many requests the models' configurations let pass.
     """
 
@@ -79,6 +81,7 @@ class PodChooser:
     policy: DispatchPolicy
     observer: Observer
     kinds: UnsplittableKinds
+    splits: Splits
     limiter: RateLimiter = field(default_factory=RateLimiter)
 
     def find_model(self, name: str) -> ModelPods:
@@ -234,7 +237,7 @@ class PodChooser:
             expected = self.lengths.expect(pods.model)
             limit = request.max_output_tokens
             output = expected if limit is None else min(limit, expected)
-        whole = request.whole or self._find_unsplittable(request, pods)
+        whole = self._find_misfit(request, pods) or self._find_unsplittable(request, pods)
         split = whole is None and pods.disaggregated
         return RoutingFacts(
             tokens,
@@ -246,6 +249,14 @@ class PodChooser:
             resolved.profile.prefill_policy,
             resolved.profile.decode_policy,
         )
+
+    def _find_misfit(self, request: InferenceRequest, pods: ModelPods) -> str | None:
+        """Return why a request cannot be split on its model's wire; None if it can."""
+        reason = request.whole
+        if reason is None or not pods.prefill:
+            return reason
+        pod = pods.prefill[0]
+        return None if reason in self.splits.find(pod.engine, pod.kv_connector).fits else reason
 
     def _find_unsplittable(self, request: InferenceRequest, pods: ModelPods) -> str | None:
         if self.kinds.empty:
@@ -262,7 +273,7 @@ class PodChooser:
             with record.steps.time("route"):
                 decision = self.router.decide(strategy, facts, pods)
         except NoReadyPod as missing:
-            raise _refuse_missing(missing, pods) from missing
+            raise _refuse_missing(missing, pods, facts.whole) from missing
         except QueueTooLong as queue:
             message = f"{queue}, and may be {queue.limit_s:g} s"
             seconds = ceil(queue.wait_s - queue.limit_s)
@@ -273,8 +284,20 @@ class PodChooser:
         return decision
 
 
-def _refuse_missing(missing: NoReadyPod, pods: ModelPods) -> RequestRejected:
-    """Return the error for a request that lacks a pod, with what may never be one."""
+def _refuse_missing(
+    missing: NoReadyPod, pods: ModelPods, whole: str | None = None
+) -> RequestRejected:
+    """Return the error for a request that lacks a pod, with what may never be one.
+
+    Args:
+        missing: what it lacks.
+        pods: the pods of its model.
+        whole: why it cannot be split; None if it can.
+    """
+    split_only = [pod.engine for pod in pods.pods if pod.ready and not pod.serves_whole]
+    if whole is not None and split_only and not pods.whole:
+        message = f"decode engines of {split_only[0]} serve no request whole, as this one needs"
+        return RequestRejected(400, "cannot_be_split", f"{message}: {whole}")
     reasons = sorted({pod.unsupported for pod in pods.pods if pod.unsupported})
     return refuse_for_now(503, "no_ready_pod", "; ".join([str(missing), *reasons[:_TOLD_REASONS]]))
 

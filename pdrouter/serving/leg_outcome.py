@@ -88,6 +88,7 @@ class LegFailed(Exception):
         attempts: what was tried.
         unsplittable: whether the request is why: engines cannot serve its kind in several legs.
         over_budget: whether another pod was not tried, as too many requests are tried again.
+        committed: whether another pod could not be tried, as the last leg was on its way.
     """
 
     def __init__(
@@ -101,3 +102,4 @@ class LegFailed(Exception):
         self.attempts = attempts
         self.unsplittable = unsplittable
         self.over_budget = over_budget
+        self.committed = False

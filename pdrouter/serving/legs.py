@@ -2,10 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
 
 from msgspec import structs
 
@@ -14,20 +13,20 @@ from pdrouter.cluster.view import ModelPods, PodCache
 from pdrouter.engines.registry import Splits
 from pdrouter.engines.split import Leg, Placement, Split
 from pdrouter.load.retry_budget import RetryBudget
-from pdrouter.openai.engine_errors import read_error_message
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest
-from pdrouter.openai.retry_after import read_retry_after
 from pdrouter.openai.usage import read_usage
 from pdrouter.routing.decision import Choice
 from pdrouter.routing.router import Router
-from pdrouter.serving.engine_client import EngineAnswer, EngineClient, FailureKind, PostFailed
+from pdrouter.serving.call import Call
+from pdrouter.serving.companion import Companion
+from pdrouter.serving.engine_client import EngineAnswer, EngineClient
 from pdrouter.serving.leg_outcome import Attempt, LegAnswer, LegFailed, LegRefused
+from pdrouter.serving.leg_posts import LegPosts
 from pdrouter.serving.lessons import LegLessons
 from pdrouter.serving.open_decision import OpenDecision
 from pdrouter.serving.record import RequestRecord, Retry
-from pdrouter.serving.statuses import BUSY, Speaks, judge, rank
-from pdrouter.serving.steps import StepTimes
+from pdrouter.serving.statuses import BUSY, Speaks, rank
 
 _FREE_REFUSALS = 4
 """Pods that may say that it is them, before the tries that they cost count as retries.
@@ -82,35 +81,16 @@ class SideLegs:
             LegRefused: the engine refused the request.
             LegFailed: all attempts failed.
         """
-        state, routed = self.router.state, chosen.routed
+        routed = chosen.routed
         model = routed.pods.model
-        posts = _Posts(self.client, leg, request, headers, record, total_s=self.total_s)
+        posts = LegPosts(self.client, leg, request, headers, record, total_s=self.total_s)
         attempts: list[Attempt] = []
         refusals: list[EngineAnswer] = []
         self.budget.count_request(request.model)
         choice = chosen.decision.find(leg)
         while choice is not None:
-            pod, began = choice.pod, state.failures.clock()
-            record.predicted_prefill_s = choice.seconds
-            split = self.splits.find(pod.engine, pod.kv_connector)
-            write = partial(_write_side_body, split, leg, request, chosen.decision.pods)
-            # Engines compute in turn, so that a request behind its twin finds what that has
-            # computed: the prompt counts as cached as soon as it is sent.
-            expected = state.prefixes.add(routed.facts.prefix.hashes, pod.uid, choice.tokens)
-            trial = state.failures.start_trial(pod.uid, leg)
-            try:
-                with trial, state.ledger.start(leg, pod.uid, choice.tokens) as scope:
-                    attempt, answer = await posts.send(pod, write)
-                    done = _read(attempt, answer)
-                    if done is not None:
-                        scope.complete(None if done.usage is None else done.usage.count_computed())
-            except asyncio.CancelledError:
-                self.lessons.outcomes.note_silence(pod, leg, began)
-                raise
-            if done is None:
-                state.prefixes.discard(expected, pod.uid)
+            attempt, answer, done = await self._try(choice, posts, request, chosen)
             attempts.append(attempt)
-            self.lessons.note_attempt(attempt, request, model, record)
             if done is not None:
                 self.lessons.note_answer(done, attempts, request, model, record)
                 return done
@@ -120,6 +100,117 @@ class SideLegs:
                 break
             choice = self._choose_other(attempts, refusals, request, chosen, record)
         raise self._give_up(attempts, refusals, request, routed.pods, record)
+
+    async def start(
+        self,
+        leg: Leg,
+        request: InferenceRequest,
+        chosen: OpenDecision,
+        headers: Mapping[str, str],
+        call: Call,
+    ) -> str:
+        """Begin a leg that runs beside the last one.
+
+        On return its request is written to an engine: one that cannot be connected has cost another
+        try, and no error. The rest is a task of the call, which fails with LegRefused or LegFailed
+        if the leg does.
+
+        Args:
+            leg: the leg.
+            request: the request.
+            chosen: its pods; after a failure, there may be others for all legs.
+            headers: headers for the engine.
+            call: owns the task.
+
+        Returns:
+            The id that both legs have.
+
+        Raises:
+            LegRefused: the engine refused the request.
+            LegFailed: all attempts failed.
+        """
+        record = call.record
+        posts = LegPosts(self.client, leg, request, headers, record, total_s=self.total_s)
+        attempts: list[Attempt] = []
+        refusals: list[EngineAnswer] = []
+        self.budget.count_request(request.model)
+        choice = chosen.decision.find(leg)
+        while choice is not None:
+            companion = call.companion = Companion()
+            call.start(self._accompany(companion, choice, posts, request, chosen))
+            with record.steps.time(leg, waits=True):
+                await companion.progress.sent.wait()
+            attempt, answer = companion.attempt, companion.answer
+            if attempt is None or companion.done is not None:
+                companion.committed = True
+                record.prefill_pod = choice.pod
+                return companion.request_id
+            attempts.append(attempt)
+            if answer is not None and attempt.speaks is not Speaks.FAILURE:
+                refusals.append(answer)
+            if attempt.speaks is Speaks.REQUEST or time.monotonic() >= posts.deadline:
+                break
+            choice = self._choose_other(attempts, refusals, request, chosen, record)
+        raise self._give_up(attempts, refusals, request, chosen.routed.pods, record)
+
+    async def _accompany(
+        self,
+        companion: Companion,
+        choice: Choice,
+        posts: LegPosts,
+        request: InferenceRequest,
+        chosen: OpenDecision,
+    ) -> None:
+        """Carry out a try of a leg beside the last one; fail if that is on its way in vain."""
+        pods, record = chosen.routed.pods, posts.record
+        try:
+            attempt, answer, done = await self._try(
+                choice, posts, request, chosen, companion=companion
+            )
+            companion.attempt, companion.answer, companion.done = attempt, answer, done
+            if done is not None:
+                self.lessons.note_answer(done, (attempt,), request, pods.model, record)
+            elif companion.committed:
+                refusals = () if attempt.speaks is Speaks.FAILURE or answer is None else (answer,)
+                ended = self._give_up((attempt,), refusals, request, pods, record)
+                if isinstance(ended, LegFailed):
+                    ended.committed = True
+                raise ended
+        finally:
+            companion.end()
+
+    async def _try(
+        self,
+        choice: Choice,
+        posts: LegPosts,
+        request: InferenceRequest,
+        chosen: OpenDecision,
+        *,
+        companion: Companion | None = None,
+    ) -> tuple[Attempt, EngineAnswer | None, LegAnswer | None]:
+        """Try a leg on one pod, count it there meanwhile, and learn from it."""
+        state, routed, record = self.router.state, chosen.routed, posts.record
+        pod, leg, began = choice.pod, choice.leg, state.failures.clock()
+        record.predicted_prefill_s = choice.seconds
+        split = self.splits.find(pod.engine, pod.kv_connector)
+        write = partial(_write_side_body, split, leg, request, chosen.decision.pods)
+        # Engines compute in turn, so that a request behind its twin finds what that has computed:
+        # the prompt counts as cached as soon as it is sent.
+        expected = state.prefixes.add(routed.facts.prefix.hashes, pod.uid, choice.tokens)
+        trial = state.failures.start_trial(pod.uid, leg)
+        try:
+            with trial, state.ledger.start(leg, pod.uid, choice.tokens) as scope:
+                attempt, answer = await posts.send(pod, write, companion)
+                done = _read(attempt, answer)
+                if done is not None:
+                    scope.complete(None if done.usage is None else done.usage.count_computed())
+        except asyncio.CancelledError:
+            self.lessons.outcomes.note_silence(pod, leg, began)
+            raise
+        if done is None:
+            state.prefixes.discard(expected, pod.uid)
+        self.lessons.note_attempt(attempt, request, routed.pods.model, record)
+        return attempt, answer, done
 
     def _choose_other(
         self,
@@ -178,84 +269,10 @@ class SideLegs:
         )
 
 
-class _Posts:
-    """The POSTs of one leg, within one deadline.
-
-    The first carries the request's id; every further one a new id that begins with it, because
-    engines refuse or mix up an id that they have seen.
-    """
-
-    __slots__ = ("_client", "_headers", "_ids", "_leg", "_path", "_steps", "deadline")
-
-    def __init__(
-        self,
-        client: EngineClient,
-        leg: Leg,
-        request: InferenceRequest,
-        headers: Mapping[str, str],
-        record: RequestRecord,
-        *,
-        total_s: float,
-    ) -> None:
-        self._client = client
-        self._leg = leg
-        self._path = request.endpoint.path + request.query
-        self._headers = headers
-        self._ids = _number_ids(record.request_id)
-        self._steps: StepTimes = record.steps
-        self.deadline = time.monotonic() + total_s
-
-    async def send(
-        self, pod: Pod, write: Callable[[str], Pieces]
-    ) -> tuple[Attempt, EngineAnswer | None]:
-        """Try a pod; once more where it had closed the connection while that was idle.
-
-        Args:
-            pod: the pod.
-            write: gives the body of a request with this id.
-        """
-        start, leg = time.monotonic(), self._leg
-        stale = 0
-        while True:
-            request_id = next(self._ids)
-            headers = {**self._headers, "x-request-id": request_id}
-            remaining = max(0.001, self.deadline - time.monotonic())
-            try:
-                with self._steps.time(self._leg, waits=True):
-                    answer = await self._client.post(
-                        pod.address, self._path, headers, write(request_id), remaining
-                    )
-            except PostFailed as error:
-                if error.stale and not stale:
-                    stale += 1
-                    continue
-                seconds = time.monotonic() - start
-                return Attempt(
-                    leg, pod, request_id, None, error.kind, str(error), seconds, stale
-                ), None
-            seconds = time.monotonic() - start
-            return _describe(leg, pod, request_id, answer, seconds=seconds, stale=stale), answer
-
-
 def _write_side_body(
     split: Split, leg: Leg, request: InferenceRequest, pods: Mapping[Leg, Pod], request_id: str
 ) -> Pieces:
     return split.side_body(leg, request, Placement(pods, request_id))
-
-
-def _describe(
-    leg: Leg, pod: Pod, request_id: str, answer: EngineAnswer, *, seconds: float, stale: int
-) -> Attempt:
-    """Return an attempt that an engine has answered."""
-    status = answer.status
-    speaks = judge(status)
-    if speaks is Speaks.DONE:
-        return Attempt(leg, pod, request_id, status, None, "", seconds, stale)
-    said = read_error_message(answer.body)
-    message = f"the {leg} engine answered {status}{f': {said}' if said else ''}"
-    failure = FailureKind.STATUS if speaks is Speaks.FAILURE else None
-    retry_after = read_retry_after(answer.headers)
-    return Attempt(leg, pod, request_id, status, failure, message, seconds, stale, retry_after)
 
 
 def _read(attempt: Attempt, answer: EngineAnswer | None) -> LegAnswer | None:
@@ -275,9 +292,3 @@ def _choose_refusal(refusals: Sequence[EngineAnswer], *, failures: int) -> Engin
     """
     told = [answer for answer in refusals if not failures or answer.status in BUSY]
     return max(told, key=lambda answer: rank(answer.status), default=None)
-
-
-def _number_ids(request_id: str) -> Iterator[str]:
-    yield request_id
-    for number in count(2):
-        yield f"{request_id}-{number}"

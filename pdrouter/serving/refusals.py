@@ -11,6 +11,9 @@ from pdrouter.serving.leg_outcome import Attempt, LegFailed
 RETRY_AFTER_S = 5
 """Seconds after which a client may find a ready pod, or one that is less busy."""
 
+_AT_ONCE_S = 1
+"""Seconds after which a client may try what the router could not try again for it."""
+
 _TOLD_ATTEMPTS = 3
 _CAUSES: Mapping[FailureKind | None, str] = MappingProxyType(
     {
@@ -54,6 +57,9 @@ def describe_failure(failed: LegFailed, *, expose_pods: bool) -> RequestRejected
     )
     if failed.over_budget:
         message += "; no other pod was tried, since too many of the model's requests are"
+    if failed.committed:
+        message += "; the other legs had begun, so that no other pod could be tried"
+        return refuse_for_now(503, "prefill_failed", message, _AT_ONCE_S)
     if last.failure is FailureKind.TIMEOUT:
         return RequestRejected(504, "prefill_timeout", message)
     if last.status == 503:

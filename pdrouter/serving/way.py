@@ -10,12 +10,13 @@ from pdrouter.cluster.source import RouteCheck, RouteUnavailable
 from pdrouter.cluster.view import ModelPods
 from pdrouter.engines.leg_bodies import TRANSFER_MEMBERS, whole_body
 from pdrouter.engines.registry import Splits
-from pdrouter.engines.split import HandoffInvalid, Leg, Placement
+from pdrouter.engines.split import HandoffInvalid, Leg, Order, Placement, Split
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.headers import FORWARDED_TO_SIDE_LEGS
 from pdrouter.openai.paths import Endpoint
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest, parse_request
+from pdrouter.routing.decision import Decision
 from pdrouter.routing.runner_up import find_runner_up
 from pdrouter.serving.call import Call
 from pdrouter.serving.choosing import PodChooser
@@ -132,6 +133,8 @@ class Dispatcher:
         scopes.callback(chosen.close)
         answers: Sequence[LegAnswer] = ()
         if not routed.decision.whole:
+            if self._find_split(routed.decision).order is Order.TOGETHER:
+                return await self._run_together(request, chosen, head, call)
             answers = await self._run_side_legs(request, chosen, head, record)
             holder = None
             if answers:
@@ -175,21 +178,58 @@ class Dispatcher:
         record: RequestRecord,
     ) -> list[LegAnswer]:
         """Run one side leg after another; without answers, the last pod is to serve it whole."""
-        names = (*FORWARDED_TO_SIDE_LEGS, *self.policy.forward_headers)
-        headers = {name: head.headers[name] for name in names if name in head.headers}
+        headers = self._forward(head)
         try:
             return [
                 await self.legs.run(choice.leg, request, chosen, headers, record)
                 for choice in chosen.decision.side
             ]
         except LegFailed as failed:
-            if failed.unsplittable:
-                record.aggregated = NOT_PREFILLABLE
-                return []
-            if self.policy.on_prefill_failure is FailurePolicy.FAIL:
-                raise describe_failure(failed, expose_pods=self.policy.expose_pods) from failed
-            record.aggregated = "prefill-failed"
+            record.aggregated = self._choose_whole(failed, chosen)
             return []
+
+    async def _run_together(
+        self, request: InferenceRequest, chosen: OpenDecision, head: RequestHead, call: Call
+    ) -> Dispatched:
+        """Begin the side leg, and return the last one, which it waits for."""
+        record, model = call.record, chosen.routed.pods.model
+        leg = chosen.decision.legs[0].leg
+        try:
+            request_id = await self.legs.start(leg, request, chosen, self._forward(head), call)
+        except LegFailed as failed:
+            record.aggregated = self._choose_whole(failed, chosen)
+            pod = chosen.decision.last.pod
+            return Dispatched(whole_body(request), record.request_id, pod, model, chosen)
+        decision = chosen.decision
+        with record.steps.time("hand-over"):
+            placement = Placement(decision.pods, request_id)
+            body = self._find_split(decision).last_body(request, placement, ())
+        if len(body) > self.policy.max_forwarded_bytes:
+            message = "with what the engine needs to know, the body is too large"
+            raise RequestRejected(413, "body_too_large", message)
+        return Dispatched(body, request_id, decision.last.pod, model, chosen)
+
+    def _choose_whole(self, failed: LegFailed, chosen: OpenDecision) -> str:
+        """Return why a request is served whole whose side leg has failed.
+
+        Raises:
+            RequestRejected: it is not.
+        """
+        if chosen.decision.last.pod.serves_whole:
+            if failed.unsplittable:
+                return NOT_PREFILLABLE
+            if self.policy.on_prefill_failure is FailurePolicy.AGGREGATE:
+                return "prefill-failed"
+        raise describe_failure(failed, expose_pods=self.policy.expose_pods) from failed
+
+    def _find_split(self, decision: Decision) -> Split:
+        pod = decision.legs[0].pod
+        return self.splits.find(pod.engine, pod.kv_connector)
+
+    def _forward(self, head: RequestHead) -> Mapping[str, str]:
+        """Return the client's headers that engines of side legs get."""
+        names = (*FORWARDED_TO_SIDE_LEGS, *self.policy.forward_headers)
+        return {name: head.headers[name] for name in names if name in head.headers}
 
     def _hand_over(
         self,

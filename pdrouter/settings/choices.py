@@ -21,6 +21,9 @@ DECODE_POLICY_NAMES = ("kv_capacity", "load_balancing", "least_request", "conduc
 CONNECTOR_NAMES = ("nixl", "shfs", "neuron-legacy")
 """Names of KV connectors that settings, labels and endpoints files may use."""
 
+SPLIT_ONLY_ENGINES = frozenset({"sglang"})
+"""Engines whose decode pods compute no prompts: they cannot serve a request whole."""
+
 NIXL_MEANINGS = ("nixl", "neuron-legacy")
 """What the name `nixl` can mean: the upstream NIXL wire, or what aibrix calls by that name."""
 

@@ -22,7 +22,7 @@ from pdrouter.extproc.phases import Replies
 from pdrouter.openai.prompt_prefix import hash_prompt
 from pdrouter.openai.request import count_token_ids
 from pdrouter.routing.decision import Decision, RoutingFacts, Strategy
-from pdrouter.serving.engine_client import EngineAnswer
+from pdrouter.serving.engine_client import EngineAnswer, PostProgress
 from pdrouter.serving.held_bodies import HeldBodies
 from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.tokenizers import PromptTokenizers
@@ -155,9 +155,16 @@ class SteppedClient:
     """Waits for the answer to be sent into the coroutine that it runs in."""
 
     async def post(
-        self, address: str, path: str, headers: Mapping[str, str], body: bytes, total_s: float
+        self,
+        address: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        total_s: float,
+        *,
+        progress: PostProgress | None = None,
     ) -> EngineAnswer:
-        del address, path, headers, body, total_s
+        del address, path, headers, body, total_s, progress
         return await Answer()
 
 

@@ -124,7 +124,9 @@ def test_a_view_holds_every_pod_once_and_offers_only_ready_ones_with_partners(
             for pod in ready
             if pod.role is P and any(pod.pairing == decode.pairing for decode in decodes)
         }
-        assert set(group.whole) == {pod for pod in ready if pod.role in (D, BOTH)}
+        assert set(group.whole) == {
+            pod for pod in ready if pod.role is BOTH or (pod.role is D and pod.engine == "vllm")
+        }
 
 
 def test_a_view_cannot_be_changed() -> None:

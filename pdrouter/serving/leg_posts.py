@@ -1,0 +1,110 @@
+"""The POSTs of one leg: one pod after another, within one deadline, each with an id of its own."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from itertools import count
+
+from pdrouter.cluster.pods import Pod
+from pdrouter.engines.split import Leg
+from pdrouter.openai.engine_errors import read_error_message
+from pdrouter.openai.pieces import Pieces
+from pdrouter.openai.request import InferenceRequest
+from pdrouter.openai.retry_after import read_retry_after
+from pdrouter.serving.companion import Companion
+from pdrouter.serving.engine_client import EngineAnswer, EngineClient, FailureKind, PostFailed
+from pdrouter.serving.leg_outcome import Attempt
+from pdrouter.serving.record import RequestRecord
+from pdrouter.serving.statuses import Speaks, judge
+
+
+class LegPosts:
+    """The POSTs of one leg, within one deadline.
+
+    The first carries the request's id; every further one a new id that begins with it, because
+    engines refuse or mix up an id that they have seen.
+    """
+
+    __slots__ = ("_client", "_headers", "_ids", "_leg", "_path", "deadline", "record")
+
+    def __init__(
+        self,
+        client: EngineClient,
+        leg: Leg,
+        request: InferenceRequest,
+        headers: Mapping[str, str],
+        record: RequestRecord,
+        *,
+        total_s: float,
+    ) -> None:
+        self._client = client
+        self._leg = leg
+        self._path = request.endpoint.path + request.query
+        self._headers = headers
+        self._ids = _number_ids(record.request_id)
+        self.record = record
+        self.deadline = time.monotonic() + total_s
+
+    async def send(
+        self, pod: Pod, write: Callable[[str], Pieces], companion: Companion | None = None
+    ) -> tuple[Attempt, EngineAnswer | None]:
+        """Try a pod; once more where it had closed the connection while that was idle.
+
+        Args:
+            pod: the pod.
+            write: gives the body of a request with this id.
+            companion: learns how far it comes, where the last leg does not wait for its end. It
+                has the first id already, which an engine that had left has not seen.
+        """
+        start, leg = time.monotonic(), self._leg
+        stale = 0
+        timer: AbstractContextManager[None] = self.record.steps.time(leg, waits=True)
+        if companion is not None:
+            companion.request_id = next(self._ids)
+            # It runs while the router does other things.
+            timer = nullcontext()
+        while True:
+            request_id = next(self._ids) if companion is None else companion.request_id
+            headers = {**self._headers, "x-request-id": request_id}
+            remaining = max(0.001, self.deadline - time.monotonic())
+            try:
+                with timer:
+                    answer = await self._client.post(
+                        pod.address,
+                        self._path,
+                        headers,
+                        write(request_id),
+                        remaining,
+                        progress=None if companion is None else companion.progress,
+                    )
+            except PostFailed as error:
+                if error.stale and not stale:
+                    stale += 1
+                    continue
+                seconds = time.monotonic() - start
+                return Attempt(
+                    leg, pod, request_id, None, error.kind, str(error), seconds, stale
+                ), None
+            seconds = time.monotonic() - start
+            return _describe(leg, pod, request_id, answer, seconds=seconds, stale=stale), answer
+
+
+def _describe(
+    leg: Leg, pod: Pod, request_id: str, answer: EngineAnswer, *, seconds: float, stale: int
+) -> Attempt:
+    """Return an attempt that an engine has answered."""
+    status = answer.status
+    speaks = judge(status)
+    if speaks is Speaks.DONE:
+        return Attempt(leg, pod, request_id, status, None, "", seconds, stale)
+    said = read_error_message(answer.body)
+    message = f"the {leg} engine answered {status}{f': {said}' if said else ''}"
+    failure = FailureKind.STATUS if speaks is Speaks.FAILURE else None
+    retry_after = read_retry_after(answer.headers)
+    return Attempt(leg, pod, request_id, status, failure, message, seconds, stale, retry_after)
+
+
+def _number_ids(request_id: str) -> Iterator[str]:
+    yield request_id
+    for number in count(2):
+        yield f"{request_id}-{number}"
