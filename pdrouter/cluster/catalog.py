@@ -145,11 +145,10 @@ class Catalog:
     def _match(self, key: Key, group: dict[str, Pod], now: float) -> list[Pod]:
         """Return the pods of a model with their revisions; adapters on them are sorted anew."""
         matched = self._revisions.match(key, group.values(), now)
-        for pod in matched:
-            before = self._matched.get(pod.uid)
-            self._matched[pod.uid] = pod
-            if before is not None and before.pairing != pod.pairing:
-                self._unsort_adapters(pod)
+        known = self._matched
+        for pod in [pod for pod in matched if known.get(pod.uid) is not pod]:
+            known[pod.uid] = pod
+            self._unsort_adapters(pod)
         return matched
 
     def _find_adapter_pods(self, adapter: Adapter) -> list[Pod]:

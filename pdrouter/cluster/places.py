@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from functools import lru_cache
+from itertools import zip_longest
 
 from pdrouter.cluster.pods import Pod
 
@@ -25,17 +26,11 @@ def are_placed(prefill: Iterable[Pod], decode: Iterable[Pod]) -> bool:
 
     That takes a kind of place in which a prefill and a decode pod are the same, and others not.
     """
-    sides = [set(map(_get_places, prefill)), set(map(_get_places, decode))]
-    if len(sides[0] | sides[1]) < 2:
-        return False
-    for level in range(max(map(len, sides[0] | sides[1]))):
-        ours, theirs = (
-            {places[level] if level < len(places) else "" for places in side} for side in sides
-        )
-        if (ours & theirs) - {""} and len(ours | theirs) > 1:
+    ours, theirs = (
+        zip_longest(*{pod.places for pod in pods}, fillvalue="") for pods in (prefill, decode)
+    )
+    for our_places, their_places in zip(ours, theirs, strict=False):
+        some, others = set(our_places), set(their_places)
+        if (some & others) - {""} and len(some | others) > 1:
             return True
     return False
-
-
-def _get_places(pod: Pod) -> tuple[str, ...]:
-    return pod.places

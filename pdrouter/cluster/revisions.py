@@ -55,7 +55,8 @@ def judge_images(
         patience_s: seconds after which nothing more is expected to happen.
     """
     known = [pod for pod in pods if pod.claim is not Claim.NONE]
-    if _list_images(known, Role.PREFILL, ready=True) & _list_images(known, Role.DECODE, ready=True):
+    ready = [pod for pod in known if pod.ready]
+    if _list_images(ready, Role.PREFILL) & _list_images(ready, Role.DECODE):
         return ImageMemory(decisive=True)
     prefill, decode = _list_images(known, Role.PREFILL), _list_images(known, Role.DECODE)
     decisive = before.decisive
@@ -68,10 +69,8 @@ def judge_images(
     return ImageMemory(decisive=False) if now - since >= patience_s else ImageMemory(True, since)
 
 
-def _list_images(pods: Iterable[Pod], role: Role, *, ready: bool = False) -> set[str]:
-    return {
-        pod.image for pod in pods if pod.role is role and pod.image and (pod.ready or not ready)
-    }
+def _list_images(pods: Iterable[Pod], role: Role) -> set[str]:
+    return {pod.image for pod in pods if pod.role is role} - {""}
 
 
 class RevisionMatcher:
