@@ -313,6 +313,15 @@ async def exceed_a_release(_: pytest.MonkeyPatch) -> None:
         await wait_until(lambda: outcomes.ended == [ReleaseOutcome.FAILED])
 
 
+@walk("Releases under way when the process ends", f"{release._LAST_S:g} s")
+async def exceed_the_end_of_releases(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(release, "_LAST_S", SOON_S)
+    async with releasing(WAIT_S, 2) as (releases, outcomes, engine):
+        await wait_until(lambda: len(engine.requests) == 2)
+    assert outcomes.ended == [ReleaseOutcome.DROPPED] * 2
+    assert releases.outstanding == 0
+
+
 ENVOY = EnvoyConfig(
     routers=(Address("127.0.0.1", 1),), prefill_timeout_s=DEFAULTS.prefill_timeout_s
 )
@@ -552,12 +561,31 @@ async def exceed_the_idle_connections(_: pytest.MonkeyPatch) -> None:
 
 
 @walk("Releases at once, and in all", f"{release._AT_ONCE}, {release._MOST}")
-async def exceed_the_releases(_: pytest.MonkeyPatch) -> None:
+async def exceed_the_releases(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(release, "_LAST_S", SOON_S)
     async with releasing(WAIT_S, release._MOST + 5) as (releases, outcomes, engine):
         assert releases.outstanding == release._MOST
         assert outcomes.ended == [ReleaseOutcome.DROPPED] * 5
         await wait_until(lambda: len(engine.requests) == release._AT_ONCE)
         assert engine.connections == release._AT_ONCE
+
+
+@walk(
+    "A handle that is kept until its pod answers",
+    f"{release._SMALL // 1024} KiB with its answer, else {release._LARGEST // MIB} MiB without",
+)
+async def exceed_a_kept_handle(_: pytest.MonkeyPatch) -> None:
+    async with releasing(WAIT_S, 0) as (releases, _outcomes, _engine):
+        pod, handle = make_pod("p"), encode_handle()
+        (large,) = make_answers(handle + b" " * release._SMALL, pod)
+        held = releases.hold(large, pod, "llama", {})
+        assert held is not None
+        assert held.written is not None
+        assert not held.answer.body
+        assert len(held.written.body) < 1024
+        blocks = make_kv_params(remote_block_ids=[list(range(release._LARGEST // 6))])
+        (larger,) = make_answers(json.dumps({"kv_transfer_params": blocks}).encode(), pod)
+        assert releases.hold(larger, pod, "llama", {}) is None
 
 
 @walk("Prompts in a tokenizer's threads", f"{DEFAULTS.tokenizer_threads}")
