@@ -179,8 +179,7 @@ class Pod:
         Metrics are where everything else is served, unless they have a port of their own. Unless
         told otherwise, only a pod that is ready makes a claim.
         """
-        obstacle = obstacle or unsupported
-        ready = ready and not obstacle and not refused
+        ready = ready and not (obstacle or unsupported or refused)
         return cls(
             uid,
             name,
@@ -197,7 +196,7 @@ class Pod:
             image,
             places,
             ready,
-            obstacle,
+            obstacle or unsupported,
             refused,
             unsupported,
             (Claim.MAKES if ready else Claim.HOLDS) if claim is None else claim,

@@ -77,28 +77,7 @@ class LiveGauges(Collector):
             for leg, gauge in requests.items():
                 gauge.add_metric(labels, self._ledger.load(leg, pod.uid).requests)
         yield from (ready, ejected, tokens, *requests.values())
-        counts = GaugeMetricFamily(
-            "pdrouter_pods",
-            "Pods by model, role and state: ready, unready, terminating, refused, unsupported.",
-            None,
-            ("model", "role", "state"),
-        )
-        states = Counts((pod.model, pod.role, pod.state) for pod in self._cache.view.pods)
-        for key, count in states.items():
-            counts.add_metric(key, count)
-        yield counts
-        unmatched = GaugeMetricFamily(
-            "pdrouter_pods_unmatched",
-            "Ready pods that have no ready partner because of their revision alone.",
-            None,
-            ("model", "role", "revision"),
-        )
-        waiting = Counts(
-            (pod.model, pod.role, pod.pairing.revision) for pod in self._cache.view.unmatched
-        )
-        for key, count in waiting.items():
-            unmatched.add_metric(key, count)
-        yield unmatched
+        yield from self._count_pods()
         asked = CounterMetricFamily(
             "pdrouter_pod_questions",
             "Requests of the router's own to pods that were left out, by result: answered, failed.",
@@ -108,3 +87,26 @@ class LiveGauges(Collector):
         for result, number in self._failures.asked.copy().items():
             asked.add_metric((result,), number)
         yield asked
+
+    def _count_pods(self) -> Iterable[Metric]:
+        view = self._cache.view
+        counts = GaugeMetricFamily(
+            "pdrouter_pods",
+            "Pods by model, role and state: ready, unready, terminating, refused, unsupported.",
+            None,
+            ("model", "role", "state"),
+        )
+        states = Counts((pod.model, pod.role, pod.state) for pod in view.pods)
+        for key, count in states.items():
+            counts.add_metric(key, count)
+        yield counts
+        unmatched = GaugeMetricFamily(
+            "pdrouter_pods_unmatched",
+            "Ready pods that have no ready partner because of their revision alone.",
+            None,
+            ("model", "role", "revision"),
+        )
+        waiting = Counts((pod.model, pod.role, pod.pairing.revision) for pod in view.unmatched)
+        for key, count in waiting.items():
+            unmatched.add_metric(key, count)
+        yield unmatched
