@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,12 +34,17 @@ _ENGINE_GAUGES = (
     "vllm:num_requests_waiting",
     "simulation:kv_handles_outstanding",
 )
-TOLD = (
+TOLD_BY_ENGINES = (
+    "simulation:kv_fetches_total",
+    "vllm:nixl_num_kv_expired_reqs_total",
+)
+TOLD_BY_ROUTERS = (
     "pdrouter_prefill_attempts_total",
     "pdrouter_prefill_failures_total",
     "pdrouter_handoff_failures_total",
+    "pdrouter_releases_total",
 )
-"""Counters of the router that the report tells."""
+"""Counters that the report tells."""
 
 _PATIENCE_S = 30.0
 _LOOK_S = 0.1
@@ -66,7 +71,9 @@ async def settle(installation: Installation, tally: Tally) -> None:
     while held := await _find_held(installation):
         if time.monotonic() > deadline:
             for name, count in held.items():
-                tally.note_broken(Breach.LEFT_BEHIND, f"{name}: {count:g}")
+                in_engine = name in _ENGINE_GAUGES
+                breach = Breach.LEFT_IN_ENGINE if in_engine else Breach.LEFT_IN_ROUTER
+                tally.note_broken(breach, f"{name}: {count:g}")
             return
         await asyncio.sleep(_LOOK_S)
 
@@ -109,19 +116,23 @@ def judge_logs(installation: Installation, tally: Tally) -> None:
             tally.note_broken(Breach.ACCIDENT, line)
 
 
-async def read_counters(routers: Iterable[RouterProcess]) -> Counter[str]:
-    """Return what the routers have counted, added up over labels."""
-    pages = [await _read_samples(router) for router in routers]
-    return sum(pages, Counter())
+async def read_counters(installation: Installation) -> Counter[str]:
+    """Return what engines, and the routers that run, have counted, added up over labels."""
+    counters = Counter(
+        {
+            name: int(sum(engine.count(name) for engine in installation.engines))
+            for name in (*_ENGINE_GAUGES, *TOLD_BY_ENGINES)
+        }
+    )
+    for router in installation.routers:
+        counters += await _read_samples(router)
+    return counters
 
 
-async def _find_held(installation: Installation) -> dict[str, float]:
+async def _find_held(installation: Installation) -> dict[str, int]:
     """Return what is not zero."""
-    counters = await read_counters(installation.routers)
-    held = {name: float(counters[name]) for name in _ROUTER_GAUGES}
-    for name in _ENGINE_GAUGES:
-        held[name] = sum(engine.count(name) for engine in installation.engines)
-    return {name: count for name, count in held.items() if count}
+    counters = await read_counters(installation)
+    return {name: counters[name] for name in (*_ROUTER_GAUGES, *_ENGINE_GAUGES) if counters[name]}
 
 
 async def _read_samples(router: RouterProcess) -> Counter[str]:
@@ -133,7 +144,7 @@ async def _read_samples(router: RouterProcess) -> Counter[str]:
         page = await response.text()
     for family in text_string_to_metric_families(page):
         for sample in family.samples:
-            if sample.name in _ROUTER_GAUGES or sample.name in TOLD:
+            if sample.name in _ROUTER_GAUGES or sample.name in TOLD_BY_ROUTERS:
                 samples[sample.name] += int(sample.value)
     return samples
 

@@ -193,7 +193,9 @@ class Clients:
             (engine, request)
             for engine in self.installation.engines
             for request in engine.requests
-            if request.headers.get("x-request-id", "").startswith(request_id)
+            if (known := request.headers.get("x-request-id", "")).startswith(request_id)
+            # That is not a leg, but asks to have its blocks freed.
+            and not known.endswith("-release")
         ]
 
     def _excused(self, broken: _Broken, begun: float) -> bool:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.chaos.accounts import TOLD
 from benchmarks.chaos.plan import Kind
 from benchmarks.chaos.run import Report
 from benchmarks.chaos.tally import Breach
@@ -25,7 +24,7 @@ _RESTARTS = {
 def format_reports(reports: Mapping[str, Report]) -> str:
     """Return the table: a column for each run."""
     lines = [f"| | {' | '.join(reports)} |", f"|---|{'---:|' * len(reports)}"]
-    for tell in (_tell_plan, _tell_outcomes, _tell_promises):
+    for tell in (_tell_plan, _tell_outcomes, _tell_counters, _tell_promises):
         columns = [tell(report) for report in reports.values()]
         for name in dict.fromkeys(name for column in columns for name in column):
             cells = " | ".join(column.get(name, "0") for column in columns)
@@ -76,18 +75,31 @@ def _tell_outcomes(report: Report) -> dict[str, str]:
     return {name: _count(count) for name, count in rows.items()}
 
 
+_COUNTERS = {
+    "pdrouter_prefill_attempts_total": "Prefill attempts, of the routers that lived at the end",
+    "pdrouter_prefill_failures_total": "Of these failed",
+    "pdrouter_handoff_failures_total": "Of these without a usable handle",
+    "pdrouter_releases_total": "Releases of blocks, of these routers",
+    "simulation:kv_fetches_total": "Transfers of blocks that were asked for",
+    "vllm:nixl_num_kv_expired_reqs_total": "Blocks that nobody fetched until their lease ended",
+}
+
+
+def _tell_counters(report: Report) -> dict[str, str]:
+    return {name: _count(report.counters.get(key, 0)) for key, name in _COUNTERS.items()}
+
+
 def _tell_promises(report: Report) -> dict[str, str]:
     before, after, broken = report.before, report.after, report.tally.broken
-    told = " / ".join(_count(report.counters.get(name, 0)) for name in TOLD)
     memory = (f"{each.resident_bytes / 2**20:.0f}" for each in (before, after))
     return {
-        "Prefill attempts / failed / without a usable handle, as routers counted them": told,
         "Contract violations that engines saw": _count(broken[Breach.CONTRACT]),
         "Without an answer by the deadline": _count(broken[Breach.UNANSWERED]),
         "Malformed errors": _count(broken[Breach.MALFORMED_ERROR]),
         "Altered bodies": _count(broken[Breach.ALTERED]),
         "Wrong answers": _count(broken[Breach.WRONG_ANSWER]),
-        "Left in ledger, gauges, engines (blocks, queues)": _count(broken[Breach.LEFT_BEHIND]),
+        "Left in routers: requests, ledger, bodies": _count(broken[Breach.LEFT_IN_ROUTER]),
+        "Left in engines: KV blocks, running, waiting": _count(broken[Breach.LEFT_IN_ENGINE]),
         "Exceptions in the log": _count(broken[Breach.ACCIDENT]),
         "Promises broken, of these and all others": _count(broken.total()),
         "Requests until 20 in a row were answered, when all was well": _count(report.tries),

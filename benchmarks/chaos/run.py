@@ -41,7 +41,7 @@ class Report:
         tally: what became of the requests.
         before: what the steady router occupied when it was warm.
         after: at the end.
-        counters: what the routers that live at the end have counted.
+        counters: what engines, and the routers that live at the end, have counted.
         tries: requests until so many in a row were answered, when all was well again.
         seconds: how long it took.
     """
@@ -87,7 +87,7 @@ async def run_chaos(
         judge_growth(before, after, tally)
         judge_engines(installation, tally)
         judge_logs(installation, tally)
-        counters: Counter[str] = await read_counters(installation.routers)
+        counters: Counter[str] = await read_counters(installation)
     return Report(plan, tally, before, after, counters, tries, time.monotonic() - begun)
 
 

@@ -178,7 +178,7 @@ def test_every_count_of_an_engine_that_must_stay_at_zero_is_seen() -> None:
 def test_the_table_has_a_column_for_each_run_and_all_errors(tmp_path: Path) -> None:
     first, second = Tally(answered=8), Tally(answered=9)
     first.errors["502 prefill_failed"] = 2
-    second.note_broken(Breach.LEFT_BEHIND, "a gauge: 1")
+    second.note_broken(Breach.LEFT_IN_ROUTER, "a gauge: 1")
     table = format_reports({"one": make_report(first), "two": make_report(second)})
     assert table.startswith("| | one | two |\n|---|---:|---:|\n| Requests | 10 | 10 |\n")
     assert "| Error 502 prefill_failed | 2 | 0 |\n" in table
