@@ -84,9 +84,12 @@ class Clients:
             async with asyncio.timeout(PATIENCE_S):
                 await self._send(ask)
         except _Broken as broken:
-            if not self._excused(broken, begun):
+            if broken.breach is Breach.ACCEPTED and self._was_outage(begun):
+                # No router was there to look at it.
+                self.tally.errors[str(broken)] += 1
+            else:
                 self.tally.note_broken(broken.breach, f"request {ask.number}: {broken}")
-            self.tally.errors[broken.breach] += 1
+                self.tally.errors[broken.breach] += 1
         except _Cut as cut:
             self.tally.cut[cut.when] += 1
             if not self._has_cause(cut, begun):
@@ -197,10 +200,6 @@ class Clients:
             # That is not a leg, but asks to have its blocks freed.
             and not known.endswith("-release")
         ]
-
-    def _excused(self, broken: _Broken, begun: float) -> bool:
-        """Return whether an invalid request came when no router was there to look at it."""
-        return broken.breach is Breach.ACCEPTED and self._was_outage(begun)
 
     def _has_cause(self, cut: _Cut, begun: float) -> bool:
         """Return whether an engine was made to cut it, or something has ended meanwhile."""
