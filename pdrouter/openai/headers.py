@@ -1,6 +1,6 @@
 """Names of HTTP headers, and which of a client's headers go where."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from pdrouter.settings.controls import POD_HEADERS, RANK_PREFIX, RETRY_HEADERS
 
@@ -32,7 +32,6 @@ are removed before the first route is chosen; what it says in `routing-strategy`
 `x-client-routing-strategy`."""
 
 _ENVOY_PREFIX = "x-envoy-"
-_RARE_PREFIXES = (_ENVOY_PREFIX, RANK_PREFIX)
 _ENVOYS_OWN = frozenset(name for name in CONTROL_HEADERS if name.startswith(_ENVOY_PREFIX))
 
 STRIPPED_HEADERS = (
@@ -43,18 +42,18 @@ STRIPPED_HEADERS = (
 """What the router removes from every request; a strategy that is asked for is read first."""
 
 
-def find_rare_controls(names: Iterable[str]) -> tuple[str, ...]:
+def find_rare_controls(names: Collection[str]) -> tuple[str, ...]:
     """Return the control headers among these that are removed from requests that have them.
 
     Envoy's own: it lets a filter change them only where its `mutation_rules` say so, and counts
     each try. And whatever else engines may know to be about data-parallel ranks.
     """
+    if _ENVOYS_OWN.isdisjoint(names) and RANK_PREFIX not in " ".join(names):
+        return ()
     return tuple(
         name
         for name in names
-        if name.startswith(_RARE_PREFIXES)
-        and (name in _ENVOYS_OWN or name.startswith(RANK_PREFIX))
-        and name not in STRIPPED_HEADERS
+        if (name in _ENVOYS_OWN or name.startswith(RANK_PREFIX)) and name not in STRIPPED_HEADERS
     )
 
 

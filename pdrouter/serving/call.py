@@ -3,11 +3,11 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import ExitStack
 from typing import Any
 
 from pdrouter.serving.companion import Companion
 from pdrouter.serving.held_bodies import HeldBody
+from pdrouter.serving.open_decision import OpenDecision
 from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.release import HeldHandle
 
@@ -21,13 +21,13 @@ class Call:
 
     Attributes:
         record: what is known of the request so far.
-        scopes: what is released when the stream has ended.
         body: counts the request's body; None before that has come.
+        chosen: counts the request on its last pod; None before there is one.
         companion: the side leg that runs beside the last one; None if there is none.
         handle: the KV handle of a side leg, for as long as it may be that no engine has it.
     """
 
-    __slots__ = ("_on_failure", "_tasks", "body", "companion", "handle", "record", "scopes")
+    __slots__ = ("_on_failure", "_tasks", "body", "chosen", "companion", "handle", "record")
 
     def __init__(
         self, record: RequestRecord, on_failure: Callable[[Exception], Awaitable[None]]
@@ -39,8 +39,8 @@ class Call:
             on_failure: told of what a task raises: it ends the request.
         """
         self.record = record
-        self.scopes = ExitStack()
         self.body: HeldBody | None = None
+        self.chosen: OpenDecision | None = None
         self.companion: Companion | None = None
         self.handle: HeldHandle | None = None
         self._on_failure = on_failure
@@ -82,7 +82,8 @@ class Call:
         # Whoever is told refers to this call: without the circle, both go at once.
         self._on_failure = _tell_nobody
         self.release_body()
-        self.scopes.close()
+        if self.chosen is not None:
+            self.chosen.close()
         if self.handle is not None:
             self.handle.close()
 

@@ -60,8 +60,8 @@ class LegLessons:
         record: RequestRecord,
     ) -> None:
         """Learn from a leg that an engine has carried out, with the last of these attempts."""
-        for attempt in attempts:
-            self.outcomes.note_refuted(attempt, model)
+        for refuted in attempts[:-1]:
+            self.outcomes.note_refuted(refuted, model)
         if not self.kinds.empty:
             kind = describe_kind(request)
             if kind is not None:

@@ -3,6 +3,8 @@
 import time
 from types import TracebackType
 
+import msgspec
+
 
 class StepTimes:
     """Times the steps of one request.
@@ -25,19 +27,23 @@ class StepTimes:
 
     def time(self, name: str, *, waits: bool = False) -> "Step":
         """Return what times a step, as a context manager."""
-        return Step(self, name, waits)
+        return Step(self, name, waits, time.perf_counter())
 
 
-class Step:
-    """One step, timed from its making to the exit, however it is left."""
+class Step(msgspec.Struct, frozen=True):
+    """One step, timed from its making to the exit, however it is left.
 
-    __slots__ = ("_name", "_start", "_times", "_waits")
+    Attributes:
+        times: where it is added up.
+        name: its name.
+        waits: whether it waits for somebody else.
+        start: when it was made.
+    """
 
-    def __init__(self, times: StepTimes, name: str, waits: bool) -> None:
-        self._times = times
-        self._name = name
-        self._waits = waits
-        self._start = time.perf_counter()
+    times: StepTimes
+    name: str
+    waits: bool
+    start: float
 
     def __enter__(self) -> None:
         pass
@@ -49,8 +55,8 @@ class Step:
         trace: TracebackType | None,
     ) -> None:
         """Add up what it took."""
-        spent = time.perf_counter() - self._start
-        seconds = self._times.seconds
-        seconds[self._name] = seconds.get(self._name, 0.0) + spent
-        if self._waits:
-            self._times.waited_s += spent
+        spent = time.perf_counter() - self.start
+        seconds = self.times.seconds
+        seconds[self.name] = seconds.get(self.name, 0.0) + spent
+        if self.waits:
+            self.times.waited_s += spent

@@ -102,7 +102,7 @@ class Dispatcher:
             RequestRejected: the router answers with an error of its own.
             LegRefused: the client gets the engine's error.
         """
-        record, scopes = call.record, call.scopes
+        record = call.record
         record.body_bytes = len(data)
         with record.steps.time("parse"):
             request = parse_request(
@@ -129,8 +129,7 @@ class Dispatcher:
             with record.steps.time("route-check", waits=True):
                 await self._check_route(pods)
             return Dispatched(whole_body(request), record.request_id, None, pods.model)
-        chosen = OpenDecision(routed, self.chooser.router.state, record)
-        scopes.callback(chosen.close)
+        chosen = call.chosen = OpenDecision(routed, self.chooser.router.state, record)
         answers: Sequence[LegAnswer] = ()
         if not routed.decision.whole:
             if self._find_split(routed.decision).order is Order.TOGETHER:
