@@ -8,6 +8,7 @@ from typing import Any
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import PodCache
 from pdrouter.extproc.ext_proc_pb2 import HeaderMap, ProcessingMode, ProcessingRequest
+from pdrouter.extproc.messages import EXT_PROC_FILTER
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.prefix_index import PrefixIndex
 from pdrouter.openai.pieces import Pieces
@@ -153,7 +154,7 @@ def _write_messages(body: bytes, decode_address: str) -> list[bytes]:
     content.request_body.body = body
     content.request_body.end_of_stream = True
     _fill(response.response_headers.headers, _RESPONSE_HEADERS)
-    response.attributes["envoy.filters.http.ext_proc"].update(
+    response.attributes[EXT_PROC_FILTER].update(
         {"upstream.address": decode_address, "response.code_details": "via_upstream"}
     )
     return [message.SerializeToString() for message in (head, content, response)]

@@ -13,6 +13,9 @@ from pdrouter.openai.pieces import Pieces
 
 Headers: TypeAlias = tuple[tuple[str, str], ...]
 
+EXT_PROC_FILTER = "envoy.filters.http.ext_proc"
+"""Name under which the filter that asks us sends its attributes."""
+
 
 class Phase(StrEnum):
     """A step of one HTTP request; each has a message from Envoy and a reply to it.
@@ -69,18 +72,18 @@ class _Event(msgspec.Struct, frozen=True, kw_only=True):
     observability_mode: bool = False
     context: pb.ProcessingRequest = msgspec.field(default_factory=pb.ProcessingRequest)
 
-    def attributes(self) -> dict[str, dict[str, Any]]:
-        """Returns Envoy's attributes by the name of the filter that sends them.
+    def attributes(self, filter_name: str = EXT_PROC_FILTER) -> dict[str, Any]:
+        """Returns Envoy's attributes, such as `upstream.address`, as a filter sends them.
 
-        All of the ext_proc filter's are under `envoy.filters.http.ext_proc`, such as
-        `upstream.address`. Envoy sends them once per direction, with the first message.
+        Envoy sends them once per direction, with the first message.
         """
-        return {name: _read_struct(struct) for name, struct in self.context.attributes.items()}
+        by_filter = self.context.attributes
+        return _read_struct(by_filter[filter_name]) if filter_name in by_filter else {}
 
     def metadata(self) -> dict[str, dict[str, Any]]:
         """Returns the request's dynamic metadata by namespace, as far as Envoy forwards it."""
         namespaces = self.context.metadata_context.filter_metadata
-        return {name: _read_struct(struct) for name, struct in namespaces.items()}
+        return {name: _read_struct(namespaces[name]) for name in namespaces}
 
 
 class _HeadersEvent(_Event, frozen=True):
@@ -252,7 +255,8 @@ Reply: TypeAlias = PhaseReply | ImmediateReply
 
 
 def _read_struct(struct: Struct) -> dict[str, Any]:
-    return {name: _read_value(value) for name, value in struct.fields.items()}
+    fields = struct.fields  # Its `items` are read three times as slowly.
+    return {name: _read_value(fields[name]) for name in fields}
 
 
 def _read_value(value: Value) -> Any:  # noqa: ANN401 (any JSON value)

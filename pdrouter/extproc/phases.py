@@ -51,7 +51,6 @@ log = logging.getLogger(__name__)
 Replies: TypeAlias = tuple[Reply, ...]
 """What answers an event, in order."""
 
-_FILTER = "envoy.filters.http.ext_proc"
 _TRAILERS_SKIPPED = "a request without a body went to a pod: set request_trailer_mode to SEND"
 
 
@@ -156,7 +155,7 @@ class Phases:
     async def on_response_headers(self, event: ResponseHeaders) -> Replies:
         """Judge the head of the answer, and explain the decision to the client."""
         record, status = self._record, self._note_response(event)
-        attributes = event.attributes().get(_FILTER, {})
+        attributes = event.attributes()
         sent = self._follow(attributes)
         self._compare_pod(attributes)
         if sent is None:
@@ -224,7 +223,7 @@ class Phases:
 
     async def on_local_reply(self, event: ResponseHeaders) -> Replies:
         """Explain an answer that Envoy gives by itself while the request's body is to come."""
-        attributes = event.attributes().get(_FILTER, {})
+        attributes = event.attributes()
         if attributes.get("upstream.address"):
             log.warning(_TRAILERS_SKIPPED, extra=self._record.log_fields)
             raise no_body()
@@ -234,7 +233,7 @@ class Phases:
 
     async def on_earlier_answer(self, event: ResponseHeaders) -> Replies:
         """Let an answer of a filter before this one (CORS, authentication) pass untouched."""
-        attributes = event.attributes().get(_FILTER, {})
+        attributes = event.attributes()
         if attributes.get("upstream.address"):
             raise headers_skipped()
         self._note_response(event)

@@ -164,7 +164,7 @@ def test_what_comes_along_with_a_message_is_read(
     event = decode(bytes(put(phase, EMPTY_PARTS[phase], message)))
 
     assert event.phase is phase
-    assert event.attributes() == attributes
+    assert {name: event.attributes(name) for name in attributes} == attributes
     assert event.metadata() == metadata
     assert event.observability_mode is observability_mode
     assert event.protocol_config == config

@@ -143,7 +143,8 @@ def test_everything_that_comes_with_a_message_is_there() -> None:
         observability_mode=True,
         protocol_config=ProtocolConfig(BodyMode.BUFFERED, BodyMode.NONE, True),
     )
-    assert event.attributes() == {"envoy.filters.http.ext_proc": {"a": [1, True, None, {"b": "c"}]}}
+    assert event.attributes() == {"a": [1, True, None, {"b": "c"}]}
+    assert event.attributes("another.filter") == {}
     assert event.metadata() == {"d": {"e": "f"}}
 
 
