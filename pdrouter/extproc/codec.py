@@ -35,6 +35,9 @@ from pdrouter.extproc.messages import (
 )
 from pdrouter.openai.pieces import Pieces
 
+_FEW_BYTES = 4096
+"""Size of messages whose headers are within Envoy's limits in any case."""
+
 
 class MessageInvalid(Exception):
     """A message from Envoy's side of the stream that cannot be understood.
@@ -63,6 +66,7 @@ def decode(data: bytes) -> Event:
     except DecodeError as error:
         raise MessageInvalid(f"not a ProcessingRequest: {error}") from error
     kind = message.WhichOneof("request")
+    config, observed = _read_protocol_config(message), message.observability_mode
     match kind:
         case "request_headers" | "response_headers":
             headers: pb.HttpHeaders = getattr(message, kind)
@@ -71,19 +75,29 @@ def decode(data: bytes) -> Event:
                 _read_header_map(header_map),
                 headers.end_of_stream,
                 len(header_map.headers),
-                header_map.ByteSize(),
-                **_read_common(message),
+                # To measure them, protobuf writes them anew.
+                len(data) if len(data) <= _FEW_BYTES else header_map.ByteSize(),
+                protocol_config=config,
+                observability_mode=observed,
+                context=message,
             )
         case "request_body" | "response_body":
             body: pb.HttpBody = getattr(message, kind)
             content, end_of_stream = body.body, body.end_of_stream
             return _BODY_EVENTS[kind](
-                content, end_of_stream, **_read_common(_copy_without(kind, message))
+                content,
+                end_of_stream,
+                protocol_config=config,
+                observability_mode=observed,
+                context=_copy_without(kind, message),
             )
         case "request_trailers" | "response_trailers":
             trailers: pb.HttpTrailers = getattr(message, kind)
             return _TRAILERS_EVENTS[kind](
-                _read_header_map(trailers.trailers), **_read_common(message)
+                _read_header_map(trailers.trailers),
+                protocol_config=config,
+                observability_mode=observed,
+                context=message,
             )
         case _:
             raise MessageInvalid("a ProcessingRequest of no known kind")
@@ -131,14 +145,6 @@ def _read_header_map(header_map: pb.HeaderMap) -> dict[str, str]:
             value = f"{headers[name]}{separator}{value}"
         headers[name] = value
     return headers
-
-
-def _read_common(message: pb.ProcessingRequest) -> dict[str, Any]:
-    return {
-        "protocol_config": _read_protocol_config(message),
-        "observability_mode": message.observability_mode,
-        "context": message,
-    }
 
 
 def _read_protocol_config(message: pb.ProcessingRequest) -> ProtocolConfig | None:

@@ -231,9 +231,16 @@ class Exchange:
         return replies
 
     async def _say(self, replies: Replies) -> None:
-        async with self._turn:
-            for reply in replies:
-                await self._send(write(reply))
+        if self.call.at_work:
+            # A task that fails may speak at the same time.
+            async with self._turn:
+                await self._send_all(replies)
+        else:
+            await self._send_all(replies)
+
+    async def _send_all(self, replies: Replies) -> None:
+        for reply in replies:
+            await self._send(write(reply))
 
     async def _end_unasked(self, error: Exception) -> None:
         """End the request since a task of its call has failed."""

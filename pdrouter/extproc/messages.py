@@ -93,7 +93,8 @@ class _HeadersEvent(_Event, frozen=True):
         headers: By name in lower case, pseudo headers such as `:path` among them.
         end_of_stream: True if neither a body nor trailers follow.
         count: How many there are; a name that occurs twice is two.
-        size: Bytes that they take, at least that of all names and values.
+        size: Bytes that they take, at least that of all names and values; for a small message,
+            that of all of it.
     """
 
     headers: Mapping[str, str]

@@ -65,7 +65,7 @@ class RankingRequest:
 
     def count_uncached(self, uid: str) -> int:
         """Return how many prompt tokens a pod would have to compute, at least one."""
-        return self.count_computed((self.matches.get(uid, 0),))[0]
+        return count_computed(self.facts, (self.matches.get(uid, 0),))[0]
 
     def count_computed(self, lengths: Iterable[int]) -> list[int]:
         """Return how many tokens are left if so many blocks are cached, at least one, for each."""

@@ -46,6 +46,11 @@ class Call:
         self._on_failure = on_failure
         self._tasks: set[asyncio.Task[None]] = set()
 
+    @property
+    def at_work(self) -> bool:
+        """Whether tasks work for it."""
+        return bool(self._tasks)
+
     def start(self, work: Coroutine[Any, Any, None]) -> None:
         """Let work run beside the stream: it may outlast the reply to the request's body.
 
