@@ -33,7 +33,8 @@ from waiting import WAIT_S, wait_until
 from pdrouter.admin import http_port
 from pdrouter.admin.http_port import HttpPort
 from pdrouter.app import _forget_pod
-from pdrouter.cluster import host_names, pod_config, pods
+from pdrouter.cluster import host_names, places, pod_config, pods
+from pdrouter.cluster.catalog import Catalog
 from pdrouter.cluster.host_names import HostNames
 from pdrouter.cluster.kubernetes import routes
 from pdrouter.cluster.kubernetes.api import KubeRefused
@@ -305,6 +306,21 @@ async def releasing(
 
 def encode_handle() -> bytes:
     return b'{"kv_transfer_params": %s}' % json.dumps(make_kv_params()).encode()
+
+
+@walk(
+    "A role that is updated before the other, all pods being ready",
+    f"{DEFAULTS.rollout_patience_s:g} s",
+)
+async def exceed_the_patience(_: pytest.MonkeyPatch) -> None:
+    catalog = Catalog(merge_namespaces=False, patience_s=DEFAULTS.rollout_patience_s)
+    decode = make_pod("d", Role.DECODE, image="old")
+    for pod in (make_pod("p", image="old"), decode):
+        catalog.put_pod(pod)
+    catalog.build(0.0)
+    catalog.put_pod(make_pod("p", image="new"))
+    for now, pairs in ((10.0, 0), (10.0 + DEFAULTS.rollout_patience_s, 1)):
+        assert len(catalog.build(now).models[decode.model].prefill) == pairs
 
 
 @walk("The release of blocks", f"{DEFAULTS.release_timeout_s:g} s")
@@ -698,7 +714,7 @@ async def exceed_the_routes(_: pytest.MonkeyPatch) -> None:
 
 
 @walk(
-    "Hosts in handles, headers, pairs, annotations that were read before",
+    "Hosts in handles, headers, pairs, annotations that were read before, distances",
     ", ".join(
         f"{cache.cache_info().maxsize:,}"
         for cache in (
@@ -706,6 +722,7 @@ async def exceed_the_routes(_: pytest.MonkeyPatch) -> None:
             codec._write_option,
             pods._create_pairing,
             pod_config.read_config,
+            places.measure_distance,
         )
     ),
 )
