@@ -17,6 +17,8 @@ from pdrouter.serving.leg_outcome import Attempt
 from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.statuses import Speaks, judge
 
+_UNTIMED = nullcontext()
+
 
 class LegPosts:
     """The POSTs of one leg, within one deadline.
@@ -58,22 +60,20 @@ class LegPosts:
         """
         start, leg = time.monotonic(), self._leg
         stale = 0
-        timer: AbstractContextManager[None] = self.record.steps.time(leg, waits=True)
         if companion is not None:
             companion.request_id = next(self._ids)
-            # It runs while the router does other things.
-            timer = nullcontext()
         while True:
             request_id = next(self._ids) if companion is None else companion.request_id
             headers = {**self._headers, "x-request-id": request_id}
+            body = write(request_id)
             remaining = max(0.001, self.deadline - time.monotonic())
             try:
-                with timer:
+                with self._time(companion):
                     answer = await self._client.post(
                         pod.address,
                         self._path,
                         headers,
-                        write(request_id),
+                        body,
                         remaining,
                         progress=None if companion is None else companion.progress,
                     )
@@ -87,6 +87,10 @@ class LegPosts:
                 ), None
             seconds = time.monotonic() - start
             return _describe(leg, pod, request_id, answer, seconds=seconds, stale=stale), answer
+
+    def _time(self, companion: Companion | None) -> AbstractContextManager[None]:
+        """Return what times a POST; nothing does where the router does other things meanwhile."""
+        return self.record.steps.time(self._leg, waits=True) if companion is None else _UNTIMED
 
 
 def _describe(

@@ -3,12 +3,15 @@
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 from exchanges import PARAMS, Bench, request_body, request_headers
 
+from pdrouter.engines.vllm.nixl import NixlPull
+from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest
-from pdrouter.serving.engine_client import EngineAnswer
+from pdrouter.serving.engine_client import EngineAnswer, FailureKind, PostFailed
 from pdrouter.serving.steps import StepTimes
 
 
@@ -91,6 +94,39 @@ async def test_waiting_is_none_of_the_routers_own_time(clock: Clock) -> None:
         "prefill",
         "hand-over",
     ]
+
+
+async def test_a_post_that_is_sent_again_is_waited_for_twice(clock: Clock) -> None:
+    bench = Bench()
+    good = bench.prefill.answer
+
+    def answer() -> EngineAnswer:
+        clock.now += 20.0
+        if len(bench.prefill.posts) == 1:
+            raise PostFailed(FailureKind.TRANSPORT, "closed while it was idle", stale=True)
+        return good()  # type: ignore[no-any-return]
+
+    bench.prefill.answer = answer
+    await bench.tell(request_headers(), request_body())
+    record = bench.close()
+    assert len(bench.prefill.posts) == 2
+    assert (record.prefill_s, record.overhead_s) == (40.0, 0.0)
+
+
+async def test_to_write_the_body_of_a_side_leg_is_the_routers_own_time(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = NixlPull.side_body
+
+    def write_slowly(*args: Any, **named: Any) -> Pieces:
+        clock.now += 5.0
+        return write(*args, **named)
+
+    monkeypatch.setattr(NixlPull, "side_body", write_slowly)
+    bench = Bench()
+    await bench.tell(request_headers(), request_body())
+    record = bench.close()
+    assert (record.prefill_s, record.overhead_s) == (0.0, 5.0)
 
 
 async def test_nor_is_asking_for_a_models_own_route(clock: Clock) -> None:
