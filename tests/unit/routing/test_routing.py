@@ -96,7 +96,7 @@ def test_whatever_the_cluster_the_pods_chosen_are_eligible_and_the_least_loaded(
     possible = (
         any(p.role is P and d.role is D and p.pairing == d.pairing for p in ready for d in ready)
         if split
-        else any(pod.role in SERVES_WHOLE for pod in ready)
+        else any(pod.role in SERVES_WHOLE and pod.serves_whole for pod in ready)
     )
     assert possible == decided
 
@@ -111,7 +111,9 @@ def _check_decision(
     if decision.prefill is None:
         assert decision.kind is DecisionKind.AGGREGATED
         assert decision.reason
-        candidates = [pod for pod in pods if pod.ready and pod.role in SERVES_WHOLE]
+        candidates = [
+            pod for pod in pods if pod.ready and pod.role in SERVES_WHOLE and pod.serves_whole
+        ]
     else:
         assert (name, facts.whole, decision.reason) == ("pd", None, "")
         assert decision.kind is DecisionKind.DISAGGREGATED
