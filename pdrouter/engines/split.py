@@ -126,6 +126,12 @@ class Split(Protocol):
             HandoffInvalid: an answer must not be handed to the engine of the last leg.
         """
 
+    def find_expiry(self, answer: SideAnswer) -> float | None:
+        """Return when the blocks of a handle are freed; None if the answer does not say so.
+
+        In seconds since 1970, by the engine's clock; what is far from now is of another clock.
+        """
+
     def release(self, answer: SideAnswer) -> Release | None:
         """Return what has the blocks freed that an answer speaks of; None if there is no way.
 

@@ -60,6 +60,8 @@ class LegAnswer(msgspec.Struct, frozen=True):
         request_id: `x-request-id` of its request.
         body: body of its answer.
         usage: what that says of the prompt's tokens; None if nothing.
+        at: when it came, on the monotonic clock; None if that is not known.
+        date: when it was written, by the clock of its pod, as its header says.
     """
 
     leg: Leg
@@ -67,6 +69,8 @@ class LegAnswer(msgspec.Struct, frozen=True):
     request_id: str
     body: bytes
     usage: Usage | None
+    at: float | None = None
+    date: str = ""
 
 
 class LegRefused(Exception):

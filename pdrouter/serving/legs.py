@@ -280,7 +280,13 @@ def _read(attempt: Attempt, answer: EngineAnswer | None) -> LegAnswer | None:
     if answer is None or attempt.speaks is not Speaks.DONE:
         return None
     return LegAnswer(
-        attempt.leg, attempt.pod, attempt.request_id, answer.body, read_usage(answer.body)
+        attempt.leg,
+        attempt.pod,
+        attempt.request_id,
+        answer.body,
+        read_usage(answer.body),
+        time.monotonic(),
+        answer.headers.get("date", ""),
     )
 
 

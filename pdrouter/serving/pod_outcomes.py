@@ -24,7 +24,7 @@ _MOST_NAMES = 4096
 _FIRST_ERROR, _NOT_FOUND = 400, 404
 _WITH_IDS = frozenset({"/v1/responses"})
 _OF_THE_KEY = frozenset({401, 403, 407})
-_OF_THE_REQUEST = "too-large"
+_OF_NO_POD = frozenset({"too-large", "late"})
 _MISSING = frozenset({"null-params", "empty-blocks"})
 
 
@@ -139,10 +139,11 @@ class PodOutcomes:
         """Take an answer to a side leg that the engine of the next one cannot work with.
 
         Engines give no handle for short prompts. One that gives none for a prompt for which another
-        pod has given one is broken, or not set up to. The size of a handle depends on the request.
+        pod has given one is broken, or not set up to. The size of a handle depends on the request,
+        and its age on the router.
         """
         pod, leg = answer.pod, answer.leg
-        if reason == _OF_THE_REQUEST or (
+        if reason in _OF_NO_POD or (
             reason in _MISSING and not self._has_another_given(answer, model)
         ):
             return

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from math import ceil
 from types import MappingProxyType
 
+from pdrouter.engines.split import HandoffInvalid
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.serving.engine_client import FailureKind
 from pdrouter.serving.leg_outcome import Attempt, LegFailed
@@ -31,6 +32,14 @@ def refuse_for_now(
     """Return an error that says when to come again."""
     headers = (("retry-after", str(seconds)),)
     return RequestRejected(status, code, message, headers=headers)
+
+
+def refuse_handle(invalid: HandoffInvalid) -> RequestRejected:
+    """Return the error for a request whose handle is of no use, and that is not served whole."""
+    message = f"the prefill leg gave no KV handle that can be used: {invalid}"
+    if invalid.reason == "late":
+        return refuse_for_now(503, "handoff_late", message)
+    return RequestRejected(502, "handoff_invalid", message)
 
 
 def refuse_reused() -> RequestRejected:

@@ -1,5 +1,6 @@
 """From a request's body to the pod that it goes to: validate, choose, run side legs, hand over."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,18 +21,19 @@ from pdrouter.routing.decision import Decision
 from pdrouter.routing.runner_up import find_runner_up
 from pdrouter.serving.call import Call
 from pdrouter.serving.choosing import PodChooser
+from pdrouter.serving.lease import is_late
 from pdrouter.serving.leg_outcome import LegAnswer, LegFailed
 from pdrouter.serving.legs import SideLegs
 from pdrouter.serving.open_decision import OpenDecision
 from pdrouter.serving.policy import DispatchPolicy
 from pdrouter.serving.record import RequestRecord
-from pdrouter.serving.refusals import describe_failure, refuse_for_now
+from pdrouter.serving.refusals import describe_failure, refuse_for_now, refuse_handle
 from pdrouter.serving.release import Releases
 from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.serving.unsplittable import REASON as NOT_PREFILLABLE
 from pdrouter.settings.choices import FailurePolicy
 
-_STILL_GOOD = frozenset({"too-large"})
+_STILL_GOOD = frozenset({"too-large", "late"})
 """Why a handle is not handed over whose blocks an engine holds all the same."""
 
 
@@ -249,9 +251,7 @@ class Dispatcher:
             record.handoff = invalid.reason
             outcomes.note_unusable(answer, request.model, invalid.reason)
             if self.policy.on_handoff_failure is FailurePolicy.FAIL:
-                raise RequestRejected(
-                    502, "handoff_invalid", f"the prefill leg gave no KV handle: {invalid}"
-                ) from invalid
+                raise refuse_handle(invalid) from invalid
             record.aggregated = f"handoff-{invalid.reason}"
             return whole_body(request)
         outcomes.note_usable(answer, request.model)
@@ -262,6 +262,9 @@ class Dispatcher:
     ) -> Pieces:
         holder = answers[-1].pod
         split = self.splits.find(holder.engine, holder.kv_connector)
+        expiry, lease_s = split.find_expiry(answers[-1]), self.policy.lease_s
+        if is_late(answers[-1], expiry, lease_s, time.monotonic()):
+            raise HandoffInvalid("late", "its blocks may be freed before they are fetched")
         body = split.last_body(request, Placement(pods, answers[-1].request_id), answers)
         if len(body) > self.policy.max_forwarded_bytes:
             # Envoy would refuse it, as if the client's body were too large.

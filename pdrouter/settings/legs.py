@@ -126,6 +126,15 @@ class LegSettings:
         "Deadline of a release. Later, the end of the blocks' lease frees them.",
         advanced=True,
     )
+    kv_lease_s: float = declare(
+        30.0,
+        "PDROUTER_KV_LEASE",
+        seconds(0, 86400, above=True),
+        "Seconds for which prefill engines keep blocks that nobody has asked for: vLLM's "
+        "`kv_lease_duration` (before 0.20: 480, by `VLLM_NIXL_ABORT_REQUEST_TIMEOUT`). A handle "
+        "that has waited for nine tenths of it is not sent.",
+        advanced=True,
+    )
     pod_routing: Routing = declare(
         Routing.ORIGINAL_DST,
         "PDROUTER_POD_ROUTING",

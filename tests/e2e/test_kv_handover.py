@@ -178,6 +178,20 @@ async def test_engines_of_an_old_release_hand_over_what_is_longer_than_a_block()
         assert response.headers["x-pd-decision"] == "aggregated;reason=handoff-empty-blocks"
 
 
+async def test_engines_that_write_blocks_are_served_one_leg_after_the_other() -> None:
+    prefill, decode = speak("nixl-push")
+    options = StackOptions(prefill=prefill, decode=decode)
+    async with run_checked_stack(options) as stack, connect(stack) as client:
+        for members in ({}, {"stream": True}, {"seed": 1}):
+            response = await client.post(CHAT, json=chat(**members))
+            asked, sent = expect_disaggregated(stack, response)
+            params = json.loads(sent.request.body)["kv_transfer_params"]
+            asked_by = json.loads(asked.request.body)["kv_transfer_params"]["transfer_id"]
+            assert (params["transfer_mode"], params["transfer_id"]) == ("push", asked_by)
+            assert "remote_block_ids" not in params
+        expect_whole(stack, await client.post(CHAT, json=chat(n=2)), "n")
+
+
 async def test_engines_without_a_connector_compute_everything_twice() -> None:
     prefill, decode = speak("none")
     options = StackOptions(prefill=prefill, decode=decode)

@@ -53,6 +53,9 @@ class NeuronLegacy:
         replace["disagg_prefill_resp"] = answer.strip()
         return request.edit(replace, TRANSFER_MEMBERS)
 
+    def find_expiry(self, answer: SideAnswer) -> float | None:
+        """Return None: the answer does not say so."""
+
     def release(self, answer: SideAnswer) -> Release | None:
         """Return None: these engines cannot be told."""
         del answer

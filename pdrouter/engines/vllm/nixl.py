@@ -1,12 +1,14 @@
-"""vLLM's NixlConnector, pull mode: prefill answers with a handle, decode fetches the blocks.
+"""vLLM's NixlConnector: prefill answers with a handle, and decode gets the blocks by it.
 
-Source: vLLM 0.33 `docs/features/nixl_connector_usage.md` and `nixl/pull_scheduler.py`. Current
-Neuron engines (`NeuronNixlConnector`) speak the same wire.
+In pull mode, decode fetches them; in push mode (Neuron's write mode), it says where they are to be
+written. Which of the two an engine has is seen in its answer, and both are served one leg after the
+other. Source: vLLM 0.33 `docs/features/nixl_connector_usage.md`, `nixl/pull_scheduler.py` and
+`nixl/push_scheduler.py`. Current Neuron engines (`NeuronNixlConnector`) speak the same wires.
 """
 
 import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -34,10 +36,19 @@ from pdrouter.settings.choices import RemoteHostRewrite
 _LONGEST_HOST = 253
 _PARAMS = "kv_transfer_params"
 _BLOCK_ID = re.compile(rb"[^\[\]{}\",\s]")
+# Within a string, the closing quote of the name would have a backslash before it.
+_EXPIRY = re.compile(
+    rb'"remote_blocks_expiry_time"[ \t\n\r]*:[ \t\n\r]*([0-9]{1,15}(?:\.[0-9]{1,9})?)'
+)
 _ABSENT = msgspec.Raw(b"")
 _NULL = msgspec.Raw(b"null")
 _TRUE = msgspec.Raw(b"true")
+_ZERO = msgspec.Raw(b"0")
+_PUSH = msgspec.Raw(b'"push"')
 _EMPTY = (_NULL, msgspec.Raw(b'""'))
+_NEEDED = ("remote_engine_id", "remote_port")
+_NEEDED_FOR_PUSH = (*_NEEDED, "remote_request_id", "tp_size")
+"""What push mode's scheduler looks up without a default."""
 _PREFILL_PARAMS = encode(
     {
         "do_remote_decode": True,
@@ -67,6 +78,15 @@ class _Params(msgspec.Struct):
     remote_port: msgspec.Raw = _ABSENT
     remote_request_id: msgspec.Raw = _ABSENT
     remote_host: msgspec.Raw = _NULL
+    tp_size: msgspec.Raw = _ABSENT
+    remote_num_tokens: msgspec.Raw = _ABSENT
+    transfer_mode: msgspec.Raw = _ABSENT
+    transfer_id: msgspec.Raw = _ABSENT
+
+    @property
+    def push(self) -> bool:
+        """Whether the prefill engine writes the blocks to where decode wants them."""
+        return self.transfer_mode == _PUSH
 
 
 _decode_answer = msgspec.json.Decoder(_Answer).decode
@@ -86,19 +106,29 @@ class NixlPull:
 
     def side_body(self, leg: Leg, request: InferenceRequest, placement: Placement) -> Pieces:
         """Return the client's body for one token, which asks the engine to keep the KV blocks."""
-        del leg, placement  # There is one, wherever it is.
+        del leg  # There is one.
         replace, remove = limit_to_prefill(request)
-        replace[_PARAMS] = _PREFILL_PARAMS
+        # Which mode the engine is in shows in its answer; in push mode, the legs meet by this id.
+        transfer_id = encode(placement.request_id)
+        replace[_PARAMS] = b'%s,"transfer_id":%s}' % (_PREFILL_PARAMS[:-1], transfer_id)
         return request.edit(replace, remove)
 
     def last_body(
         self, request: InferenceRequest, placement: Placement, answers: Sequence[SideAnswer]
     ) -> Pieces:
-        """Return the client's body with the handle, verbatim but for an unusable `remote_host`."""
-        del placement  # The answer says whose blocks they are.
+        """Return the client's body with the handle, verbatim but for an unusable `remote_host`.
+
+        In push mode it has the transfer's id, and no list of blocks: where there is one, the decode
+        engine would fetch them.
+        """
         replace = strip_transfer_members(request)
-        replace[_PARAMS], _ = self._take_handle(answers[-1])
+        replace[_PARAMS], _ = self._take_handle(answers[-1], placement.request_id)
         return request.edit(replace, TRANSFER_MEMBERS)
+
+    def find_expiry(self, answer: SideAnswer) -> float | None:
+        """Return `remote_blocks_expiry_time`: upstream prefill engines leave it null."""
+        found = _EXPIRY.search(answer.body)
+        return None if found is None else float(found[1])
 
     def release(self, answer: SideAnswer) -> Release | None:
         """Return a request that a decode engine refuses, upon which it has the blocks freed.
@@ -118,7 +148,9 @@ class NixlPull:
             return None  # An engine before 0.13, of which no other understands the handle.
         return Release(_RELEASE_PATH, _REFUSED_REQUEST.edit({_PARAMS: handle}))
 
-    def _take_handle(self, answer: SideAnswer) -> tuple[bytes | Pieces, _Params]:
+    def _take_handle(
+        self, answer: SideAnswer, transfer_id: str = ""
+    ) -> tuple[bytes | Pieces, _Params]:
         """Return the handle as it is to be handed over, and what it says."""
         raw = _find_params(answer.body)
         try:
@@ -126,13 +158,21 @@ class NixlPull:
             params = _decode_params(raw)
         except (BodyInvalid, msgspec.MsgspecError) as error:
             raise HandoffInvalid("invalid-params", f"{_PARAMS}: {error}") from None
-        _check_params(params)
+        if params.push:
+            _check_push(params)
+        else:
+            _check_params(params)
         host = _read_host(params)
+        replace: dict[str, bytes | Pieces] = {}
         if self._must_rewrite(host):
-            return _replace_host(raw, answer.pod.ip), params
-        if not host:
+            replace["remote_host"] = encode(answer.pod.ip)
+        elif not host:
             raise HandoffInvalid("incomplete-params", "remote_host is empty")
-        return raw, params
+        if params.push:
+            if params.transfer_id is _ABSENT and transfer_id:
+                replace["transfer_id"] = encode(transfer_id)
+            return _edit(raw, replace, {"remote_block_ids"}), params
+        return _edit(raw, replace) if replace else raw, params
 
     def _must_rewrite(self, host: str) -> bool:
         match self.remote_host_rewrite:
@@ -193,13 +233,32 @@ def _check_params(params: _Params) -> None:
         raise HandoffInvalid("incomplete-params", "do_remote_prefill is not true")
     if not _has_blocks(params.remote_block_ids):
         raise HandoffInvalid("empty-blocks", "remote_block_ids names no block")
-    for name in ("remote_engine_id", "remote_port"):
-        value = getattr(params, name)
-        if value is _ABSENT or value in _EMPTY:
-            raise HandoffInvalid("incomplete-params", f"{name} is missing or empty")
+    _check_present(params, _NEEDED)
     # Engines before vLLM 0.13 do not know the id; an engine that knows it never leaves it empty.
     if params.remote_request_id in _EMPTY:
         raise HandoffInvalid("incomplete-params", "remote_request_id is empty")
+
+
+def _check_push(params: _Params) -> None:
+    """Check what a decode engine needs to say where it wants the blocks.
+
+    Raises:
+        HandoffInvalid: a member is missing, or there is nothing to be written: the engine would
+            wait for it.
+    """
+    if params.do_remote_prefill != _TRUE:
+        raise HandoffInvalid("incomplete-params", "do_remote_prefill is not true")
+    listed = params.remote_block_ids not in (_ABSENT, _NULL)
+    if params.remote_num_tokens == _ZERO or (listed and not _has_blocks(params.remote_block_ids)):
+        raise HandoffInvalid("empty-blocks", "the prefill engine holds no block")
+    _check_present(params, _NEEDED_FOR_PUSH)
+
+
+def _check_present(params: _Params, names: Iterable[str]) -> None:
+    for name in names:
+        value = getattr(params, name)
+        if value is _ABSENT or value in _EMPTY:
+            raise HandoffInvalid("incomplete-params", f"{name} is missing or empty")
 
 
 def _read_host(params: _Params) -> str:
@@ -214,14 +273,16 @@ def _read_host(params: _Params) -> str:
         raise HandoffInvalid("incomplete-params", "remote_host is not a string") from None
 
 
-def _replace_host(raw: bytes, host: str) -> Pieces:
-    """Return a handle with another `remote_host`.
+def _edit(
+    raw: bytes, replace: Mapping[str, bytes | Pieces], remove: Collection[str] = ()
+) -> Pieces:
+    """Return a handle with some members replaced, added or removed.
 
     Raises:
         HandoffInvalid: it has more members than any handle.
     """
     try:
-        return Body(raw).edit({"remote_host": encode(host)})
+        return Body(raw).edit(replace, remove)
     except BodyInvalid as error:
         raise HandoffInvalid("invalid-params", f"{_PARAMS}: {error}") from None
 

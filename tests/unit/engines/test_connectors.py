@@ -36,7 +36,7 @@ CONNECTORS: tuple[Split, ...] = (NixlPull(), NeuronLegacy())
 # Spelled as the wire has it, so that the test is a judge of its own.
 ASK_FOR_BLOCKS = (
     b'{"do_remote_decode":true,"do_remote_prefill":false,"remote_engine_id":null,'
-    b'"remote_block_ids":null,"remote_host":null,"remote_port":null}'
+    b'"remote_block_ids":null,"remote_host":null,"remote_port":null,"transfer_id":"id-1"}'
 )
 
 
@@ -557,3 +557,96 @@ def test_what_an_engine_could_not_be_told_of_is_not_released(params: Any) -> Non
 
 def test_the_older_neuron_wire_has_no_release() -> None:
     assert release(NeuronLegacy(), make_kv_params()) is None
+
+
+# --- Push mode: the prefill engine writes the blocks ---
+
+
+def make_push_params(**changes: Any) -> dict[str, Any]:
+    """The handle of a prefill engine in push mode; `...` as a value leaves the member out."""
+    push = {"transfer_mode": "push", "tp_size": 8, "remote_num_tokens": 96}
+    params = make_kv_params(**{**push, **changes})
+    if "remote_block_ids" not in changes:
+        del params["remote_block_ids"]
+    return params
+
+
+def hand_over(params: dict[str, Any]) -> dict[str, Any]:
+    answers = make_answers(answer_with(params), POD)
+    body = bytes(NixlPull().last_body(make_request(CHAT), PLACEMENT, answers))
+    handed: dict[str, Any] = json.loads(body)["kv_transfer_params"]
+    return handed
+
+
+def test_a_push_handle_has_no_blocks_and_meets_the_prefill_leg_by_its_id() -> None:
+    asked = json.loads(bytes(NixlPull().side_body(Leg.PREFILL, make_request(CHAT), PLACEMENT)))
+    params = make_push_params()
+    assert hand_over(params) == {
+        **params,
+        "transfer_id": asked["kv_transfer_params"]["transfer_id"],
+    }
+
+
+def test_an_engine_that_says_the_id_of_a_transfer_knows_it_best() -> None:
+    params = make_push_params(transfer_id="its-own")
+    assert hand_over(params) == params
+
+
+def test_blocks_that_a_push_handle_lists_are_not_fetched() -> None:
+    handed = hand_over(make_push_params(remote_block_ids=[[1, 2]]))
+    assert "remote_block_ids" not in handed
+    assert handed["transfer_mode"] == "push"
+
+
+def test_a_host_that_leads_nowhere_becomes_the_prefill_pods_in_push_mode_too() -> None:
+    assert hand_over(make_push_params(remote_host="127.0.0.1"))["remote_host"] == POD.ip
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"remote_block_ids": []}, "empty-blocks"),
+        ({"remote_block_ids": [[]]}, "empty-blocks"),
+        ({"remote_num_tokens": 0}, "empty-blocks"),
+        *(
+            ({name: value}, "incomplete-params")
+            for name in (
+                "do_remote_prefill",
+                "remote_engine_id",
+                "remote_port",
+                "remote_request_id",
+                "tp_size",
+                "remote_host",
+            )
+            for value in (..., None)
+        ),
+    ],
+)
+def test_a_push_handle_that_a_decode_engine_would_wait_on_for_ever_is_not_sent(
+    changes: dict[str, Any], reason: str
+) -> None:
+    assert refuse(answer_with(make_push_params(**changes)), NixlPull()).reason == reason
+
+
+def test_an_empty_block_list_without_push_mode_stays_of_no_use() -> None:
+    params = make_kv_params(transfer_mode="pull", remote_block_ids=[])
+    assert refuse(answer_with(params), NixlPull()).reason == "empty-blocks"
+
+
+@pytest.mark.parametrize(
+    ("member", "expiry"),
+    [
+        (b'"remote_blocks_expiry_time": 1790000000.25', 1790000000.25),
+        (b'"remote_blocks_expiry_time":12', 12.0),
+        (b'"remote_blocks_expiry_time": null', None),
+        (b'"remote_blocks_expiry_time": "1"', None),
+        (b'"a": "\\"remote_blocks_expiry_time\\": 1790000000"', None),
+        (b'"a": 1', None),
+    ],
+)
+def test_the_end_of_a_lease_is_found_where_the_engine_says_it(
+    member: bytes, expiry: float | None
+) -> None:
+    (answer,) = make_answers(b'{"kv_transfer_params": {%s}}' % member, POD)
+    assert NixlPull().find_expiry(answer) == expiry
+    assert NeuronLegacy().find_expiry(answer) is None

@@ -816,3 +816,23 @@ async def test_tasks_end_with_the_stream() -> None:
     await bench.exchange.call.wait_closed()
     assert leg.ended.is_set()
     assert bench.sent == []
+
+
+async def test_a_handle_that_would_come_too_late_is_not_sent() -> None:
+    bench = Bench(kv_lease_s=1e-9)
+    _, reply = await bench.tell(request_headers(), request_body())
+    assert isinstance(reply, PhaseReply)
+    assert reply.body is None  # The client's own, for the decode pod to serve whole.
+    record = bench.close()
+    assert (record.aggregated, record.handoff) == ("handoff-late", "late")
+    # It was the router that let it wait.
+    assert bench.state.failures.describe(PREFILL.uid) == []
+
+
+async def test_a_late_handle_can_be_an_error_that_says_to_come_again() -> None:
+    bench = Bench(kv_lease_s=1e-9, on_handoff_failure=FailurePolicy.FAIL)
+    _, reply = await bench.tell(request_headers(), request_body())
+    assert error_of(reply) == (503, "handoff_late")
+    assert isinstance(reply, ImmediateReply)
+    assert dict(reply.headers)["retry-after"]
+    bench.close()
