@@ -11,18 +11,20 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
+from benchmarks.chaos.installation import Scenario
 from benchmarks.chaos.report import format_reports, list_broken, write_table
 from benchmarks.chaos.run import Report, run_chaos
 from pdrouter.process_limits import raise_file_limit
+from pdrouter.tools.envoy_config import Routing
 
 _PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
-SPLITS: dict[str, Literal["nixl", "neuron-legacy"]] = {
-    "vLLM, NIXL pull": "nixl",
-    "Neuron, older wire": "neuron-legacy",
+SCENARIOS = {
+    "NIXL pull": Scenario("nixl", Routing.ORIGINAL_DST),
+    "NIXL pull, Envoy with a list of pods": Scenario("nixl", Routing.OVERRIDE_HOST),
+    "Neuron, older wire": Scenario("neuron-legacy", Routing.ORIGINAL_DST),
 }
-"""KV connectors, by what the report calls them."""
+"""By what the report calls them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,22 +52,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 async def _run_all(options: argparse.Namespace) -> dict[str, Report]:
     tell = partial(print, flush=True)
     return {
-        name: await run_chaos(connector, options.seed, options.requests, tell)
-        for name, connector in SPLITS.items()
-        if connector in options.split
+        name: await run_chaos(scenario, options.seed, options.requests, tell)
+        for number, (name, scenario) in enumerate(SCENARIOS.items(), 1)
+        if options.only in (None, number)
     }
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description=__doc__)
     add = parser.add_argument
-    add("--requests", type=int, default=10_000, help="for each split; 10,000")
+    add("--requests", type=int, default=10_000, help="for each wire; 10,000")
     add("--seed", type=int, default=1, help="the same seed is the same plan; 1")
-    names = list(SPLITS.values())
-    add("--split", action="append", choices=names, help="this only; may be repeated")
+    numbers = range(1, len(SCENARIOS) + 1)
+    told = "; ".join(f"{number}: {name}" for number, name in zip(numbers, SCENARIOS, strict=True))
+    add("--only", type=int, choices=numbers, help=f"one of them only: {told}")
     add("--write", action="store_true", help="put the table into docs/reliability.md")
     options = parser.parse_args(arguments)
-    options.split = options.split or names
     if options.requests < 1:
         parser.error("--requests must be at least 1")
     return options

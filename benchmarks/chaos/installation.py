@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from benchmarks.speed.processes import RouterProcess, run_router
-from pdrouter.tools.envoy_config import Address, EnvoyConfig, build_bootstrap, to_yaml
+from pdrouter.tools.envoy_config import Address, EnvoyConfig, Routing, build_bootstrap, to_yaml
 from pdrouter.tools.envoy_process import EnvoyProcess
 from pdrouter.tools.simulation.config import EngineConfig, EngineRole, KvConnector
 from pdrouter.tools.simulation.engine import SimulatedEngine
@@ -210,9 +210,23 @@ class Installation:
         temporary.replace(self.endpoints_file)
 
 
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """What kind of installation it is.
+
+    Attributes:
+        connector: how engines hand blocks over.
+        routing: how Envoy reaches the chosen pod.
+    """
+
+    connector: KvConnector
+    routing: Routing
+
+
 @asynccontextmanager
-async def run_installation(connector: KvConnector) -> AsyncIterator[Installation]:
+async def run_installation(scenario: Scenario) -> AsyncIterator[Installation]:
     """Run an installation around a block, all of it on loopback."""
+    connector = scenario.connector
     async with AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pdrouter-")))
         endpoints_file = directory / "endpoints.yaml"
@@ -229,8 +243,7 @@ async def run_installation(connector: KvConnector) -> AsyncIterator[Installation
         for place in (steady, replaced):
             stack.push_async_callback(place.close)
             await place.start()
-        addresses = tuple(Address.parse(router.address) for router in made.routers)
-        envoy.bootstrap = await asyncio.to_thread(_write_bootstrap, addresses, listener)
+        envoy.bootstrap = await asyncio.to_thread(_write_bootstrap, made, scenario.routing)
         stack.push_async_callback(envoy.close)
         await envoy.start()
         made.envoy_up.set()
@@ -282,11 +295,14 @@ def _make_engines(
     )
 
 
-def _write_bootstrap(routers: tuple[Address, ...], listener: Address) -> str:
+def _write_bootstrap(installation: Installation, routing: Routing) -> str:
+    decode = (Address.parse(engine.address) for engine in installation.decode_engines)
     config = EnvoyConfig(
-        routers=routers,
-        listen=listener,
+        routers=tuple(Address.parse(router.address) for router in installation.routers),
+        listen=installation.envoy.listener,
         admin=Address(_LOOPBACK, 0),
+        routing=routing,
+        decode=tuple(decode) if routing is Routing.OVERRIDE_HOST else (),
         prefill_timeout_s=PREFILL_S,
         decode_silence_timeout_s=_SILENCE_S,
     )

@@ -18,11 +18,10 @@ from benchmarks.chaos.accounts import (
     settle,
 )
 from benchmarks.chaos.clients import Clients
-from benchmarks.chaos.installation import run_installation
+from benchmarks.chaos.installation import Scenario, run_installation
 from benchmarks.chaos.plan import Ask, Disturbance, Manner, Plan, draw_plan
 from benchmarks.chaos.tally import Breach, Tally
 from benchmarks.chaos.trouble import Trouble
-from pdrouter.tools.simulation.config import KvConnector
 
 CLIENTS = 24
 _WARM_UP_SHARE = 10
@@ -56,7 +55,7 @@ class Report:
 
 
 async def run_chaos(
-    connector: KvConnector, seed: int, requests: int, tell: Callable[[str], None]
+    scenario: Scenario, seed: int, requests: int, tell: Callable[[str], None]
 ) -> Report:
     """Run it; bounded in time.
 
@@ -64,11 +63,12 @@ async def run_chaos(
         TimeoutError: it took far too long.
     """
     plan, tally, begun = draw_plan(seed, requests), Tally(), time.monotonic()
-    tell(f"{connector}: {requests} requests, seed {seed}, plan {plan.fingerprint}")
+    what = f"{scenario.connector}, {scenario.routing}"
+    tell(f"{what}: {requests} requests, seed {seed}, plan {plan.fingerprint}")
     bound = _LEAST_SECONDS + requests * _MOST_SECONDS_A_REQUEST
     async with (
         asyncio.timeout(bound),
-        run_installation(connector) as installation,
+        run_installation(scenario) as installation,
         aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, force_close=True), auto_decompress=False
         ) as session,

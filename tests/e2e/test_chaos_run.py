@@ -2,21 +2,21 @@
 
 import pytest
 
+from benchmarks.chaos.__main__ import SCENARIOS
 from benchmarks.chaos.plan import Kind
 from benchmarks.chaos.report import format_reports, list_broken
 from benchmarks.chaos.run import run_chaos
-from pdrouter.tools.simulation.config import KvConnector
 
-REQUESTS = 200
+REQUESTS = 150
 
 
-@pytest.mark.parametrize("connector", ["nixl", "neuron-legacy"])
-async def test_all_promises_hold_while_everything_fails(connector: KvConnector) -> None:
-    report = await run_chaos(connector, seed=3, requests=REQUESTS, tell=print)
+@pytest.mark.parametrize("name", SCENARIOS)
+async def test_all_promises_hold_while_everything_fails(name: str) -> None:
+    report = await run_chaos(SCENARIOS[name], seed=3, requests=REQUESTS, tell=print)
     assert not list_broken(report), report.tally.examples
     # What was to be withstood has happened.
     assert report.tally.disturbances.keys() == set(Kind)
     assert report.tally.answered > REQUESTS / 4
     assert report.tally.left.total() > 0
     assert report.tally.errors.total() > 0
-    assert f"| Requests | {REQUESTS} |" in format_reports({connector: report})
+    assert f"| Requests | {REQUESTS} |" in format_reports({name: report})

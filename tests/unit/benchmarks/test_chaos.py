@@ -200,7 +200,7 @@ def test_the_command_fails_if_a_promise_is_broken(
 
     async def run(*arguments: Any) -> Report:
         asked.append(
-            SimpleNamespace(connector=arguments[0], seed=arguments[1], requests=arguments[2])
+            SimpleNamespace(scenario=arguments[0], seed=arguments[1], requests=arguments[2])
         )
         tally = Tally(answered=10)
         if broken:
@@ -209,9 +209,8 @@ def test_the_command_fails_if_a_promise_is_broken(
 
     monkeypatch.setattr(command, "run_chaos", run)
     assert command.main(["--requests", "10", "--seed", "5"]) == int(broken)
-    assert [(each.connector, each.seed, each.requests) for each in asked] == [
-        ("nixl", 5, 10),
-        ("neuron-legacy", 5, 10),
+    assert [(each.scenario, each.seed, each.requests) for each in asked] == [
+        (scenario, 5, 10) for scenario in command.SCENARIOS.values()
     ]
     told = capsys.readouterr().out
     assert ("all promises held" in told) is not broken
