@@ -242,6 +242,7 @@ def choose_dispatch_policy(settings: Settings) -> DispatchPolicy:
         forward_headers=settings.forward_headers,
         max_forwarded_bytes=settings.max_message_bytes - MESSAGE_OVERHEAD_BYTES,
         expose_pods=settings.expose_pods,
+        trust_ec_locator=settings.trust_ec_locator,
         lease_s=settings.kv_lease_s,
         names_second=settings.pod_routing is Routing.OVERRIDE_HOST,
     )

@@ -15,6 +15,7 @@ _MIN_TOKENS = frozenset({"min_tokens"})
 _NOT_PREFILLED_AT_TOP = _NOT_PREFILLED | _MIN_TOKENS
 _NESTED_HOLDERS = ("vllm_xargs",)
 _SAMPLING_EXTRA = "extra_args"
+_PARAMS, _LOCATOR = "kv_transfer_params", "ec_locator"
 
 
 def whole_body(request: InferenceRequest) -> Pieces:
@@ -24,14 +25,41 @@ def whole_body(request: InferenceRequest) -> Pieces:
     """
     if request.form is not None:
         return request.edit({}, ())
-    return request.edit(strip_transfer_members(request), TRANSFER_MEMBERS)
+    kept = None
+    if request.ec_locator is not None:
+        kept = b'{"%s":%s}' % (_LOCATOR.encode(), request.ec_locator)
+    return request.edit(strip_transfer_members(request, kept), TRANSFER_MEMBERS)
 
 
-def strip_transfer_members(request: InferenceRequest) -> dict[str, bytes | Pieces]:
+def find_locator(request: InferenceRequest) -> bytes | None:
+    """Return where a router in front has had a request's media encoded; None if it says nothing.
+
+    Neuron's wire: `sampling_params.extra_args.kv_transfer_params.ec_locator`.
+    """
+    holder = request.sampling
+    for name in (_SAMPLING_EXTRA, _PARAMS):
+        raw = None if holder is None else holder.raw(name)
+        if raw is None or not raw.startswith(b"{"):
+            return None
+        try:
+            holder = Body(raw)
+        except BodyInvalid:
+            return None
+    return None if holder is None else holder.raw(_LOCATOR)
+
+
+def strip_transfer_members(
+    request: InferenceRequest, kept: bytes | None = None
+) -> dict[str, bytes | Pieces]:
     """Return replacements for the objects in which a client hid transfer members.
 
     vLLM reads `kv_transfer_params` from the extra arguments of its sampling parameters, which a
     client can also set by way of `vllm_xargs` and `sampling_params.extra_args`.
+
+    Args:
+        request: the request.
+        kept: what becomes of `kv_transfer_params` in `sampling_params.extra_args`; None for
+            nothing.
 
     Raises:
         RequestRejected: such an object has more members than any request needs.
@@ -42,7 +70,7 @@ def strip_transfer_members(request: InferenceRequest) -> dict[str, bytes | Piece
         if stripped is not None:
             replace[holder] = stripped
     if request.sampling is not None:
-        stripped = _strip(_SAMPLING_EXTRA, request.sampling.raw(_SAMPLING_EXTRA))
+        stripped = _strip(_SAMPLING_EXTRA, request.sampling.raw(_SAMPLING_EXTRA), kept)
         if stripped is not None:
             replace[str(request.endpoint.sampling)] = request.sampling.edit(
                 {_SAMPLING_EXTRA: stripped}
@@ -50,7 +78,7 @@ def strip_transfer_members(request: InferenceRequest) -> dict[str, bytes | Piece
     return replace
 
 
-def _strip(name: str, raw: bytes | None) -> Pieces | None:
+def _strip(name: str, raw: bytes | None, kept: bytes | None = None) -> Pieces | None:
     """Return an object without transfer members; None if there is nothing to strip."""
     if raw is None or not raw.startswith(b"{"):
         return None
@@ -61,7 +89,7 @@ def _strip(name: str, raw: bytes | None) -> Pieces | None:
         raise RequestRejected(400, "invalid_value", message, name) from None
     if not TRANSFER_MEMBERS.intersection(holder.names):
         return None
-    return holder.edit(remove=TRANSFER_MEMBERS)
+    return holder.edit(None if kept is None else {_PARAMS: kept}, TRANSFER_MEMBERS)
 
 
 def limit_to_prefill(

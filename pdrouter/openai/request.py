@@ -74,6 +74,8 @@ class InferenceRequest(msgspec.Struct, frozen=True):
         whole: why the request does not fit two legs; None where it does.
         form: the client's body, if it is a multipart form.
         engine_model: name of the model to the engines, where it is another one.
+        ec_locator: where a trusted router in front has had the media encoded, as it stands in the
+            body; None for any other request.
     """
 
     endpoint: Endpoint
@@ -87,6 +89,7 @@ class InferenceRequest(msgspec.Struct, frozen=True):
     whole: str | None
     form: Form | None = None
     engine_model: str | None = None
+    ec_locator: bytes | None = None
 
     @property
     def prompt(self) -> memoryview:
@@ -96,6 +99,10 @@ class InferenceRequest(msgspec.Struct, frozen=True):
     def rename(self, model: str) -> "InferenceRequest":
         """Return the request with the model's name to the engines."""
         return structs.replace(self, engine_model=model)
+
+    def trust_locator(self, locator: bytes) -> "InferenceRequest":
+        """Return the request for one pod, which gets this locator."""
+        return structs.replace(self, whole=self.whole or "ec-locator", ec_locator=locator)
 
     def edit(self, replace: Mapping[str, bytes | Pieces], remove: Collection[str]) -> Pieces:
         """Return the body, changed as `Body.edit` says, with the model's name for the engines."""

@@ -18,6 +18,8 @@ class DispatchPolicy:
         forward_headers: client headers for the prefill leg beside the usual ones.
         max_forwarded_bytes: size of the largest body that Envoy takes back.
         expose_pods: whether errors tell clients names and addresses of pods.
+        trust_ec_locator: whether requests come from a router that has media encoded, and names
+            where.
         lease_s: seconds for which engines keep blocks that nobody has fetched.
         names_second: whether Envoy is told a second pod, should it not reach the first.
     """
@@ -29,5 +31,6 @@ class DispatchPolicy:
     forward_headers: tuple[str, ...]
     max_forwarded_bytes: int
     expose_pods: bool = True
+    trust_ec_locator: bool = False
     lease_s: float = 30.0
     names_second: bool = False

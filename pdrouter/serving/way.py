@@ -9,7 +9,7 @@ import msgspec
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.source import RouteCheck, RouteUnavailable
 from pdrouter.cluster.view import ModelPods
-from pdrouter.engines.leg_bodies import TRANSFER_MEMBERS, whole_body
+from pdrouter.engines.leg_bodies import TRANSFER_MEMBERS, find_locator, whole_body
 from pdrouter.engines.registry import Splits
 from pdrouter.engines.split import HandoffInvalid, Leg, Order, Placement, Split
 from pdrouter.openai.errors import RequestRejected
@@ -115,6 +115,8 @@ class Dispatcher:
                 split_multimodal=self.policy.split_multimodal,
                 content_type=head.headers.get("content-type", ""),
             )
+        if self.policy.trust_ec_locator and (locator := find_locator(request)) is not None:
+            request = request.trust_locator(locator)
         record.stream = request.stream
         pods = self.chooser.find_model(request.model)
         record.model = request.model

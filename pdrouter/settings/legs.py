@@ -126,6 +126,15 @@ class LegSettings:
         "Deadline of a release. Later, the end of the blocks' lease frees them.",
         advanced=True,
     )
+    trust_ec_locator: bool = declare(
+        False,
+        "PDROUTER_TRUST_EC_LOCATOR",
+        BOOLEAN,
+        "Whether `sampling_params.extra_args.kv_transfer_params.ec_locator` reaches engines, for a "
+        "router in front that has media encoded (Neuron); such requests go whole to one pod. Who "
+        "can set it makes engines connect to any address: nobody but that router may reach Envoy.",
+        advanced=True,
+    )
     kv_lease_s: float = declare(
         30.0,
         "PDROUTER_KV_LEASE",

@@ -16,7 +16,7 @@ from factories import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdrouter.engines.leg_bodies import TRANSFER_MEMBERS, whole_body
+from pdrouter.engines.leg_bodies import TRANSFER_MEMBERS, find_locator, whole_body
 from pdrouter.engines.neuron.legacy import NeuronLegacy
 from pdrouter.engines.registry import Splits
 from pdrouter.engines.split import HandoffInvalid, Leg, Split
@@ -650,3 +650,49 @@ def test_the_end_of_a_lease_is_found_where_the_engine_says_it(
     (answer,) = make_answers(b'{"kv_transfer_params": {%s}}' % member, POD)
     assert NixlPull().find_expiry(answer) == expiry
     assert NeuronLegacy().find_expiry(answer) is None
+
+
+# --- What a trusted router in front may set ---
+
+LOCATOR = b'{"host": "10.0.0.9", "id": 12345678901234567890}'
+
+
+def make_located(params: bytes) -> bytes:
+    return (
+        b'{"model":"m","token_ids":[1],"kv_transfer_params":{"ec_locator":"evil"},'
+        b'"sampling_params":{"max_tokens":4,"extra_args":{"a":1,"kv_transfer_params":%s,"rid":"evil"}}}'
+        % params
+    )
+
+
+def test_a_trusted_locator_reaches_the_pod_that_serves_a_request_whole() -> None:
+    data = make_located(
+        b'{"do_remote_prefill":true,"ec_locator":%s,"remote_host":"evil"}' % LOCATOR
+    )
+    request = make_request(GENERATE, data)
+    assert find_locator(request) == LOCATOR
+    trusted = request.trust_locator(LOCATOR)
+    assert trusted.whole == "ec-locator"
+    assert bytes(whole_body(trusted)) == (
+        b'{"model":"m","token_ids":[1],"sampling_params":{"max_tokens":4,"extra_args":'
+        b'{"a":1,"kv_transfer_params":{"ec_locator":%s}}}}' % LOCATOR
+    )
+    # Without trust, as ever.
+    assert b"ec_locator" not in bytes(whole_body(request))
+    for body in (
+        NixlPull().side_body(Leg.PREFILL, trusted, PLACEMENT),
+        NeuronLegacy().side_body(Leg.PREFILL, trusted, PLACEMENT),
+    ):
+        assert b"ec_locator" not in bytes(body)
+
+
+@pytest.mark.parametrize("params", [b"{}", b"null", b"3", b'"ec_locator"', b'{"other":1}'])
+def test_a_locator_that_is_not_there_is_not_found(params: bytes) -> None:
+    assert find_locator(make_request(GENERATE, make_located(params))) is None
+
+
+@pytest.mark.parametrize("sampling", [b"null", b"{}", b'{"extra_args":[]}', b'{"extra_args":null}'])
+def test_without_extra_arguments_there_is_no_locator(sampling: bytes) -> None:
+    data = b'{"model":"m","token_ids":[1],"sampling_params":%s}' % sampling
+    assert find_locator(make_request(GENERATE, data)) is None
+    assert find_locator(make_request(CHAT)) is None

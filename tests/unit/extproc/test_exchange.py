@@ -836,3 +836,18 @@ async def test_a_late_handle_can_be_an_error_that_says_to_come_again() -> None:
     assert isinstance(reply, ImmediateReply)
     assert dict(reply.headers)["retry-after"]
     bench.close()
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+async def test_a_locator_reaches_engines_from_a_trusted_router_alone(trusted: bool) -> None:
+    bench = Bench(trust_ec_locator=trusted)
+    hidden = {"kv_transfer_params": {"ec_locator": {"id": 1}, "remote_host": "evil"}}
+    body = {"model": "m", "token_ids": [1, 2], "sampling_params": {"extra_args": hidden}}
+    path = "/inference/v1/generate"
+    _, reply = await bench.tell(request_headers(path), request_body(body))
+    assert isinstance(reply, PhaseReply)
+    assert isinstance(reply.body, ReplaceBody)
+    sent = json.loads(bytes(reply.body.body))["sampling_params"]["extra_args"]
+    located = {"kv_transfer_params": {"ec_locator": {"id": 1}}}
+    assert sent == (located if trusted else {})
+    assert bench.close().aggregated == ("ec-locator" if trusted else "")

@@ -246,6 +246,7 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
         ["on", "true", "reject"],
     ),
     "PDROUTER_RELEASE_TIMEOUT": ([("0.1", 0.1), ("300", 300)], ["0", "300.5", "nan"]),
+    "PDROUTER_TRUST_EC_LOCATOR": (_BOOLEANS, _NO_BOOLEANS),
     "PDROUTER_KV_LEASE": (_SECONDS_ABOVE_0, _NO_SECONDS),
     "PDROUTER_POD_ROUTING": (
         [(routing.value, routing) for routing in Routing]
