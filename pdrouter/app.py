@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from random import Random
 from types import TracebackType
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from pdrouter.admin.server import AdminServer
 from pdrouter.cluster.view import PodCache
@@ -18,6 +18,7 @@ from pdrouter.extproc.server import ExtProcServer, Server, ServerOptions
 from pdrouter.load.engine_check import EngineCheck, describe_silence
 from pdrouter.load.failures import FailureMemory
 from pdrouter.load.ledger import Ledger
+from pdrouter.load.peers import PeerKnowledge
 from pdrouter.load.prefill_rates import PrefillRates
 from pdrouter.load.prefix_index import PrefixIndex
 from pdrouter.load.samples import count_kv_capacity
@@ -46,6 +47,11 @@ from pdrouter.wiring import (
 )
 
 log = logging.getLogger(__name__)
+
+
+class _Memory(Protocol):
+    def forget(self, uid: str) -> object:
+        """Forget a pod."""
 
 
 class Application:
@@ -91,9 +97,11 @@ class Application:
             lambda uids: count_kv_capacity(self._engines.samples, uids),
         )
         self.failures = FailureMemory(choose_ejection_rules(settings))
+        self._peers = PeerKnowledge()
         self.cache = PodCache(
-            lambda uid: _forget_pod(uid, self.ledger, prefixes, self.failures),
-            lambda uid: _forget_engine(uid, prefixes, self.failures),
+            lambda uid: _forget(uid, self.ledger, prefixes, self.failures, self._peers),
+            # What goes with the engine of a pod, when another one runs in it.
+            lambda uid: _forget(uid, prefixes, self.failures, self._peers),
         )
         interval_s = settings.metrics_interval_ms / 1000
         self._engines = MetricsScraper(
@@ -133,6 +141,7 @@ class Application:
             tokenizers=self._tokenizers,
             bodies=self.bodies,
             routes=self._source.routes,
+            peers=self._peers,
         )
         return Exchanges(self._settings, around)
 
@@ -251,12 +260,6 @@ def _bound_bodies(settings: Settings) -> HeldBodies:
     )
 
 
-def _forget_pod(uid: str, ledger: Ledger, prefixes: PrefixIndex, failures: FailureMemory) -> None:
-    ledger.forget(uid)
-    _forget_engine(uid, prefixes, failures)
-
-
-def _forget_engine(uid: str, prefixes: PrefixIndex, failures: FailureMemory) -> None:
-    """Forget what goes with the engine of a pod, when another one runs in it."""
-    prefixes.forget(uid)
-    failures.forget(uid)
+def _forget(uid: str, *memories: _Memory) -> None:
+    for memory in memories:
+        memory.forget(uid)

@@ -5,7 +5,7 @@ it; tests and simulations put stand-ins there.
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 from typing import Protocol
 
@@ -23,6 +23,7 @@ from pdrouter.extproc.limits import MESSAGE_OVERHEAD_BYTES
 from pdrouter.extproc.tls import TlsFiles
 from pdrouter.load.failures import EjectionRules
 from pdrouter.load.output_length import OutputLengths
+from pdrouter.load.peers import PeerKnowledge
 from pdrouter.load.prompt_length import TokenRatios
 from pdrouter.load.retry_budget import RetryBudget, RetryRules
 from pdrouter.openai.headers import FORWARDED_TO_SIDE_LEGS
@@ -34,6 +35,7 @@ from pdrouter.serving.answers import AnswerObserver, AnswerReports
 from pdrouter.serving.choosing import PodChooser
 from pdrouter.serving.engine_client import ClientLimits, EngineClient
 from pdrouter.serving.held_bodies import HeldBodies
+from pdrouter.serving.introductions import Introductions
 from pdrouter.serving.legs import SideLegs
 from pdrouter.serving.lessons import LegLessons
 from pdrouter.serving.pod_outcomes import PodOutcomes
@@ -65,6 +67,7 @@ class Surroundings:
         tokenizers: count prompts' tokens.
         bodies: bounds the bodies that wait.
         routes: checks the models' own routes; None to let requests pass unchecked.
+        peers: what wires know of engines.
     """
 
     cache: PodCache
@@ -74,6 +77,7 @@ class Surroundings:
     tokenizers: PromptTokenizers
     bodies: HeldBodies
     routes: RouteCheck | None = None
+    peers: PeerKnowledge = field(default_factory=PeerKnowledge)
 
 
 class Exchanges:
@@ -135,6 +139,7 @@ class Exchanges:
                 total_s=settings.prefill_timeout_s,
                 retries=settings.prefill_retries,
                 budget=RetryBudget(choose_retry_rules(settings), state.clock),
+                introductions=Introductions(around.client, around.peers),
             ),
             splits=splits,
             tokenizers=around.tokenizers,

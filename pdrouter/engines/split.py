@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from enum import Enum, StrEnum, auto
-from typing import NamedTuple, Protocol
+from types import MappingProxyType
+from typing import NamedTuple, Protocol, TypeAlias
 
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest
@@ -22,7 +23,34 @@ class Order(Enum):
     SERIAL = auto()
     """Once the side legs are answered: it needs what they say."""
     TOGETHER = auto()
-    """Once the side leg is on its way: they meet by an id, and wait for each other."""
+    """Once the side leg is on its way: they meet by an id, and wait for each other. As long as what
+    the wire must know of the side leg's engine (`needs_peer`) is not known, once it is answered."""
+
+
+PeerFacts: TypeAlias = Mapping[str, bytes]
+"""What a wire knows of the engine of a side leg: JSON values, by names that are the wire's own."""
+
+NOTHING: PeerFacts = MappingProxyType({})
+"""No facts, where none are needed."""
+
+
+PEER_CHANGED = "peer-changed"
+"""The reason of `HandoffInvalid` where a side leg's engine is not the one of which the last leg's
+was told."""
+
+
+class Inquiry(NamedTuple):
+    """What the engine of a side leg is asked with GET before its first leg is sent.
+
+    Attributes:
+        port: where it answers; None for where it serves everything else.
+        path: the path.
+        timeout_s: seconds for the answer.
+    """
+
+    port: int | None
+    path: str
+    timeout_s: float
 
 
 class EnginePod(Protocol):
@@ -44,10 +72,12 @@ class Placement(NamedTuple):
         pods: the pods by leg.
         request_id: the `x-request-id` of the attempt, which no other has: a wire whose legs meet by
             an id makes theirs of it.
+        peer: what is known of the engine of the side leg; None while that is less than is needed.
     """
 
     pods: Mapping[Leg, EnginePod]
     request_id: str
+    peer: PeerFacts | None = NOTHING
 
 
 class SideAnswer(Protocol):
@@ -91,7 +121,10 @@ class Release(NamedTuple):
 
 
 class Split(Protocol):
-    """How one wire splits a request. Pure; no body is copied."""
+    """How one wire splits a request. Pure; no body is copied.
+
+    Those that need no more than bodies inherit the rest from here.
+    """
 
     @property
     def name(self) -> str:
@@ -109,8 +142,26 @@ class Split(Protocol):
     def fits(self) -> frozenset[str]:
         """Reasons to serve requests whole (`find_misfit`) that are none on this wire."""
 
+    @property
+    def needs_peer(self) -> bool:
+        """Whether something must be known of a side leg's engine before legs can run at once."""
+        return False
+
+    @property
+    def trusts_head(self) -> bool:
+        """Whether the head of a side leg's answer says that the last leg does not wait in vain.
+
+        Otherwise, all of it is awaited before the client sees anything.
+        """
+        return True
+
     def side_body(self, leg: Leg, request: InferenceRequest, placement: Placement) -> Pieces:
         """Return the body of a side leg."""
+
+    def side_headers(self, placement: Placement) -> Mapping[str, str]:
+        """Return headers of a side leg, beside the client's."""
+        del placement
+        return _NO_HEADERS
 
     def last_body(
         self, request: InferenceRequest, placement: Placement, answers: Sequence[SideAnswer]
@@ -131,12 +182,56 @@ class Split(Protocol):
 
         In seconds since 1970, by the engine's clock; what is far from now is of another clock.
         """
+        del answer
+        return None
+
+    def last_headers(
+        self, placement: Placement, answers: Sequence[SideAnswer]
+    ) -> Mapping[str, str]:
+        """Return headers of the last leg, beside the client's. Not asked where `last_body` fails.
+
+        Args:
+            placement: where its legs run.
+            answers: those of the side legs, as for its body.
+        """
+        del placement, answers
+        return _NO_HEADERS
+
+    def inquire(self, pod: EnginePod) -> Inquiry | None:
+        """Return what a side leg's engine is asked once; None if its answers must tell."""
+        del pod
+        return None
+
+    def read_peer(self, body: bytes) -> PeerFacts:
+        """Return what the answer to an inquiry says.
+
+        Raises:
+            HandoffInvalid: it says nothing that can be used.
+        """
+        del body
+        return NOTHING
+
+    def learn_peer(self, answer: SideAnswer) -> PeerFacts | None:
+        """Return what the answer to a side leg says of its engine; None if nothing."""
+        del answer
+        return None
+
+    def check_companion(self, answer: SideAnswer, placement: Placement) -> None:
+        """Check the answer to a side leg that ran beside the last one.
+
+        Raises:
+            HandoffInvalid: the engine of the last leg waits in vain.
+        """
+        del answer, placement
 
     def release(self, answer: SideAnswer) -> Release | None:
         """Return what has the blocks freed that an answer speaks of; None if there is no way.
 
         No engine of the last leg may have been given them.
         """
+        del answer
+        return None
 
 
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 PREFILL_DECODE = (Leg.PREFILL, Leg.DECODE)

@@ -65,7 +65,7 @@ def forward(
         metadata: what Envoy is to keep of the request.
         names_second: whether Envoy goes by a list of pods.
     """
-    headers = [(REQUEST_ID, dispatched.request_id)]
+    headers = [*dispatched.headers.items(), (REQUEST_ID, dispatched.request_id)]
     if sent is None:
         headers.append((MODEL, dispatched.model))
     else:

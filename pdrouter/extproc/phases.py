@@ -54,7 +54,7 @@ Replies: TypeAlias = tuple[Reply, ...]
 _TRAILERS_SKIPPED = "a request without a body went to a pod: set request_trailer_mode to SEND"
 
 
-_LEAST_ERROR = 400
+_LEAST_ERROR, _LEAST_FAILURE = 400, 500
 
 
 class Phases:
@@ -217,6 +217,8 @@ class Phases:
             return
         if not judgement.from_engine or status >= _LEAST_ERROR:
             self._call.stop()
+            if judgement.from_engine and status >= _LEAST_FAILURE:
+                self._dispatcher.legs.note_last_failed(companion)
             return
         with self._record.steps.time("companion", waits=True):
             await companion.wait_good()

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from types import SimpleNamespace, TracebackType
+from types import MappingProxyType, SimpleNamespace, TracebackType
 
 import aiohttp
 import msgspec
@@ -18,6 +18,7 @@ from pdrouter.openai.pieces import Pieces
 # Up to this size, to copy a body costs less than to write it in pieces.
 _SMALL_BODY_BYTES = 64 * 1024
 _KEEPALIVE_S = 75.0
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 class FailureKind(StrEnum):
@@ -163,15 +164,59 @@ class EngineClient:
             PostFailed: there is no complete answer within the limits.
         """
         session = self._session if progress is None else self._watched
-        if session is None:
-            raise RuntimeError("the client is not open")
         connection = _Connection(progress)
         if progress is not None:
             progress.expect(len(body))
+        data = bytes(body) if len(body) <= _SMALL_BODY_BYTES else _PiecesPayload(body)
+        return await self._send(
+            session,
+            "POST",
+            address + path,
+            headers=headers,
+            data=data,
+            total_s=total_s,
+            connection=connection,
+        )
+
+    async def get(self, address: str, path: str, total_s: float) -> EngineAnswer:
+        """Ask for something, and read the whole answer.
+
+        Args:
+            address: `ip:port` of the pod.
+            path: path with query string.
+            total_s: seconds for everything.
+
+        Raises:
+            PostFailed: there is no complete answer within the limits.
+        """
+        return await self._send(
+            self._session,
+            "GET",
+            address + path,
+            headers=_NO_HEADERS,
+            data=None,
+            total_s=total_s,
+            connection=_Connection(None),
+        )
+
+    async def _send(
+        self,
+        session: aiohttp.ClientSession | None,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        data: bytes | aiohttp.Payload | None,
+        total_s: float,
+        connection: _Connection,
+    ) -> EngineAnswer:
+        if session is None:
+            raise RuntimeError("the client is not open")
         try:
-            async with session.post(
-                URL(f"http://{address}{path}", encoded=True),
-                data=bytes(body) if len(body) <= _SMALL_BODY_BYTES else _PiecesPayload(body),
+            async with session.request(
+                method,
+                URL(f"http://{url}", encoded=True),
+                data=data,
                 headers=headers,
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(
@@ -183,8 +228,8 @@ class EngineClient:
                 ),
                 trace_request_ctx=connection,
             ) as response:
-                if progress is not None:
-                    progress.note_head(response.status)
+                if connection.progress is not None:
+                    connection.progress.note_head(response.status)
                 return EngineAnswer(
                     response.status,
                     {name.lower(): value for name, value in response.headers.items()},
@@ -193,7 +238,7 @@ class EngineClient:
         except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
             raise PostFailed(FailureKind.CONNECT, str(error)) from None
         except TimeoutError:
-            raise PostFailed(FailureKind.TIMEOUT, f"no answer from {address} in time") from None
+            raise PostFailed(FailureKind.TIMEOUT, f"no answer from {url} in time") from None
         except aiohttp.ClientConnectionError as error:
             raise PostFailed(
                 FailureKind.TRANSPORT, _describe(error), stale=connection.reused

@@ -1,9 +1,11 @@
 """What comes of a side leg: its attempts, and an answer, a refusal or a failure in the end."""
 
+from typing import NamedTuple
+
 import msgspec
 
 from pdrouter.cluster.pods import Pod
-from pdrouter.engines.split import Leg
+from pdrouter.engines.split import NOTHING, Leg, PeerFacts
 from pdrouter.openai.usage import Usage
 from pdrouter.serving.engine_client import EngineAnswer, FailureKind
 from pdrouter.serving.statuses import BUSY, Speaks, judge
@@ -62,6 +64,7 @@ class LegAnswer(msgspec.Struct, frozen=True):
         usage: what that says of the prompt's tokens; None if nothing.
         at: when it came, on the monotonic clock; None if that is not known.
         date: when it was written, by the clock of its pod, as its header says.
+        peer: what was known of the engine when the leg was sent.
     """
 
     leg: Leg
@@ -71,6 +74,21 @@ class LegAnswer(msgspec.Struct, frozen=True):
     usage: Usage | None
     at: float | None = None
     date: str = ""
+    peer: PeerFacts | None = NOTHING
+
+
+class Tried(NamedTuple):
+    """One try of a leg, when it has ended.
+
+    Attributes:
+        attempt: how.
+        answer: the engine's answer, of any status.
+        done: what the leg was for; None if it was not carried out.
+    """
+
+    attempt: Attempt
+    answer: EngineAnswer | None = None
+    done: LegAnswer | None = None
 
 
 class LegRefused(Exception):

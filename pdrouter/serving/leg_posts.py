@@ -48,13 +48,16 @@ class LegPosts:
         self.deadline = time.monotonic() + total_s
 
     async def send(
-        self, pod: Pod, write: Callable[[str], Pieces], companion: Companion | None = None
+        self,
+        pod: Pod,
+        write: Callable[[str], tuple[Mapping[str, str], Pieces]],
+        companion: Companion | None = None,
     ) -> tuple[Attempt, EngineAnswer | None]:
         """Try a pod; once more where it had closed the connection while that was idle.
 
         Args:
             pod: the pod.
-            write: gives the body of a request with this id.
+            write: gives headers, beside those that all have, and the body of a request with an id.
             companion: learns how far it comes, where the last leg does not wait for its end. It
                 has the first id already, which an engine that had left has not seen.
         """
@@ -64,8 +67,8 @@ class LegPosts:
             companion.request_id = next(self._ids)
         while True:
             request_id = next(self._ids) if companion is None else companion.request_id
-            headers = {**self._headers, "x-request-id": request_id}
-            body = write(request_id)
+            more, body = write(request_id)
+            headers = {**self._headers, **more, "x-request-id": request_id}
             remaining = max(0.001, self.deadline - time.monotonic())
             try:
                 with self._time(companion):
@@ -87,6 +90,18 @@ class LegPosts:
                 ), None
             seconds = time.monotonic() - start
             return _describe(leg, pod, request_id, answer, seconds=seconds, stale=stale), answer
+
+    def describe_failure(self, pod: Pod, failed: PostFailed, began: float) -> Attempt:
+        """Return an attempt that has failed before its leg was sent.
+
+        Args:
+            pod: the pod.
+            failed: why.
+            began: when, on the monotonic clock.
+        """
+        seconds = time.monotonic() - began
+        request_id = self.record.request_id
+        return Attempt(self._leg, pod, request_id, None, failed.kind, str(failed), seconds, 0)
 
     def _time(self, companion: Companion | None) -> AbstractContextManager[None]:
         """Return what times a POST; nothing does where the router does other things meanwhile."""

@@ -4,14 +4,21 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
-from functools import partial
 
 from msgspec import structs
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import ModelPods, PodCache
 from pdrouter.engines.registry import Splits
-from pdrouter.engines.split import Leg, Placement, Split
+from pdrouter.engines.split import (
+    NOTHING,
+    HandoffInvalid,
+    Leg,
+    Order,
+    PeerFacts,
+    Placement,
+    Split,
+)
 from pdrouter.load.retry_budget import RetryBudget
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest
@@ -20,12 +27,14 @@ from pdrouter.routing.decision import Choice
 from pdrouter.routing.router import Router
 from pdrouter.serving.call import Call
 from pdrouter.serving.companion import Companion
-from pdrouter.serving.engine_client import EngineAnswer, EngineClient
-from pdrouter.serving.leg_outcome import Attempt, LegAnswer, LegFailed, LegRefused
+from pdrouter.serving.engine_client import EngineAnswer, EngineClient, PostFailed
+from pdrouter.serving.introductions import Introductions
+from pdrouter.serving.leg_outcome import Attempt, LegAnswer, LegFailed, LegRefused, Tried
 from pdrouter.serving.leg_posts import LegPosts
 from pdrouter.serving.lessons import LegLessons
 from pdrouter.serving.open_decision import OpenDecision
 from pdrouter.serving.record import RequestRecord, Retry
+from pdrouter.serving.refusals import refuse_handle
 from pdrouter.serving.statuses import BUSY, Speaks, rank
 
 _FREE_REFUSALS = 4
@@ -49,6 +58,7 @@ class SideLegs:
         total_s: seconds for all attempts together.
         retries: how many further pods are tried after a failure.
         budget: how many of all requests may be tried again.
+        introductions: knows engines, where wires need it.
     """
 
     client: EngineClient
@@ -59,6 +69,7 @@ class SideLegs:
     total_s: float
     retries: int
     budget: RetryBudget
+    introductions: Introductions
 
     async def run(
         self,
@@ -66,109 +77,104 @@ class SideLegs:
         request: InferenceRequest,
         chosen: OpenDecision,
         headers: Mapping[str, str],
-        record: RequestRecord,
-    ) -> LegAnswer:
-        """Carry out a leg. Cancelling closes the connection: the engine stops its work.
-
-        Args:
-            leg: the leg.
-            request: the request.
-            chosen: its pods; after a failure, there may be others for all legs.
-            headers: headers for the engine.
-            record: gets what happens.
-
-        Raises:
-            LegRefused: the engine refused the request.
-            LegFailed: all attempts failed.
-        """
-        routed = chosen.routed
-        model = routed.pods.model
-        posts = LegPosts(self.client, leg, request, headers, record, total_s=self.total_s)
-        attempts: list[Attempt] = []
-        refusals: list[EngineAnswer] = []
-        self.budget.count_request(request.model)
-        choice = chosen.decision.find(leg)
-        while choice is not None:
-            attempt, answer, done = await self._try(choice, posts, request, chosen)
-            attempts.append(attempt)
-            if done is not None:
-                self.lessons.note_answer(done, attempts, request, model, record)
-                return done
-            if answer is not None and attempt.speaks is not Speaks.FAILURE:
-                refusals.append(answer)
-            if attempt.speaks is Speaks.REQUEST or time.monotonic() >= posts.deadline:
-                break
-            choice = self._choose_other(attempts, refusals, request, chosen, record)
-        raise self._give_up(attempts, refusals, request, routed.pods, record)
-
-    async def start(
-        self,
-        leg: Leg,
-        request: InferenceRequest,
-        chosen: OpenDecision,
-        headers: Mapping[str, str],
         call: Call,
-    ) -> str:
-        """Begin a leg that runs beside the last one.
+    ) -> LegAnswer | Companion:
+        """Carry out a leg, or begin it where it runs beside the last one.
 
-        On return its request is written to an engine: one that cannot be connected has cost another
-        try, and no error. The rest is a task of the call, which fails with LegRefused or LegFailed
-        if the leg does.
+        Cancelling closes the connection: the engine stops its work. A leg that has only begun is
+        written to an engine: one that cannot be connected has cost another try, and no error. The
+        rest of it is a task of the call, which fails with the same exceptions if the leg does.
 
         Args:
             leg: the leg.
             request: the request.
             chosen: its pods; after a failure, there may be others for all legs.
             headers: headers for the engine.
-            call: owns the task.
-
-        Returns:
-            The id that both legs have.
+            call: gets what happens, and owns the task.
 
         Raises:
             LegRefused: the engine refused the request.
             LegFailed: all attempts failed.
         """
-        record = call.record
+        routed, record = chosen.routed, call.record
         posts = LegPosts(self.client, leg, request, headers, record, total_s=self.total_s)
         attempts: list[Attempt] = []
         refusals: list[EngineAnswer] = []
         self.budget.count_request(request.model)
         choice = chosen.decision.find(leg)
         while choice is not None:
-            companion = call.companion = Companion()
-            call.start(self._accompany(companion, choice, posts, request, chosen))
-            with record.steps.time(leg, waits=True):
-                await companion.progress.sent.wait()
-            attempt, answer = companion.attempt, companion.answer
-            if attempt is None or companion.done is not None:
-                companion.committed = True
-                record.prefill_pod = choice.pod
-                return companion.request_id
-            attempts.append(attempt)
-            if answer is not None and attempt.speaks is not Speaks.FAILURE:
-                refusals.append(answer)
-            if attempt.speaks is Speaks.REQUEST or time.monotonic() >= posts.deadline:
+            tried = await self._carry_out(choice, posts, request, chosen, call)
+            if isinstance(tried, Companion):
+                return tried
+            attempts.append(tried.attempt)
+            if tried.done is not None:
+                self.lessons.note_answer(tried.done, attempts, request, routed.pods.model, record)
+                return tried.done
+            speaks = tried.attempt.speaks
+            if tried.answer is not None and speaks is not Speaks.FAILURE:
+                refusals.append(tried.answer)
+            if speaks is Speaks.REQUEST or time.monotonic() >= posts.deadline:
                 break
             choice = self._choose_other(attempts, refusals, request, chosen, record)
         raise self._give_up(attempts, refusals, request, chosen.routed.pods, record)
+
+    def note_last_failed(self, companion: Companion) -> None:
+        """Note that the engine of a last leg has failed: it may have been told of a wrong peer."""
+        self.introductions.doubt(companion.pod)
+
+    async def _carry_out(
+        self,
+        choice: Choice,
+        posts: LegPosts,
+        request: InferenceRequest,
+        chosen: OpenDecision,
+        call: Call,
+    ) -> Tried | Companion:
+        """Try a leg on one pod, to its end or until it runs beside the last leg."""
+        pod = choice.pod
+        split = self.splits.find(pod.engine, pod.kv_connector)
+        peer: PeerFacts | None = NOTHING
+        if split.needs_peer:
+            began = time.monotonic()
+            try:
+                with call.record.steps.time("introduction", waits=True):
+                    peer = await self.introductions.meet(pod, split, posts.deadline)
+            except PostFailed as failed:
+                attempt = posts.describe_failure(pod, failed, began)
+                self.lessons.note_attempt(attempt, request, chosen.routed.pods.model, call.record)
+                return Tried(attempt)
+        writer = _Writer(split, choice.leg, request, chosen.decision.pods, peer)
+        if split.order is Order.SERIAL or peer is None:
+            return await self._try(choice, posts, writer, chosen)
+        companion = call.companion = Companion(pod, peer, trusts_head=split.trusts_head)
+        call.start(self._accompany(companion, choice, posts, writer, chosen))
+        with call.record.steps.time(choice.leg, waits=True):
+            await companion.progress.sent.wait()
+        tried = companion.tried
+        if tried is None or tried.done is not None:
+            companion.committed = True
+            call.record.prefill_pod = pod
+            return companion
+        call.companion = None
+        return tried
 
     async def _accompany(
         self,
         companion: Companion,
         choice: Choice,
         posts: LegPosts,
-        request: InferenceRequest,
+        writer: "_Writer",
         chosen: OpenDecision,
     ) -> None:
         """Carry out a try of a leg beside the last one; fail if that is on its way in vain."""
-        pods, record = chosen.routed.pods, posts.record
+        pods, record, request = chosen.routed.pods, posts.record, writer.request
         try:
-            attempt, answer, done = await self._try(
-                choice, posts, request, chosen, companion=companion
+            tried = companion.tried = await self._try(
+                choice, posts, writer, chosen, companion=companion
             )
-            companion.attempt, companion.answer, companion.done = attempt, answer, done
+            attempt, answer, done = tried
             if done is not None:
+                self._check_companion(done, writer, pods.model, record)
                 self.lessons.note_answer(done, (attempt,), request, pods.model, record)
             elif companion.committed:
                 refusals = () if attempt.speaks is Speaks.FAILURE or answer is None else (answer,)
@@ -179,29 +185,42 @@ class SideLegs:
         finally:
             companion.end()
 
+    def _check_companion(
+        self, done: LegAnswer, writer: "_Writer", model: str, record: RequestRecord
+    ) -> None:
+        """Check that the engine of the last leg does not wait for another than has answered.
+
+        Raises:
+            RequestRejected: it does.
+        """
+        try:
+            writer.split.check_companion(done, writer.place(done.request_id))
+        except HandoffInvalid as invalid:
+            record.handoff = invalid.reason
+            self.lessons.outcomes.note_unusable(done, model, invalid.reason)
+            raise refuse_handle(invalid) from invalid
+
     async def _try(
         self,
         choice: Choice,
         posts: LegPosts,
-        request: InferenceRequest,
+        writer: "_Writer",
         chosen: OpenDecision,
         *,
         companion: Companion | None = None,
-    ) -> tuple[Attempt, EngineAnswer | None, LegAnswer | None]:
+    ) -> Tried:
         """Try a leg on one pod, count it there meanwhile, and learn from it."""
         state, routed, record = self.router.state, chosen.routed, posts.record
         pod, leg, began = choice.pod, choice.leg, state.failures.clock()
         record.predicted_prefill_s = choice.seconds
-        split = self.splits.find(pod.engine, pod.kv_connector)
-        write = partial(_write_side_body, split, leg, request, chosen.decision.pods)
         # Engines compute in turn, so that a request behind its twin finds what that has computed:
         # the prompt counts as cached as soon as it is sent.
         expected = state.prefixes.add(routed.facts.prefix.hashes, pod.uid, choice.tokens)
         trial = state.failures.start_trial(pod.uid, leg)
         try:
             with trial, state.ledger.start(leg, pod.uid, choice.tokens) as scope:
-                attempt, answer = await posts.send(pod, write, companion)
-                done = _read(attempt, answer)
+                attempt, answer = await posts.send(pod, writer.write, companion)
+                done = _read(attempt, answer, writer.peer)
                 if done is not None:
                     scope.complete(None if done.usage is None else done.usage.count_computed())
         except asyncio.CancelledError:
@@ -209,8 +228,12 @@ class SideLegs:
             raise
         if done is None:
             state.prefixes.discard(expected, pod.uid)
-        self.lessons.note_attempt(attempt, request, routed.pods.model, record)
-        return attempt, answer, done
+            if attempt.speaks is Speaks.FAILURE:
+                self.introductions.doubt(pod)
+        else:
+            self.introductions.take(done, writer.split)
+        self.lessons.note_attempt(attempt, writer.request, routed.pods.model, record)
+        return Tried(attempt, answer, done)
 
     def _choose_other(
         self,
@@ -269,13 +292,38 @@ class SideLegs:
         )
 
 
-def _write_side_body(
-    split: Split, leg: Leg, request: InferenceRequest, pods: Mapping[Leg, Pod], request_id: str
-) -> Pieces:
-    return split.side_body(leg, request, Placement(pods, request_id))
+@dataclass(frozen=True, slots=True)
+class _Writer:
+    """Writes the requests of one try of a leg.
+
+    Attributes:
+        split: the wire.
+        leg: the leg.
+        request: the client's request.
+        pods: the pods by leg.
+        peer: what is known of the leg's engine.
+    """
+
+    split: Split
+    leg: Leg
+    request: InferenceRequest
+    pods: Mapping[Leg, Pod]
+    peer: PeerFacts | None
+
+    def place(self, request_id: str) -> Placement:
+        """Return where the legs run, under this id."""
+        return Placement(self.pods, request_id, self.peer)
+
+    def write(self, request_id: str) -> tuple[Mapping[str, str], Pieces]:
+        """Return headers and body of a request with this id."""
+        placement = self.place(request_id)
+        body = self.split.side_body(self.leg, self.request, placement)
+        return self.split.side_headers(placement), body
 
 
-def _read(attempt: Attempt, answer: EngineAnswer | None) -> LegAnswer | None:
+def _read(
+    attempt: Attempt, answer: EngineAnswer | None, peer: PeerFacts | None
+) -> LegAnswer | None:
     """Return what the leg was for; None if the attempt has not carried it out."""
     if answer is None or attempt.speaks is not Speaks.DONE:
         return None
@@ -287,6 +335,7 @@ def _read(attempt: Attempt, answer: EngineAnswer | None) -> LegAnswer | None:
         read_usage(answer.body),
         time.monotonic(),
         answer.headers.get("date", ""),
+        peer=peer,
     )
 
 

@@ -9,7 +9,7 @@ import msgspec
 
 from pdrouter.bounded import make_room
 from pdrouter.cluster.pods import Pod
-from pdrouter.engines.split import Leg
+from pdrouter.engines.split import PEER_CHANGED, Leg
 from pdrouter.load.failures import CONNECT, FailureMemory, Part
 from pdrouter.serving.engine_client import FailureKind
 from pdrouter.serving.last_leg import ATTEMPTS, Judgement, Verdict, judge_answer
@@ -24,7 +24,7 @@ _MOST_NAMES = 4096
 _FIRST_ERROR, _NOT_FOUND = 400, 404
 _WITH_IDS = frozenset({"/v1/responses"})
 _OF_THE_KEY = frozenset({401, 403, 407})
-_OF_NO_POD = frozenset({"too-large", "late"})
+_OF_NO_POD = frozenset({"too-large", "late", PEER_CHANGED})
 _MISSING = frozenset({"null-params", "empty-blocks"})
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from math import ceil
 from types import MappingProxyType
 
-from pdrouter.engines.split import HandoffInvalid
+from pdrouter.engines.split import PEER_CHANGED, HandoffInvalid
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.serving.engine_client import FailureKind
 from pdrouter.serving.leg_outcome import Attempt, LegFailed
@@ -39,6 +39,8 @@ def refuse_handle(invalid: HandoffInvalid) -> RequestRejected:
     message = f"the prefill leg gave no KV handle that can be used: {invalid}"
     if invalid.reason == "late":
         return refuse_for_now(503, "handoff_late", message)
+    if invalid.reason == PEER_CHANGED:
+        return refuse_for_now(503, "prefill_changed", message, _AT_ONCE_S)
     return RequestRejected(502, "handoff_invalid", message)
 
 

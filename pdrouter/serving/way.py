@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import msgspec
 
@@ -11,16 +12,16 @@ from pdrouter.cluster.source import RouteCheck, RouteUnavailable
 from pdrouter.cluster.view import ModelPods
 from pdrouter.engines.leg_bodies import TRANSFER_MEMBERS, find_locator, whole_body
 from pdrouter.engines.registry import Splits
-from pdrouter.engines.split import HandoffInvalid, Leg, Order, Placement, Split
+from pdrouter.engines.split import HandoffInvalid, Leg, Placement
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.headers import FORWARDED_TO_SIDE_LEGS
 from pdrouter.openai.paths import Endpoint
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest, parse_request
-from pdrouter.routing.decision import Decision
 from pdrouter.routing.runner_up import find_runner_up
 from pdrouter.serving.call import Call
 from pdrouter.serving.choosing import PodChooser
+from pdrouter.serving.companion import Companion
 from pdrouter.serving.lease import is_late
 from pdrouter.serving.leg_outcome import LegAnswer, LegFailed
 from pdrouter.serving.legs import SideLegs
@@ -33,6 +34,7 @@ from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.serving.unsplittable import REASON as NOT_PREFILLABLE
 from pdrouter.settings.choices import FailurePolicy
 
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _STILL_GOOD = frozenset({"too-large", "late"})
 """Why a handle is not handed over whose blocks an engine holds all the same."""
 
@@ -60,6 +62,7 @@ class Dispatched(msgspec.Struct, frozen=True):
         pod: where it goes; None where the request passes without an endpoint.
         model: name of the model, as its engines know it.
         chosen: what counts it there; None where it passes without an endpoint.
+        headers: headers of that request beside the client's, names in lower case.
     """
 
     body: Pieces
@@ -67,6 +70,7 @@ class Dispatched(msgspec.Struct, frozen=True):
     pod: Pod | None
     model: str
     chosen: OpenDecision | None = None
+    headers: Mapping[str, str] = _NO_HEADERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +140,10 @@ class Dispatcher:
         chosen = call.chosen = OpenDecision(routed, self.chooser.router.state, record)
         answers: Sequence[LegAnswer] = ()
         if not routed.decision.whole:
-            if self._find_split(routed.decision).order is Order.TOGETHER:
-                return await self._run_together(request, chosen, head, call)
-            answers = await self._run_side_legs(request, chosen, head, record)
-            holder = None
+            ran = await self._run_side_legs(request, chosen, head, call)
+            if isinstance(ran, Companion):
+                return self._join(request, chosen, ran, record)
+            answers, holder = ran, None
             if answers:
                 holder, last = answers[-1].pod, chosen.decision.last.pod
                 call.handle = self.releases.hold(answers[-1], last, request.model, head.headers)
@@ -151,8 +155,8 @@ class Dispatcher:
             call.give_up_handle()
             return Dispatched(whole_body(request), record.request_id, pod, pods.model, chosen)
         with record.steps.time("hand-over"):
-            body = self._hand_over(request, chosen, answers, call)
-        return Dispatched(body, answers[-1].request_id, pod, pods.model, chosen)
+            body, headers = self._hand_over(request, chosen, answers, call)
+        return Dispatched(body, answers[-1].request_id, pod, pods.model, chosen, headers)
 
     def find_second(self, model: str, chosen: OpenDecision) -> Pod | None:
         """Return the pod that takes a request if Envoy cannot connect to the chosen one."""
@@ -174,43 +178,44 @@ class Dispatcher:
             raise refuse_for_now(503, "route_unavailable", str(unavailable)) from unavailable
 
     async def _run_side_legs(
+        self, request: InferenceRequest, chosen: OpenDecision, head: RequestHead, call: Call
+    ) -> Sequence[LegAnswer] | Companion:
+        """Run one side leg after another, or begin the one that runs beside the last leg.
+
+        Without answers, the last pod is to serve the request whole.
+        """
+        headers = self._forward(head)
+        answers: list[LegAnswer] = []
+        try:
+            for choice in chosen.decision.side:
+                done = await self.legs.run(choice.leg, request, chosen, headers, call)
+                if isinstance(done, Companion):
+                    return done
+                answers.append(done)
+        except LegFailed as failed:
+            call.record.aggregated = self._choose_whole(failed, chosen)
+            return ()
+        return answers
+
+    def _join(
         self,
         request: InferenceRequest,
         chosen: OpenDecision,
-        head: RequestHead,
+        companion: Companion,
         record: RequestRecord,
-    ) -> list[LegAnswer]:
-        """Run one side leg after another; without answers, the last pod is to serve it whole."""
-        headers = self._forward(head)
-        try:
-            return [
-                await self.legs.run(choice.leg, request, chosen, headers, record)
-                for choice in chosen.decision.side
-            ]
-        except LegFailed as failed:
-            record.aggregated = self._choose_whole(failed, chosen)
-            return []
-
-    async def _run_together(
-        self, request: InferenceRequest, chosen: OpenDecision, head: RequestHead, call: Call
     ) -> Dispatched:
-        """Begin the side leg, and return the last one, which it waits for."""
-        record, model = call.record, chosen.routed.pods.model
-        leg = chosen.decision.legs[0].leg
-        try:
-            request_id = await self.legs.start(leg, request, chosen, self._forward(head), call)
-        except LegFailed as failed:
-            record.aggregated = self._choose_whole(failed, chosen)
-            pod = chosen.decision.last.pod
-            return Dispatched(whole_body(request), record.request_id, pod, model, chosen)
-        decision = chosen.decision
+        """Return the last leg, for which the side leg beside it waits."""
+        decision, holder = chosen.decision, companion.pod
         with record.steps.time("hand-over"):
-            placement = Placement(decision.pods, request_id)
-            body = self._find_split(decision).last_body(request, placement, ())
+            placement = Placement(decision.pods, companion.request_id, companion.peer)
+            split = self.splits.find(holder.engine, holder.kv_connector)
+            body = split.last_body(request, placement, ())
+            headers = split.last_headers(placement, ())
         if len(body) > self.policy.max_forwarded_bytes:
             message = "with what the engine needs to know, the body is too large"
             raise RequestRejected(413, "body_too_large", message)
-        return Dispatched(body, request_id, decision.last.pod, model, chosen)
+        pod, model = decision.last.pod, chosen.routed.pods.model
+        return Dispatched(body, companion.request_id, pod, model, chosen, headers)
 
     def _choose_whole(self, failed: LegFailed, chosen: OpenDecision) -> str:
         """Return why a request is served whole whose side leg has failed.
@@ -225,10 +230,6 @@ class Dispatcher:
                 return "prefill-failed"
         raise describe_failure(failed, expose_pods=self.policy.expose_pods) from failed
 
-    def _find_split(self, decision: Decision) -> Split:
-        pod = decision.legs[0].pod
-        return self.splits.find(pod.engine, pod.kv_connector)
-
     def _forward(self, head: RequestHead) -> Mapping[str, str]:
         """Return the client's headers that engines of side legs get."""
         names = (*FORWARDED_TO_SIDE_LEGS, *self.policy.forward_headers)
@@ -240,12 +241,12 @@ class Dispatcher:
         chosen: OpenDecision,
         answers: Sequence[LegAnswer],
         call: Call,
-    ) -> Pieces:
-        """Return the body of the last leg, or that of a whole request if that cannot be."""
+    ) -> tuple[Pieces, Mapping[str, str]]:
+        """Return the last leg's body and headers, or a whole request's if that cannot be."""
         record = call.record
         outcomes, answer = self.legs.lessons.outcomes, answers[-1]
         try:
-            body = self._put_handle(request, chosen.decision.pods, answers)
+            last = self._put_handle(request, chosen.decision.pods, answers)
         except HandoffInvalid as invalid:
             if invalid.reason in _STILL_GOOD:
                 call.give_up_handle()
@@ -255,20 +256,21 @@ class Dispatcher:
             if self.policy.on_handoff_failure is FailurePolicy.FAIL:
                 raise refuse_handle(invalid) from invalid
             record.aggregated = f"handoff-{invalid.reason}"
-            return whole_body(request)
+            return whole_body(request), _NO_HEADERS
         outcomes.note_usable(answer, request.model)
-        return body
+        return last
 
     def _put_handle(
         self, request: InferenceRequest, pods: Mapping[Leg, Pod], answers: Sequence[LegAnswer]
-    ) -> Pieces:
-        holder = answers[-1].pod
-        split = self.splits.find(holder.engine, holder.kv_connector)
-        expiry, lease_s = split.find_expiry(answers[-1]), self.policy.lease_s
-        if is_late(answers[-1], expiry, lease_s, time.monotonic()):
+    ) -> tuple[Pieces, Mapping[str, str]]:
+        answer = answers[-1]
+        split = self.splits.find(answer.pod.engine, answer.pod.kv_connector)
+        expiry, lease_s = split.find_expiry(answer), self.policy.lease_s
+        if is_late(answer, expiry, lease_s, time.monotonic()):
             raise HandoffInvalid("late", "its blocks may be freed before they are fetched")
-        body = split.last_body(request, Placement(pods, answers[-1].request_id), answers)
+        placement = Placement(pods, answer.request_id, answer.peer)
+        body = split.last_body(request, placement, answers)
         if len(body) > self.policy.max_forwarded_bytes:
             # Envoy would refuse it, as if the client's body were too large.
             raise HandoffInvalid("too-large", "with the handle, the body is too large")
-        return body
+        return body, split.last_headers(placement, answers)

@@ -32,7 +32,7 @@ from waiting import WAIT_S, wait_until
 
 from pdrouter.admin import http_port
 from pdrouter.admin.http_port import HttpPort
-from pdrouter.app import _forget_pod
+from pdrouter.app import _forget
 from pdrouter.cluster import host_names, places, pod_config, pods
 from pdrouter.cluster.catalog import Catalog
 from pdrouter.cluster.host_names import HostNames
@@ -822,7 +822,7 @@ async def exceed_the_pods(_: pytest.MonkeyPatch) -> None:
         prefixes.add([1], uid)
         failures.note_failure(uid, Leg.PREFILL, "connect", 0.0)
         failures.note_success("other", Leg.DECODE, 0.0)
-        _forget_pod(uid, ledger, prefixes, failures)
+        _forget(uid, ledger, prefixes, failures)
     assert not ledger.snapshot()
     assert not ledger.rates.factors
     assert not ledger.drains._histories

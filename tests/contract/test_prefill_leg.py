@@ -14,7 +14,14 @@ from waiting import WAIT_S, wait_until
 
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ModelPods, PodCache
-from pdrouter.engines.split import Leg, Placement
+from pdrouter.engines.split import (
+    PREFILL_DECODE,
+    Leg,
+    Order,
+    Placement,
+    SideAnswer,
+    Split,
+)
 from pdrouter.load.ledger import Ledger, LegLoad
 from pdrouter.load.prompt_length import TokenRatios
 from pdrouter.load.retry_budget import RetryBudget, RetryRules
@@ -24,8 +31,10 @@ from pdrouter.openai.request import InferenceRequest, parse_request
 from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts
 from pdrouter.routing.router import Router
 from pdrouter.routing.state import RoutingState
+from pdrouter.serving.call import Call
 from pdrouter.serving.choosing import Routed
 from pdrouter.serving.engine_client import ClientLimits, EngineClient, FailureKind
+from pdrouter.serving.introductions import Introductions
 from pdrouter.serving.leg_outcome import Attempt, LegAnswer, LegFailed, LegRefused
 from pdrouter.serving.legs import SideLegs
 from pdrouter.serving.lessons import LegLessons
@@ -67,8 +76,18 @@ class InOrder:
         return make_pair(first, pods.decode[first.pairing][0])
 
 
-class Unchanged:
+async def fail(error: Exception) -> None:
+    """Nothing is begun that goes on beside the last leg."""
+    raise error
+
+
+class Unchanged(Split):
     """A connector that gives the client's body to engines."""
+
+    name = "unchanged"
+    legs = PREFILL_DECODE
+    order = Order.SERIAL
+    fits: frozenset[str] = frozenset()
 
     def find(self, engine: str, connector: str | None) -> "Unchanged":
         del engine, connector
@@ -76,6 +95,12 @@ class Unchanged:
 
     def side_body(self, leg: Leg, request: InferenceRequest, placement: Placement) -> Pieces:
         del leg, placement
+        return request.body.edit()
+
+    def last_body(
+        self, request: InferenceRequest, placement: Placement, answers: Sequence[SideAnswer]
+    ) -> Pieces:
+        del placement, answers
         return request.body.edit()
 
 
@@ -135,6 +160,7 @@ class Stage(Notes):
             total_s,
             retries,
             self.budget,
+            Introductions(client),
         )
 
     def leg_attempted(self, record: RequestRecord, attempt: Attempt) -> None:
@@ -163,7 +189,9 @@ class Stage(Notes):
         headers = {"content-type": "application/json", "authorization": "Bearer k"}
         chosen = OpenDecision(routed, self.router.state, self.record)
         try:
-            return await legs.run(Leg.PREFILL, request, chosen, headers, self.record)
+            done = await legs.run(Leg.PREFILL, request, chosen, headers, Call(self.record, fail))
+            assert isinstance(done, LegAnswer)
+            return done
         finally:
             chosen.close()
 

@@ -17,8 +17,8 @@ from pdrouter.engines.split import (
     Leg,
     Order,
     Placement,
-    Release,
     SideAnswer,
+    Split,
 )
 from pdrouter.openai.body import BodyInvalid, check_object
 from pdrouter.openai.pieces import Pieces
@@ -26,7 +26,7 @@ from pdrouter.openai.request import InferenceRequest
 
 
 @dataclass(frozen=True, slots=True)
-class NeuronLegacy:
+class NeuronLegacy(Split):
     """What aibrix calls `nixl`."""
 
     name: str = "neuron-legacy"
@@ -52,11 +52,3 @@ class NeuronLegacy:
         replace = strip_transfer_members(request)
         replace["disagg_prefill_resp"] = answer.strip()
         return request.edit(replace, TRANSFER_MEMBERS)
-
-    def find_expiry(self, answer: SideAnswer) -> float | None:
-        """Return None: the answer does not say so."""
-
-    def release(self, answer: SideAnswer) -> Release | None:
-        """Return None: these engines cannot be told."""
-        del answer
-        return None

@@ -27,6 +27,7 @@ from pdrouter.engines.split import (
     Placement,
     Release,
     SideAnswer,
+    Split,
 )
 from pdrouter.openai.body import Body, BodyInvalid, check_utf_8, encode
 from pdrouter.openai.pieces import Pieces
@@ -95,7 +96,7 @@ _decode_host = msgspec.json.Decoder(str).decode
 
 
 @dataclass(frozen=True, slots=True)
-class NixlPull:
+class NixlPull(Split):
     """The upstream NIXL wire (aibrix calls it `shfs`)."""
 
     remote_host_rewrite: RemoteHostRewrite = RemoteHostRewrite.AUTO
