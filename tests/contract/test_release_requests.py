@@ -112,7 +112,12 @@ async def prefill(engine: SimulatedEngine) -> bytes:
         "prompt": "a prompt that is a little longer than one block of sixteen tokens " * 2,
         "max_tokens": 1,
         "stream": False,
-        "kv_transfer_params": {"do_remote_decode": True, "do_remote_prefill": False, **empty},
+        "kv_transfer_params": {
+            "do_remote_decode": True,
+            "do_remote_prefill": False,
+            "transfer_id": "x",
+            **empty,
+        },
     }
     async with (
         aiohttp.ClientSession() as session,
@@ -179,6 +184,15 @@ async def test_a_handle_that_was_sent_is_not_released_when_the_request_ends() ->
         held.release()
         await running.settle(ReleaseOutcome.ASKED)
         assert p.count("simulation:kv_handles_outstanding") == 0
+
+
+async def test_blocks_that_would_be_written_are_freed_likewise() -> None:
+    async with pair(kv_connector="nixl-push") as (running, p, d, answer):
+        assert p.count("simulation:kv_handles_outstanding") == 1
+        running.hold(answer).close()
+        await running.settle(ReleaseOutcome.ASKED)
+        assert p.count("simulation:kv_handles_outstanding") == 0
+        assert count_violations(p, d) == 0
 
 
 async def test_engines_that_do_not_know_how_keep_the_blocks_until_the_lease_ends() -> None:

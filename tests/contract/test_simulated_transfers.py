@@ -11,6 +11,7 @@ import pytest
 from pdrouter.tools.simulation.config import EngineConfig, KvConnector
 from pdrouter.tools.simulation.engine import SimulatedEngine
 from pdrouter.tools.simulation.faults import Fault
+from pdrouter.tools.simulation.transfers import TransferStore
 
 GENEROUS_S = 20.0
 CHAT = "/v1/chat/completions"
@@ -56,6 +57,10 @@ class Pair:
         body = BODY | {"kv_transfer_params": params, "messages": change.pop("messages", None)}
         body["messages"] = body["messages"] or BODY["messages"]
         return asyncio.create_task(self._ask(self.decode, body))
+
+    async def refused_leg(self, params: object) -> tuple[int, Any]:
+        body = BODY | {"kv_transfer_params": params, "model": "another"}
+        return await self._ask(self.decode, body)
 
     async def _ask(self, engine: SimulatedEngine, body: dict[str, Any]) -> tuple[int, Any]:
         async with self._client.post(f"http://{engine.address}{CHAT}", json=body) as response:
@@ -142,6 +147,46 @@ async def test_blocks_that_nobody_asks_for_are_given_up(wire: KvConnector) -> No
         assert not late.done()
         late.cancel()
         await until(lambda: pair.outstanding == 0)
+
+
+async def test_a_push_leg_that_decode_refuses_frees_the_blocks() -> None:
+    async with running("nixl-push") as pair:
+        _, answer = await pair.prefill_leg()
+        handle = answer["kv_transfer_params"]
+        assert (await pair.refused_leg(handle))[0] == 404
+        assert (pair.outstanding, pair.violations) == (0, 0)
+        # It cannot be told twice, but nothing breaks.
+        assert (await pair.refused_leg(handle))[0] == 404
+        assert pair.violations == 0
+
+
+async def test_a_release_of_another_engines_blocks_is_refused() -> None:
+    async with running("nixl-push") as pair:
+        _, answer = await pair.prefill_leg()
+        handle = answer["kv_transfer_params"] | {"remote_engine_id": "another"}
+        assert (await pair.refused_leg(handle))[0] == 500
+        assert (pair.outstanding, pair.violations) == (1, 1)
+
+
+async def test_blocks_that_are_being_written_must_not_be_freed() -> None:
+    store = TransferStore("engine", GENEROUS_S, lambda: None)
+    store.begin("x")
+    decode = asyncio.create_task(store.register("engine", "x", "digest"))
+    await until(lambda: store.outstanding(0.0) == 1)
+    store.finish("x", "digest", tokens=1, now=0.0, request_id="r")
+    assert store.free("engine", "r") == "in_use"
+    assert await decode == "ok"
+    assert store.free("engine", "r") == "gone"
+
+
+@pytest.mark.parametrize("missing", ["remote_engine_id", "remote_request_id", "tp_size"])
+async def test_a_half_filled_push_handle_breaks_a_decode_engine_that_refuses(missing: str) -> None:
+    async with running("nixl-push") as pair:
+        _, answer = await pair.prefill_leg()
+        handle = answer["kv_transfer_params"]
+        del handle[missing]
+        assert (await pair.refused_leg(handle))[0] == 500
+        assert (pair.outstanding, pair.violations) == (1, 1)
 
 
 @pytest.mark.parametrize("wire", WIRES)

@@ -57,10 +57,16 @@ class HandleIssuer:
     ) -> dict[str, object]:
         """Give the answer of a prefill leg whose blocks are asked for by an id, and hold them."""
         request = generation.request
-        self._transfers.finish(transfer_id, request.digest, request.prompt_tokens, time.monotonic())
+        shown = self._nixl_handle(generation)
+        self._transfers.finish(
+            transfer_id,
+            request.digest,
+            request.prompt_tokens,
+            time.monotonic(),
+            str(shown.get("remote_request_id", "")),
+        )
         if self._config.kv_connector == "mooncake":
             return form.plain(generation)
-        shown = self._nixl_handle(generation)
         del shown["remote_block_ids"]
         shown |= {"transfer_mode": "push", "transfer_id": transfer_id}
         return form.plain(replace(generation, kv_transfer_params=shown))

@@ -35,6 +35,7 @@ from pdrouter.tools.simulation.transfer import BlockFetcher
 from pdrouter.tools.simulation.transfers import (
     TransferStore,
     fetch_transfer,
+    free_transfer,
     read_mooncake,
     read_push,
     read_transfer_id,
@@ -108,13 +109,16 @@ class LegContracts:
             TransferFailed: The prefill engine could not be told.
         """
         if (
-            call.leg is SimulatedLeg.DECODE
-            and self.config.kv_connector == "nixl"
-            and self.config.release == "new"
-            and not refusal.of_request_model
-            and not isinstance(refusal, ContractViolated)
+            call.leg is not SimulatedLeg.DECODE
+            or self.config.release == "old"
+            or refusal.of_request_model
+            or isinstance(refusal, ContractViolated)
         ):
+            return
+        if self.config.kv_connector == "nixl":
             await self.fetcher.release(check_decode_leg(call.members, self.config))
+        elif self.config.kv_connector == "nixl-push":
+            await free_transfer(self.peers, call.members["kv_transfer_params"])
 
     def _check_handle(self, job: Job) -> Job:
         """NIXL pull, and the legacy Neuron wire: a handle is fetched."""

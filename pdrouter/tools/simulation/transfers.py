@@ -21,6 +21,8 @@ from pdrouter.tools.simulation.refusal import ContractViolated
 
 REGISTER_PATH = "/simulation/transfers/register"
 """Where a prefill engine takes registrations; it stands in for NIXL's notification."""
+FREE_PATH = "/simulation/transfers/free"
+"""Where it is told that nobody will ask for a transfer."""
 QUERY_PATH = "/query"
 """Where Mooncake's bootstrap server says which engine has which data-parallel rank."""
 
@@ -53,6 +55,7 @@ class Registration:
 @dataclass(slots=True)
 class _Transfer:
     digest: str = ""
+    request_id: str = ""
     tokens: int = 0
     deadline: float | None = None
     computed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -89,10 +92,20 @@ class TransferStore:
         if len(self._begun) > _REMEMBERED:
             self._begun.popitem(last=False)
 
-    def finish(self, transfer_id: str, digest: str, tokens: int, now: float) -> None:
-        """Hold computed blocks for the decode leg, or push them if it is there."""
+    def finish(
+        self, transfer_id: str, digest: str, tokens: int, now: float, request_id: str = ""
+    ) -> None:
+        """Hold computed blocks for the decode leg, or push them if it is there.
+
+        Args:
+            transfer_id: The id that both legs have.
+            digest: The identity of the prompt.
+            tokens: Its length.
+            now: The time.
+            request_id: What the engine calls the request in its answer.
+        """
         transfer = self._transfers.setdefault(transfer_id, _Transfer())
-        transfer.digest, transfer.tokens = digest, tokens
+        transfer.digest, transfer.tokens, transfer.request_id = digest, tokens, request_id
         transfer.deadline = now + self._lease_s
         transfer.computed.set()
 
@@ -114,6 +127,26 @@ class TransferStore:
         finally:
             if transfer_id in self._transfers:
                 del self._transfers[transfer_id]
+
+    def free(self, engine_id: str, request_id: str) -> str:
+        """Free blocks that nobody will ask for.
+
+        Args:
+            engine_id: The engine that is to have them.
+            request_id: What it has called the request.
+
+        Returns:
+            What became of it: `ok`, `gone`, `in_use` or `wrong_engine`.
+        """
+        if engine_id != self._engine_id:
+            return "wrong_engine"
+        for transfer_id, transfer in self._transfers.items():
+            if request_id and transfer.request_id == request_id:
+                if transfer.registered:
+                    return "in_use"
+                del self._transfers[transfer_id]
+                return "ok"
+        return "gone"
 
     def outstanding(self, now: float) -> int:
         """Count the transfers whose blocks are held, or waited for."""
@@ -188,13 +221,22 @@ class TransferApi:
 
     def routes(self) -> list[web.RouteDef]:
         """Give all paths and what answers them."""
-        return [web.post(REGISTER_PATH, self._register), web.get(QUERY_PATH, self._query)]
+        return [
+            web.post(REGISTER_PATH, self._register),
+            web.post(FREE_PATH, self._free),
+            web.get(QUERY_PATH, self._query),
+        ]
 
     async def _register(self, request: web.Request) -> web.Response:
         asked = json.loads(await request.read())
         result = await self._store.register(
             asked["engine_id"], asked["transfer_id"], asked["prompt_digest"]
         )
+        return web.json_response({"result": result})
+
+    async def _free(self, request: web.Request) -> web.Response:
+        asked = json.loads(await request.read())
+        result = self._store.free(asked["engine_id"], asked["request_id"])
         return web.json_response({"result": result})
 
     async def _query(self, _: web.Request) -> web.Response:
@@ -217,3 +259,23 @@ async def fetch_transfer(client: PeerClient, registration: Registration, digest:
     if result != "ok":
         message = f"the transfer is refused: {result}"
         raise ContractViolated(f"transfer_{result}", 500, message)
+
+
+async def free_transfer(client: PeerClient, params: Handle) -> None:
+    """Tell a prefill engine that nobody will ask for the blocks of a push handle.
+
+    Raises:
+        TransferFailed: No prefill engine is there.
+        ContractViolated: The handle is not whole, or its blocks are being written.
+    """
+    _check_needed(params, _NEEDED_FOR_PUSH)
+    url = URL.build(
+        scheme="http", host=params["remote_host"], port=params["remote_port"], path=FREE_PATH
+    )
+    question = {
+        "engine_id": params["remote_engine_id"],
+        "request_id": params["remote_request_id"],
+    }
+    result = (await client.ask(url, question))["result"]
+    if result not in ("ok", "gone"):
+        raise ContractViolated(f"transfer_{result}", 500, f"the release is refused: {result}")
