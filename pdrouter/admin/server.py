@@ -123,6 +123,7 @@ class AdminServer(HttpPort):
             "engine": pod.engine,
             "kv_connector": pod.kv_connector,
             "revision": pod.pairing.revision,
+            "rank": pod.number,
             "ready": pod.ready,
             "obstacle": pod.obstacle,
             **self._ledger.describe(pod.uid),

@@ -1,7 +1,7 @@
 """Builds views from single changes: only what has changed is sorted anew."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pdrouter.cluster.kubernetes.objects import Adapter
 from pdrouter.cluster.model_namespaces import ANY_NAMESPACE, ModelNamespaces
@@ -39,6 +39,7 @@ class Catalog:
         self._claims = NameClaims()
         self._revisions = RevisionMatcher(patience_s)
         self._pods: dict[str, Pod] = {}
+        self._ranks: dict[str, frozenset[str]] = {}
         self._groups: defaultdict[Key, dict[str, Pod]] = defaultdict(dict)
         self._named: defaultdict[Key, dict[str, Pod]] = defaultdict(dict)
         self._matched: dict[str, Pod] = {}
@@ -49,6 +50,25 @@ class Catalog:
     def put_namespace(self, name: str) -> None:
         """Note that there is a namespace."""
         self._namespaces.add(name)
+
+    def put_ranks(self, uid: str, pods: Sequence[Pod]) -> bool:
+        """Add the ranks of a pod, or replace what was known of the one with that UID.
+
+        Returns:
+            Whether that is news.
+        """
+        uids = frozenset(pod.uid for pod in pods)
+        gone = self._ranks.get(uid, uids) - uids
+        for each in gone:
+            self.drop_pod(each)
+        self._ranks[uid] = uids
+        news = [self.put_pod(pod) for pod in pods]
+        return any(news) or bool(gone)
+
+    def drop_ranks(self, uid: str) -> None:
+        """Remove a pod with all its ranks; one that is not there is no matter."""
+        for each in self._ranks.pop(uid, ()):
+            self.drop_pod(each)
 
     def put_pod(self, pod: Pod) -> bool:
         """Add a pod, or replace what was known of the one with its UID.
@@ -63,7 +83,7 @@ class Catalog:
         self._namespaces.add(pod.namespace)
         if not pod.refused:
             self._groups[pod.namespace, pod.model][pod.uid] = pod
-            self._named[pod.namespace, pod.name][pod.uid] = pod
+            self._named[pod.namespace, pod.own_name][pod.uid] = pod
             self._unsort(pod)
         return True
 
@@ -74,7 +94,7 @@ class Catalog:
             return
         self._matched.pop(uid, None)
         _remove(self._groups, (pod.namespace, pod.model), uid)
-        _remove(self._named, (pod.namespace, pod.name), uid)
+        _remove(self._named, (pod.namespace, pod.own_name), uid)
         self._unsort(pod)
 
     def _unsort(self, pod: Pod) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -66,7 +67,10 @@ def create_pods(
         for index, endpoint in enumerate(group):
             for ip in addresses.get(endpoint.host, (endpoint.host,)):
                 pod = _create_pod(endpoint, ip, index, match_revisions=match_revisions)
-                pods.setdefault((model, pod.uid), pod)
+                for rank in endpoint.ranks.split(pod):
+                    # What has an address of its own is known by that.
+                    known = rank if rank.rank else replace(rank, uid=rank.address)
+                    pods.setdefault((model, known.uid), known)
     return tuple(pods.values())
 
 

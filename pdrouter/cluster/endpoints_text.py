@@ -13,13 +13,14 @@ from pdrouter.cluster.pods import (
     is_ip,
     parse_address,
 )
+from pdrouter.cluster.ranks import ONE_RANK, Ranks, parse_ports, parse_size
 from pdrouter.cluster.source import SourceUnusable
 from pdrouter.cluster.yaml_lines import YamlInvalid, YamlReader, compose, line_of
 
 FILE_KEYS = ("models",)
 MODEL_KEYS = ("name", "engine", "kv_connector", "rolesets", "endpoints")
 ROLESET_KEYS = ("name", "prefill", "decode")
-ENDPOINT_KEYS = ("address", "revision", "zone")
+ENDPOINT_KEYS = ("address", "revision", "zone", "data_parallel_size")
 
 _SHOWN = 20
 
@@ -43,6 +44,7 @@ class EndpointLine:
         unsupported: why the router cannot speak to it, for people; empty if it can.
         revision: its version; empty if none is said.
         zone: where it is; empty if that is not said.
+        ranks: its data-parallel ranks.
     """
 
     model: str
@@ -55,6 +57,7 @@ class EndpointLine:
     unsupported: str = ""
     revision: str = ""
     zone: str = ""
+    ranks: Ranks = ONE_RANK
 
     @property
     def named(self) -> bool:
@@ -195,19 +198,25 @@ class _Parser:
         if isinstance(node, MappingNode):
             members = self._yaml.members(node, "an engine", ENDPOINT_KEYS, ("address",))
         revision, zone = (self._read_word(members, key) or "" for key in ("revision", "zone"))
+        size = self._read_word(members, "data_parallel_size")
         text = self._yaml.text(members["address"], "an address") if "address" in members else ""
         if not text:
             return revision
         try:
-            host, port = parse_address(text)
+            host, ports = _read_ports(text)
+            ranks = Ranks(ports, 1 if size is None else parse_size(size))
         except ValueError as error:
             self._yaml.refuse(node, str(error))
             return revision
-        address = format_address(host, port)
-        if address in model.lines:
-            before = model.lines[address]
-            self._yaml.refuse(node, f"{address} is listed twice, the first time in line {before}")
-        model.lines.setdefault(address, line_of(node))
+        if len(ports) > 1 and size is not None:
+            self._yaml.refuse(node, "ranks have ports of their own, or 'data_parallel_size'")
+        for port in ports:
+            address = format_address(host, port)
+            if address in model.lines:
+                before = model.lines[address]
+                message = f"{address} is listed twice, the first time in line {before}"
+                self._yaml.refuse(node, message)
+            model.lines.setdefault(address, line_of(node))
         self._endpoints.append(
             EndpointLine(
                 model.name,
@@ -216,10 +225,11 @@ class _Parser:
                 model.engine,
                 model.kv_connector,
                 host,
-                port,
+                ports[0],
                 model.unsupported,
                 revision,
                 zone,
+                ranks,
             )
         )
         return revision
@@ -242,6 +252,21 @@ class _Model:
     kv_connector: str | None
     unsupported: str
     lines: dict[str, int]
+
+
+def _read_ports(address: str) -> tuple[str, tuple[int, ...]]:
+    """Return the host and the ports of `host:port`, or of `host:first-last`.
+
+    Raises:
+        ValueError: the text is neither.
+    """
+    before, _, last = address.rpartition("-")
+    host, colon, first = before.rpartition(":")
+    if not (colon and first.isdecimal()):
+        host, port = parse_address(address)
+        return host, (port,)
+    ports = parse_ports(f"{first}-{last}")
+    return parse_address(f"{host}:{first}")[0], ports
 
 
 def _name_revision(revision: str) -> str:

@@ -59,6 +59,22 @@ class PairingKey(NamedTuple):
     revision: str = ""
 
 
+RANK_MARK = "#"
+"""Stands between the UID or the name of a pod and the number of its rank; neither can hold it."""
+
+
+class Rank(NamedTuple):
+    """One of several data-parallel ranks behind one address.
+
+    Attributes:
+        number: which one it is, from 0 on.
+        size: how many there are.
+    """
+
+    number: int
+    size: int
+
+
 # Those of one roleset are one object: most comparisons end there.
 _create_pairing = lru_cache(maxsize=1024)(PairingKey)
 
@@ -93,6 +109,7 @@ class Pod:
         config: what its model's owner asks of the router; None for nothing.
         bootstrap_port: port at which the engines of other legs meet it, on wires that have one;
             None where they are to take their own default.
+        rank: which of the ranks behind its address it is; None where there is one.
         started: what tells this start of its engine from others; empty where that is not known.
     """
 
@@ -119,6 +136,7 @@ class Pod:
     pairing: PairingKey
     labels: Mapping[str, str] = field(hash=False)
     config: PodConfig | None = field(hash=False)
+    rank: Rank | None = None
     started: str = ""
     bootstrap_port: int | None = DEFAULT_BOOTSTRAP_PORT
 
@@ -137,6 +155,24 @@ class Pod:
         if self.obstacle == TERMINATING:
             return "terminating"
         return "unsupported" if self.unsupported else "unready"
+
+    @property
+    def own_name(self) -> str:
+        """The name that it has in Kubernetes, with all its ranks."""
+        return self.name.partition(RANK_MARK)[0]
+
+    @property
+    def number(self) -> int | None:
+        """Its number among the ranks behind its address; None where it is the only one."""
+        return None if self.rank is None else self.rank.number
+
+    @property
+    def same_address(self) -> tuple[str, ...]:
+        """The UIDs of all ranks behind its address, its own among them."""
+        if self.rank is None:
+            return (self.uid,)
+        own, mark, _ = self.uid.rpartition(RANK_MARK)
+        return tuple(f"{own}{mark}{number}" for number in range(self.rank.size))
 
     def runs_the_engine_of(self, before: "Pod") -> bool:
         """Return whether the engine is the one that an earlier state of the pod had.
@@ -204,6 +240,7 @@ class Pod:
             _create_pairing(namespace, roleset, engine, revision),
             labels,
             config,
+            None,
             started,
             bootstrap_port,
         )

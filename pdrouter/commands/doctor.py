@@ -130,7 +130,9 @@ def _ask_engines(path: Path) -> Diagnosis:
 async def _survey(endpoints: Endpoints, splits: Splits) -> Survey:
     # An engine whose name is not resolved is asked by its name, which says why it is not.
     addresses = await HostNames().look_up(endpoints.host_names)
-    return await ask_engines(create_pods(endpoints, addresses), splits)
+    pods = create_pods(endpoints, addresses)
+    # The ranks behind one port are one engine.
+    return await ask_engines(tuple(pod for pod in pods if not pod.number), splits)
 
 
 async def _read_cluster(options: argparse.Namespace) -> Snapshot:

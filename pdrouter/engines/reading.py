@@ -45,15 +45,35 @@ class MetricsDialect:
         path: path of the page.
         families: the families that are read.
         interpret: makes numbers of them.
+        rank_label: label that holds the number of a data-parallel rank; empty where none does.
     """
 
     path: str
     families: Families
     interpret: Callable[[Found], EngineReading]
+    rank_label: str = ""
 
-    def read(self, page: bytes) -> EngineReading:
-        """Return what a page says; nothing but None if it has none of the families."""
-        return self.interpret(self.families.find(page))
+    def read(self, page: bytes, rank: int | None = None) -> EngineReading:
+        """Return what a page says; nothing but None if it has none of the families.
+
+        Args:
+            page: the page.
+            rank: data-parallel rank that it is read for; None for all of them together.
+        """
+        found = self.families.find(page)
+        if rank is not None and self.rank_label:
+            found = {
+                name: _keep_rank(each, self.rank_label, str(rank)) for name, each in found.items()
+            }
+        return self.interpret(found)
+
+
+def _keep_rank(series: Sequence[Series], label: str, rank: str) -> Sequence[Series]:
+    """Return the series of one rank; all where none says whose it is."""
+    known = [(each.read_labels().get(label), each) for each in series]
+    if all(found is None for found, _ in known):
+        return series
+    return [each for found, each in known if found == rank]
 
 
 _DIGITS = 12

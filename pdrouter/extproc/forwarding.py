@@ -12,6 +12,7 @@ from pdrouter.openai.headers import (
     DESTINATION_ENDPOINT,
     MAX_RETRIES,
     MODEL,
+    RANK,
     REQUEST_ID,
     ROUTING_STRATEGY,
     STRIPPED_HEADERS,
@@ -78,6 +79,8 @@ def forward(
             (DESTINATION_ENDPOINT, names),
             (ROUTING_STRATEGY, strategy or ""),
         ]
+        if sent.pod.number is not None:
+            headers.append((RANK, str(sent.pod.number)))
         if sent.split:
             # Over any retry policy of Envoy's, where its mutation rules allow it: the handle in the
             # body is good for one request.

@@ -98,7 +98,9 @@ class _Target:
     def has_page_of(self, pod: Pod) -> bool:
         """Return whether the metrics of a newer state of the pod are the same page."""
         own = self.pod
-        return (own.ip, own.metrics_port, own.engine) == (pod.ip, pod.metrics_port, pod.engine)
+        return (own.ip, own.metrics_port, own.engine, own.rank) == (
+            *(pod.ip, pod.metrics_port, pod.engine, pod.rank),
+        )
 
 
 class MetricsScraper:
@@ -298,7 +300,7 @@ class MetricsScraper:
             raise _ScrapeFailed(ScrapeFailure.TRANSPORT, message) from None
         if response.status != 200:
             raise _ScrapeFailed(ScrapeFailure.STATUS, f"{url} answers {response.status}")
-        reading = dialect.read(page)
+        reading = dialect.read(page, pod.number)
         if reading == EngineReading():
             message = f"{url} has none of the metrics of engine {pod.engine!r}"
             raise _ScrapeFailed(ScrapeFailure.NO_METRICS, message)

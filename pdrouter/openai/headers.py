@@ -57,6 +57,9 @@ def find_rare_controls(names: Collection[str]) -> tuple[str, ...]:
     )
 
 
+RANK = f"{RANK_PREFIX}rank"
+"""Which data-parallel rank behind one address a request is for."""
+
 FORWARDED_TO_SIDE_LEGS = (
     "authorization",
     "content-type",

@@ -99,13 +99,15 @@ class Router:
             The new decision; None if there is no other pair, or its queue would be too long.
         """
         state, limit_s, pairing = self.state, self.rules.max_wait_s, decision.last.pod.pairing
-        avoided = {pod.uid for pod in tried}
-        if limit_s is not None:
-            avoided |= find_too_long(pods, state, limit_s)
+        avoided = {uid for pod in tried for uid in pod.same_address}
+        too_long = find_too_long(pods, state, limit_s) if limit_s is not None else set()
         leave = sum(pod.pairing == pairing for pod in failed) >= _FAILED_IN_A_ROLESET
-        other = choose_other_pair(
-            decision, strategy, facts, pods, state, avoided=avoided, leave=leave
-        )
+        other = None
+        # Another rank behind the same address is better than none.
+        for these in (avoided, {pod.uid for pod in tried}):
+            other = other or choose_other_pair(
+                decision, strategy, facts, pods, state, avoided=these | too_long, leave=leave
+            )
         if other is None:
             return None
         chosen, last = other.legs[0].pod, other.last.pod

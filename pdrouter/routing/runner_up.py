@@ -29,7 +29,10 @@ def find_runner_up(decision: Decision, pods: ModelPods, state: RoutingState) -> 
     left, scores = [], []
     for candidate, score in zip(last.candidates, last.scores, strict=True):
         pod = ready.get(candidate.uid)
-        if pod is not None and pod.address != chosen.address and pod.uid not in troubles:
+        # The header for the rank goes to both.
+        if pod is None or pod.number != chosen.number:
+            continue
+        if pod.address != chosen.address and pod.uid not in troubles:
             left.append(pod)
             scores.append(score)
     return left[pick_lowest(scores, state.random)] if left else None

@@ -12,7 +12,9 @@ import msgspec
 from aiohttp.abc import AbstractStreamWriter
 from yarl import URL
 
+from pdrouter.cluster.pods import Pod
 from pdrouter.load.engine_connections import create_connector
+from pdrouter.openai.headers import RANK
 from pdrouter.openai.pieces import Pieces
 
 # Up to this size, to copy a body costs less than to write it in pieces.
@@ -29,6 +31,11 @@ class FailureKind(StrEnum):
     TIMEOUT = "timeout"
     STATUS = "status"
     TOO_LARGE = "too-large"
+
+
+def address_rank(pod: Pod) -> Mapping[str, str]:
+    """Return the header that says which rank behind a pod's address is meant, if there are any."""
+    return {} if pod.number is None else {RANK: str(pod.number)}
 
 
 class EngineAnswer(msgspec.Struct, frozen=True):

@@ -12,7 +12,13 @@ from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest
 from pdrouter.openai.retry_after import read_retry_after
 from pdrouter.serving.companion import Companion
-from pdrouter.serving.engine_client import EngineAnswer, EngineClient, FailureKind, PostFailed
+from pdrouter.serving.engine_client import (
+    EngineAnswer,
+    EngineClient,
+    FailureKind,
+    PostFailed,
+    address_rank,
+)
 from pdrouter.serving.leg_outcome import Attempt
 from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.statuses import Speaks, judge
@@ -68,7 +74,12 @@ class LegPosts:
         while True:
             request_id = next(self._ids) if companion is None else companion.request_id
             more, body = write(request_id)
-            headers = {**self._headers, **more, "x-request-id": request_id}
+            headers = {
+                **self._headers,
+                **more,
+                **address_rank(pod),
+                "x-request-id": request_id,
+            }
             remaining = max(0.001, self.deadline - time.monotonic())
             try:
                 with self._time(companion):

@@ -259,10 +259,12 @@ class PodOutcomes:
         subject: Hashable = None,
         path: str = "",
     ) -> None:
-        if self.failures.note_failure(
-            pod.uid, leg, cause, began, model=model, subject=subject, path=path
-        ):
-            _tell_ejected(pod, leg, cause)
+        # Who cannot be connected to is none of the ranks behind the address.
+        for uid in pod.same_address if cause == CONNECT else (pod.uid,):
+            if self.failures.note_failure(
+                uid, leg, cause, began, model=model, subject=subject, path=path
+            ):
+                _tell_ejected(pod, leg, cause)
 
 
 def _count_tokens(answer: LegAnswer) -> int:

@@ -11,7 +11,7 @@ from pdrouter.load.failures import Part
 from pdrouter.openai.body import encode
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.retry_after import read_retry_after
-from pdrouter.serving.engine_client import EngineAnswer, EngineClient, PostFailed
+from pdrouter.serving.engine_client import EngineAnswer, EngineClient, PostFailed, address_rank
 from pdrouter.serving.pod_outcomes import PodOutcomes
 from pdrouter.serving.statuses import BUSY, Speaks, judge
 
@@ -76,6 +76,7 @@ class PodQuestions:
         headers = {
             "content-type": "application/json",
             "x-request-id": f"pdrouter-question-{next(self._numbers)}",
+            **address_rank(pod),
         }
         body = Pieces((encode(members),))
         try:

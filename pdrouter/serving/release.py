@@ -29,7 +29,12 @@ from pdrouter.engines.registry import Splits
 from pdrouter.engines.split import Release
 from pdrouter.load.failures import FailureMemory
 from pdrouter.openai.pieces import Pieces
-from pdrouter.serving.engine_client import EngineAnswer, FailureKind, PostFailed
+from pdrouter.serving.engine_client import (
+    EngineAnswer,
+    FailureKind,
+    PostFailed,
+    address_rank,
+)
 from pdrouter.serving.leg_outcome import LegAnswer
 
 log = logging.getLogger(__name__)
@@ -274,6 +279,7 @@ class Releases:
     async def _ask(self, pod: Pod, release: Release, handle: HeldHandle) -> ReleaseOutcome:
         known = handle.headers
         headers = {name: known[name] for name in self._rules.headers if name in known}
+        headers |= address_rank(pod)
         headers["content-type"] = "application/json"
         headers["x-request-id"] = f"{handle.answer.request_id}-release"
         # It is rare: a connection that was kept would be closed when the next one needs it.

@@ -491,6 +491,11 @@ BROKEN = [
         [add(EXTRA_ENGINE % "model.aibrix.ai/name: other, model.aibrix.ai/engine: homemade")],
     ),
     Case(
+        "pod-refused",
+        "Deployment default/prefill",
+        [put("Deployment/prefill", f"{ANNOTATIONS} pdrouter/data-parallel-size", "many")],
+    ),
+    Case(
         "port-undeclared",
         "Deployment default/prefill",
         [put("Deployment/prefill", f"{ANNOTATIONS} model.aibrix.ai/port", "9000")],

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from expectations import connect, expect_settled
+from expectations import connect, eventually, expect_settled
 from fakekube import FakeApiServer, make_pod
 from informers import wait_for
 
@@ -592,3 +592,42 @@ def restart_engine(api: FakeApiServer, name: str) -> None:
     status = api.store.get("pods", name)["status"]["containerStatuses"][0]
     again = {**status, "restartCount": 1, "containerID": f"containerd://{'e' * 64}"}
     api.store.patch("pods", name, {"status": {"containerStatuses": [again]}})
+
+
+async def test_ranks_with_ports_of_their_own_are_told_by_an_annotation_or_as_in_aibrix(
+    tmp_path: Path,
+) -> None:
+    decode = tuple(
+        EngineConfig(role="decode", host=f"{DECODE}.1", port=port, itl_ms=1)
+        for port in (8000, 8001)
+    )
+    prefill = tuple(
+        EngineConfig(role="prefill", host=f"{PREFILL}.1", port=port, itl_ms=1)
+        for port in (8000, 9000)
+    )
+    async with run_cluster(tmp_path / "kubeconfig", prefill=prefill, decode=decode) as cluster:
+        labels = {"model.aibrix.ai/name": MODEL}
+        ports = {"pdrouter/data-parallel-ports": "8000,9000"}
+        cluster.api.store.create(
+            make_pod(
+                "p",
+                labels={**labels, "role-name": "prefill"},
+                annotations=ports,
+                ip=f"{PREFILL}.1",
+            )
+        )
+        pod = make_pod("d", labels={**labels, "role-name": "decode"}, ip=f"{DECODE}.1")
+        pod["spec"]["containers"][0]["env"] = [{"name": "data-parallel-size", "value": "2"}]
+        cluster.api.store.create(pod)
+        await cluster.wait_for_pods(4)
+        served = (*cluster.stack.prefill, *cluster.stack.decode)
+
+        async def reach_all() -> None:
+            responses = await asyncio.gather(*(cluster.chat() for _ in range(20)))
+            assert {response.status_code for response in responses} == {200}
+            assert {response.headers["target-pod"] for response in responses} == {"d#0", "d#1"}
+            assert all(engine.requests for engine in served)
+
+        await eventually(reach_all)
+        cluster.api.store.delete("pods", "d")
+        await cluster.wait_for_pods(2)

@@ -11,11 +11,19 @@ class ContainerPort(msgspec.Struct, frozen=True, rename="camel"):
     container_port: int = 0
 
 
+class EnvironmentVariable(msgspec.Struct, frozen=True):
+    """A variable of a container; one that comes from elsewhere has no value here."""
+
+    name: str
+    value: str = ""
+
+
 class Container(msgspec.Struct, frozen=True):
     """A container as a pod's `spec` tells it."""
 
     name: str
     ports: list[ContainerPort] = []
+    env: list[EnvironmentVariable] = []
 
 
 class PodSpec(msgspec.Struct, frozen=True, rename="camel"):

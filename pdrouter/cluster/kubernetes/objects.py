@@ -17,6 +17,7 @@ from pdrouter.cluster.kubernetes.containers import (
     identify_image,
     identify_start,
 )
+from pdrouter.cluster.kubernetes.ranks import find_rank_flaw, find_ranks
 from pdrouter.cluster.model_namespaces import ANY_NAMESPACE, ModelNamespaces
 from pdrouter.cluster.pod_addresses import ANY_POD_ADDRESS, AddressRules
 from pdrouter.cluster.pod_config import read_config
@@ -141,7 +142,7 @@ class Adapter:
     def concerns(self, pod: Pod) -> bool:
         """Return whether the pods of this adapter may be others when this one has changed."""
         return pod.namespace == self.namespace and (
-            pod.name in self.instances or self.base_model in ("", pod.model)
+            pod.own_name in self.instances or self.base_model in ("", pod.model)
         )
 
 
@@ -174,6 +175,16 @@ class PodRules:
     match_revisions: bool = True
     topology_labels: tuple[str, ...] = ()
 
+    def read_ranks(self, pod: KubePod) -> tuple[Pod, ...]:
+        """Return what a Kubernetes pod means, one for each data-parallel rank.
+
+        It is one where what it says of them cannot be, and none if it names no model.
+        """
+        known = self.read(pod)
+        if known is None:
+            return ()
+        return find_ranks(pod.metadata.get, pod.spec.containers, known.port).split(known)
+
     def read(self, pod: KubePod) -> Pod | None:
         """Return what a Kubernetes pod means; None if it names no model."""
         metadata = pod.metadata
@@ -186,8 +197,10 @@ class PodRules:
         config = metadata.annotations.get(CONFIG)
         refusal = self._find_refusal(pod, model)
         unsupported = find_unsupported(engine, connector, self.wires)
-        flaw = refusal or _find_flaw(metadata) or unsupported
+        flaw = refusal or _find_flaw(pod) or unsupported
         port = _read_port(metadata.get(PORT)) or DEFAULT_PORT
+        ports = find_ranks(metadata.get, pod.spec.containers, port).ports
+        port = ports[0] if ports else port
         container = find_engine(
             pod.spec.containers,
             pod.status.containers,
@@ -237,15 +250,18 @@ def find_revision(metadata: ObjectMeta) -> str:
     return next(filter(None, map(metadata.labels.get, REVISIONS)), "")
 
 
-def _find_flaw(metadata: ObjectMeta) -> str:
+def _find_flaw(pod: KubePod) -> str:
     """Return why a pod cannot serve as it was made; nothing if it can.
 
     Of the pods of a multi-node engine, only the head answers requests.
     """
+    metadata = pod.metadata
     port = metadata.get(PORT)
     if metadata.labels.get(GROUP_INDEX, "0") != "0":
         return "not the head of its group"
-    return f"port {port!r:.100} is invalid" if port is not None and _read_port(port) is None else ""
+    if port is not None and _read_port(port) is None:
+        return f"port {port!r:.100} is invalid"
+    return find_rank_flaw(metadata.get, pod.spec.containers, _read_port(port) or DEFAULT_PORT)
 
 
 def _find_delay(pod: KubePod) -> str:

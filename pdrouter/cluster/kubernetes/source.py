@@ -108,7 +108,7 @@ class KubernetesPods:
     def _reflect_pods(
         self, path: str, selector: str, timing: ReflectorTiming, random: Random | None
     ) -> None:
-        sink = _Sink(self._pod_owners, self._store_pod, self.catalog.drop_pod, self._note_change)
+        sink = _Sink(self._pod_owners, self._store_pod, self.catalog.drop_ranks, self._note_change)
         self._reflectors[f"{path}?{selector}"] = Reflector(
             self._api, path, selector, KubePod, sink, timing=timing, random=random
         )
@@ -172,11 +172,12 @@ class KubernetesPods:
                     timer.cancel()
 
     def _store_pod(self, thing: KubePod) -> bool:
-        pod = self._rules.read(thing)
-        if pod is None:
+        pods = self._rules.read_ranks(thing)
+        if not pods:
             return False
-        if self.catalog.put_pod(pod) and (pod.refused or pod.unsupported):
-            _report_unusable(pod)
+        news = self.catalog.put_ranks(thing.metadata.uid, pods)
+        if news and (pods[0].refused or pods[0].unsupported):
+            _report_unusable(pods[0])
         return True
 
     def _store_adapter(self, thing: KubeModelAdapter) -> bool:

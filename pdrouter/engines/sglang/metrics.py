@@ -48,6 +48,7 @@ METRICS = MetricsDialect(
         "sglang:max_total_num_tokens",
     ),
     _interpret,
+    rank_label="dp_rank",
 )
 
 

@@ -34,4 +34,5 @@ METRICS = MetricsDialect(
         "vllm:request_prefill_time_seconds_count",
     ),
     _interpret,
+    rank_label="engine",
 )

@@ -98,7 +98,7 @@ def find_engines(snapshot: Snapshot) -> Iterator[Engine]:
             continue
         if metadata.labels.get(GROUP_INDEX, "0") != "0":
             continue
-        pod = _RULES.read(KubePod(metadata, _READY))
+        pod = _RULES.read(KubePod(metadata, _READY, _as_router_reads(spec)))
         yield Engine(ref, prefix, metadata, spec, replicas, pod)
 
 
@@ -115,7 +115,9 @@ def _as_router_reads(spec: PodSpec) -> containers.PodSpec:
     return containers.PodSpec(
         [
             containers.Container(
-                each.name, [containers.ContainerPort(port.container_port) for port in each.ports]
+                each.name,
+                [containers.ContainerPort(port.container_port) for port in each.ports],
+                [containers.EnvironmentVariable(one.name, one.value or "") for one in each.env],
             )
             for each in spec.containers
         ]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pdrouter.cluster.catalog import Catalog
 from pdrouter.cluster.kubernetes.objects import Adapter
 from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.ranks import Ranks
 from pdrouter.cluster.view import ClusterView
 
 
@@ -218,3 +219,34 @@ def test_a_model_none_of_whose_pods_can_be_spoken_to_is_left_out_with_the_reason
 
 def test_a_model_without_pods_is_not_said_to_be_unsupported() -> None:
     assert not build(make_pod("a", Role.OTHER)).left_out
+
+
+def test_the_ranks_of_a_pod_come_and_go_with_it() -> None:
+    catalog = Catalog(merge_namespaces=False)
+    pod = make_pod("a")
+
+    def put(size: int) -> bool:
+        return catalog.put_ranks("a", Ranks(size=size).split(pod))
+
+    def found() -> set[str]:
+        return {pod.uid for pod in catalog.build(0.0).pods}
+
+    assert put(3)
+    assert not put(3)
+    assert found() == {"a#0", "a#1", "a#2"}
+    assert put(2)
+    assert found() == {"a#0", "a#1"}
+    assert put(1)
+    assert found() == {"a"}
+    assert put(2)
+    catalog.drop_ranks("a")
+    catalog.drop_ranks("nobody")
+    assert found() == set()
+
+
+def test_an_adapter_is_on_all_ranks_of_its_pods() -> None:
+    catalog = Catalog(merge_namespaces=False)
+    catalog.put_ranks("a", Ranks(size=2).split(make_pod("a")))
+    catalog.put_ranks("b", Ranks(size=2).split(make_pod("b")))
+    catalog.put_adapter("0", adapter("a"))
+    assert names(catalog.build(0.0).models["lora"].whole) == {"a#0", "a#1"}

@@ -51,6 +51,56 @@ def dump(*models: Any) -> str:
     return yaml.safe_dump({"models": list(models)})
 
 
+def list_engines(*engines: Any) -> str:
+    return dump({"name": "m", "endpoints": list(engines)})
+
+
+def test_ranks_behind_one_port_are_counted_by_the_file() -> None:
+    engine = {"address": "10.0.0.1:8000", "data_parallel_size": 2}
+    pods = parse(list_engines(engine, "10.0.0.2:8000"))
+    assert [(pod.uid, pod.address, pod.number) for pod in pods] == [
+        ("10.0.0.1:8000#0", "10.0.0.1:8000", 0),
+        ("10.0.0.1:8000#1", "10.0.0.1:8000", 1),
+        ("10.0.0.2:8000", "10.0.0.2:8000", None),
+    ]
+    assert [pod.name for pod in pods[:2]] == ["m-10-0-0-1-0#0", "m-10-0-0-1-0#1"]
+
+
+@pytest.mark.parametrize("host", ["10.0.0.1", "[fd00::1]"])
+def test_ranks_with_ports_of_their_own_are_a_range(host: str) -> None:
+    pods = parse(list_engines(f"{host}:8000-8002"))
+    addresses = [f"{host}:{port}" for port in (8000, 8001, 8002)]
+    assert [pod.address for pod in pods] == [pod.uid for pod in pods] == addresses
+    assert len({pod.name for pod in pods}) == 3
+
+
+def test_a_host_name_may_have_a_range_and_a_dash() -> None:
+    pods = parse(list_engines("my-host-1:8000-8001"), **{"my-host-1": ("10.0.0.1", "10.0.0.2")})
+    assert len({pod.address for pod in pods}) == 4
+    (pod,) = parse(list_engines("my-host-1:8000"), **{"my-host-1": ("10.0.0.1",)})
+    assert pod.address == "10.0.0.1:8000"
+
+
+@pytest.mark.parametrize(
+    ("engine", "problem"),
+    [
+        ({"address": "10.0.0.1:8000", "data_parallel_size": "many"}, "data-parallel size 'many'"),
+        ({"address": "10.0.0.1:8000", "data_parallel_size": 0}, "data-parallel size '0'"),
+        ({"address": "10.0.0.1:8000-8001", "data_parallel_size": 2}, "ports of their own, or"),
+        ("10.0.0.1:8001-8000", "ports '8001-8000'"),
+        ("10.0.0.1:8000-x", "must be like 8000,8001 or 8000-8003"),
+        ("10.0.0.999:8000-8001", "10.0.0.999"),
+    ],
+)
+def test_ranks_that_cannot_be_are_told(engine: Any, problem: str) -> None:
+    assert problem in find_problem(list_engines(engine))
+
+
+def test_a_port_of_a_range_is_listed_once() -> None:
+    problem = find_problem(list_engines("10.0.0.1:8000-8002", "10.0.0.1:8001"))
+    assert "10.0.0.1:8001 is listed twice" in problem
+
+
 def test_the_file_of_aibrix_is_understood() -> None:
     pods = parse(AIBRIX_EXAMPLE)
     assert [(pod.model, pod.role, pod.roleset, pod.address) for pod in pods] == [

@@ -423,3 +423,25 @@ def test_a_pod_is_on_its_node_and_where_its_labels_say() -> None:
     spec = {"containers": [{"name": "c"}], "nodeName": "n1"}
     assert read_known(labels, rules=rules, spec=spec).places == ("n1", "", "eu-1a")
     assert read_known(rules=rules).places == ("", "", "")
+
+
+def read_ranks(annotations: dict[str, str]) -> tuple[Pod, ...]:
+    metadata = {"name": "p", "namespace": "ns", "uid": "u", "labels": MODEL}
+    raw = {
+        "metadata": {**metadata, "annotations": annotations},
+        "spec": {"containers": [{"name": "c"}]},
+        "status": {"podIP": "10.0.0.1", "conditions": READY, "phase": "Running"},
+    }
+    return RULES.read_ranks(msgspec.json.decode(msgspec.json.encode(raw), type=KubePod))
+
+
+def test_a_pod_is_one_for_each_of_its_ranks() -> None:
+    assert [pod.uid for pod in read_ranks({})] == ["u"]
+    assert [pod.number for pod in read_ranks({"pdrouter/data-parallel-size": "2"})] == [0, 1]
+    ports = read_ranks({"pdrouter/data-parallel-ports": "8000,9000"})
+    assert [pod.address for pod in ports] == ["10.0.0.1:8000", "10.0.0.1:9000"]
+    (one,) = read_ranks({"pdrouter/data-parallel-ports": "9000"})
+    assert (one.uid, one.address) == ("u", "10.0.0.1:9000")
+    (flawed,) = read_ranks({"pdrouter/data-parallel-size": "many"})
+    assert not flawed.ready
+    assert "'many'" in flawed.obstacle

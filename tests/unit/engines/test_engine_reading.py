@@ -172,3 +172,22 @@ def test_an_engine_that_is_not_known_speaks_as_vllm_does() -> None:
 def test_a_label_with_too_many_digits_is_no_number() -> None:
     page = b'vllm:cache_config_info{block_size="%s",num_gpu_blocks="10"} 1\n' % (b"9" * 5000)
     assert find_dialect("vllm").read(page).kv_capacity_tokens is None
+
+
+@pytest.mark.parametrize(("engine", "label"), [("vllm", "engine"), ("sglang", "dp_rank")])
+def test_a_rank_is_told_from_the_others_on_its_page(engine: str, label: str) -> None:
+    running = {"vllm": "num_requests_running", "sglang": "num_running_reqs"}[engine]
+    page = "\n".join(
+        f"{engine}:{running}{write_labels(**{label: rank})} {rank + 1}" for rank in range(3)
+    ).encode()
+    dialect = find_dialect(engine)
+    assert [dialect.read(page, rank).running for rank in (None, 0, 2)] == [6, 1, 3]
+    assert dialect.read(page, 7).running is None
+
+
+@pytest.mark.parametrize("engine", ["vllm", "trtllm"])
+def test_where_nothing_tells_ranks_apart_each_has_the_whole_page(engine: str) -> None:
+    name = {"vllm": "vllm:num_requests_running", "trtllm": "trtllm_num_requests_running"}[engine]
+    page = f"{name} 4".encode()
+    dialect = find_dialect(engine)
+    assert dialect.read(page, 1) == dialect.read(page)

@@ -7,6 +7,7 @@ import pytest
 from factories import MODEL, make_pod
 
 from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.ranks import Ranks
 from pdrouter.engines.split import Leg
 from pdrouter.load.failures import EjectionRules, FailureMemory
 from pdrouter.openai.usage import Usage
@@ -69,6 +70,16 @@ def test_an_attempt_that_fails_is_a_failure(failure: FailureKind) -> None:
     bench.attempt(failure=failure)
     assert bench.is_out(Leg.PREFILL)
     assert not bench.is_out(Leg.DECODE)
+
+
+def test_no_rank_is_left_behind_an_address_that_takes_no_connections() -> None:
+    ranks = Ranks(size=2).split(PREFILL)
+    bench = Bench()
+    bench.attempt(failure=FailureKind.CONNECT, pod=ranks[0])
+    assert bench.memory.list_ejected() == {ranks[0].uid, ranks[1].uid}
+    one = Bench()
+    one.attempt(failure=FailureKind.TRANSPORT, pod=ranks[0])
+    assert one.memory.list_ejected() == {ranks[0].uid}
 
 
 @pytest.mark.parametrize("status", [500, 503, 408, 429])

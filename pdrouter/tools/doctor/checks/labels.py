@@ -15,6 +15,7 @@ from pdrouter.cluster.kubernetes.objects import (
     ROLE,
     ROLESET,
 )
+from pdrouter.cluster.kubernetes.ranks import RANK_PORTS, RANKS
 from pdrouter.cluster.pods import Role
 from pdrouter.nearest import find_nearest
 from pdrouter.tools.doctor.engines import find_pods
@@ -25,6 +26,7 @@ from pdrouter.tools.doctor.objects.workloads import Workload
 _READ = (
     *(MODEL, PORT, METRICS_PORT, ENGINE, CONFIG, KV_CONNECTOR, ROLE, ROLESET, GROUP_INDEX),
     *REVISIONS,
+    *(RANK_PORTS, RANKS),
 )
 """What the router reads of a pod."""
 
