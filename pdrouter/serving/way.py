@@ -143,13 +143,8 @@ class Dispatcher:
             ran = await self._run_side_legs(request, chosen, head, call)
             if isinstance(ran, Companion):
                 return self._join(request, chosen, ran, record)
-            answers, holder = ran, None
-            if answers:
-                holder, last = answers[-1].pod, chosen.decision.last.pod
-                call.handle = self.releases.hold(answers[-1], last, request.model, head.headers)
-            replaced = self.chooser.replace_last(request.model, chosen.routed, holder, record)
-            if replaced is not None:
-                chosen.change(replaced)
+            answers = ran
+            self._settle_last(request, chosen, answers, head, call)
         pod = chosen.decision.last.pod
         if not answers or chosen.decision.whole:
             call.give_up_handle()
@@ -157,6 +152,23 @@ class Dispatcher:
         with record.steps.time("hand-over"):
             body, headers = self._hand_over(request, chosen, answers, call)
         return Dispatched(body, answers[-1].request_id, pod, pods.model, chosen, headers)
+
+    def _settle_last(
+        self,
+        request: InferenceRequest,
+        chosen: OpenDecision,
+        answers: Sequence[LegAnswer],
+        head: RequestHead,
+        call: Call,
+    ) -> None:
+        """Hold the handle of the side legs, and choose another last pod if that has gone."""
+        holder = None
+        if answers:
+            holder, last = answers[-1].pod, chosen.decision.last.pod
+            call.handle = self.releases.hold(answers[-1], last, request.model, head.headers)
+        replaced = self.chooser.replace_last(request.model, chosen.routed, holder, call.record)
+        if replaced is not None:
+            chosen.change(replaced)
 
     def find_second(self, model: str, chosen: OpenDecision) -> Pod | None:
         """Return the pod that takes a request if Envoy cannot connect to the chosen one."""
