@@ -199,9 +199,7 @@ class Application:
             # Last, because a task group wraps what is raised inside it.
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
             loop = self.telemetry.metrics.event_loop
-            stack.enter_context(
-                EventLoopWatch(loop.lag_seconds.observe, loop.stall_seconds.observe)
-            )
+            stack.enter_context(EventLoopWatch(self._note_lag, loop.stall_seconds.observe))
             freed = FreedMemory(lambda: self.bodies.bytes)
             works = [self._source.watch(), self._engines.run(), freed.run()]
             if self._asks_engines:
@@ -230,6 +228,10 @@ class Application:
         """
         lame_duck_s = self._settings.lame_duck_s if lame_duck else 0.0
         await self.server.drain(lame_duck_s, self._settings.drain_s)
+
+    def _note_lag(self, seconds: float) -> None:
+        self.telemetry.metrics.event_loop.lag_seconds.observe(seconds)
+        self._exchanges.leases.note_lag(seconds)
 
     def _describe_silence(self) -> list[str]:
         """Say of which models no ready pod, or none for a leg, has answered of late."""

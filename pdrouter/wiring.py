@@ -36,6 +36,7 @@ from pdrouter.serving.choosing import PodChooser
 from pdrouter.serving.engine_client import ClientLimits, EngineClient
 from pdrouter.serving.held_bodies import HeldBodies
 from pdrouter.serving.introductions import Introductions
+from pdrouter.serving.lease import Leases
 from pdrouter.serving.legs import SideLegs
 from pdrouter.serving.lessons import LegLessons
 from pdrouter.serving.pod_outcomes import PodOutcomes
@@ -89,6 +90,7 @@ class Exchanges:
         answers: where all reports of answers go.
         releases: have blocks freed that nobody fetches.
         questions: asks pods that were left out.
+        leases: know which handles are still good.
     """
 
     def __init__(self, settings: Settings, around: Surroundings) -> None:
@@ -116,6 +118,7 @@ class Exchanges:
             observer=around.observer,
             rules=choose_release_rules(settings),
         )
+        self.leases = Leases(settings.kv_lease_s)
         self.dispatcher = Dispatcher(
             chooser=PodChooser(
                 cache=around.cache,
@@ -140,6 +143,7 @@ class Exchanges:
                 retries=settings.prefill_retries,
                 budget=RetryBudget(choose_retry_rules(settings), state.clock),
                 introductions=Introductions(around.client, around.peers),
+                leases=self.leases,
             ),
             splits=splits,
             tokenizers=around.tokenizers,
@@ -248,7 +252,6 @@ def choose_dispatch_policy(settings: Settings) -> DispatchPolicy:
         max_forwarded_bytes=settings.max_message_bytes - MESSAGE_OVERHEAD_BYTES,
         expose_pods=settings.expose_pods,
         trust_ec_locator=settings.trust_ec_locator,
-        lease_s=settings.kv_lease_s,
         names_second=settings.pod_routing is Routing.OVERRIDE_HOST,
     )
 

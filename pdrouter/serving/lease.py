@@ -4,6 +4,8 @@ Time is counted from the answer, by the router's own clock: clocks of pods diffe
 count from any moment. An expiry that the engine writes down counts from the `date` of its answer.
 """
 
+import time
+from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 
 from pdrouter.serving.leg_outcome import LegAnswer
@@ -15,21 +17,60 @@ connects and the engine admits the request before its blocks are asked for."""
 _LONGEST_S = 86_400.0
 """An expiry that is further from the answer is none of the wall clock."""
 
+_STANDSTILL_S = 0.1
+_AFTERMATH_S = 1.0
 
-def is_late(answer: LegAnswer, expiry: float | None, lease_s: float, now: float) -> bool:
-    """Return whether a handle would come too late.
 
-    Args:
-        answer: the answer that it stands in.
-        expiry: when its blocks are freed, in seconds since 1970 by the engine's clock; None if it
-            does not say so.
-        lease_s: seconds for which blocks are kept where it does not.
-        now: the time, on the router's monotonic clock.
+class Leases:
+    """Knows which handles are still good. One for the whole process.
+
+    A process that was stopped finds answers that may have waited for as long. So whoever watches
+    the event loop says how late it is.
     """
-    if answer.at is None:
-        return False
-    said = None if expiry is None else _count_from(answer.date, expiry)
-    return now - answer.at > _USABLE * (lease_s if said is None else said)
+
+    __slots__ = ("_clock", "_lease_s", "_stood_from", "_stood_until")
+
+    def __init__(self, lease_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """Set up.
+
+        Args:
+            lease_s: seconds for which engines keep blocks, where they do not say it.
+            clock: gives the time in seconds.
+        """
+        self._lease_s = lease_s
+        self._clock = clock
+        self._stood_from = self._stood_until = -_AFTERMATH_S
+
+    def note_lag(self, seconds: float) -> None:
+        """Note that the event loop comes so late to what was due."""
+        if seconds >= _STANDSTILL_S:
+            self._stood_until = self._clock()
+            self._stood_from = self._stood_until - seconds
+
+    def find_arrival(self, seconds: float) -> float:
+        """Return when an answer has come at the earliest that is read now.
+
+        Args:
+            seconds: how long ago it was asked for.
+        """
+        now = self._clock()
+        if now - self._stood_until >= _AFTERMATH_S:
+            return now
+        return max(now - seconds, self._stood_from)
+
+    def is_late(self, answer: LegAnswer, expiry: float | None) -> bool:
+        """Return whether a handle would come too late.
+
+        Args:
+            answer: the answer that it stands in.
+            expiry: when its blocks are freed, in seconds since 1970 by the engine's clock; None if
+                it does not say so.
+        """
+        if answer.at is None:
+            return False
+        said = None if expiry is None else _count_from(answer.date, expiry)
+        lease_s = self._lease_s if said is None else said
+        return self._clock() - answer.at > _USABLE * lease_s
 
 
 def _count_from(date: str, expiry: float) -> float | None:

@@ -65,6 +65,7 @@ class LegAnswer(msgspec.Struct, frozen=True):
         at: when it came, on the monotonic clock; None if that is not known.
         date: when it was written, by the clock of its pod, as its header says.
         peer: what was known of the engine when the leg was sent.
+        late: whether its handle would come too late.
     """
 
     leg: Leg
@@ -75,6 +76,7 @@ class LegAnswer(msgspec.Struct, frozen=True):
     at: float | None = None
     date: str = ""
     peer: PeerFacts | None = NOTHING
+    late: bool = False
 
 
 class Tried(NamedTuple):

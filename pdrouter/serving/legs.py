@@ -29,6 +29,7 @@ from pdrouter.serving.call import Call
 from pdrouter.serving.companion import Companion
 from pdrouter.serving.engine_client import EngineAnswer, EngineClient, PostFailed
 from pdrouter.serving.introductions import Introductions
+from pdrouter.serving.lease import Leases
 from pdrouter.serving.leg_outcome import Attempt, LegAnswer, LegFailed, LegRefused, Tried
 from pdrouter.serving.leg_posts import LegPosts
 from pdrouter.serving.lessons import LegLessons
@@ -59,6 +60,7 @@ class SideLegs:
         retries: how many further pods are tried after a failure.
         budget: how many of all requests may be tried again.
         introductions: knows engines, where wires need it.
+        leases: know which handles are still good.
     """
 
     client: EngineClient
@@ -70,6 +72,7 @@ class SideLegs:
     retries: int
     budget: RetryBudget
     introductions: Introductions
+    leases: Leases
 
     async def run(
         self,
@@ -107,6 +110,10 @@ class SideLegs:
             if isinstance(tried, Companion):
                 return tried
             attempts.append(tried.attempt)
+            if tried.done is not None and tried.done.late and self._may_repeat(attempts, posts):
+                # The router stood still, not the pod: that has the prompt cached by now.
+                self.lessons.note_retry(Retry.SAME_ROLESET, record)
+                continue
             if tried.done is not None:
                 self.lessons.note_answer(tried.done, attempts, request, routed.pods.model, record)
                 return tried.done
@@ -220,7 +227,7 @@ class SideLegs:
         try:
             with trial, state.ledger.start(leg, pod.uid, choice.tokens) as scope:
                 attempt, answer = await posts.send(pod, writer.write, companion)
-                done = _read(attempt, answer, writer.peer)
+                done = self._read(attempt, answer, writer)
                 if done is not None:
                     scope.complete(None if done.usage is None else done.usage.count_computed())
         except asyncio.CancelledError:
@@ -234,6 +241,33 @@ class SideLegs:
             self.introductions.take(done, writer.split)
         self.lessons.note_attempt(attempt, writer.request, routed.pods.model, record)
         return Tried(attempt, answer, done)
+
+    def _read(
+        self, attempt: Attempt, answer: EngineAnswer | None, writer: "_Writer"
+    ) -> LegAnswer | None:
+        """Return what the leg was for; None if the attempt has not carried it out."""
+        if answer is None or attempt.speaks is not Speaks.DONE:
+            return None
+        found = LegAnswer(
+            attempt.leg,
+            attempt.pod,
+            attempt.request_id,
+            answer.body,
+            read_usage(answer.body),
+            self.leases.find_arrival(attempt.seconds),
+            answer.headers.get("date", ""),
+            writer.peer,
+        )
+        late = self.leases.is_late(found, writer.split.find_expiry(found))
+        return structs.replace(found, late=True) if late else found
+
+    def _may_repeat(self, attempts: Sequence[Attempt], posts: LegPosts) -> bool:
+        """Return whether a leg that a pod has carried out may be carried out once more."""
+        return (
+            len(attempts) <= self.retries
+            and time.monotonic() < posts.deadline
+            and self.budget.take_retry(posts.record.model)
+        )
 
     def _choose_other(
         self,
@@ -319,24 +353,6 @@ class _Writer:
         placement = self.place(request_id)
         body = self.split.side_body(self.leg, self.request, placement)
         return self.split.side_headers(placement), body
-
-
-def _read(
-    attempt: Attempt, answer: EngineAnswer | None, peer: PeerFacts | None
-) -> LegAnswer | None:
-    """Return what the leg was for; None if the attempt has not carried it out."""
-    if answer is None or attempt.speaks is not Speaks.DONE:
-        return None
-    return LegAnswer(
-        attempt.leg,
-        attempt.pod,
-        attempt.request_id,
-        answer.body,
-        read_usage(answer.body),
-        time.monotonic(),
-        answer.headers.get("date", ""),
-        peer=peer,
-    )
 
 
 def _choose_refusal(refusals: Sequence[EngineAnswer], *, failures: int) -> EngineAnswer | None:

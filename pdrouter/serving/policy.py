@@ -20,7 +20,6 @@ class DispatchPolicy:
         expose_pods: whether errors tell clients names and addresses of pods.
         trust_ec_locator: whether requests come from a router that has media encoded, and names
             where.
-        lease_s: seconds for which engines keep blocks that nobody has fetched.
         names_second: whether Envoy is told a second pod, should it not reach the first.
     """
 
@@ -32,5 +31,4 @@ class DispatchPolicy:
     max_forwarded_bytes: int
     expose_pods: bool = True
     trust_ec_locator: bool = False
-    lease_s: float = 30.0
     names_second: bool = False

@@ -1,6 +1,5 @@
 """From a request's body to the pod that it goes to: validate, choose, run side legs, hand over."""
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -22,7 +21,6 @@ from pdrouter.routing.runner_up import find_runner_up
 from pdrouter.serving.call import Call
 from pdrouter.serving.choosing import PodChooser
 from pdrouter.serving.companion import Companion
-from pdrouter.serving.lease import is_late
 from pdrouter.serving.leg_outcome import LegAnswer, LegFailed
 from pdrouter.serving.legs import SideLegs
 from pdrouter.serving.open_decision import OpenDecision
@@ -277,8 +275,7 @@ class Dispatcher:
     ) -> tuple[Pieces, Mapping[str, str]]:
         answer = answers[-1]
         split = self.splits.find(answer.pod.engine, answer.pod.kv_connector)
-        expiry, lease_s = split.find_expiry(answer), self.policy.lease_s
-        if is_late(answer, expiry, lease_s, time.monotonic()):
+        if answer.late:
             raise HandoffInvalid("late", "its blocks may be freed before they are fetched")
         placement = Placement(pods, answer.request_id, answer.peer)
         body = split.last_body(request, placement, answers)

@@ -35,6 +35,7 @@ from pdrouter.serving.call import Call
 from pdrouter.serving.choosing import Routed
 from pdrouter.serving.engine_client import ClientLimits, EngineClient, FailureKind
 from pdrouter.serving.introductions import Introductions
+from pdrouter.serving.lease import Leases
 from pdrouter.serving.leg_outcome import Attempt, LegAnswer, LegFailed, LegRefused
 from pdrouter.serving.legs import SideLegs
 from pdrouter.serving.lessons import LegLessons
@@ -103,6 +104,10 @@ class Unchanged(Split):
         del placement, answers
         return request.body.edit()
 
+    def find_expiry(self, answer: SideAnswer) -> float | None:
+        del answer
+        return None
+
 
 def choose(pod: Pod, leg: Leg = Leg.PREFILL) -> Choice:
     return Choice(leg, pod, "in-order", 0.0, [pod], [0.0], TOKENS)
@@ -161,6 +166,7 @@ class Stage(Notes):
             retries,
             self.budget,
             Introductions(client),
+            Leases(30.0),
         )
 
     def leg_attempted(self, record: RequestRecord, attempt: Attempt) -> None:

@@ -17,7 +17,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from processes import RouterProcess, run_installation, streaming
 
 from pdrouter.extproc.server import HEALTH_SERVICES
+from pdrouter.tools.simulation.engine import SimulatedEngine
 from pdrouter.tools.simulation.faults import Fault
+from pdrouter.tools.simulation.received_requests import ReceivedRequest
 
 MIB = 2**20
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -211,6 +213,42 @@ async def test_sigterm_lets_open_requests_finish_and_serves_new_ones_for_a_while
         router.expect_no_accident()
 
         expect_router_unavailable(await client.post(CHAT, json=chat()))
+
+
+def list_legs(engine: SimulatedEngine) -> list[ReceivedRequest]:
+    """Return what an engine has received, without the router's own questions."""
+    return [request for request in engine.requests if "x-request-id" in request.headers]
+
+
+async def test_a_handle_that_waited_while_the_router_was_stopped_is_not_sent() -> None:
+    async with (
+        run_installation({"PDROUTER_KV_LEASE": "1"}) as installation,
+        installation.connect() as client,
+    ):
+        (router,) = installation.routers
+        prefill = installation.prefill
+        prefill.faults.set(Fault(slow_s=0.3, times=1))
+        waiting = asyncio.create_task(client.post(CHAT, json=chat()))
+
+        async def asked() -> None:
+            assert list_legs(prefill)
+
+        async def answered() -> None:
+            assert list_legs(prefill)[-1].outcome != "running"
+
+        await eventually(asked)
+        router.signal(signal.SIGSTOP)
+        await eventually(answered)
+        await asyncio.sleep(1.5)
+        router.signal(signal.SIGCONT)
+        response = await waiting
+        assert response.status_code == 200
+        assert response.headers["x-pd-decision"] == "disaggregated"
+        late, used = [leg.headers["x-request-id"] for leg in list_legs(prefill)]
+        assert used == f"{late}-2"
+        (decode,) = list_legs(installation.decode)
+        assert decode.headers["x-request-id"] == used
+        router.expect_no_accident()
 
 
 async def test_what_is_open_at_the_end_of_the_drain_time_is_cancelled() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 from contextlib import ExitStack
 from dataclasses import replace
+from email.utils import formatdate
 from typing import Any
 
 import pytest
@@ -851,3 +852,31 @@ async def test_a_locator_reaches_engines_from_a_trusted_router_alone(trusted: bo
     located = {"kv_transfer_params": {"ec_locator": {"id": 1}}}
     assert sent == (located if trusted else {})
     assert bench.close().aggregated == ("ec-locator" if trusted else "")
+
+
+FREED = b'{"kv_transfer_params": ' + PARAMS[:-1] + b', "remote_blocks_expiry_time": 1789999990}}'
+"""An answer whose blocks are freed already, if it was written at `WRITTEN`."""
+WRITTEN = formatdate(1_790_000_000, usegmt=True)
+
+
+async def test_a_handle_that_was_late_is_asked_for_again_under_a_new_id() -> None:
+    bench = Bench(prefill_retries=1)
+    answers = iter([EngineAnswer(200, {"date": WRITTEN}, FREED), bench.prefill.answer()])
+    bench.prefill.answer = lambda: next(answers)
+    _, reply = await bench.tell(request_headers(), request_body())
+    assert isinstance(reply, PhaseReply)
+    assert isinstance(reply.body, ReplaceBody)
+    assert PARAMS in bytes(reply.body.body)
+    first, second = [post.headers["x-request-id"] for post in bench.prefill.posts]
+    assert (dict(reply.set_headers)["x-request-id"], second) == (second, f"{first}-2")
+    record = bench.close()
+    assert (record.aggregated, record.handoff) == ("", "")
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+async def test_a_handle_is_asked_for_again_as_often_as_a_leg_is_tried(retries: int) -> None:
+    bench = Bench(prefill_retries=retries)
+    bench.prefill.answer = lambda: EngineAnswer(200, {"date": WRITTEN}, FREED)
+    await bench.tell(request_headers(), request_body())
+    assert len(bench.prefill.posts) == 1 + retries
+    assert bench.close().aggregated == "handoff-late"

@@ -8,12 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pdrouter.engines.split import Leg
-from pdrouter.serving.lease import is_late
+from pdrouter.serving.lease import Leases
 from pdrouter.serving.leg_outcome import LegAnswer
 
 LEASE_S = 30.0
 WRITTEN = 1_790_000_000
 """When the engine has written the answer, by its own clock."""
+
+
+def is_late(answer: LegAnswer, expiry: float | None, lease_s: float, now: float) -> bool:
+    return Leases(lease_s, lambda: now).is_late(answer, expiry)
 
 
 def answered(at: float | None, date: str = formatdate(WRITTEN, usegmt=True)) -> LegAnswer:
@@ -60,3 +64,54 @@ def test_an_expiry_by_another_clock_is_not_taken_for_one(expiry: float) -> None:
 def test_without_a_date_the_usual_lease_counts(date: str) -> None:
     assert not is_late(answered(100.0, date), WRITTEN + 1.0, LEASE_S, 110)
     assert is_late(answered(100.0, date), WRITTEN + 1.0, LEASE_S, 130)
+
+
+class Standstill:
+    """A process that is stopped for a while, as its event loop sees it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.leases = Leases(LEASE_S, lambda: self.now)
+
+    def pass_time(self, seconds: float, *, stopped: bool = False) -> None:
+        self.now += seconds
+        self.leases.note_lag(seconds if stopped else 0.005)
+
+    def is_late(self, asked_s_ago: float) -> bool:
+        return self.leases.is_late(answered(self.leases.find_arrival(asked_s_ago)), None)
+
+
+def test_what_is_read_after_a_standstill_may_have_waited_for_all_of_it() -> None:
+    process = Standstill()
+    assert not process.is_late(40)
+    process.pass_time(29, stopped=True)
+    assert process.is_late(40)
+
+
+def test_a_short_standstill_makes_nothing_late() -> None:
+    process = Standstill()
+    process.pass_time(20, stopped=True)
+    assert not process.is_late(40)
+
+
+def test_what_was_asked_after_the_standstill_has_not_waited_in_it() -> None:
+    process = Standstill()
+    process.pass_time(29, stopped=True)
+    process.pass_time(0.2)
+    assert process.is_late(40)
+    assert not process.is_late(0.2)
+
+
+def test_a_standstill_is_over_some_time() -> None:
+    process = Standstill()
+    process.pass_time(29, stopped=True)
+    process.pass_time(2)
+    assert not process.is_late(40)
+
+
+def test_a_busy_loop_has_not_stood_still() -> None:
+    process = Standstill()
+    for _ in range(1000):
+        process.now += 0.09
+        process.leases.note_lag(0.07)
+    assert not process.is_late(80)
