@@ -1,6 +1,6 @@
 """How fast pods compute prompts, learnt from the prefill legs that they have completed."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -99,23 +99,22 @@ class PrefillRates:
         n = _PRIOR_TOKENS
         w = _PRIOR_WEIGHT
         seconds = n * self._linear
-        self._moments = [w * n**2, w * n**3, w * n**4 * 1.001, w * n * seconds, w * n**2 * seconds]
+        self._moments = w * n**2, w * n**3, w * n**4 * 1.001, w * n * seconds, w * n**2 * seconds
 
     def predict(self, uid: str, tokens: int) -> float:
         """Return the seconds that a pod needs for so many prompt tokens that it has not cached."""
-        (work,) = self.measure((tokens,))
-        return work * self.unit_s * self.factors.get(uid, 1.0)
+        return self.measure(tokens) * self.unit_s * self.factors.get(uid, 1.0)
 
     def freeze(self) -> PrefillCurve:
         """Return what is known now; it does not change any more."""
         return PrefillCurve(self._linear, self._quadratic, self.factors, self._buckets)
 
-    def measure(self, prompts: Iterable[int]) -> list[float]:
-        """Return the work that prompts of these lengths are, in units, by the newest curve."""
+    def measure(self, tokens: int) -> float:
+        """Return the work that a prompt of this length is, in units, by the newest curve."""
         if self._buckets:
-            prompts = map(self.pad, prompts)
+            tokens = round_up(tokens, self._buckets)
         linear, quadratic = self._linear / self.unit_s, self._quadratic / self.unit_s
-        return [linear * tokens + quadratic * (tokens * tokens) for tokens in prompts]
+        return linear * tokens + quadratic * (tokens * tokens)
 
     def pad(self, tokens: int) -> int:
         """Return how many tokens an engine computes for so many of a prompt."""
@@ -148,14 +147,15 @@ class PrefillRates:
             self.factors = {each: factor for each, factor in self.factors.items() if each != uid}
 
     def _fit(self, n: float, seconds: float) -> None:
-        n2, n3, n4, ns, n2s = self._moments = [
-            moment * _FORGET_CURVE + added
-            for moment, added in zip(
-                self._moments,
-                (n * n, n * n * n, n * n * n * n, n * seconds, n * n * seconds),
-                strict=True,
-            )
-        ]
+        n2, n3, n4, ns, n2s = self._moments
+        square = n * n
+        cube = square * n
+        n2 = n2 * _FORGET_CURVE + square
+        n3 = n3 * _FORGET_CURVE + cube
+        n4 = n4 * _FORGET_CURVE + cube * n
+        ns = ns * _FORGET_CURVE + n * seconds
+        n2s = n2s * _FORGET_CURVE + square * seconds
+        self._moments = n2, n3, n4, ns, n2s
         determinant = n2 * n4 - n3 * n3
         quadratic = (n2 * n2s - n3 * ns) / determinant if determinant > 0 else 0.0
         linear = (ns - quadratic * n3) / n2

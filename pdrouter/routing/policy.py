@@ -1,6 +1,6 @@
 """The rules by which the `pd` strategy chooses within one leg."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -65,21 +65,15 @@ class RankingRequest:
 
     def count_uncached(self, uid: str) -> int:
         """Return how many prompt tokens a pod would have to compute, at least one."""
-        return count_computed(self.facts, (self.matches.get(uid, 0),))[0]
-
-    def count_computed(self, lengths: Iterable[int]) -> list[int]:
-        """Return how many tokens are left if so many blocks are cached, at least one, for each."""
-        return count_computed(self.facts, lengths)
+        return count_computed(self.facts, self.matches.get(uid, 0))
 
 
-def count_computed(facts: RoutingFacts, lengths: Iterable[int]) -> list[int]:
-    """Return how many tokens are left if so many blocks are cached, at least one, for each."""
-    tokens, prefix = facts.prompt_tokens, facts.prefix
-    ends, size, half = prefix.ends, prefix.size, prefix.size // 2
-    return [
-        (tokens * (size - (ends[blocks - 1] if blocks else 0)) + half) // size or 1
-        for blocks in lengths
-    ]
+def count_computed(facts: RoutingFacts, blocks: int) -> int:
+    """Return how many prompt tokens are left if so many blocks are cached, at least one."""
+    prefix = facts.prefix
+    size = prefix.size
+    left = size - prefix.ends[blocks - 1] if blocks else size
+    return (facts.prompt_tokens * left + size // 2) // size or 1
 
 
 class PrefillPolicy(Protocol):

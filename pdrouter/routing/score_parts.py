@@ -34,7 +34,7 @@ class PrefillParts(msgspec.Struct, frozen=True):
     def describe(self, index: int, uid: str, score: float) -> dict[str, float]:
         """Return the parts of a pod's score, their units in their names."""
         del index
-        (computed,) = count_computed(self.facts, (self.matches.get(uid, 0),))
+        computed = count_computed(self.facts, self.matches.get(uid, 0))
         compute_s = self.curve.predict(uid, computed)
         parts: dict[str, float] = {
             "cached_tokens": self.facts.prompt_tokens - computed,

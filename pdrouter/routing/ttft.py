@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from pdrouter.cluster.pods import Pod
-from pdrouter.routing.policy import DEFAULT_OPTIONS, PolicyOptions, RankingRequest
+from pdrouter.routing.policy import DEFAULT_OPTIONS, PolicyOptions, RankingRequest, count_computed
 from pdrouter.routing.score_parts import PrefillParts
 
 
@@ -49,10 +49,11 @@ class TimeToFirstToken:
         """Return the predicted seconds for each pod, those of computing weighted."""
         ledger, matches = request.state.ledger, request.matches
         # Most of many pods have cached the same part of the prompt.
-        lengths = {0, *matches.values()}
-        work = ledger.rates.measure(request.count_computed(lengths))
-        weight = self._compute_weight
-        added = {blocks: weight * each for blocks, each in zip(lengths, work, strict=True)}
+        rates, weight = ledger.rates, self._compute_weight
+        added = {
+            blocks: weight * rates.measure(count_computed(request.facts, blocks))
+            for blocks in {0, *matches.values()}
+        }
         uids = [pod.uid for pod in pods]
         return ledger.predict_prefills(
             uids, [added[matches.get(uid, 0)] for uid in uids], self._others_weight

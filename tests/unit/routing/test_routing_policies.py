@@ -16,7 +16,7 @@ from pdrouter.load.samples import EngineSample
 from pdrouter.openai.prompt_prefix import NO_PREFIX, PromptPrefix
 from pdrouter.routing.decision import RoutingFacts
 from pdrouter.routing.kv_capacity import KVCapacity, count_requests
-from pdrouter.routing.policy import PolicyOptions, Ranking, RankingRequest
+from pdrouter.routing.policy import PolicyOptions, Ranking, RankingRequest, count_computed
 from pdrouter.routing.score_parts import DecodeParts
 from pdrouter.routing.strategies import PREFILL_POLICIES
 from pdrouter.routing.ttft import TimeToFirstToken
@@ -50,8 +50,7 @@ def test_what_is_cached_need_not_be_computed(blocks: int, uncached: int) -> None
 
 @pytest.mark.parametrize(("blocks", "tokens"), [(0, 999), (1, 749), (2, 500), (3, 250), (4, 1)])
 def test_what_is_left_to_compute_is_rounded_to_whole_tokens(blocks: int, tokens: int) -> None:
-    request = make_request(tokens=999)
-    assert request.count_computed([blocks]) == [tokens]
+    assert count_computed(make_request(tokens=999).facts, blocks) == tokens
 
 
 def test_a_prompt_without_blocks_is_computed_whole() -> None:
