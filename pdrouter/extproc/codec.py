@@ -253,9 +253,11 @@ def _prefix(content: bytes) -> bytes:
 
 
 def _write_varint(value: int) -> bytes:
-    if value < len(_VARINTS):
+    if value < 0x80:
         return _VARINTS[value]
-    return bytes([value & 0x7F | 0x80]) + _write_varint(value >> 7)
+    if value < 0x4000:
+        return bytes((value & 0x7F | 0x80, value >> 7))
+    return bytes((value & 0x7F | 0x80,)) + _write_varint(value >> 7)
 
 
 _VARINTS = tuple(bytes([value]) for value in range(0x80))

@@ -5,7 +5,7 @@ from msgspec import structs
 from pdrouter.cluster.pods import Pod
 from pdrouter.load.failures import Trial
 from pdrouter.load.ledger import Scope
-from pdrouter.routing.decision import Choice, Decision
+from pdrouter.routing.decision import Choice
 from pdrouter.routing.state import RoutingState
 from pdrouter.serving.choosing import Routed
 from pdrouter.serving.record import RequestRecord
@@ -16,9 +16,10 @@ class OpenDecision:
 
     Attributes:
         routed: the pods, and what they were chosen by.
+        decision: the pods, as they stand now.
     """
 
-    __slots__ = ("_record", "_scope", "_state", "_trial", "routed")
+    __slots__ = ("_record", "_scope", "_state", "_trial", "decision", "routed")
 
     def __init__(self, routed: Routed, state: RoutingState, record: RequestRecord) -> None:
         """Count the request on its last pod.
@@ -29,19 +30,16 @@ class OpenDecision:
             record: gets each new decision.
         """
         self.routed = routed
+        self.decision = routed.decision
         self._state = state
         self._record = record
         self._scope, self._trial = self._hold(routed.decision.last)
 
-    @property
-    def decision(self) -> Decision:
-        """The pods, as they stand now."""
-        return self.routed.decision
-
     def change(self, routed: Routed) -> None:
         """Let other pods serve the request; what has been counted moves with it."""
         before, last = self.decision.last, routed.decision.last
-        self.routed, self._record.decision = routed, routed.decision
+        self.routed = routed
+        self.decision = self._record.decision = routed.decision
         if last.pod.uid != before.pod.uid:
             self.close()
             self._scope, self._trial = self._hold(last)

@@ -1,8 +1,9 @@
 """The record of one request: what was chosen, why, and what it cost."""
 
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
+
+import msgspec
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.openai.usage import Usage
@@ -43,8 +44,7 @@ class Outcome(StrEnum):
     """Envoy's side of the stream said something that it must not say."""
 
 
-@dataclass(slots=True)
-class RequestRecord:
+class RequestRecord(msgspec.Struct):
     """Filled in while a request goes its way. All times are in seconds.
 
     Attributes:
@@ -105,9 +105,9 @@ class RequestRecord:
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     predicted_prefill_s: float | None = None
-    attempts: list[Attempt] = field(default_factory=list)
+    attempts: list[Attempt] = []
     retries: tuple[Retry, ...] = ()
-    steps: StepTimes = field(default_factory=StepTimes)
+    steps: StepTimes = msgspec.field(default_factory=StepTimes)
     overhead_s: float = 0.0
     output_tokens: int | None = None
     first_token_s: float | None = None
