@@ -66,12 +66,21 @@ from pdrouter.openai.kind import RequestKind
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.usage import Usage
 from pdrouter.process_limits import choose_body_memory
-from pdrouter.serving import engine_client, legs, pod_outcomes, rate_limit, release, unsplittable
+from pdrouter.serving import (
+    engine_client,
+    legs,
+    pod_outcomes,
+    pod_questions,
+    rate_limit,
+    release,
+    unsplittable,
+)
 from pdrouter.serving import tokenizers as tokenizing
 from pdrouter.serving.engine_client import ClientLimits, EngineClient, FailureKind, PostFailed
 from pdrouter.serving.held_bodies import HeldBodies
 from pdrouter.serving.leg_outcome import LegAnswer
 from pdrouter.serving.pod_outcomes import PodOutcomes
+from pdrouter.serving.pod_questions import PodQuestions
 from pdrouter.serving.rate_limit import RateLimiter
 from pdrouter.serving.release import ReleaseOutcome, ReleaseRules, Releases
 from pdrouter.serving.tokenizers import PromptTokenizers
@@ -244,6 +253,34 @@ async def exceed_the_back_off(_: pytest.MonkeyPatch) -> None:
         waits.append(cast("float", told["seconds_until_trial"]))
         now += waits[-1] + 1
     assert waits[0] <= DEFAULTS.eject_s < waits[3] < max(waits) <= DEFAULTS.eject_longest_s
+
+
+@asynccontextmanager
+async def asking(count: int) -> AsyncIterator[tuple[FailureMemory, Server]]:
+    """Questions to so many pods, of which none answers, with the one engine behind them."""
+    async with listen(hang) as engine, AsyncExitStack() as stack:
+        ip, _colon, port = engine.address.rpartition(":")
+        cache, memory = PodCache(), FailureMemory()
+        cache.replace(
+            make_pod(f"d{number}", Role.DECODE, ip=ip, port=int(port)) for number in range(count)
+        )
+        client = await stack.enter_async_context(EngineClient(ClientLimits(WAIT_S, WAIT_S, MIB)))
+        for pod in cache.view.pods:
+            memory.note_failure(pod.uid, Leg.DECODE, "x", memory.clock(), path="/v1/completions")
+        questions = PodQuestions(client, cache, PodOutcomes(memory))
+        task = asyncio.create_task(questions.run())
+        try:
+            yield memory, engine
+        finally:
+            task.cancel()
+
+
+@walk("A question to a decode pod that was left out", f"{pod_questions._ANSWER_S:g} s")
+async def exceed_a_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pod_questions, "_ANSWER_S", SOON_S)
+    async with asking(1) as (memory, _):
+        await wait_until(lambda: bool(memory.list_ejected()))
+        assert memory.asked == {"failed": 1}
 
 
 @asynccontextmanager
@@ -584,6 +621,14 @@ async def exceed_the_releases(monkeypatch: pytest.MonkeyPatch) -> None:
         assert outcomes.ended == [ReleaseOutcome.DROPPED] * 5
         await wait_until(lambda: len(engine.requests) == release._AT_ONCE)
         assert engine.connections == release._AT_ONCE
+
+
+@walk("Questions to pods at once", f"{pod_questions._AT_ONCE}")
+async def exceed_the_questions(_: pytest.MonkeyPatch) -> None:
+    async with asking(pod_questions._AT_ONCE + 9) as (_memory, engine):
+        await wait_until(lambda: engine.connections >= pod_questions._AT_ONCE)
+        await asyncio.sleep(SOON_S)
+        assert engine.connections == pod_questions._AT_ONCE
 
 
 @walk(

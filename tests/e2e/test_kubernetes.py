@@ -565,7 +565,8 @@ async def test_an_engine_that_has_started_again_is_not_held_to_what_its_containe
 ) -> None:
     async with run_cluster(
         tmp_path / "kubeconfig",
-        prefill=engines("prefill", PREFILL, 1),
+        # Blocks that the broken pod does not fetch are given up soon.
+        prefill=engines("prefill", PREFILL, 1, kv_lease_s=2),
         decode=engines("decode", DECODE, 2),
     ) as cluster:
         for role, address in (("prefill", PREFILL), ("decode", DECODE)):
