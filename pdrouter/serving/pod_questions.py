@@ -1,8 +1,8 @@
 """Asks pods that were left out, before a client's request tries them."""
 
 import asyncio
-from dataclasses import dataclass, field
-from itertools import count
+from dataclasses import dataclass
+from uuid import uuid4
 
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import PodCache
@@ -37,7 +37,6 @@ class PodQuestions:
     client: EngineClient
     cache: PodCache
     outcomes: PodOutcomes
-    _numbers: "count[int]" = field(default_factory=lambda: count(1))
 
     async def run(self) -> None:
         """Ask until cancelled."""
@@ -75,7 +74,8 @@ class PodQuestions:
         where, members = question(path, part.model or pod.model)
         headers = {
             "content-type": "application/json",
-            "x-request-id": f"pdrouter-question-{next(self._numbers)}",
+            # Several routers may ask an engine, which refuses an id that it is working on.
+            "x-request-id": f"pdrouter-question-{uuid4()}",
             **address_rank(pod),
         }
         body = Pieces((encode(members),))

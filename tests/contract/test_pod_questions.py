@@ -96,6 +96,20 @@ async def test_a_doubt_is_asked_about_at_once_with_one_token_of_the_same_path(
         assert bench.memory.asked == {"answered": 1}
 
 
+async def test_questions_of_two_routers_have_ids_of_their_own() -> None:
+    # An engine refuses an id that it is working on, and may mix up the answers.
+    async with asking(Fault(slow_s=0.1)) as bench, EngineClient(LIMITS) as client:
+        other = Bench(bench.engine, client)
+        task = asyncio.create_task(other.questions.run())
+        for each in (bench, other):
+            each.fail()
+        await wait_until(lambda: bench.memory.calm and other.memory.calm)
+        task.cancel()
+        ids = [request.headers["x-request-id"] for request in bench.engine.requests]
+        assert len(set(ids)) == 2
+        assert bench.engine.count("simulation:duplicate_request_ids_total") == 0
+
+
 @pytest.mark.parametrize(
     "fault",
     [Fault(status=500), Fault(status=503), Fault(status=429), Fault(drop=True)],
