@@ -7,7 +7,7 @@ import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +26,7 @@ PREFILL_S = 3.0
 _SILENCE_S = 2.0
 _STOP_S = 15.0
 _LOOPBACK = "127.0.0.1"
-_PORTS = (20_000, 32_000)
+_PORTS = (12_000, 20_000)
 _ROLESETS = ("a", "b")
 _PER_ROLE = 2
 _FAILED = (b'"level":"error"', b'"level": "error"', b'"exception"')
@@ -230,8 +230,9 @@ async def run_installation(scenario: Scenario) -> AsyncIterator[Installation]:
     async with AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pdrouter-")))
         endpoints_file = directory / "endpoints.yaml"
-        prefill = {name: _make_engines("prefill", connector, name) for name in _ROLESETS}
-        decode = {name: _make_engines("decode", connector, name) for name in _ROLESETS}
+        hosts = _choose_hosts()
+        prefill = {name: _make_engines("prefill", connector, hosts) for name in _ROLESETS}
+        decode = {name: _make_engines("decode", connector, hosts) for name in _ROLESETS}
         steady, replaced = _make_place(endpoints_file), _make_place(endpoints_file)
         listener = Address(_LOOPBACK, find_port())
         envoy = EnvoyPlace("", listener)
@@ -250,15 +251,21 @@ async def run_installation(scenario: Scenario) -> AsyncIterator[Installation]:
         yield made
 
 
-def find_port(host: str = _LOOPBACK) -> int:
+def find_port() -> int:
     """Return a free port that the kernel gives to no connection while its server is away."""
     while True:
         port: int = random.randrange(*_PORTS)
-        try:
-            with socket.create_server((host, port)):
-                return port
-        except OSError:
-            continue
+        with suppress(OSError), socket.create_server((_LOOPBACK, port)):
+            return port
+
+
+def _choose_hosts() -> Iterator[str]:
+    """Give addresses of loopback that nobody else has, so that no port is taken meanwhile.
+
+    Engines have each its own, as nodes apart do.
+    """
+    network = f"127.{random.randrange(1, 255)}.{random.randrange(1, 255)}"
+    return (f"{network}.{number}" for number in range(1, 255))
 
 
 def _make_place(endpoints_file: Path) -> RouterPlace:
@@ -272,18 +279,14 @@ def _make_place(endpoints_file: Path) -> RouterPlace:
 
 
 def _make_engines(
-    role: EngineRole, connector: KvConnector, roleset: str
+    role: EngineRole, connector: KvConnector, hosts: Iterator[str]
 ) -> tuple[SimulatedEngine, ...]:
-    first = 2 + _ROLESETS.index(roleset) * _PER_ROLE
-    # Addresses of their own make prefill engines nodes apart from decode engines.
-    hosts = [f"127.0.0.{first + number}" for number in range(_PER_ROLE)]
     return tuple(
         SimulatedEngine(
             EngineConfig(
                 role=role,
                 models=(MODEL,),
-                host=host,
-                port=find_port(host),
+                host=next(hosts),
                 kv_connector=connector,
                 prefill_tokens_per_s=20_000,
                 itl_ms=2,
@@ -291,7 +294,7 @@ def _make_engines(
                 request_log_size=200,
             )
         )
-        for host in (hosts if role == "prefill" else [_LOOPBACK] * _PER_ROLE)
+        for _ in range(_PER_ROLE)
     )
 
 

@@ -7,7 +7,7 @@ from benchmarks.chaos.plan import Kind
 from benchmarks.chaos.report import format_reports, list_broken
 from benchmarks.chaos.run import run_chaos
 
-REQUESTS = 150
+REQUESTS = 200
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
@@ -16,7 +16,7 @@ async def test_all_promises_hold_while_everything_fails(name: str) -> None:
     assert not list_broken(report), report.tally.examples
     # What was to be withstood has happened.
     assert report.tally.disturbances.keys() == set(Kind)
-    assert report.tally.answered > REQUESTS / 4
+    assert report.tally.answered > REQUESTS / 10
     assert report.tally.left.total() > 0
     assert report.tally.errors.total() > 0
     assert f"| Requests | {REQUESTS} |" in format_reports({name: report})
