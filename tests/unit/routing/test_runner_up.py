@@ -6,7 +6,7 @@ from factories import make_model_pods, make_pod, make_state
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.pods import Pod, Rank, Role
 from pdrouter.engines.split import Leg
 from pdrouter.load.failures import FailureMemory
 from pdrouter.routing.decision import Choice, Decision
@@ -81,6 +81,19 @@ def test_another_port_of_the_same_pod_is_another_one() -> None:
     other = make_pod("d", Role.DECODE, uid="3", port=8001)
     assert find(decide([one, same], [1.0, 2.0]), [one, same]) is None
     assert find(decide([one, other], [1.0, 2.0]), [one, other]) is other
+
+
+def test_a_rank_is_one_of_the_same_number() -> None:
+    pods = [
+        replace(
+            make_pod(f"d{host}-{number}", Role.DECODE, ip=f"10.0.1.{host}"), rank=Rank(number, 2)
+        )
+        for host in (1, 2)
+        for number in (0, 1)
+    ]
+    decision = decide([pods[1], pods[0], pods[2], pods[3]], [1.0, 2.0, 3.0, 4.0])
+    assert find(decision, pods) is pods[3]
+    assert find(decision, pods[:3]) is None
 
 
 @given(
