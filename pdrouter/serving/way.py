@@ -170,8 +170,10 @@ class Dispatcher:
 
     def find_second(self, model: str, chosen: OpenDecision) -> Pod | None:
         """Return the pod that takes a request if Envoy cannot connect to the chosen one."""
+        if not self.policy.names_second:
+            return None
         pods = self.chooser.cache.view.models.get(model)
-        if not self.policy.names_second or pods is None:
+        if pods is None:
             return None
         return find_runner_up(chosen.decision, pods, self.chooser.router.state)
 
