@@ -34,7 +34,7 @@ from pdrouter.extproc.modes import ask_for_answer, headers_skipped, pass_on, ski
 from pdrouter.extproc.request_ids import read_client_id
 from pdrouter.load.failures import CONNECT
 from pdrouter.openai.header_values import is_asked
-from pdrouter.openai.headers import DECISION_DETAIL
+from pdrouter.openai.headers import DECISION_DETAIL, LB_NAMESPACE, SERVED_ENDPOINT
 from pdrouter.openai.paths import split_path
 from pdrouter.serving.answers import AnswerReports, AnswerWatch, RoutedRequest, begin_watch
 from pdrouter.serving.call import Call
@@ -155,7 +155,7 @@ class Phases:
     async def on_response_headers(self, event: ResponseHeaders) -> Replies:
         """Judge the head of the answer, and explain the decision to the client."""
         record, status = self._record, self._note_response(event)
-        attributes = event.attributes()
+        attributes = _read_attributes(event)
         sent = self._follow(attributes)
         self._compare_pod(attributes)
         if sent is None:
@@ -307,3 +307,13 @@ class Phases:
     def _note_local_reply(self, attributes: Mapping[str, Any]) -> None:
         self._record.outcome = Outcome.LOCAL_REPLY
         self._record.local_reply = str(attributes.get("response.code_details") or "")
+
+
+def _read_attributes(event: ResponseHeaders) -> dict[str, Any]:
+    """Return Envoy's attributes of an answer, with the pod that has given it if anybody says so."""
+    attributes = event.attributes()
+    if "upstream.address" not in attributes:
+        served = event.metadata().get(LB_NAMESPACE, {}).get(SERVED_ENDPOINT)
+        if isinstance(served, str) and served:
+            attributes["upstream.address"] = served
+    return attributes

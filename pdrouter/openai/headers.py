@@ -6,6 +6,11 @@ from pdrouter.settings.controls import POD_HEADERS, RANK_PREFIX, RETRY_HEADERS
 
 TARGET_POD = "target-pod"
 DESTINATION_ENDPOINT = "x-gateway-destination-endpoint"
+LB_NAMESPACE = "envoy.lb"
+SERVED_ENDPOINT = f"{DESTINATION_ENDPOINT}-served"
+"""What gateways of the Endpoint Picker Protocol say in this namespace of a request's metadata: the
+pod that has answered."""
+
 ROUTING_STRATEGY = "routing-strategy"
 CLIENT_STRATEGY = "x-client-routing-strategy"
 CONFIG_PROFILE = "config-profile"

@@ -110,6 +110,17 @@ async def test_the_request_counts_on_the_second_pod_once_that_has_answered(
     assert failures.describe(other.uid) == []
 
 
+async def test_a_gateway_may_name_the_pod_as_the_endpoint_picker_protocol_has_it() -> None:
+    bench, headers = await send(DECODE, SECOND, **BY_LIST)
+    chosen, other = find_chosen(headers)
+    context = ProcessingRequest()
+    served = {"x-gateway-destination-endpoint-served": other.address}
+    context.metadata_context.filter_metadata["envoy.lb"].update(served)
+    await bench.exchange.handle(ResponseHeaders({":status": "200"}, context=context))
+    assert count_decodes(bench) == {other.uid: 1}
+    assert bench.close().unreached is chosen
+
+
 async def test_a_pod_that_envoy_does_not_know_has_not_failed() -> None:
     bench, headers = await send(DECODE, SECOND, **BY_LIST)
     chosen, other = find_chosen(headers)
