@@ -15,7 +15,7 @@ from pdrouter.cluster.model_namespaces import ModelNamespaces
 from pdrouter.cluster.pod_addresses import AddressRules, find_own_addresses
 from pdrouter.cluster.source import PodSource, RouteCheck
 from pdrouter.cluster.view import PodCache
-from pdrouter.engines.registry import WIRES, Splits
+from pdrouter.engines.registry import WIRES, SplitRules, Splits
 from pdrouter.extproc.exchange import Exchange
 from pdrouter.extproc.exchange_policy import ExchangePolicy
 from pdrouter.extproc.header_limits import HeaderLimits
@@ -329,5 +329,5 @@ def create_splits(settings: Settings) -> Splits:
     return Splits(
         default=settings.kv_connector,
         nixl_means=settings.nixl_means,
-        remote_host_rewrite=settings.rewrite_remote_host,
+        rules=SplitRules(settings.rewrite_remote_host, settings.leg_order),
     )

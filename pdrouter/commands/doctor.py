@@ -35,6 +35,7 @@ from pdrouter.tools.doctor.manifests import ManifestsUnreadable, read_manifests
 from pdrouter.tools.doctor.report import render_json, render_text
 from pdrouter.tools.doctor.snapshot import Snapshot
 from pdrouter.tools.doctor.survey import Survey
+from pdrouter.wiring import create_splits
 
 _FORBIDDEN = 403
 
@@ -120,7 +121,7 @@ def _ask_engines(path: Path) -> Diagnosis:
         EndpointsInvalid: the file cannot be read.
     """
     settings = Settings.load(os.environ, {})
-    splits = Splits(settings.kv_connector, settings.nixl_means, settings.rewrite_remote_host)
+    splits = create_splits(settings)
     endpoints = read_endpoints(path, WIRES)
     for remark in endpoints.remarks:
         print(f"pdrouter doctor: {path}: {remark}", file=sys.stderr)

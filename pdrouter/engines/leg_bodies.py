@@ -6,6 +6,9 @@ from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest
 from pdrouter.settings.controls import CONTROL_MEMBERS
 
+KV_PARAMS = "kv_transfer_params"
+"""The member by which vLLM's connectors, and forks of it, are told of a transfer."""
+
 TRANSFER_MEMBERS = frozenset(member.name for member in CONTROL_MEMBERS)
 """Members that steer a transfer between engines. A client that could set them could crash a decode
 engine, make it connect to any address, or read the KV blocks of another request."""
@@ -15,7 +18,7 @@ _MIN_TOKENS = frozenset({"min_tokens"})
 _NOT_PREFILLED_AT_TOP = _NOT_PREFILLED | _MIN_TOKENS
 _NESTED_HOLDERS = ("vllm_xargs",)
 _SAMPLING_EXTRA = "extra_args"
-_PARAMS, _LOCATOR = "kv_transfer_params", "ec_locator"
+_LOCATOR = "ec_locator"
 
 
 def whole_body(request: InferenceRequest) -> Pieces:
@@ -37,7 +40,7 @@ def find_locator(request: InferenceRequest) -> bytes | None:
     Neuron's wire: `sampling_params.extra_args.kv_transfer_params.ec_locator`.
     """
     holder = request.sampling
-    for name in (_SAMPLING_EXTRA, _PARAMS):
+    for name in (_SAMPLING_EXTRA, KV_PARAMS):
         raw = None if holder is None else holder.raw(name)
         if raw is None or not raw.startswith(b"{"):
             return None
@@ -89,7 +92,7 @@ def _strip(name: str, raw: bytes | None, kept: bytes | None = None) -> Pieces | 
         raise RequestRejected(400, "invalid_value", message, name) from None
     if not TRANSFER_MEMBERS.intersection(holder.names):
         return None
-    return holder.edit(None if kept is None else {_PARAMS: kept}, TRANSFER_MEMBERS)
+    return holder.edit(None if kept is None else {KV_PARAMS: kept}, TRANSFER_MEMBERS)
 
 
 def limit_to_prefill(

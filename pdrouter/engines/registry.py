@@ -4,28 +4,61 @@ Another engine is a folder and a line in each of the two tables.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from pdrouter.engines.neuron.legacy import NeuronLegacy
 from pdrouter.engines.reading import MetricsDialect
 from pdrouter.engines.sglang import metrics as sglang
-from pdrouter.engines.split import Split
+from pdrouter.engines.split import Order, Split
 from pdrouter.engines.trtllm import metrics as trtllm
 from pdrouter.engines.vllm import metrics as vllm
 from pdrouter.engines.vllm import questions
+from pdrouter.engines.vllm.mooncake import Mooncake
 from pdrouter.engines.vllm.nixl import NixlPull
-from pdrouter.settings.choices import RemoteHostRewrite
+from pdrouter.engines.vllm.nixl_push import NixlPush
+from pdrouter.settings.choices import LegOrder, RemoteHostRewrite
 
 Question: TypeAlias = Callable[[str, str], tuple[str, Mapping[str, Any]]]
 """Takes a path and a model; gives the path and the members of a request that any engine can do."""
 
+
+@dataclass(frozen=True, slots=True)
+class SplitRules:
+    """What an operator decides about how requests are split.
+
+    Attributes:
+        remote_host_rewrite: when to replace `remote_host` in a NIXL handle.
+        leg_order: whether legs run at once where the wire has a way.
+    """
+
+    remote_host_rewrite: RemoteHostRewrite = RemoteHostRewrite.AUTO
+    leg_order: LegOrder = LegOrder.AUTO
+
+    @property
+    def order(self) -> Order:
+        """The order of legs where the wire has both."""
+        return Order.SERIAL if self.leg_order is LegOrder.SERIAL else Order.TOGETHER
+
+
+def _create_pull(rules: SplitRules) -> Split:
+    return NixlPull(rules.remote_host_rewrite)
+
+
+def _create_push(rules: SplitRules) -> Split:
+    return NixlPush(NixlPull(rules.remote_host_rewrite), order=rules.order)
+
+
 ONLY_WIRE = ""
 """In place of a KV connector's name, for engines whose wire is the same whatever theirs is."""
-_SPLITS: Mapping[tuple[str, str], Callable[[RemoteHostRewrite], Split]] = MappingProxyType(
+_SPLITS: Mapping[tuple[str, str], Callable[[SplitRules], Split]] = MappingProxyType(
     {
-        ("vllm", "nixl"): NixlPull,
-        ("vllm", "shfs"): NixlPull,
+        ("vllm", "nixl"): _create_pull,
+        ("vllm", "shfs"): _create_pull,
+        ("vllm", "nixl-push"): _create_push,
+        ("vllm", "neuron-write"): _create_push,
+        ("vllm", "mooncake"): lambda rules: Mooncake(rules.order),
         ("vllm", "neuron-legacy"): lambda _: NeuronLegacy(),
     }
 )
@@ -53,6 +86,9 @@ def find_dialect(engine: str) -> MetricsDialect:
     return _METRICS.get(engine, vllm.METRICS)
 
 
+_AS_A_RULE = SplitRules()
+
+
 class Splits:
     """The splits by engine and connector."""
 
@@ -60,16 +96,16 @@ class Splits:
         self,
         default: str = "shfs",
         nixl_means: str = "nixl",
-        remote_host_rewrite: RemoteHostRewrite = RemoteHostRewrite.AUTO,
+        rules: SplitRules = _AS_A_RULE,
     ) -> None:
         """Set up the splits.
 
         Args:
             default: name of the connector of pods that name none.
             nixl_means: what `nixl` stands for, one of `NIXL_MEANINGS`.
-            remote_host_rewrite: when to replace `remote_host` in a NIXL handle.
+            rules: what the operator decided.
         """
-        self._splits = {key: create(remote_host_rewrite) for key, create in _SPLITS.items()}
+        self._splits = {key: create(rules) for key, create in _SPLITS.items()}
         self._meanings = {"nixl": nixl_means}
         self._default = default
 

@@ -64,6 +64,10 @@ class EnginePod(Protocol):
     def bootstrap_port(self) -> int | None:
         """Port at which other engines meet it; None for their own default."""
 
+    @property
+    def number(self) -> int | None:
+        """Its number among the data-parallel ranks behind its address; None for any."""
+
 
 class Placement(NamedTuple):
     """Where the legs of one attempt run.
@@ -202,13 +206,13 @@ class Split(Protocol):
         del pod
         return None
 
-    def read_peer(self, body: bytes) -> PeerFacts:
-        """Return what the answer to an inquiry says.
+    def read_peer(self, pod: EnginePod, body: bytes) -> PeerFacts:
+        """Return what the answer to an inquiry of a pod says.
 
         Raises:
             HandoffInvalid: it says nothing that can be used.
         """
-        del body
+        del pod, body
         return NOTHING
 
     def learn_peer(self, answer: SideAnswer) -> PeerFacts | None:

@@ -91,7 +91,7 @@ class Introductions:
             message = f"{address}{inquiry.path} answered {answer.status}"
             raise PostFailed(FailureKind.TRANSPORT, message)
         try:
-            return split.read_peer(answer.body)
+            return split.read_peer(pod, answer.body)
         except HandoffInvalid as invalid:
             message = f"{address}{inquiry.path}: {invalid}"
             raise PostFailed(FailureKind.TRANSPORT, message) from None

@@ -18,7 +18,7 @@ PREFILL_POLICY_NAMES = ("ttft", "prefix_cache", "least_request", "conductor")
 DECODE_POLICY_NAMES = ("kv_capacity", "load_balancing", "least_request", "conductor")
 """Values of `AIBRIX_DECODE_SCORE_POLICY` and of `decodeScorePolicy` in a profile."""
 
-CONNECTOR_NAMES = ("nixl", "shfs", "neuron-legacy")
+CONNECTOR_NAMES = ("nixl", "shfs", "nixl-push", "neuron-write", "mooncake", "neuron-legacy")
 """Names of KV connectors that settings, labels and endpoints files may use."""
 
 SPLIT_ONLY_ENGINES = frozenset({"sglang"})
@@ -81,6 +81,16 @@ class RemoteHostRewrite(StrEnum):
     AUTO = "auto"
     ALWAYS = "always"
     NEVER = "never"
+
+
+class LegOrder(StrEnum):
+    """When the last leg is sent where engines take both at once."""
+
+    AUTO = "auto"
+    """At once: it saves the way back of the prefill leg's answer."""
+    SERIAL = "serial"
+    """Once the prefill leg is answered: then it can be tried on another pod, or the request be
+    served whole, whatever has gone wrong."""
 
 
 class BlockRelease(StrEnum):

@@ -7,6 +7,7 @@ from pdrouter.settings.choices import (
     NIXL_MEANINGS,
     BlockRelease,
     FailurePolicy,
+    LegOrder,
     RemoteHostRewrite,
     Routing,
 )
@@ -95,7 +96,8 @@ class LegSettings:
         "shfs",
         "AIBRIX_KV_CONNECTOR_TYPE",
         choice(*CONNECTOR_NAMES),
-        "KV connector of pods that name none. `shfs` is aibrix's name for vLLM's NixlConnector.",
+        "KV connector of pods that name none. `shfs` is aibrix's name for vLLM's NixlConnector; "
+        "`nixl-push` is its push mode, which is also called `neuron-write`.",
     )
     nixl_means: str = declare(
         "nixl",
@@ -103,6 +105,15 @@ class LegSettings:
         choice(*NIXL_MEANINGS),
         "What the connector name `nixl` stands for: vLLM's NixlConnector, or the older Neuron wire "
         "that aibrix calls by this name.",
+    )
+    leg_order: LegOrder = declare(
+        LegOrder.AUTO,
+        "PDROUTER_LEG_ORDER",
+        enumeration(LegOrder, *LegOrder),
+        "When the decode leg is sent where engines take both legs at once (NIXL push, Mooncake): "
+        "`auto`, with the prefill leg, which saves a round trip; `serial`, when that is answered, "
+        "so that a prefill leg that fails is tried on another pod whenever it fails.",
+        advanced=True,
     )
     rewrite_remote_host: RemoteHostRewrite = declare(
         RemoteHostRewrite.AUTO,

@@ -15,6 +15,7 @@ from functools import lru_cache
 import msgspec
 
 from pdrouter.engines.leg_bodies import (
+    KV_PARAMS,
     TRANSFER_MEMBERS,
     limit_to_prefill,
     strip_transfer_members,
@@ -35,7 +36,6 @@ from pdrouter.openai.request import InferenceRequest
 from pdrouter.settings.choices import RemoteHostRewrite
 
 _LONGEST_HOST = 253
-_PARAMS = "kv_transfer_params"
 _BLOCK_ID = re.compile(rb"[^\[\]{}\",\s]")
 # Within a string, the closing quote of the name would have a backslash before it.
 _EXPIRY = re.compile(
@@ -70,7 +70,7 @@ class _Answer(msgspec.Struct):
     kv_transfer_params: msgspec.Raw = _NULL
 
 
-class _Params(msgspec.Struct):
+class Params(msgspec.Struct):
     """What a decode engine must find in a handle; all else is between the engines."""
 
     do_remote_prefill: msgspec.Raw = _ABSENT
@@ -91,7 +91,7 @@ class _Params(msgspec.Struct):
 
 
 _decode_answer = msgspec.json.Decoder(_Answer).decode
-_decode_params = msgspec.json.Decoder(_Params).decode
+_decode_params = msgspec.json.Decoder(Params).decode
 _decode_host = msgspec.json.Decoder(str).decode
 
 
@@ -111,7 +111,7 @@ class NixlPull(Split):
         replace, remove = limit_to_prefill(request)
         # Which mode the engine is in shows in its answer; in push mode, the legs meet by this id.
         transfer_id = encode(placement.request_id)
-        replace[_PARAMS] = b'%s,"transfer_id":%s}' % (_PREFILL_PARAMS[:-1], transfer_id)
+        replace[KV_PARAMS] = b'%s,"transfer_id":%s}' % (_PREFILL_PARAMS[:-1], transfer_id)
         return request.edit(replace, remove)
 
     def last_body(
@@ -123,7 +123,7 @@ class NixlPull(Split):
         engine would fetch them.
         """
         replace = strip_transfer_members(request)
-        replace[_PARAMS], _ = self._take_handle(answers[-1], placement.request_id)
+        replace[KV_PARAMS], _ = self.take_handle(answers[-1], placement.request_id)
         return request.edit(replace, TRANSFER_MEMBERS)
 
     def find_expiry(self, answer: SideAnswer) -> float | None:
@@ -142,23 +142,31 @@ class NixlPull(Split):
         nevertheless, its one token of prompt could not get into the cache of anybody's prefixes.
         """
         try:
-            handle, params = self._take_handle(answer)
+            handle, params = self.take_handle(answer)
         except HandoffInvalid:
             return None  # A half-filled one could break the engine.
         if params.remote_request_id is _ABSENT:
             return None  # An engine before 0.13, of which no other understands the handle.
-        return Release(_RELEASE_PATH, _REFUSED_REQUEST.edit({_PARAMS: handle}))
+        return Release(_RELEASE_PATH, _REFUSED_REQUEST.edit({KV_PARAMS: handle}))
 
-    def _take_handle(
+    def take_handle(
         self, answer: SideAnswer, transfer_id: str = ""
-    ) -> tuple[bytes | Pieces, _Params]:
-        """Return the handle as it is to be handed over, and what it says."""
+    ) -> tuple[bytes | Pieces, Params]:
+        """Return the handle as it is to be handed over, and what it says.
+
+        Args:
+            answer: the answer to a prefill leg.
+            transfer_id: what to call the transfer in push mode, if the engine does not.
+
+        Raises:
+            HandoffInvalid: it must not be handed over.
+        """
         raw = _find_params(answer.body)
         try:
             check_utf_8(raw)
             params = _decode_params(raw)
         except (BodyInvalid, msgspec.MsgspecError) as error:
-            raise HandoffInvalid("invalid-params", f"{_PARAMS}: {error}") from None
+            raise HandoffInvalid("invalid-params", f"{KV_PARAMS}: {error}") from None
         if params.push:
             _check_push(params)
         else:
@@ -217,11 +225,11 @@ def _find_params(prefill_answer: bytes) -> bytes:
         message = f"the prefill answer is no JSON object: {error}"
         raise HandoffInvalid("invalid-answer", message) from None
     if raw == _NULL:
-        raise HandoffInvalid("null-params", f"the prefill answer has no {_PARAMS}")
+        raise HandoffInvalid("null-params", f"the prefill answer has no {KV_PARAMS}")
     return bytes(raw)
 
 
-def _check_params(params: _Params) -> None:
+def _check_params(params: Params) -> None:
     """Check what a decode engine needs before it commits itself to a transfer.
 
     vLLM's decode scheduler parks a request whose parameters are incomplete and never wakes it, and
@@ -240,7 +248,7 @@ def _check_params(params: _Params) -> None:
         raise HandoffInvalid("incomplete-params", "remote_request_id is empty")
 
 
-def _check_push(params: _Params) -> None:
+def _check_push(params: Params) -> None:
     """Check what a decode engine needs to say where it wants the blocks.
 
     Raises:
@@ -255,14 +263,14 @@ def _check_push(params: _Params) -> None:
     _check_present(params, _NEEDED_FOR_PUSH)
 
 
-def _check_present(params: _Params, names: Iterable[str]) -> None:
+def _check_present(params: Params, names: Iterable[str]) -> None:
     for name in names:
         value = getattr(params, name)
         if value is _ABSENT or value in _EMPTY:
             raise HandoffInvalid("incomplete-params", f"{name} is missing or empty")
 
 
-def _read_host(params: _Params) -> str:
+def _read_host(params: Params) -> str:
     """Return `remote_host`; it may be empty, since it can be rewritten.
 
     Raises:
@@ -285,7 +293,7 @@ def _edit(
     try:
         return Body(raw).edit(replace, remove)
     except BodyInvalid as error:
-        raise HandoffInvalid("invalid-params", f"{_PARAMS}: {error}") from None
+        raise HandoffInvalid("invalid-params", f"{KV_PARAMS}: {error}") from None
 
 
 def _has_blocks(raw: msgspec.Raw) -> bool:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from pdrouter.engines.leg_bodies import TRANSFER_MEMBERS, find_locator, whole_body
 from pdrouter.engines.neuron.legacy import NeuronLegacy
-from pdrouter.engines.registry import Splits
+from pdrouter.engines.registry import SplitRules, Splits
 from pdrouter.engines.split import HandoffInvalid, Leg, Split
 from pdrouter.engines.vllm.nixl import NixlPull, is_unusable_host
 from pdrouter.openai.errors import RequestRejected
@@ -485,15 +485,15 @@ def test_every_name_that_may_be_configured_is_known(name: str, meaning: str) -> 
 
 def test_an_unknown_name_is_an_error() -> None:
     with pytest.raises(KeyError):
-        Splits().find("vllm", "mooncake")
+        Splits().find("vllm", "lmcache")
     with pytest.raises(KeyError):
-        Splits("mooncake").find("vllm", None)
+        Splits("lmcache").find("vllm", None)
     with pytest.raises(KeyError):
         Splits().find("sglang", None)
 
 
 def test_the_rewrite_policy_reaches_the_connector() -> None:
-    connector = Splits(remote_host_rewrite=RemoteHostRewrite.NEVER).find("vllm", "nixl")
+    connector = Splits(rules=SplitRules(RemoteHostRewrite.NEVER)).find("vllm", "nixl")
     params = make_kv_params(remote_host="localhost")
     body = bytes(
         connector.last_body(make_request(CHAT), PLACEMENT, make_answers(answer_with(params), POD))

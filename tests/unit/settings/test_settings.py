@@ -19,6 +19,7 @@ from pdrouter.settings.choices import (
     Aggregation,
     BlockRelease,
     FailurePolicy,
+    LegOrder,
     RemoteHostRewrite,
     Routing,
     TokenObservation,
@@ -230,8 +231,9 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
         ],
     ),
     "AIBRIX_KV_CONNECTOR_TYPE": (
-        [("shfs", "shfs"), ("nixl", "nixl"), ("neuron-legacy", "neuron-legacy"), ("SHFS", "shfs")],
-        ["mooncake"],
+        [("shfs", "shfs"), ("nixl", "nixl"), ("neuron-legacy", "neuron-legacy"), ("SHFS", "shfs")]
+        + [(name, name) for name in ("nixl-push", "neuron-write", "mooncake")],
+        ["lmcache"],
     ),
     "PDROUTER_NIXL_MEANS": (
         [("nixl", "nixl"), ("NIXL", "nixl"), ("neuron_legacy", "neuron-legacy")],
@@ -240,6 +242,10 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     "PDROUTER_REWRITE_REMOTE_HOST": (
         [(policy.value, policy) for policy in RemoteHostRewrite],
         ["sometimes", "true"],
+    ),
+    "PDROUTER_LEG_ORDER": (
+        [("auto", LegOrder.AUTO), ("SERIAL", LegOrder.SERIAL)],
+        ["together", "true"],
     ),
     "PDROUTER_RELEASE": (
         [("auto", BlockRelease.AUTO), ("OFF", BlockRelease.OFF)],
