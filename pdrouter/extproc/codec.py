@@ -188,21 +188,30 @@ def _write_phase(reply: PhaseReply) -> list[bytes | memoryview]:
     once, when all pieces are joined. And to fill in headers field by field takes three times as
     long as to write them.
     """
-    mutation = [_write_option(name, value, _OVERWRITE) for name, value in reply.set_headers]
-    mutation += [_write_option(name, value, _APPEND) for name, value in reply.append_headers]
-    mutation += [_REMOVE_HEADERS + _prefix(name.encode()) for name in reply.remove_headers]
+    mutation = _write_mutation(reply)
     if reply.phase in _TRAILERS:
         if reply.body is not None or reply.clear_route_cache or reply.replace:
             raise ValueError(f"{reply.phase} have neither a body nor a route to change")
-        return _wrap(_PHASES[reply.phase], _wrap(_TRAILERS_MUTATION, mutation) if mutation else [])
+        content = [_TRAILERS_MUTATION + _prefix(mutation)] if mutation else []
+        return _wrap(_PHASES[reply.phase], content)
     common: list[bytes | memoryview] = [_CONTINUE_AND_REPLACE] if reply.replace else []
     if mutation:
-        common += _wrap(_HEADER_MUTATION, mutation)
+        common.append(_HEADER_MUTATION + _prefix(mutation))
     if reply.body is not None:
         common += _wrap(_BODY_MUTATION, _write_body_mutation(reply.body))
     if reply.clear_route_cache:
         common.append(_CLEAR_ROUTE_CACHE)
     return _wrap(_PHASES[reply.phase], _wrap(_RESPONSE, common) if common else [])
+
+
+def _write_mutation(reply: PhaseReply) -> bytes:
+    """Writes how a reply changes headers, as the content of a `HeaderMutation`."""
+    options = [_write_option(name, value, _OVERWRITE) for name, value in reply.set_headers]
+    if reply.append_headers:
+        options += [_write_option(name, value, _APPEND) for name, value in reply.append_headers]
+    if reply.remove_headers:
+        options += [_REMOVE_HEADERS + _prefix(name.encode()) for name in reply.remove_headers]
+    return b"".join(options)
 
 
 # Most headers, such as those that name a pod, are set again and again.
