@@ -1,4 +1,7 @@
-"""A pod that fails draws no traffic: what a broken pod may cost the clients of an installation."""
+"""A pod that fails draws no traffic, however many requests come at once.
+
+What it costs where they come one after the other is in `test_broken_pods.py`.
+"""
 
 import asyncio
 import json
@@ -118,20 +121,19 @@ async def expect_ejected(stack: LocalStack, engine: SimulatedEngine, leg: str, c
     assert metrics.total("pdrouter_pod_ejected") == 1
 
 
-AT_ONCE = pytest.mark.parametrize("at_once", [1, 8], ids=["one-by-one", "eight-at-once"])
+EIGHT = 8
 
 
-@AT_ONCE
 @pytest.mark.parametrize("routing", Routing)
-async def test_one_of_two_decode_pods_is_dead(at_once: int, routing: Routing) -> None:
+async def test_one_of_two_decode_pods_is_dead(routing: Routing) -> None:
     async with run(1, 2, routing=routing) as (stack, client):
         dead = stack.decode[0]
         await dead.stop()
-        await expect_few_errors(stack, client, dead, at_once=at_once)
+        await expect_few_errors(stack, client, dead, at_once=EIGHT)
         await expect_ejected(stack, dead, "decode", "connect")
 
 
-@AT_ONCE
+@pytest.mark.parametrize("at_once", [1, EIGHT])
 async def test_one_of_four_decode_pods_is_killed_under_load(at_once: int) -> None:
     async with run(2, 4) as (stack, client):
         assert await count_errors(client, 40, at_once=at_once) == 0
@@ -143,32 +145,27 @@ async def test_one_of_four_decode_pods_is_killed_under_load(at_once: int) -> Non
         await expect_few_errors(stack, client, dead, at_once=at_once)
 
 
-@AT_ONCE
-async def test_one_of_three_rolesets_has_prefill_pods_that_refuse(at_once: int) -> None:
+async def test_one_of_three_rolesets_has_prefill_pods_that_refuse() -> None:
     async with run(3, 3, rolesets=True) as (stack, client):
         await stack.prefill[1].stop()
-        await expect_few_errors(stack, client, stack.prefill[1], at_once=at_once, most=0)
+        await expect_few_errors(stack, client, stack.prefill[1], at_once=EIGHT, most=0)
 
 
-@AT_ONCE
 @pytest.mark.parametrize("status", [500, 503, 429])
-async def test_one_of_three_decode_pods_fails_fast(at_once: int, status: int) -> None:
+async def test_one_of_three_decode_pods_fails_fast(status: int) -> None:
     async with run(1, 3) as (stack, client):
         broken = stack.decode[2]
         with failing([broken], Fault(status=status)):
-            await expect_few_errors(stack, client, broken, at_once=at_once)
+            await expect_few_errors(stack, client, broken, at_once=EIGHT)
         await expect_ejected(stack, broken, "decode", f"status-{status}")
 
 
-@AT_ONCE
 @pytest.mark.parametrize("status", [500, 429, 404])
-async def test_the_prefill_pod_of_one_of_three_rolesets_fails_fast(
-    at_once: int, status: int
-) -> None:
+async def test_the_prefill_pod_of_one_of_three_rolesets_fails_fast(status: int) -> None:
     async with run(3, 3, rolesets=True) as (stack, client):
         broken = stack.prefill[0]
         with failing([broken], Fault(status=status)):
-            await expect_few_errors(stack, client, broken, at_once=at_once, most=0)
+            await expect_few_errors(stack, client, broken, at_once=EIGHT, most=0)
 
 
 @pytest.mark.parametrize("at_once", [1, 3])

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.ranks import Ranks
 from pdrouter.cluster.view import ModelPods
 from pdrouter.engines.split import Leg
 from pdrouter.load.ledger import Ledger
@@ -229,3 +230,20 @@ def test_every_pair_is_tried_once_and_no_roleset_is_left_while_it_is_sound(
         tried.append(prefill)
         decision = router.choose_other(PD, FACTS, decision, pods, tried=tried, failed=failed)
     assert set(tried) == set(pods.prefill)
+
+
+def test_another_address_is_tried_before_another_rank_behind_the_same() -> None:
+    ranks = Ranks(size=2).split(make_pod("p", ip="10.0.0.1"))
+    other = make_pod("o", ip="10.0.0.2")
+    decode = make_pod("d", Role.DECODE, ip="10.0.0.3")
+    router = Router(STRATEGIES, make_state(), RoutingRules())
+    pods = make_model_pods(*ranks, other, decode)
+    first = PD.decide(FACTS, make_model_pods(ranks[0], decode), make_state())
+
+    def choose_next(pods: ModelPods) -> Pod:
+        found = router.choose_other(PD, FACTS, first, pods, tried=[ranks[0]], failed=[ranks[0]])
+        assert found is not None
+        return found.side[0].pod
+
+    assert choose_next(pods) is other
+    assert choose_next(make_model_pods(*ranks, decode)) is ranks[1]
