@@ -15,6 +15,8 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _PROBES = frozenset({"/healthz", "/readyz"})
 _PAGES_AT_ONCE = 16
 """Pages that are made or sent at the same time, probes aside; who comes then gets 503."""
+_IDLE_S = 75.0
+"""Seconds for which a connection may ask for nothing."""
 _SEND_S = 30.0
 """Seconds in which a page has to be read."""
 
@@ -40,7 +42,9 @@ class HttpPort:
         app = web.Application(middlewares=[self._take_turns, _answer_errors])
         for path, page in pages.items():
             app.router.add_get(path, page)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        self._runner = web.AppRunner(
+            app, access_log=None, shutdown_timeout=1.0, keepalive_timeout=_IDLE_S
+        )
 
     async def start(self, host: str, port: int) -> None:
         """Listen.

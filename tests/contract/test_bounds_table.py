@@ -492,6 +492,21 @@ async def serving(page: http_port.Page) -> AsyncIterator[HttpPort]:
         await port.stop()
 
 
+@walk("A connection to the HTTP port that asks for nothing", f"{http_port._IDLE_S:g} s")
+async def exceed_the_idle_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_port, "_IDLE_S", SOON_S)
+
+    async def show(_: web.Request) -> web.Response:
+        return web.Response()
+
+    async with serving(show) as port:
+        host, number = port.address.split(":")
+        reader, writer = await asyncio.open_connection(host, int(number))
+        async with asyncio.timeout(WAIT_S):
+            assert await reader.read() == b""
+        writer.close()
+
+
 @walk("A page of the HTTP port that is not read", f"{http_port._SEND_S:g} s")
 async def exceed_the_time_to_read_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_port, "_SEND_S", SOON_S)
