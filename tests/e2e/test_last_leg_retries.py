@@ -15,7 +15,15 @@ import httpx
 import pytest
 import pytest_asyncio
 import yaml
-from expectations import chat, connect, expect_error, read_admin, read_metrics, run_checked_stack
+from expectations import (
+    chat,
+    connect,
+    eventually,
+    expect_error,
+    read_admin,
+    read_metrics,
+    run_checked_stack,
+)
 from failures import CHAT, expect_ended, failing, list_ids, read_line
 
 from pdrouter.tools.envoy_config import Address, EnvoyConfig, Routing, build_bootstrap, to_yaml
@@ -187,3 +195,23 @@ async def test_a_client_cannot_have_a_handle_sent_again(plain_stack: LocalStack)
             response = await client.post(CHAT, json=chat())
     assert count_sent(plain_stack, response) == 1
     await expect_ended(plain_stack)
+
+
+async def test_the_access_log_takes_the_second_pod_for_no_stranger(
+    stack_options: StackOptions,
+) -> None:
+    environment = {**stack_options.environment, "PDROUTER_OBSERVE_TOKENS": "access-log"}
+    options = replace(stack_options, environment=environment, token_accounting=True)
+    async with run_checked_stack(options) as stack, connect(stack) as client:
+        await stack.decode[0].stop()
+        for number in range(12):
+            response = await client.post(CHAT, json=chat(seed=number, stream=True))
+            assert response.status_code == 200
+
+        async def counted() -> None:
+            metrics = await read_metrics(stack)
+            assert metrics.total("pdrouter_counted_answers_total") == 12
+            assert metrics.total("pdrouter_second_pod_total") > 0
+            assert metrics.total("pdrouter_misrouted_total") == 0
+
+        await eventually(counted)
