@@ -37,7 +37,7 @@ class Reaches:
 
     def note_failure(self, uid: str) -> bool:
         """Note a scrape that could not connect; return whether that is why the pod is lost now."""
-        if len(self._pods) >= _MOST:
+        if uid not in self._pods and len(self._pods) >= _MOST:
             return False
         reach = self._pods.setdefault(uid, _Reach())
         reach.failures += 1

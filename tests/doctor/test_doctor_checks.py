@@ -468,6 +468,12 @@ BROKEN = [
     Case(
         "port-not-in-service",
         "Deployment default/decode",
+        [put("Deployment/decode", f"{ANNOTATIONS} pdrouter/data-parallel-ports", "8000-8001")],
+        words="let the route name a port of the Service for each rank's",
+    ),
+    Case(
+        "port-not-in-service",
+        "Deployment default/decode",
         [put("Service/decode", "spec ports 0 targetPort", 8080)],
     ),
     Case(

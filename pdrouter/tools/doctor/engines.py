@@ -52,6 +52,7 @@ class Engine:
         spec: `spec` of its pods.
         replicas: how many there are to be.
         pod: what such a pod means to the router, were it ready; None if it names no model.
+        ranks: the same, one for each of its data-parallel ranks.
     """
 
     ref: ObjectRef
@@ -60,6 +61,7 @@ class Engine:
     spec: PodSpec
     replicas: int
     pod: Pod | None
+    ranks: tuple[Pod, ...]
 
     @property
     def role(self) -> Role | None:
@@ -98,8 +100,9 @@ def find_engines(snapshot: Snapshot) -> Iterator[Engine]:
             continue
         if metadata.labels.get(GROUP_INDEX, "0") != "0":
             continue
-        pod = _RULES.read(KubePod(metadata, _READY, _as_router_reads(spec)))
-        yield Engine(ref, prefix, metadata, spec, replicas, pod)
+        known = KubePod(metadata, _READY, _as_router_reads(spec))
+        ranks = _RULES.read_ranks(known)
+        yield Engine(ref, prefix, metadata, spec, replicas, _RULES.read(known), ranks)
 
 
 def read_running_pods(snapshot: Snapshot) -> list[Pod]:

@@ -113,13 +113,18 @@ def _find_other_ports(installation: Installation) -> Iterator[Defect]:
             for service, port in pairs
             if port is not None and _selects(service, engine)
         }
-        if ports and engine.pod.port not in ports:
+        others = [rank.port for rank in engine.ranks if rank.port not in ports]
+        if ports and others:
             shown = ", ".join(sorted(str(port) for port in ports))
+            many = len(engine.ranks) > 1 and engine.ranks[0].port != engine.ranks[-1].port
             yield Defect(
                 engine.ref,
                 f"{engine.prefix}metadata.annotations",
-                f"its port is {engine.pod.port}; its Service has {shown}",
-                "make model.aibrix.ai/port and the Service's targetPort the same",
+                f"its port is {others[0]}; its Service has {shown}",
+                "let the route name a port of the Service for each rank's, or put all ranks "
+                "behind one (pdrouter/data-parallel-size)"
+                if many
+                else "make model.aibrix.ai/port and the Service's targetPort the same",
             )
 
 
