@@ -182,10 +182,23 @@ class AibrixMetrics(Collector):
         if report.stream_s is not None and output:
             self._output_token_times.count_time(labels, report.stream_s / output)
 
+    def remove_by_labels(self, labels: dict[str, str]) -> None:
+        """Forget all series that have these labels."""
+        for tally in (*self._list_pod_tallies(), *self._list_request_tallies()):
+            tally.remove_by_labels(labels)
+
     def collect(self) -> Iterable[Metric]:
         """Yield the metrics as they stand now."""
         known = {(pod.namespace, pod.name) for pod in self._cache.view.pods}
-        for tally in (
+        for tally in self._list_pod_tallies():
+            tally.forget_others(known)
+            yield from tally.collect()
+        for counter in self._list_request_tallies():
+            yield from counter.collect()
+        yield from self._show_gauges()
+
+    def _list_pod_tallies(self) -> "tuple[_PodTally, ...]":
+        return (
             self._prefill_choices,
             self._decode_choices,
             self._routing_times,
@@ -197,19 +210,17 @@ class AibrixMetrics(Collector):
             self._completions,
             self._first_token_times,
             self._output_token_times,
-        ):
-            tally.forget_others(known)
-            yield from tally.collect()
-        for counter in (
+        )
+
+    def _list_request_tallies(self) -> tuple[Tally, ...]:
+        return (
             self._requests,
             self._successes,
             self._failures,
             self._prefill_successes,
             self._prefill_failures,
             self._with_usage,
-        ):
-            yield from counter.collect()
-        yield from self._show_gauges()
+        )
 
     def _show_gauges(self) -> Iterable[Metric]:
         here = (self._gateway_pod,)

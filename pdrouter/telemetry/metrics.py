@@ -24,6 +24,7 @@ from pdrouter.serving.tokenizers import TokenizerStats
 from pdrouter.telemetry.leg_metrics import SECONDS, PrefillMetrics
 from pdrouter.telemetry.live_gauges import LiveGauges
 from pdrouter.telemetry.logs import count_dropped_lines
+from pdrouter.telemetry.model_series import SeriesRegistry
 from pdrouter.telemetry.tallies import HistogramTally, Tally
 from pdrouter.telemetry.tokens import TokenMetrics
 
@@ -148,7 +149,7 @@ class Metrics:
         """
         # A time of creation beside every counter would double the page.
         disable_created_metrics()
-        registry = CollectorRegistry()
+        registry = SeriesRegistry(cache)
         self._registry = registry
         self.requests = RequestMetrics(registry)
         self.prefill = PrefillMetrics(registry)
@@ -175,6 +176,7 @@ class Metrics:
 
     def render(self) -> bytes:
         """Return the metrics page in Prometheus' text format."""
+        self._registry.forget_models({model for model, *_ in list(self.requests.ended.counts)})
         return generate_latest(self._registry)
 
 

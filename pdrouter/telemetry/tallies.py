@@ -51,6 +51,15 @@ class Tally(Collector):
         if registry is not None:
             registry.register(self)
 
+    def remove_by_labels(self, labels: dict[str, str]) -> None:
+        """Forget all series that have these labels.
+
+        Raises:
+            ValueError: it does not have labels of these names.
+        """
+        for values in _find_series(self._labels, labels, list(self.counts)):
+            self.counts.pop(values, None)
+
     def count(self, *labels: str, number: int = 1) -> None:
         """Count so many more for these values of the labels."""
         self.counts[labels] += number
@@ -93,6 +102,15 @@ class HistogramTally(Collector):
             self._create_series(())
         registry.register(self)
 
+    def remove_by_labels(self, labels: dict[str, str]) -> None:
+        """Forget all series that have these labels.
+
+        Raises:
+            ValueError: it does not have labels of these names.
+        """
+        for values in _find_series(self._labels, labels, list(self._series)):
+            self._series.pop(values, None)
+
     def observe(self, value: float, *labels: str) -> None:
         """Take a value into the series with these values of the labels."""
         series = self._series.get(labels) or self._create_series(labels)
@@ -111,3 +129,15 @@ class HistogramTally(Collector):
     def _create_series(self, labels: tuple[str, ...]) -> list[float]:
         series = self._series[labels] = [0.0] * (len(self._upper) + 1)
         return series
+
+
+def _find_series(
+    names: Sequence[str], wanted: Mapping[str, str], series: Iterable[tuple[str, ...]]
+) -> list[tuple[str, ...]]:
+    """Return the series, as the values of their labels, that have the wanted ones.
+
+    Raises:
+        ValueError: there are no labels of these names.
+    """
+    places = [(names.index(name), value) for name, value in wanted.items()]
+    return [values for values in series if all(values[place] == value for place, value in places)]

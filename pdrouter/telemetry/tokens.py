@@ -107,6 +107,12 @@ class _PodTokens(Collector):
             if number is not None:
                 counts[labels] += number
 
+    def remove_by_labels(self, labels: dict[str, str]) -> None:
+        """Forget all series of a model."""
+        for counts in self._counts:
+            for key in [key for key in counts if key[0] == labels["model"]]:
+                counts.pop(key, None)
+
     def collect(self) -> Iterable[Metric]:
         """Yield the counters as they stand now, without those of pods that are gone."""
         known = {(pod.namespace, pod.name) for pod in self._cache.view.pods} | {("", "")}

@@ -21,6 +21,7 @@ import pytest
 from aiohttp import web
 from factories import (
     make_answers,
+    make_attempt,
     make_decision,
     make_kv_params,
     make_pod,
@@ -40,7 +41,7 @@ from pdrouter.cluster.kubernetes import routes
 from pdrouter.cluster.kubernetes.api import KubeRefused
 from pdrouter.cluster.kubernetes.back_off import BackOff
 from pdrouter.cluster.kubernetes.reflector import DEFAULT_TIMING
-from pdrouter.cluster.pods import Role
+from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.source import RouteUnavailable
 from pdrouter.cluster.view import PodCache
 from pdrouter.engines import exposition
@@ -76,17 +77,19 @@ from pdrouter.serving import (
     unsplittable,
 )
 from pdrouter.serving import tokenizers as tokenizing
+from pdrouter.serving.answers import AnswerReport, RoutedRequest
 from pdrouter.serving.engine_client import ClientLimits, EngineClient, FailureKind, PostFailed
 from pdrouter.serving.held_bodies import HeldBodies
 from pdrouter.serving.leg_outcome import LegAnswer
 from pdrouter.serving.pod_outcomes import PodOutcomes
 from pdrouter.serving.pod_questions import PodQuestions
 from pdrouter.serving.rate_limit import RateLimiter
+from pdrouter.serving.record import Outcome
 from pdrouter.serving.release import ReleaseOutcome, ReleaseRules, Releases
 from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.serving.unsplittable import UnsplittableKinds
 from pdrouter.settings import Settings, describe_settings
-from pdrouter.telemetry import logs
+from pdrouter.telemetry import logs, model_series
 from pdrouter.telemetry.decisions import DecisionLog
 from pdrouter.telemetry.requests import RequestTelemetry
 from pdrouter.tools.envoy_config import Address, EnvoyConfig, build_bootstrap, to_yaml
@@ -888,3 +891,42 @@ async def exceed_the_pods(_: pytest.MonkeyPatch) -> None:
     assert not ledger.drains._histories
     assert not prefixes._bits
     assert not failures._records
+
+
+@walk("Series of metrics of a model that has gone", f"{model_series._KEPT_S:g} s")
+async def exceed_the_series(_: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    cache, pod = PodCache(), make_pod("p", model="stays")
+    telemetry = RequestTelemetry(cache, Ledger())
+    telemetry.metrics._registry._clock = lambda: now
+    cache.replace([pod, make_pod("d", Role.DECODE, model="stays")])
+    for model in ("stays", *name_many(50)):
+        count_everything(telemetry, model, pod)
+    assert telemetry.metrics.render().count(b'"name-49"') > 20
+    now += model_series._KEPT_S
+    page = telemetry.metrics.render()
+    assert b"name-" not in page
+    assert page.count(b'"stays"') > 20
+    assert list(telemetry.metrics._registry._seen) == ["stays"]
+
+
+def count_everything(telemetry: RequestTelemetry, model: str, pod: Pod) -> None:
+    """Let there be a series of each metric for a model."""
+    attempt = make_attempt(pod, status=None, failure=FailureKind.CONNECT)
+    record = make_record(
+        model=model,
+        outcome=Outcome.OK,
+        status=200,
+        strategy="pd",
+        handoff="null-params",
+        decision=make_decision(pod, make_pod("d", Role.DECODE)),
+        attempts=[attempt],
+    )
+    telemetry.request_started(record)
+    telemetry.request_routed(record)
+    telemetry.leg_attempted(record, attempt)
+    request = RoutedRequest("r", model, "", True, True, True, None)
+    flags = ("no_healthy_upstream",)
+    report = AnswerReport(request, "", 200, Usage(5, 0, 5), 0.1, 0.1, flags, misrouted=True)
+    telemetry.answer_reported(report, None)
+    telemetry.request_finished(record)
