@@ -168,6 +168,7 @@ class Application:
             self._settings.show(),
             lambda: self.server.draining,
             failures=self.failures,
+            samples=self._engines.samples,
             describe_silence=self._describe_silence,
         )
 

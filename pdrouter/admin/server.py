@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import PodCache
 from pdrouter.load.failures import FailureMemory
 from pdrouter.load.ledger import Ledger
+from pdrouter.load.samples import EngineSample
 from pdrouter.openai.models import encode_models
 from pdrouter.telemetry.descriptions import describe_request
 from pdrouter.telemetry.requests import RequestTelemetry
@@ -30,6 +32,7 @@ class AdminServer(HttpPort):
         is_draining: Callable[[], bool],
         *,
         failures: FailureMemory | None = None,
+        samples: Mapping[str, EngineSample] = MappingProxyType({}),
         describe_silence: Callable[[], Sequence[str]] = list,
     ) -> None:
         """Set up the routes.
@@ -41,6 +44,7 @@ class AdminServer(HttpPort):
             settings: what `/debug/state` shows of the settings, without secrets.
             is_draining: tells whether the process is about to end.
             failures: which pods have failed of late.
+            samples: what engines say of themselves, by UID.
             describe_silence: says of which models no engine answers, a line each.
         """
         self._cache = cache
@@ -50,6 +54,7 @@ class AdminServer(HttpPort):
         self._is_draining = is_draining
         self._describe_silence = describe_silence
         self._failures = failures or FailureMemory()
+        self._samples = samples
         super().__init__(
             {
                 "/healthz": self._show_health,
@@ -112,6 +117,7 @@ class AdminServer(HttpPort):
         return msgspec.json.encode(state)
 
     def _describe_pod(self, pod: Pod) -> dict[str, Any]:
+        sample = self._samples.get(pod.uid)
         return {
             "uid": pod.uid,
             "name": pod.name,
@@ -128,4 +134,6 @@ class AdminServer(HttpPort):
             "obstacle": pod.obstacle,
             **self._ledger.describe(pod.uid),
             "failures": self._failures.describe(pod.uid),
+            "prefill_buckets": self._ledger.rates.find_shapes(pod.uid).buckets,
+            "padded_tokens": None if sample is None else sample.padded_tokens,
         }

@@ -26,6 +26,8 @@ class EngineReading:
         generated_tokens: tokens generated since the engine's start.
         generated_tokens_per_s: tokens generated per second, where the engine says so itself.
         prefill_seconds: mean duration of a prefill since the engine's start.
+        prefill_buckets: prompt lengths that it has been compiled for, ascending.
+        padded_tokens: tokens computed since the engine's start that only fill up its buckets.
     """
 
     running: float | None = None
@@ -35,6 +37,8 @@ class EngineReading:
     generated_tokens: float | None = None
     generated_tokens_per_s: float | None = None
     prefill_seconds: float | None = None
+    prefill_buckets: tuple[int, ...] | None = None
+    padded_tokens: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -258,7 +258,7 @@ class Ledger:
 
     def _join_queue(self, scope: Scope, now: float) -> None:
         queue = self._queues.get(scope.uid)
-        work = self.rates.measure(scope.tokens)
+        work = self.rates.measure(scope.tokens, self.rates.find_shapes(scope.uid))
         if queue is None:
             self._queues[scope.uid] = _PrefillQueue(now, scope, work)
         else:
@@ -294,7 +294,7 @@ class Ledger:
             computed: tokens that it has computed.
             seconds: how long that took, with others' work.
         """
-        actual = self.rates.measure(computed)
+        actual = self.rates.measure(computed, self.rates.find_shapes(uid))
         own = queue.first + queue.rest - expected + actual
         everything = own + self._others.get(uid, 0.0) * self._mean_work
         if own > 0:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import msgspec
 
+from pdrouter.load.static_shapes import ANY_SHAPE, StaticShapes
+
 _FORGET_CURVE = 0.995
 _FORGET_SCALE = 0.95
 _PRIOR_WEIGHT = 3.0
@@ -22,20 +24,26 @@ class PrefillCurve(msgspec.Struct, frozen=True):
         linear: seconds per token on the fastest pod.
         quadratic: seconds per token and token.
         factors: how many times longer than the fastest pods take, by UID; 1 where absent.
-        buckets: prompt lengths that engines are compiled for.
+        shapes: what pods are compiled for, by UID.
+        default: what all others are compiled for.
     """
 
     linear: float
     quadratic: float
     factors: Mapping[str, float]
-    buckets: Sequence[int]
+    shapes: Mapping[str, StaticShapes]
+    default: StaticShapes
 
     def predict(self, uid: str, tokens: int) -> float:
         """Return the seconds that a pod needed for so many prompt tokens."""
-        if self.buckets:
-            tokens = round_up(tokens, self.buckets)
-        seconds = tokens * (self.linear + self.quadratic * tokens)
+        passes, tokens = self.shapes.get(uid, self.default).divide(tokens)
+        seconds = passes * (tokens * (self.linear + self.quadratic * tokens))
         return seconds * self.factors.get(uid, 1.0)
+
+    def count_padded(self, uid: str, tokens: int) -> int | None:
+        """Return how many tokens a pod computed for so many; None if it is of no static shapes."""
+        shapes = self.shapes.get(uid, self.default)
+        return shapes.pad(tokens) if shapes.buckets else None
 
 
 @dataclass(slots=True)
@@ -63,19 +71,25 @@ class PrefillRates:
     Work that waits is kept as multiples of one prompt of a usual length: what that takes follows
     from the newest curve at any time, without looking at each leg again.
 
+    An engine of static shapes takes a prompt in passes, each as long as if it were full: their
+    number, and the curve's seconds for one of them, are what a prompt takes there.
+
     Attributes:
         unit_s: seconds that the fastest pod needs for one unit of work.
         factors: how many times longer than the fastest pods take, by UID; 1 where absent. What is
             learnt makes a new mapping: those who keep one keep what was known.
+        shapes: what pods are compiled for, by UID, as their engines say; empty where it is set.
+        default: what all others are compiled for.
     """
 
     __slots__ = (
-        "_buckets",
         "_linear",
         "_moments",
         "_quadratic",
         "_scales",
+        "default",
         "factors",
+        "shapes",
         "unit_s",
     )
 
@@ -84,11 +98,11 @@ class PrefillRates:
 
         Args:
             tokens_per_s: rate to assume before anything is known.
-            buckets: prompt lengths that engines of static shapes are compiled for, ascending: such
-                an engine computes a shorter prompt as if it had the next of these lengths. Empty
-                for other engines.
+            buckets: prompt lengths that engines of static shapes are compiled for, ascending; they
+                go before what engines say. Empty: what engines say.
         """
-        self._buckets = tuple(buckets)
+        self.default = StaticShapes(tuple(buckets)) if buckets else ANY_SHAPE
+        self.shapes: Mapping[str, StaticShapes] = {}
         self._linear = 1.0 / tokens_per_s
         self._quadratic = 0.0
         self.unit_s = _UNIT_TOKENS * self._linear
@@ -103,22 +117,43 @@ class PrefillRates:
 
     def predict(self, uid: str, tokens: int) -> float:
         """Return the seconds that a pod needs for so many prompt tokens that it has not cached."""
-        return self.measure(tokens) * self.unit_s * self.factors.get(uid, 1.0)
+        work = self.measure(tokens, self.find_shapes(uid))
+        return work * self.unit_s * self.factors.get(uid, 1.0)
 
     def freeze(self) -> PrefillCurve:
         """Return what is known now; it does not change any more."""
-        return PrefillCurve(self._linear, self._quadratic, self.factors, self._buckets)
+        return PrefillCurve(self._linear, self._quadratic, self.factors, self.shapes, self.default)
 
-    def measure(self, tokens: int) -> float:
-        """Return the work that a prompt of this length is, in units, by the newest curve."""
-        if self._buckets:
-            tokens = round_up(tokens, self._buckets)
+    def measure(self, tokens: int, shapes: StaticShapes) -> float:
+        """Return the work that a prompt of this length is, in units, by the newest curve.
+
+        Args:
+            tokens: its length.
+            shapes: what the pod is compiled for, as `find_shapes` says.
+        """
+        passes, tokens = shapes.divide(tokens)
         linear, quadratic = self._linear / self.unit_s, self._quadratic / self.unit_s
-        return linear * tokens + quadratic * (tokens * tokens)
+        return passes * (linear * tokens + quadratic * (tokens * tokens))
 
-    def pad(self, tokens: int) -> int:
-        """Return how many tokens an engine computes for so many of a prompt."""
-        return round_up(tokens, self._buckets) if self._buckets else tokens
+    def find_shapes(self, uid: str) -> StaticShapes:
+        """Return what a pod is compiled for."""
+        return self.shapes.get(uid, self.default)
+
+    def note_buckets(self, uid: str, buckets: Sequence[int]) -> None:
+        """Take what a pod's engine says it is compiled for, unless that is set.
+
+        Args:
+            uid: the pod.
+            buckets: prompt lengths, ascending; empty if it does not say any.
+        """
+        if self.default.buckets or self.find_shapes(uid).buckets == tuple(buckets):
+            return
+        others = {each: shapes for each, shapes in self.shapes.items() if each != uid}
+        if buckets:
+            # Pods of one kind share one, so that a prompt is measured once for all of them.
+            alike = (shapes for shapes in others.values() if shapes.buckets == tuple(buckets))
+            others[uid] = next(alike, None) or StaticShapes(tuple(buckets))
+        self.shapes = others
 
     def observe(self, uid: str, tokens: int, seconds: float) -> None:
         """Learn from a leg: so many tokens took a pod so long, others' work not counted.
@@ -128,8 +163,8 @@ class PrefillRates:
         """
         if tokens <= 0 or seconds < 0:
             return
-        tokens = self.pad(tokens)
-        curve = tokens * (self._linear + self._quadratic * tokens)
+        passes, tokens = self.find_shapes(uid).divide(tokens)
+        curve = passes * (tokens * (self._linear + self._quadratic * tokens))
         scale = self._scales.get(uid)
         if scale is None:
             # Half of the first surprise may be chance.
@@ -138,22 +173,24 @@ class PrefillRates:
         scale.predicted = scale.predicted * _FORGET_SCALE + curve
         factor = max(scale.factor, _LEAST_FACTOR)
         self.factors = factors = {**self.factors, uid: factor}
-        self._fit(float(tokens), seconds * min(factors.values()) / factor)
+        self._fit(float(tokens), passes, seconds * min(factors.values()) / factor / passes)
 
     def forget(self, uid: str) -> None:
         """Forget a pod that is gone."""
         self._scales.pop(uid, None)
+        self.note_buckets(uid, ())
         if uid in self.factors:
             self.factors = {each: factor for each, factor in self.factors.items() if each != uid}
 
-    def _fit(self, n: float, seconds: float) -> None:
+    def _fit(self, n: float, passes: int, seconds: float) -> None:
+        """Fit the curve to what was seen: so many passes of n tokens took so long each."""
         n2, n3, n4, ns, n2s = self._moments
-        square = n * n
+        square = n * n * (passes * passes)
         cube = square * n
         n2 = n2 * _FORGET_CURVE + square
         n3 = n3 * _FORGET_CURVE + cube
         n4 = n4 * _FORGET_CURVE + cube * n
-        ns = ns * _FORGET_CURVE + n * seconds
+        ns = ns * _FORGET_CURVE + n * (passes * passes) * seconds
         n2s = n2s * _FORGET_CURVE + square * seconds
         self._moments = n2, n3, n4, ns, n2s
         determinant = n2 * n4 - n3 * n3
@@ -164,12 +201,3 @@ class PrefillRates:
             quadratic, linear = 0.0, ns / n2
         self._linear, self._quadratic = max(linear, _LEAST_LINEAR), quadratic
         self.unit_s = _UNIT_TOKENS * (self._linear + _UNIT_TOKENS * self._quadratic)
-
-
-def round_up(tokens: int, buckets: Sequence[int]) -> int:
-    """Return the bucket that holds so many tokens; beyond the largest, as many of it as needed."""
-    for bucket in buckets:
-        if tokens <= bucket:
-            return bucket
-    largest = buckets[-1]
-    return -(-tokens // largest) * largest

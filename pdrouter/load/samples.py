@@ -17,6 +17,7 @@ class EngineSample:
         kv_capacity_tokens: size of the KV memory, in tokens.
         generated_tokens_per_s: tokens generated per second since the sample before.
         prefill_seconds: mean duration of a prefill, as the engine counts it.
+        padded_tokens: tokens that were computed only to fill up buckets of static shapes.
         kv_used_tokens: tokens in the KV memory; 0 if usage or size are not given.
         others: requests there that are not this router's: another's, or sent past all routers.
     """
@@ -29,6 +30,7 @@ class EngineSample:
     kv_capacity_tokens: int | None = None
     generated_tokens_per_s: float | None = None
     prefill_seconds: float | None = None
+    padded_tokens: float | None = None
     kv_used_tokens: int = field(init=False)
     others: float = field(init=False)
 

@@ -221,6 +221,7 @@ class MetricsScraper:
                 kept[uid] = target
             else:
                 self._drop_sample(uid)
+                self._ledger.rates.note_buckets(uid, ())
                 if target.scraping is not None:
                     target.scraping.cancel()
         new = OrderedDict((uid, _Target(pod)) for uid, pod in pods.items() if uid not in kept)
@@ -304,6 +305,7 @@ class MetricsScraper:
         if reading == EngineReading():
             message = f"{url} has none of the metrics of engine {pod.engine!r}"
             raise _ScrapeFailed(ScrapeFailure.NO_METRICS, message)
+        self._ledger.rates.note_buckets(pod.uid, reading.prefill_buckets or ())
         counted = target.tokens.read(at, reading.generated_tokens)
         return EngineSample(
             at=at,
@@ -316,6 +318,7 @@ class MetricsScraper:
             if reading.generated_tokens_per_s is None
             else reading.generated_tokens_per_s,
             prefill_seconds=reading.prefill_seconds,
+            padded_tokens=reading.padded_tokens,
         )
 
 

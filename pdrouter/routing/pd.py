@@ -157,7 +157,8 @@ def _choose_prefill(
     pods, scores = ranking.pods, ranking.scores
     pod, ledger = pods[index], request.state.ledger
     tokens = policy.count_tokens(pod.uid, request)
-    (seconds,) = ledger.predict_prefills((pod.uid,), (ledger.rates.measure(tokens),))
+    work = ledger.rates.measure(tokens, ledger.rates.find_shapes(pod.uid))
+    (seconds,) = ledger.predict_prefills((pod.uid,), (work,))
     parts = policy.explain(request)
     return Choice(
         Leg.PREFILL, pod, policy.name, scores[index], pods, scores, tokens, seconds, parts

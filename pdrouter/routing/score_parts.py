@@ -42,6 +42,9 @@ class PrefillParts(msgspec.Struct, frozen=True):
             "compute_s": round(compute_s, 6),
             "tokens_per_s": round(computed / compute_s, 1),
         }
+        padded = self.curve.count_padded(uid, computed)
+        if padded is not None:
+            parts["padded_tokens"] = padded
         if self.compute_weight is not None:
             parts["wait_s"] = round(max(0.0, score - self.compute_weight * compute_s), 6)
             parts["compute_weight"] = self.compute_weight

@@ -47,14 +47,31 @@ class TimeToFirstToken:
 
     def score(self, pods: Sequence[Pod], request: RankingRequest) -> Sequence[float]:
         """Return the predicted seconds for each pod, those of computing weighted."""
-        ledger, matches = request.state.ledger, request.matches
+        ledger, uids = request.state.ledger, [pod.uid for pod in pods]
+        if ledger.rates.shapes:
+            added = self._measure_by_shapes(uids, request)
+        else:
+            added = self._measure(uids, request)
+        return ledger.predict_prefills(uids, added, self._others_weight)
+
+    def _measure(self, uids: Sequence[str], request: RankingRequest) -> list[float]:
+        """Return the work that the prompt is on each pod, weighted: all compute alike."""
+        rates, matches = request.state.ledger.rates, request.matches
         # Most of many pods have cached the same part of the prompt.
-        rates, weight = ledger.rates, self._compute_weight
-        added = {
-            blocks: weight * rates.measure(count_computed(request.facts, blocks))
+        work = {
+            blocks: self._compute_weight
+            * rates.measure(count_computed(request.facts, blocks), rates.default)
             for blocks in {0, *matches.values()}
         }
-        uids = [pod.uid for pod in pods]
-        return ledger.predict_prefills(
-            uids, [added[matches.get(uid, 0)] for uid in uids], self._others_weight
-        )
+        return [work[matches.get(uid, 0)] for uid in uids]
+
+    def _measure_by_shapes(self, uids: Sequence[str], request: RankingRequest) -> list[float]:
+        """Return the work that the prompt is on each pod, weighted, by what it is compiled for."""
+        rates, matches = request.state.ledger.rates, request.matches
+        kinds = [(matches.get(uid, 0), rates.find_shapes(uid)) for uid in uids]
+        work = {
+            (blocks, shapes): self._compute_weight
+            * rates.measure(count_computed(request.facts, blocks), shapes)
+            for blocks, shapes in set(kinds)
+        }
+        return [work[kind] for kind in kinds]

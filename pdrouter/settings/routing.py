@@ -71,7 +71,8 @@ class RoutingSettings:
         "PDROUTER_PREFILL_BUCKETS",
         BUCKETS,
         "Prompt lengths that prefill engines of static shapes (Neuron) are compiled for: `ttft` "
-        "rounds prompts up to them.",
+        "rounds prompts up to them, and takes longer ones for passes of the largest. Unset: what "
+        "the metrics of each engine say.",
     )
     prefill_tokens_per_s: float = declare(
         8000.0,

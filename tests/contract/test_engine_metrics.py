@@ -229,6 +229,37 @@ async def test_requests_of_others_are_waited_for_while_the_pod_is_seen(setup: Se
         await wait_until(lambda: ledger.predict_prefill_wait("uid-pod-0") == 0)
 
 
+async def test_buckets_of_prompts_are_those_that_the_engine_says_now(setup: Setup) -> None:
+    def ran(*buckets: int) -> str:
+        return running(3) + "".join(
+            f'vllm_neuron:neff_execution_count{{bucket_name="prefill_s{bucket}"}} 2\n'
+            for bucket in buckets
+        )
+
+    page, rates = Page(ran(512)), setup.ledger.rates
+
+    def says(*buckets: int) -> Callable[[], bool]:
+        return lambda: rates.find_shapes("uid-pod-0").buckets == buckets
+
+    async with listen(page.talk) as server:
+        setup.show(pod_at(server.address))
+        await wait_until(says(512))
+        page.text = ran(4096, 512)
+        await wait_until(says(512, 4096))
+        page.text = running(3)
+        await wait_until(says())
+        assert rates.shapes == {}
+        page.text = ran(1024)
+        await wait_until(says(1024))
+        # A page that cannot be read for a while does not change what was compiled.
+        page.status = 503
+        with failing(setup, "status"):
+            await setup.scrape_again()
+        assert says(1024)()
+        setup.show()
+        await wait_until(lambda: rates.shapes == {})
+
+
 # --- tokens per second ---------------------------------------------------------------------------
 
 

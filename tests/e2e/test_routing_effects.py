@@ -18,6 +18,7 @@ from expectations import (
     expect_disaggregated,
     expect_error,
     expect_whole,
+    read_admin,
     read_metrics,
     run_checked_stack,
 )
@@ -149,6 +150,51 @@ async def test_a_slow_prefill_pod_gets_less_once_it_has_been_measured() -> None:
             stack, await send_at_once(client, [ask_about(f"busy {i}") for i in range(24)])
         )
         assert 2 * busy[slow] < busy[fast]
+
+
+async def test_prompts_go_by_the_buckets_that_engines_say_they_are_compiled_for() -> None:
+    options = StackOptions(
+        prefill=[
+            EngineConfig(
+                role="prefill",
+                host=host,
+                prefill_tokens_per_s=TOKENS_PER_S,
+                prefill_buckets=buckets,
+            )
+            for host, buckets in zip(HOSTS[:2], ((4096,), (256, 4096)), strict=True)
+        ],
+        decode=DECODE,
+        environment=expect_rates(TOKENS_PER_S),
+    )
+    async with run_checked_stack(options) as stack, connect(stack) as client:
+        coarse, fine = stack.prefill
+
+        async def read_pods() -> dict[str, Any]:
+            state = (await read_admin(stack, "/debug/state")).json()
+            return {pod["address"]: pod for pod in state["pods"]}
+
+        async def know_buckets() -> None:
+            pods = await read_pods()
+            assert pods[coarse.address]["prefill_buckets"] == [4096]
+            assert pods[fine.address]["prefill_buckets"] == [256, 4096]
+
+        await eventually(know_buckets)
+        short = [await send(client, ask_about(f"short {i}", size=600)) for i in range(6)]
+        assert count_served(stack, short)[0] == {fine: 6}
+        decisions = (await read_admin(stack, "/debug/decisions")).json()["decisions"]
+        for decision in decisions:
+            parts = decision["prefill"]["parts"].values()
+            assert {part["padded_tokens"] for part in parts} == {256, 4096}
+        # Six short ones have not made it look fast for long ones.
+        long = await send_at_once(client, [ask_about(f"long {i}") for i in range(12)])
+        served = count_served(stack, long)[0]
+        assert min(served[coarse], served[fine]) >= 5, served
+
+        async def know_padding() -> None:
+            pods = await read_pods()
+            assert all(pods[pod.address]["padded_tokens"] > 0 for pod in stack.prefill)
+
+        await eventually(know_padding)
 
 
 # --- KV memory of decode pods ----------------------------------------------------------------

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import ceil
 
-from pdrouter.load.prefill_rates import round_up
+from pdrouter.load.static_shapes import StaticShapes
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class PrefillSpeed:
 
     def compute(self, done: int, tokens: int) -> float:
         """Return the seconds for so many tokens of a prompt of which others are done already."""
-        padded = round_up(tokens, self.buckets) if self.buckets else tokens
+        padded = StaticShapes(self.buckets).pad(tokens)
         pairs = padded * (2 * done + padded)
         return padded * self.seconds_per_token + pairs * self.seconds_per_token_squared
 

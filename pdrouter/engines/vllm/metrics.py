@@ -1,6 +1,7 @@
-"""What vLLM calls its metrics."""
+"""What vLLM calls its metrics, with those that Neuron's plugin adds."""
 
 from pdrouter.engines.exposition import Families
+from pdrouter.engines.neuron import metrics as neuron
 from pdrouter.engines.reading import EngineReading, Found, MetricsDialect, add, average, multiply
 
 
@@ -18,6 +19,8 @@ def _interpret(found: Found) -> EngineReading:
         or multiply(found, "vllm:cache_config_info", "block_size", "num_gpu_blocks"),
         generated_tokens=add(found, "vllm:generation_tokens_total"),
         prefill_seconds=seconds / count if seconds is not None and count else None,
+        prefill_buckets=neuron.read_buckets(found),
+        padded_tokens=neuron.count_padding(found),
     )
 
 
@@ -32,6 +35,7 @@ METRICS = MetricsDialect(
         "vllm:generation_tokens_total",
         "vllm:request_prefill_time_seconds_sum",
         "vllm:request_prefill_time_seconds_count",
+        *neuron.FAMILIES,
     ),
     _interpret,
     rank_label="engine",

@@ -44,6 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         parser.add_argument(option, type=int, default=count, help=f"{what} ({count})")
     parser.add_argument(
+        "--prefill-buckets",
+        type=parse_lengths,
+        metavar="N,N",
+        default=_DEFAULTS.prefill_buckets,
+        help="prompt lengths that it is compiled for, ascending, as Neuron engines are",
+    )
+    parser.add_argument(
         "--revision",
         metavar="TEXT",
         default=_DEFAULTS.revision,
@@ -61,6 +68,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="misbehave from the start, as in status=503 times=2; see PUT /simulation/faults",
     )
+
+
+def parse_lengths(text: str) -> tuple[int, ...]:
+    """Return whole numbers that are separated by commas.
+
+    Raises:
+        ValueError: They are none.
+    """
+    return tuple(int(part) for part in text.split(","))
 
 
 async def run(args: argparse.Namespace) -> int:
@@ -97,6 +113,7 @@ def _config(args: argparse.Namespace) -> EngineConfig:
         port=args.port,
         kv_connector=args.kv_connector,
         prefill_tokens_per_s=args.prefill_tokens_per_s,
+        prefill_buckets=args.prefill_buckets,
         itl_ms=args.itl_ms,
         slots=args.slots,
         kv_lease_s=args.kv_lease_s,

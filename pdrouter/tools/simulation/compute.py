@@ -26,6 +26,7 @@ class Compute:
         self._slots = asyncio.Semaphore(config.slots)
         self._prefill = asyncio.Lock()
         self._prefill_tokens_per_s = config.prefill_tokens_per_s
+        self._buckets = config.prefill_buckets
         self._step_s = config.itl_ms / 1_000
 
     @asynccontextmanager
@@ -68,7 +69,17 @@ class Compute:
 
     async def _compute_prompt(self, tokens: int) -> None:
         started = time.monotonic()
+        computed = self._fill_buckets(tokens)
         if self._prefill_tokens_per_s:
             async with self._prefill:
-                await asyncio.sleep(tokens / self._prefill_tokens_per_s)
+                await asyncio.sleep(computed / self._prefill_tokens_per_s)
         self._metrics.prefill_seconds.observe(time.monotonic() - started)
+
+    def _fill_buckets(self, tokens: int) -> int:
+        """Return how many tokens are computed for so many of a prompt."""
+        if not self._buckets or tokens <= 0:
+            return tokens
+        bucket = next((each for each in self._buckets if tokens <= each), self._buckets[-1])
+        passes = -(-tokens // bucket)
+        self._metrics.note_passes(bucket, passes, padding=passes * bucket - tokens)
+        return passes * bucket

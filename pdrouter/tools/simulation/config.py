@@ -2,6 +2,7 @@
 
 import uuid
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal, get_args
 
 EngineRole = Literal["prefill", "decode", "both"]
@@ -29,6 +30,9 @@ class EngineConfig:
         engine_id: The engine's identity in the handles it issues.
         prefill_tokens_per_s: Prompt tokens that the whole engine computes per second, one
             request after the other; 0 means that prefill takes no time.
+        prefill_buckets: Prompt lengths that it is compiled for, ascending, as a Neuron engine is:
+            it computes shorter prompts as if they had the next of these, longer ones in passes of
+            the largest. Empty for an engine that takes any length.
         itl_ms: Time between two output tokens of one request, in milliseconds.
         slots: Requests that run at once; others wait in arrival order.
         kv_lease_s: Seconds during which the blocks of a finished prefill leg can be fetched.
@@ -60,6 +64,7 @@ class EngineConfig:
     kv_connector: KvConnector = "nixl"
     engine_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     prefill_tokens_per_s: float = 1_000_000.0
+    prefill_buckets: tuple[int, ...] = ()
     itl_ms: float = 5.0
     slots: int = 256
     kv_lease_s: float = 30.0
@@ -109,6 +114,8 @@ class EngineConfig:
         ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be greater than 0")
+        if any(low >= high for low, high in pairwise((0, *self.prefill_buckets))):
+            raise ValueError("prefill_buckets must be ascending, each greater than 0")
         for name in ("prefill_tokens_per_s", "itl_ms"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative")

@@ -98,6 +98,7 @@ class EngineMetrics:
             "aborted_requests", "Requests whose client left before the end of the answer."
         )
         self._declare_size(config)
+        self._passes, self._padding = self._declare_shapes(config)
 
     def _declare_size(self, config: EngineConfig) -> None:
         if config.engine == "trtllm":
@@ -114,6 +115,32 @@ class EngineMetrics:
             registry=self._registry,
         )
         geometry.labels(self._model, str(config.block_size), str(config.kv_blocks)).set(1)
+
+    def _declare_shapes(self, config: EngineConfig) -> tuple[Counter | None, Counter | None]:
+        """Declare what only an engine of static shapes has."""
+        if not config.prefill_buckets:
+            return None, None
+        passes = Counter(
+            "vllm_neuron:neff_execution_count",
+            "Executions of what was compiled.",
+            ("model_name", "bucket_name"),
+            registry=self._registry,
+        )
+        padding = Counter(
+            "vllm_neuron:num_batched_tokens_padding",
+            "Tokens computed to fill up buckets.",
+            ("model_name",),
+            registry=self._registry,
+        )
+        for bucket in config.prefill_buckets:
+            passes.labels(self._model, f"prefill_s{bucket}").inc()  # It has warmed up.
+        return passes, padding.labels(self._model)
+
+    def note_passes(self, bucket: int, passes: int, *, padding: int) -> None:
+        """Count the passes of a prompt through an engine of static shapes."""
+        if self._passes is not None and self._padding is not None:
+            self._passes.labels(self._model, f"prefill_s{bucket}").inc(passes)
+            self._padding.inc(padding)
 
     def watch_load(
         self,

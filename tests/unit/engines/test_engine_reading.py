@@ -191,3 +191,56 @@ def test_where_nothing_tells_ranks_apart_each_has_the_whole_page(engine: str) ->
     page = f"{name} 4".encode()
     dialect = find_dialect(engine)
     assert dialect.read(page, 1) == dialect.read(page)
+
+
+NEURON = "vllm_neuron:neff_execution_count"
+
+
+@pytest.mark.parametrize(
+    ("names", "buckets"),
+    [
+        (["prefill_s1024", "prefill_s512", "decode_b4"], (512, 1024)),
+        (["prefill_s8192", "prefill_b1_s8192"], (8192,)),
+        (["prefill_s2048_ctx8192"], (2048,)),
+        ([f"prefill_s{size}" for size in range(1, 65)], tuple(range(1, 65))),
+        # None of these says a length that an engine can have, or there are too many of them.
+        ([f"prefill_s{size}" for size in range(1, 66)], None),
+        (["decode_s1024", "prefill", "prefill_s", "prefill_s0", "prefill_s-5", "s1024"], None),
+        (["prefill_s" + "9" * 8, "prefill_s1e3", "xprefill_s1024", "prefill_s1024;", ""], None),
+        (["prefill_" + "a1_" * 5000 + "s16"], None),
+        ([], None),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["", "_total"])
+def test_the_buckets_of_a_neuron_engine_are_in_the_names_of_what_it_ran(
+    names: list[str], buckets: tuple[int, ...] | None, suffix: str
+) -> None:
+    lines = [
+        f"{NEURON}{suffix}{write_labels(model_name='m', bucket_name=name)} {float(count)}"
+        for count, name in enumerate(names)
+    ]
+    assert read("vllm", *lines) == ({} if buckets is None else {"prefill_buckets": buckets})
+
+
+def test_buckets_and_padding_are_those_of_the_rank_that_is_asked_for() -> None:
+    page = "\n".join(
+        f"{name}{write_labels(engine=rank, **labels)} {value}"
+        for name, labels, rank, value in (
+            (NEURON, {"bucket_name": "prefill_s512"}, 0, 3),
+            (NEURON, {"bucket_name": "prefill_s4096"}, 1, 1),
+            ("vllm_neuron:num_batched_tokens_padding", {}, 0, 40),
+            ("vllm_neuron:num_batched_tokens_padding", {}, 1, 2),
+        )
+    ).encode()
+    dialect = find_dialect("vllm")
+    assert dialect.read(page) == EngineReading(prefill_buckets=(512, 4096), padded_tokens=42)
+    assert dialect.read(page, 1) == EngineReading(prefill_buckets=(4096,), padded_tokens=2)
+
+
+def test_a_simulated_neuron_engine_names_what_it_has_run() -> None:
+    config = EngineConfig(prefill_buckets=(128, 512))
+    metrics = EngineMetrics(config)
+    metrics.note_passes(512, 3, padding=100)
+    found = read("vllm", metrics.exposition().decode())
+    assert (found["prefill_buckets"], found["padded_tokens"]) == ((128, 512), 100)
+    assert "neuron" not in EngineMetrics(EngineConfig()).exposition().decode()

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from pdrouter.engines.split import Leg
 from pdrouter.load.ledger import Ledger
-from pdrouter.load.prefill_rates import PrefillRates, round_up
+from pdrouter.load.prefill_rates import PrefillRates
+from pdrouter.load.static_shapes import ANY_SHAPE, StaticShapes
 
 
 def learn(rates: PrefillRates, curve: Callable[[int], float], *, factors: dict[str, float]) -> None:
@@ -261,11 +262,87 @@ def test_what_the_engine_says_it_has_computed_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "rounded"),
-    [(1, 128), (128, 128), (129, 1024), (1024, 1024), (1025, 2048), (2049, 3072)],
+    ("tokens", "passes", "each"),
+    [
+        (1, 1, 128),
+        (128, 1, 128),
+        (129, 1, 1024),
+        (1024, 1, 1024),
+        (1025, 2, 1024),
+        (2049, 3, 1024),
+    ],
 )
-def test_static_shapes_round_prompts_up(tokens: int, rounded: int) -> None:
-    assert round_up(tokens, (128, 1024)) == rounded
+def test_static_shapes_take_prompts_in_passes(tokens: int, passes: int, each: int) -> None:
+    shapes = StaticShapes((128, 1024))
+    assert shapes.divide(tokens) == (passes, each)
+    assert shapes.pad(tokens) == passes * each
+    assert ANY_SHAPE.divide(tokens) == (1, tokens)
+
+
+def test_a_prompt_above_the_largest_bucket_takes_as_many_passes_as_it_fills() -> None:
+    """Attention makes long prompts dearer per token, and a pass costs what a pass costs."""
+    rates = PrefillRates(1000)
+    rates.note_buckets("a", (1000, 4000))
+    for _ in range(600):
+        for tokens, seconds in ((900, 0.2), (3500, 2.0), (4001, 4.0), (12_000, 6.0)):
+            rates.observe("a", tokens, seconds)
+    for tokens, seconds in ((1, 0.2), (1001, 2.0), (8000, 4.0), (8001, 6.0), (100_000, 50.0)):
+        assert rates.predict("a", tokens) == pytest.approx(seconds, rel=0.02)
+        assert rates.freeze().predict("a", tokens) == pytest.approx(seconds, rel=0.02)
+
+
+def test_buckets_are_those_of_the_pod_that_says_them() -> None:
+    rates = PrefillRates(1000)
+    rates.note_buckets("a", (512, 4096))
+    rates.note_buckets("b", (8192,))
+    frozen = rates.freeze()
+    for predict in (rates.predict, frozen.predict):
+        assert [predict(uid, 600) for uid in "abc"] == pytest.approx([4.096, 8.192, 0.6])
+    rates.note_buckets("a", (1024,))
+    rates.forget("b")
+    assert [rates.predict(uid, 600) for uid in "abc"] == pytest.approx([1.024, 0.6, 0.6])
+    assert frozen.predict("a", 600) == pytest.approx(4.096)
+    rates.note_buckets("a", ())
+    assert rates.shapes == {}
+
+
+def test_buckets_that_are_set_go_before_what_engines_say() -> None:
+    rates = PrefillRates(1000, (2000,))
+    rates.note_buckets("a", (512, 4096))
+    assert [rates.predict(uid, 600) for uid in "ab"] == [2.0, 2.0]
+
+
+def test_pods_that_are_compiled_alike_share_what_a_prompt_is() -> None:
+    rates = PrefillRates(1000)
+    for uid in "abc":
+        rates.note_buckets(uid, (512, 4096))
+    assert rates.find_shapes("a") is rates.find_shapes("b") is rates.find_shapes("c")
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("ab"), st.integers(1, 200_000), st.floats(0, 1e4)), max_size=40
+    ),
+    st.lists(st.integers(1, 10_000_000), min_size=1, max_size=64, unique=True).map(sorted),
+)
+@settings(deadline=None)
+def test_a_pod_that_says_nothing_is_predicted_as_if_nobody_did(
+    observations: list[tuple[str, int, float]], buckets: list[int]
+) -> None:
+    """Not a bit of any number may differ."""
+    rates, others = PrefillRates(), PrefillRates()
+    others.note_buckets("elsewhere", buckets)
+    for uid, tokens, seconds in observations:
+        rates.observe(uid, tokens, seconds)
+        others.observe(uid, tokens, seconds)
+    for uid in "abc":
+        for tokens in (1, 100, 10_000, 1_000_000):
+            assert rates.predict(uid, tokens) == others.predict(uid, tokens)
+            assert rates.freeze().predict(uid, tokens) == others.freeze().predict(uid, tokens)
+    predictions = [others.predict("elsewhere", tokens) for tokens in (1, 100, 10_000, 1_000_000)]
+    assert predictions == sorted(predictions)
+    assert predictions[0] > 0
+    assert predictions[-1] < float("inf")
 
 
 def test_engines_of_static_shapes_are_learnt_and_predicted_by_their_buckets() -> None:

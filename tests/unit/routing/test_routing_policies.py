@@ -71,6 +71,34 @@ def test_ttft_is_the_wait_and_the_uncached_part() -> None:
     ) == pytest.approx([1.5, 3.3])
 
 
+def test_what_is_left_of_a_prompt_is_padded_as_each_pod_pads() -> None:
+    rates = PrefillRates(1000)
+    rates.note_buckets(A.uid, (600, 2000))
+    rates.note_buckets(B.uid, (2000,))
+    pods = [A, B, make_pod("c"), make_pod("d")]
+    cached = {A.uid: 2, B.uid: 2, pods[2].uid: 2}
+    request = make_request(ledger=Ledger(rates, lambda: 0.0), cached=cached)
+    policy = TimeToFirstToken(PolicyOptions(compute_weight=1.0))
+    assert policy.score(pods, request) == pytest.approx([0.6, 2.0, 0.5, 1.0])
+    parts = policy.explain(request)
+    described = [parts.describe(0, pod.uid, 0.0).get("padded_tokens") for pod in pods]
+    assert described == [600, 2000, None, None]
+
+
+@given(st.lists(st.integers(1, 10_000_000), max_size=64, unique=True).map(sorted))
+@settings(deadline=None)
+def test_buckets_of_other_pods_change_no_score(buckets: list[int]) -> None:
+    scores = []
+    for said in ([], buckets):
+        rates = PrefillRates(1234.5)
+        rates.note_buckets("elsewhere", said)
+        ledger = Ledger(rates, lambda: 0.0)
+        ledger.start(Leg.PREFILL, B.uid, 300)
+        request = make_request(ledger=ledger, cached={A.uid: 2})
+        scores.append(TimeToFirstToken().score([A, B], request))
+    assert scores[0] == scores[1]
+
+
 def test_a_hot_prefix_spreads_once_its_pod_is_too_busy() -> None:
     ledger = Ledger(PrefillRates(1000), lambda: 0.0)
     request = make_request(ledger=ledger, cached={A.uid: 4})

@@ -1,0 +1,36 @@
+"""Engines that are compiled for prompts of certain lengths, and what they make of other prompts."""
+
+
+class StaticShapes:
+    """The prompt lengths that an engine is compiled for (Neuron calls them buckets).
+
+    Such an engine computes a shorter prompt as if it had the next of these lengths, and a longer
+    one in passes of the largest.
+
+    Attributes:
+        buckets: the lengths, ascending; empty for engines that take prompts of any length.
+    """
+
+    __slots__ = ("buckets",)
+
+    def __init__(self, buckets: tuple[int, ...]) -> None:
+        self.buckets = buckets
+
+    def divide(self, tokens: int) -> tuple[int, int]:
+        """Return in how many passes so many tokens are computed, and how many tokens each has."""
+        buckets = self.buckets
+        if not buckets:
+            return 1, tokens
+        for bucket in buckets:
+            if tokens <= bucket:
+                return 1, bucket
+        largest = buckets[-1]
+        return -(-tokens // largest), largest
+
+    def pad(self, tokens: int) -> int:
+        """Return how many tokens are computed for so many."""
+        passes, each = self.divide(tokens)
+        return passes * each
+
+
+ANY_SHAPE = StaticShapes(())
