@@ -11,13 +11,23 @@ from pdrouter.extproc.messages import Headers, RequestHeaders, ResponseHeaders
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.headers import (
     DESTINATION_ENDPOINT,
+    MAX_RETRIES,
+    RANK,
     REQUEST_ID,
     ROUTING_STRATEGY,
     TARGET_POD,
 )
 
 # Names of which each is set at most once, and a request without a strategy gets fewer.
-_SET = (TARGET_POD, DESTINATION_ENDPOINT, ROUTING_STRATEGY, REQUEST_ID, "content-length")
+_SET = (
+    TARGET_POD,
+    DESTINATION_ENDPOINT,
+    ROUTING_STRATEGY,
+    RANK,
+    MAX_RETRIES,
+    REQUEST_ID,
+    "content-length",
+)
 _SET_BYTES = 1024
 
 

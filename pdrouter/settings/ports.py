@@ -46,7 +46,7 @@ class PortSettings:
         "PDROUTER_MAX_HEADERS",
         number(int, "a whole number", 20, 256),
         "Envoy's `max_headers_count`, whose default this is; `pdrouter envoy-config` sets 256. A "
-        "request that has more, with the up to five that the router sets, is a 431.",
+        "request that has more, with the up to seven that the router sets, is a 431.",
         advanced=True,
     )
     max_header_bytes: int = declare(

@@ -83,7 +83,7 @@ async def test_any_number_of_headers(
             assert b'"request_headers_too_large"' in answer
     served = seen.count(200)
     assert seen[:served] == [200] * served
-    assert COUNTS[served - 1] == 89
+    assert COUNTS[served - 1] == 87
     await expect_settled(stack)
 
 
