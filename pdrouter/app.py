@@ -185,6 +185,7 @@ class Application:
             await stack.enter_async_context(self._client)
             # What streams leave behind when the server stops has a last moment.
             await stack.enter_async_context(self._exchanges.releases)
+            await stack.enter_async_context(self._exchanges.drains)
             await stack.enter_async_context(self._tokenizers)
             await stack.enter_async_context(self._engines)
             with naming_port("PDROUTER_GRPC_BIND (--grpc-bind)", *self._settings.grpc_bind):

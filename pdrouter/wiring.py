@@ -33,6 +33,7 @@ from pdrouter.routing.state import RoutingState
 from pdrouter.routing.strategies import create_strategies
 from pdrouter.serving.answers import AnswerObserver, AnswerReports
 from pdrouter.serving.choosing import PodChooser
+from pdrouter.serving.drains import Drains
 from pdrouter.serving.engine_client import ClientLimits, EngineClient
 from pdrouter.serving.held_bodies import HeldBodies
 from pdrouter.serving.introductions import Introductions
@@ -89,6 +90,7 @@ class Exchanges:
         lengths: what is learnt of the length of answers.
         answers: where all reports of answers go.
         releases: have blocks freed that nobody fetches.
+        drains: own side legs that end after their request.
         questions: asks pods that were left out.
         leases: know which handles are still good.
     """
@@ -110,6 +112,7 @@ class Exchanges:
         kinds = UnsplittableKinds(state.clock)
         policy = choose_dispatch_policy(settings)
         splits = create_splits(settings)
+        self.drains = Drains()
         self.releases = Releases(
             around.client,
             around.cache,
@@ -148,6 +151,7 @@ class Exchanges:
             splits=splits,
             tokenizers=around.tokenizers,
             releases=self.releases,
+            drains=self.drains,
             policy=policy,
             routes=around.routes,
         )

@@ -98,6 +98,7 @@ def _create_pod(endpoint: EndpointLine, ip: str, index: int, *, match_revisions:
         places=(endpoint.zone,) if endpoint.zone else (),
         obstacle=endpoint.unsupported or ("" if is_ip(ip) else UNRESOLVED),
         unsupported=endpoint.unsupported,
+        bootstrap_port=endpoint.bootstrap_port,
     )
 
 

@@ -1,11 +1,13 @@
 """What may stand in an endpoints file, and what it means."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from yaml.nodes import MappingNode, Node
 
 from pdrouter.cluster.pods import (
+    DEFAULT_BOOTSTRAP_PORT,
     Role,
     Wires,
     find_unsupported,
@@ -15,13 +17,14 @@ from pdrouter.cluster.pods import (
 )
 from pdrouter.cluster.ranks import ONE_RANK, Ranks, parse_ports, parse_size
 from pdrouter.cluster.source import SourceUnusable
-from pdrouter.cluster.yaml_lines import YamlInvalid, YamlReader, compose, line_of
+from pdrouter.cluster.yaml_lines import YamlInvalid, YamlReader, compose, is_null, line_of
 
 FILE_KEYS = ("models",)
-MODEL_KEYS = ("name", "engine", "kv_connector", "rolesets", "endpoints")
+MODEL_KEYS = ("name", "engine", "kv_connector", "bootstrap_port", "rolesets", "endpoints")
 ROLESET_KEYS = ("name", "prefill", "decode")
-ENDPOINT_KEYS = ("address", "revision", "zone", "data_parallel_size")
+ENDPOINT_KEYS = ("address", "revision", "zone", "data_parallel_size", "bootstrap_port")
 
+_PORT = re.compile("[1-9][0-9]{0,4}")
 _SHOWN = 20
 
 
@@ -45,6 +48,7 @@ class EndpointLine:
         revision: its version; empty if none is said.
         zone: where it is; empty if that is not said.
         ranks: its data-parallel ranks.
+        bootstrap_port: port at which other engines meet it; None for their own default.
     """
 
     model: str
@@ -58,6 +62,7 @@ class EndpointLine:
     revision: str = ""
     zone: str = ""
     ranks: Ranks = ONE_RANK
+    bootstrap_port: int | None = DEFAULT_BOOTSTRAP_PORT
 
     @property
     def named(self) -> bool:
@@ -89,7 +94,8 @@ def parse_endpoints(text: str, wires: Wires) -> Endpoints:
     """Return what an endpoints file says.
 
     Args:
-        text: YAML in the format of aibrix, with `kv_connector`, `revision` and `zone` beside it.
+        text: YAML in the format of aibrix, with `kv_connector`, `revision`, `zone` and
+            `bootstrap_port` beside it.
         wires: engines and connectors that the router can speak to.
 
     Raises:
@@ -142,7 +148,8 @@ class _Parser:
             self._left_out.append(
                 f"line {line_of(node)}: model {name!r} is left out: {unsupported}"
             )
-        model = _Model(name, engine, connector, unsupported, {})
+        port = self._read_port(members, DEFAULT_BOOTSTRAP_PORT)
+        model = _Model(name, engine, connector, unsupported, port, {})
         if members and not {"rolesets", "endpoints"} & members.keys():
             self._yaml.refuse(node, f"model {model.name!r} has neither 'rolesets' nor 'endpoints'")
         for address in self._read_list(members, "endpoints"):
@@ -189,6 +196,20 @@ class _Parser:
     def _read_word(self, members: Mapping[str, Node], key: str) -> str | None:
         return (self._yaml.text(members[key], repr(key)) or None) if key in members else None
 
+    def _read_port(self, members: Mapping[str, Node], default: int | None) -> int | None:
+        """Return the bootstrap port, None for `null`; the default where it is not said."""
+        node = members.get("bootstrap_port")
+        if node is None:
+            return default
+        if is_null(node):
+            return None
+        text = self._yaml.text(node, "'bootstrap_port'")
+        if _PORT.fullmatch(text) and int(text) < 65536:
+            return int(text)
+        if text.strip():
+            self._yaml.refuse(node, "'bootstrap_port' must be from 1 to 65535, or null")
+        return default
+
     def _read_list(self, members: Mapping[str, Node], key: str) -> Sequence[Node]:
         return self._yaml.items(members[key], repr(key)) if key in members else ()
 
@@ -230,6 +251,7 @@ class _Parser:
                 revision,
                 zone,
                 ranks,
+                self._read_port(members, model.bootstrap_port),
             )
         )
         return revision
@@ -244,6 +266,7 @@ class _Model:
         engine: the software.
         kv_connector: name of the KV connector; None for the configured default.
         unsupported: why the router cannot speak to its engines; empty if it can.
+        bootstrap_port: port at which other engines meet its own, unless they name theirs.
         lines: where each of its addresses was listed first.
     """
 
@@ -251,6 +274,7 @@ class _Model:
     engine: str
     kv_connector: str | None
     unsupported: str
+    bootstrap_port: int | None
     lines: dict[str, int]
 
 

@@ -118,6 +118,11 @@ class YamlReader:
         return str(node.value)
 
 
+def is_null(node: Node) -> bool:
+    """Return whether a value is written as null, rather than left out."""
+    return node.tag == _NULL and bool(node.value)
+
+
 def _find_merged(node: MappingNode) -> _Pairs:
     """Return what a mapping takes over from others by `<<`, the most important first."""
     pairs: _Pairs = []

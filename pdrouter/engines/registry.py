@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from pdrouter.engines.neuron.legacy import NeuronLegacy
 from pdrouter.engines.reading import MetricsDialect
 from pdrouter.engines.sglang import metrics as sglang
+from pdrouter.engines.sglang.bootstrap import Bootstrap
 from pdrouter.engines.split import Order, Split
 from pdrouter.engines.trtllm import metrics as trtllm
 from pdrouter.engines.vllm import metrics as vllm
@@ -60,6 +61,7 @@ _SPLITS: Mapping[tuple[str, str], Callable[[SplitRules], Split]] = MappingProxyT
         ("vllm", "neuron-write"): _create_push,
         ("vllm", "mooncake"): lambda rules: Mooncake(rules.order),
         ("vllm", "neuron-legacy"): lambda _: NeuronLegacy(),
+        ("sglang", ONLY_WIRE): lambda _: Bootstrap(),
     }
 )
 _METRICS: Mapping[str, MetricsDialect] = MappingProxyType(

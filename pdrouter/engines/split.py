@@ -144,7 +144,7 @@ class Split(Protocol):
 
     @property
     def fits(self) -> frozenset[str]:
-        """Reasons to serve requests whole (`find_misfit`) that are none on this wire."""
+        """Reasons to serve requests whole (`list_misfits`) that are none on this wire."""
 
     @property
     def needs_peer(self) -> bool:

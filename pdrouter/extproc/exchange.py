@@ -176,7 +176,7 @@ class Exchange:
         self._start = time.perf_counter()
         self.cut = False
         self.record = RequestRecord(create_request_id())
-        self.call = Call(self.record, self._end_unasked)
+        self.call = Call(self.record, self._end_unasked, dispatcher.drains)
         self._phases = Phases(self.call, dispatcher, cache, answers, policy, bodies=bodies)
         self._observer.request_started(self.record)
 
@@ -196,6 +196,10 @@ class Exchange:
             del data
             replies = await self.handle(event)
         await self._say(replies)
+        if self.ended and self.call.at_work:
+            # A task that has failed meanwhile is about to say so: it must not be stopped before.
+            async with self._turn:
+                pass
         # The request may go on for minutes, without its body.
         self.call.release_body()
 

@@ -116,10 +116,13 @@ class Phases:
     def close(self) -> None:
         """Tell what was seen, once the stream has ended."""
         record = self._record
+        companion = self._call.companion
+        # Where a leg was waited for in vain that waits for the other one, both are suspects.
+        silent = record.outcome is None or (companion is not None and companion.timed_out)
         if record.outcome is None:
             record.outcome = Outcome.CLIENT_LEFT
-            if self._sent is not None:
-                self._outcomes.note_silence(self._sent.pod, Leg.DECODE, self._sent.began)
+        if silent and self._sent is not None:
+            self._outcomes.note_silence(self._sent.pod, Leg.DECODE, self._sent.began)
         if self._watch is not None:
             self._answers.receive(self._watch.report(record))
 
@@ -216,12 +219,14 @@ class Phases:
         if companion is None:
             return
         if not judgement.from_engine or status >= _LEAST_ERROR:
+            companion.excused = True
             self._call.stop()
             if judgement.from_engine and status >= _LEAST_FAILURE:
                 self._dispatcher.legs.note_last_failed(companion)
             return
         with self._record.steps.time("companion", waits=True):
             await companion.wait_good()
+        companion.joined = companion.good
 
     async def on_local_reply(self, event: ResponseHeaders) -> Replies:
         """Explain an answer that Envoy gives by itself while the request's body is to come."""

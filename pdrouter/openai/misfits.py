@@ -1,6 +1,7 @@
 """Which requests cannot be split into two legs, and why."""
 
 import re
+from collections.abc import Iterator
 from itertools import islice
 
 import msgspec
@@ -29,8 +30,8 @@ class _StreamOptions(msgspec.Struct):
         return False
 
 
-def find_misfit(endpoint: Endpoint, body: Body, options: Body) -> str | None:
-    """Return why a request cannot be split into two legs; None if it can.
+def list_misfits(endpoint: Endpoint, body: Body, options: Body) -> Iterator[str]:
+    """Yield the reasons why a request cannot be split into two legs; none if it can.
 
     The rules and their reasons stand in vLLM: the answer of the prefill leg carries one set of
     blocks (several prompts, `n`, `best_of`, beam search); the decode engine computes the whole
@@ -45,18 +46,15 @@ def find_misfit(endpoint: Endpoint, body: Body, options: Body) -> str | None:
         options: the object that has limits and sampling options.
     """
     if endpoint.batches and _has_several_prompts(endpoint, body):
-        return "several-prompts"
+        yield "several-prompts"
     if not (_RARE.isdisjoint(body.names) and _RARE.isdisjoint(options.names)):
-        for reason, applies in _check_rare_options(body, options):
-            if applies:
-                return reason
+        yield from (reason for reason, applies in _check_rare_options(body, options) if applies)
     if endpoint.stateful and _is_stateful(body):
-        return "stateful-responses"
+        yield "stateful-responses"
     if _is_truncated(endpoint, body, options):
-        return "truncated-prompt"
+        yield "truncated-prompt"
     if _has_invalid_limit(endpoint, options) or _has_invalid_stream(body):
-        return "invalid-value"
-    return None
+        yield "invalid-value"
 
 
 def _check_rare_options(body: Body, options: Body) -> tuple[tuple[str, bool], ...]:
@@ -145,10 +143,11 @@ def _has_several_prompts(endpoint: Endpoint, body: Body) -> bool:
     # vLLM adds embeddings to the prompts, unless the prompt is an empty string.
     values = (body.view(name) for name in endpoint.prompts)
     prompts = [raw for raw in values if raw is not None and bytes(raw[:4]) not in (b"null", b'""')]
-    return len(prompts) > 1 or any(map(_has_several_items, prompts))
+    return len(prompts) > 1 or any(map(has_several_items, prompts))
 
 
-def _has_several_items(prompt: memoryview) -> bool:
+def has_several_items(prompt: memoryview) -> bool:
+    """Return whether a value is a list of several prompts, rather than one."""
     first = _FIRST_ITEM.match(prompt)
     # A list that starts with a number is one prompt of token ids.
     if first is None or first[1] not in (b'"', b"["):

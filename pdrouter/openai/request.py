@@ -11,7 +11,7 @@ from pdrouter.openai.coercion import as_boolean, as_integer, decode_scalar
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.form import Form, FormInvalid, is_form, parse_form
 from pdrouter.openai.media import find_media
-from pdrouter.openai.misfits import find_misfit
+from pdrouter.openai.misfits import list_misfits
 from pdrouter.openai.paths import Endpoint, Forms
 from pdrouter.openai.pieces import Pieces
 
@@ -53,6 +53,7 @@ _FIRST_ITEM = re.compile(rb"\[[ \t\n\r]*(.)", re.DOTALL)
 _NO_PROMPT = memoryview(b"")
 _NO_MEMBERS = Body(b"{}")
 _FORM_FIELDS = frozenset({"model", "stream"})
+_SINGLE_POD = ("single-pod-path",)
 _MAX_LIMIT = 10**9
 """Numbers of any size are allowed, and one of so many digits is no limit."""
 
@@ -71,7 +72,8 @@ class InferenceRequest(msgspec.Struct, frozen=True):
         model: the model or adapter, as the client asked for it.
         stream: whether the answer is to be streamed.
         max_output_tokens: limit of the answer's length; None if the client sets none.
-        whole: why the request does not fit two legs; None where it does.
+        misfits: why the request does not fit two legs; nothing where it does. A wire may say that
+            some of these reasons are none on it.
         form: the client's body, if it is a multipart form.
         engine_model: name of the model to the engines, where it is another one.
         ec_locator: where a trusted router in front has had the media encoded, as it stands in the
@@ -86,7 +88,7 @@ class InferenceRequest(msgspec.Struct, frozen=True):
     model: str
     stream: bool
     max_output_tokens: int | None
-    whole: str | None
+    misfits: tuple[str, ...]
     form: Form | None = None
     engine_model: str | None = None
     ec_locator: bytes | None = None
@@ -96,13 +98,19 @@ class InferenceRequest(msgspec.Struct, frozen=True):
         """The prompt as it stands in the body, not copied; nothing where there is none."""
         return self.body.view(self.prompt_name) or _NO_PROMPT
 
+    @property
+    def whole(self) -> str | None:
+        """The first reason why it does not fit two legs on any wire; None where it does."""
+        return self.misfits[0] if self.misfits else None
+
     def rename(self, model: str) -> "InferenceRequest":
         """Return the request with the model's name to the engines."""
         return structs.replace(self, engine_model=model)
 
     def trust_locator(self, locator: bytes) -> "InferenceRequest":
         """Return the request for one pod, which gets this locator."""
-        return structs.replace(self, whole=self.whole or "ec-locator", ec_locator=locator)
+        misfits = (*self.misfits, "ec-locator")
+        return structs.replace(self, misfits=misfits, ec_locator=locator)
 
     def edit(self, replace: Mapping[str, bytes | Pieces], remove: Collection[str]) -> Pieces:
         """Return the body, changed as `Body.edit` says, with the model's name for the engines."""
@@ -153,11 +161,11 @@ def parse_request(
     prompt_name = _find_prompt(endpoint, body)
     options = body if endpoint.sampling is None else sampling or _NO_MEMBERS
     if endpoint.legs == 2:
-        whole = find_misfit(endpoint, body, options)
-        if whole is None and not split_multimodal:
-            whole = _find_media(body, prompt_name)
+        misfits = tuple(list_misfits(endpoint, body, options))
+        if not split_multimodal and (media := _find_media(body, prompt_name)):
+            misfits = (*misfits, media)
     else:
-        whole = "single-pod-path"
+        misfits = _SINGLE_POD
     return InferenceRequest(
         endpoint,
         query,
@@ -167,7 +175,7 @@ def parse_request(
         model,
         bool(as_boolean(_read(body, "stream"))),
         _find_limit(endpoint, options),
-        whole,
+        misfits,
     )
 
 
@@ -197,7 +205,7 @@ def _read_form(endpoint: Endpoint, query: str, data: bytes, content_type: str) -
         model=model,
         stream=bool(as_boolean(stream)),
         max_output_tokens=None,
-        whole="single-pod-path",
+        misfits=_SINGLE_POD,
         form=form,
     )
 

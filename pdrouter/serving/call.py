@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from pdrouter.serving.companion import Companion
+from pdrouter.serving.drains import Drains
 from pdrouter.serving.held_bodies import HeldBody
 from pdrouter.serving.open_decision import OpenDecision
 from pdrouter.serving.record import RequestRecord
@@ -27,16 +28,30 @@ class Call:
         handle: the KV handle of a side leg, for as long as it may be that no engine has it.
     """
 
-    __slots__ = ("_on_failure", "_tasks", "body", "chosen", "companion", "handle", "record")
+    __slots__ = (
+        "_drains",
+        "_needs_body",
+        "_on_failure",
+        "_tasks",
+        "body",
+        "chosen",
+        "companion",
+        "handle",
+        "record",
+    )
 
     def __init__(
-        self, record: RequestRecord, on_failure: Callable[[Exception], Awaitable[None]]
+        self,
+        record: RequestRecord,
+        on_failure: Callable[[Exception], Awaitable[None]],
+        drains: Drains,
     ) -> None:
         """Begin with nothing but the record.
 
         Args:
             record: the record.
             on_failure: told of what a task raises: it ends the request.
+            drains: owns what may end after the request.
         """
         self.record = record
         self.body: HeldBody | None = None
@@ -44,6 +59,8 @@ class Call:
         self.companion: Companion | None = None
         self.handle: HeldHandle | None = None
         self._on_failure = on_failure
+        self._drains = drains
+        self._needs_body = True
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -58,7 +75,12 @@ class Call:
         """
         task = asyncio.create_task(self._run(work))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._note_end)
+
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not self._needs_body:
+            self.release_body()
 
     async def _run(self, work: Coroutine[Any, Any, None]) -> None:
         try:
@@ -82,19 +104,28 @@ class Call:
             task.cancel()
 
     def close(self) -> None:
-        """Release what is counted, and cancel the tasks. Further calls change nothing."""
+        """Release what is counted, and cancel the tasks. Further calls change nothing.
+
+        An answer that is to be read to its end goes on without the request.
+        """
+        if self.companion is not None and self.companion.joined:
+            tasks, self._tasks = self._tasks, set()
+            for task in tasks:
+                self._drains.take(task)
         self.stop()
         # Whoever is told refers to this call: without the circle, both go at once.
         self._on_failure = _tell_nobody
-        self.release_body()
+        if self.body is not None:
+            self.body.release()
         if self.chosen is not None:
             self.chosen.close()
         if self.handle is not None:
             self.handle.close()
 
     def release_body(self) -> None:
-        """Hold the request's body no more. Further calls change nothing."""
-        if self.body is not None:
+        """Hold the request's body for as long as tasks do. Further calls change nothing."""
+        self._needs_body = False
+        if self.body is not None and not self._tasks:
             self.body.release()
 
     async def wait_closed(self) -> None:

@@ -8,7 +8,7 @@ from math import ceil
 import msgspec
 from msgspec import structs
 
-from pdrouter.cluster.pods import Pod
+from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ModelPods, PodCache
 from pdrouter.engines.registry import Splits
 from pdrouter.load.output_length import OutputLengths
@@ -251,15 +251,22 @@ class PodChooser:
         )
 
     def _find_misfit(self, request: InferenceRequest, pods: ModelPods) -> str | None:
-        """Return why a request cannot be split on its model's wire; None if it can."""
-        reason = request.whole
-        if reason is None or not pods.prefill:
-            return reason
-        pod = pods.prefill[0]
-        return None if reason in self.splits.find(pod.engine, pod.kv_connector).fits else reason
+        """Return why a request cannot be split on its model's wires; None if it can."""
+        if not request.misfits:
+            return None
+        # Those that are not ready count, too: without them, the request waits for a pair.
+        wires = {
+            (pod.engine, pod.kv_connector)
+            for pod in pods.pods
+            if pod.role is Role.PREFILL and not pod.unsupported
+        }
+        if not wires:
+            return request.whole
+        fits = frozenset.intersection(*(self.splits.find(*wire).fits for wire in wires))
+        return next((reason for reason in request.misfits if reason not in fits), None)
 
     def _find_unsplittable(self, request: InferenceRequest, pods: ModelPods) -> str | None:
-        if self.kinds.empty:
+        if self.kinds.empty or not pods.whole:
             return None
         kind = describe_kind(request)
         if kind is None or not self.kinds.is_whole(pods.model, kind):

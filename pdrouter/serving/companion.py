@@ -4,10 +4,9 @@ import asyncio
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.engines.split import PeerFacts
-from pdrouter.serving.engine_client import PostProgress
+from pdrouter.serving.engine_client import FailureKind, PostProgress
 from pdrouter.serving.leg_outcome import Tried
-
-_LEAST_ERROR = 400
+from pdrouter.serving.statuses import Speaks, judge
 
 
 class Companion:
@@ -20,12 +19,16 @@ class Companion:
         request_id: the id that both legs have.
         tried: how it has ended; None while it has not.
         committed: whether the last leg is on its way, so that it cannot be tried elsewhere.
+        excused: whether it is not to blame if it ends without an answer.
+        joined: whether the client gets the last leg's answer: this one's is to be read to its end.
     """
 
     __slots__ = (
         "_ended",
         "_trusts_head",
         "committed",
+        "excused",
+        "joined",
         "peer",
         "pod",
         "progress",
@@ -43,12 +46,24 @@ class Companion:
         """
         self.pod = pod
         self.peer = peer
-        self.progress = PostProgress()
+        self.progress = PostProgress(drains=trusts_head)
         self.request_id = ""
         self.tried: Tried | None = None
         self.committed = False
         self._trusts_head = trusts_head
+        self.excused = False
+        self.joined = False
         self._ended = asyncio.Event()
+
+    @property
+    def good(self) -> bool:
+        """Whether the head of its answer is there, and good."""
+        return judge(self.progress.status) is Speaks.DONE
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether its engine was waited for in vain, perhaps since the other one did not come."""
+        return self.tried is not None and self.tried.attempt.failure is FailureKind.TIMEOUT
 
     def end(self) -> None:
         """Let nobody wait for more than has come."""
@@ -59,5 +74,5 @@ class Companion:
     async def wait_good(self) -> None:
         """Return once its answer is good, as far as that must be known; else, once it has ended."""
         await self.progress.answered.wait()
-        if not (self._trusts_head and 0 < self.progress.status < _LEAST_ERROR):
+        if not (self._trusts_head and self.good):
             await self._ended.wait()

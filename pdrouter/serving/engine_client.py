@@ -21,6 +21,9 @@ from pdrouter.openai.pieces import Pieces
 _SMALL_BODY_BYTES = 64 * 1024
 _KEEPALIVE_S = 75.0
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+_LEAST_ERROR = 400
+_DRAINED_BYTES = 64 * 1024
+"""What is kept of an answer that nobody hands on: it may say how long the prompt was."""
 
 
 class FailureKind(StrEnum):
@@ -68,12 +71,18 @@ class PostProgress:
         sent: set once the whole request is written to an open connection.
         answered: set once the head of the answer is there.
         status: that answer's status; 0 before.
+        drains: whether a good answer is read for its end alone: nothing of a large one is needed.
     """
 
-    __slots__ = ("_unsent", "answered", "sent", "status")
+    __slots__ = ("_unsent", "answered", "drains", "sent", "status")
 
-    def __init__(self) -> None:
-        """Begin before anything is sent."""
+    def __init__(self, *, drains: bool = False) -> None:
+        """Begin before anything is sent.
+
+        Args:
+            drains: whether a good answer is read for its end alone.
+        """
+        self.drains = drains
         self.sent = asyncio.Event()
         self.answered = asyncio.Event()
         self.status = 0
@@ -235,12 +244,14 @@ class EngineClient:
                 ),
                 trace_request_ctx=connection,
             ) as response:
+                drains = False
                 if connection.progress is not None:
                     connection.progress.note_head(response.status)
+                    drains = connection.progress.drains and response.status < _LEAST_ERROR
                 return EngineAnswer(
                     response.status,
                     {name.lower(): value for name, value in response.headers.items()},
-                    await self._read(response),
+                    await self._read(response, drains=drains),
                 )
         except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
             raise PostFailed(FailureKind.CONNECT, str(error)) from None
@@ -253,14 +264,17 @@ class EngineClient:
         except aiohttp.ClientError as error:
             raise PostFailed(FailureKind.TRANSPORT, _describe(error)) from None
 
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _read(self, response: aiohttp.ClientResponse, *, drains: bool) -> bytes:
+        """Read an answer. Of one that is read for its end only the beginning is kept."""
         if response.headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
             response.close()
             raise PostFailed(FailureKind.TRANSPORT, "the answer is compressed, though not asked to")
         body = bytearray()
         async for chunk in response.content.iter_any():
             body += chunk
-            if len(body) > self.limits.answer_bytes:
+            if drains:
+                del body[_DRAINED_BYTES:]
+            elif len(body) > self.limits.answer_bytes:
                 # Leaving the response unread closes its connection.
                 response.close()
                 message = f"the answer is larger than {self.limits.answer_bytes} bytes"

@@ -20,6 +20,7 @@ from pdrouter.engines.split import (
     Split,
 )
 from pdrouter.load.retry_budget import RetryBudget
+from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest
 from pdrouter.openai.usage import read_usage
@@ -231,7 +232,11 @@ class SideLegs:
                 if done is not None:
                     scope.complete(None if done.usage is None else done.usage.count_computed())
         except asyncio.CancelledError:
-            self.lessons.outcomes.note_silence(pod, leg, began)
+            if companion is None or not (companion.excused or companion.good):
+                self.lessons.outcomes.note_silence(pod, leg, began)
+            raise
+        except RequestRejected:
+            state.prefixes.discard(expected, pod.uid)
             raise
         if done is None:
             state.prefixes.discard(expected, pod.uid)

@@ -70,14 +70,19 @@ def describe_failure(failed: LegFailed, *, expose_pods: bool) -> RequestRejected
         message += "; no other pod was tried, since too many of the model's requests are"
     if failed.committed:
         message += "; the other legs had begun, so that no other pod could be tried"
-        return refuse_for_now(503, "prefill_failed", message, _AT_ONCE_S)
+        return refuse_for_now(503, "prefill_failed", message, _find_wait(failed) or _AT_ONCE_S)
     if last.failure is FailureKind.TIMEOUT:
         return RequestRejected(504, "prefill_timeout", message)
     if last.status == 503:
-        asked = [each.retry_after_s for each in failed.attempts if each.retry_after_s is not None]
-        seconds = max(1, ceil(min(asked))) if asked else RETRY_AFTER_S
+        seconds = _find_wait(failed) or RETRY_AFTER_S
         return refuse_for_now(503, "prefill_unavailable", message, seconds)
     return RequestRejected(502, "prefill_failed", message)
+
+
+def _find_wait(failed: LegFailed) -> int | None:
+    """Return after how many seconds the first engine wants to be asked again, if one says so."""
+    asked = [each.retry_after_s for each in failed.attempts if each.retry_after_s is not None]
+    return max(1, ceil(min(asked))) if asked else None
 
 
 def _describe_attempt(attempt: Attempt, expose_pods: bool) -> str:

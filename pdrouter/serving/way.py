@@ -21,6 +21,7 @@ from pdrouter.routing.runner_up import find_runner_up
 from pdrouter.serving.call import Call
 from pdrouter.serving.choosing import PodChooser
 from pdrouter.serving.companion import Companion
+from pdrouter.serving.drains import Drains
 from pdrouter.serving.leg_outcome import LegAnswer, LegFailed
 from pdrouter.serving.legs import SideLegs
 from pdrouter.serving.open_decision import OpenDecision
@@ -81,6 +82,7 @@ class Dispatcher:
         splits: how engines split requests.
         tokenizers: count prompts' tokens.
         releases: have blocks freed that nobody fetches.
+        drains: own side legs that end after their request.
         policy: what the operator decided.
         routes: checks the models' own routes, for requests without a strategy; None to pass them
             unchecked.
@@ -91,6 +93,7 @@ class Dispatcher:
     splits: Splits
     tokenizers: PromptTokenizers
     releases: Releases
+    drains: Drains
     policy: DispatchPolicy
     routes: RouteCheck | None = None
 

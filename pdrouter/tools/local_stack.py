@@ -135,16 +135,26 @@ def write_endpoints(
     **members: Any,  # noqa: ANN401 - members of the file's model, such as kv_connector
 ) -> None:
     """Write an endpoints file with one roleset of these engines."""
+    model_members: dict[str, Any] = {"name": model}
+    (software,) = {engine.config.engine for engine in (*prefill, *decode)}
+    if software != "vllm":
+        model_members["engine"] = software
     roleset = {
         "name": "default",
-        "prefill": [engine.address for engine in prefill],
-        "decode": [engine.address for engine in decode],
+        "prefill": [_describe(engine) for engine in prefill],
+        "decode": [_describe(engine) for engine in decode],
     }
-    content = {"models": [{"name": model, "rolesets": [roleset], **members}]}
+    content = {"models": [{**model_members, "rolesets": [roleset], **members}]}
     # In one step, so that the router never reads half a file.
     temporary = file.with_suffix(".new")
     temporary.write_text(yaml.safe_dump(content))
     temporary.replace(file)
+
+
+def _describe(engine: SimulatedEngine) -> str | dict[str, str | int]:
+    if not engine.config.has_bootstrap_server:
+        return engine.address
+    return {"address": engine.address, "bootstrap_port": engine.bootstrap_port}
 
 
 def _serve(config: EngineConfig, model: str) -> EngineConfig:

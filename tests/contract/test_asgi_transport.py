@@ -13,6 +13,7 @@ from benchmarks.transports.asgi import GranianServer
 from pdrouter.extproc.exchange import Exchange
 from pdrouter.extproc.server import SERVICE, ServerOptions
 from pdrouter.serving.call import Call
+from pdrouter.serving.drains import Drains
 from pdrouter.serving.record import RequestRecord
 
 PATH = f"/{SERVICE}/Process"
@@ -29,7 +30,7 @@ class Echo:
     ) -> None:
         self.send = send
         self.ended = False
-        self.call = Call(RequestRecord("r"), self.fail)
+        self.call = Call(RequestRecord("r"), self.fail, Drains())
 
     async def fail(self, error: Exception) -> None:
         raise error

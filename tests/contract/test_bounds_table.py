@@ -68,6 +68,7 @@ from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.usage import Usage
 from pdrouter.process_limits import choose_body_memory
 from pdrouter.serving import (
+    drains,
     engine_client,
     legs,
     pod_outcomes,
@@ -78,6 +79,7 @@ from pdrouter.serving import (
 )
 from pdrouter.serving import tokenizers as tokenizing
 from pdrouter.serving.answers import AnswerReport, RoutedRequest
+from pdrouter.serving.drains import Drains
 from pdrouter.serving.engine_client import ClientLimits, EngineClient, FailureKind, PostFailed
 from pdrouter.serving.held_bodies import HeldBodies
 from pdrouter.serving.leg_outcome import LegAnswer
@@ -363,6 +365,16 @@ async def exceed_the_patience(_: pytest.MonkeyPatch) -> None:
         assert len(catalog.build(now).models[decode.model].prefill) == pairs
 
 
+@walk("A prefill answer beside which the client has its own (SGLang)", f"{drains._PATIENCE_S:g} s")
+async def exceed_the_patience_with_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    del monkeypatch
+    async with Drains(SOON_S) as owner:
+        task = asyncio.create_task(asyncio.Event().wait())
+        owner.take(task)
+        await asyncio.wait([task], timeout=WAIT_S)
+        assert task.cancelled()
+
+
 @walk("The release of blocks", f"{DEFAULTS.release_timeout_s:g} s")
 async def exceed_a_release(_: pytest.MonkeyPatch) -> None:
     async with releasing(SOON_S, 1) as (_releases, outcomes, _engine):
@@ -629,6 +641,17 @@ async def exceed_the_idle_connections(_: pytest.MonkeyPatch) -> None:
             await response.read()
             response.release()
             await wait_until(engine.closed.is_set)
+
+
+@walk("Prefill answers that are read after their request", f"{drains._MOST:,}")
+async def exceed_the_answers_that_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    del monkeypatch
+    async with Drains(WAIT_S) as owner:
+        tasks = [asyncio.create_task(asyncio.Event().wait()) for _ in range(drains._MOST + 5)]
+        for task in tasks:
+            owner.take(task)
+        await wait_until(lambda: sum(task.done() for task in tasks) == 5)
+        assert owner.outstanding == drains._MOST
 
 
 @walk("Releases at once, and in all", f"{release._AT_ONCE}, {release._MOST}")

@@ -33,6 +33,7 @@ from pdrouter.routing.router import Router
 from pdrouter.routing.state import RoutingState
 from pdrouter.serving.call import Call
 from pdrouter.serving.choosing import Routed
+from pdrouter.serving.drains import Drains
 from pdrouter.serving.engine_client import ClientLimits, EngineClient, FailureKind
 from pdrouter.serving.introductions import Introductions
 from pdrouter.serving.lease import Leases
@@ -195,7 +196,9 @@ class Stage(Notes):
         headers = {"content-type": "application/json", "authorization": "Bearer k"}
         chosen = OpenDecision(routed, self.router.state, self.record)
         try:
-            done = await legs.run(Leg.PREFILL, request, chosen, headers, Call(self.record, fail))
+            done = await legs.run(
+                Leg.PREFILL, request, chosen, headers, Call(self.record, fail, Drains())
+            )
             assert isinstance(done, LegAnswer)
             return done
         finally:

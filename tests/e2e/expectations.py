@@ -41,7 +41,10 @@ ROUTER_GAUGES = (
 ENGINE_GAUGES = (
     "vllm:num_requests_running",
     "vllm:num_requests_waiting",
+    "sglang:num_running_reqs",
+    "sglang:num_queue_reqs",
     "simulation:kv_handles_outstanding",
+    "simulation:rooms_open",
 )
 
 

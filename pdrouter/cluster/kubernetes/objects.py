@@ -21,7 +21,15 @@ from pdrouter.cluster.kubernetes.ranks import find_rank_flaw, find_ranks
 from pdrouter.cluster.model_namespaces import ANY_NAMESPACE, ModelNamespaces
 from pdrouter.cluster.pod_addresses import ANY_POD_ADDRESS, AddressRules
 from pdrouter.cluster.pod_config import read_config
-from pdrouter.cluster.pods import TERMINATING, Claim, Pod, Role, Wires, find_unsupported
+from pdrouter.cluster.pods import (
+    DEFAULT_BOOTSTRAP_PORT,
+    TERMINATING,
+    Claim,
+    Pod,
+    Role,
+    Wires,
+    find_unsupported,
+)
 
 MODEL = "model.aibrix.ai/name"
 PORT = "model.aibrix.ai/port"
@@ -29,6 +37,7 @@ METRICS_PORT = "model.aibrix.ai/metric-port"
 ENGINE = "model.aibrix.ai/engine"
 CONFIG = "model.aibrix.ai/config"
 KV_CONNECTOR = "model.aibrix.ai/kv-connector-type"
+BOOTSTRAP_PORT = "model.aibrix.ai/sglang-bootstrap-port"
 ROLE = "role-name"
 ROLESET = "roleset-name"
 REVISIONS = (
@@ -40,6 +49,7 @@ REVISIONS = (
 DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
 GROUP_INDEX = "stormservice.orchestration.aibrix.ai/pod-group-index"
 
+NO_BOOTSTRAP_PORT = "null"
 DEFAULT_PORT = 8000
 _PORT_NUMBER = re.compile("[1-9][0-9]{0,4}")
 # An annotation may hold any text, of up to 256 KiB.
@@ -229,6 +239,7 @@ class PodRules:
             claim=_find_claim(pod.status, flaw),
             labels=metadata.labels,
             config=read_config(config) if config else None,
+            bootstrap_port=read_bootstrap_port(metadata),
         )
 
     def _find_places(self, pod: KubePod) -> tuple[str, ...]:
@@ -248,6 +259,17 @@ class PodRules:
 def find_revision(metadata: ObjectMeta) -> str:
     """Return the version that a pod's labels say; nothing if they say none."""
     return next(filter(None, map(metadata.labels.get, REVISIONS)), "")
+
+
+def read_bootstrap_port(metadata: ObjectMeta) -> int | None:
+    """Return where other engines meet a pod; None where they are to take their own default.
+
+    What is no port means the default, as in aibrix; the doctor tells of it.
+    """
+    text = metadata.get(BOOTSTRAP_PORT)
+    if text == NO_BOOTSTRAP_PORT:
+        return None
+    return _read_port(text) or DEFAULT_BOOTSTRAP_PORT
 
 
 def _find_flaw(pod: KubePod) -> str:

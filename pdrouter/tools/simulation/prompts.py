@@ -27,6 +27,8 @@ _OUTPUT_MEMBERS = frozenset(
         "disaggregated_params",
         "prompt_token_ids",
         "request_id",
+        "routed_dp_rank",
+        "disagg_prefill_dp_rank",
     }
 )
 """Members in which the two legs may differ; all others shape the prompt or must arrive intact."""

@@ -755,6 +755,7 @@ class WithTask:
     def __init__(self, bench: Bench) -> None:
         self.dispatcher = bench.exchanges.dispatcher
         self.legs = self.dispatcher.legs
+        self.drains = self.dispatcher.drains
         self.policy = self.dispatcher.policy
         self.find_second = self.dispatcher.find_second
         self.fail = asyncio.Event()

@@ -9,6 +9,7 @@ import pytest
 from pdrouter.extproc.exchange import Exchange
 from pdrouter.extproc.wire import OpenStreams, StreamCut
 from pdrouter.serving.call import Call
+from pdrouter.serving.drains import Drains
 from pdrouter.serving.record import RequestRecord
 
 END = object()
@@ -25,7 +26,7 @@ class Echo:
         self.interrupt = interrupt
         self.ended = False
         self.closed = 0
-        self.call = Call(RequestRecord("r"), self.fail)
+        self.call = Call(RequestRecord("r"), self.fail, Drains())
 
     async def fail(self, error: Exception) -> None:
         del error

@@ -92,7 +92,7 @@ def test_the_least_body_of_each_path_gets_two_legs(path: str) -> None:
         stream=False,
         prompt_name=ENDPOINTS[path].prompts[0],
         max_output_tokens=7 if path == MESSAGES else None,
-        whole=None,
+        misfits=(),
     )
     assert request.body.data == data
 

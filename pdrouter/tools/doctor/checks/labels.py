@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 
 from pdrouter.cluster.kubernetes.objects import (
+    BOOTSTRAP_PORT,
     CONFIG,
     ENGINE,
     GROUP_INDEX,
@@ -24,7 +25,8 @@ from pdrouter.tools.doctor.installation import Installation
 from pdrouter.tools.doctor.objects.workloads import Workload
 
 _READ = (
-    *(MODEL, PORT, METRICS_PORT, ENGINE, CONFIG, KV_CONNECTOR, ROLE, ROLESET, GROUP_INDEX),
+    *(MODEL, PORT, METRICS_PORT, ENGINE, CONFIG, KV_CONNECTOR, BOOTSTRAP_PORT, ROLE, ROLESET),
+    GROUP_INDEX,
     *REVISIONS,
     *(RANK_PORTS, RANKS),
 )
@@ -35,7 +37,6 @@ _OTHERS = (
     "model.aibrix.ai/lora-id",
     "model.aibrix.ai/model-router-custom-paths",
     "model.aibrix.ai/service-name",
-    "model.aibrix.ai/sglang-bootstrap-port",
     "stormservice.orchestration.aibrix.ai/role-replica-index",
 )
 """What aibrix reads of a pod beside that."""

@@ -1,0 +1,116 @@
+"""SGLang: both engines get the same body at once, and meet in a room that it names.
+
+Source: SGLang 0.5.23 `disaggregation/` and the routers of its own. The prefill engine registers
+itself at its bootstrap server; the decode engine asks there for the room, and waits for the blocks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import islice
+
+from pdrouter.engines.leg_bodies import TRANSFER_MEMBERS, strip_transfer_members
+from pdrouter.engines.split import (
+    PREFILL_DECODE,
+    Leg,
+    Order,
+    Placement,
+    SideAnswer,
+    Split,
+)
+from pdrouter.openai.body import encode
+from pdrouter.openai.coercion import as_integer, decode_scalar
+from pdrouter.openai.errors import RequestRejected
+from pdrouter.openai.json_walk import list_items
+from pdrouter.openai.misfits import has_several_items
+from pdrouter.openai.pieces import Pieces
+from pdrouter.openai.request import InferenceRequest
+
+MOST_ITEMS = 1024
+"""Choices of all prompts of a request; each needs a room of its own."""
+
+_ROOM_BYTES = 8
+_ROOM_MASK = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Bootstrap(Split):
+    """SGLang's own wire.
+
+    Both engines read the whole request, so that nothing that one of them would refuse, cut or
+    render differs on the other.
+    """
+
+    name: str = "bootstrap"
+    legs: tuple[Leg, ...] = PREFILL_DECODE
+    order: Order = Order.TOGETHER
+    fits: frozenset[str] = frozenset(
+        {"n", "several-prompts", "truncated-prompt", "invalid-value", "multimodal"}
+    )
+
+    def side_body(self, leg: Leg, request: InferenceRequest, placement: Placement) -> Pieces:
+        """Return the client's body with where the legs meet."""
+        return _write(request, placement, leg)
+
+    def last_body(
+        self, request: InferenceRequest, placement: Placement, answers: Sequence[SideAnswer]
+    ) -> Pieces:
+        """Return the client's body with where the legs meet."""
+        del answers  # They say nothing to the other engine.
+        return _write(request, placement, Leg.DECODE)
+
+
+def _write(request: InferenceRequest, placement: Placement, leg: Leg) -> Pieces:
+    """Return the body of either leg; but for data-parallel ranks, they are the same.
+
+    Raises:
+        RequestRejected: it asks for more than any engine runs at once.
+    """
+    prefill = placement.pods[Leg.PREFILL]
+    items = _count_items(request)
+    rooms = [_number_room(placement.request_id, index) for index in range(items)]
+    meeting: tuple[object, ...] = prefill.ip, prefill.bootstrap_port, rooms[0]
+    if items > 1:
+        meeting = [prefill.ip] * items, [prefill.bootstrap_port] * items, rooms
+    replace = strip_transfer_members(request)
+    for name, value in zip(
+        ("bootstrap_host", "bootstrap_port", "bootstrap_room"), meeting, strict=True
+    ):
+        replace[name] = encode(value)
+    rank, source = placement.pods[leg].number, prefill.number
+    if rank is not None:
+        replace["routed_dp_rank"] = encode(rank)
+    if leg is Leg.DECODE and source is not None:
+        replace["disagg_prefill_dp_rank"] = encode(source)
+    return request.edit(replace, TRANSFER_MEMBERS)
+
+
+def _number_room(request_id: str, index: int) -> int:
+    """Return a room that no other request, attempt or item has.
+
+    The id is random and unknown to clients: nobody can meet a room on purpose, and both legs find
+    it by themselves.
+    """
+    digest = blake2b(f"{request_id}/{index}".encode(), digest_size=_ROOM_BYTES).digest()
+    return int.from_bytes(digest, "big") & _ROOM_MASK
+
+
+def _count_items(request: InferenceRequest) -> int:
+    """Return how many choices of how many prompts a request asks for.
+
+    Raises:
+        RequestRejected: they are too many.
+    """
+    prompts = 1
+    prompt = request.prompt
+    if request.endpoint.batches and has_several_items(prompt):
+        prompts = len(list(islice(list_items(prompt), MOST_ITEMS + 1)))
+    options = request.body if request.endpoint.sampling is None else request.sampling
+    raw = None if options is None else options.raw("n")
+    # What is no such number, an engine is to refuse.
+    choices = max(1, (None if raw is None else as_integer(decode_scalar(raw))) or 1)
+    if prompts * choices > MOST_ITEMS:
+        message = f"a request may have {MOST_ITEMS} choices of all its prompts"
+        name = "n" if choices > 1 else request.prompt_name
+        raise RequestRejected(400, "invalid_value", message, name)
+    return prompts * choices

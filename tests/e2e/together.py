@@ -1,0 +1,159 @@
+"""Faults of either leg where both run at once, on any wire: what clients get, what is left."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import httpx
+from expectations import engines_of, eventually
+from failures import CHAT, expect_ended, failing
+
+from pdrouter.tools.local_stack import LocalStack
+from pdrouter.tools.simulation.faults import Fault
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What a client sees of a request.
+
+    Attributes:
+        status: HTTP status.
+        code: `error.code` of a JSON error of the router's, else empty.
+        cut: whether the answer broke off.
+        headers: headers of the answer.
+        body: what came of it.
+    """
+
+    status: int
+    code: str
+    cut: bool
+    headers: httpx.Headers
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A fault of the engines of one leg, and what a client sees.
+
+    Attributes:
+        leg: whose engines.
+        name: what they do.
+        fault: the same for an engine.
+        plain: the status, and the router's code where it is the router's, of what is not streamed.
+        streamed: the same of a stream; None where it is cut after its head, or ends as what is
+            not streamed if the client has seen nothing.
+        hangs: whether nothing ends it but the router's deadline or the client.
+    """
+
+    leg: Literal["prefill", "decode"]
+    name: str
+    fault: Fault
+    plain: tuple[int, str]
+    streamed: tuple[int, str] | None
+    hangs: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.leg}-{self.name}"
+
+
+def _case(
+    leg: Literal["prefill", "decode"],
+    name: str,
+    plain: tuple[int, str],
+    *,
+    streamed: tuple[int, str] | Literal["same"] | None = "same",
+    hangs: bool = False,
+    **fault: Any,
+) -> Case:
+    return Case(leg, name, Fault(**fault), plain, plain if streamed == "same" else streamed, hangs)
+
+
+FAULTS = (
+    _case("prefill", "400", (400, ""), status=400),
+    _case("prefill", "429", (429, ""), status=429),
+    _case("prefill", "500", (503, "prefill_failed"), status=500),
+    _case("prefill", "503", (503, "prefill_failed"), status=503, retry_after="7"),
+    _case("prefill", "hangs-up", (503, "prefill_failed"), drop=True),
+    _case("prefill", "late-400", (400, ""), status=400, slow_s=0.3),
+    _case("prefill", "late-500", (503, "prefill_failed"), status=500, slow_s=0.3),
+    _case("prefill", "late", (200, ""), slow_s=0.3),
+    _case("prefill", "hangs", (503, "prefill_failed"), hangs=True, hang=True),
+    _case(
+        "prefill",
+        "hangs-after-head",
+        (200, ""),
+        streamed=None,
+        hangs=True,
+        hang_after_head=True,
+    ),
+    _case("prefill", "drops-in-the-middle", (200, ""), streamed=None, drop_after_tokens=0),
+    _case("prefill", "drops-at-the-end", (200, ""), drop_after_tokens=1),
+    _case("decode", "400", (400, ""), status=400),
+    _case("decode", "429", (429, ""), status=429),
+    _case("decode", "500", (500, ""), status=500),
+    _case("decode", "503", (503, ""), status=503),
+    _case("decode", "late-500", (500, ""), status=500, slow_s=0.3),
+    _case("decode", "late", (200, ""), slow_s=0.3),
+    _case("decode", "hangs-up", (503, "upstream_unavailable"), drop=True),
+    _case("decode", "drops-in-the-middle", (200, ""), streamed=None, drop_after_tokens=2),
+    _case("decode", "hangs", (503, "prefill_failed"), hangs=True, hang=True),
+    _case("decode", "hangs-after-head", (200, ""), streamed=None, hangs=True, hang_after_head=True),
+)
+"""Each fault on each leg. Plain answers have no head of their own: what comes after it is whole."""
+
+
+async def post(client: httpx.AsyncClient, body: dict[str, Any], path: str = CHAT) -> Ending:
+    """Send a request and read its answer as far as it goes."""
+    received = bytearray()
+    cut = False
+    async with client.stream("POST", path, json=body) as response:
+        try:
+            async for piece in response.aiter_raw():
+                received += piece
+        except httpx.RemoteProtocolError:
+            cut = True
+    code = ""
+    if response.status_code >= 400 and response.headers["content-type"] == "application/json":
+        error = httpx.Response(200, content=bytes(received)).json().get("error") or {}
+        code = str(error.get("code") or "")
+    return Ending(response.status_code, code, cut, response.headers, bytes(received))
+
+
+async def expect_both_ended(stack: LocalStack) -> None:
+    """Wait until no engine works on a request, or waits for another engine."""
+
+    async def check() -> None:
+        busy = {
+            engine.address: [each.outcome for each in engine.requests if each.outcome == "running"]
+            for engine in engines_of(stack)
+        }
+        assert not any(busy.values()), busy
+        assert not sum(engine.count("simulation:rooms_open") for engine in engines_of(stack))
+
+    await eventually(check)
+
+
+async def suffer(
+    stack: LocalStack, client: httpx.AsyncClient, case: Case, body: dict[str, Any]
+) -> None:
+    """Send a request while engines show a fault: it ends as documented, and nothing is left.
+
+    The engines wait for each other for as long as ever: what ends them is the router.
+    """
+    with failing(getattr(stack, case.leg), case.fault):
+        ending = await asyncio.wait_for(post(client, body), 25)
+        await expect_both_ended(stack)
+    await expect_ended(stack)
+    expected = case.streamed if body.get("stream") else case.plain
+    if expected is None:
+        if not ending.cut:
+            # The other leg had not begun its answer.
+            assert (ending.status, ending.code) == (503, "prefill_failed"), ending.body
+            return
+        assert ending.status == 200
+        assert not ending.body.endswith(b"data: [DONE]\n\n")
+        return
+    assert not ending.cut
+    assert (ending.status, ending.code) == expected, ending.body
+    if ending.code == "prefill_failed":
+        assert int(ending.headers["retry-after"]) == int(case.fault.retry_after or 1)
