@@ -59,11 +59,19 @@ class Post(NamedTuple):
 
 
 class ScriptedEngines:
-    """Answer prefill legs as a test says, in place of a client and what it is connected to."""
+    """Answer prefill legs as a test says, in place of a client and what it is connected to.
+
+    Attributes:
+        ledger: what is counted.
+        posts: what was sent.
+        progress: who is to be told how far the last request has come, if anybody.
+        answer: gives the next answer, or the failure in its place.
+    """
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self.posts: list[Post] = []
+        self.progress: PostProgress | None = None
         self.answer: Callable[[], Any] = lambda: EngineAnswer(
             200, {}, b'{"kv_transfer_params": ' + PARAMS + b"}"
         )
@@ -78,7 +86,8 @@ class ScriptedEngines:
         *,
         progress: PostProgress | None = None,
     ) -> EngineAnswer:
-        del address, path, total_s, progress
+        del address, path, total_s
+        self.progress = progress
         tokens = sum(load.tokens for load in self.ledger.loads[Leg.PREFILL].values())
         self.posts.append(Post(headers, body, tokens))
         answer = self.answer()

@@ -165,7 +165,8 @@ class Phases:
             judgement = judge_answer(status, event.headers, attributes)
         else:
             judgement = self._outcomes.note_answer(sent, status, event.headers, attributes)
-        await self._wait_for_companion(judgement, status)
+        if not await self._wait_for_companion(judgement, status):
+            return ()
         if judgement.from_engine:
             record.outcome = Outcome.OK if status < 400 else Outcome.ENGINE_ERROR
         else:
@@ -210,23 +211,27 @@ class Phases:
             self._sent = structs.replace(sent, pod=sent.second, second=sent.pod)
         return self._sent
 
-    async def _wait_for_companion(self, judgement: Judgement, status: int) -> None:
+    async def _wait_for_companion(self, judgement: Judgement, status: int) -> bool:
         """Hold a good answer back until the leg that runs beside it is good, too.
 
         Until the client has seen anything, a leg that fails ends in a clean error.
+
+        Returns:
+            Whether the request goes on.
         """
         companion = self._call.companion
         if companion is None:
-            return
+            return True
         if not judgement.from_engine or status >= _LEAST_ERROR:
             companion.excused = True
             self._call.stop()
             if judgement.from_engine and status >= _LEAST_FAILURE:
                 self._dispatcher.legs.note_last_failed(companion)
-            return
+            return True
         with self._record.steps.time("companion", waits=True):
             await companion.wait_good()
         companion.joined = companion.good
+        return not self._call.failed
 
     async def on_local_reply(self, event: ResponseHeaders) -> Replies:
         """Explain an answer that Envoy gives by itself while the request's body is to come."""

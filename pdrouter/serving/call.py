@@ -25,6 +25,7 @@ class Call:
         body: counts the request's body; None before that has come.
         chosen: counts the request on its last pod; None before there is one.
         companion: the side leg that runs beside the last one; None if there is none.
+        failed: whether a task has failed, by which the request ends.
         handle: the KV handle of a side leg, for as long as it may be that no engine has it.
     """
 
@@ -36,6 +37,7 @@ class Call:
         "body",
         "chosen",
         "companion",
+        "failed",
         "handle",
         "record",
     )
@@ -57,6 +59,7 @@ class Call:
         self.body: HeldBody | None = None
         self.chosen: OpenDecision | None = None
         self.companion: Companion | None = None
+        self.failed = False
         self.handle: HeldHandle | None = None
         self._on_failure = on_failure
         self._drains = drains
@@ -86,6 +89,7 @@ class Call:
         try:
             await work
         except Exception as error:  # noqa: BLE001 - whatever it is, the request must learn of it
+            self.failed = True
             await self._on_failure(error)
 
     def give_up_handle(self, *, unreachable: bool = False) -> None:

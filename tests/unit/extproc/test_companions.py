@@ -1,0 +1,371 @@
+"""Two legs that run at once: whatever either does, and whenever, the other ends as it must."""
+
+import asyncio
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from exchanges import (
+    CHAT,
+    DECODE,
+    PREFILL,
+    Bench,
+    error_of,
+    request_body,
+    request_headers,
+    response_headers,
+)
+from waiting import wait_until
+
+from pdrouter.cluster.pods import Pod
+from pdrouter.engines.split import Leg
+from pdrouter.extproc.ext_proc_pb2 import HttpBody, ProcessingRequest
+from pdrouter.extproc.messages import (
+    Event,
+    ImmediateReply,
+    PhaseReply,
+    ReplaceBody,
+    ResponseHeaders,
+)
+from pdrouter.serving.engine_client import EngineAnswer, FailureKind
+from pdrouter.serving.leg_outcome import Attempt
+from pdrouter.serving.record import Outcome, RequestRecord, Retry
+from pdrouter.serving.statuses import Speaks
+
+
+def sglang(pod: Pod, **changes: Any) -> Pod:
+    pairing = pod.pairing._replace(engine="sglang")
+    return replace(pod, engine="sglang", pairing=pairing, **changes)
+
+
+P, D = sglang(PREFILL), sglang(DECODE)
+OTHER_P = sglang(PREFILL, uid="p2", name="prefill-1", ip="10.0.0.5", address="10.0.0.5:8000")
+GOOD = EngineAnswer(200, {}, b'{"usage": {"prompt_tokens": 7}}')
+
+
+class Pair:
+    """An exchange whose request went to both engines; the prefill engine does as it is told."""
+
+    def __init__(self, *pods: Pod, **settings: Any) -> None:
+        self.bench = Bench(pods or (P, D), **settings)
+        self.told: asyncio.Future[EngineAnswer | FailureKind] = asyncio.Future()
+        self.cancelled = False
+        self.bench.prefill.answer = self.serve
+        self.attempts: list[Attempt] = []
+        notes = self.bench.notes
+        notes.leg_attempted = self.note_attempt  # type: ignore[method-assign]
+
+    def note_attempt(self, record: RequestRecord, attempt: Attempt) -> None:
+        assert attempt in record.attempts
+        self.attempts.append(attempt)
+
+    async def serve(self) -> EngineAnswer | FailureKind:
+        progress = self.bench.prefill.progress
+        assert progress is not None
+        progress.sent.set()
+        try:
+            return await self.told
+        except asyncio.CancelledError:
+            self.cancelled = True
+            raise
+
+    async def forward(self) -> "Pair":
+        _, reply = await self.bench.tell(request_headers(), request_body())
+        assert isinstance(reply, PhaseReply)
+        assert isinstance(reply.body, ReplaceBody)
+        assert json.loads(bytes(reply.body.body)) == json.loads(bytes(self.post.body))
+        return self
+
+    @property
+    def post(self) -> Any:
+        return self.bench.prefill.posts[-1]
+
+    def answer_head(self, status: int = 200) -> None:
+        progress = self.bench.prefill.progress
+        assert progress is not None
+        progress.note_head(status)
+
+    def answer(self, answer: EngineAnswer | FailureKind = GOOD) -> None:
+        if isinstance(answer, EngineAnswer):
+            self.answer_head(answer.status)
+        self.told.set_result(answer)
+
+    async def hear(self, event: Event) -> asyncio.Task[Any]:
+        """Let the decode leg say something; return what answers it in the end."""
+        task = asyncio.create_task(self.bench.exchange.handle(event))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        return task
+
+    async def end(self) -> RequestRecord:
+        """End the stream, and what may outlast it; all must have been told and counted once."""
+        drains, bench = self.bench.exchanges.drains, self.bench
+        bench.exchange.close()
+        await bench.exchange.call.wait_closed()
+        await wait_until(lambda: not drains.outstanding)
+        assert bench.notes.open == 0
+        assert bench.ledger.snapshot() == {}
+        assert bench.bodies.bytes == 0
+        (record,) = bench.notes.finished
+        assert len(self.attempts) == len(record.attempts)
+        return record
+
+
+def encode_body() -> bytes:
+    body = HttpBody(body=json.dumps(CHAT).encode(), end_of_stream=True)
+    return ProcessingRequest(request_body=body).SerializeToString()
+
+
+def gateway_reply() -> ResponseHeaders:
+    """What Envoy answers itself where it cannot connect to the decode pod."""
+    context = ProcessingRequest()
+    details = "upstream_reset_before_response_started{remote_connection_failure}"
+    context.attributes["envoy.filters.http.ext_proc"].update({"response.code_details": details})
+    return ResponseHeaders({":status": "503"}, context=context)
+
+
+async def test_the_answer_waits_for_the_head_of_the_prefill_leg() -> None:
+    pair = await Pair().forward()
+    heard = await pair.hear(response_headers())
+    assert not heard.done()
+    pair.answer_head()
+    (reply,) = await heard
+    assert isinstance(reply, PhaseReply)
+    pair.answer()
+    record = await pair.end()
+    assert (record.outcome, record.prompt_tokens) == (Outcome.OK, 7)
+    assert [attempt.speaks for attempt in pair.attempts] == [Speaks.DONE]
+
+
+async def test_a_prefill_leg_that_is_done_first_holds_nothing_up() -> None:
+    pair = await Pair().forward()
+    pair.answer()
+    (reply,) = await (await pair.hear(response_headers()))
+    assert isinstance(reply, PhaseReply)
+    assert (await pair.end()).outcome is Outcome.OK
+
+
+FAILURES = [
+    pytest.param(EngineAnswer(500, {}, b"{}"), (503, "prefill_failed"), id="500"),
+    pytest.param(EngineAnswer(503, {}, b"{}"), (503, "prefill_failed"), id="503"),
+    pytest.param(FailureKind.TRANSPORT, (503, "prefill_failed"), id="breaks"),
+    pytest.param(FailureKind.TIMEOUT, (503, "prefill_failed"), id="times-out"),
+]
+
+
+@pytest.mark.parametrize(("failure", "told"), FAILURES)
+@pytest.mark.parametrize("waiting", [False, True], ids=["before-the-head", "head-is-held"])
+async def test_a_prefill_leg_that_fails_before_the_answer_is_a_clean_error(
+    failure: EngineAnswer | FailureKind, told: tuple[int, str], *, waiting: bool
+) -> None:
+    pair = await Pair().forward()
+    heard = await pair.hear(response_headers()) if waiting else None
+    pair.answer(failure)
+    await pair.bench.exchange.call.wait_closed()
+    if heard is not None:
+        assert await heard == ()
+    (sent,) = pair.bench.sent
+    assert told[1].encode() in sent
+    assert b"retry-after" in sent
+    assert not pair.bench.interrupted
+    record = await pair.end()
+    assert (record.status, record.code, record.outcome) == (*told, Outcome.FAILED)
+    assert len(pair.attempts) == 1
+
+
+@pytest.mark.parametrize("status", [400, 404, 422, 429])
+@pytest.mark.parametrize("waiting", [False, True], ids=["before-the-head", "head-is-held"])
+async def test_what_the_prefill_engine_refuses_is_said_in_its_words(
+    status: int, *, waiting: bool
+) -> None:
+    pair = await Pair().forward()
+    heard = await pair.hear(response_headers()) if waiting else None
+    pair.answer(EngineAnswer(status, {}, b'{"message": "no such thing"}'))
+    await pair.bench.exchange.call.wait_closed()
+    if heard is not None:
+        assert await heard == ()
+    (sent,) = pair.bench.sent
+    assert b"no such thing" in sent
+    record = await pair.end()
+    assert (record.status, record.outcome) == (status, Outcome.ENGINE_ERROR)
+
+
+@pytest.mark.parametrize("failure", [FailureKind.TRANSPORT, FailureKind.TIMEOUT])
+async def test_a_prefill_leg_that_fails_after_its_head_cuts_the_answer(
+    failure: FailureKind,
+) -> None:
+    pair = await Pair().forward()
+    pair.answer_head()
+    await (await pair.hear(response_headers()))
+    pair.answer(failure)
+    await pair.bench.exchange.call.wait_closed()
+    assert pair.bench.sent == []
+    assert (pair.bench.exchange.cut, pair.bench.interrupted) == (True, True)
+    assert (await pair.end()).outcome is Outcome.FAILED
+    assert len(pair.attempts) == 1
+
+
+@pytest.mark.parametrize("status", ["400", "429", "500", "503"])
+@pytest.mark.parametrize("head", [False, True], ids=["silent", "begun"])
+async def test_an_error_of_the_decode_leg_ends_the_prefill_leg(status: str, *, head: bool) -> None:
+    pair = await Pair().forward()
+    if head:
+        pair.answer_head()
+    (reply,) = await (await pair.hear(response_headers(status)))
+    assert isinstance(reply, PhaseReply)
+    await wait_until(lambda: pair.cancelled)
+    record = await pair.end()
+    assert record.status == int(status)
+    assert pair.attempts == []
+    # It is the decode engine that has failed.
+    assert pair.bench.state.failures.describe(P.uid) == []
+
+
+async def test_an_answer_of_the_gateway_ends_the_prefill_leg() -> None:
+    pair = await Pair().forward()
+    (reply,) = await (await pair.hear(gateway_reply()))
+    assert isinstance(reply, PhaseReply)
+    await wait_until(lambda: pair.cancelled)
+    record = await pair.end()
+    assert (record.status, record.outcome) == (503, Outcome.LOCAL_REPLY)
+    assert pair.bench.state.failures.describe(P.uid) == []
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["nothing", "decode-head"])
+async def test_a_client_that_leaves_before_the_answer_ends_the_prefill_leg(*, begun: bool) -> None:
+    pair = await Pair().forward()
+    heard = await pair.hear(response_headers()) if begun else None
+    if heard is not None:
+        heard.cancel()
+    record = await pair.end()
+    assert pair.cancelled
+    assert record.outcome is Outcome.CLIENT_LEFT
+    assert pair.attempts == []
+
+
+async def test_an_answer_that_outlasts_its_request_is_read_to_its_end() -> None:
+    pair = await Pair().forward()
+    pair.answer_head()
+    await (await pair.hear(response_headers()))
+    drains = pair.bench.exchanges.drains
+    pair.bench.exchange.close()
+    await pair.bench.exchange.call.wait_closed()
+    assert drains.outstanding == 1
+    assert not pair.cancelled
+    # The engine still works on it.
+    assert pair.bench.ledger.loads[Leg.PREFILL][P.uid].requests == 1
+    pair.answer()
+    await wait_until(lambda: not drains.outstanding)
+    assert [attempt.speaks for attempt in pair.attempts] == [Speaks.DONE]
+    assert pair.bench.ledger.snapshot() == {}
+    assert pair.bench.bodies.bytes == 0
+
+
+async def test_an_answer_that_outlasts_its_request_for_long_is_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pair = await Pair().forward()
+    monkeypatch.setattr(pair.bench.exchanges.drains, "_patience_s", 0.01)
+    pair.answer_head()
+    await (await pair.hear(response_headers()))
+    assert (await pair.end()).outcome is Outcome.OK
+    assert pair.cancelled
+    # It had begun to answer: nobody has waited for it in vain.
+    assert pair.bench.state.failures.describe(P.uid) == []
+
+
+async def test_an_engine_that_refuses_the_connection_costs_another_try() -> None:
+    pair = Pair(P, OTHER_P, D, prefill_retries=1)
+    posts = pair.bench.prefill.posts
+
+    async def serve() -> EngineAnswer | FailureKind:
+        return FailureKind.CONNECT if len(posts) == 1 else await pair.serve()
+
+    pair.bench.prefill.answer = serve
+    await pair.forward()
+    first, second = (json.loads(bytes(post.body)) for post in posts)
+    assert {first["bootstrap_host"], second["bootstrap_host"]} == {P.ip, OTHER_P.ip}
+    assert first["bootstrap_room"] != second["bootstrap_room"]
+    assert pair.bench.sent == []
+    pair.answer()
+    await (await pair.hear(response_headers()))
+    record = await pair.end()
+    assert record.retries == (Retry.SAME_ROLESET,)
+    assert [attempt.speaks for attempt in pair.attempts] == [Speaks.FAILURE, Speaks.DONE]
+
+
+async def test_engines_that_all_refuse_the_connection_are_an_error_without_a_decode_leg() -> None:
+    pair = Pair(P, OTHER_P, D, prefill_retries=1)
+    pair.bench.prefill.answer = lambda: FailureKind.CONNECT
+    _, reply = await pair.bench.tell(request_headers(), request_body())
+    assert error_of(reply) == (502, "prefill_failed")
+    record = await pair.end()
+    assert not record.forwarded
+    assert len(pair.attempts) == 2
+
+
+async def test_an_error_that_comes_while_the_body_is_answered_is_said_after_it() -> None:
+    """Envoy goes on without a router whose stream ends without a word."""
+    pair = Pair()
+    bench = pair.bench
+    await bench.tell(request_headers())
+    sent: list[str] = []
+    unblocked = asyncio.Event()
+
+    async def send(data: bytes) -> None:
+        if not sent:
+            sent.append("body")
+            await unblocked.wait()
+        else:
+            sent.append("error" if b"prefill_failed" in data else "?")
+
+    bench.exchange._send = send
+    receiving = asyncio.create_task(bench.exchange.receive(encode_body()))
+    await wait_until(lambda: sent == ["body"])
+    pair.answer(FailureKind.TRANSPORT)
+    await wait_until(lambda: bench.exchange.ended)
+    unblocked.set()
+    await receiving
+    # What carries the stream closes it now.
+    await pair.end()
+    assert sent == ["body", "error"]
+
+
+async def test_a_body_counts_for_as_long_as_the_leg_may_send_it_again() -> None:
+    pair = Pair()
+    await pair.bench.tell(request_headers())
+    await pair.bench.exchange.receive(encode_body())
+    assert pair.bench.bodies.bytes > 0
+    pair.answer()
+    await wait_until(lambda: pair.bench.bodies.bytes == 0)
+    await (await pair.hear(response_headers()))
+    await pair.end()
+
+
+async def test_a_request_for_too_many_rooms_ends_with_the_error_alone() -> None:
+    pair = Pair()
+    data = request_body({**CHAT, "n": 10_000})
+    _, reply = await pair.bench.tell(request_headers(), data)
+    replies = [reply] if reply else pair.bench.sent
+    assert len(replies) == 1
+    if isinstance(reply, ImmediateReply):
+        assert error_of(reply) == (400, "invalid_value")
+    record = await pair.end()
+    assert (record.status, record.code) == (400, "invalid_value")
+    assert pair.bench.prefill.posts == []
+
+
+@pytest.mark.parametrize("by", ["deadline", "client"])
+async def test_two_engines_that_are_silent_are_both_suspects(by: str) -> None:
+    pair = Pair(eject_after=1)
+    now = [0.0]
+    pair.bench.state.failures.clock = lambda: now[0]
+    await pair.forward()
+    now[0] = 30.0
+    if by == "deadline":
+        pair.answer(FailureKind.TIMEOUT)
+        await pair.bench.exchange.call.wait_closed()
+    await pair.end()
+    for pod in (P, D):
+        assert pair.bench.state.failures.describe(pod.uid) != []
