@@ -48,7 +48,8 @@ TOLD_BY_ROUTERS = (
 
 _PATIENCE_S = 30.0
 _LOOK_S = 0.1
-_MORE_DESCRIPTORS = 8
+_STEADY_LOOKS = 5
+_MORE_DESCRIPTORS = 16
 _MORE_BYTES = 32 * 2**20
 
 
@@ -86,13 +87,14 @@ async def measure(installation: Installation, before: Footprint | None = None) -
     if router is None:
         raise RuntimeError("the router has ended")
     deadline = time.monotonic() + _PATIENCE_S / 3
-    while True:
-        found = _read_footprint(router)
-        if time.monotonic() > deadline:
-            return found
-        if before is not None and not _find_growth(before, found):
-            return found
+    found, steady = _read_footprint(router), 0
+    while time.monotonic() < deadline:
         await asyncio.sleep(_LOOK_S)
+        last, found = found, _read_footprint(router)
+        steady = steady + 1 if found.descriptors == last.descriptors else 0
+        if steady >= _STEADY_LOOKS and not (before and _find_growth(before, found)):
+            break
+    return found
 
 
 def judge_growth(before: Footprint, after: Footprint, tally: Tally) -> None:

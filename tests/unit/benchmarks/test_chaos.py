@@ -153,7 +153,7 @@ def test_both_legs_have_the_bytes_and_the_roleset_of_the_request(
     [
         (SMALL, 0),
         (replace(SMALL, resident_bytes=90 * 2**20), 1),
-        (replace(SMALL, descriptors=40), 1),
+        (replace(SMALL, descriptors=47), 1),
     ],
 )
 def test_growth_is_seen(after: Footprint, grown: int) -> None:
