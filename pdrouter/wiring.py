@@ -50,7 +50,7 @@ from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.serving.unsplittable import UnsplittableKinds
 from pdrouter.serving.way import Dispatcher
 from pdrouter.settings import SettingInvalid, Settings
-from pdrouter.settings.choices import BlockRelease, Routing
+from pdrouter.settings.choices import BlockRelease, Routing, TokenIds
 
 
 class ExchangeObserver(Observer, AnswerObserver, ReleaseObserver, Protocol):
@@ -333,5 +333,11 @@ def create_splits(settings: Settings) -> Splits:
     return Splits(
         default=settings.kv_connector,
         nixl_means=settings.nixl_means,
-        rules=SplitRules(settings.rewrite_remote_host, settings.leg_order),
+        rules=SplitRules(
+            settings.rewrite_remote_host,
+            settings.leg_order,
+            0
+            if settings.pass_token_ids is TokenIds.OFF
+            else settings.max_message_bytes - MESSAGE_OVERHEAD_BYTES,
+        ),
     )

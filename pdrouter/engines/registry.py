@@ -32,10 +32,13 @@ class SplitRules:
     Attributes:
         remote_host_rewrite: when to replace `remote_host` in a NIXL handle.
         leg_order: whether legs run at once where the wire has a way.
+        token_ids_limit: bytes of a decode body up to which it has the ids of the prompt's tokens; 0
+            where they are not asked for.
     """
 
     remote_host_rewrite: RemoteHostRewrite = RemoteHostRewrite.AUTO
     leg_order: LegOrder = LegOrder.AUTO
+    token_ids_limit: int = 0
 
     @property
     def order(self) -> Order:
@@ -43,12 +46,12 @@ class SplitRules:
         return Order.SERIAL if self.leg_order is LegOrder.SERIAL else Order.TOGETHER
 
 
-def _create_pull(rules: SplitRules) -> Split:
-    return NixlPull(rules.remote_host_rewrite)
+def _create_pull(rules: SplitRules) -> NixlPull:
+    return NixlPull(rules.remote_host_rewrite, rules.token_ids_limit)
 
 
 def _create_push(rules: SplitRules) -> Split:
-    return NixlPush(NixlPull(rules.remote_host_rewrite), order=rules.order)
+    return NixlPush(_create_pull(rules), order=rules.order)
 
 
 ONLY_WIRE = ""

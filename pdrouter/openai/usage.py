@@ -1,11 +1,13 @@
 """What an engine's answer says of the tokens that it has used."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 _MOST_TOKENS = 10**9
+_TOKEN_ID = re.compile(rb"\[[ \t\r\n]*[0-9]")
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -68,8 +70,12 @@ class UsageMembers(msgspec.Struct):
         return Usage(prompt, None if cached is None else min(max(0, cached), prompt), output)
 
 
+_NULL = msgspec.Raw(b"null")
+
+
 class _Answer(msgspec.Struct):
     usage: UsageMembers | None = None
+    prompt_token_ids: msgspec.Raw = _NULL
 
 
 _decode_answer = msgspec.json.Decoder(_Answer).decode
@@ -79,13 +85,17 @@ _decode_members = msgspec.json.Decoder(UsageMembers).decode
 def read_usage(answer: bytes) -> Usage | None:
     """Return the `usage` of an answer that is not streamed; None if there is none.
 
-    The OpenAI and the Anthropic names are both read.
+    The OpenAI and the Anthropic names are both read. Without them, the ids of the prompt's tokens
+    are counted, if it has them.
     """
     try:
-        members = _decode_answer(answer).usage
+        read = _decode_answer(answer)
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return None
-    return None if members is None else members.count()
+    usage = None if read.usage is None else read.usage.count()
+    if usage is None and _TOKEN_ID.match(read.prompt_token_ids) is not None:
+        usage = Usage(bytes(read.prompt_token_ids).count(b",") + 1, None)
+    return usage
 
 
 def read_usage_members(text: str | bytes) -> UsageMembers | None:

@@ -93,6 +93,15 @@ class LegOrder(StrEnum):
     served whole, whatever has gone wrong."""
 
 
+class TokenIds(StrEnum):
+    """Whether decode engines get the ids of a prompt's tokens."""
+
+    AUTO = "auto"
+    """If the prefill engine says them where it is asked to."""
+    OFF = "off"
+    """They are not asked for: the decode engine tokenises the prompt again."""
+
+
 class BlockRelease(StrEnum):
     """Whether engines are told of blocks that nobody will fetch."""
 

@@ -10,6 +10,7 @@ from pdrouter.settings.choices import (
     LegOrder,
     RemoteHostRewrite,
     Routing,
+    TokenIds,
 )
 from pdrouter.settings.declaration import declare
 from pdrouter.settings.kinds import BOOLEAN, COUNT, HEADERS, choice, enumeration, number, seconds
@@ -113,6 +114,17 @@ class LegSettings:
         "When the decode leg is sent where engines take both legs at once (NIXL push, Mooncake): "
         "`auto`, with the prefill leg, which saves a round trip; `serial`, when that is answered, "
         "so that a prefill leg that fails is tried on another pod whenever it fails.",
+        advanced=True,
+    )
+    pass_token_ids: TokenIds = declare(
+        TokenIds.OFF,
+        "PDROUTER_PASS_TOKEN_IDS",
+        enumeration(TokenIds, *TokenIds),
+        "Whether decode gets the ids of a chat's tokens from prefill, so that it does not tokenise "
+        "the prompt again (vLLM's NixlConnector): `auto`, where the prefill engine says them "
+        "(`return_token_ids`), or `off`. For engines that read them "
+        "(`kv_transfer_params.prompt_token_ids`, vLLM from July 2026 on): to older ones they are "
+        "of no use, and may double the body.",
         advanced=True,
     )
     rewrite_remote_host: RemoteHostRewrite = declare(

@@ -417,6 +417,23 @@ async def test_another_prompt_on_the_decode_leg_is_refused(
     assert prefill.count("simulation:prompt_mismatches_total") == 1
 
 
+async def test_a_decode_leg_may_bring_the_ids_of_its_prompts_tokens_and_of_no_other(
+    http: Http, prefill: SimulatedEngine, decode: SimulatedEngine
+) -> None:
+    asking = prefill_body() | {"return_token_ids": True}
+    for change, status in (([], 200), ([1], 500)):
+        _, answer = await http.ask(prefill, Api.CHAT, asking)
+        ids = answer["prompt_token_ids"]
+        assert len(ids) >= answer["usage"]["prompt_tokens"]
+        handle = answer["kv_transfer_params"] | {"prompt_token_ids": ids + change}
+        body = BODIES[Api.CHAT] | {"kv_transfer_params": handle}
+        assert (await http.send(decode, Api.CHAT, body))[0] == status
+    assert decode.count("simulation:contract_violations_total") == 1
+    assert "prompt_token_ids" not in (await http.ask(prefill, Api.CHAT, prefill_body()))[1]
+    async with running(release="old") as old:
+        assert "prompt_token_ids" not in (await http.ask(old, Api.CHAT, asking))[1]
+
+
 async def test_blocks_expire_with_the_lease(http: Http, decode: SimulatedEngine) -> None:
     async with running(role="prefill", host="127.0.0.2", kv_lease_s=0.02) as prefill:
         handle = await http.handle(prefill)

@@ -192,6 +192,51 @@ async def test_engines_that_write_blocks_are_served_one_leg_after_the_other() ->
         expect_whole(stack, await client.post(CHAT, json=chat(n=2)), "n")
 
 
+async def test_decode_gets_the_ids_of_a_chats_tokens_if_it_is_set() -> None:
+    """The strict engines know which are the prompt's; the client's answer has none."""
+    options = StackOptions(
+        prefill=[replace(config, max_model_len=200_000) for config in PREFILL],
+        decode=[replace(config, max_model_len=200_000) for config in DECODE],
+        environment={"PDROUTER_PASS_TOKEN_IDS": "auto"},
+    )
+    async with run_checked_stack(options) as stack, connect(stack) as client:
+        long = {"messages": [{"role": "user", "content": "Why is the sky blue? " * 20_000}]}
+        parameters = {"type": "object", "properties": {"place": {"type": "string"}}}
+        function = {"name": "find", "parameters": parameters}
+        tools = {"tools": [{"type": "function", "function": function}], "tool_choice": "required"}
+        for members in ({}, {"stream": True}, tools, long):
+            response = await client.post(CHAT, json=chat(**members))
+            asked, sent = expect_disaggregated(stack, response)
+            assert json.loads(asked.request.body)["return_token_ids"] is True
+            body = json.loads(sent.request.body)
+            assert len(body["kv_transfer_params"].pop("prompt_token_ids")) >= 32
+            assert "return_token_ids" not in body
+            assert "prompt_token_ids" not in response.text
+        for own in (False, True):
+            response = await client.post(CHAT, json=chat(return_token_ids=own))
+            asked, sent = expect_disaggregated(stack, response)
+            assert json.loads(asked.request.body)["return_token_ids"] is own
+            assert (
+                "prompt_token_ids" in json.loads(sent.request.body)["kv_transfer_params"]
+            ) is own
+            assert ("prompt_token_ids" in response.json()) is own
+        text = {"model": "demo", "prompt": PROMPT, "max_tokens": 4}
+        asked, _ = expect_disaggregated(stack, await client.post(COMPLETIONS, json=text))
+        assert "return_token_ids" not in json.loads(asked.request.body)
+
+
+async def test_engines_that_know_nothing_of_token_ids_are_served_as_ever() -> None:
+    options = StackOptions(
+        prefill=[replace(config, release="old") for config in PREFILL],
+        decode=[replace(config, release="old") for config in DECODE],
+        environment={"PDROUTER_PASS_TOKEN_IDS": "auto"},
+    )
+    async with run_checked_stack(options) as stack, connect(stack) as client:
+        request = chat(messages=[{"role": "user", "content": PROMPT}])
+        _, sent = expect_disaggregated(stack, await client.post(CHAT, json=request))
+        assert "prompt_token_ids" not in json.loads(sent.request.body)["kv_transfer_params"]
+
+
 async def test_engines_without_a_connector_compute_everything_twice() -> None:
     prefill, decode = speak("none")
     options = StackOptions(prefill=prefill, decode=decode)

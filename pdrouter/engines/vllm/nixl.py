@@ -22,6 +22,7 @@ from pdrouter.engines.leg_bodies import (
 )
 from pdrouter.engines.split import (
     PREFILL_DECODE,
+    EnginePod,
     HandoffInvalid,
     Leg,
     Order,
@@ -30,6 +31,7 @@ from pdrouter.engines.split import (
     SideAnswer,
     Split,
 )
+from pdrouter.engines.vllm.prompt_tokens import ASK, add_ids, may_ask
 from pdrouter.openai.body import Body, BodyInvalid, check_utf_8, encode
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest
@@ -68,6 +70,7 @@ _REFUSED_REQUEST = Body(
 
 class _Answer(msgspec.Struct):
     kv_transfer_params: msgspec.Raw = _NULL
+    prompt_token_ids: msgspec.Raw = _NULL
 
 
 class Params(msgspec.Struct):
@@ -83,6 +86,7 @@ class Params(msgspec.Struct):
     remote_num_tokens: msgspec.Raw = _ABSENT
     transfer_mode: msgspec.Raw = _ABSENT
     transfer_id: msgspec.Raw = _ABSENT
+    prompt_token_ids: msgspec.Raw = _ABSENT
 
     @property
     def push(self) -> bool:
@@ -97,9 +101,16 @@ _decode_host = msgspec.json.Decoder(str).decode
 
 @dataclass(frozen=True, slots=True)
 class NixlPull(Split):
-    """The upstream NIXL wire (aibrix calls it `shfs`)."""
+    """The upstream NIXL wire (aibrix calls it `shfs`).
+
+    Attributes:
+        remote_host_rewrite: when to replace `remote_host` in a handle.
+        token_ids_limit: bytes of a decode body up to which it has the ids of the prompt's tokens; 0
+            where they are not asked for.
+    """
 
     remote_host_rewrite: RemoteHostRewrite = RemoteHostRewrite.AUTO
+    token_ids_limit: int = 0
     name: str = "nixl"
     legs: tuple[Leg, ...] = PREFILL_DECODE
     order: Order = Order.SERIAL
@@ -111,6 +122,9 @@ class NixlPull(Split):
         replace, remove = limit_to_prefill(request)
         # Which mode the engine is in shows in its answer; in push mode, the legs meet by this id.
         transfer_id = encode(placement.request_id)
+        # Beside a last leg that is sent at once, nobody reads them.
+        if not placement.peer and may_ask(request, self.token_ids_limit):
+            replace[ASK] = b"true"
         replace[KV_PARAMS] = b'%s,"transfer_id":%s}' % (_PREFILL_PARAMS[:-1], transfer_id)
         return request.edit(replace, remove)
 
@@ -123,7 +137,16 @@ class NixlPull(Split):
         engine would fetch them.
         """
         replace = strip_transfer_members(request)
-        replace[KV_PARAMS], _ = self.take_handle(answers[-1], placement.request_id)
+        read, pod = _read_answer(answers[-1].body), answers[-1].pod
+        handle, params = self._take_handle(read, pod, placement.request_id)
+        replace[KV_PARAMS] = handle
+        body = request.edit(replace, TRANSFER_MEMBERS)
+        if not self.token_ids_limit or params.prompt_token_ids is not _ABSENT:
+            return body
+        told = add_ids(handle, read.prompt_token_ids)
+        if told is None or len(body) + len(told) - len(handle) > self.token_ids_limit:
+            return body
+        replace[KV_PARAMS] = told
         return request.edit(replace, TRANSFER_MEMBERS)
 
     def find_expiry(self, answer: SideAnswer) -> float | None:
@@ -161,7 +184,12 @@ class NixlPull(Split):
         Raises:
             HandoffInvalid: it must not be handed over.
         """
-        raw = _find_params(answer.body)
+        return self._take_handle(_read_answer(answer.body), answer.pod, transfer_id)
+
+    def _take_handle(
+        self, answer: _Answer, pod: EnginePod, transfer_id: str
+    ) -> tuple[bytes | Pieces, Params]:
+        raw = bytes(answer.kv_transfer_params)
         try:
             check_utf_8(raw)
             params = _decode_params(raw)
@@ -174,7 +202,7 @@ class NixlPull(Split):
         host = _read_host(params)
         replace: dict[str, bytes | Pieces] = {}
         if self._must_rewrite(host):
-            replace["remote_host"] = encode(answer.pod.ip)
+            replace["remote_host"] = encode(pod.ip)
         elif not host:
             raise HandoffInvalid("incomplete-params", "remote_host is empty")
         if params.push:
@@ -213,20 +241,20 @@ def _is_unusable(host: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
-def _find_params(prefill_answer: bytes) -> bytes:
-    """Return the handle as it stands in the answer.
+def _read_answer(prefill_answer: bytes) -> _Answer:
+    """Return what an answer has that is handed over, as it stands there.
 
     Raises:
         HandoffInvalid: there is none.
     """
     try:
-        raw = _decode_answer(prefill_answer).kv_transfer_params
+        answer = _decode_answer(prefill_answer)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         message = f"the prefill answer is no JSON object: {error}"
         raise HandoffInvalid("invalid-answer", message) from None
-    if raw == _NULL:
+    if answer.kv_transfer_params == _NULL:
         raise HandoffInvalid("null-params", f"the prefill answer has no {KV_PARAMS}")
-    return bytes(raw)
+    return answer
 
 
 def _check_params(params: Params) -> None:

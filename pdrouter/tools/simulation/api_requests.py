@@ -53,6 +53,7 @@ class GenerationRequest:
         plan: What the answer is to be.
         top_logprobs: How many alternatives to each token are told, with its logarithmic
             probability; None if neither is.
+        return_token_ids: Whether a plain answer to a chat says the ids of the prompt's tokens.
     """
 
     api: Api
@@ -67,6 +68,7 @@ class GenerationRequest:
     include_usage: bool
     plan: OutputPlan = FREE
     top_logprobs: int | None = None
+    return_token_ids: bool = False
 
 
 def parse_members(body: bytes, content_type: str) -> Members:
@@ -156,6 +158,7 @@ def parse_generation(api: Api, members: Members, config: EngineConfig) -> Genera
         include_usage=bool(options.get("include_usage")),
         plan=plan_output(members),
         top_logprobs=_top_logprobs(api, members, sampling),
+        return_token_ids=config.release == "new" and _flag(members, "return_token_ids"),
     )
 
 

@@ -100,12 +100,6 @@ def announce(
     }
 
 
-def token_ids_of(request: GenerationRequest) -> list[int]:
-    """Give a prompt as tokens: made up, but of the right number, and from them follows the rest."""
-    digest = bytes.fromhex(request.digest)
-    return [*digest, *[0] * max(0, request.prompt_tokens - len(digest))]
-
-
 def restore_digest(token_ids: object) -> str:
     """Return the identity of the prompt that a generation leg brings as tokens.
 

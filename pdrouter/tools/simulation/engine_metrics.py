@@ -97,17 +97,19 @@ class EngineMetrics:
         self.aborted_requests = self._counter(
             "aborted_requests", "Requests whose client left before the end of the answer."
         )
-        self._declare_size(config)
-        self._passes, self._padding = self._declare_shapes(config)
+        self._passes, self._padding = self._declare_size(config)
 
-    def _declare_size(self, config: EngineConfig) -> None:
-        if config.engine == "trtllm":
-            return
+    def _declare_size(self, config: EngineConfig) -> tuple[Counter | None, Counter | None]:
+        """Declare what the engine is built for; give the counters of static shapes, if it has any.
+
+        The first is by the name of what was executed.
+        """
         if config.engine == "sglang":
             self._gauge("max_total_num_tokens", "Size of the KV cache, in tokens.").set(
                 config.block_size * config.kv_blocks
             )
-            return
+        if config.engine != "vllm":
+            return None, None
         geometry = Gauge(
             "vllm:cache_config_info",
             "Cache geometry.",
@@ -115,9 +117,6 @@ class EngineMetrics:
             registry=self._registry,
         )
         geometry.labels(self._model, str(config.block_size), str(config.kv_blocks)).set(1)
-
-    def _declare_shapes(self, config: EngineConfig) -> tuple[Counter | None, Counter | None]:
-        """Declare what only an engine of static shapes has."""
         if not config.prefill_buckets:
             return None, None
         passes = Counter(

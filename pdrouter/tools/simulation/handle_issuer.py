@@ -8,11 +8,12 @@ from typing import Any
 
 from pdrouter.tools.simulation.answers import AnswerForm
 from pdrouter.tools.simulation.config import EngineConfig
-from pdrouter.tools.simulation.context_handoff import Context, announce, token_ids_of
+from pdrouter.tools.simulation.context_handoff import Context, announce
 from pdrouter.tools.simulation.faults import Fault
 from pdrouter.tools.simulation.generation import Generation
 from pdrouter.tools.simulation.kv_handles import HandleStore
 from pdrouter.tools.simulation.node_address import join_address
+from pdrouter.tools.simulation.token_ids import token_ids_of
 from pdrouter.tools.simulation.transfers import TransferStore
 
 _FIRST_COOKIE = 2**53 + 1

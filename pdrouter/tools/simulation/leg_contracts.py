@@ -31,6 +31,7 @@ from pdrouter.tools.simulation.legs import (
 from pdrouter.tools.simulation.peer_client import PeerClient
 from pdrouter.tools.simulation.reception import EngineCall
 from pdrouter.tools.simulation.refusal import ContractViolated, Refused
+from pdrouter.tools.simulation.token_ids import check_token_ids
 from pdrouter.tools.simulation.transfer import BlockFetcher
 from pdrouter.tools.simulation.transfers import (
     TransferStore,
@@ -125,6 +126,8 @@ class LegContracts:
         if job.call.leg is SimulatedLeg.PREFILL:
             return replace(job, answer=partial(self.issuer.issue, fault=job.call.fault))
         handle = check_decode_leg(job.call.members, self.config)
+        if self.config.kv_connector == "nixl":
+            check_token_ids(job.request, job.call.members["kv_transfer_params"], self.config)
         return replace(job, fetch=partial(self.fetcher.fetch, handle))
 
     def _check_transfer(self, job: Job) -> Job:
@@ -134,6 +137,7 @@ class LegContracts:
             transfer_id = read_transfer_id(params)
             self.transfers.begin(transfer_id)
             return replace(job, answer=partial(self.issuer.announce, transfer_id=transfer_id))
+        check_token_ids(job.request, params, self.config)
         read = read_push if self.config.kv_connector == "nixl-push" else read_mooncake
         return replace(job, fetch=partial(fetch_transfer, self.peers, read(params)))
 

@@ -140,7 +140,8 @@ def check_decode_leg(members: Members, config: EngineConfig) -> Handle:
             "decode_missing_keys",
             f"Got invalid KVTransferParams without {', '.join(missing)}: the request would hang",
         )
-    return params
+    # What reads the prompt takes them out.
+    return {name: value for name, value in params.items() if name != "prompt_token_ids"}
 
 
 def check_prompt_count(leg: SimulatedLeg, prompts: int) -> None:

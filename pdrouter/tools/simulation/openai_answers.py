@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pdrouter.tools.simulation.answers import DONE, MADE_UP, event, finish_reason_at, usage_of
 from pdrouter.tools.simulation.generation import Generation
 from pdrouter.tools.simulation.logprobs import chat_logprobs, completion_logprobs
+from pdrouter.tools.simulation.token_ids import token_ids_of
 
 
 class _ChunkedForm(ABC):
@@ -58,6 +59,8 @@ class ChatForm(_ChunkedForm):
 
     def plain(self, generation: Generation) -> dict[str, object]:
         """Give a `chat.completion`."""
+        request = generation.request
+        ids = {"prompt_token_ids": token_ids_of(request)} if request.return_token_ids else {}
         return {
             **self._head(generation),
             "object": "chat.completion",
@@ -71,6 +74,7 @@ class ChatForm(_ChunkedForm):
                 for choice in range(generation.choices)
             ],
             "usage": usage_of(generation),
+            **ids,
             "kv_transfer_params": generation.kv_transfer_params,
         }
 

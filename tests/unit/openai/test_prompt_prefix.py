@@ -117,6 +117,12 @@ def test_a_change_shows_from_its_block_on(place: int) -> None:
             b'{"usage": {"prompt_tokens": 7, "prompt_tokens_details": {"cached_tokens": 9}}}',
             Usage(7, 7),
         ),
+        # Without usage, tokens are counted.
+        (b'{"usage": null, "prompt_token_ids": [5, 6,7]}', Usage(3, None)),
+        (b'{"prompt_token_ids": [5], "usage": {"prompt_tokens": 10}}', Usage(10, None)),
+        (b'{"prompt_token_ids": []}', None),
+        (b'{"prompt_token_ids": [[5], [6]]}', None),
+        (b'{"prompt_token_ids": "5"}', None),
         (b"{}", None),
         (b"[]", None),
         (b"not json", None),

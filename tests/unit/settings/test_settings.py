@@ -22,6 +22,7 @@ from pdrouter.settings.choices import (
     LegOrder,
     RemoteHostRewrite,
     Routing,
+    TokenIds,
     TokenObservation,
 )
 
@@ -246,6 +247,10 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     "PDROUTER_LEG_ORDER": (
         [("auto", LegOrder.AUTO), ("SERIAL", LegOrder.SERIAL)],
         ["together", "true"],
+    ),
+    "PDROUTER_PASS_TOKEN_IDS": (
+        [("auto", TokenIds.AUTO), ("OFF", TokenIds.OFF)],
+        ["on", "true", "always"],
     ),
     "PDROUTER_RELEASE": (
         [("auto", BlockRelease.AUTO), ("OFF", BlockRelease.OFF)],
