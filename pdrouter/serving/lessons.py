@@ -97,7 +97,9 @@ class LegLessons:
         for uid in self.kinds.list_failed(pods.model, kind):
             failures.forgive(uid, leg, kind)
         log.warning(
-            "served whole, since prefill engines fail it",
+            "served whole, since prefill engines fail it"
+            if pods.whole
+            else "prefill engines fail it, and no other can serve it",
             extra={
                 "fields": {
                     "request_id": record.request_id,

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from aiohttp import web
 from certificates import issue
-from loopback import hang, listen, reset
+from loopback import find_free_ports, hang, listen, reset
+from waiting import wait_until
 
 from pdrouter.cli import main
 from pdrouter.cluster.endpoints_file import create_pods
@@ -130,7 +131,7 @@ async def test_an_engine_that_does_not_run_is_found() -> None:
 async def test_an_engine_that_gives_no_answer_is_found(
     talk: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pdrouter.tools.doctor.asking._ASK_S", 0.2)
+    monkeypatch.setattr("pdrouter.tools.doctor.talking._ASK_S", 0.2)
     monkeypatch.setattr("pdrouter.tools.doctor.asking._CONNECT_S", 0.2)
     async with listen(talk) as server:
         diagnosis = await examine(describe(whole=[server.address]))
@@ -324,3 +325,70 @@ def test_every_check_of_engines_has_a_case() -> None:
 
     for check in ENDPOINT_CHECKS:
         assert f'"{check.code}"' in source
+
+
+@asynccontextmanager
+async def run_sglang(
+    *, claimed_port: int | None = None, prefill_faults: tuple[Fault, ...] = ()
+) -> AsyncIterator[tuple[str, SimulatedEngine, SimulatedEngine]]:
+    """Run a pair of SGLang's; the file that describes them."""
+    prefill = SimulatedEngine(engine("prefill", kv_connector="bootstrap"), *prefill_faults)
+    decode = SimulatedEngine(engine("decode", kv_connector="bootstrap"))
+    async with prefill, decode:
+        port = claimed_port or prefill.bootstrap_port
+        roleset = {
+            "name": "a",
+            "prefill": [{"address": prefill.address, "bootstrap_port": port}],
+            "decode": [decode.address],
+        }
+        model = {"name": MODEL, "engine": "sglang", "rolesets": [roleset]}
+        yield yaml.safe_dump({"models": [model]}), prefill, decode
+
+
+async def test_engines_that_wait_for_each_other_are_asked_at_once() -> None:
+    async with run_sglang() as (text, prefill, decode):
+        diagnosis = await examine(text)
+        assert prefill.count("simulation:contract_violations_total") == 0
+        assert prefill.count("simulation:rooms_open") == 0
+
+    assert diagnosis.findings == ()
+    assert f"{prefill.address} serves llama (prefill), sglang" in diagnosis.facts[0]
+    assert any(f"{decode.address} decoded what" in fact for fact in diagnosis.facts)
+
+
+async def test_a_prefill_engine_that_fails_is_blamed_and_not_who_waits_for_it() -> None:
+    async with run_sglang(prefill_faults=(Fault(status=500),)) as (text, _, decode):
+        diagnosis = await examine(text)
+        await wait_until(lambda: decode.count("simulation:aborted_requests_total") == 1)
+
+    (code,) = found(diagnosis)
+    assert code == "kv-connector-silent"
+
+
+async def test_a_bootstrap_port_where_nobody_is_fails_the_decode_leg() -> None:
+    port = find_free_ports(1)
+    async with run_sglang(claimed_port=port) as (text, _, _decode):
+        diagnosis = await examine(text)
+
+    assert set(found(diagnosis)) == {"decode-leg-failed"}
+    assert "bootstrap port" in found(diagnosis)["decode-leg-failed"]
+
+
+async def test_an_sglang_that_is_taken_for_a_vllm_is_found() -> None:
+    async with run_sglang() as (text, _, _decode):
+        diagnosis = await examine(text.replace("engine: sglang", "engine: vllm"))
+
+    assert "write engine: sglang" in found(diagnosis)["engine-other-software"]
+
+
+async def test_ids_of_ranks_are_asked_for_where_the_wire_needs_them() -> None:
+    prefill = SimulatedEngine(engine("prefill", kv_connector="mooncake"))
+    decode = SimulatedEngine(engine("decode", kv_connector="mooncake"))
+    async with prefill, decode:
+        described = {"address": prefill.address, "bootstrap_port": prefill.bootstrap_port}
+        roleset = {"name": "a", "prefill": [described], "decode": [decode.address]}
+        model = {"name": MODEL, "kv_connector": "mooncake", "rolesets": [roleset]}
+        diagnosis = await examine(yaml.safe_dump({"models": [model]}))
+        assert prefill.count("simulation:contract_violations_total") == 0
+
+    assert diagnosis.findings == ()

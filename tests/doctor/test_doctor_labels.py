@@ -49,6 +49,21 @@ BROKEN = [
         ],
         words="did you mean model.aibrix.ai/port?",
     ),
+    Case(
+        "bootstrap-port-invalid",
+        "Deployment default/extra",
+        [
+            add(
+                EXTRA
+                % (
+                    "",
+                    "model.aibrix.ai/name: m, role-name: other",
+                    'model.aibrix.ai/sglang-bootstrap-port: "90000"',
+                )
+            )
+        ],
+        words="'90000' is no port, so that 8998 counts",
+    ),
     *(
         Case(
             "role-misspelt",

@@ -658,3 +658,34 @@ async def test_host_names_are_resolved_at_each_look(source: Source) -> None:
         await asyncio.sleep(5 * POLL_S)
         assert source.cache.view is view
     assert source.reloads == []
+
+
+@pytest.mark.parametrize(
+    ("of_model", "of_engine", "port"),
+    [
+        (..., ..., 8998),
+        (9000, ..., 9000),
+        (9000, 9001, 9001),
+        (..., 9001, 9001),
+        (9000, None, None),
+        (None, ..., None),
+        (None, 9001, 9001),
+        ("9000", ..., 9000),
+    ],
+)
+def test_a_bootstrap_port_is_the_engines_or_the_models(
+    of_model: Any, of_engine: Any, port: int | None
+) -> None:
+    engine = {"address": "10.0.0.1:80", "bootstrap_port": of_engine}
+    model = {"name": "m", "engine": "sglang", "bootstrap_port": of_model}
+    for members in (engine, model):
+        if members["bootstrap_port"] is ...:
+            del members["bootstrap_port"]
+    (pod,) = parse(dump({**model, "endpoints": [engine]}))
+    assert pod.bootstrap_port == port
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "8998.5", "x", "[1]", "{}", "", "'null'"])
+def test_a_bootstrap_port_that_is_none_is_said(port: str) -> None:
+    text = f"models: [{{name: m, endpoints: ['10.0.0.1:80'], bootstrap_port: {port}}}]"
+    assert "'bootstrap_port'" in find_problem(text)

@@ -445,3 +445,26 @@ def test_a_pod_is_one_for_each_of_its_ranks() -> None:
     (flawed,) = read_ranks({"pdrouter/data-parallel-size": "many"})
     assert not flawed.ready
     assert "'many'" in flawed.obstacle
+
+
+@pytest.mark.parametrize(
+    ("text", "port"),
+    [
+        (None, 8998),
+        ("9000", 9000),
+        ("null", None),
+        # As in aibrix, what is no port means the default.
+        ("", 8998),
+        ("0", 8998),
+        ("65536", 8998),
+        ("http", 8998),
+    ],
+)
+@pytest.mark.parametrize("place", ["labels", "annotations"])
+def test_the_bootstrap_port_is_an_annotation_or_a_label(
+    text: str | None, port: int | None, place: str
+) -> None:
+    said = {} if text is None else {"model.aibrix.ai/sglang-bootstrap-port": text}
+    places = {"labels": {**MODEL}, "annotations": {}}
+    places[place] |= said
+    assert read_known(places["labels"], places["annotations"]).bootstrap_port == port

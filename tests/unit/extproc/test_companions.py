@@ -369,3 +369,58 @@ async def test_two_engines_that_are_silent_are_both_suspects(by: str) -> None:
     await pair.end()
     for pod in (P, D):
         assert pair.bench.state.failures.describe(pod.uid) != []
+
+
+@pytest.mark.parametrize(
+    "members", [{"n": 2}, {"max_tokens": 0}, {"stream_options": {"include_usage": True}}]
+)
+async def test_what_fits_this_wire_is_split(members: dict[str, Any]) -> None:
+    pair = Pair()
+    _, reply = await pair.bench.tell(request_headers(), request_body({**CHAT, **members}))
+    assert isinstance(reply, PhaseReply)
+    assert len(pair.bench.prefill.posts) == 1
+    await pair.end()
+
+
+@pytest.mark.parametrize("members", [{"n": 2, "best_of": 3}, {"use_beam_search": True, "n": 2}])
+async def test_a_second_reason_counts_where_the_first_is_none(members: dict[str, Any]) -> None:
+    pair = Pair()
+    _, reply = await pair.bench.tell(request_headers(), request_body({**CHAT, **members}))
+    assert error_of(reply) == (400, "cannot_be_split")
+    await pair.end()
+
+
+@pytest.mark.parametrize("members", [{}, {"n": 2}])
+async def test_without_a_prefill_pod_that_is_ready_the_client_may_come_again(
+    members: dict[str, Any],
+) -> None:
+    pair = Pair(replace(P, ready=False), D)
+    _, reply = await pair.bench.tell(request_headers(), request_body({**CHAT, **members}))
+    assert error_of(reply) == (503, "no_ready_pod")
+    await pair.end()
+
+
+async def test_what_only_one_of_two_wires_can_split_is_not_split_on_the_other() -> None:
+    pair = Pair(P, D, PREFILL, replace(DECODE, uid="d3", ip="10.0.0.6", address="10.0.0.6:8000"))
+    _, reply = await pair.bench.tell(request_headers(), request_body({**CHAT, "n": 2}))
+    assert isinstance(reply, PhaseReply)
+    assert dict(reply.set_headers)["target-pod"] == "10.0.0.6:8000"
+    assert pair.bench.prefill.posts == []
+    assert (await pair.end()).aggregated == "n"
+
+
+async def test_a_kind_that_prefill_engines_fail_is_not_refused_for_that() -> None:
+    body = request_body({**CHAT, "tool_choice": "required"})
+    pair = Pair()
+    await pair.bench.tell(request_headers(), body)
+    pair.answer(EngineAnswer(500, {}, b"{}"))
+    await pair.bench.exchange.call.wait_closed()
+    assert (await pair.end()).code == "prefill_failed"
+    assert not pair.bench.exchanges.dispatcher.chooser.kinds.empty
+    pair.bench.exchange = pair.bench.open()
+    _, reply = await pair.bench.tell(request_headers(), body)
+    # It has gone to the engine again.
+    assert error_of(reply) == (502, "prefill_failed")
+    assert len(pair.bench.prefill.posts) == 2
+    pair.bench.exchange.close()
+    await pair.bench.exchange.call.wait_closed()

@@ -154,6 +154,12 @@ def _find_silent_connectors(survey: Survey) -> Iterator[Defect]:
         if trial.problem.startswith("it answers"):
             problem = f"asked for a prefill of one token, {trial.problem}"
             fix = "see its log"
+        elif trial.prefill.engine == _SGLANG:
+            problem = f"asked for a prefill, {trial.problem}"
+            fix = (
+                "start it with --disaggregation-mode prefill, and give the file the bootstrap_port "
+                "that it has, if that is not 8998"
+            )
         elif trial.swapped:
             problem = f"{trial.problem}, but {trial.decode.address} hands over blocks"
             fix = "look whether the addresses of prefill and decode are exchanged in the file"
@@ -173,9 +179,21 @@ def _find_failed_decodes(survey: Survey) -> Iterator[Defect]:
                 name_engine(trial.failed),
                 _locate(trial.failed),
                 f"with blocks of {trial.prefill.address}, {trial.problem}",
-                "start it with the --kv-transfer-config of the prefill engine, and let it reach "
-                "that engine's side channel (VLLM_NIXL_SIDE_CHANNEL_HOST and _PORT)",
+                _DECODE_FIXES.get(trial.prefill.engine, _DECODE_FIX),
             )
+
+
+_SGLANG = "sglang"
+_DECODE_FIX = (
+    "start it with the --kv-transfer-config of the prefill engine, and let it reach that engine's "
+    "side channel (VLLM_NIXL_SIDE_CHANNEL_HOST and _PORT)"
+)
+_DECODE_FIXES = {
+    _SGLANG: "start it with --disaggregation-mode decode and the --disaggregation-transfer-backend "
+    "of the prefill engine, and let it reach that engine's bootstrap port (bootstrap_port in the "
+    "file)"
+}
+"""By engine, where it is another."""
 
 
 def _each(survey: Survey) -> Iterator[tuple[Pod, Answers]]:

@@ -11,13 +11,15 @@ from pdrouter.cluster.kubernetes.objects import (
     KV_CONNECTOR,
     METRICS_PORT,
     MODEL,
+    NO_BOOTSTRAP_PORT,
     PORT,
     REVISIONS,
     ROLE,
     ROLESET,
+    read_bootstrap_port,
 )
 from pdrouter.cluster.kubernetes.ranks import RANK_PORTS, RANKS
-from pdrouter.cluster.pods import Role
+from pdrouter.cluster.pods import DEFAULT_BOOTSTRAP_PORT, Role
 from pdrouter.nearest import find_nearest
 from pdrouter.tools.doctor.engines import find_pods
 from pdrouter.tools.doctor.findings import Check, Defect, Severity
@@ -107,6 +109,20 @@ def _find_misplaced(installation: Installation) -> Iterator[Defect]:
             )
 
 
+def _find_invalid_bootstrap_ports(installation: Installation) -> Iterator[Defect]:
+    for ref, prefix, metadata, _, _ in find_pods(installation.snapshot):
+        text = metadata.get(BOOTSTRAP_PORT)
+        if text is None or text in (NO_BOOTSTRAP_PORT, str(read_bootstrap_port(metadata))):
+            continue
+        place = "labels" if BOOTSTRAP_PORT in metadata.labels else "annotations"
+        yield Defect(
+            ref,
+            f"{prefix}metadata.{place}[{BOOTSTRAP_PORT}]",
+            f"{text!r:.100} is no port, so that {DEFAULT_BOOTSTRAP_PORT} counts",
+            "write the number that --disaggregation-bootstrap-port has, or null",
+        )
+
+
 def _names_engine(labels: Mapping[str, str], annotations: Mapping[str, str]) -> bool:
     return MODEL in labels or MODEL in annotations
 
@@ -125,6 +141,13 @@ CHECKS: tuple[Check[Installation], ...] = (
         "A pod's role is almost prefill or decode.",
         "The router takes it for a part that serves no requests, and never sends it one.",
         _find_misspelt_roles,
+    ),
+    Check(
+        "bootstrap-port-invalid",
+        Severity.WARNING,
+        "The bootstrap port of an SGLang or Mooncake pod is no port.",
+        "Decode engines look for it at the default, and fail if it is elsewhere.",
+        _find_invalid_bootstrap_ports,
     ),
     Check(
         "label-misplaced",
