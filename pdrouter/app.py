@@ -97,15 +97,20 @@ class Application:
             lambda uids: count_kv_capacity(self._engines.samples, uids),
         )
         self.failures = FailureMemory(choose_ejection_rules(settings))
-        self._peers = PeerKnowledge()
+        self.peers = PeerKnowledge()
         self.cache = PodCache(
-            lambda uid: _forget(uid, self.ledger, prefixes, self.failures, self._peers),
+            lambda uid: _forget(uid, self.ledger, prefixes, self.failures, self.peers),
             # What goes with the engine of a pod, when another one runs in it.
-            lambda uid: _forget(uid, prefixes, self.failures, self._peers),
+            lambda uid: _forget(uid, prefixes, self.failures, self.peers),
         )
         interval_s = settings.metrics_interval_ms / 1000
         self._engines = MetricsScraper(
-            self.cache, self.ledger, interval_s=interval_s, failures=self.failures
+            self.cache,
+            self.ledger,
+            interval_s=interval_s,
+            failures=self.failures,
+            # Without the API server, this is how an engine is seen to start anew.
+            on_lost=self.peers.doubt,
         )
         self._check = EngineCheck(self.cache)
         self._source = create_source(settings, self.cache, self._count_reload)
@@ -141,7 +146,7 @@ class Application:
             tokenizers=self._tokenizers,
             bodies=self.bodies,
             routes=self._source.routes,
-            peers=self._peers,
+            peers=self.peers,
         )
         return Exchanges(self._settings, around)
 

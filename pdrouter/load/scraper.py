@@ -5,7 +5,7 @@ import logging
 import random
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import TracebackType
@@ -103,6 +103,10 @@ class _Target:
         )
 
 
+def _forget_it(uid: str) -> None:
+    del uid
+
+
 class MetricsScraper:
     """Scrapes the ready pods in turns. Use as an async context manager around `run`.
 
@@ -125,6 +129,7 @@ class MetricsScraper:
         deadline_s: float = 2.0,
         clock: Clock = time.monotonic,
         failures: FailureMemory | None = None,
+        on_lost: Callable[[str], object] = _forget_it,
     ) -> None:
         """Set up the scraper; nothing is opened yet.
 
@@ -136,6 +141,7 @@ class MetricsScraper:
             deadline_s: time that a scrape may take.
             clock: gives the time of samples; the ledger's.
             failures: is told which pods cannot be connected to.
+            on_lost: called with the UID of each pod that cannot be connected to.
         """
         self._cache = cache
         self._ledger = ledger
@@ -143,6 +149,7 @@ class MetricsScraper:
         self._deadline_s = deadline_s
         self._clock = clock
         self._failures = failures or FailureMemory()
+        self._on_lost = on_lost
         self._session: aiohttp.ClientSession | None = None
         self._view: ClusterView | None = None
         self._targets: OrderedDict[str, _Target] = OrderedDict()
@@ -259,6 +266,8 @@ class MetricsScraper:
             # An engine without metrics, or whose page is slow, can be connected to all the same.
             connected = failed.cause is not ScrapeFailure.CONNECT
             self._failures.note_scrape(target.pod.uid, connected=connected)
+            if not connected:
+                self._on_lost(target.pod.uid)
             target.failures += 1
             if target.failures == _LOUD_FAILURES:
                 log.warning("no metrics from pod %s: %s", target.pod.name, failed)

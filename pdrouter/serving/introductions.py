@@ -48,15 +48,21 @@ class Introductions:
         inquiry = split.inquire(pod)
         return None if inquiry is None else await self._ask_once(pod, split, inquiry, deadline)
 
-    def take(self, answer: LegAnswer, split: Split) -> None:
-        """Learn from the answer to a side leg."""
-        facts = split.learn_peer(answer)
+    def take(self, answer: LegAnswer, split: Split, asked: float) -> None:
+        """Learn from the answer to a side leg.
+
+        Args:
+            answer: the answer.
+            split: the wire.
+            asked: when the leg was begun, by the clock of the knowledge.
+        """
+        facts = split.learn_peer(answer) if split.needs_peer else None
         if facts is not None:
-            self.knowledge.learn(answer.pod, facts)
+            self.knowledge.learn(answer.pod, facts, asked)
 
     def doubt(self, pod: Pod) -> None:
         """Note that an engine has failed: it may be another one when it answers again."""
-        self.knowledge.doubt(pod)
+        self.knowledge.doubt(pod.uid)
 
     async def _ask_once(
         self, pod: Pod, split: Split, inquiry: Inquiry, deadline: float
@@ -69,6 +75,7 @@ class Introductions:
             if outcome is not None:
                 return outcome
         asked = self._asked[pod.uid] = asyncio.get_running_loop().create_future()
+        began = self.knowledge.clock()
         told: _Outcome = None  # Whoever asked has left: the next one asks.
         try:
             told = await self._ask(pod, split, inquiry, deadline)
@@ -78,7 +85,7 @@ class Introductions:
         finally:
             del self._asked[pod.uid]
             asked.set_result(told)
-        self.knowledge.learn(pod, told)
+        self.knowledge.learn(pod, told, began)
         return told
 
     async def _ask(self, pod: Pod, split: Split, inquiry: Inquiry, deadline: float) -> PeerFacts:

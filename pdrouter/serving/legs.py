@@ -220,6 +220,7 @@ class SideLegs:
         """Try a leg on one pod, count it there meanwhile, and learn from it."""
         state, routed, record = self.router.state, chosen.routed, posts.record
         pod, leg, began = choice.pod, choice.leg, state.failures.clock()
+        asked = self.introductions.knowledge.clock()
         record.predicted_prefill_s = choice.seconds
         # Engines compute in turn, so that a request behind its twin finds what that has computed:
         # the prompt counts as cached as soon as it is sent.
@@ -243,7 +244,7 @@ class SideLegs:
             if attempt.speaks is Speaks.FAILURE:
                 self.introductions.doubt(pod)
         else:
-            self.introductions.take(done, writer.split)
+            self.introductions.take(done, writer.split, asked)
         self.lessons.note_attempt(attempt, writer.request, routed.pods.model, record)
         return Tried(attempt, answer, done)
 

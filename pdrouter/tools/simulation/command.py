@@ -74,13 +74,9 @@ def parse_lengths(text: str) -> tuple[int, ...]:
     """Return whole numbers that are separated by commas.
 
     Raises:
-        argparse.ArgumentTypeError: They are none.
+        ValueError: They are none.
     """
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        message = f"{text!r} is no list of whole numbers"
-        raise argparse.ArgumentTypeError(message) from None
+    return tuple(int(part) for part in text.split(","))
 
 
 async def run(args: argparse.Namespace) -> int:

@@ -14,12 +14,13 @@ from pdrouter.load.peers import PeerKnowledge
 FACTS: Mapping[str, bytes] = {"engine": b'"e-1"'}
 OTHER: Mapping[str, bytes] = {"engine": b'"e-2"'}
 POD = make_pod("p", started="1")
+LATER = float("inf")
 
 
 def know(*told: Mapping[str, bytes]) -> PeerKnowledge:
     knowledge = PeerKnowledge()
     for facts in told:
-        knowledge.learn(POD, facts)
+        knowledge.learn(POD, facts, LATER)
     return knowledge
 
 
@@ -35,35 +36,35 @@ def test_an_engine_is_known_once_it_has_said_what_it_is() -> None:
 def test_an_engine_that_has_started_anew_or_moved_is_not_known(now: Pod) -> None:
     knowledge = know(FACTS)
     assert knowledge.find(now) is None
-    knowledge.learn(now, OTHER)
+    knowledge.learn(now, OTHER, LATER)
     assert knowledge.find(now) == OTHER
     assert knowledge.find(POD) is None
 
 
 def test_an_engine_that_has_failed_must_say_again_what_it_is() -> None:
     knowledge = know(FACTS)
-    knowledge.doubt(POD)
+    knowledge.doubt(POD.uid)
     assert knowledge.find(POD) is None
-    knowledge.learn(POD, FACTS)
+    knowledge.learn(POD, FACTS, LATER)
     assert knowledge.find(POD) == FACTS
 
 
 def test_nobody_is_doubted_of_whom_nothing_is_known() -> None:
     knowledge = know()
-    knowledge.doubt(POD)
+    knowledge.doubt(POD.uid)
     assert not len(knowledge)
 
 
 def test_an_engine_that_contradicts_itself_must_repeat_itself_ever_more_often() -> None:
     knowledge = know(FACTS, OTHER, OTHER, OTHER)
     assert knowledge.find(POD) is None
-    knowledge.learn(POD, OTHER)
+    knowledge.learn(POD, OTHER, LATER)
     assert knowledge.find(POD) == OTHER
-    knowledge.learn(POD, FACTS)
+    knowledge.learn(POD, FACTS, LATER)
     for _ in range(14):
-        knowledge.learn(POD, FACTS)
+        knowledge.learn(POD, FACTS, LATER)
         assert knowledge.find(POD) is None
-    knowledge.learn(POD, FACTS)
+    knowledge.learn(POD, FACTS, LATER)
     assert knowledge.find(POD) == FACTS
 
 
@@ -71,7 +72,7 @@ def test_what_is_forgotten_holds_nothing_against_the_next_engine() -> None:
     knowledge = know(FACTS, OTHER)
     knowledge.forget(POD.uid)
     knowledge.forget(POD.uid)
-    knowledge.learn(POD, FACTS)
+    knowledge.learn(POD, FACTS, LATER)
     assert knowledge.find(POD) == FACTS
 
 
@@ -84,7 +85,7 @@ def test_facts_larger_than_any_engines_are_not_kept() -> None:
 def test_the_oldest_are_forgotten_where_there_are_too_many() -> None:
     knowledge = PeerKnowledge()
     for number in range(peers._MOST + 10):
-        knowledge.learn(make_pod(f"p{number}"), FACTS)
+        knowledge.learn(make_pod(f"p{number}"), FACTS, LATER)
     assert len(knowledge) == peers._MOST
     assert knowledge.find(make_pod("p9")) is None
     assert knowledge.find(make_pod("p10")) == FACTS
@@ -95,7 +96,18 @@ def test_only_what_was_said_last_is_ever_believed(told: list[Mapping[str, bytes]
     knowledge = PeerKnowledge()
     for facts in told:
         if facts is None:
-            knowledge.doubt(POD)
+            knowledge.doubt(POD.uid)
         else:
-            knowledge.learn(POD, facts)
+            knowledge.learn(POD, facts, LATER)
         assert knowledge.find(POD) in (facts, None)
+
+
+def test_what_was_asked_before_a_doubt_does_not_end_it() -> None:
+    now = 1.0
+    knowledge = PeerKnowledge(lambda: now)
+    knowledge.learn(POD, FACTS, 0.0)
+    knowledge.doubt(POD.uid)
+    knowledge.learn(POD, FACTS, 0.5)
+    assert knowledge.find(POD) is None
+    knowledge.learn(POD, FACTS, 1.5)
+    assert knowledge.find(POD) == FACTS
