@@ -255,11 +255,7 @@ class PodChooser:
         if not request.misfits:
             return None
         # Those that are not ready count, too: without them, the request waits for a pair.
-        wires = {
-            (pod.engine, pod.kv_connector)
-            for pod in pods.pods
-            if pod.role is Role.PREFILL and not pod.unsupported
-        }
+        wires = _list_wires(pods, Role.PREFILL) or _list_wires(pods, Role.DECODE)
         if not wires:
             return request.whole
         fits = frozenset.intersection(*(self.splits.find(*wire).fits for wire in wires))
@@ -289,6 +285,14 @@ class PodChooser:
         record.aggregated = decision.reason
         self.observer.request_routed(record)
         return decision
+
+
+def _list_wires(pods: ModelPods, role: Role) -> set[tuple[str, str | None]]:
+    return {
+        (pod.engine, pod.kv_connector)
+        for pod in pods.pods
+        if pod.role is role and not pod.unsupported
+    }
 
 
 def _refuse_missing(

@@ -382,6 +382,13 @@ async def test_what_fits_this_wire_is_split(members: dict[str, Any]) -> None:
     await pair.end()
 
 
+async def test_what_fits_this_wire_waits_for_prefill_pods_where_there_are_none() -> None:
+    bench = Bench([D])
+    _, reply = await bench.tell(request_headers(), request_body({**CHAT, "n": 2}))
+    assert error_of(reply) == (503, "no_ready_pod")
+    bench.close()
+
+
 @pytest.mark.parametrize("members", [{"n": 2, "best_of": 3}, {"use_beam_search": True, "n": 2}])
 async def test_a_second_reason_counts_where_the_first_is_none(members: dict[str, Any]) -> None:
     pair = Pair()
