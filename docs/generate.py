@@ -72,7 +72,7 @@ pdrouter doctor --endpoints endpoints.yaml
 Each is asked for its models, version and metrics, and over each prefill and each decode engine
 goes one request of one token, as the router would send it: that proves the KV connector, which
 engines do not tell otherwise. Settings that say how legs are written (`AIBRIX_KV_CONNECTOR_TYPE`,
-`PDROUTER_NIXL_MEANS`, `PDROUTER_REWRITE_REMOTE_HOST`) count here too.
+`PDROUTER_NIXL_MEANS`, `PDROUTER_REWRITE_REMOTE_HOST`, `PDROUTER_TRTLLM_AUTH_KEY_FILE`) count here too.
 
 The configuration of an [Envoy without a controller](envoy.md) is looked at for retry policies that
 would send a KV handle twice; so is what its admin port says to `/config_dump`:

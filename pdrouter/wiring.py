@@ -7,6 +7,7 @@ it; tests and simulations put stand-ins there.
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
+from pathlib import Path
 from typing import Protocol
 
 from pdrouter.cluster.endpoints_file import EndpointsFile
@@ -329,7 +330,11 @@ def choose_exchange_policy(settings: Settings) -> ExchangePolicy:
 
 
 def create_splits(settings: Settings) -> Splits:
-    """Return how engines split requests, as it is set."""
+    """Return how engines split requests, as it is set.
+
+    Raises:
+        SettingInvalid: the file of a key cannot be read.
+    """
     return Splits(
         default=settings.kv_connector,
         nixl_means=settings.nixl_means,
@@ -339,5 +344,25 @@ def create_splits(settings: Settings) -> Splits:
             0
             if settings.pass_token_ids is TokenIds.OFF
             else settings.max_message_bytes - MESSAGE_OVERHEAD_BYTES,
+            _read_trtllm_key(settings.trtllm_auth_key_file),
+            settings.trtllm_machine_id,
         ),
     )
+
+
+def _read_trtllm_key(path: Path | None) -> bytes:
+    """Return the key in a file, without white space around it: editors end files with a line break.
+
+    Raises:
+        SettingInvalid: there is none.
+    """
+    if path is None:
+        return b""
+    try:
+        key = path.read_bytes().strip()
+    except OSError as error:
+        problem = error.strerror or type(error).__name__
+        raise SettingInvalid(f"PDROUTER_TRTLLM_AUTH_KEY_FILE={path}: {problem}") from None
+    if not key:
+        raise SettingInvalid(f"PDROUTER_TRTLLM_AUTH_KEY_FILE={path}: the file is empty")
+    return key

@@ -4,7 +4,7 @@ Another engine is a folder and a line in each of the two tables.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -14,6 +14,7 @@ from pdrouter.engines.sglang import metrics as sglang
 from pdrouter.engines.sglang.bootstrap import Bootstrap
 from pdrouter.engines.split import Order, Split
 from pdrouter.engines.trtllm import metrics as trtllm
+from pdrouter.engines.trtllm.context_first import ContextFirst
 from pdrouter.engines.vllm import metrics as vllm
 from pdrouter.engines.vllm import questions
 from pdrouter.engines.vllm.mooncake import Mooncake
@@ -34,11 +35,16 @@ class SplitRules:
         leg_order: whether legs run at once where the wire has a way.
         token_ids_limit: bytes of a decode body up to which it has the ids of the prompt's tokens; 0
             where they are not asked for.
+        trtllm_key: what TensorRT-LLM's hand-overs are signed with; empty for no signatures.
+        trtllm_machine: number of this router among those that use the same TensorRT-LLM engines;
+            None to draw it for each request.
     """
 
     remote_host_rewrite: RemoteHostRewrite = RemoteHostRewrite.AUTO
     leg_order: LegOrder = LegOrder.AUTO
     token_ids_limit: int = 0
+    trtllm_key: bytes = field(default=b"", repr=False)
+    trtllm_machine: int | None = None
 
     @property
     def order(self) -> Order:
@@ -65,11 +71,14 @@ _SPLITS: Mapping[tuple[str, str], Callable[[SplitRules], Split]] = MappingProxyT
         ("vllm", "mooncake"): lambda rules: Mooncake(rules.order),
         ("vllm", "neuron-legacy"): lambda _: NeuronLegacy(),
         ("sglang", ONLY_WIRE): lambda _: Bootstrap(),
+        ("trtllm", ONLY_WIRE): lambda rules: ContextFirst(rules.trtllm_key, rules.trtllm_machine),
     }
 )
 _METRICS: Mapping[str, MetricsDialect] = MappingProxyType(
     {"vllm": vllm.METRICS, "sglang": sglang.METRICS, "trtllm": trtllm.METRICS}
 )
+ENGINES = tuple(_METRICS)
+"""Engines whose metrics are known."""
 _QUESTIONS: Mapping[str, Question] = MappingProxyType({"vllm": questions.ask})
 
 WIRES: Mapping[str, tuple[str, ...]] = MappingProxyType(

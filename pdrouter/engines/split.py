@@ -159,6 +159,11 @@ class Split(Protocol):
         """
         return True
 
+    @property
+    def paths(self) -> frozenset[str]:
+        """The only paths whose requests can be split on this wire; none for all that have legs."""
+        return _ALL_PATHS
+
     def side_body(self, leg: Leg, request: InferenceRequest, placement: Placement) -> Pieces:
         """Return the body of a side leg."""
 
@@ -180,6 +185,14 @@ class Split(Protocol):
         Raises:
             HandoffInvalid: an answer must not be handed to the engine of the last leg.
         """
+
+    def find_final_answer(self, answers: Sequence[SideAnswer]) -> bytes | None:
+        """Return the client's answer, if the side legs have left nothing to do for the last one.
+
+        It is one to a request that is not streamed. None where the last leg is to be sent.
+        """
+        del answers
+        return None
 
     def find_expiry(self, answer: SideAnswer) -> float | None:
         """Return when the blocks of a handle are freed; None if the answer does not say so.
@@ -238,4 +251,5 @@ class Split(Protocol):
 
 
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+_ALL_PATHS: frozenset[str] = frozenset()
 PREFILL_DECODE = (Leg.PREFILL, Leg.DECODE)

@@ -5,6 +5,7 @@ from pdrouter.extproc.request_ids import pair_ids
 from pdrouter.openai.errors import RequestRejected, is_anthropic
 from pdrouter.serving.engine_client import EngineAnswer
 from pdrouter.serving.record import RequestRecord
+from pdrouter.serving.way import Completed
 
 _JSON = ("content-type", "application/json")
 _KEPT_HEADERS = ("content-type", "retry-after", "www-authenticate")
@@ -30,6 +31,12 @@ def pass_refusal(answer: EngineAnswer, explanation: Headers) -> ImmediateReply:
     kept = [(name, answer.headers[name]) for name in _KEPT_HEADERS if name in answer.headers]
     headers = (*kept, *explanation)
     return ImmediateReply(answer.status, headers, answer.body, _describe("prefill_refused"))
+
+
+def complete(completed: Completed, explanation: Headers) -> ImmediateReply:
+    """Return the answer of side legs that have left nothing to do for the last one."""
+    headers = (("content-type", completed.content_type), *explanation)
+    return ImmediateReply(200, headers, completed.body, _describe("completed"))
 
 
 def _name(record: RequestRecord) -> Headers:

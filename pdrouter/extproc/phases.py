@@ -14,11 +14,12 @@ from pdrouter.extproc.exchange_policy import ExchangePolicy
 from pdrouter.extproc.explanation import explain
 from pdrouter.extproc.forwarding import forward, strip
 from pdrouter.extproc.front_door import admit, authenticate, no_body
-from pdrouter.extproc.immediate import answer
+from pdrouter.extproc.immediate import answer, complete
 from pdrouter.extproc.messages import (
     BodyMode,
     Event,
     Headers,
+    ImmediateReply,
     ModeOverride,
     Phase,
     PhaseReply,
@@ -44,7 +45,7 @@ from pdrouter.serving.open_decision import OpenDecision
 from pdrouter.serving.pod_outcomes import SentLeg
 from pdrouter.serving.record import Outcome
 from pdrouter.serving.refusals import refuse_reused
-from pdrouter.serving.way import Dispatched, Dispatcher, RequestHead
+from pdrouter.serving.way import Completed, Dispatched, Dispatcher, RequestHead
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +151,8 @@ class Phases:
             raise no_body()
         self._call.body = self._bodies.hold(len(event.body))
         dispatched = await self._dispatcher.dispatch(self._head, event.body, self._call)
+        if isinstance(dispatched, Completed):
+            return (self._complete(dispatched),)
         self._record.forwarded = True
         if self._call.handle is not None:
             self._call.handle.sent = True
@@ -179,6 +182,17 @@ class Phases:
             raise refuse_reused()
         mode = None if event.end_of_stream else self._choose_mode(event)
         return (self._explain_in(event, mode),)
+
+    def _complete(self, completed: Completed) -> ImmediateReply:
+        """Answer a request of which the side legs have left nothing to do."""
+        reply = complete(completed, self.explain())
+        self._record.outcome = Outcome.OK
+        if self._generates_text:
+            head = {"content-type": completed.content_type}
+            self._watch = begin_watch(self._policy.observation, head, self._start)
+        if self._watch is not None:
+            self._watch.see(completed.body)
+        return reply
 
     def _forward(self, dispatched: Dispatched) -> PhaseReply:
         record, policy = self._record, self._policy

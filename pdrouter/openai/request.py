@@ -46,6 +46,9 @@ _CONTROL_MEMBERS = frozenset(
     }
 )
 
+SINGLE_POD_PATH = "single-pod-path"
+"""Why a request is served whole whose path knows no legs."""
+
 _LISTS = frozenset({"messages", "token_ids"})
 _CONVERSATIONS = frozenset({"messages", "input"})
 _ABSENT = (None, b"null")
@@ -53,7 +56,7 @@ _FIRST_ITEM = re.compile(rb"\[[ \t\n\r]*(.)", re.DOTALL)
 _NO_PROMPT = memoryview(b"")
 _NO_MEMBERS = Body(b"{}")
 _FORM_FIELDS = frozenset({"model", "stream"})
-_SINGLE_POD = ("single-pod-path",)
+_SINGLE_POD = (SINGLE_POD_PATH,)
 _MAX_LIMIT = 10**9
 """Numbers of any size are allowed, and one of so many digits is no limit."""
 

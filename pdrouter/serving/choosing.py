@@ -24,7 +24,7 @@ from pdrouter.openai.headers import (
 from pdrouter.openai.kind import describe_kind
 from pdrouter.openai.models import unknown_model, unsupported_model
 from pdrouter.openai.prompt_prefix import NO_PREFIX, hash_prompt
-from pdrouter.openai.request import InferenceRequest, count_token_ids
+from pdrouter.openai.request import SINGLE_POD_PATH, InferenceRequest, count_token_ids
 from pdrouter.routing.admission import QueueTooLong
 from pdrouter.routing.decision import Decision, NoReadyPod, RoutingFacts, Strategy
 from pdrouter.routing.label_selector import LabelSelector, SelectorInvalid, parse_selector
@@ -252,6 +252,11 @@ class PodChooser:
 
     def _find_misfit(self, request: InferenceRequest, pods: ModelPods) -> str | None:
         """Return why a request cannot be split on its model's wires; None if it can."""
+        if request.endpoint.legs == 2 and pods.prefill:
+            pod = pods.prefill[0]
+            paths = self.splits.find(pod.engine, pod.kv_connector).paths
+            if paths and request.endpoint.path not in paths:
+                return request.whole or SINGLE_POD_PATH
         if not request.misfits:
             return None
         # Those that are not ready count, too: without them, the request waits for a pair.

@@ -58,7 +58,8 @@ class RequestRecord(msgspec.Struct):
         profile: name of the profile of the model's configuration, where the router chose it.
         strategy: name of the strategy; None where the request passes without one.
         decision: the pods and the reason; None before the choice.
-        forwarded: whether the request was sent on: else the decision was not carried out.
+        forwarded: whether the request was sent on: else the decision was not carried out, unless
+            the side legs have left nothing to do.
         aggregated: why the decode pod serves the request whole, whether by choice or after the
             prefill leg failed; empty where it does not.
         handoff: why the prefill answer was of no use to the decode leg; empty if it was.
@@ -137,7 +138,8 @@ class RequestRecord(msgspec.Struct):
     @property
     def standing_decision(self) -> Decision | None:
         """The decision, unless the request has ended before that was carried out."""
-        return self.decision if self.forwarded or self.outcome is None else None
+        carried_out = self.forwarded or self.outcome in (None, Outcome.OK)
+        return self.decision if carried_out else None
 
     @property
     def routing_s(self) -> float | None:

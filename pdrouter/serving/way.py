@@ -17,6 +17,7 @@ from pdrouter.openai.headers import FORWARDED_TO_SIDE_LEGS
 from pdrouter.openai.paths import Endpoint
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest, parse_request
+from pdrouter.openai.streams import wants_usage, write_stream
 from pdrouter.routing.runner_up import find_runner_up
 from pdrouter.serving.call import Call
 from pdrouter.serving.choosing import PodChooser
@@ -72,6 +73,18 @@ class Dispatched(msgspec.Struct, frozen=True):
     headers: Mapping[str, str] = _NO_HEADERS
 
 
+class Completed(msgspec.Struct, frozen=True):
+    """What the client gets of a request whose side legs have left nothing to do for the last one.
+
+    Attributes:
+        body: body of the answer.
+        content_type: what that is.
+    """
+
+    body: bytes
+    content_type: str
+
+
 @dataclass(frozen=True, slots=True)
 class Dispatcher:
     """Finds the way of requests. One for the whole process.
@@ -97,7 +110,7 @@ class Dispatcher:
     policy: DispatchPolicy
     routes: RouteCheck | None = None
 
-    async def dispatch(self, head: RequestHead, data: bytes, call: Call) -> Dispatched:
+    async def dispatch(self, head: RequestHead, data: bytes, call: Call) -> Dispatched | Completed:
         """Find the way of one request, and run its prefill leg.
 
         Args:
@@ -139,20 +152,9 @@ class Dispatcher:
                 await self._check_route(pods)
             return Dispatched(whole_body(request), record.request_id, None, pods.model)
         chosen = call.chosen = OpenDecision(routed, self.chooser.router.state, record)
-        answers: Sequence[LegAnswer] = ()
-        if not routed.decision.whole:
-            ran = await self._run_side_legs(request, chosen, head, call)
-            if isinstance(ran, Companion):
-                return self._join(request, chosen, ran, record)
-            answers = ran
-            self._settle_last(request, chosen, answers, head, call)
-        pod = chosen.decision.last.pod
-        if not answers or chosen.decision.whole:
-            call.give_up_handle()
-            return Dispatched(whole_body(request), record.request_id, pod, pods.model, chosen)
-        with record.steps.time("hand-over"):
-            body, headers = self._hand_over(request, chosen, answers, call)
-        return Dispatched(body, answers[-1].request_id, pod, pods.model, chosen, headers)
+        if routed.decision.whole:
+            return _dispatch_whole(request, chosen, record)
+        return await self._dispatch_split(request, chosen, head, call)
 
     def _settle_last(
         self,
@@ -179,6 +181,25 @@ class Dispatcher:
         if pods is None:
             return None
         return find_runner_up(chosen.decision, pods, self.chooser.router.state)
+
+    async def _dispatch_split(
+        self, request: InferenceRequest, chosen: OpenDecision, head: RequestHead, call: Call
+    ) -> Dispatched | Completed:
+        """Run the side legs of a request, and find the way of the last one."""
+        record = call.record
+        answers = await self._run_side_legs(request, chosen, head, call)
+        if isinstance(answers, Companion):
+            return self._join(request, chosen, answers, record)
+        if answers and (completed := self._complete(request, answers)) is not None:
+            return completed
+        self._settle_last(request, chosen, answers, head, call)
+        if not answers or chosen.decision.whole:
+            call.give_up_handle()
+            return _dispatch_whole(request, chosen, record)
+        with record.steps.time("hand-over"):
+            body, headers = self._hand_over(request, chosen, answers, call)
+        pod, model = chosen.decision.last.pod, chosen.routed.pods.model
+        return Dispatched(body, answers[-1].request_id, pod, model, chosen, headers)
 
     async def _check_route(self, pods: ModelPods) -> None:
         if self.chooser.cache.view.models.get(pods.model) is not pods:
@@ -231,6 +252,21 @@ class Dispatcher:
             raise RequestRejected(413, "body_too_large", message)
         pod, model = decision.last.pod, chosen.routed.pods.model
         return Dispatched(body, companion.request_id, pod, model, chosen, headers)
+
+    def _complete(
+        self, request: InferenceRequest, answers: Sequence[LegAnswer]
+    ) -> Completed | None:
+        """Return the answer to a request that needs no last leg; None if it does."""
+        answer = answers[-1]
+        split = self.splits.find(answer.pod.engine, answer.pod.kv_connector)
+        final = split.find_final_answer(answers)
+        if final is None:
+            return None
+        self.legs.lessons.outcomes.note_usable(answer, request.model)
+        if not request.stream:
+            return Completed(final, "application/json")
+        stream = write_stream(final, with_usage=wants_usage(request.body))
+        return Completed(stream, "text/event-stream; charset=utf-8")
 
     def _choose_whole(self, failed: LegFailed, chosen: OpenDecision) -> str:
         """Return why a request is served whole whose side leg has failed.
@@ -288,3 +324,10 @@ class Dispatcher:
             # Envoy would refuse it, as if the client's body were too large.
             raise HandoffInvalid("too-large", "with the handle, the body is too large")
         return body, split.last_headers(placement, answers)
+
+
+def _dispatch_whole(
+    request: InferenceRequest, chosen: OpenDecision, record: RequestRecord
+) -> Dispatched:
+    pod, model = chosen.decision.last.pod, chosen.routed.pods.model
+    return Dispatched(whole_body(request), record.request_id, pod, model, chosen)

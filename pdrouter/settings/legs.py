@@ -1,6 +1,7 @@
 """The settings of the prefill leg, and of what is handed over."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from pdrouter.settings.choices import (
     CONNECTOR_NAMES,
@@ -13,7 +14,16 @@ from pdrouter.settings.choices import (
     TokenIds,
 )
 from pdrouter.settings.declaration import declare
-from pdrouter.settings.kinds import BOOLEAN, COUNT, HEADERS, choice, enumeration, number, seconds
+from pdrouter.settings.kinds import (
+    BOOLEAN,
+    COUNT,
+    HEADERS,
+    PATH,
+    choice,
+    enumeration,
+    number,
+    seconds,
+)
 
 
 @dataclass(frozen=True)
@@ -133,6 +143,23 @@ class LegSettings:
         enumeration(RemoteHostRewrite, *RemoteHostRewrite),
         "When `remote_host` in a KV handle becomes the prefill pod's address; `auto`: when it is a "
         "loopback or wildcard address, or empty.",
+    )
+    trtllm_auth_key_file: Path | None = declare(
+        None,
+        "PDROUTER_TRTLLM_AUTH_KEY_FILE",
+        PATH,
+        "File with the key that TensorRT-LLM's workers have as `internal_request_auth_key` (a "
+        "Secret, mounted): what is handed over is signed with it. Read at the start. Unset: not "
+        "signed, which workers with a key refuse.",
+        advanced=True,
+    )
+    trtllm_machine_id: int | None = declare(
+        None,
+        "AIBRIX_TRT_MACHINE_ID",
+        number(int, "a whole number", 0, 1023),
+        "Number of this router among those that use the same TensorRT-LLM engines: the upper bits "
+        "of the ids that both legs have. Unset: they are drawn for each request.",
+        advanced=True,
     )
     release: BlockRelease = declare(
         BlockRelease.AUTO,

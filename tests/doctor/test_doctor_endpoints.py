@@ -17,7 +17,7 @@ from waiting import wait_until
 from pdrouter.cli import main
 from pdrouter.cluster.endpoints_file import create_pods
 from pdrouter.cluster.endpoints_text import parse_endpoints
-from pdrouter.engines.registry import WIRES, Splits
+from pdrouter.engines.registry import WIRES, SplitRules, Splits
 from pdrouter.tools.doctor.asking import ask_engines
 from pdrouter.tools.doctor.checks.endpoints import ENDPOINT_CHECKS
 from pdrouter.tools.doctor.diagnosis import Diagnosis, diagnose_engines
@@ -26,11 +26,14 @@ from pdrouter.tools.simulation.engine import SimulatedEngine
 from pdrouter.tools.simulation.faults import Fault
 
 MODEL = "llama"
+_RULES = SplitRules()
 
 
-def describe(*rolesets: Mapping[str, list[str]], whole: list[str] | None = None) -> str:
+def describe(
+    *rolesets: Mapping[str, list[str]], whole: list[str] | None = None, **members: str
+) -> str:
     """An endpoints file."""
-    model: dict[str, Any] = {"name": MODEL}
+    model: dict[str, Any] = {"name": MODEL, **members}
     if rolesets:
         model["rolesets"] = [
             {"name": f"set-{number}", **roleset} for number, roleset in enumerate(rolesets)
@@ -40,9 +43,9 @@ def describe(*rolesets: Mapping[str, list[str]], whole: list[str] | None = None)
     return yaml.safe_dump({"models": [model]})
 
 
-async def examine(text: str) -> Diagnosis:
+async def examine(text: str, rules: SplitRules = _RULES) -> Diagnosis:
     pods = create_pods(parse_endpoints(text, WIRES), {})
-    return diagnose_engines(await ask_engines(pods, Splits()))
+    return diagnose_engines(await ask_engines(pods, Splits(rules=rules)))
 
 
 def found(diagnosis: Diagnosis) -> dict[str, str]:
@@ -260,6 +263,32 @@ async def test_an_engine_that_fails_a_leg_is_found_with_its_words() -> None:
         in found(decode_fails)["decode-leg-failed"]
     )
     assert "it answers 404: nothing here" in found(prefill_fails)["kv-connector-silent"]
+
+
+async def test_hand_overs_that_are_not_signed_with_the_engines_key_are_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"kv_connector": "trtllm", "auth_key": "the key"}
+    async with run(engine("prefill", **options), engine("decode", **options)) as (one, two):
+        text = describe({"prefill": [one], "decode": [two]}, engine="trtllm")
+        for key in (b"", b"another"):
+            findings = found(await examine(text, SplitRules(trtllm_key=key)))
+            assert set(findings) == {"handoff-signature"}
+            assert "not signed with its key, it answers 401" in findings["handoff-signature"]
+            assert "PDROUTER_TRTLLM_AUTH_KEY_FILE" in findings["handoff-signature"]
+        (tmp_path / "endpoints.yaml").write_text(text)
+        (tmp_path / "key").write_text("the key\n")
+        monkeypatch.setenv("PDROUTER_TRTLLM_AUTH_KEY_FILE", str(tmp_path / "key"))
+        command = ["doctor", "--endpoints", str(tmp_path / "endpoints.yaml")]
+        assert await asyncio.to_thread(main, command) == 0
+    assert "the key" not in capsys.readouterr().out
+
+
+async def test_what_an_engine_is_shows_in_metrics_that_stand_elsewhere() -> None:
+    async with run(engine("both", kv_connector="trtllm")) as (address,):
+        diagnosis = await examine(describe(whole=[address]))
+
+    assert "trtllm" in found(diagnosis)["engine-other-software"]
 
 
 async def test_a_roleset_with_one_role_is_found() -> None:

@@ -9,7 +9,7 @@ import aiohttp
 import msgspec
 
 from pdrouter.cluster.pods import Pod
-from pdrouter.engines.registry import Splits
+from pdrouter.engines.registry import ENGINES, Splits, find_dialect
 from pdrouter.openai.paths import MODELS_PATH
 from pdrouter.tools.doctor.survey import Answers, ModelCard, PairTrial, Survey, choose_pairs
 from pdrouter.tools.doctor.talking import OK, decode, describe, send
@@ -18,6 +18,7 @@ from pdrouter.tools.doctor.trying import try_pair
 _CONNECT_S = 3.0
 _AT_ONCE = 16
 
+_METRICS_PATHS = tuple(dict.fromkeys(find_dialect(engine).path for engine in ENGINES))
 _SOFTWARE = {b"vllm:": "vllm", b"sglang:": "sglang", b"trtllm_": "trtllm"}
 """How the names of an engine's metrics begin."""
 
@@ -65,13 +66,22 @@ async def _ask(session: aiohttp.ClientSession, address: str) -> Answers:
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         return Answers(describe(error), speaks_tls=await _speaks_tls(address))
     version = await _ask_further(session, address, "/version")
-    metrics = await _ask_further(session, address, "/metrics")
     return Answers(
         status=models.status,
         cards=tuple(decode(models.body, _Models, _Models()).data),
         version=decode(version, _Version, _Version()).version,
-        software=next((name for sign, name in _SOFTWARE.items() if b"\n" + sign in metrics), ""),
+        software=await _find_software(session, address),
     )
+
+
+async def _find_software(session: aiohttp.ClientSession, address: str) -> str:
+    """Return what an engine is, by the names of its metrics; nothing if they do not tell."""
+    for path in _METRICS_PATHS:
+        metrics = await _ask_further(session, address, path)
+        for sign, name in _SOFTWARE.items():
+            if b"\n" + sign in metrics:
+                return name
+    return ""
 
 
 async def _ask_further(session: aiohttp.ClientSession, address: str, path: str) -> bytes:

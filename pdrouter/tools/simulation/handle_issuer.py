@@ -75,10 +75,13 @@ class HandleIssuer:
     def hand_context(
         self, form: AnswerForm, generation: Generation, context: Context
     ) -> dict[str, object]:
-        """Give the answer of a context leg, and hold its blocks if they have not been sent."""
+        """Give the answer of a context leg, and hold its blocks if they have not been sent.
+
+        Those of an answer that the first token has completed are nobody's any more.
+        """
         request = generation.request
         answer: dict[str, Any] = dict(form.plain(generation))
-        if not context.waits:
+        if not context.waits and generation.finish_reason == "length":
             self._transfers.finish(
                 str(context.request_id), request.digest, request.prompt_tokens, time.monotonic()
             )

@@ -489,7 +489,7 @@ def test_an_unknown_name_is_an_error() -> None:
     with pytest.raises(KeyError):
         Splits("lmcache").find("vllm", None)
     with pytest.raises(KeyError):
-        Splits().find("trtllm", None)
+        Splits().find("lmdeploy", None)
 
 
 def test_the_rewrite_policy_reaches_the_connector() -> None:

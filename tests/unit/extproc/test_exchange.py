@@ -763,6 +763,7 @@ class WithTask:
 
     async def dispatch(self, head: RequestHead, data: bytes, call: Call) -> Dispatched:
         dispatched = await self.dispatcher.dispatch(head, data, call)
+        assert isinstance(dispatched, Dispatched)
         call.start(self.work())
         return dispatched
 

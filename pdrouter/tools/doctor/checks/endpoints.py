@@ -6,7 +6,7 @@ from pdrouter.cluster.pods import Pod, Role
 from pdrouter.nearest import find_nearest
 from pdrouter.tools.doctor.findings import Check, Defect, Severity
 from pdrouter.tools.doctor.objects.base import ObjectRef
-from pdrouter.tools.doctor.survey import Answers, Survey
+from pdrouter.tools.doctor.survey import Answers, PairTrial, Survey
 
 _OK = 200
 _KEY_NEEDED = (401, 403)
@@ -163,6 +163,9 @@ def _find_silent_connectors(survey: Survey) -> Iterator[Defect]:
         elif trial.swapped:
             problem = f"{trial.problem}, but {trial.decode.address} hands over blocks"
             fix = "look whether the addresses of prefill and decode are exchanged in the file"
+        elif trial.prefill.engine == _TRTLLM:
+            problem = trial.problem
+            fix = "start it with a cache_transceiver_config, and without an orchestrator in front"
         else:
             problem = trial.problem
             fix = (
@@ -174,7 +177,7 @@ def _find_silent_connectors(survey: Survey) -> Iterator[Defect]:
 
 def _find_failed_decodes(survey: Survey) -> Iterator[Defect]:
     for trial in survey.trials:
-        if trial.failed is not None and trial.handed:
+        if trial.failed is not None and trial.handed and not _needs_signature(trial):
             yield Defect(
                 name_engine(trial.failed),
                 _locate(trial.failed),
@@ -183,7 +186,8 @@ def _find_failed_decodes(survey: Survey) -> Iterator[Defect]:
             )
 
 
-_SGLANG = "sglang"
+_SGLANG, _TRTLLM = "sglang", "trtllm"
+_LOCKED = ("it answers 401", "it answers 403")
 _DECODE_FIX = (
     "start it with the --kv-transfer-config of the prefill engine, and let it reach that engine's "
     "side channel (VLLM_NIXL_SIDE_CHANNEL_HOST and _PORT)"
@@ -191,9 +195,28 @@ _DECODE_FIX = (
 _DECODE_FIXES = {
     _SGLANG: "start it with --disaggregation-mode decode and the --disaggregation-transfer-backend "
     "of the prefill engine, and let it reach that engine's bootstrap port (bootstrap_port in the "
-    "file)"
+    "file)",
+    _TRTLLM: "start it with the cache_transceiver_config of the context engine, and let it reach "
+    "that engine",
 }
 """By engine, where it is another."""
+
+
+def _find_unsigned(survey: Survey) -> Iterator[Defect]:
+    for trial in survey.trials:
+        if trial.failed is not None and _needs_signature(trial):
+            yield Defect(
+                name_engine(trial.failed),
+                _locate(trial.failed),
+                f"with a hand-over that is not signed with its key, {trial.problem}",
+                "set PDROUTER_TRTLLM_AUTH_KEY_FILE, for this command and for the router, to a file "
+                "with the internal_request_auth_key of the workers",
+            )
+
+
+def _needs_signature(trial: PairTrial) -> bool:
+    refused = trial.handed and trial.problem.startswith(_LOCKED)
+    return refused and trial.prefill.engine == _TRTLLM
 
 
 def _each(survey: Survey) -> Iterator[tuple[Pod, Answers]]:
@@ -284,6 +307,13 @@ ENDPOINT_CHECKS: tuple[Check[Survey], ...] = (
         "A prefill engine hands over no KV blocks.",
         "Every request is prefilled twice, or fails: see PDROUTER_ON_HANDOFF_FAILURE.",
         _find_silent_connectors,
+    ),
+    Check(
+        "handoff-signature",
+        Severity.ERROR,
+        "A TensorRT-LLM engine wants hand-overs signed, and refuses those of this router.",
+        "Every request of two legs ends in that engine's error.",
+        _find_unsigned,
     ),
     Check(
         "decode-leg-failed",
