@@ -29,6 +29,7 @@ TWO_LEG_BODIES: dict[str, dict[str, Any]] = {
     "/v1/messages": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 7},
     "/v1/responses": {"input": "hi", "store": False},
     "/inference/v1/generate": {"token_ids": [1, 2, 3]},
+    "/generate": {"text": "hi"},
 }
 """For each path whose requests may have two legs, the least body that gets them."""
 

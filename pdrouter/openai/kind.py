@@ -55,7 +55,7 @@ def describe_kind(request: InferenceRequest) -> RequestKind | None:
         name
         for holder in holders
         for name in _NAMES.intersection(holder.names)
-        if _is_demanding(holder, name)
+        if name != request.prompt_name and _is_demanding(holder, name)
     }
     members = tuple(name for name in _SHAPING if name in demanded)
     return RequestKind(request.endpoint.path, members) if members else None

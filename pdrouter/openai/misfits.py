@@ -12,7 +12,9 @@ from pdrouter.openai.json_walk import list_items
 from pdrouter.openai.paths import Endpoint
 
 _NO_STREAM_OPTIONS = (None, b"null", b"{}", b"[]", b'""', b"false", b"0")
-_RARE = frozenset({"n", "best_of", "use_beam_search", "echo", "prompt_logprobs"})
+_RARE = frozenset(
+    {"n", "best_of", "use_beam_search", "echo", "prompt_logprobs", "logprob_start_len"}
+)
 """Options that most requests do not have."""
 _FIRST_ITEM = re.compile(rb"\[[ \t\n\r]*(.)", re.DOTALL)
 
@@ -64,6 +66,8 @@ def _check_rare_options(body: Body, options: Body) -> tuple[tuple[str, bool], ..
         ("beam-search", _is_on(options, "use_beam_search")),
         ("echo", _is_on(body, "echo")),
         ("prompt-logprobs", _read(options, "prompt_logprobs") is not None),
+        # SGLang's: from where on the prompt's are wanted; -1 is nowhere.
+        ("prompt-logprobs", as_integer(_read(body, "logprob_start_len", -1)) != -1),
     )
 
 

@@ -52,6 +52,14 @@ _TWO_LEGS = (
     Endpoint("/v1/messages", prompts=("messages",), limit_required=True),
     Endpoint("/v1/responses", prompts=("input",), limits=("max_output_tokens",), stateful=True),
     Endpoint("/inference/v1/generate", prompts=("token_ids",), sampling="sampling_params"),
+    # SGLang's own.
+    Endpoint(
+        "/generate",
+        prompts=("text", "input_ids"),
+        batches=True,
+        limits=("max_new_tokens",),
+        sampling="sampling_params",
+    ),
 )
 
 _ONE_LEG = (

@@ -58,6 +58,19 @@ def expect_same(stack: LocalStack, response: httpx.Response) -> dict[str, Any]:
         pytest.param(
             "/v1/responses", {"model": "demo", "input": "hi", "store": False}, id="responses"
         ),
+        pytest.param(
+            "/generate",
+            {"model": "demo", "text": "hi", "sampling_params": {"max_new_tokens": 3}},
+            id="generate",
+        ),
+        pytest.param(
+            "/generate",
+            {"model": "demo", "input_ids": [[1, 2], [3]], "sampling_params": {"n": 2}},
+            id="generate-batch",
+        ),
+        pytest.param(
+            "/generate", {"model": "demo", "text": ["a", "b"], "stream": True}, id="generate-stream"
+        ),
         pytest.param(CHAT, chat(messages=[{"role": "user", "content": "x" * 100_000}]), id="long"),
         pytest.param(
             CHAT, chat(max_tokens=2, user="\u00e9" * 500_000, temperature=0.10), id="1-MB"
@@ -72,12 +85,17 @@ async def test_a_request_goes_over_both(
     response = await client.post(path, content=data, headers=headers)
     members = expect_same(stack, response)
     assert {name: members[name] for name in body} == body
-    prompts = body["prompt"] if path == "/v1/completions" else [""]
-    items = len(prompts) * body.get("n", 1)
+    prompts = body.get("prompt") or body.get("input_ids") or body.get("text") or ""
+    options = body.get("sampling_params", body)
+    items = (len(prompts) if isinstance(prompts, list) else 1) * options.get("n", 1)
     rooms = members["bootstrap_room"] if items > 1 else [members["bootstrap_room"]]
     assert len(set(rooms)) == items
     if body.get("stream"):
         assert response.text.endswith("data: [DONE]\n\n")
+    elif path == "/generate":
+        answer = response.json()
+        answers = answer if isinstance(answer, list) else [answer]
+        assert len(answers) == items
     elif path != "/v1/responses":
         assert len(response.json()["choices"]) == items
 
@@ -88,6 +106,7 @@ async def test_a_request_goes_over_both(
         ("/v1/responses", {"model": "demo", "input": "hi"}),
         ("/v1/completions", {"model": "demo", "prompt": "hi", "echo": True}),
         ("/v1/embeddings", {"model": "demo", "input": "hi"}),
+        ("/generate", {"model": "demo", "text": "hi", "logprob_start_len": 0}),
     ],
 )
 async def test_what_needs_one_engine_for_all_of_it_is_refused(

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from pdrouter.tools.simulation.generation import Generation
 
@@ -14,8 +14,8 @@ MADE_UP = "simulated: the answer is made up"
 class AnswerForm(Protocol):
     """How one API spells an answer."""
 
-    def plain(self, generation: Generation) -> dict[str, object]:
-        """Give the whole answer as one JSON object."""
+    def plain(self, generation: Generation) -> Any:  # noqa: ANN401 - an object, or a list of them
+        """Give the whole answer as a JSON value."""
         ...
 
     def opening(self, generation: Generation) -> Iterator[bytes]:

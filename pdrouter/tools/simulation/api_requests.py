@@ -21,6 +21,7 @@ class Api(StrEnum):
     MESSAGES = "/v1/messages"
     RESPONSES = "/v1/responses"
     GENERATE = "/inference/v1/generate"
+    SGLANG = "/generate"
 
 
 LIMITS: Mapping[Api, tuple[str, ...]] = {
@@ -29,10 +30,11 @@ LIMITS: Mapping[Api, tuple[str, ...]] = {
     Api.MESSAGES: ("max_tokens",),
     Api.RESPONSES: ("max_output_tokens",),
     Api.GENERATE: ("max_tokens",),
+    Api.SGLANG: ("max_new_tokens",),
 }
 """The members that limit the output, by API; the first that is set counts."""
 
-_APIS_WITH_CHOICES = (Api.CHAT, Api.COMPLETIONS, Api.GENERATE)
+_APIS_WITH_CHOICES = (Api.CHAT, Api.COMPLETIONS, Api.GENERATE, Api.SGLANG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,12 @@ def parse_members(body: bytes, content_type: str) -> Members:
 
 def sampling_members(api: Api, members: Members) -> Members:
     """Give the object in which an API has limits and `n`."""
+    if api is Api.SGLANG:
+        # To SGLang, it need not be there; the router sends no list of them.
+        sampling = members.get("sampling_params") or {}
+        if not isinstance(sampling, dict):
+            raise malformed("sampling_params must be an object", "sampling_params")
+        return sampling
     if api is not Api.GENERATE:
         return members
     sampling = members.get("sampling_params")
@@ -270,6 +278,10 @@ def _prompt_lengths(api: Api, members: Members) -> list[int]:
             if not isinstance(tokens, list) or not is_token_list(tokens):
                 raise malformed("Field required: a list of integers", "token_ids")
             return [len(tokens)]
+        case Api.SGLANG:
+            if members.get("text") is not None and members.get("input_ids") is not None:
+                raise malformed("Either text or input_ids must be provided, not both.", "text")
+            return _completion_lengths(members.get("text") or members.get("input_ids"))
 
 
 def _messages_length(members: Members) -> int:

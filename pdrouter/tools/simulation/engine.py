@@ -209,7 +209,14 @@ class SimulatedEngine:
         if self.config.kv_connector == "trtllm":
             application.add_routes(BootstrapServer(self._rooms).routes())
             application.add_routes([web.get("/server_info", self._show_server_info)])
-        application.add_routes([web.post(path, api_handler(generation.serve)) for path in Api])
+        serve = api_handler(generation.serve)
+        application.add_routes(
+            [
+                web.post(path, serve)
+                for path in Api
+                if path is not Api.SGLANG or self.config.engine == "sglang"
+            ]
+        )
         application.add_routes([web.post(path, api_handler(single_pod.serve)) for path in ANSWERS])
         serve_media = api_handler(media.serve, forms=True)
         application.add_routes([web.post(path, serve_media) for path in MEDIA_PATHS])

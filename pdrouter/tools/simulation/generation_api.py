@@ -22,6 +22,7 @@ from pdrouter.tools.simulation.reception import Dropped, EngineCall
 from pdrouter.tools.simulation.refusal import Refused, load_failed
 from pdrouter.tools.simulation.responses_answers import ResponsesForm
 from pdrouter.tools.simulation.rooms import RoomStore
+from pdrouter.tools.simulation.sglang_answers import SglangForm
 from pdrouter.tools.simulation.transfer import TransferFailed
 
 FORMS: Mapping[Api, AnswerForm] = {
@@ -30,6 +31,7 @@ FORMS: Mapping[Api, AnswerForm] = {
     Api.MESSAGES: MessagesForm(),
     Api.RESPONSES: ResponsesForm(),
     Api.GENERATE: GenerateForm(),
+    Api.SGLANG: SglangForm(),
 }
 
 
@@ -130,7 +132,7 @@ class GenerationApi:
             raise
         self._metrics.transfer_seconds.observe(time.monotonic() - started)
 
-    async def _answer(self, job: Job) -> dict[str, object]:
+    async def _answer(self, job: Job) -> object:
         form = FORMS[job.request.api]
         try:
             async with self._prefilled(job) as generation:

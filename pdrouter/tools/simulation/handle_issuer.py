@@ -47,15 +47,13 @@ class HandleIssuer:
         self._next_block = 0
         self._cookies = count(_FIRST_COOKIE, 2)
 
-    def issue(self, form: AnswerForm, generation: Generation, fault: Fault) -> dict[str, object]:
+    def issue(self, form: AnswerForm, generation: Generation, fault: Fault) -> object:
         """Give the answer of a prefill leg, and hold its blocks."""
         if self._config.kv_connector == "neuron-legacy":
             return self._neuron_answer(form, generation)
         return self._nixl_answer(form, generation, fault)
 
-    def announce(
-        self, form: AnswerForm, generation: Generation, transfer_id: str
-    ) -> dict[str, object]:
+    def announce(self, form: AnswerForm, generation: Generation, transfer_id: str) -> object:
         """Give the answer of a prefill leg whose blocks are asked for by an id, and hold them."""
         request = generation.request
         shown = self._nixl_handle(generation)
@@ -72,9 +70,7 @@ class HandleIssuer:
         shown |= {"transfer_mode": "push", "transfer_id": transfer_id}
         return form.plain(replace(generation, kv_transfer_params=shown))
 
-    def hand_context(
-        self, form: AnswerForm, generation: Generation, context: Context
-    ) -> dict[str, object]:
+    def hand_context(self, form: AnswerForm, generation: Generation, context: Context) -> object:
         """Give the answer of a context leg, and hold its blocks if they have not been sent.
 
         Those of an answer that the first token has completed are nobody's any more.
@@ -90,9 +86,7 @@ class HandleIssuer:
         answer["choices"][0]["disaggregated_params"] = params
         return {**answer, "prompt_token_ids": token_ids_of(request)}
 
-    def _nixl_answer(
-        self, form: AnswerForm, generation: Generation, fault: Fault
-    ) -> dict[str, object]:
+    def _nixl_answer(self, form: AnswerForm, generation: Generation, fault: Fault) -> object:
         if fault.null_params:
             return form.plain(generation)
         handle = self._nixl_handle(generation)
@@ -142,7 +136,7 @@ class HandleIssuer:
         self._next_block += blocks
         return [list(range(first, first + blocks))] if blocks else []
 
-    def _neuron_answer(self, form: AnswerForm, generation: Generation) -> dict[str, object]:
+    def _neuron_answer(self, form: AnswerForm, generation: Generation) -> object:
         """Give an ordinary answer whose id says where its blocks are."""
         answer = form.plain(generation)
         address = f"{self._remote_host}:{self._remote_port}"

@@ -44,7 +44,7 @@ from pdrouter.tools.simulation.transfers import (
 
 Fetch: TypeAlias = Callable[[str], Awaitable[None]]
 """Waits for the blocks of a prompt with this identity; raises TransferFailed."""
-Answer: TypeAlias = Callable[[AnswerForm, Generation], dict[str, object]]
+Answer: TypeAlias = Callable[[AnswerForm, Generation], object]
 """Gives the answer of a prefill leg, and holds its blocks."""
 
 

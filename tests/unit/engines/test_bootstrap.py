@@ -115,6 +115,12 @@ def test_an_ipv6_address_has_no_brackets() -> None:
         (COMPLETIONS, {"prompt": ["x"], "n": MOST_ITEMS}, MOST_ITEMS),
         ("/v1/responses", {"input": [{"role": "user", "content": "x"}] * 2, "store": False}, 1),
         ("/inference/v1/generate", {"sampling_params": {"n": 2}}, 2),
+        ("/generate", {}, 1),
+        ("/generate", {"text": ["x", "y"]}, 2),
+        ("/generate", {"text": ..., "input_ids": [1, 2]}, 1),
+        ("/generate", {"text": ..., "input_ids": [[1], [2], [3]]}, 3),
+        ("/generate", {"text": ["x", "y"], "sampling_params": {"n": 3}}, 6),
+        ("/generate", {"n": 3}, 1),
     ],
 )
 def test_each_choice_of_each_prompt_has_a_room(

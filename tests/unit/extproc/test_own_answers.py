@@ -79,7 +79,7 @@ async def test_other_methods_are_told_the_right_ones(path: str) -> None:
         ("/rerank/", "/rerank"),
         ("/v1/v2/rerank", "/v2/rerank"),
         ("/v1/tokenize", "/tokenize"),
-        ("/generate", None),
+        ("/v1/generate", "/generate"),
         ("/models", "/v1/models"),
         ("/v1/models/", "/v1/models"),
         ("/v1/health", "/health"),

@@ -21,6 +21,7 @@ VALID: dict[Api, dict[str, Any]] = {
     },
     Api.RESPONSES: {"model": "base", "input": "hi"},
     Api.GENERATE: {"token_ids": [1, 2, 3], "sampling_params": {}},
+    Api.SGLANG: {"text": "hi"},
 }
 
 
