@@ -1,20 +1,17 @@
 """SGLang through the real Envoy: both legs at once, and what becomes of one without the other."""
 
-import asyncio
 import json
 from random import Random
 from typing import Any
 
 import httpx
-import msgspec
 import pytest
-from expectations import chat, count_received, eventually, expect_disaggregated, expect_error
-from failures import CHAT, expect_ended, failing, list_ids, run_small_stack, try_first
-from together import FAULTS, Case, expect_both_ended, post, suffer
+from expectations import chat, count_received, expect_disaggregated, expect_error
+from failures import CHAT, expect_ended, list_ids, run_small_stack, try_first
+from together import FAULTS, Case, expect_both_ended, leave, suffer, suffer_many
 
 from pdrouter.tools.local_stack import LocalStack, StackOptions
 from pdrouter.tools.simulation.config import EngineConfig
-from pdrouter.tools.simulation.faults import Fault
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -188,18 +185,7 @@ async def test_a_prefill_pod_that_refuses_costs_another_try(
 async def test_a_client_that_leaves_ends_all(
     stack: LocalStack, client: httpx.AsyncClient, leg: str, *, stream: bool
 ) -> None:
-    slow = getattr(stack, leg)
-    with failing(slow, Fault(hang=True)):
-        task = asyncio.create_task(client.post(CHAT, json=chat(stream=stream)))
-
-        async def check() -> None:
-            running = [e.requests[-1].outcome for e in slow if e.requests]
-            assert "running" in running
-
-        await eventually(check)
-        task.cancel()
-        await expect_both_ended(stack)
-        await expect_ended(stack)
+    await leave(stack, client, leg, chat(stream=stream))
 
 
 async def test_a_client_that_leaves_a_stream_ends_all(
@@ -216,20 +202,8 @@ async def test_many_requests_with_faults_leave_nothing(
     stack: LocalStack, client: httpx.AsyncClient
 ) -> None:
     random = Random(13)
-    faults = [case.fault for case in FAULTS if not case.hangs]
-    for engine in (*stack.prefill, *stack.decode):
-        engine.faults.set(*(Fault(**_limit(random.choice(faults))) for _ in range(15)))
     bodies = [
         chat(stream=random.random() < 0.5, n=random.choice([1, 1, 3]), seed=number)
         for number in range(150)
     ]
-    endings = await asyncio.gather(*(post(client, body) for body in bodies))
-    for engine in (*stack.prefill, *stack.decode):
-        engine.faults.clear()
-    assert {ending.status for ending in endings} <= {200, 400, 429, 500, 502, 503}
-    assert sum(ending.status == 200 and not ending.cut for ending in endings) >= 75
-    await expect_both_ended(stack)
-
-
-def _limit(fault: Fault) -> dict[str, Any]:
-    return {**msgspec.structs.asdict(fault), "times": 1}
+    await suffer_many(stack, client, bodies, random)

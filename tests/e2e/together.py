@@ -1,10 +1,13 @@
 """Faults of either leg where both run at once, on any wire: what clients get, what is left."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Any, Literal
 
 import httpx
+import msgspec
 from expectations import engines_of, eventually
 from failures import CHAT, expect_ended, failing
 
@@ -157,3 +160,37 @@ async def suffer(
     assert (ending.status, ending.code) == expected, ending.body
     if ending.code == "prefill_failed":
         assert int(ending.headers["retry-after"]) == int(case.fault.retry_after or 1)
+
+
+async def suffer_many(
+    stack: LocalStack, client: httpx.AsyncClient, bodies: Sequence[dict[str, Any]], random: Random
+) -> None:
+    """Send requests at once while engines show one fault after another: nothing is left."""
+    faults = [case.fault for case in FAULTS if not case.hangs]
+    for engine in engines_of(stack):
+        chosen = (random.choice(faults) for _ in range(15))
+        engine.faults.set(*(msgspec.structs.replace(fault, times=1) for fault in chosen))
+    endings = await asyncio.gather(*(post(client, body) for body in bodies))
+    for engine in engines_of(stack):
+        engine.faults.clear()
+    assert {ending.status for ending in endings} <= {200, 400, 429, 500, 502, 503}
+    assert sum(ending.status == 200 and not ending.cut for ending in endings) >= len(bodies) / 2
+    await expect_both_ended(stack)
+
+
+async def leave(
+    stack: LocalStack, client: httpx.AsyncClient, leg: str, body: dict[str, Any]
+) -> None:
+    """Leave while the engines of a leg hang: all ends."""
+    slow = getattr(stack, leg)
+    with failing(slow, Fault(hang=True)):
+        task = asyncio.create_task(client.post(CHAT, json=body))
+
+        async def check() -> None:
+            running = [e.requests[-1].outcome for e in slow if e.requests]
+            assert "running" in running
+
+        await eventually(check)
+        task.cancel()
+        await expect_both_ended(stack)
+        await expect_ended(stack)

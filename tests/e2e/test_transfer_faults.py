@@ -1,0 +1,99 @@
+"""What becomes of one leg without the other, where they meet by the id of a transfer."""
+
+from dataclasses import replace
+from random import Random, randint
+
+import httpx
+import pytest
+from expectations import (
+    DECODE,
+    PREFILL,
+    chat,
+)
+from failures import CHAT, try_first
+from together import FAULTS, Case, leave, suffer, suffer_many
+
+from pdrouter.tools.local_stack import LocalStack, StackOptions
+from pdrouter.tools.simulation.config import KvConnector
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+WIRES: tuple[KvConnector, ...] = ("nixl-push", "mooncake")
+CASES = [
+    case
+    for case in FAULTS
+    if case.leg == "decode"
+    # Prefill answers are no streams here, and nothing else has a middle.
+    or not (case.fault.hang_after_head or case.fault.drop_after_tokens is not None)
+]
+
+
+@pytest.fixture(scope="module", params=WIRES)
+def stack_options(request: pytest.FixtureRequest) -> StackOptions:
+    wire: KvConnector = request.param
+    host = f"127.{randint(1, 250)}.{randint(1, 250)}"
+    return StackOptions(
+        prefill=[
+            replace(
+                config,
+                kv_connector=wire,
+                host=f"{host}.{number}",
+                bootstrap_port=8998,
+                # Blocks that nobody fetches are given up soon enough for a test to wait for it.
+                kv_lease_s=1,
+            )
+            for number, config in enumerate(PREFILL, 1)
+        ],
+        decode=[replace(config, kv_connector=wire) for config in DECODE],
+        environment={
+            "AIBRIX_KV_CONNECTOR_TYPE": wire,
+            "AIBRIX_PREFILL_REQUEST_TIMEOUT": "2",
+            # Pods that are made to fail here must be there for the next test.
+            "PDROUTER_EJECT_AFTER": "0",
+        },
+    )
+
+
+async def know_all(stack: LocalStack, client: httpx.AsyncClient) -> None:
+    """Let the router get to know all prefill engines, so that legs run at once."""
+    pods = {pod.address: pod for pod in stack.router.cache.view.pods}
+    for engine in stack.prefill:
+        while stack.router.peers.find(pods[engine.address]) is None:
+            with try_first(stack, engine):
+                assert (await client.post(CHAT, json=chat())).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+@pytest.mark.parametrize("case", [case for case in CASES if not case.hangs], ids=str)
+async def test_a_fault_of_a_leg_ends_the_other(
+    stack: LocalStack, client: httpx.AsyncClient, case: Case, *, stream: bool
+) -> None:
+    await know_all(stack, client)
+    await suffer(stack, client, case, chat(max_tokens=20, stream=stream))
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+async def test_prefill_that_hangs_ends_with_its_deadline(
+    stack: LocalStack, client: httpx.AsyncClient, *, stream: bool
+) -> None:
+    (case,) = [case for case in CASES if case.hangs and case.leg == "prefill"]
+    await know_all(stack, client)
+    await suffer(stack, client, case, chat(max_tokens=20, stream=stream))
+
+
+@pytest.mark.parametrize("leg", ["prefill", "decode"])
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+async def test_a_client_that_leaves_ends_all(
+    stack: LocalStack, client: httpx.AsyncClient, leg: str, *, stream: bool
+) -> None:
+    await know_all(stack, client)
+    await leave(stack, client, leg, chat(stream=stream))
+
+
+async def test_many_requests_with_faults_leave_nothing(
+    stack: LocalStack, client: httpx.AsyncClient
+) -> None:
+    random = Random(13)
+    bodies = [chat(stream=random.random() < 0.5, seed=number) for number in range(200)]
+    await suffer_many(stack, client, bodies, random)
+    await know_all(stack, client)
