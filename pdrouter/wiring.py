@@ -346,6 +346,7 @@ def create_splits(settings: Settings) -> Splits:
             else settings.max_message_bytes - MESSAGE_OVERHEAD_BYTES,
             _read_trtllm_key(settings.trtllm_auth_key_file),
             settings.trtllm_machine_id,
+            settings.trtllm_order,
         ),
     )
 

@@ -15,12 +15,13 @@ from pdrouter.engines.sglang.bootstrap import Bootstrap
 from pdrouter.engines.split import Order, Split
 from pdrouter.engines.trtllm import metrics as trtllm
 from pdrouter.engines.trtllm.context_first import ContextFirst
+from pdrouter.engines.trtllm.generation_first import GenerationFirst
 from pdrouter.engines.vllm import metrics as vllm
 from pdrouter.engines.vllm import questions
 from pdrouter.engines.vllm.mooncake import Mooncake
 from pdrouter.engines.vllm.nixl import NixlPull
 from pdrouter.engines.vllm.nixl_push import NixlPush
-from pdrouter.settings.choices import LegOrder, RemoteHostRewrite
+from pdrouter.settings.choices import LegOrder, RemoteHostRewrite, TrtllmOrder
 
 Question: TypeAlias = Callable[[str, str], tuple[str, Mapping[str, Any]]]
 """Takes a path and a model; gives the path and the members of a request that any engine can do."""
@@ -38,6 +39,7 @@ class SplitRules:
         trtllm_key: what TensorRT-LLM's hand-overs are signed with; empty for no signatures.
         trtllm_machine: number of this router among those that use the same TensorRT-LLM engines;
             None to draw it for each request.
+        trtllm_order: whether their generation leg waits for the context leg.
     """
 
     remote_host_rewrite: RemoteHostRewrite = RemoteHostRewrite.AUTO
@@ -45,6 +47,7 @@ class SplitRules:
     token_ids_limit: int = 0
     trtllm_key: bytes = field(default=b"", repr=False)
     trtllm_machine: int | None = None
+    trtllm_order: TrtllmOrder = TrtllmOrder.CONTEXT_FIRST
 
     @property
     def order(self) -> Order:
@@ -60,6 +63,12 @@ def _create_push(rules: SplitRules) -> Split:
     return NixlPush(_create_pull(rules), order=rules.order)
 
 
+def _create_trtllm(rules: SplitRules) -> Split:
+    if rules.trtllm_order is TrtllmOrder.GENERATION_FIRST:
+        return GenerationFirst(rules.trtllm_key, rules.trtllm_machine)
+    return ContextFirst(rules.trtllm_key, rules.trtllm_machine)
+
+
 ONLY_WIRE = ""
 """In place of a KV connector's name, for engines whose wire is the same whatever theirs is."""
 _SPLITS: Mapping[tuple[str, str], Callable[[SplitRules], Split]] = MappingProxyType(
@@ -71,7 +80,7 @@ _SPLITS: Mapping[tuple[str, str], Callable[[SplitRules], Split]] = MappingProxyT
         ("vllm", "mooncake"): lambda rules: Mooncake(rules.order),
         ("vllm", "neuron-legacy"): lambda _: NeuronLegacy(),
         ("sglang", ONLY_WIRE): lambda _: Bootstrap(),
-        ("trtllm", ONLY_WIRE): lambda rules: ContextFirst(rules.trtllm_key, rules.trtllm_machine),
+        ("trtllm", ONLY_WIRE): _create_trtllm,
     }
 )
 _METRICS: Mapping[str, MetricsDialect] = MappingProxyType(

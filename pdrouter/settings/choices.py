@@ -102,6 +102,15 @@ class TokenIds(StrEnum):
     """They are not asked for: the decode engine tokenises the prompt again."""
 
 
+class TrtllmOrder(StrEnum):
+    """Which leg of a TensorRT-LLM request is sent first."""
+
+    CONTEXT_FIRST = "context-first"
+    """The context leg: the generation leg brings its answer."""
+    GENERATION_FIRST = "generation-first"
+    """The generation leg does not wait for it: they meet by an id."""
+
+
 class BlockRelease(StrEnum):
     """Whether engines are told of blocks that nobody will fetch."""
 

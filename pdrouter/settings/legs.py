@@ -12,6 +12,7 @@ from pdrouter.settings.choices import (
     RemoteHostRewrite,
     Routing,
     TokenIds,
+    TrtllmOrder,
 )
 from pdrouter.settings.declaration import declare
 from pdrouter.settings.kinds import (
@@ -151,6 +152,14 @@ class LegSettings:
         "File with the key that TensorRT-LLM's workers have as `internal_request_auth_key` (a "
         "Secret, mounted): what is handed over is signed with it. Read at the start. Unset: not "
         "signed, which workers with a key refuse.",
+        advanced=True,
+    )
+    trtllm_order: TrtllmOrder = declare(
+        TrtllmOrder.CONTEXT_FIRST,
+        "PDROUTER_TRTLLM_ORDER",
+        enumeration(TrtllmOrder, *TrtllmOrder),
+        "Which leg TensorRT-LLM engines get first: `context-first`, which all of them know, or "
+        "`generation-first`, which saves a round trip where they know that `schedule_style`.",
         advanced=True,
     )
     trtllm_machine_id: int | None = declare(

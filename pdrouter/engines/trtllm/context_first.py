@@ -36,12 +36,12 @@ from pdrouter.openai.request import InferenceRequest
 AUTH_HEADER = "x-trtllm-disagg-auth"
 MACHINES = 1024
 
-_PARAMS = "disaggregated_params"
+PARAMS = "disaggregated_params"
 _TOKENS = "prompt_token_ids"
 _OTHER_LIMIT = "max_completion_tokens"
-_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
+PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
 _UNFINISHED = ("length", "not_finished")
-_SIGNED = ("ctx_info_endpoint", "encoded_opaque_state")
+SIGNED = ("ctx_info_endpoint", "encoded_opaque_state")
 
 _LEAST_ID = 2**42
 _MACHINE_BITS, _REQUEST_BITS = 10, 53
@@ -83,17 +83,14 @@ class ContextFirst(Split):
     legs: tuple[Leg, ...] = PREFILL_DECODE
     order: Order = Order.SERIAL
     fits: frozenset[str] = frozenset()
-    paths: frozenset[str] = _PATHS
+    paths: frozenset[str] = PATHS
 
     def side_body(self, leg: Leg, request: InferenceRequest, placement: Placement) -> Pieces:
         """Return the client's body for one token, with the id that both legs have."""
         del leg  # There is one.
-        replace, remove = limit_to_prefill(request)
-        # To the engine, it is another name of `max_tokens`: it refuses both.
-        replace.pop(_OTHER_LIMIT, None)
         number = number_request(placement.request_id, self.machine)
-        replace[_PARAMS] = b'{"request_type":"context_only","disagg_request_id":%d}' % number
-        return request.edit(replace, remove | {_OTHER_LIMIT})
+        asks = b'{"request_type":"context_only","disagg_request_id":%d}' % number
+        return write_context(request, asks)
 
     def find_final_answer(self, answers: Sequence[SideAnswer]) -> bytes | None:
         """Return the context engine's answer, if its first token was the last one.
@@ -109,7 +106,7 @@ class ContextFirst(Split):
             return None
         whole = Body(body)
         (item,) = _decode_items(whole.raw("choices") or b"[]")
-        stripped = Body(bytes(item)).edit(remove={_PARAMS})
+        stripped = Body(bytes(item)).edit(remove={PARAMS})
         choices = Pieces((b"[", *stripped.parts, b"]"))
         return bytes(whole.edit({"choices": choices}, {_TOKENS}))
 
@@ -123,25 +120,19 @@ class ContextFirst(Split):
             raise HandoffInvalid("invalid-answer", "the context answer has no finish_reason")
         number = number_request(placement.request_id, self.machine)
         replace = strip_transfer_members(request)
-        replace[_PARAMS] = _continue(_read_params(choice, number), answer.usage)
+        replace[PARAMS] = _continue(_read_params(choice, number), answer.usage)
         replace["prompt" if request.endpoint.batches else _TOKENS] = _read_tokens(answer)
         return request.edit(replace, TRANSFER_MEMBERS)
 
     def last_headers(
         self, placement: Placement, answers: Sequence[SideAnswer]
     ) -> Mapping[str, str]:
-        """Return the signature of the hand-off, if there is a key.
-
-        HMAC-SHA256 of what tells the engine where to fetch the blocks: so that it connects to no
-        address but those that a router has got from a context engine.
-        """
+        """Return the signature of the hand-over, if there is a key."""
         del placement
         if not self.key:
             return {}
         params = _make_body(_read_choice(_read(answers[-1].body)))
-        told = {name: msgspec.json.decode(params.raw(name) or b"null") for name in _SIGNED}
-        signed = json.dumps(told, sort_keys=True, separators=(",", ":")).encode()
-        return {AUTH_HEADER: f"sha256={hmac.digest(self.key, signed, 'sha256').hex()}"}
+        return sign(self.key, {name: params.raw(name) or b"null" for name in SIGNED})
 
     def find_expiry(self, answer: SideAnswer) -> float | None:
         """Return None: the answer does not say so."""
@@ -150,6 +141,30 @@ class ContextFirst(Split):
         """Return None: these engines cannot be told."""
         del answer
         return None
+
+
+def write_context(request: InferenceRequest, asks: bytes) -> Pieces:
+    """Return the client's body for one token, with what is asked of the context engine."""
+    replace, remove = limit_to_prefill(request)
+    # To the engine, it is another name of `max_tokens`: it refuses both.
+    replace.pop(_OTHER_LIMIT, None)
+    replace[PARAMS] = asks
+    return request.edit(replace, remove | {_OTHER_LIMIT})
+
+
+def sign(key: bytes, told: Mapping[str, bytes]) -> Mapping[str, str]:
+    """Return the header with the signature of what the generation engine is told.
+
+    HMAC-SHA256 of where the blocks are: so that the engine connects to no address but those that a
+    router has got from a context engine.
+
+    Args:
+        key: the key of all workers.
+        told: the members of `SIGNED`, as JSON.
+    """
+    values = {name: msgspec.json.decode(value) for name, value in told.items()}
+    signed = json.dumps(values, sort_keys=True, separators=(",", ":")).encode()
+    return {AUTH_HEADER: f"sha256={hmac.digest(key, signed, 'sha256').hex()}"}
 
 
 def number_request(request_id: str, machine: int | None) -> int:
@@ -191,11 +206,11 @@ def _read_choice(answer: _Answer) -> _Choice:
 def _make_body(choice: _Choice) -> Body:
     raw = bytes(choice.disaggregated_params)
     if raw == b"null":
-        raise HandoffInvalid("null-params", f"the context answer has no {_PARAMS}")
+        raise HandoffInvalid("null-params", f"the context answer has no {PARAMS}")
     try:
         return Body(raw)
     except BodyInvalid as error:
-        raise HandoffInvalid("invalid-params", f"{_PARAMS}: {error}") from None
+        raise HandoffInvalid("invalid-params", f"{PARAMS}: {error}") from None
 
 
 def _read_params(choice: _Choice, number: int) -> Body:
@@ -212,7 +227,7 @@ def _read_params(choice: _Choice, number: int) -> Body:
         raise HandoffInvalid("other-request", "disagg_request_id is that of another request")
     if params.raw("first_gen_tokens") in (*_NOTHING, b"[]"):
         raise HandoffInvalid("incomplete-params", "first_gen_tokens is missing or empty")
-    if all(params.raw(name) in _NOTHING for name in _SIGNED):
+    if all(params.raw(name) in _NOTHING for name in SIGNED):
         message = "neither encoded_opaque_state nor ctx_info_endpoint is there"
         raise HandoffInvalid("incomplete-params", message)
     return params

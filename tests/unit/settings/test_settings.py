@@ -24,6 +24,7 @@ from pdrouter.settings.choices import (
     Routing,
     TokenIds,
     TokenObservation,
+    TrtllmOrder,
 )
 
 MIB = 1024 * 1024
@@ -82,6 +83,13 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     "PDROUTER_KUBERNETES": (_BOOLEANS, _NO_BOOLEANS),
     "KUBECONFIG": (_PATHS, []),
     "PDROUTER_TRTLLM_AUTH_KEY_FILE": (_PATHS, []),
+    "PDROUTER_TRTLLM_ORDER": (
+        [
+            ("context-first", TrtllmOrder.CONTEXT_FIRST),
+            ("Generation_First", TrtllmOrder.GENERATION_FIRST),
+        ],
+        ["generation", "auto", "serial"],
+    ),
     "AIBRIX_TRT_MACHINE_ID": ([("0", 0), ("1023", 1023)], ["-1", "1024", "1.0", "a"]),
     "PDROUTER_WORKERS": ([("1", 1), ("64", 64)], ["0", "65", "-1", "2.0", "auto"]),
     "PDROUTER_NAMESPACES": ([("*", ("*",)), *_NAMES], _NO_NAMES),

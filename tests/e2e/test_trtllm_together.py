@@ -1,0 +1,125 @@
+"""TensorRT-LLM, generation first, through the real Envoy: both legs at once, neither hangs."""
+
+import asyncio
+import json
+from typing import Any
+
+import httpx
+import pytest
+from expectations import chat, eventually, expect_disaggregated, expect_whole
+from failures import CHAT, expect_ended, failing, try_first
+from together import FAULTS, Case, expect_both_ended, suffer
+
+from pdrouter.tools.local_stack import LocalStack, StackOptions
+from pdrouter.tools.simulation.config import EngineConfig
+from pdrouter.tools.simulation.faults import Fault
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+KEY = "a key"
+PREFILL = tuple(
+    EngineConfig(role="prefill", host=host, kv_connector="trtllm", auth_key=KEY, itl_ms=1)
+    for host in ("127.0.0.2", "127.0.0.3")
+)
+DECODE = (EngineConfig(role="decode", kv_connector="trtllm", auth_key=KEY, itl_ms=1),) * 2
+
+
+@pytest.fixture(scope="module")
+def stack_options(tmp_path_factory: pytest.TempPathFactory) -> StackOptions:
+    key = tmp_path_factory.mktemp("secret") / "key"
+    key.write_text(KEY)
+    environment = {
+        "PDROUTER_TRTLLM_ORDER": "generation-first",
+        "PDROUTER_TRTLLM_AUTH_KEY_FILE": str(key),
+        "PDROUTER_EJECT_AFTER": "0",
+    }
+    return StackOptions(prefill=PREFILL, decode=DECODE, environment=environment)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        pytest.param(CHAT, chat(max_completion_tokens=4), id="chat"),
+        pytest.param(CHAT, chat(stream=True, max_tokens=30), id="stream"),
+        pytest.param(
+            "/v1/completions", {"model": "demo", "prompt": [1, 2], "max_tokens": 3}, id="tokens"
+        ),
+        pytest.param(CHAT, chat(user="\u00e9" * 500_000, temperature=0.10), id="1-MB"),
+    ],
+)
+async def test_a_request_goes_over_both(
+    stack: LocalStack, client: httpx.AsyncClient, path: str, body: dict[str, Any]
+) -> None:
+    data = json.dumps(body, ensure_ascii=False, indent=1).encode()
+    headers = {"content-type": "application/json"}
+    response = await client.post(path, content=data, headers=headers)
+    prefill, decode = expect_disaggregated(stack, response)
+    context, generation = json.loads(prefill.request.body), json.loads(decode.request.body)
+    number = context["disaggregated_params"]["disagg_request_id"]
+    assert generation.pop("disaggregated_params") == {
+        "request_type": "generation_only",
+        "schedule_style": "generation_first",
+        "ctx_request_id": number,
+        "disagg_request_id": number,
+        "ctx_info_endpoint": prefill.engine.address,
+    }
+    assert generation == body
+    if body.get("stream"):
+        assert response.text.endswith("data: [DONE]\n\n")
+
+
+async def test_several_choices_are_served_whole(
+    stack: LocalStack, client: httpx.AsyncClient
+) -> None:
+    expect_whole(stack, await client.post(CHAT, json=chat(n=2)), "n")
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+@pytest.mark.parametrize(
+    "case",
+    # The context leg is not streamed: its answer cannot break off after a head.
+    [
+        case
+        for case in FAULTS
+        if not case.hangs and (case.leg == "decode" or case.fault.drop_after_tokens is None)
+    ],
+    ids=str,
+)
+async def test_a_fault_of_a_leg_ends_the_other(
+    stack: LocalStack, client: httpx.AsyncClient, case: Case, *, stream: bool
+) -> None:
+    await suffer(stack, client, case, chat(max_tokens=20, stream=stream))
+
+
+async def test_a_context_pod_that_refuses_costs_another_try(
+    stack: LocalStack, client: httpx.AsyncClient
+) -> None:
+    gone, other = stack.prefill
+    await gone.stop()
+    try:
+        with try_first(stack, gone, other):
+            response = await client.post(CHAT, json=chat())
+        assert response.status_code == 200, response.text
+        _, decode = expect_disaggregated(stack, response)
+        told = json.loads(decode.request.body)["disaggregated_params"]
+        assert told["ctx_info_endpoint"] == other.address
+    finally:
+        await gone.start()
+
+
+@pytest.mark.parametrize("leg", ["prefill", "decode"])
+async def test_a_client_that_leaves_ends_all(
+    stack: LocalStack, client: httpx.AsyncClient, leg: str
+) -> None:
+    slow = getattr(stack, leg)
+    with failing(slow, Fault(hang=True)):
+        task = asyncio.create_task(client.post(CHAT, json=chat()))
+
+        async def check() -> None:
+            assert "running" in [each.requests[-1].outcome for each in slow if each.requests]
+
+        await eventually(check)
+        task.cancel()
+        await asyncio.wait((task,))
+        await expect_both_ended(stack)
+    await expect_ended(stack)

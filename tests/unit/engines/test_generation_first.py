@@ -1,0 +1,73 @@
+"""TensorRT-LLM, generation first: what both legs are told, and what a context engine says."""
+
+import hashlib
+import hmac
+import json
+
+import pytest
+from factories import PLACEMENT, make_pod, make_request
+
+from pdrouter.engines.registry import SplitRules, Splits
+from pdrouter.engines.split import HandoffInvalid, Leg, Order
+from pdrouter.engines.trtllm.context_first import number_request
+from pdrouter.engines.trtllm.generation_first import GenerationFirst
+from pdrouter.settings.choices import TrtllmOrder
+
+CHAT = "/v1/chat/completions"
+NUMBER = number_request(PLACEMENT.request_id, 7)
+SPLIT = GenerationFirst(b"k", 7)
+POD = make_pod()
+KNOWN = PLACEMENT._replace(peer={"ctx_info_endpoint": b'"10.0.0.1:9"'})
+
+
+def test_both_legs_have_the_id_and_the_clients_bytes() -> None:
+    request = make_request(CHAT, b'{"model":"m", "messages":[{}], "stream":true,"seed": 1.0e3}')
+    assert bytes(SPLIT.side_body(Leg.PREFILL, request, KNOWN)) == (
+        b'{"model":"m", "messages":[{}], "stream":false,"seed": 1.0e3,"max_tokens":1,'
+        b'"disaggregated_params":{"request_type":"context_only","disagg_request_id":%d,'
+        b'"schedule_style":"generation_first"}}' % NUMBER
+    )
+    assert bytes(SPLIT.last_body(request, KNOWN, ())) == (
+        b'{"model":"m", "messages":[{}], "stream":true,"seed": 1.0e3,'
+        b'"disaggregated_params":{"request_type":"generation_only","ctx_request_id":%d,'
+        b'"disagg_request_id":%d,"schedule_style":"generation_first",'
+        b'"ctx_info_endpoint":"10.0.0.1:9"}}' % (NUMBER, NUMBER)
+    )
+
+
+def test_what_the_generation_engine_is_told_is_signed() -> None:
+    signed = {"ctx_info_endpoint": "10.0.0.1:9", "encoded_opaque_state": None}
+    text = json.dumps(signed, sort_keys=True, separators=(",", ":")).encode()
+    digest = hmac.new(b"k", text, hashlib.sha256).hexdigest()
+    assert SPLIT.last_headers(KNOWN, ()) == {"x-trtllm-disagg-auth": f"sha256={digest}"}
+    assert GenerationFirst().last_headers(KNOWN, ()) == {}
+
+
+@pytest.mark.parametrize("told", ['["a:1","b:2"]', '"a:1"', '[ "a:1" ]'])
+def test_the_first_endpoint_of_a_context_engine_is_its_own(told: str) -> None:
+    inquiry = SPLIT.inquire(POD)
+    assert inquiry is not None
+    assert (inquiry.port, inquiry.path) == (None, "/server_info")
+    body = b'{"disaggregated_params":{"ctx_info_endpoint":%s,"more":1}}' % told.encode()
+    assert SPLIT.read_peer(POD, body) == {"ctx_info_endpoint": b'"a:1"'}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"", b"[]", b"{}", b'{"disaggregated_params":null}'),
+        *(b'{"disaggregated_params":{"ctx_info_endpoint":%s}}' % told for told in (b"[]", b'""')),
+        b'{"disaggregated_params":{"ctx_info_endpoint":null}}',
+    ],
+)
+def test_an_engine_that_does_not_say_where_it_is_is_of_no_use(body: bytes) -> None:
+    with pytest.raises(HandoffInvalid):
+        SPLIT.read_peer(POD, body)
+    with pytest.raises(HandoffInvalid):
+        SPLIT.last_body(make_request(CHAT), PLACEMENT, ())
+
+
+def test_a_setting_chooses_it() -> None:
+    rules = SplitRules(trtllm_key=b"k", trtllm_machine=7, trtllm_order=TrtllmOrder.GENERATION_FIRST)
+    split = Splits(rules=rules).find("trtllm", None)
+    assert (split, split.order) == (SPLIT, Order.TOGETHER)
