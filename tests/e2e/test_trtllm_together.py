@@ -100,9 +100,15 @@ async def test_a_context_pod_that_refuses_costs_another_try(
         with try_first(stack, gone, other):
             response = await client.post(CHAT, json=chat())
         assert response.status_code == 200, response.text
-        _, decode = expect_disaggregated(stack, response)
-        told = json.loads(decode.request.body)["disaggregated_params"]
-        assert told["ctx_info_endpoint"] == other.address
+        again = f"{response.headers['x-request-id']}-2"
+        context, generation = (
+            json.loads(request.body)["disaggregated_params"]
+            for engine in (other, *stack.decode)
+            for request in engine.requests
+            if request.headers.get("x-request-id") == again
+        )
+        assert generation["ctx_info_endpoint"] == other.address
+        assert generation["ctx_request_id"] == context["disagg_request_id"]
     finally:
         await gone.start()
 
