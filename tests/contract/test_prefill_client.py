@@ -207,6 +207,27 @@ async def test_an_answer_above_the_limit_is_not_read_to_its_end() -> None:
     assert failed.kind is FailureKind.TOO_LARGE
 
 
+@pytest.mark.parametrize(("status", "drained"), [(b"200 OK", True), (b"500 No", False)])
+async def test_an_answer_that_is_read_for_its_end_may_be_of_any_size(
+    status: bytes, *, drained: bool
+) -> None:
+    size = 3_000_000
+    answer = b"HTTP/1.1 %b\r\ncontent-length: %d\r\n\r\n" % (status, size) + b"x" * size
+    limits = limit(answer_bytes=1000)
+    async with listen(answering(answer, OK)) as server, EngineClient(limits) as client:
+        posting = client.post(
+            server.address, "/", {}, Pieces((b"{}",)), WAIT_S, progress=PostProgress(drains=True)
+        )
+        if drained:
+            # Its beginning is kept, and the connection is as good as new.
+            assert 1000 < len((await posting).body) < size
+            await post(client, server.address)
+            assert server.connections == 1
+        else:
+            with pytest.raises(PostFailed, match="larger than 1000 bytes"):
+                await posting
+
+
 # --- Connections ---
 
 

@@ -10,6 +10,8 @@ from expectations import chat, count_received, expect_disaggregated, expect_erro
 from failures import CHAT, expect_ended, list_ids, run_small_stack, try_first
 from together import FAULTS, Case, expect_both_ended, leave, suffer, suffer_many
 
+from pdrouter.engines.split import Leg
+from pdrouter.settings.choices import Routing
 from pdrouter.tools.local_stack import LocalStack, StackOptions
 from pdrouter.tools.simulation.config import EngineConfig
 
@@ -178,6 +180,32 @@ async def test_a_prefill_pod_that_refuses_costs_another_try(
         assert [engine.requests[-1].body for engine in decode] == [other.requests[-1].body]
     finally:
         await gone.start()
+
+
+async def test_decode_pods_that_refuse_end_the_prefill_leg(
+    stack: LocalStack, client: httpx.AsyncClient
+) -> None:
+    for engine in stack.decode:
+        await engine.stop()
+    try:
+        response = await client.post(CHAT, json=chat())
+        expect_error(response, 503, "upstream_unavailable")
+        await expect_both_ended(stack)
+    finally:
+        for engine in stack.decode:
+            await engine.start()
+
+
+async def test_a_second_decode_pod_joins_where_the_first_refuses() -> None:
+    options = {"prefill": PREFILL, "decode": DECODE, "routing": Routing.OVERRIDE_HOST}
+    async with run_small_stack({}, **options) as (stack, client):
+        gone, other = stack.decode
+        await gone.stop()
+        with stack.router.ledger.start(Leg.DECODE, other.address, 1_000_000):
+            response = await client.post(CHAT, json=chat())
+        assert response.status_code == 200, response.text
+        assert list_ids(other, response.headers["x-request-id"])
+        await expect_both_ended(stack)
 
 
 @pytest.mark.parametrize("leg", ["prefill", "decode"])
