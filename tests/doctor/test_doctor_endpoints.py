@@ -21,7 +21,7 @@ from pdrouter.engines.registry import WIRES, SplitRules, Splits
 from pdrouter.tools.doctor.asking import ask_engines
 from pdrouter.tools.doctor.checks.endpoints import ENDPOINT_CHECKS
 from pdrouter.tools.doctor.diagnosis import Diagnosis, diagnose_engines
-from pdrouter.tools.simulation.config import EngineConfig
+from pdrouter.tools.simulation.config import EngineConfig, KvConnector
 from pdrouter.tools.simulation.engine import SimulatedEngine
 from pdrouter.tools.simulation.faults import Fault
 
@@ -421,3 +421,49 @@ async def test_ids_of_ranks_are_asked_for_where_the_wire_needs_them() -> None:
         assert prefill.count("simulation:contract_violations_total") == 0
 
     assert diagnosis.findings == ()
+
+
+@asynccontextmanager
+async def run_transfers(
+    wire: KvConnector, *, claimed_port: int | None = None
+) -> AsyncIterator[tuple[str, SimulatedEngine, SimulatedEngine]]:
+    """Run a pair whose legs meet by the id of a transfer; the file that describes them."""
+    prefill = SimulatedEngine(engine("prefill", kv_connector=wire))
+    decode = SimulatedEngine(engine("decode", kv_connector=wire))
+    async with prefill, decode:
+        member: dict[str, Any] = {"address": prefill.address}
+        if wire == "mooncake":
+            member["bootstrap_port"] = claimed_port or prefill.bootstrap_port
+        roleset = {"name": "a", "prefill": [member], "decode": [decode.address]}
+        model = {"name": MODEL, "kv_connector": wire, "rolesets": [roleset]}
+        yield yaml.safe_dump({"models": [model]}), prefill, decode
+
+
+@pytest.mark.parametrize("wire", ["nixl-push", "mooncake"])
+async def test_engines_that_meet_by_the_id_of_a_transfer_are_tried(wire: KvConnector) -> None:
+    async with run_transfers(wire) as (text, prefill, decode):
+        diagnosis = await examine(text)
+        for each in (prefill, decode):
+            assert each.count("simulation:contract_violations_total") == 0
+            assert each.count("simulation:kv_handles_outstanding") == 0
+
+    assert diagnosis.findings == ()
+    assert any(f"{decode.address} decoded what" in fact for fact in diagnosis.facts)
+
+
+async def test_a_bootstrap_server_that_nobody_is_at_is_the_prefill_engines() -> None:
+    port = find_free_ports(1)
+    async with run_transfers("mooncake", claimed_port=port) as (text, _, decode):
+        diagnosis = await examine(text)
+        assert all(request.method == "GET" for request in decode.requests)
+
+    assert set(found(diagnosis)) == {"kv-connector-silent"}
+    assert "/query: " in found(diagnosis)["kv-connector-silent"]
+
+
+async def test_a_nixl_that_is_taken_for_a_mooncake_is_told_how_to_become_one() -> None:
+    async with run_transfers("nixl-push") as (text, _, _decode):
+        diagnosis = await examine(text.replace("nixl-push", "mooncake"))
+
+    assert set(found(diagnosis)) == {"kv-connector-silent"}
+    assert "MooncakeConnector" in found(diagnosis)["kv-connector-silent"]

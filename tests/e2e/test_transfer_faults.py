@@ -1,7 +1,7 @@
 """What becomes of one leg without the other, where they meet by the id of a transfer."""
 
 from dataclasses import replace
-from random import Random, randint
+from random import Random
 
 import httpx
 import pytest
@@ -31,19 +31,9 @@ CASES = [
 @pytest.fixture(scope="module", params=WIRES)
 def stack_options(request: pytest.FixtureRequest) -> StackOptions:
     wire: KvConnector = request.param
-    host = f"127.{randint(1, 250)}.{randint(1, 250)}"
     return StackOptions(
-        prefill=[
-            replace(
-                config,
-                kv_connector=wire,
-                host=f"{host}.{number}",
-                bootstrap_port=8998,
-                # Blocks that nobody fetches are given up soon enough for a test to wait for it.
-                kv_lease_s=1,
-            )
-            for number, config in enumerate(PREFILL, 1)
-        ],
+        # Blocks that nobody fetches are given up soon enough for a test to wait for it.
+        prefill=[replace(config, kv_connector=wire, kv_lease_s=1) for config in PREFILL],
         decode=[replace(config, kv_connector=wire) for config in DECODE],
         environment={
             "AIBRIX_KV_CONNECTOR_TYPE": wire,

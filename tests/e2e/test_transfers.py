@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import count
 from math import inf
-from random import randint
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -37,7 +36,6 @@ from pdrouter.tools.simulation.config import EngineConfig, KvConnector
 from pdrouter.tools.simulation.engine import SimulatedEngine
 from pdrouter.tools.simulation.faults import Fault
 
-BOOTSTRAP_PORT = 8998
 COMPLETIONS = "/v1/completions"
 WIRES: tuple[KvConnector, ...] = ("nixl-push", "mooncake")
 
@@ -45,18 +43,10 @@ WIRES: tuple[KvConnector, ...] = ("nixl-push", "mooncake")
 def speak(
     wire: KvConnector, prefill: Sequence[EngineConfig] = PREFILL
 ) -> tuple[list[EngineConfig], list[EngineConfig]]:
-    """Return prefill and decode engines that know one wire only.
-
-    Bootstrap servers have the port that they have everywhere, and so each an address of its own.
-    """
-    hosts = [f"127.{randint(1, 250)}.{randint(1, 250)}.{randint(1, 250)}" for _ in prefill]
+    """Return prefill and decode engines that know one wire only."""
     return (
-        [
-            replace(
-                config, kv_connector=wire, host=host, bootstrap_port=BOOTSTRAP_PORT, kv_lease_s=1
-            )
-            for config, host in zip(prefill, hosts, strict=True)
-        ],
+        # Blocks that nobody fetches are given up soon enough for a test to wait for it.
+        [replace(config, kv_connector=wire, kv_lease_s=1) for config in prefill],
         [replace(config, kv_connector=wire) for config in DECODE],
     )
 
@@ -128,6 +118,7 @@ async def test_push_legs_run_at_once_when_the_engine_is_known(name: str) -> None
 
 async def test_mooncakes_legs_run_at_once_from_the_first_request_on() -> None:
     async with run_wire("mooncake", prefill=PREFILL[:1]) as (stack, client):
+        (engine,) = stack.prefill
         response = await client.post(CHAT, json=chat())
         asked, sent = expect_disaggregated(stack, response)
         assert asked.request.headers["x-data-parallel-rank"] == "0"
@@ -135,8 +126,8 @@ async def test_mooncakes_legs_run_at_once_from_the_first_request_on() -> None:
         assert read_params(sent.request) == {
             "do_remote_decode": False,
             "do_remote_prefill": True,
-            "remote_bootstrap_addr": f"http://{stack.prefill[0].host}:{BOOTSTRAP_PORT}",
-            "remote_engine_id": stack.prefill[0].config.engine_id,
+            "remote_bootstrap_addr": f"http://{engine.host}:{engine.bootstrap_port}",
+            "remote_engine_id": engine.config.engine_id,
             "transfer_id": f"xfer-{response.headers['x-request-id']}",
         }
 
@@ -214,7 +205,12 @@ async def replaced(stack: LocalStack, engine: SimulatedEngine) -> AsyncIterator[
         assert metrics.total("pdrouter_scrape_failures_total", cause="connect") > failed
 
     await eventually(notice)
-    config = replace(engine.config, port=engine.port, engine_id="another")
+    config = replace(
+        engine.config,
+        port=engine.port,
+        bootstrap_port=engine.bootstrap_port or 0,
+        engine_id="another",
+    )
     async with SimulatedEngine(config) as other:
         yield other
         await expect_settled(stack)

@@ -1,6 +1,6 @@
 """Engines of an endpoints file: whether they are what the file says, and work in pairs."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.nearest import find_nearest
@@ -168,10 +168,7 @@ def _find_silent_connectors(survey: Survey) -> Iterator[Defect]:
             fix = "start it with a cache_transceiver_config, and without an orchestrator in front"
         else:
             problem = trial.problem
-            fix = (
-                'start it with --kv-transfer-config \'{"kv_connector": "NixlConnector", '
-                '"kv_role": "kv_both"}\', or name its connector as kv_connector in the file'
-            )
+            fix = _PREFILL_FIXES.get(trial.prefill.kv_connector, _PREFILL_FIX)
         yield Defect(name_engine(trial.failed), _locate(trial.failed), problem, fix)
 
 
@@ -188,6 +185,16 @@ def _find_failed_decodes(survey: Survey) -> Iterator[Defect]:
 
 _SGLANG, _TRTLLM = "sglang", "trtllm"
 _LOCKED = ("it answers 401", "it answers 403")
+_PREFILL_FIX = (
+    'start it with --kv-transfer-config \'{"kv_connector": "NixlConnector", '
+    '"kv_role": "kv_both"}\', or name its connector as kv_connector in the file'
+)
+_PREFILL_FIXES: Mapping[str | None, str] = {
+    "mooncake": 'start it with --kv-transfer-config \'{"kv_connector": "MooncakeConnector", '
+    '"kv_role": "kv_producer"}\', and give the file the bootstrap_port that it has, if that is not '
+    "8998",
+}
+"""By KV connector, where it is another."""
 _DECODE_FIX = (
     "start it with the --kv-transfer-config of the prefill engine, and let it reach that engine's "
     "side channel (VLLM_NIXL_SIDE_CHANNEL_HOST and _PORT)"
