@@ -12,6 +12,8 @@ from pdrouter.serving.engine_client import EngineClient, FailureKind, PostFailed
 from pdrouter.serving.leg_outcome import LegAnswer
 
 _OK = 200
+_LARGEST = 64 * 1024
+"""Bytes of what an engine says of itself."""
 
 _Outcome: TypeAlias = PeerFacts | PostFailed | None
 
@@ -97,6 +99,9 @@ class Introductions:
         if answer.status != _OK:
             message = f"{address}{inquiry.path} answered {answer.status}"
             raise PostFailed(FailureKind.TRANSPORT, message)
+        if len(answer.body) > _LARGEST:
+            message = f"{address}{inquiry.path} answered with {len(answer.body)} bytes"
+            raise PostFailed(FailureKind.TOO_LARGE, message)
         try:
             return split.read_peer(pod, answer.body)
         except HandoffInvalid as invalid:

@@ -48,10 +48,11 @@ from pdrouter.engines import exposition
 from pdrouter.engines.registry import Splits
 from pdrouter.engines.split import Leg
 from pdrouter.engines.vllm import nixl
+from pdrouter.engines.vllm.mooncake import Mooncake
 from pdrouter.extproc import codec, server
 from pdrouter.extproc.limits import HANDLE_HEADROOM_BYTES
 from pdrouter.load import failures as failure_memory
-from pdrouter.load import output_length, prompt_length, retry_budget, scraper, silences
+from pdrouter.load import output_length, peers, prompt_length, retry_budget, scraper, silences
 from pdrouter.load.engine_check import EngineCheck
 from pdrouter.load.engine_connections import create_connector
 from pdrouter.load.failures import EjectionRules, FailureMemory
@@ -301,6 +302,15 @@ async def counting(
             yield tokenizers, go_on
         finally:
             go_on.set()
+
+
+@walk("A bootstrap server that is asked which ranks it has (Mooncake)", "5 s")
+async def exceed_the_introduction(_: pytest.MonkeyPatch) -> None:
+    inquiry = Mooncake().inquire(make_pod())
+    assert inquiry is not None
+    assert inquiry.timeout_s == 5.0
+    test = "test_an_engine_that_says_nothing_is_not_waited_for"
+    shown_by("contract/test_introductions.py", test)
 
 
 @walk("A prompt whose tokens are to be counted", f"{DEFAULTS.tokenizer_timeout_s:g} s")
@@ -719,6 +729,17 @@ async def exceed_the_failures(_: pytest.MonkeyPatch) -> None:
         memory.note_scrape(uid, connected=False)
     for kept in (memory._records, memory._out, memory._reaches._pods):
         assert len(kept) == failure_memory._MOST_PARTS
+
+
+@walk("What wires know of prefill engines", f"{peers._MOST:,} of {peers._LONGEST // 1024} KiB")
+async def exceed_the_peers(_: pytest.MonkeyPatch) -> None:
+    memory = peers.PeerKnowledge()
+    for name in name_many(5000):
+        memory.learn(make_pod(name), {"engine": b"x" * (peers._LONGEST + 1)}, 0.0)
+    assert not len(memory)
+    for name in name_many(5000):
+        memory.learn(make_pod(name), {"engine": b"x"}, 0.0)
+    assert len(memory) == peers._MOST
 
 
 @walk("Pods' last answers, and who waits in vain", f"{silences._MOST:,}, {silences._MOST:,}")
