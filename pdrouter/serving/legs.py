@@ -181,6 +181,9 @@ class SideLegs:
                 choice, posts, writer, chosen, companion=companion
             )
             attempt, answer, done = tried
+            if companion.committed:
+                # The step was over when the request was written; the leg has taken until now.
+                record.steps.add(attempt.leg, attempt.seconds)
             if done is not None:
                 self._check_companion(done, writer, pods.model, record)
                 self.lessons.note_answer(done, (attempt,), request, pods.model, record)

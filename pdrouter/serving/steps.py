@@ -25,6 +25,10 @@ class StepTimes:
         """Return the milliseconds of each step."""
         return {name: round(seconds * 1000, 3) for name, seconds in self.seconds.items()}
 
+    def add(self, name: str, seconds: float) -> None:
+        """Add to a step what went on beside the others, and has kept none of them waiting."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
     def time(self, name: str, *, waits: bool = False) -> "Step":
         """Return what times a step, as a context manager."""
         return Step(self, name, waits, time.perf_counter())

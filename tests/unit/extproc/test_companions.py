@@ -135,7 +135,10 @@ async def test_the_answer_waits_for_the_head_of_the_prefill_leg() -> None:
     pair.answer()
     record = await pair.end()
     assert (record.outcome, record.prompt_tokens) == (Outcome.OK, 7)
-    assert [attempt.speaks for attempt in pair.attempts] == [Speaks.DONE]
+    (attempt,) = pair.attempts
+    assert attempt.speaks is Speaks.DONE
+    # The time that it has taken, not only until it was sent.
+    assert record.prefill_s >= attempt.seconds
 
 
 async def test_a_prefill_leg_that_is_done_first_holds_nothing_up() -> None:
