@@ -8,6 +8,7 @@ is nothing to go on with: the context engine's answer is the client's.
 
 import hmac
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -40,7 +41,9 @@ PARAMS = "disaggregated_params"
 _TOKENS = "prompt_token_ids"
 _OTHER_LIMIT = "max_completion_tokens"
 PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
-_UNFINISHED = ("length", "not_finished")
+_UNFINISHED = (b"length", b"not_finished")
+# Within a string, the closing quote of the name would have a backslash before it.
+_FINISH = re.compile(rb'"finish_reason"[ \t\n\r]*:[ \t\n\r]*"(\w{1,32})"')
 SIGNED = ("ctx_info_endpoint", "encoded_opaque_state")
 
 _LEAST_ID = 2**42
@@ -98,11 +101,14 @@ class ContextFirst(Split):
         Without what is between the engines, which no client may see.
         """
         body = answers[-1].body
+        found = _FINISH.search(body)
+        if found is not None and found[1] in _UNFINISHED:
+            return None  # As nearly always: it need not be read for this.
         try:
             choice = _read_choice(_read(body))
         except HandoffInvalid:
             return None  # `last_body` says what is wrong.
-        if choice.finish_reason is None or choice.finish_reason in _UNFINISHED:
+        if choice.finish_reason is None or choice.finish_reason.encode() in _UNFINISHED:
             return None
         whole = Body(body)
         (item,) = _decode_items(whole.raw("choices") or b"[]")
@@ -116,8 +122,9 @@ class ContextFirst(Split):
         """Return the client's body with the context engine's word, and the prompt as its tokens."""
         answer = _read(answers[-1].body)
         choice = _read_choice(answer)
-        if choice.finish_reason is None:
-            raise HandoffInvalid("invalid-answer", "the context answer has no finish_reason")
+        if (choice.finish_reason or "").encode() not in _UNFINISHED:
+            message = f"its finish_reason is {choice.finish_reason!r:.66}"
+            raise HandoffInvalid("invalid-answer", f"the context answer goes on nowhere: {message}")
         number = number_request(placement.request_id, self.machine)
         replace = strip_transfer_members(request)
         replace[PARAMS] = _continue(_read_params(choice, number), answer.usage)

@@ -142,6 +142,15 @@ def test_an_answer_that_goes_on_is_not_final(reason: str) -> None:
     assert SPLIT.find_final_answer(make_answers(answer(choices=choices), POD)) is None
 
 
+def test_a_name_within_a_text_ends_no_answer() -> None:
+    text = '"finish_reason":"length"'
+    choice = {"message": {"content": text}, "finish_reason": "stop"}
+    assert SPLIT.find_final_answer(make_answers(answer(choices=[choice]), POD)) is not None
+    other = {"extra": {"finish_reason": "length"}, "finish_reason": "stop"}
+    with pytest.raises(HandoffInvalid, match="stop"):
+        hand_over(answer(choices=[{**other, "disaggregated_params": tell()}]))
+
+
 @pytest.mark.parametrize("params", [{}, {"disaggregated_params": tell()}])
 def test_the_first_token_may_be_the_last_and_the_client_sees_no_handle(
     params: dict[str, Any],
