@@ -6,8 +6,9 @@ itself at its bootstrap server; the decode engine asks there for the room, and w
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
+from hashlib import shake_128
 from itertools import islice
+from struct import unpack
 
 from pdrouter.engines.leg_bodies import TRANSFER_MEMBERS, strip_transfer_members
 from pdrouter.engines.split import (
@@ -68,7 +69,7 @@ def _write(request: InferenceRequest, placement: Placement, leg: Leg) -> Pieces:
     """
     prefill = placement.pods[Leg.PREFILL]
     items = _count_items(request)
-    rooms = [_number_room(placement.request_id, index) for index in range(items)]
+    rooms = _number_rooms(placement.request_id, items)
     meeting: tuple[object, ...] = prefill.ip, prefill.bootstrap_port, rooms[0]
     if items > 1:
         meeting = [prefill.ip] * items, [prefill.bootstrap_port] * items, rooms
@@ -85,14 +86,14 @@ def _write(request: InferenceRequest, placement: Placement, leg: Leg) -> Pieces:
     return request.edit(replace, TRANSFER_MEMBERS)
 
 
-def _number_room(request_id: str, index: int) -> int:
-    """Return a room that no other request, attempt or item has.
+def _number_rooms(request_id: str, count: int) -> list[int]:
+    """Return rooms that no other request or attempt has.
 
     The id is random and unknown to clients: nobody can meet a room on purpose, and both legs find
     it by themselves.
     """
-    digest = blake2b(f"{request_id}/{index}".encode(), digest_size=_ROOM_BYTES).digest()
-    return int.from_bytes(digest, "big") & _ROOM_MASK
+    digest = shake_128(request_id.encode()).digest(_ROOM_BYTES * count)
+    return [number & _ROOM_MASK for number in unpack(f">{count}Q", digest)]
 
 
 def _count_items(request: InferenceRequest) -> int:
