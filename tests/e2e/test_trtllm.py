@@ -4,6 +4,7 @@ import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import httpx
@@ -20,6 +21,7 @@ from expectations import (
     read_metrics,
 )
 from failures import CHAT, failing, run_small_stack
+from together import suffer_many
 
 from pdrouter.tools.local_stack import LocalStack, StackOptions, run_stack
 from pdrouter.tools.simulation.config import EngineConfig
@@ -202,6 +204,18 @@ async def test_a_client_that_leaves_ends_the_generation_leg(
 ) -> None:
     with failing(stack.decode, Fault(hang=True)), pytest.raises(httpx.ReadTimeout):
         await client.post(CHAT, json=chat(), timeout=1)
+    await expect_settled(stack)
+
+
+async def test_many_requests_with_faults_leave_nothing(
+    stack: LocalStack, client: httpx.AsyncClient
+) -> None:
+    random = Random(15)
+    bodies = [
+        chat(stream=random.random() < 0.5, seed=number, **random.choice([{}, {}, ONE_TOKEN]))
+        for number in range(200)
+    ]
+    await suffer_many(stack, client, bodies, random)
     await expect_settled(stack)
 
 

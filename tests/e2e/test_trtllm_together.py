@@ -1,18 +1,17 @@
 """TensorRT-LLM, generation first, through the real Envoy: both legs at once, neither hangs."""
 
-import asyncio
 import json
+from random import Random
 from typing import Any
 
 import httpx
 import pytest
-from expectations import chat, eventually, expect_disaggregated, expect_whole
-from failures import CHAT, expect_ended, failing, try_first
-from together import FAULTS, Case, expect_both_ended, suffer
+from expectations import chat, expect_disaggregated, expect_whole
+from failures import CHAT, try_first
+from together import FAULTS, Case, leave, suffer, suffer_many
 
 from pdrouter.tools.local_stack import LocalStack, StackOptions
 from pdrouter.tools.simulation.config import EngineConfig
-from pdrouter.tools.simulation.faults import Fault
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -117,15 +116,21 @@ async def test_a_context_pod_that_refuses_costs_another_try(
 async def test_a_client_that_leaves_ends_all(
     stack: LocalStack, client: httpx.AsyncClient, leg: str
 ) -> None:
-    slow = getattr(stack, leg)
-    with failing(slow, Fault(hang=True)):
-        task = asyncio.create_task(client.post(CHAT, json=chat()))
+    await leave(stack, client, leg, chat())
 
-        async def check() -> None:
-            assert "running" in [each.requests[-1].outcome for each in slow if each.requests]
 
-        await eventually(check)
-        task.cancel()
-        await asyncio.wait((task,))
-        await expect_both_ended(stack)
-    await expect_ended(stack)
+async def test_the_first_token_may_be_the_last(
+    stack: LocalStack, client: httpx.AsyncClient
+) -> None:
+    body = chat(structured_outputs={"choice": ["ok"]})
+    response = await client.post(CHAT, json=body)
+    expect_disaggregated(stack, response)
+    assert response.json()["choices"][0]["message"]["content"] == "ok"
+
+
+async def test_many_requests_with_faults_leave_nothing(
+    stack: LocalStack, client: httpx.AsyncClient
+) -> None:
+    random = Random(14)
+    bodies = [chat(stream=random.random() < 0.5, seed=number) for number in range(200)]
+    await suffer_many(stack, client, bodies, random)
