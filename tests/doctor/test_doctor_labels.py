@@ -146,6 +146,26 @@ def test_a_side_channel_variable_that_is_almost_right_is_named() -> None:
 
 
 @pytest.mark.parametrize(
+    ("connector", "expected"),
+    [
+        ("nixl", {"nixl-host-local"}),
+        ("nixl-push", {"nixl-host-local"}),
+        ("neuron-write", {"nixl-host-local"}),
+        ("mooncake", set()),
+    ],
+)
+def test_only_nixl_has_a_side_channel(connector: str, expected: set[str]) -> None:
+    label = f"{LABELS} model.aibrix.ai/kv-connector-type"
+    diagnosis = examine(
+        endpoint_override(),
+        put("Deployment/prefill", label, connector),
+        put("Deployment/decode", label, connector),
+        drop("Deployment/prefill", "spec template spec containers 0 env 0"),
+    )
+    assert codes(diagnosis) == expected
+
+
+@pytest.mark.parametrize(
     ("name", "code", "fix"),
     [
         ("ROUTING_ALGORITM", "routing-algorithm-misspelt", "name it ROUTING_ALGORITHM"),

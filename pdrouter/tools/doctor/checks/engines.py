@@ -8,6 +8,7 @@ from pdrouter.cluster.kubernetes.objects import ENGINE, KV_CONNECTOR, MODEL, POR
 from pdrouter.cluster.pods import Role
 from pdrouter.engines.registry import WIRES, Splits
 from pdrouter.engines.vllm.nixl import NixlPull, is_unusable_host
+from pdrouter.engines.vllm.nixl_push import NixlPush
 from pdrouter.nearest import find_nearest
 from pdrouter.settings import Settings
 from pdrouter.settings.choices import CONNECTOR_NAMES, RemoteHostRewrite
@@ -147,7 +148,7 @@ def _judge_nixl_hosts(installation: Installation) -> Iterator[Defect]:
         pod = engine.pod
         if pod is None or pod.obstacle or engine.role is not Role.PREFILL:
             continue
-        if not isinstance(splits.find(pod.engine, pod.kv_connector), NixlPull):
+        if not isinstance(splits.find(pod.engine, pod.kv_connector), NixlPull | NixlPush):
             continue
         variable = engine.variable(_NIXL_HOST)
         if variable is None and any(container.env_from for container in engine.spec.containers):
