@@ -28,6 +28,18 @@ ANNOTATIONS = "spec template metadata annotations"
 POD = "spec template spec"
 CONTAINER = f"{POD} containers 0"
 NIXL_HOST = f"{CONTAINER} env 0"
+TRTLLM = [
+    *(
+        put(f"Deployment/{role}", f"{LABELS} model.aibrix.ai/engine", "trtllm")
+        for role in ("prefill", "decode")
+    ),
+    put(
+        "Deployment/decode",
+        f"{CONTAINER} args",
+        ["echo 'internal_request_auth_key: k' >/c; trtllm-serve m --config /c"],
+    ),
+]
+"""TensorRT-LLM engines, one of which is seen to have a key."""
 
 RAW_FILTER = """
 apiVersion: gateway.envoyproxy.io/v1alpha1
@@ -582,6 +594,12 @@ BROKEN = [
         ],
     ),
     Case(
+        "trtllm-key-missing",
+        "Deployment default/decode",
+        TRTLLM,
+        words="PDROUTER_TRTLLM_AUTH_KEY_FILE",
+    ),
+    Case(
         "adapter-unserved",
         "ModelAdapter default/llama-sql",
         [put("ModelAdapter", "spec podSelector matchLabels", {"role-name": "embed"})],
@@ -982,6 +1000,11 @@ HARMLESS: dict[str, tuple[str, list[Change]]] = {
             put("Deployment/prefill", f"{CONTAINER} envFrom", [{"configMapRef": {"name": "nixl"}}]),
         ],
     ),
+    "signed hand-overs": (
+        "endpoint_override",
+        [*TRTLLM, setting("PDROUTER_TRTLLM_AUTH_KEY_FILE", "/etc/pdrouter/trtllm/key")],
+    ),
+    "TensorRT-LLM engines without a key": ("endpoint_override", TRTLLM[:2]),
     "a simulated engine": (
         "endpoint_override",
         [

@@ -18,6 +18,7 @@ from pdrouter.tools.doctor.installation import Installation
 from pdrouter.tools.doctor.objects.base import ObjectRef
 
 _NIXL_HOST = "VLLM_NIXL_SIDE_CHANNEL_HOST"
+_TRTLLM_KEY = "internal_request_auth_key"
 
 
 def _find_nameless(installation: Installation) -> Iterator[Defect]:
@@ -171,6 +172,22 @@ def _judge_nixl_hosts(installation: Installation) -> Iterator[Defect]:
         )
 
 
+def _find_unsigned(installation: Installation) -> Iterator[Defect]:
+    if not installation.routers or _settings(installation).trtllm_auth_key_file is not None:
+        return
+    for engine in installation.engines:
+        if engine.pod is None or engine.pod.engine != "trtllm":
+            continue
+        for container in engine.spec.containers:
+            if any(_TRTLLM_KEY in word for word in (*container.command, *container.args)):
+                yield Defect(
+                    engine.ref,
+                    f"{engine.prefix}spec.containers[{container.name}]",
+                    f"it sets {_TRTLLM_KEY}, and the router has no PDROUTER_TRTLLM_AUTH_KEY_FILE",
+                    "mount the Secret with the key in the router's pods, and name its file there",
+                )
+
+
 def _find_unreachable(installation: Installation) -> Iterator[Defect]:
     for pod in read_running_pods(installation.snapshot):
         reason = installation.snapshot.unreachable.get(pod.address)
@@ -278,6 +295,13 @@ CHECKS: tuple[Check[Installation], ...] = (
         "PDROUTER_REWRITE_REMOTE_HOST is never.",
         "Decode pods look for the blocks on their own machine, and fail or prefill again.",
         _find_unusable_nixl_hosts,
+    ),
+    Check(
+        "trtllm-key-missing",
+        Severity.ERROR,
+        "TensorRT-LLM engines want hand-overs signed, and the router has no key.",
+        "They refuse every generation leg: requests of two legs end in a 401.",
+        _find_unsigned,
     ),
     Check(
         "pod-unreachable",
