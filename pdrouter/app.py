@@ -110,7 +110,7 @@ class Application:
             interval_s=interval_s,
             failures=self.failures,
             # Without the API server, this is how an engine is seen to start anew.
-            on_lost=self.peers.doubt,
+            on_lost=self.peers.note_unreachable,
         )
         self._check = EngineCheck(self.cache)
         self._source = create_source(settings, self.cache, self._count_reload)

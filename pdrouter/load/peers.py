@@ -91,6 +91,12 @@ class PeerKnowledge:
         if known is not None:
             known.agreed, known.doubted = 0, self.clock()
 
+    def note_unreachable(self, uid: str) -> None:
+        """Doubt a pod's engine that cannot be reached, unless its start would be known."""
+        known = self._known.get(uid)
+        if known is not None and not known.pod.started:
+            self.doubt(uid)
+
     def forget(self, uid: str) -> None:
         """Forget the engine of a pod that has gone, or in which there is another one."""
         self._known.pop(uid, None)

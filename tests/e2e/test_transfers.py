@@ -36,6 +36,7 @@ from pdrouter.tools.simulation.config import EngineConfig, KvConnector
 from pdrouter.tools.simulation.engine import SimulatedEngine
 from pdrouter.tools.simulation.faults import Fault
 
+TOOL = {"type": "function", "function": {"name": "f"}}
 COMPLETIONS = "/v1/completions"
 WIRES: tuple[KvConnector, ...] = ("nixl-push", "mooncake")
 
@@ -89,6 +90,7 @@ async def test_all_kinds_of_requests_are_split(wire: KvConnector) -> None:
             (CHAT, chat(stream=True)),
             (COMPLETIONS, {"model": "demo", "prompt": "Why?", "max_tokens": 4}),
             (CHAT, chat(padding="x" * 1_000_000)),
+            (CHAT, chat(tools=[TOOL], tool_choice="required")),
         ):
             response = await client.post(path, json=request)
             asked, sent = expect_disaggregated(stack, response)

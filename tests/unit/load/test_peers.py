@@ -111,3 +111,14 @@ def test_what_was_asked_before_a_doubt_does_not_end_it() -> None:
     assert knowledge.find(POD) is None
     knowledge.learn(POD, FACTS, 1.5)
     assert knowledge.find(POD) == FACTS
+
+
+@pytest.mark.parametrize(("started", "believed"), [("", False), ("1", True)])
+def test_an_engine_out_of_reach_is_doubted_where_nothing_else_tells_of_its_start(
+    started: str, *, believed: bool
+) -> None:
+    knowledge, pod = PeerKnowledge(), make_pod("p", started=started)
+    knowledge.note_unreachable(pod.uid)
+    knowledge.learn(pod, FACTS, LATER)
+    knowledge.note_unreachable(pod.uid)
+    assert (knowledge.find(pod) is not None) == believed
