@@ -103,15 +103,7 @@ class Application:
             # What goes with the engine of a pod, when another one runs in it.
             lambda uid: _forget(uid, prefixes, self.failures, self.peers),
         )
-        interval_s = settings.metrics_interval_ms / 1000
-        self._engines = MetricsScraper(
-            self.cache,
-            self.ledger,
-            interval_s=interval_s,
-            failures=self.failures,
-            # Without the API server, this is how an engine is seen to start anew.
-            on_lost=self.peers.note_unreachable,
-        )
+        self._engines = self._create_scraper()
         self._check = EngineCheck(self.cache)
         self._source = create_source(settings, self.cache, self._count_reload)
         self._tokenizers = _create_tokenizers(settings)
@@ -163,6 +155,16 @@ class Application:
             [AccessLogService(exchanges.answers.receive, log_entries).handler()]
             if settings.observe_tokens.access_log
             else [],
+        )
+
+    def _create_scraper(self) -> MetricsScraper:
+        return MetricsScraper(
+            self.cache,
+            self.ledger,
+            interval_s=self._settings.metrics_interval_ms / 1000,
+            failures=self.failures,
+            # Without the API server, this is how an engine is seen to start anew.
+            on_lost=self.peers.note_unreachable,
         )
 
     def _create_admin(self) -> AdminServer:

@@ -240,9 +240,8 @@ class Pod:
             _create_pairing(namespace, roleset, engine, revision),
             labels,
             config,
-            None,
-            started,
-            bootstrap_port,
+            started=started,
+            bootstrap_port=bootstrap_port,
         )
 
     def take_for(self, revision: str) -> "Pod":

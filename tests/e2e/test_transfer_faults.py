@@ -10,11 +10,12 @@ from expectations import (
     PREFILL,
     chat,
 )
-from failures import CHAT, try_first
+from failures import CHAT, failing, try_first
 from together import FAULTS, Case, leave, suffer, suffer_many
 
 from pdrouter.tools.local_stack import LocalStack, StackOptions
 from pdrouter.tools.simulation.config import KvConnector
+from pdrouter.tools.simulation.faults import Fault
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -78,6 +79,18 @@ async def test_a_client_that_leaves_ends_all(
 ) -> None:
     await know_all(stack, client)
     await leave(stack, client, leg, chat(stream=stream))
+
+
+@pytest.mark.parametrize(("status", "doubted"), [(500, True), (400, False)])
+async def test_what_decode_was_told_of_is_doubted_if_decode_fails(
+    stack: LocalStack, client: httpx.AsyncClient, status: int, *, doubted: bool
+) -> None:
+    await know_all(stack, client)
+    with failing(stack.decode, Fault(status=status)):
+        assert (await client.post(CHAT, json=chat())).status_code == status
+    pods = {pod.address: pod for pod in stack.router.cache.view.pods}
+    known = [stack.router.peers.find(pods[engine.address]) for engine in stack.prefill]
+    assert known.count(None) == doubted
 
 
 async def test_many_requests_with_faults_leave_nothing(
