@@ -24,7 +24,9 @@ T = TypeVar("T")
 
 _decode_string = msgspec.json.Decoder(str).decode
 _SPACE = rb"[ \t\n\r]*+"
-_TEXT = rb'[^"\\\x00-\x1f]{0,256}+'
+# A name is kept as text, which may take four bytes for each of one: no request has one as long.
+MAX_NAME_BYTES = 256
+_TEXT = rb'[^"\\\x00-\x1f]{0,%d}+' % MAX_NAME_BYTES
 _PLAIN = rb'"%b"|true|false|null|(?:0|[1-9][0-9]{0,20}+)(?:\.[0-9]{1,20}+)?' % _TEXT
 _PLAIN_OBJECT = rb'\{%b"%b"%b:%b(?:%b)%b\}' % (_SPACE, _TEXT, _SPACE, _SPACE, _PLAIN, _SPACE)
 _MARK = rb"(?P<mark>[,}])" + _SPACE
@@ -64,7 +66,7 @@ class Body:
 
         Raises:
             BodyInvalid: `data` is not valid UTF-8, not valid JSON, not a JSON object, or has more
-                members than any request needs.
+                members or longer names than any request needs.
         """
         self.data = data
         check_utf_8(data)
@@ -249,7 +251,7 @@ def _read_member(
 ) -> tuple[Span, re.Match[bytes]]:
     """Return a member whose key or value is long or not plain, and what stands behind it."""
     if key is None:
-        name, start = _read_long_key(view, position)
+        name, start = _read_escaped_key(view, position)
     else:
         name, start = str(key[1], "utf-8"), key.end()
     end, after = find_end(view, start)
@@ -259,11 +261,13 @@ def _read_member(
     return (name, position, start, end), mark
 
 
-def _read_long_key(view: memoryview, start: int) -> tuple[str, int]:
-    """Return a key that is long or has escapes, and where its value starts."""
+def _read_escaped_key(view: memoryview, start: int) -> tuple[str, int]:
+    """Return a key that has escapes or is too long, and where its value starts."""
     if read_mark(view, start) != QUOTE:
         raise invalid_character(start)
     end, after = find_end(view, start)
     if read_mark(view, after) != COLON:
         raise invalid_character(after)
+    if end - start > MAX_NAME_BYTES + len(b'""'):
+        raise BodyInvalid(f"the name of a member takes more than {MAX_NAME_BYTES} bytes")
     return _decode_string(view[start:end]), skip_space(view, after + 1)

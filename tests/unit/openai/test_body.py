@@ -298,6 +298,16 @@ def test_a_body_with_more_members_than_any_request_has_is_refused() -> None:
             Body(b"{" + b",".join(many) + b"}")
 
 
+@pytest.mark.parametrize("letter", ["n", "\N{GRINNING FACE}", r"\u006e"])
+def test_a_longer_name_than_any_member_has_is_refused(letter: str) -> None:
+    fits = letter * (256 // len(letter.encode()))
+    data = f'{{"{fits}":1,"b":{{"a":2}}}}'.encode()
+    assert bytes(Body(data).edit(remove={"b"})) == f'{{"{fits}":1}}'.encode()
+    for long in (fits + letter, letter * 100_000):
+        with pytest.raises(BodyInvalid, match="takes more than 256 bytes"):
+            Body(f'{{"b":{{}},"{long}":1}}'.encode())
+
+
 @pytest.mark.parametrize("size", [1 << 20, 8 << 20])
 def test_a_large_member_stays_as_it_is(size: int) -> None:
     large = b'"' + b'\\"\\u00e9x' * (size // 9) + b'"'

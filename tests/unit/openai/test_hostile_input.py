@@ -111,12 +111,22 @@ def fill(holder: bytes, fragment: bytes, joint: bytes) -> bytes:
 @example(CHAT, b'{"model":"m","messages":[%s]}', b'{"content":[{"content":[{}]}]}', b",")
 @example(CHAT, b'{"model":"m","messages":[%s]}', b'"ab"', b",")
 @example(CHAT, b'{"model":"m","messages":[{}],%s}', b'"a":1', b",")
+@example(CHAT, b'{"model":"m","messages":[{}],"%s":1}', "😀".encode(), b",")
+@example(CHAT, b'{"model":"m","messages":[{}],"%s":1}', "😀".encode(), b"")
+@example(CHAT, b'{"model":"m","messages":[{}],"vllm_xargs":{"%s":1}}', "😀".encode(), b"")
 @example("/v1/completions", b'{"model":"m","prompt":[%s]}', b'"a"', b",")
 def test_no_body_costs_more_than_the_bounds_allow(
     path: str, holder: bytes, fragment: bytes, joint: bytes
 ) -> None:
     data = fill(holder, fragment, joint)
     expect_bounded(measure(lambda: read_request(path, data)))
+
+
+def test_names_cost_no_more_than_the_bounds_allow() -> None:
+    # One wide character has each letter of a name take four bytes.
+    names = (f'"{number:03}😀{"a" * 249}":1' for number in range(MAX_MEMBERS - 2))
+    data = b'{"model":"m","messages":[{}],%s}' % ",".join(names).encode()
+    expect_bounded(measure(lambda: read_request(CHAT, data)))
 
 
 @pytest.mark.parametrize("megabytes", [1, 8])
