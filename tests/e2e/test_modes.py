@@ -87,7 +87,10 @@ async def test_a_plain_request(
     _, decode = expect_disaggregated(stack, response)
     assert response.json()["usage"]["completion_tokens"] == TOKENS
     assert decode.request.headers["target-pod"] == decode.engine.address
-    assert decode.request.headers["x-gateway-destination-endpoint"] == decode.engine.address
+    named = decode.request.headers["x-gateway-destination-endpoint"].split(",")
+    assert named[0] == decode.engine.address
+    assert len(named) == (2 if stack_options.routing is Routing.OVERRIDE_HOST else 1)
+    assert set(named) <= {engine.address for engine in stack.decode}
     messages = await count_messages(stack) - before
     # Request headers, request body, response headers.
     assert messages > 3 if passes_bodies(stack_options) else messages == 3
