@@ -22,11 +22,11 @@ from pdrouter.cluster.pods import Pod, Role
 from pdrouter.engines.registry import WIRES
 from pdrouter.tools.doctor.objects.base import ObjectRef
 from pdrouter.tools.doctor.objects.workloads import (
-    ContainerPort,
     DaemonSet,
     Deployment,
     PodManifest,
-    PodSpec,
+    PodSpecManifest,
+    PortManifest,
     StatefulSet,
     Variable,
     Workload,
@@ -58,7 +58,7 @@ class Engine:
     ref: ObjectRef
     prefix: str
     metadata: ObjectMeta
-    spec: PodSpec
+    spec: PodSpecManifest
     replicas: int
     pod: Pod | None
     ranks: tuple[Pod, ...]
@@ -70,7 +70,7 @@ class Engine:
         return Role(name) if name in (Role.PREFILL, Role.DECODE) else None
 
     @property
-    def ports(self) -> tuple[ContainerPort, ...]:
+    def ports(self) -> tuple[PortManifest, ...]:
         """The TCP ports that its containers declare."""
         return tuple(
             port
@@ -114,7 +114,7 @@ def read_running_pods(snapshot: Snapshot) -> list[Pod]:
     return [pod for pod in pods if pod is not None]
 
 
-def _as_router_reads(spec: PodSpec) -> containers.PodSpec:
+def _as_router_reads(spec: PodSpecManifest) -> containers.PodSpec:
     return containers.PodSpec(
         [
             containers.Container(
@@ -129,7 +129,7 @@ def _as_router_reads(spec: PodSpec) -> containers.PodSpec:
 
 def find_pods(
     snapshot: Snapshot,
-) -> Iterator[tuple[ObjectRef, str, ObjectMeta, PodSpec, int]]:
+) -> Iterator[tuple[ObjectRef, str, ObjectMeta, PodSpecManifest, int]]:
     """Yield what pods are made of: the object and the path in it, metadata, spec, and how many."""
     for workload in snapshot.of(Workload):
         template = workload.spec.template

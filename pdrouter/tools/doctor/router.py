@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from pdrouter.nearest import find_nearest
 from pdrouter.settings import Refusal, Settings, declarations
-from pdrouter.tools.doctor.objects.workloads import Container, Deployment
+from pdrouter.tools.doctor.objects.workloads import ContainerManifest, Deployment
 
 _REFERENCE = re.compile(r"\$\(([A-Za-z_][A-Za-z0-9_]*)\)")
 _SIGNS = frozenset({"ROUTING_ALGORITHM", "AIBRIX_PREFILL_REQUEST_TIMEOUT"})
@@ -36,7 +36,7 @@ class RouterDeployment:
     refusals: tuple[Refusal, ...]
 
     @property
-    def container(self) -> Container:
+    def container(self) -> ContainerManifest:
         return self.deployment.spec.template.spec.containers[self.index]
 
     def field(self, path: str) -> str:
@@ -76,7 +76,7 @@ class RouterDeployment:
         return self.settings.namespaces or (own,)
 
 
-def is_router(container: Container) -> bool:
+def is_router(container: ContainerManifest) -> bool:
     """Return whether a container looks like the router, by its variables, image or command."""
     names = {variable.name for variable in container.env}
     if any(name.startswith("PDROUTER_") or find_nearest(name, _SIGNS) for name in names):

@@ -8,7 +8,7 @@ from pdrouter.tools.doctor.checks.headers import steering_header
 from pdrouter.tools.doctor.findings import Check, Defect, Severity
 from pdrouter.tools.doctor.installation import Attachment, Installation
 from pdrouter.tools.doctor.objects.base import ObjectRef
-from pdrouter.tools.doctor.objects.envoy_gateway import BackendPolicy, PatchPolicy, Retry
+from pdrouter.tools.doctor.objects.envoy_gateway import BackendPolicy, PatchPolicy, RetryPolicy
 from pdrouter.tools.doctor.patches import name_as_protobuf
 from pdrouter.tools.doctor.retry_policies import (
     SAFE,
@@ -82,7 +82,7 @@ def _judge_patches(policy: PatchPolicy) -> Iterator[tuple[ObjectRef, str, str]]:
 
 def _find_retries_by_list(
     installation: Installation,
-) -> Iterator[tuple[Attachment, BackendPolicy, Retry | None]]:
+) -> Iterator[tuple[Attachment, BackendPolicy, RetryPolicy | None]]:
     """Yield the policies by which Envoy goes by the list of pods, and their retries."""
     for attachment in installation.attachments:
         for route in () if attachment.steered_routes else attachment.routes:

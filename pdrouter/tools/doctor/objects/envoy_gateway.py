@@ -124,7 +124,7 @@ class PerRetry(msgspec.Struct, frozen=True):
     timeout: Seconds | None = None
 
 
-class Retry(msgspec.Struct, frozen=True, rename="camel"):
+class RetryPolicy(msgspec.Struct, frozen=True, rename="camel"):
     """Whether a request is tried again, and how often."""
 
     num_retries: int = 2
@@ -149,7 +149,7 @@ class BackendSettings(msgspec.Struct, frozen=True, rename="camel"):
 
     connection: Connection = Connection()
     circuit_breaker: CircuitBreaker = CircuitBreaker()
-    retry: Retry | None = None
+    retry: RetryPolicy | None = None
     health_check: HealthCheck = HealthCheck()
 
 
@@ -300,7 +300,7 @@ class BackendPolicySpec(PolicySpec, frozen=True, rename="camel"):
     load_balancer: LoadBalancer = LoadBalancer()
     timeout: BackendTimeout = BackendTimeout()
     circuit_breaker: CircuitBreaker = CircuitBreaker()
-    retry: Retry | None = None
+    retry: RetryPolicy | None = None
     routing_type: str | None = None
     merge_type: str | None = None
 

@@ -29,7 +29,7 @@ class Variable(msgspec.Struct, frozen=True, rename="camel"):
     value_from: VariableSource | None = None
 
 
-class ContainerPort(msgspec.Struct, frozen=True, rename="camel"):
+class PortManifest(msgspec.Struct, frozen=True, rename="camel"):
     """A port that a container declares."""
 
     container_port: int
@@ -37,7 +37,7 @@ class ContainerPort(msgspec.Struct, frozen=True, rename="camel"):
     protocol: str = "TCP"
 
 
-class Container(msgspec.Struct, frozen=True, rename="camel"):
+class ContainerManifest(msgspec.Struct, frozen=True, rename="camel"):
     """A container of a pod."""
 
     name: str
@@ -46,19 +46,19 @@ class Container(msgspec.Struct, frozen=True, rename="camel"):
     args: list[str] = []
     env: list[Variable] = []
     env_from: list[Any] = []
-    ports: list[ContainerPort] = []
+    ports: list[PortManifest] = []
     readiness_probe: dict[str, Any] | None = None
     liveness_probe: dict[str, Any] | None = None
 
 
-class PodSpec(msgspec.Struct, frozen=True, rename="camel"):
-    containers: list[Container] = []
+class PodSpecManifest(msgspec.Struct, frozen=True, rename="camel"):
+    containers: list[ContainerManifest] = []
     service_account_name: str = "default"
     termination_grace_period_seconds: int = 30
 
 
 class PodManifest(KubeObject, frozen=True):
-    spec: PodSpec = PodSpec()
+    spec: PodSpecManifest = PodSpecManifest()
     status: PodStatus = PodStatus()
 
 
@@ -73,7 +73,7 @@ class PodTemplate(msgspec.Struct, frozen=True):
     """What the pods of a workload are made from."""
 
     metadata: TemplateMetadata = TemplateMetadata()
-    spec: PodSpec = PodSpec()
+    spec: PodSpecManifest = PodSpecManifest()
 
 
 class WorkloadSpec(msgspec.Struct, frozen=True):
