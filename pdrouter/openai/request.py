@@ -223,8 +223,9 @@ def _nested(body: Body, name: str | None) -> Body | None:
         return None
     try:
         return Body(raw)
-    except BodyInvalid:
-        raise _invalid(str(name), f"{name!r} must be an object") from None
+    except BodyInvalid as error:
+        reason = f"cannot be read: {error}" if raw.startswith(b"{") else "must be an object"
+        raise _invalid(str(name), f"{name!r} {reason}") from None
 
 
 def _check_duplicates(holder: Body, transfer_members: frozenset[str]) -> None:

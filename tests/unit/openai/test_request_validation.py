@@ -311,6 +311,16 @@ def test_sampling_params_must_be_an_object(value: Any) -> None:
     assert (rejected.code, rejected.param) == ("invalid_value", "sampling_params")
 
 
+def test_what_sampling_params_have_too_much_of_is_told() -> None:
+    for members, reason in (
+        ({"n" * 257: 1}, "256 bytes"),
+        (dict.fromkeys(map(str, range(1001))), "1000 members"),
+    ):
+        rejected = reject(GENERATE, make_body(GENERATE, sampling_params=members))
+        assert (rejected.code, rejected.param) == ("invalid_value", "sampling_params")
+        assert reason in rejected.message
+
+
 @pytest.mark.parametrize("value", [..., None])
 def test_sampling_params_may_be_absent(value: Any) -> None:
     assert make_request(GENERATE, sampling_params=value).sampling is None
