@@ -110,9 +110,12 @@ class ContextFirst(Split):
             return None  # `last_body` says what is wrong.
         if choice.finish_reason is None or choice.finish_reason.encode() in _UNFINISHED:
             return None
-        whole = Body(body)
-        (item,) = _decode_items(whole.raw("choices") or b"[]")
-        stripped = Body(bytes(item)).edit(remove={PARAMS})
+        try:
+            whole = Body(body)
+            (item,) = _decode_items(whole.raw("choices") or b"[]")
+            stripped = Body(bytes(item)).edit(remove={PARAMS})
+        except BodyInvalid:
+            return None  # As above.
         choices = Pieces((b"[", *stripped.parts, b"]"))
         return bytes(whole.edit({"choices": choices}, {_TOKENS}))
 

@@ -151,6 +151,15 @@ def test_a_name_within_a_text_ends_no_answer() -> None:
         hand_over(answer(choices=[{**other, "disaggregated_params": tell()}]))
 
 
+@pytest.mark.parametrize("more", [{"n" * 257: 1}, dict.fromkeys(map(str, range(1001)))])
+def test_a_final_answer_from_which_no_handle_can_be_taken_is_not_used(more: dict[str, Any]) -> None:
+    choice = {"finish_reason": "stop", "disaggregated_params": tell()}
+    for body in (answer(choices=[choice], **more), answer(choices=[{**choice, **more}])):
+        assert SPLIT.find_final_answer(make_answers(body, POD)) is None
+        with pytest.raises(HandoffInvalid):
+            hand_over(body)
+
+
 @pytest.mark.parametrize("params", [{}, {"disaggregated_params": tell()}])
 def test_the_first_token_may_be_the_last_and_the_client_sees_no_handle(
     params: dict[str, Any],
