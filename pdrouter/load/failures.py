@@ -14,13 +14,7 @@ from collections.abc import Callable, Hashable, Mapping
 from random import Random
 
 from pdrouter.engines.split import Leg
-from pdrouter.load.failure_records import (
-    EjectionRules,
-    Part,
-    Record,
-    Trial,
-    Trouble,
-)
+from pdrouter.load.failure_records import EjectionRules, Part, Record, Trial, Trouble
 from pdrouter.load.reach import Reaches
 from pdrouter.load.silences import Silences
 
@@ -158,6 +152,8 @@ class FailureMemory:
         """Note that an answer which was just noted as a success is of no use: it was a failure."""
         record = self._records.get(Part(uid, leg, ""))
         if record is not None:
+            if record.ejected:
+                return False  # As a success it would have ended that: it began before, and is late.
             record.take_back()
         return self.note_failure(uid, leg, cause, began)
 

@@ -218,6 +218,21 @@ def test_one_that_is_of_use_starts_the_count_anew() -> None:
     assert bench.memory.calm
 
 
+def test_useless_answers_of_before_an_ejection_neither_lengthen_it_nor_excuse_the_pod() -> None:
+    bench = Bench()
+    began = bench.clock.now
+    bench.wait(1)
+    bench.fail(3)
+    before = bench.memory.look("m")[DECODE]["a"]
+    for _ in range(5):
+        bench.wait(0.1)
+        bench.succeed(began=began)
+        assert not bench.memory.note_worthless("a", DECODE, "handoff", bench.clock.now)
+    assert bench.memory.look("m")[DECODE]["a"] == before
+    bench.wait(10)
+    assert not bench.is_out()
+
+
 def test_what_a_pod_lacks_for_one_adapter_leaves_it_in_for_others() -> None:
     bench = Bench()
     bench.fail(3, model="adapter")
