@@ -139,13 +139,18 @@ class SideLegs:
         call: Call,
     ) -> Tried | Companion:
         """Try a leg on one pod, to its end or until it runs beside the last leg."""
-        pod = choice.pod
+        pod, state = choice.pod, self.router.state
         split = self.splits.find(pod.engine, pod.kv_connector)
         peer: PeerFacts | None = NOTHING
         if split.needs_peer:
             began = time.monotonic()
             try:
-                with call.record.steps.time("introduction", waits=True):
+                with (
+                    # Or an engine that says nothing would look idle to all who come meanwhile.
+                    state.failures.start_trial(pod.uid, choice.leg),
+                    state.ledger.start(choice.leg, pod.uid, choice.tokens),
+                    call.record.steps.time("introduction", waits=True),
+                ):
                     peer = await self.introductions.meet(pod, split, posts.deadline)
             except PostFailed as failed:
                 attempt = posts.describe_failure(pod, failed, began)

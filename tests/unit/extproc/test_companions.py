@@ -434,3 +434,28 @@ async def test_a_kind_that_prefill_engines_fail_is_not_refused_for_that() -> Non
     assert len(pair.bench.prefill.posts) == 2
     pair.bench.exchange.close()
     await pair.bench.exchange.call.wait_closed()
+
+
+async def test_who_waits_to_know_an_engine_is_counted_there() -> None:
+    pods = [replace(pod, kv_connector="mooncake", bootstrap_port=8998) for pod in (PREFILL, DECODE)]
+    bench = Bench(pods)
+    asked = asyncio.Event()
+
+    async def hang(*of: object) -> EngineAnswer:
+        asked.set()
+        return await asyncio.Future()
+
+    bench.prefill.get = hang  # type: ignore[attr-defined]
+    failures = bench.state.failures
+    for _ in range(failures.rules.after):
+        failures.note_failure(PREFILL.uid, Leg.PREFILL, "timeout", failures.clock())
+    task = asyncio.create_task(bench.tell(request_headers(), request_body()))
+    await asyncio.wait_for(asked.wait(), 5)
+    assert bench.ledger.loads[Leg.PREFILL][PREFILL.uid].requests == 1
+    (remembered,) = failures.describe(PREFILL.uid)
+    assert remembered["on_trial"]
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    bench.close()
+    (remembered,) = failures.describe(PREFILL.uid)
+    assert not remembered["on_trial"]
