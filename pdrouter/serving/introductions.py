@@ -77,12 +77,14 @@ class Introductions:
             if outcome is not None:
                 return outcome
         asked = self._asked[pod.uid] = asyncio.get_running_loop().create_future()
-        began = self.knowledge.clock()
-        told: _Outcome = None  # Whoever asked has left: the next one asks.
+        began, asking = self.knowledge.clock(), time.monotonic()
+        told: _Outcome = None  # Whoever asked has left, or had less time: the next one asks.
         try:
             told = await self._ask(pod, split, inquiry, deadline)
         except PostFailed as failed:
-            told = failed
+            hasty = deadline - asking < inquiry.timeout_s
+            if not (hasty and failed.kind is FailureKind.TIMEOUT):
+                told = failed
             raise
         finally:
             del self._asked[pod.uid]

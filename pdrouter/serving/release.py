@@ -111,7 +111,7 @@ class HeldHandle:
     Attributes:
         answer: the answer with the handle.
         last: the pod that was chosen for the last leg.
-        model: the model or adapter, by the engine's name.
+        model: name by which the view has the model or adapter.
         headers: the client's headers.
         sent: whether it was sent on, so that only Envoy can say that no engine has it.
         written: the request for its release, where the answer is too large to be kept: its body is
@@ -221,7 +221,7 @@ class Releases:
         Args:
             answer: the answer with the handle.
             last: the pod that was chosen for the last leg.
-            model: the model or adapter, by the engine's name.
+            model: name by which the view has the model or adapter.
             headers: the client's headers.
         """
         if not self._rules.enabled:

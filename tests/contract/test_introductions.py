@@ -68,6 +68,22 @@ async def test_what_cannot_be_learnt_fails_for_all_who_wait(introductions: Intro
     assert not introductions._asked
 
 
+async def test_who_has_little_time_left_does_not_end_the_question_of_others(
+    introductions: Introductions,
+) -> None:
+    async with listen(hang) as silent:
+        pod = at(silent)
+        hasty = asyncio.create_task(introductions.meet(pod, MOONCAKE, time.monotonic() + 0.05))
+        await wait_until(lambda: bool(introductions._asked))
+        patient = meet(introductions, pod)
+        with pytest.raises(PostFailed):
+            await hasty
+        await wait_until(lambda: patient.done() or silent.connections == 2)
+        assert not patient.done()
+        patient.cancel()
+        await asyncio.gather(patient, return_exceptions=True)
+
+
 async def test_who_leaves_does_not_take_the_question_along(introductions: Introductions) -> None:
     async with listen(hang) as silent:
         pod = at(silent)
