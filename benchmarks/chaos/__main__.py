@@ -23,6 +23,7 @@ SCENARIOS = {
     "NIXL pull": Scenario("nixl", Routing.ORIGINAL_DST),
     "NIXL pull, Envoy with a list of pods": Scenario("nixl", Routing.OVERRIDE_HOST),
     "Neuron, older wire": Scenario("neuron-legacy", Routing.ORIGINAL_DST),
+    "SGLang": Scenario("bootstrap", Routing.ORIGINAL_DST),
 }
 """By what the report calls them."""
 

@@ -32,7 +32,10 @@ _ROUTER_GAUGES = (
 _ENGINE_GAUGES = (
     "vllm:num_requests_running",
     "vllm:num_requests_waiting",
+    "sglang:num_running_reqs",
+    "sglang:num_queue_reqs",
     "simulation:kv_handles_outstanding",
+    "simulation:rooms_open",
 )
 TOLD_BY_ENGINES = (
     "simulation:kv_fetches_total",

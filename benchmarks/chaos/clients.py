@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import aiohttp
@@ -34,6 +35,7 @@ _NOT_VALID: Sequence[bytes] = (
 )
 _ENVELOPE = {"message", "type", "param", "code"}
 _DONE = b"data: [DONE]"
+_MEETING = ("bootstrap_host", "bootstrap_port", "bootstrap_room")
 
 
 class _Broken(Exception):
@@ -124,7 +126,7 @@ class Clients:
                 self.tally.errors[judge_error(response, await _read(response))] += 1
                 return
             self._check_legs(response.headers)
-            expected = expect_words(body, tokens)
+            expected = expect_words(body, tokens, self._find_meeting(response.headers))
             if stream:
                 await self._judge_stream(response, expected, leave_after)
             else:
@@ -190,6 +192,16 @@ class Clients:
             if len(rolesets) != 1:
                 raise _Broken(Breach.MIXED_PAIR, rolesets)
 
+    def _find_meeting(self, headers: Mapping[str, str]) -> Mapping[str, Any]:
+        """Return what the router has added for legs that meet in a room."""
+        if self.installation.connector != "bootstrap":
+            return {}
+        for engine, request in self._find_legs(headers["x-request-id"]):
+            if engine.config.role == "decode":
+                received = json.loads(request.body)
+                return {name: received[name] for name in _MEETING if name in received}
+        return {}
+
     def _find_legs(self, request_id: str) -> list[tuple[SimulatedEngine, ReceivedRequest]]:
         """Return what engines have received for a request; after a retry, its id has a suffix."""
         return [
@@ -203,12 +215,13 @@ class Clients:
 
     def _has_cause(self, cut: _Cut, begun: float) -> bool:
         """Return whether an engine was made to cut it, or something has ended meanwhile."""
-        return self._was_outage(begun) or (
-            cut.request_id is not None
-            and any(
-                engine.config.role == "decode" and request.outcome == "dropped"
-                for engine, request in self._find_legs(cut.request_id)
-            )
+        if self._was_outage(begun):
+            return True
+        # Where both legs run at once, one that breaks ends the other.
+        ends = ("decode",) if self.installation.connector != "bootstrap" else ("prefill", "decode")
+        legs = [] if cut.request_id is None else self._find_legs(cut.request_id)
+        return any(
+            engine.config.role in ends and request.outcome == "dropped" for engine, request in legs
         )
 
     def _was_outage(self, begun: float) -> bool:
@@ -231,9 +244,17 @@ def write_body(ask: Ask, *, stream: bool, tokens: int) -> bytes:
     return b"{" + b", ".join(members) + b"}"
 
 
-def expect_words(body: bytes, tokens: int) -> list[str]:
-    """Return what a simulated engine answers to a request."""
-    digest = prompt_digest(PATH, json.loads(body))[:8]
+def expect_words(
+    body: bytes, tokens: int, meeting: Mapping[str, Any] = MappingProxyType({})
+) -> list[str]:
+    """Return what a simulated engine answers to a request.
+
+    Args:
+        body: what the client has sent.
+        tokens: how long the answer is.
+        meeting: what the router has added to it.
+    """
+    digest = prompt_digest(PATH, {**json.loads(body), **meeting})[:8]
     return [f"{digest}-{index}" for index in range(tokens)]
 
 
@@ -259,8 +280,11 @@ def judge_error(response: aiohttp.ClientResponse, body: bytes) -> str:
 def judge_envelope(body: bytes) -> str:
     """Check the body of an error; return its code."""
     try:
-        error: Any = json.loads(body)["error"]
-    except (ValueError, KeyError, TypeError):
+        answer: Any = json.loads(body)
+        # SGLang's own errors are flat.
+        flat = answer.pop("object", None) == "error"
+        error = answer if flat else answer["error"]
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise _Broken(Breach.MALFORMED_ERROR, body[:200]) from None
     if not isinstance(error, dict) or error.keys() != _ENVELOPE or not error["message"]:
         raise _Broken(Breach.MALFORMED_ERROR, body[:200])

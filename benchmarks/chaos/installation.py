@@ -16,6 +16,7 @@ import yaml
 from benchmarks.speed.processes import RouterProcess, run_router
 from pdrouter.tools.envoy_config import Address, EnvoyConfig, Routing, build_bootstrap, to_yaml
 from pdrouter.tools.envoy_process import EnvoyProcess
+from pdrouter.tools.local_stack import describe_engine
 from pdrouter.tools.simulation.config import EngineConfig, EngineRole, KvConnector
 from pdrouter.tools.simulation.engine import SimulatedEngine
 
@@ -195,14 +196,16 @@ class Installation:
         rolesets = [
             {
                 "name": name,
-                "prefill": [each.address for each in self.prefill[name] if each in listed],
-                "decode": [each.address for each in self.decode[name] if each in listed],
+                "prefill": [describe_engine(each) for each in self.prefill[name] if each in listed],
+                "decode": [describe_engine(each) for each in self.decode[name] if each in listed],
             }
             for name in _ROLESETS
         ]
+        software = self.engines[0].config.engine
+        wire = {"kv_connector": self.connector} if software == "vllm" else {"engine": software}
         model = {
             "name": MODEL,
-            "kv_connector": self.connector,
+            **wire,
             "rolesets": [each for each in rolesets if each["prefill"] or each["decode"]],
         }
         temporary = self.endpoints_file.with_suffix(".new")
@@ -291,6 +294,7 @@ def _make_engines(
                 prefill_tokens_per_s=20_000,
                 itl_ms=2,
                 kv_lease_s=LEASE_S,
+                peer_timeout_s=LEASE_S,
                 request_log_size=200,
             )
         )

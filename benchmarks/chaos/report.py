@@ -99,7 +99,9 @@ def _tell_promises(report: Report) -> dict[str, str]:
         "Altered bodies": _count(broken[Breach.ALTERED]),
         "Wrong answers": _count(broken[Breach.WRONG_ANSWER]),
         "Left in routers: requests, ledger, bodies": _count(broken[Breach.LEFT_IN_ROUTER]),
-        "Left in engines: KV blocks, running, waiting": _count(broken[Breach.LEFT_IN_ENGINE]),
+        "Left in engines: KV blocks, rooms, running, waiting": _count(
+            broken[Breach.LEFT_IN_ENGINE]
+        ),
         "Exceptions in the log": _count(broken[Breach.ACCIDENT]),
         "Promises broken, of these and all others": _count(broken.total()),
         "Requests until 20 in a row were answered, when all was well": _count(report.tries),

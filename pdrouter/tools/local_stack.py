@@ -141,8 +141,8 @@ def write_endpoints(
         model_members["engine"] = software
     roleset = {
         "name": "default",
-        "prefill": [_describe(engine) for engine in prefill],
-        "decode": [_describe(engine) for engine in decode],
+        "prefill": [describe_engine(engine) for engine in prefill],
+        "decode": [describe_engine(engine) for engine in decode],
     }
     content = {"models": [{**model_members, "rolesets": [roleset], **members}]}
     # In one step, so that the router never reads half a file.
@@ -151,7 +151,8 @@ def write_endpoints(
     temporary.replace(file)
 
 
-def _describe(engine: SimulatedEngine) -> str | dict[str, str | int]:
+def describe_engine(engine: SimulatedEngine) -> str | dict[str, str | int]:
+    """Return how an endpoints file names an engine."""
     if not engine.config.has_bootstrap_server:
         return engine.address
     return {"address": engine.address, "bootstrap_port": engine.bootstrap_port}

@@ -189,10 +189,22 @@ async def test_prompts_go_by_the_buckets_that_engines_say_they_are_compiled_for(
         long = await send_at_once(client, [ask_about(f"long {i}") for i in range(12)])
         served = count_served(stack, long)[0]
         assert min(served[coarse], served[fine]) >= 5, served
+        # A prompt above the largest bucket is computed in three passes of it.
+        count_served(stack, [await send(client, ask_about("longest", size=3 * LONG_BYTES))])
+        decisions = (await read_admin(stack, "/debug/decisions")).json()["decisions"]
+        chosen = [decision["prefill"] for decision in decisions]
+        predicted = [each["parts"][each["pod"]]["padded_tokens"] for each in chosen]
+        assert sorted(predicted) == [*[256] * 6, *[4096] * 12, 3 * 4096]
+        padding = "vllm_neuron:num_batched_tokens_padding_total"
+        computed = [
+            pod.count("vllm:prompt_tokens_total") + pod.count(padding) for pod in stack.prefill
+        ]
+        assert sum(computed) == sum(predicted)
 
         async def know_padding() -> None:
             pods = await read_pods()
-            assert all(pods[pod.address]["padded_tokens"] > 0 for pod in stack.prefill)
+            for pod in stack.prefill:
+                assert pods[pod.address]["padded_tokens"] == pod.count(padding)
 
         await eventually(know_padding)
 

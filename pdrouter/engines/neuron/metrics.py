@@ -7,7 +7,8 @@ from pdrouter.engines.reading import Found, add
 _EXECUTIONS = "vllm_neuron:neff_execution_count"
 _PADDING = "vllm_neuron:num_batched_tokens_padding"
 _SUFFIXES = ("", "_total")
-FAMILIES = tuple(f"{name}{suffix}" for name in (_EXECUTIONS, _PADDING) for suffix in _SUFFIXES)
+_PADDINGS = (_PADDING, f"{_PADDING}_total", f"{_PADDING}_sum")
+FAMILIES = (*(f"{_EXECUTIONS}{suffix}" for suffix in _SUFFIXES), *_PADDINGS)
 
 # Other numbers, such as that of prompts in a batch, may stand before or behind the length.
 _BUCKET = re.compile(r"prefill(?:_[a-z]+[0-9]*)*?_s([1-9][0-9]{0,6})(?:_[a-z]+[0-9]*)*")
@@ -30,4 +31,4 @@ def read_buckets(found: Found) -> tuple[int, ...] | None:
 
 def count_padding(found: Found) -> float | None:
     """Return how many tokens were computed only to fill up buckets; None if unknown."""
-    return add(found, *(_PADDING + suffix for suffix in _SUFFIXES))
+    return add(found, *_PADDINGS)

@@ -74,9 +74,13 @@ def parse_lengths(text: str) -> tuple[int, ...]:
     """Return whole numbers that are separated by commas.
 
     Raises:
-        ValueError: They are none.
+        argparse.ArgumentTypeError: They are none.
     """
-    return tuple(int(part) for part in text.split(","))
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        message = f"{text!r} is no list of whole numbers"
+        raise argparse.ArgumentTypeError(message) from None
 
 
 async def run(args: argparse.Namespace) -> int:

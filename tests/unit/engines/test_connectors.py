@@ -403,6 +403,18 @@ def test_remote_host_is_rewritten_by_policy_and_the_port_is_kept(
     assert list(json.loads(body)["kv_transfer_params"]) == list(params)
 
 
+@pytest.mark.parametrize("changes", [{}, {"transfer_mode": "push", "tp_size": 1}])
+def test_neurons_side_channel_is_sought_at_the_prefill_pod(changes: dict[str, Any]) -> None:
+    """Its engines say 127.0.0.1:5557 unless told otherwise, in read mode and in write mode."""
+    params = make_kv_params(remote_host="127.0.0.1", remote_port=5557, **changes)
+    for name in ("nixl", "neuron-write"):
+        split = Splits().find("vllm", name)
+        answers = make_answers(answer_with(params), POD)
+        body = json.loads(bytes(split.last_body(make_request(CHAT), PLACEMENT, answers)))
+        handle = body["kv_transfer_params"]
+        assert (handle["remote_host"], handle["remote_port"]) == (POD.ip, 5557)
+
+
 def test_an_empty_remote_host_that_must_not_be_rewritten_is_a_half_filled_handle() -> None:
     answer = answer_with(make_kv_params(remote_host=""))
     assert refuse(answer, NixlPull(RemoteHostRewrite.NEVER)).reason == "incomplete-params"

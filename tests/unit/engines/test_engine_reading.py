@@ -237,6 +237,11 @@ def test_buckets_and_padding_are_those_of_the_rank_that_is_asked_for() -> None:
     assert dialect.read(page, 1) == EngineReading(prefill_buckets=(4096,), padded_tokens=2)
 
 
+@pytest.mark.parametrize("suffix", ["", "_total", "_sum"])
+def test_padding_is_read_whatever_kind_of_metric_it_is(suffix: str) -> None:
+    assert read("vllm", f"vllm_neuron:num_batched_tokens_padding{suffix} 7") == {"padded_tokens": 7}
+
+
 def test_a_simulated_neuron_engine_names_what_it_has_run() -> None:
     config = EngineConfig(prefill_buckets=(128, 512))
     metrics = EngineMetrics(config)
