@@ -72,9 +72,7 @@ async def test_each_leg_names_a_rank_and_all_ranks_get_requests() -> None:
     async with run(1, 1) as (stack, client):
         assert await count_errors(client, 40, at_once=8) == 0
         for engine in (*stack.prefill, *stack.decode):
-            counts = count_ranks(engine)
-            assert set(counts) == {"0", "1"}
-            assert min(counts.values()) >= 5
+            assert set(count_ranks(engine)) == {"0", "1"}
         metrics = await read_metrics(stack)
         ready = metrics.total("pdrouter_pod_ready")
         assert ready == 2 * RANKS
