@@ -49,25 +49,23 @@ class Anyone(_Scored):
 
 
 class FewestPrefills(_Scored):
-    """The prefill pod with the fewest requests in flight."""
+    """The prefill pod with the fewest requests: this router's, and others' as last scraped."""
 
     name = "least-request"
 
     def score(self, pods: Sequence[Pod], request: RankingRequest) -> Sequence[float]:
         """Return the prefill legs in flight."""
-        ledger = request.state.ledger
-        return [float(ledger.load(Leg.PREFILL, pod.uid).requests) for pod in pods]
+        return [_count_requests(Leg.PREFILL, pod.uid, request) for pod in pods]
 
 
 class FewestDecodes(_Scored):
-    """The decode pod with the fewest requests in flight."""
+    """The decode pod with the fewest requests: this router's, and others' as last scraped."""
 
     name = "least-request"
 
     def score(self, pods: Sequence[Pod], request: RankingRequest) -> Sequence[float]:
-        """Return the decode legs in flight."""
-        ledger = request.state.ledger
-        return [float(ledger.load(Leg.DECODE, pod.uid).requests) for pod in pods]
+        """Return the requests that each decodes."""
+        return [_count_requests(Leg.DECODE, pod.uid, request) for pod in pods]
 
 
 class BetterOfTwoPrefills(_Scored):
@@ -86,7 +84,7 @@ class BetterOfTwoPrefills(_Scored):
 
 
 class BetterOfTwoDecodes(FewestDecodes):
-    """Of two random decode pods, the one with fewer requests in flight."""
+    """Of two random decode pods, the one with fewer requests."""
 
     name = "power-of-two"
 
@@ -167,6 +165,12 @@ class MooncakeStyle(_Scored):
         matched = request.matches.get(uid, 0)
         worth = _share(request, matched) >= self._MATCH
         return request.count_uncached(uid) if worth else request.facts.prompt_tokens
+
+
+def _count_requests(leg: Leg, uid: str, request: RankingRequest) -> float:
+    sample = request.state.samples.get(uid)
+    others = 0.0 if sample is None else sample.others
+    return request.state.ledger.load(leg, uid).requests + others
 
 
 def _share(request: RankingRequest, blocks: int) -> float:

@@ -124,7 +124,9 @@ def perform(run: Run, source: Source, targets: Targets) -> Finding:
         hardware,
         shape,
         create_strategy=lambda: contender.create(hardware),
-        options=contender.adapt(RouterOptions(prefill_buckets=hardware.prefill.buckets)),
+        options=contender.adapt(
+            RouterOptions(prefill_buckets=hardware.prefill.buckets), hardware, targets
+        ),
         seed=source.seed,
     )
     return Finding(run, rate, summarize(simulation.run(), hardware, targets))

@@ -10,7 +10,12 @@ from random import Random
 
 import msgspec
 
-from benchmarks.routing.cluster.workload import SimulatedRequest, Workload, make_prompt
+from benchmarks.routing.cluster.workload import (
+    SimulatedRequest,
+    Workload,
+    link_turns,
+    make_prompt,
+)
 
 _FILES = (
     # Mooncake's conversation trace says when requests came in steps of 3 s.
@@ -60,11 +65,13 @@ def read_mooncake(path: Path, name: str, *, spread_s: float = 0.0, seed: int = 0
     arrivals = _spread([row.timestamp / 1000.0 for row in rows], spread_s, Random(seed))
     return Workload(
         name,
-        tuple(
-            SimulatedRequest(
-                arrival, make_prompt(row.hash_ids, row.input_length), max(1, row.output_length)
-            )
-            for arrival, row in zip(arrivals, rows, strict=True)
+        link_turns(
+            [
+                SimulatedRequest(
+                    arrival, make_prompt(row.hash_ids, row.input_length), max(1, row.output_length)
+                )
+                for arrival, row in zip(arrivals, rows, strict=True)
+            ]
         ),
     )
 

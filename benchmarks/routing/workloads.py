@@ -9,6 +9,7 @@ from benchmarks.routing.cluster.workload import (
     BLOCK_TOKENS,
     SimulatedRequest,
     Workload,
+    link_turns,
     make_prompt,
 )
 
@@ -27,9 +28,11 @@ def make_workload(name: str, requests: int, seed: int = 0) -> Workload:
     drafts = sorted(islice(GENERATORS[name](Random(f"{name}/{seed}")), requests))
     return Workload(
         name,
-        tuple(
-            SimulatedRequest(arrival, make_prompt(blocks, tokens), output)
-            for arrival, blocks, tokens, output in drafts
+        link_turns(
+            [
+                SimulatedRequest(arrival, make_prompt(blocks, tokens), output)
+                for arrival, blocks, tokens, output in drafts
+            ]
         ),
     )
 

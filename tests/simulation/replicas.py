@@ -129,6 +129,7 @@ class LiveLegs(RoutedLegs):
         dispatching: Coroutine[Any, Any, Replies],
     ) -> None:
         self.decision = decision
+        self.priority = 0.0
         self.prompt_tokens = prompt_tokens
         self.exchange = exchange
         self.dispatching = dispatching

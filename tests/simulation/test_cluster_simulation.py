@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from benchmarks.routing.cluster.model import Shape
 from benchmarks.routing.cluster.presets import H100, SHAPES
-from benchmarks.routing.cluster.results import SimulationResult
+from benchmarks.routing.cluster.results import SimulationResult, Targets
 from benchmarks.routing.cluster.router_replica import RouterOptions
 from benchmarks.routing.cluster.simulation import MODEL, Simulation, make_pods
 from benchmarks.routing.cluster.workload import Workload
@@ -82,7 +82,7 @@ def simulate_contender(name: str, *, shape: Shape, seed: int = 0) -> SimulationR
         H100,
         shape,
         create_strategy=lambda: contender.create(H100),
-        options=contender.adapt(RouterOptions()),
+        options=contender.adapt(RouterOptions(), H100, Targets()),
         seed=seed,
     )
     return simulation.run()
@@ -96,10 +96,12 @@ def test_every_request_is_served_and_nothing_stays_counted(name: str, shape: Sha
     assert len(result.passages) == len(BUSY.requests)
     assert result.counted_work == ()
     for passage in result.passages:
-        assert passage.computed_s is not None
+        assert passage.whole == (passage.computed_s is None)
         assert passage.first_token_s is not None
         assert passage.finished_s is not None
-        assert passage.request.arrival_s < passage.computed_s < passage.first_token_s
+        computed_s = passage.first_token_s if passage.whole else passage.computed_s
+        assert computed_s is not None
+        assert passage.request.arrival_s < computed_s <= passage.first_token_s
         assert passage.first_token_s <= passage.finished_s
 
 

@@ -1,14 +1,15 @@
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import pytest
-from clusters import DECODE, NO_LINK, SERIAL
+from clusters import BATCHING, DECODE, NO_LINK, SERIAL, make_request
 from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.routing.cluster.decode_batch import DecodeTask
 from benchmarks.routing.cluster.decode_engine import DecodeEngine
 from benchmarks.routing.cluster.events import EventQueue
-from benchmarks.routing.cluster.speeds import DecodeSpeed, Link
+from benchmarks.routing.cluster.speeds import DecodeSpeed, Link, PrefillSpeed
 
 
 @dataclass
@@ -22,25 +23,43 @@ class Decodes:
     """A decode engine, and what it has said of each request when."""
 
     def __init__(
-        self, speed: DecodeSpeed = DECODE, *, kv_tokens: int = 100_000, link: Link = NO_LINK
+        self,
+        speed: DecodeSpeed = DECODE,
+        *,
+        prefill: PrefillSpeed = SERIAL,
+        kv_tokens: int = 100_000,
+        link: Link = NO_LINK,
+        by_priority: bool = False,
     ) -> None:
         self.events = EventQueue()
-        self.engine = DecodeEngine(self.events, speed, SERIAL, link, kv_tokens=kv_tokens)
+        self.engine = DecodeEngine(
+            self.events, speed, prefill, link, kv_tokens=kv_tokens, by_priority=by_priority
+        )
         self.tasks: list[DecodeTask] = []
         self.times: list[Times] = []
 
-    def submit(self, prompt: int, output: int, *, at: float = 0.0, prefilled: bool = True) -> Times:
+    def submit(
+        self,
+        prompt: int,
+        output: int,
+        *,
+        at: float = 0.0,
+        prefilled: bool = True,
+        blocks: Sequence[int] = (),
+        answer: tuple[int, ...] = (),
+        priority: float = 0.0,
+    ) -> Times:
         times = Times([], [], [])
 
         def note(where: list[float]) -> None:
             where.append(round(self.events.now, 6))
 
         task = DecodeTask(
-            prompt,
-            output,
+            replace(make_request(at, prompt, output, blocks), answer_hashes=answer),
             lambda: note(times.first),
             lambda: note(times.finished),
             (lambda: note(times.received)) if prefilled else None,
+            priority,
         )
         self.tasks.append(task)
         self.times.append(times)
@@ -144,7 +163,7 @@ def test_when_kv_memory_runs_out_the_last_to_join_is_computed_again() -> None:
     assert decodes.engine.computed_tokens == 500
 
 
-def test_a_prompt_that_is_computed_here_stops_generation_meanwhile() -> None:
+def test_an_engine_that_computes_whole_prompts_only_generates_one_token_meanwhile() -> None:
     decodes = Decodes()
     first = decodes.submit(100, 10)
     second = decodes.submit(2000, 10, at=0.5, prefilled=False)
@@ -152,6 +171,94 @@ def test_a_prompt_that_is_computed_here_stops_generation_meanwhile() -> None:
 
     assert first.finished == [3.0]
     assert second == Times([], [2.6], [3.5])
+
+
+def test_steps_take_along_what_their_tokens_allow_of_prompts_that_are_computed_here() -> None:
+    decodes = Decodes(prefill=BATCHING)
+    first = decodes.submit(100, 10)
+    second = decodes.submit(3000, 10, at=0.5, prefilled=False)
+    decodes.run()
+
+    # 2047 tokens in one step, which has one for the other request too, and 953 in the next.
+    assert second.first == [3.7]
+    assert first.finished == [4.0]
+    assert second.finished == [4.6]
+    assert decodes.engine.computed_tokens == 3000
+    # All that is waited for shows, if not in the mean of a request.
+    assert decodes.engine.gaps.find_quantile(1.0) == pytest.approx(2.147, rel=0.01)
+    assert decodes.engine.gaps.find_quantile(0.5) == pytest.approx(0.1, rel=0.01)
+
+
+def test_two_short_prompts_are_computed_in_one_step() -> None:
+    decodes = Decodes(prefill=BATCHING)
+    decodes.submit(1, 5, prefilled=False)
+    both = [decodes.submit(500, 5, at=0.05, prefilled=False) for _ in range(2)]
+    decodes.run()
+
+    assert [times.first for times in both] == [[1.201]] * 2
+
+
+def test_an_answer_of_one_token_ends_with_the_prompt_that_is_computed_here() -> None:
+    decodes = Decodes(prefill=BATCHING)
+    times = decodes.submit(1000, 1, prefilled=False)
+    decodes.run()
+
+    assert times == Times([], [1.1], [1.1])
+    assert decodes.engine.kv_usage == 0.0
+
+
+def test_prompts_that_came_from_elsewhere_are_cached_here() -> None:
+    decodes = Decodes(prefill=BATCHING)
+    decodes.submit(1100, 2, blocks=(1, 2))
+    again = decodes.submit(1600, 2, at=1.0, prefilled=False, blocks=(1, 2, 3))
+    decodes.run()
+
+    assert decodes.tasks[1].cached == 1024
+    assert again.first == [1.676]
+
+
+def test_answers_are_cached_too() -> None:
+    decodes = Decodes(prefill=BATCHING)
+    decodes.submit(1100, 500, blocks=(1, 2), answer=(3, 4))
+    decodes.submit(2100, 2, at=100.0, prefilled=False, blocks=(1, 2, 3, 4))
+    decodes.run()
+
+    # 1600 tokens in all: three whole blocks.
+    assert decodes.tasks[1].cached == 1536
+
+
+def test_blocks_that_are_cached_here_are_not_fetched() -> None:
+    decodes = Decodes(link=Link(latency_s=0.5, bytes_per_token=1.0, bytes_per_s=1000.0))
+    decodes.submit(1100, 2, blocks=(1, 2))
+    again = decodes.submit(1124, 2, at=10.0, blocks=(1, 2))
+    decodes.run()
+
+    assert again.received == [10.6]
+
+
+def test_requests_that_need_the_memory_drive_out_what_is_cached() -> None:
+    decodes = Decodes(kv_tokens=2048)
+    decodes.submit(1024, 2, blocks=(1, 2))
+    decodes.submit(1600, 2, at=1.0)
+    decodes.submit(1030, 2, at=2.0, prefilled=False, blocks=(1, 2))
+    decodes.run()
+
+    assert decodes.tasks[2].cached == 0
+
+
+def test_the_lowest_priority_value_is_admitted_first() -> None:
+    def order(*, by_priority: bool) -> list[list[float]]:
+        decodes = Decodes(replace(DECODE, slots=1), by_priority=by_priority)
+        decodes.submit(100, 10)
+        waiting = [
+            decodes.submit(100, 10, at=0.1 * number, priority=priority)
+            for number, priority in enumerate((3.0, 1.0, 2.0, 1.0), start=1)
+        ]
+        decodes.run()
+        return [times.finished for times in waiting]
+
+    assert order(by_priority=True) == [[5.0], [2.0], [4.0], [3.0]]
+    assert order(by_priority=False) == [[2.0], [3.0], [4.0], [5.0]]
 
 
 def test_the_engine_says_how_full_it_is() -> None:
@@ -185,18 +292,31 @@ def test_looking_at_the_engine_changes_nothing() -> None:
     assert run(0.1, 0.2, 1.0, 1.01, 2.5, 3.0, 4.0) == run()
 
 
-requests = st.tuples(st.integers(1, 900), st.integers(1, 100), st.floats(0.0, 20.0), st.booleans())
+requests = st.tuples(
+    st.integers(1, 900),
+    st.integers(1, 100),
+    st.floats(0.0, 20.0),
+    st.booleans(),
+    st.sampled_from(((), (1,), (2,))),
+    st.integers(0, 2),
+)
 
 
-@given(st.lists(requests, max_size=12))
+@given(st.lists(requests, max_size=12), st.booleans())
 def test_every_request_begins_and_ends_exactly_once(
-    submitted: list[tuple[int, int, float, bool]],
+    submitted: list[tuple[int, int, float, bool, tuple[int, ...], int]], batching: bool
 ) -> None:
     decodes = Decodes(
-        DecodeSpeed(0.05, 0.01, 0.0001, slots=4), kv_tokens=1000, link=Link(0.1, 1.0, 1e4)
+        DecodeSpeed(0.05, 0.01, 0.0001, slots=4),
+        prefill=replace(BATCHING, tokens_per_step=100) if batching else SERIAL,
+        kv_tokens=1000,
+        link=Link(0.1, 1.0, 1e4),
+        by_priority=True,
     )
-    for prompt, output, at, prefilled in submitted:
-        decodes.submit(prompt, output, at=at, prefilled=prefilled)
+    for prompt, output, at, prefilled, blocks, priority in submitted:
+        decodes.submit(
+            prompt, output, at=at, prefilled=prefilled, blocks=blocks, priority=float(priority)
+        )
     decodes.run()
 
     for times in decodes.times:
@@ -204,5 +324,5 @@ def test_every_request_begins_and_ends_exactly_once(
         assert times.first[0] <= times.finished[0]
     assert decodes.engine.kv_usage == 0.0
     assert decodes.engine.generated_tokens == pytest.approx(
-        sum(output for _, output, _, _ in submitted), abs=0.1
+        sum(output for _, output, *_ in submitted), abs=0.1
     )

@@ -12,20 +12,36 @@ from pdrouter.openai.prompt_prefix import PromptPrefix
 class Prefills:
     """A prefill engine, and when it has computed which prompts."""
 
-    def __init__(self, speed: PrefillSpeed, *, blocks: int = 64, slowness: float = 1.0) -> None:
+    def __init__(
+        self,
+        speed: PrefillSpeed,
+        *,
+        blocks: int = 64,
+        slowness: float = 1.0,
+        by_priority: bool = False,
+    ) -> None:
         self.events = EventQueue()
-        self.engine = PrefillEngine(self.events, speed, blocks * 512, slowness)
+        self.engine = PrefillEngine(
+            self.events, speed, blocks * 512, slowness, by_priority=by_priority
+        )
         self.computed: list[tuple[int, float]] = []
         self.tasks: list[PrefillTask] = []
 
-    def submit(self, prompt: PromptPrefix, at: float = 0.0, *, hold_s: float = 0.0) -> None:
+    def submit(
+        self,
+        prompt: PromptPrefix,
+        at: float = 0.0,
+        *,
+        hold_s: float = 0.0,
+        priority: float = 0.0,
+    ) -> None:
         number = len(self.tasks)
 
         def note(task: PrefillTask) -> None:
             self.computed.append((number, round(self.events.now, 6)))
             self.events.schedule(self.events.now + hold_s, lambda: self.engine.release(task))
 
-        task = PrefillTask(prompt, note)
+        task = PrefillTask(prompt, note, priority)
         self.tasks.append(task)
         self.events.schedule(at, lambda: self.engine.submit(task))
 
@@ -137,3 +153,23 @@ def test_the_engine_says_how_much_it_has_to_do() -> None:
 
     assert seen == [(1, 2)]
     assert prefills.engine.mean_prefill_s == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("by_priority", "order"), [(True, [0, 2, 4, 3, 1]), (False, [0, 1, 2, 3, 4])]
+)
+def test_the_lowest_priority_value_goes_first_but_not_before_what_has_begun(
+    by_priority: bool, order: list[int]
+) -> None:
+    prefills = Prefills(BATCHING, by_priority=by_priority)
+    # Two steps, so that the others come while it is half done.
+    prefills.submit(make_prompt(4096), priority=9.0)
+    for priority in (5.0, 1.0, 3.0, 1.0):
+        prefills.submit(make_prompt(2048), at=0.5, priority=priority)
+    waiting: list[tuple[int, int]] = []
+    prefills.events.schedule(
+        1.0, lambda: waiting.append((prefills.engine.running, prefills.engine.waiting))
+    )
+
+    assert [number for number, _ in prefills.run()] == order
+    assert waiting == [(1, 4)]

@@ -10,6 +10,7 @@ from benchmarks.routing.cluster.results import (
     find_quantile,
     summarize,
 )
+from benchmarks.routing.cluster.token_gaps import TokenGaps
 
 
 def make_passage(arrival_s: float, ttft_s: float, **changes: object) -> Passage:
@@ -25,7 +26,9 @@ def make_passage(arrival_s: float, ttft_s: float, **changes: object) -> Passage:
 
 def make_result(*passages: Passage) -> SimulationResult:
     uses = (PodUse("prefill-0", 3.0), PodUse("prefill-1", 1.0))
-    return SimulationResult(passages, uses, (PodUse("decode-0", 2.0, preemptions=4),), ())
+    return SimulationResult(
+        passages, uses, (PodUse("decode-0", 2.0, preemptions=4),), (), TokenGaps()
+    )
 
 
 def test_a_request_is_in_time_if_its_first_token_is_within_what_its_prompt_is_allowed() -> None:
@@ -106,3 +109,24 @@ def test_a_part_of_a_workload_begins_at_zero() -> None:
         (0.0, 12),
         (1.0, 13),
     ]
+
+
+def test_the_share_that_one_pod_served_leaves_out_those_that_none_did() -> None:
+    whole = make_passage(0.0, 1.0)
+    split = make_passage(0.0, 1.0, prefill_uid="prefill-0")
+    refused = Passage(make_request(1.0, 1000, 11))
+
+    assert summarize(make_result(whole, split, refused), HARDWARE, Targets()).whole == 1 / 3
+
+
+def test_gaps_count_by_tokens_and_are_joined_of_all_pods() -> None:
+    one, other = TokenGaps(), TokenGaps()
+    one.note(0.02, 9_800.0)
+    other.note(0.02, 100.0)
+    other.note(0.5, 100.0)
+    joined = TokenGaps.join((one, other))
+
+    assert joined.find_quantile(0.98) == pytest.approx(0.02, rel=0.01)
+    assert joined.find_quantile(0.995) == pytest.approx(0.5, rel=0.01)
+    assert one.find_quantile(1.0) == pytest.approx(0.02, rel=0.01)
+    assert TokenGaps().find_quantile(0.99) == 0.0

@@ -3,7 +3,9 @@ import json
 from pathlib import Path
 
 import pytest
+from clusters import make_request
 
+from benchmarks.routing.cluster.workload import link_turns
 from benchmarks.routing.traces import read_azure, read_mooncake, read_trace
 from benchmarks.routing.workloads import GENERATORS, make_workload
 
@@ -92,3 +94,28 @@ def test_made_up_workloads_are_in_order_and_share_prefixes(name: str) -> None:
     assert len(set(first_blocks)) < len(first_blocks) / 1.5
     for request in requests:
         assert len(request.prompt.hashes) == request.prompt_tokens // 512
+
+
+def test_answers_are_known_from_the_prompt_that_comes_next() -> None:
+    first = make_request(0.0, 1100, 700, (1, 2))
+    other = make_request(1.0, 600, 600, (1,))
+    following = make_request(9.0, 2600, 10, (1, 2, 3, 4, 5))
+
+    linked = link_turns([first, other, following])
+
+    # 1800 tokens fill up a third block; the fourth has the next question in it.
+    assert [request.answer_hashes for request in linked] == [(3,), (), ()]
+
+
+def test_prompts_that_several_others_begin_are_nobodys_next_turn() -> None:
+    same = [make_request(float(at), 1100, 700, (1, 2)) for at in range(2)]
+    third = make_request(9.0, 2600, 10, (1, 2, 3, 4, 5))
+
+    assert link_turns([*same, third]) == (*same, third)
+
+
+def test_a_prompt_that_is_too_short_for_the_answer_is_not_the_next_turn() -> None:
+    first = make_request(0.0, 1100, 700, (1, 2))
+    second = make_request(9.0, 1600, 10, (1, 2, 3))
+
+    assert link_turns([first, second]) == (first, second)

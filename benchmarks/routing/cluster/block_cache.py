@@ -1,9 +1,80 @@
-"""The KV memory of a prefill engine, with a cache of prefixes."""
+"""The KV memory of an engine, with a cache of prefixes."""
 
 from collections.abc import Sequence
 
 from benchmarks.routing.cluster.workload import BLOCK_TOKENS
 from pdrouter.openai.prompt_prefix import PromptPrefix
+
+
+class CachedBlocks:
+    """Blocks that may serve again, those that requests hold and those that nobody holds.
+
+    The least recently used of the latter go first when room is needed, the end of a prompt before
+    its beginning.
+    """
+
+    __slots__ = ("_holders", "_idle")
+
+    def __init__(self) -> None:
+        # How many requests hold each block.
+        self._holders: dict[int, int] = {}
+        # Those that nobody holds, the least recently used first.
+        self._idle: dict[int, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._holders)
+
+    def __contains__(self, block: int) -> bool:
+        return block in self._holders
+
+    @property
+    def held(self) -> int:
+        """Blocks that requests hold."""
+        return len(self._holders) - len(self._idle)
+
+    def match(self, hashes: Sequence[int]) -> int:
+        """Return how many blocks, from the first on, are there."""
+        holders = self._holders
+        for index, block in enumerate(hashes):
+            if block not in holders:
+                return index
+        return len(hashes)
+
+    def match_prompt(self, prompt: PromptPrefix) -> int:
+        """Return how many blocks of a prompt need not be computed.
+
+        The last token is computed in any case: it gives the first token of the answer.
+        """
+        matched = self.match(prompt.hashes)
+        return matched - 1 if matched * BLOCK_TOKENS >= prompt.size else matched
+
+    def count_idle(self, hashes: Sequence[int]) -> int:
+        """Return how many of these blocks are there, and held by nobody."""
+        idle = self._idle
+        return sum(block in idle for block in hashes)
+
+    def hold(self, hashes: Sequence[int]) -> None:
+        """Hold blocks for a request, those that are there and those that come now."""
+        holders, idle = self._holders, self._idle
+        for block in hashes:
+            # A twin that was computed at the same time may have been first: one copy remains.
+            holders[block] = holders.get(block, 0) + 1
+            idle.pop(block, None)
+
+    def give_up(self, hashes: Sequence[int]) -> None:
+        """Hold blocks no more; they stay until room is needed."""
+        holders, idle = self._holders, self._idle
+        for block in reversed(hashes):
+            holders[block] -= 1
+            if not holders[block]:
+                idle[block] = None
+
+    def shrink(self, most: int) -> None:
+        """Drop blocks that nobody holds until there are no more than so many in all."""
+        while len(self._holders) > most and self._idle:
+            block = next(iter(self._idle))
+            del self._idle[block]
+            del self._holders[block]
 
 
 class Allocation:
@@ -25,11 +96,7 @@ class Allocation:
 
 
 class BlockCache:
-    """Blocks that prompts hold, and blocks that nobody holds but that may serve again.
-
-    The least recently used of the latter go first when room is needed, the end of a prompt before
-    its beginning.
-    """
+    """Memory of a fixed size: blocks of single prompts, and the cache."""
 
     def __init__(self, tokens: int) -> None:
         """Start empty.
@@ -39,15 +106,12 @@ class BlockCache:
         """
         self.capacity = tokens // BLOCK_TOKENS
         self._private = 0
-        # How many prompts hold each block of the cache.
-        self._holders: dict[int, int] = {}
-        # Those that nobody holds, the least recently used first.
-        self._idle: dict[int, None] = {}
+        self._cached = CachedBlocks()
 
     @property
     def held(self) -> int:
         """Blocks that prompts hold."""
-        return self._private + len(self._holders) - len(self._idle)
+        return self._private + self._cached.held
 
     @property
     def usage(self) -> float:
@@ -55,56 +119,35 @@ class BlockCache:
         return self.held / self.capacity
 
     def __contains__(self, block: int) -> bool:
-        return block in self._holders
+        return block in self._cached
 
     def match(self, hashes: Sequence[int]) -> int:
         """Return how many blocks, from the first on, are there."""
-        holders = self._holders
-        for index, block in enumerate(hashes):
-            if block not in holders:
-                return index
-        return len(hashes)
+        return self._cached.match(hashes)
 
     def allocate(self, prompt: PromptPrefix) -> Allocation | None:
         """Take the blocks of a prompt; None if there is no room for them now."""
-        matched = self.match(prompt.hashes)
-        if matched * BLOCK_TOKENS >= prompt.size:
-            # The last token is computed in any case: it gives the first token of the answer.
-            matched -= 1
+        matched = self._cached.match_prompt(prompt)
         blocks = count_blocks(prompt.size)
         found = prompt.hashes[:matched]
-        revived = sum(block in self._idle for block in found)
-        if self.held + revived + blocks - matched > self.capacity:
+        if self.held + self._cached.count_idle(found) + blocks - matched > self.capacity:
             return None
-        for block in found:
-            self._holders[block] += 1
-            self._idle.pop(block, None)
+        self._cached.hold(found)
         self._private += blocks - matched
-        self._evict()
+        self._cached.shrink(self.capacity - self._private)
         return Allocation(prompt, matched, blocks)
 
     def store(self, allocation: Allocation) -> None:
         """Put the whole blocks of a prompt that has been computed into the cache."""
-        for block in allocation.prompt.hashes[allocation.shared :]:
-            # A twin that was computed at the same time may have been first: one copy remains.
-            self._holders[block] = self._holders.get(block, 0) + 1
-            self._idle.pop(block, None)
-            self._private -= 1
+        stored = allocation.prompt.hashes[allocation.shared :]
+        self._cached.hold(stored)
+        self._private -= len(stored)
         allocation.shared = len(allocation.prompt.hashes)
 
     def release(self, allocation: Allocation) -> None:
         """Give up the blocks of a prompt; those in the cache stay there until room is needed."""
-        for block in reversed(allocation.prompt.hashes[: allocation.shared]):
-            self._holders[block] -= 1
-            if not self._holders[block]:
-                self._idle[block] = None
+        self._cached.give_up(allocation.prompt.hashes[: allocation.shared])
         self._private -= allocation.blocks - allocation.shared
-
-    def _evict(self) -> None:
-        while self._private + len(self._holders) > self.capacity:
-            block = next(iter(self._idle))
-            del self._idle[block]
-            del self._holders[block]
 
 
 def count_blocks(tokens: int) -> int:

@@ -1,11 +1,13 @@
 """The running requests of a decode engine, advanced in closed form."""
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 from math import sqrt
 
 from benchmarks.routing.cluster.speeds import DecodeSpeed
+from benchmarks.routing.cluster.token_gaps import TokenGaps
+from benchmarks.routing.cluster.workload import BLOCK_TOKENS, SimulatedRequest
 
 _SAME_STEP = 1e-6
 
@@ -14,46 +16,48 @@ class DecodeTask:
     """One request on a decode engine.
 
     Attributes:
-        prompt_tokens: length of the prompt.
-        output_tokens: tokens to generate.
+        request: the request.
+        priority: its priority: those of lower values go first, where the engine heeds it.
+        on_first_token: called when the first token is there.
+        on_finished: called when all are.
+        on_received: called when the KV blocks have come from the prefill pod; None for a request
+            whose prompt is computed here.
         generated: tokens generated before it last joined the batch.
         answering: whether its first token is there.
+        held: blocks of the engine's cache that it holds.
+        cached: prompt tokens that were cached when it was admitted.
+        computed: tokens that need not be computed any more, of those that it has to begin with.
+        place: its place in the line of those who wait.
         preemptions: how often it lost its KV blocks.
     """
 
     __slots__ = (
         "answering",
+        "cached",
+        "computed",
         "generated",
+        "held",
         "joined",
         "membership",
         "on_finished",
         "on_first_token",
         "on_received",
-        "output_tokens",
+        "place",
         "preemptions",
-        "prompt_tokens",
+        "priority",
+        "request",
     )
 
     def __init__(
         self,
-        prompt_tokens: int,
-        output_tokens: int,
+        request: SimulatedRequest,
         on_first_token: Callable[[], None],
         on_finished: Callable[[], None],
         on_received: Callable[[], None] | None,
+        priority: float = 0.0,
     ) -> None:
-        """Describe a request.
-
-        Args:
-            prompt_tokens: length of the prompt.
-            output_tokens: tokens to generate.
-            on_first_token: called when the first token is there.
-            on_finished: called when all are.
-            on_received: called when the KV blocks have come from the prefill pod; None for a
-                request whose prompt is computed here.
-        """
-        self.prompt_tokens = prompt_tokens
-        self.output_tokens = output_tokens
+        self.request = request
+        self.priority = priority
         self.on_first_token = on_first_token
         self.on_finished = on_finished
         self.on_received = on_received
@@ -61,12 +65,27 @@ class DecodeTask:
         self.joined = 0.0
         self.membership = 0
         self.answering = False
+        self.held: Sequence[int] = ()
+        self.cached = 0
+        self.computed = 0
+        self.place = (0.0, 0)
         self.preemptions = 0
 
     @property
     def kv_tokens(self) -> float:
         """Tokens that it needs KV memory for when it joins the batch."""
-        return self.prompt_tokens + self.generated
+        return self.request.prompt_tokens + self.generated
+
+    @property
+    def to_compute(self) -> int:
+        """Tokens that have to be computed here before it can go on."""
+        return round(self.kv_tokens) - self.computed
+
+    @property
+    def whole_blocks(self) -> tuple[int, ...]:
+        """The blocks of its prompt, and those of its answer, that have been filled up."""
+        answered = int(self.kv_tokens) // BLOCK_TOKENS - len(self.request.prompt.hashes)
+        return self.request.prompt.hashes + self.request.answer_hashes[: max(0, answered)]
 
 
 class DecodeBatch:
@@ -81,6 +100,8 @@ class DecodeBatch:
         steps: steps since the start.
         kv_tokens: tokens in the KV memory of the batch.
         generated: tokens generated since the start.
+        gaps: how long members waited for each of their tokens.
+        added_s: seconds that each step takes longer, because prompts are computed with it.
     """
 
     def __init__(self, speed: DecodeSpeed, slowness: float) -> None:
@@ -93,6 +114,8 @@ class DecodeBatch:
         self.steps = 0.0
         self.kv_tokens = 0.0
         self.generated = 0.0
+        self.gaps = TokenGaps()
+        self.added_s = 0.0
 
     def __len__(self) -> int:
         return len(self._members)
@@ -103,9 +126,10 @@ class DecodeBatch:
         self.kv_tokens += task.kv_tokens
         task.joined = self.steps
         task.membership += 1
-        if not task.answering and task.output_tokens > 1:
+        output_tokens = task.request.output_tokens
+        if not task.answering and output_tokens > 1:
             self._add_milestone(task, 1.0)
-        self._add_milestone(task, float(task.output_tokens))
+        self._add_milestone(task, float(output_tokens))
 
     def leave(self, task: DecodeTask) -> None:
         """Remove a request, finished or not."""
@@ -149,11 +173,14 @@ class DecodeBatch:
         """Run for so long."""
         first, growth = self._coefficients()
         # The root of seconds(steps), in the form that keeps its precision for small growth.
-        self.advance_steps(2.0 * seconds / (first + sqrt(first * first + 2.0 * growth * seconds)))
+        steps = 2.0 * seconds / (first + sqrt(first * first + 2.0 * growth * seconds))
+        self.advance_steps(steps, seconds)
 
-    def advance_steps(self, steps: float) -> None:
-        """Run for so many steps."""
+    def advance_steps(self, steps: float, seconds: float) -> None:
+        """Run for so many steps, which take so long."""
         size = len(self._members)
+        if size and steps > _SAME_STEP:
+            self.gaps.note(seconds / steps, steps * size)
         self.steps += steps
         self.kv_tokens += steps * size
         self.generated += steps * size
@@ -165,6 +192,7 @@ class DecodeBatch:
             speed.seconds_per_step
             + speed.seconds_per_request * size
             + speed.seconds_per_kv_token * self.kv_tokens
+            + self.added_s
         )
         return first * self._slowness, speed.seconds_per_kv_token * size * self._slowness
 

@@ -1,11 +1,11 @@
-"""A prefill engine: a queue of prompts, computed in order, with a cache of prefixes."""
+"""A prefill engine: a line of prompts, computed in order, with a cache of prefixes."""
 
-from collections import deque
 from collections.abc import Callable
 
 from benchmarks.routing.cluster.block_cache import Allocation, BlockCache
 from benchmarks.routing.cluster.events import EventQueue
 from benchmarks.routing.cluster.speeds import PrefillSpeed
+from benchmarks.routing.cluster.waiting_line import WaitingLine
 from benchmarks.routing.cluster.workload import BLOCK_TOKENS
 from pdrouter.openai.prompt_prefix import PromptPrefix
 
@@ -15,14 +15,21 @@ class PrefillTask:
 
     Attributes:
         prompt: the prompt.
+        priority: its priority: those of lower values go first, where the engine heeds it.
         done: tokens that are computed or were cached.
         cached: tokens that were cached when its turn came.
     """
 
-    __slots__ = ("allocation", "cached", "done", "on_computed", "prompt", "seconds")
+    __slots__ = ("allocation", "cached", "done", "on_computed", "priority", "prompt", "seconds")
 
-    def __init__(self, prompt: PromptPrefix, on_computed: Callable[["PrefillTask"], None]) -> None:
+    def __init__(
+        self,
+        prompt: PromptPrefix,
+        on_computed: Callable[["PrefillTask"], None],
+        priority: float = 0.0,
+    ) -> None:
         self.prompt = prompt
+        self.priority = priority
         self.on_computed = on_computed
         self.allocation: Allocation | None = None
         self.cached = 0
@@ -31,7 +38,7 @@ class PrefillTask:
 
 
 class PrefillEngine:
-    """Computes prompts first come, first served.
+    """Computes prompts in the order of the line, and each to its end once it has begun.
 
     What is cached shows when a prompt's turn comes, as in an engine: a prompt that waits behind
     another with the same beginning finds it computed. Its blocks stay taken until they have been
@@ -44,7 +51,13 @@ class PrefillEngine:
     """
 
     def __init__(
-        self, events: EventQueue, speed: PrefillSpeed, kv_tokens: int, slowness: float = 1.0
+        self,
+        events: EventQueue,
+        speed: PrefillSpeed,
+        kv_tokens: int,
+        slowness: float = 1.0,
+        *,
+        by_priority: bool = False,
     ) -> None:
         """Start idle.
 
@@ -53,12 +66,15 @@ class PrefillEngine:
             speed: what computing costs.
             kv_tokens: size of the KV memory.
             slowness: how many times longer this pod takes than others.
+            by_priority: whether prompts of lower priority values go first.
         """
         self._events = events
         self._speed = speed
         self._slowness = slowness
         self.cache = BlockCache(kv_tokens)
-        self._queue: deque[PrefillTask] = deque()
+        self._line: WaitingLine[PrefillTask] = WaitingLine(by_priority=by_priority)
+        # A prompt of which a part is computed; it goes before the line.
+        self._begun: PrefillTask | None = None
         self._step: list[tuple[PrefillTask, int]] = []
         self._finished = 0
         self._finished_s = 0.0
@@ -73,9 +89,8 @@ class PrefillEngine:
 
     @property
     def waiting(self) -> int:
-        """Prompts that have not been finished and are not worked on."""
-        in_step = {id(task) for task, _ in self._step}
-        return sum(id(task) not in in_step for task in self._queue)
+        """Prompts that have not begun."""
+        return len(self._line)
 
     @property
     def mean_prefill_s(self) -> float | None:
@@ -84,7 +99,7 @@ class PrefillEngine:
 
     def submit(self, task: PrefillTask) -> None:
         """Take a prompt."""
-        self._queue.append(task)
+        self._line.join(task, task.priority)
         self._start_step()
 
     def release(self, task: PrefillTask) -> None:
@@ -100,9 +115,9 @@ class PrefillEngine:
         speed = self._speed
         room = speed.tokens_per_step
         seconds = speed.seconds_per_step
-        while self._queue and (room is None or room > 0):
-            task = self._queue[0]
-            if task.allocation is None and not self._admit(task):
+        while room is None or room > 0:
+            task = self._take_next()
+            if task is None:
                 break
             left = task.prompt.size - task.done
             tokens = left if room is None else min(left, room)
@@ -111,8 +126,8 @@ class PrefillEngine:
             seconds += cost
             self._step.append((task, tokens))
             if tokens < left:
+                self._begun = task
                 break
-            self._queue.popleft()
             if room is None:
                 break
             room -= tokens
@@ -120,6 +135,13 @@ class PrefillEngine:
             seconds *= self._slowness
             self.busy_s += seconds
             self._events.schedule(self._events.now + seconds, self._finish_step)
+
+    def _take_next(self) -> PrefillTask | None:
+        """Return the prompt whose turn it is; None if there is none, or no memory for it."""
+        task, self._begun = self._begun, None
+        if task is None and self._line and self._admit(self._line.first()):
+            task = self._line.take_first()
+        return task
 
     def _admit(self, task: PrefillTask) -> bool:
         task.allocation = self.cache.allocate(task.prompt)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.routing.cluster.model import Hardware
+from benchmarks.routing.cluster.token_gaps import TokenGaps
 from benchmarks.routing.cluster.workload import SimulatedRequest
 
 
@@ -39,6 +40,11 @@ class Passage:
         return self.first_token_s - self.request.arrival_s
 
     @property
+    def whole(self) -> bool:
+        """Whether one pod served it."""
+        return bool(self.decode_uid) and not self.prefill_uid
+
+    @property
     def inter_token_s(self) -> float | None:
         """Mean seconds between its tokens; None if it has fewer than two."""
         if self.first_token_s is None or self.finished_s is None or self.request.output_tokens < 2:
@@ -70,12 +76,14 @@ class SimulationResult:
         prefill: what the prefill pods did.
         decode: what the decode pods did.
         counted_work: pods that some replica's ledger still counts work on: none, in the end.
+        gaps: how long tokens after the first were waited for.
     """
 
     passages: tuple[Passage, ...]
     prefill: tuple[PodUse, ...]
     decode: tuple[PodUse, ...]
     counted_work: tuple[str, ...]
+    gaps: TokenGaps
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +118,11 @@ class Summary:
         ttft_p99_s: 99 in a hundred.
         ttft_mean_s: mean.
         inter_token_p99_s: 99 in a hundred requests had a mean time between tokens of at most this.
+        token_gap_p99_s: 99 in a hundred tokens came at most so long after those before them.
+        whole: share of requests that one pod served.
         within_ttft: share of all requests within the target for the first token.
         goodput: share of all requests within both targets.
-        hit_rate: share of prompt tokens that were cached where they were needed.
+        hit_rate: share of prompt tokens that were cached where they were computed.
         wasted: share of prompt tokens that were computed although some prefill pod had them.
         prefill_balance: the busiest prefill pod's time, compared to the mean.
         decode_balance: the same of the decode pods.
@@ -127,6 +137,8 @@ class Summary:
     ttft_p99_s: float
     ttft_mean_s: float
     inter_token_p99_s: float
+    token_gap_p99_s: float
+    whole: float
     within_ttft: float
     goodput: float
     hit_rate: float
@@ -155,6 +167,8 @@ def summarize(result: SimulationResult, hardware: Hardware, targets: Targets) ->
         ttft_p99_s=find_quantile(ttfts, 0.99),
         ttft_mean_s=sum(ttfts) / len(ttfts) if ttfts else 0.0,
         inter_token_p99_s=find_quantile(gaps, 0.99),
+        token_gap_p99_s=result.gaps.find_quantile(0.99),
+        whole=sum(passage.whole for passage in passages) / len(passages),
         within_ttft=len(in_time) / len(passages),
         goodput=good / len(passages),
         hit_rate=sum(passage.cached_tokens for passage in passages) / prompt_tokens,

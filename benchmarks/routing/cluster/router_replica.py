@@ -13,6 +13,7 @@ from pdrouter.routing.admission import QueueTooLong
 from pdrouter.routing.decision import Decision, NoReadyPod, RoutingFacts, Strategy
 from pdrouter.routing.router import Router, RoutingRules
 from pdrouter.routing.state import RoutingState
+from pdrouter.settings import Settings
 from pdrouter.settings.choices import Aggregation
 
 
@@ -21,7 +22,8 @@ class RouterOptions:
     """How the replicas of the router work.
 
     Attributes:
-        replicas: how many there are; they get requests in turn and know nothing of each other.
+        replicas: how many there are; they get requests in turn and do not talk to each other.
+        replica: which of them this one is, from 0 on.
         scrape_interval_s: seconds between two looks at the engines' metrics.
         index_bytes: memory of each prefix index.
         index_ttl_s: seconds after which it forgets a prefix that nobody used.
@@ -30,15 +32,25 @@ class RouterOptions:
         prefill_buckets: prompt lengths that prefill engines of static shapes are compiled for.
         max_wait_s: predicted seconds in a prefill queue above which requests are refused; None for
             no limit.
+        aggregation: when a decode pod serves a request whole that could be split.
+        handover_s: seconds that the way over two pods costs beside computing, as the router has it.
+        engines_by_priority: whether engines serve requests of lower priority values first.
+        predict_due: gives the seconds that a request may take to its first token; the router then
+            tells engines when it is due as its priority. None: all have the same.
     """
 
     replicas: int = 1
+    replica: int = 0
     scrape_interval_s: float = 1.0
     index_bytes: int = 64 * 2**20
     index_ttl_s: float = 1200.0
     index_follows_caches: bool = True
     prefill_buckets: tuple[int, ...] = ()
     max_wait_s: float | None = None
+    aggregation: Aggregation = Aggregation.NEVER
+    handover_s: float = Settings().handover_s
+    engines_by_priority: bool = False
+    predict_due: Callable[[RoutingFacts], float] | None = None
 
 
 class RoutedLegs:
@@ -46,12 +58,20 @@ class RoutedLegs:
 
     Attributes:
         decision: where they go.
+        priority: what engines are told: those of lower values go first, where they heed it.
     """
 
-    __slots__ = ("_decode", "_prefill", "decision")
+    __slots__ = ("_decode", "_prefill", "decision", "priority")
 
-    def __init__(self, decision: Decision, decode: Scope, prefill: Scope | None) -> None:
+    def __init__(
+        self,
+        decision: Decision,
+        decode: Scope,
+        prefill: Scope | None,
+        priority: float = 0.0,
+    ) -> None:
         self.decision = decision
+        self.priority = priority
         self._decode = decode
         self._prefill = prefill
 
@@ -98,7 +118,7 @@ class RouterReplica:
             clock,
             random,
         )
-        rules = RoutingRules(Aggregation.NEVER, max_wait_s=options.max_wait_s)
+        rules = RoutingRules(options.aggregation, options.handover_s, options.max_wait_s)
         self.router = Router({strategy.name: strategy}, self.state, rules)
 
     def route(self, facts: RoutingFacts) -> RoutedLegs | None:
@@ -113,7 +133,9 @@ class RouterReplica:
         if prefill is not None:
             scope = self.ledger.start(prefill.leg, prefill.pod.uid, prefill.tokens)
             self.state.prefixes.add(facts.prefix.hashes, prefill.pod.uid, prefill.tokens)
-        return RoutedLegs(decision, decode_scope, scope)
+        due = self._options.predict_due
+        priority = 0.0 if due is None else self.state.clock() + due(facts)
+        return RoutedLegs(decision, decode_scope, scope, priority)
 
     def observe(self, samples: Mapping[str, EngineSample]) -> None:
         """Take new metrics of all engines."""

@@ -1,6 +1,7 @@
 """Runs a workload through a simulated cluster that the router's own code routes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from random import Random
 
 from benchmarks.routing.cluster.decode_batch import DecodeTask
@@ -10,6 +11,7 @@ from benchmarks.routing.cluster.model import Hardware, Shape, check_memory
 from benchmarks.routing.cluster.prefill_engine import PrefillEngine, PrefillTask
 from benchmarks.routing.cluster.results import Passage, PodUse, SimulationResult
 from benchmarks.routing.cluster.router_replica import RoutedLegs, RouterOptions, RouterReplica
+from benchmarks.routing.cluster.token_gaps import TokenGaps
 from benchmarks.routing.cluster.workload import BLOCK_TOKENS, SimulatedRequest, Workload
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ModelPods
@@ -52,7 +54,11 @@ class Simulation:
         self._events = events = EventQueue()
         self._prefill = {
             f"prefill-{index}": PrefillEngine(
-                events, hardware.prefill, hardware.prefill_kv_tokens, slowness
+                events,
+                hardware.prefill,
+                hardware.prefill_kv_tokens,
+                slowness,
+                by_priority=options.engines_by_priority,
             )
             for index, slowness in enumerate(shape.prefill)
         }
@@ -64,13 +70,18 @@ class Simulation:
                 hardware.link,
                 kv_tokens=hardware.decode_kv_tokens,
                 slowness=slowness,
+                by_priority=options.engines_by_priority,
             )
             for index, slowness in enumerate(shape.decode)
         }
         pods = ModelPods.group(MODEL, make_pods(shape))
         self._replicas = [
             create_replica(
-                create_strategy(), pods, options, events.clock, Random(f"{seed}/{index}")
+                create_strategy(),
+                pods,
+                replace(options, replica=index, replicas=shape.replicas),
+                events.clock,
+                Random(f"{seed}/{index}"),
             )
             for index in range(shape.replicas)
         ]
@@ -100,6 +111,7 @@ class Simulation:
                 for uid, engine in self._decode.items()
             ),
             tuple(sorted(counted)),
+            TokenGaps.join(engine.gaps for engine in self._decode.values()),
         )
 
     def _plan_arrival(self, index: int) -> None:
@@ -136,7 +148,7 @@ class Simulation:
             legs.finish_prefill(request.prompt_tokens - task.cached)
             self._start_decode(passage, legs, lambda: engine.release(task))
 
-        engine.submit(PrefillTask(request.prompt, hand_over))
+        engine.submit(PrefillTask(request.prompt, hand_over, legs.priority))
 
     def _find_best_cached(self, request: SimulatedRequest) -> int:
         """Return the most tokens of the prompt, less the last, that any prefill pod has."""
@@ -149,18 +161,16 @@ class Simulation:
     ) -> None:
         def note_first_token() -> None:
             passage.first_token_s = self._events.now
+            if not passage.prefill_uid:
+                passage.cached_tokens = task.cached
 
         def finish() -> None:
             passage.finished_s = self._events.now
             legs.finish()
             self._unfinished -= 1
 
-        request = passage.request
-        self._decode[passage.decode_uid].submit(
-            DecodeTask(
-                request.prompt_tokens, request.output_tokens, note_first_token, finish, on_received
-            )
-        )
+        task = DecodeTask(passage.request, note_first_token, finish, on_received, legs.priority)
+        self._decode[passage.decode_uid].submit(task)
 
     def _scrape(self) -> None:
         """Let the replicas see the engines' metrics, and again after the interval."""

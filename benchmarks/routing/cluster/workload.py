@@ -18,11 +18,13 @@ class SimulatedRequest:
         arrival_s: when it arrives, in seconds since the start.
         prompt: its blocks; sizes are tokens.
         output_tokens: tokens that it generates, at least one.
+        answer_hashes: blocks that its answer fills up, as far as a later prompt tells.
     """
 
     arrival_s: float
     prompt: PromptPrefix
     output_tokens: int
+    answer_hashes: tuple[int, ...] = ()
 
     @property
     def prompt_tokens(self) -> int:
@@ -82,6 +84,31 @@ class Workload:
                 replace(request, arrival_s=request.arrival_s - first) for request in kept
             ),
         )
+
+
+def link_turns(requests: Sequence[SimulatedRequest]) -> tuple[SimulatedRequest, ...]:
+    """Return the requests with the blocks that their answers fill up.
+
+    Traces say what is in prompts, not in answers; but the next prompt of a conversation has both.
+    A prompt is taken for the next one if it begins with all whole blocks of another, no third ends
+    where that one does (they would have a system prompt in common, or a document), and it is long
+    enough for the answer too.
+    """
+    linked = list(requests)
+    # Who has a prompt whose last whole block is this one: an index, or None for several.
+    enders: dict[int, int | None] = {}
+    for index, request in enumerate(requests):
+        hashes = request.prompt.hashes
+        known = next((at for at in range(len(hashes) - 1, 0, -1) if hashes[at - 1] in enders), 0)
+        former = enders[hashes[known - 1]] if known else None
+        if former is not None:
+            answered = requests[former].prompt_tokens + requests[former].output_tokens
+            if answered <= request.prompt_tokens:
+                answer = hashes[known : answered // BLOCK_TOKENS]
+                linked[former] = replace(linked[former], answer_hashes=answer)
+        if hashes:
+            enders[hashes[-1]] = None if hashes[-1] in enders else index
+    return tuple(linked)
 
 
 def make_prompt(hashes: Sequence[int], tokens: int) -> PromptPrefix:
