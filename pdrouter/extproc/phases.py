@@ -153,10 +153,9 @@ class Phases:
         dispatched = await self._dispatcher.dispatch(self._head, event.body, self._call)
         if isinstance(dispatched, Completed):
             return (self._complete(dispatched),)
+        reply = self._forward(dispatched)
         self._record.forwarded = True
-        if self._call.handle is not None:
-            self._call.handle.sent = True
-        return (self._forward(dispatched),)
+        return (reply,)
 
     async def on_response_headers(self, event: ResponseHeaders) -> Replies:
         """Judge the head of the answer, and explain the decision to the client."""

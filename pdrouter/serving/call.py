@@ -123,8 +123,8 @@ class Call:
             self.body.release()
         if self.chosen is not None:
             self.chosen.close()
-        if self.handle is not None:
-            self.handle.close()
+        if not self.record.forwarded:  # Else only Envoy can say that no engine has it.
+            self.give_up_handle()
 
     def release_body(self) -> None:
         """Hold the request's body for as long as tasks do. Further calls change nothing."""

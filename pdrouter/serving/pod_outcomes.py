@@ -82,8 +82,8 @@ class PodOutcomes:
             failures: remembers them.
         """
         self.failures = failures
-        self._served: dict[tuple[Leg, str, str], tuple[str, float]] = {}
-        self._handles: dict[str, _Handle] = {}
+        self._served: dict[tuple[Leg, str, str, str], tuple[str, float]] = {}
+        self._handles: dict[tuple[str, str], _Handle] = {}
 
     def send(
         self, pod: Pod, model: str, path: str, *, split: bool, second: Pod | None = None
@@ -128,12 +128,21 @@ class PodOutcomes:
             self._fail(attempt.pod, attempt.leg, f"status-{attempt.status}", began, model=model)
 
     def note_usable(self, answer: LegAnswer, model: str) -> None:
-        """Take an answer to a side leg that goes to the engine of the next one."""
-        tokens, now = _count_tokens(answer), self.failures.clock()
-        known = self._handles.get(model)
+        """Take an answer to a side leg that goes to the engine of the next one.
+
+        Args:
+            answer: the answer.
+            model: the model or adapter, by the engine's name.
+        """
+        key, tokens, now = (
+            (answer.pod.namespace, model),
+            _count_tokens(answer),
+            self.failures.clock(),
+        )
+        known = self._handles.get(key)
         if tokens and (known is None or tokens <= known.tokens or now - known.at >= _RECENT_S):
-            make_room(self._handles, model, _MOST_NAMES)
-            self._handles[model] = _Handle(answer.pod.uid, tokens, now)
+            make_room(self._handles, key, _MOST_NAMES)
+            self._handles[key] = _Handle(answer.pod.uid, tokens, now)
 
     def note_unusable(self, answer: LegAnswer, model: str, reason: str) -> None:
         """Take an answer to a side leg that the engine of the next one cannot work with.
@@ -223,7 +232,7 @@ class PodOutcomes:
         )
 
     def _has_another_given(self, answer: LegAnswer, model: str) -> bool:
-        known = self._handles.get(model)
+        known = self._handles.get((answer.pod.namespace, model))
         return (
             known is not None
             and known.uid != answer.pod.uid
@@ -232,12 +241,12 @@ class PodOutcomes:
         )
 
     def _note_served(self, pod: Pod, leg: Leg, model: str, path: str) -> None:
-        key = leg, model, path
+        key = leg, pod.namespace, model, path
         make_room(self._served, key, _MOST_NAMES)
         self._served[key] = pod.uid, self.failures.clock()
 
     def _has_another_served(self, pod: Pod, leg: Leg, model: str, path: str) -> bool:
-        uid, at = self._served.get((leg, model, path), (pod.uid, 0.0))
+        uid, at = self._served.get((leg, pod.namespace, model, path), (pod.uid, 0.0))
         return uid != pod.uid and self.failures.clock() - at < _RECENT_S
 
     def _time_out(self, pod: Pod, leg: Leg, cause: str, began: float, *, path: str = "") -> None:

@@ -113,13 +113,12 @@ class HeldHandle:
         last: the pod that was chosen for the last leg.
         model: name by which the view has the model or adapter.
         headers: the client's headers.
-        sent: whether it was sent on, so that only Envoy can say that no engine has it.
         written: the request for its release, where the answer is too large to be kept: its body is
             empty then.
         unreachable: whether the pod of the last leg could not be connected.
     """
 
-    __slots__ = ("_start", "answer", "headers", "last", "model", "sent", "unreachable", "written")
+    __slots__ = ("_start", "answer", "headers", "last", "model", "unreachable", "written")
 
     def __init__(
         self,
@@ -134,7 +133,6 @@ class HeldHandle:
         self.model = model
         self.headers = headers
         self.written: Release | None = None
-        self.sent = False
         self.unreachable = False
         self._start: Callable[[HeldHandle], None] | None = start
 
@@ -148,11 +146,6 @@ class HeldHandle:
         start, self._start = self._start, None
         if start is not None:
             start(self)
-
-    def close(self) -> None:
-        """Have the blocks freed, since the request has ended, unless an engine may want them."""
-        if not self.sent:
-            self.release()
 
 
 class Releases:

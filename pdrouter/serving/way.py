@@ -190,7 +190,7 @@ class Dispatcher:
         answers = await self._run_side_legs(request, chosen, head, call)
         if isinstance(answers, Companion):
             return self._join(request, chosen, answers, record)
-        if answers and (completed := self._complete(request, answers)) is not None:
+        if answers and (completed := self._complete(request, chosen, answers)) is not None:
             return completed
         self._settle_last(request, chosen, answers, head, call)
         if not answers or chosen.decision.whole:
@@ -254,7 +254,7 @@ class Dispatcher:
         return Dispatched(body, companion.request_id, pod, model, chosen, headers)
 
     def _complete(
-        self, request: InferenceRequest, answers: Sequence[LegAnswer]
+        self, request: InferenceRequest, chosen: OpenDecision, answers: Sequence[LegAnswer]
     ) -> Completed | None:
         """Return the answer to a request that needs no last leg; None if it does."""
         answer = answers[-1]
@@ -262,7 +262,7 @@ class Dispatcher:
         final = split.find_final_answer(answers)
         if final is None:
             return None
-        self.legs.lessons.outcomes.note_usable(answer, request.model)
+        self.legs.lessons.outcomes.note_usable(answer, chosen.routed.pods.model)
         if not request.stream:
             return Completed(final, "application/json")
         stream = write_stream(final, with_usage=wants_usage(request.body))
@@ -294,7 +294,7 @@ class Dispatcher:
         call: Call,
     ) -> tuple[Pieces, Mapping[str, str]]:
         """Return the last leg's body and headers, or a whole request's if that cannot be."""
-        record = call.record
+        record, model = call.record, chosen.routed.pods.model
         outcomes, answer = self.legs.lessons.outcomes, answers[-1]
         try:
             last = self._put_handle(request, chosen.decision.pods, answers)
@@ -303,12 +303,12 @@ class Dispatcher:
                 call.give_up_handle()
             call.handle = None
             record.handoff = invalid.reason
-            outcomes.note_unusable(answer, request.model, invalid.reason)
+            outcomes.note_unusable(answer, model, invalid.reason)
             if self.policy.on_handoff_failure is FailurePolicy.FAIL:
                 raise refuse_handle(invalid) from invalid
             record.aggregated = f"handoff-{invalid.reason}"
             return whole_body(request), _NO_HEADERS
-        outcomes.note_usable(answer, request.model)
+        outcomes.note_usable(answer, model)
         return last
 
     def _put_handle(

@@ -138,7 +138,7 @@ def count_violations(*engines: SimulatedEngine) -> float:
 async def test_blocks_that_nobody_fetches_are_freed_long_before_their_lease_ends() -> None:
     async with pair() as (running, p, d, answer):
         assert p.count("simulation:kv_handles_outstanding") == 1
-        running.hold(answer).close()
+        running.hold(answer).release()
         await running.settle(ReleaseOutcome.ASKED)
         assert p.count("simulation:kv_handles_outstanding") == 0
         assert p.count("simulation:kv_releases_total") == 1
@@ -150,7 +150,7 @@ async def test_blocks_that_nobody_fetches_are_freed_long_before_their_lease_ends
 
 async def test_a_release_has_the_clients_key_and_an_id_of_its_own() -> None:
     async with pair() as (running, _, d, answer):
-        running.hold(answer).close()
+        running.hold(answer).release()
         await running.settle(ReleaseOutcome.ASKED)
         headers = d.requests[0].headers
         assert headers["authorization"] == "Bearer k"
@@ -167,29 +167,14 @@ async def test_a_handle_is_released_once_whoever_gives_it_up_and_how_often() -> 
         held = running.hold(answer)
         held.release()
         held.release()
-        held.close()
         await running.settle(ReleaseOutcome.ASKED)
         assert count_violations(p, d) == 0
-
-
-async def test_a_handle_that_was_sent_is_not_released_when_the_request_ends() -> None:
-    async with pair() as (running, p, d, answer):
-        held = running.hold(answer)
-        held.sent = True
-        held.close()
-        assert running.releases.outstanding == 0
-        assert p.count("simulation:kv_handles_outstanding") == 1
-        assert not d.requests
-        # Unless Envoy says that nobody has got it.
-        held.release()
-        await running.settle(ReleaseOutcome.ASKED)
-        assert p.count("simulation:kv_handles_outstanding") == 0
 
 
 async def test_blocks_that_would_be_written_are_freed_likewise() -> None:
     async with pair(kv_connector="nixl-push") as (running, p, d, answer):
         assert p.count("simulation:kv_handles_outstanding") == 1
-        running.hold(answer).close()
+        running.hold(answer).release()
         await running.settle(ReleaseOutcome.ASKED)
         assert p.count("simulation:kv_handles_outstanding") == 0
         assert count_violations(p, d) == 0
@@ -197,7 +182,7 @@ async def test_blocks_that_would_be_written_are_freed_likewise() -> None:
 
 async def test_engines_that_do_not_know_how_keep_the_blocks_until_the_lease_ends() -> None:
     async with pair(release="old") as (running, p, d, answer):
-        running.hold(answer).close()
+        running.hold(answer).release()
         await running.settle(ReleaseOutcome.UNSUPPORTED)
         assert p.count("simulation:kv_handles_outstanding") == 1
         assert not d.requests
@@ -209,7 +194,7 @@ async def test_the_older_neuron_wire_has_no_way() -> None:
         (answer,) = make_answers(b'{"id": "x"}', legacy)
         held = running.releases.hold(answer, running.decode[0], MODEL, {})
         assert held is not None
-        held.close()
+        held.release()
         await running.settle(ReleaseOutcome.UNSUPPORTED)
 
 
@@ -302,7 +287,7 @@ async def test_a_revision_that_is_known_only_now_counts() -> None:
 @pytest.mark.parametrize("status", [401, 422, 500, 503])
 async def test_an_engine_that_answers_otherwise_is_not_asked_again(status: int) -> None:
     async with pair(Fault(status=status)) as (running, p, d, answer):
-        running.hold(answer).close()
+        running.hold(answer).release()
         await running.settle(ReleaseOutcome.UNEXPECTED)
         assert len(d.requests) == 1
         assert p.count("simulation:kv_handles_outstanding") == 1
@@ -316,7 +301,7 @@ async def test_an_engine_that_computes_instead_is_told_of(
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
 
     async with listen(compute) as server, bench("127.0.0.2:1", server.address) as running:
-        running.hold().close()
+        running.hold().release()
         await running.settle(ReleaseOutcome.UNEXPECTED)
     assert "set PDROUTER_RELEASE=off" in caplog.text
 
@@ -327,14 +312,14 @@ async def test_a_request_that_may_have_been_heard_is_not_said_again() -> None:
         SimulatedEngine(EngineConfig(role="decode", host="127.0.0.4")) as other,
         bench("127.0.0.2:1", first.address, other.address) as running,
     ):
-        running.hold().close()
+        running.hold().release()
         await running.settle(ReleaseOutcome.FAILED)
         assert (len(first.requests), len(other.requests)) == (1, 0)
 
 
 async def test_a_release_ends_at_its_deadline() -> None:
     async with listen(hang) as server, bench("127.0.0.2:1", server.address) as running:
-        running.hold(by=running.create(timeout_s=0.02)).close()
+        running.hold(by=running.create(timeout_s=0.02)).release()
         await running.settle(ReleaseOutcome.FAILED)
         await wait_until(server.closed.is_set)
 
@@ -343,7 +328,7 @@ async def test_those_that_wait_for_their_turn_end_at_their_deadlines_too() -> No
     async with listen(hang) as server, bench("127.0.0.2:1", server.address) as running:
         short = running.create(timeout_s=0.05)
         for _ in range(40):
-            running.hold(by=short).close()
+            running.hold(by=short).release()
         await running.settle(*[ReleaseOutcome.FAILED] * 40)
         assert server.connections <= 40
 
@@ -352,7 +337,7 @@ async def test_more_than_can_wait_are_left_to_the_lease() -> None:
     async with listen(hang) as server, bench("127.0.0.2:1", server.address) as running:
         short = running.create(timeout_s=0.05)
         for _ in range(300):
-            running.hold(by=short).close()
+            running.hold(by=short).release()
         assert short.outstanding == 256
         assert running.outcomes.ended == [ReleaseOutcome.DROPPED] * 44
         await wait_until(lambda: short.outstanding == 0)
@@ -368,7 +353,7 @@ async def test_a_few_are_under_way_at_once() -> None:
 
     async with listen(refuse) as server, bench("127.0.0.2:1", server.address) as running:
         for _ in range(30):
-            running.hold().close()
+            running.hold().release()
         await wait_until(lambda: len(server.requests) == 8)
         for _ in range(10):
             await asyncio.sleep(0)
@@ -384,7 +369,7 @@ async def test_of_a_large_answer_the_handle_is_kept() -> None:
         assert held.answer.body == b""
         assert held.written is not None
         assert len(held.written.body) < len(answer)
-        held.close()
+        held.release()
         await running.settle(ReleaseOutcome.ASKED)
         assert p.count("simulation:kv_handles_outstanding") == 0
         assert count_violations(p, d) == 0
@@ -417,7 +402,7 @@ async def test_nothing_is_held_where_it_is_switched_off() -> None:
 async def test_at_the_end_what_is_under_way_is_carried_out() -> None:
     async with pair(Fault(slow_s=0.05)) as (running, p, _, answer):
         async with running.releases:
-            running.hold(answer).close()
+            running.hold(answer).release()
         assert running.outcomes.ended == [ReleaseOutcome.ASKED]
         assert p.count("simulation:kv_handles_outstanding") == 0
 
@@ -428,7 +413,7 @@ async def test_at_the_end_what_takes_too_long_is_given_up() -> None:
         late = running.create(timeout_s=0.05)
         async with late:
             for _ in range(20):
-                running.hold(by=late).close()
+                running.hold(by=late).release()
         assert late.outstanding == 0
         assert len(running.outcomes.ended) == 20
         assert set(running.outcomes.ended) <= {ReleaseOutcome.FAILED, ReleaseOutcome.DROPPED}
@@ -438,7 +423,7 @@ async def test_after_the_end_nothing_is_begun() -> None:
     async with bench("127.0.0.2:1", NOBODY) as running:
         async with running.releases:
             pass
-        running.hold().close()
+        running.hold().release()
         assert running.outcomes.ended == [ReleaseOutcome.DROPPED]
         assert running.releases.outstanding == 0
 
@@ -452,6 +437,6 @@ async def test_what_goes_wrong_inside_is_counted_and_told(
             raise RuntimeError("a bug")
 
         monkeypatch.setattr(EngineClient, "post", break_down)
-        running.hold().close()
+        running.hold().release()
         await running.settle(ReleaseOutcome.FAILED)
     assert "a release has failed" in caplog.text

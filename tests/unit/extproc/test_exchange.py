@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from pdrouter.cluster.catalog import Catalog
 from pdrouter.cluster.names import LINGER_S
 from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.view import ClusterView
 from pdrouter.engines.split import Leg
 from pdrouter.extproc.codec import encode
 from pdrouter.extproc.ext_proc_pb2 import ProcessingRequest
@@ -882,3 +883,20 @@ async def test_a_handle_is_asked_for_again_as_often_as_a_leg_is_tried(retries: i
     await bench.tell(request_headers(), request_body())
     assert len(bench.prefill.posts) == 1 + retries
     assert bench.close().aggregated == "handoff-late"
+
+
+async def test_a_missing_handle_is_a_failure_whatever_the_client_calls_the_model() -> None:
+    """What engines know by one name, requests may ask for by several."""
+    bench = Bench(eject_after=1)
+    other = replace(PREFILL, uid="p2", name="prefill-1", ip="10.0.0.5", address="10.0.0.5:8000")
+    usage = b', "usage": {"prompt_tokens": 9}}'
+    for pod, name, params in ((other, "ns/m", PARAMS), (PREFILL, "m", b"null")):
+        (group,) = ClusterView.build([pod, DECODE]).models.values()
+        view = ClusterView.of({"m": group, "ns/m": group}, group.pods, ["m"])
+        bench.cache.publish(view, synced=True)
+        answer = EngineAnswer(200, {}, b'{"kv_transfer_params": ' + params + usage)
+        bench.prefill.answer = lambda answer=answer: answer
+        await bench.tell(request_headers(), request_body({**CHAT, "model": name}))
+        bench.close()
+        bench.exchange = bench.open()
+    assert bench.state.failures.describe(PREFILL.uid) != []

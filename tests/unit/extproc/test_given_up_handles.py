@@ -163,6 +163,21 @@ async def test_what_fails_after_the_prefill_leg_releases_the_blocks(
     assert await count_releases(bench) == 1
 
 
+async def test_what_fails_before_envoy_is_told_where_to_send_it_releases_the_blocks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench()
+
+    def break_down(*_: object, **__: object) -> Any:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("pdrouter.extproc.phases.forward", break_down)
+    _, reply = await bench.tell(request_headers(), request_body())
+    assert error_of(reply) == (500, "internal_error")
+    assert not bench.exchange.record.forwarded
+    assert await count_releases(bench) == 1
+
+
 async def test_a_client_that_leaves_during_prefill_leaves_no_blocks_to_be_released() -> None:
     bench = Bench()
     waiting = asyncio.Event()

@@ -196,6 +196,15 @@ def test_what_another_pod_has_given_long_ago_or_for_another_model_says_nothing()
     assert bench.memory.calm
 
 
+def test_what_a_pod_of_another_namespace_has_says_nothing_of_a_model_of_the_same_name() -> None:
+    bench, theirs = Bench(), make_pod("t", namespace="theirs")
+    bench.outcomes.note_usable(make_side_answer(theirs), MODEL)
+    bench.outcomes.note_unusable(make_side_answer(), MODEL, "null-params")
+    bench.attempt(200, pod=theirs)
+    bench.attempt(404)
+    assert bench.memory.calm
+
+
 @pytest.mark.parametrize("status", [500, 502, 503, 429])
 def test_an_answer_of_the_last_leg_counts_for_its_pod(status: int) -> None:
     bench = Bench()
