@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from math import ceil
+from types import MappingProxyType
 
 import msgspec
 from msgspec import structs
@@ -38,6 +39,13 @@ from pdrouter.serving.unsplittable import REASON as NOT_PREFILLABLE
 from pdrouter.serving.unsplittable import UnsplittableKinds
 
 _TOLD_REASONS = 3
+_WAYS_OUT: Mapping[str, str] = MappingProxyType(
+    {
+        "stateful-responses": '"store": false lets it be split, '
+        "without background, previous_response_id and conversation"
+    }
+)
+"""What a client may do about a reason for which requests are not split."""
 
 
 class Routed(msgspec.Struct, frozen=True):
@@ -313,7 +321,8 @@ def _refuse_missing(
     split_only = [pod.engine for pod in pods.pods if pod.ready and not pod.serves_whole]
     if whole is not None and split_only and not pods.whole:
         message = f"decode engines of {split_only[0]} serve no request whole, as this one needs"
-        return RequestRejected(400, "cannot_be_split", f"{message}: {whole}")
+        reason = f"{whole} ({_WAYS_OUT[whole]})" if whole in _WAYS_OUT else whole
+        return RequestRejected(400, "cannot_be_split", f"{message}: {reason}")
     reasons = sorted({pod.unsupported for pod in pods.pods if pod.unsupported})
     return refuse_for_now(503, "no_ready_pod", "; ".join([str(missing), *reasons[:_TOLD_REASONS]]))
 

@@ -13,6 +13,7 @@ import pytest_asyncio
 from expectations import (
     chat,
     connect,
+    count_received,
     expect_disaggregated,
     expect_error,
     expect_settled,
@@ -21,7 +22,7 @@ from expectations import (
     read_metrics,
 )
 from failures import CHAT, failing, run_small_stack
-from together import suffer_many
+from together import expect_both_ended, post, suffer_many, try_another_context
 
 from pdrouter.tools.local_stack import LocalStack, StackOptions, run_stack
 from pdrouter.tools.simulation.config import EngineConfig
@@ -189,6 +190,56 @@ async def test_a_leg_that_fails(
     elif status == 400:
         # The engine's own words, flat as they are.
         assert response.json()["message"] == "Simulated fault: status 400"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_context_pod_that_refuses_costs_another_try(
+    stack: LocalStack, client: httpx.AsyncClient, stream: bool
+) -> None:
+    await try_another_context(stack, client, chat(stream=stream))
+
+
+async def test_context_pods_that_all_refuse_are_an_error_before_a_generation_leg(
+    stack: LocalStack, client: httpx.AsyncClient
+) -> None:
+    before = count_received(stack)
+    for engine in stack.prefill:
+        await engine.stop()
+    try:
+        expect_error(await client.post(CHAT, json=chat()), 502, "prefill_failed")
+    finally:
+        for engine in stack.prefill:
+            await engine.start()
+    assert count_received(stack) == before
+
+
+async def test_generation_pods_that_refuse_are_the_gateways_error(
+    stack: LocalStack, client: httpx.AsyncClient
+) -> None:
+    for engine in stack.decode:
+        await engine.stop()
+    try:
+        expect_error(await client.post(CHAT, json=chat()), 503, "upstream_unavailable")
+    finally:
+        for engine in stack.decode:
+            await engine.start()
+
+
+@pytest.mark.parametrize(
+    "fault", [Fault(hang_after_head=True), Fault(drop_after_tokens=2)], ids=["hangs", "drops"]
+)
+async def test_an_answer_that_stops_in_the_middle_leaves_nothing(
+    stack: LocalStack, client: httpx.AsyncClient, fault: Fault
+) -> None:
+    body = chat(stream=True, max_tokens=20)
+    with failing(stack.decode, fault):
+        if fault.hang_after_head:
+            with pytest.raises(httpx.ReadTimeout):
+                await client.post(CHAT, json=body, timeout=1)
+        else:
+            ending = await post(client, body)
+            assert (ending.status, ending.cut) == (200, True)
+    await expect_both_ended(stack)
 
 
 async def test_a_context_engine_that_hangs_costs_another_try(

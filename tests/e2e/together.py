@@ -1,6 +1,7 @@
 """Faults of either leg where both run at once, on any wire: what clients get, what is left."""
 
 import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
@@ -9,7 +10,7 @@ from typing import Any, Literal
 import httpx
 import msgspec
 from expectations import engines_of, eventually
-from failures import CHAT, expect_ended, failing
+from failures import CHAT, expect_ended, failing, try_first
 
 from pdrouter.tools.local_stack import LocalStack
 from pdrouter.tools.simulation.faults import Fault
@@ -150,8 +151,9 @@ async def suffer(
     expected = case.streamed if body.get("stream") else case.plain
     if expected is None:
         if not ending.cut:
-            # The other leg had not begun its answer.
-            assert (ending.status, ending.code) == (503, "prefill_failed"), ending.body
+            # The other leg had not begun its answer, or its head was still held back.
+            clean = [(503, "prefill_failed"), (502, "gateway_error")]
+            assert (ending.status, ending.code) in clean[: 2 if case.leg == "decode" else 1]
             return
         assert ending.status == 200
         assert not ending.body.endswith(b"data: [DONE]\n\n")
@@ -194,3 +196,27 @@ async def leave(
         task.cancel()
         await expect_both_ended(stack)
         await expect_ended(stack)
+
+
+async def try_another_context(
+    stack: LocalStack, client: httpx.AsyncClient, body: dict[str, Any]
+) -> None:
+    """Let the first context engine (TensorRT-LLM) refuse connections: another one serves."""
+    gone, other = stack.prefill
+    await gone.stop()
+    try:
+        with try_first(stack, gone, other):
+            response = await client.post(CHAT, json=body)
+    finally:
+        await gone.start()
+    assert response.status_code == 200, response.text
+    request_id = response.headers["x-request-id"]
+    context, generation = (
+        json.loads(request.body)["disaggregated_params"]
+        for engine in (other, *stack.decode)
+        for request in engine.requests
+        # With another number, unless the engine was only asked who it is.
+        if request.headers.get("x-request-id", "").startswith(request_id)
+    )
+    assert generation["ctx_info_endpoint"] == other.address
+    assert generation["ctx_request_id"] == context["disagg_request_id"]

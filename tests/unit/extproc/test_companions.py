@@ -400,6 +400,22 @@ async def test_a_second_reason_counts_where_the_first_is_none(members: dict[str,
     await pair.end()
 
 
+async def test_who_asks_for_what_keeps_state_is_told_how_to_do_without() -> None:
+    pair = Pair()
+    path, content = "/v1/responses", {"model": "m", "input": "hi"}
+    _, reply = await pair.bench.tell(request_headers(path), request_body(content))
+    assert error_of(reply) == (400, "cannot_be_split")
+    assert isinstance(reply, ImmediateReply)
+    message = json.loads(reply.body)["error"]["message"]
+    assert 'stateful-responses ("store": false lets it be split' in message
+    await pair.end()
+    other = Pair()
+    told = request_body({**content, "store": False})
+    _, reply = await other.bench.tell(request_headers(path), told)
+    assert isinstance(reply, PhaseReply)
+    await other.end()
+
+
 @pytest.mark.parametrize("members", [{}, {"n": 2}])
 async def test_without_a_prefill_pod_that_is_ready_the_client_may_come_again(
     members: dict[str, Any],
