@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from factories import make_state
@@ -129,6 +130,11 @@ class Notes:
     def request_finished(self, record: RequestRecord) -> None:
         self.open -= 1
         self.finished.append(record)
+
+
+def sglang(pod: Pod, **changes: Any) -> Pod:
+    pairing = pod.pairing._replace(engine="sglang")
+    return replace(pod, engine="sglang", pairing=pairing, **changes)
 
 
 def bare(event: Event) -> Event:

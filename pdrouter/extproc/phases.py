@@ -174,7 +174,7 @@ class Phases:
         else:
             self._note_local_reply(attributes)
             if is_unseen(attributes):
-                self._call.give_up_handle(unreachable=judgement.cause == CONNECT)
+                self._give_up_blocks(unreachable=judgement.cause == CONNECT)
         self._call.handle = None
         if judgement.from_engine and sent and sent.is_sent_too_often(attributes.get(ATTEMPTS)):
             record.handoff = "sent-twice"
@@ -240,11 +240,20 @@ class Phases:
             self._call.stop()
             if judgement.from_engine and status >= _LEAST_FAILURE:
                 self._dispatcher.legs.note_last_failed(companion)
+            elif judgement.from_engine:
+                # It has not asked for blocks, and cannot free them: their name was not known yet.
+                self._give_up_blocks()
             return True
         with self._record.steps.time("companion", waits=True):
             await companion.wait_good()
         companion.joined = companion.good
         return not self._call.failed
+
+    def _give_up_blocks(self, *, unreachable: bool = False) -> None:
+        """Have the blocks freed that the engine of the last leg will not ask for."""
+        if self._head is not None and self._chosen is not None:
+            self._dispatcher.hold_companion(self._chosen, self._head, self._call)
+        self._call.give_up_handle(unreachable=unreachable)
 
     async def on_local_reply(self, event: ResponseHeaders) -> Replies:
         """Explain an answer that Envoy gives by itself while the request's body is to come."""

@@ -173,6 +173,19 @@ class Dispatcher:
         if replaced is not None:
             chosen.change(replaced)
 
+    def hold_companion(self, chosen: OpenDecision, head: RequestHead, call: Call) -> None:
+        """Hold the handle of a side leg that ran beside the last one, if its engine keeps blocks.
+
+        One that has not answered stops with its connection, and keeps none.
+        """
+        companion = call.companion
+        done = None if companion is None or companion.tried is None else companion.tried.done
+        if done is not None:
+            split = self.splits.find(done.pod.engine, done.pod.kv_connector)
+            if split.release(done) is not None:
+                last = chosen.decision.last.pod
+                call.handle = self.releases.hold(done, last, call.record.model, head.headers)
+
     def find_second(self, model: str, chosen: OpenDecision) -> Pod | None:
         """Return the pod that takes a request if Envoy cannot connect to the chosen one."""
         if not self.policy.names_second:
@@ -189,7 +202,7 @@ class Dispatcher:
         record = call.record
         answers = await self._run_side_legs(request, chosen, head, call)
         if isinstance(answers, Companion):
-            return self._join(request, chosen, answers, record)
+            return self._join(request, chosen, answers, head, call)
         if answers and (completed := self._complete(request, chosen, answers)) is not None:
             return completed
         self._settle_last(request, chosen, answers, head, call)
@@ -238,16 +251,18 @@ class Dispatcher:
         request: InferenceRequest,
         chosen: OpenDecision,
         companion: Companion,
-        record: RequestRecord,
+        head: RequestHead,
+        call: Call,
     ) -> Dispatched:
         """Return the last leg, for which the side leg beside it waits."""
         decision, holder = chosen.decision, companion.pod
-        with record.steps.time("hand-over"):
+        with call.record.steps.time("hand-over"):
             placement = Placement(decision.pods, companion.request_id, companion.peer)
             split = self.splits.find(holder.engine, holder.kv_connector)
             body = split.last_body(request, placement, ())
             headers = split.last_headers(placement, ())
         if len(body) > self.policy.max_forwarded_bytes:
+            self.hold_companion(chosen, head, call)
             message = "with what the engine needs to know, the body is too large"
             raise RequestRejected(413, "body_too_large", message)
         pod, model = decision.last.pod, chosen.routed.pods.model

@@ -17,7 +17,7 @@ from expectations import (
     expect_settled,
     read_metrics,
 )
-from failures import CHAT, FOLLOW_ENDPOINTS, expect_ended, list_pods
+from failures import CHAT, FOLLOW_ENDPOINTS, expect_ended, failing, list_pods
 
 from pdrouter.engines.split import Leg
 from pdrouter.tools.local_stack import LocalStack, StackOptions, run_stack
@@ -72,6 +72,31 @@ async def test_a_decode_pod_that_refuses_the_connection_leaves_no_blocks_behind(
         # The handle of the next request is none of the first one's business.
         with avoiding(stack, broken):
             expect_disaggregated(stack, await client.post(CHAT, json=chat(stream=stream)))
+        await expect_settled(stack)
+        assert await count_releases(stack) == 1
+
+
+async def test_a_decode_pod_that_refuses_what_runs_beside_prefill_leaves_no_blocks_behind() -> None:
+    prefill, *decode = (replace(each, kv_connector="nixl-push") for each in (PREFILL, *DECODE))
+    options = StackOptions(
+        prefill=[prefill],
+        decode=decode,
+        environment={"AIBRIX_KV_CONNECTOR_TYPE": "nixl-push", "PDROUTER_EJECT_AFTER": "0"},
+    )
+    async with run_stack(options) as stack, connect(stack) as client:
+        expect_disaggregated(stack, await client.post(CHAT, json=chat()))
+        refusing, other = stack.decode
+        # Later than the prefill engine, which has its blocks by then.
+        refusing.faults.set(Fault(slow_s=0.3, status=400, times=1))
+        with avoiding(stack, other):
+            assert (await client.post(CHAT, json=chat())).status_code == 400
+        await expect_released(stack, 1, "asked")
+        await expect_settled(stack)
+        await refusing.stop()
+        with avoiding(stack, other), failing(stack.prefill, Fault(slow_s=PATIENCE_S)):
+            response = await client.post(CHAT, json=chat())
+        expect_error(response, 503, "upstream_unavailable")
+        # The prefill engine was stopped before it had any.
         await expect_settled(stack)
         assert await count_releases(stack) == 1
 

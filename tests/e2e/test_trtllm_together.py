@@ -32,7 +32,7 @@ def stack_options(tmp_path_factory: pytest.TempPathFactory) -> StackOptions:
         "PDROUTER_TRTLLM_AUTH_KEY_FILE": str(key),
         "PDROUTER_EJECT_AFTER": "0",
         # What hangs ends with it; else it is far away.
-        "AIBRIX_PREFILL_REQUEST_TIMEOUT": "3",
+        "AIBRIX_PREFILL_REQUEST_TIMEOUT": "2",
     }
     return StackOptions(prefill=PREFILL, decode=DECODE, environment=environment)
 

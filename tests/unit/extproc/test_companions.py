@@ -15,6 +15,7 @@ from exchanges import (
     request_body,
     request_headers,
     response_headers,
+    sglang,
 )
 from waiting import wait_until
 
@@ -32,12 +33,6 @@ from pdrouter.serving.engine_client import EngineAnswer, FailureKind
 from pdrouter.serving.leg_outcome import Attempt
 from pdrouter.serving.record import Outcome, RequestRecord, Retry
 from pdrouter.serving.statuses import Speaks
-
-
-def sglang(pod: Pod, **changes: Any) -> Pod:
-    pairing = pod.pairing._replace(engine="sglang")
-    return replace(pod, engine="sglang", pairing=pairing, **changes)
-
 
 P, D = sglang(PREFILL), sglang(DECODE)
 OTHER_P = sglang(PREFILL, uid="p2", name="prefill-1", ip="10.0.0.5", address="10.0.0.5:8000")

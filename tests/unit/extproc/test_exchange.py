@@ -5,6 +5,7 @@ import json
 from contextlib import ExitStack
 from dataclasses import replace
 from email.utils import formatdate
+from functools import partial
 from typing import Any
 
 import pytest
@@ -894,8 +895,8 @@ async def test_a_missing_handle_is_a_failure_whatever_the_client_calls_the_model
         (group,) = ClusterView.build([pod, DECODE]).models.values()
         view = ClusterView.of({"m": group, "ns/m": group}, group.pods, ["m"])
         bench.cache.publish(view, synced=True)
-        answer = EngineAnswer(200, {}, b'{"kv_transfer_params": ' + params + usage)
-        bench.prefill.answer = lambda answer=answer: answer
+        said = b'{"kv_transfer_params": ' + params + usage
+        bench.prefill.answer = partial(EngineAnswer, 200, {}, said)
         await bench.tell(request_headers(), request_body({**CHAT, "model": name}))
         bench.close()
         bench.exchange = bench.open()

@@ -2,16 +2,19 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from exchanges import (
     DECODE,
+    PARAMS,
     PREFILL,
     Bench,
     error_of,
     request_body,
     request_headers,
+    sglang,
 )
 from waiting import wait_until
 
@@ -201,3 +204,67 @@ async def test_releases_can_be_switched_off() -> None:
     bench = Bench([PREFILL, DECODE, OTHER], release=BlockRelease.OFF)
     await bench.tell(request_headers(), request_body(), local_reply(REFUSED, 1.0))
     assert await count_releases(bench) == 0
+
+
+PUSHED = PARAMS[:-1] + b', "transfer_mode": "push", "tp_size": 1}'
+
+
+async def send_both(bench: Bench) -> None:
+    """Let the engine be known by a first request, and send both legs of a second one at once."""
+
+    def answer() -> EngineAnswer:
+        if bench.prefill.progress is not None:
+            bench.prefill.progress.note_head(200)
+        return EngineAnswer(200, {}, b'{"kv_transfer_params": ' + PUSHED + b"}")
+
+    bench.prefill.answer = answer
+    await bench.tell(request_headers(), request_body(), ResponseHeaders({":status": "200"}))
+    bench.close()
+    bench.exchange = bench.open()
+    await bench.tell(request_headers(), request_body())
+    companion = bench.exchange.call.companion
+    assert companion is not None
+    await companion.wait_good()
+
+
+def engine_reply(status: str) -> ResponseHeaders:
+    return local_reply("via_upstream", 1.0, status)
+
+
+@pytest.mark.parametrize(
+    ("event", "releases"),
+    [
+        (local_reply(REFUSED, 1.0), 1),
+        (local_reply("no_healthy_upstream", 0.0), 1),
+        # It could not free them, since it did not know what their engine calls them.
+        (engine_reply("400"), 1),
+        (engine_reply("404"), 1),
+        # It may have asked for them.
+        (engine_reply("500"), 0),
+        (engine_reply("200"), 0),
+        (local_reply(REFUSED, 2.0), 0),
+        (local_reply("upstream_reset_before_response_started{connection_termination}", 1.0), 0),
+    ],
+    ids=lambda value: None if isinstance(value, int) else "",
+)
+async def test_blocks_that_decode_has_not_asked_for_are_released_where_both_legs_ran_at_once(
+    event: ResponseHeaders, releases: int
+) -> None:
+    pods = [replace(pod, kv_connector="nixl-push") for pod in (PREFILL, DECODE, OTHER)]
+    bench = Bench(pods)
+    await send_both(bench)
+    await bench.tell(event)
+    assert await count_releases(bench) == releases
+
+
+async def test_a_wire_without_releases_is_not_asked_for_one() -> None:
+    bench = Bench([sglang(pod) for pod in (PREFILL, DECODE, OTHER)])
+
+    def answer() -> EngineAnswer:
+        assert bench.prefill.progress is not None
+        bench.prefill.progress.note_head(200)
+        return EngineAnswer(200, {}, b"{}")
+
+    bench.prefill.answer = answer
+    await bench.tell(request_headers(), request_body(), local_reply(REFUSED, 1.0))
+    assert await list_outcomes(bench) == []
