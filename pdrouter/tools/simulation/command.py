@@ -30,6 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kv-connector", choices=get_args(KvConnector), default=_DEFAULTS.kv_connector
     )
+    parser.add_argument(
+        "--p2p-pull", action="store_true", help="have a P2P tier beside NIXL's connector"
+    )
     parser.add_argument("--release", choices=get_args(EngineRelease), default=_DEFAULTS.release)
     for option, default, what in (
         ("--prefill-tokens-per-s", _DEFAULTS.prefill_tokens_per_s, "prefill speed; 0 is instant"),
@@ -38,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         parser.add_argument(option, type=float, default=default, help=f"{what} ({default:g})")
     for option, count, what in (
-        ("--bootstrap-port", _DEFAULTS.bootstrap_port, "of an SGLang's prefill engine; 0 is any"),
+        ("--bootstrap-port", _DEFAULTS.bootstrap_port, "where engines meet; 0 is any"),
+        ("--data-parallel-size", _DEFAULTS.data_parallel_size, "ranks behind the port"),
         ("--slots", _DEFAULTS.slots, "requests that run at once"),
         ("--max-model-len", _DEFAULTS.max_model_len, "longest prompt plus output, in tokens"),
     ):
@@ -116,6 +120,8 @@ def _config(args: argparse.Namespace) -> EngineConfig:
         host=args.host,
         port=args.port,
         kv_connector=args.kv_connector,
+        p2p_pull=args.p2p_pull,
+        data_parallel_size=args.data_parallel_size,
         prefill_tokens_per_s=args.prefill_tokens_per_s,
         prefill_buckets=args.prefill_buckets,
         itl_ms=args.itl_ms,

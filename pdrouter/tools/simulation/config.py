@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 EngineRole = Literal["prefill", "decode", "both"]
 KvConnector = Literal[
-    "nixl", "nixl-push", "mooncake", "neuron-legacy", "bootstrap", "trtllm", "none"
+    "nixl", "nixl-push", "mooncake", "offloading", "neuron-legacy", "bootstrap", "trtllm", "none"
 ]
 
 EngineRelease = Literal["new", "old"]
@@ -26,7 +26,11 @@ class EngineConfig:
         port: Port to bind to; 0 takes a free one.
         kv_connector: How blocks go from prefill to decode. `neuron-legacy` has fixed roles, so
             it excludes `both`. With `bootstrap` the engine is an SGLang, whose roles are fixed too,
-            and with `trtllm` a TensorRT-LLM.
+            and with `trtllm` a TensorRT-LLM. `offloading` is vLLM's OffloadingConnector with a P2P
+            tier.
+        p2p_pull: Whether an engine with `nixl` has a P2P tier beside it (MultiConnector), and so
+            can have the beginning of a prompt from any other engine.
+        data_parallel_size: Ranks behind the one port of the API. Only a P2P tier tells them apart.
         engine_id: The engine's identity in the handles it issues.
         prefill_tokens_per_s: Prompt tokens that the whole engine computes per second, one
             request after the other; 0 means that prefill takes no time.
@@ -46,8 +50,8 @@ class EngineConfig:
         revision: Its version: blocks go only to engines that have the same.
         side_channel_host: The `remote_host` in issued handles; `None` is the engine's own
             address. `localhost` and `0.0.0.0` are what real engines put there by default.
-        bootstrap_port: Port of a prefill engine's bootstrap server (SGLang, Mooncake); 0 takes a
-            free one.
+        bootstrap_port: Port of a prefill engine's bootstrap server (SGLang, Mooncake), or of the
+            first rank's P2P tier, those of others being next to it; 0 takes a free one.
         auth_key: Key with which a TensorRT-LLM's hand-offs are signed; empty for none.
         peer_timeout_s: Seconds for which one leg waits for the other where both run at once.
         keepalive_timeout_s: Idle seconds after which the engine closes a connection.
@@ -62,6 +66,8 @@ class EngineConfig:
     host: str = "127.0.0.1"
     port: int = 0
     kv_connector: KvConnector = "nixl"
+    p2p_pull: bool = False
+    data_parallel_size: int = 1
     engine_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     prefill_tokens_per_s: float = 1_000_000.0
     prefill_buckets: tuple[int, ...] = ()
@@ -93,6 +99,8 @@ class EngineConfig:
         if self.kv_connector in _FIXED_ROLES and self.role == "both":
             message = f"role must be prefill or decode with the {self.kv_connector} connector"
             raise ValueError(message)
+        if self.p2p_pull and self.kv_connector != "nixl":
+            raise ValueError("p2p_pull goes with the nixl connector only")
         if not self.models or not all(self.models):
             raise ValueError("models must name at least one model")
         self._check_numbers()
@@ -102,6 +110,7 @@ class EngineConfig:
             if not 0 <= getattr(self, name) <= 65_535:
                 raise ValueError(f"{name} must be between 0 and 65535")
         for name in (
+            "data_parallel_size",
             "slots",
             "max_model_len",
             "block_size",
@@ -134,7 +143,14 @@ class EngineConfig:
     @property
     def has_bootstrap_server(self) -> bool:
         """Whether decode engines, or routers, ask it at another port than the API's."""
+        if self.has_p2p_tier:
+            return True
         return self.kv_connector in ("bootstrap", "mooncake") and self.role != "decode"
+
+    @property
+    def has_p2p_tier(self) -> bool:
+        """Whether it can give, and be given, blocks out of main memory."""
+        return self.kv_connector == "offloading" or self.p2p_pull
 
     @property
     def base_model(self) -> str:

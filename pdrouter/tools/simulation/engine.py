@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from typing import Self
 
 from aiohttp import web
@@ -22,6 +22,7 @@ from pdrouter.tools.simulation.kv_handles import HandleStore
 from pdrouter.tools.simulation.leg_contracts import LegContracts
 from pdrouter.tools.simulation.media_api import MEDIA_PATHS, MediaApi
 from pdrouter.tools.simulation.node_address import join_address, reachable_host
+from pdrouter.tools.simulation.p2p_tier import P2pTier
 from pdrouter.tools.simulation.peer_client import PeerClient
 from pdrouter.tools.simulation.received_requests import ReceivedRequest, RequestLog
 from pdrouter.tools.simulation.reception import Reception, api_handler
@@ -34,6 +35,7 @@ _STOP_GRACE_S = 0.2
 _NO_BODY_LIMIT = 0
 _BACKLOG = 1_024
 _TURNS_TO_ACCEPT = 5
+_TRIES_FOR_PORTS = 20
 
 
 class SimulatedEngine:
@@ -78,6 +80,9 @@ class SimulatedEngine:
         self._host = reachable_host(config.host)
         self._port = config.port
         self._bootstrap_port = config.bootstrap_port
+        self._tier = P2pTier(
+            config, self._metrics, self._transfers, self._host, lambda: self._bootstrap_port
+        )
         self._issuer: HandleIssuer | None = None
         self._runner: web.AppRunner | None = None
         self._resources = AsyncExitStack()
@@ -104,10 +109,17 @@ class SimulatedEngine:
             peers = await resources.enter_async_context(PeerClient(self.config.peer_timeout_s))
             self._runner = await self._serve(resources, self._application(fetcher, peers), listener)
             if self.config.has_bootstrap_server:
-                listener = resources.enter_context(_listen(self.config.host, self._bootstrap_port))
-                self._bootstrap_port = listener.getsockname()[1]
-                await self._serve(resources, self._bootstrap_application(), listener)
+                await self._start_bootstrap(resources)
             self._resources = resources.pop_all()
+
+    async def _start_bootstrap(self, resources: AsyncExitStack) -> None:
+        ranks = self.config.data_parallel_size if self.config.has_p2p_tier else 1
+        listeners = _listen_in_a_row(self.config.host, self._bootstrap_port, ranks)
+        for listener in listeners:
+            resources.enter_context(listener)
+        self._bootstrap_port = listeners[0].getsockname()[1]
+        for rank, listener in enumerate(listeners):
+            await self._serve(resources, self._bootstrap_application(rank), listener)
 
     async def _serve(
         self, resources: AsyncExitStack, application: web.Application, listener: socket.socket
@@ -129,6 +141,8 @@ class SimulatedEngine:
         """Close all connections, cutting off what still runs; blocks that are held are lost."""
         await self._resources.aclose()
         self._handles.lose()
+        self._transfers.lose()
+        self._tier.lose()
 
     @property
     def host(self) -> str:
@@ -142,7 +156,7 @@ class SimulatedEngine:
 
     @property
     def bootstrap_port(self) -> int:
-        """The port of a prefill engine's bootstrap server; 0 before the start if any will do."""
+        """The port at which engines meet, if it is not the API's; 0 before the start for any."""
         return self._bootstrap_port
 
     @property
@@ -170,7 +184,9 @@ class SimulatedEngine:
             if connection.transport is not None and self._reception.is_idle(connection.transport):
                 connection.transport.close()
 
-    def _bootstrap_application(self) -> web.Application:
+    def _bootstrap_application(self, rank: int) -> web.Application:
+        if self.config.has_p2p_tier:
+            return self._tier.application(rank)
         application = web.Application()
         if self.config.kv_connector == "mooncake":
             application.add_routes(self._transfer_api.routes())
@@ -185,7 +201,9 @@ class SimulatedEngine:
             self._issuer = HandleIssuer(
                 self.config, self._handles, self._transfers, host, self._port
             )
-        contracts = LegContracts(self.config, self._issuer, fetcher, self._transfers, peers)
+        contracts = LegContracts(
+            self.config, self._issuer, fetcher, self._transfers, self._tier, peers
+        )
         generation = GenerationApi(
             self.config, self._metrics, self._compute, contracts, self._rooms
         )
@@ -245,6 +263,27 @@ async def _stop_accepting(listener: socket.socket) -> None:
 
 async def _say_what_it_is(_: web.Request, response: web.StreamResponse) -> None:
     response.headers["x-simulated-engine"] = MADE_UP
+
+
+def _listen_in_a_row(host: str, port: int, count: int) -> list[socket.socket]:
+    """Listen at so many ports, one after the other; if any will do, the first may be any.
+
+    Raises:
+        OSError: They cannot be bound.
+    """
+    for tries_left in reversed(range(1 if port else _TRIES_FOR_PORTS)):
+        with ExitStack() as opened:
+            try:
+                first = opened.enter_context(_listen(host, port))
+                following = range(first.getsockname()[1] + 1, first.getsockname()[1] + count)
+                others = [opened.enter_context(_listen(host, each)) for each in following]
+            except OSError:
+                if not tries_left:
+                    raise
+                continue
+            opened.pop_all()
+            return [first, *others]
+    raise AssertionError("the last try has raised")
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -85,6 +85,12 @@ class EngineMetrics:
         self.prompt_mismatches = self._counter(
             "prompt_mismatches", "Fetches whose prompt is not the one prefilled."
         )
+        self.recomputed_prompts = self._counter(
+            "recomputed_prompts", "Decode legs whose blocks did not come before their deadline."
+        )
+        self.kv_source_lookups = self._counter(
+            "kv_source_lookups", "Questions for the beginning of a prompt, by result.", ("result",)
+        )
         self.room_timeouts = self._counter(
             "room_timeouts", "Legs that waited in a room until their time was over."
         )

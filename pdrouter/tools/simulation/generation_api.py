@@ -115,22 +115,25 @@ class GenerationApi:
             yield generation
             return
         if job.fetch is not None:
-            await self._fetch(job.fetch, job.request.digest)
-            generation = replace(generation, cached_tokens=job.request.prompt_tokens - 1)
+            cached = await self._fetch(job.fetch, job.request)
+            generation = replace(generation, cached_tokens=cached)
         async with self._compute.prefilled(
             job.request.prompt_tokens, cached=generation.cached_tokens
         ):
             self._metrics.first_token_seconds.observe(time.monotonic() - arrived)
+            if job.keep is not None:
+                job.keep()
             yield generation
 
-    async def _fetch(self, fetch: Fetch, digest: str) -> None:
+    async def _fetch(self, fetch: Fetch, request: GenerationRequest) -> int:
         started = time.monotonic()
         try:
-            await fetch(digest)
+            cached = await fetch(request)
         except TransferFailed:
             self._metrics.failed_transfers.inc()
             raise
         self._metrics.transfer_seconds.observe(time.monotonic() - started)
+        return cached
 
     async def _answer(self, job: Job) -> object:
         form = FORMS[job.request.api]

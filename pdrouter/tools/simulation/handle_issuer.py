@@ -64,7 +64,7 @@ class HandleIssuer:
             time.monotonic(),
             str(shown.get("remote_request_id", "")),
         )
-        if self._config.kv_connector == "mooncake":
+        if self._config.kv_connector in ("mooncake", "offloading"):
             return form.plain(generation)
         del shown["remote_block_ids"]
         shown |= {"transfer_mode": "push", "transfer_id": transfer_id}

@@ -28,7 +28,16 @@ from pdrouter.tools.simulation.legs import (
     check_transfer_members,
     disaggregated_params,
 )
+from pdrouter.tools.simulation.p2p_tier import (
+    RANK_HEADER,
+    P2pTier,
+    check_roles,
+    read_decoder,
+    read_prefiller,
+    read_source,
+)
 from pdrouter.tools.simulation.peer_client import PeerClient
+from pdrouter.tools.simulation.prompts import prefix_blocks
 from pdrouter.tools.simulation.reception import EngineCall
 from pdrouter.tools.simulation.refusal import ContractViolated, Refused
 from pdrouter.tools.simulation.token_ids import check_token_ids
@@ -42,8 +51,9 @@ from pdrouter.tools.simulation.transfers import (
     read_transfer_id,
 )
 
-Fetch: TypeAlias = Callable[[str], Awaitable[None]]
-"""Waits for the blocks of a prompt with this identity; raises TransferFailed."""
+Fetch: TypeAlias = Callable[[GenerationRequest], Awaitable[int]]
+"""Waits for the blocks of a prompt, and says how many of its tokens they hold; raises
+TransferFailed."""
 Answer: TypeAlias = Callable[[AnswerForm, Generation], object]
 """Gives the answer of a prefill leg, and holds its blocks."""
 
@@ -56,9 +66,11 @@ class Job:
         call: Where it came from.
         request: What to generate.
         request_id: The id under which it runs, unique in the engine.
-        fetch: Where the blocks of its prompt come from; None if it is computed here.
+        fetch: Where the blocks of its prompt, or of its beginning, come from; None if all of it is
+            computed here.
         rooms: Rooms in which a prefill leg waits for the other before it computes.
         answer: How a prefill leg is answered; None for as any request.
+        keep: Called once the blocks of its prompt are there, if others may ask for them.
     """
 
     call: EngineCall
@@ -67,6 +79,7 @@ class Job:
     fetch: Fetch | None = None
     rooms: tuple[int, ...] = ()
     answer: Answer | None = None
+    keep: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +90,7 @@ class LegContracts:
     issuer: HandleIssuer
     fetcher: BlockFetcher
     transfers: TransferStore
+    tier: P2pTier
     peers: PeerClient
 
     def check(self, call: EngineCall) -> Job:
@@ -94,6 +108,8 @@ class LegContracts:
         if not by_rooms:
             check_prompt_count(call.leg, request.prompts)
         job = Job(call, request, call.http.headers.get("x-request-id") or uuid.uuid4().hex)
+        if self.config.has_p2p_tier:
+            job = self._check_tier(job)
         if call.leg is SimulatedLeg.WHOLE:
             return job
         return _CONTRACTS[self.config.kv_connector](self, job)
@@ -128,7 +144,34 @@ class LegContracts:
         handle = check_decode_leg(job.call.members, self.config)
         if self.config.kv_connector == "nixl":
             check_token_ids(job.request, job.call.members["kv_transfer_params"], self.config)
-        return replace(job, fetch=partial(self.fetcher.fetch, handle))
+        return replace(job, fetch=_whole(partial(self.fetcher.fetch, handle)))
+
+    def _check_tier(self, job: Job) -> Job:
+        """All legs of an engine with a P2P tier: it keeps blocks, and may ask for some."""
+        headers, params = job.call.http.headers, job.call.members.get("kv_transfer_params") or {}
+        rank = self.tier.read_rank(headers.get(RANK_HEADER))
+        blocks = prefix_blocks(job.call.members, self.config.block_size)
+        job = replace(job, keep=partial(self.tier.keep, blocks, rank))
+        check_roles(params, job.call.leg, self.config)
+        source = read_source(params)
+        if source is None:
+            return job
+        self.tier.check_source(source, rank)
+        return replace(job, fetch=partial(self.tier.look_up, self.peers, source, blocks))
+
+    def _check_offloading(self, job: Job) -> Job:
+        """The P2P tier alone: blocks are asked for by an id, at the tier's own port."""
+        params = job.call.members["kv_transfer_params"]
+        rank = self.tier.read_rank(job.call.http.headers.get(RANK_HEADER))
+        if job.call.leg is SimulatedLeg.PREFILL:
+            key = self.tier.begin(read_decoder(params), rank)
+            return replace(job, answer=partial(self.issuer.announce, transfer_id=key))
+        check_token_ids(job.request, params, self.config)
+        if job.request.n > 1:
+            message = "several choices would share one transfer"
+            raise ContractViolated("p2p_choices", 400, message, param="n")
+        source = read_prefiller(params)
+        return replace(job, fetch=partial(self.tier.pull, self.peers, source))
 
     def _check_transfer(self, job: Job) -> Job:
         """NIXL push and Mooncake: blocks are asked for by an id."""
@@ -139,14 +182,14 @@ class LegContracts:
             return replace(job, answer=partial(self.issuer.announce, transfer_id=transfer_id))
         check_token_ids(job.request, params, self.config)
         read = read_push if self.config.kv_connector == "nixl-push" else read_mooncake
-        return replace(job, fetch=partial(fetch_transfer, self.peers, read(params)))
+        return replace(job, fetch=_whole(partial(fetch_transfer, self.peers, read(params))))
 
     def _check_meeting(self, job: Job) -> Job:
         """SGLang: the legs meet in rooms."""
         request = job.request
         meeting = read_meeting(job.call.members, request.prompts * request.n)
         if job.call.leg is SimulatedLeg.DECODE:
-            return replace(job, fetch=partial(fetch_rooms, self.peers, meeting))
+            return replace(job, fetch=_whole(partial(fetch_rooms, self.peers, meeting)))
         # It has the client's own limit, and computes one token all the same.
         return replace(job, request=replace(request, limit=1), rooms=meeting.rooms)
 
@@ -167,7 +210,21 @@ class LegContracts:
         request = job.request
         if continuation.engine_id:
             request = continue_request(request, job.call.members)
-        return replace(job, request=request, fetch=partial(fetch_context, self.peers, continuation))
+        fetch = _whole(partial(fetch_context, self.peers, continuation))
+        return replace(job, request=request, fetch=fetch)
+
+
+def _whole(fetch: Callable[[str], Awaitable[None]]) -> Fetch:
+    """Make one fetch of another that knows prompts by their identity, and brings all blocks.
+
+    As in vLLM the last token of the prompt is computed all the same.
+    """
+
+    async def wait(request: GenerationRequest) -> int:
+        await fetch(request.digest)
+        return request.prompt_tokens - 1
+
+    return wait
 
 
 _CONTRACTS: Mapping[KvConnector, Callable[[LegContracts, Job], Job]] = {
@@ -175,6 +232,7 @@ _CONTRACTS: Mapping[KvConnector, Callable[[LegContracts, Job], Job]] = {
     "neuron-legacy": LegContracts._check_handle,  # noqa: SLF001
     "nixl-push": LegContracts._check_transfer,  # noqa: SLF001
     "mooncake": LegContracts._check_transfer,  # noqa: SLF001
+    "offloading": LegContracts._check_offloading,  # noqa: SLF001
     "bootstrap": LegContracts._check_meeting,  # noqa: SLF001
     "trtllm": LegContracts._check_context,  # noqa: SLF001
 }

@@ -42,12 +42,21 @@ def leg_of(members: Members, config: EngineConfig) -> SimulatedLeg:
     if config.kv_connector == "trtllm":
         request_type = str(disaggregated_params(members).get("request_type"))
         return _CONTEXT_LEGS.get(request_type, SimulatedLeg.WHOLE)
-    params = members.get("kv_transfer_params")
-    if config.kv_connector in _BY_PARAMS and isinstance(params, dict):
-        if params.get("do_remote_decode"):
-            return SimulatedLeg.PREFILL
-        if params.get("do_remote_prefill"):
-            return SimulatedLeg.DECODE
+    return _leg_of_params(members.get("kv_transfer_params"), config)
+
+
+def _leg_of_params(params: object, config: EngineConfig) -> SimulatedLeg:
+    if not isinstance(params, dict):
+        return SimulatedLeg.WHOLE
+    if config.kv_connector == "offloading":
+        names = ("remote_decoder", "remote_prefiller")
+    elif config.kv_connector in _BY_PARAMS:
+        names = ("do_remote_decode", "do_remote_prefill")
+    else:
+        return SimulatedLeg.WHOLE
+    for name, leg in zip(names, (SimulatedLeg.PREFILL, SimulatedLeg.DECODE), strict=True):
+        if params.get(name) not in (None, False):
+            return leg
     return SimulatedLeg.WHOLE
 
 
@@ -87,7 +96,7 @@ def check_prefill_leg(api: Api, members: Members, config: EngineConfig) -> None:
         raise _violated("prefill_n", "n must be 1 on the prefill leg", "n")
     if config.kv_connector in _BY_PARAMS:
         _check_empty_handle(members["kv_transfer_params"], config)
-    elif members.get("kv_transfer_params") is not None:
+    elif config.kv_connector != "offloading" and members.get("kv_transfer_params") is not None:
         message = "this connector has no kv_transfer_params"
         raise _violated("prefill_transfer_params", message, "kv_transfer_params")
 

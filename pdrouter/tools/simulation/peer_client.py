@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 import aiohttp
+from aiohttp import ClientTimeout
 from yarl import URL
 
 from pdrouter.tools.simulation.transfer import TransferFailed
@@ -30,14 +31,24 @@ class PeerClient:
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
 
-    async def ask(self, url: URL, question: Mapping[str, object]) -> dict[str, Any]:
+    async def ask(
+        self, url: URL, question: Mapping[str, object], timeout_s: float | None = None
+    ) -> dict[str, Any]:
         """Send a question to another engine, and return its answer.
+
+        Args:
+            url: Where it answers.
+            question: What it is asked.
+            timeout_s: Seconds for which it is waited for, if not for as long as for all others.
 
         Raises:
             TransferFailed: There is no engine, or no answer in time.
         """
+        timeout = self._client.timeout if timeout_s is None else ClientTimeout(total=timeout_s)
         try:
-            async with self._client.post(url, data=json.dumps(question).encode()) as response:
+            async with self._client.post(
+                url, data=json.dumps(question).encode(), timeout=timeout
+            ) as response:
                 answer: dict[str, Any] = await response.json()
                 return answer
         except (aiohttp.ClientError, TimeoutError) as error:

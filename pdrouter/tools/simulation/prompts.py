@@ -57,6 +57,33 @@ def prompt_digest(path: str, members: Members) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+_HEADING_MEMBERS = ("model", "tools", "system", "instructions", "cache_salt")
+_PROMPT_MEMBERS = ("messages", "prompt", "input", "token_ids", "text", "input_ids")
+
+
+def prefix_blocks(members: Members, block_tokens: int) -> tuple[str, ...]:
+    """Give the identities of a prompt's whole blocks, each depending on all that is before it.
+
+    A prompt that begins with another one begins with its blocks.
+
+    Args:
+        members: The request body.
+        block_tokens: Tokens in a block.
+    """
+    heading = json.dumps([members.get(name) for name in _HEADING_MEMBERS])
+    chain = hashlib.sha256(heading.encode())
+    given = next((members[name] for name in _PROMPT_MEMBERS if members.get(name)), "")
+    items = given if isinstance(given, list) else [given]
+    text = "".join(item if isinstance(item, str) else f"{json.dumps(item)}\n" for item in items)
+    prompt = text.encode("utf-8", "surrogatepass")
+    size = block_tokens * BYTES_PER_TOKEN
+    blocks: list[str] = []
+    for start in range(0, len(prompt) - size + 1, size):
+        chain.update(prompt[start : start + size])
+        blocks.append(chain.hexdigest())
+    return tuple(blocks)
+
+
 def text_tokens(*contents: object) -> int:
     """Count the tokens of texts: one for each four bytes of UTF-8, and at least one.
 

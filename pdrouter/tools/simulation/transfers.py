@@ -148,6 +148,10 @@ class TransferStore:
                 return "ok"
         return "gone"
 
+    def lose(self) -> None:
+        """Lose all blocks, as an engine does whose process ends."""
+        self._transfers.clear()
+
     def outstanding(self, now: float) -> int:
         """Count the transfers whose blocks are held, or waited for."""
         self._expire(now)
