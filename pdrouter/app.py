@@ -4,17 +4,20 @@ import asyncio
 import logging
 import time
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from random import Random
-from types import TracebackType
-from typing import ClassVar, Protocol
+from types import MappingProxyType, TracebackType
+from typing import Protocol
 
 from pdrouter.admin.server import AdminServer
 from pdrouter.cluster.view import PodCache
-from pdrouter.extproc.access_log.service import AccessLogService
+from pdrouter.extproc.access_log.service import STREAM_PATH, AccessLogService
+from pdrouter.extproc.grpcio_server import GrpcioServer
+from pdrouter.extproc.http2.server import Http2Server
 from pdrouter.extproc.limits import HANDLE_HEADROOM_BYTES
-from pdrouter.extproc.server import ExtProcServer, Server, ServerOptions
+from pdrouter.extproc.server import ReceiveStream, Server, ServerOptions
 from pdrouter.load.engine_check import EngineCheck, describe_silence
 from pdrouter.load.failures import FailureMemory
 from pdrouter.load.ledger import Ledger
@@ -34,6 +37,7 @@ from pdrouter.serving.engine_client import EngineClient
 from pdrouter.serving.held_bodies import HeldBodies
 from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.settings import Settings
+from pdrouter.settings.choices import Transport
 from pdrouter.telemetry.event_loop import EventLoopWatch
 from pdrouter.telemetry.requests import RequestTelemetry
 from pdrouter.wiring import (
@@ -47,6 +51,11 @@ from pdrouter.wiring import (
 )
 
 log = logging.getLogger(__name__)
+
+SERVERS: Mapping[Transport, type[Server]] = MappingProxyType(
+    {Transport.GRPCIO: GrpcioServer, Transport.HTTP2: Http2Server}
+)
+"""What carries the exchanges, by the setting that chooses it."""
 
 
 class _Memory(Protocol):
@@ -65,10 +74,7 @@ class Application:
         telemetry: metrics and open requests.
         server: the gRPC port.
         admin: the HTTP port.
-        server_class: what carries the exchanges; benchmarks compare others with it.
     """
-
-    server_class: ClassVar[type[Server]] = ExtProcServer
 
     def __init__(
         self, settings: Settings, admin_socket: Path | None = None, *, asks_engines: bool = True
@@ -144,18 +150,17 @@ class Application:
 
     def _create_server(self, exchanges: Exchanges, log_entries: Counter[str]) -> Server:
         settings = self._settings
-        return self.server_class(
-            exchanges.open,
-            ServerOptions(
-                *settings.grpc_bind,
-                settings.max_message_bytes,
-                settings.grpc_keepalive_s,
-                find_tls(settings),
-            ),
-            [AccessLogService(exchanges.answers.receive, log_entries).handler()]
-            if settings.observe_tokens.access_log
-            else [],
+        services: dict[str, ReceiveStream] = {}
+        if settings.observe_tokens.access_log:
+            access_log = AccessLogService(exchanges.answers.receive, log_entries)
+            services[STREAM_PATH] = access_log.receive_stream
+        options = ServerOptions(
+            *settings.grpc_bind,
+            settings.max_message_bytes,
+            settings.grpc_keepalive_s,
+            find_tls(settings),
         )
+        return SERVERS[settings.transport](exchanges.open, options, services)
 
     def _create_scraper(self) -> MetricsScraper:
         return MetricsScraper(

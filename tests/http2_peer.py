@@ -1,4 +1,4 @@
-"""The HTTP/2 server of `benchmarks/transports` and an independent client, without a socket."""
+"""The HTTP/2 server of the gRPC port and an independent client, without a socket."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
@@ -10,11 +10,11 @@ import h2.config
 import h2.connection
 import h2.events
 
-from benchmarks.transports.http2.connection import Connection
-from benchmarks.transports.http2.frames import PREFACE, Frame, FrameReader, encode_frame
-from benchmarks.transports.http2.limits import Limits
-from benchmarks.transports.http2.rpc_server import Handler, RpcServer
-from benchmarks.transports.http2.stream import END, Stream
+from pdrouter.extproc.http2.connection import Connection
+from pdrouter.extproc.http2.frames import PREFACE, Frame, FrameReader, encode_frame
+from pdrouter.extproc.http2.limits import Limits
+from pdrouter.extproc.http2.rpc_server import Handler, RpcServer
+from pdrouter.extproc.http2.stream import END, Stream
 
 HEADERS = [
     (":method", "POST"),

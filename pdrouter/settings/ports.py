@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from pdrouter.settings.choices import Transport
 from pdrouter.settings.declaration import declare
-from pdrouter.settings.kinds import BIND, MIB, PATH, TEXT, number, seconds, size
+from pdrouter.settings.kinds import BIND, MIB, PATH, TEXT, enumeration, number, seconds, size
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,14 @@ class PortSettings:
         BIND,
         "Where Envoy connects.",
         "--grpc-bind",
+    )
+    transport: Transport = declare(
+        Transport.GRPCIO,
+        "PDROUTER_TRANSPORT",
+        enumeration(Transport, *Transport),
+        "What carries the ext_proc streams: `grpcio`, or `http2`, a server of our own that takes "
+        "about half of its CPU (performance.md).",
+        advanced=True,
     )
     http_bind: tuple[str, int] = declare(
         ("0.0.0.0", 8080),

@@ -49,8 +49,9 @@ from pdrouter.engines.registry import Splits
 from pdrouter.engines.split import Leg
 from pdrouter.engines.vllm import nixl
 from pdrouter.engines.vllm.mooncake import Mooncake
-from pdrouter.extproc import codec, server
+from pdrouter.extproc import codec, grpcio_server
 from pdrouter.extproc.limits import HANDLE_HEADROOM_BYTES
+from pdrouter.extproc.server import ServerOptions
 from pdrouter.load import failures as failure_memory
 from pdrouter.load import output_length, peers, prompt_length, retry_budget, scraper, silences
 from pdrouter.load.engine_check import EngineCheck
@@ -497,7 +498,7 @@ async def exceed_a_look_up(_: pytest.MonkeyPatch) -> None:
 
 @walk("An Envoy that has vanished", f"{2 * DEFAULTS.grpc_keepalive_s:g} s")
 async def exceed_the_keepalive(_: pytest.MonkeyPatch) -> None:
-    options = dict(server._list_channel_options(server.ServerOptions("", 0, MIB, 7.0, tls=None)))
+    options = dict(grpcio_server._list_channel_options(ServerOptions("", 0, MIB, 7.0, tls=None)))
     assert options["grpc.keepalive_time_ms"] == options["grpc.keepalive_timeout_ms"] == 7000
     assert options["grpc.keepalive_permit_without_calls"] == 1
 

@@ -1,4 +1,4 @@
-"""The HTTP/2 server of `benchmarks/transports` with clients that break rules, or ask too much."""
+"""The HTTP/2 server of the gRPC port with clients that break rules, or ask too much."""
 
 import asyncio
 from struct import pack
@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from waiting import wait_until
 
-from benchmarks.transports.http2 import frames
-from benchmarks.transports.http2.frames import (
+from pdrouter.extproc.http2 import frames
+from pdrouter.extproc.http2.frames import (
     ACK,
     CONTINUATION,
     DATA,
@@ -29,8 +29,8 @@ from benchmarks.transports.http2.frames import (
     ErrorCode,
     encode_frame,
 )
-from benchmarks.transports.http2.limits import Limits, Rate
-from benchmarks.transports.http2.stream import Stream
+from pdrouter.extproc.http2.limits import Limits, Rate
+from pdrouter.extproc.http2.stream import Stream
 
 FEW = Rate(20, 0)
 STRICT = Limits(
@@ -346,6 +346,6 @@ async def test_a_client_that_answers_probes_is_kept() -> None:
     client = Client(service)
     for _ in range(5):
         await client.exchange()
-        service.connection._probe()
+        service.connection._keepalive._check()
     assert not service.pipe.closed
     service.lose()

@@ -1,4 +1,4 @@
-"""The HTTP/2 server of `benchmarks/transports` as gRPC's own client sees it, over a socket."""
+"""The HTTP/2 server of the gRPC port as gRPC's own client sees it, over a socket."""
 
 import asyncio
 import logging
@@ -15,11 +15,11 @@ from hpack import Encoder
 from http2_peer import HEADERS, START, echo, frame_message
 from waiting import WAIT_S, wait_until
 
-from benchmarks.transports.http2.frames import encode_frame
-from benchmarks.transports.http2.health import CHECK_PATH, WATCH_PATH, Health
-from benchmarks.transports.http2.limits import Limits
-from benchmarks.transports.http2.rpc_server import RpcServer
-from benchmarks.transports.http2.stream import Stream
+from pdrouter.extproc.http2.frames import encode_frame
+from pdrouter.extproc.http2.health import CHECK_PATH, WATCH_PATH, Health
+from pdrouter.extproc.http2.limits import Limits
+from pdrouter.extproc.http2.rpc_server import RpcServer
+from pdrouter.extproc.http2.stream import Stream
 
 MIB = 2**20
 SERVING, NOT_SERVING, UNKNOWN = (
@@ -143,7 +143,7 @@ async def test_a_client_that_reads_nothing_holds_up_only_itself() -> None:
         message = frame_message(bytes(10_000))
         (connection,) = await _wait_for_connections(server)
         sent = 0
-        while connection.writing:
+        while connection.window.writing:
             writer.write(encode_frame(0, 0, 1, message))
             await asyncio.wait_for(writer.drain(), WAIT_S)
             await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""The HTTP/2 server of `benchmarks/transports` with well-behaved clients: messages in and out,
+"""The HTTP/2 server of the gRPC port with well-behaved clients: messages in and out,
 whatever the frames and windows they travel in."""
 
 import asyncio
@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from waiting import wait_until
 
-from benchmarks.transports.http2.frames import (
+from pdrouter.extproc.http2.frames import (
     ACK,
     CONTINUATION,
     DATA,
@@ -25,9 +25,9 @@ from benchmarks.transports.http2.frames import (
     WITH_PRIORITY,
     encode_frame,
 )
-from benchmarks.transports.http2.frames import HEADERS as HEADERS_FRAME
-from benchmarks.transports.http2.limits import Limits
-from benchmarks.transports.http2.stream import Stream
+from pdrouter.extproc.http2.frames import HEADERS as HEADERS_FRAME
+from pdrouter.extproc.http2.limits import Limits
+from pdrouter.extproc.http2.stream import Stream
 
 quick = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 sizes = st.lists(st.integers(0, 200) | st.integers(16_000, 40_000), max_size=6)

@@ -22,11 +22,9 @@ from pdrouter.tools.local_stack import write_endpoints
 from pdrouter.tools.simulation.config import EngineConfig
 from pdrouter.tools.simulation.engine import SimulatedEngine
 
-ROUTER_COMMAND: tuple[str, ...] = ("-m", "pdrouter", "serve")
-"""What Python is told to run. `benchmarks/transports` runs these tests over other transports."""
-
 _FOREIGN = ("PDROUTER_", "AIBRIX_", "ROUTING_", "GRPC_")
-_LOOPBACK = {"PDROUTER_GRPC_BIND": "127.0.0.1:0", "PDROUTER_HTTP_BIND": "127.0.0.1:0"}
+DEFAULTS = {"PDROUTER_GRPC_BIND": "127.0.0.1:0", "PDROUTER_HTTP_BIND": "127.0.0.1:0"}
+"""Variables that routers get. `benchmarks/transports` runs these tests over other transports."""
 
 
 @dataclass(slots=True)
@@ -57,8 +55,8 @@ class RouterProcess:
             errors_file = Path(directory) / "stderr"
             with errors_file.open("wb") as errors:
                 process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, *python_options, *ROUTER_COMMAND),
-                    env={**own, **_LOOPBACK, **environment},
+                    *(sys.executable, *python_options, "-m", "pdrouter", "serve"),
+                    env={**own, **DEFAULTS, **environment},
                     stdout=asyncio.subprocess.PIPE,
                     stderr=errors,
                     limit=2**20,

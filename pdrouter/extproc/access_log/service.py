@@ -2,18 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, MutableMapping
-from typing import Any
-
-import grpc
-import grpc.aio
+from collections.abc import Callable, MutableMapping
 
 from pdrouter.extproc.access_log.entries import EntryInvalid, read_entry, read_message
+from pdrouter.extproc.server import Read
 from pdrouter.serving.answers import AnswerReport
 
 log = logging.getLogger(__name__)
 
-SERVICE = "envoy.service.accesslog.v3.AccessLogService"
+STREAM_PATH = "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs"
 
 _ENTRIES_AT_ONCE = 16
 
@@ -37,13 +34,11 @@ class AccessLogService:
         self._receive = receive
         self._results = results
 
-    def handler(self) -> grpc.GenericRpcHandler:
-        """Return what a gRPC server needs to serve it."""
-        handler: grpc.GenericRpcHandler = grpc.method_handlers_generic_handler(
-            SERVICE,
-            {"StreamAccessLogs": grpc.stream_unary_rpc_method_handler(self._receive_stream)},
-        )
-        return handler
+    async def receive_stream(self, read: Read, end: object) -> bytes:
+        """Take the log that one Envoy streams, until it ends; return the answer."""
+        while (message := await read()) is not end:
+            await self.receive_message(message)
+        return b""  # A StreamAccessLogsResponse has no members.
 
     async def receive_message(self, data: bytes) -> None:
         """Take one message of the log, and let others run between its entries."""
@@ -73,9 +68,3 @@ class AccessLogService:
     def _note_invalid(self, invalid: EntryInvalid) -> None:
         self._count("invalid")
         log.debug("access log: %s", invalid)
-
-    async def _receive_stream(self, requests: AsyncIterator[bytes], context: Any) -> bytes:  # noqa: ANN401 - grpc has no types
-        del requests  # The context's own reader costs less.
-        while (message := await context.read()) is not grpc.aio.EOF:
-            await self.receive_message(message)
-        return b""  # A StreamAccessLogsResponse has no members.

@@ -16,8 +16,8 @@ MEMORY = ("idle_mb", "full_mb", "kb_per_stream", "streams")
 
 
 def make_samples() -> Samples:
-    """Return samples in which granian takes half of what grpcio takes, and http2 a quarter."""
-    shares = {"grpcio": 1.0, "granian": 0.5, "http2": 0.25}
+    """Return samples in which http2 takes a quarter of what grpcio takes."""
+    shares = {"grpcio": 1.0, "http2": 0.25}
     return {
         scenario: {
             name: {figure: [100.0 * share, 300.0 * share] for figure in figures}
@@ -49,11 +49,11 @@ def test_the_page_says_what_was_measured_and_what_fails() -> None:
             "load_average": 0.5,
             "versions": {"grpcio": "1"},
         },
-        {"paths": ["tests/e2e"], "runs": {"grpcio": run, "granian": failing, "http2": run}},
+        {"paths": ["tests/e2e"], "runs": {"grpcio": run, "http2": failing}},
     )
     assert "**http2** takes 0.25 to 0.25 of the router's CPU per request" in page
     assert "2 end-to-end tests pass over it, 2 fail." in page
-    assert "* granian fails `test_tls::test_a`, 2 cases" in page
+    assert "* http2 fails `test_tls::test_a`, 2 cases" in page
     assert "| 16 clients, 8 KB | grpcio | 200 (100 to 300) |" in page
 
 

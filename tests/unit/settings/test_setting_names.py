@@ -34,7 +34,7 @@ OWN_VARIABLES = [
         ("PDROUTER_KUBECONFIG", "KUBECONFIG"),
         ("PDROUTER_BEARER_TOKEN", "AIBRIX_AUTH_BEARER_TOKEN"),
         ("PDROUTER_FAVOURITE_COLOUR", None),
-        ("PDROUTER_PORT", None),
+        ("PDROUTER_LISTENER", None),
     ],
 )
 def test_an_unknown_name_is_found_with_what_was_meant(name: str, nearest: str | None) -> None:

@@ -24,6 +24,7 @@ from pdrouter.settings.choices import (
     Routing,
     TokenIds,
     TokenObservation,
+    Transport,
     TrtllmOrder,
 )
 
@@ -167,6 +168,10 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     ),
     "PDROUTER_PREFILL_TOKENS_PER_S": ([("1", 1), ("1e7", 1e7)], ["0", "1e8", "nan", "fast"]),
     "PDROUTER_EXPECTED_OUTPUT_TOKENS": ([("1", 1), ("1000000", 10**6)], ["0", "1000001", "1.5"]),
+    "PDROUTER_TRANSPORT": (
+        [*((each.value, each) for each in Transport), ("HTTP2", Transport.HTTP2)],
+        ["grpc", "h2"],
+    ),
     "PDROUTER_AGGREGATE": (
         [*((each.value, each) for each in Aggregation), ("When_Faster", Aggregation.WHEN_FASTER)],
         ["always"],

@@ -1,6 +1,9 @@
 """Flow control (RFC 9113, section 5.2): how many bytes may be under way, in each direction."""
 
-from benchmarks.transports.http2.frames import MAX_WINDOW
+import asyncio
+from collections import deque
+
+from pdrouter.extproc.http2.frames import MAX_WINDOW
 
 
 class WindowExceeded(Exception):
@@ -28,6 +31,39 @@ class SendWindow:
         self.left += increment
         if self.left > MAX_WINDOW:
             raise WindowExceeded
+
+
+class SharedWindow(SendWindow):
+    """How much we may send on all streams of a connection together: they take turns.
+
+    Attributes:
+        writing: whether the peer reads what is sent.
+    """
+
+    __slots__ = ("_turns", "writing")
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.writing = True
+        self._turns: deque[asyncio.Future[None]] = deque()
+
+    def may_send(self, size: int) -> bool:
+        """Return whether so many bytes may be sent now, before all that waits."""
+        return self.writing and size <= self.left and not self._turns
+
+    async def wait_for_turn(self) -> None:
+        """Wait until there is room, and those that came earlier had their turn."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._turns.append(turn)
+        await turn
+
+    def pass_turn(self) -> None:
+        """Let the next one that waits send, if there is room."""
+        while self._turns and self.writing and self.left > 0:
+            turn = self._turns.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
 
 
 class ReceiveWindow:

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Protocol
 
-from benchmarks.transports.http2.frames import (
+from pdrouter.extproc.http2.frames import (
     DATA,
     END_STREAM,
     ErrorCode,
@@ -11,7 +11,7 @@ from benchmarks.transports.http2.frames import (
     encode_reset,
     encode_window_update,
 )
-from benchmarks.transports.http2.grpc_messages import (
+from pdrouter.extproc.http2.grpc_messages import (
     RESPONSE_BLOCK,
     UNSUPPORTED_MEDIA_TYPE_BLOCK,
     MessageReader,
@@ -20,8 +20,9 @@ from benchmarks.transports.http2.grpc_messages import (
     encode_message,
     encode_trailers,
 )
-from benchmarks.transports.http2.requests import RequestHead
-from benchmarks.transports.http2.windows import ReceiveWindow, SendWindow
+from pdrouter.extproc.http2.peer_settings import PeerSettings
+from pdrouter.extproc.http2.requests import RequestHead
+from pdrouter.extproc.http2.windows import ReceiveWindow, SendWindow, SharedWindow
 
 END = None
 """What `Stream.read` gives after the last message."""
@@ -32,28 +33,17 @@ class Wire(Protocol):
 
     Attributes:
         window: what may be sent on all streams together.
-        peer_frame_bytes: size of the largest frame that the peer takes.
-        writing: whether the peer reads what is sent.
+        peer: the settings of the peer.
     """
 
-    window: SendWindow
-    peer_frame_bytes: int
-    writing: bool
-
-    def may_send(self, size: int) -> bool:
-        """Return whether so many bytes may be sent now, before all that waits."""
+    window: SharedWindow
+    peer: PeerSettings
 
     def send(self, data: bytes) -> None:
         """Send frames."""
 
     def encode_headers(self, stream: int, block: bytes, flags: int) -> bytes:
         """Write the frames of a header block; they must be sent next."""
-
-    async def wait_for_turn(self) -> None:
-        """Wait until the connection has room, and those that came earlier had their turn."""
-
-    def pass_turn(self) -> None:
-        """Let the next one that waits send, if there is room."""
 
     def forget(self, stream: "Stream") -> None:
         """Take a stream that is over off the list."""
@@ -133,14 +123,18 @@ class Stream:
         wire, size = self._wire, len(data)
         head = b"" if self.answered else wire.encode_headers(self.id, RESPONSE_BLOCK, 0)
         self.answered = True
-        if size <= self.window.left and size <= wire.peer_frame_bytes and wire.may_send(size):
+        if (
+            size <= self.window.left
+            and size <= wire.peer.frame_bytes
+            and wire.window.may_send(size)
+        ):
             wire.send(head + self._encode_data(data))
             return
         wire.send(head)
         try:
             await self._write_parts(memoryview(data))
         finally:
-            wire.pass_turn()
+            wire.window.pass_turn()
 
     def end(self, status: Status, message: str = "") -> None:
         """Tell the peer how the call ended; nothing happens if the stream is over."""
@@ -209,16 +203,16 @@ class Stream:
     async def _write_parts(self, rest: memoryview) -> None:
         wire = self._wire
         while rest:
-            room = wire.window.left if wire.writing else 0
-            allowed = min(self.window.left, room, wire.peer_frame_bytes)
+            room = wire.window.left if wire.window.writing else 0
+            allowed = min(self.window.left, room, wire.peer.frame_bytes)
             if allowed > 0:
                 wire.send(self._encode_data(rest[:allowed]))
                 rest = rest[allowed:]
             elif self.window.left <= 0:
-                wire.pass_turn()
+                wire.window.pass_turn()
                 await self._wait_for_window()
             else:
-                await wire.wait_for_turn()
+                await wire.window.wait_for_turn()
 
     async def _wait_for_window(self) -> None:
         self._writer = asyncio.get_running_loop().create_future()

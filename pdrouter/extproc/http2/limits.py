@@ -1,8 +1,9 @@
 """What a peer may do."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks.transports.http2.frames import DEFAULT_FRAME_BYTES
+from pdrouter.extproc.http2.frames import DEFAULT_FRAME_BYTES, ConnectionFault, ErrorCode
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,3 +64,50 @@ class Budget:
         self._left = min(rate.burst, self._left + (now - self._at) * rate.per_second) - 1
         self._at = now
         return self._left >= 0
+
+
+class Floods:
+    """Counts what a peer may not do too often on a connection, however cheap each is for it."""
+
+    __slots__ = ("_clock", "_control", "_resets", "_window_updates")
+
+    def __init__(self, limits: Limits, clock: Callable[[], float]) -> None:
+        """Begin with nothing counted.
+
+        Args:
+            limits: how often it may.
+            clock: gives seconds.
+        """
+        now = clock()
+        self._clock = clock
+        self._control = Budget(limits.control, now)
+        self._resets = Budget(limits.resets, now)
+        self._window_updates = Budget(limits.window_updates, now)
+
+    def count_control(self) -> None:
+        """Count a frame that brings no work forward.
+
+        Raises:
+            ConnectionFault: it is one too many.
+        """
+        self._spend(self._control, "too many frames without work")
+
+    def count_reset(self) -> None:
+        """Count a stream that was given up before anything was answered on it.
+
+        Raises:
+            ConnectionFault: it is one too many.
+        """
+        self._spend(self._resets, "too many streams are given up")
+
+    def count_window_update(self) -> None:
+        """Count a WINDOW_UPDATE frame.
+
+        Raises:
+            ConnectionFault: it is one too many.
+        """
+        self._spend(self._window_updates, "too many window updates")
+
+    def _spend(self, budget: Budget, reason: str) -> None:
+        if not budget.spend(self._clock()):
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, reason)

@@ -1,39 +1,32 @@
 """One connection: frames in, calls begun, frames out, and limits on what the peer may do."""
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from struct import Struct
 from types import MappingProxyType
 from typing import ClassVar, Final, TypeAlias, cast
 
-from hpack import Decoder, HPACKError, OversizedHeaderListError
-
-from benchmarks.transports.http2 import frames
-from benchmarks.transports.http2.frames import (
+from pdrouter.extproc.http2 import frames
+from pdrouter.extproc.http2.frames import (
     ConnectionFault,
     ErrorCode,
     Frame,
     FrameReader,
     Setting,
 )
-from benchmarks.transports.http2.grpc_messages import SHRINK_TABLE
-from benchmarks.transports.http2.limits import Budget, Limits
-from benchmarks.transports.http2.requests import (
-    RequestHead,
-    RequestMalformed,
-    read_request_head,
-)
-from benchmarks.transports.http2.stream import Stream
-from benchmarks.transports.http2.windows import ReceiveWindow, SendWindow, WindowExceeded
+from pdrouter.extproc.http2.header_blocks import HeaderBlock, HeaderBlocks
+from pdrouter.extproc.http2.keepalive import Keepalive
+from pdrouter.extproc.http2.limits import Floods, Limits
+from pdrouter.extproc.http2.peer_settings import PeerSettings
+from pdrouter.extproc.http2.requests import RequestHead, RequestMalformed
+from pdrouter.extproc.http2.stream import Stream
+from pdrouter.extproc.http2.windows import ReceiveWindow, SendWindow, SharedWindow, WindowExceeded
 
 _PING = Struct("8s")
 _DRAINING: Final = b"draining"
 _PROBING: Final = b"probing "
 _WRITE_BUFFER_BYTES = 2**20
-_FRAGMENT_COST = 32
-_KEPT_HEADS = 64
 
 _ON_STREAMS = (frames.DATA, frames.HEADERS, frames.PRIORITY, frames.RST_STREAM, frames.CONTINUATION)
 _ON_CONNECTION = (frames.SETTINGS, frames.PING, frames.GOAWAY)
@@ -47,8 +40,7 @@ class Connection(asyncio.Protocol):
     Attributes:
         streams: the calls that are open, by number.
         window: what may be sent on all streams together.
-        peer_frame_bytes: size of the largest frame that the peer takes.
-        writing: whether the peer reads what is sent.
+        peer: the settings of the peer.
         lost: set once the connection is gone.
     """
 
@@ -72,32 +64,19 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self.streams: dict[int, Stream] = {}
-        self.window = SendWindow(frames.DEFAULT_WINDOW)
-        self.peer_frame_bytes = frames.DEFAULT_FRAME_BYTES
-        self.writing = True
+        self.window = SharedWindow(frames.DEFAULT_WINDOW)
         self.lost = asyncio.Event()
-        self._peer_stream_window = frames.DEFAULT_WINDOW
         self._receive_window = ReceiveWindow(limits.connection_window)
         self._frames = FrameReader(limits.frame_bytes)
-        self._decoder = Decoder(limits.header_list_bytes)
-        self._heads: dict[bytes, RequestHead] = {}
-        self._block: list[bytes] = []
-        self._block_frame: Frame | None = None
-        self._block_cost = 0
-        self._table_update = b""
-        self._table_shrunk = False
+        self._blocks = HeaderBlocks(limits.header_list_bytes)
+        self.peer = PeerSettings(self._blocks.max_table_bytes)
         self._last_stream = 0
         self._accepting = True
         self._closing = False
         self._settled = False
-        self._heard = False
-        self._probed = False
+        self._keepalive = Keepalive(limits.keepalive_s, self._ask, self._abort)
         self._unread_answers = 0
-        self._turns: deque[asyncio.Future[None]] = deque()
-        now = self._loop.time()
-        self._control = Budget(limits.control, now)
-        self._resets = Budget(limits.resets, now)
-        self._window_updates = Budget(limits.window_updates, now)
+        self._floods = Floods(limits, self._loop.time)
 
     # What the event loop calls.
 
@@ -115,11 +94,10 @@ class Connection(asyncio.Protocol):
         }
         growth = limits.connection_window - frames.DEFAULT_WINDOW
         self.send(frames.encode_settings(settings) + frames.encode_window_update(0, growth))
-        self._wait("probe", limits.keepalive_s, self._probe)
 
     def data_received(self, data: bytes) -> None:
         """Act on what the peer has sent."""
-        self._heard = True
+        self._keepalive.note_heard()
         try:
             for frame in self._frames.feed(data):
                 self._receive(frame)
@@ -128,19 +106,20 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Stop writing: the peer does not read."""
-        self.writing = False
+        self.window.writing = False
 
     def resume_writing(self) -> None:
         """Write again."""
-        self.writing = True
+        self.window.writing = True
         self._unread_answers = 0
-        self.pass_turn()
+        self.window.pass_turn()
 
     def connection_lost(self, error: Exception | None) -> None:
         """Stop all that was being answered."""
         del error  # However it ended, the calls are over.
         self._closing = True
         self._opened.discard(self)
+        self._keepalive.stop()
         for timer in self._timers.values():
             timer.cancel()
         for stream in list(self.streams.values()):
@@ -150,10 +129,6 @@ class Connection(asyncio.Protocol):
 
     # What streams call.
 
-    def may_send(self, size: int) -> bool:
-        """Return whether so many bytes may be sent now, before all that waits."""
-        return self.writing and size <= self.window.left and not self._turns
-
     def send(self, data: bytes) -> None:
         """Send frames."""
         if self._transport is not None and data:
@@ -161,23 +136,8 @@ class Connection(asyncio.Protocol):
 
     def encode_headers(self, stream: int, block: bytes, flags: int) -> bytes:
         """Write the frames of a header block; they must be sent next."""
-        if self._table_update:
-            block, self._table_update = self._table_update + block, b""
-        return frames.encode_headers(stream, block, flags, self.peer_frame_bytes)
-
-    async def wait_for_turn(self) -> None:
-        """Wait until the connection has room, and those that came earlier had their turn."""
-        turn: asyncio.Future[None] = self._loop.create_future()
-        self._turns.append(turn)
-        await turn
-
-    def pass_turn(self) -> None:
-        """Let the next one that waits send, if there is room."""
-        while self._turns and self.writing and self.window.left > 0:
-            turn = self._turns.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                return
+        block = self.peer.take_table_update() + block
+        return frames.encode_headers(stream, block, flags, self.peer.frame_bytes)
 
     def forget(self, stream: Stream) -> None:
         """Take a stream that is over off the list."""
@@ -213,7 +173,7 @@ class Connection(asyncio.Protocol):
             if self._transport.can_write_eof() and not self._transport.is_closing():
                 with suppress(OSError):  # The peer is gone already.
                     self._transport.write_eof()
-            self._wait("abort", self._limits.closing_s, self._transport.abort)
+            self._wait("abort", self._limits.closing_s, self._abort)
 
     def _stop_accepting(self) -> None:
         if self._accepting and not self._closing:
@@ -225,17 +185,12 @@ class Connection(asyncio.Protocol):
             else:
                 self.close(ErrorCode.NO_ERROR, "drained")
 
-    def _probe(self) -> None:
-        """Give up a peer that is silent, and does not answer when asked."""
-        if self._probed and not self._heard:
-            if self._transport is not None:
-                self._transport.abort()
-            return
-        self._probed = not self._heard
-        if self._probed:
-            self.send(frames.encode_frame(frames.PING, 0, 0, _PROBING))
-        self._heard = False
-        self._wait("probe", self._limits.keepalive_s, self._probe)
+    def _ask(self) -> None:
+        self.send(frames.encode_frame(frames.PING, 0, 0, _PROBING))
+
+    def _abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
 
     def _wait(self, purpose: str, seconds: float, call: Callable[[], None]) -> None:
         self._timers[purpose] = self._loop.call_later(seconds, call)
@@ -250,13 +205,13 @@ class Connection(asyncio.Protocol):
             if kind != frames.SETTINGS or frame.flags & frames.ACK:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "settings must come first")
             self._settled = True
-        if self._block_frame is not None and kind != frames.CONTINUATION:
+        if self._blocks.first is not None and kind != frames.CONTINUATION:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame inside a header block")
         if kind in (_ON_CONNECTION if frame.stream else _ON_STREAMS):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame on the wrong stream")
         step = self._STEPS.get(kind)
         if step is None:
-            self._count_control()
+            self._floods.count_control()
         else:
             step(self, frame)
 
@@ -273,7 +228,7 @@ class Connection(asyncio.Protocol):
         data = frames.strip_padding(frame) if frame.flags & frames.PADDED else frame.payload
         ended = bool(frame.flags & frames.END_STREAM)
         if not data and not ended:
-            self._count_control()
+            self._floods.count_control()
         stream = self._find(frame)
         if stream is None:
             return
@@ -288,101 +243,54 @@ class Connection(asyncio.Protocol):
     def _on_headers(self, frame: Frame) -> None:
         if not frame.stream & 1:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a client's streams have odd numbers")
-        self._block_frame = frame
-        self._block_cost = 0
-        self._add_fragment(frame, frames.strip_padding(frame))
+        self._on_header_fragment(frame)
 
-    def _on_continuation(self, frame: Frame) -> None:
-        first = self._block_frame
-        if first is None or first.stream != frame.stream:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a continuation of nothing")
-        self._add_fragment(frame, frame.payload)
-
-    def _add_fragment(self, frame: Frame, fragment: bytes) -> None:
-        # Empty fragments cost as well: there is no limit on their number otherwise.
-        self._block_cost += len(fragment) + _FRAGMENT_COST
-        if self._block_cost > self._limits.header_list_bytes:
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "a header block without an end")
-        self._block.append(fragment)
-        first = self._block_frame
-        if frame.flags & frames.END_HEADERS and first is not None:
-            block = b"".join(self._block)
-            self._block.clear()
-            self._block_frame = None
-            self._end_block(first, block)
-
-    def _end_block(self, first: Frame, block: bytes) -> None:
-        ended = bool(first.flags & frames.END_STREAM)
-        stream = self.streams.get(first.stream)
-        try:
-            if stream is None:
-                head = self._decode_head(block)
-            else:
-                self._decode(block)  # Trailers mean nothing here, but may change the table.
-        except RequestMalformed:
-            self._last_stream = max(self._last_stream, first.stream)
-            self.send(frames.encode_reset(first.stream, ErrorCode.PROTOCOL_ERROR))
-            self._count_control()
+    def _on_header_fragment(self, frame: Frame) -> None:
+        block = self._blocks.add(frame)
+        if block is None:
             return
-        if stream is not None:
-            if stream.ended or not ended:
-                self._reset(stream, ErrorCode.PROTOCOL_ERROR)
-            else:
-                stream.receive(b"", 0, ended=True)
-        elif first.stream <= self._last_stream:
-            self._count_control()  # Trailers of a stream that was ended here.
+        stream = self.streams.get(block.stream)
+        if stream is None:
+            self._on_request(block)
+            return
+        self._blocks.read_trailers(block)
+        if stream.ended or not block.ended:
+            self._reset(stream, ErrorCode.PROTOCOL_ERROR)
+        else:
+            stream.receive(b"", 0, ended=True)
+
+    def _on_request(self, block: HeaderBlock) -> None:
+        try:
+            head = self._blocks.read_head(block)
+        except RequestMalformed:
+            self._last_stream = max(self._last_stream, block.stream)
+            self.send(frames.encode_reset(block.stream, ErrorCode.PROTOCOL_ERROR))
+            self._floods.count_control()
+            return
+        if block.stream <= self._last_stream:
+            self._floods.count_control()  # Trailers of a stream that was ended here.
         elif self._accepting:
-            self._open(first.stream, head, ended)
+            self._open(block.stream, head, block.ended)
 
     def _open(self, number: int, head: RequestHead, ended: bool) -> None:
         self._last_stream = number
         if len(self.streams) >= self._limits.streams:
-            self._count_control()
+            self._floods.count_control()
             self.send(frames.encode_reset(number, ErrorCode.REFUSED_STREAM))
             return
-        windows = self._limits.stream_window, self._peer_stream_window
+        windows = self._limits.stream_window, self.peer.stream_window
         stream = Stream(number, head, self, windows, self._limits.message_bytes)
         stream.ended = ended
         self.streams[number] = stream
         stream.task = self._start(stream)
-
-    def _decode_head(self, block: bytes) -> RequestHead:
-        """Return the head that a block stands for.
-
-        A block that left the dynamic table alone means the same until another one changes it: Envoy
-        sends one and the same for all its streams.
-        """
-        head = self._heads.get(block)
-        if head is None:
-            before = self._copy_table()
-            headers = self._decode(block)
-            head = read_request_head(headers)
-            if len(self._heads) < _KEPT_HEADS and self._copy_table() == before:
-                self._heads[block] = head
-        return head
-
-    def _decode(self, block: bytes) -> list[tuple[str, str]]:
-        before = self._copy_table()
-        try:
-            headers = cast("list[tuple[str, str]]", self._decoder.decode(block))
-        except OversizedHeaderListError as error:
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many headers") from error
-        except HPACKError as error:
-            raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, "headers are broken") from error
-        if self._copy_table() != before:
-            self._heads.clear()
-        return headers
-
-    def _copy_table(self) -> tuple[object, ...]:
-        return tuple(self._decoder.header_table.dynamic_entries)
 
     def _on_reset(self, frame: Frame) -> None:
         frames.read_number(frame.payload)
         stream = self._find(frame)
         if stream is None:
             return
-        if not stream.answered and not self._resets.spend(self._loop.time()):
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many streams are given up")
+        if not stream.answered:
+            self._floods.count_reset()
         stream.abandon()
         self.forget(stream)
 
@@ -390,35 +298,17 @@ class Connection(asyncio.Protocol):
         if frame.flags & frames.ACK:
             if frame.payload:
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "an answer with settings")
-            self._count_control()
+            self._floods.count_control()
             return
-        for name, number in frames.read_settings(frame.payload):
-            self._apply(name, number)
+        self._resize_windows(self.peer.apply(frame.payload))
         self._answer(frames.encode_frame(frames.SETTINGS, frames.ACK, 0))
 
-    def _apply(self, name: int, number: int) -> None:
-        if name == Setting.INITIAL_WINDOW_SIZE:
-            self._resize_windows(number)
-        elif name == Setting.MAX_FRAME_SIZE:
-            if not frames.DEFAULT_FRAME_BYTES <= number <= frames.MAX_FRAME_BYTES:
-                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "an impossible frame size")
-            self.peer_frame_bytes = number
-        elif name == Setting.HEADER_TABLE_SIZE:
-            # Our blocks do without the table. A smaller one must be acknowledged all the same.
-            if number < self._decoder.max_allowed_table_size and not self._table_shrunk:
-                self._table_shrunk = True
-                self._table_update = SHRINK_TABLE
-        elif name == Setting.ENABLE_PUSH and number > 1:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "push is neither on nor off")
-
-    def _resize_windows(self, number: int) -> None:
-        if number > frames.MAX_WINDOW:
-            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "an impossible window")
-        difference = number - self._peer_stream_window
-        self._peer_stream_window = number
+    def _resize_windows(self, growth: int) -> None:
+        if not growth:
+            return
         try:
             for stream in self.streams.values():
-                stream.window.grow(difference)
+                stream.window.grow(growth)
                 stream.wake()
         except WindowExceeded as exceeded:
             message = "a window of 2 GiB and more"
@@ -432,25 +322,24 @@ class Connection(asyncio.Protocol):
         elif frame.payload == _DRAINING and "drain" in self._timers:
             self._stop_accepting()
         else:
-            self._count_control()
+            self._floods.count_control()
 
     def _on_goaway(self, frame: Frame) -> None:
         del frame  # Its streams are still served; then it closes the connection itself.
-        self._count_control()
+        self._floods.count_control()
 
     def _on_priority(self, frame: Frame) -> None:
         if len(frame.payload) != 5:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a priority is not of five bytes")
-        self._count_control()
+        self._floods.count_control()
 
     def _on_window_update(self, frame: Frame) -> None:
         increment = frames.read_number(frame.payload) & frames.MAX_WINDOW
-        if not self._window_updates.spend(self._loop.time()):
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many window updates")
+        self._floods.count_window_update()
         stream = self._find(frame) if frame.stream else None
         if frame.stream and stream is None:
             return
-        window = self.window if stream is None else stream.window
+        window: SendWindow = self.window if stream is None else stream.window
         if not increment:
             self._refuse(stream, ErrorCode.PROTOCOL_ERROR)
             return
@@ -460,7 +349,7 @@ class Connection(asyncio.Protocol):
             self._refuse(stream, ErrorCode.FLOW_CONTROL_ERROR)
             return
         if stream is None:
-            self.pass_turn()
+            self.window.pass_turn()
         else:
             stream.wake()
 
@@ -484,7 +373,7 @@ class Connection(asyncio.Protocol):
             frames.PING: _on_ping,
             frames.GOAWAY: _on_goaway,
             frames.WINDOW_UPDATE: _on_window_update,
-            frames.CONTINUATION: _on_continuation,
+            frames.CONTINUATION: _on_header_fragment,
         }
     )
     """What is done with a frame, by its type; others are passed over (RFC 9113, section 5.5)."""
@@ -504,14 +393,10 @@ class Connection(asyncio.Protocol):
         self.forget(stream)
 
     def _answer(self, frame: bytes) -> None:
-        self._count_control()
-        if not self.writing:
+        self._floods.count_control()
+        if not self.window.writing:
             self._unread_answers += 1
             if self._unread_answers > self._limits.unread_answers:
                 message = "answers are asked for, but not read"
                 raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, message)
         self.send(frame)
-
-    def _count_control(self) -> None:
-        if not self._control.spend(self._loop.time()):
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many frames without work")

@@ -6,8 +6,8 @@ from typing import Final
 
 from grpc_health.v1 import health_pb2
 
-from benchmarks.transports.http2.grpc_messages import RpcFailed, Status
-from benchmarks.transports.http2.stream import END, Stream
+from pdrouter.extproc.http2.grpc_messages import RpcFailed, Status
+from pdrouter.extproc.http2.stream import END, Stream
 
 CHECK_PATH: Final = "/grpc.health.v1.Health/Check"
 WATCH_PATH: Final = "/grpc.health.v1.Health/Watch"

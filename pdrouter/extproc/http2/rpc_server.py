@@ -6,11 +6,11 @@ import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeAlias
 
-from benchmarks.transports.http2.connection import Connection
-from benchmarks.transports.http2.frames import ErrorCode
-from benchmarks.transports.http2.grpc_messages import RpcFailed, Status
-from benchmarks.transports.http2.limits import Limits
-from benchmarks.transports.http2.stream import Stream
+from pdrouter.extproc.http2.connection import Connection
+from pdrouter.extproc.http2.frames import ErrorCode
+from pdrouter.extproc.http2.grpc_messages import RpcFailed, Status
+from pdrouter.extproc.http2.limits import Limits
+from pdrouter.extproc.http2.stream import Stream
 
 log = logging.getLogger(__name__)
 

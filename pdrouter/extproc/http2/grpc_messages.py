@@ -16,6 +16,7 @@ class Status(IntEnum):
     UNKNOWN = 2
     NOT_FOUND = 5
     RESOURCE_EXHAUSTED = 8
+    ABORTED = 10
     UNIMPLEMENTED = 12
     INTERNAL = 13
     UNAVAILABLE = 14
