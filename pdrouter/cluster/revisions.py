@@ -19,6 +19,10 @@ Key = tuple[str, str]
 
 DEFAULT_PATIENCE_S = 3600.0
 
+# To look up a member of an enumeration takes as long as all else that is asked of a pod.
+_PAIRED = (Role.PREFILL, Role.DECODE)
+_NO_CLAIM = Claim.NONE
+
 
 @dataclass(frozen=True, slots=True)
 class ImageMemory:
@@ -54,7 +58,7 @@ def judge_images(
         now: the time, in seconds.
         patience_s: seconds after which nothing more is expected to happen.
     """
-    known = [pod for pod in pods if pod.claim is not Claim.NONE]
+    known = [pod for pod in pods if pod.claim is not _NO_CLAIM]
     ready = [pod for pod in known if pod.ready]
     if _list_images(ready, Role.PREFILL) & _list_images(ready, Role.DECODE):
         return ImageMemory(decisive=True)
@@ -98,7 +102,7 @@ class RevisionMatcher:
         before = self._seen.get(key, _Seen({}, {}))
         groups: defaultdict[PairingKey, list[Pod]] = defaultdict(list)
         for pod in known:
-            if not pod.revision and pod.role in (Role.PREFILL, Role.DECODE):
+            if not pod.revision and pod.role in _PAIRED:
                 groups[pod.pairing].append(pod)
         memories = {
             pairing: judge_images(
@@ -112,10 +116,11 @@ class RevisionMatcher:
                 for pod in group:
                     same = before.matched.get(pod.uid)
                     # Most pods are as they were: a copy of each would take long.
-                    taken = same[1] if same and same[0] is pod else pod.take_for(pod.image)
-                    matched[pod.uid] = pod, taken
+                    if same is None or same[0] is not pod:
+                        same = pod, pod.take_for(pod.image)
+                    matched[pod.uid] = same
         self._seen[key] = _Seen(memories, matched)
-        return [matched[pod.uid][1] if pod.uid in matched else pod for pod in known]
+        return [same[1] if (same := matched.get(pod.uid)) else pod for pod in known]
 
     def forget_others(self, keys: Collection[Key]) -> None:
         """Forget all models but these."""
@@ -159,12 +164,16 @@ def find_unmatched(pods: Iterable[Pod]) -> tuple[Pod, ...]:
         return ()
     whatever = {role: {key._replace(revision="") for key in keys} for role, keys in sides.items()}
     partner = {Role.PREFILL: Role.DECODE, Role.DECODE: Role.PREFILL}
-    return tuple(
-        pod
-        for pod in ready
-        if pod.pairing not in sides[partner[pod.role]]
-        and pod.pairing._replace(revision="") in whatever[partner[pod.role]]
-    )
+    # Of keys there are few, of pods many.
+    alone = {
+        role: {
+            key
+            for key in keys - sides[partner[role]]
+            if key._replace(revision="") in whatever[partner[role]]
+        }
+        for role, keys in sides.items()
+    }
+    return tuple(pod for pod in ready if pod.pairing in alone[pod.role])
 
 
 def count_versions(pods: Iterable[Pod]) -> int:

@@ -10,6 +10,10 @@ from pdrouter.cluster.pod_config import PodConfig
 from pdrouter.cluster.pods import Claim, PairingKey, Pod, Role
 from pdrouter.cluster.revisions import count_versions, find_unmatched, report_unmatched
 
+# As in `revisions.py`, looked up once: there are many pods.
+_PREFILL, _DECODE = Role.PREFILL, Role.DECODE
+_WHOLE = (Role.DECODE, Role.BOTH)
+
 
 @dataclass(frozen=True, slots=True)
 class ModelPods:
@@ -53,9 +57,9 @@ class ModelPods:
         ready = [pod for pod in known if pod.ready]
         decode: defaultdict[PairingKey, list[Pod]] = defaultdict(list)
         for pod in ready:
-            if pod.role is Role.DECODE:
+            if pod.role is _DECODE:
                 decode[pod.pairing].append(pod)
-        prefill = tuple(pod for pod in ready if pod.role is Role.PREFILL and pod.pairing in decode)
+        prefill = tuple(pod for pod in ready if pod.role is _PREFILL and pod.pairing in decode)
         partners = _find_partners(prefill, decode)
         return cls(
             model,
@@ -63,9 +67,7 @@ class ModelPods:
             prefill,
             MappingProxyType({key: tuple(group) for key, group in decode.items()}),
             partners,
-            tuple(
-                pod for pod in ready if pod.role in (Role.DECODE, Role.BOTH) and pod.serves_whole
-            ),
+            tuple(pod for pod in ready if pod.role in _WHOLE and pod.serves_whole),
             any(pod.role in (Role.PREFILL, Role.DECODE) for pod in known),
             next((pod.config for pod in (*ready, *known) if pod.config is not None), None),
             max((pod.claim for pod in known), default=Claim.NONE),

@@ -1,5 +1,7 @@
 """Engines that are compiled for prompts of certain lengths, and what they make of other prompts."""
 
+from bisect import bisect_left
+
 
 class StaticShapes:
     """The prompt lengths that an engine is compiled for (Neuron calls them buckets).
@@ -21,10 +23,9 @@ class StaticShapes:
         buckets = self.buckets
         if not buckets:
             return 1, tokens
-        for bucket in buckets:
-            if tokens <= bucket:
-                return 1, bucket
         largest = buckets[-1]
+        if tokens <= largest:
+            return 1, buckets[bisect_left(buckets, tokens)]
         return -(-tokens // largest), largest
 
     def pad(self, tokens: int) -> int:
