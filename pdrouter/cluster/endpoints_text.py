@@ -15,14 +15,27 @@ from pdrouter.cluster.pods import (
     is_ip,
     parse_address,
 )
-from pdrouter.cluster.ranks import ONE_RANK, Ranks, parse_ports, parse_size
+from pdrouter.cluster.ranks import (
+    ONE_RANK,
+    Ranks,
+    RanksInvalid,
+    check_ports,
+    parse_ports,
+    parse_size,
+)
 from pdrouter.cluster.source import SourceUnusable
 from pdrouter.cluster.yaml_lines import YamlInvalid, YamlReader, compose, is_null, line_of
 
 FILE_KEYS = ("models",)
-MODEL_KEYS = ("name", "engine", "kv_connector", "bootstrap_port", "rolesets", "endpoints")
+TARGET_PORTS = "targetPorts"
+"""As an InferencePool says it: each of these ports of an engine is an endpoint of its own."""
+MODEL_KEYS = (
+    *("name", "engine", "kv_connector", "bootstrap_port", TARGET_PORTS, "rolesets", "endpoints"),
+)
 ROLESET_KEYS = ("name", "prefill", "decode")
-ENDPOINT_KEYS = ("address", "revision", "zone", "data_parallel_size", "bootstrap_port")
+ENDPOINT_KEYS = (
+    *("address", TARGET_PORTS, "revision", "zone", "data_parallel_size", "bootstrap_port"),
+)
 
 _PORT = re.compile("[1-9][0-9]{0,4}")
 _SHOWN = 20
@@ -94,8 +107,8 @@ def parse_endpoints(text: str, wires: Wires) -> Endpoints:
     """Return what an endpoints file says.
 
     Args:
-        text: YAML in the format of aibrix, with `kv_connector`, `revision`, `zone` and
-            `bootstrap_port` beside it.
+        text: YAML in the format of aibrix, with `kv_connector`, `revision`, `zone` and others
+            beside it.
         wires: engines and connectors that the router can speak to.
 
     Raises:
@@ -149,7 +162,8 @@ class _Parser:
                 f"line {line_of(node)}: model {name!r} is left out: {unsupported}"
             )
         port = self._read_port(members, DEFAULT_BOOTSTRAP_PORT)
-        model = _Model(name, engine, connector, unsupported, port, {})
+        ports = self._read_target_ports(members)
+        model = _Model(name, engine, connector, unsupported, port, ports, {})
         if members and not {"rolesets", "endpoints"} & members.keys():
             self._yaml.refuse(node, f"model {model.name!r} has neither 'rolesets' nor 'endpoints'")
         for address in self._read_list(members, "endpoints"):
@@ -210,6 +224,25 @@ class _Parser:
             self._yaml.refuse(node, "'bootstrap_port' must be from 1 to 65535, or null")
         return default
 
+    def _read_target_ports(self, members: Mapping[str, Node]) -> tuple[int, ...]:
+        """Return the ports of all ranks of an engine; none where they are not listed."""
+        node = members.get(TARGET_PORTS)
+        if node is None:
+            return ()
+        ports: list[str] = []
+        for item in self._yaml.items(node, repr(TARGET_PORTS)):
+            port = self._yaml.members(item, "a target port", ("number",), ("number",))
+            ports += [self._yaml.text(each, "a port's number") for each in port.values()]
+        numbers = [int(port) for port in ports if _PORT.fullmatch(port)]
+        if len(numbers) < len(ports):
+            self._yaml.refuse(node, f"{TARGET_PORTS!r}: a number must be from 1 to 65535")
+            return ()
+        try:
+            return check_ports(numbers)
+        except RanksInvalid as invalid:
+            self._yaml.refuse(node, f"{TARGET_PORTS!r}: {invalid}")
+            return ()
+
     def _read_list(self, members: Mapping[str, Node], key: str) -> Sequence[Node]:
         return self._yaml.items(members[key], repr(key)) if key in members else ()
 
@@ -220,17 +253,20 @@ class _Parser:
             members = self._yaml.members(node, "an engine", ENDPOINT_KEYS, ("address",))
         revision, zone = (self._read_word(members, key) or "" for key in ("revision", "zone"))
         size = self._read_word(members, "data_parallel_size")
+        own_ports = self._read_target_ports(members)
         text = self._yaml.text(members["address"], "an address") if "address" in members else ""
         if not text:
             return revision
         try:
-            host, ports = _read_ports(text)
+            host, ports = _read_ports(text, own_ports or model.ports)
             ranks = Ranks(ports, 1 if size is None else parse_size(size))
         except ValueError as error:
             self._yaml.refuse(node, str(error))
             return revision
         if len(ports) > 1 and size is not None:
             self._yaml.refuse(node, "ranks have ports of their own, or 'data_parallel_size'")
+        if own_ports and ports != own_ports:
+            self._yaml.refuse(node, f"ports stand in {TARGET_PORTS!r} or in the address, not both")
         for port in ports:
             address = format_address(host, port)
             if address in model.lines:
@@ -267,6 +303,7 @@ class _Model:
         kv_connector: name of the KV connector; None for the configured default.
         unsupported: why the router cannot speak to its engines; empty if it can.
         bootstrap_port: port at which other engines meet its own, unless they name theirs.
+        ports: those of engines whose addresses have none.
         lines: where each of its addresses was listed first.
     """
 
@@ -275,15 +312,23 @@ class _Model:
     kv_connector: str | None
     unsupported: str
     bootstrap_port: int | None
+    ports: tuple[int, ...]
     lines: dict[str, int]
 
 
-def _read_ports(address: str) -> tuple[str, tuple[int, ...]]:
+def _read_ports(address: str, ports: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
     """Return the host and the ports of `host:port`, or of `host:first-last`.
+
+    Args:
+        address: the text.
+        ports: those of a host that stands alone; none where it must not.
 
     Raises:
         ValueError: the text is neither.
     """
+    host = address[1:-1] if address.startswith("[") and address.endswith("]") else address
+    if ports and (is_ip(host) or ":" not in address):
+        return parse_address(format_address(host, ports[0]))[0], ports
     before, _, last = address.rpartition("-")
     host, colon, first = before.rpartition(":")
     if not (colon and first.isdecimal()):

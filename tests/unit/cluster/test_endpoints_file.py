@@ -81,6 +81,46 @@ def test_a_host_name_may_have_a_range_and_a_dash() -> None:
     assert pod.address == "10.0.0.1:8000"
 
 
+LISTED = [{"number": 8000}, {"number": 8001}]
+
+
+@pytest.mark.parametrize("host", ["10.0.0.1", "fd00::1", "[fd00::1]", "engine.example"])
+def test_ports_may_be_listed_as_in_an_inference_pool(host: str) -> None:
+    names = {"engine.example": ("10.0.0.1",)}
+    pods = parse(list_engines({"address": host, "targetPorts": LISTED}), **names)
+    ip = "[fd00::1]" if "fd00" in host else "10.0.0.1"
+    assert [pod.address for pod in pods] == [f"{ip}:8000", f"{ip}:8001"]
+    assert pods == parse(list_engines(f"{host if 'e' in host else ip}:8000-8001"), **names)
+
+
+def test_ports_that_a_model_lists_are_those_of_engines_without_any() -> None:
+    engines = ["10.0.0.1", "10.0.0.2:9000", {"address": "10.0.0.3", "targetPorts": LISTED[1:]}]
+    pods = parse(dump({"name": "m", "targetPorts": LISTED, "endpoints": engines}))
+    assert [pod.address for pod in pods] == [
+        *("10.0.0.1:8000", "10.0.0.1:8001", "10.0.0.2:9000", "10.0.0.3:8001")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("engine", "problem"),
+    [
+        ("10.0.0.1", "has no port"),
+        ({"address": "10.0.0.1", "targetPorts": []}, "'targetPorts': there must be some"),
+        ({"address": "10.0.0.1", "targetPorts": 8000}, "'targetPorts' must be a list"),
+        ({"address": "10.0.0.1", "targetPorts": [8000]}, "a target port must be written as keys"),
+        ({"address": "10.0.0.1", "targetPorts": [{"number": "8-9"}]}, "must be from 1 to 65535"),
+        ({"address": "10.0.0.1", "targetPorts": [{"number": 70000}]}, "from 1 to 65535"),
+        ({"address": "10.0.0.1", "targetPorts": LISTED * 2}, "one is there twice"),
+        ({"address": "10.0.0.1:8000", "targetPorts": LISTED}, "or in the address, not both"),
+        ({"address": "10.0.0.1:8000-8002", "targetPorts": LISTED}, "not both"),
+        ({"address": "10.0.0.1", "targetPorts": LISTED, "data_parallel_size": 2}, "of their own"),
+        ({"address": "no:host:no", "targetPorts": LISTED}, "neither an IP address nor"),
+    ],
+)
+def test_lists_of_ports_that_cannot_be_are_told(engine: Any, problem: str) -> None:
+    assert problem in find_problem(list_engines(engine))
+
+
 @pytest.mark.parametrize(
     ("engine", "problem"),
     [

@@ -20,6 +20,11 @@ def test_a_pod_with_one_rank_stays_what_it_is() -> None:
     assert (pod.rank, pod.number, pod.same_address, pod.own_name) == (None, None, (pod.uid,), "p")
 
 
+def test_one_port_in_a_list_is_the_pods() -> None:
+    (pod,) = Ranks((8001,)).split(make_pod("p"))
+    assert (pod.name, pod.address, pod.metrics_port) == ("p", "10.0.0.1:8001", 8001)
+
+
 def test_ranks_with_ports_of_their_own_are_pods_of_their_own() -> None:
     pod = make_pod("p", ip="fd00::1", port=8000, metrics_port=9000)
     pods = Ranks((8000, 8001)).split(pod)
@@ -50,6 +55,9 @@ def test_ranks_behind_one_port_differ_in_their_numbers() -> None:
         ("8000-8003", (8000, 8001, 8002, 8003)),
         ("8000-8000", (8000,)),
         ("65535", (65535,)),
+        # As in an InferencePool.
+        ('[{"number": 8000}, {"number": 8001}]', (8000, 8001)),
+        (' [{"number":65535}]', (65535,)),
     ],
 )
 def test_ports_are_a_list_or_a_range(text: str, ports: tuple[int, ...]) -> None:
@@ -60,6 +68,9 @@ def test_ports_are_a_list_or_a_range(text: str, ports: tuple[int, ...]) -> None:
     "text",
     [
         *("", ",", "-", "8000,", "8000-", "-8000", "0", "65536", "x", "8000,8000", "8001-8000"),
+        *("[]", "[8000]", "[{}]", '[{"number": 8000}', '[{"number": "8000"}]', '[{"number": 0}]'),
+        *('[{"number": 8000}, {"number": 8000}]', '[{"number": 65536}]', '[{"port": 8000}]'),
+        str([{"number": port} for port in range(1, 300)]).replace("'", '"'),
         *("8000-8001-8002", "8000,8001-8003", "1e3", "٣", "65500-65600", "1-300", "1-99999"),
     ],
 )
