@@ -36,7 +36,7 @@ bench-compare: $(VENV)/dev.installed ## What differs between two of its reports:
 bench-steps: $(VENV)/dev.installed ## What the steps of a request cost, beside parsing and dumping its body
 	$(BIN)/python -m benchmarks.steps
 
-bench-routing: $(VENV)/dev.installed ## Ways to choose pods at rising load, in a simulator; 25 minutes
+bench-routing: $(VENV)/dev.installed ## Ways to choose pods at rising load, in a simulator; an hour
 	$(BIN)/python -m benchmarks.routing
 
 bench-kubernetes: $(VENV)/dev.installed ## What following 5,000 pods costs

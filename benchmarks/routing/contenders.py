@@ -25,7 +25,12 @@ from pdrouter.settings import Settings
 from pdrouter.settings.choices import Aggregation
 
 OURS = "pdrouter"
+OURS_APART = "pdrouter-never"
+"""Ours where no request that could be split is served whole."""
 AIBRIX = "aibrix"
+LEAST_REQUEST = "least-request"
+SIMPLE = ("random", "power-of-two", LEAST_REQUEST)
+"""What operators have without knowing anything of caches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +109,7 @@ CONTENDERS: Mapping[str, Contender] = MappingProxyType(
             ),
             Contender("mooncake", _create_mooncake, index_follows_caches=True),
             Contender(OURS, _use("ttft", "kv_capacity"), True, Settings().aggregation),
-            Contender(f"{OURS}-never", _use("ttft", "kv_capacity"), True),
+            Contender(OURS_APART, _use("ttft", "kv_capacity"), True),
             Contender(
                 f"{OURS}-when-faster", _use("ttft", "kv_capacity"), True, Aggregation.WHEN_FASTER
             ),
@@ -119,3 +124,11 @@ CONTENDERS: Mapping[str, Contender] = MappingProxyType(
         )
     }
 )
+
+_VARIANTS = tuple(
+    name for name in CONTENDERS if name.startswith(OURS) and name not in {OURS, OURS_APART}
+)
+COMPARED = tuple(name for name in CONTENDERS if name not in _VARIANTS)
+"""Those that the report shows; the others are for experiments."""
+REPEATED = (LEAST_REQUEST, AIBRIX, OURS, OURS_APART)
+"""Those that are run with several seeds."""

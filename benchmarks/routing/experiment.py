@@ -1,11 +1,9 @@
-"""Experiments: which simulations there are, and how they are run on all cores."""
+"""Experiments: which simulations there are, and what they give."""
 
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from benchmarks.routing.cluster.model import Hardware, prefill_capacity
 from benchmarks.routing.cluster.presets import HARDWARE, SHAPES
@@ -19,6 +17,16 @@ from benchmarks.routing.workloads import make_workload
 
 HALVES = {"first": (0.0, 0.5), "second": (0.5, 1.0), "both": (0.0, 1.0)}
 
+SHARE = 0.9
+"""Share of requests within the target for the first token that a load is held at."""
+
+_HOPELESS = 0.5
+"""Share below which higher loads are not tried."""
+_HIGHEST = 1.8
+_LOWEST = 0.05
+_STEP = 0.1
+"""By which load is raised beyond those that are asked for, as long as it is held."""
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -29,13 +37,11 @@ class Source:
         requests: size of made-up workloads, and the most that is taken of a trace; None for all of
             it.
         half: one of `HALVES`.
-        seed: where chance begins.
     """
 
     folder: Path | None
     requests: int | None
     half: str
-    seed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +67,13 @@ class Run:
         scenario: the workload and the cluster.
         contender: who chooses the pods.
         load: request rate, compared to what the prefill pods could serve with nothing cached.
+        seed: where chance begins.
     """
 
     scenario: Scenario
     contender: str
     load: float
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,25 +84,39 @@ class Finding:
         run: the simulation.
         rate: its requests per second.
         summary: its figures.
+        code: the version of the router that it was made with; empty if that is not known.
     """
 
     run: Run
     rate: float
     summary: Summary
+    code: str = ""
 
-    def describe(self) -> dict[str, Any]:
-        """Return it as members of a JSON object."""
-        return {
-            **asdict(self.run.scenario),
-            "contender": self.run.contender,
-            "load": self.run.load,
-            "rate": round(self.rate, 3),
-            **{name: round(value, 4) for name, value in asdict(self.summary).items()},
-        }
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Simulations at rising load.
+
+    Attributes:
+        scenario: the workload and the cluster.
+        contender: who chooses the pods.
+        seed: where chance begins.
+        loads: the loads that are asked for, rising.
+        known: the shares in time of simulations that have been done before.
+        bounded: whether these loads are all: else the sweep ends early where it is hopeless, and
+            goes on beyond them until one load is held and one is not.
+    """
+
+    scenario: Scenario
+    contender: str
+    seed: int
+    loads: Sequence[float]
+    known: Mapping[Run, float] = field(default_factory=dict)
+    bounded: bool = False
 
 
 @lru_cache(maxsize=8)
-def load_workload(name: str, source: Source) -> Workload:
+def load_workload(name: str, source: Source, seed: int) -> Workload:
     """Return a trace or a made-up workload, as much of it as is wanted.
 
     Raises:
@@ -103,20 +125,20 @@ def load_workload(name: str, source: Source) -> Workload:
     if name in TRACE_NAMES:
         if source.folder is None:
             raise ValueError(f"the trace {name} needs a folder of traces")
-        workload = read_trace(source.folder, name, source.seed)
+        workload = read_trace(source.folder, name, seed)
     else:
-        workload = make_workload(name, source.requests or 6000, source.seed)
+        workload = make_workload(name, source.requests or 6000, seed)
     workload = workload.cut(*HALVES[source.half])
     if source.requests is not None and source.requests < len(workload.requests):
         workload = workload.cut(0.0, source.requests / len(workload.requests))
     return workload
 
 
-def perform(run: Run, source: Source, targets: Targets) -> Finding:
+def perform(run: Run, source: Source, targets: Targets, code: str = "") -> Finding:
     """Simulate."""
     scenario = run.scenario
     hardware, shape = HARDWARE[scenario.hardware], SHAPES[scenario.shape]
-    workload = load_workload(scenario.workload, source)
+    workload = load_workload(scenario.workload, source, run.seed)
     rate = run.load * prefill_capacity(hardware, shape, workload)
     contender = CONTENDERS[run.contender]
     simulation = Simulation(
@@ -127,19 +149,40 @@ def perform(run: Run, source: Source, targets: Targets) -> Finding:
         options=contender.adapt(
             RouterOptions(prefill_buckets=hardware.prefill.buckets), hardware, targets
         ),
-        seed=source.seed,
+        seed=run.seed,
     )
-    return Finding(run, rate, summarize(simulation.run(), hardware, targets))
+    return Finding(run, rate, summarize(simulation.run(), hardware, targets), code)
 
 
-def perform_all(
-    runs: Iterable[Run], source: Source, targets: Targets, processes: int
+def perform_sweep(
+    sweep: Sweep, source: Source, targets: Targets, code: str = ""
 ) -> Sequence[Finding]:
-    """Simulate all, several at a time; findings come in the order of the runs."""
-    listed = list(runs)
-    count = len(listed)
-    with ProcessPoolExecutor(processes) as pool:
-        return list(pool.map(perform, listed, [source] * count, [targets] * count))
+    """Simulate at rising load; return what was not known yet."""
+    findings: list[Finding] = []
+
+    def find_share(load: float) -> float:
+        run = Run(sweep.scenario, sweep.contender, round(load, 3), sweep.seed)
+        known = sweep.known.get(run)
+        if known is None:
+            findings.append(perform(run, source, targets, code))
+            known = findings[-1].summary.within_ttft
+        return known
+
+    share = 1.0
+    for load in sweep.loads:
+        share = find_share(load)
+        if share < _HOPELESS and not sweep.bounded:
+            break
+    if not sweep.bounded:
+        lowest, highest = sweep.loads[0], sweep.loads[-1]
+        while share >= SHARE and highest < _HIGHEST:
+            highest += _STEP
+            share = find_share(highest)
+        share = find_share(lowest)
+        while share < SHARE and lowest > _LOWEST:
+            lowest /= 1.5
+            share = find_share(lowest)
+    return findings
 
 
 def measure_floor(hardware: Hardware, workload: Workload) -> float:

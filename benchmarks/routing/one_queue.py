@@ -78,8 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print what one queue gives at rising load."""
     options = _parse(arguments)
     hardware, shape = HARDWARE[options.hardware], SHAPES[options.shape]
-    source = Source(options.traces, options.requests, options.half, options.seed)
-    workload = load_workload(options.workload, source)
+    source = Source(options.traces, options.requests, options.half)
+    workload = load_workload(options.workload, source, options.seed)
     print(f"{options.workload}, {shape.name}, {hardware.name}: one queue for all prefill pods")
     for load in options.loads:
         rate = load * prefill_capacity(hardware, shape, workload)

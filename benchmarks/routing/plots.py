@@ -8,29 +8,29 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from benchmarks.routing.contenders import AIBRIX, OURS
+from benchmarks.routing.comparison import Comparison
+from benchmarks.routing.contenders import AIBRIX, COMPARED, OURS, OURS_APART
 from benchmarks.routing.experiment import Finding
 
-_HIGHLIGHTED = {OURS: "#d01010", AIBRIX: "#1030c0"}
+_HIGHLIGHTED = {OURS: "#d01010", OURS_APART: "#f09090", AIBRIX: "#1030c0"}
 _OTHERS = ("#909090", "#c0a060", "#50a050", "#60a0e0", "#a070c0", "#404040")
 
 
-def draw_cluster(path: Path, title: str, findings: Sequence[Finding]) -> None:
+def draw_cluster(path: Path, title: str, comparisons: Sequence[Comparison]) -> None:
     """Draw one cluster: for each workload, the share in time and the tail, at rising load.
 
     Args:
         path: the PNG file to write.
         title: what stands above it.
-        findings: the cluster's.
+        comparisons: the cluster's.
     """
-    workloads = list(dict.fromkeys(finding.run.scenario.workload for finding in findings))
-    figure = Figure(figsize=(3.6 * len(workloads), 5.6), layout="constrained")
-    grid = figure.subplots(2, len(workloads), squeeze=False)
-    for column, workload in enumerate(workloads):
-        chosen = [found for found in findings if found.run.scenario.workload == workload]
+    figure = Figure(figsize=(3.6 * len(comparisons), 5.6), layout="constrained")
+    grid = figure.subplots(2, len(comparisons), squeeze=False)
+    for column, comparison in enumerate(comparisons):
+        chosen = [found for found in comparison.findings if found.run.seed == comparison.first_seed]
         _draw_share(grid[0][column], chosen)
         _draw_tail(grid[1][column], chosen)
-        grid[0][column].set_title(workload, fontsize=10)
+        grid[0][column].set_title(comparison.scenario.workload, fontsize=10)
     grid[0][0].set_ylabel("share within TTFT target")
     grid[1][0].set_ylabel("TTFT p99, s")
     handles, labels = grid[0][0].get_legend_handles_labels()
@@ -64,10 +64,11 @@ def _draw_tail(axes: Axes, findings: Sequence[Finding]) -> None:
 
 
 def _by_contender(findings: Sequence[Finding]) -> dict[str, list[Finding]]:
-    sorted_by: dict[str, list[Finding]] = {}
-    for finding in findings:
-        sorted_by.setdefault(finding.run.contender, []).append(finding)
-    return sorted_by
+    return {
+        name: chosen
+        for name in COMPARED
+        if (chosen := [finding for finding in findings if finding.run.contender == name])
+    }
 
 
 def _style(contender: str) -> dict[str, Any]:

@@ -95,6 +95,18 @@ def _burst(random: Random) -> Iterator[_Draft]:
             yield (now, *_extend(system, tokens, ids), _draw_output(random))
 
 
+def _mix_lengths(random: Random) -> Iterator[_Draft]:
+    """Short questions, and now and then a prompt that takes an engine seconds; little in common."""
+    ids = count()
+    system = _take(ids, 1)
+    now = 0.0
+    while True:
+        now += random.expovariate(4.0)
+        long = random.random() < 0.05
+        tokens = random.randint(30_000, 65_536) if long else round(random.lognormvariate(6.5, 0.7))
+        yield (now, *_extend(system, tokens, ids), _draw_output(random))
+
+
 def _take(ids: Iterator[int], blocks: int) -> tuple[int, ...]:
     return tuple(islice(ids, blocks))
 
@@ -117,5 +129,6 @@ GENERATORS: Mapping[str, Callable[[Random], Iterator[_Draft]]] = MappingProxyTyp
         "chat": _chat,
         "documents": _ask_about_documents,
         "bursts": _burst,
+        "short-and-long": _mix_lengths,
     }
 )

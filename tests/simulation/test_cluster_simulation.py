@@ -13,7 +13,7 @@ from benchmarks.routing.cluster.results import SimulationResult, Targets
 from benchmarks.routing.cluster.router_replica import RouterOptions
 from benchmarks.routing.cluster.simulation import MODEL, Simulation, make_pods
 from benchmarks.routing.cluster.workload import Workload
-from benchmarks.routing.contenders import CONTENDERS
+from benchmarks.routing.contenders import CONTENDERS, OURS
 from benchmarks.routing.workloads import make_workload as make_pattern
 from pdrouter.cluster.view import ModelPods
 from pdrouter.engines.split import Leg
@@ -88,8 +88,13 @@ def simulate_contender(name: str, *, shape: Shape, seed: int = 0) -> SimulationR
     return simulation.run()
 
 
-@pytest.mark.parametrize("name", CONTENDERS)
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        *((name, SHAPES["8P+8D-two-routers"]) for name in CONTENDERS),
+        *((OURS, shape) for shape in SHAPES.values()),
+    ],
+)
 def test_every_request_is_served_and_nothing_stays_counted(name: str, shape: Shape) -> None:
     result = simulate_contender(name, shape=shape)
 

@@ -99,5 +99,7 @@ SHAPES = {
         # Workers of one router know as little of each other as replicas do.
         Shape("8P+8D-two-routers", (1.0,) * 8, (1.0,) * 8, replicas=2),
         Shape("8P+8D-four-routers", (1.0,) * 8, (1.0,) * 8, replicas=4),
+        Shape("8P+8D-eight-routers", (1.0,) * 8, (1.0,) * 8, replicas=8),
+        Shape("64P+64D", (1.0,) * 64, (1.0,) * 64),
     )
 }
