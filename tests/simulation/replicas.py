@@ -72,6 +72,8 @@ class LiveReplica(RouterReplica):
         self._observer = Observer()
         settings = Settings(
             routing_algorithm=strategy.name,
+            aggregation=options.aggregation,
+            handover_s=options.handover_s,
             on_handoff_failure=FailurePolicy.FAIL,
             prefill_timeout_s=600.0,
             prefill_retries=0,
@@ -98,8 +100,15 @@ class LiveReplica(RouterReplica):
         exchange = self._exchanges.open(_not_carried, lambda: None)
         run_to_end(exchange.handle(request_headers(PATH)))
         dispatching = exchange.handle(request_body(body))
-        dispatching.send(None)
-        return LiveLegs(self._observer.take_decision(), facts.prompt_tokens, exchange, dispatching)
+        replies: Replies | None = None
+        try:
+            dispatching.send(None)
+        except StopIteration as end:
+            replies = end.value
+        decision = self._observer.take_decision()
+        # What has a prefill leg waits for its answer; what is served whole goes to Envoy at once.
+        assert decision.whole == (replies is not None)
+        return LiveLegs(decision, facts.prompt_tokens, exchange, dispatching)
 
 
 class Observer(Notes):

@@ -13,6 +13,7 @@ from benchmarks.routing.cluster.router_replica import RouterOptions, RouterRepli
 from benchmarks.routing.cluster.simulation import Simulation
 from benchmarks.routing.cluster.workload import SimulatedRequest, Workload
 from pdrouter.routing.strategies import DECODE_POLICIES, PREFILL_POLICIES, create_strategies
+from pdrouter.settings.choices import Aggregation
 
 SHAPE = Shape("3P+2D, one slow", (1.0, 1.0, 2.0), (1.0, 1.0))
 OPTIONS = RouterOptions(scrape_interval_s=0.5)
@@ -36,14 +37,19 @@ def make_conversations(count: int) -> Workload:
 
 
 def run(
-    replica: type[RouterReplica], prefill: str, decode: str
+    replica: type[RouterReplica],
+    prefill: str = "ttft",
+    decode: str = "kv_capacity",
+    *,
+    options: RouterOptions = OPTIONS,
+    replicas: int = 1,
 ) -> list[tuple[str, str, float | None]]:
     result = Simulation(
         make_conversations(120),
         BATCHES,
-        SHAPE,
+        replace(SHAPE, replicas=replicas),
         create_strategy=lambda: create_strategies(prefill, decode)["pd"],
-        options=OPTIONS,
+        options=options,
         seed=7,
         create_replica=replica,
     ).run()
@@ -60,6 +66,16 @@ def test_the_simulator_chooses_as_the_live_router(prefill: str, decode: str) -> 
 
     assert run(LiveReplica, prefill, decode) == simulated
     assert len({pods[:2] for pods in simulated}) > 3
+
+
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_what_is_served_whole_is_the_same_with_one_router_or_several(replicas: int) -> None:
+    options = replace(OPTIONS, aggregation=Aggregation.WHEN_FASTER)
+    simulated = run(DirectReplica, options=options, replicas=replicas)
+
+    assert run(LiveReplica, options=options, replicas=replicas) == simulated
+    whole = [pods for pods in simulated if not pods[0]]
+    assert 3 < len(whole) < len(simulated) - 3
 
 
 def test_policies_choose_differently() -> None:
