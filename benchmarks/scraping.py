@@ -39,6 +39,7 @@ def make_page(size: int) -> bytes:
         cache_usage=lambda: 0.5,
         handles_outstanding=lambda: 0,
         rooms_open=lambda: 0,
+        encodings_outstanding=lambda: 0,
     )
     metrics.prefill_seconds.observe(0.25)
     engine = metrics.exposition()

@@ -35,6 +35,7 @@ class StackOptions:
         model: name of the served model.
         prefill: prefill engines to start.
         decode: decode engines to start.
+        encode: encode engines to start.
         environment: settings of the router, by variable.
         routing: how Envoy reaches the chosen pod.
         response_body: whether response bodies pass through the router.
@@ -50,6 +51,7 @@ class StackOptions:
         EngineConfig(role="prefill"),
     )
     decode: Sequence[EngineConfig] = (EngineConfig(role="decode"), EngineConfig(role="decode"))
+    encode: Sequence[EngineConfig] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     routing: Routing = Routing.ORIGINAL_DST
     response_body: ResponseBodyMode = ResponseBodyMode.NONE
@@ -66,6 +68,7 @@ class LocalStack:
     Attributes:
         prefill: the prefill engines.
         decode: the decode engines.
+        encode: the encode engines.
         router: the router, in this process.
         envoy: the Envoy in front of it.
         endpoints_file: the file that the router reads its pods from.
@@ -74,6 +77,7 @@ class LocalStack:
 
     prefill: Sequence[SimulatedEngine]
     decode: Sequence[SimulatedEngine]
+    encode: Sequence[SimulatedEngine]
     router: Application
     envoy: EnvoyProcess
     endpoints_file: Path
@@ -99,16 +103,15 @@ async def run_stack(options: StackOptions) -> AsyncIterator[LocalStack]:
     """
     async with AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pdrouter-")))
-        prefill = [
-            await stack.enter_async_context(SimulatedEngine(_serve(config, options.model)))
-            for config in options.prefill
-        ]
-        decode = [
-            await stack.enter_async_context(SimulatedEngine(_serve(config, options.model)))
-            for config in options.decode
+        prefill, decode, encode = [
+            [
+                await stack.enter_async_context(SimulatedEngine(_serve(config, options.model)))
+                for config in configs
+            ]
+            for configs in (options.prefill, options.decode, options.encode)
         ]
         endpoints_file = directory / "endpoints.yaml"
-        write_endpoints(endpoints_file, options.model, prefill, decode)
+        write_endpoints(endpoints_file, options.model, prefill, decode, encode)
         settings = Settings.load(
             {
                 "ROUTING_ALGORITHM": "pd",
@@ -124,7 +127,7 @@ async def run_stack(options: StackOptions) -> AsyncIterator[LocalStack]:
         router = await stack.enter_async_context(Application(settings, asks_engines=False))
         bootstrap = await asyncio.to_thread(_build_envoy, options, router, settings, decode)
         envoy = await stack.enter_async_context(EnvoyProcess.run(bootstrap))
-        yield LocalStack(prefill, decode, router, envoy, endpoints_file, options.model)
+        yield LocalStack(prefill, decode, encode, router, envoy, endpoints_file, options.model)
 
 
 def write_endpoints(
@@ -132,6 +135,7 @@ def write_endpoints(
     model: str,
     prefill: Sequence[SimulatedEngine],
     decode: Sequence[SimulatedEngine],
+    encode: Sequence[SimulatedEngine] = (),
     **members: Any,  # noqa: ANN401 - members of the file's model, such as kv_connector
 ) -> None:
     """Write an endpoints file with one roleset of these engines."""
@@ -139,11 +143,13 @@ def write_endpoints(
     (software,) = {engine.config.engine for engine in (*prefill, *decode)}
     if software != "vllm":
         model_members["engine"] = software
-    roleset = {
+    roleset: dict[str, Any] = {
         "name": "default",
         "prefill": [describe_engine(engine) for engine in prefill],
         "decode": [describe_engine(engine) for engine in decode],
     }
+    if encode:
+        roleset["encode"] = [describe_engine(engine) for engine in encode]
     content = {"models": [{**model_members, "rolesets": [roleset], **members}]}
     # In one step, so that the router never reads half a file.
     temporary = file.with_suffix(".new")

@@ -45,6 +45,7 @@ ENGINE_GAUGES = (
     "sglang:num_queue_reqs",
     "simulation:kv_handles_outstanding",
     "simulation:rooms_open",
+    "simulation:media_encoding",
 )
 
 
@@ -100,7 +101,7 @@ async def expect_settled(stack: LocalStack, *, handles: int = 0) -> None:
 
 def engines_of(stack: LocalStack) -> tuple[SimulatedEngine, ...]:
     """Return all engines of an installation."""
-    return (*stack.prefill, *stack.decode)
+    return (*stack.prefill, *stack.decode, *stack.encode)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--p2p-pull", action="store_true", help="have a P2P tier beside NIXL's connector"
     )
+    parser.add_argument(
+        "--ec-connector", action="store_true", help="fetch media from encode engines"
+    )
+    parser.add_argument(
+        "--mm-embeds", action="store_true", help="take what stands for encoded media"
+    )
     parser.add_argument("--release", choices=get_args(EngineRelease), default=_DEFAULTS.release)
     for option, default, what in (
         ("--prefill-tokens-per-s", _DEFAULTS.prefill_tokens_per_s, "prefill speed; 0 is instant"),
@@ -121,6 +127,8 @@ def _config(args: argparse.Namespace) -> EngineConfig:
         port=args.port,
         kv_connector=args.kv_connector,
         p2p_pull=args.p2p_pull,
+        ec_connector=args.ec_connector,
+        mm_embeds=args.mm_embeds,
         data_parallel_size=args.data_parallel_size,
         prefill_tokens_per_s=args.prefill_tokens_per_s,
         prefill_buckets=args.prefill_buckets,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, get_args
 
-EngineRole = Literal["prefill", "decode", "both"]
+EngineRole = Literal["encode", "prefill", "decode", "both"]
 KvConnector = Literal[
     "nixl", "nixl-push", "mooncake", "offloading", "neuron-legacy", "bootstrap", "trtllm", "none"
 ]
@@ -20,7 +20,7 @@ class EngineConfig:
 
     Attributes:
         role: What the engine is meant for. As in vLLM this is only configuration: a request of
-            another kind is served, and counted.
+            another kind is served, and counted. An `encode` engine serves nothing else.
         models: Names under which the model is served; the first is the base model.
         host: Address to bind to.
         port: Port to bind to; 0 takes a free one.
@@ -30,6 +30,8 @@ class EngineConfig:
             tier.
         p2p_pull: Whether an engine with `nixl` has a P2P tier beside it (MultiConnector), and so
             can have the beginning of a prompt from any other engine.
+        ec_connector: Whether it fetches media from encode engines (vLLM's `ec_consumer`).
+        mm_embeds: Whether chats may have parts that stand for encoded media (`--enable-mm-embeds`).
         data_parallel_size: Ranks behind the one port of the API. Only a P2P tier tells them apart.
         engine_id: The engine's identity in the handles it issues.
         prefill_tokens_per_s: Prompt tokens that the whole engine computes per second, one
@@ -67,6 +69,8 @@ class EngineConfig:
     port: int = 0
     kv_connector: KvConnector = "nixl"
     p2p_pull: bool = False
+    ec_connector: bool = False
+    mm_embeds: bool = False
     data_parallel_size: int = 1
     engine_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     prefill_tokens_per_s: float = 1_000_000.0

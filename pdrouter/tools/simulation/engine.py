@@ -14,6 +14,8 @@ from pdrouter.tools.simulation.bootstrap import BootstrapServer
 from pdrouter.tools.simulation.compute import Compute
 from pdrouter.tools.simulation.config import EngineConfig
 from pdrouter.tools.simulation.control_api import ControlApi
+from pdrouter.tools.simulation.encode_api import EncodeApi
+from pdrouter.tools.simulation.encodings import EncodingsApi, MediaLoader
 from pdrouter.tools.simulation.engine_metrics import EngineMetrics
 from pdrouter.tools.simulation.faults import Fault, FaultBoard
 from pdrouter.tools.simulation.generation_api import GenerationApi
@@ -68,6 +70,7 @@ class SimulatedEngine:
         self._transfers = TransferStore(
             config.engine_id, config.kv_lease_s, self._metrics.expired_handles.inc
         )
+        self._encodings = HandleStore(config.engine_id, config.kv_lease_s, lambda: None)
         self._transfer_api = TransferApi(config.engine_id, self._transfers)
         self._compute = Compute(config, self._metrics)
         self._metrics.watch_load(
@@ -76,12 +79,20 @@ class SimulatedEngine:
             cache_usage=self._cache_usage,
             handles_outstanding=self._count_outstanding,
             rooms_open=lambda: self._rooms.open,
+            encodings_outstanding=lambda: self._encodings.outstanding(time.monotonic()),
         )
         self._host = reachable_host(config.host)
         self._port = config.port
         self._bootstrap_port = config.bootstrap_port
         self._tier = P2pTier(
             config, self._metrics, self._transfers, self._host, lambda: self._bootstrap_port
+        )
+        self._encode_api = EncodeApi(
+            config,
+            self._metrics,
+            self._compute,
+            self._encodings,
+            lambda: (config.side_channel_host or self._host, self._port),
         )
         self._issuer: HandleIssuer | None = None
         self._runner: web.AppRunner | None = None
@@ -142,6 +153,7 @@ class SimulatedEngine:
         await self._resources.aclose()
         self._handles.lose()
         self._transfers.lose()
+        self._encodings.lose()
         self._tier.lose()
 
     @property
@@ -201,8 +213,9 @@ class SimulatedEngine:
             self._issuer = HandleIssuer(
                 self.config, self._handles, self._transfers, host, self._port
             )
+        media_loader = MediaLoader(self.config, self._metrics, peers, self._host)
         contracts = LegContracts(
-            self.config, self._issuer, fetcher, self._transfers, self._tier, peers
+            self.config, self._issuer, fetcher, self._transfers, self._tier, media_loader, peers
         )
         generation = GenerationApi(
             self.config, self._metrics, self._compute, contracts, self._rooms
@@ -228,6 +241,9 @@ class SimulatedEngine:
             application.add_routes(BootstrapServer(self._rooms).routes())
             application.add_routes([web.get("/server_info", self._show_server_info)])
         serve = api_handler(generation.serve)
+        if self.config.role == "encode":
+            serve = api_handler(self._encode_api.serve)
+            application.add_routes(EncodingsApi(self.config, self._encodings).routes())
         application.add_routes(
             [
                 web.post(path, serve)

@@ -91,6 +91,9 @@ class EngineMetrics:
         self.kv_source_lookups = self._counter(
             "kv_source_lookups", "Questions for the beginning of a prompt, by result.", ("result",)
         )
+        self.media_items = self._counter(
+            "media_items", "Media encoded for others, fetched, or encoded here.", ("result",)
+        )
         self.room_timeouts = self._counter(
             "room_timeouts", "Legs that waited in a room until their time was over."
         )
@@ -104,6 +107,8 @@ class EngineMetrics:
             "aborted_requests", "Requests whose client left before the end of the answer."
         )
         self._passes, self._padding = self._declare_size(config)
+        self._items_encoding = self._most_items_encoding = 0
+        self._encoding = self._declare_media()
 
     def _declare_size(self, config: EngineConfig) -> tuple[Counter | None, Counter | None]:
         """Declare what the engine is built for; give the counters of static shapes, if it has any.
@@ -141,6 +146,21 @@ class EngineMetrics:
             passes.labels(self._model, f"prefill_s{bucket}").inc()  # It has warmed up.
         return passes, padding.labels(self._model)
 
+    def _declare_media(self) -> tuple[Gauge, Gauge]:
+        """Declare how many media are being encoded, and how many were at most."""
+        return (
+            self._gauge_of_judge("media_encoding", "Media that are being encoded."),
+            self._gauge_of_judge("most_media_encoding", "The most that were at once."),
+        )
+
+    def note_encoding(self, items: int) -> None:
+        """Count media whose encoding begins, or, if it is a negative number, ends."""
+        now, most = self._encoding
+        self._items_encoding += items
+        now.set(self._items_encoding)
+        self._most_items_encoding = max(self._most_items_encoding, self._items_encoding)
+        most.set(self._most_items_encoding)
+
     def note_passes(self, bucket: int, passes: int, *, padding: int) -> None:
         """Count the passes of a prompt through an engine of static shapes."""
         if self._passes is not None and self._padding is not None:
@@ -155,6 +175,7 @@ class EngineMetrics:
         cache_usage: Callable[[], float],
         handles_outstanding: Callable[[], float],
         rooms_open: Callable[[], float],
+        encodings_outstanding: Callable[[], float],
     ) -> None:
         """Declare the gauges, which are read when they are scraped."""
         names = _LOAD_NAMES[self._engine]
@@ -169,16 +190,16 @@ class EngineMetrics:
             strict=True,
         ):
             self._gauge(name, documentation).set_function(read)
-        Gauge(
-            "simulation:kv_handles_outstanding",
-            "Handles that can still be fetched.",
-            registry=self._registry,
-        ).set_function(handles_outstanding)
-        Gauge(
-            "simulation:rooms_open",
-            "Rooms that a leg has entered and not left.",
-            registry=self._registry,
-        ).set_function(rooms_open)
+        for name, documentation, read in (
+            ("kv_handles_outstanding", "Handles that can still be fetched.", handles_outstanding),
+            ("rooms_open", "Rooms that a leg has entered and not left.", rooms_open),
+            (
+                "encodings_outstanding",
+                "Encoded media that can still be fetched.",
+                encodings_outstanding,
+            ),
+        ):
+            self._gauge_of_judge(name, documentation).set_function(read)
 
     def exposition(self) -> bytes:
         """Give all series in Prometheus' text format."""
@@ -198,6 +219,9 @@ class EngineMetrics:
             f"{self._prefix}{name}", documentation, ("model_name",), registry=self._registry
         )
         return gauge.labels(self._model)
+
+    def _gauge_of_judge(self, name: str, documentation: str) -> Gauge:
+        return Gauge(f"simulation:{name}", documentation, registry=self._registry)
 
     def _engine_counter(self, name: str, documentation: str) -> Counter:
         counter = Counter(

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 
 from aiohttp import web
@@ -22,6 +22,7 @@ from pdrouter.tools.simulation.reception import Dropped, EngineCall
 from pdrouter.tools.simulation.refusal import Refused, load_failed
 from pdrouter.tools.simulation.responses_answers import ResponsesForm
 from pdrouter.tools.simulation.rooms import RoomStore
+from pdrouter.tools.simulation.running_ids import RunningIds
 from pdrouter.tools.simulation.sglang_answers import SglangForm
 from pdrouter.tools.simulation.transfer import TransferFailed
 
@@ -51,7 +52,7 @@ class GenerationApi:
         self._compute = compute
         self._contracts = contracts
         self._rooms = rooms
-        self._running_ids: set[str] = set()
+        self._ids = RunningIds(metrics)
 
     async def serve(self, call: EngineCall) -> web.StreamResponse:
         """Answer one request.
@@ -64,7 +65,7 @@ class GenerationApi:
             try:
                 job = self._contracts.check(call)
                 self._count_unexpected_role(call.leg, job.request)
-                claims.enter_context(self._claim_id(job.request_id))
+                claims.enter_context(self._ids.claim(job.request_id))
             except Refused as refusal:
                 await self._free_remote_blocks(call, refusal)
                 raise
@@ -86,17 +87,6 @@ class GenerationApi:
         ):
             self._metrics.unexpected_role.inc()
 
-    @contextmanager
-    def _claim_id(self, request_id: str) -> Iterator[None]:
-        if request_id in self._running_ids:
-            self._metrics.duplicate_request_ids.inc()
-            raise Refused(400, f"Request id {request_id} already running.")
-        self._running_ids.add(request_id)
-        try:
-            yield
-        finally:
-            self._running_ids.remove(request_id)
-
     @asynccontextmanager
     async def _prefilled(self, job: Job) -> AsyncIterator[Generation]:
         """Bring a request to its first token, and hold its slot.
@@ -106,6 +96,8 @@ class GenerationApi:
         """
         arrived = time.monotonic()
         generation = generate(job.request, self._config, job.request_id, int(time.time()))
+        if job.load_media is not None:
+            await job.load_media()
         if job.rooms:
             async with (
                 self._rooms.prefill(job.rooms, job.request.digest),

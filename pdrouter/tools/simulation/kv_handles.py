@@ -36,6 +36,7 @@ FETCH_STATUS: dict[FetchResult, int] = {
 """The HTTP status with which a prefill engine answers a fetch, or a release."""
 
 _REMEMBERED = 10_000
+_HOSTS = ("remote_host", "peer_host")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ class HandleStore:
         """Give the blocks away, if the handle is the very one issued and still good.
 
         Args:
-            handle: What the decode engine was given; only `remote_host` may differ.
+            handle: What the decode engine was given; only its host may differ.
             digest: The identity of the decode leg's prompt.
             now: The time.
         """
@@ -99,7 +100,7 @@ class HandleStore:
         """Free the blocks that no decode engine will fetch, if the handle is still good.
 
         Args:
-            handle: What the decode engine was given; only `remote_host` may differ.
+            handle: What the decode engine was given; only its host may differ.
             now: The time.
         """
         result = self._look(handle, now)
@@ -153,12 +154,12 @@ def handle_key(handle: Handle) -> str:
     """Give the part of a handle that identifies it.
 
     That is the answer's id for the legacy Neuron connector, and the block ids for NIXL: old
-    engines issue no request id.
+    engines issue no request id. What an encoder says has a number.
     """
-    return json.dumps(handle.get("remote_block_ids", handle.get("id")))
+    return json.dumps(handle.get("remote_block_ids", handle.get("id", handle.get("ec_cookie"))))
 
 
 def _comparable(handle: Handle) -> str:
     """Spell a handle so that equal means equal in every type and digit."""
-    kept = {name: value for name, value in handle.items() if name != "remote_host"}
+    kept = {name: value for name, value in handle.items() if name not in _HOSTS}
     return json.dumps(kept, sort_keys=True)

@@ -18,6 +18,7 @@ from pdrouter.tools.simulation.context_handoff import (
     read_context,
     read_continuation,
 )
+from pdrouter.tools.simulation.encodings import MediaLoader, check_media, read_handles
 from pdrouter.tools.simulation.generation import Generation
 from pdrouter.tools.simulation.handle_issuer import HandleIssuer
 from pdrouter.tools.simulation.legs import (
@@ -28,6 +29,7 @@ from pdrouter.tools.simulation.legs import (
     check_transfer_members,
     disaggregated_params,
 )
+from pdrouter.tools.simulation.media_items import list_media
 from pdrouter.tools.simulation.p2p_tier import (
     RANK_HEADER,
     P2pTier,
@@ -70,6 +72,7 @@ class Job:
             computed here.
         rooms: Rooms in which a prefill leg waits for the other before it computes.
         answer: How a prefill leg is answered; None for as any request.
+        load_media: Has what the media of its prompt are to the model; None if there are none.
         keep: Called once the blocks of its prompt are there, if others may ask for them.
     """
 
@@ -79,6 +82,7 @@ class Job:
     fetch: Fetch | None = None
     rooms: tuple[int, ...] = ()
     answer: Answer | None = None
+    load_media: Callable[[], Awaitable[None]] | None = None
     keep: Callable[[], None] | None = None
 
 
@@ -91,6 +95,7 @@ class LegContracts:
     fetcher: BlockFetcher
     transfers: TransferStore
     tier: P2pTier
+    media: MediaLoader
     peers: PeerClient
 
     def check(self, call: EngineCall) -> Job:
@@ -108,6 +113,8 @@ class LegContracts:
         if not by_rooms:
             check_prompt_count(call.leg, request.prompts)
         job = Job(call, request, call.http.headers.get("x-request-id") or uuid.uuid4().hex)
+        if api is Api.CHAT:
+            job = self._check_media(job)
         if self.config.has_p2p_tier:
             job = self._check_tier(job)
         if call.leg is SimulatedLeg.WHOLE:
@@ -145,6 +152,15 @@ class LegContracts:
         if self.config.kv_connector == "nixl":
             check_token_ids(job.request, job.call.members["kv_transfer_params"], self.config)
         return replace(job, fetch=_whole(partial(self.fetcher.fetch, handle)))
+
+    def _check_media(self, job: Job) -> Job:
+        """Chats on all engines: media may have been encoded elsewhere."""
+        members, leg = job.call.members, job.call.leg
+        media = list_media(members)
+        check_media(members, media, leg, self.config)
+        if not media or leg is SimulatedLeg.DECODE:
+            return job
+        return replace(job, load_media=partial(self.media.load, media, read_handles(members)))
 
     def _check_tier(self, job: Job) -> Job:
         """All legs of an engine with a P2P tier: it keeps blocks, and may ask for some."""

@@ -16,6 +16,7 @@ Handle = Mapping[str, Any]
 class SimulatedLeg(StrEnum):
     """The half of a request that an engine is asked for."""
 
+    ENCODE = "encode"
     PREFILL = "prefill"
     DECODE = "decode"
     WHOLE = "whole"
@@ -29,14 +30,13 @@ _NEEDED_FOR_FETCH = ("remote_engine_id", "remote_request_id", "remote_host", "re
 
 def leg_of(members: Members, config: EngineConfig) -> SimulatedLeg:
     """Say which leg a body asks an engine for."""
+    if config.role == "encode":
+        return SimulatedLeg.ENCODE
     if config.kv_connector == "neuron-legacy":
         if config.role == "prefill":
             return SimulatedLeg.PREFILL
-        return (
-            SimulatedLeg.DECODE
-            if members.get("disagg_prefill_resp") is not None
-            else SimulatedLeg.WHOLE
-        )
+        has_answer = members.get("disagg_prefill_resp") is not None
+        return SimulatedLeg.DECODE if has_answer else SimulatedLeg.WHOLE
     if config.kv_connector == "bootstrap":
         return SimulatedLeg(config.role)
     if config.kv_connector == "trtllm":

@@ -2,6 +2,9 @@
 
 import socket
 
+THIS_NODE = frozenset({"localhost", "0.0.0.0", "::"})
+"""Hosts that mean the node on which they are read."""
+
 _WILDCARDS = {"": socket.AF_INET, "0.0.0.0": socket.AF_INET, "::": socket.AF_INET6}
 _ELSEWHERE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
 _LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}

@@ -23,6 +23,7 @@ _OUTPUT_MEMBERS = frozenset(
         "top_logprobs",
         "return_token_ids",
         "kv_transfer_params",
+        "ec_transfer_params",
         "disagg_prefill_resp",
         "disaggregated_params",
         "prompt_token_ids",

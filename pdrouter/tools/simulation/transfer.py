@@ -9,6 +9,7 @@ import aiohttp
 from yarl import URL
 
 from pdrouter.tools.simulation.legs import Handle
+from pdrouter.tools.simulation.node_address import THIS_NODE
 
 FETCH_PATH = "/simulation/kv/fetch"
 """Where a prefill engine gives blocks away; it stands in for the NIXL side channel."""
@@ -16,7 +17,6 @@ RELEASE_PATH = "/simulation/kv/release"
 """Where it is told that nobody will fetch them."""
 
 _TIMEOUT_S = 10.0
-_THIS_NODE = frozenset({"localhost", "0.0.0.0", "::"})
 
 
 class TransferFailed(Exception):
@@ -73,7 +73,7 @@ class BlockFetcher:
 
     async def _tell(self, handle: Handle, path: str, message: Mapping[str, object]) -> None:
         host, port = fetch_address(handle)
-        if host in _THIS_NODE:
+        if host in THIS_NODE:
             host = self._own_host
         body = json.dumps(message).encode()
         try:

@@ -34,6 +34,7 @@ def test_a_vllm_page_is_understood() -> None:
         cache_usage=lambda: 0.25,
         handles_outstanding=lambda: 0,
         rooms_open=lambda: 0,
+        encodings_outstanding=lambda: 0,
     )
     metrics.generation_tokens.inc(500)
     metrics.prefill_seconds.observe(0.5)
