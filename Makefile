@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench bench-compare bench-steps bench-routing bench-kubernetes bench-scraping bench-transports chaos protos docs constraints clean
+.PHONY: demo test lint bench bench-compare bench-steps bench-routing bench-kubernetes bench-scraping bench-transports h2spec fuzz chaos protos docs constraints clean
 
 demo: $(VENV)/demo.installed ## Run engines, router and Envoy here; KEEP=1 leaves them running
 	$(BIN)/pdrouter demo $(if $(KEEP),--keep)
@@ -20,6 +20,10 @@ test: lint ## All checks
 	env $(CLUSTER) $(BIN)/pytest $(PROCESSES) $(COVERED) --cov --cov-report=
 	$(BIN)/coverage report --fail-under=95 --include='pdrouter/openai/*,pdrouter/engines/*,pdrouter/routing/*,pdrouter/serving/*,pdrouter/extproc/*'
 	env $(CLUSTER) $(BIN)/pytest $(PROCESSES) $(COVERED:%=--ignore=%)
+
+h2spec: $(VENV)/dev.installed ## The HTTP/2 server before an independent judge; needs Go
+	GOBIN=$(CURDIR)/$(BIN) go install github.com/summerwind/h2spec/cmd/h2spec@latest
+	env PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/pytest tests/contract/test_h2spec.py
 
 lint: $(VENV)/dev.installed ## Format, lint, types, order of the rooms
 	$(BIN)/ruff format --check .

@@ -26,6 +26,7 @@ from pdrouter.extproc.http2.frames import (
     RST_STREAM,
     SETTINGS,
     WINDOW_UPDATE,
+    WITH_PRIORITY,
     ErrorCode,
     encode_frame,
 )
@@ -126,6 +127,18 @@ CONNECTION_FAULTS = {
         START + encode_frame(frames.HEADERS, END_HEADERS, 1, b"\xff\xff\xff\x7f"),
         ErrorCode.COMPRESSION_ERROR,
     ),
+    "headers after a reset": (
+        START + begin() + number(RST_STREAM, 1, 8) + begin(),
+        ErrorCode.STREAM_CLOSED,
+    ),
+    "a priority below itself": (
+        START + encode_frame(PRIORITY, 0, 3, b"\0\0\0\x03\x10"),
+        ErrorCode.PROTOCOL_ERROR,
+    ),
+    "headers below themselves": (
+        START + encode_frame(frames.HEADERS, END_HEADERS | WITH_PRIORITY, 1, b"\0\0\0\x01\x10"),
+        ErrorCode.PROTOCOL_ERROR,
+    ),
     "headers beyond the limit": (
         START + begin(1, ("x-large", "a" * 2_000)),
         ErrorCode.ENHANCE_YOUR_CALM,
@@ -138,7 +151,7 @@ async def test_a_fault_of_the_connection_ends_it(sent: bytes, code: ErrorCode) -
     service = Service.create(STRICT)
     service.feed(sent)
     assert await read_goaway(service) is code
-    assert not service.connection.streams
+    assert not service.connection.streams.open
     service.feed(b"whatever comes then")
     assert await service.read_frames() == []
 
@@ -162,6 +175,31 @@ STREAM_FAULTS = {
         encode_frame(frames.HEADERS, END_HEADERS, 1, Encoder().encode([*HEADERS[:3], HEADERS[2]])),
         ErrorCode.PROTOCOL_ERROR,
     ),
+    "an empty path": (
+        encode_frame(
+            frames.HEADERS,
+            END_HEADERS,
+            1,
+            Encoder().encode([*HEADERS[:2], (":path", ""), *HEADERS[3:]]),
+        ),
+        ErrorCode.PROTOCOL_ERROR,
+    ),
+    "less than the content-length": (
+        begin(1, ("content-length", "3")) + encode_frame(DATA, END_STREAM, 1, b"ab"),
+        ErrorCode.PROTOCOL_ERROR,
+    ),
+    "more than the content-length": (
+        begin(1, ("content-length", "3")) + encode_frame(DATA, 0, 1, b"abcd"),
+        ErrorCode.PROTOCOL_ERROR,
+    ),
+    "nothing of the content-length": (
+        begin(1, ("content-length", "3"), flags=END_STREAM),
+        ErrorCode.PROTOCOL_ERROR,
+    ),
+    "a content-length that is none": (
+        begin(1, ("content-length", "+3")),
+        ErrorCode.PROTOCOL_ERROR,
+    ),
     "a header of connections": (begin(1, ("connection", "close")), ErrorCode.PROTOCOL_ERROR),
     "te": (begin(1, ("te", "gzip")), ErrorCode.PROTOCOL_ERROR),
     "a name in capitals": (
@@ -180,6 +218,20 @@ async def test_a_fault_of_a_stream_ends_only_that_stream(sent: bytes, code: Erro
     assert await read_reset(service) == (1, code)
     service.feed(begin(3, flags=END_STREAM))
     assert any(frame[2] == 3 for frame in await service.read_frames())
+
+
+async def test_what_was_sent_before_a_stream_was_known_to_be_over_is_passed_over() -> None:
+    async def end_at_once(stream: Stream) -> None:
+        del stream
+
+    service = Service.create(STRICT, end_at_once)
+    service.feed(START + begin())
+    assert await read_reset(service) == (1, ErrorCode.NO_ERROR)
+    service.feed(encode_frame(DATA, 0, 1, b"x") + begin(1, flags=END_STREAM))
+    assert not [frame for frame in await service.read_frames() if frame[0] == RST_STREAM]
+    # It has ended there as well: nothing may follow.
+    service.feed(encode_frame(DATA, 0, 1, b"x"))
+    assert await read_reset(service) == (1, ErrorCode.STREAM_CLOSED)
 
 
 async def test_more_than_a_window_is_refused() -> None:
@@ -210,7 +262,7 @@ FLOODS = {
     "unknown frames": [encode_frame(0x77, 0, 0, b"x")],
     "goodbyes": [encode_frame(GOAWAY, 0, 0, bytes(8))],
     "window updates": [number(WINDOW_UPDATE, 0, 1), number(WINDOW_UPDATE, 1, 1)],
-    "trailers of ended streams": [number(RST_STREAM, 1, 0) + begin(1)],
+    "data on ended streams": [number(RST_STREAM, 1, 8) + encode_frame(DATA, 0, 1, b"x")],
 }
 
 
@@ -278,7 +330,7 @@ async def test_a_stream_too_many_is_refused() -> None:
     service = Service.create(STRICT)
     service.feed(START + b"".join(begin(2 * index + 1) for index in range(6)))
     assert await read_reset(service) == (11, ErrorCode.REFUSED_STREAM)
-    assert len(service.connection.streams) == STRICT.streams
+    assert len(service.connection.streams.open) == STRICT.streams
 
 
 async def test_answers_do_not_pile_up_for_a_client_that_reads_nothing() -> None:
@@ -329,7 +381,7 @@ def test_no_frames_harm_the_server(sent: list[bytes]) -> None:
         await settle()
         service.lose()
         await settle()
-        assert not service.connection.streams
+        assert not service.connection.streams.open
 
     asyncio.run(check())
 

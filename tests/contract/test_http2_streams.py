@@ -109,14 +109,14 @@ def test_header_blocks_may_be_split_at_any_point_and_refer_to_earlier_ones(
 
 
 async def test_the_same_block_means_something_else_after_a_change_of_the_table() -> None:
-    service, encoder = Service.create(), Encoder()
+    service, encoder = Service.create(Limits(closing_s=0.01)), Encoder()
     first = encoder.encode([(":path", "/test/Echo"), (":method", "POST"), (":scheme", "http")])
     rest = b"\x83\x86\xbe" + Encoder().encode([NeverIndexedHeaderTuple(*HEADERS[4])])
     other = encoder.encode([(":path", "/test/Other"), (":method", "POST"), (":scheme", "http")])
     service.feed(START)
     for number, block in zip((1, 3, 5, 7, 9), (first, rest, rest, other, rest), strict=True):
         service.feed(encode_frame(HEADERS_FRAME, END_HEADERS, number, block))
-    assert set(service.connection.streams) == {3, 5}
+    await wait_until(lambda: set(service.connection.streams.open) == {3, 5})
     answers = {frame[2]: frame[3] for frame in await service.read_frames() if frame[0] == 1}
     assert answers.keys() == {1, 7, 9}
     assert HeaderTuple("grpc-status", "12") in list(Decoder().decode(answers[9]))
@@ -306,10 +306,10 @@ async def test_a_lost_connection_ends_its_calls() -> None:
     client = Client(service)
     for _ in range(3):
         await client.send(client.open(), frame_message(b"x"))
-    assert len(service.connection.streams) == 3
+    assert len(service.connection.streams.open) == 3
     service.lose()
     await settle()
-    assert not service.connection.streams
+    assert not service.connection.streams.open
     assert not service.server.connections
 
 
@@ -326,7 +326,7 @@ async def test_what_is_in_flight_ends_before_the_connection_does() -> None:
     # The second call was on its way when the client heard of the end, the third ignores it.
     service.feed(opening[1] + encode_frame(PING, ACK, 0, ping[3]) + opening[2])
     (final,) = await service.read_frames()
-    assert set(service.connection.streams) == {1, 3}
+    assert set(service.connection.streams.open) == {1, 3}
     assert (final[0], int.from_bytes(final[3][:4])) == (GOAWAY, 3)
     service.feed(encode_frame(DATA, END_STREAM, 5, frame_message(b"ignored")))
     for number in (3, 1):

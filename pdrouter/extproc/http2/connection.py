@@ -8,28 +8,26 @@ from types import MappingProxyType
 from typing import ClassVar, Final, TypeAlias, cast
 
 from pdrouter.extproc.http2 import frames
+from pdrouter.extproc.http2.frame_order import FrameOrder
 from pdrouter.extproc.http2.frames import (
     ConnectionFault,
     ErrorCode,
     Frame,
     FrameReader,
-    Setting,
 )
 from pdrouter.extproc.http2.header_blocks import HeaderBlock, HeaderBlocks
 from pdrouter.extproc.http2.keepalive import Keepalive
 from pdrouter.extproc.http2.limits import Floods, Limits
 from pdrouter.extproc.http2.peer_settings import PeerSettings
-from pdrouter.extproc.http2.requests import RequestHead, RequestMalformed
+from pdrouter.extproc.http2.requests import RequestMalformed
 from pdrouter.extproc.http2.stream import Stream
+from pdrouter.extproc.http2.stream_table import StreamTable
 from pdrouter.extproc.http2.windows import ReceiveWindow, SendWindow, SharedWindow, WindowExceeded
 
 _PING = Struct("8s")
 _DRAINING: Final = b"draining"
 _PROBING: Final = b"probing "
 _WRITE_BUFFER_BYTES = 2**20
-
-_ON_STREAMS = (frames.DATA, frames.HEADERS, frames.PRIORITY, frames.RST_STREAM, frames.CONTINUATION)
-_ON_CONNECTION = (frames.SETTINGS, frames.PING, frames.GOAWAY)
 
 _Step: TypeAlias = Callable[["Connection", Frame], None]
 
@@ -38,7 +36,7 @@ class Connection(asyncio.Protocol):
     """A client's connection.
 
     Attributes:
-        streams: the calls that are open, by number.
+        streams: the calls that are open, and what is known of others.
         window: what may be sent on all streams together.
         peer: the settings of the peer.
         lost: set once the connection is gone.
@@ -46,7 +44,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(
         self,
-        start: Callable[[Stream], asyncio.Task[None] | None],
+        start: Callable[[Stream], asyncio.Task[None]],
         limits: Limits,
         opened: "set[Connection]",
     ) -> None:
@@ -63,19 +61,17 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self.streams: dict[int, Stream] = {}
+        self.streams = StreamTable(limits.streams)
         self.window = SharedWindow(frames.DEFAULT_WINDOW)
         self.lost = asyncio.Event()
         self._receive_window = ReceiveWindow(limits.connection_window)
         self._frames = FrameReader(limits.frame_bytes)
         self._blocks = HeaderBlocks(limits.header_list_bytes)
         self.peer = PeerSettings(self._blocks.max_table_bytes)
-        self._last_stream = 0
         self._accepting = True
         self._closing = False
-        self._settled = False
+        self._order = FrameOrder()
         self._keepalive = Keepalive(limits.keepalive_s, self._ask, self._abort)
-        self._unread_answers = 0
         self._floods = Floods(limits, self._loop.time)
 
     # What the event loop calls.
@@ -85,15 +81,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(_WRITE_BUFFER_BYTES)
         self._opened.add(self)
-        limits = self._limits
-        settings = {
-            Setting.MAX_CONCURRENT_STREAMS: limits.streams,
-            Setting.INITIAL_WINDOW_SIZE: limits.stream_window,
-            Setting.MAX_FRAME_SIZE: limits.frame_bytes,
-            Setting.MAX_HEADER_LIST_SIZE: limits.header_list_bytes,
-        }
-        growth = limits.connection_window - frames.DEFAULT_WINDOW
-        self.send(frames.encode_settings(settings) + frames.encode_window_update(0, growth))
+        self.send(self._limits.announce())
 
     def data_received(self, data: bytes) -> None:
         """Act on what the peer has sent."""
@@ -111,7 +99,6 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Write again."""
         self.window.writing = True
-        self._unread_answers = 0
         self.window.pass_turn()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -122,9 +109,7 @@ class Connection(asyncio.Protocol):
         self._keepalive.stop()
         for timer in self._timers.values():
             timer.cancel()
-        for stream in list(self.streams.values()):
-            stream.abandon()
-        self.streams.clear()
+        self._abandon_all()
         self.lost.set()
 
     # What streams call.
@@ -141,8 +126,8 @@ class Connection(asyncio.Protocol):
 
     def forget(self, stream: Stream) -> None:
         """Take a stream that is over off the list."""
-        self.streams.pop(stream.id, None)
-        if not self._accepting and not self.streams:
+        self.streams.close(stream)
+        if not self._accepting and not self.streams.open:
             self.close(ErrorCode.NO_ERROR, "drained")
 
     # What the server calls.
@@ -165,22 +150,25 @@ class Connection(asyncio.Protocol):
         if self._closing:
             return
         self._closing = True
-        self.send(frames.encode_goaway(self._last_stream, code, reason))
-        for stream in list(self.streams.values()):
-            stream.abandon()
-        self.streams.clear()
+        self.send(frames.encode_goaway(self.streams.last, code, reason))
+        self._abandon_all()
         if self._transport is not None:
             if self._transport.can_write_eof() and not self._transport.is_closing():
                 with suppress(OSError):  # The peer is gone already.
                     self._transport.write_eof()
             self._wait("abort", self._limits.closing_s, self._abort)
 
+    def _abandon_all(self) -> None:
+        for stream in list(self.streams.open.values()):
+            stream.abandon()
+        self.streams.open.clear()
+
     def _stop_accepting(self) -> None:
         if self._accepting and not self._closing:
             self._accepting = False
             self._timers.pop("drain").cancel()
-            if self.streams:
-                goaway = frames.encode_goaway(self._last_stream, ErrorCode.NO_ERROR, "draining")
+            if self.streams.open:
+                goaway = frames.encode_goaway(self.streams.last, ErrorCode.NO_ERROR, "draining")
                 self.send(goaway)
             else:
                 self.close(ErrorCode.NO_ERROR, "drained")
@@ -200,16 +188,8 @@ class Connection(asyncio.Protocol):
     def _receive(self, frame: Frame) -> None:
         if self._closing:
             return
-        kind = frame.kind
-        if not self._settled:
-            if kind != frames.SETTINGS or frame.flags & frames.ACK:
-                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "settings must come first")
-            self._settled = True
-        if self._blocks.first is not None and kind != frames.CONTINUATION:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame inside a header block")
-        if kind in (_ON_CONNECTION if frame.stream else _ON_STREAMS):
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame on the wrong stream")
-        step = self._STEPS.get(kind)
+        self._order.check(frame)
+        step = self._STEPS.get(frame.kind)
         if step is None:
             self._floods.count_control()
         else:
@@ -230,8 +210,15 @@ class Connection(asyncio.Protocol):
         if not data and not ended:
             self._floods.count_control()
         stream = self._find(frame)
-        if stream is None:
-            return
+        if stream is not None:
+            self._receive_part(stream, data, size, ended=ended)
+        elif frame.stream <= self.streams.last and not self.streams.take_rest(
+            frame.stream, ended=ended
+        ):
+            self._floods.count_control()
+            self.send(frames.encode_reset(frame.stream, ErrorCode.STREAM_CLOSED))
+
+    def _receive_part(self, stream: Stream, data: bytes, size: int, *, ended: bool) -> None:
         if stream.ended:
             self._reset(stream, ErrorCode.STREAM_CLOSED)
             return
@@ -239,58 +226,67 @@ class Connection(asyncio.Protocol):
             stream.receive(data, size, ended)
         except WindowExceeded:
             self._reset(stream, ErrorCode.FLOW_CONTROL_ERROR)
-
-    def _on_headers(self, frame: Frame) -> None:
-        if not frame.stream & 1:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a client's streams have odd numbers")
-        self._on_header_fragment(frame)
+        except RequestMalformed:
+            self._reset(stream, ErrorCode.PROTOCOL_ERROR)
 
     def _on_header_fragment(self, frame: Frame) -> None:
         block = self._blocks.add(frame)
         if block is None:
             return
-        stream = self.streams.get(block.stream)
-        if stream is None:
+        if block.stream > self.streams.last:
             self._on_request(block)
-            return
-        self._blocks.read_trailers(block)
-        if stream.ended or not block.ended:
-            self._reset(stream, ErrorCode.PROTOCOL_ERROR)
         else:
-            stream.receive(b"", 0, ended=True)
+            self._on_trailers(block)
 
     def _on_request(self, block: HeaderBlock) -> None:
         try:
             head = self._blocks.read_head(block)
+            if not self._accepting:
+                return
+            self.streams.last = block.stream
+            if self.streams.full:
+                self._reject(block, ErrorCode.REFUSED_STREAM)
+                return
+            windows = self._limits.stream_window, self.peer.stream_window
+            stream = Stream(block.stream, head, self, windows, self._limits.message_bytes)
+            if block.ended:
+                stream.receive(b"", 0, ended=True)
         except RequestMalformed:
-            self._last_stream = max(self._last_stream, block.stream)
-            self.send(frames.encode_reset(block.stream, ErrorCode.PROTOCOL_ERROR))
-            self._floods.count_control()
+            self.streams.last = block.stream
+            self._reject(block, ErrorCode.PROTOCOL_ERROR)
             return
-        if block.stream <= self._last_stream:
-            self._floods.count_control()  # Trailers of a stream that was ended here.
-        elif self._accepting:
-            self._open(block.stream, head, block.ended)
-
-    def _open(self, number: int, head: RequestHead, ended: bool) -> None:
-        self._last_stream = number
-        if len(self.streams) >= self._limits.streams:
-            self._floods.count_control()
-            self.send(frames.encode_reset(number, ErrorCode.REFUSED_STREAM))
-            return
-        windows = self._limits.stream_window, self.peer.stream_window
-        stream = Stream(number, head, self, windows, self._limits.message_bytes)
-        stream.ended = ended
-        self.streams[number] = stream
+        self.streams.open[block.stream] = stream
         stream.task = self._start(stream)
+
+    def _reject(self, block: HeaderBlock, code: ErrorCode) -> None:
+        self._floods.count_control()
+        if not block.ended:
+            self.streams.expect_rest(block.stream)
+        self.send(frames.encode_reset(block.stream, code))
+
+    def _on_trailers(self, block: HeaderBlock) -> None:
+        self._blocks.read_trailers(block)
+        stream = self.streams.open.get(block.stream)
+        if stream is None:
+            if not self.streams.take_rest(block.stream, ended=block.ended):
+                raise ConnectionFault(ErrorCode.STREAM_CLOSED, "headers on a stream that is over")
+            self._floods.count_control()
+        elif block.ended:
+            self._receive_part(stream, b"", 0, ended=True)
+        else:
+            self._reset(stream, ErrorCode.PROTOCOL_ERROR)
 
     def _on_reset(self, frame: Frame) -> None:
         frames.read_number(frame.payload)
         stream = self._find(frame)
         if stream is None:
+            # Envoy resets most of its streams once they are over, but no stream twice.
+            if not self.streams.take_rest(frame.stream, ended=True):
+                self._floods.count_control()
             return
         if not stream.answered:
             self._floods.count_reset()
+        stream.ended = True
         stream.abandon()
         self.forget(stream)
 
@@ -307,7 +303,7 @@ class Connection(asyncio.Protocol):
         if not growth:
             return
         try:
-            for stream in self.streams.values():
+            for stream in self.streams.open.values():
                 stream.window.grow(growth)
                 stream.wake()
         except WindowExceeded as exceeded:
@@ -331,6 +327,7 @@ class Connection(asyncio.Protocol):
     def _on_priority(self, frame: Frame) -> None:
         if len(frame.payload) != 5:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a priority is not of five bytes")
+        frames.check_dependency(frame.stream, frame.payload)
         self._floods.count_control()
 
     def _on_window_update(self, frame: Frame) -> None:
@@ -338,25 +335,20 @@ class Connection(asyncio.Protocol):
         self._floods.count_window_update()
         stream = self._find(frame) if frame.stream else None
         if frame.stream and stream is None:
+            if not increment:
+                self._floods.count_control()
+                self.send(frames.encode_reset(frame.stream, ErrorCode.PROTOCOL_ERROR))
             return
         window: SendWindow = self.window if stream is None else stream.window
-        if not increment:
-            self._refuse(stream, ErrorCode.PROTOCOL_ERROR)
-            return
-        try:
-            window.grow(increment)
-        except WindowExceeded:
-            self._refuse(stream, ErrorCode.FLOW_CONTROL_ERROR)
-            return
-        if stream is None:
+        fault = _grow(window, increment)
+        if fault is not None and stream is None:
+            raise ConnectionFault(fault, "an impossible window update")
+        if fault is not None and stream is not None:
+            self._reset(stream, fault)
+        elif stream is None:
             self.window.pass_turn()
         else:
             stream.wake()
-
-    def _refuse(self, stream: Stream | None, code: ErrorCode) -> None:
-        if stream is None:
-            raise ConnectionFault(code, "an impossible window update")
-        self._reset(stream, code)
 
     def _on_push_promise(self, frame: Frame) -> None:
         del frame
@@ -365,7 +357,7 @@ class Connection(asyncio.Protocol):
     _STEPS: ClassVar[Mapping[int, _Step]] = MappingProxyType(
         {
             frames.DATA: _on_data,
-            frames.HEADERS: _on_headers,
+            frames.HEADERS: _on_header_fragment,
             frames.PRIORITY: _on_priority,
             frames.RST_STREAM: _on_reset,
             frames.SETTINGS: _on_settings,
@@ -380,8 +372,8 @@ class Connection(asyncio.Protocol):
 
     def _find(self, frame: Frame) -> Stream | None:
         """Return the stream of a frame; None if it is over."""
-        stream = self.streams.get(frame.stream)
-        if stream is None and (frame.stream > self._last_stream or not frame.stream & 1):
+        stream = self.streams.open.get(frame.stream)
+        if stream is None and (frame.stream > self.streams.last or not frame.stream & 1):
             if frame.stream & 1 and not self._accepting:
                 return None  # It was opened after we had said that there must be no more.
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame on a stream never opened")
@@ -393,10 +385,16 @@ class Connection(asyncio.Protocol):
         self.forget(stream)
 
     def _answer(self, frame: bytes) -> None:
-        self._floods.count_control()
-        if not self.window.writing:
-            self._unread_answers += 1
-            if self._unread_answers > self._limits.unread_answers:
-                message = "answers are asked for, but not read"
-                raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, message)
+        self._floods.count_answer(read=self.window.writing)
         self.send(frame)
+
+
+def _grow(window: SendWindow, increment: int) -> ErrorCode | None:
+    """Let a window grow; return what is wrong with that, None if nothing is."""
+    if not increment:
+        return ErrorCode.PROTOCOL_ERROR
+    try:
+        window.grow(increment)
+    except WindowExceeded:
+        return ErrorCode.FLOW_CONTROL_ERROR
+    return None

@@ -195,19 +195,32 @@ def read_number(payload: bytes) -> int:
     return int(number)
 
 
+def check_dependency(stream: int, priority: bytes) -> None:
+    """Check what begins with the stream on which a stream depends (RFC 7540, section 5.3.1).
+
+    Raises:
+        ConnectionFault: it depends on itself.
+    """
+    if read_number(priority[: _NUMBER.size]) & MAX_STREAM_ID == stream:
+        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a stream depends on itself")
+
+
 def strip_padding(frame: Frame) -> bytes:
     """Return a payload without padding and priority (sections 6.1 and 6.2).
 
     Raises:
-        ConnectionFault: there is more padding than payload.
+        ConnectionFault: there is more padding than payload, or a stream depends on itself.
     """
     payload, start, end = frame.payload, 0, len(frame.payload)
     if frame.flags & PADDED:
         if not payload:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "no length of the padding")
         start, end = 1, end - payload[0]
-    if frame.kind == HEADERS and frame.flags & WITH_PRIORITY:
+    with_priority = frame.kind == HEADERS and frame.flags & WITH_PRIORITY
+    if with_priority:
         start += _PRIORITY_BYTES
     if start > end:
         raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "more padding than payload")
+    if with_priority:
+        check_dependency(frame.stream, payload[start - _PRIORITY_BYTES : start])
     return payload[start:end]

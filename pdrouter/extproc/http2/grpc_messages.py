@@ -58,6 +58,11 @@ class MessageReader:
             self._pieces.append(piece)
             self._size += len(piece)
 
+    def clear(self) -> None:
+        """Throw away what is kept."""
+        self._pieces.clear()
+        self._offset = self._size = 0
+
     def take(self) -> bytes | None:
         """Return the next message; None if it is not complete.
 
@@ -107,7 +112,8 @@ def _encode_block(*headers: tuple[str, str]) -> bytes:
 
 
 RESPONSE_BLOCK = _encode_block((":status", "200"), ("content-type", "application/grpc"))
-UNSUPPORTED_MEDIA_TYPE_BLOCK = _encode_block((":status", "415"))
+UNSUPPORTED_MEDIA_TYPE_BLOCK = _encode_block((":status", "415"), ("content-type", "text/plain"))
+UNSUPPORTED_MEDIA_TYPE_TEXT = b"this port speaks gRPC only\n"
 SHRINK_TABLE = b"\x20"
 """Says, at the start of a block, that our dynamic table has no room from now on (RFC 7541, 6.3)."""
 

@@ -34,13 +34,9 @@ class HeaderBlock(NamedTuple):
 
 
 class HeaderBlocks:
-    """Reads what comes of header blocks. Each must be decoded, in order: it may change the table.
+    """Reads header blocks. Each must be decoded, in order: it may change the table."""
 
-    Attributes:
-        first: the frame that began the block of which more must come now; None for none.
-    """
-
-    __slots__ = ("_cost", "_decoder", "_fragments", "_heads", "_max_bytes", "first")
+    __slots__ = ("_cost", "_decoder", "_ended", "_fragments", "_heads", "_max_bytes")
 
     def __init__(self, max_bytes: int) -> None:
         """Begin with an empty table.
@@ -53,7 +49,7 @@ class HeaderBlocks:
         self._heads: dict[bytes, RequestHead] = {}
         self._fragments: list[bytes] = []
         self._cost = 0
-        self.first: Frame | None = None
+        self._ended = False
 
     @property
     def max_table_bytes(self) -> int:
@@ -64,14 +60,12 @@ class HeaderBlocks:
         """Take a HEADERS or a CONTINUATION frame; return the block if that is its end.
 
         Raises:
-            ConnectionFault: the frame continues nothing, or the block has no end.
+            ConnectionFault: the block has no end.
         """
         if frame.kind == CONTINUATION:
-            if self.first is None or self.first.stream != frame.stream:
-                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a continuation of nothing")
             fragment = frame.payload
         else:
-            self.first, self._cost = frame, 0
+            self._ended, self._cost = bool(frame.flags & END_STREAM), 0
             fragment = strip_padding(frame)
         # Empty fragments cost as well: there is no limit on their number otherwise.
         self._cost += len(fragment) + _FRAGMENT_COST
@@ -80,10 +74,9 @@ class HeaderBlocks:
         self._fragments.append(fragment)
         if not frame.flags & END_HEADERS:
             return None
-        first, self.first = self.first, None
-        block = b"".join(self._fragments)
+        block = HeaderBlock(frame.stream, self._ended, b"".join(self._fragments))
         self._fragments.clear()
-        return HeaderBlock(first.stream, bool(first.flags & END_STREAM), block)
+        return block
 
     def read_head(self, block: HeaderBlock) -> RequestHead:
         """Return the head of a request.

@@ -3,7 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pdrouter.extproc.http2.frames import DEFAULT_FRAME_BYTES, ConnectionFault, ErrorCode
+from pdrouter.extproc.http2.frames import (
+    DEFAULT_FRAME_BYTES,
+    DEFAULT_WINDOW,
+    ConnectionFault,
+    ErrorCode,
+    Setting,
+    encode_settings,
+    encode_window_update,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +55,17 @@ class Limits:
     keepalive_s: float = 30.0
     closing_s: float = 1.0
 
+    def announce(self) -> bytes:
+        """Write the frames that open our side of a connection."""
+        settings = {
+            Setting.MAX_CONCURRENT_STREAMS: self.streams,
+            Setting.INITIAL_WINDOW_SIZE: self.stream_window,
+            Setting.MAX_FRAME_SIZE: self.frame_bytes,
+            Setting.MAX_HEADER_LIST_SIZE: self.header_list_bytes,
+        }
+        growth = self.connection_window - DEFAULT_WINDOW
+        return encode_settings(settings) + encode_window_update(0, growth)
+
 
 class Budget:
     """Says whether a rate is kept, by a bucket of tokens."""
@@ -69,7 +88,7 @@ class Budget:
 class Floods:
     """Counts what a peer may not do too often on a connection, however cheap each is for it."""
 
-    __slots__ = ("_clock", "_control", "_resets", "_window_updates")
+    __slots__ = ("_clock", "_control", "_limits", "_resets", "_unread", "_window_updates")
 
     def __init__(self, limits: Limits, clock: Callable[[], float]) -> None:
         """Begin with nothing counted.
@@ -79,6 +98,8 @@ class Floods:
             clock: gives seconds.
         """
         now = clock()
+        self._limits = limits
+        self._unread = 0
         self._clock = clock
         self._control = Budget(limits.control, now)
         self._resets = Budget(limits.resets, now)
@@ -91,6 +112,21 @@ class Floods:
             ConnectionFault: it is one too many.
         """
         self._spend(self._control, "too many frames without work")
+
+    def count_answer(self, *, read: bool) -> None:
+        """Count an answer to a PING or to SETTINGS.
+
+        Args:
+            read: whether the peer reads what is sent.
+
+        Raises:
+            ConnectionFault: it is one too many.
+        """
+        self.count_control()
+        self._unread = 0 if read else self._unread + 1
+        if self._unread > self._limits.unread_answers:
+            message = "answers are asked for, but not read"
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, message)
 
     def count_reset(self) -> None:
         """Count a stream that was given up before anything was answered on it.

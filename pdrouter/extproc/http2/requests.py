@@ -8,6 +8,7 @@ _NEEDED = frozenset((":method", ":scheme", ":path"))
 _OF_CONNECTIONS = frozenset(
     ("connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade")
 )
+_MOST_DIGITS = 18
 
 
 class RequestMalformed(Exception):
@@ -22,11 +23,13 @@ class RequestHead:
         path: service and method.
         grpc: whether it is a gRPC call.
         encoding: how its messages are compressed.
+        content_length: bytes of its body; None if it does not say.
     """
 
     path: str
     grpc: bool
     encoding: str
+    content_length: int | None
 
 
 def read_request_head(headers: Iterable[tuple[str, str]]) -> RequestHead:
@@ -36,23 +39,37 @@ def read_request_head(headers: Iterable[tuple[str, str]]) -> RequestHead:
         RequestMalformed: they are not allowed.
     """
     pseudo: dict[str, str] = {}
-    content_type, encoding, regular = "", "identity", False
+    regular: dict[str, str] = {}
     for name, value in headers:
-        if name.startswith(":"):
-            if regular or name in pseudo or name not in _PSEUDO:
-                raise RequestMalformed(f"pseudo-header {name!r} is unknown, late or repeated")
+        if not name.startswith(":"):
+            _check_regular(name, value)
+            if regular.setdefault(name, value) != value and name == "content-length":
+                raise RequestMalformed("content-length says two things")
+        elif regular or name in pseudo or name not in _PSEUDO:
+            raise RequestMalformed(f"pseudo-header {name!r} is unknown, late or repeated")
+        else:
             pseudo[name] = value
-            continue
-        regular = True
-        if name in _OF_CONNECTIONS or name != name.lower() or not name:
-            raise RequestMalformed(f"header {name!r} is not for HTTP/2")
-        if name == "te" and value != "trailers":
-            raise RequestMalformed("te may only be trailers")
-        if name == "content-type":
-            content_type = value
-        elif name == "grpc-encoding":
-            encoding = value
-    if not pseudo.keys() >= _NEEDED:
+    if not pseudo.keys() >= _NEEDED or not pseudo[":path"]:
         raise RequestMalformed("a pseudo-header is missing")
-    is_grpc = pseudo[":method"] == "POST" and content_type.startswith("application/grpc")
-    return RequestHead(pseudo[":path"], is_grpc, encoding)
+    content_type = regular.get("content-type", "")
+    return RequestHead(
+        pseudo[":path"],
+        pseudo[":method"] == "POST" and content_type.startswith("application/grpc"),
+        regular.get("grpc-encoding", "identity"),
+        _read_content_length(regular.get("content-length")),
+    )
+
+
+def _check_regular(name: str, value: str) -> None:
+    if name in _OF_CONNECTIONS or name != name.lower() or not name:
+        raise RequestMalformed(f"header {name!r} is not for HTTP/2")
+    if name == "te" and value != "trailers":
+        raise RequestMalformed("te may only be trailers")
+
+
+def _read_content_length(value: str | None) -> int | None:
+    if value is None:
+        return None
+    if not (value.isascii() and value.isdigit()) or len(value) > _MOST_DIGITS:
+        raise RequestMalformed("content-length is no number")
+    return int(value)

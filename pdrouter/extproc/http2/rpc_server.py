@@ -4,6 +4,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import TypeAlias
 
 from pdrouter.extproc.http2.connection import Connection
@@ -87,21 +88,32 @@ class RpcServer:
         for connection in closing:
             await connection.lost.wait()  # Bounded by the moment that a peer has to close it.
 
-    def begin(self, stream: Stream) -> asyncio.Task[None] | None:
-        """Begin to answer a call; None if it is refused at once."""
+    def begin(self, stream: Stream) -> asyncio.Task[None]:
+        """Begin to answer a call."""
         head = stream.head
-        if not head.grpc:
-            stream.refuse_media_type()
-            return None
         handler = self._handlers.get(head.path)
-        if handler is None or head.encoding != "identity":
-            what = head.path if handler is None else f"grpc-encoding {head.encoding}"
-            stream.end(Status.UNIMPLEMENTED, f"{what[:200]} is not known here")
-            return None
-        task = asyncio.get_running_loop().create_task(self._answer(handler, stream))
+        if handler is None or head.encoding != "identity" or not head.grpc:
+            work = self._refuse(stream)
+        else:
+            work = self._answer(handler, stream)
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    async def _refuse(self, stream: Stream) -> None:
+        """Say why a call is not answered, once it is known to be well-formed."""
+        head, patience_s = stream.head, self._limits.closing_s
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await stream.wait_for_end()
+        if not head.grpc:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(patience_s):
+                    await stream.refuse_media_type()
+            return
+        what = f"grpc-encoding {head.encoding}" if head.path in self._handlers else head.path
+        stream.end(Status.UNIMPLEMENTED, f"{what[:200]} is not known here")
 
     async def _answer(self, handler: Handler, stream: Stream) -> None:
         try:

@@ -7,6 +7,7 @@ from pdrouter.extproc.http2.frames import (
     DATA,
     END_STREAM,
     ErrorCode,
+    encode_frame,
     encode_frame_header,
     encode_reset,
     encode_window_update,
@@ -14,6 +15,7 @@ from pdrouter.extproc.http2.frames import (
 from pdrouter.extproc.http2.grpc_messages import (
     RESPONSE_BLOCK,
     UNSUPPORTED_MEDIA_TYPE_BLOCK,
+    UNSUPPORTED_MEDIA_TYPE_TEXT,
     MessageReader,
     RpcFailed,
     Status,
@@ -21,7 +23,7 @@ from pdrouter.extproc.http2.grpc_messages import (
     encode_trailers,
 )
 from pdrouter.extproc.http2.peer_settings import PeerSettings
-from pdrouter.extproc.http2.requests import RequestHead
+from pdrouter.extproc.http2.requests import RequestHead, RequestMalformed
 from pdrouter.extproc.http2.windows import ReceiveWindow, SendWindow, SharedWindow
 
 END = None
@@ -62,7 +64,9 @@ class Stream:
     """
 
     __slots__ = (
+        "_body_bytes",
         "_closed",
+        "_discards",
         "_messages",
         "_reader",
         "_receive_window",
@@ -100,6 +104,8 @@ class Stream:
         self._reader: asyncio.Future[bytes | None] | None = None
         self._writer: asyncio.Future[None] | None = None
         self._closed = False
+        self._body_bytes = 0
+        self._discards = False
 
     async def read(self) -> bytes | None:
         """Wait for the next message; `END` if there is none any more.
@@ -141,9 +147,25 @@ class Stream:
         block = encode_trailers(status, message)
         self._finish(block if self.answered else RESPONSE_BLOCK + block)
 
-    def refuse_media_type(self) -> None:
+    async def refuse_media_type(self) -> None:
         """Tell a client that does not speak gRPC so, as PROTOCOL-HTTP2.md demands."""
-        self._finish(UNSUPPORTED_MEDIA_TYPE_BLOCK)
+        self._wire.send(self._wire.encode_headers(self.id, UNSUPPORTED_MEDIA_TYPE_BLOCK, 0))
+        try:
+            await self._write_parts(memoryview(UNSUPPORTED_MEDIA_TYPE_TEXT))
+        finally:
+            self._wire.window.pass_turn()
+            if not self._closed:
+                self._wire.send(encode_frame(DATA, END_STREAM, self.id))
+                self._close()
+
+    async def wait_for_end(self) -> None:
+        """Wait until the peer has sent all, and keep nothing of it."""
+        self._discards = True
+        if not self.ended:
+            self._messages.clear()
+            self._give_back()
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
 
     def receive(self, data: bytes, size: int, ended: bool) -> None:
         """Take a part of the messages.
@@ -155,10 +177,18 @@ class Stream:
 
         Raises:
             WindowExceeded: the peer may not have sent it.
+            RequestMalformed: it is not as long as the peer has said.
         """
         self._receive_window.receive(size)
-        self._messages.feed(data)
+        self._body_bytes += len(data)
         self.ended = self.ended or ended
+        length = self.head.content_length
+        if length is not None and (
+            self._body_bytes > length or (ended and self._body_bytes < length)
+        ):
+            raise RequestMalformed("the body is not of its content-length")
+        if not self._discards:
+            self._messages.feed(data)
         reader = self._reader
         if reader is None or reader.done():
             return
@@ -230,10 +260,13 @@ class Stream:
     def _finish(self, block: bytes) -> None:
         if self._closed:
             return
+        self._wire.send(self._wire.encode_headers(self.id, block, END_STREAM))
+        self._close()
+
+    def _close(self) -> None:
+        """Forget a stream on which all is sent."""
         self._closed = True
-        frames = self._wire.encode_headers(self.id, block, END_STREAM)
         if not self.ended:
             # What the client may still send is of no use any more (RFC 9113, section 8.1).
-            frames += encode_reset(self.id, ErrorCode.NO_ERROR)
-        self._wire.send(frames)
+            self._wire.send(encode_reset(self.id, ErrorCode.NO_ERROR))
         self._wire.forget(self)
