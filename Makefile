@@ -25,6 +25,12 @@ h2spec: $(VENV)/dev.installed ## The HTTP/2 server before an independent judge; 
 	GOBIN=$(CURDIR)/$(BIN) go install github.com/summerwind/h2spec/cmd/h2spec@latest
 	env PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/pytest tests/contract/test_h2spec.py
 
+FUZZ_SECONDS = 3600
+fuzz: $(VENV)/dev.installed ## The HTTP/2 server before atheris, for an hour or FUZZ_SECONDS
+	$(BIN)/python -m pip install --quiet atheris
+	mkdir -p benchmarks/runs/fuzz
+	$(BIN)/python tests/fuzz_http2.py -max_total_time=$(FUZZ_SECONDS) -max_len=2048 benchmarks/runs/fuzz tests/data/http2
+
 lint: $(VENV)/dev.installed ## Format, lint, types, order of the rooms
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
