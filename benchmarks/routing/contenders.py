@@ -130,5 +130,5 @@ _VARIANTS = tuple(
 )
 COMPARED = tuple(name for name in CONTENDERS if name not in _VARIANTS)
 """Those that the report shows; the others are for experiments."""
-REPEATED = (LEAST_REQUEST, AIBRIX, OURS, OURS_APART)
+REPEATED = (LEAST_REQUEST, AIBRIX, OURS)
 """Those that are run with several seeds."""

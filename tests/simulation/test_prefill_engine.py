@@ -173,3 +173,16 @@ def test_the_lowest_priority_value_goes_first_but_not_before_what_has_begun(
 
     assert [number for number, _ in prefills.run()] == order
     assert waiting == [(1, 4)]
+
+
+def test_short_prompts_share_the_steps_of_a_long_one_whose_chunks_are_limited() -> None:
+    def compute(longest_chunk: int | None) -> list[tuple[int, float]]:
+        prefills = Prefills(replace(BATCHING, longest_chunk=longest_chunk))
+        prefills.submit(make_prompt(6144))
+        prefills.submit(make_prompt(500), at=0.1)
+        prefills.submit(make_prompt(500), at=0.1)
+        return prefills.run()
+
+    assert compute(None) == [(0, 6.144), (1, 7.144), (2, 7.144)]
+    # The first step has 1024 tokens; then 1024, 500 and 500, until the long one is alone.
+    assert compute(1024) == [(1, 3.048), (2, 3.048), (0, 7.144)]

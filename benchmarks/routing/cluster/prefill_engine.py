@@ -1,5 +1,6 @@
 """A prefill engine: a line of prompts, computed in order, with a cache of prefixes."""
 
+from collections import deque
 from collections.abc import Callable
 
 from benchmarks.routing.cluster.block_cache import Allocation, BlockCache
@@ -73,8 +74,9 @@ class PrefillEngine:
         self._slowness = slowness
         self.cache = BlockCache(kv_tokens)
         self._line: WaitingLine[PrefillTask] = WaitingLine(by_priority=by_priority)
-        # A prompt of which a part is computed; it goes before the line.
-        self._begun: PrefillTask | None = None
+        # Prompts of which a part is computed; they go before the line.
+        self._begun: deque[PrefillTask] = deque()
+        self._running = 0
         self._step: list[tuple[PrefillTask, int]] = []
         self._finished = 0
         self._finished_s = 0.0
@@ -84,8 +86,8 @@ class PrefillEngine:
 
     @property
     def running(self) -> int:
-        """Prompts that the current step works on."""
-        return len(self._step)
+        """Prompts that have begun."""
+        return self._running
 
     @property
     def waiting(self) -> int:
@@ -115,22 +117,23 @@ class PrefillEngine:
         speed = self._speed
         room = speed.tokens_per_step
         seconds = speed.seconds_per_step
+        begun: list[PrefillTask] = []
         while room is None or room > 0:
             task = self._take_next()
             if task is None:
                 break
             left = task.prompt.size - task.done
-            tokens = left if room is None else min(left, room)
+            tokens = speed.limit(left, room)
             cost = speed.compute(task.done, tokens)
             task.seconds += cost
             seconds += cost
             self._step.append((task, tokens))
             if tokens < left:
-                self._begun = task
-                break
+                begun.append(task)
             if room is None:
                 break
             room -= tokens
+        self._begun.extendleft(reversed(begun))
         if self._step:
             seconds *= self._slowness
             self.busy_s += seconds
@@ -138,10 +141,11 @@ class PrefillEngine:
 
     def _take_next(self) -> PrefillTask | None:
         """Return the prompt whose turn it is; None if there is none, or no memory for it."""
-        task, self._begun = self._begun, None
-        if task is None and self._line and self._admit(self._line.first()):
-            task = self._line.take_first()
-        return task
+        if self._begun:
+            return self._begun.popleft()
+        if self._line and self._admit(self._line.first()):
+            return self._line.take_first()
+        return None
 
     def _admit(self, task: PrefillTask) -> bool:
         task.allocation = self.cache.allocate(task.prompt)
@@ -149,6 +153,7 @@ class PrefillEngine:
             return False
         task.cached = task.done = task.allocation.cached * BLOCK_TOKENS
         self.cached_tokens += task.cached
+        self._running += 1
         return True
 
     def _finish_step(self) -> None:
@@ -160,6 +165,7 @@ class PrefillEngine:
         for task in finished:
             if task.allocation is not None:
                 self.cache.store(task.allocation)
+            self._running -= 1
             self._finished += 1
             self._finished_s += task.seconds * self._slowness
         self._start_step()

@@ -44,7 +44,7 @@ class PromptChunks:
             return speed.run(task.computed, task.to_compute)
         left, seconds = max(1, room - generating), 0.0
         for task in self._prompts:
-            tokens = min(task.to_compute, left)
+            tokens = speed.limit(task.to_compute, left)
             self._planned.append((task, tokens))
             seconds += speed.compute(task.computed, tokens)
             left -= tokens

@@ -18,6 +18,8 @@ class PrefillSpeed:
         tokens_per_step: tokens that one step computes at the most, of one prompt or several, as
             with chunked prefill in vLLM; None for an engine that takes one whole prompt per step
             (Neuron with `--max-num-seqs 1`).
+        longest_chunk: tokens of one prompt that a step computes at the most, so that others get a
+            part of it too, as with `--long-prefill-token-threshold` in vLLM; None for no limit.
         buckets: prompt lengths that an engine of static shapes is compiled for, ascending: it
             computes a shorter one as if it had the next of these lengths. Empty for others.
     """
@@ -26,6 +28,7 @@ class PrefillSpeed:
     seconds_per_token_squared: float
     seconds_per_step: float
     tokens_per_step: int | None
+    longest_chunk: int | None = None
     buckets: tuple[int, ...] = ()
 
     def compute(self, done: int, tokens: int) -> float:
@@ -33,6 +36,12 @@ class PrefillSpeed:
         padded = StaticShapes(self.buckets).pad(tokens)
         pairs = padded * (2 * done + padded)
         return padded * self.seconds_per_token + pairs * self.seconds_per_token_squared
+
+    def limit(self, tokens: int, room: int | None) -> int:
+        """Return how many of so many tokens of a prompt a step computes that has so much room."""
+        if room is not None:
+            tokens = min(tokens, room)
+        return tokens if self.longest_chunk is None else min(tokens, self.longest_chunk)
 
     def run(self, done: int, tokens: int) -> float:
         """Return the seconds for them with all steps that they take, on an engine of their own."""
