@@ -179,7 +179,7 @@ class Catalog:
         """
         homes = (self._named.get((adapter.namespace, name), {}) for name in adapter.instances)
         pods = [self._matched[uid] for home in homes for uid in home]
-        if any(pod.role is not Role.PREFILL for pod in pods):
+        if any(pod.role not in (Role.PREFILL, Role.ENCODE) for pod in pods):
             return pods
         rolesets = {pod.pairing for pod in pods}
         base = adapter.base_model or next((pod.model for pod in pods), "")

@@ -32,7 +32,7 @@ TARGET_PORTS = "targetPorts"
 MODEL_KEYS = (
     *("name", "engine", "kv_connector", "bootstrap_port", TARGET_PORTS, "rolesets", "endpoints"),
 )
-ROLESET_KEYS = ("name", "prefill", "decode")
+ROLESET_KEYS = ("name", "encode", "prefill", "decode")
 ENDPOINT_KEYS = (
     *("address", TARGET_PORTS, "revision", "zone", "data_parallel_size", "bootstrap_port"),
 )
@@ -181,9 +181,14 @@ class _Parser:
             role: {self._read_endpoint(model, role, name, address) for address in addresses}
             for role, addresses in ((Role.PREFILL, prefill), (Role.DECODE, decode))
         }
+        encode = self._read_list(members, "encode")
+        for address in encode:
+            self._read_endpoint(model, Role.ENCODE, name, address)
         where = f"line {line_of(node)}: roleset {name!r} of model {model.name!r}"
-        if members and not prefill and not decode:
+        if members and not (encode or prefill or decode):
             self._yaml.refuse(node, f"roleset {name!r} has no addresses")
+        elif not (prefill or decode):
+            self._remarks.append(f"{where} has 'encode' alone: its engines get no requests")
         elif not decode:
             self._remarks.append(f"{where} has no 'decode': its prefill engines get no requests")
         elif "prefill" not in members:

@@ -27,6 +27,8 @@ DEFAULT_BOOTSTRAP_PORT = 8998
 class Role(StrEnum):
     """What a pod does."""
 
+    ENCODE = "encode"
+    """Encodes images, sound and videos for the pods that compute prompts; nothing else."""
     PREFILL = "prefill"
     DECODE = "decode"
     BOTH = "both"
@@ -144,6 +146,15 @@ class Pod:
     def serves_whole(self) -> bool:
         """Whether it can compute a prompt and its answer, whatever else it does."""
         return self.role is not Role.DECODE or self.engine not in SPLIT_ONLY_ENGINES
+
+    @property
+    def encoding(self) -> PairingKey:
+        """What a pod that encodes and the pod that takes what it has encoded have in common.
+
+        Images say nothing here: encoders often have one of their own.
+        """
+        key = self.pairing
+        return _create_pairing(key.namespace, key.roleset, key.engine, self.revision)
 
     @property
     def state(self) -> str:

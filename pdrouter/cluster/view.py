@@ -9,10 +9,15 @@ from pdrouter.cluster.places import are_placed
 from pdrouter.cluster.pod_config import PodConfig
 from pdrouter.cluster.pods import Claim, PairingKey, Pod, Role
 from pdrouter.cluster.revisions import count_versions, find_unmatched, report_unmatched
+from pdrouter.settings.choices import ENCODE_ENGINES
 
 # As in `revisions.py`, looked up once: there are many pods.
-_PREFILL, _DECODE = Role.PREFILL, Role.DECODE
+_ENCODE, _PREFILL, _DECODE = Role.ENCODE, Role.PREFILL, Role.DECODE
 _WHOLE = (Role.DECODE, Role.BOTH)
+_NO_ENCODERS: tuple[Mapping[PairingKey, tuple[Pod, ...]], frozenset[Role]] = (
+    MappingProxyType({}),
+    frozenset(),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,8 @@ class ModelPods:
         unmatched: ready pods that have no ready partner because of their revision alone.
         versions: how many versions of one roleset form pairs, at most.
         placed: whether some pairs are nearer to each other than others.
+        encode: ready pods that encode, by what those that take it must have in common with them.
+        takers: where there are such pods, the roles of those that may take what they encode.
     """
 
     model: str
@@ -49,6 +56,8 @@ class ModelPods:
     unmatched: tuple[Pod, ...]
     versions: int
     placed: bool
+    encode: Mapping[PairingKey, tuple[Pod, ...]]
+    takers: frozenset[Role]
 
     @classmethod
     def group(cls, model: str, pods: Iterable[Pod]) -> "ModelPods":
@@ -75,6 +84,7 @@ class ModelPods:
             find_unmatched(known),
             count_versions(prefill),
             are_placed(prefill, partners),
+            *_find_encoders(known, ready),
         )
 
     def keep_pairs(
@@ -84,6 +94,30 @@ class ModelPods:
         kept = tuple(prefill)
         partners = _find_partners(kept, decode)
         return replace(self, prefill=kept, decode=MappingProxyType(decode), partners=partners)
+
+    def find_encoders(self, taker: Pod) -> tuple[Pod, ...]:
+        """Return the pods that may encode for another one; none if it takes nothing."""
+        if taker.role not in self.takers:
+            return ()
+        return self.encode.get(taker.encoding, ())
+
+
+def _find_encoders(
+    known: Iterable[Pod], ready: Iterable[Pod]
+) -> tuple[Mapping[PairingKey, tuple[Pod, ...]], frozenset[Role]]:
+    """Return the pods that encode, and who takes what they encode.
+
+    That is who computes prompts: where there are prefill pods, ready or not, the others need not be
+    set up for it.
+    """
+    encode: defaultdict[PairingKey, list[Pod]] = defaultdict(list)
+    for pod in ready:
+        if pod.role is _ENCODE and pod.engine in ENCODE_ENGINES:
+            encode[pod.encoding].append(pod)
+    if not encode:
+        return _NO_ENCODERS
+    takers = (_PREFILL,) if any(pod.role is _PREFILL for pod in known) else _WHOLE
+    return MappingProxyType({key: tuple(group) for key, group in encode.items()}), frozenset(takers)
 
 
 def _find_unsupported(pods: Iterable[Pod]) -> str:

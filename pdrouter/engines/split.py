@@ -12,6 +12,8 @@ from pdrouter.openai.request import InferenceRequest
 class Leg(StrEnum):
     """The part of a request that a pod carries out."""
 
+    ENCODE = "encode"
+    """One item of a prompt that is no text: a request may have several, or none."""
     PREFILL = "prefill"
     DECODE = "decode"
     """What Envoy sends: a decode leg, or a whole request."""

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from pdrouter.cluster.pods import Pod
+from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ModelPods
 from pdrouter.routing.label_selector import LabelSelector
 
@@ -38,10 +38,14 @@ def keep_partners_of(pods: ModelPods, prefill: Pod) -> ModelPods:
 
 
 def keep_selected(pods: ModelPods, selector: LabelSelector | None) -> ModelPods:
-    """Keep the pods of a model whose labels are as asked, sorted anew: partners may be gone."""
+    """Keep the pods of a model whose labels are as asked, sorted anew: partners may be gone.
+
+    Those that encode stay: what they hold is chosen by content.
+    """
     if selector is None:
         return pods
-    return ModelPods.group(pods.model, (pod for pod in pods.pods if selector.matches(pod.labels)))
+    kept = (pod for pod in pods.pods if pod.role is Role.ENCODE or selector.matches(pod.labels))
+    return ModelPods.group(pods.model, kept)
 
 
 def _keep_prefill(pods: ModelPods, prefill: Sequence[Pod]) -> ModelPods:

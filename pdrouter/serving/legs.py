@@ -104,7 +104,6 @@ class SideLegs:
         posts = LegPosts(self.client, leg, request, headers, record, total_s=self.total_s)
         attempts: list[Attempt] = []
         refusals: list[EngineAnswer] = []
-        self.budget.count_request(request.model)
         choice = chosen.decision.find(leg)
         while choice is not None:
             tried = await self._carry_out(choice, posts, request, chosen, call)

@@ -154,6 +154,7 @@ class Dispatcher:
         chosen = call.chosen = OpenDecision(routed, self.chooser.router.state, record)
         if routed.decision.whole:
             return _dispatch_whole(request, chosen, record)
+        self.legs.budget.count_request(request.model)
         return await self._dispatch_split(request, chosen, head, call)
 
     def _settle_last(

@@ -21,6 +21,9 @@ DECODE_POLICY_NAMES = ("kv_capacity", "load_balancing", "least_request", "conduc
 CONNECTOR_NAMES = ("nixl", "shfs", "nixl-push", "neuron-write", "mooncake", "neuron-legacy")
 """Names of KV connectors that settings, labels and endpoints files may use."""
 
+ENCODE_ENGINES = frozenset({"vllm"})
+"""Engines of which some may encode what is no text for the others."""
+
 SPLIT_ONLY_ENGINES = frozenset({"sglang"})
 """Engines whose decode pods compute no prompts: they cannot serve a request whole."""
 

@@ -185,6 +185,7 @@ class Stage(Notes):
             transfer_members=frozenset(),
             split_multimodal=False,
         )
+        legs.budget.count_request(request.model)
         routed = Routed(
             make_model_pods(*self.pods, DECODE, OTHER_DECODE),
             self.strategy,

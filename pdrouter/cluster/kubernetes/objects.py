@@ -332,7 +332,7 @@ def _read_role(name: str | None) -> Role:
     if name is None:
         return Role.BOTH
     # Other roles, such as a router of its own, are part of a deployment but serve no requests.
-    return Role(name) if name in (Role.PREFILL, Role.DECODE) else Role.OTHER
+    return Role(name) if name in (Role.ENCODE, Role.PREFILL, Role.DECODE) else Role.OTHER
 
 
 def _read_port(text: str | None) -> int | None:

@@ -11,7 +11,7 @@ from pdrouter.cluster.pod_config import parse_config
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ClusterView, ModelPods, PodCache
 
-P, D, BOTH, OTHER = Role.PREFILL, Role.DECODE, Role.BOTH, Role.OTHER
+E, P, D, BOTH, OTHER = Role.ENCODE, Role.PREFILL, Role.DECODE, Role.BOTH, Role.OTHER
 
 
 def names(pods: tuple[Pod, ...]) -> list[str]:
@@ -49,6 +49,39 @@ def test_a_prefill_pod_whose_decode_pods_are_not_ready_is_of_no_use() -> None:
 @pytest.mark.parametrize("other", [{"roleset": "x"}, {"engine": "x"}, {"namespace": "x"}])
 def test_pairs_cross_neither_rolesets_nor_engines_nor_namespaces(other: dict[str, str]) -> None:
     assert make_model_pods(make_pod("p", P), make_pod("d", D, **other)).prefill == ()
+
+
+def test_who_encodes_does_so_for_those_who_compute_prompts_in_its_roleset() -> None:
+    prefill, decode, both = make_pod("p", P), make_pod("d", D), make_pod("b", BOTH)
+    encoders = [make_pod(f"e{number}", E) for number in range(2)]
+    others = [
+        make_pod("e2", E, ready=False),
+        make_pod("e3", E, roleset="x"),
+        make_pod("e4", E, revision="v2"),
+        make_pod("e5", E, engine="sglang"),
+    ]
+    pods = make_model_pods(prefill, decode, both, *encoders, *others)
+    assert pods.find_encoders(prefill) == tuple(encoders)
+    assert not pods.find_encoders(decode)
+    assert not pods.find_encoders(both)
+    assert pods.whole == (decode, both)
+    assert pods.disaggregated
+
+
+def test_where_no_pod_is_for_prefill_alone_all_take_what_is_encoded() -> None:
+    encoder, decode, both = make_pod("e", E), make_pod("d", D), make_pod("b", BOTH)
+    pods = make_model_pods(encoder, decode, both)
+    assert pods.find_encoders(decode) == pods.find_encoders(both) == (encoder,)
+    # One that is away has taken it, and will again: the others are not set up for it.
+    pods = make_model_pods(encoder, decode, both, make_pod("p", P, ready=False))
+    assert not pods.find_encoders(decode)
+
+
+def test_encoders_may_have_an_image_of_their_own() -> None:
+    encoder, prefill = make_pod("e", E, image="sha256:1"), make_pod("p", P, image="sha256:2")
+    pods = make_model_pods(encoder, prefill.take_for("sha256:2"), make_pod("d", D))
+    assert pods.find_encoders(prefill.take_for("sha256:2")) == (encoder,)
+    assert not make_model_pods(make_pod("b", BOTH)).takers
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,15 @@ def test_a_model_may_have_rolesets_and_endpoints() -> None:
     assert {pod.role for pod in pods} == {Role.DECODE, Role.BOTH}
 
 
+def test_a_roleset_may_have_engines_that_encode() -> None:
+    engines = {str(role): [f"10.0.0.{number}:80"] for number, role in enumerate(_LEGS)}
+    roleset = {"name": "a", **engines}
+    pods = parse(dump({"name": "m", "rolesets": [roleset]}))
+    assert {(pod.role, pod.roleset) for pod in pods} == {(role, "a") for role in _LEGS}
+    twice = dump({"name": "m", "rolesets": [{**roleset, "encode": engines["decode"]}]})
+    assert "is listed twice" in find_problem(twice)
+
+
 def test_two_models_at_one_address_share_their_load() -> None:
     pods = parse(
         dump(
@@ -232,6 +241,7 @@ models:
     ]
 
 
+_LEGS = (Role.ENCODE, Role.PREFILL, Role.DECODE)
 _ROLESET = {"name": "r", "prefill": ["10.0.0.1:80"]}
 _BROKEN: list[tuple[str, str]] = [
     ("", "it is empty: it must have the key 'models'"),
@@ -331,6 +341,8 @@ def test_a_long_list_of_problems_is_cut() -> None:
         ({"name": "r", "decode": ["10.0.0.1:80"]}, "has no 'prefill': its engines serve requests"),
         ({"name": "r", "prefill": [], "decode": ["10.0.0.1:80"]}, None),
         ({**_ROLESET, "decode": ["10.0.0.2:80"]}, None),
+        ({"name": "r", "encode": ["10.0.0.1:80"]}, "has 'encode' alone: its engines get no"),
+        ({"name": "r", "encode": ["10.0.0.1:80"], "decode": ["10.0.0.2:80"], "prefill": []}, None),
     ],
 )
 def test_a_roleset_that_lacks_a_role_is_remarked(

@@ -212,6 +212,7 @@ def test_an_endless_port_is_invalid_too() -> None:
     ("name", "role"),
     [
         (None, Role.BOTH),
+        ("encode", Role.ENCODE),
         ("prefill", Role.PREFILL),
         ("decode", Role.DECODE),
         ("sglang-router", Role.OTHER),

@@ -518,7 +518,8 @@ class TestAsking:
         assert bench.is_out()
         assert bench.ask("") == [False]
         assert not bench.is_out("a", PREFILL)
-        bench.memory.note_success("a", PREFILL, bench.clock.now)
+        for leg in (PREFILL, Leg.ENCODE):
+            bench.memory.note_success("a", leg, bench.clock.now)
         assert bench.memory.calm
         for _ in range(9):
             bench.memory.note_scrape("a", connected=False)
