@@ -178,6 +178,11 @@ class Pod:
         return None if self.rank is None else self.rank.number
 
     @property
+    def ranks(self) -> int:
+        """How many ranks are behind its address."""
+        return 1 if self.rank is None else self.rank.size
+
+    @property
     def same_address(self) -> tuple[str, ...]:
         """The UIDs of all ranks behind its address, its own among them."""
         if self.rank is None:

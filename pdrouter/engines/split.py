@@ -70,6 +70,10 @@ class EnginePod(Protocol):
     def number(self) -> int | None:
         """Its number among the data-parallel ranks behind its address; None for any."""
 
+    @property
+    def ranks(self) -> int:
+        """How many data-parallel ranks are behind its address, as far as that is known."""
+
 
 class Placement(NamedTuple):
     """Where the legs of one attempt run.

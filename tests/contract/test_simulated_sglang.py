@@ -126,6 +126,7 @@ async def test_each_choice_of_each_prompt_has_a_room() -> None:
         ({"bootstrap_room": [7, 8]}, "bootstrap_length"),
         ({"n": 2}, "bootstrap_length"),
         ({"bootstrap_host": ""}, "bootstrap_value"),
+        ({"bootstrap_host": "fd00::7"}, "bootstrap_ipv6"),
         ({"bootstrap_port": "8998"}, "bootstrap_value"),
         (
             {
@@ -145,6 +146,17 @@ async def test_a_meeting_that_cannot_be_is_refused(change: dict[str, Any], reaso
             assert (status, answer["object"]) == (400, "error")
             assert f'violations_total{{reason="{reason}"}} 1.0' in await pair.read_metrics(engine)
         assert pair.rooms == 0
+
+
+@pytest.mark.parametrize("rank", [1, 4, -1, "0"])
+async def test_a_rank_that_the_room_is_not_of_is_refused(rank: object) -> None:
+    async with running(data_parallel_size=4) as pair:
+        status, _ = await pair.ask(pair.prefill, pair.body(6, routed_dp_rank=rank))
+        assert status == 400
+        assert 'reason="bootstrap_rank"} 1.0' in await pair.read_metrics(pair.prefill)
+        legs = (pair.body(6, routed_dp_rank=2), pair.body(6, disagg_prefill_dp_rank=2))
+        answers = await asyncio.gather(*map(pair.ask, (pair.prefill, pair.decode), legs))
+        assert [status for status, _ in answers] == [200, 200]
 
 
 @pytest.mark.parametrize("name", ["bootstrap_host", "bootstrap_port", "bootstrap_room"])

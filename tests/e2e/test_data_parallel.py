@@ -1,9 +1,11 @@
 """Data-parallel ranks behind one port: each is a pod of its own, and a header names it."""
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -47,11 +49,13 @@ async def run(
 async def list_ranks(stack: LocalStack) -> None:
     """Say in the endpoints file that each engine has ranks, and wait until the router knows."""
 
-    def write(engines: Any) -> list[dict[str, Any]]:
-        return [{"address": each.address, "data_parallel_size": RANKS} for each in engines]
-
-    roleset = {"name": "default", "prefill": write(stack.prefill), "decode": write(stack.decode)}
-    content = {"models": [{"name": stack.model, "rolesets": [roleset]}]}
+    content = yaml.safe_load(stack.endpoints_file.read_text())
+    (roleset,) = content["models"][0]["rolesets"]
+    for role in ("prefill", "decode"):
+        said = (
+            each if isinstance(each, dict) else {"address": each} for each in roleset.get(role, ())
+        )
+        roleset[role] = [{**each, "data_parallel_size": RANKS} for each in said]
     temporary = stack.endpoints_file.with_suffix(".new")
     temporary.write_text(yaml.safe_dump(content))
     temporary.replace(stack.endpoints_file)
@@ -125,3 +129,26 @@ async def test_what_is_known_of_a_rank_is_said() -> None:
         assert sorted((pod["role"], pod["rank"]) for pod in pods) == [
             *(("decode", 0), ("decode", 1), ("prefill", 0), ("prefill", 1))
         ]
+
+
+async def test_sglangs_ranks_are_named_in_rooms_that_are_theirs() -> None:
+    """A room that says another rank than the one that has it is failed by the prefill engine."""
+    engines = [
+        replace(each, kv_connector="bootstrap", data_parallel_size=RANKS)
+        for each in (PREFILLS[0], DECODES[0])
+    ]
+    options = StackOptions(prefill=engines[:1], decode=engines[1:], environment=FOLLOW_ENDPOINTS)
+    async with run_checked_stack(options) as stack, connect(stack) as client:
+        await list_ranks(stack)
+        for n in (1, 3) * 6:
+            body = chat(messages=[{"role": "user", "content": f"{n}: Why? " * 9}], n=n)
+            response = await client.post(CHAT, json=body)
+            assert response.status_code == 200, response.text
+        sides = [
+            [json.loads(request.body) for request in engine.requests]
+            for engine in (*stack.prefill, *stack.decode)
+        ]
+        for prefill, decode in zip(*sides, strict=True):
+            assert prefill["bootstrap_room"] == decode["bootstrap_room"]
+            assert decode["disagg_prefill_dp_rank"] == prefill["routed_dp_rank"]
+        assert {each["routed_dp_rank"] for each in sides[0]} == {0, 1}

@@ -34,7 +34,7 @@ from waiting import wait_until
 from pdrouter.engines.split import Leg
 from pdrouter.tools.envoy_config import Routing
 from pdrouter.tools.local_stack import LocalStack, StackOptions, write_endpoints
-from pdrouter.tools.simulation.config import EngineConfig
+from pdrouter.tools.simulation.config import EngineConfig, KvConnector
 from pdrouter.tools.simulation.engine import SimulatedEngine
 from pdrouter.tools.simulation.faults import Fault
 
@@ -473,12 +473,14 @@ def has_ipv6() -> bool:
 
 
 @pytest.mark.skipif(not has_ipv6(), reason="the machine has no IPv6")
-async def test_pods_may_have_ipv6_addresses() -> None:
-    for routing in Routing:
+@pytest.mark.parametrize("wire", ["nixl", "bootstrap", "mooncake"])
+async def test_pods_may_have_ipv6_addresses(wire: KvConnector) -> None:
+    for routing in Routing if wire == "nixl" else [Routing.ORIGINAL_DST]:
         options = StackOptions(
-            prefill=[replace(PREFILL[0], host="::1")],
-            decode=[replace(DECODE[0], host="::1")],
+            prefill=[replace(PREFILL[0], host="::1", kv_connector=wire)],
+            decode=[replace(DECODE[0], host="::1", kv_connector=wire)],
             routing=routing,
+            environment={"AIBRIX_KV_CONNECTOR_TYPE": "nixl" if wire == "bootstrap" else wire},
         )
         async with run_checked_stack(options) as stack, connect(stack) as client:
             response = await ask(client)

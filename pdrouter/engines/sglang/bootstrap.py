@@ -13,6 +13,7 @@ from struct import unpack
 from pdrouter.engines.leg_bodies import TRANSFER_MEMBERS, strip_transfer_members
 from pdrouter.engines.split import (
     PREFILL_DECODE,
+    EnginePod,
     Leg,
     Order,
     Placement,
@@ -31,7 +32,7 @@ MOST_ITEMS = 1024
 """Choices of all prompts of a request; each needs a room of its own."""
 
 _ROOM_BYTES = 8
-_ROOM_MASK = 2**63 - 1
+_ROOMS = 2**63
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +70,12 @@ def _write(request: InferenceRequest, placement: Placement, leg: Leg) -> Pieces:
     """
     prefill = placement.pods[Leg.PREFILL]
     items = _count_items(request)
-    rooms = _number_rooms(placement.request_id, items)
-    meeting: tuple[object, ...] = prefill.ip, prefill.bootstrap_port, rooms[0]
+    rooms = _number_rooms(placement.request_id, items, prefill)
+    # Older engines put a colon and the port behind it as it stands; newer ones take both forms.
+    host = f"[{prefill.ip}]" if ":" in prefill.ip else prefill.ip
+    meeting: tuple[object, ...] = host, prefill.bootstrap_port, rooms[0]
     if items > 1:
-        meeting = [prefill.ip] * items, [prefill.bootstrap_port] * items, rooms
+        meeting = [host] * items, [prefill.bootstrap_port] * items, rooms
     replace = strip_transfer_members(request)
     for name, value in zip(
         ("bootstrap_host", "bootstrap_port", "bootstrap_room"), meeting, strict=True
@@ -86,14 +89,21 @@ def _write(request: InferenceRequest, placement: Placement, leg: Leg) -> Pieces:
     return request.edit(replace, TRANSFER_MEMBERS)
 
 
-def _number_rooms(request_id: str, count: int) -> list[int]:
+def _number_rooms(request_id: str, count: int, prefill: EnginePod) -> list[int]:
     """Return rooms that no other request or attempt has.
 
     The id is random and unknown to clients: nobody can meet a room on purpose, and both legs find
     it by themselves.
+
+    To engines, the remainder of a room says which rank of the prefill engine has it: they fail what
+    another rank was asked for (`follow_bootstrap_room`), and older ones know nothing else of ranks.
     """
     digest = shake_128(request_id.encode()).digest(_ROOM_BYTES * count)
-    return [number & _ROOM_MASK for number in unpack(f">{count}Q", digest)]
+    numbers = unpack(f">{count}Q", digest)
+    if prefill.number is None:
+        return [number % _ROOMS for number in numbers]
+    size, rank = prefill.ranks, prefill.number
+    return [number % (_ROOMS // size) * size + rank for number in numbers]
 
 
 def _count_items(request: InferenceRequest) -> int:

@@ -34,6 +34,8 @@ LIMITS: Mapping[Api, tuple[str, ...]] = {
 }
 """The members that limit the output, by API; the first that is set counts."""
 
+_MOST_CHOICES = 16_384
+"""Of one prompt: vLLM's `VLLM_MAX_N_SEQUENCES`."""
 _APIS_WITH_CHOICES = (Api.CHAT, Api.COMPLETIONS, Api.GENERATE, Api.SGLANG)
 
 
@@ -139,7 +141,7 @@ def parse_generation(api: Api, members: Members, config: EngineConfig) -> Genera
     lengths = _prompt_lengths(api, members)
     limit = _limit(api, members, sampling)
     min_tokens = _integer(sampling, "min_tokens", at_least=0) or 0
-    n = _integer(sampling, "n", at_least=1) or 1 if api in _APIS_WITH_CHOICES else 1
+    n = _choices(sampling) if api in _APIS_WITH_CHOICES else 1
     model = check_model(members, config)
     if limit is not None and min_tokens > limit:
         raise Refused(
@@ -188,6 +190,13 @@ def _integer(members: Members, name: str, *, at_least: int) -> int | None:
     if number < at_least:
         raise Refused(400, f"{name} must be at least {at_least}, got {number}.", param=name)
     return number
+
+
+def _choices(sampling: Members) -> int:
+    n = _integer(sampling, "n", at_least=1) or 1
+    if n > _MOST_CHOICES:
+        raise Refused(400, f"n must be at most {_MOST_CHOICES}, got {n}.", param="n")
+    return n
 
 
 def _limit(api: Api, members: Members, sampling: Members) -> int | None:

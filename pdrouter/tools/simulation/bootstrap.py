@@ -61,9 +61,28 @@ def read_meeting(members: Mapping[str, Any], items: int) -> Meeting:
             raise _violated("bootstrap_value", f"{name} has a value that cannot be used", name)
     if len(set(rooms)) != items:
         raise _violated("bootstrap_shared_room", "two items share a room", "bootstrap_room")
+    if any(":" in host and not host.startswith("[") for host in hosts):
+        # To older engines, which put the port behind it as it stands; newer ones take both forms.
+        raise _violated("bootstrap_ipv6", "bootstrap_host lacks brackets", "bootstrap_host")
     if len({*hosts}) != 1 or len({*ports}) != 1:
         raise _violated("bootstrap_hosts", "one prompt is on several prefill engines")
     return Meeting(hosts[0], DEFAULT_PORT if ports[0] is None else ports[0], tuple(rooms))
+
+
+def check_rank(members: Mapping[str, Any], meeting: Meeting, ranks: int) -> None:
+    """Hold a prefill leg to its rank, which the rooms say, too (`follow_bootstrap_room`).
+
+    Raises:
+        ContractViolated: A real engine would fail the request.
+    """
+    rank = members.get("routed_dp_rank")
+    if rank is None:
+        return
+    if type(rank) is not int or not 0 <= rank < ranks:
+        raise _violated("bootstrap_rank", f"there is no rank {rank!r}", "routed_dp_rank")
+    if any(room % ranks != rank for room in meeting.rooms):
+        message = f"follow_bootstrap_room conflict: a room implies another rank than {rank}"
+        raise _violated("bootstrap_rank", message, "bootstrap_room")
 
 
 def _spread(name: str, members: Mapping[str, Any], items: int) -> list[Any]:
@@ -107,7 +126,7 @@ async def fetch_rooms(client: PeerClient, meeting: Meeting, digest: str) -> None
         TransferFailed: No bootstrap server is there, or the blocks did not come in time.
         ContractViolated: They are another prompt's.
     """
-    url = URL.build(scheme="http", host=meeting.host, port=meeting.port, path=JOIN_PATH)
+    url = URL(f"http://{meeting.host}:{meeting.port}").with_path(JOIN_PATH)
     answer = await client.ask(url, {"rooms": meeting.rooms, "prompt_digest": digest})
     if not answer["same_prompt"]:
         raise ContractViolated("legs_differ", 500, "the legs have different prompts")

@@ -32,7 +32,8 @@ class EngineConfig:
             can have the beginning of a prompt from any other engine.
         ec_connector: Whether it fetches media from encode engines (vLLM's `ec_consumer`).
         mm_embeds: Whether chats may have parts that stand for encoded media (`--enable-mm-embeds`).
-        data_parallel_size: Ranks behind the one port of the API. Only a P2P tier tells them apart.
+        data_parallel_size: Ranks behind the one port of the API. A P2P tier tells them apart, and
+            what SGLang's rooms say.
         engine_id: The engine's identity in the handles it issues.
         prefill_tokens_per_s: Prompt tokens that the whole engine computes per second, one
             request after the other; 0 means that prefill takes no time.

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from pdrouter.tools.simulation.answers import AnswerForm
 from pdrouter.tools.simulation.api_requests import Api, GenerationRequest, parse_generation
-from pdrouter.tools.simulation.bootstrap import fetch_rooms, read_meeting
+from pdrouter.tools.simulation.bootstrap import check_rank, fetch_rooms, read_meeting
 from pdrouter.tools.simulation.config import EngineConfig, KvConnector
 from pdrouter.tools.simulation.context_handoff import (
     AUTH_HEADER,
@@ -206,6 +206,7 @@ class LegContracts:
         meeting = read_meeting(job.call.members, request.prompts * request.n)
         if job.call.leg is SimulatedLeg.DECODE:
             return replace(job, fetch=_whole(partial(fetch_rooms, self.peers, meeting)))
+        check_rank(job.call.members, meeting, self.config.data_parallel_size)
         # It has the client's own limit, and computes one token all the same.
         return replace(job, request=replace(request, limit=1), rooms=meeting.rooms)
 

@@ -88,9 +88,29 @@ def test_data_parallel_ranks_are_named_to_both_legs() -> None:
     assert side == last
 
 
-def test_an_ipv6_address_has_no_brackets() -> None:
+@pytest.mark.parametrize("ranks", [2, 3, 8, 256])
+@pytest.mark.parametrize("n", [1, 5])
+def test_rooms_are_those_of_the_rank_that_is_to_have_them(ranks: int, n: int) -> None:
+    """Prefill engines fail rooms whose remainder is another rank's (`follow_bootstrap_room`)."""
+    known: set[int] = set()
+    for attempt in range(40):
+        rank = Rank(attempt % ranks, ranks)
+        prefill = replace(make_pod("p", engine="sglang"), rank=rank)
+        decode = make_pod("d", Role.DECODE, engine="sglang")
+        placement = Placement({Leg.PREFILL: prefill, Leg.DECODE: decode}, f"id-{attempt}")
+        body = json.loads(bytes(SPLIT.last_body(make_request(CHAT, n=n), placement, ())))
+        rooms = body["bootstrap_room"] if n > 1 else [body["bootstrap_room"]]
+        assert {room % ranks for room in rooms} == {rank.number}
+        assert all(0 <= room < 2**63 for room in rooms)
+        known.update(rooms)
+    assert len(known) == 40 * n
+
+
+def test_an_ipv6_address_has_brackets() -> None:
     body = json.loads(split(make_request(CHAT), place(ip="fd00::7")))
-    assert body["bootstrap_host"] == "fd00::7"
+    assert body["bootstrap_host"] == "[fd00::7]"
+    several = json.loads(split(make_request(CHAT, n=2), place(ip="fd00::7")))
+    assert several["bootstrap_host"] == ["[fd00::7]"] * 2
 
 
 @pytest.mark.parametrize(

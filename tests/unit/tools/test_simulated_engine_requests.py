@@ -131,6 +131,7 @@ REFUSALS: list[tuple[Api, dict[str, Any], int, str | None, str]] = [
     (Api.COMPLETIONS, {"max_tokens": 0}, 400, "max_tokens", "max_tokens must be at least 1"),
     (Api.CHAT, {"truncate_prompt_tokens": -2}, 400, "truncate_prompt_tokens", "at least -1"),
     (Api.CHAT, {"n": 0}, 400, "n", "n must be at least 1, got 0."),
+    (Api.CHAT, {"n": 16_385}, 400, "n", "n must be at most 16384, got 16385."),
     (Api.CHAT, {"min_tokens": -1}, 400, "min_tokens", "min_tokens must be at least 0"),
     (
         Api.CHAT,
