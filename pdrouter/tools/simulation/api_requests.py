@@ -58,6 +58,7 @@ class GenerationRequest:
         top_logprobs: How many alternatives to each token are told, with its logarithmic
             probability; None if neither is.
         return_token_ids: Whether a plain answer to a chat says the ids of the prompt's tokens.
+        priority: Its place among those that wait, if the engine goes by that: the lowest is first.
     """
 
     api: Api
@@ -73,6 +74,7 @@ class GenerationRequest:
     plan: OutputPlan = FREE
     top_logprobs: int | None = None
     return_token_ids: bool = False
+    priority: int = 0
 
 
 def parse_members(body: bytes, content_type: str) -> Members:

@@ -9,7 +9,13 @@ from typing import get_args
 import msgspec
 
 from pdrouter.ports import naming_port
-from pdrouter.tools.simulation.config import EngineConfig, EngineRelease, EngineRole, KvConnector
+from pdrouter.tools.simulation.config import (
+    EngineConfig,
+    EngineRelease,
+    EngineRole,
+    KvConnector,
+    Priorities,
+)
 from pdrouter.tools.simulation.engine import SimulatedEngine
 from pdrouter.tools.simulation.faults import parse_assignments
 
@@ -40,6 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mm-embeds", action="store_true", help="take what stands for encoded media"
     )
     parser.add_argument("--release", choices=get_args(EngineRelease), default=_DEFAULTS.release)
+    parser.add_argument(
+        "--priorities",
+        choices=get_args(Priorities),
+        default=_DEFAULTS.priorities,
+        help="what becomes of a request's `priority`",
+    )
     for option, default, what in (
         ("--prefill-tokens-per-s", _DEFAULTS.prefill_tokens_per_s, "prefill speed; 0 is instant"),
         ("--itl-ms", _DEFAULTS.itl_ms, "milliseconds between two output tokens"),
@@ -134,6 +146,7 @@ def _config(args: argparse.Namespace) -> EngineConfig:
         prefill_buckets=args.prefill_buckets,
         itl_ms=args.itl_ms,
         slots=args.slots,
+        priorities=args.priorities,
         kv_lease_s=args.kv_lease_s,
         max_model_len=args.max_model_len,
         release=args.release,

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 from pdrouter.tools.simulation.config import EngineConfig
 from pdrouter.tools.simulation.engine_metrics import EngineMetrics
+from pdrouter.tools.simulation.turns import Turns
 
 
 class Compute:
@@ -23,14 +24,17 @@ class Compute:
         self.waiting = 0
         self.running_tokens = 0
         self._metrics = metrics
-        self._slots = asyncio.Semaphore(config.slots)
-        self._prefill = asyncio.Lock()
+        by_priority = config.priorities == "taken"
+        self._slots = Turns(config.slots, by_priority=by_priority)
+        self._prefill = Turns(1, by_priority=by_priority)
         self._prefill_tokens_per_s = config.prefill_tokens_per_s
         self._buckets = config.prefill_buckets
         self._step_s = config.itl_ms / 1_000
 
     @asynccontextmanager
-    async def prefilled(self, prompt_tokens: int, *, cached: int = 0) -> AsyncIterator[None]:
+    async def prefilled(
+        self, prompt_tokens: int, *, cached: int = 0, priority: int = 0
+    ) -> AsyncIterator[None]:
         """Wait for a slot, prefill a prompt, and hold the slot.
 
         A wait or a run that is cancelled leaves nothing behind.
@@ -38,20 +42,21 @@ class Compute:
         Args:
             prompt_tokens: The prompt's length.
             cached: How many of its tokens need no computing.
+            priority: Its place among those that wait.
         """
         queued = time.monotonic()
-        await self._take_slot()
+        await self._take_slot(priority)
         self.running += 1
         self.running_tokens += prompt_tokens
         try:
             self._metrics.queue_seconds.observe(time.monotonic() - queued)
-            await self._compute_prompt(prompt_tokens - cached)
+            await self._compute_prompt(prompt_tokens - cached, priority)
             self._metrics.prompt_tokens.inc(prompt_tokens)
             yield
         finally:
             self.running -= 1
             self.running_tokens -= prompt_tokens
-            self._slots.release()
+            self._slots.give_back()
 
     async def step(self) -> None:
         """Take the time between two tokens of one request."""
@@ -60,19 +65,22 @@ class Compute:
             await asyncio.sleep(self._step_s)
         self._metrics.inter_token_seconds.observe(time.monotonic() - started)
 
-    async def _take_slot(self) -> None:
+    async def _take_slot(self, priority: int) -> None:
         self.waiting += 1
         try:
-            await self._slots.acquire()
+            await self._slots.take(priority)
         finally:
             self.waiting -= 1
 
-    async def _compute_prompt(self, tokens: int) -> None:
+    async def _compute_prompt(self, tokens: int, priority: int) -> None:
         started = time.monotonic()
         computed = self._fill_buckets(tokens)
         if self._prefill_tokens_per_s:
-            async with self._prefill:
+            await self._prefill.take(priority)
+            try:
                 await asyncio.sleep(computed / self._prefill_tokens_per_s)
+            finally:
+                self._prefill.give_back()
         self._metrics.prefill_seconds.observe(time.monotonic() - started)
 
     def _fill_buckets(self, tokens: int) -> int:

@@ -11,6 +11,7 @@ KvConnector = Literal[
 ]
 
 EngineRelease = Literal["new", "old"]
+Priorities = Literal["ignored", "refused", "taken"]
 _FIXED_ROLES = ("neuron-legacy", "bootstrap")
 
 
@@ -42,6 +43,9 @@ class EngineConfig:
             the largest. Empty for an engine that takes any length.
         itl_ms: Time between two output tokens of one request, in milliseconds.
         slots: Requests that run at once; others wait in arrival order.
+        priorities: What becomes of a request's `priority`: it is `ignored`, as by vLLM 0.10;
+            `refused`, as by a vLLM without `--scheduling-policy priority`; or `taken`, so that the
+            lowest goes first.
         kv_lease_s: Seconds during which the blocks of a finished prefill leg can be fetched.
         max_model_len: Longest prompt plus output, in tokens.
         block_size: Tokens in one KV block.
@@ -78,6 +82,7 @@ class EngineConfig:
     prefill_buckets: tuple[int, ...] = ()
     itl_ms: float = 5.0
     slots: int = 256
+    priorities: Priorities = "ignored"
     kv_lease_s: float = 30.0
     max_model_len: int = 32_768
     block_size: int = 16
@@ -97,6 +102,7 @@ class EngineConfig:
             ("role", EngineRole),
             ("kv_connector", KvConnector),
             ("release", EngineRelease),
+            ("priorities", Priorities),
         ):
             if getattr(self, name) not in get_args(allowed):
                 message = f"{name} must be one of {', '.join(get_args(allowed))}"

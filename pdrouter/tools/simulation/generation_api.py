@@ -101,7 +101,7 @@ class GenerationApi:
         if job.rooms:
             async with (
                 self._rooms.prefill(job.rooms, job.request.digest),
-                self._compute.prefilled(job.request.prompt_tokens),
+                self._compute.prefilled(job.request.prompt_tokens, priority=job.request.priority),
             ):
                 self._metrics.first_token_seconds.observe(time.monotonic() - arrived)
             yield generation
@@ -110,7 +110,9 @@ class GenerationApi:
             cached = await self._fetch(job.fetch, job.request)
             generation = replace(generation, cached_tokens=cached)
         async with self._compute.prefilled(
-            job.request.prompt_tokens, cached=generation.cached_tokens
+            job.request.prompt_tokens,
+            cached=generation.cached_tokens,
+            priority=job.request.priority,
         ):
             self._metrics.first_token_seconds.observe(time.monotonic() - arrived)
             if job.keep is not None:

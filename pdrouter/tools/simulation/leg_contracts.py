@@ -52,6 +52,7 @@ from pdrouter.tools.simulation.transfers import (
     read_push,
     read_transfer_id,
 )
+from pdrouter.tools.simulation.turns import PRIORITY_HEADER, read_priority
 
 Fetch: TypeAlias = Callable[[GenerationRequest], Awaitable[int]]
 """Waits for the blocks of a prompt, and says how many of its tokens they hold; raises
@@ -110,6 +111,8 @@ class LegContracts:
         if call.leg is SimulatedLeg.PREFILL and not by_rooms:
             check_prefill_leg(api, call.members, self.config)
         request = parse_generation(api, call.members, self.config)
+        header = call.http.headers.get(PRIORITY_HEADER)
+        request = replace(request, priority=read_priority(call.members, header, self.config))
         if not by_rooms:
             check_prompt_count(call.leg, request.prompts)
         job = Job(call, request, call.http.headers.get("x-request-id") or uuid.uuid4().hex)

@@ -30,6 +30,7 @@ _OUTPUT_MEMBERS = frozenset(
         "request_id",
         "routed_dp_rank",
         "disagg_prefill_dp_rank",
+        "priority",
     }
 )
 """Members in which the two legs may differ; all others shape the prompt or must arrive intact."""
