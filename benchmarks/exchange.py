@@ -137,6 +137,9 @@ class _LastRecord:
     def leg_retried(self, record: RequestRecord) -> None:
         pass
 
+    def priority_refused(self, model: str) -> None:
+        """Note nothing."""
+
     def release_ended(self, outcome: ReleaseOutcome) -> None:
         pass
 

@@ -24,6 +24,7 @@ from pdrouter.load.ledger import Ledger
 from pdrouter.load.peers import PeerKnowledge
 from pdrouter.load.prefill_rates import PrefillRates
 from pdrouter.load.prefix_index import PrefixIndex
+from pdrouter.load.priorities import PriorityKnowledge
 from pdrouter.load.samples import count_kv_capacity
 from pdrouter.load.scraper import MetricsScraper
 from pdrouter.ports import naming_port
@@ -104,10 +105,12 @@ class Application:
         )
         self.failures = FailureMemory(choose_ejection_rules(settings))
         self.peers = PeerKnowledge()
+        self._priorities = PriorityKnowledge()
+        # What goes with the engine of a pod, when another one runs in it.
+        of_engines = (prefixes, self.failures, self.peers, self._priorities)
         self.cache = PodCache(
-            lambda uid: _forget(uid, self.ledger, prefixes, self.failures, self.peers),
-            # What goes with the engine of a pod, when another one runs in it.
-            lambda uid: _forget(uid, prefixes, self.failures, self.peers),
+            lambda uid: _forget(uid, self.ledger, *of_engines),
+            lambda uid: _forget(uid, *of_engines),
         )
         self._engines = self._create_scraper()
         self._check = EngineCheck(self.cache)
@@ -134,7 +137,13 @@ class Application:
     def _create_exchanges(self, prefixes: PrefixIndex) -> Exchanges:
         samples = self._engines.samples
         state = RoutingState(
-            self.ledger, prefixes, samples, time.monotonic, Random(), self.failures
+            self.ledger,
+            prefixes,
+            samples,
+            time.monotonic,
+            Random(),
+            self.failures,
+            self._priorities,
         )
         around = Surroundings(
             cache=self.cache,
@@ -169,7 +178,7 @@ class Application:
             interval_s=self._settings.metrics_interval_ms / 1000,
             failures=self.failures,
             # Without the API server, this is how an engine is seen to start anew.
-            on_lost=self.peers.note_unreachable,
+            on_lost=self._note_unreachable,
         )
 
     def _create_admin(self) -> AdminServer:
@@ -198,6 +207,7 @@ class Application:
             # What streams leave behind when the server stops has a last moment.
             await stack.enter_async_context(self._exchanges.releases)
             await stack.enter_async_context(self._exchanges.drains)
+            await stack.enter_async_context(self._exchanges.priorities.questions)
             await stack.enter_async_context(self._tokenizers)
             await stack.enter_async_context(self._engines)
             with naming_port("PDROUTER_GRPC_BIND (--grpc-bind)", *self._settings.grpc_bind):
@@ -242,6 +252,10 @@ class Application:
         """
         lame_duck_s = self._settings.lame_duck_s if lame_duck else 0.0
         await self.server.drain(lame_duck_s, self._settings.drain_s)
+
+    def _note_unreachable(self, uid: str) -> None:
+        self.peers.note_unreachable(uid)
+        self._priorities.note_unreachable(uid)
 
     def _note_lag(self, seconds: float) -> None:
         self.telemetry.metrics.event_loop.lag_seconds.observe(seconds)

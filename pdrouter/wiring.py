@@ -28,6 +28,7 @@ from pdrouter.load.peers import PeerKnowledge
 from pdrouter.load.prompt_length import TokenRatios
 from pdrouter.load.retry_budget import RetryBudget, RetryRules
 from pdrouter.openai.headers import FORWARDED_TO_SIDE_LEGS
+from pdrouter.routing.deadlines import DeadlineRules
 from pdrouter.routing.policy import PolicyOptions
 from pdrouter.routing.router import Router, RoutingRules
 from pdrouter.routing.state import RoutingState
@@ -44,6 +45,7 @@ from pdrouter.serving.lessons import LegLessons
 from pdrouter.serving.pod_outcomes import PodOutcomes
 from pdrouter.serving.pod_questions import PodQuestions
 from pdrouter.serving.policy import DispatchPolicy
+from pdrouter.serving.priorities import Priorities, PriorityObserver, PriorityRules
 from pdrouter.serving.rate_limit import RateLimiter
 from pdrouter.serving.record import Observer
 from pdrouter.serving.release import ReleaseObserver, ReleaseRules, Releases
@@ -51,10 +53,10 @@ from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.serving.unsplittable import UnsplittableKinds
 from pdrouter.serving.way import Dispatcher
 from pdrouter.settings import SettingInvalid, Settings
-from pdrouter.settings.choices import BlockRelease, Routing, TokenIds
+from pdrouter.settings.choices import BlockRelease, Priority, Routing, TokenIds
 
 
-class ExchangeObserver(Observer, AnswerObserver, ReleaseObserver, Protocol):
+class ExchangeObserver(Observer, AnswerObserver, ReleaseObserver, PriorityObserver, Protocol):
     """Is told of requests and of their answers. Must not raise."""
 
 
@@ -94,6 +96,7 @@ class Exchanges:
         drains: own side legs that end after their request.
         questions: asks pods that were left out.
         leases: know which handles are still good.
+        priorities: tell engines when requests are due.
     """
 
     def __init__(self, settings: Settings, around: Surroundings) -> None:
@@ -123,6 +126,8 @@ class Exchanges:
             rules=choose_release_rules(settings),
         )
         self.leases = Leases(settings.kv_lease_s)
+        rules = choose_priority_rules(settings)
+        self.priorities = Priorities(around.client, state.priorities, around.observer, rules)
         self.dispatcher = Dispatcher(
             chooser=PodChooser(
                 cache=around.cache,
@@ -135,26 +140,34 @@ class Exchanges:
                 splits=splits,
                 limiter=RateLimiter(workers=settings.workers),
             ),
-            legs=SideLegs(
-                client=around.client,
-                cache=around.cache,
-                router=around.router,
-                splits=splits,
-                lessons=LegLessons(
-                    outcomes=outcomes, kinds=kinds, ratios=ratios, observer=around.observer
-                ),
-                total_s=settings.prefill_timeout_s,
-                retries=settings.prefill_retries,
-                budget=RetryBudget(choose_retry_rules(settings), state.clock),
-                introductions=Introductions(around.client, around.peers),
-                leases=self.leases,
+            legs=self._create_legs(
+                settings,
+                splits,
+                LegLessons(outcomes=outcomes, kinds=kinds, ratios=ratios, observer=around.observer),
             ),
             splits=splits,
             tokenizers=around.tokenizers,
             releases=self.releases,
             drains=self.drains,
+            priorities=self.priorities,
             policy=policy,
             routes=around.routes,
+        )
+
+    def _create_legs(self, settings: Settings, splits: Splits, lessons: LegLessons) -> SideLegs:
+        around = self._around
+        return SideLegs(
+            client=around.client,
+            cache=around.cache,
+            router=around.router,
+            splits=splits,
+            lessons=lessons,
+            total_s=settings.prefill_timeout_s,
+            retries=settings.prefill_retries,
+            budget=RetryBudget(choose_retry_rules(settings), around.router.state.clock),
+            introductions=Introductions(around.client, around.peers),
+            leases=self.leases,
+            priorities=self.priorities,
         )
 
     def open(
@@ -225,7 +238,12 @@ def create_router(settings: Settings, state: RoutingState) -> Router:
     strategies = create_strategies(
         settings.prefill_policy, settings.decode_policy, choose_policy_options(settings)
     )
-    rules = RoutingRules(settings.aggregation, settings.handover_s, settings.max_wait_s)
+    rules = RoutingRules(
+        settings.aggregation,
+        settings.handover_s,
+        settings.max_wait_s,
+        refuses_late=settings.refuse_late,
+    )
     return Router(strategies, state, rules)
 
 
@@ -258,15 +276,26 @@ def choose_dispatch_policy(settings: Settings) -> DispatchPolicy:
         expose_pods=settings.expose_pods,
         trust_ec_locator=settings.trust_ec_locator,
         names_second=settings.pod_routing is Routing.OVERRIDE_HOST,
+        deadlines=DeadlineRules(
+            settings.default_target_s, settings.default_target_factor, dict(settings.classes)
+        ),
+        assumes_deadlines=settings.priority is not Priority.OFF,
     )
+
+
+def choose_priority_rules(settings: Settings) -> PriorityRules:
+    """Return what is set of the priorities that engines are told."""
+    return PriorityRules(settings.priority, settings.trust_priority)
 
 
 def choose_release_rules(settings: Settings) -> ReleaseRules:
     """Return what is set of the blocks that nobody fetches."""
+    forwarded = (*FORWARDED_TO_SIDE_LEGS, *settings.forward_headers)
+    dropped = choose_priority_rules(settings).dropped_headers
     return ReleaseRules(
         enabled=settings.release is BlockRelease.AUTO,
         timeout_s=settings.release_timeout_s,
-        headers=(*FORWARDED_TO_SIDE_LEGS, *settings.forward_headers),
+        headers=tuple(name for name in forwarded if name not in dropped),
     )
 
 
@@ -326,6 +355,7 @@ def choose_exchange_policy(settings: Settings) -> ExchangePolicy:
         bearer_token=settings.bearer_token,
         observation=settings.observe_tokens,
         header_limits=HeaderLimits(settings.max_headers, settings.max_header_bytes),
+        dropped_headers=choose_priority_rules(settings).dropped_headers,
     )
 
 

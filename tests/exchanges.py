@@ -108,6 +108,7 @@ class Notes:
         self.finished: list[RequestRecord] = []
         self.answers: list[tuple[AnswerReport, Pod | None]] = []
         self.releases: list[ReleaseOutcome] = []
+        self.refused_priorities: list[str] = []
 
     def request_started(self, record: RequestRecord) -> None:
         self.open += 1
@@ -126,6 +127,9 @@ class Notes:
 
     def release_ended(self, outcome: ReleaseOutcome) -> None:
         self.releases.append(outcome)
+
+    def priority_refused(self, model: str) -> None:
+        self.refused_priorities.append(model)
 
     def request_finished(self, record: RequestRecord) -> None:
         self.open -= 1

@@ -10,6 +10,8 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
+from pdrouter.settings.kinds import LONGEST_TARGET_S
+
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
@@ -80,6 +82,7 @@ class Profile:
         prefill_policy: policy for prefill pods; empty for the usual one.
         decode_policy: policy for decode pods; empty for the usual one.
         hints: for which requests it is meant.
+        ttft_target_s: seconds in which a first token is to come; None for no such target.
     """
 
     routing_strategy: str = ""
@@ -90,6 +93,7 @@ class Profile:
     prefill_policy: str = ""
     decode_policy: str = ""
     hints: Hints = _NO_HINTS
+    ttft_target_s: float | None = None
 
     def holds(self, prompt_tokens: int) -> bool:
         """Return whether the pod is meant for a prompt of so many tokens."""
@@ -142,6 +146,10 @@ class _Hints(msgspec.Struct, rename="camel"):
     prompt_tokens_lt: int | None = None
     max_tokens_gte: int | None = None
     max_tokens_lt: int | None = None
+
+
+class _Target(msgspec.Struct, rename="camel"):
+    ttft_target_ms: float | None = None
 
 
 class _Profile(msgspec.Struct, rename="camel"):
@@ -214,7 +222,16 @@ def _read_profile(name: str, profile: _Profile) -> Profile:
             hints.max_tokens_gte,
             hints.max_tokens_lt,
         ),
+        _read_target(name, profile.routing_config),
     )
+
+
+def _read_target(profile: str, raw: msgspec.Raw) -> float | None:
+    milliseconds = _read_part(profile, raw, _Target).ttft_target_ms
+    if milliseconds is None or 0 < milliseconds <= LONGEST_TARGET_S * 1000:
+        return None if milliseconds is None else milliseconds / 1000
+    log.warning("ttftTargetMs of profile %r is ignored: %g is out of range", profile, milliseconds)
+    return None
 
 
 def _read_part(profile: str, raw: msgspec.Raw, kind: type[T]) -> T:

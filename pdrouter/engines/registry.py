@@ -17,7 +17,7 @@ from pdrouter.engines.trtllm import metrics as trtllm
 from pdrouter.engines.trtllm.context_first import ContextFirst
 from pdrouter.engines.trtllm.generation_first import GenerationFirst
 from pdrouter.engines.vllm import metrics as vllm
-from pdrouter.engines.vllm import questions
+from pdrouter.engines.vllm import priority, questions
 from pdrouter.engines.vllm.mooncake import Mooncake
 from pdrouter.engines.vllm.nixl import NixlPull
 from pdrouter.engines.vllm.nixl_push import NixlPush
@@ -89,6 +89,8 @@ _METRICS: Mapping[str, MetricsDialect] = MappingProxyType(
 ENGINES = tuple(_METRICS)
 """Engines whose metrics are known."""
 _QUESTIONS: Mapping[str, Question] = MappingProxyType({"vllm": questions.ask})
+# SGLang takes the highest first unless it is told otherwise, and nobody can see whether it was.
+_PRIORITY_PATHS: Mapping[str, frozenset[str]] = MappingProxyType({"vllm": priority.PATHS})
 
 WIRES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -102,6 +104,11 @@ WIRES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 def find_question(engine: str) -> Question | None:
     """Return how to ask an engine whether it is well; None where only requests can tell."""
     return _QUESTIONS.get(engine)
+
+
+def can_rank(engine: str, path: str) -> bool:
+    """Return whether an engine may take first what has the lowest `priority` on a path."""
+    return path in _PRIORITY_PATHS.get(engine, ())
 
 
 def find_dialect(engine: str) -> MetricsDialect:

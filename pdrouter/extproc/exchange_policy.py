@@ -16,6 +16,7 @@ class ExchangePolicy:
         bearer_token: the key that clients must present; None to let everybody in.
         observation: who counts the tokens of answers.
         header_limits: Envoy's limits for headers.
+        dropped_headers: headers of clients that no engine gets, beside those that none ever gets.
     """
 
     expose_pods: bool
@@ -23,3 +24,4 @@ class ExchangePolicy:
     bearer_token: str | None
     observation: TokenObservation = UNOBSERVED
     header_limits: HeaderLimits = ENVOYS_DEFAULTS
+    dropped_headers: tuple[str, ...] = ()

@@ -31,14 +31,18 @@ _STRIPS = {
 _STRIP_BYTES = {id(reply): encode(reply) for reply in _STRIPS.values()}
 
 
-def strip(response_body: BodyMode | None, headers: Mapping[str, str]) -> PhaseReply:
+def strip(
+    response_body: BodyMode | None, headers: Mapping[str, str], dropped: tuple[str, ...] = ()
+) -> PhaseReply:
     """Return the reply to the headers of a request, after which its body comes.
 
     Args:
         response_body: the mode of response bodies; None if it is not known.
         headers: the client's headers.
+        dropped: names of others that are removed.
     """
     usual, rare = _STRIPS[response_body], find_rare_controls(headers)
+    rare += tuple(name for name in dropped if name in headers)
     if not rare:
         return usual
     return structs.replace(usual, remove_headers=(*usual.remove_headers, *rare))

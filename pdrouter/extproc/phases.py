@@ -9,6 +9,7 @@ from msgspec import structs
 
 from pdrouter.cluster.view import PodCache
 from pdrouter.engines.split import Leg
+from pdrouter.engines.vllm.priority import STATUSES
 from pdrouter.extproc import own_answers
 from pdrouter.extproc.exchange_policy import ExchangePolicy
 from pdrouter.extproc.explanation import explain
@@ -141,7 +142,7 @@ class Phases:
             return (answer(own.status, own.body, record),)
         self._head = admit(event)
         self._policy.header_limits.check_request(event)
-        return (strip(self._response_mode, headers),)
+        return (strip(self._response_mode, headers, self._policy.dropped_headers),)
 
     async def on_request_body(self, event: RequestBody) -> Replies:
         """Find the request's way, run its side legs, and send it on."""
@@ -171,6 +172,7 @@ class Phases:
             return ()
         if judgement.from_engine:
             record.outcome = Outcome.OK if status < 400 else Outcome.ENGINE_ERROR
+            self._doubt_priority(status)
         else:
             self._note_local_reply(attributes)
             if is_unseen(attributes):
@@ -181,6 +183,12 @@ class Phases:
             raise refuse_reused()
         mode = None if event.end_of_stream else self._choose_mode(event)
         return (self._explain_in(event, mode),)
+
+    def _doubt_priority(self, status: int) -> None:
+        """Ask an engine again whether it takes priorities that has refused what had one."""
+        ranked = Leg.DECODE in self._record.ranked_legs
+        if ranked and self._sent is not None and status in STATUSES:
+            self._dispatcher.priorities.doubt(self._sent.pod)
 
     def _complete(self, completed: Completed) -> ImmediateReply:
         """Answer a request of which the side legs have left nothing to do."""

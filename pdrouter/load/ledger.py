@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from types import TracebackType
 
 from pdrouter.engines.split import Leg
@@ -41,6 +42,9 @@ request would go there to show that it was over. A pod that is that slow is lear
 _NEW_LEG = 0.02
 """Weight of a leg in the mean of all."""
 
+_STILL_KNOWN_S = 60.0
+"""Time for which what a completed leg has taught of a pod's speed is enough to refuse requests."""
+
 
 class Scope:
     """One leg that a ledger counts until it is released, exactly once.
@@ -49,16 +53,20 @@ class Scope:
         leg: the leg.
         uid: the pod that it is on.
         tokens: what it costs there.
+        due: when its request is due, on the clock of the ledger; None for no such time.
         completed: tokens that it has computed; None if it was not carried out, or not seen to be.
     """
 
-    __slots__ = ("_ledger", "completed", "leg", "tokens", "uid")
+    __slots__ = ("_ledger", "completed", "due", "leg", "tokens", "uid")
 
-    def __init__(self, ledger: "Ledger", leg: Leg, uid: str, tokens: int) -> None:
+    def __init__(
+        self, ledger: "Ledger", leg: Leg, uid: str, tokens: int, due: float | None
+    ) -> None:
         self._ledger: Ledger | None = ledger
         self.leg = leg
         self.uid = uid
         self.tokens = tokens
+        self.due = due
         self.completed: int | None = None
 
     def complete(self, tokens: int | None = None) -> None:
@@ -110,6 +118,11 @@ class _PrefillQueue:
         self.first = work
         self.rest = 0.0
 
+    def count_due(self, due: float) -> float:
+        """Return the work that waits behind the first leg and is due by then."""
+        waiting = islice(self.work.items(), 1, None)
+        return sum(work for scope, work in waiting if scope.due is None or scope.due <= due)
+
     def add(self, scope: Scope, work: float) -> None:
         self.work[scope] = work
         self.rest += work
@@ -128,7 +141,17 @@ class Ledger:
     leave nothing behind, and an update of a pod changes nothing.
     """
 
-    __slots__ = ("_clock", "_loads", "_mean_work", "_others", "_queues", "drains", "loads", "rates")
+    __slots__ = (
+        "_clock",
+        "_learnt",
+        "_loads",
+        "_mean_work",
+        "_others",
+        "_queues",
+        "drains",
+        "loads",
+        "rates",
+    )
 
     def __init__(self, rates: PrefillRates | None = None, clock: Clock = time.monotonic) -> None:
         """Start with nothing in flight.
@@ -146,6 +169,7 @@ class Ledger:
         self._queues: dict[str, _PrefillQueue] = {}
         self._others: dict[str, float] = {}
         self._mean_work = 0.0
+        self._learnt: dict[str, float] = {}
 
     def load(self, leg: Leg, uid: str) -> LegLoad:
         """Return the legs in flight on a pod. It is the ledger's own record: do not change it."""
@@ -176,6 +200,7 @@ class Ledger:
         self.rates.forget(uid)
         self.drains.forget(uid)
         self._others.pop(uid, None)
+        self._learnt.pop(uid, None)
 
     def predict_prefill_wait(self, uid: str) -> float:
         """Return the seconds until a pod has done the prefill legs that it has, as predicted."""
@@ -212,6 +237,28 @@ class Ledger:
                 predicted.append(left + (queue.rest + work) * scale)
         return predicted
 
+    def predict_due(self, uid: str, added: float, due: float) -> float:
+        """Return the seconds until a pod that takes first what is due first has done one more leg.
+
+        Args:
+            uid: the pod.
+            added: the work of the leg, in the units of `PrefillRates`.
+            due: when its request is due: of the legs of this router that wait there, those that are
+                due by then come before it.
+        """
+        scale = self.rates.unit_s * self.rates.factors.get(uid, 1.0)
+        work = added + self._others.get(uid, 0.0) * self._mean_work
+        queue = self._queues.get(uid)
+        if queue is None:
+            return work * scale
+        left = abs(queue.first * scale - (self._clock() - queue.since))
+        return left + (queue.count_due(due) + work) * scale
+
+    def knows(self, uid: str) -> bool:
+        """Return whether a pod has completed a prefill leg of late, which showed how fast it is."""
+        learnt = self._learnt.get(uid)
+        return learnt is not None and self._clock() - learnt <= _STILL_KNOWN_S
+
     def note_others(self, uid: str, requests: float) -> None:
         """Take how many requests a pod has that this router has not sent, as last seen.
 
@@ -229,11 +276,18 @@ class Ledger:
         """
         return self.drains.rate(uid, self._clock())
 
-    def start(self, leg: Leg, uid: str, tokens: int = 0) -> Scope:
-        """Count a leg: so many prompt tokens to compute, or so many that need KV memory."""
+    def start(self, leg: Leg, uid: str, tokens: int = 0, due: float | None = None) -> Scope:
+        """Count a leg: so many prompt tokens to compute, or so many that need KV memory.
+
+        Args:
+            leg: the leg.
+            uid: the pod.
+            tokens: what it costs there.
+            due: when its request is due; None for no such time.
+        """
         now = self._clock()
         self.drains.watch(uid, now)
-        scope = Scope(self, leg, uid, tokens)
+        scope = Scope(self, leg, uid, tokens, due)
         if leg is Leg.PREFILL:
             self._join_queue(scope, now)
         load = self._loads[leg].setdefault(uid, LegLoad())
@@ -271,6 +325,7 @@ class Ledger:
         now = self._clock()
         if completed is not None and self.drains.watches(uid):
             self._learn(uid, queue, queue.work[scope], completed, now - queue.since)
+            self._learnt[uid] = now
             self.drains.note(uid, now)
         was_first = next(iter(queue.work)) is scope
         queue.remove(scope)

@@ -16,6 +16,9 @@ CLIENT_STRATEGY = "x-client-routing-strategy"
 CONFIG_PROFILE = "config-profile"
 CHOSEN_PROFILE = "x-aibrix-config-profile"
 EXTERNAL_FILTER = "external-filter"
+TTFT_TARGET = "x-slo-ttft-ms"
+REQUEST_CLASS = "x-priority"
+VLLM_PRIORITY = "x-vllm-priority"
 REQUEST_ID = "x-request-id"
 CLIENT_REQUEST_ID = "x-client-request-id"
 MODEL = "model"
@@ -76,7 +79,7 @@ FORWARDED_TO_SIDE_LEGS = (
     "x-session-affinity",
     "x-multi-turn-session-id",
     "x-aibrix-session-key",
-    "x-vllm-priority",
+    VLLM_PRIORITY,
     "x-api-key",
     "anthropic-version",
     "anthropic-beta",

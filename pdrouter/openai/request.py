@@ -59,6 +59,7 @@ _ABSENT = (None, b"null")
 _FIRST_ITEM = re.compile(rb"\[[ \t\n\r]*(.)", re.DOTALL)
 _NO_PROMPT = memoryview(b"")
 _NO_MEMBERS = Body(b"{}")
+_PRIORITY = "priority"
 _FORM_FIELDS = frozenset({"model", "stream"})
 _SINGLE_POD = (SINGLE_POD_PATH,)
 _MAX_LIMIT = 10**9
@@ -85,6 +86,8 @@ class InferenceRequest(msgspec.Struct, frozen=True):
         engine_model: name of the model to the engines, where it is another one.
         ec_locator: where a trusted router in front has had the media encoded, as it stands in the
             body; None for any other request.
+        ranked: whether the router says what the request's priority is, and not the client.
+        priority: what it is, the lowest first; None for none.
     """
 
     endpoint: Endpoint
@@ -99,6 +102,8 @@ class InferenceRequest(msgspec.Struct, frozen=True):
     form: Form | None = None
     engine_model: str | None = None
     ec_locator: bytes | None = None
+    ranked: bool = False
+    priority: int | None = None
 
     @property
     def prompt(self) -> memoryview:
@@ -119,12 +124,20 @@ class InferenceRequest(msgspec.Struct, frozen=True):
         misfits = (*self.misfits, "ec-locator")
         return structs.replace(self, misfits=misfits, ec_locator=locator)
 
+    def rank(self, priority: int | None) -> "InferenceRequest":
+        """Return the request with this priority, or with none, in place of the client's."""
+        return structs.replace(self, ranked=True, priority=priority)
+
     def edit(self, replace: Mapping[str, bytes | Pieces], remove: Collection[str]) -> Pieces:
-        """Return the body, changed as `Body.edit` says, with the model's name for the engines."""
+        """Return the body, changed as `Body.edit` says, with what is the router's to say."""
         if self.form is not None:
             return self.form.edit({} if self.engine_model is None else {"model": self.engine_model})
         if self.engine_model is not None:
             replace = {**replace, "model": encode(self.engine_model)}
+        if self.priority is not None:
+            replace = {**replace, _PRIORITY: b"%d" % self.priority}
+        elif self.ranked:
+            remove = {*remove, _PRIORITY}
         return self.body.edit(replace, remove)
 
 

@@ -1,12 +1,16 @@
-"""Which requests are refused because they would wait too long."""
+"""Which requests are refused because they would wait too long, or be served too late."""
 
 from itertools import repeat
+from math import inf
 
 from msgspec import structs
 
+from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import ModelPods
+from pdrouter.routing.deadlines import Deadline
 from pdrouter.routing.decision import Decision, RoutingFacts, Strategy
 from pdrouter.routing.other_pair import choose_other_pair
+from pdrouter.routing.policy import RankingRequest
 from pdrouter.routing.state import RoutingState
 
 
@@ -22,6 +26,21 @@ class QueueTooLong(Exception):
         super().__init__(f"the prefill queue is {wait_s:.1f} s long")
         self.wait_s = wait_s
         self.limit_s = limit_s
+
+
+class DeadlineMissed(Exception):
+    """No pair would have the first token of the request when it is due.
+
+    Attributes:
+        late_s: predicted seconds by which the best of them would be late.
+    """
+
+    def __init__(self, late_s: float, deadline: Deadline) -> None:
+        super().__init__(
+            f"the first token is due in {deadline.target_s:g} s ({deadline.source}), "
+            f"and predicted to come {late_s:.1f} s later"
+        )
+        self.late_s = late_s
 
 
 def limit_wait(
@@ -68,3 +87,60 @@ def find_too_long(pods: ModelPods, state: RoutingState, limit_s: float) -> set[s
     uids = [pod.uid for pod in pods.prefill]
     waits = state.ledger.predict_prefills(uids, repeat(0.0, len(uids)))
     return {uid for uid, wait in zip(uids, waits, strict=True) if wait > limit_s}
+
+
+def meet_deadline(
+    decision: Decision,
+    strategy: Strategy,
+    facts: RoutingFacts,
+    pods: ModelPods,
+    state: RoutingState,
+    *,
+    handover_s: float,
+    limit_s: float | None = None,
+) -> Decision:
+    """Return a decision by which the request's first token comes when it is due.
+
+    What cannot be is refused, in favour of what can: it would make others late, and be late itself.
+    A pod of which nothing is known from late legs is not: else nothing would ever be.
+
+    Args:
+        decision: what was chosen.
+        strategy: what chose it.
+        facts: the request.
+        pods: the pods there were to choose from.
+        state: their condition.
+        handover_s: seconds that the way over two pods costs beside computing.
+        limit_s: predicted seconds that a request may wait in a prefill queue; None for any.
+
+    Raises:
+        DeadlineMissed: there is no such decision.
+    """
+    chosen, deadline = decision.prefill, facts.deadline
+    if chosen is None or deadline is None or not deadline.binding:
+        return decision
+    request, left = RankingRequest(facts, state), deadline.due - state.clock() - handover_s
+    if _predict_known(chosen.pod, request, deadline) <= left:
+        return decision
+    seconds = {pod.uid: _predict_known(pod, request, deadline) for pod in pods.prefill}
+    avoided = {uid for uid, each in seconds.items() if each > left}
+    if limit_s is not None:
+        avoided |= find_too_long(pods, state, limit_s)
+    other = choose_other_pair(decision, strategy, facts, pods, state, avoided=avoided)
+    if other is None:
+        best = min((each for uid, each in seconds.items() if uid in avoided), default=left)
+        raise DeadlineMissed(max(0.0, best - left), deadline)
+    note = f"{chosen.pod.name} would be too late, another pod is not"
+    return structs.replace(other, notes=(*other.notes, note))
+
+
+def _predict_known(pod: Pod, request: RankingRequest, deadline: Deadline) -> float:
+    """Return the seconds until a pod has done a prompt; none at all if too little is known."""
+    ledger, uid = request.state.ledger, pod.uid
+    if not ledger.knows(uid):
+        return -inf
+    rates = ledger.rates
+    work = rates.measure(request.count_uncached(uid), rates.find_shapes(uid))
+    if request.state.priorities.find(pod):
+        return ledger.predict_due(uid, work, deadline.due)
+    return ledger.predict_prefills((uid,), (work,))[0]

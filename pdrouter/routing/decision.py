@@ -11,6 +11,7 @@ from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ModelPods
 from pdrouter.engines.split import Leg
 from pdrouter.openai.prompt_prefix import NO_PREFIX, PromptPrefix
+from pdrouter.routing.deadlines import Deadline
 from pdrouter.routing.label_selector import LabelSelector
 from pdrouter.routing.state import RoutingState
 
@@ -27,6 +28,7 @@ class RoutingFacts(msgspec.Struct, frozen=True):
         profile: name of the profile by which pods say what they are for; empty for the default one.
         prefill_policy: policy that the model asks for; empty for the router's own.
         decode_policy: likewise.
+        deadline: when its first token is due; None for no such time.
     """
 
     prompt_tokens: int
@@ -37,6 +39,12 @@ class RoutingFacts(msgspec.Struct, frozen=True):
     profile: str = ""
     prefill_policy: str = ""
     decode_policy: str = ""
+    deadline: Deadline | None = None
+
+    @property
+    def due(self) -> float | None:
+        """When its first token is due, on the clock of the ledger; None for no such time."""
+        return None if self.deadline is None else self.deadline.due
 
 
 class ScoreParts(Protocol):

@@ -12,7 +12,12 @@ from msgspec import structs
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import ModelPods
-from pdrouter.routing.admission import find_too_long, limit_wait
+from pdrouter.routing.admission import (
+    DeadlineMissed,
+    find_too_long,
+    limit_wait,
+    meet_deadline,
+)
 from pdrouter.routing.aggregation import is_faster_whole
 from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts, Strategy
 from pdrouter.routing.filters import keep_partners_of, keep_selected
@@ -32,11 +37,13 @@ class RoutingRules:
         handover_s: seconds that the way over two pods costs beside computing.
         max_wait_s: predicted seconds in a prefill pod's queue above which requests are refused;
             None for no limit.
+        refuses_late: whether requests are refused whose first token cannot come when it is due.
     """
 
     aggregation: Aggregation = Aggregation.FALLBACK
     handover_s: float = 0.0
     max_wait_s: float | None = None
+    refuses_late: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +66,7 @@ class Router:
         Raises:
             NoReadyPod: a pod that the request needs is not there.
             QueueTooLong: it would wait longer than it may.
+            DeadlineMissed: its first token would come too late.
         """
         decision = self._fall_back(strategy, facts, pods)
         rules, state = self.rules, self.state
@@ -68,9 +76,23 @@ class Router:
             and is_faster_whole(decision, facts, state, rules.handover_s)
         ):
             decision = structs.replace(decision, legs=(decision.last,), reason="faster")
-        if rules.max_wait_s is None:
-            return decision
-        return limit_wait(decision, strategy, facts, pods, state, limit_s=rules.max_wait_s)
+        limit_s = rules.max_wait_s
+        if limit_s is not None:
+            decision = limit_wait(decision, strategy, facts, pods, state, limit_s=limit_s)
+        try:
+            return meet_deadline(
+                decision,
+                strategy,
+                facts,
+                pods,
+                state,
+                handover_s=rules.handover_s,
+                limit_s=limit_s,
+            )
+        except DeadlineMissed as missed:
+            if rules.refuses_late:
+                raise
+            return structs.replace(decision, notes=(*decision.notes, str(missed)))
 
     def choose_other(
         self,

@@ -7,6 +7,7 @@ from random import Random
 from pdrouter.load.failures import FailureMemory
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.prefix_index import PrefixIndex
+from pdrouter.load.priorities import PriorityKnowledge
 from pdrouter.load.samples import EngineSample
 
 
@@ -21,6 +22,7 @@ class RoutingState:
         clock: gives the time in seconds.
         random: source of randomness.
         failures: which pods have failed of late.
+        priorities: which engines take first what is due first.
     """
 
     ledger: Ledger
@@ -29,3 +31,4 @@ class RoutingState:
     clock: Callable[[], float]
     random: Random
     failures: FailureMemory = field(default_factory=FailureMemory)
+    priorities: PriorityKnowledge = field(default_factory=PriorityKnowledge)

@@ -1,5 +1,6 @@
 """Which pods a request gets: by its model's configuration, its headers and the operator's rules."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,7 +27,8 @@ from pdrouter.openai.kind import describe_kind
 from pdrouter.openai.models import unknown_model, unsupported_model
 from pdrouter.openai.prompt_prefix import NO_PREFIX, hash_prompt
 from pdrouter.openai.request import SINGLE_POD_PATH, InferenceRequest, count_token_ids
-from pdrouter.routing.admission import QueueTooLong
+from pdrouter.routing.admission import DeadlineMissed, QueueTooLong
+from pdrouter.routing.deadlines import Deadline, assume_deadline, number_deadline
 from pdrouter.routing.decision import Decision, NoReadyPod, RoutingFacts, Strategy
 from pdrouter.routing.label_selector import LabelSelector, SelectorInvalid, parse_selector
 from pdrouter.routing.profiles import ResolvedProfile, resolve_profile, resolve_strategy_name
@@ -35,6 +37,7 @@ from pdrouter.serving.policy import DispatchPolicy
 from pdrouter.serving.rate_limit import RateLimiter
 from pdrouter.serving.record import Observer, RequestRecord
 from pdrouter.serving.refusals import refuse_for_now
+from pdrouter.serving.targets import read_target
 from pdrouter.serving.unsplittable import REASON as NOT_PREFILLABLE
 from pdrouter.serving.unsplittable import UnsplittableKinds
 
@@ -155,6 +158,8 @@ class PodChooser:
         record.strategy = strategy.name
         with record.steps.time("describe"):
             facts = self._describe(request, pods, tokens, selector, resolved)
+            deadline = self._find_deadline(request, tokens, headers, resolved, record)
+            facts = structs.replace(facts, deadline=deadline)
         give_back = self._limit(pods, resolved)
         try:
             decision = self._decide(strategy, facts, pods, record)
@@ -258,6 +263,30 @@ class PodChooser:
             resolved.profile.decode_policy,
         )
 
+    def _find_deadline(
+        self,
+        request: InferenceRequest,
+        tokens: int,
+        headers: Mapping[str, str],
+        resolved: ResolvedProfile,
+        record: RequestRecord,
+    ) -> Deadline | None:
+        """Return when a request is due; None for no such time. The record learns it."""
+        policy, state = self.policy, self.router.state
+        target = read_target(headers, policy.deadlines.classes, resolved.profile)
+        if request.endpoint.legs == 1 or (target is None and not policy.assumes_deadlines):
+            return None
+        now = state.clock()
+        came = now - record.elapsed_s
+        if target is None:
+            found = assume_deadline(policy.deadlines, tokens, state.ledger.rates, came)
+        else:
+            found = Deadline(came + target.seconds, target.seconds, target.source)
+        record.deadline = found
+        if policy.assumes_deadlines:
+            record.priority = number_deadline(found, now, time.time())
+        return found
+
     def _find_misfit(self, request: InferenceRequest, pods: ModelPods) -> str | None:
         """Return why a request cannot be split on its model's wires; None if it can."""
         if request.endpoint.legs == 2 and pods.prefill:
@@ -294,6 +323,9 @@ class PodChooser:
             message = f"{queue}, and may be {queue.limit_s:g} s"
             seconds = ceil(queue.wait_s - queue.limit_s)
             raise refuse_for_now(429, "overloaded", message, seconds) from queue
+        except DeadlineMissed as missed:
+            seconds = max(1, ceil(missed.late_s))
+            raise refuse_for_now(429, "deadline_missed", str(missed), seconds) from missed
         record.decision = decision
         record.aggregated = decision.reason
         self.observer.request_routed(record)

@@ -31,9 +31,14 @@ class LegPosts:
 
     The first carries the request's id; every further one a new id that begins with it, because
     engines refuse or mix up an id that they have seen.
+
+    Attributes:
+        headers: those of the client that all have.
+        record: gets what is waited.
+        deadline: when there is no time for another, on the monotonic clock.
     """
 
-    __slots__ = ("_client", "_headers", "_ids", "_leg", "_path", "deadline", "record")
+    __slots__ = ("_client", "_ids", "_leg", "_path", "deadline", "headers", "record")
 
     def __init__(
         self,
@@ -48,7 +53,7 @@ class LegPosts:
         self._client = client
         self._leg = leg
         self._path = request.endpoint.path + request.query
-        self._headers = headers
+        self.headers = headers
         self._ids = _number_ids(record.request_id)
         self.record = record
         self.deadline = time.monotonic() + total_s
@@ -75,7 +80,7 @@ class LegPosts:
             request_id = next(self._ids) if companion is None else companion.request_id
             more, body = write(request_id)
             headers = {
-                **self._headers,
+                **self.headers,
                 **more,
                 **address_rank(pod),
                 "x-request-id": request_id,

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from msgspec import structs
 
@@ -16,25 +16,29 @@ from pdrouter.engines.split import (
     Leg,
     Order,
     PeerFacts,
-    Placement,
-    Split,
 )
 from pdrouter.load.retry_budget import RetryBudget
 from pdrouter.openai.errors import RequestRejected
-from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest
 from pdrouter.openai.usage import read_usage
 from pdrouter.routing.decision import Choice
 from pdrouter.routing.router import Router
 from pdrouter.serving.call import Call
 from pdrouter.serving.companion import Companion
-from pdrouter.serving.engine_client import EngineAnswer, EngineClient, PostFailed
+from pdrouter.serving.engine_client import (
+    EngineAnswer,
+    EngineClient,
+    FailureKind,
+    PostFailed,
+)
 from pdrouter.serving.introductions import Introductions
 from pdrouter.serving.lease import Leases
 from pdrouter.serving.leg_outcome import Attempt, LegAnswer, LegFailed, LegRefused, Tried
 from pdrouter.serving.leg_posts import LegPosts
+from pdrouter.serving.leg_writer import LegWriter
 from pdrouter.serving.lessons import LegLessons
 from pdrouter.serving.open_decision import OpenDecision
+from pdrouter.serving.priorities import Priorities
 from pdrouter.serving.record import RequestRecord, Retry
 from pdrouter.serving.refusals import refuse_handle
 from pdrouter.serving.statuses import BUSY, Speaks, rank
@@ -62,6 +66,7 @@ class SideLegs:
         budget: how many of all requests may be tried again.
         introductions: knows engines, where wires need it.
         leases: know which handles are still good.
+        priorities: tell engines when requests are due.
     """
 
     client: EngineClient
@@ -74,6 +79,7 @@ class SideLegs:
     budget: RetryBudget
     introductions: Introductions
     leases: Leases
+    priorities: Priorities
 
     async def run(
         self,
@@ -155,8 +161,12 @@ class SideLegs:
                 attempt = posts.describe_failure(pod, failed, began)
                 self.lessons.note_attempt(attempt, request, chosen.routed.pods.model, call.record)
                 return Tried(attempt)
-        writer = _Writer(split, choice.leg, request, chosen.decision.pods, peer)
-        if split.order is Order.SERIAL or peer is None:
+        once = split.order is Order.TOGETHER and peer is not None
+        ranked = self.priorities.rank(
+            request, choice.leg, (pod,), call.record, posts.headers, once=once
+        )
+        writer = LegWriter(split, choice.leg, ranked, chosen.decision.pods, peer)
+        if peer is None or not once:
             return await self._try(choice, posts, writer, chosen)
         companion = call.companion = Companion(pod, peer, trusts_head=split.trusts_head)
         call.start(self._accompany(companion, choice, posts, writer, chosen))
@@ -175,7 +185,7 @@ class SideLegs:
         companion: Companion,
         choice: Choice,
         posts: LegPosts,
-        writer: "_Writer",
+        writer: LegWriter,
         chosen: OpenDecision,
     ) -> None:
         """Carry out a try of a leg beside the last one; fail if that is on its way in vain."""
@@ -201,7 +211,7 @@ class SideLegs:
             companion.end()
 
     def _check_companion(
-        self, done: LegAnswer, writer: "_Writer", model: str, record: RequestRecord
+        self, done: LegAnswer, writer: LegWriter, model: str, record: RequestRecord
     ) -> None:
         """Check that the engine of the last leg does not wait for another than has answered.
 
@@ -219,7 +229,7 @@ class SideLegs:
         self,
         choice: Choice,
         posts: LegPosts,
-        writer: "_Writer",
+        writer: LegWriter,
         chosen: OpenDecision,
         *,
         companion: Companion | None = None,
@@ -234,8 +244,9 @@ class SideLegs:
         expected = state.prefixes.add(routed.facts.prefix.hashes, pod.uid, choice.tokens)
         trial = state.failures.start_trial(pod.uid, leg)
         try:
-            with trial, state.ledger.start(leg, pod.uid, choice.tokens) as scope:
-                attempt, answer = await posts.send(pod, writer.write, companion)
+            due = routed.facts.due
+            with trial, state.ledger.start(leg, pod.uid, choice.tokens, due) as scope:
+                attempt, answer = await self._send(pod, posts, writer, companion)
                 done = self._read(attempt, answer, writer)
                 if done is not None:
                     scope.complete(None if done.usage is None else done.usage.count_computed())
@@ -255,8 +266,31 @@ class SideLegs:
         self.lessons.note_attempt(attempt, writer.request, routed.pods.model, record)
         return Tried(attempt, answer, done)
 
+    async def _send(
+        self, pod: Pod, posts: LegPosts, writer: LegWriter, companion: Companion | None
+    ) -> tuple[Attempt, EngineAnswer | None]:
+        """Send a leg to a pod; once more without its priority, if that is what it refuses."""
+        attempt, answer = await posts.send(pod, writer.write, companion)
+        request, priorities = writer.request, self.priorities
+        if request.priority is None:
+            return attempt, answer
+        if not priorities.is_refused(request, answer):
+            if attempt.speaks is Speaks.DONE:
+                priorities.note_taken(pod)
+            return attempt, answer
+        if companion is not None:
+            # The last leg is on its way, for this very one: none of its kind will be.
+            priorities.note_refused(pod, request.model)
+            return structs.replace(attempt, failure=FailureKind.STATUS), answer
+        unranked = replace(writer, request=request.rank(None))
+        again, told = await posts.send(pod, unranked.write)
+        if again.status != attempt.status:
+            priorities.note_refused(pod, request.model)
+            posts.record.ranked_legs = posts.record.ranked_legs[:-1]
+        return again, told
+
     def _read(
-        self, attempt: Attempt, answer: EngineAnswer | None, writer: "_Writer"
+        self, attempt: Attempt, answer: EngineAnswer | None, writer: LegWriter
     ) -> LegAnswer | None:
         """Return what the leg was for; None if the attempt has not carried it out."""
         if answer is None or attempt.speaks is not Speaks.DONE:
@@ -337,35 +371,6 @@ class SideLegs:
             unsplittable=self.lessons.note_failure(attempts, request, pods, record),
             over_budget=Retry.OVER_BUDGET in record.retries,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Writer:
-    """Writes the requests of one try of a leg.
-
-    Attributes:
-        split: the wire.
-        leg: the leg.
-        request: the client's request.
-        pods: the pods by leg.
-        peer: what is known of the leg's engine.
-    """
-
-    split: Split
-    leg: Leg
-    request: InferenceRequest
-    pods: Mapping[Leg, Pod]
-    peer: PeerFacts | None
-
-    def place(self, request_id: str) -> Placement:
-        """Return where the legs run, under this id."""
-        return Placement(self.pods, request_id, self.peer)
-
-    def write(self, request_id: str) -> tuple[Mapping[str, str], Pieces]:
-        """Return headers and body of a request with this id."""
-        placement = self.place(request_id)
-        body = self.split.side_body(self.leg, self.request, placement)
-        return self.split.side_headers(placement), body
 
 
 def _choose_refusal(refusals: Sequence[EngineAnswer], *, failures: int) -> EngineAnswer | None:

@@ -1,7 +1,8 @@
 """What an operator decides about the way of a request."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from pdrouter.routing.deadlines import DeadlineRules
 from pdrouter.settings.choices import FailurePolicy
 
 
@@ -21,6 +22,8 @@ class DispatchPolicy:
         trust_ec_locator: whether requests come from a router that has media encoded, and names
             where.
         names_second: whether Envoy is told a second pod, should it not reach the first.
+        deadlines: when requests are due that do not say so, and what classes mean.
+        assumes_deadlines: whether requests that do not say so are due at all.
     """
 
     default_strategy: str | None
@@ -32,3 +35,5 @@ class DispatchPolicy:
     expose_pods: bool = True
     trust_ec_locator: bool = False
     names_second: bool = False
+    deadlines: DeadlineRules = field(default_factory=DeadlineRules)
+    assumes_deadlines: bool = False

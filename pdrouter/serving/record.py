@@ -1,12 +1,15 @@
 """The record of one request: what was chosen, why, and what it cost."""
 
+import time
 from enum import StrEnum
 from typing import Protocol
 
 import msgspec
 
 from pdrouter.cluster.pods import Pod
+from pdrouter.engines.split import Leg
 from pdrouter.openai.usage import Usage
+from pdrouter.routing.deadlines import Deadline
 from pdrouter.routing.decision import Decision, DecisionKind
 from pdrouter.serving.leg_outcome import Attempt
 from pdrouter.serving.steps import StepTimes
@@ -69,6 +72,9 @@ class RequestRecord(msgspec.Struct):
             did not say, or there was no such leg.
         predicted_prefill_s: predicted time until the last pod of the prefill leg would have carried
             it out, its queue included; None where there was no such leg.
+        deadline: when the first token is due; None for no such time.
+        priority: the number that says so to engines; None if none is told.
+        ranked_legs: legs whose engines have been told, one for each try.
         attempts: tries of the prefill leg.
         retries: where further ones went, or that there may be none.
         steps: time by step.
@@ -87,6 +93,7 @@ class RequestRecord(msgspec.Struct):
         code: `error.code` of an error that the router gave.
         message: `error.message` of that error.
         outcome: how it ended.
+        began: when it came, on the clock of performance counters.
     """
 
     request_id: str
@@ -106,6 +113,9 @@ class RequestRecord(msgspec.Struct):
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     predicted_prefill_s: float | None = None
+    deadline: Deadline | None = None
+    priority: int | None = None
+    ranked_legs: tuple[Leg, ...] = ()
     attempts: list[Attempt] = []
     retries: tuple[Retry, ...] = ()
     steps: StepTimes = msgspec.field(default_factory=StepTimes)
@@ -121,6 +131,7 @@ class RequestRecord(msgspec.Struct):
     code: str = ""
     message: str = ""
     outcome: Outcome | None = None
+    began: float = msgspec.field(default_factory=time.perf_counter)
 
     def note_answer(self, usage: Usage | None, first_token_s: float | None) -> None:
         """Note what was counted of the answer."""
@@ -129,6 +140,11 @@ class RequestRecord(msgspec.Struct):
             self.prompt_tokens = usage.prompt_tokens
             self.cached_tokens = usage.cached_tokens
             self.output_tokens = usage.output_tokens
+
+    @property
+    def elapsed_s(self) -> float:
+        """Time since it came."""
+        return time.perf_counter() - self.began
 
     @property
     def log_fields(self) -> dict[str, dict[str, str]]:

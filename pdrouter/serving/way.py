@@ -27,6 +27,7 @@ from pdrouter.serving.leg_outcome import LegAnswer, LegFailed
 from pdrouter.serving.legs import SideLegs
 from pdrouter.serving.open_decision import OpenDecision
 from pdrouter.serving.policy import DispatchPolicy
+from pdrouter.serving.priorities import Priorities
 from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.refusals import describe_failure, refuse_for_now, refuse_handle
 from pdrouter.serving.release import Releases
@@ -96,6 +97,7 @@ class Dispatcher:
         tokenizers: count prompts' tokens.
         releases: have blocks freed that nobody fetches.
         drains: own side legs that end after their request.
+        priorities: tell engines when requests are due.
         policy: what the operator decided.
         routes: checks the models' own routes, for requests without a strategy; None to pass them
             unchecked.
@@ -107,6 +109,7 @@ class Dispatcher:
     tokenizers: PromptTokenizers
     releases: Releases
     drains: Drains
+    priorities: Priorities
     policy: DispatchPolicy
     routes: RouteCheck | None = None
 
@@ -135,6 +138,7 @@ class Dispatcher:
             )
         if self.policy.trust_ec_locator and (locator := find_locator(request)) is not None:
             request = request.trust_locator(locator)
+        request = self.priorities.take_over(request, head.headers)
         record.stream = request.stream
         pods = self.chooser.find_model(request.model)
         record.model = request.model
@@ -153,7 +157,7 @@ class Dispatcher:
             return Dispatched(whole_body(request), record.request_id, None, pods.model)
         chosen = call.chosen = OpenDecision(routed, self.chooser.router.state, record)
         if routed.decision.whole:
-            return _dispatch_whole(request, chosen, record)
+            return self._dispatch_whole(request, chosen, head, record)
         self.legs.budget.count_request(request.model)
         return await self._dispatch_split(request, chosen, head, call)
 
@@ -209,8 +213,9 @@ class Dispatcher:
         self._settle_last(request, chosen, answers, head, call)
         if not answers or chosen.decision.whole:
             call.give_up_handle()
-            return _dispatch_whole(request, chosen, record)
+            return self._dispatch_whole(request, chosen, head, record)
         with record.steps.time("hand-over"):
+            request = self._rank_last(request, chosen, head, record)
             body, headers = self._hand_over(request, chosen, answers, call)
         pod, model = chosen.decision.last.pod, chosen.routed.pods.model
         return Dispatched(body, answers[-1].request_id, pod, model, chosen, headers)
@@ -258,6 +263,7 @@ class Dispatcher:
         """Return the last leg, for which the side leg beside it waits."""
         decision, holder = chosen.decision, companion.pod
         with call.record.steps.time("hand-over"):
+            request = self._rank_last(request, chosen, head, call.record)
             placement = Placement(decision.pods, companion.request_id, companion.peer)
             split = self.splits.find(holder.engine, holder.kv_connector)
             body = split.last_body(request, placement, ())
@@ -300,7 +306,39 @@ class Dispatcher:
     def _forward(self, head: RequestHead) -> Mapping[str, str]:
         """Return the client's headers that engines of side legs get."""
         names = (*FORWARDED_TO_SIDE_LEGS, *self.policy.forward_headers)
-        return {name: head.headers[name] for name in names if name in head.headers}
+        dropped = self.priorities.rules.dropped_headers
+        return {
+            name: head.headers[name]
+            for name in names
+            if name in head.headers and name not in dropped
+        }
+
+    def _rank_last(
+        self,
+        request: InferenceRequest,
+        chosen: OpenDecision,
+        head: RequestHead,
+        record: RequestRecord,
+    ) -> InferenceRequest:
+        """Return the request as the engine of the last leg gets it, and the second one may."""
+        if record.priority is None:
+            return request
+        last = chosen.decision.last
+        second = self.find_second(record.model, chosen)
+        pods = (last.pod,) if second is None else (last.pod, second)
+        return self.priorities.rank(request, last.leg, pods, record, self._forward(head), once=True)
+
+    def _dispatch_whole(
+        self,
+        request: InferenceRequest,
+        chosen: OpenDecision,
+        head: RequestHead,
+        record: RequestRecord,
+    ) -> Dispatched:
+        """Return the way of a request that the last pod serves whole."""
+        pod, model = chosen.decision.last.pod, chosen.routed.pods.model
+        body = whole_body(self._rank_last(request, chosen, head, record))
+        return Dispatched(body, record.request_id, pod, model, chosen)
 
     def _hand_over(
         self,
@@ -340,10 +378,3 @@ class Dispatcher:
             # Envoy would refuse it, as if the client's body were too large.
             raise HandoffInvalid("too-large", "with the handle, the body is too large")
         return body, split.last_headers(placement, answers)
-
-
-def _dispatch_whole(
-    request: InferenceRequest, chosen: OpenDecision, record: RequestRecord
-) -> Dispatched:
-    pod, model = chosen.decision.last.pod, chosen.routed.pods.model
-    return Dispatched(whole_body(request), record.request_id, pod, model, chosen)

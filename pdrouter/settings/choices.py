@@ -123,6 +123,17 @@ class TrtllmOrder(StrEnum):
     """The generation leg does not wait for it: they meet by an id."""
 
 
+class Priority(StrEnum):
+    """Whether engines are told when a request's first token is due."""
+
+    OFF = "off"
+    """Never: a client's own priority reaches engines as it is."""
+    AUTO = "auto"
+    """Those that are known to take it: they are asked, and what they say is remembered."""
+    ON = "on"
+    """All but those that have refused it."""
+
+
 class BlockRelease(StrEnum):
     """Whether engines are told of blocks that nobody will fetch."""
 

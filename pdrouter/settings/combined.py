@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pdrouter.settings.choices import TokenObservation
+from pdrouter.settings.deadlines import DeadlineSettings
 from pdrouter.settings.declaration import Declaration
 from pdrouter.settings.failures import FailureSettings
 from pdrouter.settings.legs import LegSettings
@@ -48,7 +49,13 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Settings(
-    ReportingSettings, PortSettings, FailureSettings, LegSettings, RoutingSettings, PodSettings
+    ReportingSettings,
+    PortSettings,
+    FailureSettings,
+    LegSettings,
+    DeadlineSettings,
+    RoutingSettings,
+    PodSettings,
 ):
     """The settings of `pdrouter serve`. See `describe_settings` for what each of them means."""
 

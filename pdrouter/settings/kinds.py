@@ -13,6 +13,9 @@ from pdrouter.settings.choices import NEVER_FORWARDED, TokenObservation
 from pdrouter.settings.controls import RANK_PREFIX
 
 MIB = 1024 * 1024
+LONGEST_TARGET_S = 86_400
+"""Time for a first token that anybody may ask for: a request that is due later waits no longer."""
+_CLASS = re.compile(r"[A-Za-z0-9][-\w.]{0,62}", re.ASCII)
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?|\*")
 _LABEL = re.compile(r"(?:[a-z0-9][-a-z0-9.]*/)?[A-Za-z0-9](?:[-\w.]{0,61}[A-Za-z0-9])?", re.ASCII)
 
@@ -183,6 +186,18 @@ def _parse_files(text: str) -> tuple[tuple[str, str], ...]:
     return tuple(files.items())
 
 
+def _parse_classes(text: str) -> tuple[tuple[str, float], ...]:
+    classes: dict[str, float] = {}
+    for part in _split(text, ","):
+        name, _, target = (piece.strip() for piece in part.lower().partition("="))
+        target_s = parse_time(target, 1)
+        named = _CLASS.fullmatch(name) and name not in classes
+        if not (named and 0 < target_s <= LONGEST_TARGET_S):
+            raise ValueError(text)
+        classes[name] = target_s
+    return tuple(classes.items())
+
+
 def _parse_model_namespaces(text: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
     rules: dict[str, tuple[str, ...]] = {}
     for part in _split(text, ";"):
@@ -237,5 +252,11 @@ MODEL_NAMESPACES = ValueKind(
 OBSERVATION = ValueKind(
     lambda text: TokenObservation.parse(_fold(text)),
     "off, access-log, all or sampled:SHARE, the share above 0 and up to 1",
+)
+CLASSES = ValueKind(
+    _parse_classes,
+    "NAME=TIME pairs separated by commas, each name once, times above 0 and up to "
+    f"{LONGEST_TARGET_S / 3600:g}h",
+    lambda classes: ",".join(f"{name}={seconds:g}" for name, seconds in classes),
 )
 BUCKETS = ValueKind(_parse_buckets, "ascending whole numbers separated by commas")

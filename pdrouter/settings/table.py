@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from pdrouter.settings.combined import Settings, declarations, find_text
+from pdrouter.settings.deadlines import DeadlineSettings
 from pdrouter.settings.declaration import Declaration
 from pdrouter.settings.failures import FailureSettings
 from pdrouter.settings.legs import LegSettings
@@ -25,6 +26,7 @@ _GROUPS: Mapping[str, type] = MappingProxyType(
     {
         "Where the pods come from": PodSettings,
         "Which pods are chosen": RoutingSettings,
+        "When requests are due": DeadlineSettings,
         "The legs of a request": LegSettings,
         "Pods that fail": FailureSettings,
         "Ports, and the end of the process": PortSettings,

@@ -7,7 +7,7 @@ from typing import Any
 from pdrouter.routing.explanation import describe_in_detail
 from pdrouter.serving.record import RequestRecord
 from pdrouter.telemetry.attempts import describe_failed_attempts
-from pdrouter.telemetry.descriptions import describe_result
+from pdrouter.telemetry.descriptions import describe_deadline, describe_result
 
 
 class DecisionLog:
@@ -54,6 +54,9 @@ class DecisionLog:
                 "client_request_id": record.client_request_id,
                 "model": record.model,
                 **_describe_decision(record),
+                "deadline": None
+                if record.deadline is None
+                else describe_deadline(record.deadline, record),
                 "failed_attempts": describe_failed_attempts(record),
                 "retries": record.retries,
                 "result": describe_result(record),

@@ -6,6 +6,7 @@ Bodies, prompts and keys are not among them.
 from typing import Any, Protocol
 
 from pdrouter.cluster.pods import Pod
+from pdrouter.routing.deadlines import Deadline
 from pdrouter.serving.answers import AnswerReport
 from pdrouter.serving.record import RequestRecord, describe_decision
 from pdrouter.telemetry.attempts import describe_failed_attempts
@@ -38,6 +39,8 @@ def describe_request(record: RequestRecord) -> dict[str, Any]:
         "first_token_ms": _milliseconds(record.first_token_s),
         "total_ms": _milliseconds(record.total_s if record.outcome else None),
     }
+    if record.deadline is not None:
+        fields |= describe_deadline(record.deadline, record)
     failed = describe_failed_attempts(record)
     if failed:
         fields["failed_attempts"] = failed
@@ -81,6 +84,16 @@ def describe_result(record: RequestRecord) -> dict[str, Any]:
         "headers_ms": _milliseconds(record.headers_s),
         "first_token_ms": _milliseconds(record.first_token_s),
         "total_ms": _milliseconds(record.total_s if record.outcome else None),
+    }
+
+
+def describe_deadline(deadline: Deadline, record: RequestRecord) -> dict[str, Any]:
+    """Return when a request's first token was due, and who was told."""
+    return {
+        "target_ms": _milliseconds(deadline.target_s),
+        "target_source": deadline.source or "default",
+        "priority": record.priority,
+        "priority_legs": record.ranked_legs,
     }
 
 

@@ -56,6 +56,12 @@ class PrefillMetrics:
             ("outcome",),
             registry=registry,
         )
+        self.priority_refusals = Counter(
+            "pdrouter_priority_refusals",
+            "Times that an engine has refused a priority; the request was sent again without.",
+            ("model",),
+            registry=registry,
+        )
         self.seconds = HistogramTally(
             "pdrouter_prefill_seconds",
             "Duration of the prefill leg, all tries together.",

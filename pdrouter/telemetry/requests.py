@@ -149,6 +149,10 @@ class RequestTelemetry:
         """Count blocks that nobody fetches."""
         self.metrics.prefill.releases.labels(outcome).inc()
 
+    def priority_refused(self, model: str) -> None:
+        """Count an engine's refusal of a priority."""
+        self.metrics.prefill.priority_refusals.labels(model).inc()
+
     def request_finished(self, record: RequestRecord) -> None:
         """Count a request that has ended, and write its line."""
         self.open.pop(record.request_id, None)

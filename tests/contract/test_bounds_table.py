@@ -54,6 +54,7 @@ from pdrouter.extproc.limits import HANDLE_HEADROOM_BYTES
 from pdrouter.extproc.server import ServerOptions
 from pdrouter.load import failures as failure_memory
 from pdrouter.load import output_length, peers, prompt_length, retry_budget, scraper, silences
+from pdrouter.load import priorities as priority_knowledge
 from pdrouter.load.engine_check import EngineCheck
 from pdrouter.load.engine_connections import create_connector
 from pdrouter.load.failures import EjectionRules, FailureMemory
@@ -75,6 +76,7 @@ from pdrouter.serving import (
     legs,
     pod_outcomes,
     pod_questions,
+    priorities,
     rate_limit,
     release,
     unsplittable,
@@ -87,12 +89,14 @@ from pdrouter.serving.held_bodies import HeldBodies
 from pdrouter.serving.leg_outcome import LegAnswer
 from pdrouter.serving.pod_outcomes import PodOutcomes
 from pdrouter.serving.pod_questions import PodQuestions
+from pdrouter.serving.priorities import Priorities, PriorityRules
 from pdrouter.serving.rate_limit import RateLimiter
 from pdrouter.serving.record import Outcome
 from pdrouter.serving.release import ReleaseOutcome, ReleaseRules, Releases
 from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.serving.unsplittable import UnsplittableKinds
 from pdrouter.settings import Settings, describe_settings
+from pdrouter.settings.choices import Priority
 from pdrouter.telemetry import logs, model_series
 from pdrouter.telemetry.decisions import DecisionLog
 from pdrouter.telemetry.requests import RequestTelemetry
@@ -288,6 +292,54 @@ async def exceed_a_question(monkeypatch: pytest.MonkeyPatch) -> None:
     async with asking(1) as (memory, _):
         await wait_until(lambda: bool(memory.list_ejected()))
         assert memory.asked == {"failed": 1}
+
+
+class Unreachable:
+    async def post(self, *_: object) -> None:
+        raise PostFailed(FailureKind.CONNECT, "it is away")
+
+
+class NobodyTold:
+    def priority_refused(self, model: str) -> None:
+        raise AssertionError(model)
+
+
+@asynccontextmanager
+async def closing_questions(client: EngineClient) -> AsyncIterator[Priorities]:
+    memory, rules = priority_knowledge.PriorityKnowledge(), PriorityRules(Priority.AUTO)
+    asker = Priorities(client, memory, NobodyTold(), rules)
+    async with asker.questions:
+        yield asker
+
+
+def ask_for_priority(asker: Priorities, pod: Pod) -> None:
+    """Have an engine asked that nothing is known of."""
+    record = make_record(priority=1)
+    request = asker.take_over(make_request("/v1/completions"), {})
+    ranked = asker.rank(request, Leg.DECODE, (pod,), record, {}, once=True)
+    assert ranked.priority is None
+
+
+@asynccontextmanager
+async def asking_for_priorities(count: int) -> AsyncIterator[tuple[Priorities, Server]]:
+    """Questions to so many pods, of which none answers, with the one engine behind them."""
+    async with (
+        listen(hang) as engine,
+        EngineClient(ClientLimits(WAIT_S, WAIT_S, MIB)) as client,
+        closing_questions(client) as asker,
+    ):
+        ip, _colon, port = engine.address.rpartition(":")
+        for number in range(count):
+            ask_for_priority(asker, make_pod(f"d{number}", Role.DECODE, ip=ip, port=int(port)))
+        yield asker, engine
+
+
+@walk("An engine that is asked whether it takes priorities", f"{priorities._ANSWER_S:g} s")
+async def exceed_a_question_for_priorities(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(priorities, "_ANSWER_S", SOON_S)
+    async with asking_for_priorities(1) as (asker, engine):
+        await wait_until(lambda: engine.connections == 1)
+        await wait_until(lambda: not asker.questions.outstanding)
 
 
 @asynccontextmanager
@@ -683,6 +735,14 @@ async def exceed_the_questions(_: pytest.MonkeyPatch) -> None:
         assert engine.connections == pod_questions._AT_ONCE
 
 
+@walk("Engines that are asked for priorities at once", f"{priorities._AT_ONCE}")
+async def exceed_the_asked(_: pytest.MonkeyPatch) -> None:
+    async with asking_for_priorities(priorities._AT_ONCE + 9) as (_asker, engine):
+        await wait_until(lambda: engine.connections >= priorities._AT_ONCE)
+        await asyncio.sleep(SOON_S)
+        assert engine.connections == priorities._AT_ONCE
+
+
 @walk(
     "A handle that is kept until its pod answers",
     f"{release._SMALL // 1024} KiB with its answer, else {release._LARGEST // MIB} MiB without",
@@ -741,6 +801,23 @@ async def exceed_the_peers(_: pytest.MonkeyPatch) -> None:
     for name in name_many(5000):
         memory.learn(make_pod(name), {"engine": b"x"}, 0.0)
     assert len(memory) == peers._MOST
+
+
+@walk(
+    "Which engines take priorities, and when they were asked",
+    f"{priority_knowledge._MOST:,}, {priorities._MOST:,}",
+)
+async def exceed_the_priorities(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = priority_knowledge.PriorityKnowledge()
+    for name in name_many(5000):
+        memory.note(make_pod(name), takes=True)
+    assert len(memory) == priority_knowledge._MOST
+    monkeypatch.setattr(priorities, "_AT_ONCE", 5000)
+    client = cast("EngineClient", Unreachable())
+    async with closing_questions(client) as asker:
+        for name in name_many(5000):
+            ask_for_priority(asker, make_pod(name, Role.DECODE))
+        assert len(asker._asked) == priorities._MOST
 
 
 @walk("Pods' last answers, and who waits in vain", f"{silences._MOST:,}, {silences._MOST:,}")

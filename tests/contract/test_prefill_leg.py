@@ -42,6 +42,7 @@ from pdrouter.serving.legs import SideLegs
 from pdrouter.serving.lessons import LegLessons
 from pdrouter.serving.open_decision import OpenDecision
 from pdrouter.serving.pod_outcomes import PodOutcomes
+from pdrouter.serving.priorities import Priorities, PriorityRules
 from pdrouter.serving.record import RequestRecord, Retry
 from pdrouter.serving.statuses import BUSY, Speaks
 from pdrouter.serving.unsplittable import UnsplittableKinds
@@ -168,6 +169,7 @@ class Stage(Notes):
             self.budget,
             Introductions(client),
             Leases(30.0),
+            Priorities(client, state.priorities, self, PriorityRules()),
         )
 
     def leg_attempted(self, record: RequestRecord, attempt: Attempt) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 from factories import make_pod, make_state
+from msgspec import structs
 
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ModelPods
@@ -10,7 +11,13 @@ from pdrouter.load.ledger import Ledger
 from pdrouter.load.prefill_rates import PrefillRates
 from pdrouter.load.prefix_index import PrefixIndex
 from pdrouter.openai.prompt_prefix import PromptPrefix
-from pdrouter.routing.admission import QueueTooLong, limit_wait
+from pdrouter.routing.admission import (
+    DeadlineMissed,
+    QueueTooLong,
+    limit_wait,
+    meet_deadline,
+)
+from pdrouter.routing.deadlines import Deadline
 from pdrouter.routing.decision import Decision, RoutingFacts
 from pdrouter.routing.state import RoutingState
 from pdrouter.routing.strategies import create_strategies
@@ -109,3 +116,91 @@ def test_a_request_that_is_served_whole_waits_in_no_queue() -> None:
     state = make_queues()
     decision = STRATEGY.decide(facts, pods, state)
     assert limit_wait(decision, STRATEGY, facts, pods, state, limit_s=0.001) is decision
+
+
+# --- Deadlines --------------------------------------------------------------------------------
+
+
+def make_known_queues(**tokens: int) -> RoutingState:
+    """Queues as `make_queues` makes them, on pods that have shown how fast they are."""
+    state = make_queues()
+    for name in tokens:
+        with state.ledger.start(Leg.PREFILL, f"uid-{name}", 1) as scope:
+            scope.complete()
+    rates = PrefillRates(1000)
+    state.ledger.rates = rates
+    for name, each in tokens.items():
+        state.ledger.start(Leg.PREFILL, f"uid-{name}", each)
+    return state
+
+
+def due_in(seconds: float, source: str = "x-slo-ttft-ms") -> RoutingFacts:
+    return structs.replace(FACTS, deadline=Deadline(seconds, seconds, source))
+
+
+def meet(pods: ModelPods, state: RoutingState, facts: RoutingFacts) -> Decision:
+    decision = STRATEGY.decide(facts, pods, state)
+    return meet_deadline(decision, STRATEGY, facts, pods, state, handover_s=0.1)
+
+
+def test_a_request_that_is_in_time_where_it_was_sent_stays_there() -> None:
+    pods, state = make_pods("hot", "cold"), make_known_queues(hot=2000, cold=1)
+    facts = due_in(2.2)
+    decision = STRATEGY.decide(facts, pods, state)
+    assert decision.legs[0].pod.name == "hot"
+    assert meet_deadline(decision, STRATEGY, facts, pods, state, handover_s=0.1) is decision
+
+
+def test_a_pod_that_is_in_time_takes_the_place_of_one_that_is_not() -> None:
+    pods, state = make_pods("hot", "cold"), make_known_queues(hot=2000, cold=500)
+    decision = meet(pods, state, due_in(1.7))
+    assert decision.legs[0].pod.name == "cold"
+    assert decision.notes[-1] == "hot would be too late, another pod is not"
+
+
+def test_what_no_pod_has_in_time_is_refused_with_the_time_that_is_missing() -> None:
+    pods, state = make_pods("hot", "cold"), make_known_queues(hot=2000, cold=500)
+    with pytest.raises(DeadlineMissed) as caught:
+        meet(pods, state, due_in(1.0))
+    assert caught.value.late_s == pytest.approx(0.6)
+    assert str(caught.value) == (
+        "the first token is due in 1 s (x-slo-ttft-ms), and predicted to come 0.6 s later"
+    )
+
+
+@pytest.mark.parametrize("facts", [FACTS, due_in(0.1, source="")])
+def test_what_nobody_has_asked_for_is_not_refused(facts: RoutingFacts) -> None:
+    pods, state = make_pods("hot"), make_known_queues(hot=9000)
+    decision = STRATEGY.decide(facts, pods, state)
+    assert meet_deadline(decision, STRATEGY, facts, pods, state, handover_s=0.1) is decision
+
+
+def test_a_pod_that_has_shown_nothing_of_late_gets_the_request_and_shows_it() -> None:
+    pods, state = make_pods("hot", "cold"), make_queues(hot=9000, cold=9000)
+    assert meet(pods, state, due_in(0.1)).legs[0].pod.name == "hot"
+
+
+def test_where_engines_take_first_what_is_due_first_only_that_is_waited_for() -> None:
+    pods, state = make_pods("hot"), make_known_queues(hot=500)
+    for due in (1.0, 60.0):
+        state.ledger.start(Leg.PREFILL, "uid-hot", 1000, due)
+    facts = due_in(2.0)
+    with pytest.raises(DeadlineMissed):
+        meet(pods, state, facts)
+    (hot,) = pods.prefill
+    state.priorities.note(hot, takes=True)
+    assert meet(pods, state, facts).legs[0].pod is hot
+    with pytest.raises(DeadlineMissed):
+        meet(pods, state, due_in(1.5))
+
+
+def test_a_pod_whose_queue_is_too_long_takes_nobodys_place() -> None:
+    pods, state, facts = (
+        make_pods("hot", "cold"),
+        make_known_queues(hot=3000, cold=1500),
+        due_in(2.7),
+    )
+    assert meet(pods, state, facts).legs[0].pod.name == "cold"
+    decision = STRATEGY.decide(facts, pods, state)
+    with pytest.raises(DeadlineMissed):
+        meet_deadline(decision, STRATEGY, facts, pods, state, handover_s=0.1, limit_s=1.0)
