@@ -234,3 +234,14 @@ async def test_the_load_has_the_names_that_the_router_reads() -> None:
         reading = find_dialect("sglang").read(page.encode())
         assert (reading.running, reading.waiting, reading.kv_usage) == (0, 0, 0)
         assert reading.kv_capacity_tokens == 16 * 16_384
+
+
+async def test_it_is_told_from_a_vllm_by_its_paths_and_its_card() -> None:
+    async with running() as pair, aiohttp.ClientSession() as client:
+        base = f"http://{pair.prefill.address}"
+        async with client.get(f"{base}/server_info") as response:
+            assert (await response.json())["disaggregation_mode"] == "prefill"
+        async with client.get(f"{base}/version") as response:
+            assert response.status == 404
+        async with client.get(f"{base}/v1/models") as response:
+            assert (await response.json())["data"][0]["owned_by"] == "sglang"

@@ -16,6 +16,7 @@ from pdrouter.tools.simulation.refusal import malformed
 from pdrouter.tools.simulation.transfer import FETCH_PATH, RELEASE_PATH
 
 _VERSION = "0.33.0+simulated"
+_OWNERS = {"vllm": "vllm", "sglang": "sglang", "trtllm": "tensorrt_llm"}
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _VIOLATIONS: frozenset[FetchResult] = frozenset(
     {"unknown", "reused", "released", "altered", "wrong_engine", "other_revision"}
@@ -47,7 +48,7 @@ class ControlApi:
         """Give all paths and what answers them."""
         return [
             web.get("/health", self._health),
-            web.get("/version", self._version),
+            *self._own_routes(),
             web.get("/metrics", self._show_metrics),
             web.get("/prometheus/metrics", self._show_metrics),
             web.get("/v1/models", self._models),
@@ -60,6 +61,25 @@ class ControlApi:
             web.delete("/simulation/requests", self._clear_requests),
             web.post("/simulation/close-idle", self._close_idle),
         ]
+
+    def _own_routes(self) -> list[web.RouteDef]:
+        """Give the paths by which one kind of engine is told from another."""
+        if self._config.engine == "sglang":
+            return [web.get("/server_info", self._server_info)]
+        return [web.get("/version", self._version)]
+
+    async def _server_info(self, _: web.Request) -> web.Response:
+        config = self._config
+        return web.json_response(
+            {
+                "version": _VERSION,
+                "model_path": config.base_model,
+                "served_model_name": config.base_model,
+                "disaggregation_mode": config.role,
+                "dp_size": config.data_parallel_size,
+                "max_total_num_tokens": config.block_size * config.kv_blocks,
+            }
+        )
 
     async def _health(self, _: web.Request) -> web.Response:
         return web.Response()
@@ -79,7 +99,7 @@ class ControlApi:
                 "id": name,
                 "object": "model",
                 "created": self._started,
-                "owned_by": "vllm",
+                "owned_by": _OWNERS[self._config.engine],
                 "root": base,
                 "parent": None if name == base else base,
                 "max_model_len": self._config.max_model_len,

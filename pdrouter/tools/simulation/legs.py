@@ -102,8 +102,9 @@ def check_prefill_leg(api: Api, members: Members, config: EngineConfig) -> None:
 
 
 def _check_empty_handle(params: Handle, config: EngineConfig) -> None:
-    # Only NIXL's pull scheduler looks them up; elsewhere they may be absent, but say nothing.
-    absent = "absent" if config.kv_connector == "nixl" else None
+    # Only old pull schedulers look them up; elsewhere they may be absent, but say nothing.
+    looks_up = config.kv_connector == "nixl" and config.release == "old"
+    absent = "absent" if looks_up else None
     wrong = [name for name in _NULL_BEFORE_PREFILL if params.get(name, absent) is not None]
     if params["do_remote_decode"] is not True:
         wrong.append("do_remote_decode")

@@ -1,5 +1,6 @@
 """The contract of the prefill and the decode leg."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -40,6 +41,10 @@ HANDLE: dict[str, Any] = {
     "remote_port": 5600,
 }
 PREFILL: dict[str, Any] = {"kv_transfer_params": EMPTY_HANDLE, "stream": False, "max_tokens": 1}
+
+
+def without(name: str) -> dict[str, Any]:
+    return {key: value for key, value in EMPTY_HANDLE.items() if key != name}
 
 
 @pytest.mark.parametrize(
@@ -117,20 +122,11 @@ def test_a_proper_prefill_leg_is_accepted(api: Api, members: dict[str, Any]) -> 
             )
             for name in EMPTY_HANDLE
         ),
-        *(
-            (
-                Api.CHAT,
-                PREFILL
-                | {
-                    "kv_transfer_params": {
-                        key: value for key, value in EMPTY_HANDLE.items() if key != name
-                    }
-                },
-                "prefill_transfer_params",
-                "kv_transfer_params",
-            )
-            for name in EMPTY_HANDLE
-            if name != "do_remote_decode"
+        (
+            Api.CHAT,
+            PREFILL | {"kv_transfer_params": without("do_remote_prefill")},
+            "prefill_transfer_params",
+            "kv_transfer_params",
         ),
     ],
 )
@@ -141,6 +137,17 @@ def test_a_prefill_leg_that_breaks_the_contract_is_named(
         check_prefill_leg(api, members, NIXL)
     assert (violated.value.reason, violated.value.status) == (reason, 400)
     assert violated.value.param == param
+
+
+@pytest.mark.parametrize(
+    "name", sorted(EMPTY_HANDLE.keys() - {"do_remote_decode", "do_remote_prefill"})
+)
+def test_only_old_engines_look_up_what_is_null(name: str) -> None:
+    members = PREFILL | {"kv_transfer_params": without(name)}
+    check_prefill_leg(Api.CHAT, members, NIXL)
+    with pytest.raises(ContractViolated) as violated:
+        check_prefill_leg(Api.CHAT, members, replace(NIXL, release="old"))
+    assert violated.value.reason == "prefill_transfer_params"
 
 
 def test_the_legacy_connector_wants_a_limit_and_no_transfer_params() -> None:
