@@ -377,6 +377,7 @@ def create_splits(settings: Settings) -> Splits:
             _read_trtllm_key(settings.trtllm_auth_key_file),
             settings.trtllm_machine_id,
             settings.trtllm_order,
+            settings.sglang_split_n,
         ),
     )
 

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from pdrouter.engines.neuron.legacy import NeuronLegacy
 from pdrouter.engines.reading import MetricsDialect
 from pdrouter.engines.sglang import metrics as sglang
-from pdrouter.engines.sglang.bootstrap import Bootstrap
+from pdrouter.engines.sglang.bootstrap import FITS, Bootstrap
 from pdrouter.engines.split import Order, Split
 from pdrouter.engines.trtllm import metrics as trtllm
 from pdrouter.engines.trtllm.context_first import ContextFirst
@@ -40,6 +40,7 @@ class SplitRules:
         trtllm_machine: number of this router among those that use the same TensorRT-LLM engines;
             None to draw it for each request.
         trtllm_order: whether their generation leg waits for the context leg.
+        sglang_n: whether SGLang's engines can compute several choices in two legs.
     """
 
     remote_host_rewrite: RemoteHostRewrite = RemoteHostRewrite.AUTO
@@ -48,6 +49,7 @@ class SplitRules:
     trtllm_key: bytes = field(default=b"", repr=False)
     trtllm_machine: int | None = None
     trtllm_order: TrtllmOrder = TrtllmOrder.CONTEXT_FIRST
+    sglang_n: bool = True
 
     @property
     def order(self) -> Order:
@@ -61,6 +63,10 @@ def _create_pull(rules: SplitRules) -> NixlPull:
 
 def _create_push(rules: SplitRules) -> Split:
     return NixlPush(_create_pull(rules), order=rules.order)
+
+
+def _create_bootstrap(rules: SplitRules) -> Split:
+    return Bootstrap(fits=FITS if rules.sglang_n else FITS - {"n"})
 
 
 def _create_trtllm(rules: SplitRules) -> Split:
@@ -79,7 +85,7 @@ _SPLITS: Mapping[tuple[str, str], Callable[[SplitRules], Split]] = MappingProxyT
         ("vllm", "neuron-write"): _create_push,
         ("vllm", "mooncake"): lambda rules: Mooncake(rules.order),
         ("vllm", "neuron-legacy"): lambda _: NeuronLegacy(),
-        ("sglang", ONLY_WIRE): lambda _: Bootstrap(),
+        ("sglang", ONLY_WIRE): _create_bootstrap,
         ("trtllm", ONLY_WIRE): _create_trtllm,
     }
 )

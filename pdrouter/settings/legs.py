@@ -211,6 +211,15 @@ class LegSettings:
         "`endpointOverride`) `x-gateway-destination-endpoint` names a second pod too, for Envoy to "
         "take if it cannot connect to the first; an `original-dst` cluster understands one only.",
     )
+    sglang_split_n: bool = declare(
+        True,
+        "PDROUTER_SGLANG_SPLIT_N",
+        BOOLEAN,
+        "Whether SGLang's engines get requests for several choices (`n`). Some releases give all "
+        "choices of a prompt one room, and hang. If not, pods without a role serve them whole; "
+        "without such, they are refused.",
+        advanced=True,
+    )
     split_multimodal: bool = declare(
         False,
         "PDROUTER_SPLIT_MULTIMODAL",

@@ -31,6 +31,9 @@ from pdrouter.openai.request import InferenceRequest
 MOST_ITEMS = 1024
 """Choices of all prompts of a request; each needs a room of its own."""
 
+FITS = frozenset({"n", "several-prompts", "truncated-prompt", "invalid-value", "multimodal"})
+"""What both engines compute alike, as far as they give each choice its own room."""
+
 _ROOM_BYTES = 8
 _ROOMS = 2**63
 
@@ -46,9 +49,7 @@ class Bootstrap(Split):
     name: str = "bootstrap"
     legs: tuple[Leg, ...] = PREFILL_DECODE
     order: Order = Order.TOGETHER
-    fits: frozenset[str] = frozenset(
-        {"n", "several-prompts", "truncated-prompt", "invalid-value", "multimodal"}
-    )
+    fits: frozenset[str] = FITS
 
     def side_body(self, leg: Leg, request: InferenceRequest, placement: Placement) -> Pieces:
         """Return the client's body with where the legs meet."""

@@ -19,7 +19,7 @@ from exchanges import (
 )
 from waiting import wait_until
 
-from pdrouter.cluster.pods import Pod
+from pdrouter.cluster.pods import Pod, Role
 from pdrouter.engines.split import Leg
 from pdrouter.extproc.ext_proc_pb2 import HttpBody, ProcessingRequest
 from pdrouter.extproc.messages import (
@@ -378,6 +378,18 @@ async def test_what_fits_this_wire_is_split(members: dict[str, Any]) -> None:
     assert isinstance(reply, PhaseReply)
     assert len(pair.bench.prefill.posts) == 1
     await pair.end()
+
+
+async def test_several_choices_are_refused_where_engines_cannot_split_them() -> None:
+    pair = Pair(sglang_split_n=False)
+    _, reply = await pair.bench.tell(request_headers(), request_body({**CHAT, "n": 2}))
+    assert error_of(reply) == (400, "cannot_be_split")
+    await pair.end()
+    whole = replace(D, uid="b", name="whole-0", role=Role.BOTH)
+    other = Pair(P, D, whole, sglang_split_n=False)
+    _, reply = await other.bench.tell(request_headers(), request_body({**CHAT, "n": 2}))
+    assert isinstance(reply, PhaseReply)
+    assert (await other.end()).aggregated == "n"
 
 
 async def test_what_fits_this_wire_waits_for_prefill_pods_where_there_are_none() -> None:

@@ -308,6 +308,7 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
         ["header", "true"],
     ),
     "PDROUTER_SPLIT_MULTIMODAL": (_BOOLEANS, _NO_BOOLEANS),
+    "PDROUTER_SGLANG_SPLIT_N": (_BOOLEANS, _NO_BOOLEANS),
     "PDROUTER_EXPOSE_PODS": (_BOOLEANS, _NO_BOOLEANS),
     "PDROUTER_OBSERVE_TOKENS": (
         [
