@@ -203,6 +203,20 @@ class Exchange:
         # The request may go on for minutes, without its body.
         self.call.release_body()
 
+    async def admit(self, size: int) -> bool:
+        """Return whether there is room for a message of so many bytes, which is to come.
+
+        If it is the request's body, room is kept for it; if there is none, the client is told.
+        """
+        if self._state is not State.HEAD:
+            return True
+        try:
+            self._phases.expect_body(size)
+        except RequestRejected as rejected:
+            await self._say(self._fail(rejected))
+            return False
+        return True
+
     async def handle(self, event: Event) -> Replies:
         """Return the replies to an event. Raises nothing but cancellation."""
         entered = time.perf_counter()

@@ -144,13 +144,22 @@ class Phases:
         self._policy.header_limits.check_request(event)
         return (strip(self._response_mode, headers, self._policy.dropped_headers),)
 
+    def expect_body(self, size: int) -> None:
+        """Keep room for the body, which comes in a message of so many bytes.
+
+        Raises:
+            RequestRejected: there is none.
+        """
+        # Whether the body itself is too large shows when it is there.
+        self._call.hold_body(self._bodies, min(size, self._bodies.largest))
+
     async def on_request_body(self, event: RequestBody) -> Replies:
         """Find the request's way, run its side legs, and send it on."""
         if self._head is None:
             raise RuntimeError("a body without headers passed the table")
         if not event.body:
             raise no_body()
-        self._call.body = self._bodies.hold(len(event.body))
+        self._call.hold_body(self._bodies, len(event.body))
         dispatched = await self._dispatcher.dispatch(self._head, event.body, self._call)
         if isinstance(dispatched, Completed):
             return (self._complete(dispatched),)

@@ -2,12 +2,16 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from pdrouter.extproc.exchange import Exchange
 
 CreateExchange = Callable[[Callable[[bytes], Awaitable[object]], Callable[[], object]], Exchange]
 """Called for each stream, with what sends a message and what interrupts the reading of them."""
+
+
+Admit: TypeAlias = Callable[[int], Awaitable[bool]]
+"""Is asked before a message of so many bytes is let in; if it says no, the stream is to end."""
 
 
 class StreamCut(Exception):
@@ -37,6 +41,7 @@ class OpenStreams:
         read: Callable[[], Awaitable[Any]],
         write: Callable[[bytes], Awaitable[object]],
         end: object,
+        ask_before_large: Callable[[Admit], object] | None = None,
     ) -> None:
         """Carry one stream, until either side ends it. To reset it, cancel this.
 
@@ -44,6 +49,8 @@ class OpenStreams:
             read: waits for the next message, in bytes.
             write: sends a message, once the peer takes it.
             end: what `read` gives after the last message.
+            ask_before_large: takes what to ask before a large message is let in, where it can
+                be kept out.
 
         Raises:
             StreamCut: the stream is to be reset, and the client's answer with it.
@@ -52,6 +59,8 @@ class OpenStreams:
         if task is None:
             raise RuntimeError("a stream is carried by a task")
         exchange = self._create_exchange(write, task.cancel)
+        if ask_before_large is not None:
+            ask_before_large(exchange.admit)
         self.count += 1
         self._idle.clear()
         try:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pdrouter.serving.companion import Companion
 from pdrouter.serving.drains import Drains
-from pdrouter.serving.held_bodies import HeldBody
+from pdrouter.serving.held_bodies import HeldBodies, HeldBody
 from pdrouter.serving.open_decision import OpenDecision
 from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.release import HeldHandle
@@ -125,6 +125,16 @@ class Call:
             self.chosen.close()
         if not self.record.forwarded:  # Else only Envoy can say that no engine has it.
             self.give_up_handle()
+
+    def hold_body(self, bodies: HeldBodies, size: int) -> None:
+        """Hold room for the request's body, in place of what was held before.
+
+        Raises:
+            RequestRejected: there is none, or the body is too large.
+        """
+        if self.body is not None:
+            self.body.release()
+        self.body = bodies.hold(size)
 
     def release_body(self) -> None:
         """Hold the request's body for as long as tasks do. Further calls change nothing."""

@@ -342,3 +342,36 @@ async def test_a_client_that_does_not_answer_the_end_is_not_waited_for() -> None
     service.feed(START)
     service.server.drain()
     await wait_until(lambda: service.pipe.closed)
+
+
+@pytest.mark.parametrize("room", [True, False])
+async def test_a_large_message_comes_only_once_there_is_room(room: bool) -> None:
+    asked: list[int] = []
+    answer = asyncio.Event()
+
+    async def admit(size: int) -> bool:
+        asked.append(size)
+        await answer.wait()
+        return room
+
+    async def count(stream: Stream) -> None:
+        stream.ask_before_large(admit)
+        while (message := await stream.read()) is not None:
+            await stream.write(str(len(message)).encode())
+
+    client = Client(Service.create(handler=count))
+    number, whole = client.open(), frame_message(bytes(500_000))
+    first, rest = whole[:65_535], whole[65_535:]
+    await client.send(number, frame_message(b"small") + first[:16_000])
+    assert client.answers[number].data == frame_message(b"5")
+    assert asked == [len(whole) - 16_000]
+    await client.send(number, first[16_000:40_000])
+    assert client.h2.local_flow_control_window(number) < 65_535
+    answer.set()
+    await client.exchange()
+    if room:
+        # What the window lacked is given at once, and once only.
+        await client.send(number, first[40_000:] + rest, end=True)
+        assert client.answers[number].data == frame_message(b"5") + frame_message(b"500000")
+    assert asked == [len(whole) - 16_000]
+    assert client.answers[number].status == "0"

@@ -52,6 +52,13 @@ class MessageReader:
         """Whether there is no byte left."""
         return not self._size
 
+    @property
+    def missing(self) -> int:
+        """Bytes that the next message lacks, as far as is known."""
+        if self._size < _PREFIX.size:
+            return _PREFIX.size - self._size
+        return self._read_size() + _PREFIX.size - self._size
+
     def feed(self, piece: bytes) -> None:
         """Keep what has come."""
         if piece:
@@ -71,14 +78,7 @@ class MessageReader:
         """
         if self._size < _PREFIX.size:
             return None
-        if len(self._pieces[0]) - self._offset < _PREFIX.size:
-            self._join()
-        compressed, size = _PREFIX.unpack_from(self._pieces[0], self._offset)
-        if compressed:
-            raise RpcFailed(Status.UNIMPLEMENTED, "compressed messages are not accepted")
-        if size > self._max_bytes:
-            limit = f"{size} bytes, and may have {self._max_bytes}"
-            raise RpcFailed(Status.RESOURCE_EXHAUSTED, f"a message has {limit}")
+        size = self._read_size()
         whole = _PREFIX.size + size
         if self._size < whole:
             return None
@@ -93,6 +93,17 @@ class MessageReader:
             del self._pieces[0]
             self._offset = 0
         return message
+
+    def _read_size(self) -> int:
+        if len(self._pieces[0]) - self._offset < _PREFIX.size:
+            self._join()
+        compressed, size = _PREFIX.unpack_from(self._pieces[0], self._offset)
+        if compressed:
+            raise RpcFailed(Status.UNIMPLEMENTED, "compressed messages are not accepted")
+        if size > self._max_bytes:
+            limit = f"{size} bytes, and may have {self._max_bytes}"
+            raise RpcFailed(Status.RESOURCE_EXHAUSTED, f"a message has {limit}")
+        return int(size)
 
     def _join(self) -> None:
         self._pieces[0] = self._pieces[0][self._offset :]

@@ -30,7 +30,8 @@ class Limits:
         message_bytes: size of the largest message.
         streams: how many streams may be open.
         header_list_bytes: size of the largest header list, and of its compressed form.
-        stream_window: bytes that may be under way on one stream.
+        stream_window: bytes that may be under way on one stream. For a message that is larger, it
+            is opened once there is room.
         connection_window: bytes that may be under way on all streams.
         frame_bytes: size of the largest frame.
         control: frames that bring no work forward: PING, SETTINGS, PRIORITY, empty DATA, unknown.
@@ -45,7 +46,7 @@ class Limits:
     message_bytes: int = 16 * 2**20
     streams: int = 10_000
     header_list_bytes: int = 64 * 2**10
-    stream_window: int = 2**20
+    stream_window: int = DEFAULT_WINDOW
     connection_window: int = 2**24
     frame_bytes: int = DEFAULT_FRAME_BYTES
     control: Rate = Rate(1_000, 100)

@@ -25,6 +25,7 @@ from pdrouter.extproc.http2.grpc_messages import (
 from pdrouter.extproc.http2.peer_settings import PeerSettings
 from pdrouter.extproc.http2.requests import RequestHead, RequestMalformed
 from pdrouter.extproc.http2.windows import ReceiveWindow, SendWindow, SharedWindow
+from pdrouter.extproc.wire import Admit
 
 END = None
 """What `Stream.read` gives after the last message."""
@@ -64,6 +65,7 @@ class Stream:
     """
 
     __slots__ = (
+        "_admit",
         "_body_bytes",
         "_closed",
         "_discards",
@@ -97,11 +99,12 @@ class Stream:
         self.task: asyncio.Task[None] | None = None
         self.ended = False
         self.answered = False
+        self._admit: Admit | None = None
         self._wire = wire
         self._receive_window = ReceiveWindow(windows[0])
         self.window = SendWindow(windows[1])
         self._messages = MessageReader(max_bytes)
-        self._reader: asyncio.Future[bytes | None] | None = None
+        self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
         self._closed = False
         self._body_bytes = 0
@@ -113,15 +116,28 @@ class Stream:
         Raises:
             RpcFailed: the message is not acceptable.
         """
-        message = self._take()
-        if message is not None or self.ended:
-            return message
-        self._give_back()
-        self._reader = asyncio.get_running_loop().create_future()
-        try:
-            return await self._reader
-        finally:
-            self._reader = None
+        while not self._closed:
+            message = self._take()
+            if message is not None or self.ended:
+                return message
+            if not await self._make_room():
+                return END
+            if self.ended or self._is_readable():
+                continue  # It has come while room was made.
+            self._reader = asyncio.get_running_loop().create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+        return END
+
+    def ask_before_large(self, admit: Admit) -> None:
+        """Ask from now on before the window is opened for a message that is larger than it.
+
+        Args:
+            admit: says whether there is room for so many bytes; if not, the reading ends.
+        """
+        self._admit = admit
 
     async def write(self, message: bytes) -> None:
         """Send a message, once the peer takes it."""
@@ -163,7 +179,7 @@ class Stream:
         self._discards = True
         if not self.ended:
             self._messages.clear()
-            self._give_back()
+            self._open(self._receive_window.give_back())
             self._reader = asyncio.get_running_loop().create_future()
             await self._reader
 
@@ -192,15 +208,10 @@ class Stream:
         reader = self._reader
         if reader is None or reader.done():
             return
-        try:
-            message = self._take()
-        except RpcFailed as failed:
-            reader.set_exception(failed)
-            return
-        if message is not None or self.ended:
-            reader.set_result(message)
+        if self.ended or self._is_readable():
+            reader.set_result(None)
         else:
-            self._give_back()
+            self._open(self._receive_window.give_back())
 
     def abandon(self) -> None:
         """Stop what answers the call: the peer has reset it, or is gone."""
@@ -209,7 +220,7 @@ class Stream:
         if reader is not None and not reader.done():
             # Envoy resets each stream whose request has ended: for one that waits for nothing but
             # the next message that is its end, and an end costs less than a cancellation.
-            reader.set_result(END)
+            reader.set_result(None)
         elif self.task is not None:
             self.task.cancel()
 
@@ -224,10 +235,31 @@ class Stream:
             raise RpcFailed(Status.INTERNAL, "the stream ended inside a message")
         return message
 
-    def _give_back(self) -> None:
-        """Let the peer send more: only while what answers waits for it."""
-        increment = self._receive_window.give_back()
-        if increment:
+    def _is_readable(self) -> bool:
+        """Return whether who waits for a message has something to do."""
+        try:
+            missing = self._messages.missing
+        except RpcFailed:
+            return True
+        return missing <= 0 or (not self._discards and missing > self._receive_window.left)
+
+    async def _make_room(self) -> bool:
+        """Let the peer send what the next message lacks: only while what answers waits for it.
+
+        Returns:
+            Whether it may: a message that is larger than a window needs leave.
+        """
+        missing, window = self._messages.missing, self._receive_window
+        if missing <= max(window.size, window.left):
+            self._open(window.give_back())
+            return True
+        if self._admit is not None and not await self._admit(missing):
+            return False
+        self._open(window.open_for(missing))
+        return True
+
+    def _open(self, increment: int) -> None:
+        if increment and not self._closed:
             self._wire.send(encode_window_update(self.id, increment))
 
     async def _write_parts(self, rest: memoryview) -> None:

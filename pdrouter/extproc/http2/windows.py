@@ -67,14 +67,18 @@ class SharedWindow(SendWindow):
 
 
 class ReceiveWindow:
-    """How much the peer may send. What has been used is given back in large steps."""
+    """How much the peer may send. What has been used is given back in large steps.
 
-    __slots__ = ("_left", "_size", "_used")
+    Attributes:
+        size: bytes, when it is wide open.
+        left: bytes that may still come.
+    """
+
+    __slots__ = ("left", "size")
 
     def __init__(self, size: int) -> None:
-        self._size = size
-        self._left = size
-        self._used = 0
+        self.size = size
+        self.left = size
 
     def receive(self, size: int) -> None:
         """Count bytes that have come.
@@ -82,16 +86,20 @@ class ReceiveWindow:
         Raises:
             WindowExceeded: the peer may not have sent them.
         """
-        self._left -= size
-        self._used += size
-        if self._left < 0:
+        self.left -= size
+        if self.left < 0:
             raise WindowExceeded
 
     def give_back(self) -> int:
         """Return by how much to open the window again; 0 if it is still at least half open."""
-        used = self._used
-        if used * 2 < self._size:
+        used = self.size - self.left
+        if used * 2 < self.size:
             return 0
-        self._used = 0
-        self._left += used
+        self.left = self.size
         return used
+
+    def open_for(self, size: int) -> int:
+        """Open the window for so many bytes at least; return by how much it opens."""
+        increment = max(0, size - self.left)
+        self.left += increment
+        return increment
