@@ -238,11 +238,9 @@ def create_router(settings: Settings, state: RoutingState) -> Router:
     strategies = create_strategies(
         settings.prefill_policy, settings.decode_policy, choose_policy_options(settings)
     )
+    late, tokens = settings.refuse_late, settings.source_tokens
     rules = RoutingRules(
-        settings.aggregation,
-        settings.handover_s,
-        settings.max_wait_s,
-        refuses_late=settings.refuse_late,
+        settings.aggregation, settings.handover_s, settings.max_wait_s, late, tokens
     )
     return Router(strategies, state, rules)
 

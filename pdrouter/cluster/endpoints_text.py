@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from yaml.nodes import MappingNode, Node
 
 from pdrouter.cluster.pods import (
-    DEFAULT_BOOTSTRAP_PORT,
+    UNSAID_PORT,
     Role,
     Wires,
     find_unsupported,
@@ -75,7 +75,7 @@ class EndpointLine:
     revision: str = ""
     zone: str = ""
     ranks: Ranks = ONE_RANK
-    bootstrap_port: int | None = DEFAULT_BOOTSTRAP_PORT
+    bootstrap_port: int | None = UNSAID_PORT
 
     @property
     def named(self) -> bool:
@@ -161,7 +161,7 @@ class _Parser:
             self._left_out.append(
                 f"line {line_of(node)}: model {name!r} is left out: {unsupported}"
             )
-        port = self._read_port(members, DEFAULT_BOOTSTRAP_PORT)
+        port = self._read_port(members, UNSAID_PORT)
         ports = self._read_target_ports(members)
         model = _Model(name, engine, connector, unsupported, port, ports, {})
         if members and not {"rolesets", "endpoints"} & members.keys():

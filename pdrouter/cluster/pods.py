@@ -20,8 +20,8 @@ _LABEL = "[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9])?"
 _HOST_NAME = re.compile(rf"(?:{_LABEL}\.)*(?![0-9]+\.?$){_LABEL}\.?", re.IGNORECASE)
 
 
-DEFAULT_BOOTSTRAP_PORT = 8998
-"""Of SGLang and of vLLM's Mooncake connector alike."""
+UNSAID_PORT = 0
+"""The bootstrap port of a pod that says none: the one that its wire has."""
 
 
 class Role(StrEnum):
@@ -109,9 +109,10 @@ class Pod:
         pairing: what its partner must have in common with it.
         labels: its labels in Kubernetes.
         config: what its model's owner asks of the router; None for nothing.
-        bootstrap_port: port at which the engines of other legs meet it, on wires that have one;
-            None where they are to take their own default.
+        bootstrap_port: port at which other engines meet it, on wires that have one; `UNSAID_PORT`
+            for the wire's own, None where these engines are to take theirs.
         rank: which of the ranks behind its address it is; None where there is one.
+        index: which of its engine's ranks it is, from 0 on, whether or not they share an address.
         started: what tells this start of its engine from others; empty where that is not known.
     """
 
@@ -139,8 +140,9 @@ class Pod:
     labels: Mapping[str, str] = field(hash=False)
     config: PodConfig | None = field(hash=False)
     rank: Rank | None = None
+    index: int = 0
     started: str = ""
-    bootstrap_port: int | None = DEFAULT_BOOTSTRAP_PORT
+    bootstrap_port: int | None = UNSAID_PORT
 
     @property
     def serves_whole(self) -> bool:
@@ -224,7 +226,7 @@ class Pod:
         labels: Mapping[str, str] = _NO_LABELS,
         config: PodConfig | None = None,
         started: str = "",
-        bootstrap_port: int | None = DEFAULT_BOOTSTRAP_PORT,
+        bootstrap_port: int | None = UNSAID_PORT,
     ) -> "Pod":
         """Return a pod, with what follows from its attributes filled in.
 

@@ -52,7 +52,7 @@ ONE_RANK = Ranks()
 
 def _name(pod: Pod, number: int) -> Pod:
     mark = f"{RANK_MARK}{number}"
-    return replace(pod, uid=f"{pod.uid}{mark}", name=f"{pod.name}{mark}")
+    return replace(pod, uid=f"{pod.uid}{mark}", name=f"{pod.name}{mark}", index=number)
 
 
 def _move(pod: Pod, port: int) -> Pod:

@@ -4,7 +4,7 @@ Another engine is a folder and a line in each of the two tables.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -21,6 +21,7 @@ from pdrouter.engines.vllm import priority, questions
 from pdrouter.engines.vllm.mooncake import Mooncake
 from pdrouter.engines.vllm.nixl import NixlPull
 from pdrouter.engines.vllm.nixl_push import NixlPush
+from pdrouter.engines.vllm.p2p import P2p
 from pdrouter.settings.choices import LegOrder, RemoteHostRewrite, TrtllmOrder
 
 Question: TypeAlias = Callable[[str, str], tuple[str, Mapping[str, Any]]]
@@ -61,6 +62,10 @@ def _create_pull(rules: SplitRules) -> NixlPull:
     return NixlPull(rules.remote_host_rewrite, rules.token_ids_limit)
 
 
+def _create_pull_with_source(rules: SplitRules) -> Split:
+    return replace(_create_pull(rules), name="nixl-p2p", takes_source=True)
+
+
 def _create_push(rules: SplitRules) -> Split:
     return NixlPush(_create_pull(rules), order=rules.order)
 
@@ -84,6 +89,9 @@ _SPLITS: Mapping[tuple[str, str], Callable[[SplitRules], Split]] = MappingProxyT
         ("vllm", "nixl-push"): _create_push,
         ("vllm", "neuron-write"): _create_push,
         ("vllm", "mooncake"): lambda rules: Mooncake(rules.order),
+        ("vllm", "offloading"): lambda rules: P2p(rules.order),
+        ("vllm", "p2p"): lambda rules: P2p(rules.order),
+        ("vllm", "nixl-p2p"): _create_pull_with_source,
         ("vllm", "neuron-legacy"): lambda _: NeuronLegacy(),
         ("sglang", ONLY_WIRE): _create_bootstrap,
         ("trtllm", ONLY_WIRE): _create_trtllm,

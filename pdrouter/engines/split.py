@@ -64,7 +64,7 @@ class EnginePod(Protocol):
 
     @property
     def bootstrap_port(self) -> int | None:
-        """Port at which other engines meet it; None for their own default."""
+        """Port at which other engines meet it; 0 for the wire's own, None for their default."""
 
     @property
     def number(self) -> int | None:
@@ -73,6 +73,10 @@ class EnginePod(Protocol):
     @property
     def ranks(self) -> int:
         """How many data-parallel ranks are behind its address, as far as that is known."""
+
+    @property
+    def index(self) -> int:
+        """Its number among the ranks of its engine, whether or not they share an address."""
 
 
 class Placement(NamedTuple):
@@ -83,11 +87,14 @@ class Placement(NamedTuple):
         request_id: the `x-request-id` of the attempt, which no other has: a wire whose legs meet by
             an id makes theirs of it.
         peer: what is known of the engine of the side leg; None while that is less than is needed.
+        source: another pod that has more of the prompt cached than that of the side leg, where the
+            wire takes one (`takes_source`); None where none has.
     """
 
     pods: Mapping[Leg, EnginePod]
     request_id: str
     peer: PeerFacts | None = NOTHING
+    source: EnginePod | None = None
 
 
 class SideAnswer(Protocol):
@@ -155,6 +162,16 @@ class Split(Protocol):
     @property
     def needs_peer(self) -> bool:
         """Whether something must be known of a side leg's engine before legs can run at once."""
+        return False
+
+    @property
+    def takes_source(self) -> bool:
+        """Whether the engine of a side leg can have the beginning of a prompt from any other."""
+        return False
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether an engine that waits for blocks in vain computes the prompt, and says nothing."""
         return False
 
     @property

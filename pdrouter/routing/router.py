@@ -21,6 +21,7 @@ from pdrouter.routing.admission import (
 from pdrouter.routing.aggregation import is_faster_whole
 from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts, Strategy
 from pdrouter.routing.filters import keep_partners_of, keep_selected
+from pdrouter.routing.kv_source import DEFAULT_LEAST_TOKENS, find_kv_source
 from pdrouter.routing.other_pair import choose_other_pair
 from pdrouter.routing.state import RoutingState
 from pdrouter.settings.choices import Aggregation
@@ -38,12 +39,15 @@ class RoutingRules:
         max_wait_s: predicted seconds in a prefill pod's queue above which requests are refused;
             None for no limit.
         refuses_late: whether requests are refused whose first token cannot come when it is due.
+        source_tokens: tokens of a prompt that another pod must have cached beyond what the chosen
+            one has, to be its source.
     """
 
     aggregation: Aggregation = Aggregation.FALLBACK
     handover_s: float = 0.0
     max_wait_s: float | None = None
     refuses_late: bool = True
+    source_tokens: int = DEFAULT_LEAST_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +140,26 @@ class Router:
         where = " of the same roleset" if last.pairing == pairing else f", with {last.name}"
         note = f"not carried out by {tried[-1].name}: tried again on {chosen.name}{where}"
         return structs.replace(other, notes=(*other.notes, note))
+
+    def find_kv_source(
+        self, chosen: Pod, facts: RoutingFacts, pods: ModelPods, failed: Sequence[Pod]
+    ) -> Pod | None:
+        """Return from which pod the one that computes a prompt has its beginning; None for no pod.
+
+        Args:
+            chosen: the pod that computes it.
+            facts: the request.
+            pods: the model's pods.
+            failed: pods that have failed this request.
+        """
+        return find_kv_source(
+            chosen,
+            facts,
+            pods,
+            self.state,
+            least_tokens=self.rules.source_tokens,
+            avoided={uid for pod in failed for uid in pod.same_address},
+        )
 
     def replace_last(
         self,

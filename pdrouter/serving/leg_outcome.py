@@ -1,5 +1,6 @@
 """What comes of a side leg: its attempts, and an answer, a refusal or a failure in the end."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -8,7 +9,7 @@ from pdrouter.cluster.pods import Pod
 from pdrouter.engines.split import NOTHING, Leg, PeerFacts
 from pdrouter.openai.usage import Usage
 from pdrouter.serving.engine_client import EngineAnswer, FailureKind
-from pdrouter.serving.statuses import BUSY, Speaks, judge
+from pdrouter.serving.statuses import BUSY, Speaks, judge, rank
 
 
 class Attempt(msgspec.Struct, frozen=True):
@@ -127,3 +128,18 @@ class LegFailed(Exception):
         self.unsplittable = unsplittable
         self.over_budget = over_budget
         self.committed = False
+
+
+def list_failed(attempts: Sequence[Attempt]) -> list[Pod]:
+    """Return the pods that have failed, and did not say that it is not for them."""
+    return [attempt.pod for attempt in attempts if attempt.speaks is Speaks.FAILURE]
+
+
+def choose_refusal(refusals: Sequence[EngineAnswer], *, failures: int) -> EngineAnswer | None:
+    """Return which pod's refusal the client gets; None if it may not be the truth.
+
+    If other pods have failed, they might have had what these lack: to be told that the model does
+    not exist would send the client away for good.
+    """
+    told = [answer for answer in refusals if not failures or answer.status in BUSY]
+    return max(told, key=lambda answer: rank(answer.status), default=None)

@@ -19,6 +19,7 @@ class LegWriter:
         request: the client's request.
         pods: the pods by leg.
         peer: what is known of the leg's engine.
+        source: the pod that has more of the prompt cached; None for none.
     """
 
     split: Split
@@ -26,10 +27,11 @@ class LegWriter:
     request: InferenceRequest
     pods: Mapping[Leg, Pod]
     peer: PeerFacts | None
+    source: Pod | None
 
     def place(self, request_id: str) -> Placement:
         """Return where the legs run, under this id."""
-        return Placement(self.pods, request_id, self.peer)
+        return Placement(self.pods, request_id, self.peer, self.source)
 
     def write(self, request_id: str) -> tuple[Mapping[str, str], Pieces]:
         """Return headers and body of a request with this id."""

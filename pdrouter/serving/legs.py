@@ -16,6 +16,7 @@ from pdrouter.engines.split import (
     Leg,
     Order,
     PeerFacts,
+    Split,
 )
 from pdrouter.load.retry_budget import RetryBudget
 from pdrouter.openai.errors import RequestRejected
@@ -33,7 +34,15 @@ from pdrouter.serving.engine_client import (
 )
 from pdrouter.serving.introductions import Introductions
 from pdrouter.serving.lease import Leases
-from pdrouter.serving.leg_outcome import Attempt, LegAnswer, LegFailed, LegRefused, Tried
+from pdrouter.serving.leg_outcome import (
+    Attempt,
+    LegAnswer,
+    LegFailed,
+    LegRefused,
+    Tried,
+    choose_refusal,
+    list_failed,
+)
 from pdrouter.serving.leg_posts import LegPosts
 from pdrouter.serving.leg_writer import LegWriter
 from pdrouter.serving.lessons import LegLessons
@@ -41,7 +50,7 @@ from pdrouter.serving.open_decision import OpenDecision
 from pdrouter.serving.priorities import Priorities
 from pdrouter.serving.record import RequestRecord, Retry
 from pdrouter.serving.refusals import refuse_handle
-from pdrouter.serving.statuses import BUSY, Speaks, rank
+from pdrouter.serving.statuses import Speaks
 
 _FREE_REFUSALS = 4
 """Pods that may say that it is them, before the tries that they cost count as retries.
@@ -112,7 +121,9 @@ class SideLegs:
         refusals: list[EngineAnswer] = []
         choice = chosen.decision.find(leg)
         while choice is not None:
-            tried = await self._carry_out(choice, posts, request, chosen, call)
+            tried = await self._carry_out(
+                choice, posts, request, chosen, call, failed=list_failed(attempts)
+            )
             if isinstance(tried, Companion):
                 return tried
             attempts.append(tried.attempt)
@@ -142,6 +153,8 @@ class SideLegs:
         request: InferenceRequest,
         chosen: OpenDecision,
         call: Call,
+        *,
+        failed: Sequence[Pod],
     ) -> Tried | Companion:
         """Try a leg on one pod, to its end or until it runs beside the last leg."""
         pod, state = choice.pod, self.router.state
@@ -157,15 +170,16 @@ class SideLegs:
                     call.record.steps.time("introduction", waits=True),
                 ):
                     peer = await self.introductions.meet(pod, split, posts.deadline)
-            except PostFailed as failed:
-                attempt = posts.describe_failure(pod, failed, began)
+            except PostFailed as error:
+                attempt = posts.describe_failure(pod, error, began)
                 self.lessons.note_attempt(attempt, request, chosen.routed.pods.model, call.record)
                 return Tried(attempt)
         once = split.order is Order.TOGETHER and peer is not None
         ranked = self.priorities.rank(
             request, choice.leg, (pod,), call.record, posts.headers, once=once
         )
-        writer = LegWriter(split, choice.leg, ranked, chosen.decision.pods, peer)
+        source = call.record.kv_source = self._find_source(choice, split, chosen, failed)
+        writer = LegWriter(split, choice.leg, ranked, chosen.decision.pods, peer, source)
         if peer is None or not once:
             return await self._try(choice, posts, writer, chosen)
         companion = call.companion = Companion(pod, peer, trusts_head=split.trusts_head)
@@ -179,6 +193,14 @@ class SideLegs:
             return companion
         call.companion = None
         return tried
+
+    def _find_source(
+        self, choice: Choice, split: Split, chosen: OpenDecision, failed: Sequence[Pod]
+    ) -> Pod | None:
+        """Return from which pod that of a leg is to have the beginning of the prompt."""
+        facts, pods = chosen.routed.facts, chosen.routed.pods
+        find = self.router.find_kv_source
+        return find(choice.pod, facts, pods, failed) if split.takes_source else None
 
     async def _accompany(
         self,
@@ -336,8 +358,7 @@ class SideLegs:
         if pods is None:
             return None
         routed, last = chosen.routed, chosen.decision.last.pod
-        tried = [attempt.pod for attempt in attempts]
-        failed = [attempt.pod for attempt in attempts if attempt.speaks is Speaks.FAILURE]
+        tried, failed = [attempt.pod for attempt in attempts], list_failed(attempts)
         other = self.router.choose_other(
             routed.strategy, routed.facts, routed.decision, pods, tried=tried, failed=failed
         )
@@ -363,7 +384,7 @@ class SideLegs:
         """Return how a leg ends that no pod has carried out."""
         if attempts[-1].speaks is Speaks.REQUEST:
             return LegRefused(attempts[-1].leg, refusals[-1])
-        told = _choose_refusal(refusals, failures=len(attempts) - len(refusals))
+        told = choose_refusal(refusals, failures=len(attempts) - len(refusals))
         if told is not None:
             return LegRefused(attempts[-1].leg, told)
         return LegFailed(
@@ -371,13 +392,3 @@ class SideLegs:
             unsplittable=self.lessons.note_failure(attempts, request, pods, record),
             over_budget=Retry.OVER_BUDGET in record.retries,
         )
-
-
-def _choose_refusal(refusals: Sequence[EngineAnswer], *, failures: int) -> EngineAnswer | None:
-    """Return which pod's refusal the client gets; None if it may not be the truth.
-
-    If other pods have failed, they might have had what these lack: to be told that the model does
-    not exist would send the client away for good.
-    """
-    told = [answer for answer in refusals if not failures or answer.status in BUSY]
-    return max(told, key=lambda answer: rank(answer.status), default=None)

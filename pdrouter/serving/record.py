@@ -67,6 +67,8 @@ class RequestRecord(msgspec.Struct):
             prefill leg failed; empty where it does not.
         handoff: why the prefill answer was of no use to the decode leg; empty if it was.
         prefill_pod: the last pod that took the prefill leg and answered, or refused, it.
+        kv_source: the pod from which that one was to have the beginning of the prompt; None for
+            none.
         prompt_tokens: tokens of the prompt, as an engine has counted them; None if none has said.
         cached_tokens: tokens of the prompt that the pod of the prefill leg had cached; None if it
             did not say, or there was no such leg.
@@ -110,6 +112,7 @@ class RequestRecord(msgspec.Struct):
     aggregated: str = ""
     handoff: str = ""
     prefill_pod: Pod | None = None
+    kv_source: Pod | None = None
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     predicted_prefill_s: float | None = None

@@ -18,7 +18,17 @@ PREFILL_POLICY_NAMES = ("ttft", "prefix_cache", "least_request", "conductor")
 DECODE_POLICY_NAMES = ("kv_capacity", "load_balancing", "least_request", "conductor")
 """Values of `AIBRIX_DECODE_SCORE_POLICY` and of `decodeScorePolicy` in a profile."""
 
-CONNECTOR_NAMES = ("nixl", "shfs", "nixl-push", "neuron-write", "mooncake", "neuron-legacy")
+CONNECTOR_NAMES = (
+    "nixl",
+    "shfs",
+    "nixl-push",
+    "neuron-write",
+    "mooncake",
+    "offloading",
+    "p2p",
+    "nixl-p2p",
+    "neuron-legacy",
+)
 """Names of KV connectors that settings, labels and endpoints files may use."""
 
 ENCODE_ENGINES = frozenset({"vllm"})

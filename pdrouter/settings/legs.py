@@ -109,7 +109,9 @@ class LegSettings:
         "AIBRIX_KV_CONNECTOR_TYPE",
         choice(*CONNECTOR_NAMES),
         "KV connector of pods that name none. `shfs` is aibrix's name for vLLM's NixlConnector; "
-        "`nixl-push` is its push mode, which is also called `neuron-write`.",
+        "`nixl-push` is its push mode, which is also called `neuron-write`; `offloading`, or "
+        "`p2p`, is its OffloadingConnector with a P2P tier, and `nixl-p2p` that tier beside "
+        "NixlConnector.",
     )
     nixl_means: str = declare(
         "nixl",
@@ -122,9 +124,9 @@ class LegSettings:
         LegOrder.AUTO,
         "PDROUTER_LEG_ORDER",
         enumeration(LegOrder, *LegOrder),
-        "When the decode leg is sent where engines take both legs at once (NIXL push, Mooncake): "
-        "`auto`, with the prefill leg, which saves a round trip; `serial`, when that is answered, "
-        "so that a prefill leg that fails is tried on another pod whenever it fails.",
+        "When the decode leg is sent where engines take both legs at once (NIXL push, Mooncake, "
+        "P2P): `auto`, with the prefill leg, which saves a round trip; `serial`, when that is "
+        "answered, so that a prefill leg that fails is tried on another pod whenever it fails.",
         advanced=True,
     )
     pass_token_ids: TokenIds = declare(

@@ -134,6 +134,16 @@ class RoutingSettings:
         "Predicted time in a prefill queue that a request may have to wait. Pods with longer ones "
         "get none; if all have, it is refused (429) before any work is done. Unset: no limit.",
     )
+    source_tokens: int = declare(
+        256,
+        "PDROUTER_KV_SOURCE_TOKENS",
+        number(int, "a number of tokens,", 1, 10_000_000),
+        "For engines with a P2P tier (`offloading`, `nixl-p2p`): tokens of a prompt that another "
+        "prefill pod must have cached beyond what the chosen one has, for that to fetch them there "
+        "instead of computing them. Measure where fetching begins to be faster with your model: "
+        "about 2,000 tokens have been seen with one of 8 billion parameters.",
+        advanced=True,
+    )
     prefix_index_bytes: int = declare(
         64 * MIB,
         "PDROUTER_PREFIX_INDEX_BYTES",

@@ -44,6 +44,8 @@ def describe_request(record: RequestRecord) -> dict[str, Any]:
     failed = describe_failed_attempts(record)
     if failed:
         fields["failed_attempts"] = failed
+    if record.kv_source is not None:
+        fields["kv_source_pod"] = record.kv_source.name
     if record.retries:
         fields["retries"] = record.retries
     if record.unreached is not None:

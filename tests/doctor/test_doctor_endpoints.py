@@ -425,21 +425,21 @@ async def test_ids_of_ranks_are_asked_for_where_the_wire_needs_them() -> None:
 
 @asynccontextmanager
 async def run_transfers(
-    wire: KvConnector, *, claimed_port: int | None = None
+    wire: KvConnector, *, claimed_port: int | None = None, **options: Any
 ) -> AsyncIterator[tuple[str, SimulatedEngine, SimulatedEngine]]:
     """Run a pair whose legs meet by the id of a transfer; the file that describes them."""
-    prefill = SimulatedEngine(engine("prefill", kv_connector=wire))
-    decode = SimulatedEngine(engine("decode", kv_connector=wire))
+    prefill = SimulatedEngine(engine("prefill", kv_connector=wire, **options))
+    decode = SimulatedEngine(engine("decode", kv_connector=wire, **options))
     async with prefill, decode:
         member: dict[str, Any] = {"address": prefill.address}
-        if wire == "mooncake":
+        if prefill.config.has_bootstrap_server:
             member["bootstrap_port"] = claimed_port or prefill.bootstrap_port
         roleset = {"name": "a", "prefill": [member], "decode": [decode.address]}
         model = {"name": MODEL, "kv_connector": wire, "rolesets": [roleset]}
         yield yaml.safe_dump({"models": [model]}), prefill, decode
 
 
-@pytest.mark.parametrize("wire", ["nixl-push", "mooncake"])
+@pytest.mark.parametrize("wire", ["nixl-push", "mooncake", "offloading"])
 async def test_engines_that_meet_by_the_id_of_a_transfer_are_tried(wire: KvConnector) -> None:
     async with run_transfers(wire) as (text, prefill, decode):
         diagnosis = await examine(text)
@@ -459,6 +459,18 @@ async def test_a_bootstrap_server_that_nobody_is_at_is_the_prefill_engines() -> 
 
     assert set(found(diagnosis)) == {"kv-connector-silent"}
     assert "/query: " in found(diagnosis)["kv-connector-silent"]
+
+
+async def test_decode_that_computes_the_prompt_itself_without_a_word_is_found() -> None:
+    port = find_free_ports(1)
+    running = run_transfers("offloading", claimed_port=port, peer_timeout_s=0.05, kv_lease_s=0.1)
+    async with running as (text, _, decode):
+        diagnosis = await examine(text)
+        assert decode.count("simulation:recomputed_prompts_total") == 1
+
+    assert set(found(diagnosis)) == {"decode-leg-failed"}
+    assert "computes the prompt itself" in found(diagnosis)["decode-leg-failed"]
+    assert "7777" in found(diagnosis)["decode-leg-failed"]
 
 
 async def test_a_nixl_that_is_taken_for_a_mooncake_is_told_how_to_become_one() -> None:

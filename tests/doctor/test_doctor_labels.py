@@ -62,7 +62,7 @@ BROKEN = [
                 )
             )
         ],
-        words="'90000' is no port, so that 8998 counts",
+        words="'90000' is no port, so that the usual one counts",
     ),
     *(
         Case(

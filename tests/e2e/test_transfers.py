@@ -1,4 +1,4 @@
-"""Engines whose legs meet by the id of a transfer: NIXL push, Neuron's write mode, and Mooncake."""
+"""Engines whose legs meet by an id: NIXL push, Neuron's write mode, Mooncake and P2P."""
 
 import asyncio
 import json
@@ -38,7 +38,9 @@ from pdrouter.tools.simulation.faults import Fault
 
 TOOL = {"type": "function", "function": {"name": "f"}}
 COMPLETIONS = "/v1/completions"
-WIRES: tuple[KvConnector, ...] = ("nixl-push", "mooncake")
+KNOWN_WIRES: tuple[KvConnector, ...] = ("nixl-push", "mooncake")
+"""Those on which something must be known of a prefill engine before legs can run at once."""
+WIRES: tuple[KvConnector, ...] = (*KNOWN_WIRES, "offloading")
 
 
 def speak(
@@ -76,6 +78,13 @@ async def run_wire(
         yield Wire(stack, client)
 
 
+def read_id(params: Mapping[str, Any]) -> str:
+    """The id by which a leg meets the other."""
+    roles = (params.get(name) for name in ("remote_decoder", "remote_prefiller"))
+    role = next(filter(None, roles), None)
+    return str(params["transfer_id"] if role is None else role["kv_request_id"])
+
+
 def read_params(request: Any) -> dict[str, Any]:
     params: dict[str, Any] = json.loads(request.body)["kv_transfer_params"]
     return params
@@ -94,8 +103,7 @@ async def test_all_kinds_of_requests_are_split(wire: KvConnector) -> None:
         ):
             response = await client.post(path, json=request)
             asked, sent = expect_disaggregated(stack, response)
-            asked_params, params = read_params(asked.request), read_params(sent.request)
-            assert asked_params["transfer_id"] == params["transfer_id"]
+            assert read_id(read_params(asked.request)) == read_id(read_params(sent.request))
             if request.get("stream"):
                 assert response.text.endswith("data: [DONE]\n\n")
         expect_whole(stack, await client.post(CHAT, json=chat(n=2)), "n")
@@ -227,7 +235,7 @@ QUICK = {
 """Engines are looked after as often as they start anew here."""
 
 
-@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("wire", KNOWN_WIRES)
 async def test_a_prefill_engine_that_starts_anew_is_learnt_anew(wire: KvConnector) -> None:
     async with run_wire(wire, prefill=PREFILL[:1], environment=QUICK) as (stack, client):
         for _ in range(3):
@@ -241,7 +249,7 @@ async def test_a_prefill_engine_that_starts_anew_is_learnt_anew(wire: KvConnecto
             assert len(other.requests) == 3
 
 
-@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("wire", KNOWN_WIRES)
 async def test_restarts_under_load_end_some_requests_cleanly_and_no_later_ones(
     wire: KvConnector,
 ) -> None:

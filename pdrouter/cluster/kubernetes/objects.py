@@ -22,8 +22,8 @@ from pdrouter.cluster.model_namespaces import ANY_NAMESPACE, ModelNamespaces
 from pdrouter.cluster.pod_addresses import ANY_POD_ADDRESS, AddressRules
 from pdrouter.cluster.pod_config import read_config
 from pdrouter.cluster.pods import (
-    DEFAULT_BOOTSTRAP_PORT,
     TERMINATING,
+    UNSAID_PORT,
     Claim,
     Pod,
     Role,
@@ -264,12 +264,12 @@ def find_revision(metadata: ObjectMeta) -> str:
 def read_bootstrap_port(metadata: ObjectMeta) -> int | None:
     """Return where other engines meet a pod; None where they are to take their own default.
 
-    What is no port means the default, as in aibrix; the doctor tells of it.
+    What is no port says nothing, as in aibrix; the doctor tells of it.
     """
     text = metadata.get(BOOTSTRAP_PORT)
     if text == NO_BOOTSTRAP_PORT:
         return None
-    return _read_port(text) or DEFAULT_BOOTSTRAP_PORT
+    return _read_port(text) or UNSAID_PORT
 
 
 def _find_flaw(pod: KubePod) -> str:

@@ -34,6 +34,7 @@ MOST_ITEMS = 1024
 FITS = frozenset({"n", "several-prompts", "truncated-prompt", "invalid-value", "multimodal"})
 """What both engines compute alike, as far as they give each choice its own room."""
 
+_DEFAULT_PORT = 8998
 _ROOM_BYTES = 8
 _ROOMS = 2**63
 
@@ -74,9 +75,11 @@ def _write(request: InferenceRequest, placement: Placement, leg: Leg) -> Pieces:
     rooms = _number_rooms(placement.request_id, items, prefill)
     # Older engines put a colon and the port behind it as it stands; newer ones take both forms.
     host = f"[{prefill.ip}]" if ":" in prefill.ip else prefill.ip
-    meeting: tuple[object, ...] = host, prefill.bootstrap_port, rooms[0]
+    # Null leaves it to the decode engine.
+    port = None if prefill.bootstrap_port is None else prefill.bootstrap_port or _DEFAULT_PORT
+    meeting: tuple[object, ...] = host, port, rooms[0]
     if items > 1:
-        meeting = [host] * items, [prefill.bootstrap_port] * items, rooms
+        meeting = [host] * items, [port] * items, rooms
     replace = strip_transfer_members(request)
     for name, value in zip(
         ("bootstrap_host", "bootstrap_port", "bootstrap_room"), meeting, strict=True

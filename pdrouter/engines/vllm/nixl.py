@@ -31,6 +31,7 @@ from pdrouter.engines.split import (
     SideAnswer,
     Split,
 )
+from pdrouter.engines.vllm.p2p import write_source
 from pdrouter.engines.vllm.prompt_tokens import ASK, add_ids, may_ask
 from pdrouter.openai.body import Body, BodyInvalid, check_utf_8, encode
 from pdrouter.openai.pieces import Pieces
@@ -107,10 +108,12 @@ class NixlPull(Split):
         remote_host_rewrite: when to replace `remote_host` in a handle.
         token_ids_limit: bytes of a decode body up to which it has the ids of the prompt's tokens; 0
             where they are not asked for.
+        takes_source: whether engines have a P2P tier too (MultiConnector).
     """
 
     remote_host_rewrite: RemoteHostRewrite = RemoteHostRewrite.AUTO
     token_ids_limit: int = 0
+    takes_source: bool = False
     name: str = "nixl"
     legs: tuple[Leg, ...] = PREFILL_DECODE
     order: Order = Order.SERIAL
@@ -125,7 +128,8 @@ class NixlPull(Split):
         # Beside a last leg that is sent at once, nobody reads them.
         if not placement.peer and may_ask(request, self.token_ids_limit):
             replace[ASK] = b"true"
-        replace[KV_PARAMS] = b'%s,"transfer_id":%s}' % (_PREFILL_PARAMS[:-1], transfer_id)
+        members = b'%s,"transfer_id":%s' % (_PREFILL_PARAMS[:-1], transfer_id)
+        replace[KV_PARAMS] = b"%s%s}" % (members, write_source(placement))
         return request.edit(replace, remove)
 
     def last_body(

@@ -1,6 +1,7 @@
 """Sends a request of one token over pairs of engines, as the router would."""
 
 import asyncio
+import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,6 +24,8 @@ _COMPLETIONS = "/v1/completions"
 _NO_ANSWER = (aiohttp.ClientError, OSError, TimeoutError)
 _SENTENCES = ["Say whether the blocks of this prompt arrive."] * 8
 """Longer than a block: older engines hand over whole blocks only."""
+_LONG_S = 20.0
+"""So long no engine takes for such a prompt, unless it waits for something in vain."""
 
 
 class _PromptTokens(msgspec.Struct, frozen=True):
@@ -123,6 +126,7 @@ async def try_pair(
     """Send a request of one token over two engines."""
     split = splits.find(prefill.engine, prefill.kv_connector)
     trial = PairTrial(prefill, decode)
+    began = time.monotonic()
     try:
         peer = await _meet(session, split, prefill)
         reply = await _create_trial(session, split, prefill, decode, peer).run()
@@ -132,7 +136,11 @@ async def try_pair(
     except _LegFailed as failed:
         handed = failed.pod is decode
         return replace(trial, failed=failed.pod, problem=str(failed), handed=handed)
-    return replace(trial, proven=_count_fetched(reply) > 0)
+    fetched = _count_fetched(reply)
+    if split.recomputes and (fetched == 0 or time.monotonic() - began > _LONG_S):
+        problem = "it waits for them in vain, and computes the prompt itself"
+        return replace(trial, failed=decode, problem=problem)
+    return replace(trial, proven=bool(fetched))
 
 
 def _create_trial(
@@ -169,14 +177,14 @@ async def _gives_handle(session: aiohttp.ClientSession, splits: Splits, pod: Pod
     return True
 
 
-def _count_fetched(reply: EngineReply) -> int:
-    """Return how many tokens of the prompt an engine says that it did not compute.
+def _count_fetched(reply: EngineReply) -> int | None:
+    """Return how many tokens of the prompt an engine says that it did not compute; None if nothing.
 
-    None proves nothing: most engines do not tell, some tell what the prefill engine had cached.
+    Most engines do not tell, and some tell what the prefill engine had cached: so 0 may be wrong.
     """
     usage = decode(reply.body, _Completion, _Completion()).usage
     details = usage.prompt_tokens_details if usage is not None else None
-    return (details.cached_tokens or 0) if details is not None else 0
+    return None if details is None else details.cached_tokens
 
 
 def _write_request(model: str) -> InferenceRequest:

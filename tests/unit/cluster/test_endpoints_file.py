@@ -16,7 +16,7 @@ from waiting import wait_until
 from pdrouter.cluster.endpoints_file import NAMESPACE, UNRESOLVED, EndpointsFile, create_pods
 from pdrouter.cluster.endpoints_text import EndpointsInvalid, parse_endpoints
 from pdrouter.cluster.host_names import HostNames
-from pdrouter.cluster.pods import PairingKey, Pod, Role
+from pdrouter.cluster.pods import UNSAID_PORT, PairingKey, Pod, Role
 from pdrouter.cluster.view import ClusterView, PodCache
 
 WIRES = {"vllm": ("nixl", "shfs"), "sglang": ()}
@@ -715,7 +715,7 @@ async def test_host_names_are_resolved_at_each_look(source: Source) -> None:
 @pytest.mark.parametrize(
     ("of_model", "of_engine", "port"),
     [
-        (..., ..., 8998),
+        (..., ..., UNSAID_PORT),
         (9000, ..., 9000),
         (9000, 9001, 9001),
         (..., 9001, 9001),

@@ -14,7 +14,7 @@ from pdrouter.cluster.kubernetes.containers import (
 )
 from pdrouter.cluster.kubernetes.objects import KubeModelAdapter, KubePod, PodRules, read_adapter
 from pdrouter.cluster.model_namespaces import ModelNamespaces
-from pdrouter.cluster.pods import Claim, Pod, Role
+from pdrouter.cluster.pods import UNSAID_PORT, Claim, Pod, Role
 
 RULES = PodRules({"vllm": ("nixl", "shfs", "neuron-legacy")})
 READY = [{"type": "Initialized", "status": "True"}, {"type": "Ready", "status": "True"}]
@@ -451,14 +451,14 @@ def test_a_pod_is_one_for_each_of_its_ranks() -> None:
 @pytest.mark.parametrize(
     ("text", "port"),
     [
-        (None, 8998),
+        (None, UNSAID_PORT),
         ("9000", 9000),
         ("null", None),
-        # As in aibrix, what is no port means the default.
-        ("", 8998),
-        ("0", 8998),
-        ("65536", 8998),
-        ("http", 8998),
+        # As in aibrix, what is no port says nothing.
+        ("", UNSAID_PORT),
+        ("0", UNSAID_PORT),
+        ("65536", UNSAID_PORT),
+        ("http", UNSAID_PORT),
     ],
 )
 @pytest.mark.parametrize("place", ["labels", "annotations"])

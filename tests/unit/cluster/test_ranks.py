@@ -33,6 +33,7 @@ def test_ranks_with_ports_of_their_own_are_pods_of_their_own() -> None:
     assert [each.address for each in pods] == ["[fd00::1]:8000", "[fd00::1]:8001"]
     assert [each.metrics_port for each in pods] == [8000, 8001]
     assert [each.number for each in pods] == [None, None]
+    assert [each.index for each in pods] == [0, 1]
     assert [each.same_address for each in pods] == [("uid-p#0",), ("uid-p#1",)]
     assert {each.pairing for each in pods} == {pod.pairing}
 
@@ -41,6 +42,7 @@ def test_ranks_behind_one_port_differ_in_their_numbers() -> None:
     pods = Ranks(size=3).split(make_pod("p"))
     assert [each.uid for each in pods] == ["uid-p#0", "uid-p#1", "uid-p#2"]
     assert [each.rank for each in pods] == [Rank(0, 3), Rank(1, 3), Rank(2, 3)]
+    assert [each.index for each in pods] == [0, 1, 2]
     assert {each.address for each in pods} == {"10.0.0.1:8000"}
     assert {each.own_name for each in pods} == {"p"}
     assert {each.same_address for each in pods} == {("uid-p#0", "uid-p#1", "uid-p#2")}

@@ -9,7 +9,7 @@ from factories import MODEL, TWO_LEG_BODIES, make_body, make_pod, make_request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdrouter.cluster.pods import Rank, Role
+from pdrouter.cluster.pods import UNSAID_PORT, Rank, Role
 from pdrouter.engines.leg_bodies import TRANSFER_MEMBERS
 from pdrouter.engines.registry import WIRES, Splits
 from pdrouter.engines.sglang.bootstrap import MOST_ITEMS, Bootstrap
@@ -66,6 +66,13 @@ def test_the_wire_is_sglangs_whatever_connector_is_configured() -> None:
     assert SPLIT.order is Order.TOGETHER
     with pytest.raises(KeyError):
         Splits().find("other", None)
+
+
+def test_who_names_no_port_has_sglangs_own() -> None:
+    body = json.loads(split(make_request(CHAT), place(port=UNSAID_PORT)))
+    assert body["bootstrap_port"] == 8998
+    several = json.loads(split(make_request(CHAT, n=2), place(port=UNSAID_PORT)))
+    assert several["bootstrap_port"] == [8998, 8998]
 
 
 def test_an_engine_may_be_left_its_own_default_port() -> None:

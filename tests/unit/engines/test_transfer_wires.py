@@ -1,4 +1,4 @@
-"""Wires whose legs meet by the id of a transfer: NIXL push (Neuron's write mode) and Mooncake."""
+"""Wires whose legs meet by an id: NIXL push (Neuron's write mode), Mooncake and P2P."""
 
 import json
 from dataclasses import replace
@@ -16,21 +16,33 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pdrouter.cluster.pods import Pod, Rank, Role
+from pdrouter.cluster.ranks import Ranks
 from pdrouter.engines.leg_bodies import TRANSFER_MEMBERS
 from pdrouter.engines.registry import SplitRules, Splits
-from pdrouter.engines.split import PEER_CHANGED, HandoffInvalid, Inquiry, Leg, Order, Placement
+from pdrouter.engines.split import (
+    PEER_CHANGED,
+    HandoffInvalid,
+    Inquiry,
+    Leg,
+    Order,
+    Placement,
+    Split,
+)
 from pdrouter.engines.vllm.mooncake import Mooncake
 from pdrouter.engines.vllm.nixl import NixlPull
 from pdrouter.engines.vllm.nixl_push import NixlPush
-from pdrouter.settings.choices import LegOrder
+from pdrouter.engines.vllm.p2p import P2p
+from pdrouter.settings.choices import CONNECTOR_NAMES, LegOrder, RemoteHostRewrite
 
 CHAT = "/v1/chat/completions"
 GENERATE = "/inference/v1/generate"
 CLIENT = b'{ "model":"m",\n "messages":[{}], "max_tokens": 7, "seed": 1.0e3}'
 POD = make_pod("p", ip="10.1.2.3")
 POD_V6 = make_pod("p6", ip="fd00::5", bootstrap_port=9000)
-PUSH, MOONCAKE = NixlPush(), Mooncake()
-WIRES = (PUSH, MOONCAKE)
+PUSH, MOONCAKE, P2P = NixlPush(), Mooncake(), P2p()
+WIRES = (PUSH, MOONCAKE, P2P)
+NIXL_P2P = Splits().find("vllm", "nixl-p2p")
+SOURCE = make_pod("s", ip="10.1.2.9", bootstrap_port=9000)
 KNOWN = {
     "nixl-push": {
         "remote_engine_id": b'"engine-1"',
@@ -43,9 +55,20 @@ KNOWN = {
 }
 
 
-def place(wire: NixlPush | Mooncake, pod: Pod = POD, request_id: str = "id-1") -> Placement:
+def place(
+    wire: Split, pod: Pod = POD, request_id: str = "id-1", source: Pod | None = None
+) -> Placement:
     pods = {Leg.PREFILL: pod, Leg.DECODE: make_pod("d", Role.DECODE)}
-    return Placement(pods, request_id, KNOWN[wire.name])
+    return Placement(pods, request_id, KNOWN.get(wire.name, {}), source)
+
+
+def read_id(body: bytes) -> Any:
+    """The id by which a leg meets the other."""
+    params = json.loads(body)["kv_transfer_params"]
+    for role in ("remote_decoder", "remote_prefiller"):
+        if role in params:
+            return params[role]["kv_request_id"]
+    return params["transfer_id"]
 
 
 def make_push_params(**changes: Any) -> dict[str, Any]:
@@ -113,9 +136,7 @@ def test_decode_asks_at_the_prefill_pods_bootstrap_port(pod: Pod, address: str) 
 @pytest.mark.parametrize("member", sorted(TRANSFER_MEMBERS))
 @pytest.mark.parametrize("path", TWO_LEG_BODIES)
 @pytest.mark.parametrize("wire", WIRES, ids=lambda wire: wire.name)
-def test_a_clients_transfer_members_reach_no_engine(
-    wire: NixlPush | Mooncake, path: str, member: str
-) -> None:
+def test_a_clients_transfer_members_reach_no_engine(wire: Split, path: str, member: str) -> None:
     hidden: dict[str, Any] = {"vllm_xargs": {member: "evil", "keep": 1}}
     if path == GENERATE:
         hidden["sampling_params"] = {"extra_args": {member: "evil", "keep": 1}}
@@ -142,7 +163,7 @@ _VALUES = st.recursive(
     request_id=st.text(st.characters(codec="ascii", min_codepoint=33), min_size=1, max_size=64),
 )
 def test_what_a_client_writes_reaches_both_engines_as_it_is(
-    wire: NixlPush | Mooncake, members: dict[str, Any], spaces: bool, request_id: str
+    wire: Split, members: dict[str, Any], spaces: bool, request_id: str
 ) -> None:
     separators = (" , ", " : ") if spaces else (",", ":")
     written = [
@@ -150,15 +171,14 @@ def test_what_a_client_writes_reaches_both_engines_as_it_is(
         for name, value in {"model": "m", "messages": [{}], **members}.items()
     ]
     request = make_request(CHAT, f"{{{separators[0].join(written)}}}".encode())
-    placement = place(wire, request_id=request_id)
+    placement = place(wire, request_id=request_id, source=SOURCE)
     side = bytes(wire.side_body(Leg.PREFILL, request, placement))
     last = bytes(wire.last_body(request, placement, ()))
     for each in written:
         assert each.encode() in side
         assert each.encode() in last
-    ids = [json.loads(body)["kv_transfer_params"]["transfer_id"] for body in (side, last)]
-    assert ids[0] == ids[1]
-    assert request_id in ids[0]
+    assert read_id(side) == read_id(last)
+    assert request_id in read_id(side)
     assert json.loads(last) == {
         **json.loads(bytes(request.body.edit())),
         "kv_transfer_params": json.loads(last)["kv_transfer_params"],
@@ -305,12 +325,92 @@ def test_no_leg_is_written_for_an_engine_that_nobody_knows(peer: Any) -> None:
         MOONCAKE.last_body(make_request(CHAT), place(MOONCAKE)._replace(peer=peer), ())
 
 
+# --- P2P: sources and ports ---
+
+
+def test_p2p_legs_have_an_id_and_decode_the_place_of_the_blocks() -> None:
+    request, placement = make_request(CHAT, CLIENT), place(P2P)
+    assert bytes(P2P.side_body(Leg.PREFILL, request, placement)) == (
+        b'{ "model":"m",\n "messages":[{}], "max_tokens": 1, "seed": 1.0e3,"stream":false,'
+        b'"kv_transfer_params":{"remote_decoder":{"kv_request_id":"kv-id-1"}}}'
+    )
+    assert bytes(P2P.last_body(request, placement, ())) == (
+        CLIENT[:-1] + b',"kv_transfer_params":{"remote_prefiller":{"kv_request_id":"kv-id-1",'
+        b'"remote_host":"10.1.2.3","remote_port":7777}}}'
+    )
+
+
+def test_a_prefill_leg_asks_its_source_under_an_id_of_its_own() -> None:
+    request = make_request(CHAT, CLIENT)
+    placement = place(P2P, source=SOURCE)
+    assert bytes(P2P.side_body(Leg.PREFILL, request, placement)).endswith(
+        b'"kv_transfer_params":{"remote_decoder":{"kv_request_id":"kv-id-1"},'
+        b'"remote_kv_source":{"kv_request_id":"src-id-1","remote_host":"10.1.2.9",'
+        b'"remote_port":9000}}}'
+    )
+    assert b"remote_kv_source" not in bytes(P2P.last_body(request, placement, ()))
+
+
+def test_a_source_stands_beside_what_nixl_is_told() -> None:
+    request = make_request(CHAT, CLIENT)
+    without, beside = place(NIXL_P2P), place(NIXL_P2P, source=SOURCE)
+    plain = bytes(NixlPull().side_body(Leg.PREFILL, request, without))
+    assert bytes(NIXL_P2P.side_body(Leg.PREFILL, request, without)) == plain
+    assert bytes(NIXL_P2P.side_body(Leg.PREFILL, request, beside)) == plain[:-2] + (
+        b',"remote_kv_source":{"kv_request_id":"src-id-1","remote_host":"10.1.2.9",'
+        b'"remote_port":9000}}}'
+    )
+    answers = make_answers(answer_with(make_kv_params()), POD)
+    assert bytes(NIXL_P2P.last_body(request, beside, answers)) == bytes(
+        NixlPull().last_body(request, without, answers)
+    )
+
+
+@pytest.mark.parametrize(
+    ("pod", "place_of_blocks"),
+    [
+        (POD, ("10.1.2.3", 7777)),
+        (POD_V6, ("fd00::5", 9000)),
+        (make_pod(ip="10.1.2.3", bootstrap_port=None), ("10.1.2.3", 7777)),
+        # Each rank has its port, whether or not it has one for requests too.
+        (Ranks(size=4).split(POD)[3], ("10.1.2.3", 7780)),
+        (Ranks((8000, 8001)).split(POD_V6)[1], ("fd00::5", 9001)),
+    ],
+)
+def test_a_tier_has_its_port_on_each_rank(pod: Pod, place_of_blocks: tuple[str, int]) -> None:
+    last = json.loads(bytes(P2P.last_body(make_request(CHAT), place(P2P, pod), ())))
+    side = P2P.side_body(Leg.PREFILL, make_request(CHAT), place(P2P, source=pod))
+    for told in (
+        last["kv_transfer_params"]["remote_prefiller"],
+        json.loads(bytes(side))["kv_transfer_params"]["remote_kv_source"],
+    ):
+        assert (told["remote_host"], told["remote_port"]) == place_of_blocks
+
+
+def test_only_engines_with_a_tier_have_a_source() -> None:
+    takes = {name for name in CONNECTOR_NAMES if Splits().find("vllm", name).takes_source}
+    assert takes == {"offloading", "p2p", "nixl-p2p"}
+    assert NIXL_P2P.order is Order.SERIAL
+    told = Splits(rules=SplitRules(RemoteHostRewrite.ALWAYS, token_ids_limit=9))
+    assert told.find("vllm", "nixl-p2p") == replace(
+        told.find("vllm", "nixl"),  # type: ignore[type-var]
+        name="nixl-p2p",
+        takes_source=True,
+    )
+
+
 # --- Names and settings ---
 
 
 @pytest.mark.parametrize(
     ("name", "wire"),
-    [("nixl-push", "nixl-push"), ("neuron-write", "nixl-push"), ("mooncake", "mooncake")],
+    [
+        ("nixl-push", "nixl-push"),
+        ("neuron-write", "nixl-push"),
+        ("mooncake", "mooncake"),
+        ("offloading", "offloading"),
+        ("p2p", "offloading"),
+    ],
 )
 def test_names_of_the_wires(name: str, wire: str) -> None:
     split = Splits().find("vllm", name)

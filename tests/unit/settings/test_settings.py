@@ -227,6 +227,7 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     "PDROUTER_TRUST_PRIORITY": (_BOOLEANS, _NO_BOOLEANS),
     "PDROUTER_DEFAULT_TARGET": ([("0", 0), ("500ms", 0.5), ("24h", 86400)], ["-1", "25h", "x"]),
     "PDROUTER_DEFAULT_TARGET_FACTOR": ([("0", 0), ("2.5", 2.5)], ["-1", "1001", "x"]),
+    "PDROUTER_KV_SOURCE_TOKENS": ([("1", 1), ("2000", 2000)], ["0", "-1", "1.5", "many"]),
     "PDROUTER_PREFIX_INDEX_BYTES": (
         [("1048576", 1 << 20), ("64M", 64_000_000)],
         ["1048575", "1e9", "64", "17Gi"],

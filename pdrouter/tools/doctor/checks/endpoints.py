@@ -175,11 +175,12 @@ def _find_silent_connectors(survey: Survey) -> Iterator[Defect]:
 def _find_failed_decodes(survey: Survey) -> Iterator[Defect]:
     for trial in survey.trials:
         if trial.failed is not None and trial.handed and not _needs_signature(trial):
+            own = _DECODE_FIXES.get(trial.prefill.kv_connector or "")
             yield Defect(
                 name_engine(trial.failed),
                 _locate(trial.failed),
                 f"with blocks of {trial.prefill.address}, {trial.problem}",
-                _DECODE_FIXES.get(trial.prefill.engine, _DECODE_FIX),
+                own or _DECODE_FIXES.get(trial.prefill.engine, _DECODE_FIX),
             )
 
 
@@ -199,14 +200,21 @@ _DECODE_FIX = (
     "start it with the --kv-transfer-config of the prefill engine, and let it reach that engine's "
     "side channel (VLLM_NIXL_SIDE_CHANNEL_HOST and _PORT)"
 )
+_P2P_FIX = (
+    "start both with an OffloadingConnector that has a P2P tier, whose host is the pod's address; "
+    "let it reach that tier (bootstrap_port in the file, if its port is not 7777), and list "
+    "data-parallel ranks one by one"
+)
 _DECODE_FIXES = {
+    "offloading": _P2P_FIX,
+    "p2p": _P2P_FIX,
     _SGLANG: "start it with --disaggregation-mode decode and the --disaggregation-transfer-backend "
     "of the prefill engine, and let it reach that engine's bootstrap port (bootstrap_port in the "
     "file)",
     _TRTLLM: "start it with the cache_transceiver_config of the context engine, and let it reach "
     "that engine",
 }
-"""By engine, where it is another."""
+"""By KV connector or engine, where it is another."""
 
 
 def _find_unsigned(survey: Survey) -> Iterator[Defect]:

@@ -19,7 +19,7 @@ from pdrouter.cluster.kubernetes.objects import (
     read_bootstrap_port,
 )
 from pdrouter.cluster.kubernetes.ranks import RANK_PORTS, RANKS
-from pdrouter.cluster.pods import DEFAULT_BOOTSTRAP_PORT, Role
+from pdrouter.cluster.pods import UNSAID_PORT, Role
 from pdrouter.nearest import find_nearest
 from pdrouter.tools.doctor.engines import find_pods
 from pdrouter.tools.doctor.findings import Check, Defect, Severity
@@ -111,15 +111,17 @@ def _find_misplaced(installation: Installation) -> Iterator[Defect]:
 
 def _find_invalid_bootstrap_ports(installation: Installation) -> Iterator[Defect]:
     for ref, prefix, metadata, _, _ in find_pods(installation.snapshot):
-        text = metadata.get(BOOTSTRAP_PORT)
-        if text is None or text in (NO_BOOTSTRAP_PORT, str(read_bootstrap_port(metadata))):
+        text, port = metadata.get(BOOTSTRAP_PORT), read_bootstrap_port(metadata)
+        said = port != UNSAID_PORT and text in (NO_BOOTSTRAP_PORT, str(port))
+        if text is None or said:
             continue
         place = "labels" if BOOTSTRAP_PORT in metadata.labels else "annotations"
         yield Defect(
             ref,
             f"{prefix}metadata.{place}[{BOOTSTRAP_PORT}]",
-            f"{text!r:.100} is no port, so that {DEFAULT_BOOTSTRAP_PORT} counts",
-            "write the number that --disaggregation-bootstrap-port has, or null",
+            f"{text!r:.100} is no port, so that the usual one counts (8998; of P2P tiers, 7777)",
+            "write the number that --disaggregation-bootstrap-port has, or the port of the P2P "
+            "tier; or null",
         )
 
 
@@ -145,7 +147,7 @@ CHECKS: tuple[Check[Installation], ...] = (
     Check(
         "bootstrap-port-invalid",
         Severity.WARNING,
-        "The bootstrap port of an SGLang or Mooncake pod is no port.",
+        "The bootstrap port of an SGLang, Mooncake or P2P pod is no port.",
         "Decode engines look for it at the default, and fail if it is elsewhere.",
         _find_invalid_bootstrap_ports,
     ),
