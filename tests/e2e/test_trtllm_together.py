@@ -63,6 +63,7 @@ async def test_a_request_goes_over_both(
         "ctx_request_id": number,
         "disagg_request_id": number,
         "ctx_info_endpoint": prefill.engine.address,
+        "ctx_dp_rank": 0,
     }
     assert generation == body
     if body.get("stream"):

@@ -2,7 +2,8 @@
 
 Source: TensorRT-LLM `openai_disagg_service.py`. The context engine computes once the generation
 engine is there to receive the blocks: it must not be waited for before that is on its way. The
-generation engine is told where it is; that stands in what it says of itself (`/server_info`).
+generation engine is told what the context engine says of itself (`/server_info`): where it is, and
+whatever else.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,28 +27,30 @@ from pdrouter.engines.split import (
 from pdrouter.engines.trtllm.context_first import (
     PARAMS,
     PATHS,
+    SIGNED,
     number_request,
     sign,
     write_context,
 )
-from pdrouter.openai.body import encode
+from pdrouter.openai.body import Body, BodyInvalid, encode
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest
 
 _STYLE = b'"schedule_style":"generation_first"'
 _ENDPOINT = "ctx_info_endpoint"
 _INFO_S = 5.0
-
-
-class _Params(msgspec.Struct):
-    ctx_info_endpoint: list[str] | str
+_OF_THE_REQUEST = frozenset(
+    {"request_type", "ctx_request_id", "disagg_request_id", "schedule_style", "conversation_id"}
+)
+_NONE = frozenset({None, b"null", b'""', b"[]"})
 
 
 class _Info(msgspec.Struct):
-    disaggregated_params: _Params
+    disaggregated_params: msgspec.Raw
 
 
 _decode_info = msgspec.json.Decoder(_Info).decode
+_decode_endpoints = msgspec.json.Decoder(list[str] | str).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,20 +82,25 @@ class GenerationFirst(Split):
         return Inquiry(None, "/server_info", _INFO_S)
 
     def read_peer(self, pod: EnginePod, body: bytes) -> PeerFacts:
-        """Return where other engines reach it.
+        """Return what generation engines are to be told of it.
 
         Raises:
-            HandoffInvalid: it does not say so.
+            HandoffInvalid: it does not say where other engines reach it.
         """
         del pod
         try:
-            told = _decode_info(body).disaggregated_params.ctx_info_endpoint
-        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+            params = Body(bytes(_decode_info(body).disaggregated_params))
+            told = {name: params.raw(name) for name in params.names if name not in _OF_THE_REQUEST}
+            if told.get(_ENDPOINT) not in _NONE:
+                endpoints = _decode_endpoints(told[_ENDPOINT] or b"")
+                # Of several it is the first's.
+                first = endpoints if isinstance(endpoints, str) else endpoints[0]
+                told[_ENDPOINT] = encode(first)
+        except (msgspec.MsgspecError, BodyInvalid, UnicodeError, RecursionError) as error:
             raise HandoffInvalid("no-endpoint", f"no {_ENDPOINT}: {error}") from None
-        first = told if isinstance(told, str) else next(iter(told), "")
-        if not first:
-            raise HandoffInvalid("no-endpoint", f"{_ENDPOINT} is empty")
-        return {_ENDPOINT: encode(first)}
+        facts = {name: raw for name, raw in told.items() if raw is not None and raw not in _NONE}
+        _check_whereabouts(facts)
+        return facts
 
     def side_body(self, leg: Leg, request: InferenceRequest, placement: Placement) -> Pieces:
         """Return the client's body for one token, with the id at which the legs meet."""
@@ -104,13 +112,14 @@ class GenerationFirst(Split):
     def last_body(
         self, request: InferenceRequest, placement: Placement, answers: Sequence[SideAnswer]
     ) -> Pieces:
-        """Return the client's body with the id, and where the context engine is."""
+        """Return the client's body with the id, and what the context engine says of itself."""
         del answers  # It does not wait for them.
         number = number_request(placement.request_id, self.machine)
         replace = strip_transfer_members(request)
+        told = (b",%b:%b" % (encode(name), raw) for name, raw in _find_facts(placement).items())
         replace[PARAMS] = (
-            b'{"request_type":"generation_only","ctx_request_id":%d,"disagg_request_id":%d,%b,'
-            b'"ctx_info_endpoint":%b}' % (number, number, _STYLE, _find_endpoint(placement))
+            b'{"request_type":"generation_only","ctx_request_id":%d,"disagg_request_id":%d,%b%b}'
+            % (number, number, _STYLE, b"".join(told))
         )
         return request.edit(replace, TRANSFER_MEMBERS)
 
@@ -121,17 +130,21 @@ class GenerationFirst(Split):
         del answers
         if not self.key:
             return {}
-        endpoint = _find_endpoint(placement)
-        return sign(self.key, {_ENDPOINT: endpoint, "encoded_opaque_state": b"null"})
+        facts = _find_facts(placement)
+        return sign(self.key, {name: facts.get(name, b"null") for name in SIGNED})
 
 
-def _find_endpoint(placement: Placement) -> bytes:
-    """Return where the context engine is, as JSON.
+def _find_facts(placement: Placement) -> PeerFacts:
+    """Return what is known of the context engine.
 
     Raises:
-        HandoffInvalid: it is not known.
+        HandoffInvalid: it is not known where that is.
     """
-    endpoint = (placement.peer or {}).get(_ENDPOINT)
-    if endpoint is None:
-        raise HandoffInvalid("no-endpoint", f"{_ENDPOINT} is not known")
-    return endpoint
+    facts = placement.peer or {}
+    _check_whereabouts(facts)
+    return facts
+
+
+def _check_whereabouts(facts: PeerFacts) -> None:
+    if not any(name in facts for name in SIGNED):
+        raise HandoffInvalid("no-endpoint", f"neither of {', '.join(SIGNED)} is known")

@@ -257,7 +257,8 @@ class SimulatedEngine:
         return application
 
     async def _show_server_info(self, _: web.Request) -> web.Response:
-        return web.json_response({"disaggregated_params": {"ctx_info_endpoint": [self.address]}})
+        params = {"ctx_info_endpoint": [self.address], "ctx_dp_rank": 0}
+        return web.json_response({"disaggregated_params": params})
 
     def _count_outstanding(self) -> int:
         now = time.monotonic()

@@ -106,6 +106,7 @@ def run(*variables: tuple[str, str]) -> list[Container]:
     [
         ({}, run(), Ranks()),
         ({RANK_PORTS: "8000-8001"}, run(), Ranks((8000, 8001))),
+        ({RANK_PORTS: '[{"number": 8001}, {"number": 8003}]'}, run(), Ranks((8001, 8003))),
         ({RANKS: "4"}, run(), Ranks(size=4)),
         # As in aibrix.
         ({}, run(("data-parallel-size", "2")), Ranks((8000, 8001))),
@@ -126,6 +127,7 @@ def test_a_pod_says_what_ranks_it_has(
     ("said", "containers"),
     [
         ({RANK_PORTS: "many"}, run()),
+        ({RANK_PORTS: '[{"port": 8001}]'}, run()),
         ({RANKS: "many"}, run()),
         ({RANK_PORTS: "8000-8001", RANKS: "2"}, run()),
         ({}, run(("data-parallel-size", "many"))),

@@ -48,14 +48,47 @@ def test_the_first_endpoint_of_a_context_engine_is_its_own(told: str) -> None:
     inquiry = SPLIT.inquire(POD)
     assert inquiry is not None
     assert (inquiry.port, inquiry.path) == (None, "/server_info")
-    body = b'{"disaggregated_params":{"ctx_info_endpoint":%s,"more":1}}' % told.encode()
+    body = b'{"disaggregated_params":{"ctx_info_endpoint":%s}}' % told.encode()
     assert SPLIT.read_peer(POD, body) == {"ctx_info_endpoint": b'"a:1"'}
+
+
+def test_the_generation_engine_is_told_all_that_the_context_engine_says_of_itself() -> None:
+    said = (
+        b'{"other": 1, "disaggregated_params": {"ctx_info_endpoint": ["a:1"], "ctx_dp_rank": 3,'
+        b' "encoded_opaque_state": "c3RhdGU=", "later_member": {"a": [18446744073709551616]},'
+        b' "draft_tokens": null, "disagg_request_id": 7, "request_type": "context_only"}}'
+    )
+    facts = SPLIT.read_peer(POD, said)
+    placement = PLACEMENT._replace(peer=facts)
+    body = json.loads(bytes(SPLIT.last_body(make_request(CHAT), placement, ())))
+    assert body["disaggregated_params"] == {
+        "request_type": "generation_only",
+        "ctx_request_id": NUMBER,
+        "disagg_request_id": NUMBER,
+        "schedule_style": "generation_first",
+        "ctx_info_endpoint": "a:1",
+        "ctx_dp_rank": 3,
+        "encoded_opaque_state": "c3RhdGU=",
+        "later_member": {"a": [18446744073709551616]},
+    }
+    signed = {"ctx_info_endpoint": "a:1", "encoded_opaque_state": "c3RhdGU="}
+    text = json.dumps(signed, sort_keys=True, separators=(",", ":")).encode()
+    digest = hmac.new(b"k", text, hashlib.sha256).hexdigest()
+    assert SPLIT.last_headers(placement, ()) == {"x-trtllm-disagg-auth": f"sha256={digest}"}
+
+
+def test_a_state_says_where_a_context_engine_is_as_well() -> None:
+    body = b'{"disaggregated_params":{"encoded_opaque_state":"s","ctx_info_endpoint":null}}'
+    assert SPLIT.read_peer(POD, body) == {"encoded_opaque_state": b'"s"'}
 
 
 @pytest.mark.parametrize(
     "body",
     [
-        *(b"", b"[]", b"{}", b'{"disaggregated_params":null}'),
+        *(b"", b"[]", b"{}", b'{"disaggregated_params":null}', b'{"disaggregated_params":[]}'),
+        b'{"disaggregated_params":{"ctx_info_endpoint":{}}}',
+        b'{"disaggregated_params":{"ctx_info_endpoint":[7]}}',
+        b'{"disaggregated_params":{"ctx_dp_rank":0}}',
         *(b'{"disaggregated_params":{"ctx_info_endpoint":%s}}' % told for told in (b"[]", b'""')),
         b'{"disaggregated_params":{"ctx_info_endpoint":null}}',
     ],
