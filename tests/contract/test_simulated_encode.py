@@ -335,10 +335,31 @@ async def test_what_is_gone_is_encoded_again_if_the_medium_is_there(ending: str)
         assert three.violations == 0
 
 
+async def test_numbers_arrive_as_they_were_said() -> None:
+    async with running() as three:
+        said = await three.encode_leg(FILM)
+        (described,) = said.values()
+        assert described["metadata"]["timestamps"][:1] == [0.0]
+        part = stand_in(FILM, described)
+        part["video_embeds"] = part["video_embeds"] | {"timestamps": [0]}
+        body = chat(part, ec_transfer_params=said, **PREFILL_LEG)
+        assert (await three.ask(three.prefill, body))[0] == 500
+        assert three.violations == 1
+
+
 async def test_an_encoder_may_say_that_it_has_nothing() -> None:
     async with running(Fault(null_params=True)) as three:
         said = await three.encode_leg(CAT)
-        assert said == {name(CAT)["uuid"]: {"item_indices": [0], "metadata": {}}}
+        known = {"modality": "image", "item_indices": [0], "metadata": {}}
+        assert said == {name(CAT)["uuid"]: known}
+        raw = chat(name(CAT), ec_transfer_params=said, **PREFILL_LEG)
+        assert (await three.ask(three.prefill, raw))[0] == 200
+        assert (three.violations, three.outstanding) == (0, 0)
+
+
+async def test_an_encoder_may_know_where_an_item_is_and_not_its_size() -> None:
+    async with running(Fault(omit_params=("metadata",))) as three:
+        said = await three.encode_leg(CAT)
         raw = chat(name(CAT), ec_transfer_params=said, **PREFILL_LEG)
         assert (await three.ask(three.prefill, raw))[0] == 200
         assert (three.violations, three.outstanding) == (0, 0)

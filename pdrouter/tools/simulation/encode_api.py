@@ -4,13 +4,15 @@ Source: vLLM `docs/features/ec_cpu_connector.md`, `disagg_epd_proxy.py`, and the
 llm-d#2535. It is a vLLM with `ec_role: ec_producer`, which has no language model. A request is a
 chat of one message with nothing but media; the answer says, for each, where it is held, and what
 stands for it in the chat that follows. What it says is good for one fetch, and for its lease. An
-encoder that has lost an item says so by empty metadata without an address.
+encoder that has lost an item says so by empty metadata without an address; one that does not know
+its size any more has an address without metadata, and then too the medium itself has to be sent on.
 
 A real one is not strict. This one refuses what no proxy sends: text, several messages, another
 path, other parameters of transfers (Mooncake's push of encodings is not simulated), an item without
 `uuid`, or with the `uuid` of another content, for then two clients would see each other's media.
 """
 
+import math
 import time
 import uuid
 from collections import OrderedDict
@@ -32,7 +34,7 @@ from pdrouter.tools.simulation.media_items import (
     EMBEDS_OF,
     MediaItem,
     content_key,
-    count_bytes,
+    count_tokens,
     describe_size,
     list_media,
     list_parts,
@@ -45,7 +47,7 @@ from pdrouter.tools.simulation.running_ids import RunningIds
 
 _REMEMBERED = 10_000
 _FIRST_COOKIE = 2**53 + 1
-_BYTES_PER_MEDIA_TOKEN = 4_096
+_BYTES_PER_NUMBER, _WIDTH = 2, 2_048
 
 
 class EncodeApi:
@@ -89,9 +91,9 @@ class EncodeApi:
         media = list_media(call.members)
         for item in media:
             self._check_content(item)
-        sizes = sum(count_bytes(describe_size(item)) for item in media)
+        tokens = sum(map(count_tokens, media))
         with self._ids.claim(request_id), self._in_flight(len(media)):
-            async with self._compute.prefilled(sizes // _BYTES_PER_MEDIA_TOKEN):
+            async with self._compute.prefilled(tokens):
                 generation = generate(
                     replace(request, limit=1), self._config, request_id, int(time.time())
                 )
@@ -129,21 +131,25 @@ class EncodeApi:
 
         `ec_cookie` is ours: an odd integer above 2**53, which no float can hold.
         """
+        modality = item.embeds_type.removesuffix("_embeds")
         if fault.null_params:
-            return {"item_indices": places, "metadata": {}}
+            return {"modality": modality, "item_indices": places, "metadata": {}}
         self._metrics.media_items.labels("encoded").inc()
-        metadata = describe_size(item)
         host, port = self._address()
+        shape = [count_tokens(item), _WIDTH]
         described: dict[str, object] = {
+            "modality": modality,
             "item_indices": places,
-            "metadata": metadata,
+            "metadata": describe_size(item),
             "peer_host": host,
             "peer_port": port,
-            "size_bytes": count_bytes(metadata),
+            "size_bytes": math.prod(shape) * _BYTES_PER_NUMBER,
+            "shape": shape,
             "ec_cookie": next(self._cookies),
         }
-        self._encodings.issue(described, item.key, 0, time.monotonic())
-        return {name: value for name, value in described.items() if name not in fault.omit_params}
+        shown = {name: value for name, value in described.items() if name not in fault.omit_params}
+        self._encodings.issue(shown, item.key, 0, time.monotonic())
+        return shown
 
 
 def check_encode_leg(path: str, members: Members) -> None:

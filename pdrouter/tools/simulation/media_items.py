@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,12 +20,10 @@ EMBEDS_OF: Mapping[str, str] = {
 
 _SIZE_MEMBERS: Mapping[str, str] = {
     "image_embeds": "image_grid_thw",
-    "audio_embeds": "audio_feature_lengths",
+    "audio_embeds": "audio_num_tokens",
     "video_embeds": "video_grid_thw",
 }
 """What a model must know of media that it does not get, to leave room for them."""
-
-_BYTES_PER_TOKEN = 4_096
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,24 +79,25 @@ def content_key(part: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
-def describe_size(item: MediaItem) -> dict[str, list[int]]:
-    """Return the metadata of an item, as an encoder finds them: the same for the same content."""
+def describe_size(item: MediaItem) -> dict[str, list[float]]:
+    """Return the metadata of an item, as an encoder finds them: the same for the same content.
+
+    Those of videos have times too, some of them whole seconds, which are no integers.
+    """
     digest = bytes.fromhex(content_key(item.part))
     height, width = 16 + digest[0] % 48, 16 + digest[1] % 48
     name = _SIZE_MEMBERS[item.embeds_type]
-    if name == "audio_feature_lengths":
+    if name == "audio_num_tokens":
         return {name: [height * width]}
-    frames = 1 if name == "image_grid_thw" else 1 + digest[2] % 16
-    return {name: [frames, height, width]}
+    if name == "image_grid_thw":
+        return {name: [1, height, width]}
+    frames = 1 + digest[2] % 16
+    return {name: [frames, height, width], "timestamps": [frame / 2 for frame in range(frames)]}
 
 
-def count_bytes(metadata: Mapping[str, list[int]]) -> int:
-    """Return the size of what comes of an item with these metadata."""
-    (sizes,) = metadata.values()
-    product = 1
-    for size in sizes:
-        product *= size
-    return product // 4 * _BYTES_PER_TOKEN
+def count_tokens(item: MediaItem) -> int:
+    """Return how many tokens of a prompt an item takes."""
+    return math.prod(map(int, describe_size(item)[_SIZE_MEMBERS[item.embeds_type]])) // 4
 
 
 def is_metadata(item: MediaItem) -> bool:

@@ -7,7 +7,8 @@ OffloadingConnector, and stands beside NIXL's where an engine has both (MultiCon
 * `remote_decoder {kv_request_id}` has a prefill leg's blocks held for whoever fetches that id;
 * `remote_prefiller {kv_request_id, remote_host, remote_port}` has a decode leg fetch them. Either
   leg may come first. Nobody tells the decode engine that the other has failed, or that nobody is
-  there: it waits until its load deadline is over, and then computes the prompt itself;
+  there: it waits until its load deadline is over, and then computes the prompt itself. So it does
+  at once if it comes for blocks whose lease has ended;
 * `remote_kv_source {kv_request_id, remote_host, remote_port}` has a leg ask any other engine what
   it has of the prompt's beginning, under an id of its own. What is not there is a miss. It goes
   with `remote_decoder`, or alone with a request that has no other leg.
@@ -170,6 +171,8 @@ class P2pTier:
         async def fetch(request: web.Request) -> web.Response:
             asked = json.loads(await request.read())
             key = _key(asked["kv_request_id"], rank)
+            if self._transfers.is_expired(key, time.monotonic()):
+                return web.json_response({"result": "expired"})
             result = await self._transfers.register(
                 self._config.engine_id, key, asked["prompt_digest"]
             )
@@ -248,6 +251,9 @@ class P2pTier:
             self._metrics.recomputed_prompts.inc()
             return 0
         result = answer["result"]
+        if result == "expired":
+            self._metrics.recomputed_prompts.inc()
+            return 0
         if result != "ok":
             raise ContractViolated(f"transfer_{result}", 500, f"the fetch is refused: {result}")
         return request.prompt_tokens - 1

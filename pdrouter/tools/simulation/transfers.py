@@ -78,6 +78,7 @@ class TransferStore:
         self._on_expiry = on_expiry
         self._transfers: dict[str, _Transfer] = {}
         self._begun: OrderedDict[str, None] = OrderedDict()
+        self._expired: OrderedDict[str, None] = OrderedDict()
 
     def begin(self, transfer_id: str) -> None:
         """Take a prefill leg.
@@ -157,6 +158,11 @@ class TransferStore:
         self._expire(now)
         return len(self._transfers)
 
+    def is_expired(self, transfer_id: str, now: float) -> bool:
+        """Say whether blocks under this id were held until their lease had ended."""
+        self._expire(now)
+        return transfer_id in self._expired
+
     def held_tokens(self, now: float) -> int:
         """Count the prompt tokens whose blocks are held."""
         self._expire(now)
@@ -167,7 +173,10 @@ class TransferStore:
             late = transfer.deadline is not None and transfer.deadline <= now
             if late and not transfer.registered:
                 del self._transfers[transfer_id]
+                self._expired[transfer_id] = None
                 self._on_expiry()
+        while len(self._expired) > _REMEMBERED:
+            self._expired.popitem(last=False)
 
 
 def read_transfer_id(params: Handle) -> str:
