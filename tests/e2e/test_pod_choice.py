@@ -473,14 +473,13 @@ def has_ipv6() -> bool:
 
 
 @pytest.mark.skipif(not has_ipv6(), reason="the machine has no IPv6")
-@pytest.mark.parametrize("wire", ["nixl", "bootstrap", "mooncake"])
+@pytest.mark.parametrize("wire", ["nixl", "bootstrap"])
 async def test_pods_may_have_ipv6_addresses(wire: KvConnector) -> None:
     for routing in Routing if wire == "nixl" else [Routing.ORIGINAL_DST]:
         options = StackOptions(
             prefill=[replace(PREFILL[0], host="::1", kv_connector=wire)],
             decode=[replace(DECODE[0], host="::1", kv_connector=wire)],
             routing=routing,
-            environment={"AIBRIX_KV_CONNECTOR_TYPE": "nixl" if wire == "bootstrap" else wire},
         )
         async with run_checked_stack(options) as stack, connect(stack) as client:
             response = await ask(client)

@@ -175,7 +175,8 @@ async def suffer_many(
     endings = await asyncio.gather(*(post(client, body) for body in bodies))
     for engine in engines_of(stack):
         engine.faults.clear()
-    assert {ending.status for ending in endings} <= {200, 400, 429, 500, 502, 503}
+    # 504 where the machine is slower than a leg's deadline.
+    assert {ending.status for ending in endings} <= {200, 400, 429, 500, 502, 503, 504}
     assert sum(ending.status == 200 and not ending.cut for ending in endings) >= len(bodies) / 2
     await expect_both_ended(stack)
 
