@@ -137,6 +137,9 @@ class _LastRecord:
     def leg_retried(self, record: RequestRecord) -> None:
         pass
 
+    def prefixes_corrected(self, record: RequestRecord) -> None:
+        """Note nothing."""
+
     def priority_refused(self, model: str) -> None:
         """Note nothing."""
 

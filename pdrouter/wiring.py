@@ -34,6 +34,7 @@ from pdrouter.routing.router import Router, RoutingRules
 from pdrouter.routing.state import RoutingState
 from pdrouter.routing.strategies import create_strategies
 from pdrouter.serving.answers import AnswerObserver, AnswerReports
+from pdrouter.serving.cache_reports import CacheObserver, CacheReports
 from pdrouter.serving.choosing import PodChooser
 from pdrouter.serving.drains import Drains
 from pdrouter.serving.engine_client import ClientLimits, EngineClient
@@ -56,7 +57,9 @@ from pdrouter.settings import SettingInvalid, Settings
 from pdrouter.settings.choices import BlockRelease, Priority, Routing, TokenIds
 
 
-class ExchangeObserver(Observer, AnswerObserver, ReleaseObserver, PriorityObserver, Protocol):
+class ExchangeObserver(
+    Observer, AnswerObserver, ReleaseObserver, PriorityObserver, CacheObserver, Protocol
+):
     """Is told of requests and of their answers. Must not raise."""
 
 
@@ -126,6 +129,8 @@ class Exchanges:
             rules=choose_release_rules(settings),
         )
         self.leases = Leases(settings.kv_lease_s)
+        caches = CacheReports(state.prefixes, around.observer)
+        lessons = LegLessons(outcomes, kinds, ratios, around.observer, caches)
         rules = choose_priority_rules(settings)
         self.priorities = Priorities(around.client, state.priorities, around.observer, rules)
         self.dispatcher = Dispatcher(
@@ -140,11 +145,7 @@ class Exchanges:
                 splits=splits,
                 limiter=RateLimiter(workers=settings.workers),
             ),
-            legs=self._create_legs(
-                settings,
-                splits,
-                LegLessons(outcomes=outcomes, kinds=kinds, ratios=ratios, observer=around.observer),
-            ),
+            legs=self._create_legs(settings, splits, lessons),
             splits=splits,
             tokenizers=around.tokenizers,
             releases=self.releases,
@@ -289,11 +290,10 @@ def choose_priority_rules(settings: Settings) -> PriorityRules:
 def choose_release_rules(settings: Settings) -> ReleaseRules:
     """Return what is set of the blocks that nobody fetches."""
     forwarded = (*FORWARDED_TO_SIDE_LEGS, *settings.forward_headers)
-    dropped = choose_priority_rules(settings).dropped_headers
     return ReleaseRules(
         enabled=settings.release is BlockRelease.AUTO,
         timeout_s=settings.release_timeout_s,
-        headers=tuple(name for name in forwarded if name not in dropped),
+        headers=choose_priority_rules(settings).keep(forwarded),
     )
 
 

@@ -131,6 +131,9 @@ class Notes:
     def priority_refused(self, model: str) -> None:
         self.refused_priorities.append(model)
 
+    def prefixes_corrected(self, record: RequestRecord) -> None:
+        assert record.prefixes_gone or record.prefixes_found
+
     def request_finished(self, record: RequestRecord) -> None:
         self.open -= 1
         self.finished.append(record)

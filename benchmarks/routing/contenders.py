@@ -57,6 +57,7 @@ class Contender:
             options,
             index_follows_caches=self.index_follows_caches,
             aggregation=self.aggregation,
+            learns_caches=self.index_follows_caches,
             engines_by_priority=self.deadlines,
             predict_due=_Due(hardware, targets) if self.deadlines else None,
         )

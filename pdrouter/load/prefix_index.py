@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
+from pdrouter.load.cache_mirrors import BYTES_PER_BLOCK, CacheMirrors
+
 _CAPACITY_CHECK = 16
 _CAPACITY_SHARE = 0.75
 """Share of what the pods' caches hold that is computed within one generation: what is in use moves
@@ -23,6 +25,8 @@ class PrefixIndex:
     generation; when that is full, or half the time to live is over, or the pods have computed most
     of what their caches hold, it becomes the old one and the old one is dropped. That bounds memory
     and age, forgets as fast as engines do, and costs nothing per entry.
+
+    Engines that say what they had cached of a prompt put it right, pod by pod (`confirm`).
     """
 
     def __init__(
@@ -44,7 +48,8 @@ class PrefixIndex:
         self._count_capacity = count_capacity
         self._computed = 0
         self._added = 0
-        self._generation_size = max(1, max_bytes // _BYTES_PER_ENTRY // 2)
+        self._generation_size = max(1, max_bytes // (2 * _BYTES_PER_ENTRY + BYTES_PER_BLOCK))
+        self._mirrors = CacheMirrors(self._generation_size)
         self._generation_s = ttl_s / 2
         self._clock = clock
         self._young: dict[int, int] = {}
@@ -126,6 +131,29 @@ class PrefixIndex:
             young[block] = known | bit
         return new
 
+    def recall(self, hashes: Sequence[int], uid: str) -> Sequence[int]:
+        """Return what a pod is known to have of a prompt that is about to be sent there."""
+        return self._mirrors.recall(hashes, uid)
+
+    def confirm(self, hashes: Sequence[int], uid: str, recalled: Sequence[int], found: int) -> int:
+        """Take what a pod has had of a prompt that it has computed, all of which it has now.
+
+        Args:
+            hashes: the blocks of the prompt.
+            uid: the pod.
+            recalled: what it was known to have when the prompt was sent.
+            found: how many blocks, from the first on, it has had at the least.
+
+        Returns:
+            How many blocks are gone with those that it has not had any more.
+        """
+        gone = self._mirrors.note(hashes, uid, recalled, found)
+        if gone:
+            self.discard(gone, uid)
+            # What is computed there right now may be among it, and was about to be used.
+            self.add(hashes, uid)
+        return len(gone)
+
     def discard(self, hashes: Iterable[int], uid: str) -> None:
         """Note that a pod does not have these blocks: it did not carry out what was expected."""
         bit = self._bits.get(uid, 0)
@@ -136,6 +164,7 @@ class PrefixIndex:
 
     def forget(self, uid: str) -> None:
         """Forget a pod that is gone; its bit is used again once no entry can have it."""
+        self._mirrors.forget(uid)
         bit = self._bits.pop(uid, None)
         if bit is not None:
             del self._names[bit]

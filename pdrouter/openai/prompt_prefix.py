@@ -30,6 +30,8 @@ _CONTEXT = (
     "response_format",
 )
 """Members that come before the messages in a rendered prompt, or keep caches apart."""
+_SPREAD = 1.125
+"""How much more, or less, of a prompt's bytes a part of its tokens may be than of its tokens."""
 
 
 class PromptPrefix(msgspec.Struct, frozen=True):
@@ -44,6 +46,20 @@ class PromptPrefix(msgspec.Struct, frozen=True):
     hashes: tuple[int, ...]
     ends: tuple[int, ...]
     size: int
+
+    def count_cached(self, cached: int, tokens: int) -> tuple[int, int]:
+        """Return how many of the blocks are cached at the least, and at the most.
+
+        Tokens are not spread evenly over the bytes of a prompt. The last of them is computed in any
+        case, and with it the rest of the engine's own last block.
+
+        Args:
+            cached: how many of the prompt's tokens are cached.
+            tokens: how many there are.
+        """
+        end, count = self.size * cached / tokens, len(self.hashes)
+        most = bisect_right(self.ends, end * _SPREAD)
+        return bisect_right(self.ends, end / _SPREAD), count if most >= count - 1 else most
 
 
 NO_PREFIX = PromptPrefix((), (), 1)

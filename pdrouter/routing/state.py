@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from random import Random
 
+from pdrouter.load.cached_prefixes import CachedPrefixes
 from pdrouter.load.failures import FailureMemory
 from pdrouter.load.ledger import Ledger
-from pdrouter.load.prefix_index import PrefixIndex
 from pdrouter.load.priorities import PriorityKnowledge
 from pdrouter.load.samples import EngineSample
 
@@ -26,7 +26,7 @@ class RoutingState:
     """
 
     ledger: Ledger
-    prefixes: PrefixIndex
+    prefixes: CachedPrefixes
     samples: Mapping[str, EngineSample]
     clock: Callable[[], float]
     random: Random

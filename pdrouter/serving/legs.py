@@ -263,7 +263,7 @@ class SideLegs:
         record.predicted_prefill_s = choice.seconds
         # Engines compute in turn, so that a request behind its twin finds what that has computed:
         # the prompt counts as cached as soon as it is sent.
-        expected = state.prefixes.add(routed.facts.prefix.hashes, pod.uid, choice.tokens)
+        guess = self.lessons.caches.guess(routed.facts.prefix, pod.uid, choice.tokens)
         trial = state.failures.start_trial(pod.uid, leg)
         try:
             due = routed.facts.due
@@ -277,14 +277,15 @@ class SideLegs:
                 self.lessons.outcomes.note_silence(pod, leg, began)
             raise
         except RequestRejected:
-            state.prefixes.discard(expected, pod.uid)
+            state.prefixes.discard(guess.new, pod.uid)
             raise
         if done is None:
-            state.prefixes.discard(expected, pod.uid)
+            state.prefixes.discard(guess.new, pod.uid)
             if attempt.speaks is Speaks.FAILURE:
                 self.introductions.doubt(pod)
         else:
             self.introductions.take(done, writer.split, asked)
+            self.lessons.caches.take(guess, done, writer.request.endpoint.path, record)
         self.lessons.note_attempt(attempt, writer.request, routed.pods.model, record)
         return Tried(attempt, answer, done)
 

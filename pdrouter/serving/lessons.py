@@ -8,6 +8,7 @@ from pdrouter.cluster.view import ModelPods
 from pdrouter.load.prompt_length import TokenRatios
 from pdrouter.openai.kind import describe_kind
 from pdrouter.openai.request import InferenceRequest, count_token_ids
+from pdrouter.serving.cache_reports import CacheReports
 from pdrouter.serving.engine_client import FailureKind
 from pdrouter.serving.leg_outcome import Attempt, LegAnswer
 from pdrouter.serving.pod_outcomes import PodOutcomes
@@ -28,12 +29,14 @@ class LegLessons:
         kinds: knows which kinds of requests engines cannot serve in several legs.
         ratios: learns the length of prompts.
         observer: is told of attempts.
+        caches: learn what pods have cached.
     """
 
     outcomes: PodOutcomes
     kinds: UnsplittableKinds
     ratios: TokenRatios
     observer: Observer
+    caches: CacheReports
 
     def note_attempt(
         self, attempt: Attempt, request: InferenceRequest, model: str, record: RequestRecord

@@ -1,7 +1,7 @@
 """Tells engines when requests are due, and finds out which of them take that."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 from uuid import uuid4
@@ -49,6 +49,10 @@ class PriorityRules:
 
     mode: Priority = Priority.OFF
     trusts_clients: bool = False
+
+    def keep(self, headers: Iterable[str]) -> tuple[str, ...]:
+        """Return those of these headers of clients that engines may get."""
+        return tuple(name for name in headers if name not in self.dropped_headers)
 
     @property
     def dropped_headers(self) -> tuple[str, ...]:

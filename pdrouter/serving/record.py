@@ -72,6 +72,9 @@ class RequestRecord(msgspec.Struct):
         prompt_tokens: tokens of the prompt, as an engine has counted them; None if none has said.
         cached_tokens: tokens of the prompt that the pod of the prefill leg had cached; None if it
             did not say, or there was no such leg.
+        prefixes_gone: blocks of prompts that the pod of the prefill leg has been seen to have no
+            more.
+        prefixes_found: blocks of this prompt that it had, and was not known to have.
         predicted_prefill_s: predicted time until the last pod of the prefill leg would have carried
             it out, its queue included; None where there was no such leg.
         deadline: when the first token is due; None for no such time.
@@ -115,6 +118,8 @@ class RequestRecord(msgspec.Struct):
     kv_source: Pod | None = None
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
+    prefixes_gone: int = 0
+    prefixes_found: int = 0
     predicted_prefill_s: float | None = None
     deadline: Deadline | None = None
     priority: int | None = None

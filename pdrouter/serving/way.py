@@ -306,12 +306,8 @@ class Dispatcher:
     def _forward(self, head: RequestHead) -> Mapping[str, str]:
         """Return the client's headers that engines of side legs get."""
         names = (*FORWARDED_TO_SIDE_LEGS, *self.policy.forward_headers)
-        dropped = self.priorities.rules.dropped_headers
-        return {
-            name: head.headers[name]
-            for name in names
-            if name in head.headers and name not in dropped
-        }
+        kept = self.priorities.rules.keep(names)
+        return {name: head.headers[name] for name in kept if name in head.headers}
 
     def _rank_last(
         self,

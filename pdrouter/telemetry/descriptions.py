@@ -77,10 +77,12 @@ def describe_answer(report: AnswerReport, pod: Pod | None) -> dict[str, Any]:
 
 def describe_result(record: RequestRecord) -> dict[str, Any]:
     """Return what came of a request so far."""
+    corrected = {"prefixes_gone": record.prefixes_gone, "prefixes_found": record.prefixes_found}
     return {
         "outcome": record.outcome,
         "status": record.status,
         **_describe_tokens(record),
+        **{name: blocks for name, blocks in corrected.items() if blocks},
         "predicted_prefill_ms": _milliseconds(record.predicted_prefill_s),
         "prefill_ms": _milliseconds(record.prefill_s),
         "headers_ms": _milliseconds(record.headers_s),

@@ -62,6 +62,13 @@ class PrefillMetrics:
             ("model",),
             registry=registry,
         )
+        self.prefix_corrections = Counter(
+            "pdrouter_prefix_corrections",
+            "Blocks of prompts of which engines have shown that they are in a pod's cache (found), "
+            "or are not any more (gone), other than was thought.",
+            ("model", "result"),
+            registry=registry,
+        )
         self.seconds = HistogramTally(
             "pdrouter_prefill_seconds",
             "Duration of the prefill leg, all tries together.",

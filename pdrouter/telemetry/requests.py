@@ -153,6 +153,13 @@ class RequestTelemetry:
         """Count an engine's refusal of a priority."""
         self.metrics.prefill.priority_refusals.labels(model).inc()
 
+    def prefixes_corrected(self, record: RequestRecord) -> None:
+        """Count the blocks of prompts of which the index of prefixes was wrong."""
+        corrections = self.metrics.prefill.prefix_corrections
+        for result, blocks in (("gone", record.prefixes_gone), ("found", record.prefixes_found)):
+            if blocks:
+                corrections.labels(record.model, result).inc(blocks)
+
     def request_finished(self, record: RequestRecord) -> None:
         """Count a request that has ended, and write its line."""
         self.open.pop(record.request_id, None)

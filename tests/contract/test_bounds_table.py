@@ -68,9 +68,11 @@ from pdrouter.openai import usage_scan
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.kind import RequestKind
 from pdrouter.openai.pieces import Pieces
+from pdrouter.openai.prompt_prefix import PromptPrefix
 from pdrouter.openai.usage import Usage
 from pdrouter.process_limits import choose_body_memory
 from pdrouter.serving import (
+    cache_reports,
     drains,
     engine_client,
     legs,
@@ -91,7 +93,7 @@ from pdrouter.serving.pod_outcomes import PodOutcomes
 from pdrouter.serving.pod_questions import PodQuestions
 from pdrouter.serving.priorities import Priorities, PriorityRules
 from pdrouter.serving.rate_limit import RateLimiter
-from pdrouter.serving.record import Outcome
+from pdrouter.serving.record import Outcome, RequestRecord
 from pdrouter.serving.release import ReleaseOutcome, ReleaseRules, Releases
 from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.serving.unsplittable import UnsplittableKinds
@@ -300,6 +302,9 @@ class Unreachable:
 
 
 class NobodyTold:
+    def prefixes_corrected(self, record: RequestRecord) -> None:
+        raise AssertionError(record)
+
     def priority_refused(self, model: str) -> None:
         raise AssertionError(model)
 
@@ -801,6 +806,17 @@ async def exceed_the_peers(_: pytest.MonkeyPatch) -> None:
     for name in name_many(5000):
         memory.learn(make_pod(name), {"engine": b"x"}, 0.0)
     assert len(memory) == peers._MOST
+
+
+@walk("Which engines have said what they had cached, by path", f"{cache_reports._MOST:,}")
+async def exceed_the_cache_reports(_: pytest.MonkeyPatch) -> None:
+    index = PrefixIndex(MIB, 60, lambda: 0.0)
+    reports = cache_reports.CacheReports(index, NobodyTold())
+    for name in name_many(5000):
+        answer = LegAnswer(Leg.PREFILL, make_pod(name), "id", b"", Usage(100, 0))
+        guess = reports.guess(PromptPrefix((1,), (10,), 10), answer.pod.uid, 100)
+        reports.take(guess, answer, "/v1/completions", make_record())
+    assert len(reports._told) == cache_reports._MOST
 
 
 @walk(

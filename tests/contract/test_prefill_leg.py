@@ -31,6 +31,7 @@ from pdrouter.openai.request import InferenceRequest, parse_request
 from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts
 from pdrouter.routing.router import Router
 from pdrouter.routing.state import RoutingState
+from pdrouter.serving.cache_reports import CacheReports
 from pdrouter.serving.call import Call
 from pdrouter.serving.choosing import Routed
 from pdrouter.serving.drains import Drains
@@ -162,7 +163,11 @@ class Stage(Notes):
             self.router,
             Unchanged(),  # type: ignore[arg-type]
             LegLessons(
-                PodOutcomes(state.failures), UnsplittableKinds(state.clock), TokenRatios(), self
+                PodOutcomes(state.failures),
+                UnsplittableKinds(state.clock),
+                TokenRatios(),
+                self,
+                CacheReports(state.prefixes, self),
             ),
             total_s,
             retries,

@@ -1,7 +1,8 @@
 """One replica of the router in a simulation: its own ledger, prefix index and samples."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 
 from pdrouter.cluster.view import ModelPods
@@ -9,7 +10,8 @@ from pdrouter.load.ledger import Ledger, Scope
 from pdrouter.load.prefill_rates import PrefillRates
 from pdrouter.load.prefix_index import PrefixIndex
 from pdrouter.load.samples import EngineSample
-from pdrouter.routing.admission import QueueTooLong
+from pdrouter.openai.prompt_prefix import PromptPrefix
+from pdrouter.routing.admission import DeadlineMissed, QueueTooLong
 from pdrouter.routing.decision import Decision, NoReadyPod, RoutingFacts, Strategy
 from pdrouter.routing.router import Router, RoutingRules
 from pdrouter.routing.state import RoutingState
@@ -34,6 +36,7 @@ class RouterOptions:
             no limit.
         aggregation: when a decode pod serves a request whole that could be split.
         handover_s: seconds that the way over two pods costs beside computing, as the router has it.
+        learns_caches: whether it learns from what engines say they had cached of each prompt.
         engines_by_priority: whether engines serve requests of lower priority values first.
         predict_due: gives the seconds that a request may take to its first token; the router then
             tells engines when it is due as its priority. None: all have the same.
@@ -49,6 +52,7 @@ class RouterOptions:
     max_wait_s: float | None = None
     aggregation: Aggregation = Aggregation.NEVER
     handover_s: float = Settings().handover_s
+    learns_caches: bool = True
     engines_by_priority: bool = False
     predict_due: Callable[[RoutingFacts], float] | None = None
 
@@ -61,7 +65,7 @@ class RoutedLegs:
         priority: what engines are told: those of lower values go first, where they heed it.
     """
 
-    __slots__ = ("_decode", "_prefill", "decision", "priority")
+    __slots__ = ("_decode", "_on_computed", "_prefill", "decision", "priority")
 
     def __init__(
         self,
@@ -69,8 +73,10 @@ class RoutedLegs:
         decode: Scope,
         prefill: Scope | None,
         priority: float = 0.0,
+        on_computed: Callable[[int], None] | None = None,
     ) -> None:
         self.decision = decision
+        self._on_computed = on_computed
         self.priority = priority
         self._decode = decode
         self._prefill = prefill
@@ -81,6 +87,8 @@ class RoutedLegs:
             raise ValueError("a request that is served whole has no prefill leg")
         self._prefill.complete(computed_tokens)
         self._prefill.release()
+        if self._on_computed is not None:
+            self._on_computed(computed_tokens)
 
     def finish(self) -> None:
         """Count the request no more."""
@@ -125,17 +133,28 @@ class RouterReplica:
         """Choose the pods for a request and count its legs; None if it is refused."""
         try:
             decision = self.router.decide(self._strategy, facts, self._pods)
-        except (NoReadyPod, QueueTooLong):
+        except (NoReadyPod, QueueTooLong, DeadlineMissed):
             return None
         decode, prefill = decision.last, decision.prefill
-        scope = None
+        scope = on_computed = None
         decode_scope = self.ledger.start(decode.leg, decode.pod.uid, decode.tokens)
         if prefill is not None:
             scope = self.ledger.start(prefill.leg, prefill.pod.uid, prefill.tokens)
-            self.state.prefixes.add(facts.prefix.hashes, prefill.pod.uid, prefill.tokens)
+            prefix, uid, prefixes = facts.prefix, prefill.pod.uid, self.state.prefixes
+            recalled = prefixes.recall(prefix.hashes, uid)
+            prefixes.add(prefix.hashes, uid, prefill.tokens)
+            if self._options.learns_caches:
+                on_computed = partial(self._learn_cached, prefix, uid, recalled)
         due = self._options.predict_due
         priority = 0.0 if due is None else self.state.clock() + due(facts)
-        return RoutedLegs(decision, decode_scope, scope, priority)
+        return RoutedLegs(decision, decode_scope, scope, priority, on_computed)
+
+    def _learn_cached(
+        self, prefix: PromptPrefix, uid: str, recalled: Sequence[int], computed: int
+    ) -> None:
+        """Learn from what an engine had cached of a prompt."""
+        _, most = prefix.count_cached(prefix.size - computed, prefix.size)
+        self.state.prefixes.confirm(prefix.hashes, uid, recalled, most)
 
     def observe(self, samples: Mapping[str, EngineSample]) -> None:
         """Take new metrics of all engines."""
