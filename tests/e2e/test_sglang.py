@@ -1,6 +1,7 @@
 """SGLang through the real Envoy: both legs at once, and what becomes of one without the other."""
 
 import json
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -155,7 +156,15 @@ async def test_a_fault_of_a_leg_ends_the_other(
 
 async def test_what_hangs_ends_with_the_deadline_of_the_prefill_leg() -> None:
     environment = {"AIBRIX_PREFILL_REQUEST_TIMEOUT": "1", "PDROUTER_EJECT_AFTER": "0"}
-    async with run_small_stack(environment, prefill=PREFILL, decode=DECODE) as (stack, client):
+    prefill, decode = (
+        [replace(each, release="old") for each in side] for side in (PREFILL, DECODE)
+    )
+    async with run_small_stack(environment, prefill=prefill, decode=decode) as (stack, client):
+        # What releases hang on, and what they refuse: an end, and nothing is left.
+        expect_error(await client.post(CHAT, json=chat(n=2)), 503, "prefill_failed")
+        response = await client.post("/v1/messages", json=chat())
+        assert (response.status_code, "bootstrap room" in response.text) == (400, True)
+        await expect_both_ended(stack)
         for case in FAULTS:
             if case.hangs:
                 for stream in (False, True):

@@ -1,5 +1,6 @@
 """SGLang's bootstrap server, where decode engines ask a prefill engine for their rooms."""
 
+import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from aiohttp import web
 from yarl import URL
 
 from pdrouter.tools.simulation.peer_client import PeerClient
-from pdrouter.tools.simulation.refusal import ContractViolated
+from pdrouter.tools.simulation.refusal import ContractViolated, Refused
 from pdrouter.tools.simulation.rooms import RoomStore
 
 JOIN_PATH = "/simulation/rooms/join"
@@ -19,6 +20,7 @@ DEFAULT_PORT = 8998
 """Where a decode engine looks for the server if the port is null (SGLang's default)."""
 
 _MOST_ROOM = 2**63 - 1
+_FORGETFUL = ("/v1/messages", "/v1/responses")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,22 @@ def _spread(name: str, members: Mapping[str, Any], items: int) -> list[Any]:
 
 def _violated(reason: str, message: str, param: str | None = None) -> ContractViolated:
     return ContractViolated(reason, 400, message, param=param)
+
+
+def check_path(path: str) -> None:
+    """Refuse what releases do that forget where legs meet on these paths (sglang#35229, #35497).
+
+    Raises:
+        Refused: The path is one of them.
+    """
+    if path in _FORGETFUL:
+        raise Refused(400, "Disaggregated request received without bootstrap room id")
+
+
+async def share_room(digest: str) -> None:
+    """Wait as the choices of one prompt do in releases that give them one room (sglang#30723)."""
+    del digest
+    await asyncio.Event().wait()
 
 
 class BootstrapServer:

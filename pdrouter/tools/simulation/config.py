@@ -53,7 +53,8 @@ class EngineConfig:
         default_max_tokens: Output tokens of a request that sets no limit.
         release: `old` engines (before vLLM 0.13) hand out no `remote_request_id`, and no blocks
             for prompts shorter than one block. `new` ones (from 0.21 on) have the blocks of a
-            decode leg freed that they refuse.
+            decode leg freed that they refuse. `old` SGLangs let all choices of a prompt meet in one
+            room, where they hang, and forget where legs meet on two of their paths.
         revision: Its version: blocks go only to engines that have the same.
         side_channel_host: The `remote_host` in issued handles; `None` is the engine's own
             address. `localhost` and `0.0.0.0` are what real engines put there by default.

@@ -8,7 +8,13 @@ from typing import TypeAlias
 
 from pdrouter.tools.simulation.answers import AnswerForm
 from pdrouter.tools.simulation.api_requests import Api, GenerationRequest, parse_generation
-from pdrouter.tools.simulation.bootstrap import check_rank, fetch_rooms, read_meeting
+from pdrouter.tools.simulation.bootstrap import (
+    check_path,
+    check_rank,
+    fetch_rooms,
+    read_meeting,
+    share_room,
+)
 from pdrouter.tools.simulation.config import EngineConfig, KvConnector
 from pdrouter.tools.simulation.context_handoff import (
     AUTH_HEADER,
@@ -206,9 +212,15 @@ class LegContracts:
     def _check_meeting(self, job: Job) -> Job:
         """SGLang: the legs meet in rooms."""
         request = job.request
+        old = self.config.release == "old"
+        if old:
+            check_path(request.api)
         meeting = read_meeting(job.call.members, request.prompts * request.n)
         if job.call.leg is SimulatedLeg.DECODE:
-            return replace(job, fetch=_whole(partial(fetch_rooms, self.peers, meeting)))
+            meet = (
+                share_room if old and request.n > 1 else partial(fetch_rooms, self.peers, meeting)
+            )
+            return replace(job, fetch=_whole(meet))
         check_rank(job.call.members, meeting, self.config.data_parallel_size)
         # It has the client's own limit, and computes one token all the same.
         return replace(job, request=replace(request, limit=1), rooms=meeting.rooms)
