@@ -67,6 +67,9 @@ TRANSFER_MEMBERS = (
     "disagg_prefill_dp_rank",
     "data_parallel_rank",
     "transfer_id",
+    "remote_decoder",
+    "remote_prefiller",
+    "remote_kv_source",
     "rid",
     "nvext",
 )
