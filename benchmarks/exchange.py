@@ -1,5 +1,6 @@
 """One exchange of the router without gRPC, HTTP and telemetry: what is left is its own code."""
 
+import asyncio
 import time
 from collections.abc import Coroutine, Mapping
 from random import Random
@@ -85,9 +86,16 @@ class RequestBench:
         )
         self._messages = _write_messages(body, decode.address)
 
-    def serve(self) -> None:
-        """Carry one request from the opening of its stream to the end."""
-        _run(self._serve())
+    def serve(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        """Carry one request from the opening of its stream to the end.
+
+        Args:
+            loop: runs it, which legs that run at once need; None where it waits for nobody.
+        """
+        if loop is None:
+            _run(self._serve())
+        else:
+            loop.run_until_complete(self._serve())
         record = self._observer.record
         if record is None or record.outcome is not Outcome.OK or record.aggregated:
             raise RuntimeError(f"the request was not served in two legs: {record}")
@@ -115,7 +123,9 @@ class _Engines:
         *,
         progress: PostProgress | None = None,
     ) -> EngineAnswer:
-        del address, path, headers, body, total_s, progress
+        del address, path, headers, body, total_s
+        if progress is not None:
+            progress.note_head(self._answer.status)
         return self._answer
 
 

@@ -3,11 +3,13 @@
 Every step is timed in turns with the reference, so that a change of the machine's speed meets both.
 """
 
+import asyncio
 import gc
 import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from random import Random
 
 from benchmarks.exchange import RequestBench
@@ -62,7 +64,7 @@ def make_body(size: int) -> bytes:
     return json.dumps({"model": "m", "messages": messages, "stream": True}).encode()
 
 
-def make_pods(count: int) -> list[Pod]:
+def make_pods(count: int, engine: str = "vllm", kv_connector: str | None = None) -> list[Pod]:
     """Return as many pods, half of them for prefill."""
     return [
         Pod.create(
@@ -72,6 +74,8 @@ def make_pods(count: int) -> list[Pod]:
             port=8000,
             model="m",
             role=role,
+            engine=engine,
+            kv_connector=kv_connector,
         )
         for index in range(count // 2)
         for role in (Role.PREFILL, Role.DECODE)
@@ -105,6 +109,31 @@ def compare(steps: dict[str, Callable[[], object]], reference: Callable[[], obje
     for name, samples in costs.items():
         cost = statistics.median(samples)
         print(f"  {name:28} {cost * 1e6:9.1f} us  {cost / base:6.2f} x json")
+
+
+def bench_orders(size: int) -> None:
+    """Measure an exchange whose legs run at once, beside one whose legs do not.
+
+    Those that run at once are tasks of an event loop, so the other is run in one too.
+    """
+    body = make_body(size)
+    wires = {
+        "one leg after the other": ("vllm", None),
+        "at once, SGLang": ("sglang", None),
+        "at once, P2P": ("vllm", "offloading"),
+    }
+    benches = {
+        name: RequestBench(*make_pods(2, *wire), body, ANSWER) for name, wire in wires.items()
+    }
+    print(
+        f"\none exchange in an event loop, body of {len(body):,} bytes; json = loads and two dumps"
+    )
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        compare(
+            {name: partial(bench.serve, loop) for name, bench in benches.items()},
+            lambda: (json.dumps(json.loads(body)), json.dumps(json.loads(ANSWER))),
+        )
 
 
 def bench_body(size: int) -> None:
@@ -205,6 +234,7 @@ def main() -> None:
     gc.freeze()
     for size in (1_000, 8_000, 64_000, 1_000_000):
         bench_body(size)
+        bench_orders(size)
     for count in (4, 100, 1000):
         bench_routing(count)
 
