@@ -122,9 +122,10 @@ def bench_orders(size: int) -> None:
         "at once, SGLang": ("sglang", None),
         "at once, P2P": ("vllm", "offloading"),
     }
-    benches = {
-        name: RequestBench(*make_pods(2, *wire), body, ANSWER) for name, wire in wires.items()
-    }
+    benches = {}
+    for name, (engine, kv_connector) in wires.items():
+        prefill, decode = make_pods(2, engine, kv_connector)
+        benches[name] = RequestBench(prefill, decode, body, ANSWER)
     print(
         f"\none exchange in an event loop, body of {len(body):,} bytes; json = loads and two dumps"
     )

@@ -42,7 +42,8 @@ def strip(
         dropped: names of others that are removed.
     """
     usual, rare = _STRIPS[response_body], find_rare_controls(headers)
-    rare += tuple(name for name in dropped if name in headers)
+    if dropped:
+        rare += tuple(name for name in dropped if name in headers)
     if not rare:
         return usual
     return structs.replace(usual, remove_headers=(*usual.remove_headers, *rare))

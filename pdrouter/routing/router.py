@@ -83,6 +83,8 @@ class Router:
         limit_s = rules.max_wait_s
         if limit_s is not None:
             decision = limit_wait(decision, strategy, facts, pods, state, limit_s=limit_s)
+        if facts.deadline is None:
+            return decision
         try:
             return meet_deadline(
                 decision,

@@ -159,7 +159,8 @@ class PodChooser:
         with record.steps.time("describe"):
             facts = self._describe(request, pods, tokens, selector, resolved)
             deadline = self._find_deadline(request, tokens, headers, resolved, record)
-            facts = structs.replace(facts, deadline=deadline)
+            if deadline is not None:
+                facts = structs.replace(facts, deadline=deadline)
         give_back = self._limit(pods, resolved)
         try:
             decision = self._decide(strategy, facts, pods, record)

@@ -16,7 +16,6 @@ from pdrouter.engines.split import (
     Leg,
     Order,
     PeerFacts,
-    Split,
 )
 from pdrouter.load.retry_budget import RetryBudget
 from pdrouter.openai.errors import RequestRejected
@@ -121,9 +120,7 @@ class SideLegs:
         refusals: list[EngineAnswer] = []
         choice = chosen.decision.find(leg)
         while choice is not None:
-            tried = await self._carry_out(
-                choice, posts, request, chosen, call, failed=list_failed(attempts)
-            )
+            tried = await self._carry_out(choice, posts, request, chosen, call, before=attempts)
             if isinstance(tried, Companion):
                 return tried
             attempts.append(tried.attempt)
@@ -154,7 +151,7 @@ class SideLegs:
         chosen: OpenDecision,
         call: Call,
         *,
-        failed: Sequence[Pod],
+        before: Sequence[Attempt],
     ) -> Tried | Companion:
         """Try a leg on one pod, to its end or until it runs beside the last leg."""
         pod, state = choice.pod, self.router.state
@@ -178,7 +175,8 @@ class SideLegs:
         ranked = self.priorities.rank(
             request, choice.leg, (pod,), call.record, posts.headers, once=once
         )
-        source = call.record.kv_source = self._find_source(choice, split, chosen, failed)
+        source = self._find_source(pod, chosen, before) if split.takes_source else None
+        call.record.kv_source = source
         writer = LegWriter(split, choice.leg, ranked, chosen.decision.pods, peer, source)
         if peer is None or not once:
             return await self._try(choice, posts, writer, chosen)
@@ -194,13 +192,10 @@ class SideLegs:
         call.companion = None
         return tried
 
-    def _find_source(
-        self, choice: Choice, split: Split, chosen: OpenDecision, failed: Sequence[Pod]
-    ) -> Pod | None:
-        """Return from which pod that of a leg is to have the beginning of the prompt."""
+    def _find_source(self, pod: Pod, chosen: OpenDecision, before: Sequence[Attempt]) -> Pod | None:
+        """Return from which pod another one is to have the beginning of the prompt."""
         facts, pods = chosen.routed.facts, chosen.routed.pods
-        find = self.router.find_kv_source
-        return find(choice.pod, facts, pods, failed) if split.takes_source else None
+        return self.router.find_kv_source(pod, facts, pods, list_failed(before))
 
     async def _accompany(
         self,

@@ -37,7 +37,9 @@ def read_target(
     Raises:
         RequestRejected: a header cannot be understood.
     """
-    own, name = _read_milliseconds(headers), _read_class(headers, classes)
+    # Few requests have either.
+    own = _read_milliseconds(headers) if TTFT_TARGET in headers else None
+    name = _read_class(headers, classes) if REQUEST_CLASS in headers else None
     if own is not None:
         return Target(own / 1000, TTFT_TARGET)
     if name is not None:
@@ -48,7 +50,7 @@ def read_target(
 
 
 def _read_milliseconds(headers: Mapping[str, str]) -> float | None:
-    text = read_one(headers.get(TTFT_TARGET, ""))
+    text = read_one(headers[TTFT_TARGET])
     if not text:
         return None
     try:
@@ -62,7 +64,7 @@ def _read_milliseconds(headers: Mapping[str, str]) -> float | None:
 
 
 def _read_class(headers: Mapping[str, str], classes: Mapping[str, float]) -> str | None:
-    name = read_one(headers.get(REQUEST_CLASS, "")).lower()
+    name = read_one(headers[REQUEST_CLASS]).lower()
     if not name or not classes:
         return None
     if name in classes:

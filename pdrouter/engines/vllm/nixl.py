@@ -128,8 +128,11 @@ class NixlPull(Split):
         # Beside a last leg that is sent at once, nobody reads them.
         if not placement.peer and may_ask(request, self.token_ids_limit):
             replace[ASK] = b"true"
-        members = b'%s,"transfer_id":%s' % (_PREFILL_PARAMS[:-1], transfer_id)
-        replace[KV_PARAMS] = b"%s%s}" % (members, write_source(placement))
+        replace[KV_PARAMS] = b'%s,"transfer_id":%s%s}' % (
+            _PREFILL_PARAMS[:-1],
+            transfer_id,
+            write_source(placement),
+        )
         return request.edit(replace, remove)
 
     def last_body(
