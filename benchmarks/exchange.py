@@ -8,6 +8,8 @@ from typing import Any
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import PodCache
+from pdrouter.engine_http.answers import EngineAnswer
+from pdrouter.engine_http.progress import PostProgress
 from pdrouter.extproc.ext_proc_pb2 import HeaderMap, ProcessingMode, ProcessingRequest
 from pdrouter.extproc.messages import EXT_PROC_FILTER
 from pdrouter.load.ledger import Ledger
@@ -15,7 +17,6 @@ from pdrouter.load.prefix_index import PrefixIndex
 from pdrouter.openai.pieces import Pieces
 from pdrouter.routing.state import RoutingState
 from pdrouter.serving.answers import AnswerReport
-from pdrouter.serving.engine_client import EngineAnswer, PostProgress
 from pdrouter.serving.held_bodies import HeldBodies
 from pdrouter.serving.leg_outcome import Attempt
 from pdrouter.serving.record import Outcome, RequestRecord

@@ -16,6 +16,7 @@ from pdrouter.cluster.model_namespaces import ModelNamespaces
 from pdrouter.cluster.pod_addresses import AddressRules, find_own_addresses
 from pdrouter.cluster.source import PodSource, RouteCheck
 from pdrouter.cluster.view import PodCache
+from pdrouter.engine_http.client import ClientLimits
 from pdrouter.engines.registry import WIRES, SplitRules, Splits
 from pdrouter.extproc.exchange import Exchange
 from pdrouter.extproc.exchange_policy import ExchangePolicy
@@ -37,7 +38,7 @@ from pdrouter.serving.answers import AnswerObserver, AnswerReports
 from pdrouter.serving.cache_reports import CacheObserver, CacheReports
 from pdrouter.serving.choosing import PodChooser
 from pdrouter.serving.drains import Drains
-from pdrouter.serving.engine_client import ClientLimits, EngineClient
+from pdrouter.serving.engine_client import EngineClient
 from pdrouter.serving.held_bodies import HeldBodies
 from pdrouter.serving.introductions import Introductions
 from pdrouter.serving.lease import Leases

@@ -11,6 +11,9 @@ from msgspec import structs
 
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import PodCache
+from pdrouter.engine_http.answers import EngineAnswer
+from pdrouter.engine_http.failures import FailureKind, PostFailed
+from pdrouter.engine_http.progress import PostProgress
 from pdrouter.engines.split import Leg
 from pdrouter.extproc.exchange import Exchange
 from pdrouter.extproc.ext_proc_pb2 import ProcessingRequest
@@ -28,7 +31,6 @@ from pdrouter.extproc.phases import Replies
 from pdrouter.load.ledger import Ledger
 from pdrouter.openai.pieces import Pieces
 from pdrouter.serving.answers import AnswerReport
-from pdrouter.serving.engine_client import EngineAnswer, FailureKind, PostFailed, PostProgress
 from pdrouter.serving.held_bodies import HeldBodies
 from pdrouter.serving.leg_outcome import Attempt
 from pdrouter.serving.record import RequestRecord

@@ -7,6 +7,7 @@ from typing import Any
 
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ModelPods
+from pdrouter.engine_http.failures import FailureKind
 from pdrouter.engines.leg_bodies import TRANSFER_MEMBERS
 from pdrouter.engines.split import Leg, Placement
 from pdrouter.load.ledger import Ledger
@@ -16,7 +17,6 @@ from pdrouter.openai.paths import ENDPOINTS
 from pdrouter.openai.request import InferenceRequest, parse_request
 from pdrouter.routing.decision import Choice, Decision
 from pdrouter.routing.state import RoutingState
-from pdrouter.serving.engine_client import FailureKind
 from pdrouter.serving.leg_outcome import Attempt, LegAnswer
 from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.steps import StepTimes

@@ -1,9 +1,9 @@
 """The answers that the router gives in an engine's place."""
 
+from pdrouter.engine_http.answers import EngineAnswer
 from pdrouter.extproc.messages import Headers, ImmediateReply
 from pdrouter.extproc.request_ids import pair_ids
 from pdrouter.openai.errors import RequestRejected, is_anthropic
-from pdrouter.serving.engine_client import EngineAnswer
 from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.way import Completed
 

@@ -4,15 +4,16 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
-import aiohttp
 import msgspec
 
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ClusterView, PodCache
+from pdrouter.engine_http.client import ClientLimits, HttpClient
+from pdrouter.engine_http.failures import FailureKind, PostFailed
 from pdrouter.engines.split import Leg
-from pdrouter.load.engine_connections import create_connector
 
 log = logging.getLogger(__name__)
 
@@ -74,15 +75,12 @@ class EngineCheck:
     async def run(self) -> None:
         """Ask until cancelled."""
         slots = asyncio.Semaphore(_AT_ONCE)
-        async with aiohttp.ClientSession(
-            connector=create_connector(None),
-            timeout=aiohttp.ClientTimeout(self._wait_s),
-            cookie_jar=aiohttp.DummyCookieJar(),
-        ) as session:
+        limits = ClientLimits(self._wait_s, self._wait_s, _PAGE_BYTES)
+        with closing(HttpClient(limits, keepalive_s=self._look_s)) as client:
 
             async def ask(address: str, pods: Sequence[Pod]) -> None:
                 async with slots:
-                    await self._ask(session, address, pods)
+                    await self._ask(client, address, pods)
 
             while True:
                 await asyncio.gather(*(ask(*each) for each in self._find_due().items()))
@@ -105,17 +103,17 @@ class EngineCheck:
             or (not engine.answers and now - engine.asked_at >= self._again_s)
         }
 
-    async def _ask(self, session: aiohttp.ClientSession, address: str, pods: Sequence[Pod]) -> None:
+    async def _ask(self, client: HttpClient, address: str, pods: Sequence[Pod]) -> None:
         before = self._engines.get(address)
         try:
-            names = await _fetch_names(session, address)
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            names = await _fetch_names(client, address, self._wait_s)
+        except PostFailed as failed:
             if before is None:
                 models = sorted({pod.model for pod in pods})
                 log.warning(
                     "engine %s does not answer: %s",
                     address,
-                    _describe(error),
+                    _describe(failed),
                     extra={"fields": {"address": address, "models": models}},
                 )
             self._engines[address] = _Engine(asyncio.get_running_loop().time(), answers=False)
@@ -151,27 +149,25 @@ def _has(pods: Sequence[Pod], role: Role) -> bool:
     return any(pod.role is role for pod in pods)
 
 
-def _describe(error: Exception) -> str:
-    if isinstance(error, TimeoutError):
+def _describe(failed: PostFailed) -> str:
+    if failed.kind is FailureKind.TIMEOUT:
         return "no answer in time"
-    if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno:
-        return os.strerror(error.os_error.errno)
-    return str(error) or type(error).__name__
+    cause = failed.__cause__
+    return os.strerror(cause.errno) if isinstance(cause, OSError) and cause.errno else str(failed)
 
 
-async def _fetch_names(session: aiohttp.ClientSession, address: str) -> list[str]:
+async def _fetch_names(client: HttpClient, address: str, wait_s: float) -> list[str]:
     """Return the models that an engine lists; none if it lists them to nobody, or otherwise.
 
     Raises:
-        aiohttp.ClientError, OSError, TimeoutError: it does not answer.
+        PostFailed: it does not answer.
     """
-    async with session.get(f"http://{address}{_PATH}", allow_redirects=False) as response:
-        page = bytearray()
-        async for chunk in response.content.iter_any():
-            page += chunk
-            if len(page) > _PAGE_BYTES:
-                return []
     try:
-        return [card.id for card in msgspec.json.decode(page, type=_Models).data]
+        answer = await client.request("GET", address, _PATH, {}, body=None, total_s=wait_s)
+        return [card.id for card in msgspec.json.decode(answer.body, type=_Models).data]
+    except PostFailed as failed:
+        if failed.kind is FailureKind.TOO_LARGE:
+            return []
+        raise
     except msgspec.MsgspecError:
         return []

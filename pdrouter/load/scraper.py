@@ -8,16 +8,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from types import TracebackType
-
-import aiohttp
-from yarl import URL
+from types import MappingProxyType, TracebackType
 
 from pdrouter.cluster.pods import Pod, Role, format_address
 from pdrouter.cluster.view import ClusterView, PodCache
+from pdrouter.engine_http.client import ClientLimits, HttpClient
+from pdrouter.engine_http.failures import PostFailed
+from pdrouter.engine_http.progress import PostProgress
 from pdrouter.engines.reading import EngineReading
 from pdrouter.engines.registry import find_dialect
-from pdrouter.load.engine_connections import create_connector
 from pdrouter.load.failures import FailureMemory
 from pdrouter.load.ledger import Clock, Ledger
 from pdrouter.load.samples import EngineSample
@@ -26,6 +25,8 @@ from pdrouter.load.scrape_stats import ScrapeStats
 log = logging.getLogger(__name__)
 
 _PAGE_BYTES = 1024 * 1024
+_HEADERS: Mapping[str, str] = MappingProxyType({"accept": "text/plain;version=0.0.4"})
+"""The format without exemplars; not compressed, which costs both sides CPU."""
 
 # What scraping may cost, however many pods there are: a scrape of a page of 100 KB takes 0.3 to
 # 0.8 ms of CPU, by the machine (`python -m benchmarks.scraping`).
@@ -150,7 +151,7 @@ class MetricsScraper:
         self._clock = clock
         self._failures = failures or FailureMemory()
         self._on_lost = on_lost
-        self._session: aiohttp.ClientSession | None = None
+        self._client: HttpClient | None = None
         self._view: ClusterView | None = None
         self._targets: OrderedDict[str, _Target] = OrderedDict()
         self._samples: dict[str, EngineSample] = {}
@@ -171,18 +172,10 @@ class MetricsScraper:
         return _FRESH_INTERVALS * self.interval_s + self._deadline_s
 
     async def __aenter__(self) -> "MetricsScraper":
-        self._session = aiohttp.ClientSession(
-            # Each pod has at most one connection, and so many scrapes as start within the
-            # deadline are under way at once.
-            connector=create_connector(self._interval_s * _FRESH_INTERVALS + 60),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            # The format without exemplars; not compressed, which costs both sides CPU.
-            headers={"accept": "text/plain;version=0.0.4", "user-agent": "pdrouter"},
-            skip_auto_headers=("accept-encoding",),
-            timeout=aiohttp.ClientTimeout(
-                total=self._deadline_s, sock_connect=self._deadline_s / 2
-            ),
-        )
+        limits = ClientLimits(self._deadline_s / 2, self._deadline_s, _PAGE_BYTES)
+        # Each pod has at most one connection, and so many scrapes as start within the deadline
+        # are under way at once.
+        self._client = HttpClient(limits, self._interval_s * _FRESH_INTERVALS + 60)
         return self
 
     async def __aexit__(
@@ -191,14 +184,14 @@ class MetricsScraper:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
 
     async def run(self) -> None:
         """Scrape until cancelled."""
-        session = self._session
-        if session is None:
+        client = self._client
+        if client is None:
             raise RuntimeError("the scraper is not open")
         loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as tasks:
@@ -209,7 +202,7 @@ class MetricsScraper:
                 for _ in range(turns):
                     target = self._take_turn()
                     if target.scraping is None:
-                        target.scraping = tasks.create_task(self._scrape(session, target))
+                        target.scraping = tasks.create_task(self._scrape(client, target))
                 # What a timer was late is made up for at the next step, but a stall of the loop
                 # is not followed by a burst.
                 due = max(due + seconds, loop.time())
@@ -257,10 +250,10 @@ class MetricsScraper:
         self._samples.pop(uid, None)
         self._ledger.note_others(uid, 0.0)
 
-    async def _scrape(self, session: aiohttp.ClientSession, target: _Target) -> None:
+    async def _scrape(self, client: HttpClient, target: _Target) -> None:
         start = time.perf_counter()
         try:
-            sample = await self._fetch(session, target)
+            sample = await self._fetch(client, target)
         except _ScrapeFailed as failed:
             self.stats.failures[failed.cause] += 1
             # An engine without metrics, or whose page is slow, can be connected to all the same.
@@ -285,7 +278,7 @@ class MetricsScraper:
             self.stats.scrapes += 1
             self.stats.seconds += time.perf_counter() - start
 
-    async def _fetch(self, session: aiohttp.ClientSession, target: _Target) -> EngineSample:
+    async def _fetch(self, client: HttpClient, target: _Target) -> EngineSample:
         """Return a new sample of a pod.
 
         Raises:
@@ -293,32 +286,29 @@ class MetricsScraper:
         """
         pod = target.pod
         dialect = find_dialect(pod.engine)
-        url = URL(f"http://{format_address(pod.ip, pod.metrics_port)}{dialect.path}", encoded=True)
+        address = format_address(pod.ip, pod.metrics_port)
+        url = f"http://{address}{dialect.path}"
+        look = _Look(self._clock, lambda: self._ledger.count_requests(pod.uid))
         try:
-            async with session.get(url, allow_redirects=False) as response:
-                # The engine has just made the page.
-                at = self._clock()
-                own = self._ledger.count_requests(pod.uid)
-                page = await _read_page(response)
-        except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
-            raise _ScrapeFailed(ScrapeFailure.CONNECT, str(error)) from None
-        except TimeoutError:
-            message = f"{url} does not answer within {self._deadline_s:g} s"
-            raise _ScrapeFailed(ScrapeFailure.TIMEOUT, message) from None
-        except aiohttp.ClientError as error:
-            message = f"{url}: {type(error).__name__}: {error}"
-            raise _ScrapeFailed(ScrapeFailure.TRANSPORT, message) from None
-        if response.status != 200:
-            raise _ScrapeFailed(ScrapeFailure.STATUS, f"{url} answers {response.status}")
-        reading = dialect.read(page, pod.number)
+            answer = await client.request(
+                *("GET", address, dialect.path, _HEADERS),
+                body=None,
+                total_s=self._deadline_s,
+                progress=look,
+            )
+        except PostFailed as failed:
+            raise _ScrapeFailed(ScrapeFailure(failed.kind), f"{url}: {failed}") from None
+        if answer.status != 200:
+            raise _ScrapeFailed(ScrapeFailure.STATUS, f"{url} answers {answer.status}")
+        reading = dialect.read(answer.body, pod.number)
         if reading == EngineReading():
             message = f"{url} has none of the metrics of engine {pod.engine!r}"
             raise _ScrapeFailed(ScrapeFailure.NO_METRICS, message)
         self._ledger.rates.note_buckets(pod.uid, reading.prefill_buckets or ())
-        counted = target.tokens.read(at, reading.generated_tokens)
+        counted = target.tokens.read(look.at, reading.generated_tokens)
         return EngineSample(
-            at=at,
-            own_requests=own,
+            at=look.at,
+            own_requests=look.own,
             running=reading.running,
             waiting=reading.waiting,
             kv_usage=reading.kv_usage,
@@ -331,12 +321,22 @@ class MetricsScraper:
         )
 
 
-async def _read_page(response: aiohttp.ClientResponse) -> bytes:
-    page = bytearray()
-    async for chunk in response.content.iter_any():
-        page += chunk
-        if len(page) > _PAGE_BYTES:
-            # What is left unread closes the connection.
-            message = f"{response.url} has more than {_PAGE_BYTES} bytes"
-            raise _ScrapeFailed(ScrapeFailure.TOO_LARGE, message)
-    return bytes(page)
+class _Look(PostProgress):
+    """What is known at the moment when an engine begins to answer: it has just made the page.
+
+    Attributes:
+        at: the time.
+        own: requests that this router has there.
+    """
+
+    def __init__(self, clock: Clock, count_own: Callable[[], int]) -> None:
+        super().__init__()
+        self._clock = clock
+        self._count_own = count_own
+        self.at = 0.0
+        self.own = 0
+
+    def note_head(self, status: int) -> None:
+        """Look."""
+        super().note_head(status)
+        self.at, self.own = self._clock(), self._count_own()

@@ -3,8 +3,9 @@
 import asyncio
 
 from pdrouter.cluster.pods import Pod
+from pdrouter.engine_http.failures import FailureKind
+from pdrouter.engine_http.progress import PostProgress
 from pdrouter.engines.split import PeerFacts
-from pdrouter.serving.engine_client import FailureKind, PostProgress
 from pdrouter.serving.leg_outcome import Tried
 from pdrouter.serving.statuses import Speaks, judge
 

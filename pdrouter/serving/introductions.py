@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from pdrouter.cluster.pods import Pod, format_address
+from pdrouter.engine_http.failures import FailureKind, PostFailed
 from pdrouter.engines.split import NOTHING, HandoffInvalid, Inquiry, PeerFacts, Split
 from pdrouter.load.peers import PeerKnowledge
-from pdrouter.serving.engine_client import EngineClient, FailureKind, PostFailed
+from pdrouter.serving.engine_client import EngineClient
 from pdrouter.serving.leg_outcome import LegAnswer
 
 _OK = 200

@@ -6,9 +6,10 @@ from typing import NamedTuple
 import msgspec
 
 from pdrouter.cluster.pods import Pod
+from pdrouter.engine_http.answers import EngineAnswer
+from pdrouter.engine_http.failures import FailureKind
 from pdrouter.engines.split import NOTHING, Leg, PeerFacts
 from pdrouter.openai.usage import Usage
-from pdrouter.serving.engine_client import EngineAnswer, FailureKind
 from pdrouter.serving.statuses import BUSY, Speaks, judge, rank
 
 

@@ -6,19 +6,15 @@ from contextlib import AbstractContextManager, nullcontext
 from itertools import count
 
 from pdrouter.cluster.pods import Pod
+from pdrouter.engine_http.answers import EngineAnswer
+from pdrouter.engine_http.failures import FailureKind, PostFailed
 from pdrouter.engines.split import Leg
 from pdrouter.openai.engine_errors import read_error_message
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest
 from pdrouter.openai.retry_after import read_retry_after
 from pdrouter.serving.companion import Companion
-from pdrouter.serving.engine_client import (
-    EngineAnswer,
-    EngineClient,
-    FailureKind,
-    PostFailed,
-    address_rank,
-)
+from pdrouter.serving.engine_client import EngineClient, address_rank
 from pdrouter.serving.leg_outcome import Attempt
 from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.statuses import Speaks, judge
@@ -95,6 +91,7 @@ class LegPosts:
                         body,
                         remaining,
                         progress=None if companion is None else companion.progress,
+                        once=True,
                     )
             except PostFailed as error:
                 if error.stale and not stale:

@@ -9,6 +9,8 @@ from msgspec import structs
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import ModelPods, PodCache
+from pdrouter.engine_http.answers import EngineAnswer
+from pdrouter.engine_http.failures import FailureKind, PostFailed
 from pdrouter.engines.registry import Splits
 from pdrouter.engines.split import (
     NOTHING,
@@ -25,12 +27,7 @@ from pdrouter.routing.decision import Choice
 from pdrouter.routing.router import Router
 from pdrouter.serving.call import Call
 from pdrouter.serving.companion import Companion
-from pdrouter.serving.engine_client import (
-    EngineAnswer,
-    EngineClient,
-    FailureKind,
-    PostFailed,
-)
+from pdrouter.serving.engine_client import EngineClient
 from pdrouter.serving.introductions import Introductions
 from pdrouter.serving.lease import Leases
 from pdrouter.serving.leg_outcome import (

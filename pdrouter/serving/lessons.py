@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pdrouter.cluster.view import ModelPods
+from pdrouter.engine_http.failures import FailureKind
 from pdrouter.load.prompt_length import TokenRatios
 from pdrouter.openai.kind import describe_kind
 from pdrouter.openai.request import InferenceRequest, count_token_ids
 from pdrouter.serving.cache_reports import CacheReports
-from pdrouter.serving.engine_client import FailureKind
 from pdrouter.serving.leg_outcome import Attempt, LegAnswer
 from pdrouter.serving.pod_outcomes import PodOutcomes
 from pdrouter.serving.record import Observer, RequestRecord, Retry

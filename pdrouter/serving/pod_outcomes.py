@@ -9,9 +9,9 @@ import msgspec
 
 from pdrouter.bounded import make_room
 from pdrouter.cluster.pods import Pod
+from pdrouter.engine_http.failures import FailureKind
 from pdrouter.engines.split import PEER_CHANGED, Leg
 from pdrouter.load.failures import CONNECT, FailureMemory, Part
-from pdrouter.serving.engine_client import FailureKind
 from pdrouter.serving.last_leg import ATTEMPTS, Judgement, Verdict, judge_answer
 from pdrouter.serving.leg_outcome import Attempt, LegAnswer
 from pdrouter.serving.statuses import BUSY, Speaks

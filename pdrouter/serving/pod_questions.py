@@ -6,12 +6,14 @@ from uuid import uuid4
 
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import PodCache
+from pdrouter.engine_http.answers import EngineAnswer
+from pdrouter.engine_http.failures import PostFailed
 from pdrouter.engines.registry import find_question
 from pdrouter.load.failures import Part
 from pdrouter.openai.body import encode
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.retry_after import read_retry_after
-from pdrouter.serving.engine_client import EngineAnswer, EngineClient, PostFailed, address_rank
+from pdrouter.serving.engine_client import EngineClient, address_rank
 from pdrouter.serving.pod_outcomes import PodOutcomes
 from pdrouter.serving.statuses import BUSY, Speaks, judge
 

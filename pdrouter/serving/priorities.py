@@ -8,6 +8,8 @@ from uuid import uuid4
 
 from pdrouter.bounded import make_room
 from pdrouter.cluster.pods import Pod
+from pdrouter.engine_http.answers import EngineAnswer
+from pdrouter.engine_http.failures import PostFailed
 from pdrouter.engines.registry import can_rank, find_question
 from pdrouter.engines.split import Leg
 from pdrouter.engines.vllm.priority import MEMBER, is_refusal
@@ -18,7 +20,7 @@ from pdrouter.openai.headers import VLLM_PRIORITY
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest
 from pdrouter.serving.drains import Drains
-from pdrouter.serving.engine_client import EngineAnswer, EngineClient, PostFailed, address_rank
+from pdrouter.serving.engine_client import EngineClient, address_rank
 from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.statuses import Speaks, judge
 from pdrouter.settings.choices import Priority

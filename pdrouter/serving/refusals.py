@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from math import ceil
 from types import MappingProxyType
 
+from pdrouter.engine_http.failures import FailureKind
 from pdrouter.engines.split import PEER_CHANGED, HandoffInvalid
 from pdrouter.openai.errors import RequestRejected
-from pdrouter.serving.engine_client import FailureKind
 from pdrouter.serving.leg_outcome import Attempt, LegFailed
 
 RETRY_AFTER_S = 5

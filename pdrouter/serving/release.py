@@ -25,16 +25,13 @@ import msgspec
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import PodCache
+from pdrouter.engine_http.answers import EngineAnswer
+from pdrouter.engine_http.failures import FailureKind, PostFailed
 from pdrouter.engines.registry import Splits
 from pdrouter.engines.split import Release
 from pdrouter.load.failures import FailureMemory
 from pdrouter.openai.pieces import Pieces
-from pdrouter.serving.engine_client import (
-    EngineAnswer,
-    FailureKind,
-    PostFailed,
-    address_rank,
-)
+from pdrouter.serving.engine_client import address_rank
 from pdrouter.serving.leg_outcome import LegAnswer
 
 log = logging.getLogger(__name__)

@@ -15,10 +15,10 @@ from prometheus_client.registry import Collector
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import PodCache
+from pdrouter.engine_http.failures import FailureKind
 from pdrouter.engines.split import Leg
 from pdrouter.load.ledger import Ledger
 from pdrouter.serving.answers import AnswerReport
-from pdrouter.serving.engine_client import FailureKind
 from pdrouter.serving.leg_outcome import Attempt
 from pdrouter.serving.record import Outcome, RequestRecord, Retry
 from pdrouter.telemetry.tallies import Tally

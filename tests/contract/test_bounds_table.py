@@ -44,6 +44,8 @@ from pdrouter.cluster.kubernetes.reflector import DEFAULT_TIMING
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.source import RouteUnavailable
 from pdrouter.cluster.view import PodCache
+from pdrouter.engine_http.client import ClientLimits, HttpClient
+from pdrouter.engine_http.failures import FailureKind, PostFailed
 from pdrouter.engines import exposition
 from pdrouter.engines.registry import Splits
 from pdrouter.engines.split import Leg
@@ -56,7 +58,6 @@ from pdrouter.load import failures as failure_memory
 from pdrouter.load import output_length, peers, prompt_length, retry_budget, scraper, silences
 from pdrouter.load import priorities as priority_knowledge
 from pdrouter.load.engine_check import EngineCheck
-from pdrouter.load.engine_connections import create_connector
 from pdrouter.load.failures import EjectionRules, FailureMemory
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.output_length import OutputLengths
@@ -86,7 +87,7 @@ from pdrouter.serving import (
 from pdrouter.serving import tokenizers as tokenizing
 from pdrouter.serving.answers import AnswerReport, RoutedRequest
 from pdrouter.serving.drains import Drains
-from pdrouter.serving.engine_client import ClientLimits, EngineClient, FailureKind, PostFailed
+from pdrouter.serving.engine_client import EngineClient
 from pdrouter.serving.held_bodies import HeldBodies
 from pdrouter.serving.leg_outcome import LegAnswer
 from pdrouter.serving.pod_outcomes import PodOutcomes
@@ -704,10 +705,8 @@ async def exceed_the_open_requests(_: pytest.MonkeyPatch) -> None:
 )
 async def exceed_the_idle_connections(_: pytest.MonkeyPatch) -> None:
     async with listen(answer_always) as engine:
-        session = aiohttp.ClientSession(connector=create_connector(SOON_S))
-        async with session, session.get(f"http://{engine.address}/") as response:
-            await response.read()
-            response.release()
+        with closing(HttpClient(ClientLimits(WAIT_S, WAIT_S, MIB), keepalive_s=SOON_S)) as client:
+            await client.request("GET", engine.address, "/", {}, body=None, total_s=WAIT_S)
             await wait_until(engine.closed.is_set)
 
 

@@ -13,10 +13,12 @@ from loopback import Server, answering, find_free_ports, hang, listen, reset
 from waiting import WAIT_S, wait_until
 
 from pdrouter.cluster.pods import Pod
+from pdrouter.engine_http.client import ClientLimits
+from pdrouter.engine_http.failures import FailureKind, PostFailed
 from pdrouter.engines.split import EnginePod, Inquiry
 from pdrouter.engines.vllm.mooncake import Mooncake
 from pdrouter.engines.vllm.nixl_push import NixlPush
-from pdrouter.serving.engine_client import ClientLimits, EngineClient, FailureKind, PostFailed
+from pdrouter.serving.engine_client import EngineClient
 from pdrouter.serving.introductions import _LARGEST, Introductions
 
 RANKS = b'{"0": {"engine_id": "e-1"}}'

@@ -13,9 +13,10 @@ from waiting import WAIT_S, wait_until
 
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import PodCache
+from pdrouter.engine_http.client import ClientLimits
 from pdrouter.engines.split import Leg
 from pdrouter.load.failures import EjectionRules, FailureMemory
-from pdrouter.serving.engine_client import ClientLimits, EngineClient
+from pdrouter.serving.engine_client import EngineClient
 from pdrouter.serving.pod_outcomes import PodOutcomes
 from pdrouter.serving.pod_questions import PodQuestions
 from pdrouter.tools.simulation.config import EngineConfig

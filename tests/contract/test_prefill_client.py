@@ -8,20 +8,26 @@ from contextlib import asynccontextmanager, closing
 from typing import TypeAlias
 
 import pytest
-from aiohttp.client_proto import ResponseHandler
-from loopback import OK, Server, Talk, answer_always, answering, hang, listen, reset, trickle
+from loopback import (
+    OK,
+    Received,
+    Server,
+    Talk,
+    answer_always,
+    answering,
+    hang,
+    listen,
+    reset,
+    trickle,
+)
 from waiting import WAIT_S, wait_until
 
-from pdrouter.load.engine_connections import MAX_INTERIM_ANSWERS
+from pdrouter.engine_http.answers import MAX_INTERIM_ANSWERS, AnswerReader, EngineAnswer
+from pdrouter.engine_http.client import ClientLimits
+from pdrouter.engine_http.failures import FailureKind, PostFailed
+from pdrouter.engine_http.progress import PostProgress
 from pdrouter.openai.pieces import Pieces
-from pdrouter.serving.engine_client import (
-    ClientLimits,
-    EngineAnswer,
-    EngineClient,
-    FailureKind,
-    PostFailed,
-    PostProgress,
-)
+from pdrouter.serving.engine_client import EngineClient
 
 MIB = 1024 * 1024
 Posting: TypeAlias = asyncio.Task[EngineAnswer]
@@ -36,9 +42,10 @@ async def post(
     headers: dict[str, str] | None = None,
     body: bytes = b"{}",
     total_s: float = WAIT_S,
+    once: bool = True,
 ) -> EngineAnswer:
     given = {"content-type": "application/json"} if headers is None else headers
-    return await client.post(address, path, given, Pieces((body,)), total_s)
+    return await client.post(address, path, given, Pieces((body,)), total_s, once=once)
 
 
 async def fail(talk: Talk, *, limits: ClientLimits = LIMITS, total_s: float = WAIT_S) -> PostFailed:
@@ -292,13 +299,25 @@ async def test_it_is_told_that_a_request_is_written(size: int) -> None:
         assert not progress.answered.is_set()
 
 
-def test_a_request_is_not_written_before_all_of_it_is() -> None:
-    progress = PostProgress()
-    progress.expect(10)
-    progress.note_sent(9)
-    assert not progress.sent.is_set()
-    progress.note_sent(1)
-    assert progress.sent.is_set()
+async def test_a_request_is_not_written_before_all_of_it_is() -> None:
+    go_on = asyncio.Event()
+
+    async def read_late(
+        server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        server.requests.append(Received("", {}, b""))
+        await go_on.wait()
+        await reader.read()
+        del writer
+
+    size = 64 * MIB
+    async with listen(read_late) as server, watching(server.address, size) as (progress, _):
+        await wait_until(lambda: bool(server.requests))
+        await asyncio.sleep(0.05)
+        assert not progress.sent.is_set()
+        go_on.set()
+        await asyncio.wait_for(progress.sent.wait(), WAIT_S)
 
 
 async def test_it_is_told_of_the_head_before_the_rest_of_an_answer() -> None:
@@ -419,6 +438,13 @@ async def test_only_a_used_connection_that_ends_without_any_answer_is_stale(end:
     assert caught.value.stale is (end == b"")
 
 
+async def test_a_request_that_may_be_sent_again_is_where_the_connection_was_stale() -> None:
+    async with listen(answering(OK, b"")) as server, EngineClient(LIMITS) as client:
+        for _ in range(2):
+            assert (await post(client, server.address, once=False)).status == 200
+    assert (server.connections, len(server.requests)) == (2, 3)
+
+
 async def test_a_used_connection_that_is_reset_is_stale() -> None:
     async def talk(
         server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -485,16 +511,16 @@ async def test_interim_answers_without_end_are_no_answer(line: bytes, count: int
 async def test_few_interim_answers_are_read_beyond_the_bound(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    read: list[int] = []
-    feed = ResponseHandler.data_received
+    read: list[AnswerReader] = []
+    take_head = AnswerReader.on_headers_complete
 
-    def note(self: ResponseHandler, data: bytes) -> None:
-        read.append(len(data))
-        feed(self, data)
+    def note(self: AnswerReader) -> None:
+        read.append(self)
+        take_head(self)
 
-    monkeypatch.setattr(ResponseHandler, "data_received", note)
+    monkeypatch.setattr(AnswerReader, "on_headers_complete", note)
     await fail(answering(b"HTTP/1.1 100 Continue\r\n\r\n" * 50_000))
-    assert sum(read) <= 4096
+    assert len(read) == MAX_INTERIM_ANSWERS + 1
 
 
 # --- Chunks ---

@@ -14,6 +14,8 @@ from waiting import WAIT_S, wait_until
 
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ModelPods, PodCache
+from pdrouter.engine_http.client import ClientLimits
+from pdrouter.engine_http.failures import FailureKind
 from pdrouter.engines.split import (
     PREFILL_DECODE,
     Leg,
@@ -35,7 +37,7 @@ from pdrouter.serving.cache_reports import CacheReports
 from pdrouter.serving.call import Call
 from pdrouter.serving.choosing import Routed
 from pdrouter.serving.drains import Drains
-from pdrouter.serving.engine_client import ClientLimits, EngineClient, FailureKind
+from pdrouter.serving.engine_client import EngineClient
 from pdrouter.serving.introductions import Introductions
 from pdrouter.serving.lease import Leases
 from pdrouter.serving.leg_outcome import Attempt, LegAnswer, LegFailed, LegRefused

@@ -15,10 +15,12 @@ from waiting import WAIT_S, wait_until
 
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import PodCache
+from pdrouter.engine_http.answers import EngineAnswer
+from pdrouter.engine_http.client import ClientLimits
 from pdrouter.engines.registry import Splits
 from pdrouter.engines.split import Leg
 from pdrouter.load.failures import FailureMemory
-from pdrouter.serving.engine_client import ClientLimits, EngineAnswer, EngineClient
+from pdrouter.serving.engine_client import EngineClient
 from pdrouter.serving.release import HeldHandle, ReleaseOutcome, ReleaseRules, Releases
 from pdrouter.tools.simulation.config import EngineConfig
 from pdrouter.tools.simulation.engine import SimulatedEngine

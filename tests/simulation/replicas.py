@@ -16,13 +16,14 @@ from factories import make_request
 from benchmarks.routing.cluster.router_replica import RoutedLegs, RouterOptions, RouterReplica
 from benchmarks.routing.cluster.workload import BLOCK_TOKENS
 from pdrouter.cluster.view import ModelPods, PodCache
+from pdrouter.engine_http.answers import EngineAnswer
+from pdrouter.engine_http.progress import PostProgress
 from pdrouter.extproc.exchange import Exchange
 from pdrouter.extproc.messages import PhaseReply
 from pdrouter.extproc.phases import Replies
 from pdrouter.openai.prompt_prefix import hash_prompt
 from pdrouter.openai.request import count_token_ids
 from pdrouter.routing.decision import Decision, RoutingFacts, Strategy
-from pdrouter.serving.engine_client import EngineAnswer, PostProgress
 from pdrouter.serving.held_bodies import HeldBodies
 from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.tokenizers import PromptTokenizers

@@ -20,6 +20,8 @@ from exchanges import (
 from waiting import wait_until
 
 from pdrouter.cluster.pods import Pod, Role
+from pdrouter.engine_http.answers import EngineAnswer
+from pdrouter.engine_http.failures import FailureKind
 from pdrouter.engines.split import Leg
 from pdrouter.extproc.ext_proc_pb2 import HttpBody, ProcessingRequest
 from pdrouter.extproc.messages import (
@@ -29,7 +31,6 @@ from pdrouter.extproc.messages import (
     ReplaceBody,
     ResponseHeaders,
 )
-from pdrouter.serving.engine_client import EngineAnswer, FailureKind
 from pdrouter.serving.leg_outcome import Attempt
 from pdrouter.serving.record import Outcome, RequestRecord, Retry
 from pdrouter.serving.statuses import Speaks

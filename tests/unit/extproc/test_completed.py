@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from exchanges import CHAT, DECODE, PREFILL, Bench, request_body, request_headers
 
+from pdrouter.engine_http.answers import EngineAnswer
 from pdrouter.extproc.messages import ImmediateReply
-from pdrouter.serving.engine_client import EngineAnswer
 from pdrouter.serving.record import Outcome
 from pdrouter.settings.choices import TokenObservation
 

@@ -28,6 +28,8 @@ from pdrouter.cluster.catalog import Catalog
 from pdrouter.cluster.names import LINGER_S
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ClusterView
+from pdrouter.engine_http.answers import EngineAnswer
+from pdrouter.engine_http.failures import FailureKind
 from pdrouter.engines.split import Leg
 from pdrouter.extproc.codec import encode
 from pdrouter.extproc.ext_proc_pb2 import ProcessingRequest
@@ -48,7 +50,6 @@ from pdrouter.extproc.messages import (
 )
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.serving.call import Call
-from pdrouter.serving.engine_client import EngineAnswer, FailureKind
 from pdrouter.serving.record import Outcome
 from pdrouter.serving.way import Dispatched, RequestHead
 from pdrouter.settings.choices import Aggregation, FailurePolicy

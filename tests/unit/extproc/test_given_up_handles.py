@@ -19,10 +19,10 @@ from exchanges import (
 from waiting import wait_until
 
 from pdrouter.cluster.pods import Pod, Role
+from pdrouter.engine_http.answers import EngineAnswer
 from pdrouter.extproc.ext_proc_pb2 import ProcessingRequest
 from pdrouter.extproc.limits import MESSAGE_OVERHEAD_BYTES
 from pdrouter.extproc.messages import ResponseHeaders
-from pdrouter.serving.engine_client import EngineAnswer
 from pdrouter.serving.release import ReleaseOutcome
 from pdrouter.settings.choices import Aggregation, BlockRelease, FailurePolicy
 

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from exchanges import BUFFERED, CHAT, DECODE, Bench, request_body, request_headers
 
+from pdrouter.engine_http.answers import EngineAnswer
+from pdrouter.engine_http.failures import FailureKind
 from pdrouter.extproc.messages import BodyMode, Event, ImmediateReply, ProtocolConfig
-from pdrouter.serving.engine_client import EngineAnswer, FailureKind
 from pdrouter.settings.choices import FailurePolicy
 
 MESSAGES = "/v1/messages"

@@ -21,9 +21,10 @@ from exchanges import (
 from pdrouter.cluster.pod_config import parse_config
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ClusterView
+from pdrouter.engine_http.answers import EngineAnswer
+from pdrouter.engine_http.failures import FailureKind
 from pdrouter.engines.split import Leg
 from pdrouter.extproc.messages import ImmediateReply, PhaseReply, ReplaceBody, Reply
-from pdrouter.serving.engine_client import EngineAnswer, FailureKind
 from pdrouter.settings.choices import Aggregation, FailurePolicy
 
 OTHER = Pod.create(uid="d2", name="decode-1", ip="10.0.0.3", port=8000, model="m", role=Role.DECODE)

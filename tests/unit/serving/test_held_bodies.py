@@ -8,10 +8,10 @@ from exchanges import Bench, error_of, request_body, request_headers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pdrouter.engine_http.failures import FailureKind
 from pdrouter.extproc.ext_proc_pb2 import ProcessingRequest
 from pdrouter.extproc.messages import ImmediateReply, PhaseReply
 from pdrouter.openai.errors import RequestRejected
-from pdrouter.serving.engine_client import FailureKind
 from pdrouter.serving.held_bodies import HeldBodies
 
 BODY = request_body()

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdrouter.cluster.pods import Pod, Role
+from pdrouter.engine_http.answers import EngineAnswer
+from pdrouter.engine_http.failures import FailureKind
 from pdrouter.engines.split import Leg
 from pdrouter.extproc.messages import ImmediateReply, PhaseReply, Reply
-from pdrouter.serving.engine_client import EngineAnswer, FailureKind
 from pdrouter.serving.record import RequestRecord, Retry
 from pdrouter.settings.choices import FailurePolicy
 

@@ -8,10 +8,10 @@ from factories import MODEL, make_pod
 
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.ranks import Ranks
+from pdrouter.engine_http.failures import FailureKind
 from pdrouter.engines.split import Leg
 from pdrouter.load.failures import EjectionRules, FailureMemory
 from pdrouter.openai.usage import Usage
-from pdrouter.serving.engine_client import FailureKind
 from pdrouter.serving.leg_outcome import Attempt, LegAnswer
 from pdrouter.serving.pod_outcomes import PodOutcomes
 

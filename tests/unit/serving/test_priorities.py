@@ -20,10 +20,11 @@ from exchanges import (
     response_headers,
 )
 
+from pdrouter.engine_http.answers import EngineAnswer
+from pdrouter.engine_http.failures import FailureKind
 from pdrouter.engines.split import Leg
 from pdrouter.extproc.messages import PhaseReply, ReplaceBody, Reply, ResponseHeaders
 from pdrouter.openai.pieces import Pieces
-from pdrouter.serving.engine_client import EngineAnswer, FailureKind
 from pdrouter.settings.choices import Aggregation, Priority
 
 GOOD = EngineAnswer(200, {}, b'{"kv_transfer_params": ' + PARAMS + b"}")

@@ -4,7 +4,7 @@ import pytest
 from factories import make_attempt, make_pod
 from msgspec import structs
 
-from pdrouter.serving.engine_client import FailureKind
+from pdrouter.engine_http.failures import FailureKind
 from pdrouter.serving.leg_outcome import LegFailed
 from pdrouter.serving.refusals import describe_failure
 

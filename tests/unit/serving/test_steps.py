@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from exchanges import PARAMS, Bench, request_body, request_headers
 
+from pdrouter.engine_http.answers import EngineAnswer
+from pdrouter.engine_http.failures import FailureKind, PostFailed
 from pdrouter.engines.vllm.nixl import NixlPull
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest
-from pdrouter.serving.engine_client import EngineAnswer, FailureKind, PostFailed
 from pdrouter.serving.steps import StepTimes
 
 

@@ -10,9 +10,9 @@ from prometheus_client.core import Metric
 
 from pdrouter.cluster.pods import Role
 from pdrouter.cluster.view import PodCache
+from pdrouter.engine_http.failures import FailureKind
 from pdrouter.engines.split import Leg
 from pdrouter.load.ledger import Ledger
-from pdrouter.serving.engine_client import FailureKind
 from pdrouter.serving.record import Outcome, RequestRecord, Retry
 from pdrouter.telemetry.aibrix_metrics import AibrixMetrics
 from pdrouter.telemetry.requests import RequestTelemetry

@@ -19,11 +19,11 @@ from pdrouter import __version__
 from pdrouter.cluster.pods import Role
 from pdrouter.cluster.reflector_stats import ReflectorStats
 from pdrouter.cluster.view import PodCache
+from pdrouter.engine_http.failures import FailureKind
 from pdrouter.engines.split import Leg
 from pdrouter.load.ledger import Ledger, Scope
 from pdrouter.openai.usage import Usage
 from pdrouter.serving.answers import AnswerReport, RoutedRequest
-from pdrouter.serving.engine_client import FailureKind
 from pdrouter.serving.record import Outcome, RequestRecord, Retry, describe_decision
 from pdrouter.serving.release import ReleaseOutcome
 from pdrouter.telemetry.descriptions import describe_request

@@ -1,0 +1,1 @@
+"""HTTP/1.1 to engines: requests over pooled connections, answers within bounds."""

@@ -1,0 +1,164 @@
+"""A client with pooled connections to any number of engines."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pdrouter.engine_http.answers import EngineAnswer
+from pdrouter.engine_http.connection import Connection
+from pdrouter.engine_http.failures import FailureKind, PostFailed
+from pdrouter.engine_http.progress import PostProgress
+
+_NOT_IN_A_HEAD = ("\0", "\r")
+
+
+@dataclass(frozen=True, slots=True)
+class ClientLimits:
+    """Limits of one request.
+
+    Attributes:
+        connect_s: seconds to establish a connection.
+        response_s: seconds without a byte of the answer.
+        answer_bytes: size of the largest answer that is read.
+    """
+
+    connect_s: float
+    response_s: float
+    answer_bytes: int
+
+
+class HttpClient:
+    """Sends requests. A request waits in the engine, where load is seen, not for a connection."""
+
+    def __init__(self, limits: ClientLimits, keepalive_s: float) -> None:
+        """Begin without connections.
+
+        Args:
+            limits: limits of each request.
+            keepalive_s: how long an idle connection is kept.
+        """
+        self._limits = limits
+        self._keepalive_s = keepalive_s
+        self._loop = asyncio.get_running_loop()
+        self._idle: dict[str, list[Connection]] = {}
+        self._busy: set[Connection] = set()
+        self._sweeping = self._loop.call_later(keepalive_s, self._sweep)
+
+    async def request(
+        self,
+        method: str,
+        address: str,
+        path: str,
+        headers: Mapping[str, str],
+        *,
+        body: Sequence[bytes | memoryview] | None,
+        total_s: float,
+        progress: PostProgress | None = None,
+        once: bool = False,
+    ) -> EngineAnswer:
+        """Send a request and read the whole answer. Cancelling closes the connection.
+
+        Args:
+            method: the method.
+            address: `ip:port`, an IPv6 address in brackets.
+            path: path with query string.
+            headers: request headers, without those of the body's framing.
+            body: request body in parts; None for none.
+            total_s: seconds for everything.
+            progress: learns how far it comes; None if nobody needs to know.
+            once: whether it must not be sent again, on a new connection, where the engine had most
+                likely closed the one that was taken.
+
+        Raises:
+            PostFailed: there is no complete answer within the limits.
+            ValueError: a header cannot be sent.
+        """
+        head = _write_head(method, address, path, headers, body)
+        deadline = self._loop.time() + total_s
+        connection = self._take(address)
+        while True:
+            if connection is None:
+                connection = await self._connect(address, deadline)
+            self._busy.add(connection)
+            try:
+                return await connection.send(
+                    head,
+                    body or (),
+                    limit=self._limits.answer_bytes,
+                    deadline=deadline,
+                    silence_s=self._limits.response_s,
+                    progress=progress,
+                )
+            except PostFailed as failed:
+                if once or not failed.stale:
+                    raise
+            finally:
+                self._busy.discard(connection)
+                if connection.reusable:
+                    self._idle.setdefault(address, []).append(connection)
+            connection = None
+
+    def close(self) -> None:
+        """Close all connections; requests that are under way fail."""
+        self._sweeping.cancel()
+        for connection in (*self._busy, *(each for idle in self._idle.values() for each in idle)):
+            connection.close()
+        self._idle.clear()
+
+    def _take(self, address: str) -> Connection | None:
+        """Return the connection that was used last, of those that may be used again."""
+        idle = self._idle.get(address)
+        oldest = self._loop.time() - self._keepalive_s
+        while idle:
+            connection = idle.pop()
+            if connection.reusable and connection.idle_since > oldest:
+                return connection
+            connection.close()
+        return None
+
+    async def _connect(self, address: str, deadline: float) -> Connection:
+        host, _, port = address.rpartition(":")
+        limit = self._loop.time() + self._limits.connect_s
+        try:
+            async with asyncio.timeout_at(min(limit, deadline)):
+                _, connection = await self._loop.create_connection(
+                    lambda: Connection(self._loop), host.strip("[]"), int(port)
+                )
+        except TimeoutError:
+            kind = FailureKind.CONNECT if limit <= deadline else FailureKind.TIMEOUT
+            raise PostFailed(kind, f"no connection to {address} in time") from None
+        except OSError as error:
+            message = f"cannot connect to {address}: {error.strerror or error}"
+            raise PostFailed(FailureKind.CONNECT, message) from error
+        return connection
+
+    def _sweep(self) -> None:
+        """Close connections that nobody has used for long."""
+        oldest = self._loop.time() - self._keepalive_s
+        for address, idle in list(self._idle.items()):
+            kept = [each for each in idle if each.reusable and each.idle_since > oldest]
+            for connection in idle:
+                if connection not in kept:
+                    connection.close()
+            if kept:
+                self._idle[address] = kept
+            else:
+                del self._idle[address]
+        self._sweeping = self._loop.call_later(self._keepalive_s, self._sweep)
+
+
+def _write_head(
+    method: str,
+    address: str,
+    path: str,
+    headers: Mapping[str, str],
+    body: Sequence[bytes | memoryview] | None,
+) -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", f"host: {address}", "user-agent: pdrouter"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    if body is not None:
+        lines.append(f"content-length: {sum(map(len, body))}")
+    head = "\n".join(lines)
+    if head.count("\n") != len(lines) - 1 or any(each in head for each in _NOT_IN_A_HEAD):
+        raise ValueError("a header holds the end of a line")
+    return head.replace("\n", "\r\n").encode("utf-8", "surrogateescape") + b"\r\n\r\n"
