@@ -210,7 +210,7 @@ async def test_a_second_decode_pod_joins_where_the_first_refuses() -> None:
     async with run_small_stack({}, **options) as (stack, client):
         gone, other = stack.decode
         await gone.stop()
-        with stack.router.ledger.start(Leg.DECODE, other.address, 1_000_000):
+        with stack.router.ledger.start(Leg.DECODE, other.address, 1_000):
             response = await client.post(CHAT, json=chat())
         assert response.status_code == 200, response.text
         assert list_ids(other, response.headers["x-request-id"])
