@@ -7,12 +7,12 @@ import pytest
 from exchanges import PARAMS, Bench, request_body, request_headers
 from factories import make_pod, make_record
 
+from pdrouter.engine_http.answers import EngineAnswer
 from pdrouter.engines.split import Leg
 from pdrouter.load.prefix_index import PrefixIndex
 from pdrouter.openai.prompt_prefix import PromptPrefix
 from pdrouter.openai.usage import Usage
 from pdrouter.serving.cache_reports import CacheReports
-from pdrouter.serving.engine_client import EngineAnswer
 from pdrouter.serving.leg_outcome import LegAnswer
 from pdrouter.serving.record import RequestRecord
 
