@@ -13,6 +13,8 @@ _SPACE_BYTE = ord(" ")
 _TRAILING = "JSON is malformed: trailing characters (byte "
 _BYTE = re.compile(r"\(byte (\d+)\)")
 _TOO_DEEP = "nested too deeply"
+_TRUNCATED = "Input data was truncated"
+_HALF_PAIR = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
 
 
 COMMA, COLON, QUOTE, OBJECT, _LIST_END = b',:"{]'
@@ -35,7 +37,7 @@ def find_end(view: memoryview, start: int) -> tuple[int, int]:
     except (DecodeError, UnicodeError) as error:
         text = str(error)
         if not text.startswith(_TRAILING):
-            raise _place(error, start) from None
+            raise _place(error, view, start) from None
     except RecursionError:
         raise JsonInvalid(_TOO_DEEP) from None
     else:
@@ -68,7 +70,7 @@ def check_json(view: memoryview) -> None:
     try:
         _decode_raw(view)
     except (DecodeError, UnicodeError) as error:
-        raise _place(error, 0) from None
+        raise _place(error, view, 0) from None
     except RecursionError:
         raise JsonInvalid(_TOO_DEEP) from None
 
@@ -91,7 +93,10 @@ def invalid_character(position: int) -> JsonInvalid:
     return JsonInvalid(f"invalid character (byte {position})")
 
 
-def _place(error: Exception, start: int) -> JsonInvalid:
+def _place(error: Exception, view: memoryview, start: int) -> JsonInvalid:
     """Return msgspec's error about a part of the bytes, as one about all of them."""
     text = str(error).removeprefix("JSON is malformed: ")
+    if text == _TRUNCATED and (half := _HALF_PAIR.search(view, start)) is not None:
+        # What cuts texts without regard to emojis leaves it, and msgspec waits for its other half.
+        return JsonInvalid(f"half of a surrogate pair (byte {half.start()})")
     return JsonInvalid(_BYTE.sub(lambda byte: f"(byte {start + int(byte[1])})", text))

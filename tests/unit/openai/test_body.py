@@ -263,6 +263,9 @@ def test_a_damaged_body_is_refused_or_read_as_the_standard_library_reads_it(
         (b"[]", "must be a JSON object"),
         (b'"text"', "must be a JSON object"),
         (b'{"a":', "not valid JSON"),
+        (b'{"a":1,"b":["\\uD83D x"]}', "half of a surrogate pair (byte 13)"),
+        (b'{"a":"x\\ud83d"}', "half of a surrogate pair (byte 7)"),
+        (b'{"a":"\\ud83d\\ude00', "truncated"),
         (b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
     ],
 )
