@@ -327,6 +327,7 @@ def _create_pod_rules(settings: Settings) -> PodRules:
         ModelNamespaces(settings.model_namespaces),
         match_revisions=settings.match_revisions,
         topology_labels=settings.topology_labels,
+        hardware_labels=settings.hardware_labels,
     )
 
 

@@ -32,9 +32,9 @@ class _Scored(ABC):
         del uid
         return request.facts.prompt_tokens
 
-    def explain(self, request: RankingRequest) -> None:
+    def explain(self, pods: Sequence[Pod], request: RankingRequest) -> None:
         """Return nothing: nobody reads it here."""
-        del request
+        del pods, request
 
 
 class Anyone(_Scored):

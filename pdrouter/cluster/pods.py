@@ -113,6 +113,7 @@ class Pod:
             for the wire's own, None where these engines are to take theirs.
         rank: which of the ranks behind its address it is; None where there is one.
         index: which of its engine's ranks it is, from 0 on, whether or not they share an address.
+        hardware: what it runs on, as far as it says it: pods of the same are compared.
         started: what tells this start of its engine from others; empty where that is not known.
     """
 
@@ -143,6 +144,7 @@ class Pod:
     index: int = 0
     started: str = ""
     bootstrap_port: int | None = UNSAID_PORT
+    hardware: str = ""
 
     @property
     def serves_whole(self) -> bool:
@@ -227,6 +229,7 @@ class Pod:
         config: PodConfig | None = None,
         started: str = "",
         bootstrap_port: int | None = UNSAID_PORT,
+        hardware: str = "",
     ) -> "Pod":
         """Return a pod, with what follows from its attributes filled in.
 
@@ -260,6 +263,7 @@ class Pod:
             config,
             started=started,
             bootstrap_port=bootstrap_port,
+            hardware=hardware,
         )
 
     def take_for(self, revision: str) -> "Pod":

@@ -54,19 +54,21 @@ class Scope:
         uid: the pod that it is on.
         tokens: what it costs there.
         due: when its request is due, on the clock of the ledger; None for no such time.
+        cached: for prefill, tokens of the prompt before these, which the pod has cached.
         completed: tokens that it has computed; None if it was not carried out, or not seen to be.
     """
 
-    __slots__ = ("_ledger", "completed", "due", "leg", "tokens", "uid")
+    __slots__ = ("_ledger", "cached", "completed", "due", "leg", "tokens", "uid")
 
     def __init__(
-        self, ledger: "Ledger", leg: Leg, uid: str, tokens: int, due: float | None
+        self, ledger: "Ledger", leg: Leg, uid: str, tokens: int, *, due: float | None, cached: int
     ) -> None:
         self._ledger: Ledger | None = ledger
         self.leg = leg
         self.uid = uid
         self.tokens = tokens
         self.due = due
+        self.cached = cached
         self.completed: int | None = None
 
     def complete(self, tokens: int | None = None) -> None:
@@ -75,8 +77,11 @@ class Scope:
         The time that a prefill leg took teaches how fast its pod is.
 
         Args:
-            tokens: prompt tokens that were computed, if the engine has said so.
+            tokens: prompt tokens that were computed, if the engine has said so: the others were
+                cached.
         """
+        if tokens is not None:
+            self.cached = max(0, self.cached + self.tokens - tokens)
         self.completed = self.tokens if tokens is None else tokens
 
     def release(self) -> None:
@@ -259,6 +264,13 @@ class Ledger:
         learnt = self._learnt.get(uid)
         return learnt is not None and self._clock() - learnt <= _STILL_KNOWN_S
 
+    def measure_use(self, uids: Sequence[str]) -> float:
+        """Return the share of some pods that have prefill legs, this router's or others'."""
+        queues, others = self._queues, self._others
+        if not (queues or others):
+            return 0.0
+        return sum(uid in queues or uid in others for uid in uids) / len(uids)
+
     def note_others(self, uid: str, requests: float) -> None:
         """Take how many requests a pod has that this router has not sent, as last seen.
 
@@ -276,7 +288,9 @@ class Ledger:
         """
         return self.drains.rate(uid, self._clock())
 
-    def start(self, leg: Leg, uid: str, tokens: int = 0, due: float | None = None) -> Scope:
+    def start(
+        self, leg: Leg, uid: str, tokens: int = 0, due: float | None = None, cached: int = 0
+    ) -> Scope:
         """Count a leg: so many prompt tokens to compute, or so many that need KV memory.
 
         Args:
@@ -284,10 +298,11 @@ class Ledger:
             uid: the pod.
             tokens: what it costs there.
             due: when its request is due; None for no such time.
+            cached: of a prefill leg, tokens of the prompt before those, which are cached there.
         """
         now = self._clock()
         self.drains.watch(uid, now)
-        scope = Scope(self, leg, uid, tokens, due)
+        scope = Scope(self, leg, uid, tokens, due=due, cached=cached)
         if leg is Leg.PREFILL:
             self._join_queue(scope, now)
         load = self._loads[leg].setdefault(uid, LegLoad())
@@ -312,19 +327,19 @@ class Ledger:
 
     def _join_queue(self, scope: Scope, now: float) -> None:
         queue = self._queues.get(scope.uid)
-        work = self.rates.measure(scope.tokens, self.rates.find_shapes(scope.uid))
+        work = self.rates.measure(scope.tokens, self.rates.find_shapes(scope.uid), scope.cached)
         if queue is None:
             self._queues[scope.uid] = _PrefillQueue(now, scope, work)
         else:
             queue.add(scope, work)
-        self._mean_work += (work - self._mean_work) * _NEW_LEG
+        self._mean_work += (work - self._mean_work) * (_NEW_LEG if self._mean_work else 1.0)
 
     def _leave_queue(self, scope: Scope) -> None:
         uid, completed = scope.uid, scope.completed
         queue = self._queues[uid]
         now = self._clock()
         if completed is not None and self.drains.watches(uid):
-            self._learn(uid, queue, queue.work[scope], completed, now - queue.since)
+            self._learn(scope, queue, completed, now - queue.since)
             self._learnt[uid] = now
             self.drains.note(uid, now)
         was_first = next(iter(queue.work)) is scope
@@ -334,25 +349,23 @@ class Ledger:
         elif was_first or completed is not None:
             queue.since = now
 
-    def _learn(
-        self, uid: str, queue: _PrefillQueue, expected: float, computed: int, seconds: float
-    ) -> None:
+    def _learn(self, scope: Scope, queue: _PrefillQueue, computed: int, seconds: float) -> None:
         """Learn from a leg that ended so long after the one before.
 
         The pod worked on the legs of this router in turn, and all the while on those that this
         router has not sent: the time is shared out by what both are predicted to take.
 
         Args:
-            uid: the pod.
-            queue: its queue, with the leg.
-            expected: work that the leg was taken for.
+            scope: the leg.
+            queue: its pod's queue, with the leg.
             computed: tokens that it has computed.
             seconds: how long that took, with others' work.
         """
-        actual = self.rates.measure(computed, self.rates.find_shapes(uid))
-        own = queue.first + queue.rest - expected + actual
+        uid, cached = scope.uid, scope.cached
+        actual = self.rates.measure(computed, self.rates.find_shapes(uid), cached)
+        own = queue.first + queue.rest - queue.work[scope] + actual
         everything = own + self._others.get(uid, 0.0) * self._mean_work
         if own > 0:
             predicted = everything * self.rates.unit_s * self.rates.factors.get(uid, 1.0)
             seconds = min(seconds, _GREATEST_SURPRISE * predicted)
-            self.rates.observe(uid, computed, seconds * own / everything)
+            self.rates.observe(uid, computed, seconds * own / everything, cached)

@@ -1,29 +1,31 @@
 """How fast pods compute prompts, learnt from the prefill legs that they have completed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import msgspec
 
+from pdrouter.load.pod_speeds import PodKind, PodSpeeds
 from pdrouter.load.static_shapes import ANY_SHAPE, StaticShapes
 
 _FORGET_CURVE = 0.995
-_FORGET_SCALE = 0.95
-_PRIOR_WEIGHT = 3.0
-_PRIOR_TOKENS = 2000.0
+_PRIOR_WEIGHT = 2.0
+_PRIOR_TOKENS = 500.0
+"""The guess counts as so many legs of that length: pods that compute little are learnt too."""
+_PRIOR_LOOKS = 16_000.0**2
+"""That attention costs nothing counts as so many legs that look so often: a first leg that takes
+longer than was guessed does not look like a bend of the curve."""
 _UNIT_TOKENS = 2000.0
 """Length of the prompt that is one unit of work."""
 _LEAST_LINEAR = 1e-8
-_LEAST_FACTOR = 1e-3
 
 
 class PrefillCurve(msgspec.Struct, frozen=True):
     """How fast pods were at one moment.
 
     Attributes:
-        linear: seconds per token on the fastest pod.
-        quadratic: seconds per token and token.
-        factors: how many times longer than the fastest pods take, by UID; 1 where absent.
+        linear: seconds per token on a usual pod.
+        quadratic: seconds per token and token that it looks at.
+        factors: how many times longer than that pods take, by UID; 1 where absent.
         shapes: what pods are compiled for, by UID.
         default: what all others are compiled for.
     """
@@ -34,11 +36,10 @@ class PrefillCurve(msgspec.Struct, frozen=True):
     shapes: Mapping[str, StaticShapes]
     default: StaticShapes
 
-    def predict(self, uid: str, tokens: int) -> float:
-        """Return the seconds that a pod needed for so many prompt tokens."""
-        passes, tokens = self.shapes.get(uid, self.default).divide(tokens)
-        seconds = passes * (tokens * (self.linear + self.quadratic * tokens))
-        return seconds * self.factors.get(uid, 1.0)
+    def predict(self, uid: str, tokens: int, cached: int = 0) -> float:
+        """Return the seconds that a pod needed for so many prompt tokens behind cached ones."""
+        size, looks = _weigh(tokens, cached, self.shapes.get(uid, self.default))
+        return (self.linear * size + self.quadratic * looks) * self.factors.get(uid, 1.0)
 
     def count_padded(self, uid: str, tokens: int) -> int | None:
         """Return how many tokens a pod computed for so many; None if it is of no static shapes."""
@@ -46,27 +47,15 @@ class PrefillCurve(msgspec.Struct, frozen=True):
         return shapes.pad(tokens) if shapes.buckets else None
 
 
-@dataclass(slots=True)
-class _Scale:
-    """How much slower than the curve one pod is: a ratio of sums that fade."""
-
-    observed: float
-    predicted: float
-
-    @property
-    def factor(self) -> float:
-        return self.observed / self.predicted
-
-
 class PrefillRates:
     """Predicts the seconds that a prompt takes.
 
-    The shape of the curve is common to all pods: seconds = linear * n + quadratic * n * n, because
-    attention makes long prompts dearer per token. How fast a pod is in comparison is its own.
+    The shape of the curve is common to all pods: seconds = linear * tokens + quadratic * looks,
+    where a token looks at each one before it, cached ones too. So long prompts are dearer per
+    token, and so is what follows a long cached prefix. How fast a pod is in comparison is its own.
 
-    The curve is that of the fastest pod. Fitted to seconds from which each pod's own factor was
-    taken out altogether, curve and factors could drift, in opposite directions; fitted to the mean
-    pod, it would follow what other routers' requests make pods wait.
+    The curve is that of the usual pod, as `PodSpeeds` has it: the seconds of a pod that stands out
+    are divided by its factor before they are fitted.
 
     Work that waits is kept as multiples of one prompt of a usual length: what that takes follows
     from the newest curve at any time, without looking at each leg again.
@@ -75,9 +64,7 @@ class PrefillRates:
     number, and the curve's seconds for one of them, are what a prompt takes there.
 
     Attributes:
-        unit_s: seconds that the fastest pod needs for one unit of work.
-        factors: how many times longer than the fastest pods take, by UID; 1 where absent. What is
-            learnt makes a new mapping: those who keep one keep what was known.
+        unit_s: seconds that a usual pod needs for one unit of work.
         shapes: what pods are compiled for, by UID, as their engines say; empty where it is set.
         default: what all others are compiled for.
     """
@@ -86,9 +73,8 @@ class PrefillRates:
         "_linear",
         "_moments",
         "_quadratic",
-        "_scales",
+        "_speeds",
         "default",
-        "factors",
         "shapes",
         "unit_s",
     )
@@ -106,34 +92,42 @@ class PrefillRates:
         self._linear = 1.0 / tokens_per_s
         self._quadratic = 0.0
         self.unit_s = _UNIT_TOKENS * self._linear
-        self._scales: dict[str, _Scale] = {}
-        self.factors: Mapping[str, float] = {}
-        # Sums for a fit of both coefficients by least squares, begun with the guess: of n^2, n^3,
-        # n^4, n * seconds, n^2 * seconds.
+        self._speeds = PodSpeeds()
+        # Sums for a fit of both coefficients by least squares, begun with the guess: of the squares
+        # and products of tokens, looks and seconds.
         n = _PRIOR_TOKENS
         w = _PRIOR_WEIGHT
         seconds = n * self._linear
-        self._moments = w * n**2, w * n**3, w * n**4 * 1.001, w * n * seconds, w * n**2 * seconds
+        looks2 = w * (n**4 + _PRIOR_LOOKS**2)
+        self._moments = w * n**2, w * n**3, looks2, w * n * seconds, w * n**2 * seconds
 
-    def predict(self, uid: str, tokens: int) -> float:
-        """Return the seconds that a pod needs for so many prompt tokens that it has not cached."""
-        work = self.measure(tokens, self.find_shapes(uid))
+    @property
+    def factors(self) -> Mapping[str, float]:
+        """How many times longer than usual pods take, by UID; 1 where absent.
+
+        What is learnt makes a new mapping: those who keep one keep what was known.
+        """
+        return self._speeds.factors
+
+    def predict(self, uid: str, tokens: int, cached: int = 0) -> float:
+        """Return the seconds that a pod needs for so many prompt tokens behind cached ones."""
+        work = self.measure(tokens, self.find_shapes(uid), cached)
         return work * self.unit_s * self.factors.get(uid, 1.0)
 
     def freeze(self) -> PrefillCurve:
         """Return what is known now; it does not change any more."""
         return PrefillCurve(self._linear, self._quadratic, self.factors, self.shapes, self.default)
 
-    def measure(self, tokens: int, shapes: StaticShapes) -> float:
-        """Return the work that a prompt of this length is, in units, by the newest curve.
+    def measure(self, tokens: int, shapes: StaticShapes, cached: int = 0) -> float:
+        """Return the work that so much of a prompt is, in units, by the newest curve.
 
         Args:
-            tokens: its length.
+            tokens: what is to be computed of it.
             shapes: what the pod is compiled for, as `find_shapes` says.
+            cached: what is cached of it, before that.
         """
-        passes, tokens = shapes.divide(tokens)
-        linear, quadratic = self._linear / self.unit_s, self._quadratic / self.unit_s
-        return passes * (linear * tokens + quadratic * (tokens * tokens))
+        size, looks = _weigh(tokens, cached, shapes)
+        return self._linear / self.unit_s * size + self._quadratic / self.unit_s * looks
 
     def find_shapes(self, uid: str) -> StaticShapes:
         """Return what a pod is compiled for."""
@@ -155,7 +149,11 @@ class PrefillRates:
             others[uid] = next(alike, None) or StaticShapes(tuple(buckets))
         self.shapes = others
 
-    def observe(self, uid: str, tokens: int, seconds: float) -> None:
+    def note_kind(self, uid: str, kind: PodKind) -> None:
+        """Take which pods a pod's speed is compared with."""
+        self._speeds.note_kind(uid, kind)
+
+    def observe(self, uid: str, tokens: int, seconds: float, cached: int = 0) -> None:
         """Learn from a leg: so many tokens took a pod so long, others' work not counted.
 
         A pod that works on several legs at once completes some of them together: all of the time
@@ -163,35 +161,23 @@ class PrefillRates:
         """
         if tokens <= 0 or seconds < 0:
             return
-        passes, tokens = self.find_shapes(uid).divide(tokens)
-        curve = passes * (tokens * (self._linear + self._quadratic * tokens))
-        scale = self._scales.get(uid)
-        if scale is None:
-            # Half of the first surprise may be chance.
-            scale = self._scales[uid] = _Scale(curve, curve)
-        scale.observed = scale.observed * _FORGET_SCALE + seconds
-        scale.predicted = scale.predicted * _FORGET_SCALE + curve
-        factor = max(scale.factor, _LEAST_FACTOR)
-        self.factors = factors = {**self.factors, uid: factor}
-        self._fit(float(tokens), passes, seconds * min(factors.values()) / factor / passes)
+        size, looks = _weigh(tokens, cached, self.find_shapes(uid))
+        self._speeds.observe(uid, seconds, self._linear * size + self._quadratic * looks)
+        self._fit(float(size), float(looks), seconds / self.factors.get(uid, 1.0))
 
     def forget(self, uid: str) -> None:
         """Forget a pod that is gone."""
-        self._scales.pop(uid, None)
         self.note_buckets(uid, ())
-        if uid in self.factors:
-            self.factors = {each: factor for each, factor in self.factors.items() if each != uid}
+        self._speeds.forget(uid)
 
-    def _fit(self, n: float, passes: int, seconds: float) -> None:
-        """Fit the curve to what was seen: so many passes of n tokens took so long each."""
+    def _fit(self, size: float, looks: float, seconds: float) -> None:
+        """Fit the curve to what was seen: so many tokens, and looks of them, took so long."""
         n2, n3, n4, ns, n2s = self._moments
-        square = n * n * (passes * passes)
-        cube = square * n
-        n2 = n2 * _FORGET_CURVE + square
-        n3 = n3 * _FORGET_CURVE + cube
-        n4 = n4 * _FORGET_CURVE + cube * n
-        ns = ns * _FORGET_CURVE + n * (passes * passes) * seconds
-        n2s = n2s * _FORGET_CURVE + square * seconds
+        n2 = n2 * _FORGET_CURVE + size * size
+        n3 = n3 * _FORGET_CURVE + size * looks
+        n4 = n4 * _FORGET_CURVE + looks * looks
+        ns = ns * _FORGET_CURVE + size * seconds
+        n2s = n2s * _FORGET_CURVE + looks * seconds
         self._moments = n2, n3, n4, ns, n2s
         determinant = n2 * n4 - n3 * n3
         quadratic = (n2 * n2s - n3 * ns) / determinant if determinant > 0 else 0.0
@@ -201,3 +187,10 @@ class PrefillRates:
             quadratic, linear = 0.0, ns / n2
         self._linear, self._quadratic = max(linear, _LEAST_LINEAR), quadratic
         self.unit_s = _UNIT_TOKENS * (self._linear + _UNIT_TOKENS * self._quadratic)
+
+
+def _weigh(tokens: int, cached: int, shapes: StaticShapes) -> tuple[int, int]:
+    """Return how many tokens are computed, and at how many tokens before them they look."""
+    passes, each = shapes.divide(tokens)
+    size = passes * each
+    return size, size * (each + 2 * cached)

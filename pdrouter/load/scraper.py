@@ -19,6 +19,7 @@ from pdrouter.engines.reading import EngineReading
 from pdrouter.engines.registry import find_dialect
 from pdrouter.load.failures import FailureMemory
 from pdrouter.load.ledger import Clock, Ledger
+from pdrouter.load.pod_speeds import PodKind
 from pdrouter.load.samples import EngineSample
 from pdrouter.load.scrape_stats import ScrapeStats
 
@@ -225,6 +226,8 @@ class MetricsScraper:
                 if target.scraping is not None:
                     target.scraping.cancel()
         new = OrderedDict((uid, _Target(pod)) for uid, pod in pods.items() if uid not in kept)
+        for uid in new:
+            self._ledger.rates.note_kind(uid, PodKind(pods[uid].model, pods[uid].hardware))
         self._targets = new | kept
 
     def _plan_step(self) -> tuple[int, float]:

@@ -140,7 +140,9 @@ def _predict_known(pod: Pod, request: RankingRequest, deadline: Deadline) -> flo
     if not ledger.knows(uid):
         return -inf
     rates = ledger.rates
-    work = rates.measure(request.count_uncached(uid), rates.find_shapes(uid))
+    computed = request.count_uncached(uid)
+    cached = request.facts.prompt_tokens - computed
+    work = rates.measure(computed, rates.find_shapes(uid), cached)
     if request.state.priorities.find(pod):
         return ledger.predict_due(uid, work, deadline.due)
     return ledger.predict_prefills((uid,), (work,))[0]

@@ -25,7 +25,9 @@ def is_faster_whole(
     ledger = state.ledger
     two_legs = (
         ledger.predict_prefill_wait(prefill.pod.uid)
-        + ledger.rates.predict(prefill.pod.uid, prefill.tokens)
+        + ledger.rates.predict(
+            prefill.pod.uid, prefill.tokens, max(0, facts.prompt_tokens - prefill.tokens)
+        )
         + handover_s
     )
     sharers = 1 + ledger.load(Leg.DECODE, decode.uid).requests

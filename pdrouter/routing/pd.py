@@ -157,9 +157,10 @@ def _choose_prefill(
     pods, scores = ranking.pods, ranking.scores
     pod, ledger = pods[index], request.state.ledger
     tokens = policy.count_tokens(pod.uid, request)
-    work = ledger.rates.measure(tokens, ledger.rates.find_shapes(pod.uid))
+    cached = max(0, request.facts.prompt_tokens - tokens)
+    work = ledger.rates.measure(tokens, ledger.rates.find_shapes(pod.uid), cached)
     (seconds,) = ledger.predict_prefills((pod.uid,), (work,))
-    parts = policy.explain(request)
+    parts = policy.explain(pods, request)
     return Choice(
         Leg.PREFILL, pod, policy.name, scores[index], pods, scores, tokens, seconds, parts
     )

@@ -16,8 +16,8 @@ class PolicyOptions:
     """What an operator may decide about `pd` and its policies; the defaults are aibrix's.
 
     Attributes:
-        compute_weight: how many times a second of computing counts as much as one of waiting, for
-            `ttft`.
+        compute_weight: how many times a second of computing counts as much as one of waiting at
+            the most, for `ttft`.
         others_weight: how much of the prefill work that others have sent counts, for `ttft`.
         bucketing: whether pods say in their configuration which prompt lengths they are for.
         prefill_imbalance_spread: prefill legs by which pods may differ before one with the fewest
@@ -36,7 +36,7 @@ class PolicyOptions:
         weight_throughput: weight of the idle throughput in `load_balancing`.
     """
 
-    compute_weight: float = 3.0
+    compute_weight: float = 4.0
     others_weight: float = 0.35
     bucketing: bool = False
     prefill_imbalance_spread: int = 16
@@ -101,8 +101,8 @@ class PrefillPolicy(Protocol):
     def count_tokens(self, uid: str, request: RankingRequest) -> int:
         """Return how many prompt tokens a pod would compute for the request."""
 
-    def explain(self, request: RankingRequest) -> ScoreParts | None:
-        """Return what the scores of now are made of; None where that is not told."""
+    def explain(self, pods: Sequence[Pod], request: RankingRequest) -> ScoreParts | None:
+        """Return what the scores of these pods are made of; None where that is not told."""
 
 
 class Ranking(msgspec.Struct, frozen=True):

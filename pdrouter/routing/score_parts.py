@@ -35,19 +35,21 @@ class PrefillParts(msgspec.Struct, frozen=True):
         """Return the parts of a pod's score, their units in their names."""
         del index
         computed = count_computed(self.facts, self.matches.get(uid, 0))
-        compute_s = self.curve.predict(uid, computed)
+        cached = self.facts.prompt_tokens - computed
+        compute_s = self.curve.predict(uid, computed, cached)
         parts: dict[str, float] = {
-            "cached_tokens": self.facts.prompt_tokens - computed,
+            "cached_tokens": cached,
             "computed_tokens": computed,
             "compute_s": round(compute_s, 6),
             "tokens_per_s": round(computed / compute_s, 1),
+            "speed_factor": round(self.curve.factors.get(uid, 1.0), 3),
         }
         padded = self.curve.count_padded(uid, computed)
         if padded is not None:
             parts["padded_tokens"] = padded
         if self.compute_weight is not None:
             parts["wait_s"] = round(max(0.0, score - self.compute_weight * compute_s), 6)
-            parts["compute_weight"] = self.compute_weight
+            parts["compute_weight"] = round(self.compute_weight, 3)
         return parts
 
 

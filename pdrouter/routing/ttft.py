@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from pdrouter.cluster.pods import Pod
+from pdrouter.load.static_shapes import StaticShapes
 from pdrouter.routing.policy import DEFAULT_OPTIONS, PolicyOptions, RankingRequest, count_computed
 from pdrouter.routing.score_parts import PrefillParts
 
@@ -11,8 +12,10 @@ class TimeToFirstToken:
     """Scores a pod by the seconds until it has computed the prompt.
 
     That is the work that waits there, and the part of this prompt that it has not cached, at the
-    pod's own measured speed. The second counts several times: what is computed anew although
-    another pod has it delays all who come after, waiting does not.
+    pod's own measured speed. The second counts several times when pods are busy: what is computed
+    anew although another pod has it delays all who come before the pod is idle again. They are the
+    more, the fewer pods are idle: in a queue that is busy for that share of time, a second of work
+    delays 1 / (1 - share) seconds of it, itself among them.
 
     What others have sent shows in the engine's metrics, late, and to all routers at once: counted
     in full, it draws all of them to the same pod until the next look. So a part of it counts.
@@ -29,7 +32,7 @@ class TimeToFirstToken:
         Args:
             options: the weights.
         """
-        self._compute_weight = options.compute_weight
+        self._greatest_weight = options.compute_weight
         self._others_weight = options.others_weight
 
     def narrow(self, pods: Sequence[Pod], request: RankingRequest) -> tuple[Sequence[Pod], str]:
@@ -41,37 +44,49 @@ class TimeToFirstToken:
         """Return how many tokens a pod computes for the request."""
         return request.count_uncached(uid)
 
-    def explain(self, request: RankingRequest) -> PrefillParts:
+    def explain(self, pods: Sequence[Pod], request: RankingRequest) -> PrefillParts:
         """Return what the scores of now are made of."""
-        return PrefillParts.of(request, self._compute_weight)
+        uids = [pod.uid for pod in pods]
+        return PrefillParts.of(request, self._weigh_computing(uids, request))
 
     def score(self, pods: Sequence[Pod], request: RankingRequest) -> Sequence[float]:
         """Return the predicted seconds for each pod, those of computing weighted."""
         ledger, uids = request.state.ledger, [pod.uid for pod in pods]
+        weight = self._weigh_computing(uids, request)
         if ledger.rates.shapes:
-            added = self._measure_by_shapes(uids, request)
+            added = self._measure_by_shapes(uids, request, weight)
         else:
-            added = self._measure(uids, request)
+            added = self._measure(uids, request, weight)
         return ledger.predict_prefills(uids, added, self._others_weight)
 
-    def _measure(self, uids: Sequence[str], request: RankingRequest) -> list[float]:
+    def _weigh_computing(self, uids: Sequence[str], request: RankingRequest) -> float:
+        """Return how many times a second of computing counts as much as one of waiting."""
+        idle = 1.0 - request.state.ledger.measure_use(uids)
+        greatest = self._greatest_weight
+        return 1.0 / idle if idle * greatest > 1.0 else greatest
+
+    def _measure(self, uids: Sequence[str], request: RankingRequest, weight: float) -> list[float]:
         """Return the work that the prompt is on each pod, weighted: all compute alike."""
-        rates, matches = request.state.ledger.rates, request.matches
+        matches, shapes = request.matches, request.state.ledger.rates.default
         # Most of many pods have cached the same part of the prompt.
         work = {
-            blocks: self._compute_weight
-            * rates.measure(count_computed(request.facts, blocks), rates.default)
-            for blocks in {0, *matches.values()}
+            blocks: weight * _measure(blocks, shapes, request) for blocks in {0, *matches.values()}
         }
         return [work[matches.get(uid, 0)] for uid in uids]
 
-    def _measure_by_shapes(self, uids: Sequence[str], request: RankingRequest) -> list[float]:
+    def _measure_by_shapes(
+        self, uids: Sequence[str], request: RankingRequest, weight: float
+    ) -> list[float]:
         """Return the work that the prompt is on each pod, weighted, by what it is compiled for."""
-        rates, matches = request.state.ledger.rates, request.matches
-        kinds = [(matches.get(uid, 0), rates.find_shapes(uid)) for uid in uids]
-        work = {
-            (blocks, shapes): self._compute_weight
-            * rates.measure(count_computed(request.facts, blocks), shapes)
-            for blocks, shapes in set(kinds)
-        }
+        matches, find_shapes = request.matches, request.state.ledger.rates.find_shapes
+        kinds = [(matches.get(uid, 0), find_shapes(uid)) for uid in uids]
+        work = {kind: weight * _measure(*kind, request) for kind in set(kinds)}
         return [work[kind] for kind in kinds]
+
+
+def _measure(blocks: int, shapes: StaticShapes, request: RankingRequest) -> float:
+    """Return the work that the prompt is if so many blocks of it are cached."""
+    facts = request.facts
+    computed = count_computed(facts, blocks)
+    cached = facts.prompt_tokens - computed
+    return request.state.ledger.rates.measure(computed, shapes, cached)

@@ -258,8 +258,9 @@ class SideLegs:
         guess = self.lessons.caches.guess(routed.facts.prefix, pod.uid, choice.tokens)
         trial = state.failures.start_trial(pod.uid, leg)
         try:
-            due = routed.facts.due
-            with trial, state.ledger.start(leg, pod.uid, choice.tokens, due) as scope:
+            facts = routed.facts
+            cached = max(0, facts.prompt_tokens - choice.tokens)
+            with trial, state.ledger.start(leg, pod.uid, choice.tokens, facts.due, cached) as scope:
                 attempt, answer = await self._send(pod, posts, writer, companion)
                 done = self._read(attempt, answer, writer)
                 if done is not None:

@@ -121,6 +121,18 @@ class PodSettings:
         "Labels of pods that say where they are, the nearest place first; the node is nearer than "
         "all of them. Near pods are preferred as pairs (routing.md).",
     )
+    hardware_labels: tuple[str, ...] = declare(
+        (
+            "node.kubernetes.io/instance-type",
+            "nvidia.com/gpu.product",
+            "cloud.google.com/gke-accelerator",
+        ),
+        "PDROUTER_HARDWARE_LABELS",
+        LABELS,
+        "Labels that say what a pod runs on; the first counts that the pod has, or asks its node "
+        "for (`nodeSelector`). Speeds are compared among pods of the same (routing.md).",
+        advanced=True,
+    )
     rollout_patience_s: float = declare(
         3600.0,
         "PDROUTER_ROLLOUT_PATIENCE",

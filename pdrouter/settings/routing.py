@@ -159,11 +159,12 @@ class RoutingSettings:
         advanced=True,
     )
     compute_weight: float = declare(
-        3.0,
+        4.0,
         "PDROUTER_COMPUTE_WEIGHT",
         number(float, "a number", 0.1, 100),
-        "How many times a second of computing counts as much as one of waiting, for `ttft`. "
-        "Higher: prompts go where they are cached, even if they wait.",
+        "How many times a second of computing counts as much as one of waiting, for `ttft`, while "
+        "all prefill pods are busy; less as more of them are idle (routing.md). Higher: prompts go "
+        "where they are cached, even if they wait.",
         advanced=True,
     )
     others_weight: float = declare(

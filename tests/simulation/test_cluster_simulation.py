@@ -259,7 +259,12 @@ def replay(result: SimulationResult, recording: Recording, random: Random) -> li
             decisions.append(decision)
             legs[index] = (
                 ledger.start(Leg.DECODE, decision.last.pod.uid, decision.last.tokens),
-                ledger.start(Leg.PREFILL, decision.prefill.pod.uid, decision.prefill.tokens),
+                ledger.start(
+                    Leg.PREFILL,
+                    decision.prefill.pod.uid,
+                    decision.prefill.tokens,
+                    cached=facts.prompt_tokens - decision.prefill.tokens,
+                ),
             )
             prefixes.add(facts.prefix.hashes, decision.prefill.pod.uid, decision.prefill.tokens)
         elif order == 1:

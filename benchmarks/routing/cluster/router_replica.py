@@ -139,7 +139,12 @@ class RouterReplica:
         scope = on_computed = None
         decode_scope = self.ledger.start(decode.leg, decode.pod.uid, decode.tokens)
         if prefill is not None:
-            scope = self.ledger.start(prefill.leg, prefill.pod.uid, prefill.tokens)
+            scope = self.ledger.start(
+                prefill.leg,
+                prefill.pod.uid,
+                prefill.tokens,
+                cached=facts.prompt_tokens - prefill.tokens,
+            )
             prefix, uid, prefixes = facts.prefix, prefill.pod.uid, self.state.prefixes
             recalled = prefixes.recall(prefix.hashes, uid)
             prefixes.add(prefix.hashes, uid, prefill.tokens)

@@ -31,6 +31,7 @@ class PodSpec(msgspec.Struct, frozen=True, rename="camel"):
 
     containers: list[Container] = []
     node_name: str = ""
+    node_selector: dict[str, str] = {}
 
 
 class ContainerStatus(

@@ -177,6 +177,8 @@ class PodRules:
         model_namespaces: which namespaces may serve which models.
         match_revisions: whether pairs are of one version.
         topology_labels: labels that say where a pod is, within its node's place, nearest first.
+        hardware_labels: labels that say what a pod runs on, the first that it has, or asks its node
+            for, counts.
     """
 
     wires: Wires
@@ -184,6 +186,7 @@ class PodRules:
     model_namespaces: ModelNamespaces = ANY_NAMESPACE
     match_revisions: bool = True
     topology_labels: tuple[str, ...] = ()
+    hardware_labels: tuple[str, ...] = ()
 
     def read_ranks(self, pod: KubePod) -> tuple[Pod, ...]:
         """Return what a Kubernetes pod means, one for each data-parallel rank.
@@ -240,11 +243,17 @@ class PodRules:
             labels=metadata.labels,
             config=read_config(config) if config else None,
             bootstrap_port=read_bootstrap_port(metadata),
+            hardware=self._find_hardware(pod),
         )
 
     def _find_places(self, pod: KubePod) -> tuple[str, ...]:
         labels = pod.metadata.labels
         return pod.spec.node_name, *(labels.get(label, "") for label in self.topology_labels)
+
+    def _find_hardware(self, pod: KubePod) -> str:
+        labels, asked = pod.metadata.labels, pod.spec.node_selector
+        found = (labels.get(label) or asked.get(label) for label in self.hardware_labels)
+        return next(filter(None, found), "")
 
     def _find_refusal(self, pod: KubePod, model: str) -> str:
         """Return why a pod is none of its model's; nothing if it is one."""

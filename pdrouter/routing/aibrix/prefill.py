@@ -51,8 +51,9 @@ class AibrixPrefill:
         """Return how many prompt tokens a pod has not cached."""
         return request.count_uncached(uid)
 
-    def explain(self, request: RankingRequest) -> PrefillParts:
+    def explain(self, pods: Sequence[Pod], request: RankingRequest) -> PrefillParts:
         """Return what the pods would have had to do."""
+        del pods
         return PrefillParts.of(request)
 
     def score(self, pods: Sequence[Pod], request: RankingRequest) -> Sequence[float]:

@@ -426,6 +426,26 @@ def test_a_pod_is_on_its_node_and_where_its_labels_say() -> None:
     assert read_known(rules=rules).places == ("", "", "")
 
 
+@pytest.mark.parametrize(
+    ("labels", "selector", "hardware"),
+    [
+        ({}, {}, ""),
+        ({"type": "trn2"}, {}, "trn2"),
+        ({}, {"type": "trn2"}, "trn2"),
+        ({"type": "trn2"}, {"type": "p5"}, "trn2"),
+        ({"gpu": "h100"}, {"type": "p5"}, "p5"),
+        ({"gpu": "h100"}, {"type": ""}, "h100"),
+    ],
+)
+def test_a_pod_runs_on_what_it_says_or_asks_for(
+    labels: dict[str, str], selector: dict[str, str], hardware: str
+) -> None:
+    rules = replace(RULES, hardware_labels=("type", "gpu"))
+    spec = {"nodeSelector": selector}
+    assert read_known({**MODEL, **labels}, rules=rules, spec=spec).hardware == hardware
+    assert read_known({**MODEL, **labels}, spec=spec).hardware == ""
+
+
 def read_ranks(annotations: dict[str, str]) -> tuple[Pod, ...]:
     metadata = {"name": "p", "namespace": "ns", "uid": "u", "labels": MODEL}
     raw = {

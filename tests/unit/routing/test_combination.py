@@ -48,8 +48,8 @@ class Fixed:
         del uid, request
         return 7
 
-    def explain(self, request: RankingRequest) -> None:
-        del request
+    def explain(self, pods: Sequence[Pod], request: RankingRequest) -> None:
+        del pods, request
 
     def rank(self, pods: Sequence[Pod], request: RankingRequest) -> Ranking:
         kept = [pod for pod in pods if self.scores[PODS.index(pod)] < math.inf]

@@ -65,10 +65,25 @@ def test_ttft_is_the_wait_and_the_uncached_part() -> None:
     assert TimeToFirstToken(PolicyOptions(compute_weight=1.0)).score(
         [A, B], request
     ) == pytest.approx([0.5, 1.3])
-    # Computing counts more than waiting: it delays those who come after.
-    assert TimeToFirstToken(PolicyOptions(compute_weight=3.0)).score(
-        [A, B], request
-    ) == pytest.approx([1.5, 3.3])
+
+
+def test_computing_counts_the_more_the_fewer_pods_are_idle() -> None:
+    """It delays those who come before the pod is idle again; waiting does not."""
+    ledger = Ledger(PrefillRates(1000), lambda: 0.0)
+    pods = [make_pod(str(number)) for number in range(8)]
+    request = make_request(ledger=ledger, cached={pods[0].uid: 2})
+    policy = TimeToFirstToken(PolicyOptions(compute_weight=4.0))
+    weights = []
+    for pod in pods:
+        scores = policy.score(pods, request)
+        weights.append((scores[-1] - scores[0] + ledger.predict_prefill_wait(pods[0].uid)) / 0.5)
+        ledger.start(Leg.PREFILL, pod.uid, 300)
+    busy = [number / 8 for number in range(8)]
+    assert weights == pytest.approx([min(4.0, 1 / (1 - share)) for share in busy])
+    assert policy.score(pods, request)[-1] == pytest.approx(4.3)
+    assert TimeToFirstToken(PolicyOptions(compute_weight=0.5)).score(pods, request)[
+        -1
+    ] == pytest.approx(0.8)
 
 
 def test_what_is_left_of_a_prompt_is_padded_as_each_pod_pads() -> None:
@@ -80,7 +95,7 @@ def test_what_is_left_of_a_prompt_is_padded_as_each_pod_pads() -> None:
     request = make_request(ledger=Ledger(rates, lambda: 0.0), cached=cached)
     policy = TimeToFirstToken(PolicyOptions(compute_weight=1.0))
     assert policy.score(pods, request) == pytest.approx([0.6, 2.0, 0.5, 1.0])
-    parts = policy.explain(request)
+    parts = policy.explain(pods, request)
     described = [parts.describe(0, pod.uid, 0.0).get("padded_tokens") for pod in pods]
     assert described == [600, 2000, None, None]
 

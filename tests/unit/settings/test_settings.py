@@ -181,6 +181,10 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     "PDROUTER_DECISION_DETAIL": (_BOOLEANS, _NO_BOOLEANS),
     "PDROUTER_KEPT_DECISIONS": ([("0", 0), ("10000", 10_000)], ["-1", "10001", "x"]),
     "PDROUTER_COMPUTE_WEIGHT": ([("0.1", 0.1), ("100", 100)], ["0", "101", "x"]),
+    "PDROUTER_HARDWARE_LABELS": (
+        [("a.example/Type, gpu", ("a.example/Type", "gpu"))],
+        ["a b", ",", "a/b/c", "-a", "a/"],
+    ),
     "PDROUTER_TOPOLOGY_LABELS": (
         [("a.example/Rack, zone", ("a.example/Rack", "zone"))],
         ["a b", ",", "a/b/c", "-a", "a/"],

@@ -149,18 +149,20 @@ def test_scores_are_shown_with_what_they_were_made_of() -> None:
         "computed_tokens": 1,
         "compute_s": 0.001,
         "tokens_per_s": 1000.0,
+        "speed_factor": 1.0,
         "wait_s": 0.0,
-        "compute_weight": 3.0,
+        "compute_weight": 2.0,
     }
     assert cold == {
         "cached_tokens": 0,
         "computed_tokens": 1000,
         "compute_s": 1.0,
         "tokens_per_s": 1000.0,
+        "speed_factor": 1.0,
         "wait_s": 0.5,
-        "compute_weight": 3.0,
+        "compute_weight": 2.0,
     }
-    assert detail["prefill"]["scores"] == {"p0": 0.003, "p1": 3.5}
+    assert detail["prefill"]["scores"] == {"p0": 0.002, "p1": 2.5}
     assert detail["prefill"]["predicted_s"] == 0.001
     assert detail["decode"]["parts"] == {"d0": {"requests": 3.0, "kv_usage_share": 0.36}}
     assert detail["decode"]["scores"] == {"d0": 3.0 * 1.36 + 0.36}
