@@ -7,7 +7,6 @@ it; tests and simulations put stand-ins there.
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
-from pathlib import Path
 from typing import Protocol
 
 from pdrouter.cluster.endpoints_file import EndpointsFile
@@ -38,6 +37,7 @@ from pdrouter.serving.answers import AnswerObserver, AnswerReports
 from pdrouter.serving.cache_reports import CacheObserver, CacheReports
 from pdrouter.serving.choosing import PodChooser
 from pdrouter.serving.drains import Drains
+from pdrouter.serving.encoding import EncodeLegs, EncodeRules
 from pdrouter.serving.engine_client import EngineClient
 from pdrouter.serving.held_bodies import HeldBodies
 from pdrouter.serving.introductions import Introductions
@@ -56,6 +56,7 @@ from pdrouter.serving.unsplittable import UnsplittableKinds
 from pdrouter.serving.way import Dispatcher
 from pdrouter.settings import SettingInvalid, Settings
 from pdrouter.settings.choices import BlockRelease, Priority, Routing, TokenIds
+from pdrouter.settings.key_files import read_key
 
 
 class ExchangeObserver(
@@ -134,6 +135,7 @@ class Exchanges:
         lessons = LegLessons(outcomes, kinds, ratios, around.observer, caches)
         rules = choose_priority_rules(settings)
         self.priorities = Priorities(around.client, state.priorities, around.observer, rules)
+        legs = self._create_legs(settings, splits, lessons)
         self.dispatcher = Dispatcher(
             chooser=PodChooser(
                 cache=around.cache,
@@ -146,7 +148,8 @@ class Exchanges:
                 splits=splits,
                 limiter=RateLimiter(workers=settings.workers),
             ),
-            legs=self._create_legs(settings, splits, lessons),
+            legs=legs,
+            encoders=EncodeLegs(legs, choose_encode_rules(settings)),
             splits=splits,
             tokenizers=around.tokenizers,
             releases=self.releases,
@@ -288,6 +291,17 @@ def choose_priority_rules(settings: Settings) -> PriorityRules:
     return PriorityRules(settings.priority, settings.trust_priority)
 
 
+def choose_encode_rules(settings: Settings) -> EncodeRules:
+    """Return what is set of the encoding of media."""
+    return EncodeRules(
+        settings.encode_items,
+        settings.encode_concurrency,
+        settings.max_message_bytes - MESSAGE_OVERHEAD_BYTES,
+        settings.rewrite_remote_host,
+        each_leg_may=settings.split_multimodal,
+    )
+
+
 def choose_release_rules(settings: Settings) -> ReleaseRules:
     """Return what is set of the blocks that nobody fetches."""
     forwarded = (*FORWARDED_TO_SIDE_LEGS, *settings.forward_headers)
@@ -374,27 +388,9 @@ def create_splits(settings: Settings) -> Splits:
             0
             if settings.pass_token_ids is TokenIds.OFF
             else settings.max_message_bytes - MESSAGE_OVERHEAD_BYTES,
-            _read_trtllm_key(settings.trtllm_auth_key_file),
+            read_key("PDROUTER_TRTLLM_AUTH_KEY_FILE", settings.trtllm_auth_key_file),
             settings.trtllm_machine_id,
             settings.trtllm_order,
             settings.sglang_split_n,
         ),
     )
-
-
-def _read_trtllm_key(path: Path | None) -> bytes:
-    """Return the key in a file, without white space around it: editors end files with a line break.
-
-    Raises:
-        SettingInvalid: there is none.
-    """
-    if path is None:
-        return b""
-    try:
-        key = path.read_bytes().strip()
-    except OSError as error:
-        problem = error.strerror or type(error).__name__
-        raise SettingInvalid(f"PDROUTER_TRTLLM_AUTH_KEY_FILE={path}: {problem}") from None
-    if not key:
-        raise SettingInvalid(f"PDROUTER_TRTLLM_AUTH_KEY_FILE={path}: the file is empty")
-    return key

@@ -19,8 +19,8 @@ from pdrouter.openai.headers import (
     TARGET_POD,
     find_rare_controls,
 )
+from pdrouter.serving.dispatched import Dispatched
 from pdrouter.serving.pod_outcomes import SentLeg
-from pdrouter.serving.way import Dispatched
 
 _STRIPS = {
     mode: PhaseReply(

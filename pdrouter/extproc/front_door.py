@@ -8,7 +8,7 @@ from pdrouter.extproc.modes import check_modes
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.header_values import is_encoded, list_keys, list_members
 from pdrouter.openai.paths import ENDPOINTS, find_right_path, split_path
-from pdrouter.serving.way import RequestHead
+from pdrouter.serving.dispatched import RequestHead
 
 _LENGTH_DIGITS = 20
 

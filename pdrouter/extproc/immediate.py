@@ -4,8 +4,8 @@ from pdrouter.engine_http.answers import EngineAnswer
 from pdrouter.extproc.messages import Headers, ImmediateReply
 from pdrouter.extproc.request_ids import pair_ids
 from pdrouter.openai.errors import RequestRejected, is_anthropic
+from pdrouter.serving.dispatched import Completed
 from pdrouter.serving.record import RequestRecord
-from pdrouter.serving.way import Completed
 
 _JSON = ("content-type", "application/json")
 _KEPT_HEADERS = ("content-type", "retry-after", "www-authenticate")

@@ -40,13 +40,14 @@ from pdrouter.openai.headers import DECISION_DETAIL, LB_NAMESPACE, SERVED_ENDPOI
 from pdrouter.openai.paths import split_path
 from pdrouter.serving.answers import AnswerReports, AnswerWatch, RoutedRequest, begin_watch
 from pdrouter.serving.call import Call
+from pdrouter.serving.dispatched import Completed, Dispatched, RequestHead
 from pdrouter.serving.held_bodies import HeldBodies
 from pdrouter.serving.last_leg import ATTEMPTS, Judgement, is_unseen, judge_answer
 from pdrouter.serving.open_decision import OpenDecision
 from pdrouter.serving.pod_outcomes import SentLeg
 from pdrouter.serving.record import Outcome
 from pdrouter.serving.refusals import refuse_reused
-from pdrouter.serving.way import Completed, Dispatched, Dispatcher, RequestHead
+from pdrouter.serving.way import Dispatcher
 
 log = logging.getLogger(__name__)
 

@@ -77,13 +77,24 @@ def check_json(view: memoryview) -> None:
 
 def list_items(view: memoryview) -> Iterator[memoryview]:
     """Yield the items of a valid JSON list. Each is a step: who asks is to stop in time."""
-    position = skip_space(view, 1)
+    for start, end in list_spans(view, 0):
+        yield view[start:end]
+
+
+def list_spans(view: memoryview, start: int) -> Iterator[tuple[int, int]]:
+    """Yield where the items of a valid JSON list start and end, as `list_items` does.
+
+    Args:
+        view: bytes, the last of which ends the list.
+        start: where it starts.
+    """
+    position = skip_space(view, start + 1)
     if read_mark(view, position) == _LIST_END:
         return
     mark = COMMA
     while mark == COMMA:
         end, after = find_end(view, position)
-        yield view[position:end]
+        yield position, end
         mark = read_mark(view, after)
         position = skip_space(view, after + 1)
 

@@ -9,6 +9,8 @@ import msgspec
 from pdrouter.openai.body import Body
 from pdrouter.openai.json_walk import OBJECT, list_items, read_mark
 
+MULTIMODAL = "multimodal"
+"""Why a request with images, sound, videos or files is served whole, unless it may be split."""
 MAX_PARTS = 2000
 """Messages and parts that are looked at, each of which costs time on the event loop."""
 _SPARSE_BYTES = 4096
@@ -44,6 +46,7 @@ _ABSENT = msgspec.Raw(b"")
 _NULL = msgspec.Raw(b"null")
 _NO_KEYS = (_ABSENT,) * 9
 _HOLDERS = b"[{"
+_HOLDER_MARKS = (b"[", b"{")
 _LONGEST_TYPE = 200
 _DEPTH = 3
 """Messages, their parts, and the parts of a tool's result."""
@@ -91,8 +94,13 @@ class _Part(msgspec.Struct):
         known = self.uuid not in (_ABSENT, _NULL)
         return any(value is not _ABSENT and (known or value != _NULL) for value in keys)
 
+    def holds_parts(self) -> bool:
+        """Return whether it may hold others, as the result of a tool does."""
+        return any(bytes(held).startswith(_HOLDER_MARKS) for held in (self.content, self.output))
 
-_decode_part = msgspec.json.Decoder(_Part).decode
+
+decode_part = msgspec.json.Decoder(_Part).decode
+"""Reads one object, which may be a message, an item or a part."""
 _decode_text = msgspec.json.Decoder(str).decode
 _decode_parts = msgspec.json.Decoder(list[_Part]).decode
 
@@ -118,7 +126,7 @@ def find_media(body: Body, name: str) -> str | None:
         found = _Search(at_once=few).has_media(memoryview(data)[start:end], _DEPTH)
     except _TooMany:
         return "many-parts"
-    return "multimodal" if found else None
+    return MULTIMODAL if found else None
 
 
 def _is_sparse(data: bytes, start: int, end: int) -> bool:
@@ -170,7 +178,7 @@ class _Search:
         """Yield the objects of a list, as long as they are not too many, or the only one."""
         if parts[0] == OBJECT:
             self._spend()
-            return (_decode_part(parts),)
+            return (decode_part(parts),)
         if self.at_once:
             try:
                 return _decode_parts(parts)
@@ -183,7 +191,7 @@ class _Search:
             self._spend()
             # What is no object has no media, whatever an engine may say of it.
             if read_mark(item, 0) == OBJECT:
-                yield _decode_part(item)
+                yield decode_part(item)
 
     def _spend(self) -> None:
         self.left -= 1

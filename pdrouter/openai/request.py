@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 
 import msgspec
 from msgspec import structs
@@ -10,7 +11,7 @@ from pdrouter.openai.body import Body, BodyInvalid, encode
 from pdrouter.openai.coercion import as_boolean, as_integer, decode_scalar
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.form import Form, FormInvalid, is_form, parse_form
-from pdrouter.openai.media import find_media
+from pdrouter.openai.media import MULTIMODAL, find_media
 from pdrouter.openai.misfits import list_misfits
 from pdrouter.openai.paths import Endpoint, Forms
 from pdrouter.openai.pieces import Pieces
@@ -60,6 +61,7 @@ _FIRST_ITEM = re.compile(rb"\[[ \t\n\r]*(.)", re.DOTALL)
 _NO_PROMPT = memoryview(b"")
 _NO_MEMBERS = Body(b"{}")
 _PRIORITY = "priority"
+_NO_EDITS: Mapping[str, bytes | Pieces] = MappingProxyType({})
 _FORM_FIELDS = frozenset({"model", "stream"})
 _SINGLE_POD = (SINGLE_POD_PATH,)
 _MAX_LIMIT = 10**9
@@ -88,6 +90,7 @@ class InferenceRequest(msgspec.Struct, frozen=True):
             body; None for any other request.
         ranked: whether the router says what the request's priority is, and not the client.
         priority: what it is, the lowest first; None for none.
+        edits: what all its bodies have in place of members of the client's.
     """
 
     endpoint: Endpoint
@@ -104,6 +107,7 @@ class InferenceRequest(msgspec.Struct, frozen=True):
     ec_locator: bytes | None = None
     ranked: bool = False
     priority: int | None = None
+    edits: Mapping[str, bytes | Pieces] = _NO_EDITS
 
     @property
     def prompt(self) -> memoryview:
@@ -119,6 +123,10 @@ class InferenceRequest(msgspec.Struct, frozen=True):
         """Return the request with the model's name to the engines."""
         return structs.replace(self, engine_model=model)
 
+    def with_edits(self, edits: Mapping[str, bytes | Pieces]) -> "InferenceRequest":
+        """Return the request whose bodies have these values for some members."""
+        return structs.replace(self, edits=edits)
+
     def trust_locator(self, locator: bytes) -> "InferenceRequest":
         """Return the request for one pod, which gets this locator."""
         misfits = (*self.misfits, "ec-locator")
@@ -132,6 +140,8 @@ class InferenceRequest(msgspec.Struct, frozen=True):
         """Return the body, changed as `Body.edit` says, with what is the router's to say."""
         if self.form is not None:
             return self.form.edit({} if self.engine_model is None else {"model": self.engine_model})
+        if self.edits:
+            replace = {**self.edits, **replace}
         if self.engine_model is not None:
             replace = {**replace, "model": encode(self.engine_model)}
         if self.priority is not None:
@@ -303,5 +313,5 @@ def _find_prompt(endpoint: Endpoint, body: Body) -> str:
 def _find_media(body: Body, prompt_name: str) -> str | None:
     if prompt_name == "token_ids":
         # What the placeholders among the tokens stand for.
-        return "multimodal" if body.raw("features") not in _ABSENT else None
+        return MULTIMODAL if body.raw("features") not in _ABSENT else None
     return find_media(body, prompt_name) if prompt_name in _CONVERSATIONS else None

@@ -25,6 +25,7 @@ class RoutingFacts(msgspec.Struct, frozen=True):
         prefix: the blocks of the prompt.
         output_tokens: length of the answer, as expected.
         selector: labels that pods must have; None for any.
+        items: digests of its media, each once, where engines may encode them for others.
         profile: name of the profile by which pods say what they are for; empty for the default one.
         prefill_policy: policy that the model asks for; empty for the router's own.
         decode_policy: likewise.
@@ -40,6 +41,7 @@ class RoutingFacts(msgspec.Struct, frozen=True):
     prefill_policy: str = ""
     decode_policy: str = ""
     deadline: Deadline | None = None
+    items: tuple[str, ...] = ()
 
     @property
     def due(self) -> float | None:
@@ -102,11 +104,14 @@ class Decision(msgspec.Struct, frozen=True):
             that Envoy sends it to.
         reason: why the request is served whole; empty where it is not.
         notes: what filtered whom, for people.
+        encode: the pods that encode its media, in the order of the request's items; none where the
+            pod that computes the prompt encodes them.
     """
 
     legs: tuple[Choice, ...]
     reason: str = ""
     notes: tuple[str, ...] = ()
+    encode: tuple[Choice, ...] = ()
 
     @property
     def last(self) -> Choice:
@@ -137,6 +142,11 @@ class Decision(msgspec.Struct, frozen=True):
         """The prefill leg, for the policies that weigh it; None where there is none."""
         return self.find(Leg.PREFILL)
 
+    @property
+    def taker(self) -> Pod:
+        """The pod that computes the prompt, and takes what others have encoded."""
+        return self.legs[0].pod
+
     def move_last(self, pod: Pod) -> "Decision":
         """Return the decision with another of its candidates for the last leg."""
         last = self.last
@@ -144,7 +154,8 @@ class Decision(msgspec.Struct, frozen=True):
         score = next((score for each, score in scores if each.uid == pod.uid), last.score)
         moved = structs.replace(last, pod=pod, score=score)
         note = f"Envoy has not reached {last.leg} pod {last.pod.name}, and taken {pod.name}"
-        return Decision((*self.side, moved), self.reason, (*self.notes, note))
+        notes = (*self.notes, note)
+        return structs.replace(self, legs=(*self.side, moved), notes=notes)
 
     @property
     def kind(self) -> DecisionKind:

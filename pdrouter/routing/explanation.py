@@ -1,6 +1,7 @@
 """A decision in detail: candidates, scores and what they are made of, and what filtered whom."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -8,6 +9,7 @@ from pdrouter.engines.split import Leg
 from pdrouter.routing.decision import Choice, Decision
 
 _SHOWN_CANDIDATES = 50
+_ONE_POD = (Leg.PREFILL, Leg.DECODE)
 _UNITS: Mapping[str, str] = MappingProxyType(
     {
         "ttft": "seconds: wait_s + compute_weight * compute_s",
@@ -35,7 +37,21 @@ def describe_in_detail(decision: Decision, shown: int = _SHOWN_CANDIDATES) -> di
         "decision": decision.kind,
         "reason": decision.reason,
         "notes": decision.notes,
-        **{str(leg): _describe_choice(decision.find(leg), shown) for leg in Leg},
+        str(Leg.ENCODE): _describe_encoders(decision.encode, shown),
+        **{str(leg): _describe_choice(decision.find(leg), shown) for leg in _ONE_POD},
+    }
+
+
+def _describe_encoders(choices: Sequence[Choice], shown: int) -> dict[str, Any] | None:
+    """Return which pods encode how many items; each item has a score of its own for each pod."""
+    if not choices:
+        return None
+    pods = Counter(choice.pod.name for choice in choices)
+    return {
+        "items": len(choices),
+        "policy": choices[0].policy,
+        "candidates": len(choices[0].candidates),
+        "pods": dict(pods.most_common(shown)),
     }
 
 

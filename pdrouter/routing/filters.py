@@ -37,6 +37,12 @@ def keep_partners_of(pods: ModelPods, prefill: Pod) -> ModelPods:
     return pods.keep_pairs((prefill,), {prefill.pairing: partners})
 
 
+def keep_encoded(pods: ModelPods) -> ModelPods:
+    """Keep the pairs for whose prefill pod others encode; all where there are none."""
+    prefill = [pod for pod in pods.prefill if pods.find_encoders(pod)]
+    return _keep_prefill(pods, prefill) if prefill else pods
+
+
 def keep_selected(pods: ModelPods, selector: LabelSelector | None) -> ModelPods:
     """Keep the pods of a model whose labels are as asked, sorted anew: partners may be gone.
 

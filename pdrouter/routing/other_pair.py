@@ -66,4 +66,5 @@ def _join(decision: Decision, found: Decision) -> Decision:
     legs = found.legs
     if found.last.pod.uid == decision.last.pod.uid:
         legs = (*found.side, decision.last)
-    return Decision(legs, notes=tuple(dict.fromkeys((*decision.notes, *found.notes))))
+    notes = tuple(dict.fromkeys((*decision.notes, *found.notes)))
+    return Decision(legs, notes=notes, encode=decision.encode)

@@ -12,7 +12,7 @@ from pdrouter.engines.split import Leg
 from pdrouter.routing.aibrix.bucketing import apply_buckets, apply_buckets_whole
 from pdrouter.routing.combination import PolicyBook
 from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts
-from pdrouter.routing.filters import keep_selected
+from pdrouter.routing.filters import keep_encoded, keep_selected
 from pdrouter.routing.pairs import pick_pair
 from pdrouter.routing.picker import pick_lowest
 from pdrouter.routing.policy import DecodePolicy, PrefillPolicy, Ranking, RankingRequest
@@ -96,6 +96,8 @@ class PrefillDecode:
             pods = bucketed
         if not pods.prefill:
             raise NoReadyPod(pods.model, Role.PREFILL if pods.decode else Role.DECODE)
+        if facts.items:
+            pods = keep_encoded(pods)
         pods, left_out = keep_sound(pods, state.failures)
         notes = [*left_out]
         prefills, decodes = _rank(policies, pods, request, notes)

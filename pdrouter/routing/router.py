@@ -20,6 +20,7 @@ from pdrouter.routing.admission import (
 )
 from pdrouter.routing.aggregation import is_faster_whole
 from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts, Strategy
+from pdrouter.routing.encoding import choose_encoders
 from pdrouter.routing.filters import keep_partners_of, keep_selected
 from pdrouter.routing.kv_source import DEFAULT_LEAST_TOKENS, find_kv_source
 from pdrouter.routing.other_pair import choose_other_pair
@@ -72,6 +73,21 @@ class Router:
             QueueTooLong: it would wait longer than it may.
             DeadlineMissed: its first token would come too late.
         """
+        decision = self._decide(strategy, facts, pods)
+        return self.choose_encoders(decision, facts, pods) if facts.items else decision
+
+    def choose_encoders(self, decision: Decision, facts: RoutingFacts, pods: ModelPods) -> Decision:
+        """Return the decision with the pods that encode for the one that computes the prompt now.
+
+        Args:
+            decision: the other pods.
+            facts: the request.
+            pods: the newest view of the model's pods.
+        """
+        encode = choose_encoders(facts.items, decision.taker, pods, self.state)
+        return structs.replace(decision, encode=encode)
+
+    def _decide(self, strategy: Strategy, facts: RoutingFacts, pods: ModelPods) -> Decision:
         decision = self._fall_back(strategy, facts, pods)
         rules, state = self.rules, self.state
         if (

@@ -24,6 +24,7 @@ from pdrouter.openai.headers import (
     ROUTING_STRATEGY,
 )
 from pdrouter.openai.kind import describe_kind
+from pdrouter.openai.media import MULTIMODAL
 from pdrouter.openai.models import unknown_model, unsupported_model
 from pdrouter.openai.prompt_prefix import NO_PREFIX, hash_prompt
 from pdrouter.openai.request import SINGLE_POD_PATH, InferenceRequest, count_token_ids
@@ -120,6 +121,8 @@ class PodChooser:
         headers: Mapping[str, str],
         record: RequestRecord,
         counted: int | None = None,
+        *,
+        items: tuple[str, ...] = (),
     ) -> Routed | None:
         """Choose the pods for a request.
 
@@ -129,6 +132,7 @@ class PodChooser:
             headers: the client's headers.
             record: gets the decision.
             counted: tokens of the prompt, if its model's tokenizer has counted them.
+            items: digests of its media, if others may encode them for the pods.
 
         Returns:
             None if neither the client nor the model nor the operator names a strategy.
@@ -157,7 +161,7 @@ class PodChooser:
             raise unsupported_model(pods.model, pods.unsupported)
         record.strategy = strategy.name
         with record.steps.time("describe"):
-            facts = self._describe(request, pods, tokens, selector, resolved)
+            facts = self._describe(request, pods, tokens, selector, resolved, items=items)
             deadline = self._find_deadline(request, tokens, headers, resolved, record)
             if deadline is not None:
                 facts = structs.replace(facts, deadline=deadline)
@@ -204,6 +208,7 @@ class PodChooser:
         if decision is None:
             return None
         record.aggregated = decision.reason
+        decision = structs.replace(decision, encode=routed.decision.encode)
         return structs.replace(routed, decision=decision)
 
     def _find_strategy(self, resolved: ResolvedProfile, requested: str) -> Strategy | None:
@@ -244,6 +249,8 @@ class PodChooser:
         tokens: int,
         selector: LabelSelector | None,
         resolved: ResolvedProfile,
+        *,
+        items: tuple[str, ...],
     ) -> RoutingFacts:
         """Return what strategies need to know of a request."""
         output = 0
@@ -251,7 +258,10 @@ class PodChooser:
             expected = self.lengths.expect(pods.model)
             limit = request.max_output_tokens
             output = expected if limit is None else min(limit, expected)
-        whole = self._find_misfit(request, pods) or self._find_unsplittable(request, pods)
+        if not any(map(pods.find_encoders, pods.prefill or pods.whole)):
+            items = ()
+        misfit = self._find_misfit(request, pods, encoded=bool(items))
+        whole = misfit or self._find_unsplittable(request, pods)
         split = whole is None and pods.disaggregated
         return RoutingFacts(
             tokens,
@@ -262,6 +272,7 @@ class PodChooser:
             resolved.name,
             resolved.profile.prefill_policy,
             resolved.profile.decode_policy,
+            items=items,
         )
 
     def _find_deadline(
@@ -288,8 +299,16 @@ class PodChooser:
             record.priority = number_deadline(found, now, time.time())
         return found
 
-    def _find_misfit(self, request: InferenceRequest, pods: ModelPods) -> str | None:
-        """Return why a request cannot be split on its model's wires; None if it can."""
+    def _find_misfit(
+        self, request: InferenceRequest, pods: ModelPods, *, encoded: bool
+    ) -> str | None:
+        """Return why a request cannot be split on its model's wires; None if it can.
+
+        Args:
+            request: the request.
+            pods: the pods of its model.
+            encoded: whether its media are encoded by others, so that each leg need not do it.
+        """
         if request.endpoint.legs == 2 and pods.prefill:
             pod = pods.prefill[0]
             paths = self.splits.find(pod.engine, pod.kv_connector).paths
@@ -302,6 +321,8 @@ class PodChooser:
         if not wires:
             return request.whole
         fits = frozenset.intersection(*(self.splits.find(*wire).fits for wire in wires))
+        if encoded:
+            fits |= {MULTIMODAL}
         return next((reason for reason in request.misfits if reason not in fits), None)
 
     def _find_unsplittable(self, request: InferenceRequest, pods: ModelPods) -> str | None:

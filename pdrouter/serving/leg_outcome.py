@@ -112,6 +112,7 @@ class LegFailed(Exception):
 
     Attributes:
         attempts: what was tried.
+        leg: the leg.
         unsplittable: whether the request is why: engines cannot serve its kind in several legs.
         over_budget: whether another pod was not tried, as too many requests are tried again.
         committed: whether another pod could not be tried, as the last leg was on its way.
@@ -126,6 +127,7 @@ class LegFailed(Exception):
     ) -> None:
         super().__init__(attempts[-1].message)
         self.attempts = attempts
+        self.leg = attempts[-1].leg
         self.unsplittable = unsplittable
         self.over_budget = over_budget
         self.committed = False

@@ -26,7 +26,8 @@ class LegPosts:
     """The POSTs of one leg, within one deadline.
 
     The first carries the request's id; every further one a new id that begins with it, because
-    engines refuse or mix up an id that they have seen.
+    engines refuse or mix up an id that they have seen. Where a request
+    has several legs of one kind, their ids are given.
 
     Attributes:
         headers: those of the client that all have.
@@ -34,7 +35,7 @@ class LegPosts:
         deadline: when there is no time for another, on the monotonic clock.
     """
 
-    __slots__ = ("_client", "_ids", "_leg", "_path", "deadline", "headers", "record")
+    __slots__ = ("_alone", "_client", "_ids", "_leg", "_path", "deadline", "headers", "record")
 
     def __init__(
         self,
@@ -44,15 +45,28 @@ class LegPosts:
         headers: Mapping[str, str],
         record: RequestRecord,
         *,
-        total_s: float,
+        deadline: float,
+        ids: Iterator[str] | None = None,
     ) -> None:
+        """Begin with none.
+
+        Args:
+            client: sends them.
+            leg: the leg.
+            request: the client's request.
+            headers: headers for the engine.
+            record: the request's record.
+            deadline: when all must be over, on the monotonic clock.
+            ids: ids of POSTs that go out beside others of the same leg, and are timed with these.
+        """
         self._client = client
         self._leg = leg
         self._path = request.endpoint.path + request.query
         self.headers = headers
-        self._ids = _number_ids(record.request_id)
+        self._ids = ids or _number_ids(record.request_id)
+        self._alone = ids is None
         self.record = record
-        self.deadline = time.monotonic() + total_s
+        self.deadline = deadline
 
     async def send(
         self,
@@ -118,7 +132,9 @@ class LegPosts:
 
     def _time(self, companion: Companion | None) -> AbstractContextManager[None]:
         """Return what times a POST; nothing does where the router does other things meanwhile."""
-        return self.record.steps.time(self._leg, waits=True) if companion is None else _UNTIMED
+        if companion is not None or not self._alone:
+            return _UNTIMED
+        return self.record.steps.time(self._leg, waits=True)
 
 
 def _describe(

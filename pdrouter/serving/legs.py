@@ -40,6 +40,7 @@ from pdrouter.serving.leg_outcome import (
     list_failed,
 )
 from pdrouter.serving.leg_posts import LegPosts
+from pdrouter.serving.leg_requests import LegRequests
 from pdrouter.serving.leg_writer import LegWriter
 from pdrouter.serving.lessons import LegLessons
 from pdrouter.serving.open_decision import OpenDecision
@@ -48,7 +49,7 @@ from pdrouter.serving.record import RequestRecord, Retry
 from pdrouter.serving.refusals import refuse_handle
 from pdrouter.serving.statuses import Speaks
 
-_FREE_REFUSALS = 4
+FREE_REFUSALS = 4
 """Pods that may say that it is them, before the tries that they cost count as retries.
 
 They answer at once, and a pod that is busy or lacks the adapter should not keep a request from one
@@ -66,7 +67,7 @@ class SideLegs:
         router: chooses another pod after a failure, and knows the pods' condition.
         splits: how engines split requests.
         lessons: where what is learnt goes.
-        total_s: seconds for all attempts together.
+        total_s: seconds for all side legs of a request together.
         retries: how many further pods are tried after a failure.
         budget: how many of all requests may be tried again.
         introductions: knows engines, where wires need it.
@@ -89,7 +90,7 @@ class SideLegs:
     async def run(
         self,
         leg: Leg,
-        request: InferenceRequest,
+        requests: LegRequests,
         chosen: OpenDecision,
         headers: Mapping[str, str],
         call: Call,
@@ -102,7 +103,7 @@ class SideLegs:
 
         Args:
             leg: the leg.
-            request: the request.
+            requests: the request, as the legs get it.
             chosen: its pods; after a failure, there may be others for all legs.
             headers: headers for the engine.
             call: gets what happens, and owns the task.
@@ -111,19 +112,22 @@ class SideLegs:
             LegRefused: the engine refused the request.
             LegFailed: all attempts failed.
         """
-        routed, record = chosen.routed, call.record
-        posts = LegPosts(self.client, leg, request, headers, record, total_s=self.total_s)
+        routed, record, request = chosen.routed, call.record, requests.client
+        until = requests.deadline
+        posts = LegPosts(self.client, leg, request, headers, record, deadline=until)
         attempts: list[Attempt] = []
         refusals: list[EngineAnswer] = []
         choice = chosen.decision.find(leg)
         while choice is not None:
-            tried = await self._carry_out(choice, posts, request, chosen, call, before=attempts)
+            prompt = requests.prompt
+            tried = await self._carry_out(choice, posts, prompt, chosen, call, before=attempts)
             if isinstance(tried, Companion):
                 return tried
             attempts.append(tried.attempt)
             if tried.done is not None and tried.done.late and self._may_repeat(attempts, posts):
                 # The router stood still, not the pod: that has the prompt cached by now.
                 self.lessons.note_retry(Retry.SAME_ROLESET, record)
+                await requests.renew(tried.attempt, choice.pod)
                 continue
             if tried.done is not None:
                 self.lessons.note_answer(tried.done, attempts, request, routed.pods.model, record)
@@ -134,6 +138,8 @@ class SideLegs:
             if speaks is Speaks.REQUEST or time.monotonic() >= posts.deadline:
                 break
             choice = self._choose_other(attempts, refusals, request, chosen, record)
+            if choice is not None:
+                await requests.renew(tried.attempt, choice.pod)
         raise self._give_up(attempts, refusals, request, chosen.routed.pods, record)
 
     def note_last_failed(self, companion: Companion) -> None:
@@ -344,7 +350,7 @@ class SideLegs:
 
         If it is of another roleset, the request is counted on another last pod from now on.
         """
-        free = min(len(refusals), _FREE_REFUSALS) if self.retries else 0
+        free = min(len(refusals), FREE_REFUSALS) if self.retries else 0
         if len(attempts) - free > self.retries:
             return None
         # The view of now: the pod that failed may be gone from it, and others have come.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pdrouter.cluster.view import ModelPods
 from pdrouter.engine_http.failures import FailureKind
+from pdrouter.engines.split import Leg
 from pdrouter.load.prompt_length import TokenRatios
 from pdrouter.openai.kind import describe_kind
 from pdrouter.openai.request import InferenceRequest, count_token_ids
@@ -43,7 +44,7 @@ class LegLessons:
     ) -> None:
         """Learn from one attempt that has ended."""
         record.attempts.append(attempt)
-        if attempt.failure is None:
+        if attempt.failure is None and attempt.leg is Leg.PREFILL:
             record.prefill_pod = attempt.pod
         subject = describe_kind(request) if attempt.failure is FailureKind.STATUS else None
         self.outcomes.note_attempt(attempt, model, request.endpoint.path, subject)

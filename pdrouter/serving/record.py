@@ -80,7 +80,7 @@ class RequestRecord(msgspec.Struct):
         deadline: when the first token is due; None for no such time.
         priority: the number that says so to engines; None if none is told.
         ranked_legs: legs whose engines have been told, one for each try.
-        attempts: tries of the prefill leg.
+        attempts: tries of the side legs.
         retries: where further ones went, or that there may be none.
         steps: time by step.
         overhead_s: time in the router's own code, without waiting for anybody else.
@@ -169,6 +169,21 @@ class RequestRecord(msgspec.Struct):
     def routing_s(self) -> float | None:
         """Time to choose the pods; None if they were not chosen."""
         return self.steps.seconds.get("route")
+
+    @property
+    def prefill_attempts(self) -> list[Attempt]:
+        """Tries of the leg that computes the prompt."""
+        return [attempt for attempt in self.attempts if attempt.leg is not Leg.ENCODE]
+
+    @property
+    def encode_attempts(self) -> int:
+        """How many tries there were to encode an item."""
+        return sum(attempt.leg is Leg.ENCODE for attempt in self.attempts)
+
+    @property
+    def encode_s(self) -> float | None:
+        """Time waiting for media to be encoded; None where there was nothing to be encoded."""
+        return self.steps.seconds.get(Leg.ENCODE)
 
     @property
     def prefill_s(self) -> float:

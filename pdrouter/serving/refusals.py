@@ -44,6 +44,18 @@ def refuse_handle(invalid: HandoffInvalid) -> RequestRejected:
     return RequestRejected(502, "handoff_invalid", message)
 
 
+def refuse_encoded(invalid: HandoffInvalid) -> RequestRejected:
+    """Return the error for a request whose media were encoded to nothing that can be used."""
+    message = f"the encode leg gave nothing that can be used: {invalid}"
+    return RequestRejected(502, "encode_invalid", message)
+
+
+def refuse_too_large() -> RequestRejected:
+    """Return the error for a request that Envoy would refuse, as if its body were too large."""
+    message = "with what the engine needs to know, the body is too large"
+    return RequestRejected(413, "body_too_large", message)
+
+
 def refuse_reused() -> RequestRejected:
     """Return the error for an answer that may be of another prompt: engines do not tell."""
     message = (
@@ -54,29 +66,29 @@ def refuse_reused() -> RequestRejected:
 
 
 def describe_failure(failed: LegFailed, *, expose_pods: bool) -> RequestRejected:
-    """Return the error for a request whose prefill leg no pod has carried out.
+    """Return the error for a request of which no pod has carried out a side leg.
 
     Args:
         failed: what was tried, the last ones of which are told.
         expose_pods: whether the client is told names and addresses of pods.
     """
-    attempts, last = failed.attempts, failed.attempts[-1]
+    attempts, last, leg = failed.attempts, failed.attempts[-1], failed.leg
     causes = [_describe_attempt(attempt, expose_pods) for attempt in attempts[-_TOLD_ATTEMPTS:]]
     message = (
-        f"the prefill leg failed after {len(attempts)} attempt(s): {last.failure}; "
+        f"the {leg} leg failed after {len(attempts)} attempt(s): {last.failure}; "
         + "; ".join(causes)
     )
     if failed.over_budget:
         message += "; no other pod was tried, since too many of the model's requests are"
     if failed.committed:
         message += "; the other legs had begun, so that no other pod could be tried"
-        return refuse_for_now(503, "prefill_failed", message, _find_wait(failed) or _AT_ONCE_S)
+        return refuse_for_now(503, f"{leg}_failed", message, _find_wait(failed) or _AT_ONCE_S)
     if last.failure is FailureKind.TIMEOUT:
-        return RequestRejected(504, "prefill_timeout", message)
+        return RequestRejected(504, f"{leg}_timeout", message)
     if last.status == 503:
         seconds = _find_wait(failed) or RETRY_AFTER_S
-        return refuse_for_now(503, "prefill_unavailable", message, seconds)
-    return RequestRejected(502, "prefill_failed", message)
+        return refuse_for_now(503, f"{leg}_unavailable", message, seconds)
+    return RequestRejected(502, f"{leg}_failed", message)
 
 
 def _find_wait(failed: LegFailed) -> int | None:

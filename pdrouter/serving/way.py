@@ -1,10 +1,9 @@
 """From a request's body to the pod that it goes to: validate, choose, run side legs, hand over."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-
-import msgspec
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.source import RouteCheck, RouteUnavailable
@@ -14,7 +13,7 @@ from pdrouter.engines.registry import Splits
 from pdrouter.engines.split import HandoffInvalid, Leg, Placement
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.headers import FORWARDED_TO_SIDE_LEGS
-from pdrouter.openai.paths import Endpoint
+from pdrouter.openai.media_items import MediaItem
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest, parse_request
 from pdrouter.openai.streams import wants_usage, write_stream
@@ -22,14 +21,22 @@ from pdrouter.routing.runner_up import find_runner_up
 from pdrouter.serving.call import Call
 from pdrouter.serving.choosing import PodChooser
 from pdrouter.serving.companion import Companion
+from pdrouter.serving.dispatched import Completed, Dispatched, RequestHead
 from pdrouter.serving.drains import Drains
+from pdrouter.serving.encoding import EncodeLegs
 from pdrouter.serving.leg_outcome import LegAnswer, LegFailed
+from pdrouter.serving.leg_requests import LegRequests
 from pdrouter.serving.legs import SideLegs
 from pdrouter.serving.open_decision import OpenDecision
 from pdrouter.serving.policy import DispatchPolicy
 from pdrouter.serving.priorities import Priorities
 from pdrouter.serving.record import RequestRecord
-from pdrouter.serving.refusals import describe_failure, refuse_for_now, refuse_handle
+from pdrouter.serving.refusals import (
+    describe_failure,
+    refuse_for_now,
+    refuse_handle,
+    refuse_too_large,
+)
 from pdrouter.serving.release import Releases
 from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.serving.unsplittable import REASON as NOT_PREFILLABLE
@@ -40,52 +47,6 @@ _STILL_GOOD = frozenset({"too-large", "late"})
 """Why a handle is not handed over whose blocks an engine holds all the same."""
 
 
-class RequestHead(msgspec.Struct, frozen=True):
-    """What a request's headers say.
-
-    Attributes:
-        endpoint: what the path asks for.
-        query: query string of the path, with its question mark.
-        headers: the client's headers, names in lower case.
-    """
-
-    endpoint: Endpoint
-    query: str
-    headers: Mapping[str, str]
-
-
-class Dispatched(msgspec.Struct, frozen=True):
-    """Where a request goes, and with which body.
-
-    Attributes:
-        body: body of the request that Envoy sends on.
-        request_id: `x-request-id` of that request.
-        pod: where it goes; None where the request passes without an endpoint.
-        model: name of the model, as its engines know it.
-        chosen: what counts it there; None where it passes without an endpoint.
-        headers: headers of that request beside the client's, names in lower case.
-    """
-
-    body: Pieces
-    request_id: str
-    pod: Pod | None
-    model: str
-    chosen: OpenDecision | None = None
-    headers: Mapping[str, str] = _NO_HEADERS
-
-
-class Completed(msgspec.Struct, frozen=True):
-    """What the client gets of a request whose side legs have left nothing to do for the last one.
-
-    Attributes:
-        body: body of the answer.
-        content_type: what that is.
-    """
-
-    body: bytes
-    content_type: str
-
-
 @dataclass(frozen=True, slots=True)
 class Dispatcher:
     """Finds the way of requests. One for the whole process.
@@ -93,6 +54,7 @@ class Dispatcher:
     Attributes:
         chooser: chooses pods.
         legs: runs the legs that Envoy does not run.
+        encoders: have media encoded before these.
         splits: how engines split requests.
         tokenizers: count prompts' tokens.
         releases: have blocks freed that nobody fetches.
@@ -105,6 +67,7 @@ class Dispatcher:
 
     chooser: PodChooser
     legs: SideLegs
+    encoders: EncodeLegs
     splits: Splits
     tokenizers: PromptTokenizers
     releases: Releases
@@ -150,16 +113,52 @@ class Dispatcher:
                 counted = await self.tokenizers.count(request)
             # Meanwhile, pods may have come and gone.
             pods = self.chooser.find_model(request.model)
-        routed = self.chooser.choose(request, pods, head.headers, record, counted)
+        media = await self.encoders.find_items(request, pods, record)
+        if media:
+            pods = self.chooser.find_model(request.model)
+        digests = tuple(dict.fromkeys(item.digest for item in media))
+        routed = self.chooser.choose(request, pods, head.headers, record, counted, items=digests)
         if routed is None:
             with record.steps.time("route-check", waits=True):
                 await self._check_route(pods)
             return Dispatched(whole_body(request), record.request_id, None, pods.model)
         chosen = call.chosen = OpenDecision(routed, self.chooser.router.state, record)
-        if routed.decision.whole:
+        if routed.decision.whole and not routed.decision.encode:
             return self._dispatch_whole(request, chosen, head, record)
         self.legs.budget.count_request(request.model)
-        return await self._dispatch_split(request, chosen, head, call)
+        requests = LegRequests(request, time.monotonic() + self.legs.total_s)
+        if routed.decision.encode:
+            requests = await self._encode(requests, media, chosen, head, call)
+        if routed.decision.whole:
+            return self._dispatch_encoded(requests, chosen, head, call)
+        return await self._dispatch_split(requests, chosen, head, call)
+
+    async def _encode(
+        self,
+        requests: LegRequests,
+        media: Sequence[MediaItem],
+        chosen: OpenDecision,
+        head: RequestHead,
+        call: Call,
+    ) -> LegRequests:
+        """Have the media of a request encoded: if that fails, so does the request."""
+        try:
+            return await self.encoders.run(requests, media, chosen, self._forward(head), call)
+        except LegFailed as failed:
+            raise describe_failure(failed, expose_pods=self.policy.expose_pods) from failed
+
+    def _dispatch_encoded(
+        self, requests: LegRequests, chosen: OpenDecision, head: RequestHead, call: Call
+    ) -> Dispatched:
+        """Find the way of a request for one pod, which takes what others have encoded for it."""
+        taker = chosen.decision.taker
+        self._settle_last(requests.client, chosen, (), head, call)
+        same = chosen.decision.taker.encoding == taker.encoding
+        request = requests.prompt if same else requests.client
+        dispatched = self._dispatch_whole(request, chosen, head, call.record)
+        if len(dispatched.body) > self.policy.max_forwarded_bytes:
+            raise refuse_too_large()
+        return dispatched
 
     def _settle_last(
         self,
@@ -201,13 +200,13 @@ class Dispatcher:
         return find_runner_up(chosen.decision, pods, self.chooser.router.state)
 
     async def _dispatch_split(
-        self, request: InferenceRequest, chosen: OpenDecision, head: RequestHead, call: Call
+        self, requests: LegRequests, chosen: OpenDecision, head: RequestHead, call: Call
     ) -> Dispatched | Completed:
         """Run the side legs of a request, and find the way of the last one."""
-        record = call.record
-        answers = await self._run_side_legs(request, chosen, head, call)
+        record, request = call.record, requests.client
+        answers = await self._run_side_legs(requests, chosen, head, call)
         if isinstance(answers, Companion):
-            return self._join(request, chosen, answers, head, call)
+            return self._join(requests.last, chosen, answers, head, call)
         if answers and (completed := self._complete(request, chosen, answers)) is not None:
             return completed
         self._settle_last(request, chosen, answers, head, call)
@@ -215,7 +214,7 @@ class Dispatcher:
             call.give_up_handle()
             return self._dispatch_whole(request, chosen, head, record)
         with record.steps.time("hand-over"):
-            request = self._rank_last(request, chosen, head, record)
+            request = self._rank_last(requests.last, chosen, head, record)
             body, headers = self._hand_over(request, chosen, answers, call)
         pod, model = chosen.decision.last.pod, chosen.routed.pods.model
         return Dispatched(body, answers[-1].request_id, pod, model, chosen, headers)
@@ -233,7 +232,7 @@ class Dispatcher:
             raise refuse_for_now(503, "route_unavailable", str(unavailable)) from unavailable
 
     async def _run_side_legs(
-        self, request: InferenceRequest, chosen: OpenDecision, head: RequestHead, call: Call
+        self, requests: LegRequests, chosen: OpenDecision, head: RequestHead, call: Call
     ) -> Sequence[LegAnswer] | Companion:
         """Run one side leg after another, or begin the one that runs beside the last leg.
 
@@ -243,7 +242,7 @@ class Dispatcher:
         answers: list[LegAnswer] = []
         try:
             for choice in chosen.decision.side:
-                done = await self.legs.run(choice.leg, request, chosen, headers, call)
+                done = await self.legs.run(choice.leg, requests, chosen, headers, call)
                 if isinstance(done, Companion):
                     return done
                 answers.append(done)
@@ -270,8 +269,7 @@ class Dispatcher:
             headers = split.last_headers(placement, ())
         if len(body) > self.policy.max_forwarded_bytes:
             self.hold_companion(chosen, head, call)
-            message = "with what the engine needs to know, the body is too large"
-            raise RequestRejected(413, "body_too_large", message)
+            raise refuse_too_large()
         pod, model = decision.last.pod, chosen.routed.pods.model
         return Dispatched(body, companion.request_id, pod, model, chosen, headers)
 
@@ -296,7 +294,7 @@ class Dispatcher:
         Raises:
             RequestRejected: it is not.
         """
-        if chosen.decision.last.pod.serves_whole:
+        if chosen.decision.last.pod.serves_whole and failed.leg is not Leg.ENCODE:
             if failed.unsplittable:
                 return NOT_PREFILLABLE
             if self.policy.on_prefill_failure is FailurePolicy.AGGREGATE:
@@ -357,7 +355,7 @@ class Dispatcher:
             if self.policy.on_handoff_failure is FailurePolicy.FAIL:
                 raise refuse_handle(invalid) from invalid
             record.aggregated = f"handoff-{invalid.reason}"
-            return whole_body(request), _NO_HEADERS
+            return whole_body(request.with_edits({})), _NO_HEADERS
         outcomes.note_usable(answer, model)
         return last
 

@@ -35,8 +35,8 @@ class LegSettings:
         60.0,
         "AIBRIX_PREFILL_REQUEST_TIMEOUT",
         seconds(0, 86400, above=True),
-        "Deadline of the prefill leg, all attempts together. Envoy's `messageTimeout` must be "
-        "longer.",
+        "Deadline of the prefill leg, all attempts together, and with what is encoded before it. "
+        "Envoy's `messageTimeout` must be longer.",
         "--prefill-timeout",
     )
     prefill_connect_timeout_s: float = declare(
@@ -59,7 +59,8 @@ class LegSettings:
         COUNT,
         "How many further prefill pods are tried after a transport error, a 5xx or a timeout: of "
         "the same roleset first, then of others, with their decode pods. Pods that say they are "
-        "busy or lack the model are not counted, unless it is 0.",
+        "busy or lack the model are not counted, unless it is 0. As many further pods are tried to "
+        "encode an item.",
     )
     retry_budget_share: float = declare(
         0.2,
@@ -144,8 +145,8 @@ class LegSettings:
         RemoteHostRewrite.AUTO,
         "PDROUTER_REWRITE_REMOTE_HOST",
         enumeration(RemoteHostRewrite, *RemoteHostRewrite),
-        "When `remote_host` in a KV handle becomes the prefill pod's address; `auto`: when it is a "
-        "loopback or wildcard address, or empty.",
+        "When `remote_host` in a KV handle becomes the prefill pod's address, and `peer_host` the "
+        "encode pod's; `auto`: when it is a loopback or wildcard address, or empty.",
     )
     trtllm_auth_key_file: Path | None = declare(
         None,
@@ -222,9 +223,25 @@ class LegSettings:
         "without such, they are refused.",
         advanced=True,
     )
+    encode_items: int = declare(
+        64,
+        "PDROUTER_ENCODE_ITEMS",
+        number(int, "a whole number", 1, 10000),
+        "How many images, sounds and videos a request may have where there are pods that encode "
+        "them. One with more gets 400.",
+        advanced=True,
+    )
+    encode_concurrency: int = declare(
+        16,
+        "PDROUTER_ENCODE_CONCURRENCY",
+        number(int, "a whole number", 1, 10000),
+        "How many of them are encoded at once.",
+        advanced=True,
+    )
     split_multimodal: bool = declare(
         False,
         "PDROUTER_SPLIT_MULTIMODAL",
         BOOLEAN,
-        "Whether prompts with images, sound or files get two legs. Engines must support it.",
+        "Whether prompts with images, sound or files get two legs, each of which encodes them. "
+        "Engines must support it. Where pods encode for the others, chats are split in any case.",
     )

@@ -140,7 +140,9 @@ class AibrixMetrics(Collector):
             self._decode_choices.count_pod(_label(decision.last.pod, record.model))
 
     def leg_attempted(self, record: RequestRecord, attempt: Attempt) -> None:
-        """Count a try of the prefill leg, which is one HTTP request."""
+        """Count a try of the prefill leg, which is one HTTP request; aibrix encodes nothing."""
+        if attempt.leg is Leg.ENCODE:
+            return
         if _was_carried_out(attempt):
             status, code = "pd-prefill-request-success", str(attempt.status)
             self._prefill_successes.count(record.model, status, code)
@@ -162,7 +164,7 @@ class AibrixMetrics(Collector):
             return
         if record.routing_s is not None:
             self._routing_times.count_time(pod, record.routing_s)
-        if record.attempts and not record.aggregated:
+        if record.prefill_attempts and not record.aggregated:
             self._prefill_times.count_time(pod, record.prefill_s)
 
     def answer_reported(self, report: AnswerReport, pod: Pod | None) -> None:

@@ -1,4 +1,4 @@
-"""The tries of prefill legs, in words."""
+"""The tries of side legs, in words."""
 
 from typing import Any
 
@@ -14,6 +14,7 @@ def describe_failed_attempts(record: RequestRecord) -> list[dict[str, Any]]:
 
 def _describe(attempt: Attempt) -> dict[str, Any]:
     return {
+        "leg": attempt.leg,
         "pod": attempt.pod.name,
         "address": attempt.pod.address,
         "request_id": attempt.request_id,

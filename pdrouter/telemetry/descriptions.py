@@ -29,7 +29,7 @@ def describe_request(record: RequestRecord) -> dict[str, Any]:
         "decision": describe_decision(record) if decision else "",
         "prefill_pod": record.prefill_pod.name if record.prefill_pod else None,
         "decode_pod": decision.last.pod.name if decision else None,
-        "prefill_attempts": len(record.attempts),
+        "prefill_attempts": len(record.prefill_attempts),
         **_describe_tokens(record),
         "routing_ms": _milliseconds(record.routing_s),
         "predicted_prefill_ms": _milliseconds(record.predicted_prefill_s),
@@ -46,6 +46,12 @@ def describe_request(record: RequestRecord) -> dict[str, Any]:
         fields["failed_attempts"] = failed
     if record.kv_source is not None:
         fields["kv_source_pod"] = record.kv_source.name
+    if decision is not None and decision.encode:
+        fields |= {
+            "encoded_items": len(decision.encode),
+            "encode_attempts": record.encode_attempts,
+            "encode_ms": _milliseconds(record.encode_s),
+        }
     if record.retries:
         fields["retries"] = record.retries
     if record.unreached is not None:

@@ -8,16 +8,48 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 
 """Bounds for times of requests and of their legs."""
 
 
-class PrefillMetrics:
-    """What became of prefill legs."""
+class SideLegMetrics:
+    """What became of side legs of one kind."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, leg: str, registry: CollectorRegistry) -> None:
         self.attempts = Tally(
-            "pdrouter_prefill_attempts",
-            "Tries of the prefill leg.",
+            f"pdrouter_{leg}_attempts",
+            f"Tries of the {leg} leg.",
             ("model",),
             registry=registry,
         )
+        self.failures = Counter(
+            f"pdrouter_{leg}_failures",
+            f"Tries of the {leg} leg that another pod might have carried out: connect, transport, "
+            "timeout, status (5xx), too-large.",
+            ("model", "reason"),
+            registry=registry,
+        )
+        self.refusals = Counter(
+            f"pdrouter_{leg}_refusals",
+            f"Tries of the {leg} leg that the engine refused with a 4xx status.",
+            ("model", "status"),
+            registry=registry,
+        )
+        self.stale_connections = Counter(
+            f"pdrouter_{leg}_stale_connections",
+            "Keep-alive connections that the engine had closed when they were used again.",
+            registry=registry,
+        )
+        self.seconds = HistogramTally(
+            f"pdrouter_{leg}_seconds",
+            f"Duration of the {leg} leg, all tries together.",
+            SECONDS,
+            ("model",),
+            registry=registry,
+        )
+
+
+class PrefillMetrics(SideLegMetrics):
+    """What became of prefill legs."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        super().__init__("prefill", registry)
         self.retries = Counter(
             "pdrouter_prefill_retries",
             "Prefill legs that another pod might carry out, by where they were tried again: "
@@ -25,27 +57,9 @@ class PrefillMetrics:
             ("model", "result"),
             registry=registry,
         )
-        self.failures = Counter(
-            "pdrouter_prefill_failures",
-            "Tries of the prefill leg that another pod might have carried out: connect, transport, "
-            "timeout, status (5xx), too-large.",
-            ("model", "reason"),
-            registry=registry,
-        )
-        self.refusals = Counter(
-            "pdrouter_prefill_refusals",
-            "Prefill legs that the engine refused with a 4xx status.",
-            ("model", "status"),
-            registry=registry,
-        )
-        self.stale_connections = Counter(
-            "pdrouter_prefill_stale_connections",
-            "Keep-alive connections that the engine had closed when they were used again.",
-            registry=registry,
-        )
         self.handoff_failures = Counter(
             "pdrouter_handoff_failures",
-            "Prefill answers that hold nothing that a decode engine can work with.",
+            "Answers of side legs that hold nothing that the engine of the next one can work with.",
             ("model", "reason"),
             registry=registry,
         )
@@ -67,12 +81,5 @@ class PrefillMetrics:
             "Blocks of prompts of which engines have shown that they are in a pod's cache (found), "
             "or are not any more (gone), other than was thought.",
             ("model", "result"),
-            registry=registry,
-        )
-        self.seconds = HistogramTally(
-            "pdrouter_prefill_seconds",
-            "Duration of the prefill leg, all tries together.",
-            SECONDS,
-            ("model",),
             registry=registry,
         )

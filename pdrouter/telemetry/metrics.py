@@ -21,7 +21,7 @@ from pdrouter.load.failures import FailureMemory
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.scrape_stats import ScrapeStats
 from pdrouter.serving.tokenizers import TokenizerStats
-from pdrouter.telemetry.leg_metrics import SECONDS, PrefillMetrics
+from pdrouter.telemetry.leg_metrics import SECONDS, PrefillMetrics, SideLegMetrics
 from pdrouter.telemetry.live_gauges import LiveGauges
 from pdrouter.telemetry.logs import count_dropped_lines
 from pdrouter.telemetry.model_series import SeriesRegistry
@@ -117,6 +117,7 @@ class Metrics:
 
     Attributes:
         requests: metrics of requests.
+        encode: metrics of encode legs.
         prefill: metrics of prefill legs.
         tokens: metrics of answers whose tokens are counted.
         event_loop: metrics of the event loop.
@@ -152,6 +153,7 @@ class Metrics:
         registry = SeriesRegistry(cache)
         self._registry = registry
         self.requests = RequestMetrics(registry)
+        self.encode = SideLegMetrics("encode", registry)
         self.prefill = PrefillMetrics(registry)
         self.tokens = TokenMetrics(registry, cache, log_entries)
         self.event_loop = EventLoopMetrics(registry)

@@ -8,6 +8,7 @@ from typing import Any
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.reflector_stats import ReflectorStats
 from pdrouter.cluster.view import PodCache
+from pdrouter.engines.split import Leg
 from pdrouter.load.failures import FailureMemory
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.scrape_stats import ScrapeStats
@@ -103,9 +104,10 @@ class RequestTelemetry:
             log.debug("routed", extra={"fields": describe_choice(record)})
 
     def leg_attempted(self, record: RequestRecord, attempt: Attempt) -> None:
-        """Count a try of the prefill leg."""
+        """Count a try of a side leg."""
         self._aibrix.leg_attempted(record, attempt)
-        metrics = self.metrics.prefill
+        encodes = attempt.leg is Leg.ENCODE
+        metrics = self.metrics.encode if encodes else self.metrics.prefill
         metrics.attempts.count(record.model)
         if attempt.stale_connections:
             metrics.stale_connections.inc(attempt.stale_connections)
@@ -180,7 +182,9 @@ class RequestTelemetry:
         metrics.seconds.observe(record.total_s, model)
         if record.headers_s is not None:
             metrics.headers_seconds.observe(record.headers_s, model)
-        if record.attempts:
+        if record.encode_s is not None:
+            self.metrics.encode.seconds.observe(record.encode_s, model)
+        if record.prefill_attempts:
             prefill.seconds.observe(record.prefill_s, model)
         if record.handoff:
             prefill.handoff_failures.labels(model, record.handoff).inc()

@@ -104,6 +104,7 @@ from pdrouter.telemetry import logs, model_series
 from pdrouter.telemetry.decisions import DecisionLog
 from pdrouter.telemetry.requests import RequestTelemetry
 from pdrouter.tools.envoy_config import Address, EnvoyConfig, build_bootstrap, to_yaml
+from pdrouter.wiring import choose_encode_rules
 from pdrouter.workers import process, supervisor
 from pdrouter.workers.metrics_page import describe_workers, render_page
 
@@ -196,7 +197,10 @@ async def fail(address: str, **limits: float) -> PostFailed:
     return caught.value
 
 
-@walk("A prefill leg, all attempts together", f"{DEFAULTS.prefill_timeout_s:g} s")
+@walk(
+    "What is encoded and the prefill leg, all attempts together",
+    f"{DEFAULTS.prefill_timeout_s:g} s",
+)
 async def exceed_the_leg(_: pytest.MonkeyPatch) -> None:
     async with listen(hang) as engine:
         assert (await fail(engine.address, total_s=SOON_S)).kind is FailureKind.TIMEOUT
@@ -229,7 +233,7 @@ async def exceed_a_queue(_: pytest.MonkeyPatch) -> None:
 
 @walk(
     "Further pods for one leg",
-    f"{DEFAULTS.prefill_retries}, and {legs._FREE_REFUSALS} that only lack something",
+    f"{DEFAULTS.prefill_retries}, and {legs.FREE_REFUSALS} that only lack something",
 )
 async def exceed_the_retries(_: pytest.MonkeyPatch) -> None:
     shown_by("contract/test_prefill_leg.py", "test_refusals_do_not_use_up_the_retries_but_end")
@@ -719,6 +723,24 @@ async def exceed_the_answers_that_are_read(monkeypatch: pytest.MonkeyPatch) -> N
             owner.take(task)
         await wait_until(lambda: sum(task.done() for task in tasks) == 5)
         assert owner.outstanding == drains._MOST
+
+
+@walk(
+    "Media of one request, and those encoded at once",
+    f"{DEFAULTS.encode_items}, {DEFAULTS.encode_concurrency}",
+)
+async def exceed_the_media(_: pytest.MonkeyPatch) -> None:
+    test = "test_no_more_are_encoded_at_once_than_is_set_and_no_request_may_have_too_many"
+    shown_by("unit/extproc/test_encoded_requests.py", test)
+
+
+@walk(
+    "What is said of a request's encoded media",
+    f"{choose_encode_rules(DEFAULTS).most_bytes / MIB:.1f} MiB",
+)
+async def exceed_what_is_said_of_media(_: pytest.MonkeyPatch) -> None:
+    test = "test_answers_that_are_too_large_together_end_the_request"
+    shown_by("unit/extproc/test_encoded_requests.py", test)
 
 
 @walk("Releases at once, and in all", f"{release._AT_ONCE}, {release._MOST}")

@@ -1,6 +1,7 @@
 """The prefill leg against real servers: retries, deadlines, refusals, counts that end at zero."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ from pdrouter.serving.engine_client import EngineClient
 from pdrouter.serving.introductions import Introductions
 from pdrouter.serving.lease import Leases
 from pdrouter.serving.leg_outcome import Attempt, LegAnswer, LegFailed, LegRefused
+from pdrouter.serving.leg_requests import LegRequests
 from pdrouter.serving.legs import SideLegs
 from pdrouter.serving.lessons import LegLessons
 from pdrouter.serving.open_decision import OpenDecision
@@ -207,7 +209,11 @@ class Stage(Notes):
         chosen = OpenDecision(routed, self.router.state, self.record)
         try:
             done = await legs.run(
-                Leg.PREFILL, request, chosen, headers, Call(self.record, fail, Drains())
+                Leg.PREFILL,
+                LegRequests(request, time.monotonic() + legs.total_s),
+                chosen,
+                headers,
+                Call(self.record, fail, Drains()),
             )
             assert isinstance(done, LegAnswer)
             return done

@@ -34,6 +34,7 @@ NEVER = (
 
 ROUTER_GAUGES = (
     "pdrouter_requests_in_flight",
+    "pdrouter_pod_encode_requests",
     "pdrouter_pod_prefill_requests",
     "pdrouter_pod_prefill_tokens",
     "pdrouter_pod_decode_requests",

@@ -50,8 +50,8 @@ from pdrouter.extproc.messages import (
 )
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.serving.call import Call
+from pdrouter.serving.dispatched import Dispatched, RequestHead
 from pdrouter.serving.record import Outcome
-from pdrouter.serving.way import Dispatched, RequestHead
 from pdrouter.settings.choices import Aggregation, FailurePolicy
 
 

@@ -312,6 +312,8 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
         + [("Override_Host", Routing.OVERRIDE_HOST)],
         ["header", "true"],
     ),
+    "PDROUTER_ENCODE_ITEMS": ([("1", 1), ("10000", 10000)], ["0", "10001", "1.5"]),
+    "PDROUTER_ENCODE_CONCURRENCY": ([("1", 1), ("10000", 10000)], ["0", "10001", "1.5"]),
     "PDROUTER_SPLIT_MULTIMODAL": (_BOOLEANS, _NO_BOOLEANS),
     "PDROUTER_SGLANG_SPLIT_N": (_BOOLEANS, _NO_BOOLEANS),
     "PDROUTER_EXPOSE_PODS": (_BOOLEANS, _NO_BOOLEANS),

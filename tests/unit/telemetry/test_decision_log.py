@@ -53,6 +53,7 @@ def test_a_decision_shows_candidates_scores_and_filters() -> None:
         "decision": "disaggregated",
         "reason": "",
         "notes": ("one was full",),
+        "encode": None,
         "prefill": {
             "pod": "b",
             "policy": "ttft",

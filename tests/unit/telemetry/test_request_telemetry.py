@@ -342,6 +342,7 @@ def test_a_line_tells_the_whole_story() -> None:
         "total_ms": 2000.0,
         "failed_attempts": [
             {
+                "leg": "prefill",
                 "pod": "p0",
                 "address": "10.0.0.1:8000",
                 "request_id": "id-1",

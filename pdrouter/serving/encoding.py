@@ -1,0 +1,288 @@
+"""Has a request's media encoded: all items at once, each by the pod that its content belongs to."""
+
+import asyncio
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from secrets import token_hex
+
+from msgspec import structs
+
+from pdrouter.cluster.pods import Pod
+from pdrouter.cluster.view import ModelPods
+from pdrouter.engine_http.answers import EngineAnswer
+from pdrouter.engine_http.failures import FailureKind
+from pdrouter.engines.split import HandoffInvalid, Leg
+from pdrouter.engines.vllm.encoding import (
+    Encoded,
+    join,
+    list_items,
+    may_have_items,
+    read_answer,
+    write_body,
+)
+from pdrouter.openai.errors import RequestRejected
+from pdrouter.openai.media import MULTIMODAL, find_media
+from pdrouter.openai.media_items import MediaItem
+from pdrouter.openai.pieces import Pieces
+from pdrouter.openai.request import InferenceRequest
+from pdrouter.routing.decision import Choice
+from pdrouter.routing.encoding import choose_encoders
+from pdrouter.serving.call import Call
+from pdrouter.serving.leg_outcome import Attempt, LegFailed, LegRefused, choose_refusal
+from pdrouter.serving.leg_posts import LegPosts
+from pdrouter.serving.leg_requests import LegRequests
+from pdrouter.serving.legs import SideLegs
+from pdrouter.serving.open_decision import OpenDecision
+from pdrouter.serving.record import RequestRecord
+from pdrouter.serving.refusals import refuse_encoded
+from pdrouter.serving.statuses import Speaks
+from pdrouter.settings.choices import RemoteHostRewrite
+
+_LARGE_PROMPT_BYTES = 64 * 1024
+"""From this size on, media are found and digested beside the event loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeRules:
+    """What an operator decides about encoding.
+
+    Attributes:
+        most_items: how many items a request may have.
+        at_once: how many of them are encoded at once.
+        most_bytes: of what engines say of all items of a request.
+        rewrite: when a pod's own address takes the place of the one that its answer names.
+        each_leg_may: whether requests are split whose media each leg has to encode itself.
+    """
+
+    most_items: int
+    at_once: int
+    most_bytes: int
+    rewrite: RemoteHostRewrite = RemoteHostRewrite.AUTO
+    each_leg_may: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeLegs:
+    """Runs encode legs. One for the whole process.
+
+    Attributes:
+        others: runs the other side legs, by the same means.
+        rules: what the operator decided.
+    """
+
+    others: SideLegs
+    rules: EncodeRules
+
+    async def find_items(
+        self, request: InferenceRequest, pods: ModelPods, record: RequestRecord
+    ) -> tuple[MediaItem, ...]:
+        """Return the media of a request; none if pods that encode can do nothing for it.
+
+        Raises:
+            RequestRejected: there are too many.
+        """
+        if not (pods.takers and may_have_items(request) and self._has_media(request)):
+            return ()
+        with record.steps.time("media", waits=True):
+            if len(request.prompt) < _LARGE_PROMPT_BYTES:
+                items = list_items(request)
+            else:
+                items = await asyncio.to_thread(list_items, request)
+        if len(items) > self.rules.most_items:
+            message = f"the prompt has {len(items)} images, sounds and videos, and may have "
+            message += f"{self.rules.most_items}"
+            raise RequestRejected(400, "too_many_media", message, request.prompt_name)
+        return items
+
+    def _has_media(self, request: InferenceRequest) -> bool:
+        if self.rules.each_leg_may:  # Nobody has looked yet.
+            return find_media(request.body, request.prompt_name) == MULTIMODAL
+        return MULTIMODAL in request.misfits
+
+    async def run(
+        self,
+        requests: LegRequests,
+        items: Sequence[MediaItem],
+        chosen: OpenDecision,
+        headers: Mapping[str, str],
+        call: Call,
+    ) -> "EncodedRequests":
+        """Have the media of a request encoded, and return what the other legs get.
+
+        Cancelling closes the connections: the engines stop their work.
+
+        Args:
+            requests: the request.
+            items: its media.
+            chosen: its pods.
+            headers: headers for the engines.
+            call: gets what happens.
+
+        Raises:
+            LegRefused: an engine refused an item.
+            LegFailed: all attempts for an item failed.
+            RequestRejected: the engines' answers cannot be used.
+        """
+        encoded = EncodedRequests(self, requests, items, chosen, headers, record=call.record)
+        await encoded.encode()
+        return encoded
+
+
+class EncodedRequests(LegRequests):
+    """A request whose media are encoded. What the engines hold of it is fetched once."""
+
+    __slots__ = ("_chosen", "_headers", "_items", "_legs", "_record", "_rules")
+
+    def __init__(
+        self,
+        legs: EncodeLegs,
+        requests: LegRequests,
+        items: Sequence[MediaItem],
+        chosen: OpenDecision,
+        headers: Mapping[str, str],
+        *,
+        record: RequestRecord,
+    ) -> None:
+        super().__init__(requests.client, requests.deadline)
+        self._legs = legs.others
+        self._rules = legs.rules
+        self._items = items
+        self._chosen = chosen
+        self._headers = headers
+        self._record = record
+
+    async def renew(self, attempt: Attempt, taker: Pod) -> None:
+        """Have everything encoded again, unless nobody can have fetched it yet."""
+        unread = attempt.failure is FailureKind.CONNECT or attempt.speaks is Speaks.POD
+        if unread and attempt.pod.encoding == taker.encoding:
+            return
+        chosen, router = self._chosen, self._legs.router
+        routed = chosen.routed
+        decision = router.choose_encoders(routed.decision, routed.facts, routed.pods)
+        chosen.change(structs.replace(routed, decision=decision))
+        await self.encode()
+
+    async def encode(self) -> None:
+        """Have all items encoded by the pods that are chosen now, equal ones once."""
+        unique = {item.digest: item for item in self._items}
+        choices = self._chosen.decision.encode
+        if not choices:  # The pair is another one, for which nobody encodes.
+            self.prompt = self.last = self.client
+            return
+        slots = asyncio.Semaphore(self._rules.at_once)
+        encoded: dict[str, Encoded] = {}
+        pairs = enumerate(zip(unique.values(), choices, strict=True))
+        try:
+            with self._record.steps.time(Leg.ENCODE, waits=True):
+                async with asyncio.TaskGroup() as group:
+                    for index, (item, choice) in pairs:
+                        group.create_task(self._encode(index, item, choice, slots, encoded))
+            self.prompt, self.last = join(self.client, self._items, encoded)
+        except ExceptionGroup as failed:
+            # The first has ended the others.
+            raise failed.exceptions[0] from None
+        except HandoffInvalid as invalid:
+            raise self._refuse(invalid) from invalid
+
+    async def _encode(
+        self,
+        index: int,
+        item: MediaItem,
+        choice: Choice,
+        slots: asyncio.Semaphore,
+        encoded: dict[str, Encoded],
+    ) -> None:
+        """Have one item encoded, by one pod after another."""
+        async with slots:
+            pod, answer = await self._post(index, item, choice)
+        try:
+            encoded[item.digest] = read_answer(item, answer.body, pod, self._rules.rewrite)
+        except HandoffInvalid as invalid:
+            raise self._refuse(invalid) from invalid
+        if sum(map(len, encoded.values())) > self._rules.most_bytes:
+            raise self._refuse(HandoffInvalid("ec-too-large", "the answers are too large"))
+
+    async def _post(self, index: int, item: MediaItem, first: Choice) -> tuple[Pod, EngineAnswer]:
+        legs, client, record = self._legs, self.client, self._record
+        ids = _name_posts(record.request_id, index)
+        posts = LegPosts(
+            legs.client,
+            Leg.ENCODE,
+            client,
+            self._headers,
+            record,
+            deadline=self.deadline,
+            ids=ids,
+        )
+        attempts: list[Attempt] = []
+        refusals: list[EngineAnswer] = []
+        choice: Choice | None = first
+        over_budget = False
+        while choice is not None:
+            attempt, answer = await self._try(item, choice.pod, posts)
+            attempts.append(attempt)
+            if answer is not None and attempt.speaks is Speaks.DONE:
+                for refuted in attempts[:-1]:
+                    legs.lessons.outcomes.note_refuted(refuted, client.model)
+                return choice.pod, answer
+            if answer is not None and attempt.speaks is not Speaks.FAILURE:
+                refusals.append(answer)
+            if attempt.speaks is Speaks.REQUEST:
+                raise LegRefused(Leg.ENCODE, refusals[-1])
+            choice = self._choose_other(item, attempts)
+            if choice and attempt.burdens and not legs.budget.take_retry(client.model):
+                choice, over_budget = None, True
+        told = choose_refusal(refusals, failures=len(attempts) - len(refusals))
+        if told is not None:
+            raise LegRefused(Leg.ENCODE, told)
+        raise LegFailed(tuple(attempts), over_budget=over_budget)
+
+    async def _try(
+        self, item: MediaItem, pod: Pod, posts: LegPosts
+    ) -> tuple[Attempt, EngineAnswer | None]:
+        """Try one pod, count the item there meanwhile, and learn from it."""
+        legs, client = self._legs, self.client
+        state = legs.router.state
+        began = state.failures.clock()
+
+        def write(_: str) -> tuple[Mapping[str, str], Pieces]:
+            return {}, write_body(client, item)
+
+        try:
+            with (
+                state.failures.start_trial(pod.uid, Leg.ENCODE),
+                state.ledger.start(Leg.ENCODE, pod.uid),
+            ):
+                attempt, answer = await posts.send(pod, write)
+        except asyncio.CancelledError:
+            legs.lessons.outcomes.note_silence(pod, Leg.ENCODE, began)
+            raise
+        legs.lessons.note_attempt(attempt, client, self._chosen.routed.pods.model, self._record)
+        return attempt, answer
+
+    def _choose_other(self, item: MediaItem, attempts: Sequence[Attempt]) -> Choice | None:
+        """Return the pod to try next; None if there is none, or enough have been tried."""
+        legs, chosen = self._legs, self._chosen
+        if len(attempts) > legs.retries or time.monotonic() >= self.deadline:
+            return None
+        # The view of now: the pod that failed may be gone from it, and others have come.
+        pods = legs.cache.view.models.get(self.client.model)
+        if pods is None:
+            return None
+        tried = {uid for attempt in attempts for uid in attempt.pod.same_address}
+        found = choose_encoders(
+            (item.digest,), chosen.decision.taker, pods, legs.router.state, avoided=tried
+        )
+        return found[0] if found else None
+
+    def _refuse(self, invalid: HandoffInvalid) -> RequestRejected:
+        self._record.handoff = invalid.reason
+        return refuse_encoded(invalid)
+
+
+def _name_posts(request_id: str, index: int) -> Iterator[str]:
+    """Yield ids, each of which no engine has seen: what it holds is known by it."""
+    for _ in count():
+        yield f"{request_id}:{index}:{token_hex(4)}"
