@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from random import Random
@@ -18,6 +18,7 @@ from pdrouter.extproc.grpcio_server import GrpcioServer
 from pdrouter.extproc.http2.server import Http2Server
 from pdrouter.extproc.limits import HANDLE_HEADROOM_BYTES
 from pdrouter.extproc.server import ReceiveStream, Server, ServerOptions
+from pdrouter.load.decoded_prompts import DecodedPrompts
 from pdrouter.load.engine_check import EngineCheck, describe_silence
 from pdrouter.load.failures import FailureMemory
 from pdrouter.load.ledger import Ledger
@@ -25,8 +26,9 @@ from pdrouter.load.peers import PeerKnowledge
 from pdrouter.load.prefill_rates import PrefillRates
 from pdrouter.load.prefix_index import PrefixIndex
 from pdrouter.load.priorities import PriorityKnowledge
-from pdrouter.load.samples import count_kv_capacity
+from pdrouter.load.samples import EngineSample, count_free_tokens, count_kv_capacity
 from pdrouter.load.scraper import MetricsScraper
+from pdrouter.load.whole_serving import WholeServing
 from pdrouter.ports import naming_port
 from pdrouter.process_limits import (
     FreedMemory,
@@ -97,17 +99,17 @@ class Application:
         self._asks_engines = asks_engines and settings.endpoints is not None
         self._stack = AsyncExitStack()
         self.ledger = Ledger(PrefillRates(settings.prefill_tokens_per_s, settings.prefill_buckets))
-        prefixes = PrefixIndex(
-            settings.prefix_index_bytes,
-            settings.prefix_ttl_minutes * 60,
-            time.monotonic,
-            lambda uids: count_kv_capacity(self._engines.samples, uids),
-        )
+        prefixes = self._create_index(count_kv_capacity)
         self.failures = FailureMemory(choose_ejection_rules(settings))
         self.peers = PeerKnowledge()
         self._priorities = PriorityKnowledge()
+        self._whole = WholeServing(settings.handover_s)
+        self._decoded = DecodedPrompts(self._create_index(count_free_tokens))
         # What goes with the engine of a pod, when another one runs in it.
-        of_engines = (prefixes, self.failures, self.peers, self._priorities)
+        of_engines = (
+            *(prefixes, self.failures, self.peers),
+            *(self._priorities, self._whole, self._decoded),
+        )
         self.cache = PodCache(
             lambda uid: _forget(uid, self.ledger, *of_engines),
             lambda uid: _forget(uid, *of_engines),
@@ -134,6 +136,16 @@ class Application:
         self.server = self._create_server(self._exchanges, log_entries)
         self.admin = self._create_admin()
 
+    def _create_index(
+        self, count: Callable[[Mapping[str, EngineSample], Iterable[str]], float | None]
+    ) -> PrefixIndex:
+        return PrefixIndex(
+            self._settings.prefix_index_bytes,
+            self._settings.prefix_ttl_minutes * 60,
+            time.monotonic,
+            lambda uids: count(self._engines.samples, uids),
+        )
+
     def _create_exchanges(self, prefixes: PrefixIndex) -> Exchanges:
         samples = self._engines.samples
         state = RoutingState(
@@ -144,6 +156,8 @@ class Application:
             Random(),
             self.failures,
             self._priorities,
+            self._whole,
+            self._decoded,
         )
         around = Surroundings(
             cache=self.cache,
@@ -191,6 +205,7 @@ class Application:
             failures=self.failures,
             samples=self._engines.samples,
             describe_silence=self._describe_silence,
+            whole=self._whole,
         )
 
     async def __aenter__(self) -> "Application":

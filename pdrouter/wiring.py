@@ -28,6 +28,7 @@ from pdrouter.load.peers import PeerKnowledge
 from pdrouter.load.prompt_length import TokenRatios
 from pdrouter.load.retry_budget import RetryBudget, RetryRules
 from pdrouter.openai.headers import FORWARDED_TO_SIDE_LEGS
+from pdrouter.routing.aggregation import WholeRules
 from pdrouter.routing.deadlines import DeadlineRules
 from pdrouter.routing.policy import PolicyOptions
 from pdrouter.routing.router import Router, RoutingRules
@@ -243,10 +244,9 @@ def create_router(settings: Settings, state: RoutingState) -> Router:
     strategies = create_strategies(
         settings.prefill_policy, settings.decode_policy, choose_policy_options(settings)
     )
+    whole = WholeRules(gap_s=settings.gap_s, bucketing=settings.bucketing)
     late, tokens = settings.refuse_late, settings.source_tokens
-    rules = RoutingRules(
-        settings.aggregation, settings.handover_s, settings.max_wait_s, late, tokens
-    )
+    rules = RoutingRules(settings.aggregation, whole, settings.max_wait_s, late, tokens)
     return Router(strategies, state, rules)
 
 

@@ -29,6 +29,7 @@ from pdrouter.extproc.messages import (
 )
 from pdrouter.extproc.phases import Replies
 from pdrouter.load.ledger import Ledger
+from pdrouter.load.whole_serving import WholeServing
 from pdrouter.openai.pieces import Pieces
 from pdrouter.serving.answers import AnswerReport
 from pdrouter.serving.held_bodies import HeldBodies
@@ -195,7 +196,7 @@ class Bench:
         self.cache = PodCache()
         self.cache.replace(pods)
         self.ledger = Ledger()
-        self.state = make_state(self.ledger)
+        self.state = make_state(self.ledger, whole=WholeServing(chosen.handover_s))
         self.prefill = ScriptedEngines(self.ledger)
         self.notes = Notes()
         self.bodies = HeldBodies(max_body_bytes, max_held_bytes)

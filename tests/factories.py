@@ -10,9 +10,11 @@ from pdrouter.cluster.view import ModelPods
 from pdrouter.engine_http.failures import FailureKind
 from pdrouter.engines.leg_bodies import TRANSFER_MEMBERS
 from pdrouter.engines.split import Leg, Placement
+from pdrouter.load.decoded_prompts import DecodedPrompts
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.prefix_index import PrefixIndex
 from pdrouter.load.samples import EngineSample
+from pdrouter.load.whole_serving import WholeServing
 from pdrouter.openai.paths import ENDPOINTS
 from pdrouter.openai.request import InferenceRequest, parse_request
 from pdrouter.routing.decision import Choice, Decision
@@ -129,6 +131,7 @@ def make_state(
     prefixes: PrefixIndex | None = None,
     seed: int = 0,
     clock: Callable[[], float] = lambda: 0.0,
+    whole: WholeServing | None = None,
 ) -> RoutingState:
     """The condition of pods that nothing is known of but what is given, at a time that stands."""
     return RoutingState(
@@ -137,6 +140,8 @@ def make_state(
         samples or {},
         clock,
         Random(seed),
+        whole=whole or WholeServing(clock=clock),
+        decoded=DecodedPrompts(PrefixIndex(1 << 20, 60, clock)),
     )
 
 

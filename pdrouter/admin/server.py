@@ -15,7 +15,9 @@ from pdrouter.cluster.view import PodCache
 from pdrouter.load.failures import FailureMemory
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.samples import EngineSample
+from pdrouter.load.whole_serving import WholeServing
 from pdrouter.openai.models import encode_models
+from pdrouter.routing.aggregation import computes_prompts
 from pdrouter.telemetry.descriptions import describe_request
 from pdrouter.telemetry.requests import RequestTelemetry
 
@@ -34,6 +36,7 @@ class AdminServer(HttpPort):
         failures: FailureMemory | None = None,
         samples: Mapping[str, EngineSample] = MappingProxyType({}),
         describe_silence: Callable[[], Sequence[str]] = list,
+        whole: WholeServing | None = None,
     ) -> None:
         """Set up the routes.
 
@@ -46,6 +49,7 @@ class AdminServer(HttpPort):
             failures: which pods have failed of late.
             samples: what engines say of themselves, by UID.
             describe_silence: says of which models no engine answers, a line each.
+            whole: how decode pods do with whole requests.
         """
         self._cache = cache
         self._ledger = ledger
@@ -55,6 +59,7 @@ class AdminServer(HttpPort):
         self._describe_silence = describe_silence
         self._failures = failures or FailureMemory()
         self._samples = samples
+        self._whole = whole or WholeServing()
         super().__init__(
             {
                 "/healthz": self._show_health,
@@ -137,4 +142,7 @@ class AdminServer(HttpPort):
             "speed_factor": round(self._ledger.rates.factors.get(pod.uid, 1.0), 3),
             "prefill_buckets": self._ledger.rates.find_shapes(pod.uid).buckets,
             "padded_tokens": None if sample is None else sample.padded_tokens,
+            "inter_token_s": None if sample is None else sample.gap_s,
+            "computes_prompts": computes_prompts(pod, sample),
+            "whole": self._whole.describe(pod.uid),
         }

@@ -115,6 +115,9 @@ class Pod:
         index: which of its engine's ranks it is, from 0 on, whether or not they share an address.
         hardware: what it runs on, as far as it says it: pods of the same are compared.
         started: what tells this start of its engine from others; empty where that is not known.
+        computes_prompts: whether an engine that decodes can compute prompts, as its pod says; None
+            where that is not said.
+        neuron: whether its container has devices of AWS Neuron.
     """
 
     uid: str
@@ -145,6 +148,8 @@ class Pod:
     started: str = ""
     bootstrap_port: int | None = UNSAID_PORT
     hardware: str = ""
+    computes_prompts: bool | None = None
+    neuron: bool = False
 
     @property
     def serves_whole(self) -> bool:

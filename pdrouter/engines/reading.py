@@ -28,6 +28,10 @@ class EngineReading:
         prefill_seconds: mean duration of a prefill since the engine's start.
         prefill_buckets: prompt lengths that it has been compiled for, ascending.
         padded_tokens: tokens computed since the engine's start that only fill up its buckets.
+        gap_seconds: sum of the times between two tokens since the engine's start.
+        gaps: how many there were.
+        computes_prompts: whether an engine of static shapes is compiled for prompts; None for
+            engines that need not be, or do not say.
     """
 
     running: float | None = None
@@ -39,6 +43,9 @@ class EngineReading:
     prefill_seconds: float | None = None
     prefill_buckets: tuple[int, ...] | None = None
     padded_tokens: float | None = None
+    gap_seconds: float | None = None
+    gaps: float | None = None
+    computes_prompts: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +95,11 @@ def add(found: Found, *names: str) -> float | None:
     """Return the sum over all series of these families; None if there are none."""
     values = [each.value for name in names for each in found.get(name, ())]
     return math.fsum(values) if values else None
+
+
+def add_first(found: Found, *names: str) -> float | None:
+    """Return the sum over all series of the first of these families that is there; or None."""
+    return next((total for name in names if (total := add(found, name)) is not None), None)
 
 
 def average(found: Found, *names: str) -> float | None:

@@ -43,6 +43,7 @@ from pdrouter.serving.call import Call
 from pdrouter.serving.dispatched import Completed, Dispatched, RequestHead
 from pdrouter.serving.held_bodies import HeldBodies
 from pdrouter.serving.last_leg import ATTEMPTS, Judgement, is_unseen, judge_answer
+from pdrouter.serving.last_leg_lessons import LastLegLessons
 from pdrouter.serving.open_decision import OpenDecision
 from pdrouter.serving.pod_outcomes import SentLeg
 from pdrouter.serving.record import Outcome
@@ -78,6 +79,7 @@ class Phases:
         "_chosen",
         "_dispatcher",
         "_head",
+        "_lessons",
         "_outcomes",
         "_policy",
         "_record",
@@ -111,6 +113,7 @@ class Phases:
         self._sent: SentLeg | None = None
         self._response_mode: BodyMode | None = None
         self._watch: AnswerWatch | None = None
+        self._lessons: LastLegLessons | None = None
 
     def learn_modes(self, config: ProtocolConfig) -> None:
         """Take the modes in which the filter sends bodies."""
@@ -128,6 +131,8 @@ class Phases:
             self._outcomes.note_silence(self._sent.pod, Leg.DECODE, self._sent.began)
         if self._watch is not None:
             self._answers.receive(self._watch.report(record))
+        if self._lessons is not None:
+            self._lessons.close()
 
     async def on_request_headers(self, event: RequestHeaders) -> Replies:
         """Let in what is served, and remove what the client may not say."""
@@ -183,6 +188,8 @@ class Phases:
         if judgement.from_engine:
             record.outcome = Outcome.OK if status < 400 else Outcome.ENGINE_ERROR
             self._doubt_priority(status)
+            if self._lessons is not None:
+                self._lessons.note_status(status)
         else:
             self._note_local_reply(attributes)
             if is_unseen(attributes):
@@ -222,6 +229,7 @@ class Phases:
                 split=record.prefill_pod is not None and not record.aggregated,
                 second=self._dispatcher.find_second(record.model, chosen),
             )
+            self._lessons = self._dispatcher.learn_from(chosen, record)
         metadata = None
         if policy.observation.access_log:
             second = self._sent.second if self._sent else None
@@ -300,6 +308,8 @@ class Phases:
 
     async def on_response_body(self, event: ResponseBody) -> Replies:
         """Look at a piece of the answer as it passes."""
+        if self._lessons is not None:
+            self._lessons.see(event.body)
         if self._watch is not None:
             try:
                 self._watch.see(event.body)
@@ -328,9 +338,11 @@ class Phases:
 
     def _choose_mode(self, event: ResponseHeaders) -> ModeOverride | None:
         """Return whether Envoy is to send the response's body; None for as it is configured."""
+        waits = False
         if self._record.outcome is Outcome.OK and self._generates_text:
             self._watch = begin_watch(self._policy.observation, event.headers, self._start)
-        if self._watch is None:
+            waits = self._lessons is not None and self._lessons.wait_for_first_token()
+        if self._watch is None and not waits:
             return skip_answer(self._response_mode)
         return ask_for_answer(self._response_mode)
 

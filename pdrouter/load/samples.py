@@ -18,6 +18,9 @@ class EngineSample:
         generated_tokens_per_s: tokens generated per second since the sample before.
         prefill_seconds: mean duration of a prefill, as the engine counts it.
         padded_tokens: tokens that were computed only to fill up buckets of static shapes.
+        gap_s: mean time between two tokens, of late.
+        computes_prompts: whether an engine of static shapes is compiled for prompts; None for
+            engines that need not be.
         kv_used_tokens: tokens in the KV memory; 0 if usage or size are not given.
         others: requests there that are not this router's: another's, or sent past all routers.
     """
@@ -31,6 +34,8 @@ class EngineSample:
     generated_tokens_per_s: float | None = None
     prefill_seconds: float | None = None
     padded_tokens: float | None = None
+    gap_s: float | None = None
+    computes_prompts: bool | None = None
     kv_used_tokens: int = field(init=False)
     others: float = field(init=False)
 
@@ -41,6 +46,24 @@ class EngineSample:
         used = round(usage * capacity) if usage and capacity else 0
         object.__setattr__(self, "kv_used_tokens", used)
         object.__setattr__(self, "others", max(0.0, there - self.own_requests))
+
+
+def find_free_tokens(sample: EngineSample | None) -> int | None:
+    """Return how many tokens an engine has KV memory for that no request needs; None if unknown."""
+    if sample is None or sample.kv_capacity_tokens is None or sample.kv_usage is None:
+        return None
+    return max(0, sample.kv_capacity_tokens - sample.kv_used_tokens)
+
+
+def count_free_tokens(samples: Mapping[str, EngineSample], uids: Iterable[str]) -> float | None:
+    """Return the tokens that these pods' free KV memory holds; None if one does not tell."""
+    total = 0.0
+    for uid in uids:
+        free = find_free_tokens(samples.get(uid))
+        if free is None:
+            return None
+        total += free
+    return total
 
 
 def count_kv_capacity(samples: Mapping[str, EngineSample], uids: Iterable[str]) -> float | None:

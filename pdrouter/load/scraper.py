@@ -17,6 +17,7 @@ from pdrouter.engine_http.failures import PostFailed
 from pdrouter.engine_http.progress import PostProgress
 from pdrouter.engines.reading import EngineReading
 from pdrouter.engines.registry import find_dialect
+from pdrouter.load.counters import GapMeter, TokenCounter
 from pdrouter.load.failures import FailureMemory
 from pdrouter.load.ledger import Clock, Ledger
 from pdrouter.load.pod_speeds import PodKind
@@ -38,9 +39,6 @@ _STEP_S = 0.05
 
 # Two failures in a row leave the last sample in use.
 _FRESH_INTERVALS = 3
-
-# With fewer steps of the engine between two readings, a rate says more about their timing.
-_SHORTEST_SPAN_S = 0.2
 
 # How often to look for pods when there are none.
 _IDLE_S = 1.0
@@ -67,33 +65,13 @@ class _ScrapeFailed(Exception):
         self.cause = cause
 
 
-@dataclass(slots=True)
-class _TokenCounter:
-    """Makes a rate of the engine's count of generated tokens."""
-
-    _at: float = 0.0
-    _tokens: float | None = None
-    _per_s: float | None = None
-
-    def read(self, at: float, tokens: float | None) -> float | None:
-        """Return the tokens per second since the reading before; None if there is none.
-
-        A count that has become smaller is that of an engine that has started again.
-        """
-        if self._tokens is None or tokens is None or tokens < self._tokens:
-            self._at, self._tokens, self._per_s = at, tokens, None
-        elif at - self._at >= _SHORTEST_SPAN_S:
-            self._per_s = (tokens - self._tokens) / (at - self._at)
-            self._at, self._tokens = at, tokens
-        return self._per_s
-
-
 @dataclass(slots=True, eq=False)
 class _Target:
     """A pod that is scraped, with what must outlive one scrape."""
 
     pod: Pod
-    tokens: _TokenCounter = field(default_factory=_TokenCounter)
+    tokens: TokenCounter = field(default_factory=TokenCounter)
+    gaps: GapMeter = field(default_factory=GapMeter)
     scraping: asyncio.Task[None] | None = None
     failures: int = 0
 
@@ -246,7 +224,7 @@ class MetricsScraper:
         sample = self._samples.get(uid)
         if sample is not None and self._clock() - sample.at > self.fresh_s:
             self._drop_sample(uid)
-            target.tokens = _TokenCounter()
+            target.tokens = TokenCounter()
         return target
 
     def _drop_sample(self, uid: str) -> None:
@@ -321,6 +299,8 @@ class MetricsScraper:
             else reading.generated_tokens_per_s,
             prefill_seconds=reading.prefill_seconds,
             padded_tokens=reading.padded_tokens,
+            gap_s=target.gaps.read(look.at, reading.gap_seconds, reading.gaps),
+            computes_prompts=reading.computes_prompts,
         )
 
 

@@ -24,6 +24,7 @@ class RoutingFacts(msgspec.Struct, frozen=True):
         whole: why one pod must serve the request; None where it may be split.
         prefix: the blocks of the prompt.
         output_tokens: length of the answer, as expected.
+        usual_output_tokens: that of the model's answers; 0 where it is not known.
         selector: labels that pods must have; None for any.
         items: digests of its media, each once, where engines may encode them for others.
         profile: name of the profile by which pods say what they are for; empty for the default one.
@@ -40,6 +41,7 @@ class RoutingFacts(msgspec.Struct, frozen=True):
     profile: str = ""
     prefill_policy: str = ""
     decode_policy: str = ""
+    usual_output_tokens: int = 0
     deadline: Deadline | None = None
     items: tuple[str, ...] = ()
 
@@ -74,7 +76,8 @@ class Choice(msgspec.Struct, frozen=True):
         scores: their scores, in the same order.
         tokens: what the request costs there: for prefill, prompt tokens to compute; for decode,
             tokens that need KV memory.
-        seconds: predicted time until the pod has done its prefill; None for decode.
+        seconds: predicted time until the pod has done its prefill; where it serves the request
+            whole to be faster, of computing alone; None for others.
         parts: what the scores are made of; None where that is not told.
     """
 
@@ -87,6 +90,39 @@ class Choice(msgspec.Struct, frozen=True):
     tokens: int
     seconds: float | None = None
     parts: ScoreParts | None = None
+
+
+class Ways(msgspec.Struct, frozen=True):
+    """What was predicted for a request that may go two ways: over two pods, or to a decode pod.
+
+    Attributes:
+        prefill_s: seconds until the prefill pod would have computed the prompt, its queue included.
+        handover_s: seconds from there to the first token; None if it has not been measured.
+        whole_s: seconds to the first token on the best decode pod alone; None if none may.
+        obstacle: why none may, for people.
+        pod: the name of that decode pod.
+        compute_s: seconds of `whole_s` for which it computes the prompt.
+    """
+
+    prefill_s: float
+    handover_s: float | None
+    whole_s: float | None
+    obstacle: str = ""
+    pod: str = ""
+    compute_s: float = 0.0
+
+    @property
+    def two_legs_s(self) -> float:
+        """Seconds to the first token over two pods."""
+        return self.prefill_s + (self.handover_s or 0.0)
+
+    def describe(self) -> dict[str, float | str | None]:
+        """Return it for people."""
+        described: dict[str, float | str | None] = {
+            "two_legs_s": None if self.handover_s is None else round(self.two_legs_s, 6),
+            "whole_s": None if self.whole_s is None else round(self.whole_s, 6),
+        }
+        return described | ({"obstacle": self.obstacle} if self.obstacle else {"pod": self.pod})
 
 
 class DecisionKind(StrEnum):
@@ -106,12 +142,14 @@ class Decision(msgspec.Struct, frozen=True):
         notes: what filtered whom, for people.
         encode: the pods that encode its media, in the order of the request's items; none where the
             pod that computes the prompt encodes them.
+        ways: what was predicted for both ways; None where they were not compared.
     """
 
     legs: tuple[Choice, ...]
     reason: str = ""
     notes: tuple[str, ...] = ()
     encode: tuple[Choice, ...] = ()
+    ways: Ways | None = None
 
     @property
     def last(self) -> Choice:

@@ -20,6 +20,7 @@ _UNITS: Mapping[str, str] = MappingProxyType(
         "prefix_cache": "0.1 * percent not cached + share of the busiest pod's requests",
         "load_balancing": "weighted shares of the busiest and the fastest pod, by free memory",
         "random": "none: all are alike",
+        "when-faster": "seconds: wait_s + compute_s",
         "combined": "seconds until all requests that wait have begun",
     }
 )
@@ -37,6 +38,7 @@ def describe_in_detail(decision: Decision, shown: int = _SHOWN_CANDIDATES) -> di
         "decision": decision.kind,
         "reason": decision.reason,
         "notes": decision.notes,
+        **({} if decision.ways is None else {"ways": decision.ways.describe()}),
         str(Leg.ENCODE): _describe_encoders(decision.encode, shown),
         **{str(leg): _describe_choice(decision.find(leg), shown) for leg in _ONE_POD},
     }

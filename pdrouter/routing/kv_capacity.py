@@ -8,10 +8,11 @@ import msgspec
 from pdrouter.cluster.pods import PairingKey, Pod
 from pdrouter.engines.split import Leg
 from pdrouter.load.ledger import LegLoad
+from pdrouter.load.samples import EngineSample
 from pdrouter.routing.policy import Ranking, RankingRequest
 from pdrouter.routing.score_parts import DecodeParts
 
-_FULL = 0.95
+FULL = 0.95
 """Share of KV memory above which engines begin to preempt."""
 
 _IDLE = LegLoad()
@@ -36,8 +37,8 @@ class KVCapacity:
         """
         notes = []
         look = _look_at(pods, request)
-        if max(look.usages) > _FULL:
-            roomy = [pod for pod, usage in zip(pods, look.usages, strict=True) if usage <= _FULL]
+        if max(look.usages) > FULL:
+            roomy = [pod for pod, usage in zip(pods, look.usages, strict=True) if usage <= FULL]
             if roomy:
                 notes.append(f"{len(pods) - len(roomy)} decode pods have no room")
                 pods, look = roomy, _look_at(roomy, request)
@@ -66,6 +67,14 @@ def count_requests(uid: str, request: RankingRequest) -> float:
     ours = 0 if load is None else load.requests
     sample = request.state.samples.get(uid)
     return ours if sample is None else ours + sample.others
+
+
+def find_usage(sample: EngineSample, load: LegLoad, need: int) -> float:
+    """Return the share of KV memory that a pod would use with so many tokens more."""
+    capacity = sample.kv_capacity_tokens
+    if not capacity:
+        return sample.kv_usage or 0.0
+    return (max(sample.kv_used_tokens, load.tokens) + need) / capacity
 
 
 class _Look(msgspec.Struct, frozen=True):

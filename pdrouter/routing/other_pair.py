@@ -67,4 +67,4 @@ def _join(decision: Decision, found: Decision) -> Decision:
     if found.last.pod.uid == decision.last.pod.uid:
         legs = (*found.side, decision.last)
     notes = tuple(dict.fromkeys((*decision.notes, *found.notes)))
-    return Decision(legs, notes=notes, encode=decision.encode)
+    return Decision(legs, notes=notes, encode=decision.encode, ways=decision.ways)

@@ -18,7 +18,7 @@ from pdrouter.routing.admission import (
     limit_wait,
     meet_deadline,
 )
-from pdrouter.routing.aggregation import is_faster_whole
+from pdrouter.routing.aggregation import DEFAULT_WHOLE_RULES, WholeRules, choose_way
 from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts, Strategy
 from pdrouter.routing.encoding import choose_encoders
 from pdrouter.routing.filters import keep_partners_of, keep_selected
@@ -36,7 +36,7 @@ class RoutingRules:
 
     Attributes:
         aggregation: when a decode pod serves a request whole that could be split.
-        handover_s: seconds that the way over two pods costs beside computing.
+        whole: what must hold of one that is, since it is predicted to be faster.
         max_wait_s: predicted seconds in a prefill pod's queue above which requests are refused;
             None for no limit.
         refuses_late: whether requests are refused whose first token cannot come when it is due.
@@ -45,7 +45,7 @@ class RoutingRules:
     """
 
     aggregation: Aggregation = Aggregation.FALLBACK
-    handover_s: float = 0.0
+    whole: WholeRules = DEFAULT_WHOLE_RULES
     max_wait_s: float | None = None
     refuses_late: bool = True
     source_tokens: int = DEFAULT_LEAST_TOKENS
@@ -90,12 +90,8 @@ class Router:
     def _decide(self, strategy: Strategy, facts: RoutingFacts, pods: ModelPods) -> Decision:
         decision = self._fall_back(strategy, facts, pods)
         rules, state = self.rules, self.state
-        if (
-            not decision.whole
-            and rules.aggregation is Aggregation.WHEN_FASTER
-            and is_faster_whole(decision, facts, state, rules.handover_s)
-        ):
-            decision = structs.replace(decision, legs=(decision.last,), reason="faster")
+        if rules.aggregation is Aggregation.WHEN_FASTER:
+            decision = choose_way(decision, facts, pods, state, rules.whole)
         limit_s = rules.max_wait_s
         if limit_s is not None:
             decision = limit_wait(decision, strategy, facts, pods, state, limit_s=limit_s)
@@ -108,7 +104,7 @@ class Router:
                 facts,
                 pods,
                 state,
-                handover_s=rules.handover_s,
+                handover_s=state.whole.expect_handover(pods.model),
                 limit_s=limit_s,
             )
         except DeadlineMissed as missed:

@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 from random import Random
 
 from pdrouter.load.cached_prefixes import CachedPrefixes
+from pdrouter.load.decoded_prompts import DecodedPrompts
 from pdrouter.load.failures import FailureMemory
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.priorities import PriorityKnowledge
 from pdrouter.load.samples import EngineSample
+from pdrouter.load.whole_serving import WholeServing
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,8 @@ class RoutingState:
         random: source of randomness.
         failures: which pods have failed of late.
         priorities: which engines take first what is due first.
+        whole: how decode pods do with whole requests.
+        decoded: which decode pods have probably cached which conversations.
     """
 
     ledger: Ledger
@@ -32,3 +36,5 @@ class RoutingState:
     random: Random
     failures: FailureMemory = field(default_factory=FailureMemory)
     priorities: PriorityKnowledge = field(default_factory=PriorityKnowledge)
+    whole: WholeServing = field(default_factory=WholeServing)
+    decoded: DecodedPrompts = field(default_factory=DecodedPrompts)

@@ -253,9 +253,8 @@ class PodChooser:
         items: tuple[str, ...],
     ) -> RoutingFacts:
         """Return what strategies need to know of a request."""
-        output = 0
+        output, expected = 0, self.lengths.expect(pods.model)
         if request.endpoint.limits:
-            expected = self.lengths.expect(pods.model)
             limit = request.max_output_tokens
             output = expected if limit is None else min(limit, expected)
         if not any(map(pods.find_encoders, pods.prefill or pods.whole)):
@@ -273,6 +272,7 @@ class PodChooser:
             resolved.profile.prefill_policy,
             resolved.profile.decode_policy,
             items=items,
+            usual_output_tokens=expected,
         )
 
     def _find_deadline(

@@ -24,6 +24,7 @@ from pdrouter.serving.companion import Companion
 from pdrouter.serving.dispatched import Completed, Dispatched, RequestHead
 from pdrouter.serving.drains import Drains
 from pdrouter.serving.encoding import EncodeLegs
+from pdrouter.serving.last_leg_lessons import LastLegLessons
 from pdrouter.serving.leg_outcome import LegAnswer, LegFailed
 from pdrouter.serving.leg_requests import LegRequests
 from pdrouter.serving.legs import SideLegs
@@ -40,7 +41,7 @@ from pdrouter.serving.refusals import (
 from pdrouter.serving.release import Releases
 from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.serving.unsplittable import REASON as NOT_PREFILLABLE
-from pdrouter.settings.choices import FailurePolicy
+from pdrouter.settings.choices import Aggregation, FailurePolicy
 
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _STILL_GOOD = frozenset({"too-large", "late"})
@@ -198,6 +199,13 @@ class Dispatcher:
         if pods is None:
             return None
         return find_runner_up(chosen.decision, pods, self.chooser.router.state)
+
+    def learn_from(self, chosen: OpenDecision, record: RequestRecord) -> LastLegLessons | None:
+        """Return what learns from a request that is sent to its last pod now; None for nobody."""
+        router = self.chooser.router
+        if router.rules.aggregation is not Aggregation.WHEN_FASTER:
+            return None
+        return LastLegLessons(chosen, router.state, record)
 
     async def _dispatch_split(
         self, requests: LegRequests, chosen: OpenDecision, head: RequestHead, call: Call

@@ -112,19 +112,29 @@ class RoutingSettings:
         "place, model by model.",
     )
     aggregation: Aggregation = declare(
-        Aggregation.FALLBACK,
+        Aggregation.WHEN_FASTER,
         "PDROUTER_AGGREGATE",
         enumeration(Aggregation, *Aggregation),
         "When a decode pod serves a request whole that could be split: `never`, `fallback` (no "
-        "prefill pod is ready), or `when-faster` (that, and whenever it is predicted to be faster: "
-        "short prompts, busy prefill pods, idle decode pods).",
+        "prefill pod is ready), or `when-faster` (that, and whenever it is predicted to be faster "
+        "on a decode pod that can compute prompts, without slowing down what it decodes: short "
+        "prompts, busy prefill pods, conversations that the decode pod knows).",
         "--aggregate",
     )
-    handover_s: float = declare(
-        0.05,
+    handover_s: float | None = declare(
+        None,
         "PDROUTER_HANDOVER",
         seconds(0, 60),
-        "Time that the way over two pods costs beside computing, for `when-faster`.",
+        "Time from the end of prefill to the first token, for `when-faster`. Unset: what the first "
+        "tokens of 20 streamed answers show; until then, requests go two legs.",
+        advanced=True,
+    )
+    gap_s: float | None = declare(
+        None,
+        "PDROUTER_INTER_TOKEN_TARGET",
+        seconds(0.001, 60),
+        "Mean time between two tokens beyond which `when-faster` must not slow decoding down. "
+        "Unset: a little above what it takes without such requests, by the metrics of the pod.",
         advanced=True,
     )
     max_wait_s: float | None = declare(

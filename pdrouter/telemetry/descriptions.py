@@ -112,6 +112,8 @@ def describe_choice(record: RequestRecord) -> dict[str, Any]:
     fields: dict[str, Any] = {"request_id": record.request_id, "reason": record.aggregated}
     decision = record.decision
     if decision is not None:
+        if decision.ways is not None:
+            fields["ways"] = decision.ways.describe()
         for choice in decision.legs:
             fields[choice.leg] = {
                 "pod": choice.pod.name,

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
@@ -52,8 +52,13 @@ ENGINE_GAUGES = (
 
 @asynccontextmanager
 async def run_checked_stack(options: StackOptions) -> AsyncIterator[LocalStack]:
-    """Run an installation; at the end nothing may be in flight, no contract broken."""
-    async with run_stack(options) as stack:
+    """Run an installation; at the end nothing may be in flight, no contract broken.
+
+    What is sent over two pods stays so, however long it goes on: tests that want the faster way say
+    so.
+    """
+    environment = {"PDROUTER_AGGREGATE": "fallback", **options.environment}
+    async with run_stack(replace(options, environment=environment)) as stack:
         yield stack
         await expect_settled(stack)
 

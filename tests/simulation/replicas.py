@@ -32,6 +32,8 @@ from pdrouter.settings.choices import FailurePolicy
 from pdrouter.wiring import Exchanges, Surroundings
 
 PATH = "/v1/completions"
+EXPECTED_TOKENS = 2**30
+"""Length of an answer that operators expect: the requests' own limits are lower, and hold."""
 
 
 @cache
@@ -53,7 +55,15 @@ class DirectReplica(RouterReplica):
         request = make_request(PATH, body)
         tokens = count_token_ids(request.prompt)
         assert tokens == facts.prompt_tokens
-        return super().route(RoutingFacts(tokens, None, hash_prompt(request), facts.output_tokens))
+        return super().route(
+            RoutingFacts(
+                tokens,
+                None,
+                hash_prompt(request),
+                facts.output_tokens,
+                usual_output_tokens=EXPECTED_TOKENS,
+            )
+        )
 
 
 class LiveReplica(RouterReplica):
@@ -78,8 +88,7 @@ class LiveReplica(RouterReplica):
             on_handoff_failure=FailurePolicy.FAIL,
             prefill_timeout_s=600.0,
             prefill_retries=0,
-            # The requests' own limits are lower, and hold.
-            expected_output_tokens=2**30,
+            expected_output_tokens=EXPECTED_TOKENS,
             max_message_bytes=2**30,
         )
         self._exchanges = Exchanges(
@@ -109,7 +118,7 @@ class LiveReplica(RouterReplica):
         decision = self._observer.take_decision()
         # What has a prefill leg waits for its answer; what is served whole goes to Envoy at once.
         assert decision.whole == (replies is not None)
-        return LiveLegs(decision, facts.prompt_tokens, exchange, dispatching)
+        return LiveLegs(decision, facts, self, exchange, dispatching)
 
 
 class Observer(Notes):
@@ -134,13 +143,16 @@ class LiveLegs(RoutedLegs):
     def __init__(
         self,
         decision: Decision,
-        prompt_tokens: int,
+        facts: RoutingFacts,
+        replica: RouterReplica,
         exchange: Exchange,
         dispatching: Coroutine[Any, Any, Replies],
     ) -> None:
         self.decision = decision
         self.priority = 0.0
-        self.prompt_tokens = prompt_tokens
+        self.prompt_tokens = facts.prompt_tokens
+        # First tokens are told as in any simulation: the exchange has another clock.
+        self._replica = replica
         self.exchange = exchange
         self.dispatching = dispatching
 
@@ -174,8 +186,9 @@ class SteppedClient:
         total_s: float,
         *,
         progress: PostProgress | None = None,
+        once: bool = False,
     ) -> EngineAnswer:
-        del address, path, headers, body, total_s, progress
+        del address, path, headers, body, total_s, progress, once
         return await Answer()
 
 

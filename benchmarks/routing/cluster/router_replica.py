@@ -1,22 +1,27 @@
 """One replica of the router in a simulation: its own ledger, prefix index and samples."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
 
 from pdrouter.cluster.view import ModelPods
+from pdrouter.load.decoded_prompts import DecodedPrompts
 from pdrouter.load.ledger import Ledger, Scope
 from pdrouter.load.prefill_rates import PrefillRates
 from pdrouter.load.prefix_index import PrefixIndex
-from pdrouter.load.samples import EngineSample
+from pdrouter.load.samples import EngineSample, count_free_tokens, count_kv_capacity
+from pdrouter.load.whole_serving import WholeServing
 from pdrouter.openai.prompt_prefix import PromptPrefix
 from pdrouter.routing.admission import DeadlineMissed, QueueTooLong
+from pdrouter.routing.aggregation import DEFAULT_WHOLE_RULES, WholeRules
 from pdrouter.routing.decision import Decision, NoReadyPod, RoutingFacts, Strategy
 from pdrouter.routing.router import Router, RoutingRules
 from pdrouter.routing.state import RoutingState
-from pdrouter.settings import Settings
+from pdrouter.routing.whole_lessons import learn_first_token, learn_prompt, note_sent
 from pdrouter.settings.choices import Aggregation
+
+_Count = Callable[[Mapping[str, EngineSample], Iterable[str]], float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +40,9 @@ class RouterOptions:
         max_wait_s: predicted seconds in a prefill queue above which requests are refused; None for
             no limit.
         aggregation: when a decode pod serves a request whole that could be split.
-        handover_s: seconds that the way over two pods costs beside computing, as the router has it.
+        handover_s: seconds from the end of prefill to the first token, as the router has it; None
+            to let it measure them.
+        whole: what must hold of a request that is served whole to be faster.
         learns_caches: whether it learns from what engines say they had cached of each prompt.
         engines_by_priority: whether engines serve requests of lower priority values first.
         predict_due: gives the seconds that a request may take to its first token; the router then
@@ -51,7 +58,8 @@ class RouterOptions:
     prefill_buckets: tuple[int, ...] = ()
     max_wait_s: float | None = None
     aggregation: Aggregation = Aggregation.NEVER
-    handover_s: float = Settings().handover_s
+    handover_s: float | None = None
+    whole: WholeRules = DEFAULT_WHOLE_RULES
     learns_caches: bool = True
     engines_by_priority: bool = False
     predict_due: Callable[[RoutingFacts], float] | None = None
@@ -65,19 +73,32 @@ class RoutedLegs:
         priority: what engines are told: those of lower values go first, where they heed it.
     """
 
-    __slots__ = ("_decode", "_on_computed", "_prefill", "decision", "priority")
+    __slots__ = (
+        "_decode",
+        "_facts",
+        "_on_computed",
+        "_prefill",
+        "_replica",
+        "decision",
+        "priority",
+    )
 
     def __init__(
         self,
         decision: Decision,
+        facts: RoutingFacts,
+        replica: "RouterReplica",
+        *,
         decode: Scope,
         prefill: Scope | None,
-        priority: float = 0.0,
+        priority: float,
         on_computed: Callable[[int], None] | None = None,
     ) -> None:
         self.decision = decision
         self._on_computed = on_computed
         self.priority = priority
+        self._facts = facts
+        self._replica = replica
         self._decode = decode
         self._prefill = prefill
 
@@ -90,15 +111,22 @@ class RoutedLegs:
         if self._on_computed is not None:
             self._on_computed(computed_tokens)
 
+    def note_first_token(self, seconds: float) -> None:
+        """Learn from the first token, which came so long after the last leg was sent."""
+        decision, replica = self.decision, self._replica
+        learn_first_token(decision, decision.reason, replica.model, replica.state, seconds)
+
     def finish(self) -> None:
         """Count the request no more."""
         self._decode.release()
+        learn_prompt(self.decision, self._facts, self._replica.state, None)
 
 
 class RouterReplica:
     """Routes requests as the router does, with the router's own parts.
 
     Attributes:
+        model: name of the model.
         ledger: the work that this replica has in flight.
         samples: the engines' metrics as last seen.
         router: decides.
@@ -114,20 +142,32 @@ class RouterReplica:
     ) -> None:
         self._strategy = strategy
         self._pods = pods
+        self.model = pods.model
         self._options = options
         self.ledger = Ledger(PrefillRates(buckets=options.prefill_buckets), clock)
         self.samples: dict[str, EngineSample] = {}
         self.state = RoutingState(
             self.ledger,
-            PrefixIndex(
-                options.index_bytes, options.index_ttl_s, clock, self._count_cache_capacity
-            ),
+            self._create_index(clock, count_kv_capacity),
             self.samples,
             clock,
             random,
+            whole=WholeServing(options.handover_s, clock),
+            decoded=DecodedPrompts(self._create_index(clock, count_free_tokens)),
         )
-        rules = RoutingRules(options.aggregation, options.handover_s, options.max_wait_s)
+        rules = RoutingRules(options.aggregation, options.whole, options.max_wait_s)
         self.router = Router({strategy.name: strategy}, self.state, rules)
+
+    def _create_index(self, clock: Callable[[], float], count: _Count) -> PrefixIndex:
+        """Return an index that forgets as its pods do, by what they say of their memory."""
+        options = self._options
+        follows = options.index_follows_caches
+        return PrefixIndex(
+            options.index_bytes,
+            options.index_ttl_s,
+            clock,
+            lambda uids: count(self.samples, uids) if follows else None,
+        )
 
     def route(self, facts: RoutingFacts) -> RoutedLegs | None:
         """Choose the pods for a request and count its legs; None if it is refused."""
@@ -152,7 +192,16 @@ class RouterReplica:
                 on_computed = partial(self._learn_cached, prefix, uid, recalled)
         due = self._options.predict_due
         priority = 0.0 if due is None else self.state.clock() + due(facts)
-        return RoutedLegs(decision, decode_scope, scope, priority, on_computed)
+        note_sent(decision, self.state)
+        return RoutedLegs(
+            decision,
+            facts,
+            self,
+            decode=decode_scope,
+            prefill=scope,
+            priority=priority,
+            on_computed=on_computed,
+        )
 
     def _learn_cached(
         self, prefix: PromptPrefix, uid: str, recalled: Sequence[int], computed: int
@@ -167,15 +216,3 @@ class RouterReplica:
             own = self.ledger.count_requests(uid)
             self.samples[uid] = seen = replace(sample, own_requests=own)
             self.ledger.note_others(uid, seen.others)
-
-    def _count_cache_capacity(self, uids: Collection[str]) -> float | None:
-        """Return the tokens that the caches of these pods hold together, as their metrics say."""
-        if not self._options.index_follows_caches:
-            return None
-        total = 0
-        for uid in uids:
-            sample = self.samples.get(uid)
-            if sample is None or sample.kv_capacity_tokens is None:
-                return None
-            total += sample.kv_capacity_tokens
-        return total

@@ -15,6 +15,7 @@ from benchmarks.routing.cluster.token_gaps import TokenGaps
 from benchmarks.routing.cluster.workload import BLOCK_TOKENS, SimulatedRequest, Workload
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ModelPods
+from pdrouter.load.counters import GapMeter
 from pdrouter.load.samples import EngineSample
 from pdrouter.routing.decision import RoutingFacts, Strategy
 
@@ -88,6 +89,7 @@ class Simulation:
         self._options = options
         self._output_tokens = workload.mean_output_tokens
         self._generated = dict.fromkeys(self._decode, 0.0)
+        self._gaps = {uid: GapMeter() for uid in self._decode}
         self._passages: list[Passage] = []
         self._unfinished = len(workload.requests)
 
@@ -128,7 +130,10 @@ class Simulation:
     def _route(self, request: SimulatedRequest, replica: RouterReplica) -> None:
         passage = Passage(request)
         self._passages.append(passage)
-        facts = RoutingFacts(request.prompt_tokens, None, request.prompt, self._output_tokens)
+        output = self._output_tokens
+        facts = RoutingFacts(
+            request.prompt_tokens, None, request.prompt, output, usual_output_tokens=output
+        )
         passage.best_cached_tokens = self._find_best_cached(request)
         legs = replica.route(facts)
         if legs is None:
@@ -161,6 +166,7 @@ class Simulation:
     ) -> None:
         def note_first_token() -> None:
             passage.first_token_s = self._events.now
+            legs.note_first_token(self._events.now - sent_s)
             if not passage.prefill_uid:
                 passage.cached_tokens = task.cached
 
@@ -169,6 +175,7 @@ class Simulation:
             legs.finish()
             self._unfinished -= 1
 
+        sent_s = self._events.now
         task = DecodeTask(passage.request, note_first_token, finish, on_received, legs.priority)
         self._decode[passage.decode_uid].submit(task)
 
@@ -188,7 +195,7 @@ class Simulation:
             for uid, engine in self._prefill.items()
         }
         for uid, decode in self._decode.items():
-            generated = decode.generated_tokens
+            generated, gaps = decode.generated_tokens, decode.gaps
             samples[uid] = EngineSample(
                 at=now,
                 running=decode.running,
@@ -196,6 +203,7 @@ class Simulation:
                 kv_usage=decode.kv_usage,
                 kv_capacity_tokens=decode.kv_capacity,
                 generated_tokens_per_s=(generated - self._generated[uid]) / interval,
+                gap_s=self._gaps[uid].read(now, gaps.seconds, gaps.tokens),
             )
             self._generated[uid] = generated
         for replica in self._replicas:

@@ -14,20 +14,28 @@ class TokenGaps:
 
     Attributes:
         counts: tokens in each bin.
+        seconds: sum of all times.
+        tokens: how many there were.
     """
 
     counts: dict[int, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    tokens: float = 0.0
 
     def note(self, seconds: float, tokens: float) -> None:
         """Count tokens that came so long after those before them."""
         at = round(log(max(seconds, 1e-9)) * _BINS_PER_E)
         self.counts[at] = self.counts.get(at, 0.0) + tokens
+        self.seconds += seconds * tokens
+        self.tokens += tokens
 
     @classmethod
     def join(cls, several: Iterable["TokenGaps"]) -> "TokenGaps":
         """Return all of them together."""
         joined = cls()
         for gaps in several:
+            joined.seconds += gaps.seconds
+            joined.tokens += gaps.tokens
             for at, tokens in gaps.counts.items():
                 joined.counts[at] = joined.counts.get(at, 0.0) + tokens
         return joined

@@ -1,8 +1,12 @@
 """The containers of a pod, and which of them is the engine's."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
+
+_NEURON = "aws.amazon.com/neuron"
+"""Beginning of the names of its resources: whole devices, and cores of them."""
 
 
 class ContainerPort(msgspec.Struct, frozen=True, rename="camel"):
@@ -18,12 +22,19 @@ class EnvironmentVariable(msgspec.Struct, frozen=True):
     value: str = ""
 
 
+class Resources(msgspec.Struct, frozen=True):
+    """What a container may use, by the names of resources."""
+
+    limits: dict[str, Any] = {}
+
+
 class Container(msgspec.Struct, frozen=True):
     """A container as a pod's `spec` tells it."""
 
     name: str
     ports: list[ContainerPort] = []
     env: list[EnvironmentVariable] = []
+    resources: Resources = Resources()
 
 
 class PodSpec(msgspec.Struct, frozen=True, rename="camel"):
@@ -77,6 +88,12 @@ def find_engine(
     )
     name = next(declaring, main or (containers[0].name if containers else None))
     return next((status for status in statuses if name in (None, status.name)), None)
+
+
+def has_neuron(containers: Sequence[Container]) -> bool:
+    """Return whether any of these containers has devices of AWS Neuron."""
+    names = (name for container in containers for name in container.resources.limits)
+    return any(name.startswith(_NEURON) for name in names)
 
 
 def identify_start(engine: ContainerStatus | None) -> str:

@@ -5,8 +5,10 @@ bookkeeping of the API server.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from types import MappingProxyType
 
 import msgspec
 
@@ -14,6 +16,7 @@ from pdrouter.cluster.kubernetes.containers import (
     ContainerStatus,
     PodSpec,
     find_engine,
+    has_neuron,
     identify_image,
     identify_start,
 )
@@ -46,10 +49,12 @@ REVISIONS = (
     "disaggregatedset.x-k8s.io/revision",
 )
 """Labels with the version of a pod, the most deliberate first."""
+COMPUTES_PROMPTS = "pdrouter/computes-prompts"
 DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
 GROUP_INDEX = "stormservice.orchestration.aibrix.ai/pod-group-index"
 
 NO_BOOTSTRAP_PORT = "null"
+_BOOLEANS: Mapping[str, bool] = MappingProxyType({"true": True, "false": False})
 DEFAULT_PORT = 8000
 _PORT_NUMBER = re.compile("[1-9][0-9]{0,4}")
 # An annotation may hold any text, of up to 256 KiB.
@@ -220,7 +225,7 @@ class PodRules:
             port,
             main=metadata.annotations.get(DEFAULT_CONTAINER),
         )
-        return Pod.create(
+        known = Pod.create(
             uid=metadata.uid,
             name=metadata.name,
             namespace=metadata.namespace,
@@ -244,6 +249,11 @@ class PodRules:
             config=read_config(config) if config else None,
             bootstrap_port=read_bootstrap_port(metadata),
             hardware=self._find_hardware(pod),
+        )
+        return replace(
+            known,
+            computes_prompts=_BOOLEANS.get(metadata.get(COMPUTES_PROMPTS) or ""),
+            neuron=has_neuron(pod.spec.containers),
         )
 
     def _find_places(self, pod: KubePod) -> tuple[str, ...]:

@@ -29,6 +29,14 @@ def read_buckets(found: Found) -> tuple[int, ...] | None:
     return tuple(sorted(buckets)) if 0 < len(buckets) <= _MOST_BUCKETS else None
 
 
+def find_prefill(found: Found) -> bool | None:
+    """Return whether an engine has been compiled for prompts; None for one that is no Neuron's.
+
+    One that has executed nothing but decode steps has been compiled for nothing else.
+    """
+    return read_buckets(found) is not None if any(map(found.get, FAMILIES)) else None
+
+
 def count_padding(found: Found) -> float | None:
     """Return how many tokens were computed only to fill up buckets; None if unknown."""
     return add(found, *_PADDINGS)

@@ -2,7 +2,18 @@
 
 from pdrouter.engines.exposition import Families
 from pdrouter.engines.neuron import metrics as neuron
-from pdrouter.engines.reading import EngineReading, Found, MetricsDialect, add, average, multiply
+from pdrouter.engines.reading import (
+    EngineReading,
+    Found,
+    MetricsDialect,
+    add,
+    add_first,
+    average,
+    multiply,
+)
+
+# Histograms of the time between two tokens; the second is the name in older releases.
+_GAPS = ("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds")
 
 
 def _interpret(found: Found) -> EngineReading:
@@ -21,6 +32,9 @@ def _interpret(found: Found) -> EngineReading:
         prefill_seconds=seconds / count if seconds is not None and count else None,
         prefill_buckets=neuron.read_buckets(found),
         padded_tokens=neuron.count_padding(found),
+        gap_seconds=add_first(found, *(f"{name}_sum" for name in _GAPS)),
+        gaps=add_first(found, *(f"{name}_count" for name in _GAPS)),
+        computes_prompts=neuron.find_prefill(found),
     )
 
 
@@ -35,6 +49,7 @@ METRICS = MetricsDialect(
         "vllm:generation_tokens_total",
         "vllm:request_prefill_time_seconds_sum",
         "vllm:request_prefill_time_seconds_count",
+        *(f"{name}_{part}" for name in _GAPS for part in ("sum", "count")),
         *neuron.FAMILIES,
     ),
     _interpret,

@@ -272,6 +272,37 @@ def test_spellings_that_aibrix_accepts_are_accepted(labels: dict[str, str]) -> N
     assert read_known(MODEL | labels).state == "ready"
 
 
+@pytest.mark.parametrize(
+    ("text", "said"), [("true", True), ("false", False), ("", None), ("yes", None), (None, None)]
+)
+@pytest.mark.parametrize("annotated", [True, False])
+def test_a_pod_may_say_whether_it_computes_prompts(
+    text: str | None, said: bool | None, annotated: bool
+) -> None:
+    names = {} if text is None else {"pdrouter/computes-prompts": text}
+    pod = read_known(MODEL, names) if annotated else read_known({**MODEL, **names})
+    assert pod.computes_prompts is said
+
+
+@pytest.mark.parametrize(
+    ("resources", "neuron"),
+    [
+        ({}, False),
+        ({"limits": {"nvidia.com/gpu": "8", "memory": 5}}, False),
+        ({"limits": {"memory": "1Gi", "aws.amazon.com/neuron": 16}}, True),
+        ({"limits": {"aws.amazon.com/neuroncore": "2"}, "requests": {}}, True),
+        ({"requests": {"memory": "1Gi"}}, False),
+    ],
+    ids=str,
+)
+def test_a_pod_with_neuron_devices_is_known_by_them(
+    resources: dict[str, Any], neuron: bool
+) -> None:
+    sidecar = {"name": "sidecar", "resources": {"limits": {"cpu": "1"}}}
+    spec = {"containers": [sidecar, {"name": "engine", "resources": resources}]}
+    assert read_known(spec=spec).neuron is neuron
+
+
 def test_an_ipv6_pod_has_its_address_in_brackets() -> None:
     assert read_known(ip="fd00::1").address == "[fd00::1]:8000"
 

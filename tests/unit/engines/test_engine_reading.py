@@ -39,6 +39,8 @@ def test_a_vllm_page_is_understood() -> None:
     metrics.generation_tokens.inc(500)
     metrics.prefill_seconds.observe(0.5)
     metrics.prefill_seconds.observe(1.0)
+    metrics.inter_token_seconds.observe(0.25)
+    metrics.inter_token_seconds.observe(0.5)
     assert find_dialect("vllm").read(metrics.exposition()) == EngineReading(
         running=7,
         waiting=2,
@@ -46,6 +48,8 @@ def test_a_vllm_page_is_understood() -> None:
         kv_capacity_tokens=16_000,
         generated_tokens=500,
         prefill_seconds=0.75,
+        gap_seconds=0.75,
+        gaps=2,
     )
 
 
@@ -220,7 +224,9 @@ def test_the_buckets_of_a_neuron_engine_are_in_the_names_of_what_it_ran(
         f"{NEURON}{suffix}{write_labels(model_name='m', bucket_name=name)} {float(count)}"
         for count, name in enumerate(names)
     ]
-    assert read("vllm", *lines) == ({} if buckets is None else {"prefill_buckets": buckets})
+    found = read("vllm", *lines)
+    assert found.pop("computes_prompts", None) == (buckets is not None if names else None)
+    assert found == ({} if buckets is None else {"prefill_buckets": buckets})
 
 
 def test_buckets_and_padding_are_those_of_the_rank_that_is_asked_for() -> None:
@@ -234,13 +240,26 @@ def test_buckets_and_padding_are_those_of_the_rank_that_is_asked_for() -> None:
         )
     ).encode()
     dialect = find_dialect("vllm")
-    assert dialect.read(page) == EngineReading(prefill_buckets=(512, 4096), padded_tokens=42)
-    assert dialect.read(page, 1) == EngineReading(prefill_buckets=(4096,), padded_tokens=2)
+    assert dialect.read(page) == EngineReading(
+        prefill_buckets=(512, 4096), padded_tokens=42, computes_prompts=True
+    )
+    assert dialect.read(page, 1) == EngineReading(
+        prefill_buckets=(4096,), padded_tokens=2, computes_prompts=True
+    )
 
 
 @pytest.mark.parametrize("suffix", ["", "_total", "_sum"])
 def test_padding_is_read_whatever_kind_of_metric_it_is(suffix: str) -> None:
-    assert read("vllm", f"vllm_neuron:num_batched_tokens_padding{suffix} 7") == {"padded_tokens": 7}
+    found = read("vllm", f"vllm_neuron:num_batched_tokens_padding{suffix} 7")
+    assert found == {"padded_tokens": 7, "computes_prompts": False}
+
+
+def test_the_time_between_tokens_is_that_of_the_newer_name() -> None:
+    new, old = "vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds"
+    lines = [f"{old}_sum 8", f"{old}_count 4"]
+    assert read("vllm", *lines) == {"gap_seconds": 8, "gaps": 4}
+    lines += [f"{new}_sum 3", f"{new}_count 2"]
+    assert read("vllm", *lines) == {"gap_seconds": 3, "gaps": 2}
 
 
 def test_a_simulated_neuron_engine_names_what_it_has_run() -> None:

@@ -376,15 +376,16 @@ async def test_without_a_prefill_pod_decode_may_serve_the_request_whole() -> Non
     [
         # The hand-over costs more than so short a prompt.
         (0, 0, "aggregated;reason=faster"),
-        # A decode pod with much to do is no place for prefill.
-        (0, 10_000, "disaggregated"),
-        (80_000, 1_000, "aggregated;reason=faster"),
+        (80_000, 0, "aggregated;reason=faster"),
+        # Nothing tells how much what it decodes would be slowed down.
+        (80_000, 1, "disaggregated"),
     ],
 )
 async def test_a_request_is_served_whole_where_that_is_faster(
     queue: int, busy: int, decision: str
 ) -> None:
-    bench = Bench(aggregation=Aggregation.WHEN_FASTER)
+    able = replace(DECODE, computes_prompts=True)
+    bench = Bench((PREFILL, able), aggregation=Aggregation.WHEN_FASTER, handover_s=0.05)
     with ExitStack() as work:
         if queue:
             work.enter_context(bench.ledger.start(Leg.PREFILL, "p", queue))
@@ -761,6 +762,7 @@ class WithTask:
         self.drains = self.dispatcher.drains
         self.policy = self.dispatcher.policy
         self.find_second = self.dispatcher.find_second
+        self.learn_from = self.dispatcher.learn_from
         self.fail = asyncio.Event()
         self.ended = asyncio.Event()
 

@@ -1,5 +1,6 @@
 """What holds for every strategy: whole or split, fallback, wait, and pods that have gone."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from pdrouter.cluster.view import ModelPods
 from pdrouter.engines.split import Leg
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.prefill_rates import PrefillRates
+from pdrouter.load.whole_serving import WholeServing
 from pdrouter.routing.admission import QueueTooLong
 from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts
 from pdrouter.routing.router import Router, RoutingRules
@@ -22,6 +24,7 @@ PD = STRATEGIES["pd"]
 FACTS = RoutingFacts(1000, None)
 PREFILL = make_pod("prefill")
 DECODE = make_pod("decode", Role.DECODE)
+ABLE = replace(DECODE, computes_prompts=True)
 OTHER = make_pod("other", Role.DECODE)
 
 
@@ -30,7 +33,8 @@ def make_router(queued: int = 0, **rules: Any) -> Router:
     ledger = Ledger(PrefillRates(1000), lambda: 0.0)
     if queued:
         ledger.start(Leg.PREFILL, PREFILL.uid, queued)
-    return Router(STRATEGIES, make_state(ledger), RoutingRules(**rules))
+    state = make_state(ledger, whole=WholeServing(handover_s=0.05))
+    return Router(STRATEGIES, state, RoutingRules(**rules))
 
 
 def test_a_pair_serves_what_may_be_split() -> None:
@@ -65,7 +69,7 @@ def test_the_faster_way_is_taken_where_that_is_wanted(
     aggregation: Aggregation, reason: str
 ) -> None:
     router = make_router(queued=60_000, aggregation=aggregation)
-    assert router.decide(PD, FACTS, make_model_pods(PREFILL, DECODE)).reason == reason
+    assert router.decide(PD, FACTS, make_model_pods(PREFILL, ABLE)).reason == reason
 
 
 def test_a_queue_that_is_too_long_is_refused_with_its_length_and_the_limit() -> None:
@@ -79,10 +83,10 @@ def test_a_queue_that_is_too_long_is_refused_with_its_length_and_the_limit() -> 
 
 def test_what_is_faster_whole_does_not_wait_in_the_queue() -> None:
     router = make_router(queued=60_000, aggregation=Aggregation.WHEN_FASTER, max_wait_s=2.0)
-    assert router.decide(PD, FACTS, make_model_pods(PREFILL, DECODE)).reason == "faster"
+    assert router.decide(PD, FACTS, make_model_pods(PREFILL, ABLE)).reason == "faster"
 
 
-def replace(
+def replace_last(
     pods: ModelPods, prefill: Pod | None = PREFILL, router: Router | None = None
 ) -> Decision | None:
     last = Choice(Leg.DECODE, DECODE, "kv_capacity", 0.0, [DECODE], [0.0], 7)
@@ -90,18 +94,18 @@ def replace(
 
 
 def test_a_decode_pod_that_is_there_as_it_was_is_kept() -> None:
-    assert replace(make_model_pods(PREFILL, DECODE, OTHER)) is None
+    assert replace_last(make_model_pods(PREFILL, DECODE, OTHER)) is None
 
 
 def test_a_decode_pod_that_has_failed_others_meanwhile_is_replaced_if_there_is_a_better() -> None:
     router = make_router()
     for _ in range(3):
         router.state.failures.note_failure(DECODE.uid, Leg.DECODE, "connect", 1.0)
-    replaced = replace(make_model_pods(PREFILL, DECODE, OTHER), router=router)
+    replaced = replace_last(make_model_pods(PREFILL, DECODE, OTHER), router=router)
     assert replaced is not None
     assert replaced.last.pod is OTHER
     assert replaced.notes[-1].endswith("has failed during the prefill leg")
-    assert replace(make_model_pods(PREFILL, DECODE), router=router) is None
+    assert replace_last(make_model_pods(PREFILL, DECODE), router=router) is None
 
 
 @pytest.mark.parametrize(
@@ -117,18 +121,18 @@ def test_a_decode_pod_that_has_failed_others_meanwhile_is_replaced_if_there_is_a
 )
 def test_one_that_has_changed_is_replaced_by_a_partner(now: dict[str, Any]) -> None:
     changed = make_pod("decode", now.pop("role", Role.DECODE), **now)
-    decision = replace(make_model_pods(PREFILL, changed, OTHER))
+    decision = replace_last(make_model_pods(PREFILL, changed, OTHER))
     assert decision is not None
     assert decision.last.pod.uid in (OTHER.uid, "uid-namesake")
     assert decision.notes[-1] == "decode pod decode has gone during the prefill leg"
 
 
 def test_a_pod_of_another_roleset_cannot_fetch_the_prompt() -> None:
-    decision = replace(make_model_pods(PREFILL, make_pod("x", Role.DECODE, roleset="another")))
+    decision = replace_last(make_model_pods(PREFILL, make_pod("x", Role.DECODE, roleset="another")))
     assert decision is not None
     assert decision.reason == "no-ready-pair"
 
 
 def test_without_any_decode_pod_there_is_none() -> None:
     with pytest.raises(NoReadyPod, match=MODEL):
-        replace(ModelPods.group(MODEL, (PREFILL,)))
+        replace_last(ModelPods.group(MODEL, (PREFILL,)))

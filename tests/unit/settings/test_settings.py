@@ -178,6 +178,7 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
         ["always"],
     ),
     "PDROUTER_HANDOVER": ([("0", 0), ("60", 60)], ["-1", "61"]),
+    "PDROUTER_INTER_TOKEN_TARGET": ([("0.001", 0.001), ("50ms", 0.05)], ["0", "61", "x"]),
     "PDROUTER_DECISION_DETAIL": (_BOOLEANS, _NO_BOOLEANS),
     "PDROUTER_KEPT_DECISIONS": ([("0", 0), ("10000", 10_000)], ["-1", "10001", "x"]),
     "PDROUTER_COMPUTE_WEIGHT": ([("0.1", 0.1), ("100", 100)], ["0", "101", "x"]),

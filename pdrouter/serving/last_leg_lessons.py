@@ -1,0 +1,78 @@
+"""What the last leg of a request teaches: how long its pod took, and what it has cached by now."""
+
+import time
+from collections.abc import Callable
+
+from pdrouter.routing.state import RoutingState
+from pdrouter.routing.whole_lessons import (
+    learn_first_token,
+    learn_prompt,
+    learn_status,
+    note_sent,
+    wants_first_token,
+)
+from pdrouter.serving.open_decision import OpenDecision
+from pdrouter.serving.record import Outcome, RequestRecord
+
+
+class LastLegLessons:
+    """Learns from one request, from the moment at which it is sent to its last pod.
+
+    It looks no further into an answer than to its first byte: engines send the head of a streamed
+    answer before they have computed anything.
+    """
+
+    __slots__ = ("_chosen", "_clock", "_record", "_sent", "_state", "_waits")
+
+    def __init__(
+        self,
+        chosen: OpenDecision,
+        state: RoutingState,
+        record: RequestRecord,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """Begin: the request is sent now.
+
+        Args:
+            chosen: its pods, as they stand at any time.
+            state: learns.
+            record: what is known of the request.
+            clock: gives the time in seconds.
+        """
+        self._chosen = chosen
+        self._state = state
+        self._record = record
+        self._clock = clock
+        self._sent = clock()
+        self._waits = False
+        note_sent(chosen.decision, state)
+
+    def note_status(self, status: int) -> None:
+        """Take the status with which the engine has answered."""
+        learn_status(self._chosen.decision, self._record.aggregated, self._state, status)
+
+    def wait_for_first_token(self) -> bool:
+        """Return whether the body of the answer is to be seen, since it would teach something."""
+        record = self._record
+        self._waits = record.stream and wants_first_token(
+            self._chosen.decision, record.aggregated, self._model, self._state
+        )
+        return self._waits
+
+    def see(self, piece: bytes) -> None:
+        """Look at the next piece of the body."""
+        if self._waits and piece:
+            self._waits = False
+            seconds, decision = self._clock() - self._sent, self._chosen.decision
+            reason = self._record.aggregated
+            learn_first_token(decision, reason, self._model, self._state, seconds)
+
+    def close(self) -> None:
+        """Learn from how the request has ended."""
+        record, chosen = self._record, self._chosen
+        if record.outcome is Outcome.OK:
+            learn_prompt(chosen.decision, chosen.routed.facts, self._state, record.output_tokens)
+
+    @property
+    def _model(self) -> str:
+        return self._chosen.routed.pods.model
