@@ -14,10 +14,10 @@ from benchmarks.routing.baselines import (
     SGLangCacheAware,
 )
 from benchmarks.routing.cluster.model import Hardware
-from benchmarks.routing.cluster.results import Targets
 from benchmarks.routing.cluster.router_replica import RouterOptions
 from pdrouter.routing.combination import PolicyBook
-from pdrouter.routing.decision import RoutingFacts, Strategy
+from pdrouter.routing.deadlines import DeadlineRules
+from pdrouter.routing.decision import Strategy
 from pdrouter.routing.pd import PrefillDecode
 from pdrouter.routing.policy import DecodePolicy, PrefillPolicy
 from pdrouter.routing.strategies import create_strategies
@@ -42,36 +42,24 @@ class Contender:
         create: gives the strategy for some hardware; called once per replica of the router.
         index_follows_caches: whether its index of prefixes forgets as fast as the engines' caches.
         aggregation: when it lets a decode pod serve a request whole.
-        deadlines: whether it tells engines when the first token is due, and they heed it.
+        deadlines: when requests are due, where it tells engines so and they heed it.
     """
 
     name: str
     create: Callable[[Hardware], Strategy]
     index_follows_caches: bool = False
     aggregation: Aggregation = Aggregation.NEVER
-    deadlines: bool = False
+    deadlines: DeadlineRules | None = None
 
-    def adapt(self, options: RouterOptions, hardware: Hardware, targets: Targets) -> RouterOptions:
+    def adapt(self, options: RouterOptions) -> RouterOptions:
         """Return the options with what is this contender's own."""
         return replace(
             options,
             index_follows_caches=self.index_follows_caches,
             aggregation=self.aggregation,
             learns_caches=self.index_follows_caches,
-            engines_by_priority=self.deadlines,
-            predict_due=_Due(hardware, targets) if self.deadlines else None,
+            deadlines=self.deadlines,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Due:
-    """When the first token is due, for a router that knows the targets and the hardware."""
-
-    hardware: Hardware
-    targets: Targets
-
-    def __call__(self, facts: RoutingFacts) -> float:
-        return self.targets.allowed_ttft(self.hardware, facts.prompt_tokens)
 
 
 def _use(prefill: str, decode: str) -> Callable[[Hardware], Strategy]:
@@ -114,13 +102,13 @@ CONTENDERS: Mapping[str, Contender] = MappingProxyType(
             Contender(
                 f"{OURS}-when-faster", _use("ttft", "kv_capacity"), True, Aggregation.WHEN_FASTER
             ),
-            Contender(f"{OURS}-due", _use("ttft", "kv_capacity"), True, deadlines=True),
+            Contender(f"{OURS}-due", _use("ttft", "kv_capacity"), True, deadlines=DeadlineRules()),
             Contender(
                 f"{OURS}-when-faster-due",
                 _use("ttft", "kv_capacity"),
                 True,
                 Aggregation.WHEN_FASTER,
-                deadlines=True,
+                deadlines=DeadlineRules(),
             ),
         )
     }

@@ -146,9 +146,7 @@ def perform(run: Run, source: Source, targets: Targets, code: str = "") -> Findi
         hardware,
         shape,
         create_strategy=lambda: contender.create(hardware),
-        options=contender.adapt(
-            RouterOptions(prefill_buckets=hardware.prefill.buckets), hardware, targets
-        ),
+        options=contender.adapt(RouterOptions(prefill_buckets=hardware.prefill.buckets)),
         seed=run.seed,
     )
     return Finding(run, rate, summarize(simulation.run(), hardware, targets), code)

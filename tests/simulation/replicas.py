@@ -23,12 +23,13 @@ from pdrouter.extproc.messages import PhaseReply
 from pdrouter.extproc.phases import Replies
 from pdrouter.openai.prompt_prefix import hash_prompt
 from pdrouter.openai.request import count_token_ids
+from pdrouter.routing.deadlines import DeadlineRules
 from pdrouter.routing.decision import Decision, RoutingFacts, Strategy
 from pdrouter.serving.held_bodies import HeldBodies
 from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.settings import Settings
-from pdrouter.settings.choices import FailurePolicy
+from pdrouter.settings.choices import FailurePolicy, Priority
 from pdrouter.wiring import Exchanges, Surroundings
 
 PATH = "/v1/completions"
@@ -81,10 +82,14 @@ class LiveReplica(RouterReplica):
         cache = PodCache()
         cache.replace(pods.pods)
         self._observer = Observer()
+        deadlines = options.deadlines or DeadlineRules()
         settings = Settings(
             routing_algorithm=strategy.name,
             aggregation=options.aggregation,
             handover_s=options.handover_s,
+            priority=Priority.OFF if options.deadlines is None else Priority.ON,
+            default_target_s=deadlines.default_s,
+            default_target_factor=deadlines.factor,
             on_handoff_failure=FailurePolicy.FAIL,
             prefill_timeout_s=600.0,
             prefill_retries=0,
@@ -115,26 +120,30 @@ class LiveReplica(RouterReplica):
             dispatching.send(None)
         except StopIteration as end:
             replies = end.value
-        decision = self._observer.take_decision()
+        record = self._observer.take_record()
+        assert record.decision is not None
         # What has a prefill leg waits for its answer; what is served whole goes to Envoy at once.
-        assert decision.whole == (replies is not None)
-        return LiveLegs(decision, facts, self, exchange, dispatching)
+        assert record.decision.whole == (replies is not None)
+        # Engines are told the time of day, which does not go with the simulation's.
+        assert (record.priority is None) == (record.deadline is None)
+        due = 0.0 if record.deadline is None else record.deadline.due
+        return LiveLegs(record.decision, due, facts, self, exchange, dispatching)
 
 
 class Observer(Notes):
-    """Remembers the decision that was made last."""
+    """Remembers the request that was routed last."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._decision: Decision | None = None
+        self._record: RequestRecord | None = None
 
     def request_routed(self, record: RequestRecord) -> None:
-        self._decision = record.decision
+        self._record = record
 
-    def take_decision(self) -> Decision:
-        decision, self._decision = self._decision, None
-        assert decision is not None
-        return decision
+    def take_record(self) -> RequestRecord:
+        record, self._record = self._record, None
+        assert record is not None
+        return record
 
 
 class LiveLegs(RoutedLegs):
@@ -143,13 +152,14 @@ class LiveLegs(RoutedLegs):
     def __init__(
         self,
         decision: Decision,
+        priority: float,
         facts: RoutingFacts,
         replica: RouterReplica,
         exchange: Exchange,
         dispatching: Coroutine[Any, Any, Replies],
     ) -> None:
         self.decision = decision
-        self.priority = 0.0
+        self.priority = priority
         self.prompt_tokens = facts.prompt_tokens
         # First tokens are told as in any simulation: the exchange has another clock.
         self._replica = replica

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from benchmarks.routing.cluster.model import Shape
 from benchmarks.routing.cluster.presets import H100, SHAPES
-from benchmarks.routing.cluster.results import SimulationResult, Targets
+from benchmarks.routing.cluster.results import SimulationResult
 from benchmarks.routing.cluster.router_replica import RouterOptions
 from benchmarks.routing.cluster.simulation import MODEL, Simulation, make_pods
 from benchmarks.routing.cluster.workload import Workload
@@ -82,7 +82,7 @@ def simulate_contender(name: str, *, shape: Shape, seed: int = 0) -> SimulationR
         H100,
         shape,
         create_strategy=lambda: contender.create(H100),
-        options=contender.adapt(RouterOptions(), H100, Targets()),
+        options=contender.adapt(RouterOptions()),
         seed=seed,
     )
     return simulation.run()

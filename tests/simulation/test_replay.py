@@ -12,7 +12,9 @@ from benchmarks.routing.cluster.model import Shape
 from benchmarks.routing.cluster.router_replica import RouterOptions, RouterReplica
 from benchmarks.routing.cluster.simulation import Simulation
 from benchmarks.routing.cluster.workload import SimulatedRequest, Workload
+from pdrouter.routing.deadlines import DeadlineRules
 from pdrouter.routing.strategies import DECODE_POLICIES, PREFILL_POLICIES, create_strategies
+from pdrouter.serving.record import RequestRecord
 from pdrouter.settings.choices import Aggregation
 
 SHAPE = Shape("3P+2D, one slow", (1.0, 1.0, 2.0), (1.0, 1.0))
@@ -76,6 +78,16 @@ def test_what_is_served_whole_is_the_same_with_one_router_or_several(replicas: i
     assert run(LiveReplica, options=options, replicas=replicas) == simulated
     whole = [pods for pods in simulated if not pods[0]]
     assert 3 < len(whole) < len(simulated) - 3
+
+
+def test_what_is_due_first_is_served_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    # No time passes while the live router reads a request.
+    monkeypatch.setattr(RequestRecord, "elapsed_s", 0.0)
+    options = replace(OPTIONS, deadlines=DeadlineRules(0.1, 20.0))
+    simulated = run(DirectReplica, options=options)
+
+    assert run(LiveReplica, options=options) == simulated
+    assert simulated != run(DirectReplica)
 
 
 def test_policies_choose_differently() -> None:

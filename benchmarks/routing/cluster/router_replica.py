@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
 
+from msgspec import structs
+
 from pdrouter.cluster.view import ModelPods
 from pdrouter.load.decoded_prompts import DecodedPrompts
 from pdrouter.load.ledger import Ledger, Scope
@@ -15,6 +17,7 @@ from pdrouter.load.whole_serving import WholeServing
 from pdrouter.openai.prompt_prefix import PromptPrefix
 from pdrouter.routing.admission import DeadlineMissed, QueueTooLong
 from pdrouter.routing.aggregation import DEFAULT_WHOLE_RULES, WholeRules
+from pdrouter.routing.deadlines import DeadlineRules, assume_deadline
 from pdrouter.routing.decision import Decision, NoReadyPod, RoutingFacts, Strategy
 from pdrouter.routing.router import Router, RoutingRules
 from pdrouter.routing.state import RoutingState
@@ -44,9 +47,8 @@ class RouterOptions:
             to let it measure them.
         whole: what must hold of a request that is served whole to be faster.
         learns_caches: whether it learns from what engines say they had cached of each prompt.
-        engines_by_priority: whether engines serve requests of lower priority values first.
-        predict_due: gives the seconds that a request may take to its first token; the router then
-            tells engines when it is due as its priority. None: all have the same.
+        deadlines: when requests are due, which the router tells engines that serve first what is
+            due first; None where they serve first what came first.
     """
 
     replicas: int = 1
@@ -61,8 +63,7 @@ class RouterOptions:
     handover_s: float | None = None
     whole: WholeRules = DEFAULT_WHOLE_RULES
     learns_caches: bool = True
-    engines_by_priority: bool = False
-    predict_due: Callable[[RoutingFacts], float] | None = None
+    deadlines: DeadlineRules | None = None
 
 
 class RoutedLegs:
@@ -171,6 +172,11 @@ class RouterReplica:
 
     def route(self, facts: RoutingFacts) -> RoutedLegs | None:
         """Choose the pods for a request and count its legs; None if it is refused."""
+        rules = self._options.deadlines
+        if rules is not None:
+            came, rates = self.state.clock(), self.ledger.rates
+            deadline = assume_deadline(rules, facts.prompt_tokens, rates, came)
+            facts = structs.replace(facts, deadline=deadline)
         try:
             decision = self.router.decide(self._strategy, facts, self._pods)
         except (NoReadyPod, QueueTooLong, DeadlineMissed):
@@ -183,6 +189,7 @@ class RouterReplica:
                 prefill.leg,
                 prefill.pod.uid,
                 prefill.tokens,
+                facts.due,
                 cached=facts.prompt_tokens - prefill.tokens,
             )
             prefix, uid, prefixes = facts.prefix, prefill.pod.uid, self.state.prefixes
@@ -190,8 +197,6 @@ class RouterReplica:
             prefixes.add(prefix.hashes, uid, prefill.tokens)
             if self._options.learns_caches:
                 on_computed = partial(self._learn_cached, prefix, uid, recalled)
-        due = self._options.predict_due
-        priority = 0.0 if due is None else self.state.clock() + due(facts)
         note_sent(decision, self.state)
         return RoutedLegs(
             decision,
@@ -199,7 +204,7 @@ class RouterReplica:
             self,
             decode=decode_scope,
             prefill=scope,
-            priority=priority,
+            priority=facts.due or 0.0,
             on_computed=on_computed,
         )
 

@@ -59,7 +59,7 @@ class Simulation:
                 hardware.prefill,
                 hardware.prefill_kv_tokens,
                 slowness,
-                by_priority=options.engines_by_priority,
+                by_priority=options.deadlines is not None,
             )
             for index, slowness in enumerate(shape.prefill)
         }
@@ -71,7 +71,7 @@ class Simulation:
                 hardware.link,
                 kv_tokens=hardware.decode_kv_tokens,
                 slowness=slowness,
-                by_priority=options.engines_by_priority,
+                by_priority=options.deadlines is not None,
             )
             for index, slowness in enumerate(shape.decode)
         }
