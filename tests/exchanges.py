@@ -89,8 +89,9 @@ class ScriptedEngines:
         total_s: float,
         *,
         progress: PostProgress | None = None,
+        once: bool = False,
     ) -> EngineAnswer:
-        del address, path, total_s
+        del address, path, total_s, once
         self.progress = progress
         tokens = sum(load.tokens for load in self.ledger.loads[Leg.PREFILL].values())
         self.posts.append(Post(headers, body, tokens))

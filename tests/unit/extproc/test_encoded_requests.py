@@ -86,8 +86,9 @@ class Stage:
         total_s: float,
         *,
         progress: PostProgress | None = None,
+        once: bool = False,
     ) -> EngineAnswer:
-        del progress
+        del progress, once
         assert path == "/v1/chat/completions"
         assert 0 < total_s <= 60
         members, request_id = json.loads(bytes(body)), headers["x-request-id"]
