@@ -204,6 +204,7 @@ class Application:
             lambda: self.server.draining,
             failures=self.failures,
             samples=self._engines.samples,
+            priorities=self._priorities,
             describe_silence=self._describe_silence,
             whole=self._whole,
         )

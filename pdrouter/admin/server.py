@@ -14,6 +14,7 @@ from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import PodCache
 from pdrouter.load.failures import FailureMemory
 from pdrouter.load.ledger import Ledger
+from pdrouter.load.priorities import PriorityKnowledge
 from pdrouter.load.samples import EngineSample
 from pdrouter.load.whole_serving import WholeServing
 from pdrouter.openai.models import encode_models
@@ -35,6 +36,7 @@ class AdminServer(HttpPort):
         *,
         failures: FailureMemory | None = None,
         samples: Mapping[str, EngineSample] = MappingProxyType({}),
+        priorities: PriorityKnowledge | None = None,
         describe_silence: Callable[[], Sequence[str]] = list,
         whole: WholeServing | None = None,
     ) -> None:
@@ -48,6 +50,7 @@ class AdminServer(HttpPort):
             is_draining: tells whether the process is about to end.
             failures: which pods have failed of late.
             samples: what engines say of themselves, by UID.
+            priorities: which engines take priorities.
             describe_silence: says of which models no engine answers, a line each.
             whole: how decode pods do with whole requests.
         """
@@ -60,6 +63,8 @@ class AdminServer(HttpPort):
         self._failures = failures or FailureMemory()
         self._samples = samples
         self._whole = whole or WholeServing()
+        # One that knows nothing yet is empty.
+        self._priorities = PriorityKnowledge() if priorities is None else priorities
         super().__init__(
             {
                 "/healthz": self._show_health,
@@ -140,6 +145,7 @@ class AdminServer(HttpPort):
             **self._ledger.describe(pod.uid),
             "failures": self._failures.describe(pod.uid),
             "speed_factor": round(self._ledger.rates.factors.get(pod.uid, 1.0), 3),
+            "takes_priority": self._priorities.find(pod),
             "prefill_buckets": self._ledger.rates.find_shapes(pod.uid).buckets,
             "padded_tokens": None if sample is None else sample.padded_tokens,
             "inter_token_s": None if sample is None else sample.gap_s,

@@ -45,12 +45,9 @@ class PriorityKnowledge:
     def find(self, pod: Pod) -> bool | None:
         """Return whether a pod's engine takes priorities; None if that is not known."""
         known = self._known.get(pod.uid)
-        if known is None:
+        if known is None or self.clock() >= known.until:
             return None
-        if self.clock() >= known.until or not pod.runs_the_engine_of(known.pod):
-            del self._known[pod.uid]
-            return None
-        return known.takes
+        return known.takes if pod.runs_the_engine_of(known.pod) else None
 
     def note(self, pod: Pod, *, takes: bool) -> None:
         """Take what a pod's engine has done with a priority."""

@@ -37,7 +37,7 @@ from pdrouter.routing.router import Router
 from pdrouter.serving.policy import DispatchPolicy
 from pdrouter.serving.rate_limit import RateLimiter
 from pdrouter.serving.record import Observer, RequestRecord
-from pdrouter.serving.refusals import refuse_for_now
+from pdrouter.serving.refusals import DEADLINE_MISSED, refuse_for_now
 from pdrouter.serving.targets import read_target
 from pdrouter.serving.unsplittable import REASON as NOT_PREFILLABLE
 from pdrouter.serving.unsplittable import UnsplittableKinds
@@ -347,7 +347,7 @@ class PodChooser:
             raise refuse_for_now(429, "overloaded", message, seconds) from queue
         except DeadlineMissed as missed:
             seconds = max(1, ceil(missed.late_s))
-            raise refuse_for_now(429, "deadline_missed", str(missed), seconds) from missed
+            raise refuse_for_now(429, DEADLINE_MISSED, str(missed), seconds) from missed
         record.decision = decision
         record.aggregated = decision.reason
         self.observer.request_routed(record)

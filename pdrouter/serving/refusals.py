@@ -9,6 +9,9 @@ from pdrouter.engines.split import PEER_CHANGED, HandoffInvalid
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.serving.leg_outcome import Attempt, LegFailed
 
+DEADLINE_MISSED = "deadline_missed"
+"""Code of the error for a request whose first token could not come when it is due."""
+
 RETRY_AFTER_S = 5
 """Seconds after which a client may find a ready pod, or one that is less busy."""
 

@@ -64,6 +64,12 @@ class RequestMetrics:
             ("model",),
             registry=registry,
         )
+        self.deadline_refusals = Counter(
+            "pdrouter_deadline_refusals",
+            "Requests refused since no pod would have had the first token when it was due.",
+            ("model",),
+            registry=registry,
+        )
         self.headers_seconds = HistogramTally(
             "pdrouter_response_headers_seconds",
             "From the request's headers to the response's headers.",

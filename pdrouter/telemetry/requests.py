@@ -17,6 +17,7 @@ from pdrouter.serving.answers import AnswerReport
 from pdrouter.serving.held_bodies import HeldBodies
 from pdrouter.serving.leg_outcome import Attempt
 from pdrouter.serving.record import Outcome, RequestRecord
+from pdrouter.serving.refusals import DEADLINE_MISSED
 from pdrouter.serving.release import ReleaseOutcome
 from pdrouter.serving.tokenizers import TokenizerStats
 from pdrouter.telemetry.aibrix_metrics import AibrixMetrics
@@ -188,6 +189,8 @@ class RequestTelemetry:
             prefill.seconds.observe(record.prefill_s, model)
         if record.handoff:
             prefill.handoff_failures.labels(model, record.handoff).inc()
+        if record.code == DEADLINE_MISSED:
+            metrics.deadline_refusals.labels(model).inc()
         if record.unreached is not None:
             metrics.moved.labels(model).inc()
         if record.served_by:

@@ -23,7 +23,7 @@ from expectations import (
 )
 
 from pdrouter.tools.local_stack import LocalStack, StackOptions
-from pdrouter.tools.simulation.config import Priorities
+from pdrouter.tools.simulation.config import KvConnector, Priorities
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -43,10 +43,13 @@ class Setup(NamedTuple):
 
 
 @asynccontextmanager
-async def run_engines(priorities: Priorities) -> AsyncIterator[Setup]:
-    prefill = replace(PREFILL[0], priorities=priorities, prefill_tokens_per_s=4000)
-    decode = replace(DECODE[0], priorities=priorities)
-    options = StackOptions(prefill=(prefill,), decode=(decode,), environment=ENVIRONMENT)
+async def run_engines(priorities: Priorities, wire: KvConnector = "nixl") -> AsyncIterator[Setup]:
+    prefill = replace(
+        PREFILL[0], priorities=priorities, kv_connector=wire, prefill_tokens_per_s=4000
+    )
+    decode = replace(DECODE[0], priorities=priorities, kv_connector=wire)
+    environment = {**ENVIRONMENT, "AIBRIX_KV_CONNECTOR_TYPE": wire}
+    options = StackOptions(prefill=(prefill,), decode=(decode,), environment=environment)
     async with run_checked_stack(options) as stack, connect(stack) as client:
         yield Setup(stack, client)
 
@@ -148,6 +151,12 @@ async def test_a_target_that_no_pod_can_meet_is_refused_and_one_that_can_be_is_n
     served = await ask(taking, 4, 20, {"x-slo-ttft-ms": "30000"})
     assert served.status_code == 200
 
+    async def check() -> None:
+        metrics = await read_metrics(taking.stack)
+        assert metrics.total("pdrouter_deadline_refusals_total", model="demo") == 1
+
+    await eventually(check)
+
 
 @pytest.mark.parametrize(("header", "value"), [("x-slo-ttft-ms", "soon"), ("x-priority", "vip")])
 async def test_a_header_that_cannot_be_understood_is_named(
@@ -180,3 +189,21 @@ async def test_a_client_never_sees_that_an_engine_takes_no_priorities(refusing: 
         assert metrics.total("pdrouter_prefill_refusals_total") == 0
 
     await eventually(check)
+
+
+@pytest.mark.parametrize("priorities", ["taken", "refused"])
+async def test_legs_that_run_at_once_are_told_only_where_both_engines_are_known_to_take_it(
+    priorities: Priorities,
+) -> None:
+    async with run_engines(priorities, "nixl-push") as setup:
+
+        async def check() -> None:
+            response = await ask(setup, 1)
+            assert response.status_code == 200, response.text
+            page = await read_admin(setup.stack, "/debug/state")
+            known = {pod["takes_priority"] for pod in page.json()["pods"]}
+            assert known == {priorities == "taken"}
+
+        await eventually(check)
+        for leg in expect_disaggregated(setup.stack, await ask(setup, 2)):
+            assert ("priority" in json.loads(leg.request.body)) == (priorities == "taken")
