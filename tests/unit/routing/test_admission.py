@@ -102,7 +102,7 @@ def test_if_all_queues_are_too_long_the_request_is_refused() -> None:
 
 
 def test_work_of_others_counts_in_full() -> None:
-    pods, state = make_pods("hot", "cold"), make_queues(hot=1000, cold=2000)
+    pods, state = make_pods("hot", "cold"), make_queues(hot=1000, cold=6000)
     state.ledger.note_others("uid-hot", 2)
     wait = state.ledger.predict_prefill_wait("uid-hot")
     assert choose(pods, state, wait).name == "hot"
