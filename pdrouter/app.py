@@ -12,6 +12,7 @@ from types import MappingProxyType, TracebackType
 from typing import Protocol
 
 from pdrouter.admin.server import AdminServer
+from pdrouter.cluster.router_group import form_group
 from pdrouter.cluster.view import PodCache
 from pdrouter.extproc.access_log.service import STREAM_PATH, AccessLogService
 from pdrouter.extproc.grpcio_server import GrpcioServer
@@ -35,6 +36,7 @@ from pdrouter.process_limits import (
     choose_body_memory,
     find_memory_limit,
 )
+from pdrouter.routing.homes import Homes
 from pdrouter.routing.state import RoutingState
 from pdrouter.serving.engine_client import EngineClient
 from pdrouter.serving.held_bodies import HeldBodies
@@ -80,17 +82,23 @@ class Application:
     """
 
     def __init__(
-        self, settings: Settings, admin_socket: Path | None = None, *, asks_engines: bool = True
+        self,
+        settings: Settings,
+        admin_socket: Path | None = None,
+        worker: int = 0,
+        *,
+        asks_engines: bool = True,
     ) -> None:
         """Build the router; nothing is opened yet.
 
         Args:
             settings: what the operator decided.
             admin_socket: Unix socket for the admin pages; None for the HTTP port.
+            worker: which of several workers this is.
             asks_engines: whether it asks the engines of an endpoints file what they serve.
 
         Raises:
-            SettingInvalid: the settings name no source of pods.
+            SettingInvalid: the settings name no source of pods, or not which replica this is.
             TokenizerUnusable: a model's tokenizer cannot be loaded.
         """
         self._settings = settings
@@ -98,6 +106,7 @@ class Application:
         # Kubernetes has asked its pods before they are ready.
         self._asks_engines = asks_engines and settings.endpoints is not None
         self._stack = AsyncExitStack()
+        self._group = form_group(settings, worker)
         self.ledger = Ledger(PrefillRates(settings.prefill_tokens_per_s, settings.prefill_buckets))
         prefixes = self._create_index(count_kv_capacity)
         self.failures = FailureMemory(choose_ejection_rules(settings))
@@ -158,6 +167,7 @@ class Application:
             self._priorities,
             self._whole,
             self._decoded,
+            Homes(self._group),
         )
         around = Surroundings(
             cache=self.cache,

@@ -255,6 +255,7 @@ def choose_policy_options(settings: Settings) -> PolicyOptions:
     return PolicyOptions(
         compute_weight=settings.compute_weight,
         others_weight=settings.others_weight,
+        away_cost=settings.away_cost,
         bucketing=settings.bucketing,
         prefill_imbalance_spread=settings.prefill_imbalance_spread,
         decode_imbalance_spread=settings.decode_imbalance_spread,

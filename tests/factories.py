@@ -18,6 +18,7 @@ from pdrouter.load.whole_serving import WholeServing
 from pdrouter.openai.paths import ENDPOINTS
 from pdrouter.openai.request import InferenceRequest, parse_request
 from pdrouter.routing.decision import Choice, Decision
+from pdrouter.routing.homes import Homes
 from pdrouter.routing.state import RoutingState
 from pdrouter.serving.leg_outcome import Attempt, LegAnswer
 from pdrouter.serving.record import RequestRecord
@@ -132,6 +133,7 @@ def make_state(
     seed: int = 0,
     clock: Callable[[], float] = lambda: 0.0,
     whole: WholeServing | None = None,
+    homes: Homes | None = None,
 ) -> RoutingState:
     """The condition of pods that nothing is known of but what is given, at a time that stands."""
     return RoutingState(
@@ -142,6 +144,7 @@ def make_state(
         Random(seed),
         whole=whole or WholeServing(clock=clock),
         decoded=DecodedPrompts(PrefixIndex(1 << 20, 60, clock)),
+        homes=homes or Homes(),
     )
 
 

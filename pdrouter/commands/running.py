@@ -72,7 +72,7 @@ async def serve(settings: Settings, admin_socket: Path | None = None, number: in
     signals = prepare_process()
     if admin_socket is not None:
         signals.follow_stdin()
-    async with Application(settings, admin_socket, asks_engines=number == 0) as app:
+    async with Application(settings, admin_socket, number, asks_engines=number == 0) as app:
         settle_process()
         _announce(app, settings, for_people=admin_socket is None)
         await signals.wait()

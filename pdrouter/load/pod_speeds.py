@@ -10,7 +10,7 @@ _FORGET = 0.98
 _LEAST_LEGS = 4.0
 """Legs of equal size that a pod must have carried out before it is compared at all."""
 _TOGETHER = 0.1
-"""Share of the predicted time below which a leg has ended together with the one before it."""
+"""Of what those before it took for their work: a leg that took less has ended with them."""
 _MOST_TOGETHER = 16
 _BAND = 1.3
 """How many times slower or faster a pod may look and still count as others of its kind."""
@@ -63,7 +63,8 @@ class _Record:
     def add(self, number: int, observed: float, predicted: float) -> None:
         self.last = number
         legs, group_observed, group_predicted = self.group
-        if 0 < legs < _MOST_TOGETHER and observed < _TOGETHER * predicted:
+        together = observed * group_predicted < _TOGETHER * predicted * group_observed
+        if together and legs < _MOST_TOGETHER:
             self.group = legs + 1, group_observed + observed, group_predicted + predicted
             return
         self.group = 1, observed, predicted

@@ -12,7 +12,7 @@ _SHOWN_CANDIDATES = 50
 _ONE_POD = (Leg.PREFILL, Leg.DECODE)
 _UNITS: Mapping[str, str] = MappingProxyType(
     {
-        "ttft": "seconds: wait_s + compute_weight * compute_s",
+        "ttft": "seconds: (wait_s + compute_weight * compute_s) * away_factor",
         "kv_capacity": "requests * (1 + kv_usage_share) + kv_usage_share",
         "least_request": "requests",
         "least-request": "requests",

@@ -19,6 +19,8 @@ class PolicyOptions:
         compute_weight: how many times a second of computing counts as much as one of waiting at
             the most, for `ttft`.
         others_weight: how much of the prefill work that others have sent counts, for `ttft`.
+        away_cost: how much more than a home pod any other costs, as a part of its score, where
+            there are several routers, for `ttft`.
         bucketing: whether pods say in their configuration which prompt lengths they are for.
         prefill_imbalance_spread: prefill legs by which pods may differ before one with the fewest
             is taken.
@@ -38,6 +40,7 @@ class PolicyOptions:
 
     compute_weight: float = 4.0
     others_weight: float = 0.35
+    away_cost: float = 0.4
     bucketing: bool = False
     prefill_imbalance_spread: int = 16
     decode_imbalance_spread: float = 16.0

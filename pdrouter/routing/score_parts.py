@@ -18,18 +18,28 @@ class PrefillParts(msgspec.Struct, frozen=True):
         curve: how fast pods were.
         compute_weight: how many times a second of computing counts in scores that are seconds;
             None for other scores.
+        homes: the home pods of this router; empty where that makes no difference.
+        away_factor: how many times as much others' home pods cost.
     """
 
     facts: RoutingFacts
     matches: Mapping[str, int]
     curve: PrefillCurve
     compute_weight: float | None = None
+    homes: frozenset[str] = frozenset()
+    away_factor: float = 1.0
 
     @classmethod
-    def of(cls, request: RankingRequest, compute_weight: float | None = None) -> "PrefillParts":
+    def of(
+        cls,
+        request: RankingRequest,
+        compute_weight: float | None = None,
+        homes: frozenset[str] = frozenset(),
+        away_factor: float = 1.0,
+    ) -> "PrefillParts":
         """Return what is known now."""
         curve = request.state.ledger.rates.freeze()
-        return cls(request.facts, request.matches, curve, compute_weight)
+        return cls(request.facts, request.matches, curve, compute_weight, homes, away_factor)
 
     def describe(self, index: int, uid: str, score: float) -> dict[str, float]:
         """Return the parts of a pod's score, their units in their names."""
@@ -48,8 +58,10 @@ class PrefillParts(msgspec.Struct, frozen=True):
         if padded is not None:
             parts["padded_tokens"] = padded
         if self.compute_weight is not None:
-            parts["wait_s"] = round(max(0.0, score - self.compute_weight * compute_s), 6)
+            away = self.away_factor if self.homes and uid not in self.homes else 1.0
+            parts["wait_s"] = round(max(0.0, score / away - self.compute_weight * compute_s), 6)
             parts["compute_weight"] = round(self.compute_weight, 3)
+            parts["away_factor"] = away
         return parts
 
 

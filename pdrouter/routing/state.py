@@ -11,6 +11,7 @@ from pdrouter.load.ledger import Ledger
 from pdrouter.load.priorities import PriorityKnowledge
 from pdrouter.load.samples import EngineSample
 from pdrouter.load.whole_serving import WholeServing
+from pdrouter.routing.homes import Homes
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class RoutingState:
         priorities: which engines take first what is due first.
         whole: how decode pods do with whole requests.
         decoded: which decode pods have probably cached which conversations.
+        homes: which pods this router goes to first.
     """
 
     ledger: Ledger
@@ -38,3 +40,4 @@ class RoutingState:
     priorities: PriorityKnowledge = field(default_factory=PriorityKnowledge)
     whole: WholeServing = field(default_factory=WholeServing)
     decoded: DecodedPrompts = field(default_factory=DecodedPrompts)
+    homes: Homes = field(default_factory=Homes)

@@ -20,6 +20,9 @@ class TimeToFirstToken:
     What others have sent shows in the engine's metrics, late, and to all routers at once: counted
     in full, it draws all of them to the same pod until the next look. So a part of it counts.
 
+    Where there are several routers, the pods that are others' homes cost more: so each finds in its
+    own the prefixes that it has sent there, and the routers seldom meet at the same pod.
+
     It needs no rule of its own for hot prefixes: when the queue of the pod that has one is longer
     than computing it anew, another pod gets it, and has it from then on.
     """
@@ -34,6 +37,7 @@ class TimeToFirstToken:
         """
         self._greatest_weight = options.compute_weight
         self._others_weight = options.others_weight
+        self._away_factor = 1.0 + options.away_cost
 
     def narrow(self, pods: Sequence[Pod], request: RankingRequest) -> tuple[Sequence[Pod], str]:
         """Return all pods."""
@@ -47,7 +51,8 @@ class TimeToFirstToken:
     def explain(self, pods: Sequence[Pod], request: RankingRequest) -> PrefillParts:
         """Return what the scores of now are made of."""
         uids = [pod.uid for pod in pods]
-        return PrefillParts.of(request, self._weigh_computing(uids, request))
+        weight = self._weigh_computing(uids, request)
+        return PrefillParts.of(request, weight, request.state.homes.find(uids), self._away_factor)
 
     def score(self, pods: Sequence[Pod], request: RankingRequest) -> Sequence[float]:
         """Return the predicted seconds for each pod, those of computing weighted."""
@@ -57,7 +62,14 @@ class TimeToFirstToken:
             added = self._measure_by_shapes(uids, request, weight)
         else:
             added = self._measure(uids, request, weight)
-        return ledger.predict_prefills(uids, added, self._others_weight)
+        scores = ledger.predict_prefills(uids, added, self._others_weight)
+        homes = request.state.homes.find(uids)
+        if not homes:
+            return scores
+        away = self._away_factor
+        return [
+            score if uid in homes else score * away for uid, score in zip(uids, scores, strict=True)
+        ]
 
     def _weigh_computing(self, uids: Sequence[str], request: RankingRequest) -> float:
         """Return how many times a second of computing counts as much as one of waiting."""

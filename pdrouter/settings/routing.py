@@ -185,6 +185,28 @@ class RoutingSettings:
         "Lower: routers that see the same metrics crowd less onto the pod that looks idle.",
         advanced=True,
     )
+    away_cost: float = declare(
+        0.4,
+        "PDROUTER_AWAY_COST",
+        number(float, "a number", 0.0, 10.0),
+        "How much more a prefill pod costs that is another router's home, as a part of its score, "
+        "for `ttft`. 0: all pods are the same to all routers. No difference with one router.",
+        advanced=True,
+    )
+    replicas: int = declare(
+        1,
+        "PDROUTER_REPLICAS",
+        number(int, "a whole number", 1, 1000),
+        "Replicas of the router that send to the same pods, each with PDROUTER_WORKERS: they part "
+        "the pods among them (routing.md). In Kubernetes, those of PDROUTER_SERVICE are found.",
+    )
+    replica: int | None = declare(
+        None,
+        "PDROUTER_REPLICA",
+        number(int, "a whole number", 0, 999),
+        "Which of PDROUTER_REPLICAS this one is, from 0 on. Unset: the number at the end of the "
+        "host's name, as a StatefulSet gives it.",
+    )
     locality_weight: float = declare(
         0.02,
         "PDROUTER_LOCALITY_WEIGHT",

@@ -7,6 +7,7 @@ from random import Random
 
 from msgspec import structs
 
+from pdrouter.cluster.router_group import RouterGroup
 from pdrouter.cluster.view import ModelPods
 from pdrouter.load.decoded_prompts import DecodedPrompts
 from pdrouter.load.ledger import Ledger, Scope
@@ -19,6 +20,7 @@ from pdrouter.routing.admission import DeadlineMissed, QueueTooLong
 from pdrouter.routing.aggregation import DEFAULT_WHOLE_RULES, WholeRules
 from pdrouter.routing.deadlines import DeadlineRules, assume_deadline
 from pdrouter.routing.decision import Decision, NoReadyPod, RoutingFacts, Strategy
+from pdrouter.routing.homes import Homes
 from pdrouter.routing.router import Router, RoutingRules
 from pdrouter.routing.state import RoutingState
 from pdrouter.routing.whole_lessons import learn_first_token, learn_prompt, note_sent
@@ -155,6 +157,7 @@ class RouterReplica:
             random,
             whole=WholeServing(options.handover_s, clock),
             decoded=DecodedPrompts(self._create_index(clock, count_free_tokens)),
+            homes=Homes(_form_group(options)),
         )
         rules = RoutingRules(options.aggregation, options.whole, options.max_wait_s)
         self.router = Router({strategy.name: strategy}, self.state, rules)
@@ -221,3 +224,8 @@ class RouterReplica:
             own = self.ledger.count_requests(uid)
             self.samples[uid] = seen = replace(sample, own_requests=own)
             self.ledger.note_others(uid, seen.others)
+
+
+def _form_group(options: RouterOptions) -> RouterGroup:
+    names = [str(number) for number in range(options.replicas)]
+    return RouterGroup(names[options.replica], replicas=names)

@@ -59,7 +59,7 @@ def test_a_decision_shows_candidates_scores_and_filters() -> None:
             "policy": "ttft",
             "tokens": 100,
             "candidates": 2,
-            "unit": "seconds: wait_s + compute_weight * compute_s",
+            "unit": "seconds: (wait_s + compute_weight * compute_s) * away_factor",
             "scores": {"b": 0.5, "a": 1.5},
         },
         "decode": {
@@ -153,6 +153,7 @@ def test_scores_are_shown_with_what_they_were_made_of() -> None:
         "speed_factor": 1.0,
         "wait_s": 0.0,
         "compute_weight": 2.0,
+        "away_factor": 1.0,
     }
     assert cold == {
         "cached_tokens": 0,
@@ -162,6 +163,7 @@ def test_scores_are_shown_with_what_they_were_made_of() -> None:
         "speed_factor": 1.0,
         "wait_s": 0.5,
         "compute_weight": 2.0,
+        "away_factor": 1.0,
     }
     assert detail["prefill"]["scores"] == {"p0": 0.002, "p1": 2.5}
     assert detail["prefill"]["predicted_s"] == 0.001
