@@ -117,7 +117,10 @@ def meet_deadline(
         DeadlineMissed: there is no such decision.
     """
     chosen, deadline = decision.prefill, facts.deadline
-    if chosen is None or deadline is None or not deadline.binding:
+    if deadline is None or not deadline.binding:
+        return decision
+    if chosen is None:
+        _check_whole(decision, deadline, pods, state)
         return decision
     request, left = RankingRequest(facts, state), deadline.due - state.clock() - handover_s
     if _predict_known(chosen.pod, request, deadline) <= left:
@@ -132,6 +135,22 @@ def meet_deadline(
         raise DeadlineMissed(max(0.0, best - left), deadline)
     note = f"{chosen.pod.name} would be too late, another pod is not"
     return structs.replace(other, notes=(*other.notes, note))
+
+
+def _check_whole(
+    decision: Decision, deadline: Deadline, pods: ModelPods, state: RoutingState
+) -> None:
+    """Check that a request is in time that goes to one pod since that is faster than two.
+
+    Raises:
+        DeadlineMissed: it is not, nor would it be over two, as pods show that have worked of late.
+    """
+    ways = decision.ways
+    if ways is None or ways.whole_s is None:
+        return
+    late_s = ways.whole_s - (deadline.due - state.clock())
+    if late_s > 0 and any(state.ledger.knows(pod.uid) for pod in pods.prefill):
+        raise DeadlineMissed(late_s, deadline)
 
 
 def _predict_known(pod: Pod, request: RankingRequest, deadline: Deadline) -> float:

@@ -18,7 +18,7 @@ from pdrouter.routing.admission import (
     meet_deadline,
 )
 from pdrouter.routing.deadlines import Deadline
-from pdrouter.routing.decision import Decision, RoutingFacts
+from pdrouter.routing.decision import Decision, RoutingFacts, Ways
 from pdrouter.routing.state import RoutingState
 from pdrouter.routing.strategies import create_strategies
 
@@ -204,3 +204,22 @@ def test_a_pod_whose_queue_is_too_long_takes_nobodys_place() -> None:
     decision = STRATEGY.decide(facts, pods, state)
     with pytest.raises(DeadlineMissed):
         meet_deadline(decision, STRATEGY, facts, pods, state, handover_s=0.1, limit_s=1.0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "known", "refused"), [(0.9, True, True), (1.1, True, False), (0.9, False, False)]
+)
+def test_what_goes_to_one_pod_as_the_faster_way_has_to_be_in_time_too(
+    seconds: float, known: bool, refused: bool
+) -> None:
+    pods = make_pods("hot")
+    state = make_known_queues(hot=9000) if known else make_queues(hot=9000)
+    facts = due_in(seconds)
+    decision = STRATEGY.decide(facts, pods, state)
+    ways = Ways(9.0, 0.1, 1.0, pod="d")
+    whole = structs.replace(decision, legs=(decision.last,), reason="faster", ways=ways)
+    if refused:
+        with pytest.raises(DeadlineMissed):
+            meet_deadline(whole, STRATEGY, facts, pods, state, handover_s=0.1)
+    else:
+        assert meet_deadline(whole, STRATEGY, facts, pods, state, handover_s=0.1) is whole
