@@ -23,7 +23,17 @@ SCENARIOS = {
     "NIXL pull": Scenario("nixl", Routing.ORIGINAL_DST),
     "NIXL pull, Envoy with a list of pods": Scenario("nixl", Routing.OVERRIDE_HOST),
     "Neuron, older wire": Scenario("neuron-legacy", Routing.ORIGINAL_DST),
-    "SGLang": Scenario("bootstrap", Routing.ORIGINAL_DST),
+    "SGLang": Scenario("bootstrap", Routing.ORIGINAL_DST, together=True),
+    "NIXL push": Scenario("nixl-push", Routing.ORIGINAL_DST, together=True),
+    "Mooncake": Scenario("mooncake", Routing.ORIGINAL_DST, together=True),
+    "P2P": Scenario("offloading", Routing.ORIGINAL_DST, together=True),
+    "TensorRT-LLM, context first": Scenario("trtllm", Routing.ORIGINAL_DST),
+    "TensorRT-LLM, generation first": Scenario(
+        "trtllm",
+        Routing.ORIGINAL_DST,
+        together=True,
+        settings={"PDROUTER_TRTLLM_ORDER": "generation-first"},
+    ),
 }
 """By what the report calls them."""
 

@@ -34,6 +34,8 @@ _ENGINE_GAUGES = (
     "vllm:num_requests_waiting",
     "sglang:num_running_reqs",
     "sglang:num_queue_reqs",
+    "trtllm_num_requests_running",
+    "trtllm_num_requests_waiting",
     "simulation:kv_handles_outstanding",
     "simulation:rooms_open",
 )

@@ -184,13 +184,20 @@ class Clients:
             if _UNTOUCHED not in request.body:
                 raise _Broken(Breach.ALTERED, request.body[:200])
         if headers.get("x-pd-decision") == "disaggregated":
-            rolesets = {
-                self.installation.find_roleset(engine)
-                for engine, request in legs
-                if engine.config.role == "decode" or request.status == 200
-            }
-            if len(rolesets) != 1:
-                raise _Broken(Breach.MIXED_PAIR, rolesets)
+            self._check_pairs(legs)
+
+    def _check_pairs(self, legs: Sequence[tuple[SimulatedEngine, ReceivedRequest]]) -> None:
+        """Check that the legs of each attempt, which have one id, were in one roleset.
+
+        What an attempt that was given up has left is none of the others' business.
+        """
+        pairs: dict[str, set[str]] = {}
+        for engine, request in legs:
+            if engine.config.role == "decode" or request.status in (None, 200):
+                found = pairs.setdefault(request.headers["x-request-id"], set())
+                found.add(self.installation.find_roleset(engine))
+        if not pairs or any(len(rolesets) > 1 for rolesets in pairs.values()):
+            raise _Broken(Breach.MIXED_PAIR, pairs)
 
     def _find_meeting(self, headers: Mapping[str, str]) -> Mapping[str, Any]:
         """Return what the router has added for legs that meet in a room."""
@@ -217,8 +224,7 @@ class Clients:
         """Return whether an engine was made to cut it, or something has ended meanwhile."""
         if self._was_outage(begun):
             return True
-        # Where both legs run at once, one that breaks ends the other.
-        ends = ("decode",) if self.installation.connector != "bootstrap" else ("prefill", "decode")
+        ends = ("prefill", "decode") if self.installation.together else ("decode",)
         legs = [] if cut.request_id is None else self._find_legs(cut.request_id)
         return any(
             engine.config.role in ends and request.outcome == "dropped" for engine, request in legs

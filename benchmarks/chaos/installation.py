@@ -143,6 +143,7 @@ class Installation:
         outages: when something was away.
         endpoints_file: the file that lists the pods.
         connector: how engines hand blocks over.
+        together: whether both legs run at once, so that one that breaks ends the other.
         envoy_up: set while Envoy accepts requests.
     """
 
@@ -153,6 +154,7 @@ class Installation:
     envoy: EnvoyPlace
     endpoints_file: Path
     connector: KvConnector
+    together: bool = False
     outages: Outages = field(default_factory=Outages)
     envoy_up: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -220,10 +222,14 @@ class Scenario:
     Attributes:
         connector: how engines hand blocks over.
         routing: how Envoy reaches the chosen pod.
+        together: whether both legs run at once.
+        settings: settings of the routers beside those that all have.
     """
 
     connector: KvConnector
     routing: Routing
+    together: bool = False
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 @asynccontextmanager
@@ -236,10 +242,12 @@ async def run_installation(scenario: Scenario) -> AsyncIterator[Installation]:
         hosts = _choose_hosts()
         prefill = {name: _make_engines("prefill", connector, hosts) for name in _ROLESETS}
         decode = {name: _make_engines("decode", connector, hosts) for name in _ROLESETS}
-        steady, replaced = _make_place(endpoints_file), _make_place(endpoints_file)
+        steady, replaced = (_make_place(endpoints_file, scenario.settings) for _ in range(2))
         listener = Address(_LOOPBACK, find_port())
         envoy = EnvoyPlace("", listener)
-        made = Installation(prefill, decode, steady, replaced, envoy, endpoints_file, connector)
+        made = Installation(
+            prefill, decode, steady, replaced, envoy, endpoints_file, connector, scenario.together
+        )
         for engine in made.engines:
             await engine.start()
             stack.push_async_callback(engine.stop)
@@ -271,10 +279,11 @@ def _choose_hosts() -> Iterator[str]:
     return (f"{network}.{number}" for number in range(1, 255))
 
 
-def _make_place(endpoints_file: Path) -> RouterPlace:
+def _make_place(endpoints_file: Path, settings: Mapping[str, str]) -> RouterPlace:
     return RouterPlace(
         {
             **SETTINGS,
+            **settings,
             "PDROUTER_ENDPOINTS": str(endpoints_file),
             "PDROUTER_GRPC_BIND": f"{_LOOPBACK}:{find_port()}",
         }

@@ -6,13 +6,20 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from random import Random
 
+import msgspec
+
 from benchmarks.chaos.installation import Installation
 from benchmarks.chaos.plan import Disturbance, Kind
 from pdrouter.tools.simulation.engine import SimulatedEngine
+from pdrouter.tools.simulation.faults import Fault
+from pdrouter.tools.simulation.transfer import FETCH_PATH
+from pdrouter.tools.simulation.transfers import REGISTER_PATH
 
 _STAYS = 0.75
 """Share of the pods that are listed after a change."""
 _AWAY_S = 1.0
+_TRANSFER_PATHS = {"nixl-push": REGISTER_PATH, "trtllm": REGISTER_PATH}
+"""Where blocks are asked for, if not as on NIXL's pull wire."""
 
 
 @dataclass(slots=True)
@@ -47,13 +54,20 @@ class Trouble:
                 self._pick(disturbance).close_idle_connections()
             case _:
                 if disturbance.fault is not None:
-                    self._pick(disturbance).faults.set(disturbance.fault)
+                    self._pick(disturbance).faults.set(self._suit(disturbance.fault))
 
     def end(self) -> None:
         """Let all engines be well, and all pods be listed."""
         for engine in self.installation.engines:
             engine.faults.clear()
         self.installation.list_pods(self.installation.engines)
+
+    def _suit(self, fault: Fault) -> Fault:
+        """Return a fault of transfers as one of the path that the engines' wire has for them."""
+        if fault.path != FETCH_PATH:
+            return fault
+        path = _TRANSFER_PATHS.get(self.installation.connector, FETCH_PATH)
+        return msgspec.structs.replace(fault, path=path)
 
     def _pick(self, disturbance: Disturbance) -> SimulatedEngine:
         match disturbance.kind:

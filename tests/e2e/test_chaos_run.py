@@ -7,10 +7,18 @@ from benchmarks.chaos.plan import Kind
 from benchmarks.chaos.report import format_reports, list_broken
 from benchmarks.chaos.run import run_chaos
 
-REQUESTS = 200
+REQUESTS = 160
+NAMES = (
+    "NIXL pull",
+    "NIXL pull, Envoy with a list of pods",
+    "Neuron, older wire",
+    "SGLang",
+    "NIXL push",
+)
+"""One wire of each way in which legs hang together; `make chaos` has all."""
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", NAMES)
 async def test_all_promises_hold_while_everything_fails(name: str) -> None:
     report = await run_chaos(SCENARIOS[name], seed=3, requests=REQUESTS, tell=print)
     assert not list_broken(report), report.tally.examples

@@ -49,6 +49,8 @@ class PeerClient:
             async with self._client.post(
                 url, data=json.dumps(question).encode(), timeout=timeout
             ) as response:
+                if response.status >= 500:
+                    raise TransferFailed(f"{url}: {response.status}")
                 answer: dict[str, Any] = await response.json()
                 return answer
         except (aiohttp.ClientError, TimeoutError) as error:

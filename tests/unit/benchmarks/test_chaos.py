@@ -126,6 +126,24 @@ def test_what_an_engine_cut_has_a_cause_and_what_nobody_cut_has_none() -> None:
         assert clients._has_cause(_Cut("before the answer", None), begun=0.0)
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_where_legs_run_together_either_is_a_cause(together: bool) -> None:
+    installation = replace(make_installation(), together=together)
+    receive(installation.prefill["a"][0], "cut", b"", None)
+    assert make_clients(installation)._has_cause(_Cut("in the answer", "cut"), 0.0) is together
+
+
+def test_each_kind_of_wire_is_run_as_it_is() -> None:
+    together = {name for name, scenario in command.SCENARIOS.items() if scenario.together}
+    assert together == {
+        "SGLang",
+        "NIXL push",
+        "Mooncake",
+        "P2P",
+        "TensorRT-LLM, generation first",
+    }
+
+
 @pytest.mark.parametrize(
     ("decode_roleset", "altered", "breach"),
     [("a", False, None), ("b", False, Breach.MIXED_PAIR), ("a", True, Breach.ALTERED)],
@@ -136,6 +154,7 @@ def test_both_legs_have_the_bytes_and_the_roleset_of_the_request(
     installation = make_installation()
     body = write_body(ASK, stream=False, tokens=2)
     receive(installation.prefill["b"][0], "id", body, 500)
+    receive(installation.prefill["b"][0], "id-1", body, 200)
     receive(installation.prefill["a"][0], "id-2", body, 200)
     last = body.replace(b"1.10", b"1.1") if altered else body
     receive(installation.decode[decode_roleset][0], "id-2", last, 200)
