@@ -113,7 +113,8 @@ def judge_engines(installation: Installation, tally: Tally) -> None:
     for name in NEVER:
         count = sum(engine.count(name) for engine in installation.engines)
         if count:
-            tally.note_broken(Breach.CONTRACT, f"{name}: {count:g}", int(count))
+            reasons = [engine.violations for engine in installation.engines if engine.violations]
+            tally.note_broken(Breach.CONTRACT, f"{name}: {count:g} {reasons}", int(count))
 
 
 def judge_logs(installation: Installation, tally: Tally) -> None:

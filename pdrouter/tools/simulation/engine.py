@@ -189,6 +189,11 @@ class SimulatedEngine:
         """
         return self._metrics.value(name)
 
+    @property
+    def violations(self) -> dict[str, float]:
+        """How often each rule of the contract was broken."""
+        return self._metrics.split_value("simulation:contract_violations_total", "reason")
+
     def close_idle_connections(self) -> None:
         """Close every connection that has no request, as a server's keep-alive timeout does."""
         server = self._runner.server if self._runner is not None else None

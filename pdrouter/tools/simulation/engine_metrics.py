@@ -214,6 +214,15 @@ class EngineMetrics:
             if sample.name == name
         )
 
+    def split_value(self, name: str, label: str) -> dict[str, float]:
+        """Give the value of each series of one name, by the value of a label."""
+        return {
+            sample.labels[label]: sample.value
+            for family in self._registry.collect()
+            for sample in family.samples
+            if sample.name == name
+        }
+
     def _gauge(self, name: str, documentation: str) -> Gauge:
         gauge = Gauge(
             f"{self._prefix}{name}", documentation, ("model_name",), registry=self._registry
