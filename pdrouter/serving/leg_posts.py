@@ -20,6 +20,8 @@ from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.statuses import Speaks, judge
 
 _UNTIMED = nullcontext()
+_ROUND_TRIP_S = 0.05
+"""What was closed while it was idle says so within this time."""
 
 
 class LegPosts:
@@ -80,7 +82,8 @@ class LegPosts:
             pod: the pod.
             write: gives headers, beside those that all have, and the body of a request with an id.
             companion: learns how far it comes, where the last leg does not wait for its end. It
-                has the first id already, which an engine that had left has not seen.
+                has the first id already: no other try can have another, so that there is none once
+                an engine may have seen it.
         """
         start, leg = time.monotonic(), self._leg
         stale = 0
@@ -95,7 +98,8 @@ class LegPosts:
                 **address_rank(pod),
                 "x-request-id": request_id,
             }
-            remaining = max(0.001, self.deadline - time.monotonic())
+            posted = time.monotonic()
+            remaining = max(0.001, self.deadline - posted)
             try:
                 with self._time(companion):
                     answer = await self._client.post(
@@ -108,7 +112,9 @@ class LegPosts:
                         once=True,
                     )
             except PostFailed as error:
-                if error.stale and not stale:
+                # An engine that has got a request closes the connection later, if at all.
+                had_left = companion is None or time.monotonic() - posted < _ROUND_TRIP_S
+                if error.stale and not stale and had_left:
                     stale += 1
                     continue
                 seconds = time.monotonic() - start

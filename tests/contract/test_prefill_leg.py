@@ -18,6 +18,7 @@ from pdrouter.cluster.view import ModelPods, PodCache
 from pdrouter.engine_http.client import ClientLimits
 from pdrouter.engine_http.failures import FailureKind
 from pdrouter.engines.split import (
+    NOTHING,
     PREFILL_DECODE,
     Leg,
     Order,
@@ -37,11 +38,13 @@ from pdrouter.routing.state import RoutingState
 from pdrouter.serving.cache_reports import CacheReports
 from pdrouter.serving.call import Call
 from pdrouter.serving.choosing import Routed
+from pdrouter.serving.companion import Companion
 from pdrouter.serving.drains import Drains
 from pdrouter.serving.engine_client import EngineClient
 from pdrouter.serving.introductions import Introductions
 from pdrouter.serving.lease import Leases
 from pdrouter.serving.leg_outcome import Attempt, LegAnswer, LegFailed, LegRefused
+from pdrouter.serving.leg_posts import LegPosts
 from pdrouter.serving.leg_requests import LegRequests
 from pdrouter.serving.legs import SideLegs
 from pdrouter.serving.lessons import LegLessons
@@ -494,6 +497,43 @@ async def test_a_connection_that_is_stale_twice_is_a_failure(stage: Stage) -> No
     assert stage.failures == [FailureKind.TRANSPORT, None]
     assert [attempt.stale_connections for attempt in stage.attempts] == [1, 0]
     assert stage.attempts[0].pod is first
+
+
+@pytest.mark.parametrize("pause_s", [0.0, SHORT_S])
+async def test_an_id_that_both_legs_have_is_not_sent_again_to_an_engine_that_may_have_seen_it(
+    stage: Stage, pause_s: float
+) -> None:
+    async def close_when_used_again(
+        server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        await server.read(reader)
+        writer.write(OK)
+        await writer.drain()
+        await server.read(reader)
+        await asyncio.sleep(pause_s)
+
+    pod = await stage.add_engine(close_when_used_again)
+    client = await stage.stack.enter_async_context(EngineClient(LIMITS))
+    request = parse_request(
+        ENDPOINTS["/v1/completions"],
+        "",
+        BODY,
+        transfer_members=frozenset(),
+        split_multimodal=False,
+    )
+    posts = LegPosts(
+        client, Leg.PREFILL, request, {}, stage.record, deadline=time.monotonic() + WAIT_S
+    )
+    for _ in range(2):
+        companion = Companion(pod, NOTHING, trusts_head=False)
+        attempt, answer = await posts.send(pod, lambda _: ({}, Pieces((BODY,))), companion)
+    ids = [each.headers["x-request-id"] for each in stage.servers[0].requests]
+    if pause_s:
+        assert (answer, attempt.failure) == (None, FailureKind.TRANSPORT)
+        assert ids == ["id", "id-2"]
+    else:
+        assert answer is not None
+        assert ids == ["id", "id-2", "id-2"]
 
 
 async def test_a_first_connection_that_breaks_is_not_tried_again_on_the_same_pod(
