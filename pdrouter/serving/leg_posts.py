@@ -20,7 +20,7 @@ from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.statuses import Speaks, judge
 
 _UNTIMED = nullcontext()
-_ROUND_TRIP_S = 0.05
+ROUND_TRIP_S = 0.05
 """What was closed while it was idle says so within this time."""
 
 
@@ -113,7 +113,7 @@ class LegPosts:
                     )
             except PostFailed as error:
                 # An engine that has got a request closes the connection later, if at all.
-                had_left = companion is None or time.monotonic() - posted < _ROUND_TRIP_S
+                had_left = companion is None or time.monotonic() - posted < ROUND_TRIP_S
                 if error.stale and not stale and had_left:
                     stale += 1
                     continue

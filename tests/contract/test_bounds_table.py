@@ -90,6 +90,7 @@ from pdrouter.serving.drains import Drains
 from pdrouter.serving.engine_client import EngineClient
 from pdrouter.serving.held_bodies import HeldBodies
 from pdrouter.serving.leg_outcome import LegAnswer
+from pdrouter.serving.leg_posts import ROUND_TRIP_S
 from pdrouter.serving.pod_outcomes import PodOutcomes
 from pdrouter.serving.pod_questions import PodQuestions
 from pdrouter.serving.priorities import Priorities, PriorityRules
@@ -251,9 +252,17 @@ async def exceed_the_budget(_: pytest.MonkeyPatch) -> None:
     assert [budget.take_retry("m") for _retry in range(300)].count(True) == 500 * 0.2 + 10 * 10
 
 
-@walk("A connection that was closed while it was idle", "1 more try")
+@walk(
+    "A connection that was closed while it was idle",
+    f"1 more try; where both legs run at once, if it ends within {ROUND_TRIP_S * 1000:g} ms",
+)
 async def exceed_the_stale_connections(_: pytest.MonkeyPatch) -> None:
-    shown_by("contract/test_prefill_leg.py", "test_a_connection_that_is_stale_twice_is_a_failure")
+    tests = "contract/test_prefill_leg.py"
+    shown_by(tests, "test_a_connection_that_is_stale_twice_is_a_failure")
+    shown_by(
+        tests,
+        "test_an_id_that_both_legs_have_is_not_sent_again_to_an_engine_that_may_have_seen_it",
+    )
 
 
 @walk(
