@@ -123,8 +123,9 @@ class _Engines:
         total_s: float,
         *,
         progress: PostProgress | None = None,
+        once: bool = False,
     ) -> EngineAnswer:
-        del address, path, headers, body, total_s
+        del address, path, headers, body, total_s, once
         if progress is not None:
             progress.note_head(self._answer.status)
         return self._answer
