@@ -83,6 +83,7 @@ class CacheReports:
             return
         least, most = prefix.count_cached(cached or 0, tokens)
         record.prefixes_gone = self._prefixes.confirm(prefix.hashes, uid, recalled, most)
-        record.prefixes_found = len(set(prefix.hashes[:least]).intersection(new))
+        if new:
+            record.prefixes_found = len(set(prefix.hashes[:least]).intersection(new))
         if record.prefixes_gone or record.prefixes_found:
             self._observer.prefixes_corrected(record)

@@ -54,7 +54,8 @@ class PriorityRules:
 
     def keep(self, headers: Iterable[str]) -> tuple[str, ...]:
         """Return those of these headers of clients that engines may get."""
-        return tuple(name for name in headers if name not in self.dropped_headers)
+        dropped = self.dropped_headers
+        return tuple(name for name in headers if name not in dropped) if dropped else tuple(headers)
 
     @property
     def dropped_headers(self) -> tuple[str, ...]:
