@@ -125,7 +125,7 @@ class Application:
         )
         self._engines = self._create_scraper()
         self._check = EngineCheck(self.cache)
-        self._source = create_source(settings, self.cache, self._count_reload)
+        self._source = create_source(settings, self.cache, self._group, self._count_reload)
         self._tokenizers = _create_tokenizers(settings)
         self.bodies = _bound_bodies(settings)
         log_entries: Counter[str] = Counter()
@@ -217,6 +217,7 @@ class Application:
             priorities=self._priorities,
             describe_silence=self._describe_silence,
             whole=self._whole,
+            group=self._group,
         )
 
     async def __aenter__(self) -> "Application":

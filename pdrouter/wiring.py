@@ -13,6 +13,7 @@ from pdrouter.cluster.endpoints_file import EndpointsFile
 from pdrouter.cluster.kubernetes.objects import PodRules
 from pdrouter.cluster.model_namespaces import ModelNamespaces
 from pdrouter.cluster.pod_addresses import AddressRules, find_own_addresses
+from pdrouter.cluster.router_group import RouterGroup
 from pdrouter.cluster.source import PodSource, RouteCheck
 from pdrouter.cluster.view import PodCache
 from pdrouter.engine_http.client import ClientLimits
@@ -198,9 +199,9 @@ class Exchanges:
 
 
 def create_source(
-    settings: Settings, cache: PodCache, on_reload: Callable[[bool], None]
+    settings: Settings, cache: PodCache, group: RouterGroup, on_reload: Callable[[bool], None]
 ) -> PodSource:
-    """Return the source of pods that the settings name.
+    """Return the source of pods that the settings name; the group learns who routes to them.
 
     Raises:
         SettingInvalid: they name none.
@@ -217,6 +218,7 @@ def create_source(
     if settings.kubernetes:
         # Loaded when needed: the Kubernetes client costs 0.2 s and 12 MB.
         from pdrouter.cluster.kubernetes.api import find_kubeconfig  # noqa: PLC0415
+        from pdrouter.cluster.kubernetes.router_service import find_router_service  # noqa: PLC0415
         from pdrouter.cluster.kubernetes.source import create_kubernetes_source  # noqa: PLC0415
 
         settings = replace(settings, kubeconfig=find_kubeconfig(settings.kubeconfig))
@@ -230,6 +232,7 @@ def create_source(
             httproute_namespace=settings.httproute_namespace,
             httproute_ttl_s=settings.httproute_ttl_s,
             patience_s=settings.rollout_patience_s,
+            routers=find_router_service(settings, group),
         )
     raise SettingInvalid("there is no source of pods: give --endpoints FILE or --kubernetes")
 

@@ -11,6 +11,7 @@ from aiohttp import web
 from pdrouter import __version__
 from pdrouter.admin.http_port import HttpPort, answer_json, answer_metrics
 from pdrouter.cluster.pods import Pod
+from pdrouter.cluster.router_group import RouterGroup
 from pdrouter.cluster.view import PodCache
 from pdrouter.load.failures import FailureMemory
 from pdrouter.load.ledger import Ledger
@@ -39,6 +40,7 @@ class AdminServer(HttpPort):
         priorities: PriorityKnowledge | None = None,
         describe_silence: Callable[[], Sequence[str]] = list,
         whole: WholeServing | None = None,
+        group: RouterGroup | None = None,
     ) -> None:
         """Set up the routes.
 
@@ -53,6 +55,7 @@ class AdminServer(HttpPort):
             priorities: which engines take priorities.
             describe_silence: says of which models no engine answers, a line each.
             whole: how decode pods do with whole requests.
+            group: which routers part the pods among them.
         """
         self._cache = cache
         self._ledger = ledger
@@ -63,6 +66,7 @@ class AdminServer(HttpPort):
         self._failures = failures or FailureMemory()
         self._samples = samples
         self._whole = whole or WholeServing()
+        self._group = group or RouterGroup()
         # One that knows nothing yet is empty.
         self._priorities = PriorityKnowledge() if priorities is None else priorities
         super().__init__(
@@ -115,6 +119,7 @@ class AdminServer(HttpPort):
             "version": __version__,
             "synced": self._cache.synced,
             "draining": self._is_draining(),
+            "routers": {"own": self._group.own, "all": sorted(self._group.members)},
             "left_out": dict(self._cache.view.left_out),
             "unmatched": [pod.name for pod in self._cache.view.unmatched],
             "pods": [self._describe_pod(pod) for pod in self._cache.view.pods],

@@ -15,6 +15,7 @@ from pdrouter.settings.kinds import (
     BUCKETS,
     FILES,
     MIB,
+    TEXT,
     ValueKind,
     choice,
     enumeration,
@@ -206,6 +207,15 @@ class RoutingSettings:
         number(int, "a whole number", 0, 999),
         "Which of PDROUTER_REPLICAS this one is, from 0 on. Unset: the number at the end of the "
         "host's name, as a StatefulSet gives it.",
+        advanced=True,
+    )
+    router_service: str = declare(
+        "",
+        "PDROUTER_SERVICE",
+        TEXT,
+        "Service before the replicas of the router, in their own namespace: its endpoints part the "
+        "pods among them. Not looked at where PDROUTER_REPLICAS is set. Unset: none.",
+        advanced=True,
     )
     locality_weight: float = declare(
         0.02,

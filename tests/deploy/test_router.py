@@ -23,6 +23,11 @@ from pdrouter.settings import Settings, declarations
 LIST_AND_WATCH = (
     {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]},
     {"apiGroups": ["model.aibrix.ai"], "resources": ["modeladapters"], "verbs": ["list", "watch"]},
+    {
+        "apiGroups": ["discovery.k8s.io"],
+        "resources": ["endpointslices"],
+        "verbs": ["list", "watch"],
+    },
 )
 READ_NAMESPACES = {"apiGroups": [""], "resources": ["namespaces"], "verbs": ["list", "watch"]}
 READ_ROUTES = {

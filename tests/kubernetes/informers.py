@@ -8,6 +8,7 @@ from typing import Any
 
 from pdrouter.cluster.kubernetes.objects import PodRules
 from pdrouter.cluster.kubernetes.reflector import ReflectorTiming
+from pdrouter.cluster.kubernetes.router_service import RouterService
 from pdrouter.cluster.kubernetes.source import KubernetesPods, create_kubernetes_source
 from pdrouter.cluster.view import PodCache
 
@@ -74,6 +75,7 @@ async def run_informer(
     rules: PodRules = RULES,
     timing: ReflectorTiming = FAST,
     synced: bool = True,
+    routers: RouterService | None = None,
 ) -> AsyncIterator[Informer]:
     """Run an informer, from its first sync on unless told otherwise."""
     cache = PodCache()
@@ -86,6 +88,7 @@ async def run_informer(
         merge_namespaces=merge_namespaces,
         httproute_namespace="aibrix-system",
         httproute_ttl_s=30.0,
+        routers=routers,
         timing=timing,
     )
     async with source:

@@ -29,6 +29,7 @@ from pdrouter.cluster.kubernetes.reflector import (
     Reflector,
     ReflectorTiming,
 )
+from pdrouter.cluster.kubernetes.router_service import EndpointSlice, Replicas, RouterService
 from pdrouter.cluster.kubernetes.routes import HttpRoutes
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.reflector_stats import ReflectorStats
@@ -63,6 +64,7 @@ class KubernetesPods:
         merge_namespaces: bool,
         timing: ReflectorTiming,
         patience_s: float = DEFAULT_PATIENCE_S,
+        routers: RouterService | None = None,
         random: Random | None = None,
     ) -> None:
         """Set up the reflectors; nothing is sent yet.
@@ -77,6 +79,7 @@ class KubernetesPods:
             merge_namespaces: whether the same model name in several namespaces is one model.
             timing: how long to wait for what.
             patience_s: seconds after which nothing more is expected of an update under way.
+            routers: where the replicas of the router are found; None not to look for them.
             random: source of jitter.
         """
         self._api = api
@@ -92,7 +95,11 @@ class KubernetesPods:
         self._refresh: asyncio.TimerHandle | None = None
         self._rules = rules
         self._reflectors: dict[
-            str, Reflector[KubePod] | Reflector[KubeModelAdapter] | Reflector[KubeNamespace]
+            str,
+            Reflector[KubePod]
+            | Reflector[KubeModelAdapter]
+            | Reflector[KubeNamespace]
+            | Reflector[EndpointSlice],
         ] = {}
         self._pod_owners: dict[str, _Sink[KubePod]] = {}
         self._adapter_owners: dict[str, _Sink[KubeModelAdapter]] = {}
@@ -104,6 +111,17 @@ class KubernetesPods:
             self._reflect_adapters(path, timing, random)
         if ALL_NAMESPACES in namespaces:
             self._reflect_namespaces(timing, random)
+        if routers is not None:
+            self._reflectors[routers.path] = Reflector(
+                self._api,
+                routers.path,
+                routers.selector,
+                EndpointSlice,
+                Replicas(routers.group, self._note_change),
+                optional=True,
+                timing=timing,
+                random=random,
+            )
 
     def _reflect_pods(
         self, path: str, selector: str, timing: ReflectorTiming, random: Random | None
@@ -296,6 +314,7 @@ def create_kubernetes_source(
     httproute_namespace: str,
     httproute_ttl_s: float,
     patience_s: float = DEFAULT_PATIENCE_S,
+    routers: RouterService | None = None,
     timing: ReflectorTiming = DEFAULT_TIMING,
 ) -> KubernetesPods:
     """Return the source for an API server.
@@ -314,6 +333,7 @@ def create_kubernetes_source(
         httproute_namespace: where the models' own HTTPRoutes are.
         httproute_ttl_s: seconds for which the status of such a route is remembered.
         patience_s: seconds after which nothing more is expected of an update under way.
+        routers: where the replicas of the router are found; None not to look for them.
         timing: how long to wait for what.
     """
     api = KubeApi(connect_in_cluster if kubeconfig is None else connect_by_kubeconfig(kubeconfig))
@@ -327,4 +347,5 @@ def create_kubernetes_source(
         merge_namespaces=merge_namespaces,
         timing=timing,
         patience_s=patience_s,
+        routers=routers,
     )

@@ -56,6 +56,7 @@ KINDS = (
     Kind("apps", "v1", "replicasets", "ReplicaSet", ("rs",)),
     Kind("autoscaling", "v2", "horizontalpodautoscalers", "HorizontalPodAutoscaler", ("hpa",)),
     Kind("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget", ("pdb",)),
+    Kind("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice"),
     Kind("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy", ("netpol",)),
     Kind(_RBAC, "v1", "roles", "Role"),
     Kind(_RBAC, "v1", "rolebindings", "RoleBinding"),

@@ -183,6 +183,7 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     "PDROUTER_KEPT_DECISIONS": ([("0", 0), ("10000", 10_000)], ["-1", "10001", "x"]),
     "PDROUTER_COMPUTE_WEIGHT": ([("0.1", 0.1), ("100", 100)], ["0", "101", "x"]),
     "PDROUTER_AWAY_COST": ([("0", 0), ("0.5", 0.5), ("10", 10)], ["-1", "11", "x"]),
+    "PDROUTER_SERVICE": ([("pdrouter", "pdrouter")], []),
     "PDROUTER_REPLICAS": ([("1", 1), ("1000", 1000)], ["0", "1001", "1.5", "x"]),
     "PDROUTER_REPLICA": ([("0", 0), ("999", 999)], ["-1", "1000", "x"]),
     "PDROUTER_HARDWARE_LABELS": (
