@@ -23,7 +23,12 @@ from pdrouter.tools.simulation.config import EngineConfig
 from pdrouter.tools.simulation.engine import SimulatedEngine
 
 _FOREIGN = ("PDROUTER_", "AIBRIX_", "ROUTING_", "GRPC_")
-DEFAULTS = {"PDROUTER_GRPC_BIND": "127.0.0.1:0", "PDROUTER_HTTP_BIND": "127.0.0.1:0"}
+DEFAULTS = {
+    "PDROUTER_GRPC_BIND": "127.0.0.1:0",
+    "PDROUTER_HTTP_BIND": "127.0.0.1:0",
+    # As in `run_checked_stack`.
+    "PDROUTER_AGGREGATE": "fallback",
+}
 """Variables that routers get. `benchmarks/transports` runs these tests over other transports."""
 
 
