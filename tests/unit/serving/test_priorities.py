@@ -19,6 +19,7 @@ from exchanges import (
     request_headers,
     response_headers,
 )
+from waiting import wait_until
 
 from pdrouter.engine_http.answers import EngineAnswer
 from pdrouter.engine_http.failures import FailureKind
@@ -313,3 +314,31 @@ async def test_an_error_of_the_client_is_still_the_clients() -> None:
     _, reply = await bench.tell(request_headers(), request_body({"model": "m"}))
     assert error_of(reply) == (400, "invalid_value")
     bench.close()
+
+
+async def test_a_leg_that_runs_beside_the_last_one_ends_in_an_error_of_the_routers() -> None:
+    """An engine has started anew with other flags, and its twin is on its way: nothing can be
+    sent again, and the client could do nothing with what the engine says."""
+    pods = [replace(pod, kv_connector="nixl-push") for pod in (PREFILL, DECODE)]
+    bench = Bench(pods, priority=Priority.ON)
+    push = json.loads(PARAMS) | {"transfer_mode": "push", "tp_size": 1}
+    good = EngineAnswer(200, {}, json.dumps({"kv_transfer_params": push}).encode())
+
+    async def refuse() -> EngineAnswer:
+        assert bench.prefill.progress is not None
+        bench.prefill.progress.sent.set()
+        await asyncio.sleep(0)
+        bench.prefill.progress.note_head(REFUSAL.status)
+        return REFUSAL
+
+    script(bench, [good, refuse()])
+    assert "priority" in sent_on(await serve(bench))
+    bench.close()
+    bench.exchange = bench.open()
+    _, body = await bench.tell(request_headers(), request_body())
+    assert "priority" in sent_on(body)
+    await wait_until(lambda: bench.exchange.ended)
+    record = bench.close()
+    assert (record.status, record.code) == (503, "prefill_failed")
+    assert bench.state.priorities.find(PREFILL) is False
+    assert bench.notes.refused_priorities == ["m"]
