@@ -149,11 +149,14 @@ async def test_blocks_that_nobody_asks_for_are_given_up(wire: KvConnector) -> No
         await until(lambda: pair.outstanding == 0)
 
 
-async def test_a_restart_loses_the_blocks() -> None:
+async def test_a_restart_loses_the_blocks_and_the_ids() -> None:
     async with running("nixl-push") as pair:
         await pair.prefill_leg()
         await pair.prefill.stop()
         assert pair.outstanding == 0
+        await pair.prefill.start()
+        assert (await pair.prefill_leg())[0] == 200
+        assert (await pair.prefill_leg())[0] == 400
 
 
 async def test_a_push_leg_that_decode_refuses_frees_the_blocks() -> None:

@@ -150,8 +150,10 @@ class TransferStore:
         return "gone"
 
     def lose(self) -> None:
-        """Lose all blocks, as an engine does whose process ends."""
+        """Lose all blocks, and what ids were used, as an engine does whose process ends."""
         self._transfers.clear()
+        self._begun.clear()
+        self._expired.clear()
 
     def outstanding(self, now: float) -> int:
         """Count the transfers whose blocks are held, or waited for."""
