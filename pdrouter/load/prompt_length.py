@@ -5,6 +5,8 @@ from pdrouter.bounded import make_room
 _GUESS = 4.0
 _FORGET = 0.98
 _PRIOR_BYTES = 4096.0
+_TOKENS_OF_MEDIUM = 1000
+"""A picture of a megapixel takes about that, and half a minute of sound, whatever their bytes."""
 _MOST_MODELS = 4096
 """Models and adapters of which anything is known; adapters may come and go for ever."""
 
@@ -18,10 +20,10 @@ class TokenRatios:
         # Bytes and tokens seen, by model; sums that fade.
         self._sums: dict[str, tuple[float, float]] = {}
 
-    def estimate(self, model: str, size: int) -> int:
-        """Return the tokens of a prompt of so many bytes."""
+    def estimate(self, model: str, size: int, media: int = 0) -> int:
+        """Return the tokens of a prompt of so many bytes, and so many images, sounds and videos."""
         seen, tokens = self._sums.get(model, (_GUESS, 1.0))
-        return max(1, round(size * tokens / seen))
+        return max(1, round(size * tokens / seen)) + media * _TOKENS_OF_MEDIUM
 
     def observe(self, model: str, size: int, tokens: int) -> None:
         """Learn from a prompt of a served model, of so many bytes and tokens."""

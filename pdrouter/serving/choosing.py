@@ -1,7 +1,7 @@
 """Which pods a request gets: by its model's configuration, its headers and the operator's rules."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import ceil
@@ -25,6 +25,7 @@ from pdrouter.openai.headers import (
 )
 from pdrouter.openai.kind import describe_kind
 from pdrouter.openai.media import MULTIMODAL
+from pdrouter.openai.media_items import MediaItem
 from pdrouter.openai.models import unknown_model, unsupported_model
 from pdrouter.openai.prompt_prefix import NO_PREFIX, hash_prompt
 from pdrouter.openai.request import SINGLE_POD_PATH, InferenceRequest, count_token_ids
@@ -122,7 +123,7 @@ class PodChooser:
         record: RequestRecord,
         counted: int | None = None,
         *,
-        items: tuple[str, ...] = (),
+        media: Sequence[MediaItem] = (),
     ) -> Routed | None:
         """Choose the pods for a request.
 
@@ -132,7 +133,7 @@ class PodChooser:
             headers: the client's headers.
             record: gets the decision.
             counted: tokens of the prompt, if its model's tokenizer has counted them.
-            items: digests of its media, if others may encode them for the pods.
+            media: its media, if others may encode them for the pods.
 
         Returns:
             None if neither the client nor the model nor the operator names a strategy.
@@ -141,7 +142,7 @@ class PodChooser:
             RequestRejected: the request asks for what is not there, or must wait.
         """
         selector = _read_selector(headers)
-        tokens = counted or self._count_prompt_tokens(request)
+        tokens = counted or self._count_prompt_tokens(request, media)
         resolved = resolve_profile(
             pods.config,
             read_one(headers.get(CONFIG_PROFILE, "")),
@@ -160,8 +161,9 @@ class PodChooser:
         if pods.unsupported:
             raise unsupported_model(pods.model, pods.unsupported)
         record.strategy = strategy.name
+        digests = tuple(dict.fromkeys(item.digest for item in media)) if media else ()
         with record.steps.time("describe"):
-            facts = self._describe(request, pods, tokens, selector, resolved, items=items)
+            facts = self._describe(request, pods, tokens, selector, resolved, items=digests)
             deadline = self._find_deadline(request, tokens, headers, resolved, record)
             if deadline is not None:
                 facts = structs.replace(facts, deadline=deadline)
@@ -237,10 +239,15 @@ class PodChooser:
             raise refuse_for_now(429, "rate_limit_exceeded", message, ceil(wait))
         return partial(self.limiter.give_back, model, limit)
 
-    def _count_prompt_tokens(self, request: InferenceRequest) -> int:
+    def _count_prompt_tokens(self, request: InferenceRequest, media: Sequence[MediaItem]) -> int:
         prompt = request.prompt or memoryview(request.body.data)
         tokens = count_token_ids(prompt)
-        return self.ratios.estimate(request.model, len(prompt)) if tokens is None else tokens
+        if tokens is not None:
+            return tokens
+        size = len(prompt)
+        if media:
+            size -= sum(item.end - item.start for item in media)
+        return self.ratios.estimate(request.model, size, len(media))
 
     def _describe(
         self,
@@ -257,10 +264,10 @@ class PodChooser:
         if request.endpoint.limits:
             limit = request.max_output_tokens
             output = expected if limit is None else min(limit, expected)
-        if not any(map(pods.find_encoders, pods.prefill or pods.whole)):
+        if items and not any(map(pods.find_encoders, pods.prefill or pods.whole)):
             items = ()
-        misfit = self._find_misfit(request, pods, encoded=bool(items))
-        whole = misfit or self._find_unsplittable(request, pods)
+        whole = self._find_misfit(request, pods, encoded=bool(items))
+        whole = whole or self._find_unsplittable(request, pods)
         split = whole is None and pods.disaggregated
         return RoutingFacts(
             tokens,
@@ -304,10 +311,7 @@ class PodChooser:
     ) -> str | None:
         """Return why a request cannot be split on its model's wires; None if it can.
 
-        Args:
-            request: the request.
-            pods: the pods of its model.
-            encoded: whether its media are encoded by others, so that each leg need not do it.
+        Media that others encode are no reason.
         """
         if request.endpoint.legs == 2 and pods.prefill:
             pod = pods.prefill[0]

@@ -130,7 +130,7 @@ class SideLegs:
                 await requests.renew(tried.attempt, choice.pod)
                 continue
             if tried.done is not None:
-                self.lessons.note_answer(tried.done, attempts, request, routed.pods.model, record)
+                self.lessons.note_answer(tried.done, attempts, prompt, routed.pods.model, record)
                 return tried.done
             speaks = tried.attempt.speaks
             if tried.answer is not None and speaks is not Speaks.FAILURE:
@@ -284,7 +284,8 @@ class SideLegs:
                 self.introductions.doubt(pod)
         else:
             self.introductions.take(done, writer.split, asked)
-            self.lessons.caches.take(guess, done, writer.request.endpoint.path, record)
+            if not writer.request.edits:  # The bytes of encoded media are not in the prompt.
+                self.lessons.caches.take(guess, done, writer.request.endpoint.path, record)
         self.lessons.note_attempt(attempt, writer.request, routed.pods.model, record)
         return Tried(attempt, answer, done)
 

@@ -73,7 +73,8 @@ class LegLessons:
         if answer.usage is not None:
             record.prompt_tokens = answer.usage.prompt_tokens
             record.cached_tokens = answer.usage.cached_tokens
-            if count_token_ids(request.prompt) is None:
+            # What stands for media says nothing of texts.
+            if not request.edits and count_token_ids(request.prompt) is None:
                 self.ratios.observe(request.model, len(request.prompt), answer.usage.prompt_tokens)
 
     def note_failure(

@@ -115,11 +115,9 @@ class Dispatcher:
             # Meanwhile, pods may have come and gone.
             pods = self.chooser.find_model(request.model)
         media = await self.encoders.find_items(request, pods, record)
-        digests: tuple[str, ...] = ()
         if media:
             pods = self.chooser.find_model(request.model)
-            digests = tuple(dict.fromkeys(item.digest for item in media))
-        routed = self.chooser.choose(request, pods, head.headers, record, counted, items=digests)
+        routed = self.chooser.choose(request, pods, head.headers, record, counted, media=media)
         if routed is None:
             with record.steps.time("route-check", waits=True):
                 await self._check_route(pods)

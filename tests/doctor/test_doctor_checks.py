@@ -28,6 +28,24 @@ ANNOTATIONS = "spec template metadata annotations"
 POD = "spec template spec"
 CONTAINER = f"{POD} containers 0"
 NIXL_HOST = f"{CONTAINER} env 0"
+ENCODER = """
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: encode}
+spec:
+  replicas: 2
+  selector: {matchLabels: {role-name: encode}}
+  template:
+    metadata:
+      labels: {role-name: encode, model.aibrix.ai/name: llama, %s}
+      annotations: {model.aibrix.ai/port: "8000"}
+    spec:
+      containers:
+      - name: vllm
+        image: registry.example/vllm:1
+        ports:
+        - {name: http, containerPort: 8000}
+"""
 TRTLLM = [
     *(
         put(f"Deployment/{role}", f"{LABELS} model.aibrix.ai/engine", "trtllm")
@@ -592,6 +610,28 @@ BROKEN = [
             drop("Deployment/prefill", NIXL_HOST),
             setting("PDROUTER_REWRITE_REMOTE_HOST", "never"),
         ],
+    ),
+    Case(
+        "encoder-idle",
+        "Deployment default/encode",
+        [add(ENCODER % "roleset-name: another")],
+        words="the same labels",
+    ),
+    Case(
+        "encoder-idle",
+        "Deployment default/encode",
+        [add(ENCODER % "model.aibrix.ai/engine: trtllm")],
+        words="its engine is trtllm",
+    ),
+    Case(
+        "mm-embeds-missing",
+        "Deployment default/decode",
+        [
+            add(ENCODER % "x: y"),
+            put("Deployment/prefill", f"{CONTAINER} args", ["vllm serve m --enable-mm-embeds"]),
+            put("Deployment/decode", f"{CONTAINER} args", ["vllm", "serve", "m"]),
+        ],
+        words="add --enable-mm-embeds",
     ),
     Case(
         "trtllm-key-missing",

@@ -298,6 +298,21 @@ async def test_a_roleset_with_one_role_is_found() -> None:
     assert "but no decode engines" in found(diagnosis)["engine-roleset-half"]
 
 
+async def test_engines_that_encode_make_no_roleset_whole_and_need_not_be_alike() -> None:
+    async with run(engine("prefill"), engine("decode"), engine("encode", max_model_len=100)) as (
+        prefill,
+        decode,
+        encode,
+    ):
+        half = await examine(describe({"prefill": [prefill], "encode": [encode]}))
+        whole = await examine(
+            describe({"prefill": [prefill], "decode": [decode], "encode": [encode]})
+        )
+
+    assert set(found(half)) == {"engine-roleset-half"}
+    assert found(whole) == {}
+
+
 async def test_the_command_asks_the_engines_of_a_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

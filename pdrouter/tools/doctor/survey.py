@@ -95,10 +95,14 @@ class Survey:
         return self.answers[pod.address].find(pod.model) is not None
 
     def groups(self) -> Iterator[tuple[str, tuple[Pod, ...]]]:
-        """Yield the groups whose engines must be alike, each with its name for people."""
+        """Yield the groups whose engines must be alike, each with its name for people.
+
+        Those that encode have no language model to be alike in.
+        """
         groups: defaultdict[tuple[str, str], list[Pod]] = defaultdict(list)
         for pod in self.pods:
-            groups[pod.model, pod.roleset].append(pod)
+            if pod.role is not Role.ENCODE:
+                groups[pod.model, pod.roleset].append(pod)
         for (model, roleset), members in groups.items():
             yield (f"roleset {roleset} of {model}" if roleset else model), tuple(members)
 

@@ -441,6 +441,24 @@ async def test_a_large_picture_is_read_beside_the_event_loop(
     await stage.end()
 
 
+async def test_the_bytes_of_media_say_nothing_of_the_length_of_prompts() -> None:
+    stage = Stage(max_body_bytes=3_000_000)
+    usage = b'{"kv_transfer_params": ' + PARAMS + b', "usage": {"prompt_tokens": 1200}}'
+    stage.prefill = lambda *_: EngineAnswer(200, {}, usage)
+    for letter in "ABC":
+        url = f"data:image/png;base64,{letter * 1_000_000}"
+        large = {"type": "image_url", "image_url": {"url": url}}
+        await stage.serve({"type": "text", "text": letter}, large)
+        record = await stage.end()
+        assert record.decision is not None
+        assert record.decision.prefill is not None
+        assert 1000 <= record.decision.prefill.tokens < 1100
+        stage.reopen()
+    # Of texts, nothing was learnt.
+    ratios = stage.bench.exchanges.dispatcher.chooser.ratios
+    assert ratios.estimate("m", 4000) == 1000
+
+
 async def test_the_decision_shows_who_encodes() -> None:
     stage = Stage()
     await stage.serve(picture(1), picture(2), picture(3))
