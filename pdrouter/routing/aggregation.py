@@ -25,7 +25,7 @@ POLICY = "when-faster"
 
 _GAIN = 0.9
 """What serving a request whole must take of the time over two pods, at most."""
-_MOST_CACHING, _MOST_OTHERS = 8, 16
+_MOST_CACHING, _MOST_OTHERS = 4, 8
 """Pods that are looked at: of those that have a part of the prompt cached, and of the others."""
 _NEURON_WIRES = frozenset({"neuron-write", "neuron-legacy"})
 _OTHER_ENGINES = frozenset({"trtllm"})
@@ -188,8 +188,8 @@ class _Look:
         if len(able) <= _MOST_CACHING + _MOST_OTHERS:
             return able
         blocks = self._blocks
-        caching = nlargest(_MOST_CACHING, able, key=lambda pod: blocks.get(pod.uid, 0))
-        known = {pod.uid for pod in caching}
+        known = set(nlargest(_MOST_CACHING, blocks, key=blocks.__getitem__))
+        caching = [pod for pod in able if pod.uid in known] if known else []
         others = self._state.random.sample(able, _MOST_OTHERS)
         return [*caching, *(pod for pod in others if pod.uid not in known)]
 

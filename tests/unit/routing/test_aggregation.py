@@ -404,3 +404,15 @@ def test_who_serves_whole_is_faster_by_prediction_and_slows_nobody_down_too_much
         tokens = facts["usual_output_tokens"] or facts["output_tokens"] or 1
         if sample.gap_s is not None:
             assert sample.gap_s + ways.compute_s / tokens <= target
+
+
+def test_of_many_pods_the_one_that_has_the_conversation_is_found() -> None:
+    many = [make_pod(f"d{number}", Role.DECODE) for number in range(100)]
+    cluster = Cluster(*many)
+    turn = structs.replace(FACTS, prompt_tokens=2005, prefix=make_prefix(200, 2005))
+    first = structs.replace(cluster.decide(), reason="")
+    learn_prompt(first, turn, cluster.state, 50)
+    longer = {"prompt_tokens": 2120, "prefix": make_prefix(212, 2120)}
+    decision = cluster.decide(**longer)
+    assert (decision.reason, decision.last.pod) == ("faster", first.last.pod)
+    assert len(decision.last.candidates) < 20
