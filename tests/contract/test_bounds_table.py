@@ -42,6 +42,7 @@ from pdrouter.cluster.kubernetes.api import KubeRefused
 from pdrouter.cluster.kubernetes.back_off import BackOff
 from pdrouter.cluster.kubernetes.reflector import DEFAULT_TIMING
 from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.router_group import RouterGroup
 from pdrouter.cluster.source import RouteUnavailable
 from pdrouter.cluster.view import PodCache
 from pdrouter.engine_http.client import ClientLimits, HttpClient
@@ -72,6 +73,7 @@ from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.prompt_prefix import PromptPrefix
 from pdrouter.openai.usage import Usage
 from pdrouter.process_limits import choose_body_memory
+from pdrouter.routing import homes
 from pdrouter.serving import (
     cache_reports,
     drains,
@@ -847,6 +849,14 @@ async def exceed_the_cache_reports(_: pytest.MonkeyPatch) -> None:
         guess = reports.guess(PromptPrefix((1,), (10,), 10), answer.pod.uid, 100)
         reports.take(guess, answer, "/v1/completions", make_record())
     assert len(reports._told) == cache_reports._MOST
+
+
+@walk("Parts of the pods among routers, by set of pods", str(homes._MOST_KEPT))
+async def exceed_the_homes(_: pytest.MonkeyPatch) -> None:
+    known = homes.Homes(RouterGroup("0", replicas=("0", "1")))
+    for name in name_many(200):
+        known.find([name, "a", "b"])
+    assert len(known._found) == homes._MOST_KEPT
 
 
 @walk(

@@ -106,13 +106,6 @@ def test_a_pod_that_is_the_home_of_all_costs_nobody_more() -> None:
     assert Homes(group).find(["only"]) == frozenset()
 
 
-def test_what_is_kept_of_sets_of_pods_is_bounded() -> None:
-    homes = Homes(RouterGroup("0", replicas=("0", "1")))
-    for number in range(1000):
-        homes.find([f"pod-{number}", "a", "b"])
-    assert len(homes._found) <= 64
-
-
 def test_others_homes_cost_more_and_are_taken_when_the_own_are_busy() -> None:
     pods = [make_pod(str(number)) for number in range(4)]
     uids = [pod.uid for pod in pods]
