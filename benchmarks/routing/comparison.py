@@ -37,6 +37,12 @@ class Spread:
             return None
         return cls(sum(listed) / len(listed), min(listed), max(listed))
 
+    def describe(self, unit: str = "") -> str:
+        """Return the mean, and the lowest and the highest where they differ."""
+        if self.low == self.high:
+            return f"{self.mean:.2f}{unit}"
+        return f"{self.mean:.2f}{unit} ({self.low:.2f} to {self.high:.2f})"
+
 
 @dataclass(frozen=True, slots=True)
 class Distance:
@@ -147,15 +153,35 @@ class Comparison:
                 worst = Distance(points, load, best[1])
         return worst
 
-    def find_greatest_gap_ratio(self) -> float | None:
-        """Return how much longer our p99 between tokens is than that of never serving whole."""
+    def find_greatest_gap_ratio(self) -> tuple[float, float] | None:
+        """Return how much longer our p99 between tokens is than that of never serving whole.
+
+        Returns:
+            The greatest ratio at the loads that ours holds, and the load that has it; None if there
+            is nothing to compare.
+        """
         ratios = [
-            ours.mean / apart.mean
+            (ours.mean / apart.mean, load)
             for load in self.loads
-            if (ours := self.measure(OURS, load, _between)) is not None
+            if (shares := self.measure(OURS, load, _within)) is not None
+            and shares.mean >= SHARE
+            and (ours := self.measure(OURS, load, _between)) is not None
             and (apart := self.measure(OURS_APART, load, _between)) is not None
         ]
         return max(ratios, default=None)
+
+    def describe_held(self, contender: str) -> str:
+        """Return the load that a contender holds, or between which tried ones it is not."""
+        held = self.find_held(contender)
+        if held is not None:
+            return held.describe()
+        findings = self._by_seed.get(contender, {}).get(self.first_seed, ())
+        if not findings:
+            return "-"
+        low, high = findings[0], findings[-1]
+        if low.summary.within_ttft < SHARE:
+            return f"< {low.run.load:.2f}"
+        return f"> {high.run.load:.2f}"
 
 
 def _within(summary: Summary) -> float:

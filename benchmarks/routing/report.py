@@ -5,6 +5,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.routing.aims import list_aims
 from benchmarks.routing.cluster.presets import HARDWARE, SHAPES
 from benchmarks.routing.cluster.results import Summary, Targets
 from benchmarks.routing.comparison import Comparison, Spread
@@ -89,6 +90,7 @@ class Report:
             least_request=LEAST_REQUEST,
         )
         yield from _list_versions(self.comparisons)
+        yield from list_aims(self.comparisons)
         yield from _list_key_figures(self.comparisons)
         yield from _list_several_routers(self.comparisons)
         clusters: dict[tuple[str, str], list[Comparison]] = {}
@@ -158,8 +160,8 @@ def _list_key_figures(comparisons: Sequence[Comparison]) -> Iterator[str]:
     yield (
         f"*Farthest below* is where {OURS}'s share in time is lowest beside that of the best of "
         "random, power-of-two and least-request, in points, at loads from 0.3 (negative: it is "
-        f"never below). *Gap* compares the p99 between tokens to that of {OURS_APART}, where it is "
-        "greatest.\n"
+        f"never below). *Gap* compares the p99 between tokens to that of {OURS_APART}, at that of "
+        f"the loads that {OURS} holds where it is greatest.\n"
     )
     yield (
         f"| hardware | cluster | workload | load held by {AIBRIX} | by {LEAST_REQUEST} "
@@ -173,17 +175,16 @@ def _list_key_figures(comparisons: Sequence[Comparison]) -> Iterator[str]:
             None if load is None else comparison.measure(name, load, _get_tail)
             for name in (AIBRIX, OURS)
         ]
-        worst = comparison.find_worst()
+        worst, gap = comparison.find_worst(), comparison.find_greatest_gap_ratio()
         below = "-" if worst is None else f"{worst.points:.1f} at {worst.load:g} ({worst.rival})"
         yield (
             f"| {scenario.hardware} | {scenario.shape} | {scenario.workload} "
-            f"| {_format(comparison.find_held(AIBRIX))} "
-            f"| {_format(comparison.find_held(LEAST_REQUEST))} "
-            f"| {_format(comparison.find_held(OURS))} "
+            f"| {comparison.describe_held(AIBRIX)} | {comparison.describe_held(LEAST_REQUEST)} "
+            f"| {comparison.describe_held(OURS)} "
             f"| **{_format_ratio(comparison.held_ratio)}** "
             f"| {_format(tails[0], ' s')} | {_format(tails[1], ' s')} "
             f"| {comparison.floor_p99_s:.2f} s | {below} "
-            f"| {_format_ratio(comparison.find_greatest_gap_ratio())} |"
+            f"| {'-' if gap is None else f'{gap[0]:.2f} at {gap[1]:g}'} |"
         )
     yield ""
 
@@ -214,7 +215,9 @@ def _list_several_routers(comparisons: Sequence[Comparison]) -> Iterator[str]:
             cells = []
             for count in counts:
                 held = by[count].find_held(contender) if count in by else None
-                cell = "-" if held is None else f"{held.mean:.2f}"
+                cell = by[count].describe_held(contender) if count in by else "-"
+                if held is not None:
+                    cell = f"{held.mean:.2f}"
                 if held is not None and one is not None and count > 1:
                     cell += f" ({100 * (held.mean / one.mean - 1):+.0f}%)"
                 cells.append(cell)
@@ -243,7 +246,7 @@ def _list_standings(comparison: Comparison) -> Iterator[str]:
     for contender in COMPARED:
         found = comparison.find_at(contender, load)
         if found:
-            held = _format(comparison.find_held(contender))
+            held = comparison.describe_held(contender)
             yield f"| {contender} | {held} | {_format_row(found)} |"
     yield ""
 
@@ -267,11 +270,7 @@ def _get_tail(summary: Summary) -> float:
 
 
 def _format(spread: Spread | None, unit: str = "") -> str:
-    if spread is None:
-        return "-"
-    if spread.low == spread.high:
-        return f"{spread.mean:.2f}{unit}"
-    return f"{spread.mean:.2f}{unit} ({spread.low:.2f}–{spread.high:.2f})"  # noqa: RUF001
+    return "-" if spread is None else spread.describe(unit)
 
 
 def _format_ratio(ratio: float | None) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.routing.__main__ import main
+from benchmarks.routing.aims import list_aims
 from benchmarks.routing.cluster.results import Summary, Targets
 from benchmarks.routing.comparison import Comparison, Spread, find_held_load
 from benchmarks.routing.experiment import Finding, Run, Scenario, Source, Sweep, perform_sweep
@@ -96,7 +97,50 @@ def test_gaps_are_compared_to_those_of_never_serving_whole() -> None:
         for contender, gap_s in zip(("pdrouter", "pdrouter-never"), gaps, strict=True)
     ]
 
-    assert Comparison(SCENARIO, findings, 1.0).find_greatest_gap_ratio() == pytest.approx(1.5)
+    found = Comparison(SCENARIO, findings, 1.0).find_greatest_gap_ratio()
+
+    assert found is not None
+    assert found == pytest.approx((1.5, 0.6))
+
+
+def test_a_load_that_is_not_among_those_tried_is_bounded_by_them() -> None:
+    findings = [make_finding(load, 0.95) for load in (0.4, 0.6)]
+    findings += [make_finding(load, 0.85, "aibrix") for load in (0.4, 0.6)]
+    comparison = Comparison(SCENARIO, findings, 1.0)
+
+    assert comparison.describe_held("pdrouter") == "> 0.60"
+    assert comparison.describe_held("aibrix") == "< 0.40"
+    assert comparison.describe_held("random") == "-"
+
+
+def test_aims_say_what_is_reached_and_what_is_missed() -> None:
+    def compare(shape: str, held: dict[str, float]) -> Comparison:
+        scenario = Scenario("conversation", "h100", shape)
+        findings = [
+            replace(finding, run=replace(finding.run, scenario=scenario))
+            for contender, load in held.items()
+            for finding in (
+                make_finding(load - 0.1, 0.95, contender),
+                make_finding(load + 0.1, 0.85, contender),
+            )
+        ]
+        return Comparison(scenario, findings, 1.0)
+
+    lines = list(
+        list_aims(
+            [
+                compare("8P+8D", {"pdrouter": 1.0, "aibrix": 0.7}),
+                compare("8P+8D-two-routers", {"pdrouter": 0.96}),
+                compare("8P+8D-four-routers", {"pdrouter": 0.8}),
+            ]
+        )
+    )
+
+    assert [line.split(" | ")[2:] for line in lines[3:-1]] == [
+        ["1.43", "met |"],
+        ["4% less", "met |"],
+        ["20% less", "**missed** |"],
+    ]
 
 
 def test_a_sweep_goes_on_until_one_load_is_held_and_one_is_not() -> None:
