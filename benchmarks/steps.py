@@ -129,7 +129,7 @@ def bench_orders(size: int) -> None:
     print(
         f"\none exchange in an event loop, body of {len(body):,} bytes; json = loads and two dumps"
     )
-    with asyncio.Runner() as runner:
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
         loop = runner.get_loop()
         compare(
             {name: partial(bench.serve, loop) for name, bench in benches.items()},
