@@ -30,7 +30,13 @@ from pdrouter.openai.request import InferenceRequest
 from pdrouter.routing.decision import Choice
 from pdrouter.routing.encoding import choose_encoders
 from pdrouter.serving.call import Call
-from pdrouter.serving.leg_outcome import Attempt, LegFailed, LegRefused, choose_refusal
+from pdrouter.serving.leg_outcome import (
+    Attempt,
+    LegAnswer,
+    LegFailed,
+    LegRefused,
+    choose_refusal,
+)
 from pdrouter.serving.leg_posts import LegPosts
 from pdrouter.serving.leg_requests import LegRequests
 from pdrouter.serving.legs import SideLegs
@@ -200,6 +206,7 @@ class EncodedRequests(LegRequests):
         try:
             encoded[item.digest] = read_answer(item, answer.body, pod, self._rules.rewrite)
         except HandoffInvalid as invalid:
+            self._note_unusable(pod, answer, invalid.reason)
             raise self._refuse(invalid) from invalid
         if sum(map(len, encoded.values())) > self._rules.most_bytes:
             raise self._refuse(HandoffInvalid("ec-too-large", "the answers are too large"))
@@ -276,6 +283,10 @@ class EncodedRequests(LegRequests):
             (item.digest,), chosen.decision.taker, pods, legs.router.state, avoided=tried
         )
         return found[0] if found else None
+
+    def _note_unusable(self, pod: Pod, answer: EngineAnswer, reason: str) -> None:
+        done = LegAnswer(Leg.ENCODE, pod, self._record.request_id, answer.body, None)
+        self._legs.lessons.outcomes.note_unusable(done, self._chosen.routed.pods.model, reason)
 
     def _refuse(self, invalid: HandoffInvalid) -> RequestRejected:
         self._record.handoff = invalid.reason

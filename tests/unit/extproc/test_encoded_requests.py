@@ -281,6 +281,22 @@ async def test_what_no_pod_encodes_ends_the_request_before_prefill(
     stage.bench.close()
 
 
+async def test_a_pod_whose_answers_cannot_be_understood_is_left_out() -> None:
+    stage = Stage()
+    await stage.serve(picture(1))
+    await stage.end()
+    ((bad, _, _),) = stage.encoded
+    stage.encode = lambda address, _: EngineAnswer(200, {}, b"[]") if address == bad else None
+    for _ in range(3):
+        stage.reopen()
+        assert error_of(await stage.ask(picture(1))) == (502, "encode_invalid")
+        stage.bench.close()
+    stage.reopen()
+    await stage.serve(picture(1))
+    assert stage.encoded[-1][0] != bad
+    await stage.end()
+
+
 async def test_the_first_failure_ends_the_others() -> None:
     stage, left = Stage(), 0
 
