@@ -83,6 +83,8 @@ class DecodedPrompts:
     ) -> int:
         """Return how many tokens of a prompt a pod still has.
 
+        Of blocks at which no prompt has ended there, nobody knows how long ago they were written.
+
         Args:
             uid: the pod.
             last: the last of the blocks that it has had.
@@ -92,7 +94,7 @@ class DecodedPrompts:
         """
         end = self._ends.get((uid, last))
         if end is None:
-            return tokens
+            return 0
         if free_tokens is not None:
             since = self._written.get(uid, 0.0) - end.written
             if since > _KEPT_SHARE * free_tokens:

@@ -72,7 +72,7 @@ def test_the_simulator_chooses_as_the_live_router(prefill: str, decode: str) -> 
 
 @pytest.mark.parametrize("replicas", [1, 3])
 def test_what_is_served_whole_is_the_same_with_one_router_or_several(replicas: int) -> None:
-    options = replace(OPTIONS, aggregation=Aggregation.WHEN_FASTER)
+    options = replace(OPTIONS, aggregation=Aggregation.WHEN_FASTER, handover_s=2.0)
     simulated = run(DirectReplica, options=options, replicas=replicas)
 
     assert run(LiveReplica, options=options, replicas=replicas) == simulated
