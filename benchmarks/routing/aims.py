@@ -56,7 +56,7 @@ def _judge_held(by_scenario: dict[Scenario, Comparison]) -> Iterator[_Row]:
             yield (
                 f"one router holds {aim:.2f} times the load of aibrix",
                 workload,
-                f"{ratio:.2f}",
+                f"{ratio:.3f}",
                 ratio >= aim,
             )
 
@@ -88,7 +88,7 @@ def _judge_routers(by_scenario: dict[Scenario, Comparison]) -> Iterator[_Row]:
             yield (
                 f"{shape.replicas} routers hold at most {allowed:.0%} less than one",
                 scenario.workload,
-                f"{loss:.0%} less",
+                f"{-loss:+.0%}",
                 loss <= allowed,
             )
 

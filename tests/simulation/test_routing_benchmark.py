@@ -137,9 +137,9 @@ def test_aims_say_what_is_reached_and_what_is_missed() -> None:
     )
 
     assert [line.split(" | ")[2:] for line in lines[3:-1]] == [
-        ["1.43", "met |"],
-        ["4% less", "met |"],
-        ["20% less", "**missed** |"],
+        ["1.429", "met |"],
+        ["-4%", "met |"],
+        ["-20%", "**missed** |"],
     ]
 
 
