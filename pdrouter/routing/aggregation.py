@@ -44,7 +44,7 @@ class WholeRules:
     """
 
     gap_s: float | None = None
-    slowdown: float = 1.05
+    slowdown: float = 1.07
     bucketing: bool = False
 
 
