@@ -5,7 +5,7 @@ from math import ceil
 from types import MappingProxyType
 
 from pdrouter.engine_http.failures import FailureKind
-from pdrouter.engines.split import PEER_CHANGED, HandoffInvalid
+from pdrouter.engines.split import PEER_CHANGED, HandoffInvalid, Leg
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.serving.leg_outcome import Attempt, LegFailed
 
@@ -19,6 +19,8 @@ _AT_ONCE_S = 1
 """Seconds after which a client may try what the router could not try again for it."""
 
 _TOLD_ATTEMPTS = 3
+_ENCODE = ("encode_failed", "encode_timeout", "encode_unavailable")
+_PREFILL = ("prefill_failed", "prefill_timeout", "prefill_unavailable")
 _CAUSES: Mapping[FailureKind | None, str] = MappingProxyType(
     {
         FailureKind.CONNECT: "cannot be connected to",
@@ -76,6 +78,7 @@ def describe_failure(failed: LegFailed, *, expose_pods: bool) -> RequestRejected
         expose_pods: whether the client is told names and addresses of pods.
     """
     attempts, last, leg = failed.attempts, failed.attempts[-1], failed.leg
+    failed_code, timeout_code, unavailable_code = _ENCODE if leg is Leg.ENCODE else _PREFILL
     causes = [_describe_attempt(attempt, expose_pods) for attempt in attempts[-_TOLD_ATTEMPTS:]]
     message = (
         f"the {leg} leg failed after {len(attempts)} attempt(s): {last.failure}; "
@@ -85,13 +88,13 @@ def describe_failure(failed: LegFailed, *, expose_pods: bool) -> RequestRejected
         message += "; no other pod was tried, since too many of the model's requests are"
     if failed.committed:
         message += "; the other legs had begun, so that no other pod could be tried"
-        return refuse_for_now(503, f"{leg}_failed", message, _find_wait(failed) or _AT_ONCE_S)
+        return refuse_for_now(503, failed_code, message, _find_wait(failed) or _AT_ONCE_S)
     if last.failure is FailureKind.TIMEOUT:
-        return RequestRejected(504, f"{leg}_timeout", message)
+        return RequestRejected(504, timeout_code, message)
     if last.status == 503:
         seconds = _find_wait(failed) or RETRY_AFTER_S
-        return refuse_for_now(503, f"{leg}_unavailable", message, seconds)
-    return RequestRejected(502, f"{leg}_failed", message)
+        return refuse_for_now(503, unavailable_code, message, seconds)
+    return RequestRejected(502, failed_code, message)
 
 
 def _find_wait(failed: LegFailed) -> int | None:

@@ -111,7 +111,6 @@ def test_a_name_that_is_almost_right_is_found(case: Case) -> None:
     "labels",
     [
         "model.aibrix.ai/name: m, role-name: router",
-        "model.aibrix.ai/name: m, role-name: encode",
         "model.aibrix.ai/name: m, model.aibrix.ai/service-name: m",
         "app.kubernetes.io/name: m, node-name: a, role: decode",
         "model.aibrix.ai/name: m, stormservice.orchestration.aibrix.ai/role-replica-index: '0'",
