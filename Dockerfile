@@ -1,7 +1,8 @@
 # docker build --build-arg VERSION=0.1.0 --tag pdrouter:0.1.0 .
 FROM python:3.12-slim AS build
 WORKDIR /src
-# With --build-arg CONSTRAINTS=tokenizer, the image can count tokens (PDROUTER_TOKENIZERS).
+# With --build-arg CONSTRAINTS=tokenizer, the image can count tokens (PDROUTER_TOKENIZERS); with
+# CONSTRAINTS=tracing, it can export traces (OTEL_*).
 ARG CONSTRAINTS=runtime
 COPY constraints/build.txt constraints/$CONSTRAINTS.txt constraints/
 RUN python -m venv /opt/build \

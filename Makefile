@@ -74,7 +74,8 @@ constraints: $(VENV)/dev.installed ## Pin the newest versions of all dependencie
 	for extra in demo dev; do printf 'hatchling\neditables\n' | \
 	  $(BIN)/$(PIN) --extra $$extra --output-file constraints/$$extra.txt pyproject.toml - || exit 1; done
 	$(BIN)/$(PIN) --output-file constraints/runtime.txt pyproject.toml
-	$(BIN)/$(PIN) --extra tokenizer --output-file constraints/tokenizer.txt pyproject.toml
+	for extra in tokenizer tracing; do \
+	  $(BIN)/$(PIN) --extra $$extra --output-file constraints/$$extra.txt pyproject.toml || exit 1; done
 	echo hatchling | $(BIN)/$(PIN) --output-file constraints/build.txt -
 
 clean:

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from random import Random
 from types import MappingProxyType, TracebackType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pdrouter.admin.server import AdminServer
 from pdrouter.cluster.router_group import form_group
@@ -41,7 +41,7 @@ from pdrouter.routing.state import RoutingState
 from pdrouter.serving.engine_client import EngineClient
 from pdrouter.serving.held_bodies import HeldBodies
 from pdrouter.serving.tokenizers import PromptTokenizers
-from pdrouter.settings import Settings
+from pdrouter.settings import SettingInvalid, Settings
 from pdrouter.settings.choices import Transport
 from pdrouter.telemetry.event_loop import EventLoopWatch
 from pdrouter.telemetry.requests import RequestTelemetry
@@ -54,6 +54,9 @@ from pdrouter.wiring import (
     find_tls,
     limit_client,
 )
+
+if TYPE_CHECKING:
+    from pdrouter.telemetry.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +101,8 @@ class Application:
             asks_engines: whether it asks the engines of an endpoints file what they serve.
 
         Raises:
-            SettingInvalid: the settings name no source of pods, or not which replica this is.
+            SettingInvalid: the settings name no source of pods, or not which replica this is, or
+                ask for traces without the package for them.
             TokenizerUnusable: a model's tokenizer cannot be loaded.
         """
         self._settings = settings
@@ -128,6 +132,7 @@ class Application:
         self._source = create_source(settings, self.cache, self._group, self._count_reload)
         self._tokenizers = _create_tokenizers(settings)
         self.bodies = _bound_bodies(settings)
+        self._tracing = _create_tracing(settings, worker)
         log_entries: Counter[str] = Counter()
         self.telemetry = RequestTelemetry(
             self.cache,
@@ -139,6 +144,7 @@ class Application:
             log_entries=log_entries,
             failures=self.failures,
             bodies=self.bodies,
+            trace=self._tracing.take if self._tracing else None,
         )
         self._client = EngineClient(limit_client(settings))
         self._exchanges = self._create_exchanges(prefixes)
@@ -178,6 +184,7 @@ class Application:
             bodies=self.bodies,
             routes=self._source.routes,
             peers=self.peers,
+            begin_trace=self._tracing.begin if self._tracing else None,
         )
         return Exchanges(self._settings, around)
 
@@ -229,6 +236,8 @@ class Application:
             PortUnusable: a port cannot be opened.
         """
         async with AsyncExitStack() as stack:
+            if self._tracing is not None:
+                stack.push_async_callback(self._tracing.close)
             await stack.enter_async_context(self._source)
             await stack.enter_async_context(self._client)
             # What streams leave behind when the server stops has a last moment.
@@ -297,6 +306,24 @@ class Application:
 
     def _count_reload(self, success: bool) -> None:
         self.telemetry.metrics.endpoints_reloads.labels("ok" if success else "broken").inc()
+
+
+def _create_tracing(settings: Settings, worker: int) -> "Tracing | None":
+    """Return what traces requests; None where nothing is to.
+
+    Raises:
+        SettingInvalid: the package for it is not installed.
+    """
+    if not settings.exports_traces:
+        return None
+    try:
+        # Loaded when needed: it costs memory, and is not installed everywhere.
+        from pdrouter.telemetry.tracing import create_tracing  # noqa: PLC0415
+
+        return create_tracing(settings, worker)
+    except ModuleNotFoundError as error:
+        message = f"traces (OTEL_*) need the package pdrouter[tracing]: {error}"
+        raise SettingInvalid(message) from error
 
 
 def _create_tokenizers(settings: Settings) -> PromptTokenizers:

@@ -54,6 +54,7 @@ from pdrouter.serving.rate_limit import RateLimiter
 from pdrouter.serving.record import Observer
 from pdrouter.serving.release import ReleaseObserver, ReleaseRules, Releases
 from pdrouter.serving.tokenizers import PromptTokenizers
+from pdrouter.serving.trace import BeginTrace
 from pdrouter.serving.unsplittable import UnsplittableKinds
 from pdrouter.serving.way import Dispatcher
 from pdrouter.settings import SettingInvalid, Settings
@@ -80,6 +81,7 @@ class Surroundings:
         bodies: bounds the bodies that wait.
         routes: checks the models' own routes; None to let requests pass unchecked.
         peers: what wires know of engines.
+        begin_trace: begins traces of requests; None where there are none.
     """
 
     cache: PodCache
@@ -90,6 +92,7 @@ class Surroundings:
     bodies: HeldBodies
     routes: RouteCheck | None = None
     peers: PeerKnowledge = field(default_factory=PeerKnowledge)
+    begin_trace: BeginTrace | None = None
 
 
 class Exchanges:
@@ -195,6 +198,7 @@ class Exchanges:
             bodies=self._around.bodies,
             send=send,
             interrupt=interrupt,
+            begin_trace=self._around.begin_trace,
         )
 
 
@@ -337,11 +341,10 @@ def choose_retry_rules(settings: Settings) -> RetryRules:
 
 
 def _create_pod_rules(settings: Settings) -> PodRules:
-    networks = tuple(map(ip_network, settings.pod_networks))
     own = find_own_addresses(settings.own_addresses, in_pod=settings.kubeconfig is None)
     return PodRules(
         WIRES,
-        AddressRules(networks, own),
+        AddressRules(tuple(map(ip_network, settings.pod_networks)), own),
         ModelNamespaces(settings.model_namespaces),
         match_revisions=settings.match_revisions,
         topology_labels=settings.topology_labels,

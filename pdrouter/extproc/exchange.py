@@ -46,6 +46,7 @@ from pdrouter.serving.held_bodies import HeldBodies
 from pdrouter.serving.leg_outcome import LegFailed, LegRefused
 from pdrouter.serving.record import Observer, Outcome, RequestRecord
 from pdrouter.serving.refusals import describe_failure
+from pdrouter.serving.trace import BeginTrace
 from pdrouter.serving.way import Dispatcher
 
 log = logging.getLogger(__name__)
@@ -154,6 +155,7 @@ class Exchange:
         bodies: HeldBodies,
         send: Callable[[bytes], Awaitable[object]],
         interrupt: Callable[[], object],
+        begin_trace: BeginTrace | None = None,
     ) -> None:
         """Begin with the stream.
 
@@ -166,6 +168,7 @@ class Exchange:
             bodies: bounds the bodies that wait.
             send: sends a message on the stream.
             interrupt: ends the reading of messages.
+            begin_trace: begins the trace of the request; None where there are no traces.
         """
         self._observer = observer
         self._expose_pods = policy.expose_pods
@@ -177,13 +180,19 @@ class Exchange:
         self.cut = False
         self.record = RequestRecord(create_request_id())
         self.call = Call(self.record, self._end_unasked, dispatcher.drains)
-        self._phases = Phases(self.call, dispatcher, cache, answers, policy, bodies=bodies)
+        self._phases = Phases(
+            self.call, dispatcher, cache, answers, policy, bodies=bodies, begin_trace=begin_trace
+        )
         self._observer.request_started(self.record)
 
     @property
     def ended(self) -> bool:
         """Whether there is nothing more to say: the stream is to be ended."""
         return self._state is State.ENDED
+
+    def follow(self, read_gateway_trace: Callable[[], str]) -> None:
+        """Take what gives the `traceparent` of the gateway's own span, should anybody ask."""
+        self._phases.read_gateway_trace = read_gateway_trace
 
     async def receive(self, data: bytes) -> None:
         """Take a message of the ext_proc stream, and send what answers it."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from msgspec import structs
 
+from pdrouter.cluster.pods import Pod
 from pdrouter.extproc.codec import encode
 from pdrouter.extproc.messages import BodyMode, Phase, PhaseReply, ReplaceBody, Reply
 from pdrouter.extproc.modes import ask_for_rest
@@ -21,6 +22,7 @@ from pdrouter.openai.headers import (
 )
 from pdrouter.serving.dispatched import Dispatched
 from pdrouter.serving.pod_outcomes import SentLeg
+from pdrouter.serving.trace import TRACEPARENT, TRACESTATE, RequestTrace
 
 _STRIPS = {
     mode: PhaseReply(
@@ -100,4 +102,15 @@ def forward(
         body=body,
         clear_route_cache=True,
         dynamic_metadata=metadata,
+    )
+
+
+def join_trace(reply: PhaseReply, trace: RequestTrace, pod: Pod | None) -> PhaseReply:
+    """Return the reply with which the last leg belongs to a trace."""
+    header = (TRACEPARENT, trace.send_last(pod))
+    removed = () if trace.joined else (TRACESTATE,)
+    return structs.replace(
+        reply,
+        set_headers=(*reply.set_headers, header),
+        remove_headers=(*reply.remove_headers, *removed),
     )

@@ -112,9 +112,16 @@ class GrpcioServer:
     async def _process(self, requests: AsyncIterator[bytes], context: Any) -> None:  # noqa: ANN401 - grpc has no types
         del requests  # The context's own reader costs less.
         try:
-            await self._streams.carry(context.read, context.write, grpc.aio.EOF)
+            await self._streams.carry(
+                context.read, context.write, grpc.aio.EOF, read_trace=lambda: _read_trace(context)
+            )
         except StreamCut:
             await context.abort(grpc.StatusCode.ABORTED, "a leg of the request has failed")
+
+
+def _read_trace(context: Any) -> str:  # noqa: ANN401 - grpc has no types
+    metadata = dict(context.invocation_metadata() or ())
+    return str(metadata.get("traceparent", ""))
 
 
 def _list_channel_options(options: ServerOptions) -> list[tuple[str, int]]:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from msgspec import structs
@@ -13,7 +13,7 @@ from pdrouter.engines.vllm.priority import STATUSES
 from pdrouter.extproc import own_answers
 from pdrouter.extproc.exchange_policy import ExchangePolicy
 from pdrouter.extproc.explanation import explain
-from pdrouter.extproc.forwarding import forward, strip
+from pdrouter.extproc.forwarding import forward, join_trace, strip
 from pdrouter.extproc.front_door import admit, authenticate, no_body
 from pdrouter.extproc.immediate import answer, complete
 from pdrouter.extproc.messages import (
@@ -48,6 +48,7 @@ from pdrouter.serving.open_decision import OpenDecision
 from pdrouter.serving.pod_outcomes import SentLeg
 from pdrouter.serving.record import Outcome
 from pdrouter.serving.refusals import refuse_reused
+from pdrouter.serving.trace import BeginTrace
 from pdrouter.serving.way import Dispatcher
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,9 @@ class Phases:
 
     Every method takes the event of its phase and returns the replies.
 
+    Attributes:
+        read_gateway_trace: gives the `traceparent` of the gateway's span; empty if it has none.
+
     Raises:
         RequestRejected: the client gets an error of the router's own.
         LegRefused: the client gets the engine's error.
@@ -73,6 +77,7 @@ class Phases:
 
     __slots__ = (
         "_answers",
+        "_begin_trace",
         "_bodies",
         "_cache",
         "_call",
@@ -87,6 +92,7 @@ class Phases:
         "_sent",
         "_start",
         "_watch",
+        "read_gateway_trace",
     )
 
     def __init__(
@@ -98,8 +104,11 @@ class Phases:
         policy: ExchangePolicy,
         *,
         bodies: HeldBodies,
+        begin_trace: BeginTrace | None = None,
     ) -> None:
         self._call = call
+        self._begin_trace = begin_trace
+        self.read_gateway_trace: Callable[[], str] = str
         self._record = call.record
         self._dispatcher = dispatcher
         self._cache = cache
@@ -137,6 +146,10 @@ class Phases:
     async def on_request_headers(self, event: RequestHeaders) -> Replies:
         """Let in what is served, and remove what the client may not say."""
         headers, record = event.headers, self._record
+        if self._begin_trace is not None:
+            record.trace = self._begin_trace(headers, self.read_gateway_trace())
+            if record.trace is not None and record.trace.own.sampled:
+                record.steps.intervals = []
         record.path, _ = split_path(headers.get(":path", ""))
         record.method = headers.get(":method", "")
         record.client_request_id = read_client_id(headers)
@@ -170,6 +183,8 @@ class Phases:
         if isinstance(dispatched, Completed):
             return (self._complete(dispatched),)
         reply = self._forward(dispatched)
+        if self._record.trace is not None:
+            reply = join_trace(reply, self._record.trace, dispatched.pod)
         self._record.forwarded = True
         return (reply,)
 

@@ -42,6 +42,8 @@ class OpenStreams:
         write: Callable[[bytes], Awaitable[object]],
         end: object,
         ask_before_large: Callable[[Admit], object] | None = None,
+        *,
+        read_trace: Callable[[], str] | None = None,
     ) -> None:
         """Carry one stream, until either side ends it. To reset it, cancel this.
 
@@ -51,6 +53,7 @@ class OpenStreams:
             end: what `read` gives after the last message.
             ask_before_large: takes what to ask before a large message is let in, where it can
                 be kept out.
+            read_trace: gives the `traceparent` in the stream's metadata; empty if there is none.
 
         Raises:
             StreamCut: the stream is to be reset, and the client's answer with it.
@@ -59,6 +62,8 @@ class OpenStreams:
         if task is None:
             raise RuntimeError("a stream is carried by a task")
         exchange = self._create_exchange(write, task.cancel)
+        if read_trace is not None:
+            exchange.follow(read_trace)
         if ask_before_large is not None:
             ask_before_large(exchange.admit)
         self.count += 1

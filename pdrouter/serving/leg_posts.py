@@ -85,6 +85,22 @@ class LegPosts:
                 has the first id already: no other try can have another, so that there is none once
                 an engine may have seen it.
         """
+        trace = self.record.trace
+        if trace is None:
+            return await self._send(pod, write, companion, self.headers)
+        with trace.time_leg(self._leg, pod) as span:
+            headers = trace.replace_headers(self.headers, span)
+            attempt, answer = await self._send(pod, write, companion, headers)
+            span.attempt = attempt
+            return attempt, answer
+
+    async def _send(
+        self,
+        pod: Pod,
+        write: Callable[[str], tuple[Mapping[str, str], Pieces]],
+        companion: Companion | None,
+        common: Mapping[str, str],
+    ) -> tuple[Attempt, EngineAnswer | None]:
         start, leg = time.monotonic(), self._leg
         stale = 0
         if companion is not None:
@@ -93,7 +109,7 @@ class LegPosts:
             request_id = next(self._ids) if companion is None else companion.request_id
             more, body = write(request_id)
             headers = {
-                **self.headers,
+                **common,
                 **more,
                 **address_rank(pod),
                 "x-request-id": request_id,

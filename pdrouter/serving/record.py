@@ -13,6 +13,7 @@ from pdrouter.routing.deadlines import Deadline
 from pdrouter.routing.decision import Decision, DecisionKind
 from pdrouter.serving.leg_outcome import Attempt
 from pdrouter.serving.steps import StepTimes
+from pdrouter.serving.trace import RequestTrace
 
 
 class Retry(StrEnum):
@@ -99,6 +100,7 @@ class RequestRecord(msgspec.Struct):
         message: `error.message` of that error.
         outcome: how it ended.
         began: when it came, on the clock of performance counters.
+        trace: its trace; None where it is not traced.
     """
 
     request_id: str
@@ -140,6 +142,7 @@ class RequestRecord(msgspec.Struct):
     message: str = ""
     outcome: Outcome | None = None
     began: float = msgspec.field(default_factory=time.perf_counter)
+    trace: RequestTrace | None = None
 
     def note_answer(self, usage: Usage | None, first_token_s: float | None) -> None:
         """Note what was counted of the answer."""

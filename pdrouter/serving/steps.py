@@ -13,13 +13,16 @@ class StepTimes:
         seconds: time by the name of the step; that of a step that is done again is added up.
         waited_s: time in steps that wait for somebody else: an engine, a thread, an API. It is none
             of the router's own.
+        intervals: name, begin and end of each step that has ended, on the clock of performance
+            counters; None where nobody wants to know.
     """
 
-    __slots__ = ("seconds", "waited_s")
+    __slots__ = ("intervals", "seconds", "waited_s")
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self.waited_s = 0.0
+        self.intervals: list[tuple[str, float, float]] | None = None
 
     def describe(self) -> dict[str, float]:
         """Return the milliseconds of each step."""
@@ -60,7 +63,10 @@ class Step(msgspec.Struct, frozen=True):
     ) -> None:
         """Add up what it took."""
         spent = time.perf_counter() - self.start
-        seconds = self.times.seconds
+        times = self.times
+        if times.intervals is not None:
+            times.intervals.append((self.name, self.start, self.start + spent))
+        seconds = times.seconds
         seconds[self.name] = seconds.get(self.name, 0.0) + spent
         if self.waits:
-            self.times.waited_s += spent
+            times.waited_s += spent

@@ -15,6 +15,7 @@ from pdrouter.settings.pods import PodSettings
 from pdrouter.settings.ports import PortSettings
 from pdrouter.settings.reporting import ReportingSettings
 from pdrouter.settings.routing import RoutingSettings
+from pdrouter.settings.tracing import TracingSettings
 
 
 class SettingInvalid(ValueError):
@@ -49,6 +50,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Settings(
+    TracingSettings,
     ReportingSettings,
     PortSettings,
     FailureSettings,

@@ -15,6 +15,7 @@ from pdrouter.settings.pods import PodSettings
 from pdrouter.settings.ports import PortSettings
 from pdrouter.settings.reporting import ReportingSettings
 from pdrouter.settings.routing import RoutingSettings
+from pdrouter.settings.tracing import TracingSettings
 
 DEFAULT = "default"
 """Where a value comes from that nothing gives."""
@@ -31,6 +32,7 @@ _GROUPS: Mapping[str, type] = MappingProxyType(
         "Pods that fail": FailureSettings,
         "Ports, and the end of the process": PortSettings,
         "What is told": ReportingSettings,
+        "Traces": TracingSettings,
     }
 )
 _ADVANCED = """## Advanced

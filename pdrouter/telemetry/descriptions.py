@@ -18,6 +18,7 @@ def describe_request(record: RequestRecord) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "request_id": record.request_id,
         "client_request_id": record.client_request_id,
+        **_describe_trace(record),
         "method": record.method,
         "path": record.path[:200],
         "model": record.model,
@@ -122,6 +123,10 @@ def describe_choice(record: RequestRecord) -> dict[str, Any]:
                 "candidates": len(choice.candidates),
             }
     return fields
+
+
+def _describe_trace(record: RequestRecord) -> dict[str, str]:
+    return {} if record.trace is None else {"trace_id": f"{record.trace.own.trace_id:032x}"}
 
 
 class _Counted(Protocol):

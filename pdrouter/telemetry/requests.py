@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.reflector_stats import ReflectorStats
@@ -20,6 +20,7 @@ from pdrouter.serving.record import Outcome, RequestRecord
 from pdrouter.serving.refusals import DEADLINE_MISSED
 from pdrouter.serving.release import ReleaseOutcome
 from pdrouter.serving.tokenizers import TokenizerStats
+from pdrouter.serving.trace import RequestTrace
 from pdrouter.telemetry.aibrix_metrics import AibrixMetrics
 from pdrouter.telemetry.bodies import BodyMetrics
 from pdrouter.telemetry.decisions import DecisionLog
@@ -31,6 +32,9 @@ from pdrouter.telemetry.descriptions import (
 from pdrouter.telemetry.metrics import Metrics
 
 log = logging.getLogger("pdrouter.request")
+
+TakeTrace: TypeAlias = Callable[[RequestRecord, RequestTrace], None]
+"""Takes the trace of a request that has ended."""
 
 _LOUD = frozenset({Outcome.FAILED, Outcome.PROTOCOL_ERROR})
 
@@ -57,6 +61,7 @@ class RequestTelemetry:
         log_entries: Mapping[str, int] = MappingProxyType({}),
         failures: FailureMemory | None = None,
         bodies: HeldBodies | None = None,
+        trace: TakeTrace | None = None,
     ) -> None:
         """Start with no requests.
 
@@ -73,8 +78,10 @@ class RequestTelemetry:
             log_entries: entries of Envoy's access log by what became of them, for metrics.
             failures: which pods have failed of late, for metrics.
             bodies: the request bodies that wait, for metrics; None where nobody counts them.
+            trace: takes the trace of a request that has ended; None where there are none.
         """
         self.decisions = DecisionLog(kept_decisions)
+        self._trace = trace
         self.open: dict[str, RequestRecord] = {}
         self.metrics = Metrics(
             cache,
@@ -168,6 +175,9 @@ class RequestTelemetry:
         self.open.pop(record.request_id, None)
         self._count(record)
         self._aibrix.request_finished(record)
+        trace = record.trace
+        if trace is not None and trace.own.sampled and self._trace is not None:
+            self._trace(record, trace)
         level = logging.WARNING if record.outcome in _LOUD else logging.INFO
         if log.isEnabledFor(level):
             fields = describe_request(record)

@@ -41,6 +41,7 @@ class StackOptions:
         response_body: whether response bodies pass through the router.
         allow_mode_override: whether the router may turn response bodies off.
         token_accounting: whether Envoy counts tokens and reports them to the router.
+        trace_collector: where Envoy sends its spans; None for nowhere.
         listen: where Envoy accepts clients.
         admin: where the router's HTTP port listens.
     """
@@ -57,6 +58,7 @@ class StackOptions:
     response_body: ResponseBodyMode = ResponseBodyMode.NONE
     allow_mode_override: bool = True
     token_accounting: bool = False
+    trace_collector: Address | None = None
     listen: Address = _ANY_PORT
     admin: Address = _ANY_PORT
 
@@ -184,6 +186,7 @@ def _build_envoy(
         response_body=options.response_body,
         allow_mode_override=options.allow_mode_override,
         token_accounting=options.token_accounting,
+        trace_collector=options.trace_collector,
         max_message_bytes=settings.max_message_bytes,
         prefill_timeout_s=settings.prefill_timeout_s,
     )

@@ -24,12 +24,14 @@ class RequestHead:
         grpc: whether it is a gRPC call.
         encoding: how its messages are compressed.
         content_length: bytes of its body; None if it does not say.
+        traceparent: the span of the client that it belongs to; empty if it does not say.
     """
 
     path: str
     grpc: bool
     encoding: str
     content_length: int | None
+    traceparent: str = ""
 
 
 def read_request_head(headers: Iterable[tuple[str, str]]) -> RequestHead:
@@ -57,6 +59,7 @@ def read_request_head(headers: Iterable[tuple[str, str]]) -> RequestHead:
         pseudo[":method"] == "POST" and content_type.startswith("application/grpc"),
         regular.get("grpc-encoding", "identity"),
         _read_content_length(regular.get("content-length")),
+        regular.get("traceparent", ""),
     )
 
 

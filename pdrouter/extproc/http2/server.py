@@ -84,7 +84,13 @@ class Http2Server:
 
     async def _process(self, stream: Stream) -> None:
         try:
-            await self._streams.carry(stream.read, stream.write, END, stream.ask_before_large)
+            await self._streams.carry(
+                stream.read,
+                stream.write,
+                END,
+                stream.ask_before_large,
+                read_trace=lambda: stream.head.traceparent,
+            )
         except StreamCut as cut:
             raise RpcFailed(Status.ABORTED, "a leg of the request has failed") from cut
 

@@ -42,6 +42,11 @@ from pdrouter.tools.envoy_config.options import (
     ResponseBodyMode,
 )
 from pdrouter.tools.envoy_config.token_accounting import build_token_filters, build_token_log
+from pdrouter.tools.envoy_config.tracing import (
+    build_collector_clusters,
+    build_request_ids,
+    build_tracing,
+)
 
 # Envoy's defaults for flow control. The body limit of the route can raise them for a request but
 # not lower them, so they must not exceed it.
@@ -76,7 +81,11 @@ def build_bootstrap(config: EnvoyConfig) -> bootstrap.Bootstrap:
         admin=bootstrap.Admin(address=build_socket_address(config.admin)) if config.admin else None,
         static_resources=bootstrap.BootstrapStaticResources(
             listeners=[_build_listener(config)],
-            clusters=[build_router_cluster(config), build_pod_cluster(config)],
+            clusters=[
+                build_router_cluster(config),
+                build_pod_cluster(config),
+                *build_collector_clusters(config),
+            ],
         ),
     )
 
@@ -121,6 +130,8 @@ def _build_connection_manager(config: EnvoyConfig) -> hcm.HttpConnectionManager:
         early_header_mutation_extensions=[_build_control_header_removal()],
         local_reply_config=build_local_replies(config.body_limit_bytes),
         access_log=_build_access_logs(config),
+        tracing=build_tracing(config),
+        request_id_extension=build_request_ids(config),
         route_config=_build_routes(config),
         http_filters=[
             *(build_token_filters() if config.token_accounting else ()),

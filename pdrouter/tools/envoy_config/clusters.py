@@ -107,6 +107,18 @@ def build_pod_cluster(config: EnvoyConfig) -> cluster.Cluster:
     return pods
 
 
+def build_collector_cluster(name: str, collector: Address) -> cluster.Cluster:
+    """Builds the cluster of what takes Envoy's spans."""
+    return cluster.Cluster(
+        name=name,
+        type=cluster.ClusterDiscoveryType.STATIC
+        if collector.is_ip
+        else cluster.ClusterDiscoveryType.STRICT_DNS,
+        connect_timeout=_CONNECT_TIMEOUT,
+        load_assignment=_load_assignment(name, (collector,)),
+    )
+
+
 def _circuit_breakers(config: EnvoyConfig) -> cluster.CircuitBreakers:
     # All of them, since they default to 1024: a request holds a connection (HTTP/1.1 pods) or a
     # stream (routers) for as long as the model answers. Retries default to 3 at a time; a router

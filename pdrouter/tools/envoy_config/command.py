@@ -39,6 +39,8 @@ def run(args: argparse.Namespace) -> int:
             router_health_checks=args.router_health_checks,
             token_accounting=args.token_accounting,
             access_log=args.access_log,
+            trace_collector=args.trace_collector,
+            trace_percent=args.trace_percent,
         )
     except ValueError as error:
         sys.stderr.write(f"pdrouter envoy-config: error: {error}\n")
@@ -87,6 +89,12 @@ def _add_addresses(group: argparse._ArgumentGroup) -> None:
         default=[],
         metavar="IP:PORT",
         help="a decode pod, repeatable; for override-host routing",
+    )
+    group.add_argument(
+        "--trace-collector",
+        type=_parse_address,
+        metavar="HOST:PORT",
+        help="send Envoy's spans there, over OTLP/HTTP, usually port 4318 (default: none)",
     )
 
 
@@ -148,6 +156,14 @@ def _add_behaviour(group: argparse._ArgumentGroup) -> None:
         "--access-log",
         metavar="PATH",
         help="file for a JSON line per request, such as /dev/stdout (default: none)",
+    )
+    group.add_argument(
+        "--trace-percent",
+        type=float,
+        default=_DEFAULT.trace_percent,
+        metavar="PERCENT",
+        help="how many requests are traced whose traceparent has not decided it "
+        "(default: %(default)s)",
     )
 
 

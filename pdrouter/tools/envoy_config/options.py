@@ -102,6 +102,8 @@ class EnvoyConfig:
             gets no new requests.
         token_accounting: Lets Envoy count the tokens of answers, and report them to the routers.
         access_log: File (`/dev/stdout` included) that gets a line per request; None for no log.
+        trace_collector: Where Envoy sends spans of its own, over OTLP/HTTP; None for nowhere.
+        trace_percent: How many requests are traced whose `traceparent` has not decided it.
 
     Raises:
         ValueError: If the decisions contradict each other or lie outside what Envoy accepts.
@@ -122,6 +124,8 @@ class EnvoyConfig:
     router_health_checks: bool = True
     token_accounting: bool = False
     access_log: str | None = None
+    trace_collector: Address | None = None
+    trace_percent: float = 100.0
 
     def __post_init__(self) -> None:
         self._check_addresses()
@@ -130,6 +134,7 @@ class EnvoyConfig:
             ("max concurrent requests", self.max_concurrent_requests, 1, 2**31 - 2),
             ("prefill timeout", self.prefill_timeout_s, 0.001, _MAX_PREFILL_TIMEOUT_S),
             ("decode silence timeout", self.decode_silence_timeout_s, 0.001, 86_400),
+            ("trace percent", self.trace_percent, 0, 100),
         ):
             if not lowest <= value <= highest:
                 raise ValueError(f"{name} {value} is not between {lowest} and {highest}")
@@ -149,7 +154,8 @@ class EnvoyConfig:
                     raise ValueError(f"{role} address {address} needs an IP address")
         if self.admin is not None and not ipaddress.ip_address(self.admin.host).is_loopback:
             raise ValueError(f"admin address {self.admin} is not loopback; anyone could stop Envoy")
-        for address in self.routers + self.decode:
+        collectors = () if self.trace_collector is None else (self.trace_collector,)
+        for address in self.routers + self.decode + collectors:
             if address.port == 0:
                 raise ValueError(f"{address} needs a port to connect to")
 

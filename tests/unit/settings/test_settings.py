@@ -73,7 +73,27 @@ _NAMES = [("a", ("a",)), ("X-A, x-b ,,", ("x-a", "x-b"))]
 _NO_NAMES = [",", ",,"]
 _TEXTS = [("x", "x"), (" x y ", "x y")]
 
+_PROTOCOLS = [
+    *(("grpc", "grpc"), ("HTTP/protobuf", "http/protobuf"), ("http", "http")),
+]
+_NO_PROTOCOLS = ["http/json", "tcp"]
+
 _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
+    "OTEL_TRACES_EXPORTER": ([("otlp", "otlp"), ("none", "none")], ["console", "otlp,zipkin"]),
+    "OTEL_EXPORTER_OTLP_ENDPOINT": (_TEXTS, []),
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": (_TEXTS, []),
+    "OTEL_EXPORTER_OTLP_PROTOCOL": (_PROTOCOLS, _NO_PROTOCOLS),
+    "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": (_PROTOCOLS, _NO_PROTOCOLS),
+    "OTEL_TRACES_SAMPLER": (
+        [
+            *(("always_on", "always-on"), ("parentbased_always_off", "parentbased-always-off")),
+            *(("traceidratio", "traceidratio"), ("always-off", "always-off")),
+            ("parentbased_traceidratio", "parentbased-traceidratio"),
+        ],
+        ["jaeger_remote", "on", "parentbased"],
+    ),
+    "OTEL_TRACES_SAMPLER_ARG": ([("0", 0), ("0.01", 0.01), ("1", 1)], ["1.1", "-0.1", "nan", "1%"]),
+    "OTEL_SDK_DISABLED": (_BOOLEANS, _NO_BOOLEANS),
     "ROUTING_ALGORITHM": (
         [
             *(("pd", "pd"), ("random", "random"), ("least-request", "least-request")),
@@ -574,7 +594,7 @@ def test_what_few_need_stands_apart() -> None:
     apart = set(re.findall(r"^\| `(\w+)`", advanced, re.MULTILINE))
     assert apart == {each.variable for each in declarations().values() if each.advanced}
     assert shown | apart == set(NAMES)
-    assert 40 <= len(shown) <= 54
+    assert 40 <= len(shown) <= 56
     # What is worth an option is worth a place among the others.
     assert not [each.option for each in declarations().values() if each.advanced and each.option]
 
