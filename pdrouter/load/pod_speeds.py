@@ -16,8 +16,8 @@ _BAND = 1.3
 """How many times slower or faster a pod may look and still count as others of its kind."""
 _ERRORS = 4.0
 """Standard errors that it must be away from them: chance alone does not give these."""
-_COMPARED_EVERY = 16
-"""Legs between two looks at all pods."""
+_PODS_PER_LEG = 4
+"""Pods that are looked at for each leg: all of them once in so many legs as there are for that."""
 _REMEMBERED = 200
 """Legs for each pod after which one that has had none meanwhile is looked at anew."""
 _LEAST_RATIO = 1e-3
@@ -122,11 +122,12 @@ class PodSpeeds:
             where absent. What is learnt makes a new mapping.
     """
 
-    __slots__ = ("_kinds", "_number", "_records", "factors")
+    __slots__ = ("_kinds", "_next_look", "_number", "_records", "factors")
 
     def __init__(self) -> None:
         self._kinds: dict[str, PodKind] = {}
         self._number = 0
+        self._next_look = 0
         self._records: dict[str, _Record] = {}
         self.factors: Mapping[str, float] = {}
 
@@ -149,7 +150,8 @@ class PodSpeeds:
             record = self._records[uid] = _Record()
         self._number += 1
         record.add(self._number, observed, predicted)
-        if self._number % _COMPARED_EVERY == 0:
+        if self._number >= self._next_look:
+            self._next_look = self._number + 1 + len(self._records) // _PODS_PER_LEG
             oldest = self._number - _REMEMBERED * len(self._records)
             for each in [each for each, known in self._records.items() if known.last < oldest]:
                 del self._records[each]
