@@ -242,12 +242,7 @@ def create_source(
 
 
 def create_router(settings: Settings, state: RoutingState) -> Router:
-    """Return what chooses the pods.
-
-    Args:
-        settings: what the operator decided.
-        state: the pods' condition.
-    """
+    """Return what chooses the pods, by their condition."""
     strategies = create_strategies(
         settings.prefill_policy, settings.decode_policy, choose_policy_options(settings)
     )

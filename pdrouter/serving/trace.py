@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from random import getrandbits
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 
@@ -126,27 +126,22 @@ BeginTrace: TypeAlias = Callable[[Mapping[str, str], str], RequestTrace | None]
 where the client's headers say all that engines need: they go on as they are."""
 
 
-class TraceSampler(Protocol):
-    """Decides which requests are traced."""
-
-    def takes(self, parent: TraceParent | None, trace_id: int) -> bool:
-        """Return whether a request is."""
+Sample: TypeAlias = Callable[[TraceParent | None, int], bool]
+"""Decides whether a request is traced, by its parent and the id of its trace."""
 
 
-def begin_trace(
-    sampler: TraceSampler, headers: Mapping[str, str], gateway: str
-) -> RequestTrace | None:
+def begin_trace(sample: Sample, headers: Mapping[str, str], gateway: str) -> RequestTrace | None:
     """Begin the trace of a request.
 
     Args:
-        sampler: decides whether it is exported.
+        sample: decides whether it is exported.
         headers: the client's headers.
         gateway: `traceparent` of the gateway's own span; empty where the gateway traces nothing.
     """
     of_client = TraceParent.parse(headers.get(TRACEPARENT, ""))
     parent = TraceParent.parse(gateway) or of_client
     trace_id = getrandbits(128) or 1 if parent is None else parent.trace_id
-    sampled = sampler.takes(parent, trace_id)
+    sampled = sample(parent, trace_id)
     if not sampled and parent is not None and parent is of_client and not parent.sampled:
         return None
     joined = parent is not None and of_client is not None and of_client.trace_id == parent.trace_id

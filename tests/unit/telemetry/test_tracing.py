@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import Decision, TraceIdRatioBased
 
 from pdrouter.app import Application
 from pdrouter.cluster.pods import Role
@@ -26,7 +27,7 @@ from pdrouter.serving.trace import RequestTrace, TraceParent
 from pdrouter.settings import SettingInvalid, Settings
 from pdrouter.telemetry import tracing
 from pdrouter.telemetry.spans import SpanData, SpanKind, describe_spans
-from pdrouter.telemetry.tracing import Tracing
+from pdrouter.telemetry.tracing import Tracing, choose_sampler
 
 P, D = make_pod("p0", Role.PREFILL), make_pod("d0", Role.DECODE)
 CLIENT = TraceParent(0xA1, 0xB1, sampled=True)
@@ -138,6 +139,16 @@ def test_the_sampler_decides_and_engines_are_told(
     assert read is not None
     assert read.sampled is sampled
     assert parent is None or read.trace_id == parent.trace_id
+
+
+@given(st.integers(1, 2**128 - 1), st.floats(0, 1))
+def test_a_share_takes_the_same_traces_as_the_samplers_of_other_programs(
+    trace_id: int, share: float
+) -> None:
+    """Or a trace would have holes where several of them decide."""
+    settings = Settings(traces_sampler="traceidratio", traces_sampler_share=share)
+    theirs = TraceIdRatioBased(share).should_sample(None, trace_id, "x").decision
+    assert choose_sampler(settings)(None, trace_id) == (theirs is Decision.RECORD_AND_SAMPLE)
 
 
 def test_the_span_of_the_gateway_is_the_parent_where_there_is_one() -> None:
