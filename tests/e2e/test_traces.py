@@ -1,6 +1,7 @@
 """Traces of client, Envoy, router and engines, as they arrive at a collector."""
 
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -141,10 +142,10 @@ async def test_a_request_without_a_trace_begins_one(
 async def traced_stack(
     collector: Collector, stack_options: StackOptions
 ) -> AsyncIterator[LocalStack]:
-    """The same, with an Envoy that makes spans, too."""
+    """Engines whose legs run at once, and an Envoy that makes spans, too."""
     options = StackOptions(
-        prefill=PREFILL[:1],
-        decode=DECODE[:1],
+        prefill=[replace(PREFILL[0], kv_connector="bootstrap")],
+        decode=[replace(DECODE[0], kv_connector="bootstrap")],
         environment=stack_options.environment,
         trace_collector=Address("127.0.0.1", collector.port),
     )
@@ -158,8 +159,13 @@ async def test_spans_of_envoy_stand_between_those_of_the_client_and_of_the_route
     trace_id, headers = parent(0xA5)
     async with connect(traced_stack) as client:
         response = await client.post(CHAT, json=chat(), headers=headers)
-    _, decode = expect_disaggregated(traced_stack, response)
+        # Envoy sends its spans when it has a few.
+        for number in range(3):
+            await client.post(CHAT, json=chat(), headers=parent(0xB1 + number)[1])
+    prefill, decode = expect_disaggregated(traced_stack, response)
     spans = await wait_for(collector, trace_id, "chat demo", "prefill")
+    told = TraceParent.parse(prefill.request.headers["traceparent"])
+    assert told == (int(trace_id, 16), int(spans["prefill"].span_id, 16), True)
 
     async def envoy_has_sent_its_own() -> None:
         assert len(collector.find(trace_id, service="envoy")) >= 3
