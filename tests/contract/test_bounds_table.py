@@ -29,6 +29,7 @@ from factories import (
     make_request,
 )
 from loopback import Server, answer_always, answering, hang, listen
+from opentelemetry.sdk.trace.export import SpanExportResult
 from waiting import WAIT_S, wait_until
 
 from pdrouter.admin import http_port
@@ -103,7 +104,7 @@ from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.serving.unsplittable import UnsplittableKinds
 from pdrouter.settings import Settings, describe_settings
 from pdrouter.settings.choices import Priority
-from pdrouter.telemetry import logs, model_series
+from pdrouter.telemetry import logs, model_series, tracing
 from pdrouter.telemetry.decisions import DecisionLog
 from pdrouter.telemetry.requests import RequestTelemetry
 from pdrouter.tools.envoy_config import Address, EnvoyConfig, build_bootstrap, to_yaml
@@ -1015,6 +1016,50 @@ async def exceed_the_log(_: pytest.MonkeyPatch) -> None:
     for _line in range(logs.MAX_WAITING_LINES + 7):
         handler.handle(line)
     assert (records.qsize(), handler.dropped) == (logs.MAX_WAITING_LINES, 7)
+
+
+class StuckExporter:
+    """Sends no span until it may."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+
+    def export(self, spans: object) -> SpanExportResult:
+        del spans
+        self.go_on.wait(WAIT_S)
+        return SpanExportResult.SUCCESS
+
+    def shutdown(self) -> None:
+        """There is nothing to close."""
+
+
+def trace_many(count: int, exporter: Any) -> tracing.Tracing:
+    running = tracing.Tracing(DEFAULTS, exporter)
+    for _request in range(count):
+        trace = running.begin({}, "")
+        assert trace is not None
+        running.take(make_record(trace=trace), trace)
+    return running
+
+
+@walk("Spans of traces that wait", "2,048")
+async def exceed_the_spans(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "3600000")
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2048")
+    exporter = StuckExporter()
+    running = trace_many(2048 * 2 + 100, exporter)
+    assert len(running._processor._batch_processor._queue) <= 2048
+    exporter.go_on.set()
+    await running.close()
+
+
+@walk("The last spans, when the router ends", f"{tracing.FLUSH_S:g} s")
+async def exceed_the_flush(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing, "FLUSH_S", 0.01)
+    exporter = StuckExporter()
+    await trace_many(1, exporter).close()
+    assert not exporter.go_on.is_set()
+    exporter.go_on.set()
 
 
 @walk("Decisions that are kept", f"{DEFAULTS.kept_decisions}")

@@ -269,6 +269,7 @@ class TestCommand:
                 *("--response-body", "streamed", "--access-log", "/dev/stdout"),
                 *("--max-message-bytes", "8Mi", "--max-requests", "64"),
                 *("--prefill-timeout", "10m", "--decode-silence-timeout", "30.5"),
+                *("--trace-collector", "otel:4318", "--trace-percent", "2.5"),
             )
             == 0
         )
@@ -286,6 +287,8 @@ class TestCommand:
             max_concurrent_requests=64,
             prefill_timeout_s=600,
             decode_silence_timeout_s=30.5,
+            trace_collector=Address("otel", 4318),
+            trace_percent=2.5,
         )
         assert capsys.readouterr().out == to_yaml(build_bootstrap(expected))
 
