@@ -16,10 +16,14 @@ PROCESSES = --numprocesses=auto --maxprocesses=4 --dist=loadfile
 # Coverage doubles the time of a test: it is taken where the rooms that are held to it are tested.
 COVERED = tests/unit tests/contract
 
+# What carries requests differs here; all end-to-end tests run over the default.
+CARRYING = tests/e2e/test_streams.py tests/e2e/test_tls.py tests/e2e/test_process.py tests/e2e/test_tokens.py
+
 test: lint ## All checks
 	env $(CLUSTER) $(BIN)/pytest $(PROCESSES) $(COVERED) --cov --cov-report=
 	$(BIN)/coverage report --fail-under=95 --include='pdrouter/openai/*,pdrouter/engines/*,pdrouter/routing/*,pdrouter/serving/*,pdrouter/extproc/*'
 	env $(CLUSTER) $(BIN)/pytest $(PROCESSES) $(COVERED:%=--ignore=%)
+	$(BIN)/pytest $(PROCESSES) -p benchmarks.transports.pytest_plugin --transport grpcio $(CARRYING)
 
 h2spec: $(VENV)/dev.installed ## The HTTP/2 server before an independent judge; needs Go
 	GOBIN=$(CURDIR)/$(BIN) go install github.com/summerwind/h2spec/cmd/h2spec@latest

@@ -20,11 +20,11 @@ class PortSettings:
         "--grpc-bind",
     )
     transport: Transport = declare(
-        Transport.GRPCIO,
+        Transport.HTTP2,
         "PDROUTER_TRANSPORT",
         enumeration(Transport, *Transport),
-        "What carries the ext_proc streams: `grpcio`, or `http2`, a server of our own that takes "
-        "about half of its CPU (performance.md).",
+        "What carries the ext_proc streams: `http2`, a server of our own that takes about half of "
+        "the CPU, or `grpcio` (performance.md).",
         advanced=True,
     )
     http_bind: tuple[str, int] = declare(
