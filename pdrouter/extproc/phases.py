@@ -48,6 +48,7 @@ from pdrouter.serving.open_decision import OpenDecision
 from pdrouter.serving.pod_outcomes import SentLeg
 from pdrouter.serving.record import Outcome
 from pdrouter.serving.refusals import refuse_reused
+from pdrouter.serving.steps import TracedSteps
 from pdrouter.serving.trace import BeginTrace
 from pdrouter.serving.way import Dispatcher
 
@@ -149,7 +150,7 @@ class Phases:
         if self._begin_trace is not None:
             record.trace = self._begin_trace(headers, self.read_gateway_trace())
             if record.trace is not None and record.trace.own.sampled:
-                record.steps.intervals = []
+                record.steps = TracedSteps()
         record.path, _ = split_path(headers.get(":path", ""))
         record.method = headers.get(":method", "")
         record.client_request_id = read_client_id(headers)

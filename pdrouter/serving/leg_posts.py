@@ -1,9 +1,10 @@
 """The POSTs of one leg: one pod after another, within one deadline, each with an id of its own."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from itertools import count
+from typing import TypeAlias
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.engine_http.answers import EngineAnswer
@@ -18,8 +19,12 @@ from pdrouter.serving.engine_client import EngineClient, address_rank
 from pdrouter.serving.leg_outcome import Attempt
 from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.statuses import Speaks, judge
+from pdrouter.serving.trace import RequestTrace
 
 _UNTIMED = nullcontext()
+WriteRequest: TypeAlias = Callable[[str], tuple[Mapping[str, str], Pieces]]
+"""Gives headers, beside those that all have, and the body of a request with an id."""
+
 ROUND_TRIP_S = 0.05
 """What was closed while it was idle says so within this time."""
 
@@ -70,12 +75,9 @@ class LegPosts:
         self.record = record
         self.deadline = deadline
 
-    async def send(
-        self,
-        pod: Pod,
-        write: Callable[[str], tuple[Mapping[str, str], Pieces]],
-        companion: Companion | None = None,
-    ) -> tuple[Attempt, EngineAnswer | None]:
+    def send(
+        self, pod: Pod, write: WriteRequest, companion: Companion | None = None
+    ) -> Awaitable[tuple[Attempt, EngineAnswer | None]]:
         """Try a pod; once more where it had closed the connection while that was idle.
 
         Args:
@@ -87,7 +89,12 @@ class LegPosts:
         """
         trace = self.record.trace
         if trace is None:
-            return await self._send(pod, write, companion, self.headers)
+            return self._send(pod, write, companion, self.headers)
+        return self._send_traced(pod, write, companion, trace)
+
+    async def _send_traced(
+        self, pod: Pod, write: WriteRequest, companion: Companion | None, trace: RequestTrace
+    ) -> tuple[Attempt, EngineAnswer | None]:
         with trace.time_leg(self._leg, pod) as span:
             headers = trace.replace_headers(self.headers, span)
             attempt, answer = await self._send(pod, write, companion, headers)
@@ -97,7 +104,7 @@ class LegPosts:
     async def _send(
         self,
         pod: Pod,
-        write: Callable[[str], tuple[Mapping[str, str], Pieces]],
+        write: WriteRequest,
         companion: Companion | None,
         common: Mapping[str, str],
     ) -> tuple[Attempt, EngineAnswer | None]:
@@ -150,7 +157,11 @@ class LegPosts:
         """
         seconds = time.monotonic() - began
         request_id = self.record.request_id
-        return Attempt(self._leg, pod, request_id, None, failed.kind, str(failed), seconds, 0)
+        message = str(failed)
+        attempt = Attempt(self._leg, pod, request_id, None, failed.kind, message, seconds, 0)
+        if self.record.trace is not None:
+            self.record.trace.note_try(attempt)
+        return attempt
 
     def _time(self, companion: Companion | None) -> AbstractContextManager[None]:
         """Return what times a POST; nothing does where the router does other things meanwhile."""

@@ -1,6 +1,7 @@
 """What the steps of a request take."""
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 
 import msgspec
@@ -14,15 +15,16 @@ class StepTimes:
         waited_s: time in steps that wait for somebody else: an engine, a thread, an API. It is none
             of the router's own.
         intervals: name, begin and end of each step that has ended, on the clock of performance
-            counters; None where nobody wants to know.
+            counters; none where nobody wants to know.
     """
 
-    __slots__ = ("intervals", "seconds", "waited_s")
+    __slots__ = ("seconds", "waited_s")
+
+    intervals: Sequence[tuple[str, float, float]] = ()
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self.waited_s = 0.0
-        self.intervals: list[tuple[str, float, float]] | None = None
 
     def describe(self) -> dict[str, float]:
         """Return the milliseconds of each step."""
@@ -63,10 +65,37 @@ class Step(msgspec.Struct, frozen=True):
     ) -> None:
         """Add up what it took."""
         spent = time.perf_counter() - self.start
-        times = self.times
-        if times.intervals is not None:
-            times.intervals.append((self.name, self.start, self.start + spent))
-        seconds = times.seconds
+        seconds = self.times.seconds
         seconds[self.name] = seconds.get(self.name, 0.0) + spent
         if self.waits:
-            times.waited_s += spent
+            self.times.waited_s += spent
+
+
+class TracedSteps(StepTimes):
+    """Notes of each step when it began and ended, too."""
+
+    __slots__ = ("intervals",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.intervals: list[tuple[str, float, float]] = []
+
+    def time(self, name: str, *, waits: bool = False) -> Step:
+        """Return what times a step, as a context manager."""
+        return _TracedStep(self, name, waits, time.perf_counter(), self.intervals)
+
+
+class _TracedStep(Step, frozen=True):
+    """One step of which it is noted when it was."""
+
+    intervals: list[tuple[str, float, float]]
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Add up what it took, and note when it was."""
+        super().__exit__(kind, error, trace)
+        self.intervals.append((self.name, self.start, time.perf_counter()))

@@ -102,6 +102,13 @@ class RequestTrace:
         finally:
             span.ended = time.perf_counter()
 
+    def note_try(self, attempt: Attempt) -> None:
+        """Note a try that has ended before its leg was sent."""
+        now = time.perf_counter()
+        span = LegSpan(attempt.leg, attempt.pod, create_span_id(), now - attempt.seconds, now)
+        span.attempt = attempt
+        self.legs.append(span)
+
     def send_last(self, pod: Pod | None) -> str:
         """Note that the last leg is sent, and return its `traceparent`."""
         self.last = LegSpan(Leg.DECODE, pod, create_span_id(), time.perf_counter())

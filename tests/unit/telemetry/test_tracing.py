@@ -23,6 +23,7 @@ from pdrouter.cluster.pods import Role
 from pdrouter.engine_http.failures import FailureKind
 from pdrouter.engines.split import Leg
 from pdrouter.serving.record import Outcome, RequestRecord
+from pdrouter.serving.steps import TracedSteps
 from pdrouter.serving.trace import RequestTrace, TraceParent
 from pdrouter.settings import SettingInvalid, Settings
 from pdrouter.telemetry import tracing
@@ -68,10 +69,10 @@ def finished(**changes: Any) -> tuple[RequestRecord, RequestTrace]:
             "first_token_s": 1.5,
             "total_s": 2.0,
             "trace": trace,
+            "steps": TracedSteps(),
             **changes,
         }
     )
-    record.steps.intervals = []
     return record, trace
 
 
@@ -231,6 +232,14 @@ def test_a_try_that_fails_says_how(attempt: Any, kind: str) -> None:
     span = described(record, trace)["prefill"]
     assert span.attributes["error.type"] == kind
     assert span.error == attempt.message
+
+
+def test_a_try_that_has_failed_before_it_was_sent_has_a_span() -> None:
+    record, trace = finished()
+    trace.note_try(make_attempt(P, status=None, failure=FailureKind.CONNECT))
+    span = described(record, trace)["prefill"]
+    assert span.attributes["error.type"] == "connect"
+    assert span.end_ns - span.start_ns == pytest.approx(0.25e9, abs=1e3)
 
 
 def test_a_try_that_is_cut_off_has_a_span_all_the_same() -> None:
