@@ -128,7 +128,9 @@ async def talkative(stack: LocalStack) -> AsyncIterator[None]:
         stack.endpoints_file.write_text(yaml.safe_dump(content))
 
         async def known() -> None:
-            assert "talkative" in stack.router.cache.view.models
+            pods = [pod for pod in stack.router.cache.view.pods if pod.model == "talkative"]
+            # Not that of the test before.
+            assert [pod.address for pod in pods] == [server.address]
 
         await eventually(known)
         yield
