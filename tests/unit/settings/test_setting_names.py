@@ -1,7 +1,7 @@
 """Variables that look like settings: which are said to have no effect, and what was meant."""
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pdrouter.settings import declarations, find_unknown_names, find_unused_names
@@ -47,7 +47,9 @@ def test_an_unknown_name_is_found_with_what_was_meant(name: str, nearest: str | 
 @given(st.sampled_from(OWN_VARIABLES), st.data())
 def test_a_name_that_lacks_a_letter_is_found(variable: str, data: st.DataObject) -> None:
     at = data.draw(st.integers(variable.index("_") + 1, len(variable) - 1), label="letter")
-    (unknown,) = find_unknown_names({variable[:at] + variable[at + 1 :]: "1"})
+    written = variable[:at] + variable[at + 1 :]
+    assume(written not in VARIABLES)  # PDROUTER_REPLICAS less its last letter is another one.
+    (unknown,) = find_unknown_names({written: "1"})
     assert unknown.nearest == variable
 
 
