@@ -375,3 +375,11 @@ async def test_a_large_message_comes_only_once_there_is_room(room: bool) -> None
         assert client.answers[number].data == frame_message(b"5") + frame_message(b"500000")
     assert asked == [len(whole) - 16_000]
     assert client.answers[number].status == "0"
+
+
+@pytest.mark.parametrize("size", [60_000, 65_530, 65_531, 70_000, 81_000, 98_000, 98_400, 300_000])
+async def test_a_message_about_as_large_as_the_window_comes_in_frames(size: int) -> None:
+    client = Client(Service.create())
+    number, message = client.open(), frame_message(bytes(size))
+    await client.send(number, message, end=True)
+    assert client.answers[number].data == message

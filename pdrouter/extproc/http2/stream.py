@@ -252,9 +252,9 @@ class Stream:
         missing, window = self._messages.missing, self._receive_window
         if missing <= max(window.size, window.left):
             self._open(window.give_back())
-            return True
-        if self._admit is not None and not await self._admit(missing):
+        elif self._admit is not None and not await self._admit(missing):
             return False
+        # Also where less than half of the window is used, or the message would never be whole.
         self._open(window.open_for(missing))
         return True
 
