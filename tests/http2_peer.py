@@ -62,6 +62,9 @@ class Pipe(asyncio.Transport):
         assert not self.closed
         self.written += data
 
+    def get_write_buffer_size(self) -> int:
+        return len(self.written)
+
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         pass
 

@@ -13,6 +13,7 @@ MAX_INTERIM_ANSWERS = 20
 
 _MAX_HEAD_BYTES = 64 * 1024
 _LEAST_CHUNK_BYTES = 16
+_CHUNK_FRAMING_BYTES = 64
 _SMALL_CHUNKS = 2048
 """Chunks of an answer that may be smaller."""
 _DRAINED_BYTES = 64 * 1024
@@ -49,7 +50,7 @@ class AnswerReader:
         "_body",
         "_bytes",
         "_chunks",
-        "_head_bytes",
+        "_fed_bytes",
         "_headers",
         "_interim",
         "_limit",
@@ -77,7 +78,7 @@ class AnswerReader:
         self._status = 0
         self._bytes = 0
         self._chunks = 0
-        self._head_bytes = 0
+        self._fed_bytes = 0
         self._interim = 0
         self._until_end = False
         self.begun = False
@@ -91,9 +92,20 @@ class AnswerReader:
             PostFailed: it is no answer, or not one that is read.
         """
         self.begun = True
-        if not self._status:
-            # The parser itself keeps a header of any length.
-            self._head_bytes += len(data)
+        self._fed_bytes += len(data)
+        try:
+            self._parse(data)
+        except PostFailed:
+            if self.answer is None:
+                raise
+            self.reusable = False  # Nobody has asked for what comes behind it.
+            return
+        # The parser itself keeps a header or a trailer of any length.
+        framing = self._fed_bytes - self._bytes
+        if self.answer is None and framing > _MAX_HEAD_BYTES + _CHUNK_FRAMING_BYTES * self._chunks:
+            raise PostFailed(FailureKind.TRANSPORT, "the answer's head or trailers have no end")
+
+    def _parse(self, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError as error:
@@ -102,8 +114,6 @@ class AnswerReader:
         except httptools.HttpParserError as error:
             message = f"this is no HTTP answer: {error}"
             raise PostFailed(FailureKind.TRANSPORT, message) from None
-        if not self._status and self._head_bytes > _MAX_HEAD_BYTES:
-            raise PostFailed(FailureKind.TRANSPORT, "the answer's head has no end")
 
     def end(self) -> bool:
         """Return whether the answer is complete now that its connection is closed."""
@@ -113,7 +123,13 @@ class AnswerReader:
 
     # What the parser calls.
 
+    def on_message_begin(self) -> None:
+        if self.answer is not None:
+            raise PostFailed(FailureKind.TRANSPORT, "another answer follows")
+
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._status:
+            return  # A trailer: nobody asks for any.
         self._headers[name.decode("utf-8", "surrogateescape").lower()] = value.decode(
             "utf-8", "surrogateescape"
         )
@@ -155,16 +171,13 @@ class AnswerReader:
     def on_message_complete(self) -> None:
         if not self._status:
             self._headers.clear()  # That was an interim answer.
-        elif self.answer is None:
-            self._complete(reusable=self._parser.should_keep_alive())
         else:
-            self.reusable = False  # Nobody has asked for a second one.
+            self._complete(reusable=self._parser.should_keep_alive())
 
     def _pass_over(self, status: int) -> None:
         if status == _SWITCHING_PROTOCOLS:
             raise PostFailed(FailureKind.TRANSPORT, "the engine switches protocols")
         self._interim += 1
-        self._head_bytes = 0
         if self._interim > MAX_INTERIM_ANSWERS:
             message = f"more than {MAX_INTERIM_ANSWERS} interim answers"
             raise PostFailed(FailureKind.TRANSPORT, message)

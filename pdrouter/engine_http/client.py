@@ -42,6 +42,7 @@ class HttpClient:
         self._loop = asyncio.get_running_loop()
         self._idle: dict[str, list[Connection]] = {}
         self._busy: set[Connection] = set()
+        self._closed = False
         self._sweeping = self._loop.call_later(keepalive_s, self._sweep)
 
     async def request(
@@ -100,6 +101,7 @@ class HttpClient:
 
     def close(self) -> None:
         """Close all connections; requests that are under way fail."""
+        self._closed = True
         self._sweeping.cancel()
         for connection in (*self._busy, *(each for idle in self._idle.values() for each in idle)):
             connection.close()
@@ -130,15 +132,20 @@ class HttpClient:
         except OSError as error:
             message = f"cannot connect to {address}: {error.strerror or error}"
             raise PostFailed(FailureKind.CONNECT, message) from error
+        if self._closed:
+            connection.close()
+            raise PostFailed(FailureKind.CONNECT, "the client is closed")
         return connection
 
     def _sweep(self) -> None:
         """Close connections that nobody has used for long."""
         oldest = self._loop.time() - self._keepalive_s
         for address, idle in list(self._idle.items()):
-            kept = [each for each in idle if each.reusable and each.idle_since > oldest]
+            kept = []
             for connection in idle:
-                if connection not in kept:
+                if connection.reusable and connection.idle_since > oldest:
+                    kept.append(connection)
+                else:
                     connection.close()
             if kept:
                 self._idle[address] = kept

@@ -138,7 +138,8 @@ class Connection(asyncio.Protocol):
             watch.stop()
             self.idle_since = self._loop.time()
             if self._reader is not None:
-                done.cancel()
+                if not done.cancel() and not done.cancelled():
+                    done.exception()  # Who has left does not ask for it.
                 self.close()
 
     def close(self) -> None:

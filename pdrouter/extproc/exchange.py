@@ -215,9 +215,9 @@ class Exchange:
     async def admit(self, size: int) -> bool:
         """Return whether there is room for a message of so many bytes, which is to come.
 
-        If it is the request's body, room is kept for it; if there is none, the client is told.
+        Room is kept for the request's; if there is none, the client is told.
         """
-        if self._state is not State.HEAD:
+        if self._state not in (State.START, State.HEAD):
             return True
         try:
             self._phases.expect_body(size)

@@ -26,6 +26,11 @@ class TlsFiles:
     key: Path
     client_ca: Path | None
 
+    def look(self) -> tuple[tuple[int, int, int] | None, ...]:
+        """Return what changes when a file does: to read them takes longer than to look."""
+        paths = (self.certificate, self.key, self.client_ca)
+        return tuple(_look_at(path) for path in paths if path is not None)
+
     def read(self) -> tuple[bytes, bytes, bytes | None]:
         """Return the contents of the files.
 
@@ -52,7 +57,11 @@ class TlsFiles:
 
 
 class FollowedTls:
-    """The TLS of new connections, which follows the files when they change."""
+    """The TLS of new connections, which follows the files when they change.
+
+    Attributes:
+        context: what a server listens with; each handshake gets what is in the files then.
+    """
 
     def __init__(self, files: TlsFiles) -> None:
         """Read the files.
@@ -61,28 +70,48 @@ class FollowedTls:
             CertificatesInvalid: they cannot be used now.
         """
         self._files = files
-        self._current = files.read()
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._context.set_alpn_protocols(["h2"])
-        if files.client_ca is not None:
-            self._context.verify_mode = ssl.CERT_REQUIRED
-        self._load()
+        self._looks = files.look()
+        self._contents = files.read()
+        self._newest = self._create_context()
+        self.context = self._create_context()
+        self.context.sni_callback = self._choose
 
     def follow(self) -> ssl.SSLContext:
-        """Return the context, with what is in the files now, or was when they were last good."""
+        """Return what is in the files now, or was when they were last good."""
+        looks = self._files.look()
+        if looks == self._looks:
+            return self._newest
+        self._looks = looks
         try:
-            newest = self._files.read()
-        except CertificatesInvalid as error:
+            contents = self._files.read()
+            if contents != self._contents:
+                # A new one: certificates of clients' authorities can only be added to the old.
+                self._newest = self._create_context()
+                self._contents = contents
+                log.info("TLS certificates were replaced")
+        except (CertificatesInvalid, OSError) as error:  # Those of OpenSSL are among the latter.
             log.error("TLS certificates are broken, the last good ones stay in use: %s", error)
-            return self._context
-        if newest != self._current:
-            self._current = newest
-            self._load()
-            log.info("TLS certificates were replaced")
-        return self._context
+        return self._newest
 
-    def _load(self) -> None:
+    def _choose(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+        """Let a handshake go on with the newest files; those without a name come here too."""
+        del name, context
+        connection.context = self.follow()
+
+    def _create_context(self) -> ssl.SSLContext:
         files = self._files
-        self._context.load_cert_chain(files.certificate, files.key, password="")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.set_alpn_protocols(["h2"])
+        context.load_cert_chain(files.certificate, files.key, password="")
         if files.client_ca is not None:
-            self._context.load_verify_locations(files.client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.load_verify_locations(files.client_ca)
+        return context
+
+
+def _look_at(path: Path) -> tuple[int, int, int] | None:
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_ino, state.st_size, state.st_mtime_ns

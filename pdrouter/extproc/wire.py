@@ -81,10 +81,12 @@ class OpenStreams:
             raise StreamCut from None
         finally:
             exchange.close()
-            await exchange.call.wait_closed()
-            self.count -= 1
-            if not self.count:
-                self._idle.set()
+            try:
+                await exchange.call.wait_closed()
+            finally:
+                self.count -= 1
+                if not self.count:
+                    self._idle.set()
 
     async def wait_until_idle(self) -> None:
         """Return once no stream is open."""

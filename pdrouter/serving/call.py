@@ -135,6 +135,7 @@ class Call:
         if self.body is not None:
             self.body.release()
         self.body = bodies.hold(size)
+        self._needs_body = True
 
     def release_body(self) -> None:
         """Hold the request's body for as long as tasks do. Further calls change nothing."""

@@ -1,6 +1,7 @@
 """The HTTP/2 server of the gRPC port with clients that break rules, or ask too much."""
 
 import asyncio
+import tracemalloc
 from struct import pack
 
 import pytest
@@ -30,8 +31,10 @@ from pdrouter.extproc.http2.frames import (
     ErrorCode,
     encode_frame,
 )
+from pdrouter.extproc.http2.grpc_messages import MessageReader
 from pdrouter.extproc.http2.limits import Limits, Rate
 from pdrouter.extproc.http2.stream import Stream
+from pdrouter.extproc.http2.windows import SharedWindow
 
 FEW = Rate(20, 0)
 STRICT = Limits(
@@ -401,3 +404,55 @@ async def test_a_client_that_answers_probes_is_kept() -> None:
         service.connection._keepalive._check()
     assert not service.pipe.closed
     service.lose()
+
+
+async def test_a_client_that_reads_no_ends_of_its_calls_is_given_up() -> None:
+    limits = Limits(unread_bytes=10_000)
+    service = Service.create(limits)
+    service.feed(START)
+    service.connection.pause_writing()
+    for number in range(1, 2_000, 2):
+        if service.pipe.closed:
+            break
+        service.feed(begin(number, ("x", "y"), flags=END_STREAM))
+        await settle()
+    assert service.pipe.closed
+    assert len(service.pipe.written) < 20_000
+
+
+async def test_streams_that_the_server_is_made_to_reset_end_the_connection() -> None:
+    service = Service.create(STRICT)
+    service.feed(START)
+    for stream in range(1, 4 * STRICT.resets.burst, 2):
+        service.feed(begin(stream, ("content-length", "1")))
+        service.feed(encode_frame(DATA, END_STREAM, stream, b"ab"))
+    assert await read_goaway(service) is ErrorCode.ENHANCE_YOUR_CALM
+
+
+async def test_a_turn_that_nobody_waits_for_any_more_is_not_kept() -> None:
+    window = SharedWindow(0)
+    waiting = [asyncio.create_task(window.wait_for_turn()) for _ in range(3)]
+    await settle()
+    for task in waiting[:2]:
+        task.cancel()
+    await settle()
+    assert len(window._turns) == 1
+    window.grow(1)
+    window.pass_turn()
+    await waiting[2]
+
+
+@pytest.mark.parametrize("size", [1, 2, 100])
+def test_a_message_in_tiny_frames_takes_about_as_much_as_it_has(size: int) -> None:
+    message = bytes(range(256)) * 800
+    framed, reader = frame_message(message), MessageReader(2**20)
+    tracemalloc.start()
+    try:
+        for start in range(0, len(framed), size):
+            reader.feed(framed[start : start + size])
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 2 * len(message)
+    assert reader.take() == message
+    assert reader.empty

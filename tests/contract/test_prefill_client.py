@@ -5,9 +5,12 @@ import gzip
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
+from itertools import pairwise
 from typing import TypeAlias
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from loopback import (
     OK,
     Received,
@@ -547,3 +550,89 @@ async def test_an_answer_in_chunks_of_a_few_bytes_is_none(size: int) -> None:
     failed = await fail(answering(CHUNKED + cut(b"x" * 60_000, size)))
     assert failed.kind is FailureKind.TRANSPORT
     assert "chunks" in str(failed)
+
+
+# --- What comes beside an answer ---
+
+ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx-a: first\r\n\r\n{}"
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"HTTP/1.1 500 No\r\ncontent-length: 9\r\nx-a: second\r\n\r\nabc",
+        b"HTTP/1.1 500 No\r\nx-a: seco",
+        b"H",
+        b"garbage",
+    ],
+)
+async def test_what_comes_behind_an_answer_is_nobodys(rest: bytes) -> None:
+    async with listen(answering(ANSWER + rest, OK)) as server, EngineClient(LIMITS) as client:
+        answer = await post(client, server.address)
+        assert (answer.status, answer.headers["x-a"], answer.body) == (200, "first", b"{}")
+        # The next request does not get what was said before it was sent: it has another connection.
+        assert (await post(client, server.address)).headers["x-a"] == "first"
+    assert server.connections == 2
+
+
+async def test_trailers_change_no_header() -> None:
+    answer = CHUNKED.replace(b"\r\n\r\n", b"\r\nx-a: head\r\n\r\n")
+    talk = answering(answer + b"2\r\n{}\r\n0\r\nx-a: trailer\r\nx-b: trailer\r\n\r\n")
+    async with listen(talk) as server, EngineClient(LIMITS) as client:
+        got = await post(client, server.address)
+    assert (got.body, got.headers) == (b"{}", {"transfer-encoding": "chunked", "x-a": "head"})
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nx: " + b"a" * MIB,
+        b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 100_000,
+        CHUNKED + b"0\r\nx: " + b"a" * MIB,
+        CHUNKED + b"0\r\n" + b"x: y\r\n" * 100_000,
+        CHUNKED + b"1;" + b"a" * MIB,
+    ],
+    ids=["a header", "headers", "a trailer", "trailers", "an extension"],
+)
+async def test_what_has_no_end_is_no_answer(answer: bytes) -> None:
+    failed = await fail(answering(answer))
+    assert failed.kind is FailureKind.TRANSPORT
+    assert "no end" in str(failed)
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            (
+                ANSWER,
+                OK,
+                CHUNKED,
+                b"2\r\n{}\r\n",
+                b"0\r\n\r\n",
+                b"HTTP/1.1 100 Continue\r\n\r\n",
+                b"HTTP/1.1 204 No\r\n\r\n",
+                b"connection: close\r\n",
+                b"x: y\r\n",
+                b"\r\n",
+            )
+        )
+        | st.binary(max_size=50),
+        max_size=12,
+    ),
+    st.lists(st.integers(0, 2**12), max_size=8),
+)
+def test_whatever_comes_is_an_answer_or_a_failure(parts: list[bytes], cuts: list[int]) -> None:
+    data = b"".join(parts)
+    places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    reader = AnswerReader(100, None)
+    try:
+        for start, end in pairwise(places):
+            reader.feed(data[start:end])
+            if reader.answer is not None:
+                break
+    except PostFailed:
+        assert reader.answer is None
+    if reader.end():
+        assert reader.answer is not None
+        assert 200 <= reader.answer.status < 1000
+        assert len(reader.answer.body) <= 100

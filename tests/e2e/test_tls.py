@@ -195,7 +195,8 @@ async def test_clients_can_be_asked_for_a_certificate(
     environment: Mapping[str, str], authority: Authority, tmp_path: Path
 ) -> None:
     of_clients = Authority.create(tmp_path, "clients")
-    stranger = Authority.create(tmp_path, "stranger").sign(tmp_path, "strange-client")
+    of_strangers = Authority.create(tmp_path, "stranger")
+    stranger = of_strangers.sign(tmp_path, "strange-client")
     known = of_clients.sign(tmp_path, "client")
     ca_file = tmp_path / "client-ca.pem"
     ca_file.write_bytes(of_clients.pair.certificate.read_bytes())
@@ -204,6 +205,11 @@ async def test_clients_can_be_asked_for_a_certificate(
         assert await is_serving(router, trust(authority, known))
         assert not await is_serving(router, trust(authority))
         assert not await is_serving(router, trust(authority, stranger))
+        # Who was trusted before is not, once the file says so.
+        ca_file.write_bytes(of_strangers.pair.certificate.read_bytes())
+        assert await is_serving(router, trust(authority, stranger))
+        assert not await is_serving(router, trust(authority, known))
+        assert not await is_serving(router, trust(authority))
 
 
 @pytest.mark.parametrize("content", [None, b"", b"-----BEGIN CERTIFICATE-----\nAAAA\n"])

@@ -115,9 +115,15 @@ class Connection(asyncio.Protocol):
     # What streams call.
 
     def send(self, data: bytes) -> None:
-        """Send frames."""
-        if self._transport is not None and data:
-            self._transport.write(data)
+        """Send frames. A peer that asks for more and more and reads nothing is given up."""
+        transport = self._transport
+        if transport is None or not data:
+            return
+        transport.write(data)
+        if not self.window.writing:
+            unread = transport.get_write_buffer_size()
+            if unread > self._limits.unread_bytes:
+                transport.abort()
 
     def encode_headers(self, stream: int, block: bytes, flags: int) -> bytes:
         """Write the frames of a header block; they must be sent next."""
@@ -340,7 +346,7 @@ class Connection(asyncio.Protocol):
                 self.send(frames.encode_reset(frame.stream, ErrorCode.PROTOCOL_ERROR))
             return
         window: SendWindow = self.window if stream is None else stream.window
-        fault = _grow(window, increment)
+        fault = window.take(increment)
         if fault is not None and stream is None:
             raise ConnectionFault(fault, "an impossible window update")
         if fault is not None and stream is not None:
@@ -380,6 +386,8 @@ class Connection(asyncio.Protocol):
         return stream
 
     def _reset(self, stream: Stream, code: ErrorCode) -> None:
+        if not stream.answered:
+            self._floods.count_reset()  # Who makes us reset it has given it up as well.
         self.send(frames.encode_reset(stream.id, code))
         stream.abandon()
         self.forget(stream)
@@ -387,14 +395,3 @@ class Connection(asyncio.Protocol):
     def _answer(self, frame: bytes) -> None:
         self._floods.count_answer(read=self.window.writing)
         self.send(frame)
-
-
-def _grow(window: SendWindow, increment: int) -> ErrorCode | None:
-    """Let a window grow; return what is wrong with that, None if nothing is."""
-    if not increment:
-        return ErrorCode.PROTOCOL_ERROR
-    try:
-        window.grow(increment)
-    except WindowExceeded:
-        return ErrorCode.FLOW_CONTROL_ERROR
-    return None

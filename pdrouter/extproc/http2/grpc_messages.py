@@ -7,6 +7,8 @@ from urllib.parse import quote
 from hpack import Encoder, NeverIndexedHeaderTuple
 
 _PREFIX = Struct(">BL")
+_SMALL_BYTES = 1024
+_JOINED_BYTES = 64 * 1024
 
 
 class Status(IntEnum):
@@ -43,7 +45,7 @@ class MessageReader:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._pieces: list[bytes] = []
+        self._pieces: list[bytes | bytearray] = []
         self._offset = 0
         self._size = 0
 
@@ -60,10 +62,17 @@ class MessageReader:
         return self._read_size() + _PREFIX.size - self._size
 
     def feed(self, piece: bytes) -> None:
-        """Keep what has come."""
-        if piece:
+        """Keep what has come. Small pieces are put together: each would take more than it holds."""
+        if not piece:
+            return
+        self._size += len(piece)
+        last = self._pieces[-1] if self._pieces else None
+        if len(piece) >= _SMALL_BYTES:
             self._pieces.append(piece)
-            self._size += len(piece)
+        elif isinstance(last, bytearray) and len(last) < _JOINED_BYTES:
+            last += piece
+        else:
+            self._pieces.append(bytearray(piece) if self._pieces else piece)
 
     def clear(self) -> None:
         """Throw away what is kept."""
@@ -86,7 +95,7 @@ class MessageReader:
             self._join()
         start = self._offset + _PREFIX.size
         first = self._pieces[0]
-        message = first[start : start + size]
+        message = bytes(first[start : start + size])
         self._size -= whole
         self._offset += whole
         if self._offset == len(first):

@@ -17,6 +17,9 @@ from pdrouter.extproc.http2.requests import RequestHead, read_request_head
 
 _FRAGMENT_COST = 32
 _KEPT_HEADS = 64
+_SIZE_MASK = 0xE0
+_SIZE_UPDATE = 0x20
+"""How a dynamic table size update begins (RFC 7541, section 6.3)."""
 
 
 class HeaderBlock(NamedTuple):
@@ -82,7 +85,7 @@ class HeaderBlocks:
         """Return the head of a request.
 
         A block that left the dynamic table alone means the same until another one changes it: Envoy
-        sends one and the same for all its streams.
+        sends one and the same for all its streams. One that sets the table's size does something.
 
         Raises:
             ConnectionFault: the block is broken, or too large.
@@ -93,7 +96,8 @@ class HeaderBlocks:
             before = self._copy_table()
             headers = self._decode(block.fragment)
             head = read_request_head(headers)
-            if len(self._heads) < _KEPT_HEADS and self._copy_table() == before:
+            keeps = len(self._heads) < _KEPT_HEADS and self._copy_table() == before
+            if keeps and block.fragment[0] & _SIZE_MASK != _SIZE_UPDATE:
                 self._heads[block.fragment] = head
         return head
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterable
 from typing import Final
 
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
 from pdrouter.extproc.http2.grpc_messages import RpcFailed, Status
@@ -56,7 +57,10 @@ class Health:
         message = await stream.read()
         if message is END:
             raise RpcFailed(Status.INTERNAL, "a request without a message")
-        service: str = health_pb2.HealthCheckRequest.FromString(message).service
+        try:
+            service: str = health_pb2.HealthCheckRequest.FromString(message).service
+        except DecodeError as error:
+            raise RpcFailed(Status.INTERNAL, "the request is no HealthCheckRequest") from error
         return service
 
     def _describe(self, service: str) -> bytes:

@@ -39,6 +39,7 @@ class Limits:
             be given up at once: an overloaded server sees that from a peer that means no harm.
         window_updates: WINDOW_UPDATE frames.
         unread_answers: answers to PING and SETTINGS that wait while the peer reads nothing.
+        unread_bytes: bytes that wait while the peer reads nothing.
         keepalive_s: seconds of silence after which a peer is probed, and then given up.
         closing_s: seconds that a peer has to read the last bytes of a connection.
     """
@@ -53,6 +54,7 @@ class Limits:
     resets: Rate = Rate(10_000, 100)
     window_updates: Rate = Rate(10_000, 10_000)
     unread_answers: int = 100
+    unread_bytes: int = 2**22
     keepalive_s: float = 30.0
     closing_s: float = 1.0
 

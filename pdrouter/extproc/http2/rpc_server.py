@@ -42,28 +42,24 @@ class RpcServer:
         self,
         host: str,
         port: int,
-        choose_tls: Callable[[], ssl.SSLContext] | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> int:
         """Listen; return the port.
 
         Args:
             host: address to bind to.
             port: port to bind to; 0 for any.
-            choose_tls: gives the TLS of a new connection, always in the same object; None for
-                plain text.
+            tls: what handshakes begin with; None for plain text.
 
         Raises:
             OSError: the address cannot be bound.
         """
-
-        def connect() -> Connection:
-            if choose_tls is not None:
-                choose_tls()
-            return Connection(self.begin, self._limits, self.connections)
-
-        context = None if choose_tls is None else choose_tls()
         self._server = await asyncio.get_running_loop().create_server(
-            connect, host, port, ssl=context, backlog=1024
+            lambda: Connection(self.begin, self._limits, self.connections),
+            host,
+            port,
+            ssl=tls,
+            backlog=1024,
         )
         return int(self._server.sockets[0].getsockname()[1])
 

@@ -61,8 +61,8 @@ class Http2Server:
             CertificatesInvalid: the files for TLS cannot be used.
         """
         options = self._options
-        choose_tls = None if options.tls is None else FollowedTls(options.tls).follow
-        self.port = await self._server.listen(options.host, options.port, choose_tls)
+        tls = None if options.tls is None else FollowedTls(options.tls).context
+        self.port = await self._server.listen(options.host, options.port, tls)
 
     async def drain(self, lame_duck_s: float, drain_s: float) -> None:
         """Let open requests finish, then stop; see `GrpcioServer.drain`."""

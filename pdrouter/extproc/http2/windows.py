@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 
-from pdrouter.extproc.http2.frames import MAX_WINDOW
+from pdrouter.extproc.http2.frames import MAX_WINDOW, ErrorCode
 
 
 class WindowExceeded(Exception):
@@ -32,6 +32,16 @@ class SendWindow:
         if self.left > MAX_WINDOW:
             raise WindowExceeded
 
+    def take(self, increment: int) -> ErrorCode | None:
+        """Take what a WINDOW_UPDATE frame gives; return what is wrong with it, if anything is."""
+        if not increment:
+            return ErrorCode.PROTOCOL_ERROR
+        try:
+            self.grow(increment)
+        except WindowExceeded:
+            return ErrorCode.FLOW_CONTROL_ERROR
+        return None
+
 
 class SharedWindow(SendWindow):
     """How much we may send on all streams of a connection together: they take turns.
@@ -55,7 +65,12 @@ class SharedWindow(SendWindow):
         """Wait until there is room, and those that came earlier had their turn."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._turns.append(turn)
-        await turn
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.done() or turn.cancelled():
+                self._turns.remove(turn)
+            raise
 
     def pass_turn(self) -> None:
         """Let the next one that waits send, if there is room."""
