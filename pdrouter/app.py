@@ -18,7 +18,7 @@ from pdrouter.extproc.access_log.service import STREAM_PATH, AccessLogService
 from pdrouter.extproc.grpcio_server import GrpcioServer
 from pdrouter.extproc.http2.server import Http2Server
 from pdrouter.extproc.limits import HANDLE_HEADROOM_BYTES
-from pdrouter.extproc.server import ReceiveStream, Server, ServerOptions
+from pdrouter.extproc.server import CreateServer, ReceiveStream, Server, ServerOptions
 from pdrouter.load.decoded_prompts import DecodedPrompts
 from pdrouter.load.engine_check import EngineCheck, describe_silence
 from pdrouter.load.failures import FailureMemory
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SERVERS: Mapping[Transport, type[Server]] = MappingProxyType(
+SERVERS: Mapping[Transport, CreateServer] = MappingProxyType(
     {Transport.GRPCIO: GrpcioServer, Transport.HTTP2: Http2Server}
 )
 """What carries the exchanges, by the setting that chooses it."""

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -11,9 +11,9 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
-from pdrouter.extproc.server import HEALTH_SERVICES, SERVICE, ReceiveStream, ServerOptions
+from pdrouter.extproc.server import HEALTH_SERVICES, SERVICE, ReceiveStream, Server, ServerOptions
 from pdrouter.extproc.tls import CertificatesInvalid, TlsFiles
-from pdrouter.extproc.wire import CreateExchange, OpenStreams, StreamCut
+from pdrouter.extproc.wire import CreateExchange, StreamCut
 
 log = logging.getLogger(__name__)
 
@@ -21,13 +21,8 @@ _MAX_PENDING_STREAMS = 1_000_000
 _MARGIN_S = 3600
 
 
-class GrpcioServer:
-    """Carries exchanges over gRPC.
-
-    Attributes:
-        port: the port that it listens on, once started.
-        draining: whether it is about to end.
-    """
+class GrpcioServer(Server):
+    """Carries exchanges over gRPC's own server."""
 
     def __init__(
         self,
@@ -35,15 +30,7 @@ class GrpcioServer:
         options: ServerOptions,
         services: Mapping[str, ReceiveStream],
     ) -> None:
-        """Set up the server.
-
-        Args:
-            create_exchange: called for each stream.
-            options: how to listen.
-            services: what else is served on the port, by the paths of calls.
-        """
-        self._streams = OpenStreams(create_exchange)
-        self._options = options
+        super().__init__(create_exchange, options)
         self._health = HealthServicer()
         self._server: Any = grpc.aio.server(options=_list_channel_options(options))
         self._server.add_generic_rpc_handlers(
@@ -57,16 +44,9 @@ class GrpcioServer:
             )
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        self.port = 0
-        self.draining = False
 
     async def start(self) -> None:
-        """Listen.
-
-        Raises:
-            OSError: the address cannot be bound.
-            CertificatesInvalid: the files for TLS cannot be used.
-        """
+        """Listen."""
         host, port = self._options.host, self._options.port
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
@@ -81,29 +61,16 @@ class GrpcioServer:
         for service in HEALTH_SERVICES:
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
 
-    async def drain(self, lame_duck_s: float, drain_s: float) -> None:
-        """Let open requests finish, then stop.
-
-        Health turns NOT_SERVING at once. For `lame_duck_s` seconds new streams are still served,
-        until their senders have noticed; then no more, and after `drain_s` seconds in all what is
-        still open is cancelled.
-        """
-        self.draining = True
+    async def _say_not_serving(self) -> None:
         await self._health.enter_graceful_shutdown()
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + drain_s
-        await asyncio.sleep(min(lame_duck_s, drain_s))
+
+    @asynccontextmanager
+    async def _refuse_streams(self, seconds: float) -> AsyncIterator[None]:
         async with asyncio.TaskGroup() as tasks:
-            # The stop below ends this one. If its grace ended at that very moment, gRPC would
+            # The server's stop ends this one. If its grace ended at that very moment, gRPC would
             # touch the server after its destruction, and crash.
-            tasks.create_task(self._server.stop(drain_s + _MARGIN_S))
-            # Watchers of the health service do not end by themselves: only requests are waited for.
-            with suppress(TimeoutError):
-                async with asyncio.timeout_at(deadline):
-                    await self._streams.wait_until_idle()
-            if self._streams.count:
-                log.warning("drain time is over, %d requests are cancelled", self._streams.count)
-            await self.stop()
+            tasks.create_task(self._server.stop(seconds + _MARGIN_S))
+            yield
 
     async def stop(self) -> None:
         """Stop at once; what is open is cancelled."""

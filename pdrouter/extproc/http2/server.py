@@ -1,29 +1,20 @@
 """The gRPC port on our own HTTP/2 server: ext_proc streams, health, TLS, drain."""
 
-import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 
 from pdrouter.extproc.http2.grpc_messages import RpcFailed, Status
 from pdrouter.extproc.http2.health import CHECK_PATH, WATCH_PATH, Health
 from pdrouter.extproc.http2.limits import Limits
 from pdrouter.extproc.http2.rpc_server import RpcServer
 from pdrouter.extproc.http2.stream import END, Stream
-from pdrouter.extproc.server import HEALTH_SERVICES, SERVICE, ReceiveStream, ServerOptions
+from pdrouter.extproc.server import HEALTH_SERVICES, SERVICE, ReceiveStream, Server, ServerOptions
 from pdrouter.extproc.tls import FollowedTls
-from pdrouter.extproc.wire import CreateExchange, OpenStreams, StreamCut
-
-log = logging.getLogger(__name__)
+from pdrouter.extproc.wire import CreateExchange, StreamCut
 
 
-class Http2Server:
-    """Carries exchanges over our own HTTP/2.
-
-    Attributes:
-        port: the port that it listens on, once started.
-        draining: whether it is about to end.
-    """
+class Http2Server(Server):
+    """Carries exchanges over our own HTTP/2."""
 
     def __init__(
         self,
@@ -31,15 +22,7 @@ class Http2Server:
         options: ServerOptions,
         services: Mapping[str, ReceiveStream],
     ) -> None:
-        """Set up the server.
-
-        Args:
-            create_exchange: called for each stream.
-            options: how to listen.
-            services: what else is served on the port, by the paths of calls.
-        """
-        self._options = options
-        self._streams = OpenStreams(create_exchange)
+        super().__init__(create_exchange, options)
         self._health = Health(HEALTH_SERVICES)
         self._server = RpcServer(
             {
@@ -50,33 +33,21 @@ class Http2Server:
             },
             Limits(message_bytes=options.max_message_bytes, keepalive_s=options.keepalive_s),
         )
-        self.port = 0
-        self.draining = False
 
     async def start(self) -> None:
-        """Listen.
-
-        Raises:
-            OSError: the address cannot be bound.
-            CertificatesInvalid: the files for TLS cannot be used.
-        """
+        """Listen."""
         options = self._options
         tls = None if options.tls is None else FollowedTls(options.tls).context
         self.port = await self._server.listen(options.host, options.port, tls)
 
-    async def drain(self, lame_duck_s: float, drain_s: float) -> None:
-        """Let open requests finish, then stop; see `GrpcioServer.drain`."""
-        self.draining = True
+    async def _say_not_serving(self) -> None:
         self._health.stop_serving()
-        deadline = asyncio.get_running_loop().time() + drain_s
-        await asyncio.sleep(min(lame_duck_s, drain_s))
+
+    @asynccontextmanager
+    async def _refuse_streams(self, seconds: float) -> AsyncIterator[None]:
+        del seconds  # Whoever drains knows when to stop.
         self._server.drain()
-        with suppress(TimeoutError):
-            async with asyncio.timeout_at(deadline):
-                await self._streams.wait_until_idle()
-        if self._streams.count:
-            log.warning("drain time is over, %d requests are cancelled", self._streams.count)
-        await self.stop()
+        yield
 
     async def stop(self) -> None:
         """Stop at once; what is open is cancelled."""
