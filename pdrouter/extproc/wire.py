@@ -2,16 +2,13 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 from pdrouter.extproc.exchange import Exchange
+from pdrouter.extproc.limits import Admit
 
 CreateExchange = Callable[[Callable[[bytes], Awaitable[object]], Callable[[], object]], Exchange]
 """Called for each stream, with what sends a message and what interrupts the reading of them."""
-
-
-Admit: TypeAlias = Callable[[int], Awaitable[bool]]
-"""Is asked before a message of so many bytes is let in; if it says no, the stream is to end."""
 
 
 class StreamCut(Exception):

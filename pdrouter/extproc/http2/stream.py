@@ -25,7 +25,7 @@ from pdrouter.extproc.http2.grpc_messages import (
 from pdrouter.extproc.http2.peer_settings import PeerSettings
 from pdrouter.extproc.http2.requests import RequestHead, RequestMalformed
 from pdrouter.extproc.http2.windows import ReceiveWindow, SendWindow, SharedWindow
-from pdrouter.extproc.wire import Admit
+from pdrouter.extproc.limits import Admit
 
 END = None
 """What `Stream.read` gives after the last message."""
