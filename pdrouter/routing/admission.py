@@ -9,6 +9,7 @@ from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import ModelPods
 from pdrouter.routing.deadlines import Deadline
 from pdrouter.routing.decision import Decision, RoutingFacts, Strategy
+from pdrouter.routing.filters import keep_selected
 from pdrouter.routing.other_pair import choose_other_pair
 from pdrouter.routing.policy import RankingRequest
 from pdrouter.routing.state import RoutingState
@@ -32,13 +33,21 @@ class DeadlineMissed(Exception):
     """No pair would have the first token of the request when it is due.
 
     Attributes:
-        late_s: predicted seconds by which the best of them would be late.
+        late_s: predicted seconds by which the best of them would be late, or by which its queue is
+            longer than a request may wait.
     """
 
-    def __init__(self, late_s: float, deadline: Deadline) -> None:
+    def __init__(self, late_s: float, deadline: Deadline, reason: str = "") -> None:
+        """Say when it is due, and what stands against it.
+
+        Args:
+            late_s: see there.
+            deadline: when it is due.
+            reason: why pods that would be in time do not get it; empty where there are none.
+        """
         super().__init__(
             f"the first token is due in {deadline.target_s:g} s ({deadline.source}), "
-            f"and predicted to come {late_s:.1f} s later"
+            f"and {reason or f'predicted to come {late_s:.1f} s later'}"
         )
         self.late_s = late_s
 
@@ -125,14 +134,18 @@ def meet_deadline(
     request, left = RankingRequest(facts, state), deadline.due - state.clock() - handover_s
     if _predict_known(chosen.pod, request, deadline) <= left:
         return decision
-    seconds = {pod.uid: _predict_known(pod, request, deadline) for pod in pods.prefill}
-    avoided = {uid for uid, each in seconds.items() if each > left}
-    if limit_s is not None:
-        avoided |= find_too_long(pods, state, limit_s)
+    selected = keep_selected(pods, facts.selector)
+    seconds = {pod.uid: _predict_known(pod, request, deadline) for pod in selected.prefill}
+    late = {uid: each - left for uid, each in seconds.items() if each > left}
+    too_long = set() if limit_s is None else find_too_long(selected, state, limit_s) - late.keys()
+    avoided = late.keys() | too_long
     other = choose_other_pair(decision, strategy, facts, pods, state, avoided=avoided)
+    if other is None and limit_s is not None and too_long:
+        wait = min(map(state.ledger.predict_prefill_wait, too_long))
+        queue = f"the prefill queue is {wait:.1f} s long, and may be {limit_s:g} s"
+        raise DeadlineMissed(wait - limit_s, deadline, f"where it would be met, {queue}")
     if other is None:
-        best = min((each for uid, each in seconds.items() if uid in avoided), default=left)
-        raise DeadlineMissed(max(0.0, best - left), deadline)
+        raise DeadlineMissed(min(late.values()), deadline)
     note = f"{chosen.pod.name} would be too late, another pod is not"
     return structs.replace(other, notes=(*other.notes, note))
 

@@ -19,6 +19,7 @@ from pdrouter.routing.admission import (
 )
 from pdrouter.routing.deadlines import Deadline
 from pdrouter.routing.decision import Decision, RoutingFacts, Ways
+from pdrouter.routing.label_selector import parse_selector
 from pdrouter.routing.state import RoutingState
 from pdrouter.routing.strategies import create_strategies
 
@@ -202,8 +203,41 @@ def test_a_pod_whose_queue_is_too_long_takes_nobodys_place() -> None:
     )
     assert meet(pods, state, facts).legs[0].pod.name == "cold"
     decision = STRATEGY.decide(facts, pods, state)
-    with pytest.raises(DeadlineMissed):
+    with pytest.raises(DeadlineMissed) as caught:
         meet_deadline(decision, STRATEGY, facts, pods, state, handover_s=0.1, limit_s=1.0)
+    # What keeps it from being in time is the limit, and so that is what the client is told.
+    assert caught.value.late_s == pytest.approx(0.5)
+    assert str(caught.value) == (
+        "the first token is due in 2.7 s (x-slo-ttft-ms), and where it would be met, "
+        "the prefill queue is 1.5 s long, and may be 1 s"
+    )
+
+
+def test_a_queue_of_which_nothing_is_known_but_its_length_is_told_as_what_it_is() -> None:
+    pods, facts = make_pods("hot", "new"), due_in(2.0)
+    state = make_known_queues(hot=3000)
+    state.ledger.start(Leg.PREFILL, "uid-new", 4000)
+    decision = STRATEGY.decide(facts, pods, state)
+    with pytest.raises(DeadlineMissed, match=r"queue is 4\.0 s long, and may be 3\.5 s") as caught:
+        meet_deadline(decision, STRATEGY, facts, pods, state, handover_s=0.1, limit_s=3.5)
+    assert caught.value.late_s == pytest.approx(0.5)
+
+
+def test_pods_that_the_request_does_not_want_are_not_told_of() -> None:
+    labels = {"hot": "a", "cold": "b", "d": "a"}
+    roles = {"d": Role.DECODE}
+    pods = ModelPods.group(
+        "m",
+        [
+            make_pod(name, roles.get(name, Role.PREFILL), labels={"zone": zone})
+            for name, zone in labels.items()
+        ],
+    )
+    state = make_known_queues(hot=3000, cold=1500)
+    facts = structs.replace(due_in(1.1), selector=parse_selector("zone=a"))
+    with pytest.raises(DeadlineMissed) as caught:
+        meet(pods, state, facts)
+    assert caught.value.late_s == pytest.approx(2.0, abs=0.01)
 
 
 @pytest.mark.parametrize(
