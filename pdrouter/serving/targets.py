@@ -1,5 +1,6 @@
 """In which time a request's first token is to come: as the client says, or its model's owner."""
 
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from pdrouter.openai.headers import REQUEST_CLASS, TTFT_TARGET
 from pdrouter.settings.kinds import LONGEST_TARGET_S
 
 _LONGEST_MS = LONGEST_TARGET_S * 1000
+_NUMBER = re.compile(r"[0-9]{1,12}(?:\.[0-9]{0,12})?|\.[0-9]{1,12}")
 
 
 class Target(NamedTuple):
@@ -53,10 +55,7 @@ def _read_milliseconds(headers: Mapping[str, str]) -> float | None:
     text = read_one(headers[TTFT_TARGET])
     if not text:
         return None
-    try:
-        milliseconds = float(text)
-    except ValueError:
-        milliseconds = 0.0
+    milliseconds = float(text) if _NUMBER.fullmatch(text) else 0.0
     if 0 < milliseconds <= _LONGEST_MS:
         return milliseconds
     message = f"{TTFT_TARGET} must be milliseconds above 0 and up to {_LONGEST_MS}"

@@ -65,7 +65,10 @@ async def test_whose_target_counts(
     [
         *(
             ({"x_slo_ttft_ms": value}, "x-slo-ttft-ms", "milliseconds above 0 and up to 86400000")
-            for value in ("0", "-1", "soon", "nan", "inf", "86400001", "1, 2", "1s", "0x10")
+            for value in (
+                *("0", "-1", "soon", "nan", "inf", "86400001", "1, 2", "1s", "0x10"),
+                *("1_000", "\u0661\u0662", "\uff17", "1e3", "+5", ".", "1\xa02", "0" * 20 + "1"),
+            )
         ),
         ({"x_priority": "urgent"}, "x-priority", "'urgent' is none of interactive, batch"),
         ({"x_priority": "1"}, "x-priority", "'1' is none of interactive, batch"),
