@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from heapq import nlargest
+from itertools import islice
 
 import msgspec
 from msgspec import structs
@@ -184,14 +184,20 @@ class _Look:
         return self._make_choice(candidates, scores, parts), ""
 
     def _draw(self, able: Sequence[Pod]) -> Sequence[Pod]:
-        """Return the pods that are looked at: all of a few; of many, the best for the cache."""
+        """Return the pods that are looked at: all of a few; of many, the best for the cache.
+
+        Those that have most cached may have no room for it now: then the next ones are looked at.
+        """
         if len(able) <= _MOST_CACHING + _MOST_OTHERS:
             return able
         blocks = self._blocks
-        known = set(nlargest(_MOST_CACHING, blocks, key=blocks.__getitem__))
-        caching = [pod for pod in able if pod.uid in known] if known else []
+        known = [pod for pod in able if pod.uid in blocks] if blocks else []
+        known.sort(key=lambda pod: blocks[pod.uid], reverse=True)
+        free = (pod for pod in known if not self._find_obstacle(pod))
+        caching = list(islice(free, _MOST_CACHING))
+        drawn = {pod.uid for pod in caching}
         others = self._state.random.sample(able, _MOST_OTHERS)
-        return [*caching, *(pod for pod in others if pod.uid not in known)]
+        return [*caching, *(pod for pod in others if pod.uid not in drawn)]
 
     def _find_obstacle(self, pod: Pod) -> str:
         """Return why a pod must not get the request whole, in a few words; nothing if it may."""

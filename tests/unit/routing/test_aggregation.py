@@ -18,6 +18,7 @@ from pdrouter.load.whole_serving import ENOUGH_ANSWERS, WholeServing
 from pdrouter.openai.prompt_prefix import PromptPrefix
 from pdrouter.routing.aggregation import WholeRules, computes_prompts
 from pdrouter.routing.decision import Decision, RoutingFacts
+from pdrouter.routing.label_selector import parse_selector
 from pdrouter.routing.router import Router, RoutingRules
 from pdrouter.routing.strategies import create_strategies
 from pdrouter.routing.whole_lessons import (
@@ -404,6 +405,32 @@ def test_who_serves_whole_is_faster_by_prediction_and_slows_nobody_down_too_much
         tokens = facts["usual_output_tokens"] or facts["output_tokens"] or 1
         if sample.gap_s is not None:
             assert sample.gap_s + ways.compute_s / tokens <= target
+
+
+def test_pods_that_cannot_have_it_take_no_place_among_the_best_of_many() -> None:
+    """Those that have most of the prompt are full, or not for this request."""
+    many = [
+        make_pod(f"d{number}", Role.DECODE, labels={"zone": str(number < 6)})
+        for number in range(100)
+    ]
+    samples = {pod.uid: QUIET for pod in many}
+    for pod in many[6:12]:
+        samples[pod.uid] = replace(QUIET, waiting=1)
+    cluster = Cluster(*many, samples=samples)
+    turn = structs.replace(FACTS, prompt_tokens=2005, prefix=make_prefix(200, 2005))
+    for blocks, holders in ((200, many[:12]), (150, many[12:13])):
+        prefix = make_prefix(blocks, 2005)
+        for pod in holders:
+            last = structs.replace(cluster.decide().last, pod=pod)
+            first = Decision((last,), reason="")
+            learn_prompt(first, structs.replace(turn, prefix=prefix), cluster.state, 50)
+    for _ in range(20):
+        decision = cluster.decide(
+            prompt_tokens=2120,
+            prefix=make_prefix(212, 2120),
+            selector=parse_selector("zone!=True"),
+        )
+        assert (decision.reason, decision.last.pod) == ("faster", many[12])
 
 
 def test_of_many_pods_the_one_that_has_the_conversation_is_found() -> None:
