@@ -19,11 +19,13 @@ class _Mirror:
         turns: for each block, the number of the last leg that was known to have it; ascending.
         turn: the number of the last leg.
         horizon: what had its last turn before this one is gone.
+        cleared: the horizon before which nothing is left.
     """
 
     turns: dict[int, int] = field(default_factory=dict)
     turn: int = 0
     horizon: int = 0
+    cleared: int = 0
 
 
 class CacheMirrors:
@@ -110,8 +112,14 @@ class CacheMirrors:
 
     def _drop_gone(self, mirror: _Mirror) -> list[int]:
         gone: list[int] = []
+        # A dictionary looks through the places of all that has been taken from its front.
+        if mirror.cleared == mirror.horizon:
+            return gone
         for block, turn in mirror.turns.items():
-            if turn >= mirror.horizon or len(gone) == _MOST_FORGOTTEN:
+            if turn >= mirror.horizon:
+                mirror.cleared = mirror.horizon
+                break
+            if len(gone) == _MOST_FORGOTTEN:
                 break
             gone.append(block)
         self._drop(mirror, gone)

@@ -1,6 +1,7 @@
 """What is inferred of a pod's cache from what it had, and had not, of the prompts it got."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -164,3 +165,30 @@ def test_memory_is_bounded_and_goes_with_the_pod() -> None:
     mirrors.forget("b")
     mirrors.forget("b")
     assert len(mirrors) == 0
+
+
+class WatchedTurns(dict[int, int]):
+    """Counts how often it is looked through from its front."""
+
+    looks = 0
+
+    def items(self) -> Any:
+        self.looks += 1
+        return super().items()
+
+
+def test_a_mirror_is_looked_through_only_while_something_in_it_may_be_gone() -> None:
+    """Where much has been taken from the front of a dictionary, a look from there is long."""
+    mirrors = CacheMirrors(100_000)
+    mirrors.note([1, 2, 3], "p", (), 0)
+    mirror = mirrors._mirrors["p"]
+    turns = mirror.turns = WatchedTurns(mirror.turns)
+    for first in range(10, 100, 10):
+        mirrors.note(range(first, first + 5), "p", (), 0)
+    assert not turns.looks
+    hashes = range(50, 55)
+    gone = mirrors.note(hashes, "p", mirrors.recall(hashes, "p"), 0)
+    assert set(gone) == {1, 2, 3} | {block + ten for block in range(5) for ten in (10, 20, 30, 40)}
+    assert turns.looks == 1
+    mirrors.note(range(500, 505), "p", (), 0)
+    assert turns.looks == 1
