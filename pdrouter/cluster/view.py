@@ -41,6 +41,7 @@ class ModelPods:
         placed: whether some pairs are nearer to each other than others.
         encode: ready pods that encode, by what those that take it must have in common with them.
         takers: where there are such pods, the roles of those that may take what they encode.
+        prefill_uids: what `prefill` were before any was left out for the sake of one request.
     """
 
     model: str
@@ -58,6 +59,7 @@ class ModelPods:
     placed: bool
     encode: Mapping[PairingKey, tuple[Pod, ...]]
     takers: frozenset[Role]
+    prefill_uids: tuple[str, ...]
 
     @classmethod
     def group(cls, model: str, pods: Iterable[Pod]) -> "ModelPods":
@@ -85,6 +87,7 @@ class ModelPods:
             count_versions(prefill),
             are_placed(prefill, partners),
             *_find_encoders(known, ready),
+            tuple(pod.uid for pod in prefill),
         )
 
     def keep_pairs(

@@ -51,7 +51,7 @@ def keep_selected(pods: ModelPods, selector: LabelSelector | None) -> ModelPods:
     if selector is None:
         return pods
     kept = (pod for pod in pods.pods if pod.role is Role.ENCODE or selector.matches(pod.labels))
-    return ModelPods.group(pods.model, kept)
+    return replace(ModelPods.group(pods.model, kept), prefill_uids=pods.prefill_uids)
 
 
 def _keep_prefill(pods: ModelPods, prefill: Sequence[Pod]) -> ModelPods:

@@ -5,14 +5,17 @@ pod that looks idle, and each fills the caches of all pods. So they part the pod
 each works out the same parts from the names of the routers and of the pods.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
+from functools import lru_cache
 from hashlib import blake2b
 
 from pdrouter.bounded import make_room
 from pdrouter.cluster.router_group import RouterGroup
 
 _MOST_KEPT = 64
-"""Sets of pods whose parts are kept: one for each model, and those that failures leave."""
+"""Sets of pods whose parts are kept: one for each model."""
+_MOST_WEIGHTS = 16_384
+"""Pairs of a pod and a router whose weights are kept: pods come and go, most pairs stay."""
 
 
 class Homes:
@@ -26,22 +29,26 @@ class Homes:
         self._members = self._group.members
         self._found: dict[tuple[str, ...], frozenset[str]] = {}
 
-    def find(self, uids: Sequence[str]) -> frozenset[str]:
-        """Return which of some pods are home; none where that makes no difference between them."""
+    def find(self, uids: tuple[str, ...]) -> frozenset[str]:
+        """Return which pods are home; none where that makes no difference between them.
+
+        Args:
+            uids: all pods of a model, not only those to which some request may go: what clients
+                say does not change the parts, nor have them worked out anew.
+        """
         members = self._group.members
         if len(members) == 1:
             return frozenset()
         if members is not self._members:
             self._members = members
             self._found.clear()
-        key = tuple(uids)
-        found = self._found.get(key)
+        found = self._found.get(uids)
         if found is None:
             found = find_homes(self._group.own, members, uids)
             if len(found) == len(uids):
                 found = frozenset()
-            make_room(self._found, key, _MOST_KEPT)
-            self._found[key] = found
+            make_room(self._found, uids, _MOST_KEPT)
+            self._found[uids] = found
         return found
 
 
@@ -91,6 +98,7 @@ def part_evenly(many: Iterable[str], few: Collection[str]) -> Mapping[str, str]:
     return owners
 
 
+@lru_cache(_MOST_WEIGHTS)
 def _weigh(one: str, other: str) -> bytes:
     """Return a weight of two names, whichever of them comes first."""
     names = "\n".join(sorted((one, other)))

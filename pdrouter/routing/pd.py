@@ -69,7 +69,7 @@ class PrefillDecode:
     def decide(self, facts: RoutingFacts, pods: ModelPods, state: RoutingState) -> Decision:
         """Choose a pair, or one pod for a request that is served whole."""
         policies = self._find_policies(facts)
-        decision = self._decide(policies, RankingRequest(facts, state), pods)
+        decision = self._decide(policies, RankingRequest(facts, state, pods.prefill_uids), pods)
         if policies.complaints:
             decision = structs.replace(decision, notes=(*policies.complaints, *decision.notes))
         return decision

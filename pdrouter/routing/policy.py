@@ -58,13 +58,31 @@ DEFAULT_OPTIONS = PolicyOptions()
 class RankingRequest:
     """A request in front of the pods: what policies ask for, worked out once."""
 
-    __slots__ = ("facts", "matches", "state")
+    __slots__ = ("_prefill_uids", "facts", "matches", "state")
 
-    def __init__(self, facts: RoutingFacts, state: RoutingState) -> None:
+    def __init__(
+        self, facts: RoutingFacts, state: RoutingState, prefill_uids: tuple[str, ...] = ()
+    ) -> None:
+        """Look the prompt up.
+
+        Args:
+            facts: the request.
+            state: the pods' condition.
+            prefill_uids: all prefill pods of its model, whichever of them it may go to.
+        """
         self.facts = facts
         self.state = state
+        self._prefill_uids = prefill_uids
         self.matches: Mapping[str, int] = state.prefixes.match(facts.prefix.hashes)
         """How many blocks of the prompt each pod has probably cached, by UID; 0 where absent."""
+
+    def find_homes(self, uids: Sequence[str]) -> frozenset[str]:
+        """Return this router's home pods; none where that makes no difference among some pods.
+
+        Which they are does not depend on where the request may go.
+        """
+        homes = self.state.homes.find(self._prefill_uids)
+        return frozenset() if homes.isdisjoint(uids) else homes
 
     def count_uncached(self, uid: str) -> int:
         """Return how many prompt tokens a pod would have to compute, at least one."""

@@ -52,7 +52,7 @@ class TimeToFirstToken:
         """Return what the scores of now are made of."""
         uids = [pod.uid for pod in pods]
         weight = self._weigh_computing(uids, request)
-        return PrefillParts.of(request, weight, request.state.homes.find(uids), self._away_factor)
+        return PrefillParts.of(request, weight, request.find_homes(uids), self._away_factor)
 
     def score(self, pods: Sequence[Pod], request: RankingRequest) -> Sequence[float]:
         """Return the predicted seconds for each pod, those of computing weighted."""
@@ -63,7 +63,7 @@ class TimeToFirstToken:
         else:
             added = self._measure(uids, request, weight)
         scores = ledger.predict_prefills(uids, added, self._others_weight)
-        homes = request.state.homes.find(uids)
+        homes = request.find_homes(uids)
         if not homes:
             return scores
         away = self._away_factor

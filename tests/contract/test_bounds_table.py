@@ -852,12 +852,18 @@ async def exceed_the_cache_reports(_: pytest.MonkeyPatch) -> None:
     assert len(reports._told) == cache_reports._MOST
 
 
-@walk("Parts of the pods among routers, by set of pods", str(homes._MOST_KEPT))
+@walk(
+    "Parts of the pods among routers, by model; weights, by pod and router",
+    f"{homes._MOST_KEPT}, {homes._MOST_WEIGHTS:,}",
+)
 async def exceed_the_homes(_: pytest.MonkeyPatch) -> None:
     known = homes.Homes(RouterGroup("0", replicas=("0", "1")))
     for name in name_many(200):
-        known.find([name, "a", "b"])
+        known.find((name, "a", "b"))
     assert len(known._found) == homes._MOST_KEPT
+    for name in name_many(2 * homes._MOST_WEIGHTS):
+        homes._weigh(name, "router")
+    assert homes._weigh.cache_info().currsize == homes._MOST_WEIGHTS
 
 
 @walk(
