@@ -18,7 +18,7 @@ class RouterGroup:
         members: the names of all of them, its own among them.
     """
 
-    __slots__ = ("_replica", "_workers", "members", "own")
+    __slots__ = ("_is_known", "_replica", "_workers", "members", "own")
 
     def __init__(
         self,
@@ -38,17 +38,28 @@ class RouterGroup:
         """
         self._replica = replica
         self._workers = workers
+        self._is_known = False
         self.own = _name(replica, worker)
         self.members: frozenset[str] = frozenset()
         self.take_replicas(replicas)
 
-    def take_replicas(self, names: Collection[str]) -> None:
-        """Take which replicas there are. This one is, though it may not be ready yet."""
-        self.members = frozenset(
-            _name(replica, worker)
-            for replica in {self._replica, *names}
-            for worker in range(self._workers)
+    def take_replicas(self, names: Collection[str], starting: Collection[str] = ()) -> None:
+        """Take which replicas there are. What changes nothing leaves `members` the same object.
+
+        This one is among them, though it may not be ready yet. While its name has been none of
+        these, others know it by another one, and it goes on alone rather than as one too many.
+
+        Args:
+            names: those that are ready.
+            starting: those that are not.
+        """
+        self._is_known = self._is_known or self._replica in (*names, *starting)
+        replicas = {self._replica, *names} if self._is_known else {self._replica}
+        members = frozenset(
+            _name(replica, worker) for replica in replicas for worker in range(self._workers)
         )
+        if members != self.members:
+            self.members = members
 
 
 def form_group(settings: Settings, worker: int) -> RouterGroup:
@@ -61,7 +72,9 @@ def form_group(settings: Settings, worker: int) -> RouterGroup:
     Raises:
         SettingInvalid: they say how many replicas there are, and not which this one is.
     """
-    replicas, index, host = settings.replicas, settings.replica, gethostname()
+    replicas, index = settings.replicas, settings.replica
+    # A pod of the host's network, or one that says so, has another host name than its own.
+    host = settings.own_name or gethostname()
     if replicas == 1:
         return RouterGroup(host, worker=worker, workers=settings.workers)
     ordinal = _ORDINAL.search(host)

@@ -74,6 +74,14 @@ class PodSettings:
         "The router's own namespace. Unset: that of its pod's service account.",
         advanced=True,
     )
+    own_name: str = declare(
+        "",
+        "POD_NAME",
+        TEXT,
+        "The router's own name, as its Service and its StatefulSet have it. Unset: its host name, "
+        "which is another one with `hostNetwork` or `hostname`.",
+        advanced=True,
+    )
     own_addresses: tuple[str, ...] = declare(
         (),
         "POD_IP",

@@ -151,7 +151,7 @@ def row(name: str) -> str:
 
 def test_the_variables_that_stay_are_those_that_are_read() -> None:
     read = {declaration.variable for declaration in declarations().values()}
-    usual = {"KUBECONFIG", "POD_NAMESPACE", "POD_IP"}
+    usual = {"KUBECONFIG", "POD_NAMESPACE", "POD_IP", "POD_NAME"}
     ours = {name for name in read if not name.startswith("PDROUTER_")} - usual
 
     assert set(re.findall(r"`([A-Z_]+)`", row("Variables"))) == ours

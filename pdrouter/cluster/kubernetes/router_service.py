@@ -55,14 +55,20 @@ class EndpointSlice(msgspec.Struct, frozen=True):
     metadata: ObjectMeta
     endpoints: list[_Endpoint] | None = None
 
-    @property
-    def names(self) -> frozenset[str]:
-        """Names of the pods in it that are ready."""
+    def list_names(self, *, ready: bool) -> frozenset[str]:
+        """Return the names of the pods in it that are ready, or that are not."""
         return frozenset(
             endpoint.target_ref.name
             for endpoint in self.endpoints or ()
-            if endpoint.target_ref is not None and endpoint.conditions.ready is not False
+            if endpoint.target_ref is not None and (endpoint.conditions.ready is not False) is ready
         )
+
+
+class _Names(NamedTuple):
+    """Names of the pods in one slice: those that are ready, and those that are not."""
+
+    ready: frozenset[str]
+    starting: frozenset[str]
 
 
 class Replicas:
@@ -80,11 +86,12 @@ class Replicas:
         """
         self._group = group
         self._note_change = note_change
-        self._slices: dict[str, frozenset[str]] = {}
+        self._slices: dict[str, _Names] = {}
 
     def put(self, thing: EndpointSlice) -> None:
         """Take a slice that is new, or has changed."""
-        self._slices[thing.metadata.uid] = thing.names
+        names = _Names(thing.list_names(ready=True), thing.list_names(ready=False))
+        self._slices[thing.metadata.uid] = names
         self._tell()
 
     def drop(self, thing: EndpointSlice) -> None:
@@ -98,7 +105,10 @@ class Replicas:
         self._tell()
 
     def _tell(self) -> None:
-        self._group.take_replicas(frozenset().union(*self._slices.values()))
+        slices = self._slices.values()
+        ready = frozenset[str]().union(*(names.ready for names in slices))
+        starting = frozenset[str]().union(*(names.starting for names in slices))
+        self._group.take_replicas(ready, starting)
         self._note_change()
 
 

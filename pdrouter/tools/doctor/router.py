@@ -9,6 +9,8 @@ from pdrouter.nearest import find_nearest
 from pdrouter.settings import Refusal, Settings, declarations
 from pdrouter.tools.doctor.objects.workloads import ContainerManifest, Deployment
 
+_OWN = frozenset({"POD_NAME", "POD_IP"})
+"""Variables that each pod has from itself: no object has them, and no finding needs them."""
 _REFERENCE = re.compile(r"\$\(([A-Za-z_][A-Za-z0-9_]*)\)")
 _SIGNS = frozenset({"ROUTING_ALGORITHM", "AIBRIX_PREFILL_REQUEST_TIMEOUT"})
 """Variables that only the router reads, and the plugin that it replaces; almost is enough."""
@@ -100,6 +102,8 @@ def read_router(deployment: Deployment, index: int) -> RouterDeployment:
             environment[variable.name] = variable.value or ""
         elif (field := variable.value_from.field_ref) and field.field_path == "metadata.namespace":
             environment[variable.name] = deployment.metadata.namespace
+        elif field and variable.name in _OWN:
+            continue
         else:
             unknown.add(variable.name)
     if container.env_from:

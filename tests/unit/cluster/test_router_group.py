@@ -33,6 +33,33 @@ def test_a_replica_is_told_which_it_is(
     assert (group.own, set(group.members)) == ("1/0", {"0/0", "1/0", "2/0"})
 
 
+def test_a_pod_goes_by_the_name_that_its_manifest_gives_not_by_its_hosts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert form("node-7", monkeypatch, own_name="pdrouter-6d5f-x2").own == "pdrouter-6d5f-x2/0"
+    assert form("node-7", monkeypatch, replicas=3, own_name="pdrouter-2").own == "2/0"
+
+
+def test_a_router_of_which_its_service_does_not_know_is_not_one_too_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It goes by another name there, and would part the pods with itself."""
+    group = form("node-7", monkeypatch, workers=2)
+    group.take_replicas(["r-1", "r-2"], starting=["r-3"])
+    assert group.members == {"node-7/0", "node-7/1"}
+    group.take_replicas(["r-1"], starting=["node-7"])
+    assert group.members == {"node-7/0", "node-7/1", "r-1/0", "r-1/1"}
+
+
+def test_an_event_that_changes_nothing_leaves_the_members_the_same() -> None:
+    group = RouterGroup("r-0", replicas=("r-0", "r-1"))
+    members = group.members
+    group.take_replicas(["r-1"], starting=["r-0"])
+    assert group.members is members
+    group.take_replicas(["r-0"], starting=["r-1"])
+    assert group.members == {"r-0/0"}
+
+
 @pytest.mark.parametrize(
     ("host", "given"),
     [

@@ -123,6 +123,7 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
         ["m", "m=", "=a", "m=a;m=b", "m=A", ";", "m=a/b"],
     ),
     "POD_NAMESPACE": (_TEXTS, []),
+    "POD_NAME": (_TEXTS, []),
     "POD_IP": (
         [("10.0.0.1", ("10.0.0.1",)), ("10.0.0.1, fd00:0::1", ("10.0.0.1", "fd00::1"))],
         ["x", "10.0.0", "10.0.0.1:80", ","],
