@@ -98,6 +98,11 @@ class ModelPods:
         partners = _find_partners(kept, decode)
         return replace(self, prefill=kept, decode=MappingProxyType(decode), partners=partners)
 
+    @property
+    def has_encoders(self) -> bool:
+        """Whether there are pods that encode for others, ready or not."""
+        return any(pod.role is _ENCODE and pod.engine in ENCODE_ENGINES for pod in self.pods)
+
     def find_encoders(self, taker: Pod) -> tuple[Pod, ...]:
         """Return the pods that may encode for another one; none if it takes nothing."""
         if taker.role not in self.takers:

@@ -11,6 +11,8 @@ from pdrouter.openai.json_walk import OBJECT, list_items, read_mark
 
 MULTIMODAL = "multimodal"
 """Why a request with images, sound, videos or files is served whole, unless it may be split."""
+MANY_PARTS = "many-parts"
+"""Why a request is served whole with more parts than are looked at."""
 MAX_PARTS = 2000
 """Messages and parts that are looked at, each of which costs time on the event loop."""
 _SPARSE_BYTES = 4096
@@ -125,7 +127,7 @@ def find_media(body: Body, name: str) -> str | None:
     try:
         found = _Search(at_once=few).has_media(memoryview(data)[start:end], _DEPTH)
     except _TooMany:
-        return "many-parts"
+        return MANY_PARTS
     return MULTIMODAL if found else None
 
 

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from secrets import token_hex
 
@@ -23,8 +24,9 @@ from pdrouter.engines.vllm.encoding import (
     write_body,
 )
 from pdrouter.openai.errors import RequestRejected
-from pdrouter.openai.media import MULTIMODAL, find_media
+from pdrouter.openai.media import MANY_PARTS, MULTIMODAL, find_media
 from pdrouter.openai.media_items import MediaItem
+from pdrouter.openai.media_names import rename_media
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest
 from pdrouter.routing.decision import Choice
@@ -46,8 +48,9 @@ from pdrouter.serving.refusals import refuse_encoded
 from pdrouter.serving.statuses import Speaks
 from pdrouter.settings.choices import RemoteHostRewrite
 
-_LARGE_PROMPT_BYTES = 64 * 1024
+_LARGE_BODY_BYTES = 64 * 1024
 """From this size on, media are found and digested beside the event loop."""
+_HAVE_MEDIA = frozenset({MULTIMODAL, MANY_PARTS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,31 +84,44 @@ class EncodeLegs:
     others: SideLegs
     rules: EncodeRules
 
-    async def find_items(
+    async def take_media(
         self, request: InferenceRequest, pods: ModelPods, record: RequestRecord
-    ) -> tuple[MediaItem, ...]:
-        """Return the media of a request; none if pods that encode can do nothing for it.
+    ) -> tuple[InferenceRequest, tuple[MediaItem, ...]]:
+        """Return a request whose media have no name that a client may not give, and these media.
+
+        There are none if pods that encode can do nothing for it. As long as a model has such pods,
+        ready or not, its engines keep media by the router's names.
 
         Raises:
-            RequestRejected: there are too many.
+            RequestRejected: there are too many, or their names cannot be read.
         """
-        if not (pods.takers and may_have_items(request) and self._has_media(request)):
-            return ()
+        if not (self._may_have_media(request) and pods.has_encoders):
+            return request, ()
+        look = partial(self._look, request, encodes=bool(pods.takers))
         with record.steps.time("media", waits=True):
-            if len(request.prompt) < _LARGE_PROMPT_BYTES:
-                items = list_items(request)
+            if len(request.body.data) < _LARGE_BODY_BYTES:
+                edits, items = look()
             else:
-                items = await asyncio.to_thread(list_items, request)
+                edits, items = await asyncio.to_thread(look)
         if len(items) > self.rules.most_items:
             message = f"the prompt has {len(items)} images, sounds and videos, and may have "
             message += f"{self.rules.most_items}"
             raise RequestRejected(400, "too_many_media", message, request.prompt_name)
-        return items
+        return (request.with_edits(edits) if edits else request), items
 
-    def _has_media(self, request: InferenceRequest) -> bool:
-        if self.rules.each_leg_may:  # Nobody has looked yet.
-            return find_media(request.body, request.prompt_name) == MULTIMODAL
-        return MULTIMODAL in request.misfits
+    def _may_have_media(self, request: InferenceRequest) -> bool:
+        """Return whether a request has media, as far as anybody has looked."""
+        looked = request.endpoint.legs == 2 and not self.rules.each_leg_may
+        return not (looked and _HAVE_MEDIA.isdisjoint(request.misfits))
+
+    def _look(
+        self, request: InferenceRequest, *, encodes: bool
+    ) -> tuple[Mapping[str, Pieces], tuple[MediaItem, ...]]:
+        edits = rename_media(request.body)
+        if not (encodes and may_have_items(request)):
+            return edits, ()
+        found = find_media(request.body, request.prompt_name) == MULTIMODAL
+        return edits, list_items(request) if found else ()
 
     async def run(
         self,
@@ -139,7 +155,7 @@ class EncodeLegs:
 class EncodedRequests(LegRequests):
     """A request whose media are encoded. What the engines hold of it is fetched once."""
 
-    __slots__ = ("_chosen", "_headers", "_items", "_legs", "_record", "_rules")
+    __slots__ = ("_chosen", "_failed", "_headers", "_items", "_legs", "_record", "_rules")
 
     def __init__(
         self,
@@ -158,6 +174,7 @@ class EncodedRequests(LegRequests):
         self._chosen = chosen
         self._headers = headers
         self._record = record
+        self._failed = False
 
     async def renew(self, attempt: Attempt, taker: Pod) -> None:
         """Have everything encoded again, unless nobody can have fetched it yet."""
@@ -166,7 +183,9 @@ class EncodedRequests(LegRequests):
             return
         chosen, router = self._chosen, self._legs.router
         routed = chosen.routed
-        decision = router.choose_encoders(routed.decision, routed.facts, routed.pods)
+        # The view of now: encoders may be gone, and others have come.
+        pods = self._legs.cache.view.models.get(self.client.model, routed.pods)
+        decision = router.choose_encoders(routed.decision, routed.facts, pods)
         chosen.change(structs.replace(routed, decision=decision))
         await self.encode()
 
@@ -184,13 +203,28 @@ class EncodedRequests(LegRequests):
             with self._record.steps.time(Leg.ENCODE, waits=True):
                 async with asyncio.TaskGroup() as group:
                     for index, (item, choice) in pairs:
-                        group.create_task(self._encode(index, item, choice, slots, encoded))
+                        group.create_task(self._run(index, item, choice, slots, encoded))
             self.prompt, self.last = join(self.client, self._items, encoded)
         except ExceptionGroup as failed:
             # The first has ended the others.
             raise failed.exceptions[0] from None
         except HandoffInvalid as invalid:
             raise self._refuse(invalid) from invalid
+
+    async def _run(
+        self,
+        index: int,
+        item: MediaItem,
+        choice: Choice,
+        slots: asyncio.Semaphore,
+        encoded: dict[str, Encoded],
+    ) -> None:
+        """Have one item encoded; if that fails, so do the others."""
+        try:
+            await self._encode(index, item, choice, slots, encoded)
+        except Exception:
+            self._failed = True
+            raise
 
     async def _encode(
         self,
@@ -264,7 +298,9 @@ class EncodedRequests(LegRequests):
             ):
                 attempt, answer = await posts.send(pod, write)
         except asyncio.CancelledError:
-            legs.lessons.outcomes.note_silence(pod, Leg.ENCODE, began)
+            # Who is given up for another's failure has not been waited for in vain.
+            if not self._failed:
+                legs.lessons.outcomes.note_silence(pod, Leg.ENCODE, began)
             raise
         legs.lessons.note_attempt(attempt, client, self._chosen.routed.pods.model, self._record)
         return attempt, answer

@@ -114,9 +114,8 @@ class Dispatcher:
                 counted = await self.tokenizers.count(request)
             # Meanwhile, pods may have come and gone.
             pods = self.chooser.find_model(request.model)
-        media = await self.encoders.find_items(request, pods, record)
-        if media:
-            pods = self.chooser.find_model(request.model)
+        request, media = await self.encoders.take_media(request, pods, record)
+        pods = self.chooser.find_model(request.model)
         routed = self.chooser.choose(request, pods, head.headers, record, counted, media=media)
         if routed is None:
             with record.steps.time("route-check", waits=True):

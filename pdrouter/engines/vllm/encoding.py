@@ -14,7 +14,7 @@ import msgspec
 from pdrouter.engines.split import EnginePod, HandoffInvalid
 from pdrouter.engines.vllm.nixl import is_unusable_host
 from pdrouter.openai.body import Body, BodyInvalid, encode
-from pdrouter.openai.media_items import MediaItem, find_items, replace_items
+from pdrouter.openai.media_items import MediaItem, find_items, name_item, replace_parts
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest
 from pdrouter.settings.choices import RemoteHostRewrite
@@ -86,7 +86,7 @@ def write_body(request: InferenceRequest, item: MediaItem) -> Pieces:
     The engine generates nothing; the limit is for one that is no encoder, set up by mistake.
     """
     body = request.body
-    part = _name(request, item)
+    part = name_item(body, item)
     options = b"".join(
         b',"%s":%s' % (name.encode(), value)
         for name in (_READING if request.ranked else _PASSED_ON)
@@ -151,9 +151,12 @@ def join(
             if union.setdefault(name, descriptor) != descriptor:
                 message = f"{EC_PARAMS}: two engines describe the same hash differently"
                 raise HandoffInvalid("ec-conflict", message)
-    replace = {item: _write_part(request, item, encoded[item.digest].metadata) for item in items}
-    name = request.prompt_name
-    edits: dict[str, bytes | Pieces] = {name: replace_items(request.body, name, replace)}
+    replace = {
+        (item.start, item.end): _write_part(request, item, encoded[item.digest].metadata)
+        for item in items
+    }
+    name, body = request.prompt_name, request.body
+    edits = {**request.edits, name: replace_parts(body, name, replace)}
     decode = request.with_edits(edits)
     if not union:
         return LegBodies(decode, decode)
@@ -164,15 +167,9 @@ def join(
 def _write_part(request: InferenceRequest, item: MediaItem, metadata: bytes | None) -> Pieces:
     """Return what stands for an item, or itself, by the name under which it was encoded."""
     if metadata is None:
-        return _name(request, item)
+        return name_item(request.body, item)
     kind, digest = f"{item.kind}_embeds".encode(), item.digest.encode()
     return Pieces((b'{"type":"%s","%s":%s,"uuid":"%s"}' % (kind, kind, metadata, digest),))
-
-
-def _name(request: InferenceRequest, item: MediaItem) -> Pieces:
-    """Return an item with a name that says what it is, and that no client can choose."""
-    part = Body(request.body.data[item.start : item.end])
-    return part.edit({"uuid": encode(item.digest)})
 
 
 def _place(descriptor: bytes, pod: EnginePod, rewrite: RemoteHostRewrite) -> bytes:

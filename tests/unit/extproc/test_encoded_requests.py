@@ -3,146 +3,33 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
+from email.utils import formatdate
 from typing import Any
 
 import pytest
+from encode_stage import ENCODERS, HANDLE, Stage, chat, list_handles, picture
 from exchanges import (
-    CHAT,
     DECODE,
     PARAMS,
     PREFILL,
-    Bench,
     error_of,
-    request_body,
-    request_headers,
-    response_headers,
 )
 from waiting import wait_until
 
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.engine_http.answers import EngineAnswer
-from pdrouter.engine_http.failures import FailureKind, PostFailed
-from pdrouter.engine_http.progress import PostProgress
+from pdrouter.engine_http.failures import FailureKind
 from pdrouter.engines.split import Leg
-from pdrouter.extproc.messages import ImmediateReply, PhaseReply, ReplaceBody, Reply
-from pdrouter.openai.pieces import Pieces
+from pdrouter.extproc.messages import ImmediateReply
 from pdrouter.routing.explanation import describe_in_detail
-from pdrouter.serving.record import Outcome, RequestRecord
+from pdrouter.serving.pod_outcomes import PodOutcomes
+from pdrouter.serving.record import Outcome
 from pdrouter.settings.choices import FailurePolicy
 from pdrouter.telemetry.descriptions import describe_request
 
-ENCODERS = [
-    Pod.create(
-        uid=f"e{number}",
-        name=f"encode-{number}",
-        ip=f"10.0.1.{number}",
-        port=8000,
-        model="m",
-        role=Role.ENCODE,
-    )
-    for number in range(3)
-]
 OTHER_PREFILL = replace(PREFILL, uid="p2", name="prefill-1", ip="10.0.0.5", address="10.0.0.5:8000")
-HANDLE = EngineAnswer(200, {}, b'{"kv_transfer_params": ' + PARAMS + b"}")
-
-
-def picture(number: int) -> dict[str, Any]:
-    return {"type": "image_url", "image_url": {"url": f"https://media.example/{number}.png"}}
-
-
-def chat(*parts: dict[str, Any]) -> dict[str, Any]:
-    return {**CHAT, "messages": [{"role": "user", "content": list(parts)}]}
-
-
-class Stage:
-    """An exchange whose engines answer as they are told.
-
-    Attributes:
-        bench: the exchange.
-        encoded: bodies of encode legs, with the address and the id of each.
-        prefilled: bodies of prefill legs.
-        encode: gives the answer to an encode leg, by address and its number.
-        prefill: gives that to a prefill leg.
-        most: encode legs that have been under way at once.
-    """
-
-    def __init__(self, *pods: Pod, **settings: Any) -> None:
-        self.bench = Bench(pods or (*ENCODERS, PREFILL, DECODE), **settings)
-        self.bench.prefill.post = self.post  # type: ignore[method-assign]
-        self.encoded: list[tuple[str, str, dict[str, Any]]] = []
-        self.prefilled: list[dict[str, Any]] = []
-        self.encode: Callable[[str, int], Any] = lambda *_: None
-        self.prefill: Callable[[str, int], Any] = lambda *_: HANDLE
-        self.under_way = self.most = 0
-
-    async def post(
-        self,
-        address: str,
-        path: str,
-        headers: Mapping[str, str],
-        body: Pieces,
-        total_s: float,
-        *,
-        progress: PostProgress | None = None,
-        once: bool = False,
-    ) -> EngineAnswer:
-        del progress, once
-        assert path == "/v1/chat/completions"
-        assert 0 < total_s <= 60
-        members, request_id = json.loads(bytes(body)), headers["x-request-id"]
-        if address.startswith("10.0.1."):
-            self.encoded.append((address, request_id, members))
-            number = len(self.encoded)
-            self.under_way += 1
-            self.most = max(self.most, self.under_way)
-            try:
-                answer = self.encode(address, number)
-                if asyncio.iscoroutine(answer):
-                    answer = await answer
-            finally:
-                self.under_way -= 1
-            answer = answer or describe(members, number)
-        else:
-            self.prefilled.append(members)
-            answer = self.prefill(address, len(self.prefilled))
-        if isinstance(answer, FailureKind):
-            raise PostFailed(answer, "it broke")
-        assert isinstance(answer, EngineAnswer)
-        return answer
-
-    async def ask(self, *parts: dict[str, Any], **members: Any) -> Reply | None:
-        body = {**chat(*parts), **members}
-        return (await self.bench.tell(request_headers(), request_body(body)))[-1]
-
-    async def serve(self, *parts: dict[str, Any], **members: Any) -> dict[str, Any]:
-        reply = await self.ask(*parts, **members)
-        assert isinstance(reply, PhaseReply)
-        if reply.body is None:
-            return {**chat(*parts), **members}
-        assert isinstance(reply.body, ReplaceBody)
-        body: dict[str, Any] = json.loads(bytes(reply.body.body))
-        return body
-
-    def reopen(self) -> None:
-        """Let another request come, after one that has ended."""
-        self.bench.exchange = self.bench.open()
-
-    async def end(self) -> RequestRecord:
-        await self.bench.tell(response_headers())
-        return self.bench.close()
-
-
-def describe(members: dict[str, Any], number: int) -> EngineAnswer:
-    """What an encode engine says; whose handles can be fetched once."""
-    (part,) = members["messages"][0]["content"]
-    said = {part["uuid"]: {"metadata": {"grid": [1]}, "handle": number}}
-    return EngineAnswer(200, {}, json.dumps({"ec_transfer_params": said}).encode())
-
-
-def list_handles(body: dict[str, Any]) -> set[int]:
-    return {each["handle"] for each in body["ec_transfer_params"].values()}
 
 
 async def test_media_are_encoded_before_prefill_and_decode_gets_what_stands_for_them() -> None:
@@ -317,7 +204,29 @@ async def test_the_first_failure_ends_the_others() -> None:
     stage.bench.close()
 
 
-async def test_a_client_that_leaves_ends_all() -> None:
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The pods that are said to have left somebody without an answer."""
+    blamed: list[str] = []
+    monkeypatch.setattr(PodOutcomes, "note_silence", lambda _, pod, *__: blamed.append(pod.uid))
+    return blamed
+
+
+async def test_who_is_given_up_for_another_s_failure_is_not_blamed(silent: list[str]) -> None:
+    stage = Stage()
+
+    async def answer(_: str, number: int) -> Any:
+        if number < 3:
+            await asyncio.Event().wait()
+        return EngineAnswer(400, {}, b"{}")
+
+    stage.encode = answer
+    await stage.ask(*map(picture, range(3)))
+    assert (len(stage.encoded), silent) == (3, [])
+    stage.bench.close()
+
+
+async def test_a_client_that_leaves_ends_all(silent: list[str]) -> None:
     stage = Stage()
 
     async def wait(*_: Any) -> None:
@@ -330,6 +239,7 @@ async def test_a_client_that_leaves_ends_all() -> None:
     await asyncio.wait([task])
     assert stage.under_way == 0
     assert stage.bench.close().outcome is Outcome.CLIENT_LEFT
+    assert len(silent) == 3
 
 
 @pytest.mark.parametrize("failure", [FailureKind.CONNECT, EngineAnswer(500, {}, b"{}")])
@@ -375,6 +285,24 @@ async def test_what_a_prefill_engine_may_have_fetched_is_encoded_again() -> None
     await stage.serve(picture(1), picture(2))
     assert [list_handles(body) for body in stage.prefilled] == [{1, 2}, {3, 4}]
     assert len({request_id for _, request_id, _ in stage.encoded}) == 4
+    await stage.end()
+
+
+async def test_what_is_encoded_again_goes_to_a_pod_that_is_there_by_then() -> None:
+    """The pair stays: its first handle has come too late, for the router stood still."""
+    gone, come = ENCODERS[:2]
+    stage = Stage(gone, PREFILL, DECODE, prefill_retries=1)
+    freed = PARAMS[:-1] + b', "remote_blocks_expiry_time": 1789999990}'
+    late = {"date": formatdate(1_790_000_000, usegmt=True)}
+
+    def prefill(_: str, number: int) -> EngineAnswer:
+        stage.bench.cache.replace((come, PREFILL, DECODE))
+        return HANDLE if number > 1 else EngineAnswer(200, late, HANDLE.body.replace(PARAMS, freed))
+
+    stage.prefill = prefill
+    await stage.serve(picture(1))
+    assert [address for address, _, _ in stage.encoded] == [gone.address, come.address]
+    assert [list_handles(body) for body in stage.prefilled] == [{1}, {2}]
     await stage.end()
 
 

@@ -1,6 +1,8 @@
 """The media of a conversation: found, told apart by content, and replaced where they stand."""
 
+import inspect
 import json
+import sys
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pdrouter.openai.body import Body
-from pdrouter.openai.media_items import MediaItem, find_items, replace_items
+from pdrouter.openai.media_items import MediaItem, find_items, name_item, replace_parts
 from pdrouter.openai.pieces import Pieces
 
 PNG = "data:image/png;base64,iVBORw0KGgo="
@@ -57,6 +59,8 @@ def test_messages_without_parts_have_no_items() -> None:
     [
         {"type": "image_url", "image_url": {"url": PNG + "A"}},
         {"type": "image_url", "image_url": {"url": PNG, "detail": "low"}},
+        {"type": "image_url", "image_url": {"url": PNG}, "detail": "low"},
+        {"type": "image_url", "image_url": {"url": PNG}, "max_pixels": 7},
         {"type": "video_url", "video_url": {"url": PNG}},
     ],
 )
@@ -70,6 +74,16 @@ def test_how_the_request_has_media_read_counts_too() -> None:
     smaller = digest(VIDEO, mm_processor_kwargs={"video": {"num_frames": 8}})
     assert len({plain, fewer, smaller}) == 3
     assert digest(VIDEO, temperature=1) == plain
+
+
+def test_no_two_ways_to_read_an_item_look_the_same() -> None:
+    def split(name: str, value: str) -> str:
+        return digest({"type": "image_url", "image_url": {"url": PNG, name: value}})
+
+    outside = digest({**IMAGE, "a": "b"})
+    assert len({split("a", "b"), split('a\0"b"', "b"), split("", "ab"), outside}) == 4
+    as_null = {**IMAGE, "detail": None, "uuid": None, "video_url": None}
+    assert digest(as_null) == digest(IMAGE)
 
 
 def test_how_a_content_is_written_does_not_count() -> None:
@@ -106,6 +120,41 @@ def test_parts_that_are_no_objects_are_an_engine_s_to_refuse() -> None:
     assert find_items(body, "messages", OPTIONS) == ()
 
 
+def test_what_is_named_twice_is_not_taken_out() -> None:
+    part = b'{"image_url":"a","uuid":"x","uuid":"y"}'
+    body = Body(b'{"messages":[{"role":"user","content":[%s]}]}' % part)
+    assert find_items(body, "messages", OPTIONS) == ()
+
+
+@pytest.mark.parametrize("where", ["part", "value", "message", "sibling"])
+def test_what_is_too_deep_to_be_read_again_is_not_taken_out(where: str) -> None:
+    """The same stack has room for fewer levels the more calls are on it."""
+    deep = b"[" * 300 + b"]" * 300
+    extra = dict.fromkeys(("part", "value", "message", "sibling"), b"")
+    extra[where] = b',"x":%s' % deep if where != "sibling" else b",%s" % deep
+    body = Body(
+        b'{"messages":[{"role":"user","content":[{"image_url":{"url":"u"%s}%s}%s]%s}]}'
+        % (extra["value"], extra["part"], extra["sibling"], extra["message"])
+    )
+    assert len(find_items(body, "messages", OPTIONS)) == 1
+
+    def call(levels: int) -> tuple[MediaItem, ...]:
+        return call(levels - 1) if levels else find_items(body, "messages", OPTIONS)
+
+    limit, used = sys.getrecursionlimit(), len(inspect.stack())
+    found = {len(call(levels)) for levels in range(limit - used - 330, limit - used - 100, 5)}
+    assert 0 in found
+
+
+@pytest.mark.parametrize("name", [{"uuid": "mine"}, {"uuid": None}, {}])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_an_item_gets_its_name_and_stays_as_it_is(name: dict[str, Any], indent: int | None) -> None:
+    messages = [{"role": "user", "content": [TEXT, {**IMAGE, **name}, {**name, **SOUND}]}]
+    body = Body(json.dumps({"model": "ä", "messages": messages}, indent=indent).encode())
+    for item, part in zip(find_items(body, "messages", OPTIONS), (IMAGE, SOUND), strict=True):
+        assert json.loads(bytes(name_item(body, item))) == {**part, "uuid": item.digest}
+
+
 _PARTS = st.lists(st.sampled_from([TEXT, IMAGE, SOUND, VIDEO]), max_size=5)
 
 
@@ -117,8 +166,14 @@ def test_what_is_replaced_is_the_items_and_nothing_else(
     data = json.dumps({"model": "m", "messages": messages}, indent=indent, ensure_ascii=False)
     body = Body(data.encode())
     items = find_items(body, "messages", OPTIONS)
-    replaced = bytes(replace_items(body, "messages", dict.fromkeys(items, Pieces((b'{"x":1}',)))))
+    replaced = bytes(
+        replace_parts(
+            body,
+            "messages",
+            dict.fromkeys([(i.start, i.end) for i in items], Pieces((b'{"x":1}',))),
+        )
+    )
     found = [part for message in json.loads(replaced) for part in message["content"]]
     given = [part for parts in contents for part in parts]
     assert found == [part if part == TEXT else {"x": 1} for part in given]
-    assert bytes(replace_items(body, "messages", {})) == body.raw("messages")
+    assert bytes(replace_parts(body, "messages", {})) == body.raw("messages")
