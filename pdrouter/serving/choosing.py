@@ -5,12 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import ceil
-from types import MappingProxyType
 
 import msgspec
 from msgspec import structs
 
-from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import ModelPods, PodCache
 from pdrouter.engines.registry import Splits
 from pdrouter.load.output_length import OutputLengths
@@ -24,33 +23,24 @@ from pdrouter.openai.headers import (
     ROUTING_STRATEGY,
 )
 from pdrouter.openai.kind import describe_kind
-from pdrouter.openai.media import MULTIMODAL
 from pdrouter.openai.media_items import MediaItem
 from pdrouter.openai.models import unknown_model, unsupported_model
 from pdrouter.openai.prompt_prefix import NO_PREFIX, hash_prompt
-from pdrouter.openai.request import SINGLE_POD_PATH, InferenceRequest, count_token_ids
+from pdrouter.openai.request import InferenceRequest, count_token_ids
 from pdrouter.routing.admission import DeadlineMissed, QueueTooLong
 from pdrouter.routing.deadlines import Deadline, assume_deadline, number_deadline
 from pdrouter.routing.decision import Decision, NoReadyPod, RoutingFacts, Strategy
 from pdrouter.routing.label_selector import LabelSelector, SelectorInvalid, parse_selector
 from pdrouter.routing.profiles import ResolvedProfile, resolve_profile, resolve_strategy_name
 from pdrouter.routing.router import Router
+from pdrouter.serving.fit import find_misfit
 from pdrouter.serving.policy import DispatchPolicy
 from pdrouter.serving.rate_limit import RateLimiter
 from pdrouter.serving.record import Observer, RequestRecord
-from pdrouter.serving.refusals import DEADLINE_MISSED, refuse_for_now
+from pdrouter.serving.refusals import DEADLINE_MISSED, refuse_for_now, refuse_missing
 from pdrouter.serving.targets import read_target
 from pdrouter.serving.unsplittable import REASON as NOT_PREFILLABLE
 from pdrouter.serving.unsplittable import UnsplittableKinds
-
-_TOLD_REASONS = 3
-_WAYS_OUT: Mapping[str, str] = MappingProxyType(
-    {
-        "stateful-responses": '"store": false lets it be split, '
-        "without background, previous_response_id and conversation"
-    }
-)
-"""What a client may do about a reason for which requests are not split."""
 
 
 class Routed(msgspec.Struct, frozen=True):
@@ -206,7 +196,7 @@ class PodChooser:
                 routed.strategy, last, facts, pods, holder, chosen_at=routed.at
             )
         except NoReadyPod as missing:
-            raise _refuse_missing(missing, pods) from missing
+            raise refuse_missing(missing, pods) from missing
         if decision is None:
             return None
         record.aggregated = decision.reason
@@ -266,7 +256,7 @@ class PodChooser:
             output = expected if limit is None else min(limit, expected)
         if items and not any(map(pods.find_encoders, pods.prefill or pods.whole)):
             items = ()
-        whole = self._find_misfit(request, pods, encoded=bool(items))
+        whole = find_misfit(request, pods, self.splits, encoded=bool(items))
         whole = whole or self._find_unsplittable(request, pods)
         split = whole is None and pods.disaggregated
         return RoutingFacts(
@@ -306,29 +296,6 @@ class PodChooser:
             record.priority = number_deadline(found, now, time.time())
         return found
 
-    def _find_misfit(
-        self, request: InferenceRequest, pods: ModelPods, *, encoded: bool
-    ) -> str | None:
-        """Return why a request cannot be split on its model's wires; None if it can.
-
-        Media that others encode are no reason.
-        """
-        if request.endpoint.legs == 2 and pods.prefill:
-            pod = pods.prefill[0]
-            paths = self.splits.find(pod.engine, pod.kv_connector).paths
-            if paths and request.endpoint.path not in paths:
-                return request.whole or SINGLE_POD_PATH
-        if not request.misfits:
-            return None
-        # Those that are not ready count, too: without them, the request waits for a pair.
-        wires = _list_wires(pods, Role.PREFILL) or _list_wires(pods, Role.DECODE)
-        if not wires:
-            return request.whole
-        fits = frozenset.intersection(*(self.splits.find(*wire).fits for wire in wires))
-        if encoded:
-            fits |= {MULTIMODAL}
-        return next((reason for reason in request.misfits if reason not in fits), None)
-
     def _find_unsplittable(self, request: InferenceRequest, pods: ModelPods) -> str | None:
         if self.kinds.empty or not pods.whole:
             return None
@@ -344,7 +311,7 @@ class PodChooser:
             with record.steps.time("route"):
                 decision = self.router.decide(strategy, facts, pods)
         except NoReadyPod as missing:
-            raise _refuse_missing(missing, pods, facts.whole) from missing
+            raise refuse_missing(missing, pods, facts.whole) from missing
         except QueueTooLong as queue:
             message = f"{queue}, and may be {queue.limit_s:g} s"
             seconds = ceil(queue.wait_s - queue.limit_s)
@@ -356,33 +323,6 @@ class PodChooser:
         record.aggregated = decision.reason
         self.observer.request_routed(record)
         return decision
-
-
-def _list_wires(pods: ModelPods, role: Role) -> set[tuple[str, str | None]]:
-    return {
-        (pod.engine, pod.kv_connector)
-        for pod in pods.pods
-        if pod.role is role and not pod.unsupported
-    }
-
-
-def _refuse_missing(
-    missing: NoReadyPod, pods: ModelPods, whole: str | None = None
-) -> RequestRejected:
-    """Return the error for a request that lacks a pod, with what may never be one.
-
-    Args:
-        missing: what it lacks.
-        pods: the pods of its model.
-        whole: why it cannot be split; None if it can.
-    """
-    split_only = [pod.engine for pod in pods.pods if pod.ready and not pod.serves_whole]
-    if whole is not None and split_only and not pods.whole:
-        message = f"decode engines of {split_only[0]} serve no request whole, as this one needs"
-        reason = f"{whole} ({_WAYS_OUT[whole]})" if whole in _WAYS_OUT else whole
-        return RequestRejected(400, "cannot_be_split", f"{message}: {reason}")
-    reasons = sorted({pod.unsupported for pod in pods.pods if pod.unsupported})
-    return refuse_for_now(503, "no_ready_pod", "; ".join([str(missing), *reasons[:_TOLD_REASONS]]))
 
 
 def _do_nothing() -> None:

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from math import ceil
 from types import MappingProxyType
 
+from pdrouter.cluster.view import ModelPods
 from pdrouter.engine_http.failures import FailureKind
 from pdrouter.engines.split import PEER_CHANGED, HandoffInvalid, Leg
 from pdrouter.openai.errors import RequestRejected
+from pdrouter.routing.decision import NoReadyPod
 from pdrouter.serving.leg_outcome import Attempt, LegFailed
 
 DEADLINE_MISSED = "deadline_missed"
@@ -19,6 +21,14 @@ _AT_ONCE_S = 1
 """Seconds after which a client may try what the router could not try again for it."""
 
 _TOLD_ATTEMPTS = 3
+_TOLD_REASONS = 3
+_WAYS_OUT: Mapping[str, str] = MappingProxyType(
+    {
+        "stateful-responses": '"store": false lets it be split, '
+        "without background, previous_response_id and conversation"
+    }
+)
+"""What a client may do about a reason for which requests are not split."""
 _ENCODE = ("encode_failed", "encode_timeout", "encode_unavailable")
 _PREFILL = ("prefill_failed", "prefill_timeout", "prefill_unavailable")
 _CAUSES: Mapping[FailureKind | None, str] = MappingProxyType(
@@ -110,3 +120,22 @@ def _describe_attempt(attempt: Attempt, expose_pods: bool) -> str:
     if attempt.status is not None and attempt.failure in (None, FailureKind.STATUS):
         return f"{name}: {attempt.message}"
     return f"{name} {_CAUSES.get(attempt.failure, 'failed')}"
+
+
+def refuse_missing(
+    missing: NoReadyPod, pods: ModelPods, whole: str | None = None
+) -> RequestRejected:
+    """Return the error for a request that lacks a pod, with what may never be one.
+
+    Args:
+        missing: what it lacks.
+        pods: the pods of its model.
+        whole: why it cannot be split; None if it can.
+    """
+    split_only = [pod.engine for pod in pods.pods if pod.ready and not pod.serves_whole]
+    if whole is not None and split_only and not pods.whole:
+        message = f"decode engines of {split_only[0]} serve no request whole, as this one needs"
+        reason = f"{whole} ({_WAYS_OUT[whole]})" if whole in _WAYS_OUT else whole
+        return RequestRejected(400, "cannot_be_split", f"{message}: {reason}")
+    reasons = sorted({pod.unsupported for pod in pods.pods if pod.unsupported})
+    return refuse_for_now(503, "no_ready_pod", "; ".join([str(missing), *reasons[:_TOLD_REASONS]]))

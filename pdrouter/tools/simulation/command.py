@@ -33,6 +33,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="model to serve; repeat it for adapters of the first",
     )
+    _add_wire(parser)
+    _add_speed(parser)
+    parser.add_argument(
+        "--fault",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="misbehave from the start, as in status=503 times=2; see PUT /simulation/faults",
+    )
+
+
+def _add_wire(parser: argparse.ArgumentParser) -> None:
+    """Declare what the engine takes, and gives to others."""
     parser.add_argument(
         "--kv-connector", choices=get_args(KvConnector), default=_DEFAULTS.kv_connector
     )
@@ -52,6 +65,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=_DEFAULTS.priorities,
         help="what becomes of a request's `priority`",
     )
+    parser.add_argument(
+        "--revision",
+        metavar="TEXT",
+        default=_DEFAULTS.revision,
+        help="version; blocks go only to engines that have the same",
+    )
+    parser.add_argument(
+        "--side-channel-host",
+        metavar="HOST",
+        help="remote_host in handles; real engines say localhost or 0.0.0.0",
+    )
+
+
+def _add_speed(parser: argparse.ArgumentParser) -> None:
+    """Declare how fast and how large the engine is."""
     for option, default, what in (
         ("--prefill-tokens-per-s", _DEFAULTS.prefill_tokens_per_s, "prefill speed; 0 is instant"),
         ("--itl-ms", _DEFAULTS.itl_ms, "milliseconds between two output tokens"),
@@ -71,24 +99,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N,N",
         default=_DEFAULTS.prefill_buckets,
         help="prompt lengths that it is compiled for, ascending, as Neuron engines are",
-    )
-    parser.add_argument(
-        "--revision",
-        metavar="TEXT",
-        default=_DEFAULTS.revision,
-        help="version; blocks go only to engines that have the same",
-    )
-    parser.add_argument(
-        "--side-channel-host",
-        metavar="HOST",
-        help="remote_host in handles; real engines say localhost or 0.0.0.0",
-    )
-    parser.add_argument(
-        "--fault",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="misbehave from the start, as in status=503 times=2; see PUT /simulation/faults",
     )
 
 

@@ -43,7 +43,14 @@ class EngineMetrics:
         self._engine = config.engine
         self._prefix = "trtllm_" if config.engine == "trtllm" else f"{config.engine}:"
         self._model = config.base_model
+        self._declare_own()
+        self._declare_judged()
+        self._passes, self._padding = self._declare_size(config)
+        self._items_encoding = self._most_items_encoding = 0
+        self._encoding = self._declare_media()
 
+    def _declare_own(self) -> None:
+        """Declare what real engines count, under their names."""
         self.prompt_tokens = self._engine_counter("prompt_tokens", "Prefill tokens processed.")
         self.generation_tokens = self._engine_counter("generation_tokens", "Tokens generated.")
         self.expired_handles = self._engine_counter(
@@ -75,6 +82,8 @@ class EngineMetrics:
             "inter_token_latency_seconds", "Time between two tokens."
         )
 
+    def _declare_judged(self) -> None:
+        """Declare what a judge counts."""
         self.contract_violations = self._counter(
             "contract_violations", "Requests that a router must not send.", ("reason",)
         )
@@ -106,9 +115,6 @@ class EngineMetrics:
         self.aborted_requests = self._counter(
             "aborted_requests", "Requests whose client left before the end of the answer."
         )
-        self._passes, self._padding = self._declare_size(config)
-        self._items_encoding = self._most_items_encoding = 0
-        self._encoding = self._declare_media()
 
     def _declare_size(self, config: EngineConfig) -> tuple[Counter | None, Counter | None]:
         """Declare what the engine is built for; give the counters of static shapes, if it has any.
