@@ -219,9 +219,11 @@ class Phases:
 
     def _doubt_priority(self, status: int) -> None:
         """Ask an engine again whether it takes priorities that has refused what had one."""
-        ranked = Leg.DECODE in self._record.ranked_legs
-        if ranked and self._sent is not None and status in STATUSES:
-            self._dispatcher.priorities.doubt(self._sent.pod)
+        if Leg.DECODE not in self._record.ranked_legs or status not in STATUSES:
+            return
+        sent, chosen, head = self._sent, self._chosen, self._head
+        if sent is not None and chosen is not None and head is not None:
+            self._dispatcher.doubt_priority(sent.pod, chosen, head)
 
     def _complete(self, completed: Completed) -> ImmediateReply:
         """Answer a request of which the side legs have left nothing to do."""

@@ -28,6 +28,8 @@ from pdrouter.settings.choices import Priority
 _ANSWER_S = 10.0
 _AGAIN_S = 10.0
 """Seconds after which an engine is asked again that has not said what it does."""
+_DOUBT_S = 1.0
+"""Seconds after which one is asked again that has refused what may have had another fault."""
 _AT_ONCE = 64
 _MOST = 4096
 _PATH = "/v1/completions"
@@ -154,13 +156,25 @@ class Priorities:
         self._knowledge.note(pod, takes=False)
         self._observer.priority_refused(model)
 
-    def doubt(self, pod: Pod) -> None:
-        """Note that an engine has refused what Envoy has sent, perhaps for its priority."""
-        self._knowledge.forget(pod.uid)
+    def doubt(self, pod: Pod, model: str, headers: Mapping[str, str]) -> None:
+        """Ask an engine again that has refused what Envoy has sent, perhaps for its priority.
 
-    def _ask_once(self, pod: Pod, model: str, headers: Mapping[str, str]) -> None:
+        It is more likely that something else was wrong with the request: what is known holds until
+        the engine says otherwise, or else bad requests of one client would make it forgotten.
+
+        Args:
+            pod: the engine's pod.
+            model: what the engine calls the model.
+            headers: the client's headers for engines.
+        """
+        if self.rules.mode is Priority.AUTO:
+            self._ask_once(pod, model, headers, _DOUBT_S)
+
+    def _ask_once(
+        self, pod: Pod, model: str, headers: Mapping[str, str], again_s: float = _AGAIN_S
+    ) -> None:
         now = self._knowledge.clock()
-        if now - self._asked.get(pod.uid, -_AGAIN_S) < _AGAIN_S:
+        if now - self._asked.get(pod.uid, -again_s) < again_s:
             return
         if self.questions.outstanding >= _AT_ONCE:
             return

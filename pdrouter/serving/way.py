@@ -205,6 +205,10 @@ class Dispatcher:
             return None
         return LastLegLessons(chosen, router.state, record)
 
+    def doubt_priority(self, pod: Pod, chosen: OpenDecision, head: RequestHead) -> None:
+        """Have an engine asked again that has refused what had a priority."""
+        self.priorities.doubt(pod, chosen.routed.pods.model, self._forward(head))
+
     async def _dispatch_split(
         self, requests: LegRequests, chosen: OpenDecision, head: RequestHead, call: Call
     ) -> Dispatched | Completed:

@@ -26,6 +26,7 @@ from pdrouter.engine_http.failures import FailureKind
 from pdrouter.engines.split import Leg
 from pdrouter.extproc.messages import PhaseReply, ReplaceBody, Reply, ResponseHeaders
 from pdrouter.openai.pieces import Pieces
+from pdrouter.serving import priorities
 from pdrouter.settings.choices import Aggregation, Priority
 
 GOOD = EngineAnswer(200, {}, b'{"kv_transfer_params": ' + PARAMS + b"}")
@@ -196,20 +197,51 @@ async def test_if_it_is_said_to_be_on_nobody_is_asked() -> None:
     assert not list_questions(bench)
 
 
-async def test_a_decode_engine_that_refuses_is_asked_again() -> None:
+async def refuse(bench: Bench) -> None:
+    """Let a decode engine refuse what Envoy has sent it with a priority."""
+    if bench.exchange.ended:
+        bench.exchange = bench.open()
+    answer = ResponseHeaders({":status": "400", "server": "uvicorn"})
+    await bench.tell(request_headers(authorization="Bearer k"), request_body(), answer)
+    assert Leg.DECODE in bench.close().ranked_legs
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+async def test_a_decode_engine_that_refuses_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """It has started anew with other flags, and nobody has told."""
+    monkeypatch.setattr(priorities, "_DOUBT_S", 0.0)
     bench = Bench(priority=Priority.AUTO)
     script(bench, [GOOD] * 4)
     await serve(bench)
     bench.close()
-    if bench.exchange.ended:
-        bench.exchange = bench.open()
-    answer = ResponseHeaders({":status": "400", "server": "uvicorn"})
-    await bench.tell(request_headers(), request_body(), answer)
-    assert Leg.DECODE in bench.close().ranked_legs
-    assert bench.state.priorities.find(DECODE) is None
+    script(bench, [GOOD] * 4, REFUSAL)
+    await refuse(bench)
+    question = list_questions(bench)[-1]
+    assert (members(question)["model"], question.headers["authorization"]) == ("m", "Bearer k")
+    assert bench.state.priorities.find(DECODE) is False
     assert "priority" not in sent_on(await serve(bench))
     bench.close()
+
+
+@pytest.mark.parametrize("answer", [GOOD, FailureKind.CONNECT, EngineAnswer(401, {}, b"")])
+async def test_bad_requests_of_a_client_do_not_make_forgotten_what_an_engine_takes(
+    answer: EngineAnswer | FailureKind,
+) -> None:
+    bench = Bench(priority=Priority.AUTO)
+    script(bench, [GOOD] * 8)
+    await serve(bench)
+    bench.close()
+    script(bench, [GOOD] * 8, answer)
+    for _ in range(3):
+        await refuse(bench)
+        assert bench.state.priorities.find(DECODE) is True
+    assert "priority" in sent_on(await serve(bench))
+    bench.close()
+    # Nor do they have it asked at each of them.
+    assert len(list_questions(bench)) == 1
 
 
 async def test_a_request_that_one_pod_serves_is_told_to_it() -> None:
