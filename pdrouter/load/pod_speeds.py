@@ -17,7 +17,8 @@ _BAND = 1.3
 _ERRORS = 4.0
 """Standard errors that it must be away from them: chance alone does not give these."""
 _PODS_PER_LEG = 4
-"""Pods that are looked at for each leg: all of them once in so many legs as there are for that."""
+_LEGS_PER_LOOK = 4
+"""All pods are looked at once in so many legs, or in more: that many for each leg, then."""
 _REMEMBERED = 200
 """Legs for each pod after which one that has had none meanwhile is looked at anew."""
 _LEAST_RATIO = 1e-3
@@ -116,26 +117,34 @@ class PodSpeeds:
 
     Pods of one model are compared, and among them those of the same hardware: a kind of hardware
     has a speed of its own on the same evidence. Models differ as they do.
-
-    Attributes:
-        factors: how many times longer than the usual pods of the fastest model pods take, by UID; 1
-            where absent. What is learnt makes a new mapping.
     """
 
-    __slots__ = ("_kinds", "_next_look", "_number", "_records", "factors")
+    __slots__ = ("_factors", "_is_stale", "_kinds", "_next_look", "_number", "_records")
 
     def __init__(self) -> None:
         self._kinds: dict[str, PodKind] = {}
         self._number = 0
         self._next_look = 0
         self._records: dict[str, _Record] = {}
-        self.factors: Mapping[str, float] = {}
+        self._factors: Mapping[str, float] = {}
+        self._is_stale = False
+
+    @property
+    def factors(self) -> Mapping[str, float]:
+        """How many times longer than the usual pods of the fastest model pods take, by UID.
+
+        It is 1 where absent. What is learnt makes a new mapping.
+        """
+        if self._is_stale:
+            self._compare()
+        return self._factors
 
     def note_kind(self, uid: str, kind: PodKind) -> None:
         """Take which pods a pod is compared with."""
         if self._kinds.get(uid) != kind:
             self._kinds[uid] = kind
-            self._compare()
+            # Many come at once, and a look goes through all.
+            self._is_stale = True
 
     def observe(self, uid: str, observed: float, predicted: float) -> None:
         """Learn from a leg.
@@ -151,19 +160,21 @@ class PodSpeeds:
         self._number += 1
         record.add(self._number, observed, predicted)
         if self._number >= self._next_look:
-            self._next_look = self._number + 1 + len(self._records) // _PODS_PER_LEG
+            pods = len(self._records)
+            self._next_look = self._number + max(_LEGS_PER_LOOK, 1 + pods // _PODS_PER_LEG)
             oldest = self._number - _REMEMBERED * len(self._records)
             for each in [each for each, known in self._records.items() if known.last < oldest]:
                 del self._records[each]
-            self._compare()
+            self._is_stale = True
 
     def forget(self, uid: str) -> None:
         """Forget a pod that is gone."""
         self._kinds.pop(uid, None)
-        if self._records.pop(uid, None) is not None or uid in self.factors:
-            self._compare()
+        if self._records.pop(uid, None) is not None or uid in self._factors:
+            self._is_stale = True
 
     def _compare(self) -> None:
+        self._is_stale = False
         models: dict[str, list[_Record]] = {}
         kinds: dict[PodKind, list[_Record]] = {}
         known = {uid: record for uid, record in self._records.items() if record.legs >= _LEAST_LEGS}
@@ -185,8 +196,8 @@ class PodSpeeds:
             factor = expected / fastest * hardware * own
             if factor != 1.0:
                 factors[uid] = factor
-        if factors != self.factors:
-            self.factors = factors
+        if factors != self._factors:
+            self._factors = factors
 
 
 def _find_median(records: Sequence[_Record]) -> _Record:

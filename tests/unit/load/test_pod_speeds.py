@@ -136,6 +136,34 @@ def test_hardware_that_is_called_otherwise_and_is_as_fast_makes_no_difference() 
     assert speeds.factors == {}
 
 
+def test_pods_that_come_and_go_together_are_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster of a thousand is there at once, and a look goes through all of them."""
+    looks: list[None] = []
+    compare = PodSpeeds._compare
+
+    def count(speeds: PodSpeeds) -> None:
+        looks.append(None)
+        compare(speeds)
+
+    monkeypatch.setattr(PodSpeeds, "_compare", count)
+    speeds = PodSpeeds()
+    for number in range(1000):
+        speeds.note_kind(str(number), PodKind("m", "h100"))
+    assert not looks
+    assert speeds.factors == {}
+    assert len(looks) == 1
+    work(speeds, dict.fromkeys(PODS, 1.0) | {"odd": 3.0}, legs=800)
+    assert speeds.factors.keys() == {"odd"}
+    kept = speeds.factors
+    assert speeds.factors is kept
+    looks.clear()
+    for number in range(1000):
+        speeds.forget(str(number))
+    speeds.forget("odd")
+    assert speeds.factors == {}
+    assert len(looks) == 1
+
+
 def test_a_pod_that_is_gone_leaves_nothing() -> None:
     speeds = PodSpeeds()
     speeds.note_kind("odd", PodKind("m"))
