@@ -126,6 +126,8 @@ class PrefixIndex:
                     self._turn()
                     young, old = self._young, self._old
                 known = old.pop(block, 0) & self._alive
+            elif known & bit:
+                continue
             if not known & bit:
                 new.append(block)
             young[block] = known | bit

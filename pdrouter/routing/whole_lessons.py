@@ -50,16 +50,25 @@ def learn_status(decision: Decision, reason: str, state: RoutingState, status: i
 
 
 def learn_prompt(
-    decision: Decision, facts: RoutingFacts, state: RoutingState, answer_tokens: int | None
+    decision: Decision,
+    facts: RoutingFacts,
+    state: RoutingState,
+    answer_tokens: int | None,
+    model: str,
 ) -> None:
     """Take note of what the last pod of a request has in its KV memory by now.
+
+    It is for the choice between one pod and two: until there is one, nobody asks.
 
     Args:
         decision: the pods that have served it.
         facts: the request.
         state: the pods' condition.
         answer_tokens: length of the answer; None if nobody has counted it.
+        model: its model, by the name that the view has.
     """
+    if state.whole.find_handover(model) is None:
+        return
     prefix, uid = facts.prefix, decision.last.pod.uid
     answer = facts.output_tokens if answer_tokens is None else answer_tokens
     behind = prefix.size - prefix.ends[-1] if prefix.ends else prefix.size

@@ -71,7 +71,9 @@ class LastLegLessons:
         """Learn from how the request has ended."""
         record, chosen = self._record, self._chosen
         if record.outcome is Outcome.OK:
-            learn_prompt(chosen.decision, chosen.routed.facts, self._state, record.output_tokens)
+            learn_prompt(
+                chosen.decision, chosen.routed.facts, self._state, record.output_tokens, self._model
+            )
 
     @property
     def _model(self) -> str:

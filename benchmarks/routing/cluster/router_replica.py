@@ -122,7 +122,8 @@ class RoutedLegs:
     def finish(self) -> None:
         """Count the request no more."""
         self._decode.release()
-        learn_prompt(self.decision, self._facts, self._replica.state, None)
+        replica = self._replica
+        learn_prompt(self.decision, self._facts, replica.state, None, replica.model)
 
 
 class RouterReplica:

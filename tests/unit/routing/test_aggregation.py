@@ -269,7 +269,7 @@ def test_the_next_turn_of_a_conversation_is_cached_where_the_last_was_decoded() 
     cluster = Cluster(FIRST, SECOND, queued=0)
     turn = structs.replace(FACTS, prompt_tokens=2005, prefix=make_prefix(200, 2005))
     first = cluster.router.decide(PD, turn, cluster.pods)
-    learn_prompt(first, turn, cluster.state, 50)
+    learn_prompt(first, turn, cluster.state, 50, "m")
     # 2,000 tokens of the prompt are known, 5 behind them, 50 of the answer, and 65 are new.
     longer = {"prompt_tokens": 2120, "prefix": make_prefix(212, 2120)}
     decision = cluster.decide(**longer)
@@ -279,15 +279,27 @@ def test_the_next_turn_of_a_conversation_is_cached_where_the_last_was_decoded() 
     assert parts["computed_tokens"] == 120 - 55
 
 
+def test_prompts_are_not_learnt_while_there_is_nothing_to_compare() -> None:
+    cluster = Cluster(handover_s=None)
+    turn = structs.replace(FACTS, prompt_tokens=2005, prefix=make_prefix(200, 2005))
+    decision = cluster.router.decide(PD, turn, cluster.pods)
+    learn_prompt(decision, turn, cluster.state, 50, "m")
+    assert not cluster.state.decoded.match(turn.prefix.hashes)
+    for _ in range(ENOUGH_ANSWERS):
+        cluster.whole.observe_handover("m", 0.2)
+    learn_prompt(decision, turn, cluster.state, 50, "m")
+    assert cluster.state.decoded.match(turn.prefix.hashes) == {FIRST.uid: 200}
+
+
 def test_what_others_have_written_over_is_not_cached_any_more() -> None:
     sample = replace(QUIET, kv_usage=0.5, kv_capacity_tokens=40_000)
     cluster = Cluster(samples={FIRST.uid: sample})
     turn = structs.replace(FACTS, prompt_tokens=2005, prefix=make_prefix(200, 2005))
-    learn_prompt(cluster.router.decide(PD, turn, cluster.pods), turn, cluster.state, 50)
+    learn_prompt(cluster.router.decide(PD, turn, cluster.pods), turn, cluster.state, 50, "m")
     longer = {"prompt_tokens": 2120, "prefix": make_prefix(212, 2120), "usual_output_tokens": 10**6}
     assert cluster.decide(**longer).last.seconds == pytest.approx(0.065)
     other = structs.replace(FACTS, prompt_tokens=9000)
-    learn_prompt(cluster.decide(), other, cluster.state, 0)
+    learn_prompt(cluster.decide(), other, cluster.state, 0, "m")
     assert cluster.decide(**longer).last.seconds == pytest.approx(2.12)
 
 
@@ -423,7 +435,7 @@ def test_pods_that_cannot_have_it_take_no_place_among_the_best_of_many() -> None
         for pod in holders:
             last = structs.replace(cluster.decide().last, pod=pod)
             first = Decision((last,), reason="")
-            learn_prompt(first, structs.replace(turn, prefix=prefix), cluster.state, 50)
+            learn_prompt(first, structs.replace(turn, prefix=prefix), cluster.state, 50, "m")
     for _ in range(20):
         decision = cluster.decide(
             prompt_tokens=2120,
@@ -438,7 +450,7 @@ def test_of_many_pods_the_one_that_has_the_conversation_is_found() -> None:
     cluster = Cluster(*many)
     turn = structs.replace(FACTS, prompt_tokens=2005, prefix=make_prefix(200, 2005))
     first = structs.replace(cluster.decide(), reason="")
-    learn_prompt(first, turn, cluster.state, 50)
+    learn_prompt(first, turn, cluster.state, 50, "m")
     longer = {"prompt_tokens": 2120, "prefix": make_prefix(212, 2120)}
     decision = cluster.decide(**longer)
     assert (decision.reason, decision.last.pod) == ("faster", first.last.pod)
