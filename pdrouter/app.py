@@ -134,18 +134,7 @@ class Application:
         self.bodies = _bound_bodies(settings)
         self._tracing = _create_tracing(settings, worker)
         log_entries: Counter[str] = Counter()
-        self.telemetry = RequestTelemetry(
-            self.cache,
-            self.ledger,
-            lambda: self._source.stats,
-            settings.kept_decisions,
-            scrapes=self._engines.stats,
-            tokenizers=self._tokenizers.stats,
-            log_entries=log_entries,
-            failures=self.failures,
-            bodies=self.bodies,
-            trace=self._tracing.take if self._tracing else None,
-        )
+        self.telemetry = self._create_telemetry(log_entries)
         self._client = EngineClient(limit_client(settings))
         self._exchanges = self._create_exchanges(prefixes)
         self.server = self._create_server(self._exchanges, log_entries)
@@ -159,6 +148,20 @@ class Application:
             self._settings.prefix_ttl_minutes * 60,
             time.monotonic,
             lambda uids: count(self._engines.samples, uids),
+        )
+
+    def _create_telemetry(self, log_entries: Counter[str]) -> RequestTelemetry:
+        return RequestTelemetry(
+            self.cache,
+            self.ledger,
+            lambda: self._source.stats,
+            self._settings.kept_decisions,
+            scrapes=self._engines.stats,
+            tokenizers=self._tokenizers.stats,
+            log_entries=log_entries,
+            failures=self.failures,
+            bodies=self.bodies,
+            trace=self._tracing.take if self._tracing else None,
         )
 
     def _create_exchanges(self, prefixes: PrefixIndex) -> Exchanges:

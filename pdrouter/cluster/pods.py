@@ -236,11 +236,7 @@ class Pod:
         bootstrap_port: int | None = UNSAID_PORT,
         hardware: str = "",
     ) -> "Pod":
-        """Return a pod, with what follows from its attributes filled in.
-
-        Metrics are where everything else is served, unless they have a port of their own. Unless
-        told otherwise, only a pod that is ready makes a claim.
-        """
+        """Return a pod: metrics at its port, and a claim only if it is ready, unless said."""
         ready = ready and not (obstacle or unsupported or refused)
         return cls(
             uid,

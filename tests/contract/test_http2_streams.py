@@ -341,6 +341,7 @@ async def test_a_client_that_does_not_answer_the_end_is_not_waited_for() -> None
     service = Service.create(Limits(closing_s=0.01))
     service.feed(START)
     service.server.drain()
+    assert not service.pipe.closed
     await wait_until(lambda: service.pipe.closed)
 
 

@@ -128,6 +128,7 @@ async def test_so_is_one_that_refuses_connections() -> None:
         await bench.engine.stop()
         bench.fail()
         await wait_until(lambda: bench.ejected)
+        assert bench.memory.asked == {"failed": 1}
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 501])
@@ -135,6 +136,7 @@ async def test_an_engine_that_will_not_do_it_is_there(status: int) -> None:
     async with asking(Fault(status=status)) as bench:
         bench.fail()
         await wait_until(lambda: bench.memory.calm)
+        assert bench.memory.asked == {"answered": 1}
 
 
 async def test_an_ejected_pod_is_asked_when_its_time_is_over_and_again() -> None:

@@ -112,16 +112,7 @@ class KubernetesPods:
         if ALL_NAMESPACES in namespaces:
             self._reflect_namespaces(timing, random)
         if routers is not None:
-            self._reflectors[routers.path] = Reflector(
-                self._api,
-                routers.path,
-                routers.selector,
-                EndpointSlice,
-                Replicas(routers.group, self._note_change),
-                optional=True,
-                timing=timing,
-                random=random,
-            )
+            self._reflect_routers(routers, timing, random)
 
     def _reflect_pods(
         self, path: str, selector: str, timing: ReflectorTiming, random: Random | None
@@ -156,6 +147,20 @@ class KubernetesPods:
             "",
             KubeNamespace,
             sink,
+            optional=True,
+            timing=timing,
+            random=random,
+        )
+
+    def _reflect_routers(
+        self, routers: RouterService, timing: ReflectorTiming, random: Random | None
+    ) -> None:
+        self._reflectors[routers.path] = Reflector(
+            self._api,
+            routers.path,
+            routers.selector,
+            EndpointSlice,
+            Replicas(routers.group, self._note_change),
             optional=True,
             timing=timing,
             random=random,

@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options; their defaults are those of `EnvoyConfig`."""
     _add_addresses(parser.add_argument_group("addresses"))
     _add_behaviour(parser.add_argument_group("behaviour"))
+    _add_reports(parser.add_argument_group("reports"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -146,6 +147,9 @@ def _add_behaviour(group: argparse._ArgumentGroup) -> None:
         default=_DEFAULT.router_health_checks,
         help="send no new request to a router that drains (default: %(default)s)",
     )
+
+
+def _add_reports(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--token-accounting",
         action="store_true",
