@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Callable
 
 WAIT_S = 20.0
+LONGER_S = 2 * WAIT_S
+"""Longer than a test waits: a limit that must not be what ends something in its place."""
 
 
 async def wait_until(condition: Callable[[], bool]) -> None:

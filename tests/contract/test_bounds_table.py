@@ -30,7 +30,7 @@ from factories import (
 )
 from loopback import Server, answer_always, answering, hang, listen
 from opentelemetry.sdk.trace.export import SpanExportResult
-from waiting import WAIT_S, wait_until
+from waiting import LONGER_S, WAIT_S, wait_until
 
 from pdrouter.admin import http_port
 from pdrouter.admin.http_port import HttpPort
@@ -193,11 +193,13 @@ async def test_the_bound_holds(row: Row, monkeypatch: pytest.MonkeyPatch) -> Non
 
 async def fail(address: str, **limits: float) -> PostFailed:
     """Return how a POST fails that has so long for something, and long for all else."""
-    within = ClientLimits(limits.get("connect_s", WAIT_S), limits.get("response_s", WAIT_S), MIB)
+    connect_s, response_s = (limits.get(name, LONGER_S) for name in ("connect_s", "response_s"))
+    within = ClientLimits(connect_s, response_s, MIB)
     async with EngineClient(within) as client:
-        body, total_s = Pieces((b"{}",)), limits.get("total_s", WAIT_S)
+        body, total_s = Pieces((b"{}",)), limits.get("total_s", LONGER_S)
         with pytest.raises(PostFailed) as caught:
-            await client.post(address, "/v1/completions", {}, body, total_s)
+            async with asyncio.timeout(WAIT_S):
+                await client.post(address, "/v1/completions", {}, body, total_s)
     return caught.value
 
 
@@ -294,7 +296,9 @@ async def asking(count: int) -> AsyncIterator[tuple[FailureMemory, Server]]:
         cache.replace(
             make_pod(f"d{number}", Role.DECODE, ip=ip, port=int(port)) for number in range(count)
         )
-        client = await stack.enter_async_context(EngineClient(ClientLimits(WAIT_S, WAIT_S, MIB)))
+        client = await stack.enter_async_context(
+            EngineClient(ClientLimits(LONGER_S, LONGER_S, MIB))
+        )
         for pod in cache.view.pods:
             memory.note_failure(pod.uid, Leg.DECODE, "x", memory.clock(), path="/v1/completions")
         questions = PodQuestions(client, cache, PodOutcomes(memory))
@@ -347,7 +351,7 @@ async def asking_for_priorities(count: int) -> AsyncIterator[tuple[Priorities, S
     """Questions to so many pods, of which none answers, with the one engine behind them."""
     async with (
         listen(hang) as engine,
-        EngineClient(ClientLimits(WAIT_S, WAIT_S, MIB)) as client,
+        EngineClient(ClientLimits(LONGER_S, LONGER_S, MIB)) as client,
         closing_questions(client) as asker,
     ):
         ip, _colon, port = engine.address.rpartition(":")
@@ -416,7 +420,7 @@ async def releasing(
         decode = make_pod("d", Role.DECODE, ip=ip, port=int(port))
         prefill, cache, outcomes = make_pod("p"), PodCache(), Outcomes()
         cache.replace([prefill, decode])
-        limits = ClientLimits(WAIT_S, WAIT_S, MIB)
+        limits = ClientLimits(LONGER_S, LONGER_S, MIB)
         client = await stack.enter_async_context(EngineClient(limits))
         rules = ReleaseRules(True, timeout_s, ())
         releases = Releases(
@@ -469,7 +473,7 @@ async def exceed_a_release(_: pytest.MonkeyPatch) -> None:
 @walk("Releases under way when the process ends", f"{release._LAST_S:g} s")
 async def exceed_the_end_of_releases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(release, "_LAST_S", SOON_S)
-    async with releasing(WAIT_S, 2) as (releases, outcomes, engine):
+    async with releasing(LONGER_S, 2) as (releases, outcomes, engine):
         await wait_until(lambda: len(engine.requests) == 2)
     assert outcomes.ended == [ReleaseOutcome.DROPPED] * 2
     assert releases.outstanding == 0
@@ -721,15 +725,17 @@ async def exceed_the_open_requests(_: pytest.MonkeyPatch) -> None:
 )
 async def exceed_the_idle_connections(_: pytest.MonkeyPatch) -> None:
     async with listen(answer_always) as engine:
-        with closing(HttpClient(ClientLimits(WAIT_S, WAIT_S, MIB), keepalive_s=SOON_S)) as client:
-            await client.request("GET", engine.address, "/", {}, body=None, total_s=WAIT_S)
+        with closing(
+            HttpClient(ClientLimits(LONGER_S, LONGER_S, MIB), keepalive_s=SOON_S)
+        ) as client:
+            await client.request("GET", engine.address, "/", {}, body=None, total_s=LONGER_S)
             await wait_until(engine.closed.is_set)
 
 
 @walk("Prefill answers that are read after their request", f"{drains._MOST:,}")
 async def exceed_the_answers_that_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     del monkeypatch
-    async with Drains(WAIT_S) as owner:
+    async with Drains(LONGER_S) as owner:
         tasks = [asyncio.create_task(asyncio.Event().wait()) for _ in range(drains._MOST + 5)]
         for task in tasks:
             owner.take(task)
@@ -758,7 +764,7 @@ async def exceed_what_is_said_of_media(_: pytest.MonkeyPatch) -> None:
 @walk("Releases at once, and in all", f"{release._AT_ONCE}, {release._MOST}")
 async def exceed_the_releases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(release, "_LAST_S", SOON_S)
-    async with releasing(WAIT_S, release._MOST + 5) as (releases, outcomes, engine):
+    async with releasing(LONGER_S, release._MOST + 5) as (releases, outcomes, engine):
         assert releases.outstanding == release._MOST
         assert outcomes.ended == [ReleaseOutcome.DROPPED] * 5
         await wait_until(lambda: len(engine.requests) == release._AT_ONCE)
@@ -786,7 +792,7 @@ async def exceed_the_asked(_: pytest.MonkeyPatch) -> None:
     f"{release._SMALL // 1024} KiB with its answer, else {release._LARGEST // MIB} MiB without",
 )
 async def exceed_a_kept_handle(_: pytest.MonkeyPatch) -> None:
-    async with releasing(WAIT_S, 0) as (releases, _outcomes, _engine):
+    async with releasing(LONGER_S, 0) as (releases, _outcomes, _engine):
         pod, handle = make_pod("p"), encode_handle()
         (large,) = make_answers(handle + b" " * release._SMALL, pod)
         held = releases.hold(large, pod, "llama", {})

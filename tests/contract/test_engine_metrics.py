@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 from factories import make_pod
 from loopback import Server, Talk, answering, hang, listen, reset, trickle
-from waiting import wait_until
+from waiting import LONGER_S, WAIT_S, wait_until
 
 from pdrouter.cluster.pods import Pod, Role, parse_address
 from pdrouter.cluster.view import PodCache
@@ -21,7 +21,6 @@ from pdrouter.tools.simulation.config import EngineConfig
 from pdrouter.tools.simulation.engine import SimulatedEngine
 
 INTERVAL_S = 0.01
-GENEROUS_S = 20.0
 
 
 class Clock:
@@ -85,7 +84,7 @@ class Setup:
             self.cache,
             self.ledger,
             interval_s=INTERVAL_S,
-            deadline_s=GENEROUS_S,
+            deadline_s=LONGER_S,
             clock=self.clock,
         )
 
@@ -478,7 +477,7 @@ async def test_a_scrape_of_a_pod_that_is_gone_is_given_up(setup: Setup) -> None:
         setup.show(pod_at(server.address))
         await wait_until(lambda: len(server.requests) == 1)
         setup.show()
-        await asyncio.wait_for(server.closed.wait(), GENEROUS_S)
+        await asyncio.wait_for(server.closed.wait(), WAIT_S)
 
 
 async def test_one_engine_under_two_names_is_scraped_once(setup: Setup) -> None:
@@ -510,7 +509,7 @@ async def test_cancelling_leaves_nothing_behind() -> None:
         async with scraping(setup):
             setup.show(pod_at(server.address))
             await wait_until(lambda: len(server.requests) == 1)
-        await asyncio.wait_for(server.closed.wait(), GENEROUS_S)
+        await asyncio.wait_for(server.closed.wait(), WAIT_S)
         await wait_until(lambda: asyncio.all_tasks() == tasks)
 
 

@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from waiting import WAIT_S, wait_until
+from waiting import LONGER_S, wait_until
 
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import PodCache
@@ -23,7 +23,7 @@ from pdrouter.tools.simulation.config import EngineConfig
 from pdrouter.tools.simulation.engine import SimulatedEngine
 from pdrouter.tools.simulation.faults import Fault
 
-LIMITS = ClientLimits(connect_s=WAIT_S, response_s=WAIT_S, answer_bytes=64 * 1024)
+LIMITS = ClientLimits(connect_s=LONGER_S, response_s=LONGER_S, answer_bytes=64 * 1024)
 CHAT = "/v1/chat/completions"
 
 

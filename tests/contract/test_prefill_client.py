@@ -23,7 +23,7 @@ from loopback import (
     reset,
     trickle,
 )
-from waiting import WAIT_S, wait_until
+from waiting import LONGER_S, WAIT_S, wait_until
 
 from pdrouter.engine_http.answers import MAX_INTERIM_ANSWERS, AnswerReader, EngineAnswer
 from pdrouter.engine_http.client import ClientLimits
@@ -34,7 +34,7 @@ from pdrouter.serving.engine_client import EngineClient
 
 MIB = 1024 * 1024
 Posting: TypeAlias = asyncio.Task[EngineAnswer]
-LIMITS = ClientLimits(connect_s=WAIT_S, response_s=WAIT_S, answer_bytes=64 * 1024)
+LIMITS = ClientLimits(connect_s=LONGER_S, response_s=LONGER_S, answer_bytes=64 * 1024)
 
 
 async def post(
@@ -44,14 +44,17 @@ async def post(
     path: str = "/v1/completions",
     headers: dict[str, str] | None = None,
     body: bytes = b"{}",
-    total_s: float = WAIT_S,
+    total_s: float = LONGER_S,
     once: bool = True,
 ) -> EngineAnswer:
     given = {"content-type": "application/json"} if headers is None else headers
-    return await client.post(address, path, given, Pieces((body,)), total_s, once=once)
+    async with asyncio.timeout(WAIT_S):
+        return await client.post(address, path, given, Pieces((body,)), total_s, once=once)
 
 
-async def fail(talk: Talk, *, limits: ClientLimits = LIMITS, total_s: float = WAIT_S) -> PostFailed:
+async def fail(
+    talk: Talk, *, limits: ClientLimits = LIMITS, total_s: float = LONGER_S
+) -> PostFailed:
     async with listen(talk) as server, EngineClient(limits) as client:
         with pytest.raises(PostFailed) as caught:
             await post(client, server.address, total_s=total_s)
@@ -62,8 +65,8 @@ async def fail(talk: Talk, *, limits: ClientLimits = LIMITS, total_s: float = WA
 
 def limit(**changes: float) -> ClientLimits:
     return ClientLimits(
-        connect_s=changes.get("connect_s", WAIT_S),
-        response_s=changes.get("response_s", WAIT_S),
+        connect_s=changes.get("connect_s", LONGER_S),
+        response_s=changes.get("response_s", LONGER_S),
         answer_bytes=int(changes.get("answer_bytes", 64 * 1024)),
     )
 
@@ -381,7 +384,7 @@ async def test_a_port_that_nobody_listens_on_is_a_failure_to_connect() -> None:
 
 
 @pytest.mark.parametrize(
-    ("connect_s", "total_s", "kind"), [(0.1, WAIT_S, "connect"), (WAIT_S, 0.1, "timeout")]
+    ("connect_s", "total_s", "kind"), [(0.1, LONGER_S, "connect"), (LONGER_S, 0.1, "timeout")]
 )
 async def test_a_host_that_does_not_answer_is_given_up(
     connect_s: float, total_s: float, kind: str
@@ -464,7 +467,7 @@ async def test_a_used_connection_that_is_reset_is_stale() -> None:
 
 @pytest.mark.parametrize(
     ("talk", "response_s", "total_s"),
-    [(hang, 0.1, WAIT_S), (hang, WAIT_S, 0.1), (trickle, WAIT_S, 0.2)],
+    [(hang, 0.1, LONGER_S), (hang, LONGER_S, 0.1), (trickle, LONGER_S, 0.2)],
     ids=["no answer", "no answer in all", "a slow answer"],
 )
 async def test_a_deadline_ends_the_request_and_its_connection(

@@ -11,7 +11,7 @@ import pytest_asyncio
 from exchanges import Notes
 from factories import make_model_pods, make_pod, make_state
 from loopback import OK, Server, Talk, answer_always, answering, hang, listen, reset, trickle
-from waiting import WAIT_S, wait_until
+from waiting import LONGER_S, WAIT_S, wait_until
 
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ModelPods, PodCache
@@ -63,7 +63,7 @@ OTHER_DECODE = make_pod("d-other", Role.DECODE, ip="10.0.0.3", roleset="other")
 TOKENS = 77
 COUNTED_DECODE = {Leg.DECODE: LegLoad(1, TOKENS)}
 OF_THE_POD = [401, 403, 404, 405, 407, 408, 421, 425, 429]
-LIMITS = ClientLimits(connect_s=WAIT_S, response_s=WAIT_S, answer_bytes=1024)
+LIMITS = ClientLimits(connect_s=LONGER_S, response_s=LONGER_S, answer_bytes=1024)
 
 
 def status(code: int, body: bytes = b"{}") -> bytes:
@@ -154,7 +154,7 @@ class Stage(Notes):
         return self.pods[-1]
 
     async def create_leg(
-        self, *, limits: ClientLimits = LIMITS, total_s: float = WAIT_S, retries: int = 1
+        self, *, limits: ClientLimits = LIMITS, total_s: float = LONGER_S, retries: int = 1
     ) -> SideLegs:
         client = await self.stack.enter_async_context(EngineClient(limits))
         return self.create_leg_with(client, total_s, retries)
@@ -211,13 +211,14 @@ class Stage(Notes):
         headers = {"content-type": "application/json", "authorization": "Bearer k"}
         chosen = OpenDecision(routed, self.router.state, self.record)
         try:
-            done = await legs.run(
-                Leg.PREFILL,
-                LegRequests(request, time.monotonic() + legs.total_s),
-                chosen,
-                headers,
-                Call(self.record, fail, Drains()),
-            )
+            async with asyncio.timeout(WAIT_S):
+                done = await legs.run(
+                    Leg.PREFILL,
+                    LegRequests(request, time.monotonic() + legs.total_s),
+                    chosen,
+                    headers,
+                    Call(self.record, fail, Drains()),
+                )
             assert isinstance(done, LegAnswer)
             return done
         finally:
@@ -309,7 +310,7 @@ async def test_what_another_pod_might_do_better_is_tried_there_under_a_fresh_id(
 ) -> None:
     first = await stage.add_engine(talk)
     second = await stage.add_engine(answer_always)
-    leg = await stage.create_leg(limits=ClientLimits(WAIT_S, SHORT_S, 1024))
+    leg = await stage.create_leg(limits=ClientLimits(LONGER_S, SHORT_S, 1024))
     prefilled = await stage.run(leg)
     assert prefilled.pod is second
     assert prefilled.request_id == "id-2"
@@ -669,7 +670,7 @@ async def test_the_deadline_of_the_leg_leaves_no_time_for_another_pod(
 ) -> None:
     await stage.add_engine(talk)
     await stage.add_engine(answer_always)
-    limits = ClientLimits(WAIT_S, WAIT_S, MIB)
+    limits = ClientLimits(LONGER_S, LONGER_S, MIB)
     with pytest.raises(LegFailed) as caught:
         await stage.run(await stage.create_leg(limits=limits, total_s=SHORT_S))
     assert caught.value.attempts[-1].failure is FailureKind.TIMEOUT
@@ -681,7 +682,7 @@ async def test_the_deadline_of_the_leg_leaves_no_time_for_another_pod(
 async def test_the_deadline_of_the_leg_holds_for_all_attempts_together(stage: Stage) -> None:
     for _ in range(4):
         await stage.add_engine(hang)
-    limits = ClientLimits(WAIT_S, SHORT_S, 1024)
+    limits = ClientLimits(LONGER_S, SHORT_S, 1024)
     with pytest.raises(LegFailed) as caught:
         await stage.run(await stage.create_leg(limits=limits, total_s=1.5 * SHORT_S, retries=9))
     assert set(stage.failures) == {FailureKind.TIMEOUT}
@@ -697,7 +698,7 @@ async def test_cancelling_closes_the_connection_and_counts_nothing(
 ) -> None:
     await stage.add_engine(talk)
     await stage.add_engine(answer_always)
-    leg = await stage.create_leg(limits=ClientLimits(WAIT_S, WAIT_S, 10**9))
+    leg = await stage.create_leg(limits=ClientLimits(LONGER_S, LONGER_S, 10**9))
     task = asyncio.create_task(stage.run(leg))
     await wait_until(lambda: bool(stage.servers[0].requests))
     assert stage.ledger.load(Leg.PREFILL, stage.pods[0].uid) == LegLoad(1, TOKENS)
@@ -723,7 +724,9 @@ async def test_many_legs_at_once_on_faulty_engines_leave_nothing_behind(stage: S
 
     for _ in range(3):
         await stage.add_engine(behave_in_turns)
-    leg = await stage.create_leg(limits=ClientLimits(WAIT_S, SHORT_S, 1024), retries=2, total_s=1.0)
+    leg = await stage.create_leg(
+        limits=ClientLimits(LONGER_S, SHORT_S, 1024), retries=2, total_s=1.0
+    )
     tasks = [asyncio.create_task(stage.run(leg)) for _ in range(60)]
     await wait_until(lambda: bool(stage.attempts))
     for task in tasks[::5]:
@@ -750,6 +753,6 @@ async def test_an_error_in_the_choice_of_another_pod_leaves_nothing_behind(stage
 
 async def test_a_client_that_is_not_open_leaves_nothing_behind(stage: Stage) -> None:
     stage.add_pod("127.0.0.1:9")
-    leg = stage.create_leg_with(EngineClient(LIMITS), WAIT_S, 1)
+    leg = stage.create_leg_with(EngineClient(LIMITS), LONGER_S, 1)
     with pytest.raises(RuntimeError, match="not open"):
         await stage.run(leg)

@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 from factories import make_answers, make_kv_params, make_pod
 from loopback import Server, hang, listen
-from waiting import WAIT_S, wait_until
+from waiting import LONGER_S, wait_until
 
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import PodCache
@@ -27,7 +27,7 @@ from pdrouter.tools.simulation.engine import SimulatedEngine
 from pdrouter.tools.simulation.faults import Fault
 
 MODEL = "simulated-model"
-LIMITS = ClientLimits(connect_s=WAIT_S, response_s=WAIT_S, answer_bytes=64 * 1024)
+LIMITS = ClientLimits(connect_s=LONGER_S, response_s=LONGER_S, answer_bytes=64 * 1024)
 CLIENTS_HEADERS = {"authorization": "Bearer k", "x-extra": "1", "cookie": "c"}
 KEPT_S = 600.0
 NOBODY = "127.0.0.9:1"
@@ -61,7 +61,7 @@ class Bench:
         self.client = client
         self.releases = self.create()
 
-    def create(self, timeout_s: float = WAIT_S, *, enabled: bool = True) -> Releases:
+    def create(self, timeout_s: float = LONGER_S, *, enabled: bool = True) -> Releases:
         return Releases(
             self.client,
             self.cache,
