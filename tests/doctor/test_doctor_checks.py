@@ -59,6 +59,29 @@ TRTLLM = [
 ]
 """TensorRT-LLM engines, one of which is seen to have a key."""
 
+
+def tier(connector: str, said: str, *changes: Change, option: str = "") -> list[Change]:
+    """The prefill engine has a P2P tier of which its arguments say this."""
+    tiers = f'"secondary_tiers": [{{"type": "p2p"{said}}}]'
+    config = f'{{"kv_connector_extra_config": {{{tiers}}}}}'
+    return [
+        put("Deployment/prefill", f"{LABELS} model.aibrix.ai/kv-connector-type", connector),
+        put("Deployment/decode", f"{LABELS} model.aibrix.ai/kv-connector-type", connector),
+        put(
+            "Deployment/prefill",
+            f"{CONTAINER} args",
+            [f"vllm serve m {option} --kv-transfer-config '{config}'"],
+        ),
+        *changes,
+    ]
+
+
+def p2p_port(value: str) -> Change:
+    """The prefill engine's environment names a port for its P2P tier."""
+    variable = {"name": "VLLM_P2P_SIDE_CHANNEL_PORT", "value": value}
+    return put("Deployment/prefill", f"{CONTAINER} env 0", variable)
+
+
 RAW_FILTER = """
 apiVersion: gateway.envoyproxy.io/v1alpha1
 kind: EnvoyPatchPolicy
@@ -633,6 +656,16 @@ BROKEN = [
         ],
         words="add --enable-mm-embeds",
     ),
+    *(
+        Case("p2p-tier-elsewhere", "Deployment default/prefill", changes, words=words)
+        for changes, words in (
+            (tier("p2p", ', "host": "$(IP)"'), "at port 5710, and other engines are sent to 7777"),
+            (tier("offloading", ', "host": "$(IP)", "port": 7778'), "at port 7778"),
+            (tier("offloading", ', "host": "$(IP)"', p2p_port("7000")), "at port 7000"),
+            (tier("offloading", ', "port": 7777'), "localhost"),
+            (tier("nixl-p2p", ', "port": 7777, "host": "0.0.0.0"'), "0.0.0.0"),
+        )
+    ),
     Case(
         "trtllm-key-missing",
         "Deployment default/decode",
@@ -769,7 +802,22 @@ def test_a_broken_installation_is_found_out(case: Case) -> None:
 
 GATEWAY_TARGET = {"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "llm"}
 
+TIERS: dict[str, list[Change]] = {
+    "a tier where others look for it": tier("p2p", ', "host": "$(IP)", "port": 7777'),
+    "a tier where its environment says": tier("offloading", ', "host": "$(IP)"', p2p_port("7777")),
+    "a tier where its label says": tier(
+        "offloading",
+        ', "host": "$(IP)", "port": 5710',
+        put("Deployment/prefill", f"{LABELS} model.aibrix.ai/sglang-bootstrap-port", "5710"),
+    ),
+    "a tier of later ranks": tier(
+        "p2p", ', "host": "$(IP)", "port": 7773', option="--data-parallel-start-rank 4"
+    ),
+    "a tier that nobody asks": tier("nixl", ""),
+    "a tier that cannot be read": tier("p2p", ', "port": "$(PORT)"'),
+}
 HARMLESS: dict[str, tuple[str, list[Change]]] = {
+    **{name: ("endpoint_override", changes) for name, changes in TIERS.items()},
     "a limit on silent streams that a patch sets": (
         "endpoint_override",
         [

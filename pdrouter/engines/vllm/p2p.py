@@ -29,7 +29,8 @@ from pdrouter.openai.body import encode
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest
 
-_DEFAULT_PORT = 7777
+DEFAULT_PORT = 7777
+"""Where the tier of an engine's first rank is, unless its pod says another port."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,5 +94,5 @@ def _name_transfer(placement: Placement) -> str:
 
 def _point_to(pod: EnginePod, kv_request_id: str) -> dict[str, str | int]:
     """Return where the tier of an engine answers: each rank has its port, next to the others'."""
-    port = (pod.bootstrap_port or _DEFAULT_PORT) + pod.index
+    port = (pod.bootstrap_port or DEFAULT_PORT) + pod.index
     return {"kv_request_id": kv_request_id, "remote_host": pod.ip, "remote_port": port}

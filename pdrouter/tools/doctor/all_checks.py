@@ -21,6 +21,7 @@ from pdrouter.tools.doctor.checks import (
     routes,
     selectors,
     serving,
+    tiers,
     timeouts,
 )
 from pdrouter.tools.doctor.findings import Check
@@ -44,6 +45,7 @@ CHECKS: tuple[Check[Installation], ...] = (
     *labels.CHECKS,
     *engines.CHECKS,
     *encoders.CHECKS,
+    *tiers.CHECKS,
     *revisions.CHECKS,
     *adapters.CHECKS,
     *serving.CHECKS,
