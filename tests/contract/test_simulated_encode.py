@@ -3,12 +3,13 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
 import pytest
+from waiting import wait_until
 
 from pdrouter.tools.simulation.config import EngineConfig
 from pdrouter.tools.simulation.engine import SimulatedEngine
@@ -108,12 +109,6 @@ async def running(*faults: Fault, **settings: Any) -> AsyncIterator[Three]:
         yield Three(encode, prefill, decode, client)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(GENEROUS_S):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
 @pytest.mark.parametrize("part", [CAT, DOG, SONG, FILM])
 async def test_a_medium_goes_from_encode_over_prefill_to_decode(part: dict[str, Any]) -> None:
     async with running() as three:
@@ -194,20 +189,20 @@ async def test_an_id_is_that_of_one_request_at_a_time() -> None:
     async with running(prefill_tokens_per_s=1) as three:
         body, headers = chat(name(CAT), text=None), {"x-request-id": "same"}
         first = asyncio.create_task(three.ask(three.encode, body, **headers))
-        await until(lambda: three.encode.count("simulation:media_encoding") == 1)
+        await wait_until(lambda: three.encode.count("simulation:media_encoding") == 1)
         assert (await three.ask(three.encode, body, **headers))[0] == 400
         assert three.encode.count("simulation:duplicate_request_ids_total") == 1
         first.cancel()
-        await until(lambda: three.encode.count("simulation:media_encoding") == 0)
+        await wait_until(lambda: three.encode.count("simulation:media_encoding") == 0)
 
 
 async def test_media_in_flight_are_counted() -> None:
     async with running(prefill_tokens_per_s=1) as three:
         legs = [asyncio.create_task(three.encode_leg(part)) for part in (CAT, DOG, SONG)]
-        await until(lambda: three.encode.count("simulation:media_encoding") == 3)
+        await wait_until(lambda: three.encode.count("simulation:media_encoding") == 3)
         for leg in legs:
             leg.cancel()
-        await until(lambda: three.encode.count("simulation:media_encoding") == 0)
+        await wait_until(lambda: three.encode.count("simulation:media_encoding") == 0)
         assert three.encode.count("simulation:most_media_encoding") == 3
         assert three.outstanding == 0
 
@@ -327,7 +322,7 @@ async def test_what_is_gone_is_encoded_again_if_the_medium_is_there(ending: str)
             await three.encode.stop()
         if ending == "restarted":
             await three.encode.start()
-        await until(lambda: three.outstanding == 0)
+        await wait_until(lambda: three.outstanding == 0)
         encoded = chat(stand_in(CAT, described), ec_transfer_params=said, **PREFILL_LEG)
         assert (await three.ask(three.prefill, encoded))[0] == 500
         raw = chat(name(CAT), ec_transfer_params=said, **PREFILL_LEG)

@@ -7,12 +7,13 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
 import openai
 import pytest
+from waiting import wait_until
 
 from pdrouter.tools.simulation.api_requests import Api
 from pdrouter.tools.simulation.config import EngineConfig
@@ -110,12 +111,6 @@ async def running(*faults: Fault, **settings: Any) -> AsyncIterator[SimulatedEng
     config = EngineConfig(**{"prefill_tokens_per_s": 0, "itl_ms": 1} | settings)
     async with SimulatedEngine(config, *faults) as engine:
         yield engine
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(GENEROUS_S):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 def events(stream: str) -> list[Any]:
@@ -437,7 +432,7 @@ async def test_a_decode_leg_may_bring_the_ids_of_its_prompts_tokens_and_of_no_ot
 async def test_blocks_expire_with_the_lease(http: Http, decode: SimulatedEngine) -> None:
     async with running(role="prefill", host="127.0.0.2", kv_lease_s=0.02) as prefill:
         handle = await http.handle(prefill)
-        await until(lambda: prefill.count("simulation:kv_handles_outstanding") == 0)
+        await wait_until(lambda: prefill.count("simulation:kv_handles_outstanding") == 0)
         await failed_decode(http, decode, handle)
         assert prefill.count("vllm:nixl_num_kv_expired_reqs_total") == 1
         assert prefill.count("vllm:nixl_num_notifications_after_expiry_total") == 1
@@ -546,7 +541,7 @@ async def test_a_request_id_must_be_unique_while_it_runs(http: Http) -> None:
             status, answer = await http.ask(engine, Api.CHAT, BODIES[Api.CHAT], headers=headers)
             assert status == 400
             assert "twice already running" in answer["error"]["message"]
-        await until(lambda: engine.count("vllm:num_requests_running") == 0)
+        await wait_until(lambda: engine.count("vllm:num_requests_running") == 0)
         assert (await http.send(engine, Api.CHAT, BODIES[Api.CHAT], headers=headers))[0] == 200
         assert engine.count("simulation:duplicate_request_ids_total") == 1
 
@@ -730,7 +725,7 @@ async def test_requests_wait_for_a_slot_in_order(http: Http) -> None:
             waiting = [
                 asyncio.create_task(http.send(engine, Api.CHAT, BODIES[Api.CHAT])) for _ in range(2)
             ]
-            await until(lambda: engine.count("vllm:num_requests_waiting") == 2)
+            await wait_until(lambda: engine.count("vllm:num_requests_waiting") == 2)
             assert engine.count("vllm:num_requests_running") == 1
         assert [status for status, _ in await asyncio.gather(*waiting)] == [200, 200]
         assert engine.count("vllm:num_requests_waiting") == 0
@@ -748,11 +743,11 @@ async def test_a_client_that_leaves_a_prefill_leg_leaves_nothing(
 ) -> None:
     async with running(role="prefill", **settings) as engine:
         calls = [asyncio.create_task(http.handle(engine)) for _ in range(2)]
-        await until(lambda: len(engine.requests) == 2)
+        await wait_until(lambda: len(engine.requests) == 2)
         for call in calls:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
-        await until(lambda: engine.count("simulation:aborted_requests_total") == 2)
+        await wait_until(lambda: engine.count("simulation:aborted_requests_total") == 2)
         for gauge in (
             "vllm:num_requests_running",
             "vllm:num_requests_waiting",
@@ -810,17 +805,17 @@ async def test_an_engine_that_hangs_holds_the_request_until_the_client_leaves(
 ) -> None:
     async with running(Fault(hang=True)) as engine:
         call = asyncio.create_task(http.send(engine, Api.CHAT, BODIES[Api.CHAT]))
-        await until(lambda: len(engine.requests) == 1)
+        await wait_until(lambda: len(engine.requests) == 1)
         assert engine.requests[0].outcome == "running"
         call.cancel()
-        await until(lambda: engine.requests[0].outcome == "aborted")
+        await wait_until(lambda: engine.requests[0].outcome == "aborted")
         assert engine.count("simulation:aborted_requests_total") == 1
 
 
 async def test_an_engine_can_stop_while_it_hangs(http: Http) -> None:
     async with running(Fault(hang=True)) as engine:
         call = asyncio.create_task(http.send(engine, Api.CHAT, BODIES[Api.CHAT]))
-        await until(lambda: len(engine.requests) == 1)
+        await wait_until(lambda: len(engine.requests) == 1)
         async with asyncio.timeout(GENEROUS_S):
             await engine.stop()
         with pytest.raises(aiohttp.ClientError):

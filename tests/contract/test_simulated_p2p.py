@@ -1,19 +1,20 @@
 """Simulated engines with vLLM's P2P tier: alone (OffloadingConnector), and beside NIXL."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
 import pytest
+from simulated_pair import run_pair
+from waiting import wait_until
 
 from pdrouter.tools.simulation.config import EngineConfig
 from pdrouter.tools.simulation.engine import SimulatedEngine
 from pdrouter.tools.simulation.faults import Fault
 from pdrouter.tools.simulation.prompts import prefix_blocks
 
-GENEROUS_S = 20.0
 CHAT = "/v1/chat/completions"
 LONG = "It was a dark and stormy night. " * 20
 BODY: dict[str, Any] = {"messages": [{"role": "user", "content": LONG}], "max_tokens": 3}
@@ -87,24 +88,10 @@ class Tier:
 
 @asynccontextmanager
 async def running(*faults: Fault, **settings: Any) -> AsyncIterator[Tier]:
-    options: dict[str, Any] = {
-        "kv_connector": "offloading",
-        "prefill_tokens_per_s": 0,
-        "itl_ms": 1,
-        **settings,
-    }
-    prefill = SimulatedEngine(EngineConfig(role="prefill", host="127.0.0.2", **options), *faults)
-    options["data_parallel_size"] = 1
-    decode = SimulatedEngine(EngineConfig(role="decode", host="127.0.0.3", **options))
-    timeout = aiohttp.ClientTimeout(total=GENEROUS_S)
-    async with prefill, decode, aiohttp.ClientSession(timeout=timeout) as client:
-        yield Tier(prefill, decode, client)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(GENEROUS_S):
-        while not condition():
-            await asyncio.sleep(0.005)
+    async with run_pair(
+        *faults, only_decode={"data_parallel_size": 1}, **{"kv_connector": "offloading", **settings}
+    ) as engines:
+        yield Tier(*engines)
 
 
 def cached(answer: Any) -> int:
@@ -119,7 +106,7 @@ async def test_either_leg_may_come_first() -> None:
         status, answer = await tier.decode_leg("a")
         assert (status, cached(answer)) == (200, answer["usage"]["prompt_tokens"] - 1)
         decode = tier.decode_leg("b")
-        await until(lambda: tier.outstanding == 1)
+        await wait_until(lambda: tier.outstanding == 1)
         assert not decode.done()
         assert (await tier.prefill_leg("b"))[0] == 200
         assert (await decode)[0] == 200
@@ -129,7 +116,7 @@ async def test_either_leg_may_come_first() -> None:
 async def test_blocks_that_nobody_fetches_are_given_up() -> None:
     async with running(kv_lease_s=0.05) as tier:
         await tier.prefill_leg()
-        await until(lambda: tier.outstanding == 0)
+        await wait_until(lambda: tier.outstanding == 0)
         assert cached((await tier.decode_leg())[1]) == 0
         assert (tier.violations, tier.recomputed) == (0, 1)
 
@@ -138,10 +125,10 @@ async def test_decode_is_not_told_that_prefill_has_failed() -> None:
     async with running(Fault(status=500)) as tier:
         decode = tier.decode_leg()
         assert (await tier.prefill_leg())[0] == 500
-        await until(lambda: tier.outstanding == 1)
+        await wait_until(lambda: tier.outstanding == 1)
         assert not decode.done()
         decode.cancel()
-        await until(lambda: tier.outstanding == 0)
+        await wait_until(lambda: tier.outstanding == 0)
 
 
 @pytest.mark.parametrize("member", [{}, {"remote_port": 1}, {"remote_host": "127.0.0.99"}])
@@ -158,7 +145,7 @@ async def test_an_id_is_used_once() -> None:
         status, answer = await tier.prefill_leg()
         assert (status, answer["error"]["param"]) == (400, "kv_transfer_params")
         first, second = tier.decode_leg("b"), tier.decode_leg("b")
-        await until(lambda: tier.violations == 2)
+        await wait_until(lambda: tier.violations == 2)
         for leg in (first, second):
             leg.cancel()
 

@@ -1,19 +1,19 @@
 """Simulated SGLang engines over real sockets: rooms, and what neither leg is told of the other."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
 import pytest
+from simulated_pair import run_pair
+from waiting import wait_until
 
 from pdrouter.engines.registry import find_dialect
-from pdrouter.tools.simulation.config import EngineConfig
 from pdrouter.tools.simulation.engine import SimulatedEngine
 from pdrouter.tools.simulation.faults import Fault
 
-GENEROUS_S = 20.0
 CHAT = "/v1/chat/completions"
 BODY: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello, rooms"}], "max_tokens": 3}
 
@@ -59,23 +59,8 @@ class Pair:
 
 @asynccontextmanager
 async def running(*faults: Fault, **settings: Any) -> AsyncIterator[Pair]:
-    options: dict[str, Any] = {
-        "kv_connector": "bootstrap",
-        "prefill_tokens_per_s": 0,
-        "itl_ms": 1,
-        **settings,
-    }
-    prefill = SimulatedEngine(EngineConfig(role="prefill", host="127.0.0.2", **options), *faults)
-    decode = SimulatedEngine(EngineConfig(role="decode", host="127.0.0.3", **options))
-    timeout = aiohttp.ClientTimeout(total=GENEROUS_S)
-    async with prefill, decode, aiohttp.ClientSession(timeout=timeout) as client:
-        yield Pair(prefill, decode, client)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(GENEROUS_S):
-        while not condition():
-            await asyncio.sleep(0.005)
+    async with run_pair(*faults, **{"kv_connector": "bootstrap", **settings}) as engines:
+        yield Pair(*engines)
 
 
 @pytest.mark.parametrize("first", ["prefill", "decode"])
@@ -84,7 +69,7 @@ async def test_the_legs_meet_whichever_comes_first(first: str, members: dict[str
     async with running() as pair:
         legs = [pair.prefill, pair.decode] if first == "prefill" else [pair.decode, pair.prefill]
         earlier = pair.start(legs[0], pair.body(7, **members))
-        await until(lambda: pair.rooms == 1)
+        await wait_until(lambda: pair.rooms == 1)
         assert (await pair.ask(legs[1], pair.body(7, **members)))[0] == 200
         assert (await earlier)[0] == 200
         assert pair.rooms == 0
@@ -191,22 +176,22 @@ async def test_decode_is_not_told_that_prefill_has_failed() -> None:
     async with running(Fault(status=500)) as pair:
         decode = pair.start(pair.decode, pair.body(7))
         assert (await pair.ask(pair.prefill, pair.body(7)))[0] == 500
-        await until(lambda: pair.rooms == 1)
+        await wait_until(lambda: pair.rooms == 1)
         assert not decode.done()
         decode.cancel()
-        await until(lambda: pair.rooms == 0)
+        await wait_until(lambda: pair.rooms == 0)
 
 
 async def test_decode_hangs_where_prefill_is_cut_off() -> None:
     async with running(prefill_tokens_per_s=1) as pair:
         prefill = pair.start(pair.prefill, pair.body(7))
         decode = pair.start(pair.decode, pair.body(7, stream=True))
-        await until(lambda: pair.prefill.count("sglang:num_running_reqs") == 1)
+        await wait_until(lambda: pair.prefill.count("sglang:num_running_reqs") == 1)
         prefill.cancel()
-        await until(lambda: pair.prefill.count("simulation:aborted_requests_total") == 1)
+        await wait_until(lambda: pair.prefill.count("simulation:aborted_requests_total") == 1)
         assert pair.rooms == 1
         decode.cancel()
-        await until(lambda: pair.rooms == 0)
+        await wait_until(lambda: pair.rooms == 0)
 
 
 async def test_either_leg_gives_up_in_the_end() -> None:
@@ -214,15 +199,15 @@ async def test_either_leg_gives_up_in_the_end() -> None:
         assert (await pair.ask(pair.prefill, pair.body(7)))[0] == 500
         assert (await pair.ask(pair.decode, pair.body(8)))[0] == 500
         assert pair.prefill.count("simulation:room_timeouts_total") == 1
-        await until(lambda: pair.rooms == 0)
+        await wait_until(lambda: pair.rooms == 0)
 
 
 async def test_a_stream_that_hangs_has_its_headers() -> None:
     async with running(Fault(hang_after_head=True)) as pair:
         prefill = pair.start(pair.prefill, pair.body(7, stream=True))
-        await until(lambda: bool(pair.prefill.requests))
+        await wait_until(lambda: bool(pair.prefill.requests))
         decode = pair.start(pair.decode, pair.body(7))
-        await until(lambda: pair.rooms == 1)
+        await wait_until(lambda: pair.rooms == 1)
         assert not prefill.done()
         for leg in (prefill, decode):
             leg.cancel()

@@ -1,14 +1,16 @@
 """Simulated engines whose legs may run at once: NIXL push (Neuron's write mode) and Mooncake."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
 import pytest
+from simulated_pair import run_pair
+from waiting import wait_until
 
-from pdrouter.tools.simulation.config import EngineConfig, KvConnector
+from pdrouter.tools.simulation.config import KvConnector
 from pdrouter.tools.simulation.engine import SimulatedEngine
 from pdrouter.tools.simulation.faults import Fault
 from pdrouter.tools.simulation.transfers import TransferStore
@@ -87,23 +89,8 @@ class Pair:
 async def running(
     kv_connector: KvConnector, *faults: Fault, **settings: Any
 ) -> AsyncIterator[Pair]:
-    options: dict[str, Any] = {
-        "kv_connector": kv_connector,
-        "prefill_tokens_per_s": 0,
-        "itl_ms": 1,
-        **settings,
-    }
-    prefill = SimulatedEngine(EngineConfig(role="prefill", host="127.0.0.2", **options), *faults)
-    decode = SimulatedEngine(EngineConfig(role="decode", host="127.0.0.3", **options))
-    timeout = aiohttp.ClientTimeout(total=GENEROUS_S)
-    async with prefill, decode, aiohttp.ClientSession(timeout=timeout) as client:
-        yield Pair(prefill, decode, client)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(GENEROUS_S):
-        while not condition():
-            await asyncio.sleep(0.005)
+    async with run_pair(*faults, kv_connector=kv_connector, **settings) as engines:
+        yield Pair(*engines)
 
 
 @pytest.mark.parametrize("wire", WIRES)
@@ -113,7 +100,7 @@ async def test_either_leg_may_come_first(wire: KvConnector) -> None:
         assert (status, pair.outstanding) == (200, 1)
         assert (await pair.decode_leg("a"))[0] == 200
         decode = pair.decode_leg("b")
-        await until(lambda: pair.outstanding == 1)
+        await wait_until(lambda: pair.outstanding == 1)
         assert not decode.done()
         assert (await pair.prefill_leg("b"))[0] == 200
         assert (await decode)[0] == 200
@@ -140,13 +127,13 @@ async def test_mooncake_answers_nothing_and_is_asked_for_its_engine_id() -> None
 async def test_blocks_that_nobody_asks_for_are_given_up(wire: KvConnector) -> None:
     async with running(wire, kv_lease_s=0.05) as pair:
         await pair.prefill_leg()
-        await until(lambda: pair.outstanding == 0)
+        await wait_until(lambda: pair.outstanding == 0)
         assert pair.prefill.count("vllm:nixl_num_kv_expired_reqs_total") == 1
         late = pair.decode_leg()
-        await until(lambda: pair.outstanding == 1)
+        await wait_until(lambda: pair.outstanding == 1)
         assert not late.done()
         late.cancel()
-        await until(lambda: pair.outstanding == 0)
+        await wait_until(lambda: pair.outstanding == 0)
 
 
 async def test_a_restart_loses_the_blocks_and_the_ids() -> None:
@@ -182,7 +169,7 @@ async def test_blocks_that_are_being_written_must_not_be_freed() -> None:
     store = TransferStore("engine", GENEROUS_S, lambda: None)
     store.begin("x")
     decode = asyncio.create_task(store.register("engine", "x", "digest"))
-    await until(lambda: store.outstanding(0.0) == 1)
+    await wait_until(lambda: store.outstanding(0.0) == 1)
     store.finish("x", "digest", tokens=1, now=0.0, request_id="r")
     assert store.free("engine", "r") == "in_use"
     assert await decode == "ok"
@@ -204,10 +191,10 @@ async def test_decode_is_not_told_that_prefill_has_failed(wire: KvConnector) -> 
     async with running(wire, Fault(status=500)) as pair:
         decode = pair.decode_leg()
         assert (await pair.prefill_leg())[0] == 500
-        await until(lambda: pair.outstanding == 1)
+        await wait_until(lambda: pair.outstanding == 1)
         assert not decode.done()
         decode.cancel()
-        await until(lambda: pair.outstanding == 0)
+        await wait_until(lambda: pair.outstanding == 0)
 
 
 @pytest.mark.parametrize("wire", WIRES)
@@ -217,7 +204,7 @@ async def test_an_id_is_used_once(wire: KvConnector) -> None:
         status, answer = await pair.prefill_leg()
         assert (status, answer["error"]["param"]) == (400, "kv_transfer_params")
         first, second = pair.decode_leg("b"), pair.decode_leg("b")
-        await until(lambda: pair.violations == 2)
+        await wait_until(lambda: pair.violations == 2)
         for leg in (first, second):
             leg.cancel()
 

@@ -4,19 +4,19 @@ import asyncio
 import hashlib
 import hmac
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
 import pytest
+from simulated_pair import run_pair
+from waiting import wait_until
 
 from pdrouter.engines.registry import find_dialect
-from pdrouter.tools.simulation.config import EngineConfig
 from pdrouter.tools.simulation.engine import SimulatedEngine
 from pdrouter.tools.simulation.faults import Fault
 
-GENEROUS_S = 20.0
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 NUMBER = 2**62 + 12_345
 MESSAGES = [{"role": "user", "content": "Hello, context"}]
@@ -85,23 +85,8 @@ class Pair:
 
 @asynccontextmanager
 async def running(*faults: Fault, **settings: Any) -> AsyncIterator[Pair]:
-    options: dict[str, Any] = {
-        "kv_connector": "trtllm",
-        "prefill_tokens_per_s": 0,
-        "itl_ms": 1,
-        **settings,
-    }
-    context = SimulatedEngine(EngineConfig(role="prefill", host="127.0.0.2", **options), *faults)
-    generation = SimulatedEngine(EngineConfig(role="decode", host="127.0.0.3", **options))
-    timeout = aiohttp.ClientTimeout(total=GENEROUS_S)
-    async with context, generation, aiohttp.ClientSession(timeout=timeout) as client:
-        yield Pair(context, generation, client)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(GENEROUS_S):
-        while not condition():
-            await asyncio.sleep(0.005)
+    async with run_pair(*faults, **{"kv_connector": "trtllm", **settings}) as engines:
+        yield Pair(*engines)
 
 
 @pytest.mark.parametrize("body", [BODY, {"prompt": "Hello, context", "max_tokens": 3}])
@@ -120,7 +105,7 @@ async def test_generation_continues_what_context_has_computed(body: dict[str, An
 async def test_generation_may_come_first() -> None:
     async with running() as pair:
         generation = pair.early_leg()
-        await until(lambda: pair.context.count("simulation:rooms_open") == 1)
+        await wait_until(lambda: pair.context.count("simulation:rooms_open") == 1)
         assert not generation.done()
         status, _ = await pair.context_leg(schedule_style="generation_first")
         assert (status, (await generation)[0]) == (200, 200)
@@ -130,7 +115,7 @@ async def test_generation_may_come_first() -> None:
 async def test_a_context_leg_waits_for_generation_that_is_to_come_first() -> None:
     async with running() as pair:
         context = pair.context_leg(schedule_style="generation_first")
-        await until(lambda: pair.context.count("simulation:rooms_open") == 1)
+        await wait_until(lambda: pair.context.count("simulation:rooms_open") == 1)
         assert not context.done()
         assert (await pair.early_leg())[0] == 200
         assert (await context)[0] == 200
@@ -140,10 +125,10 @@ async def test_generation_is_not_told_that_context_has_failed() -> None:
     async with running(Fault(status=500)) as pair:
         generation = pair.early_leg()
         assert (await pair.context_leg(schedule_style="generation_first"))[0] == 500
-        await until(lambda: pair.context.count("simulation:rooms_open") == 1)
+        await wait_until(lambda: pair.context.count("simulation:rooms_open") == 1)
         assert not generation.done()
         generation.cancel()
-        await until(lambda: pair.context.count("simulation:rooms_open") == 0)
+        await wait_until(lambda: pair.context.count("simulation:rooms_open") == 0)
 
 
 @pytest.mark.parametrize("number", [None, "7", 2**42 - 1, 2**63, 1.5e18])
