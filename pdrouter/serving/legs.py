@@ -198,6 +198,8 @@ class SideLegs:
     def _find_source(self, pod: Pod, chosen: OpenDecision, before: Sequence[Attempt]) -> Pod | None:
         """Return from which pod another one is to have the beginning of the prompt."""
         facts, pods = chosen.routed.facts, chosen.routed.pods
+        # The view of now: while media were encoded, or another pod tried, a source may have gone.
+        pods = self.cache.view.models.get(pods.model, pods)
         return self.router.find_kv_source(pod, facts, pods, list_failed(before))
 
     async def _accompany(

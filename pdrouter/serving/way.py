@@ -225,7 +225,8 @@ class Dispatcher:
             return self._dispatch_whole(request, chosen, head, record)
         with record.steps.time("hand-over"):
             request = self._rank_last(requests.last, chosen, head, record)
-            body, headers = self._hand_over(request, chosen, answers, call)
+            whole = request.with_edits(requests.client.edits)
+            body, headers = self._hand_over(request, whole, chosen, answers, call)
         pod, model = chosen.decision.last.pod, chosen.routed.pods.model
         return Dispatched(body, answers[-1].request_id, pod, model, chosen, headers)
 
@@ -347,6 +348,7 @@ class Dispatcher:
     def _hand_over(
         self,
         request: InferenceRequest,
+        whole: InferenceRequest,
         chosen: OpenDecision,
         answers: Sequence[LegAnswer],
         call: Call,
@@ -365,7 +367,7 @@ class Dispatcher:
             if self.policy.on_handoff_failure is FailurePolicy.FAIL:
                 raise refuse_handle(invalid) from invalid
             record.aggregated = f"handoff-{invalid.reason}"
-            return whole_body(request.with_edits({})), _NO_HEADERS
+            return whole_body(whole), _NO_HEADERS
         outcomes.note_usable(answer, model)
         return last
 

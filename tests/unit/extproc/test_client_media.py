@@ -9,6 +9,7 @@ from encode_stage import ENCODERS, Stage, chat, picture
 from exchanges import DECODE, PREFILL, error_of, request_body, request_headers
 from factories import make_request
 
+from pdrouter.engine_http.answers import EngineAnswer
 from pdrouter.engine_http.failures import FailureKind
 from pdrouter.engines.leg_bodies import whole_body
 from pdrouter.openai.paths import ENDPOINTS, Forms
@@ -63,9 +64,14 @@ async def test_without_pods_that_encode_names_stay_as_the_client_wrote_them() ->
     await stage.end()
 
 
-async def test_a_client_s_name_is_kept_where_its_medium_is_served_whole_after_all() -> None:
+@pytest.mark.parametrize(
+    "answer", [FailureKind.TRANSPORT, EngineAnswer(200, {}, b'{"kv_transfer_params": null}')]
+)
+async def test_a_client_s_name_is_kept_apart_where_its_medium_is_served_whole_after_all(
+    answer: Any,
+) -> None:
     stage = Stage(on_prefill_failure=FailurePolicy.AGGREGATE)
-    stage.prefill = lambda *_: FailureKind.TRANSPORT
+    stage.prefill = lambda *_: answer
     body = await stage.serve({**picture(1), "uuid": "mine"})
     assert body == chat({**picture(1), "uuid": "client:mine"})
     await stage.end()

@@ -19,11 +19,13 @@ from exchanges import (
 from waiting import wait_until
 
 from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.view import ModelPods
 from pdrouter.engine_http.answers import EngineAnswer
 from pdrouter.engine_http.failures import FailureKind
 from pdrouter.engines.split import Leg
 from pdrouter.extproc.messages import ImmediateReply
 from pdrouter.routing.explanation import describe_in_detail
+from pdrouter.routing.router import Router
 from pdrouter.serving.pod_outcomes import PodOutcomes
 from pdrouter.serving.record import Outcome
 from pdrouter.settings.choices import FailurePolicy
@@ -303,6 +305,28 @@ async def test_what_is_encoded_again_goes_to_a_pod_that_is_there_by_then() -> No
     await stage.serve(picture(1))
     assert [address for address, _, _ in stage.encoded] == [gone.address, come.address]
     assert [list_handles(body) for body in stage.prefilled] == [{1}, {2}]
+    await stage.end()
+
+
+async def test_a_source_that_has_gone_while_media_were_encoded_is_asked_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, other, last = (
+        replace(pod, kv_connector="nixl-p2p") for pod in (PREFILL, OTHER_PREFILL, DECODE)
+    )
+    stage = Stage(ENCODERS[0], first, other, last)
+    known: list[tuple[Pod, ...]] = []
+
+    def find_source(_: Router, __: Pod, ___: Any, pods: ModelPods, ____: Any) -> None:
+        known.append(pods.prefill)
+
+    def leave(*_: Any) -> None:
+        stage.bench.cache.replace((ENCODERS[0], first, last))
+
+    monkeypatch.setattr(Router, "find_kv_source", find_source)
+    stage.encode = leave
+    await stage.serve(picture(1))
+    assert known == [(first,)]
     await stage.end()
 
 
