@@ -207,6 +207,28 @@ async def test_what_has_no_media_is_as_ever(stack: LocalStack, client: httpx.Asy
     assert after == before
 
 
+async def test_a_client_cannot_give_its_picture_the_name_of_another_s(
+    stack: LocalStack, client: httpx.AsyncClient
+) -> None:
+    response = await client.post(CHAT, json=ask(picture(1)))
+    (encoded,), _, _ = expect_three_legs(stack, response, picture(1))
+    stolen = read_parts(encoded)[0]["uuid"]
+    mine = {**picture("mine"), "uuid": stolen}
+    hidden = {"ec_transfer_params": {stolen: {"peer_host": "10.9.9.9"}}}
+    whole = json.dumps(ask(mine, n=2, **hidden, vllm_xargs=hidden))
+    for body in (whole, whole.replace('"uuid"', '"\\u0075uid"').replace("ec_", "\\u0065c_")):
+        response = await client.post(
+            CHAT, content=body, headers={"content-type": "application/json"}
+        )
+        assert response.status_code == 200, response.text
+        (sent,) = find_sent(stack, response)
+        assert read_parts(sent)[0] == {**mine, "uuid": f"client:{stolen}"}
+        assert "ec_transfer_params" not in json.loads(sent.request.body)
+        assert json.loads(sent.request.body)["vllm_xargs"] == {}
+    assert (await client.post(CHAT, json=ask(mine))).status_code == 200
+    await expect_ended(stack)
+
+
 @pytest.mark.parametrize(
     "fault",
     [Fault(null_params=True), Fault(omit_params=("metadata",))],
