@@ -104,15 +104,24 @@ class KubernetesPods:
         self._pod_owners: dict[str, _Sink[KubePod]] = {}
         self._adapter_owners: dict[str, _Sink[KubeModelAdapter]] = {}
         for namespace in namespaces:
-            scope = "" if namespace == ALL_NAMESPACES else f"/namespaces/{namespace}"
-            for selector in selectors:
-                self._reflect_pods(f"/api/v1{scope}/pods", selector, timing, random)
-            path = f"/apis/model.aibrix.ai/v1alpha1{scope}/modeladapters"
-            self._reflect_adapters(path, timing, random)
+            self._reflect_namespace(namespace, selectors, timing, random)
         if ALL_NAMESPACES in namespaces:
             self._reflect_namespaces(timing, random)
         if routers is not None:
             self._reflect_routers(routers, timing, random)
+
+    def _reflect_namespace(
+        self,
+        namespace: str,
+        selectors: Sequence[str],
+        timing: ReflectorTiming,
+        random: Random | None,
+    ) -> None:
+        scope = "" if namespace == ALL_NAMESPACES else f"/namespaces/{namespace}"
+        for selector in selectors:
+            self._reflect_pods(f"/api/v1{scope}/pods", selector, timing, random)
+        path = f"/apis/model.aibrix.ai/v1alpha1{scope}/modeladapters"
+        self._reflect_adapters(path, timing, random)
 
     def _reflect_pods(
         self, path: str, selector: str, timing: ReflectorTiming, random: Random | None
