@@ -1,9 +1,9 @@
 """Another gateway before the simulated engines: what it sends they take, and it is what we send.
 
 The gateway is SMG, the successor of SGLang's router. It speaks three of our wires, was written by
-others from the engines themselves, and needs no accelerator. `pip install -e '.[judge]'` installs it;
-without it this file is skipped. It leaves out what is null before the prefill leg, of which only
-old engines take notice.
+others from the engines themselves, and needs no accelerator. `pip install -e '.[judge]'` installs
+it; without it this file is skipped. It leaves out what is null before the prefill leg, of which
+only old engines take notice.
 """
 
 import asyncio
