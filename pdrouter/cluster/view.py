@@ -98,16 +98,15 @@ class ModelPods:
         partners = _find_partners(kept, decode)
         return replace(self, prefill=kept, decode=MappingProxyType(decode), partners=partners)
 
-    @property
-    def has_encoders(self) -> bool:
-        """Whether there are pods that encode for others, ready or not."""
-        return any(pod.role is _ENCODE and pod.engine in ENCODE_ENGINES for pod in self.pods)
-
     def find_encoders(self, taker: Pod) -> tuple[Pod, ...]:
         """Return the pods that may encode for another one; none if it takes nothing."""
         if taker.role not in self.takers:
             return ()
         return self.encode.get(taker.encoding, ())
+
+
+def _encodes(pod: Pod) -> bool:
+    return pod.role is _ENCODE and pod.engine in ENCODE_ENGINES
 
 
 def _find_encoders(
@@ -120,7 +119,7 @@ def _find_encoders(
     """
     encode: defaultdict[PairingKey, list[Pod]] = defaultdict(list)
     for pod in ready:
-        if pod.role is _ENCODE and pod.engine in ENCODE_ENGINES:
+        if _encodes(pod):
             encode[pod.encoding].append(pod)
     if not encode:
         return _NO_ENCODERS
@@ -152,6 +151,7 @@ class ClusterView:
         ambiguous: names that stand for models of several namespaces, with the names to use instead.
         left_out: the names of those that cannot, with the reasons.
         unmatched: ready pods that have no ready partner because of their revision alone.
+        encoding: namespaces in which a pod encodes for others, ready or not.
     """
 
     models: Mapping[str, ModelPods]
@@ -160,6 +160,7 @@ class ClusterView:
     ambiguous: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     left_out: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     unmatched: tuple[Pod, ...] = ()
+    encoding: frozenset[str] = frozenset()
 
     @classmethod
     def of(
@@ -194,7 +195,15 @@ class ClusterView:
             ambiguous,
             MappingProxyType(left_out),
             tuple(unmatched.values()),
+            frozenset({pod.namespace for pod in pods if _encodes(pod)}),
         )
+
+    def may_share_encodings(self, pods: ModelPods) -> bool:
+        """Return whether a model's engines may be some that get what others have encoded.
+
+        An adapter, or a second name of a model, need not be known to those that encode.
+        """
+        return bool(self.encoding) and any(pod.namespace in self.encoding for pod in pods.pods)
 
     @classmethod
     def build(cls, pods: Iterable[Pod]) -> "ClusterView":

@@ -89,13 +89,13 @@ class EncodeLegs:
     ) -> tuple[InferenceRequest, tuple[MediaItem, ...]]:
         """Return a request whose media have no name that a client may not give, and these media.
 
-        There are none if pods that encode can do nothing for it. As long as a model has such pods,
-        ready or not, its engines keep media by the router's names.
+        There are none if pods that encode can do nothing for it. As long as there are such pods,
+        ready or not, engines near them keep media by the router's names.
 
         Raises:
             RequestRejected: there are too many, or their names cannot be read.
         """
-        if not (self._may_have_media(request) and pods.has_encoders):
+        if not (self._may_have_media(request) and self.others.cache.view.may_share_encodings(pods)):
             return request, ()
         look = partial(self._look, request, encodes=bool(pods.takers))
         with record.steps.time("media", waits=True):

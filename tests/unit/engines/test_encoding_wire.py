@@ -144,6 +144,20 @@ def test_descriptors_are_handed_on_as_they_were_written() -> None:
     assert b'"image_embeds":{"n":1.50}' in bytes(whole_body(bodies.decode))
 
 
+def test_what_is_large_is_neither_copied_nor_read_again() -> None:
+    """Bodies are written on the event loop, for each try of each item."""
+    messages = [{"role": "user", "content": [PARTS["image"], {**PARTS["audio"], "uuid": "mine"}]}]
+    request = make_request("/v1/chat/completions", messages=messages)
+    items, data = list_items(request), request.body.data
+    said = {item.digest: Encoded(None, {}) for item in items}
+    written = [write_body(request, item) for item in items]
+    for pieces in (*written, whole_body(join(request, items, said).prompt)):
+        views = [part for part in pieces.parts if isinstance(part, memoryview)]
+        assert all(part.obj is data for part in views)
+        text = b"".join(views)
+        assert b"iVBORw0KGgo=" in text or b"UklGRg==" in text
+
+
 def test_equal_items_get_the_same_placeholder() -> None:
     request, items = make_chat("image", "image")
     assert items[0].digest == items[1].digest

@@ -9,6 +9,7 @@ from encode_stage import ENCODERS, Stage, chat, picture
 from exchanges import DECODE, PREFILL, error_of, request_body, request_headers
 from factories import make_request
 
+from pdrouter.cluster.view import ClusterView, ModelPods
 from pdrouter.engine_http.answers import EngineAnswer
 from pdrouter.engine_http.failures import FailureKind
 from pdrouter.engines.leg_bodies import whole_body
@@ -54,6 +55,19 @@ async def test_no_client_can_give_its_medium_the_name_of_another_s(
         assert [each for each in sent["messages"][0]["content"][:-1] if each not in more] == [
             {**each, "uuid": f"client:{each['uuid']}"} for each in more if "uuid" in each
         ]
+    await stage.end()
+
+
+async def test_no_name_can_be_taken_by_way_of_an_adapter() -> None:
+    """It is loaded by those that compute, so that nobody encodes for it."""
+    stage = Stage()
+    view = stage.bench.cache.view
+    adapter = ModelPods.group("sql", (PREFILL, DECODE))
+    models = {**view.models, "sql": adapter}
+    stage.bench.cache.publish(ClusterView.of(models, view.pods, models), synced=True)
+    body = await stage.serve({**picture(1), "uuid": "stolen"}, model="sql")
+    assert (stage.encoded, stage.prefilled) == ([], [])
+    assert body["messages"] == chat({**picture(1), "uuid": "client:stolen"})["messages"]
     await stage.end()
 
 
