@@ -13,6 +13,7 @@ from pdrouter.cluster.view import ClusterView, ModelPods
 from pdrouter.engine_http.answers import EngineAnswer
 from pdrouter.engine_http.failures import FailureKind
 from pdrouter.engines.leg_bodies import whole_body
+from pdrouter.extproc.messages import ImmediateReply, PhaseReply
 from pdrouter.openai.paths import ENDPOINTS, Forms
 from pdrouter.settings.choices import FailurePolicy
 
@@ -149,4 +150,31 @@ async def test_handles_that_are_there_twice_are_refused() -> None:
     twice = once[:-1] + b', "ec_transfer_p\\u0061rams": {}}'
     (_, reply) = await stage.bench.tell(request_headers(), request_body(twice))
     assert error_of(reply) == (400, "invalid_value")
+    stage.bench.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "refused"),
+    [
+        (b'"https://media.example/\xff.png"', True),
+        (b'"https://media.example/\\ud83d.png"', True),
+        (b'{"url": "u", "x": %s}' % (b"[" * 1200 + b"]" * 1200), True),
+        (b'{"url": "u", "x": %s}' % (b"[" * 700 + b"]" * 700), False),
+        (b'{"url": "u", "x": %s}' % (b"[" * 850 + b"]" * 850), None),
+    ],
+    ids=["utf-8", "half-a-pair", "too-deep", "deep", "at-the-edge"],
+)
+async def test_what_can_hardly_be_read_is_refused_or_served(
+    url: bytes, refused: bool | None
+) -> None:
+    stage = Stage()
+    part = b'{"type": "image_url", "uuid": "a", "image_url": %s}' % url
+    body = json.dumps(chat()).encode().replace(b"[]", b"[%s]" % part)
+    (_, reply) = await stage.bench.tell(request_headers(), request_body(body))
+    if refused is None:
+        refused = isinstance(reply, ImmediateReply)
+    if refused:
+        assert error_of(reply)[0] == 400
+    else:
+        assert isinstance(reply, PhaseReply)
     stage.bench.close()
