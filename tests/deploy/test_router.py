@@ -83,6 +83,13 @@ class TestReferences:
         for spread in deployment["template"]["spec"]["topologySpreadConstraints"]:
             assert spread["labelSelector"]["matchLabels"].items() <= labels
 
+    def test_the_routers_find_each_other_by_their_service(self, objects: list[Object]) -> None:
+        service = find(
+            objects, "Service", environment(find(objects, "Deployment"))["PDROUTER_SERVICE"]
+        )
+
+        assert service == find(objects, "Service", ext_proc(objects)["backendRefs"][0]["name"])
+
     def test_names_follow_a_prefix(self) -> None:
         objects = compose(["envoy-gateway", "endpoint-override", "tls"], namePrefix="blue-")
 
@@ -93,7 +100,7 @@ class TestReferences:
         self.test_policies_have_targets(objects)
         self.test_routes_have_a_gateway_and_backends(objects)
         self.test_the_gateway_has_its_class_and_its_proxy(objects)
-        find(objects, "Service", ext_proc(objects)["backendRefs"][0]["name"])
+        self.test_the_routers_find_each_other_by_their_service(objects)
 
 
 class TestPod:
