@@ -21,16 +21,20 @@ from pdrouter.engines.vllm.nixl import NixlPull
 from pdrouter.extproc.codec import decode, encode
 from pdrouter.extproc.ext_proc_pb2 import ProcessingRequest
 from pdrouter.extproc.messages import Phase, PhaseReply, ReplaceBody
+from pdrouter.load.decoded_prompts import DecodedPrompts
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.prefix_index import PrefixIndex
 from pdrouter.load.samples import EngineSample
+from pdrouter.load.whole_serving import WholeServing
 from pdrouter.openai.paths import ENDPOINTS
 from pdrouter.openai.prompt_prefix import hash_prompt
 from pdrouter.openai.request import InferenceRequest, parse_request
 from pdrouter.routing.decision import RoutingFacts
+from pdrouter.routing.router import Router, RoutingRules
 from pdrouter.routing.state import RoutingState
 from pdrouter.routing.strategies import create_strategies
 from pdrouter.serving.leg_outcome import LegAnswer
+from pdrouter.settings.choices import Aggregation
 
 ROUNDS = 9
 SECONDS_PER_TURN = 0.02
@@ -200,10 +204,18 @@ def make_busy_state(
             waiting=0.0,
             kv_usage=0.1,
             kv_capacity_tokens=10**6,
+            gap_s=0.02,
         )
         for pod in pods.partners
     }
-    return RoutingState(ledger, prefixes, samples, time.monotonic, Random(1))
+    whole, decoded = WholeServing(0.05), DecodedPrompts()
+    for pod, cached in zip(pods.whole, cached_blocks, strict=False):
+        whole.begin(pod.uid, 0.0)
+        whole.observe(pod.uid, 1.0, 1.0)
+        decoded.add(hashes[:cached], pod.uid, rest_tokens=100, written_tokens=8_000)
+    return RoutingState(
+        ledger, prefixes, samples, time.monotonic, Random(1), whole=whole, decoded=decoded
+    )
 
 
 def bench_routing(count: int) -> None:
@@ -220,12 +232,25 @@ def bench_routing(count: int) -> None:
     worst = [number % (blocks + 1) for number in range(count)]
     print(f"\ndecision among {count:,} busy pods, 32 KB prompt; json = loads of its body")
 
-    def prepare(cached_blocks: Sequence[int]) -> Callable[[], object]:
+    def prepare(
+        cached_blocks: Sequence[int], aggregation: Aggregation = Aggregation.NEVER
+    ) -> Callable[[], object]:
         state = make_busy_state(pods, hash_prompt(request).hashes, cached_blocks)
-        return lambda: strategy.decide(RoutingFacts(8192, None, hash_prompt(request)), pods, state)
+        router = Router({"pd": strategy}, state, RoutingRules(aggregation))
+
+        def decide() -> object:
+            facts = RoutingFacts(8192, None, hash_prompt(request), output_tokens=200)
+            return router.decide(strategy, facts, pods)
+
+        return decide
 
     compare(
-        {"usual prefixes": prepare(usual), "another prefix on each pod": prepare(worst)},
+        {
+            "usual prefixes": prepare(usual),
+            "another prefix on each pod": prepare(worst),
+            "usual prefixes, when-faster": prepare(usual, Aggregation.WHEN_FASTER),
+            "another on each, when-faster": prepare(worst, Aggregation.WHEN_FASTER),
+        },
         lambda: json.loads(bytes(body)),
     )
 
