@@ -14,6 +14,9 @@ from pdrouter.routing.other_pair import choose_other_pair
 from pdrouter.routing.policy import RankingRequest
 from pdrouter.routing.state import RoutingState
 
+_LEAST_TOLD_S = 0.1
+"""Less than that would look like nothing, were it rounded."""
+
 
 class QueueTooLong(Exception):
     """No prefill pod would come to the request in time.
@@ -47,7 +50,7 @@ class DeadlineMissed(Exception):
         """
         super().__init__(
             f"the first token is due in {deadline.target_s:g} s ({deadline.source}), "
-            f"and {reason or f'predicted to come {late_s:.1f} s later'}"
+            f"and {reason or f'predicted to come {_write(late_s)} later'}"
         )
         self.late_s = late_s
 
@@ -148,6 +151,10 @@ def meet_deadline(
         raise DeadlineMissed(min(late.values()), deadline)
     note = f"{chosen.pod.name} would be too late, another pod is not"
     return structs.replace(other, notes=(*other.notes, note))
+
+
+def _write(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= _LEAST_TOLD_S else f"{max(seconds, 0.001):.3f} s"
 
 
 def _check_whole(

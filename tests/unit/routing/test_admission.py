@@ -169,6 +169,12 @@ def test_what_no_pod_has_in_time_is_refused_with_the_time_that_is_missing() -> N
     )
 
 
+def test_little_that_is_missing_is_not_told_as_nothing() -> None:
+    pods, state = make_pods("hot"), make_known_queues(hot=2000)
+    with pytest.raises(DeadlineMissed, match=r"predicted to come 0\.030 s later"):
+        meet(pods, state, due_in(2.071))
+
+
 @pytest.mark.parametrize("facts", [FACTS, due_in(0.1, source="")])
 def test_what_nobody_has_asked_for_is_not_refused(facts: RoutingFacts) -> None:
     pods, state = make_pods("hot"), make_known_queues(hot=9000)
