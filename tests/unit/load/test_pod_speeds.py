@@ -41,6 +41,23 @@ def test_equal_pods_have_no_factor(pods: int, seed: int) -> None:
         assert speeds.factors == {}
 
 
+def test_few_legs_that_scatter_are_no_evidence() -> None:
+    """Means of eight legs are far apart by chance alone, and so are the errors that they show."""
+    apart = wrong = 0
+    for seed in range(60):
+        speeds, random = PodSpeeds(), Random(seed)
+        means = []
+        for uid in PODS:
+            times = [random.lognormvariate(0.0, 0.5) for _ in range(8)]
+            means.append(sum(times) / len(times))
+            for each in times:
+                speeds.observe(uid, each, 1.0)
+        apart += max(means) / min(means) > 1.5
+        wrong += bool(speeds.factors)
+    assert apart > 30
+    assert wrong <= 1
+
+
 @given(st.lists(st.tuples(st.sampled_from(PODS), st.floats(0.75, 1.25)), min_size=50, max_size=400))
 @settings(deadline=None, max_examples=40)
 def test_what_is_within_the_band_changes_nothing(legs: list[tuple[str, float]]) -> None:
