@@ -152,7 +152,8 @@ class PrefixIndex:
         gone = self._mirrors.note(hashes, uid, recalled, found)
         if gone:
             self.discard(gone, uid)
-            # What is computed there right now may be among it, and was about to be used.
+        # While it was computed there, it may have been taken for gone, its end in any case.
+        if hashes and not self._has(hashes[-1], uid):
             self.add(hashes, uid)
         return len(gone)
 
@@ -173,6 +174,11 @@ class PrefixIndex:
             self._groups.clear()
             self._alive &= ~bit
             self._retired.append((self._turns + 2, bit))
+
+    def _has(self, block: int, uid: str) -> bool:
+        known = self._young.get(block)
+        holders = self._old.get(block, 0) if known is None else known
+        return bool(holders & self._bits.get(uid, 0))
 
     def _add_pod(self, uid: str) -> int:
         if self._retired and self._retired[0][0] <= self._turns:

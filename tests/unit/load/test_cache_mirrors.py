@@ -194,3 +194,38 @@ def test_a_mirror_is_looked_through_only_while_something_in_it_may_be_gone() -> 
     assert len(turns.looks) == 1
     mirrors.note(range(500, 505), "p", (), 0)
     assert len(turns.looks) == 1
+
+
+def test_what_was_computed_while_it_was_taken_for_gone_is_there_again() -> None:
+    index = PrefixIndex(1 << 20, 60, lambda: 0.0)
+    ours, other = (1, 2, 3), (7, 8, 9)
+    for hashes in (ours, other):
+        index.add(hashes, "p")
+        index.confirm(hashes, "p", index.recall(hashes, "p"), 0)
+    # Both are sent again, and the answer that comes first says that much has been forgotten.
+    recalled = [index.recall(hashes, "p") for hashes in (ours, other)]
+    index.add(ours, "p")
+    index.add(other, "p")
+    assert index.confirm(other, "p", recalled[1], 0) == 3
+    assert index.match(ours) == {}
+    assert index.confirm(ours, "p", recalled[0], 0) == 0
+    assert index.match(ours) == {"p": 3}
+
+
+def test_an_answer_that_is_late_makes_nothing_known_again() -> None:
+    """What was recalled before others' answers says less than these."""
+    mirrors = CacheMirrors(100)
+    for first in (10, 20, 30, 40):
+        mirrors.note([first, first + 1], "p", (), 0)
+    early, late = mirrors.recall([10, 11], "p"), mirrors.recall([30, 31], "p")
+    assert set(mirrors.note([30, 31], "p", late, 0)) == {10, 11, 20, 21}
+    mirrors.note([10, 11], "p", early, 0)
+    assert mirrors._mirrors["p"].horizon == 3
+
+
+def test_where_there_is_no_room_the_end_of_a_prompt_goes_first() -> None:
+    mirrors = CacheMirrors(80)
+    mirrors.note(range(80), "p", (), 0)
+    mirrors.note([100], "p", (), 0)
+    left = mirrors.recall(range(80), "p")
+    assert 60 < len(left) < 80
