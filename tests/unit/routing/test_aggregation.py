@@ -202,9 +202,30 @@ def test_what_keeps_a_pod_from_it(changes: dict[str, Any], obstacle: str) -> Non
 
 
 def test_a_pod_that_the_client_does_not_select_is_none() -> None:
-    facts = {"whole": None, "prompt_tokens": 100}
-    cluster = Cluster(replace(FIRST, ready=False), SECOND, samples={SECOND.uid: QUIET})
-    assert cluster.decide(**facts).last.pod is SECOND
+    cluster = Cluster(*(replace(pod, labels={"name": pod.name}) for pod in (FIRST, SECOND)))
+    cluster.know(SECOND, 5.0)
+    assert cluster.decide().last.pod.name == "first"
+    decision = cluster.decide(selector=parse_selector("name!=first"))
+    assert (decision.reason, decision.last.pod.name) == ("faster", "second")
+
+
+def test_a_pod_that_has_failed_is_none() -> None:
+    cluster = Cluster(FIRST, SECOND)
+    cluster.know(SECOND, 5.0)
+    assert cluster.decide().last.pod is FIRST
+    for _ in range(3):
+        cluster.state.failures.note_failure(FIRST.uid, Leg.DECODE, "connect", 1.0)
+    decision = cluster.decide()
+    assert (decision.reason, decision.last.pod) == ("faster", SECOND)
+
+
+def test_of_two_pods_the_one_that_computes_no_prompt_now_is_sooner() -> None:
+    cluster = Cluster(FIRST, SECOND, gap_s=10.0)
+    decision = cluster.decide(prompt_tokens=300)
+    note_sent(decision, cluster.state)
+    other = ({FIRST, SECOND} - {decision.last.pod}).pop()
+    for _ in range(10):
+        assert cluster.decide(prompt_tokens=300).last.pod is other
 
 
 def test_the_best_decode_pod_is_looked_for_not_the_one_of_the_pair() -> None:
@@ -301,6 +322,28 @@ def test_what_others_have_written_over_is_not_cached_any_more() -> None:
     other = structs.replace(FACTS, prompt_tokens=9000)
     learn_prompt(cluster.decide(), other, cluster.state, 0, "m")
     assert cluster.decide(**longer).last.seconds == pytest.approx(2.12)
+
+
+def test_no_answer_is_taken_for_more_than_half_of_what_follows() -> None:
+    """A question comes behind it, however long it may have been."""
+    cluster = Cluster()
+    turn = structs.replace(FACTS, prompt_tokens=2005, prefix=make_prefix(200, 2005))
+    learn_prompt(cluster.router.decide(PD, turn, cluster.pods), turn, cluster.state, 900, "m")
+    longer = {"prompt_tokens": 2120, "prefix": make_prefix(212, 2120), "usual_output_tokens": 10**6}
+    assert cluster.decide(**longer).last.seconds == pytest.approx(0.06)
+
+
+def test_other_routers_write_about_as_much_for_each_of_their_requests() -> None:
+    for others, cached in ((0, True), (16, False)):
+        sample = replace(QUIET, kv_usage=0.5, kv_capacity_tokens=40_000, running=4 + others)
+        cluster = Cluster(samples={FIRST.uid: sample})
+        turn = structs.replace(FACTS, prompt_tokens=2005, prefix=make_prefix(200, 2005))
+        learn_prompt(cluster.router.decide(PD, turn, cluster.pods), turn, cluster.state, 50, "m")
+        other = structs.replace(FACTS, prompt_tokens=3000)
+        learn_prompt(cluster.decide(), other, cluster.state, 0, "m")
+        longer = {"prompt_tokens": 2120, "prefix": make_prefix(212, 2120)}
+        seconds = cluster.decide(**longer, usual_output_tokens=10**6).last.seconds
+        assert (seconds == pytest.approx(0.065)) is cached
 
 
 # --- Learning --------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from pdrouter.engines.split import Leg
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.prefill_rates import PrefillRates
 from pdrouter.load.whole_serving import WholeServing
-from pdrouter.routing.admission import QueueTooLong
+from pdrouter.routing.admission import DeadlineMissed, QueueTooLong
+from pdrouter.routing.deadlines import Deadline
 from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts
 from pdrouter.routing.router import Router, RoutingRules
 from pdrouter.routing.strategies import create_strategies
@@ -136,3 +137,47 @@ def test_a_pod_of_another_roleset_cannot_fetch_the_prompt() -> None:
 def test_without_any_decode_pod_there_is_none() -> None:
     with pytest.raises(NoReadyPod, match=MODEL):
         replace_last(ModelPods.group(MODEL, (PREFILL,)))
+
+
+@pytest.mark.parametrize(
+    ("target_s", "rules", "told"),
+    [
+        (61.0, {}, "predicted to come 0.050 s later"),
+        (61.051, {}, ""),
+        (61.03, {"refuses_late": False}, "predicted to come 0.020 s later"),
+    ],
+)
+def test_the_hand_over_counts_against_a_deadline(
+    target_s: float, rules: dict[str, Any], told: str
+) -> None:
+    router = make_router(**rules)
+    with router.state.ledger.start(Leg.PREFILL, PREFILL.uid, 1) as scope:
+        scope.complete()
+    router.state.ledger.rates = PrefillRates(1000)
+    router.state.ledger.start(Leg.PREFILL, PREFILL.uid, 60_000)
+    facts = structs.replace(FACTS, deadline=Deadline(target_s, target_s, "x-slo-ttft-ms"))
+    pods = make_model_pods(PREFILL, DECODE)
+    if told and router.rules.refuses_late:
+        with pytest.raises(DeadlineMissed, match=told):
+            router.decide(PD, facts, pods)
+    else:
+        decision = router.decide(PD, facts, pods)
+        assert any(told in note for note in decision.notes) if told else not decision.notes
+
+
+def test_what_is_to_be_in_time_waits_in_no_queue_that_is_too_long_either() -> None:
+    """The preferred pod is too late for it, the other one has a longer queue than there may be."""
+    router = make_router(max_wait_s=2.5)
+    ledger, second = router.state.ledger, make_pod("second")
+    for pod in (PREFILL, second):
+        with ledger.start(Leg.PREFILL, pod.uid, 1) as scope:
+            scope.complete()
+    ledger.rates = PrefillRates(1000)
+    ledger.start(Leg.PREFILL, PREFILL.uid, 2000)
+    for tokens in (100, 2500):
+        ledger.start(Leg.PREFILL, second.uid, tokens, 60.0)
+    router.state.prefixes.add((1,), PREFILL.uid)
+    router.state.priorities.note(second, takes=True)
+    facts = structs.replace(FACTS, deadline=Deadline(2.5, 2.5, "x-slo-ttft-ms"))
+    with pytest.raises(DeadlineMissed, match=r"queue is 2\.6 s long, and may be 2\.5 s"):
+        router.decide(PD, facts, make_model_pods(PREFILL, second, DECODE))

@@ -218,3 +218,19 @@ def test_where_no_label_says_anything_locality_changes_nothing(
         pick_pair(prefills, decodes, pods, Random(seed), locality) for locality in (0.0, 10.0)
     )
     assert plain == near
+
+
+def test_of_equal_pods_of_several_rolesets_any_may_be_taken() -> None:
+    pods = make_model_pods(
+        *(
+            make_pod(f"{role}-{name}-{number}", role, roleset=name)
+            for role in (Role.PREFILL, Role.DECODE)
+            for name in "ab"
+            for number in range(3)
+        )
+    )
+    decisions = serve(pods, 400, 0)
+    for leg in range(2):
+        taken = Counter(decision.legs[leg].pod.name for decision in decisions)
+        assert len(taken) == 6
+        assert min(taken.values()) > 30
