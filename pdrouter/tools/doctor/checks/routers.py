@@ -105,8 +105,9 @@ CHECKS: tuple[Check[Installation], ...] = (
         "router-alpn-missing",
         Severity.WARNING,
         "Envoy's health checks of the router over TLS offer no HTTP/2.",
-        "A gRPC server drops such connections: every check fails, and where all routers look dead "
-        "Envoy uses all, those that are dead or draining too.",
+        "The router's own server takes such connections, but gRPC's (`PDROUTER_TRANSPORT=grpcio`) "
+        "drops them: every check fails, and where all routers look dead Envoy uses all, those that "
+        "are dead or draining too.",
         _find_missing_alpn,
     ),
     Check(
