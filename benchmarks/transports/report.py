@@ -163,7 +163,7 @@ def _describe_memory(samples: Samples) -> Iterator[str]:
     yield from _table(head, rows)
     yield (
         "Resident memory. All were answered in the end. It holds the bodies, the prefill calls "
-        "and the exchanges too, and the grpcio library in all three: the router loads it anyway."
+        "and the exchanges too, and the grpcio library in both: the router loads it anyway."
     )
     yield ""
 
