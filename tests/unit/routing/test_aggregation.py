@@ -1,5 +1,6 @@
 """Which requests decode pods serve whole to be faster, and which pods may."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
+from pdrouter.cluster.pod_config import parse_config
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.engines.split import Leg
 from pdrouter.load.ledger import Ledger
@@ -217,6 +219,23 @@ def test_a_pod_that_has_failed_is_none() -> None:
         cluster.state.failures.note_failure(FIRST.uid, Leg.DECODE, "connect", 1.0)
     decision = cluster.decide()
     assert (decision.reason, decision.last.pod) == ("faster", SECOND)
+
+
+def test_what_others_encode_goes_to_two_pods() -> None:
+    decision = Cluster().decide(items=("digest",))
+    assert (decision.whole, decision.ways) == (False, None)
+
+
+@pytest.mark.parametrize("bucketing", [False, True])
+def test_where_pods_are_for_lengths_they_are_for_no_others(bucketing: bool) -> None:
+    lengths = {"promptLenBucketMinLength": 5000, "promptLenBucketMaxLength": 9000}
+    routing = {"profiles": {"default": {"routingConfig": {**lengths, "combined": True}}}}
+    long = make_pod("long", Role.BOTH, config=parse_config(json.dumps(routing)))
+    cluster = Cluster(FIRST, long, bucketing=bucketing)
+    cluster.know(FIRST, 5.0)
+    decision = cluster.decide()
+    assert decision.reason == "faster"
+    assert decision.last.pod is (FIRST if bucketing else long)
 
 
 def test_of_two_pods_the_one_that_computes_no_prompt_now_is_sooner() -> None:

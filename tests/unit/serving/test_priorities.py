@@ -19,6 +19,7 @@ from exchanges import (
     request_headers,
     response_headers,
 )
+from factories import make_record, make_request
 from waiting import wait_until
 
 from pdrouter.engine_http.answers import EngineAnswer
@@ -242,6 +243,30 @@ async def test_bad_requests_of_a_client_do_not_make_forgotten_what_an_engine_tak
     bench.close()
     # Nor do they have it asked at each of them.
     assert len(list_questions(bench)) == 1
+
+
+async def test_what_envoy_may_send_to_either_of_two_is_told_where_both_take_it() -> None:
+    bench = Bench(priority=Priority.AUTO)
+    second = replace(DECODE, uid="second")
+    asker, request = bench.exchanges.priorities, make_request("/v1/completions")
+    for takes, told in ((None, None), (False, None), (True, 7)):
+        bench.state.priorities.note(DECODE, takes=True)
+        if takes is not None:
+            bench.state.priorities.note(second, takes=takes)
+        pods = (DECODE, second)
+        ranked = asker.rank(
+            request.rank(None), Leg.DECODE, pods, make_record(priority=7), {}, once=True
+        )
+        assert ranked.priority == told
+
+
+async def test_what_has_no_priority_is_not_refused_for_it() -> None:
+    bench = Bench()
+    script(bench, [REFUSAL, GOOD])
+    _, reply = await bench.tell(request_headers(), request_body())
+    assert getattr(reply, "body", None) == REFUSAL.body
+    assert len(bench.prefill.posts) == 1
+    bench.close()
 
 
 async def test_a_request_that_one_pod_serves_is_told_to_it() -> None:
