@@ -256,6 +256,7 @@ class EncodedRequests(LegRequests):
             record,
             deadline=self.deadline,
             ids=ids,
+            total_s=legs.total_s,
         )
         attempts: list[Attempt] = []
         refusals: list[EngineAnswer] = []

@@ -27,6 +27,7 @@ class Attempt(msgspec.Struct, frozen=True):
         stale_connections: how often a connection turned out to be closed by the engine.
         retry_after_s: seconds after which the engine wants to be asked again; None if it has not
             said so.
+        hurried: whether it was over so soon only because other tries had taken the time.
     """
 
     leg: Leg
@@ -38,6 +39,7 @@ class Attempt(msgspec.Struct, frozen=True):
     seconds: float
     stale_connections: int
     retry_after_s: float | None = None
+    hurried: bool = False
 
     @property
     def speaks(self) -> Speaks:

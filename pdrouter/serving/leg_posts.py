@@ -6,6 +6,8 @@ from contextlib import AbstractContextManager, nullcontext
 from itertools import count
 from typing import TypeAlias
 
+from msgspec import structs
+
 from pdrouter.cluster.pods import Pod
 from pdrouter.engine_http.answers import EngineAnswer
 from pdrouter.engine_http.failures import FailureKind, PostFailed
@@ -42,7 +44,17 @@ class LegPosts:
         deadline: when there is no time for another, on the monotonic clock.
     """
 
-    __slots__ = ("_alone", "_client", "_ids", "_leg", "_path", "deadline", "headers", "record")
+    __slots__ = (
+        "_alone",
+        "_client",
+        "_fair_s",
+        "_ids",
+        "_leg",
+        "_path",
+        "deadline",
+        "headers",
+        "record",
+    )
 
     def __init__(
         self,
@@ -54,6 +66,7 @@ class LegPosts:
         *,
         deadline: float,
         ids: Iterator[str] | None = None,
+        total_s: float = 0.0,
     ) -> None:
         """Begin with none.
 
@@ -65,6 +78,8 @@ class LegPosts:
             record: the request's record.
             deadline: when all must be over, on the monotonic clock.
             ids: ids of POSTs that go out beside others of the same leg, and are timed with these.
+            total_s: seconds for all side legs: a pod that is given less than half of them, and does
+                not answer, need not be slow.
         """
         self._client = client
         self._leg = leg
@@ -72,6 +87,7 @@ class LegPosts:
         self.headers = headers
         self._ids = ids or _number_ids(record.request_id)
         self._alone = ids is None
+        self._fair_s = total_s / 2
         self.record = record
         self.deadline = deadline
 
@@ -140,10 +156,16 @@ class LegPosts:
                 if error.stale and not stale and had_left:
                     stale += 1
                     continue
-                seconds = time.monotonic() - start
-                return Attempt(
+                now = time.monotonic()
+                seconds = now - start
+                # Otherwise, its own time for a first byte is over.
+                at_deadline = now - posted > remaining - ROUND_TRIP_S
+                hurried = error.kind is FailureKind.TIMEOUT and at_deadline
+                hurried = hurried and remaining < self._fair_s
+                attempt = Attempt(
                     leg, pod, request_id, None, error.kind, str(error), seconds, stale
-                ), None
+                )
+                return structs.replace(attempt, hurried=True) if hurried else attempt, None
             seconds = time.monotonic() - start
             return _describe(leg, pod, request_id, answer, seconds=seconds, stale=stale), answer
 

@@ -114,7 +114,9 @@ class SideLegs:
         """
         routed, record, request = chosen.routed, call.record, requests.client
         until = requests.deadline
-        posts = LegPosts(self.client, leg, request, headers, record, deadline=until)
+        posts = LegPosts(
+            self.client, leg, request, headers, record, deadline=until, total_s=self.total_s
+        )
         attempts: list[Attempt] = []
         refusals: list[EngineAnswer] = []
         choice = chosen.decision.find(leg)

@@ -114,6 +114,8 @@ class PodOutcomes:
                 self._fail(pod, leg, f"status-{attempt.status}", began)
             case Speaks.POD if self._is_of_the_pod(attempt, model, path):
                 self._fail(pod, leg, f"status-{attempt.status}", began, model=model)
+            case Speaks.FAILURE if attempt.hurried:
+                self.note_silence(pod, leg, began)
             case Speaks.FAILURE if attempt.failure is FailureKind.TIMEOUT:
                 self._time_out(pod, leg, "timeout", began)
             case Speaks.FAILURE:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -225,6 +226,32 @@ async def test_who_is_given_up_for_another_s_failure_is_not_blamed(silent: list[
     stage.encode = answer
     await stage.ask(*map(picture, range(3)))
     assert (len(stage.encoded), silent) == (3, [])
+    stage.bench.close()
+
+
+@pytest.mark.parametrize(
+    ("most", "least_s", "blamed"), [(2, 6.0, False), (1, 60.0, True), (2, 3.0, True)]
+)
+async def test_who_was_given_little_time_is_not_slow(
+    silent: list[str], monkeypatch: pytest.MonkeyPatch, most: int, least_s: float, *, blamed: bool
+) -> None:
+    """Other items have taken most of 60 s, before a slot was free; 3 s are a limit of its own."""
+    stage = Stage(encode_concurrency=1)
+    legs = stage.bench.exchanges.dispatcher.legs
+    start, passed = time.monotonic(), 0.0
+
+    def encode(_: str, number: int) -> Any:
+        nonlocal passed
+        if number == most:
+            passed += least_s
+            return FailureKind.TIMEOUT
+        passed = 0.9 * legs.total_s
+        return None
+
+    stage.encode = encode
+    monkeypatch.setattr(time, "monotonic", lambda: start + passed)
+    assert error_of(await stage.ask(picture(1), picture(2))) == (504, "encode_timeout")
+    assert bool(silent) is not blamed
     stage.bench.close()
 
 
