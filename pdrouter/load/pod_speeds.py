@@ -16,8 +16,6 @@ _BAND = 1.3
 """How many times slower or faster a pod may look and still count as others of its kind."""
 _ERRORS = 4.0
 """Standard errors that it must be away from them: chance alone does not give these."""
-_FEW_LEGS = 8.0
-"""Legs of which the error itself is so little known that it may be half of what it is."""
 _PODS_PER_LEG = 4
 _LEGS_PER_LOOK = 4
 """All pods are looked at once in so many legs, or in more: that many for each leg, then."""
@@ -106,8 +104,7 @@ class _Record:
             2.0 * self.products - ratio * self.predicted_squares
         )
         error = sqrt(max(residuals, 0.0)) / self.predicted
-        sure = _ERRORS * (1.0 + _FEW_LEGS / self.legs) * error
-        return ratio / usual if abs(ratio - usual) > sure else 1.0
+        return ratio / usual if abs(ratio - usual) > _ERRORS * error else 1.0
 
 
 class PodSpeeds:
