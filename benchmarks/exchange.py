@@ -23,7 +23,7 @@ from pdrouter.serving.record import Outcome, RequestRecord
 from pdrouter.serving.release import ReleaseOutcome
 from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.settings import Settings
-from pdrouter.wiring import Exchanges, Surroundings, create_router
+from pdrouter.wiring.exchanges import Exchanges, Surroundings, create_router
 
 # What clients, Envoy and vLLM usually send.
 _REQUEST_HEADERS = {

@@ -45,15 +45,9 @@ from pdrouter.settings import SettingInvalid, Settings
 from pdrouter.settings.choices import Transport
 from pdrouter.telemetry.event_loop import EventLoopWatch
 from pdrouter.telemetry.requests import RequestTelemetry
-from pdrouter.wiring import (
-    Exchanges,
-    Surroundings,
-    choose_ejection_rules,
-    create_router,
-    create_source,
-    find_tls,
-    limit_client,
-)
+from pdrouter.wiring.exchanges import Exchanges, Surroundings, create_router
+from pdrouter.wiring.rules import choose_ejection_rules, find_tls, limit_client
+from pdrouter.wiring.sources import create_source
 
 if TYPE_CHECKING:
     from pdrouter.telemetry.tracing import Tracing

@@ -39,7 +39,7 @@ from pdrouter.serving.release import ReleaseOutcome
 from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.settings import Settings
 from pdrouter.settings.choices import Aggregation
-from pdrouter.wiring import Exchanges, Surroundings, create_router
+from pdrouter.wiring.exchanges import Exchanges, Surroundings, create_router
 
 PREFILL = Pod.create(
     uid="p", name="prefill-0", ip="10.0.0.1", port=8000, model="m", role=Role.PREFILL

@@ -35,7 +35,7 @@ from pdrouter.tools.doctor.manifests import ManifestsUnreadable, read_manifests
 from pdrouter.tools.doctor.report import render_json, render_text
 from pdrouter.tools.doctor.snapshot import Snapshot
 from pdrouter.tools.doctor.survey import Survey
-from pdrouter.wiring import create_splits
+from pdrouter.wiring.rules import create_splits
 
 _FORBIDDEN = 403
 

@@ -108,7 +108,7 @@ from pdrouter.telemetry import logs, model_series, tracing
 from pdrouter.telemetry.decisions import DecisionLog
 from pdrouter.telemetry.requests import RequestTelemetry
 from pdrouter.tools.envoy_config import Address, EnvoyConfig, build_bootstrap, to_yaml
-from pdrouter.wiring import choose_encode_rules
+from pdrouter.wiring.rules import choose_encode_rules
 from pdrouter.workers import process, supervisor
 from pdrouter.workers.metrics_page import describe_workers, render_page
 

@@ -30,7 +30,7 @@ from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.settings import Settings
 from pdrouter.settings.choices import FailurePolicy, Priority
-from pdrouter.wiring import Exchanges, Surroundings
+from pdrouter.wiring.exchanges import Exchanges, Surroundings
 
 PATH = "/v1/completions"
 EXPECTED_TOKENS = 2**30

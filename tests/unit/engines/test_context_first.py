@@ -16,7 +16,7 @@ from pdrouter.engines.registry import WIRES, SplitRules, Splits
 from pdrouter.engines.split import HandoffInvalid, Leg
 from pdrouter.engines.trtllm.context_first import ContextFirst, number_request
 from pdrouter.settings import SettingInvalid, Settings
-from pdrouter.wiring import create_splits
+from pdrouter.wiring.rules import create_splits
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 POD = make_pod(engine="trtllm")

@@ -25,7 +25,7 @@ from pdrouter.settings.choices import (
     PREFILL_POLICY_NAMES,
     STRATEGY_NAMES,
 )
-from pdrouter.wiring import (
+from pdrouter.wiring.rules import (
     choose_dispatch_policy,
     choose_ejection_rules,
     choose_policy_options,

@@ -1,0 +1,1 @@
+"""Puts together what exchanges share, for the application, tests and simulations."""

@@ -1,0 +1,205 @@
+"""The graph of objects behind an exchange.
+
+Here each collaborator is handed over once. The application puts sockets, clocks and sources around
+it; tests and simulations put stand-ins there.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pdrouter.cluster.source import RouteCheck
+from pdrouter.cluster.view import PodCache
+from pdrouter.engines.registry import Splits
+from pdrouter.extproc.exchange import Exchange
+from pdrouter.load.output_length import OutputLengths
+from pdrouter.load.peers import PeerKnowledge
+from pdrouter.load.prompt_length import TokenRatios
+from pdrouter.load.retry_budget import RetryBudget
+from pdrouter.routing.aggregation import WholeRules
+from pdrouter.routing.router import Router, RoutingRules
+from pdrouter.routing.state import RoutingState
+from pdrouter.routing.strategies import create_strategies
+from pdrouter.serving.answers import AnswerObserver, AnswerReports
+from pdrouter.serving.cache_reports import CacheObserver, CacheReports
+from pdrouter.serving.choosing import PodChooser
+from pdrouter.serving.drains import Drains
+from pdrouter.serving.encoding import EncodeLegs
+from pdrouter.serving.engine_client import EngineClient
+from pdrouter.serving.held_bodies import HeldBodies
+from pdrouter.serving.introductions import Introductions
+from pdrouter.serving.lease import Leases
+from pdrouter.serving.legs import SideLegs
+from pdrouter.serving.lessons import LegLessons
+from pdrouter.serving.pod_outcomes import PodOutcomes
+from pdrouter.serving.pod_questions import PodQuestions
+from pdrouter.serving.priorities import Priorities, PriorityObserver
+from pdrouter.serving.rate_limit import RateLimiter
+from pdrouter.serving.record import Observer
+from pdrouter.serving.release import ReleaseObserver, Releases
+from pdrouter.serving.tokenizers import PromptTokenizers
+from pdrouter.serving.trace import BeginTrace
+from pdrouter.serving.unsplittable import UnsplittableKinds
+from pdrouter.serving.way import Dispatcher
+from pdrouter.settings import Settings
+from pdrouter.wiring.rules import (
+    choose_dispatch_policy,
+    choose_encode_rules,
+    choose_exchange_policy,
+    choose_policy_options,
+    choose_priority_rules,
+    choose_release_rules,
+    choose_retry_rules,
+    create_splits,
+)
+
+
+class ExchangeObserver(
+    Observer, AnswerObserver, ReleaseObserver, PriorityObserver, CacheObserver, Protocol
+):
+    """Is told of requests and of their answers. Must not raise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What exchanges work with, and do not make themselves.
+
+    Attributes:
+        cache: the pods.
+        router: decides, and knows the pods' condition.
+        client: sends side legs.
+        observer: is told what happens.
+        tokenizers: count prompts' tokens.
+        bodies: bounds the bodies that wait.
+        routes: checks the models' own routes; None to let requests pass unchecked.
+        peers: what wires know of engines.
+        begin_trace: begins traces of requests; None where there are none.
+    """
+
+    cache: PodCache
+    router: Router
+    client: EngineClient
+    observer: ExchangeObserver
+    tokenizers: PromptTokenizers
+    bodies: HeldBodies
+    routes: RouteCheck | None = None
+    peers: PeerKnowledge = field(default_factory=PeerKnowledge)
+    begin_trace: BeginTrace | None = None
+
+
+class Exchanges:
+    """Opens exchanges. All that they share is put together here. One for the whole process.
+
+    Attributes:
+        dispatcher: finds the way of requests.
+        lengths: what is learnt of the length of answers.
+        answers: where all reports of answers go.
+        releases: have blocks freed that nobody fetches.
+        drains: own side legs that end after their request.
+        questions: asks pods that were left out.
+        leases: know which handles are still good.
+        priorities: tell engines when requests are due.
+    """
+
+    def __init__(self, settings: Settings, around: Surroundings) -> None:
+        self._around = around
+        self._policy = choose_exchange_policy(settings)
+        state = around.router.state
+        outcomes = PodOutcomes(state.failures)
+        self.questions = PodQuestions(around.client, around.cache, outcomes)
+        self.lengths = OutputLengths(settings.expected_output_tokens)
+        self.answers = AnswerReports(
+            cache=around.cache,
+            lengths=self.lengths,
+            observer=around.observer,
+            on_cut=outcomes.note_cut,
+        )
+        ratios = TokenRatios()
+        kinds = UnsplittableKinds(state.clock)
+        policy = choose_dispatch_policy(settings)
+        splits = create_splits(settings)
+        self.drains = Drains()
+        self.releases = Releases(
+            around.client,
+            around.cache,
+            state.failures,
+            splits,
+            observer=around.observer,
+            rules=choose_release_rules(settings),
+        )
+        self.leases = Leases(settings.kv_lease_s)
+        caches = CacheReports(state.prefixes, around.observer)
+        lessons = LegLessons(outcomes, kinds, ratios, around.observer, caches)
+        rules = choose_priority_rules(settings)
+        self.priorities = Priorities(around.client, state.priorities, around.observer, rules)
+        legs = self._create_legs(settings, splits, lessons)
+        self.dispatcher = Dispatcher(
+            chooser=PodChooser(
+                cache=around.cache,
+                router=around.router,
+                ratios=ratios,
+                lengths=self.lengths,
+                policy=policy,
+                observer=around.observer,
+                kinds=kinds,
+                splits=splits,
+                limiter=RateLimiter(workers=settings.workers),
+            ),
+            legs=legs,
+            encoders=EncodeLegs(legs, choose_encode_rules(settings)),
+            splits=splits,
+            tokenizers=around.tokenizers,
+            releases=self.releases,
+            drains=self.drains,
+            priorities=self.priorities,
+            policy=policy,
+            routes=around.routes,
+        )
+
+    def _create_legs(self, settings: Settings, splits: Splits, lessons: LegLessons) -> SideLegs:
+        around = self._around
+        return SideLegs(
+            client=around.client,
+            cache=around.cache,
+            router=around.router,
+            splits=splits,
+            lessons=lessons,
+            total_s=settings.prefill_timeout_s,
+            retries=settings.prefill_retries,
+            budget=RetryBudget(choose_retry_rules(settings), around.router.state.clock),
+            introductions=Introductions(around.client, around.peers),
+            leases=self.leases,
+            priorities=self.priorities,
+        )
+
+    def open(
+        self, send: Callable[[bytes], Awaitable[object]], interrupt: Callable[[], object]
+    ) -> Exchange:
+        """Begin the exchange of a new stream.
+
+        Args:
+            send: sends a message on the stream.
+            interrupt: ends the reading of messages.
+        """
+        return Exchange(
+            self.dispatcher,
+            self._around.cache,
+            self._around.observer,
+            self.answers,
+            self._policy,
+            bodies=self._around.bodies,
+            send=send,
+            interrupt=interrupt,
+            begin_trace=self._around.begin_trace,
+        )
+
+
+def create_router(settings: Settings, state: RoutingState) -> Router:
+    """Return what chooses the pods, by their condition."""
+    strategies = create_strategies(
+        settings.prefill_policy, settings.decode_policy, choose_policy_options(settings)
+    )
+    whole = WholeRules(gap_s=settings.gap_s, bucketing=settings.bucketing)
+    late, tokens = settings.refuse_late, settings.source_tokens
+    rules = RoutingRules(settings.aggregation, whole, settings.max_wait_s, late, tokens)
+    return Router(strategies, state, rules)
