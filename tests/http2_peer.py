@@ -50,17 +50,20 @@ class Pipe(asyncio.Transport):
 
     Attributes:
         written: what it has written.
+        writes: how often it has written.
         closed: whether it has closed the connection.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.written = bytearray()
+        self.writes = 0
         self.closed = False
 
     def write(self, data: Any) -> None:
         assert not self.closed
         self.written += data
+        self.writes += 1
 
     def get_write_buffer_size(self) -> int:
         return len(self.written)

@@ -188,6 +188,20 @@ async def test_room_for_all_that_wait_is_used_by_all() -> None:
     assert got == [65_535, 100_000, 1_005, 1_005]
 
 
+async def test_what_many_streams_answer_in_one_turn_is_written_at_once() -> None:
+    client = Client(Service.create())
+    numbers = [client.open() for _ in range(20)]
+    await client.exchange()
+    pipe = client.service.pipe
+    before = pipe.writes
+    for number in numbers:
+        client.h2.send_data(number, frame_message(b"x" * 100), end_stream=True)
+    await client.exchange()
+    assert [client.answers[number].status for number in numbers] == ["0"] * 20
+    # At most: what was given back of windows, messages, and ends of calls.
+    assert pipe.writes - before <= 3
+
+
 async def test_a_stream_that_ends_inside_a_message_has_failed() -> None:
     client = Client(Service.create())
     number = client.open()

@@ -28,6 +28,7 @@ _PING = Struct("8s")
 _DRAINING: Final = b"draining"
 _PROBING: Final = b"probing "
 _WRITE_BUFFER_BYTES = 2**20
+_GATHERED_BYTES = 2**16
 
 _Step: TypeAlias = Callable[["Connection", Frame], None]
 
@@ -60,6 +61,8 @@ class Connection(asyncio.Protocol):
         self._opened = opened
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
+        self._gathered: list[bytes] = []
+        self._gathered_bytes = 0
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self.streams = StreamTable(limits.streams)
         self.window = SharedWindow(frames.DEFAULT_WINDOW)
@@ -115,11 +118,24 @@ class Connection(asyncio.Protocol):
     # What streams call.
 
     def send(self, data: bytes) -> None:
-        """Send frames. A peer that asks for more and more and reads nothing is given up."""
-        transport = self._transport
-        if transport is None or not data:
+        """Send frames, together with all others of this turn of the event loop."""
+        if self._transport is None or not data:
             return
-        transport.write(data)
+        self._gathered.append(data)
+        self._gathered_bytes += len(data)
+        if self._gathered_bytes >= _GATHERED_BYTES:
+            self._write_gathered()
+        elif len(self._gathered) == 1:
+            # Each write wakes the peer: many small ones cost both sides more than the frames do.
+            self._loop.call_soon(self._write_gathered)
+
+    def _write_gathered(self) -> None:
+        """Write what is gathered. A peer that asks for ever more and reads nothing is given up."""
+        transport, gathered = self._transport, self._gathered
+        if transport is None or not gathered:
+            return
+        self._gathered, self._gathered_bytes = [], 0
+        transport.write(gathered[0] if len(gathered) == 1 else b"".join(gathered))
         if not self.window.writing:
             unread = transport.get_write_buffer_size()
             if unread > self._limits.unread_bytes:
@@ -159,6 +175,7 @@ class Connection(asyncio.Protocol):
         self.send(frames.encode_goaway(self.streams.last, code, reason))
         self._abandon_all()
         if self._transport is not None:
+            self._write_gathered()
             if self._transport.can_write_eof() and not self._transport.is_closing():
                 with suppress(OSError):  # The peer is gone already.
                     self._transport.write_eof()
