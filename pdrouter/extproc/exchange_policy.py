@@ -17,6 +17,7 @@ class ExchangePolicy:
         observation: who counts the tokens of answers.
         header_limits: Envoy's limits for headers.
         dropped_headers: headers of clients that no engine gets, beside those that none ever gets.
+        trust_user: whether who asks is whom the header `user` names.
     """
 
     expose_pods: bool
@@ -25,3 +26,4 @@ class ExchangePolicy:
     observation: TokenObservation = UNOBSERVED
     header_limits: HeaderLimits = ENVOYS_DEFAULTS
     dropped_headers: tuple[str, ...] = ()
+    trust_user: bool = False

@@ -3,14 +3,27 @@
 import hmac
 from collections.abc import Mapping
 
+from pdrouter.extproc.exchange_policy import ExchangePolicy
 from pdrouter.extproc.messages import RequestHeaders
 from pdrouter.extproc.modes import check_modes
 from pdrouter.openai.errors import RequestRejected
-from pdrouter.openai.header_values import is_encoded, list_keys, list_members
+from pdrouter.openai.header_values import is_encoded, list_keys, list_members, read_one
+from pdrouter.openai.headers import USER
 from pdrouter.openai.paths import ENDPOINTS, find_right_path, split_path
 from pdrouter.serving.dispatched import RequestHead
 
 _LENGTH_DIGITS = 20
+_NAME_LENGTH = 128
+
+
+def identify(headers: Mapping[str, str], policy: ExchangePolicy) -> str:
+    """Return who asks, by name; empty for nobody in particular.
+
+    Raises:
+        RequestRejected: whoever it is may not ask.
+    """
+    authenticate(headers, policy.bearer_token)
+    return read_user(headers) if policy.trust_user else ""
 
 
 def authenticate(headers: Mapping[str, str], expected: str | None) -> None:
@@ -29,6 +42,19 @@ def authenticate(headers: Mapping[str, str], expected: str | None) -> None:
     if not any(hmac.compare_digest(key.encode(), expected.encode()) for key in presented):
         message = "Incorrect API key provided"
         raise RequestRejected(401, "invalid_api_key", message, "api_key")
+
+
+def read_user(headers: Mapping[str, str]) -> str:
+    """Return the name of the user that a request's headers claim; empty for none.
+
+    Raises:
+        RequestRejected: it is none that could be a user's.
+    """
+    name = read_one(headers.get(USER, ""))
+    if len(name) > _NAME_LENGTH or not name.isprintable():
+        message = f"a user's name has at most {_NAME_LENGTH} printable characters"
+        raise RequestRejected(400, "invalid_user", message, USER)
+    return name
 
 
 def require_method(method: str, *allowed: str) -> None:

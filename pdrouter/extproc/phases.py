@@ -14,7 +14,7 @@ from pdrouter.extproc import own_answers
 from pdrouter.extproc.exchange_policy import ExchangePolicy
 from pdrouter.extproc.explanation import explain
 from pdrouter.extproc.forwarding import forward, join_trace, strip
-from pdrouter.extproc.front_door import admit, authenticate, no_body
+from pdrouter.extproc.front_door import admit, identify, no_body
 from pdrouter.extproc.immediate import answer, complete
 from pdrouter.extproc.messages import (
     BodyMode,
@@ -155,7 +155,7 @@ class Phases:
         record.method = headers.get(":method", "")
         record.client_request_id = read_client_id(headers)
         if record.path not in own_answers.PUBLIC_PATHS:
-            authenticate(headers, self._policy.bearer_token)
+            record.user = identify(headers, self._policy)
         own = own_answers.answer(record.path, record.method, self._cache.view)
         if own is not None:
             record.outcome = Outcome.ANSWERED

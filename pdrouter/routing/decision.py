@@ -27,6 +27,7 @@ class RoutingFacts(msgspec.Struct, frozen=True):
         usual_output_tokens: that of the model's answers; 0 where it is not known.
         selector: labels that pods must have; None for any.
         items: digests of its media, each once, where engines may encode them for others.
+        user: name of who asks; empty for nobody in particular.
         profile: name of the profile by which pods say what they are for; empty for the default one.
         prefill_policy: policy that the model asks for; empty for the router's own.
         decode_policy: likewise.
@@ -44,6 +45,7 @@ class RoutingFacts(msgspec.Struct, frozen=True):
     usual_output_tokens: int = 0
     deadline: Deadline | None = None
     items: tuple[str, ...] = ()
+    user: str = ""
 
     @property
     def due(self) -> float | None:

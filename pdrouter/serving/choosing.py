@@ -153,7 +153,9 @@ class PodChooser:
         record.strategy = strategy.name
         digests = tuple(dict.fromkeys(item.digest for item in media)) if media else ()
         with record.steps.time("describe"):
-            facts = self._describe(request, pods, tokens, selector, resolved, items=digests)
+            facts = self._describe(
+                request, pods, tokens, selector, resolved, items=digests, user=record.user
+            )
             deadline = self._find_deadline(request, tokens, headers, resolved, record)
             if deadline is not None:
                 facts = structs.replace(facts, deadline=deadline)
@@ -248,6 +250,7 @@ class PodChooser:
         resolved: ResolvedProfile,
         *,
         items: tuple[str, ...],
+        user: str,
     ) -> RoutingFacts:
         """Return what strategies need to know of a request."""
         output, expected = 0, self.lengths.expect(pods.model)
@@ -270,6 +273,7 @@ class PodChooser:
             resolved.profile.decode_policy,
             items=items,
             usual_output_tokens=expected,
+            user=user,
         )
 
     def _find_deadline(

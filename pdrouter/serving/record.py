@@ -56,6 +56,8 @@ class RequestRecord(msgspec.Struct):
         client_request_id: the id that came with the request.
         method: HTTP method.
         path: path without query string.
+        user: name of who asks: that of the key, or the one that was claimed where that is trusted;
+            empty for nobody in particular.
         model: name of the model, once it is known to be served.
         stream: whether the answer is streamed.
         body_bytes: size of the client's body.
@@ -107,6 +109,7 @@ class RequestRecord(msgspec.Struct):
     client_request_id: str = ""
     method: str = ""
     path: str = ""
+    user: str = ""
     model: str = ""
     stream: bool = False
     body_bytes: int = 0

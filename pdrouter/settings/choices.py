@@ -115,6 +115,15 @@ class LegOrder(StrEnum):
     served whole, whatever has gone wrong."""
 
 
+class UserSource(StrEnum):
+    """How users are known whose requests have no key of their own."""
+
+    KEYS = "keys"
+    """Not at all."""
+    HEADER = "header"
+    """By the header `user`."""
+
+
 class TokenIds(StrEnum):
     """Whether decode engines get the ids of a prompt's tokens."""
 

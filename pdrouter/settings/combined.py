@@ -16,6 +16,7 @@ from pdrouter.settings.ports import PortSettings
 from pdrouter.settings.reporting import ReportingSettings
 from pdrouter.settings.routing import RoutingSettings
 from pdrouter.settings.tracing import TracingSettings
+from pdrouter.settings.users import UserSettings
 
 
 class SettingInvalid(ValueError):
@@ -53,6 +54,7 @@ class Settings(
     TracingSettings,
     ReportingSettings,
     PortSettings,
+    UserSettings,
     FailureSettings,
     LegSettings,
     DeadlineSettings,

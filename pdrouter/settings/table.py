@@ -16,6 +16,7 @@ from pdrouter.settings.ports import PortSettings
 from pdrouter.settings.reporting import ReportingSettings
 from pdrouter.settings.routing import RoutingSettings
 from pdrouter.settings.tracing import TracingSettings
+from pdrouter.settings.users import UserSettings
 
 DEFAULT = "default"
 """Where a value comes from that nothing gives."""
@@ -30,6 +31,7 @@ _GROUPS: Mapping[str, type] = MappingProxyType(
         "When requests are due": DeadlineSettings,
         "The legs of a request": LegSettings,
         "Pods that fail": FailureSettings,
+        "Users, and their limits": UserSettings,
         "Ports, and the end of the process": PortSettings,
         "What is told": ReportingSettings,
         "Traces": TracingSettings,

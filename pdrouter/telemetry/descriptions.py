@@ -22,6 +22,7 @@ def describe_request(record: RequestRecord) -> dict[str, Any]:
         "method": record.method,
         "path": record.path[:200],
         "model": record.model,
+        **({"user": record.user} if record.user else {}),
         "stream": record.stream,
         "body_bytes": record.body_bytes,
         "outcome": record.outcome,

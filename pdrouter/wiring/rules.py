@@ -16,7 +16,7 @@ from pdrouter.serving.policy import DispatchPolicy
 from pdrouter.serving.priorities import PriorityRules
 from pdrouter.serving.release import ReleaseRules
 from pdrouter.settings import Settings
-from pdrouter.settings.choices import BlockRelease, Priority, Routing, TokenIds
+from pdrouter.settings.choices import BlockRelease, Priority, Routing, TokenIds, UserSource
 from pdrouter.settings.key_files import read_key
 
 
@@ -128,6 +128,7 @@ def choose_exchange_policy(settings: Settings) -> ExchangePolicy:
         observation=settings.observe_tokens,
         header_limits=HeaderLimits(settings.max_headers, settings.max_header_bytes),
         dropped_headers=choose_priority_rules(settings).dropped_headers,
+        trust_user=settings.users is not UserSource.KEYS,
     )
 
 

@@ -27,6 +27,7 @@ from pdrouter.settings.choices import (
     TokenObservation,
     Transport,
     TrtllmOrder,
+    UserSource,
 )
 
 MIB = 1024 * 1024
@@ -354,6 +355,10 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
         ["on", "true", "sampled", "sampled:", "sampled:0", "sampled:-1", "sampled:1.1", "all:1"],
     ),
     "AIBRIX_AUTH_BEARER_TOKEN": (_TEXTS, []),
+    "PDROUTER_USERS": (
+        [("keys", UserSource.KEYS), ("Header", UserSource.HEADER)],
+        ["off", "true", "redis"],
+    ),
     "PDROUTER_LOG_LEVEL": (
         [
             *((level, level) for level in ("debug", "info", "warning", "error")),

@@ -1,0 +1,1 @@
+"""Who asks, and what they may: users, their keys, and what of theirs is counted."""
