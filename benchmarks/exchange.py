@@ -124,6 +124,7 @@ class _Engines:
         *,
         progress: PostProgress | None = None,
         once: bool = False,
+        fresh: bool = False,
     ) -> EngineAnswer:
         del address, path, headers, body, total_s, once
         if progress is not None:

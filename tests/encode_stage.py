@@ -77,6 +77,7 @@ class Stage:
         *,
         progress: PostProgress | None = None,
         once: bool = False,
+        fresh: bool = False,
     ) -> EngineAnswer:
         del progress, once
         assert path == "/v1/chat/completions"

@@ -90,6 +90,7 @@ class ScriptedEngines:
         *,
         progress: PostProgress | None = None,
         once: bool = False,
+        fresh: bool = False,
     ) -> EngineAnswer:
         del address, path, total_s, once
         self.progress = progress

@@ -10,6 +10,9 @@ from pdrouter.engine_http.failures import FailureKind, PostFailed
 from pdrouter.engine_http.progress import PostProgress
 
 _NOT_IN_A_HEAD = ("\0", "\r")
+SURELY_OPEN_S = 1.0
+"""For how long after its last answer an engine does not close a connection for being idle: vLLM and
+SGLang wait 5 s by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,7 @@ class HttpClient:
         total_s: float,
         progress: PostProgress | None = None,
         once: bool = False,
+        fresh: bool = False,
     ) -> EngineAnswer:
         """Send a request and read the whole answer. Cancelling closes the connection.
 
@@ -69,6 +73,8 @@ class HttpClient:
             progress: learns how far it comes; None if nobody needs to know.
             once: whether it must not be sent again, on a new connection, where the engine had most
                 likely closed the one that was taken.
+            fresh: whether it needs a connection that was used a moment ago, or a new one, since
+                nobody will send it again.
 
         Raises:
             PostFailed: there is no complete answer within the limits.
@@ -76,7 +82,7 @@ class HttpClient:
         """
         head = _write_head(method, address, path, headers, body)
         deadline = self._loop.time() + total_s
-        connection = self._take(address)
+        connection = self._take(address, SURELY_OPEN_S if fresh else self._keepalive_s)
         while True:
             if connection is None:
                 connection = await self._connect(address, deadline)
@@ -107,15 +113,19 @@ class HttpClient:
             connection.close()
         self._idle.clear()
 
-    def _take(self, address: str) -> Connection | None:
-        """Return the connection that was used last, of those that may be used again."""
-        idle = self._idle.get(address)
-        oldest = self._loop.time() - self._keepalive_s
+    def _take(self, address: str, idle_s: float) -> Connection | None:
+        """Return the connection that was used last; None if that is longer ago.
+
+        Args:
+            address: where it leads to.
+            idle_s: seconds for which it may have been idle.
+        """
+        idle, now = self._idle.get(address), self._loop.time()
         while idle:
-            connection = idle.pop()
-            if connection.reusable and connection.idle_since > oldest:
-                return connection
-            connection.close()
+            connection = idle[-1]
+            if connection.reusable and connection.idle_since > now - self._keepalive_s:
+                return idle.pop() if connection.idle_since > now - idle_s else None
+            idle.pop().close()
         return None
 
     async def _connect(self, address: str, deadline: float) -> Connection:

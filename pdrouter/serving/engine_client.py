@@ -51,6 +51,7 @@ class EngineClient:
         *,
         progress: PostProgress | None = None,
         once: bool = False,
+        fresh: bool = False,
     ) -> EngineAnswer:
         """Send a request and read the whole answer. Cancelling closes the connection.
 
@@ -62,6 +63,7 @@ class EngineClient:
             total_s: seconds for everything.
             progress: learns how far it comes; None if nobody needs to know.
             once: whether it must not be sent again where its connection was stale.
+            fresh: whether it needs a connection that was used a moment ago, or a new one.
 
         Raises:
             PostFailed: there is no complete answer within the limits.
@@ -75,6 +77,7 @@ class EngineClient:
             total_s=total_s,
             progress=progress,
             once=once,
+            fresh=fresh,
         )
 
     async def get(self, address: str, path: str, total_s: float) -> EngineAnswer:

@@ -27,8 +27,8 @@ _UNTIMED = nullcontext()
 WriteRequest: TypeAlias = Callable[[str], tuple[Mapping[str, str], Pieces]]
 """Gives headers, beside those that all have, and the body of a request with an id."""
 
-ROUND_TRIP_S = 0.05
-"""What was closed while it was idle says so within this time."""
+_MOMENT_S = 0.05
+"""By how much a wait may end before its deadline that ends with it."""
 
 
 class LegPosts:
@@ -100,8 +100,7 @@ class LegPosts:
             pod: the pod.
             write: gives headers, beside those that all have, and the body of a request with an id.
             companion: learns how far it comes, where the last leg does not wait for its end. It
-                has the first id already: no other try can have another, so that there is none once
-                an engine may have seen it.
+                has the first id already: no other try can have another, so that there is none.
         """
         trace = self.record.trace
         if trace is None:
@@ -149,17 +148,17 @@ class LegPosts:
                         remaining,
                         progress=None if companion is None else companion.progress,
                         once=True,
+                        fresh=companion is not None,
                     )
             except PostFailed as error:
-                # An engine that has got a request closes the connection later, if at all.
-                had_left = companion is None or time.monotonic() - posted < ROUND_TRIP_S
-                if error.stale and not stale and had_left:
+                # Both legs have a companion's id: an engine may have seen it on that connection.
+                if error.stale and not stale and companion is None:
                     stale += 1
                     continue
                 now = time.monotonic()
                 seconds = now - start
                 # Otherwise, its own time for a first byte is over.
-                at_deadline = now - posted > remaining - ROUND_TRIP_S
+                at_deadline = now - posted > remaining - _MOMENT_S
                 hurried = error.kind is FailureKind.TIMEOUT and at_deadline
                 hurried = hurried and remaining < self._fair_s
                 attempt = Attempt(

@@ -26,7 +26,7 @@ from loopback import (
 from waiting import LONGER_S, WAIT_S, wait_until
 
 from pdrouter.engine_http.answers import MAX_INTERIM_ANSWERS, AnswerReader, EngineAnswer
-from pdrouter.engine_http.client import ClientLimits
+from pdrouter.engine_http.client import SURELY_OPEN_S, ClientLimits
 from pdrouter.engine_http.failures import FailureKind, PostFailed
 from pdrouter.engine_http.progress import PostProgress
 from pdrouter.openai.pieces import Pieces
@@ -46,10 +46,13 @@ async def post(
     body: bytes = b"{}",
     total_s: float = LONGER_S,
     once: bool = True,
+    fresh: bool = False,
 ) -> EngineAnswer:
     given = {"content-type": "application/json"} if headers is None else headers
     async with asyncio.timeout(WAIT_S):
-        return await client.post(address, path, given, Pieces((body,)), total_s, once=once)
+        return await client.post(
+            address, path, given, Pieces((body,)), total_s, once=once, fresh=fresh
+        )
 
 
 async def fail(
@@ -449,6 +452,18 @@ async def test_a_request_that_may_be_sent_again_is_where_the_connection_was_stal
         for _ in range(2):
             assert (await post(client, server.address, once=False)).status == 200
     assert (server.connections, len(server.requests)) == (2, 3)
+
+
+@pytest.mark.parametrize("open_s", [SURELY_OPEN_S, 0.0])
+async def test_what_is_sent_once_in_any_case_takes_no_connection_that_may_be_closed(
+    open_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pdrouter.engine_http.client.SURELY_OPEN_S", open_s)
+    async with listen(answer_always) as server, EngineClient(LIMITS) as client:
+        for fresh in (False, True, False):
+            await post(client, server.address, fresh=fresh)
+    # The one that was idle for too long is kept for the others.
+    assert server.connections == (1 if open_s else 2)
 
 
 async def test_a_used_connection_that_is_reset_is_stale() -> None:

@@ -197,6 +197,7 @@ class SteppedClient:
         *,
         progress: PostProgress | None = None,
         once: bool = False,
+        fresh: bool = False,
     ) -> EngineAnswer:
         del address, path, headers, body, total_s, progress, once
         return await Answer()
