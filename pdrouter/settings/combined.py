@@ -13,6 +13,7 @@ from pdrouter.settings.failures import FailureSettings
 from pdrouter.settings.legs import LegSettings
 from pdrouter.settings.pods import PodSettings
 from pdrouter.settings.ports import PortSettings
+from pdrouter.settings.redis import RedisSettings
 from pdrouter.settings.reporting import ReportingSettings
 from pdrouter.settings.routing import RoutingSettings
 from pdrouter.settings.tracing import TracingSettings
@@ -53,6 +54,7 @@ class Refusal:
 class Settings(
     TracingSettings,
     ReportingSettings,
+    RedisSettings,
     PortSettings,
     UserSettings,
     FailureSettings,
@@ -119,6 +121,7 @@ class Settings(
             yield "PDROUTER_WORKERS above 1 needs a port in PDROUTER_GRPC_BIND"
         elif first + self.workers - 1 > 65535:
             yield f"there are no {self.workers} ports from {first} on"
+        yield from self.find_redis_conflicts()
 
     def choose_worker(self, number: int) -> "Settings":
         """Return the settings of one of the workers.

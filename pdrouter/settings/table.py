@@ -13,6 +13,7 @@ from pdrouter.settings.failures import FailureSettings
 from pdrouter.settings.legs import LegSettings
 from pdrouter.settings.pods import PodSettings
 from pdrouter.settings.ports import PortSettings
+from pdrouter.settings.redis import RedisSettings
 from pdrouter.settings.reporting import ReportingSettings
 from pdrouter.settings.routing import RoutingSettings
 from pdrouter.settings.tracing import TracingSettings
@@ -33,6 +34,7 @@ _GROUPS: Mapping[str, type] = MappingProxyType(
         "Pods that fail": FailureSettings,
         "Users, and their limits": UserSettings,
         "Ports, and the end of the process": PortSettings,
+        "What routers share": RedisSettings,
         "What is told": ReportingSettings,
         "Traces": TracingSettings,
     }

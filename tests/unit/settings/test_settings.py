@@ -29,6 +29,7 @@ from pdrouter.settings.choices import (
     TrtllmOrder,
     UserSource,
 )
+from pdrouter.settings.redis_url import RedisUrl
 
 MIB = 1024 * 1024
 _SECONDS_ABOVE_0 = [
@@ -359,6 +360,21 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
         [("keys", UserSource.KEYS), ("Header", UserSource.HEADER)],
         ["off", "true", "redis"],
     ),
+    # What is refused of these, and what goes together: test_redis_settings.py.
+    "PDROUTER_REDIS_URL": ([("redis://r", RedisUrl((("r", 6379),)))], []),
+    "PDROUTER_REDIS_PASSWORD_FILE": ([], []),
+    "PDROUTER_REDIS_CA": ([], []),
+    "PDROUTER_REDIS_CERTIFICATE": ([], []),
+    "PDROUTER_REDIS_KEY": ([], []),
+    "PDROUTER_REDIS_SENTINEL_PASSWORD_FILE": ([], []),
+    "PDROUTER_REDIS_TIMEOUT": ([("50ms", 0.05), ("0.001", 0.001), ("10", 10)], ["0", "11", "x"]),
+    "PDROUTER_REDIS_PREFIX": ([("a", "a"), ("team-1:x/y.z", "team-1:x/y.z")], ["{a}", "a b", "ä"]),
+    "REDIS_HOST": (_TEXTS, []),
+    "REDIS_PORT": (
+        [("6379", 6379), ("1", 1), ("tcp://10.0.0.1:6380", 6380)],
+        ["0", "65536", "x", "tcp://10.0.0.1", "udp://10.0.0.1:6379"],
+    ),
+    "REDIS_PASSWORD": (_TEXTS, []),
     "PDROUTER_LOG_LEVEL": (
         [
             *((level, level) for level in ("debug", "info", "warning", "error")),
@@ -565,7 +581,8 @@ def test_secrets_are_hidden() -> None:
     assert settings.bearer_token == "hunter2"
     assert settings.show()["AIBRIX_AUTH_BEARER_TOKEN"] == "(secret)"
     assert "hunter2" not in repr(settings)
-    assert {name for name, each in declarations().items() if each.secret} == {"bearer_token"}
+    secrets = {"bearer_token", "redis_url", "redis_password"}
+    assert {name for name, each in declarations().items() if each.secret} == secrets
 
 
 def test_a_secret_that_is_not_allowed_is_not_shown_either(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -600,7 +617,7 @@ def test_what_few_need_stands_apart() -> None:
     apart = set(re.findall(r"^\| `(\w+)`", advanced, re.MULTILINE))
     assert apart == {each.variable for each in declarations().values() if each.advanced}
     assert shown | apart == set(NAMES)
-    assert 40 <= len(shown) <= 56
+    assert 40 <= len(shown) <= 64
     # What is worth an option is worth a place among the others.
     assert not [each.option for each in declarations().values() if each.advanced and each.option]
 
