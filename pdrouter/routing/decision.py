@@ -11,8 +11,10 @@ from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ModelPods
 from pdrouter.engines.split import Leg
 from pdrouter.openai.prompt_prefix import NO_PREFIX, PromptPrefix
+from pdrouter.openai.sessions import Session
 from pdrouter.routing.deadlines import Deadline
 from pdrouter.routing.label_selector import LabelSelector
+from pdrouter.routing.session_affinity import SessionOutcome
 from pdrouter.routing.state import RoutingState
 
 
@@ -32,6 +34,8 @@ class RoutingFacts(msgspec.Struct, frozen=True):
         prefill_policy: policy that the model asks for; empty for the router's own.
         decode_policy: likewise.
         deadline: when its first token is due; None for no such time.
+        session: the session that it belongs to; None where it names none.
+        holder: UID of the pod that holds what it goes on with, and must serve it; empty for none.
     """
 
     prompt_tokens: int
@@ -46,6 +50,8 @@ class RoutingFacts(msgspec.Struct, frozen=True):
     deadline: Deadline | None = None
     items: tuple[str, ...] = ()
     user: str = ""
+    session: Session | None = None
+    holder: str = ""
 
     @property
     def due(self) -> float | None:
@@ -145,6 +151,7 @@ class Decision(msgspec.Struct, frozen=True):
         encode: the pods that encode its media, in the order of the request's items; none where the
             pod that computes the prompt encodes them.
         ways: what was predicted for both ways; None where they were not compared.
+        session: what became of its session; None where sessions were not looked at.
     """
 
     legs: tuple[Choice, ...]
@@ -152,6 +159,7 @@ class Decision(msgspec.Struct, frozen=True):
     notes: tuple[str, ...] = ()
     encode: tuple[Choice, ...] = ()
     ways: Ways | None = None
+    session: SessionOutcome | None = None
 
     @property
     def last(self) -> Choice:

@@ -11,6 +11,7 @@ from pdrouter.routing.decision import Strategy
 from pdrouter.routing.kv_capacity import KVCapacity
 from pdrouter.routing.pd import PrefillDecode
 from pdrouter.routing.policy import DEFAULT_OPTIONS, DecodePolicy, PolicyOptions, PrefillPolicy
+from pdrouter.routing.sessions import POLICY as SESSION_AFFINITY
 from pdrouter.routing.single_pod import SinglePod
 from pdrouter.routing.ttft import TimeToFirstToken
 
@@ -73,5 +74,7 @@ def create_strategies(
         ),
         SinglePod("random", by_load=False),
         SinglePod("least-request", by_load=True),
+        # The router keeps sessions on their pods: this one is for requests without a session.
+        SinglePod(SESSION_AFFINITY, by_load=True),
     )
     return MappingProxyType({strategy.name: strategy for strategy in strategies})

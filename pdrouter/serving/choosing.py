@@ -27,6 +27,7 @@ from pdrouter.openai.media_items import MediaItem
 from pdrouter.openai.models import unknown_model, unsupported_model
 from pdrouter.openai.prompt_prefix import NO_PREFIX, hash_prompt
 from pdrouter.openai.request import InferenceRequest, count_token_ids
+from pdrouter.openai.sessions import read_session
 from pdrouter.routing.admission import DeadlineMissed, QueueTooLong
 from pdrouter.routing.deadlines import Deadline, assume_deadline, number_deadline
 from pdrouter.routing.decision import Decision, NoReadyPod, RoutingFacts, Strategy
@@ -156,6 +157,9 @@ class PodChooser:
             facts = self._describe(
                 request, pods, tokens, selector, resolved, items=digests, user=record.user
             )
+            session = read_session(request, headers, self.policy.session_keys)
+            if session is not None:
+                facts = structs.replace(facts, session=session)
             deadline = self._find_deadline(request, tokens, headers, resolved, record)
             if deadline is not None:
                 facts = structs.replace(facts, deadline=deadline)

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from pdrouter.settings.controls import POD_HEADERS, RETRY_HEADERS
 
-STRATEGY_NAMES = ("pd", "random", "least-request")
+STRATEGY_NAMES = ("pd", "random", "least-request", "session-affinity")
 """Values of `ROUTING_ALGORITHM` and of the `routing-strategy` header."""
 
 PREFILL_POLICY_NAMES = ("ttft", "prefix_cache", "least_request", "conductor")
@@ -151,6 +151,17 @@ class Priority(StrEnum):
     """Those that are known to take it: they are asked, and what they say is remembered."""
     ON = "on"
     """All but those that have refused it."""
+
+
+class SessionAffinity(StrEnum):
+    """Whether the requests of a session go to the same pod."""
+
+    OFF = "off"
+    """Only where a strategy or a policy of that name is asked for."""
+    SOFT = "soft"
+    """As long as that pod has not much more to do than the others."""
+    STRICT = "strict"
+    """As long as it is there."""
 
 
 class BlockRelease(StrEnum):

@@ -16,6 +16,7 @@ from pdrouter.settings.ports import PortSettings
 from pdrouter.settings.redis import RedisSettings
 from pdrouter.settings.reporting import ReportingSettings
 from pdrouter.settings.routing import RoutingSettings
+from pdrouter.settings.sessions import SessionSettings
 from pdrouter.settings.tracing import TracingSettings
 from pdrouter.settings.users import UserSettings
 
@@ -60,6 +61,7 @@ class Settings(
     FailureSettings,
     LegSettings,
     DeadlineSettings,
+    SessionSettings,
     RoutingSettings,
     PodSettings,
 ):

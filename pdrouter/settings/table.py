@@ -16,6 +16,7 @@ from pdrouter.settings.ports import PortSettings
 from pdrouter.settings.redis import RedisSettings
 from pdrouter.settings.reporting import ReportingSettings
 from pdrouter.settings.routing import RoutingSettings
+from pdrouter.settings.sessions import SessionSettings
 from pdrouter.settings.tracing import TracingSettings
 from pdrouter.settings.users import UserSettings
 
@@ -29,6 +30,7 @@ _GROUPS: Mapping[str, type] = MappingProxyType(
     {
         "Where the pods come from": PodSettings,
         "Which pods are chosen": RoutingSettings,
+        "Sessions": SessionSettings,
         "When requests are due": DeadlineSettings,
         "The legs of a request": LegSettings,
         "Pods that fail": FailureSettings,
