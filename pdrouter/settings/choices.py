@@ -37,6 +37,10 @@ ENCODE_ENGINES = frozenset({"vllm"})
 SPLIT_ONLY_ENGINES = frozenset({"sglang"})
 """Engines whose decode pods compute no prompts: they cannot serve a request whole."""
 
+WHOLE_ONLY_ENGINES = ("xdit", "xllm")
+"""Engines of which no wire is known: each of their pods serves whole requests, whatever role it is
+said to have."""
+
 NIXL_MEANINGS = ("nixl", "neuron-legacy")
 """What the name `nixl` can mean: the upstream NIXL wire, or what aibrix calls by that name."""
 
