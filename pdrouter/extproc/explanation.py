@@ -41,7 +41,7 @@ def explain(record: RequestRecord, *, expose_pods: bool, in_detail: bool) -> Hea
     if expose_pods:
         headers += [
             ("request-id", record.request_id),
-            (ROUTING_STRATEGY, record.strategy or ""),
+            (ROUTING_STRATEGY, record.asked_strategy),
         ]
         if record.forwarded:
             pod = decision.last.pod

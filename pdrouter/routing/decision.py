@@ -30,6 +30,7 @@ class RoutingFacts(msgspec.Struct, frozen=True):
         selector: labels that pods must have; None for any.
         items: digests of its media, each once, where engines may encode them for others.
         user: name of who asks; empty for nobody in particular.
+        recalled: whether its last pod is remembered to have its prompt, since that counts.
         profile: name of the profile by which pods say what they are for; empty for the default one.
         prefill_policy: policy that the model asks for; empty for the router's own.
         decode_policy: likewise.
@@ -52,6 +53,7 @@ class RoutingFacts(msgspec.Struct, frozen=True):
     user: str = ""
     session: Session | None = None
     holder: str = ""
+    recalled: bool = False
 
     @property
     def due(self) -> float | None:
@@ -246,4 +248,12 @@ class Strategy(Protocol):
 
         Raises:
             NoReadyPod: a pod that the request needs is not there.
+        """
+
+    def list_algorithms(self, prefill_policy: str, decode_policy: str) -> frozenset[str]:
+        """Return the names of the algorithms and policies that it goes by.
+
+        Args:
+            prefill_policy: policy that the model asks for; empty for the router's own.
+            decode_policy: likewise.
         """

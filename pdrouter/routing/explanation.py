@@ -16,6 +16,7 @@ _UNITS: Mapping[str, str] = MappingProxyType(
         "kv_capacity": "requests * (1 + kv_usage_share) + kv_usage_share",
         "least_request": "requests",
         "least-request": "requests",
+        "prefix-cache": "percent not cached + share of the busiest pod's requests",
         "conductor": "milliseconds",
         "prefix_cache": "0.1 * percent not cached + share of the busiest pod's requests",
         "load_balancing": "weighted shares of the busiest and the fastest pod, by free memory",

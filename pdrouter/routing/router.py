@@ -5,7 +5,7 @@ value. A strategy ranks pods; what holds for every strategy stands here: whether
 could be split is served whole, how long it may wait, who replaces a pod that has gone.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -29,6 +29,7 @@ from pdrouter.routing.other_pair import choose_other_pair
 from pdrouter.routing.session_affinity import SPREAD_SESSIONS, AffinityRules, SessionOutcome
 from pdrouter.routing.sessions import POLICY, place_request
 from pdrouter.routing.state import RoutingState
+from pdrouter.routing.strategy_book import StrategyBook
 from pdrouter.settings.choices import Aggregation, SessionAffinity
 
 _FAILED_IN_A_ROLESET = 2
@@ -64,12 +65,12 @@ class Router:
     """Decides.
 
     Attributes:
-        strategies: the strategies by name.
+        strategies: the strategies by what users write.
         state: the pods' condition.
         rules: what holds for all strategies.
     """
 
-    strategies: Mapping[str, Strategy]
+    strategies: StrategyBook
     state: RoutingState
     rules: RoutingRules = RoutingRules()
 

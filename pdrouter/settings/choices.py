@@ -9,14 +9,33 @@ from enum import StrEnum
 
 from pdrouter.settings.controls import POD_HEADERS, RETRY_HEADERS
 
-STRATEGY_NAMES = ("pd", "random", "least-request", "session-affinity")
-"""Values of `ROUTING_ALGORITHM` and of the `routing-strategy` header."""
+ALGORITHM_NAMES = ("random", "least-request", "prefix-cache", "session-affinity")
+"""Algorithms that choose one pod: for a whole request, or for a leg of `pd`."""
+
+UNLISTED_ALGORITHMS = frozenset({"random", "session-affinity"})
+"""Those of them that stand alone: they give no scores that could be added to others'."""
+
+STRATEGY_NAMES = ("pd", *ALGORITHM_NAMES)
+"""Values of `ROUTING_ALGORITHM` and of the `routing-strategy` header; lists are values, too."""
 
 PREFILL_POLICY_NAMES = ("ttft", "prefix_cache", "least_request", "conductor")
-"""Values of `AIBRIX_PREFILL_SCORE_POLICY` and of `prefillScorePolicy` in a profile."""
+"""Values of `AIBRIX_PREFILL_SCORE_POLICY` and of `prefillScorePolicy` in a profile, beside the
+algorithms."""
 
 DECODE_POLICY_NAMES = ("kv_capacity", "load_balancing", "least_request", "conductor")
-"""Values of `AIBRIX_DECODE_SCORE_POLICY` and of `decodeScorePolicy` in a profile."""
+"""Values of `AIBRIX_DECODE_SCORE_POLICY` and of `decodeScorePolicy` in a profile, beside the
+algorithms."""
+
+# A policy of the same name goes before an algorithm: it is aibrix's for this leg.
+PREFILL_ALGORITHM_NAMES = tuple(
+    name for name in ALGORITHM_NAMES if name.replace("-", "_") not in PREFILL_POLICY_NAMES
+)
+"""Algorithms that may rank prefill pods, beside the policies."""
+
+DECODE_ALGORITHM_NAMES = tuple(
+    name for name in ALGORITHM_NAMES if name.replace("-", "_") not in DECODE_POLICY_NAMES
+)
+"""Algorithms that may rank decode pods, beside the policies."""
 
 CONNECTOR_NAMES = (
     "nixl",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pdrouter.settings.algorithms import AlgorithmSettings
 from pdrouter.settings.choices import TokenObservation
 from pdrouter.settings.deadlines import DeadlineSettings
 from pdrouter.settings.declaration import Declaration
@@ -62,6 +63,7 @@ class Settings(
     LegSettings,
     DeadlineSettings,
     SessionSettings,
+    AlgorithmSettings,
     RoutingSettings,
     PodSettings,
 ):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from pdrouter.settings.algorithms import AlgorithmSettings
 from pdrouter.settings.combined import Settings, declarations, find_text
 from pdrouter.settings.deadlines import DeadlineSettings
 from pdrouter.settings.declaration import Declaration
@@ -30,6 +31,7 @@ _GROUPS: Mapping[str, type] = MappingProxyType(
     {
         "Where the pods come from": PodSettings,
         "Which pods are chosen": RoutingSettings,
+        "The algorithms for one pod": AlgorithmSettings,
         "Sessions": SessionSettings,
         "When requests are due": DeadlineSettings,
         "The legs of a request": LegSettings,
