@@ -17,7 +17,6 @@ CONFIG_PROFILE = "config-profile"
 CHOSEN_PROFILE = "x-aibrix-config-profile"
 EXTERNAL_FILTER = "external-filter"
 USER = "user"
-SESSION_ID = "x-session-id"
 TTFT_TARGET = "x-slo-ttft-ms"
 REQUEST_CLASS = "x-priority"
 VLLM_PRIORITY = "x-vllm-priority"
@@ -76,7 +75,7 @@ FORWARDED_TO_SIDE_LEGS = (
     "traceparent",
     "tracestate",
     "baggage",
-    SESSION_ID,
+    "x-session-id",
     "x-correlation-id",
     "x-session-affinity",
     "x-multi-turn-session-id",

@@ -87,8 +87,6 @@ _ONE_LEG = (
             "/v1/audio/speech",
             "/v1/images/generations",
             "/v1/video/generations",
-            # SGLang's.
-            "/v1/decisions",
         )
     ),
     *(
@@ -97,13 +95,7 @@ _ONE_LEG = (
     ),
     *(
         Endpoint(path, limits=(), legs=1, forms=Forms.ALLOWED)
-        for path in (
-            "/v1/images/edits",
-            "/v1/images/variations",
-            # Of vLLM-Omni and of TensorRT-LLM: videos that are the answer itself.
-            "/v1/videos/sync",
-            "/v1/videos/generations",
-        )
+        for path in ("/v1/images/edits", "/v1/images/variations")
     ),
 )
 

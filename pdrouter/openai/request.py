@@ -224,8 +224,7 @@ def _read_form(endpoint: Endpoint, query: str, data: bytes, content_type: str) -
     except FormInvalid as invalid:
         code = "invalid_value" if invalid.param else "invalid_body"
         raise RequestRejected(400, code, str(invalid), invalid.param) from None
-    name = (model or "").strip()
-    if not name:
+    if not model:
         raise _invalid("model", "'model' is required and must be a text that is not empty")
     return InferenceRequest(
         endpoint=endpoint,
@@ -233,12 +232,11 @@ def _read_form(endpoint: Endpoint, query: str, data: bytes, content_type: str) -
         body=_NO_MEMBERS,
         prompt_name="",
         sampling=None,
-        model=name,
+        model=model,
         stream=bool(as_boolean(stream)),
         max_output_tokens=None,
         misfits=_SINGLE_POD,
         form=form,
-        engine_model=None if name == model else name,
     )
 
 

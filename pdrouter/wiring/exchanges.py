@@ -43,7 +43,6 @@ from pdrouter.serving.unsplittable import UnsplittableKinds
 from pdrouter.serving.way import Dispatcher
 from pdrouter.settings import Settings
 from pdrouter.wiring.rules import (
-    choose_affinity_rules,
     choose_dispatch_policy,
     choose_encode_rules,
     choose_exchange_policy,
@@ -202,6 +201,5 @@ def create_router(settings: Settings, state: RoutingState) -> Router:
     )
     whole = WholeRules(gap_s=settings.gap_s, bucketing=settings.bucketing)
     late, tokens = settings.refuse_late, settings.source_tokens
-    affinity = choose_affinity_rules(settings)
-    rules = RoutingRules(settings.aggregation, whole, settings.max_wait_s, late, tokens, affinity)
+    rules = RoutingRules(settings.aggregation, whole, settings.max_wait_s, late, tokens)
     return Router(strategies, state, rules)

@@ -1,12 +1,15 @@
 """What all counters owe to who asks them, wherever they count."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from redis_server import RedisServer, needs_redis, run_redis
+from shared_counters import share
 
 from pdrouter.users.counters import SLOTS, Counters, Demand, Measure, Quota, Taken, Verdict
 from pdrouter.users.local_counters import LocalCounters
@@ -39,15 +42,20 @@ class Clock:
         self.now += seconds
 
 
-def create_local() -> Store:
-    clock = Clock()
-    return Store(LocalCounters(clock), clock.wait)
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with run_redis() as running:
+        yield running
 
 
-@pytest.fixture(params=[create_local])
-def store(request: pytest.FixtureRequest) -> Store:
-    created: Store = request.param()
-    return created
+@pytest.fixture(params=["memory", pytest.param("redis", marks=needs_redis)])
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
+    if request.param == "memory":
+        clock = Clock()
+        yield Store(LocalCounters(clock), clock.wait)
+        return
+    async with share(request.getfixturevalue("server").url, uuid.uuid4().hex) as shared:
+        yield Store(shared.counters, asyncio.sleep)
 
 
 def requests(limit: int, window_s: float = 60.0, name: str = "ann/requests") -> Quota:

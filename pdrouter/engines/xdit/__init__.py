@@ -1,1 +1,0 @@
-"""xDiT, which makes images and videos: one pod serves a request."""

@@ -1,1 +1,0 @@
-"""xLLM, of which no wire is known: one pod serves a request."""

@@ -1,1 +1,0 @@
-"""The algorithms that choose one pod by themselves, a module for each family."""

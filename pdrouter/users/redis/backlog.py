@@ -1,0 +1,144 @@
+"""Corrections of what was counted: many at once, each of them once, and later if it must be."""
+
+import asyncio
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pdrouter.users.counters import SLOTS
+from pdrouter.users.redis.link import RedisLink, RedisUnavailable, Script
+
+SETTLE = Script.read("settle.lua")
+MAX_BATCH = 200
+"""Corrections in one script: the server does nothing else meanwhile."""
+MAX_WAITING = 10_000
+"""Corrections that wait while the server is away; of more, the oldest are given up."""
+RETRY_S = 1.0
+"""Seconds until a batch that has failed is sent again, while the server is not away."""
+KEPT_S = 300
+"""Seconds for which the server knows that a batch is done; for less, it is sent again."""
+
+
+class Kind(StrEnum):
+    """What a correction does."""
+
+    ADD = "add"
+    SUBTRACT = "subtract"
+    RELEASE = "release"
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """One correction.
+
+    Attributes:
+        key: the key of what is counted.
+        kind: what it does.
+        what: an amount, or the holder of a lease.
+        useful_s: seconds after which it makes no difference.
+        slot_s: seconds of a slot of the window; 0 of a lease.
+        taken_at: when that was taken of which less is counted.
+    """
+
+    key: str
+    kind: Kind
+    what: int | str
+    useful_s: float
+    slot_s: float = 0.0
+    taken_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    name: str
+    corrections: tuple[Correction, ...]
+    until: float
+
+
+class Backlog:
+    """Sends corrections: at once, those together that come while others are under way."""
+
+    def __init__(
+        self, link: RedisLink, prefix: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Begin with none.
+
+        Args:
+            link: the way to the server.
+            prefix: what keys begin with.
+            clock: gives the time in seconds.
+        """
+        self._link = link
+        self._prefix = prefix
+        self._clock = clock
+        self._waiting: deque[tuple[float, Correction]] = deque()
+        self._batch: _Batch | None = None
+        self._sending: asyncio.Task[None] | None = None
+        self._retry: asyncio.TimerHandle | None = None
+        link.call_when_up(self._send_soon)
+
+    def __len__(self) -> int:
+        """Return how many wait."""
+        return len(self._waiting) + (len(self._batch.corrections) if self._batch else 0)
+
+    def add(self, corrections: Iterable[Correction]) -> None:
+        """Have corrections sent."""
+        now = self._clock()
+        self._waiting.extend((now + each.useful_s, each) for each in corrections)
+        while len(self._waiting) > MAX_WAITING:
+            self._waiting.popleft()
+            self._link.stats.dropped += 1
+        if self._link.stats.up:
+            self._send_soon()
+
+    async def wait(self) -> None:
+        """Return once all that were added have been sent, or could not be."""
+        sending = self._sending
+        if sending is not None:
+            await asyncio.wait([sending])
+
+    async def close(self) -> None:
+        """Send what waits, if the server takes it now."""
+        await self.wait()
+        if self._retry is not None:
+            self._retry.cancel()
+
+    def _send_soon(self) -> None:
+        if self._sending is None and (self._waiting or self._batch):
+            self._sending = asyncio.create_task(self._send())
+
+    async def _send(self) -> None:
+        try:
+            while (batch := self._batch or self._form_batch()) is not None:
+                self._batch = batch
+                await self._link.run_script(SETTLE, *self._write(batch))
+                self._batch = None
+        except RedisUnavailable:
+            # Counted by the link. Once the server is found again, it is sent again.
+            if self._link.stats.up:
+                loop = asyncio.get_running_loop()
+                self._retry = loop.call_later(RETRY_S, self._send_soon)
+        finally:
+            self._sending = None
+
+    def _form_batch(self) -> _Batch | None:
+        now = self._clock()
+        corrections: list[Correction] = []
+        while self._waiting and len(corrections) < MAX_BATCH:
+            until, correction = self._waiting.popleft()
+            if until > now:
+                corrections.append(correction)
+        if not corrections:
+            return None
+        return _Batch(uuid.uuid4().hex, tuple(corrections), now + KEPT_S / 2)
+
+    def _write(self, batch: _Batch) -> tuple[list[str], list[str | int | float]]:
+        keys = [f"{{{self._prefix}}}:batch:{batch.name}"]
+        args: list[str | int | float] = [SLOTS, KEPT_S]
+        for each in batch.corrections:
+            keys.append(each.key)
+            args += [each.kind.value, each.what, repr(each.slot_s), repr(each.taken_at)]
+        return keys, args

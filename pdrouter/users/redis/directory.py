@@ -1,0 +1,30 @@
+"""aibrix's user objects, read where its metadata service writes them."""
+
+from pdrouter.users.aibrix import name_key, parse_user
+from pdrouter.users.directory import DirectoryUnavailable
+from pdrouter.users.redis.link import RedisLink, RedisUnavailable
+from pdrouter.users.user import User
+
+
+class RedisDirectory:
+    """Knows the users in aibrix's Redis."""
+
+    def __init__(self, link: RedisLink) -> None:
+        """Begin.
+
+        Args:
+            link: the way to the server.
+        """
+        self._link = link
+
+    async def find(self, name: str) -> User | None:
+        """Return a user; None if there is none of this name.
+
+        Raises:
+            DirectoryUnavailable: it is not known whether there is.
+        """
+        try:
+            value = await self._link.get(name_key(name))
+        except RedisUnavailable as unavailable:
+            raise DirectoryUnavailable(str(unavailable)) from unavailable
+        return None if value is None else parse_user(name, value)

@@ -1,0 +1,215 @@
+"""Limits that processes share in a real Redis: what holds for all of them together."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis_server import RedisServer, needs_redis, run_redis
+from shared_counters import share
+from waiting import WAIT_S
+
+from pdrouter.users.counters import Demand, Measure, Quota
+from pdrouter.users.redis.directory import RedisDirectory
+from pdrouter.users.user import Limits, User
+
+pytestmark = needs_redis
+TESTS = Path(__file__).parents[1]
+PROCESSES = 3
+REQUESTS = Demand(Quota("user/ann/requests", Measure.REQUESTS, 5, 60.0))
+TOKENS = Quota("user/ann/tokens", Measure.TOKENS, 1000, 60.0)
+PLACES = Demand(Quota("user/ann/concurrent", Measure.CONCURRENT, 2, 0.0))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with run_redis() as running:
+        yield running
+
+
+@pytest.fixture
+def prefix() -> str:
+    return uuid.uuid4().hex
+
+
+def run_processes(url: str, requests: int, places: int, seconds: float) -> list[dict[str, list]]:  # type: ignore[type-arg]
+    search = os.pathsep.join([str(TESTS), str(TESTS / "kubernetes")])
+    processes = [
+        subprocess.Popen(
+            [
+                *(sys.executable, TESTS / "counting_process.py", url, f"p{number}"),
+                *map(str, (requests, places, seconds)),
+            ],
+            env={**os.environ, "PYTHONPATH": search},
+            stdout=subprocess.PIPE,
+        )
+        for number in range(PROCESSES)
+    ]
+    told = [process.communicate(timeout=3 * WAIT_S)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * PROCESSES
+    return [json.loads(each) for each in told]
+
+
+def test_processes_get_no_more_together_than_there_is_and_no_less() -> None:
+    requests, places, window_s = 40, 4, 1.0
+    with run_redis() as server:
+        told = run_processes(server.url, requests, places, 2.5)
+    passed = sorted(at for each in told for at in each["passed"])
+    assert all(each["passed"] for each in told)
+
+    # In no second more than the limit: whoever comes that many later is more than a second later.
+    for first, beyond in zip(passed, passed[requests:], strict=False):
+        assert beyond - first >= window_s
+    # And all of it: nobody was refused while there was room.
+    left = [each for process in told for each in process["left"]]
+    assert left
+    assert set(left) == {0}
+    assert len(passed) >= requests
+
+    # Places are held from before a process knows of them until after it has given them back.
+    changes = sorted(
+        change
+        for each in told
+        for since, until in each["held"]
+        for change in ((since, 1), (until, -1))
+    )
+    held = most = 0
+    for _, change in changes:
+        held += change
+        most = max(most, held)
+    assert most == places
+
+
+class TestPlaces:
+    async def test_those_of_a_router_that_has_died_are_free_again(
+        self, server: RedisServer, prefix: str
+    ) -> None:
+        async with share(server.url, prefix) as other:
+            async with share(server.url, prefix, lease_s=0.5) as dying:
+                for holder in ("a", "b"):
+                    await dying.counters.take([PLACES], holder)
+                assert (await other.counters.take([PLACES], "c")).taken is None
+            # Nobody renews them now, nor has given them back.
+            async with asyncio.timeout(WAIT_S):
+                while (await other.counters.take([PLACES], "c")).taken is None:
+                    await asyncio.sleep(0.02)
+
+    async def test_those_of_a_router_that_lives_are_held_on(
+        self, server: RedisServer, prefix: str
+    ) -> None:
+        async with share(server.url, prefix, lease_s=0.3) as living:
+            for holder in ("a", "b"):
+                await living.counters.take([PLACES], holder)
+            for _ in range(10):
+                await asyncio.sleep(0.1)
+                assert (await living.counters.take([PLACES], "c")).taken is None
+
+    async def test_what_is_renewed_after_its_release_stays_released(
+        self, server: RedisServer, prefix: str
+    ) -> None:
+        async with share(server.url, prefix) as shared:
+            taken = (await shared.counters.take([PLACES], "a")).taken
+            assert taken is not None
+            renewing = asyncio.create_task(shared.counters._leases.renew())
+            await asyncio.sleep(0)
+            await shared.counters.release(taken)
+            await renewing
+            await shared.counters._backlog.wait()
+            assert (await shared.counters.take([PLACES], "b")).standings[0].remaining == 1
+
+
+async def test_whoever_stops_waiting_has_taken_nothing(server: RedisServer, prefix: str) -> None:
+    async with share(server.url, prefix) as shared:
+        demands = [REQUESTS, Demand(TOKENS, 900), PLACES]
+        server.hang()
+        waiting = asyncio.create_task(shared.counters.take(demands, "a"))
+        await asyncio.sleep(0.05)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        server.resume()
+        await shared.counters.close()
+        standings = (await shared.counters.take(demands, "b")).standings
+        assert [each.remaining for each in standings] == [4, 100, 1]
+
+
+async def test_a_taking_that_is_written_down_is_put_right_by_another_router(
+    server: RedisServer, prefix: str
+) -> None:
+    async with share(server.url, prefix) as one, share(server.url, prefix) as other:
+        taken = (await one.counters.take([Demand(TOKENS, 900)], "a")).taken
+        assert taken is not None
+        await other.counters.correct(taken, 100)
+        assert (await one.counters.take([Demand(TOKENS, 1)], "b")).standings[0].remaining == 899
+
+
+async def test_many_corrections_go_together(server: RedisServer, prefix: str) -> None:
+    async with share(server.url, prefix) as shared:
+        quota = Quota("many", Measure.TOKENS, 10**6, 60.0)
+        taken = [
+            (await shared.counters.take([Demand(quota, 100)], str(number))).taken
+            for number in range(300)
+        ]
+        calls = shared.link.stats.calls
+        await asyncio.gather(*(shared.counters.correct(each, 1) for each in taken if each))
+        assert shared.link.stats.calls - calls <= 4
+        left = (await shared.counters.take([Demand(quota, 1)], "r")).standings[0].remaining
+        assert left == 10**6 - 301
+
+
+async def test_all_keys_end_by_themselves(server: RedisServer, prefix: str) -> None:
+    async with share(server.url, prefix) as shared:
+        taken = (await shared.counters.take([REQUESTS, Demand(TOKENS, 5), PLACES], "a")).taken
+        assert taken is not None
+        await shared.counters.correct(taken, 50)
+        keys = server.ask("--scan", "--pattern", f"*{prefix}*").split()
+        assert len(keys) == 5, keys
+        assert all(int(server.ask("pttl", key)) > 0 for key in keys)
+        # All that a check takes is in one slot of a cluster.
+        assert len({server.ask("cluster", "keyslot", key) for key in keys}) == 1
+
+
+async def test_a_window_holds_no_more_than_its_slots(server: RedisServer, prefix: str) -> None:
+    quota = Quota("short", Measure.TOKENS, 10**6, 0.06)
+    async with share(server.url, prefix) as shared:
+        for number in range(200):
+            await shared.counters.take([Demand(quota, 1)], str(number))
+            await asyncio.sleep(0.001)
+        key = f"{{{prefix}}}:tokens0.06:short"
+        assert int(server.ask("hlen", key)) <= 62
+
+
+async def test_a_clock_that_goes_back_forgets_no_limit_and_keeps_none_for_ever(
+    server: RedisServer, prefix: str
+) -> None:
+    """After a failover, the time is another server's."""
+    key = f"{{{prefix}}}:requests60:user/ann/requests"
+    now = int(server.ask("time").split()[0])
+    async with share(server.url, prefix) as shared:
+        server.ask("hset", key, str(now + 20), "5")
+        assert (await shared.counters.take([REQUESTS], "a")).taken is None
+        server.ask("del", key)
+        server.ask("hset", key, str(now + 3600), "5")
+        assert (await shared.counters.take([REQUESTS], "a")).taken is not None
+
+
+@pytest.mark.parametrize(
+    ("value", "user"),
+    [
+        ('{"name":"ann","rpm":7,"tpm":70}', User("ann", limits=Limits(7, 70))),
+        ('{"name":"ann","rpm":0}', User("ann", limits=Limits(100, 100_000))),
+    ],
+)
+async def test_aibrix_users_are_read_as_its_metadata_service_writes_them(
+    server: RedisServer, prefix: str, value: str, user: User
+) -> None:
+    async with share(server.url, prefix) as shared:
+        directory = RedisDirectory(shared.link)
+        assert await directory.find("nobody") is None
+        server.ask("set", "aibrix-users/ann", value)
+        assert await directory.find("ann") == user
