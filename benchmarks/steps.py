@@ -33,6 +33,7 @@ from pdrouter.routing.decision import RoutingFacts
 from pdrouter.routing.router import Router, RoutingRules
 from pdrouter.routing.state import RoutingState
 from pdrouter.routing.strategies import create_strategies
+from pdrouter.routing.strategy_book import StrategyBook
 from pdrouter.serving.leg_outcome import LegAnswer
 from pdrouter.settings.choices import Aggregation
 
@@ -236,7 +237,7 @@ def bench_routing(count: int) -> None:
         cached_blocks: Sequence[int], aggregation: Aggregation = Aggregation.NEVER
     ) -> Callable[[], object]:
         state = make_busy_state(pods, hash_prompt(request).hashes, cached_blocks)
-        router = Router({"pd": strategy}, state, RoutingRules(aggregation))
+        router = Router(StrategyBook({"pd": strategy}), state, RoutingRules(aggregation))
 
         def decide() -> object:
             facts = RoutingFacts(8192, None, hash_prompt(request), output_tokens=200)

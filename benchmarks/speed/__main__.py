@@ -15,6 +15,7 @@ from pathlib import Path
 
 from benchmarks.speed import pods, requests, starting, streaming, waiting
 from benchmarks.speed.engines import run_engines
+from benchmarks.speed.history import CommitUnusable, install_commit
 from benchmarks.speed.plan import Plan
 from benchmarks.speed.programs import ProgramMissing
 from benchmarks.speed.report import write_report
@@ -24,6 +25,8 @@ from benchmarks.speed.variants import parse_contender
 from pdrouter.process_limits import raise_file_limit
 
 _SCENARIOS = {module.NAME: module.run for module in (requests, streaming, waiting, pods, starting)}
+_BEFORE = "68bea9a"
+"""The first edition of the router, on which the targets are built."""
 _REPORTS = Path(__file__).parents[1] / "reports"
 _RUNS = Path(__file__).parents[1] / "runs"
 
@@ -34,8 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     raise_file_limit()
     try:
         results = asyncio.run(_measure(options))
-    except ProgramMissing as missing:
-        print(missing, file=sys.stderr)
+    except (ProgramMissing, CommitUnusable) as error:
+        print(error, file=sys.stderr)
         return 1
     write_report(options.output, options.artefacts, results)
     for verdict in judge(results):
@@ -48,7 +51,10 @@ async def _measure(options: argparse.Namespace) -> Results:
     results = Results(_describe_run(options))
     with tempfile.TemporaryDirectory(prefix="pdrouter-") as name:
         async with run_engines(*options.engine_ports) as engines:
-            plan = Plan(engines, Path(name), options.contender, options.rounds, options.quick)
+            before = await install_commit(options.before, Path(name) / "before")
+            plan = Plan(
+                engines, Path(name), before, options.contender, options.rounds, options.quick
+            )
             for scenario in options.scenarios:
                 await _SCENARIOS[scenario](plan, results)
     return results
@@ -62,6 +68,7 @@ def _describe_run(options: argparse.Namespace) -> dict[str, object]:
         "rounds": options.rounds,
         "quick": options.quick,
         "scenarios": options.scenarios,
+        "before": options.before,
         "contenders": [contender.name for contender in options.contender],
     }
 
@@ -72,6 +79,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("scenarios", nargs="*", choices=[*_SCENARIOS, []], metavar="SCENARIO", default=[])
     add("--rounds", type=int, help="samples of each figure; 5, or 2 with --quick")
     add("--quick", action="store_true", help="fewer cases, less time")
+    add("--before", default=_BEFORE, metavar="COMMIT", help=f"what to measure beside; {_BEFORE}")
     add("--contender", type=parse_contender, action="append", default=[], metavar="NAME=ADDRESS")
     add("--engine-ports", type=int, nargs=2, default=(0, 0), metavar=("PREFILL", "DECODE"))
     add("--output", type=Path, default=_REPORTS, metavar="FOLDER", help="for the report")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.speed.results import Key, Results, Spread
-from benchmarks.speed.variants import BARE_POST, FLOOR, ROUTER
+from benchmarks.speed.variants import BEFORE, FLOOR, ROUTER
 
 _LEAST_CHANGE = 0.02
 
@@ -47,7 +47,7 @@ def find_changes(old: Results, new: Results) -> list[Change]:
 def _compare(old: Results, new: Results, key: Key) -> Change | None:
     scenario, case, variant, figure = key
     if variant == ROUTER:
-        for base in (BARE_POST, FLOOR):
+        for base in (BEFORE, FLOOR):
             before, after = (
                 results.ratio(scenario, case, figure, variant, base) for results in (old, new)
             )

@@ -16,6 +16,7 @@ class Plan:
     Attributes:
         engines: the engines that answer at once.
         directory: for files that nobody needs later.
+        before: the Python of the earlier router that is measured beside.
         contenders: ext_proc servers that others have started.
         rounds: samples of each figure.
         quick: whether a look is enough: fewer cases, less time.
@@ -23,6 +24,7 @@ class Plan:
 
     engines: Engines
     directory: Path
+    before: Path
     contenders: Sequence[Contender]
     rounds: int
     quick: bool

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from benchmarks.speed import requests
 from benchmarks.speed.requests import CONCURRENCIES, SIZES, Case
 from benchmarks.speed.results import Results
-from benchmarks.speed.variants import BARE, BARE_POST, FLOOR, ROUTER
+from benchmarks.speed.variants import BEFORE, FLOOR, ROUTER
 
-_COLORS = {FLOOR: "#909090", BARE: "#1030c0", BARE_POST: "#60a0e0", ROUTER: "#d01010"}
+_COLORS = {FLOOR: "#909090", BEFORE: "#1030c0", ROUTER: "#d01010"}
 
 
 def draw_requests(path: Path, results: Results) -> None:

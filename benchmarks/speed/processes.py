@@ -99,13 +99,17 @@ class RouterProcess:
 
 @asynccontextmanager
 async def run_router(
-    environment: Mapping[str, str], on_line: Callable[[bytes], None] = lambda _: None
+    environment: Mapping[str, str],
+    on_line: Callable[[bytes], None] = lambda _: None,
+    *,
+    python: str | Path = sys.executable,
 ) -> AsyncIterator[RouterProcess]:
     """Run the router with these settings around a block, once it serves.
 
     Args:
         environment: its settings.
         on_line: is given each line of its log from then on.
+        python: the Python that has it installed.
     """
     settings = {
         "ROUTING_ALGORITHM": "pd",
@@ -114,7 +118,8 @@ async def run_router(
         **environment,
     }
     begun = time.monotonic()
-    command = (sys.executable, "-m", "pdrouter", "serve")
+    # Without -P, the router of this directory would run in any case.
+    command = (python, "-P", "-m", "pdrouter", "serve")
     async with run_process(*command, environment=settings) as process:
         started: dict[str, Any] = {}
         while started.get("event") != "serving":

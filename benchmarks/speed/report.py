@@ -7,7 +7,7 @@ from benchmarks.speed import requests
 from benchmarks.speed.plots import draw_requests
 from benchmarks.speed.results import Key, Results, Spread
 from benchmarks.speed.targets import judge
-from benchmarks.speed.variants import BARE, BARE_POST, FLOOR
+from benchmarks.speed.variants import BEFORE, FLOOR
 
 _INTRODUCTION = """\
 # What the router costs
@@ -18,10 +18,8 @@ kernel's accounts) is the sturdier figure, and ratios between variants measured 
 sturdiest. Figures are medians of {rounds} rounds; the least and the greatest stand behind them.
 
 * **{floor}**: Envoy without ext_proc.
-* **{bare}**: a server on grpc.aio that parses nothing and gives constant replies: what the gRPC
-  stack costs.
-* **{bare_post}**: the same, which also sends each body on with aiohttp: what the router cannot do
-  without.
+* **{before}**: the router as of commit {commit}, with the packages that it pinned then: grpc.aio
+  carried its streams, and aiohttp its prefill legs.
 * **pdrouter**: `pdrouter serve` with default policies, metrics and log lines.
 """
 
@@ -50,12 +48,12 @@ def _lines(results: Results) -> Iterator[str]:
         python=about["python"],
         rounds=about["rounds"],
         floor=FLOOR,
-        bare=BARE,
-        bare_post=BARE_POST,
+        before=BEFORE,
+        commit=about["before"],
     )
     yield from _list_targets(results)
     if requests.NAME in results.scenarios():
-        yield "## Requests as multiples of the least\n"
+        yield "## Requests as multiples of the earlier router\n"
         yield "![CPU and latency at rising concurrency and body size](speed-requests.png)\n"
         yield from _list_ratios(results)
     for scenario in results.scenarios():
@@ -74,19 +72,15 @@ def _list_targets(results: Results) -> Iterator[str]:
 
 def _list_ratios(results: Results) -> Iterator[str]:
     scenario = requests.NAME
-    yield f"| case | variant | CPU: x {BARE} | CPU: x {BARE_POST} | requests/s: x {BARE_POST} |"
-    yield "|---|---|---|---|---|"
+    yield "| case | variant | CPU | CPU of Envoy | p50 | requests/s |"
+    yield "|---|---|---|---|---|---|"
     for case in results.cases(scenario):
         for variant in results.variants(scenario):
-            if variant in (FLOOR, BARE, BARE_POST):
+            if variant in (FLOOR, BEFORE):
                 continue
             cells = [
-                results.ratio(scenario, case, figure, variant, base)
-                for figure, base in (
-                    ("server_cpu_us", BARE),
-                    ("server_cpu_us", BARE_POST),
-                    ("requests_per_s", BARE_POST),
-                )
+                results.ratio(scenario, case, figure, variant, BEFORE)
+                for figure in ("server_cpu_us", "envoy_cpu_us", "p50_us", "requests_per_s")
             ]
             yield f"| {case} | {variant} | {' | '.join(map(_format, cells))} |"
     yield ""

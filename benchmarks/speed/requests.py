@@ -42,9 +42,10 @@ class Case:
 USUAL = Case(16, 8)
 """The case that targets speak of."""
 ALONE = Case(1, 8)
+MANY = Case(64, 8)
 CONCURRENCIES = tuple(Case(concurrency, 8) for concurrency in (1, 16, 64, 256))
 SIZES = tuple(Case(16, kilobytes) for kilobytes in (1, 8, 64, 220, 1000))
-QUICK = (ALONE, USUAL, Case(16, 220))
+QUICK = (ALONE, USUAL, MANY, Case(16, 220))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,7 @@ async def run(plan: Plan, results: Results) -> None:
     environment = {"PDROUTER_ENDPOINTS": str(endpoints)}
     cases: Sequence[Any] = QUICK if plan.quick else list(dict.fromkeys((*CONCURRENCIES, *SIZES)))
     workload = _Workload(plan.engines, plan.directory, plan.sample_s, {})
-    async with run_all_variants(plan.engines, environment, plan.contenders) as variants:
+    async with run_all_variants(environment, plan.before, plan.contenders) as variants:
         for case in cases:
             for variant in variants:
                 await workload.measure(variant, case)

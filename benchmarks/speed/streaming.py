@@ -3,8 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean, median
 
 from benchmarks.speed.accounting import read_cpu_s
 from benchmarks.speed.engines import Engines, find_free_port, wait_until_accepting
@@ -17,12 +18,32 @@ from benchmarks.speed.variants import Variant, run_router_variant, run_variant
 from benchmarks.steps import make_body
 
 NAME = "streaming"
-STREAMS = (64, 512)
 _TOKENS_PER_S = 50
-_SECONDS = 4.0
-_QUICK_SECONDS = 2.0
 _MOST_ROUNDS = 4
 _PATIENCE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Answers that flow at the same time.
+
+    Attributes:
+        streams: how many.
+        tokens: the tokens of each.
+        repeats: how often in a sample: short ones use too little for one measurement.
+    """
+
+    streams: int
+    tokens: int
+    repeats: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.streams} streams of {self.tokens} tokens"
+
+
+SHORT = Case(64, 20, repeats=5)
+USUAL = Case(64, 200)
+CASES = (SHORT, USUAL, Case(512, 200))
 
 
 class ClientFailed(Exception):
@@ -30,50 +51,47 @@ class ClientFailed(Exception):
 
 
 async def run(plan: Plan, results: Results) -> None:
-    """Measure Envoy alone, the router and the contenders in turns, several times."""
+    """Measure Envoy alone, both routers and the contenders in turns, several times."""
     server, client = await _compile(plan.directory, "stream_server", "stream_client")
-    seconds = _QUICK_SECONDS if plan.quick else _SECONDS
     body = plan.directory / "streaming-body"
     body.write_bytes(make_body(8000))
-    async with AsyncExitStack() as stack:
-        engines = await stack.enter_async_context(_stream(plan.engines, server, seconds))
-        endpoints = engines.write_endpoints(plan.directory / "streaming.yaml", PODS)
-        variants = [
-            await stack.enter_async_context(run_variant(None)),
-            await stack.enter_async_context(
-                run_router_variant({"PDROUTER_ENDPOINTS": str(endpoints)})
-            ),
-            *[await stack.enter_async_context(run_variant(each)) for each in plan.contenders],
-        ]
-        rounds = min(plan.rounds, _MOST_ROUNDS)
-        for number in range(rounds):
-            for streams in STREAMS[:1] if plan.quick else STREAMS:
+    for case in CASES[:2] if plan.quick else CASES:
+        async with AsyncExitStack() as stack:
+            enter = stack.enter_async_context
+            engines = await enter(_stream(plan.engines, server, case.tokens))
+            endpoints = engines.write_endpoints(plan.directory / "streaming.yaml", PODS)
+            settings = {"PDROUTER_ENDPOINTS": str(endpoints)}
+            variants = [
+                await enter(run_variant(None)),
+                await enter(run_router_variant(settings, plan.before)),
+                await enter(run_router_variant(settings)),
+                *[await enter(run_variant(each)) for each in plan.contenders],
+            ]
+            rounds = min(plan.rounds, _MOST_ROUNDS)
+            for number in range(rounds):
                 for variant in variants[:: 1 if number % 2 else -1]:
-                    command = (client, variant.envoy.listener.rpartition(":")[2], str(streams))
-                    figures = await _measure(variant, *command, str(body), engines.decode_address)
-                    results.add(NAME, f"{streams} streams", variant.name, figures)
-            plan.tell(f"{NAME}: round {number + 1} of {rounds}")
+                    port = variant.envoy.listener.rpartition(":")[2]
+                    command = (client, port, str(case.streams), str(body), engines.decode_address)
+                    figures = await _measure(variant, case, *command)
+                    results.add(NAME, str(case), variant.name, figures)
+                plan.tell(f"{NAME}: {case}, round {number + 1} of {rounds}")
 
 
-async def _measure(variant: Variant, *command: str | Path) -> dict[str, float]:
+async def _measure(variant: Variant, case: Case, *command: str | Path) -> dict[str, float]:
     looks, messages = await read_looks(variant), await variant.count_messages()
     server, envoy = read_cpu_s(variant.pids), read_cpu_s((variant.envoy.pid,))
-    async with run_process(*command) as process:
-        async with asyncio.timeout(_PATIENCE_S):
-            output, _ = await process.communicate()
-        if process.returncode:
-            raise ClientFailed(f"the client has ended with {process.returncode}")
-    complete, tokens, per_s, p50, p99 = map(float, output.split())
+    runs = [await _run_client(*command) for _ in range(case.repeats)]
+    complete, tokens, per_s, p50, p99 = zip(*runs, strict=True)
     figures = {
-        "tokens_per_s": per_s,
-        "token_p50_us": p50,
-        "token_p99_us": p99,
-        "incomplete": float(str(command[2])) - complete,
-        "envoy_cpu_us_per_token": (read_cpu_s((variant.envoy.pid,)) - envoy) / tokens * 1e6,
+        "tokens_per_s": mean(per_s),
+        "token_p50_us": median(p50),
+        "token_p99_us": median(p99),
+        "incomplete": case.streams * case.repeats - sum(complete),
+        "envoy_cpu_us_per_token": (read_cpu_s((variant.envoy.pid,)) - envoy) / sum(tokens) * 1e6,
     }
     if variant.pids:
         used = read_cpu_s(variant.pids) - server
-        figures["server_cpu_us_per_token"] = used / tokens * 1e6
+        figures["server_cpu_us_per_token"] = used / sum(tokens) * 1e6
         sent = await variant.count_messages()
         figures["messages"] = (sent.messages - messages.messages) / (
             sent.streams - messages.streams
@@ -81,11 +99,21 @@ async def _measure(variant: Variant, *command: str | Path) -> dict[str, float]:
     return figures | (await read_looks(variant)).since(looks)
 
 
+async def _run_client(*command: str | Path) -> tuple[float, ...]:
+    """Let all streams flow once; return what the client prints."""
+    async with run_process(*command) as process:
+        async with asyncio.timeout(_PATIENCE_S):
+            output, _ = await process.communicate()
+        if process.returncode:
+            raise ClientFailed(f"the client has ended with {process.returncode}")
+    return tuple(map(float, output.split()))
+
+
 @asynccontextmanager
-async def _stream(engines: Engines, server: Path, seconds: float) -> AsyncIterator[Engines]:
+async def _stream(engines: Engines, server: Path, tokens: int) -> AsyncIterator[Engines]:
     """Run the engine that streams around a block; the prefill engines stay the same."""
     port = find_free_port()
-    tokens, interval_us = int(seconds * _TOKENS_PER_S), 1_000_000 // _TOKENS_PER_S
+    interval_us = 1_000_000 // _TOKENS_PER_S
     async with run_process(server, str(port), str(tokens), str(interval_us)):
         await wait_until_accepting(port)
         yield replace(engines, decode_port=port)

@@ -1,25 +1,24 @@
 """What is measured: Envoy with an ext_proc server behind it, or without one."""
 
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import yaml
 
-from benchmarks.speed.engines import Engines
-from benchmarks.speed.processes import RouterProcess, read_line, run_module, run_router
+from benchmarks.speed.processes import RouterProcess, run_router
 from pdrouter.tools.envoy_config import Address, EnvoyConfig, build_bootstrap, to_yaml
 from pdrouter.tools.envoy_config.clusters import ROUTER_CLUSTER
 from pdrouter.tools.envoy_process import EnvoyProcess
 
 FLOOR = "floor"
 """Envoy without ext_proc."""
-BARE = "bare"
-"""A server on grpc.aio with constant replies."""
-BARE_POST = "bare + POST"
-"""The same, which sends each body on with aiohttp and waits for the answer."""
+BEFORE = "before"
+"""An earlier version of the router."""
 ROUTER = "pdrouter"
 
 
@@ -50,7 +49,7 @@ def parse_contender(text: str) -> Contender:
     valid = all(option.startswith("pid=") for option in options)
     if not (name and equals and valid and all(pid.isdecimal() for pid in pids)):
         raise ValueError(f"{text!r} is not name=host:port[,pid=number...]")
-    if name in (FLOOR, BARE, BARE_POST, ROUTER):
+    if name in (FLOOR, BEFORE, ROUTER):
         raise ValueError(f"{name!r} is a name that the benchmark uses itself")
     return Contender(name, Address.parse(address), tuple(map(int, pids)))
 
@@ -110,37 +109,32 @@ async def run_variant(
 
 
 @asynccontextmanager
-async def run_router_variant(environment: dict[str, str]) -> AsyncIterator[Variant]:
-    """Run the router and its Envoy around a block."""
-    async with run_router(environment) as router:
-        contender = Contender(ROUTER, Address.parse(router.address), (router.pid,))
+async def run_router_variant(
+    environment: dict[str, str], before: Path | None = None
+) -> AsyncIterator[Variant]:
+    """Run the router and its Envoy around a block.
+
+    Args:
+        environment: its settings.
+        before: the Python of an earlier version; None for this one.
+    """
+    name = ROUTER if before is None else BEFORE
+    async with run_router(environment, python=before or sys.executable) as router:
+        contender = Contender(name, Address.parse(router.address), (router.pid,))
         async with run_variant(contender, router) as variant:
             yield variant
 
 
 @asynccontextmanager
-async def run_bare_variant(name: str, engines: Engines) -> AsyncIterator[Variant]:
-    """Run the bare server and its Envoy around a block."""
-    post = ("--post", engines.prefill_url) if name == BARE_POST else ()
-    target = ("--target", engines.decode_address)
-    async with run_module("benchmarks.speed.bare", *target, *post) as process:
-        port = int(await read_line(process))
-        contender = Contender(name, Address("127.0.0.1", port), (process.pid,))
-        async with run_variant(contender) as variant:
-            yield variant
-
-
-@asynccontextmanager
 async def run_all_variants(
-    engines: Engines, environment: dict[str, str], contenders: Sequence[Contender]
+    environment: dict[str, str], before: Path, contenders: Sequence[Contender]
 ) -> AsyncIterator[list[Variant]]:
-    """Run the floor, both bare servers, the router and the contenders around a block."""
+    """Run the floor, the earlier router, this one and the contenders around a block."""
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         yield [
             await enter(run_variant(None)),
-            await enter(run_bare_variant(BARE, engines)),
-            await enter(run_bare_variant(BARE_POST, engines)),
+            await enter(run_router_variant(environment, before)),
             await enter(run_router_variant(environment)),
             *[await enter(run_variant(contender)) for contender in contenders],
         ]

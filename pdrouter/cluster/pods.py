@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 
 from pdrouter.cluster.pod_config import PodConfig
 from pdrouter.nearest import find_nearest
-from pdrouter.settings.choices import SPLIT_ONLY_ENGINES
+from pdrouter.settings.choices import SPLIT_ONLY_ENGINES, WHOLE_ONLY_ENGINES
 
 _NO_LABELS: Mapping[str, str] = MappingProxyType({})
 _PORT = re.compile("[0-9]{1,5}")
@@ -238,6 +238,8 @@ class Pod:
     ) -> "Pod":
         """Return a pod: metrics at its port, and a claim only if it is ready, unless said."""
         ready = ready and not (obstacle or unsupported or refused)
+        if engine in WHOLE_ONLY_ENGINES and role in (Role.PREFILL, Role.DECODE):
+            role = Role.BOTH
         return cls(
             uid,
             name,

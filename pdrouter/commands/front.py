@@ -25,12 +25,13 @@ _LOOPBACK = "127.0.0.1"
 _LOG_TAIL_CHARACTERS = 2000
 
 
-async def run_both(settings: Settings, listen: Address) -> None:
+async def run_both(settings: Settings, listen: Address, cors_origins: tuple[str, ...]) -> None:
     """Run the router and Envoy until a signal, or until Envoy ends.
 
     Args:
         settings: what the operator decided.
         listen: where Envoy accepts clients.
+        cors_origins: web pages that may call.
 
     Raises:
         UNUSABLE: what makes it impossible.
@@ -39,7 +40,9 @@ async def run_both(settings: Settings, listen: Address) -> None:
     async with AsyncExitStack() as stack:
         check_port("--listen", listen.host, listen.port)
         app = await stack.enter_async_context(Application(settings))
-        bootstrap = await asyncio.to_thread(_write_bootstrap, settings, app.server.port, listen)
+        bootstrap = await asyncio.to_thread(
+            _write_bootstrap, settings, app.server.port, listen, cors_origins
+        )
         envoy = await stack.enter_async_context(
             EnvoyProcess.run(bootstrap, concurrency=os.cpu_count() or 1)
         )
@@ -50,7 +53,9 @@ async def run_both(settings: Settings, listen: Address) -> None:
         await drain(app, interrupted=signals.interrupted)
 
 
-def _write_bootstrap(settings: Settings, grpc_port: int, listen: Address) -> str:
+def _write_bootstrap(
+    settings: Settings, grpc_port: int, listen: Address, cors_origins: tuple[str, ...]
+) -> str:
     host = settings.grpc_bind[0]
     config = EnvoyConfig(
         routers=(Address(_LOOPBACK if host == "0.0.0.0" else host, grpc_port),),
@@ -59,6 +64,7 @@ def _write_bootstrap(settings: Settings, grpc_port: int, listen: Address) -> str
         token_accounting=settings.observe_tokens.access_log,
         max_message_bytes=settings.max_message_bytes,
         prefill_timeout_s=settings.prefill_timeout_s,
+        cors_origins=cors_origins,
     )
     return to_yaml(build_bootstrap(config))
 

@@ -12,6 +12,7 @@ from pdrouter.commands.starting import report_names
 from pdrouter.settings import SettingInvalid, Settings
 from pdrouter.telemetry.logs import log_to_stdout
 from pdrouter.tools.envoy_config import Address
+from pdrouter.tools.envoy_config.cors import check_origins
 
 _LOOPBACK = "127.0.0.1"
 _DEFAULTS = {
@@ -40,6 +41,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="IP:PORT",
         help=f"the router's metrics and state (default: {_DEFAULTS['PDROUTER_HTTP_BIND']})",
     )
+    parser.add_argument(
+        "--cors-origin",
+        type=_parse_origin,
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="let web pages of this origin call, such as https://chat.example.com or *; "
+        "repeatable (default: none)",
+    )
+
+
+def _parse_origin(text: str) -> str:
+    try:
+        check_origins((text,), credentials=False)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def _parse_listen(text: str) -> Address:
@@ -66,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         with log_to_stdout(settings.log_level):
             report_names(os.environ)
-            uvloop.run(run_both(settings, options.listen))
+            uvloop.run(run_both(settings, options.listen, tuple(options.cors_origin)))
     except UNUSABLE as error:
         print(f"pdrouter up: {error}", file=sys.stderr)
         return 1

@@ -22,7 +22,14 @@ from pdrouter.engines.vllm.mooncake import Mooncake
 from pdrouter.engines.vllm.nixl import NixlPull
 from pdrouter.engines.vllm.nixl_push import NixlPush
 from pdrouter.engines.vllm.p2p import P2p
-from pdrouter.settings.choices import LegOrder, RemoteHostRewrite, TrtllmOrder
+from pdrouter.engines.xdit import paths as xdit
+from pdrouter.engines.xllm import metrics as xllm
+from pdrouter.settings.choices import (
+    WHOLE_ONLY_ENGINES,
+    LegOrder,
+    RemoteHostRewrite,
+    TrtllmOrder,
+)
 
 Question: TypeAlias = Callable[[str, str], tuple[str, Mapping[str, Any]]]
 """Takes a path and a model; gives the path and the members of a request that any engine can do."""
@@ -98,21 +105,27 @@ _SPLITS: Mapping[tuple[str, str], Callable[[SplitRules], Split]] = MappingProxyT
     }
 )
 _METRICS: Mapping[str, MetricsDialect] = MappingProxyType(
-    {"vllm": vllm.METRICS, "sglang": sglang.METRICS, "trtllm": trtllm.METRICS}
+    {
+        "vllm": vllm.METRICS,
+        "sglang": sglang.METRICS,
+        "trtllm": trtllm.METRICS,
+        "xllm": xllm.METRICS,
+    }
 )
 ENGINES = tuple(_METRICS)
 """Engines whose metrics are known."""
 _QUESTIONS: Mapping[str, Question] = MappingProxyType({"vllm": questions.ask})
 # SGLang takes the highest first unless it is told otherwise, and nobody can see whether it was.
 _PRIORITY_PATHS: Mapping[str, frozenset[str]] = MappingProxyType({"vllm": priority.PATHS})
+_OWN_PATHS: Mapping[str, Mapping[str, str]] = MappingProxyType({"xdit": xdit.PATHS})
 
 WIRES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         engine: tuple(name for each, name in _SPLITS if each == engine and name != ONLY_WIRE)
-        for engine in dict.fromkeys(engine for engine, _ in _SPLITS)
+        for engine in dict.fromkeys((*(engine for engine, _ in _SPLITS), *WHOLE_ONLY_ENGINES))
     }
 )
-"""Engines whose wire is spoken, the default first, each with its KV connectors."""
+"""Engines that can be spoken to, the default first, each with its KV connectors."""
 
 
 def find_question(engine: str) -> Question | None:
@@ -123,6 +136,16 @@ def find_question(engine: str) -> Question | None:
 def can_rank(engine: str, path: str) -> bool:
     """Return whether an engine may take first what has the lowest `priority` on a path."""
     return path in _PRIORITY_PATHS.get(engine, ())
+
+
+def find_path(engine: str, path: str) -> str:
+    """Return where an engine takes what clients ask for at a path."""
+    return _OWN_PATHS.get(engine, {}).get(path, path)
+
+
+def has_metrics(engine: str) -> bool:
+    """Return whether an engine is known to have metrics."""
+    return engine in _METRICS
 
 
 def find_dialect(engine: str) -> MetricsDialect:

@@ -9,8 +9,10 @@ from pdrouter.openai.headers import (
     DECISION,
     DECISION_DETAIL,
     ROUTING_STRATEGY,
+    SESSION_ID,
     TARGET_POD,
 )
+from pdrouter.openai.sessions import write_session_id
 from pdrouter.routing.explanation import describe_in_detail
 from pdrouter.serving.record import RequestRecord, describe_decision
 
@@ -39,11 +41,13 @@ def explain(record: RequestRecord, *, expose_pods: bool, in_detail: bool) -> Hea
     if expose_pods:
         headers += [
             ("request-id", record.request_id),
-            (ROUTING_STRATEGY, record.strategy or ""),
+            (ROUTING_STRATEGY, record.asked_strategy),
         ]
         if record.forwarded:
             pod = decision.last.pod
             headers += [(TARGET_POD, pod.name), ("target-pod-ip", pod.address)]
+            if decision.session is not None:
+                headers.append((SESSION_ID, write_session_id(pod.address)))
         if record.prefill_pod is not None:
             headers += [
                 ("prefill-target-pod", record.prefill_pod.name),

@@ -10,6 +10,7 @@ from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.header_values import is_encoded, list_keys, list_members, read_one
 from pdrouter.openai.headers import USER
 from pdrouter.openai.paths import ENDPOINTS, find_right_path, split_path
+from pdrouter.openai.unserved_paths import explain_unserved
 from pdrouter.serving.dispatched import RequestHead
 
 _LENGTH_DIGITS = 20
@@ -100,6 +101,9 @@ def no_body() -> RequestRejected:
 
 def _unknown_path(path: str) -> RequestRejected:
     message = f"path {path[:200]!r} is not served"
+    reason = explain_unserved(path)
+    if reason is not None:
+        return RequestRejected(404, "unknown_path", f"{message}: {reason}")
     right = find_right_path(path)
     if right is not None:
         message += f"; did you mean {right!r}?"

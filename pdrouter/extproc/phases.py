@@ -255,8 +255,8 @@ class Phases:
                 record, generates=self._generates_text, second=second.address if second else ""
             )
             metadata = request.to_metadata()
-        names_second = self._dispatcher.policy.names_second
-        return forward(dispatched, self._sent, record.strategy, metadata, names_second=names_second)
+        names = self._dispatcher.policy.names_second
+        return forward(dispatched, self._sent, record.asked_strategy, metadata, names_second=names)
 
     def _follow(self, attributes: Mapping[str, Any]) -> SentLeg | None:
         """Return the leg as Envoy has carried it out: on the second pod, if it came to that."""

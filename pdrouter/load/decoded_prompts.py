@@ -74,6 +74,26 @@ class DecodedPrompts:
         make_room(self._ends, key, _MOST_ENDS)
         self._ends[key] = _End(rest_tokens, written)
 
+    def expect(self, hashes: Sequence[int], uid: str, tokens: int) -> list[int]:
+        """Note that a pod is about to have a prompt: a later request finds it there.
+
+        Args:
+            hashes: its blocks.
+            uid: the pod.
+            tokens: its length.
+
+        Returns:
+            The blocks that the pod was not known to have, for `discard`.
+        """
+        if not hashes:
+            return []
+        missing = len(hashes) - self._index.match(hashes).get(uid, 0)
+        return self._index.add(hashes, uid, tokens * missing // len(hashes))
+
+    def discard(self, hashes: Sequence[int], uid: str) -> None:
+        """Note that a pod does not have these blocks: it has not served what was expected."""
+        self._index.discard(hashes, uid)
+
     def match(self, hashes: Sequence[int]) -> Mapping[str, int]:
         """Return how many blocks of a prompt each pod has had; pods without any are absent."""
         return self._index.match(hashes)

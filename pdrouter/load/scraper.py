@@ -16,7 +16,7 @@ from pdrouter.engine_http.client import ClientLimits, HttpClient
 from pdrouter.engine_http.failures import PostFailed
 from pdrouter.engine_http.progress import PostProgress
 from pdrouter.engines.reading import EngineReading
-from pdrouter.engines.registry import find_dialect
+from pdrouter.engines.registry import find_dialect, has_metrics
 from pdrouter.load.counters import GapMeter, TokenCounter
 from pdrouter.load.failures import FailureMemory
 from pdrouter.load.ledger import Clock, Ledger
@@ -236,12 +236,14 @@ class MetricsScraper:
         try:
             sample = await self._fetch(client, target)
         except _ScrapeFailed as failed:
-            self.stats.failures[failed.cause] += 1
             # An engine without metrics, or whose page is slow, can be connected to all the same.
             connected = failed.cause is not ScrapeFailure.CONNECT
             self._failures.note_scrape(target.pod.uid, connected=connected)
             if not connected:
                 self._on_lost(target.pod.uid)
+            elif not has_metrics(target.pod.engine):
+                return  # That it can be connected to is all there is to know.
+            self.stats.failures[failed.cause] += 1
             target.failures += 1
             if target.failures == _LOUD_FAILURES:
                 log.warning("no metrics from pod %s: %s", target.pod.name, failed)

@@ -27,6 +27,12 @@ def read_name(value: str) -> str:
     return read_one(value.lower().replace("_", "-"))
 
 
+def read_strategy(value: str) -> str:
+    """Return the name of a strategy, or a list of algorithms as it is written."""
+    names = {read_name(member) for member in list_members(value)}
+    return value.strip() if len(names) > 1 else "".join(names)
+
+
 def is_asked(headers: Mapping[str, str], name: str) -> bool:
     """Return whether a client asks for what a header of this name asks for by being there."""
     return name in headers and headers[name].strip().lower() not in _NO

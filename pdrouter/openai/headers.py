@@ -17,6 +17,7 @@ CONFIG_PROFILE = "config-profile"
 CHOSEN_PROFILE = "x-aibrix-config-profile"
 EXTERNAL_FILTER = "external-filter"
 USER = "user"
+SESSION_ID = "x-session-id"
 TTFT_TARGET = "x-slo-ttft-ms"
 REQUEST_CLASS = "x-priority"
 VLLM_PRIORITY = "x-vllm-priority"
@@ -75,7 +76,7 @@ FORWARDED_TO_SIDE_LEGS = (
     "traceparent",
     "tracestate",
     "baggage",
-    "x-session-id",
+    SESSION_ID,
     "x-correlation-id",
     "x-session-affinity",
     "x-multi-turn-session-id",

@@ -87,6 +87,8 @@ _ONE_LEG = (
             "/v1/audio/speech",
             "/v1/images/generations",
             "/v1/video/generations",
+            # SGLang's.
+            "/v1/decisions",
         )
     ),
     *(
@@ -95,7 +97,13 @@ _ONE_LEG = (
     ),
     *(
         Endpoint(path, limits=(), legs=1, forms=Forms.ALLOWED)
-        for path in ("/v1/images/edits", "/v1/images/variations")
+        for path in (
+            "/v1/images/edits",
+            "/v1/images/variations",
+            # Of vLLM-Omni and of TensorRT-LLM: videos that are the answer itself.
+            "/v1/videos/sync",
+            "/v1/videos/generations",
+        )
     ),
 )
 

@@ -224,7 +224,8 @@ def _read_form(endpoint: Endpoint, query: str, data: bytes, content_type: str) -
     except FormInvalid as invalid:
         code = "invalid_value" if invalid.param else "invalid_body"
         raise RequestRejected(400, code, str(invalid), invalid.param) from None
-    if not model:
+    name = (model or "").strip()
+    if not name:
         raise _invalid("model", "'model' is required and must be a text that is not empty")
     return InferenceRequest(
         endpoint=endpoint,
@@ -232,11 +233,12 @@ def _read_form(endpoint: Endpoint, query: str, data: bytes, content_type: str) -
         body=_NO_MEMBERS,
         prompt_name="",
         sampling=None,
-        model=model,
+        model=name,
         stream=bool(as_boolean(stream)),
         max_output_tokens=None,
         misfits=_SINGLE_POD,
         form=form,
+        engine_model=None if name == model else name,
     )
 
 

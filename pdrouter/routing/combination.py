@@ -7,11 +7,16 @@ with its lists of algorithms.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Generic, Protocol, TypeVar
 
+from msgspec import structs
+
+from pdrouter.bounded import make_room
 from pdrouter.cluster.pods import Pod
+from pdrouter.routing.decision import ScoreParts
 from pdrouter.routing.policy import DecodePolicy, PrefillPolicy, Ranking, RankingRequest
-from pdrouter.routing.score_parts import PrefillParts
+from pdrouter.routing.scoring import JoinedParts, add_up, to_range
 from pdrouter.settings.combination import CombinationInvalid, parse_combination
 
 _MOST_KEPT = 64
@@ -45,18 +50,25 @@ class CombinedPrefill:
     def score(self, pods: Sequence[Pod], request: RankingRequest) -> Sequence[float]:
         """Return the weighted sum of all scores; those that any policy takes out are out."""
         scored = [(policy.score(pods, request), weight) for policy, weight in self._parts]
-        sums = _add_up(scored)
+        for (policy, _), (scores, _) in zip(self._parts, scored, strict=True):
+            request.ranked.setdefault(policy.name, Ranking(pods, scores))
+        sums = add_up(scored)
         # Each leaves in one at least, but not always the same.
-        return sums if min(sums) < math.inf else _to_range(scored[0][0])
+        return sums if min(sums) < math.inf else to_range(scored[0][0])
 
     def count_tokens(self, uid: str, request: RankingRequest) -> int:
         """Return how many prompt tokens a pod would compute for the request."""
         return self._parts[0][0].count_tokens(uid, request)
 
-    def explain(self, pods: Sequence[Pod], request: RankingRequest) -> PrefillParts:
-        """Return what the pods would have had to do."""
-        del pods
-        return PrefillParts.of(request)
+    def explain(self, pods: Sequence[Pod], request: RankingRequest) -> ScoreParts:
+        """Return what the scores of each policy are made of."""
+        ranked = request.ranked
+        rankings = [
+            structs.replace(ranked[policy.name], parts=policy.explain(pods, request))
+            for policy, _ in self._parts
+            if policy.name in ranked
+        ]
+        return JoinedParts(rankings)
 
 
 class CombinedDecode:
@@ -78,9 +90,10 @@ class CombinedDecode:
         Each looks at what those before it have left in: one is always left.
         """
         ranked: list[tuple[dict[str, float], int]] = []
-        notes = []
+        rankings, notes = [], []
         for policy, weight in self._parts:
             ranking = policy.rank(pods, request)
+            rankings.append(ranking)
             pods = ranking.pods
             uids = [pod.uid for pod in pods]
             ranked.append((dict(zip(uids, ranking.scores, strict=True)), weight))
@@ -88,23 +101,7 @@ class CombinedDecode:
                 notes.append(ranking.note)
         uids = [pod.uid for pod in pods]
         scored = [([scores[uid] for uid in uids], weight) for scores, weight in ranked]
-        return Ranking(pods, _add_up(scored), "; ".join(notes))
-
-
-def _add_up(scored: Sequence[tuple[Sequence[float], int]]) -> list[float]:
-    total = sum(weight for _, weight in scored)
-    columns = [[score * weight / total for score in _to_range(scores)] for scores, weight in scored]
-    return [math.fsum(row) for row in zip(*columns, strict=True)]
-
-
-def _to_range(scores: Sequence[float]) -> list[float]:
-    """Bring scores to the range from 0 to 1; infinity stays."""
-    finite = [score for score in scores if score < math.inf]
-    low, high = min(finite), max(finite)
-    spread = high - low
-    if not spread:
-        return [0.0 if score < math.inf else score for score in scores]
-    return [(score - low) / spread if score < math.inf else score for score in scores]
+        return Ranking(pods, add_up(scored), "; ".join(notes), JoinedParts(rankings))
 
 
 class _Named(Protocol):
@@ -123,6 +120,7 @@ class PolicyBook(Generic[Policy]):
         known: Mapping[str, Policy],
         default: str,
         combine: Callable[[str, Sequence[tuple[Policy, int]]], Policy],
+        listed: Mapping[str, Policy] = MappingProxyType({}),
     ) -> None:
         """Set up the book.
 
@@ -130,11 +128,13 @@ class PolicyBook(Generic[Policy]):
             known: the policies by name.
             default: what is taken where nothing else is asked for.
             combine: makes one policy of several, with a name and weights.
+            listed: what takes the place of some of them beside others.
 
         Raises:
             CombinationInvalid: there is no such default.
         """
         self._known = known
+        self._listed = {**known, **listed}
         self._combine = combine
         self._combined: dict[str, Policy] = {}
         self.default = self._make(default)
@@ -158,8 +158,7 @@ class PolicyBook(Generic[Policy]):
             policy = self._make(text)
         except CombinationInvalid as invalid:
             return self.default, str(invalid)
-        if len(self._combined) >= _MOST_KEPT:
-            self._combined.clear()
+        make_room(self._combined, text, _MOST_KEPT)
         self._combined[text] = policy
         return policy, ""
 
@@ -168,4 +167,4 @@ class PolicyBook(Generic[Policy]):
         if len(weights) == 1:
             return self._known[weights[0][0]]
         name = ",".join(f"{name}:{weight}" for name, weight in weights)
-        return self._combine(name, [(self._known[name], weight) for name, weight in weights])
+        return self._combine(name, [(self._listed[name], weight) for name, weight in weights])

@@ -11,8 +11,10 @@ from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ModelPods
 from pdrouter.engines.split import Leg
 from pdrouter.openai.prompt_prefix import NO_PREFIX, PromptPrefix
+from pdrouter.openai.sessions import Session
 from pdrouter.routing.deadlines import Deadline
 from pdrouter.routing.label_selector import LabelSelector
+from pdrouter.routing.session_affinity import SessionOutcome
 from pdrouter.routing.state import RoutingState
 
 
@@ -28,10 +30,13 @@ class RoutingFacts(msgspec.Struct, frozen=True):
         selector: labels that pods must have; None for any.
         items: digests of its media, each once, where engines may encode them for others.
         user: name of who asks; empty for nobody in particular.
+        recalled: whether its last pod is remembered to have its prompt, since that counts.
         profile: name of the profile by which pods say what they are for; empty for the default one.
         prefill_policy: policy that the model asks for; empty for the router's own.
         decode_policy: likewise.
         deadline: when its first token is due; None for no such time.
+        session: the session that it belongs to; None where it names none.
+        holder: UID of the pod that holds what it goes on with, and must serve it; empty for none.
     """
 
     prompt_tokens: int
@@ -46,6 +51,9 @@ class RoutingFacts(msgspec.Struct, frozen=True):
     deadline: Deadline | None = None
     items: tuple[str, ...] = ()
     user: str = ""
+    session: Session | None = None
+    holder: str = ""
+    recalled: bool = False
 
     @property
     def due(self) -> float | None:
@@ -145,6 +153,7 @@ class Decision(msgspec.Struct, frozen=True):
         encode: the pods that encode its media, in the order of the request's items; none where the
             pod that computes the prompt encodes them.
         ways: what was predicted for both ways; None where they were not compared.
+        session: what became of its session; None where sessions were not looked at.
     """
 
     legs: tuple[Choice, ...]
@@ -152,6 +161,7 @@ class Decision(msgspec.Struct, frozen=True):
     notes: tuple[str, ...] = ()
     encode: tuple[Choice, ...] = ()
     ways: Ways | None = None
+    session: SessionOutcome | None = None
 
     @property
     def last(self) -> Choice:
@@ -238,4 +248,12 @@ class Strategy(Protocol):
 
         Raises:
             NoReadyPod: a pod that the request needs is not there.
+        """
+
+    def list_algorithms(self, prefill_policy: str, decode_policy: str) -> frozenset[str]:
+        """Return the names of the algorithms and policies that it goes by.
+
+        Args:
+            prefill_policy: policy that the model asks for; empty for the router's own.
+            decode_policy: likewise.
         """

@@ -16,10 +16,12 @@ _UNITS: Mapping[str, str] = MappingProxyType(
         "kv_capacity": "requests * (1 + kv_usage_share) + kv_usage_share",
         "least_request": "requests",
         "least-request": "requests",
+        "prefix-cache": "percent not cached + share of the busiest pod's requests",
         "conductor": "milliseconds",
         "prefix_cache": "0.1 * percent not cached + share of the busiest pod's requests",
         "load_balancing": "weighted shares of the busiest and the fastest pod, by free memory",
         "random": "none: all are alike",
+        "session-affinity": "place in the session's order of pods; or requests, without a session",
         "when-faster": "seconds: wait_s + compute_s",
         "combined": "seconds until all requests that wait have begun",
     }

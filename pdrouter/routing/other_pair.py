@@ -7,6 +7,7 @@ from msgspec import structs
 from pdrouter.cluster.view import ModelPods
 from pdrouter.routing.decision import Decision, NoReadyPod, RoutingFacts, Strategy
 from pdrouter.routing.filters import keep_other_rolesets, keep_others, keep_roleset, keep_selected
+from pdrouter.routing.session_affinity import SessionOutcome
 from pdrouter.routing.soundness import keep_sound
 from pdrouter.routing.state import RoutingState
 
@@ -63,8 +64,10 @@ def _decide(
 
 def _join(decision: Decision, found: Decision) -> Decision:
     """Return the new pair with all notes; if the decode pod stays, so does why it was chosen."""
-    legs = found.legs
+    legs, session = found.legs, decision.session
     if found.last.pod.uid == decision.last.pod.uid:
         legs = (*found.side, decision.last)
+    elif session is not None and session is not SessionOutcome.NONE:
+        session = SessionOutcome.AWAY
     notes = tuple(dict.fromkeys((*decision.notes, *found.notes)))
-    return Decision(legs, notes=notes, encode=decision.encode, ways=decision.ways)
+    return structs.replace(decision, legs=legs, reason="", notes=notes, session=session)

@@ -16,6 +16,7 @@ from pdrouter.routing.filters import keep_encoded, keep_selected
 from pdrouter.routing.pairs import pick_pair
 from pdrouter.routing.picker import pick_lowest
 from pdrouter.routing.policy import DecodePolicy, PrefillPolicy, Ranking, RankingRequest
+from pdrouter.routing.scoring import list_names
 from pdrouter.routing.soundness import keep_sound
 from pdrouter.routing.state import RoutingState
 
@@ -73,6 +74,12 @@ class PrefillDecode:
         if policies.complaints:
             decision = structs.replace(decision, notes=(*policies.complaints, *decision.notes))
         return decision
+
+    def list_algorithms(self, prefill_policy: str, decode_policy: str) -> frozenset[str]:
+        """Return the names of the policies that rank the pods of its legs."""
+        prefill, _ = self._prefill.find(prefill_policy)
+        decode, _ = self._decode.find(decode_policy)
+        return list_names(prefill.name) | list_names(decode.name)
 
     def _find_policies(self, facts: RoutingFacts) -> _Policies:
         prefill, no_prefill = self._prefill.find(facts.prefill_policy)
@@ -135,6 +142,7 @@ def _rank(
     decodes = policies.decode.rank(pods.partners, request)
     if decodes.note:
         notes.append(decodes.note)
+    if len(decodes.pods) < len(pods.partners):
         partners = {pod.pairing for pod in decodes.pods}
         prefills = [pod for pod in prefills if pod.pairing in partners]
     scored = _score(policies.prefill, prefills, request)

@@ -7,6 +7,7 @@ from typing import Protocol
 import msgspec
 
 from pdrouter.cluster.pods import Pod
+from pdrouter.engines.split import Leg
 from pdrouter.routing.decision import RoutingFacts, ScoreParts
 from pdrouter.routing.state import RoutingState
 
@@ -31,7 +32,9 @@ class PolicyOptions:
         decode_score_ratio: ratio that the times to complete all requests may have before the pod
             with the shortest is taken.
         standard_deviation_factor: standard deviations above the mean that a prefill pod's legs may
-            lie.
+            lie; for `prefix-cache`, the requests of a pod.
+        request_imbalance_spread: requests by which pods may differ before `prefix-cache` looks only
+            at those with the fewest.
         locality_weight: what the longest distance between the pods of a pair counts, where the
             highest score of a leg counts 1.
         weight_running: weight of the requests in `load_balancing`.
@@ -47,6 +50,7 @@ class PolicyOptions:
     decode_throughput_spread: float = 2048.0
     decode_score_ratio: float = 1.5
     standard_deviation_factor: float = 1.0
+    request_imbalance_spread: int = 8
     locality_weight: float = 0.02
     weight_running: float = 1.0
     weight_throughput: float = 1.0
@@ -58,7 +62,7 @@ DEFAULT_OPTIONS = PolicyOptions()
 class RankingRequest:
     """A request in front of the pods: what policies ask for, worked out once."""
 
-    __slots__ = ("_prefill_uids", "facts", "matches", "state")
+    __slots__ = ("_decoded", "_prefill_uids", "facts", "matches", "ranked", "state")
 
     def __init__(
         self, facts: RoutingFacts, state: RoutingState, prefill_uids: tuple[str, ...] = ()
@@ -75,6 +79,17 @@ class RankingRequest:
         self._prefill_uids = prefill_uids
         self.matches: Mapping[str, int] = state.prefixes.match(facts.prefix.hashes)
         """How many blocks of the prompt each pod has probably cached, by UID; 0 where absent."""
+        self._decoded: Mapping[str, int] | None = None
+        self.ranked: dict[str, Ranking] = {}
+        """What prefill policies have already found out, by their names."""
+
+    def find_matches(self, leg: Leg) -> Mapping[str, int]:
+        """Return how many blocks of the prompt each pod has, of those that serve a leg."""
+        if leg is Leg.PREFILL:
+            return self.matches
+        if self._decoded is None:
+            self._decoded = self.state.decoded.match(self.facts.prefix.hashes)
+        return self._decoded
 
     def find_homes(self, uids: Sequence[str]) -> frozenset[str]:
         """Return this router's home pods; none where that makes no difference among some pods.

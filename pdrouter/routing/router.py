@@ -5,8 +5,9 @@ value. A strategy ranks pods; what holds for every strategy stands here: whether
 could be split is served whole, how long it may wait, who replaces a pod that has gone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from msgspec import structs
 
@@ -14,6 +15,7 @@ from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import ModelPods
 from pdrouter.routing.admission import (
     DeadlineMissed,
+    QueueTooLong,
     find_too_long,
     limit_wait,
     meet_deadline,
@@ -24,10 +26,15 @@ from pdrouter.routing.encoding import choose_encoders
 from pdrouter.routing.filters import keep_partners_of, keep_selected
 from pdrouter.routing.kv_source import DEFAULT_LEAST_TOKENS, find_kv_source
 from pdrouter.routing.other_pair import choose_other_pair
+from pdrouter.routing.session_affinity import SPREAD_SESSIONS, AffinityRules, SessionOutcome
+from pdrouter.routing.sessions import POLICY, place_request
 from pdrouter.routing.state import RoutingState
-from pdrouter.settings.choices import Aggregation
+from pdrouter.routing.strategy_book import StrategyBook
+from pdrouter.settings.choices import Aggregation, SessionAffinity
 
 _FAILED_IN_A_ROLESET = 2
+
+_Decide: TypeAlias = Callable[[Strategy, RoutingFacts, ModelPods], Decision]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,7 @@ class RoutingRules:
         refuses_late: whether requests are refused whose first token cannot come when it is due.
         source_tokens: tokens of a prompt that another pod must have cached beyond what the chosen
             one has, to be its source.
+        affinity: how far the requests of a session stay together.
     """
 
     aggregation: Aggregation = Aggregation.FALLBACK
@@ -49,6 +57,7 @@ class RoutingRules:
     max_wait_s: float | None = None
     refuses_late: bool = True
     source_tokens: int = DEFAULT_LEAST_TOKENS
+    affinity: AffinityRules = SPREAD_SESSIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +65,12 @@ class Router:
     """Decides.
 
     Attributes:
-        strategies: the strategies by name.
+        strategies: the strategies by what users write.
         state: the pods' condition.
         rules: what holds for all strategies.
     """
 
-    strategies: Mapping[str, Strategy]
+    strategies: StrategyBook
     state: RoutingState
     rules: RoutingRules = RoutingRules()
 
@@ -73,7 +82,7 @@ class Router:
             QueueTooLong: it would wait longer than it may.
             DeadlineMissed: its first token would come too late.
         """
-        decision = self._decide(strategy, facts, pods)
+        decision = self._keep_session(self._decide, strategy, facts, pods)
         return self.choose_encoders(decision, facts, pods) if facts.items else decision
 
     def choose_encoders(self, decision: Decision, facts: RoutingFacts, pods: ModelPods) -> Decision:
@@ -86,6 +95,29 @@ class Router:
         """
         encode = choose_encoders(facts.items, decision.taker, pods, self.state)
         return structs.replace(decision, encode=encode)
+
+    def _keep_session(
+        self, decide: _Decide, strategy: Strategy, facts: RoutingFacts, pods: ModelPods
+    ) -> Decision:
+        """Decide among the pods to which the request's session keeps it, or among all."""
+        affinity = self.rules.affinity
+        wanted = strategy.name == POLICY or affinity.mode is not SessionAffinity.OFF
+        placed = place_request(facts, pods, self.state, affinity, wanted=wanted)
+        if placed is None:
+            decision = decide(strategy, facts, pods)
+            nameless = wanted and facts.session is None
+            return structs.replace(decision, session=SessionOutcome.NONE) if nameless else decision
+        try:
+            return placed.mark(decide(strategy, placed.facts, placed.pods))
+        except NoReadyPod:
+            if placed.only:
+                raise
+            outcome = SessionOutcome.AWAY
+        except (QueueTooLong, DeadlineMissed):
+            if placed.bound:
+                raise
+            outcome = SessionOutcome.OVERLOADED
+        return placed.mark_moved(decide(strategy, facts, pods), outcome)
 
     def _decide(self, strategy: Strategy, facts: RoutingFacts, pods: ModelPods) -> Decision:
         decision = self._fall_back(strategy, facts, pods)
@@ -210,7 +242,7 @@ class Router:
         facts = structs.replace(facts, selector=None)
         if holder is not None:
             pods = keep_partners_of(pods, holder)
-        decision = self._fall_back(strategy, facts, pods)
+        decision = self._keep_session(self._fall_back, strategy, facts, pods)
         if here and decision.last.pod.uid == chosen.uid:
             return None
         what = "failed" if here else "gone"

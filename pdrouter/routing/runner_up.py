@@ -29,8 +29,8 @@ def find_runner_up(decision: Decision, pods: ModelPods, state: RoutingState) -> 
     left, scores = [], []
     for candidate, score in zip(last.candidates, last.scores, strict=True):
         pod = ready.get(candidate.uid)
-        # The header for the rank goes to both.
-        if pod is None or pod.number != chosen.number:
+        # The headers for rank and path go to both.
+        if pod is None or pod.number != chosen.number or pod.engine != chosen.engine:
             continue
         if pod.address != chosen.address and pod.uid not in troubles:
             left.append(pod)

@@ -6,13 +6,24 @@ from types import MappingProxyType
 from pdrouter.routing.aibrix import decode, prefill
 from pdrouter.routing.aibrix.decode import AibrixDecode
 from pdrouter.routing.aibrix.prefill import AibrixPrefill
+from pdrouter.routing.algorithms.legs import AlgorithmDecode, AlgorithmPrefill
+from pdrouter.routing.algorithms.prefix_cache import PrefixCache, PrefixMatch
+from pdrouter.routing.algorithms.requests import AnyPod, LeastRequest
 from pdrouter.routing.combination import CombinedDecode, CombinedPrefill, PolicyBook
 from pdrouter.routing.decision import Strategy
 from pdrouter.routing.kv_capacity import KVCapacity
 from pdrouter.routing.pd import PrefillDecode
 from pdrouter.routing.policy import DEFAULT_OPTIONS, DecodePolicy, PolicyOptions, PrefillPolicy
+from pdrouter.routing.scoring import Algorithm, Alone, Scorer
+from pdrouter.routing.sessions import POLICY as SESSION_AFFINITY
 from pdrouter.routing.single_pod import SinglePod
+from pdrouter.routing.strategy_book import StrategyBook
 from pdrouter.routing.ttft import TimeToFirstToken
+from pdrouter.settings.choices import (
+    ALGORITHM_NAMES,
+    DECODE_ALGORITHM_NAMES,
+    PREFILL_ALGORITHM_NAMES,
+)
 
 
 def _take_prefill(name: str, formula: prefill.Formula) -> Callable[[PolicyOptions], PrefillPolicy]:
@@ -31,7 +42,7 @@ PREFILL_POLICIES: Mapping[str, Callable[[PolicyOptions], PrefillPolicy]] = Mappi
         "conductor": _take_prefill("conductor", prefill.score_by_time),
     }
 )
-"""`PREFILL_POLICY_NAMES` of the settings, each with what makes it."""
+"""`PREFILL_POLICY_NAMES` of the settings, each with what makes it, beside the algorithms."""
 
 DECODE_POLICIES: Mapping[str, Callable[[PolicyOptions], DecodePolicy]] = MappingProxyType(
     {
@@ -41,37 +52,69 @@ DECODE_POLICIES: Mapping[str, Callable[[PolicyOptions], DecodePolicy]] = Mapping
         "conductor": _take_decode("conductor", decode.score_by_token_time),
     }
 )
-"""`DECODE_POLICY_NAMES` of the settings, each with what makes it."""
+"""`DECODE_POLICY_NAMES` of the settings, each with what makes it, beside the algorithms."""
+
+
+SCORERS: Mapping[str, Callable[[PolicyOptions], Scorer]] = MappingProxyType(
+    {
+        "least-request": lambda _: LeastRequest(),
+        "prefix-cache": lambda _: PrefixMatch(),
+    }
+)
+"""The algorithms that can be in lists, each with what makes its scorer."""
+
+_ALONE: Mapping[str, Callable[[PolicyOptions], Algorithm]] = MappingProxyType(
+    {
+        "random": lambda _: AnyPod(),
+        "prefix-cache": PrefixCache,
+        # The router keeps sessions on their pods: this one is for requests without a session.
+        SESSION_AFFINITY: lambda _: Alone(LeastRequest(SESSION_AFFINITY)),
+    }
+)
+"""The algorithms that are more by themselves than their scorer, or have none."""
+
+
+def create_algorithms(options: PolicyOptions) -> Mapping[str, Algorithm]:
+    """Return the algorithms by name, as they are by themselves."""
+    return {name: _create_algorithm(name, options) for name in ALGORITHM_NAMES}
+
+
+def _create_algorithm(name: str, options: PolicyOptions) -> Algorithm:
+    create = _ALONE.get(name)
+    return Alone(SCORERS[name](options)) if create is None else create(options)
 
 
 def create_strategies(
     prefill_policy: str = "ttft",
     decode_policy: str = "kv_capacity",
     options: PolicyOptions = DEFAULT_OPTIONS,
-) -> Mapping[str, Strategy]:
-    """Return the strategies by name.
+) -> StrategyBook:
+    """Return the strategies by what users write.
 
     Args:
         prefill_policy: how `pd` scores prefill pods.
         decode_policy: how `pd` scores decode pods.
-        options: what else the operator decided about `pd`.
+        options: what else the operator decided about `pd` and the algorithms.
     """
-    strategies: Sequence[Strategy] = (
-        PrefillDecode(
-            PolicyBook(
-                {name: create(options) for name, create in PREFILL_POLICIES.items()},
-                prefill_policy,
-                CombinedPrefill,
-            ),
-            PolicyBook(
-                {name: create(options) for name, create in DECODE_POLICIES.items()},
-                decode_policy,
-                CombinedDecode,
-            ),
-            bucketing=options.bucketing,
-            locality=options.locality_weight,
-        ),
-        SinglePod("random", by_load=False),
-        SinglePod("least-request", by_load=True),
+    algorithms = create_algorithms(options)
+    scorers = {name: create(options) for name, create in SCORERS.items()}
+    listed = {name: Alone(scorer) for name, scorer in scorers.items()}
+    prefill: PolicyBook[PrefillPolicy] = PolicyBook(
+        {name: create(options) for name, create in PREFILL_POLICIES.items()}
+        | {name: AlgorithmPrefill(algorithms[name]) for name in PREFILL_ALGORITHM_NAMES},
+        prefill_policy,
+        CombinedPrefill,
+        {name: AlgorithmPrefill(algorithm) for name, algorithm in listed.items()},
     )
-    return MappingProxyType({strategy.name: strategy for strategy in strategies})
+    decode: PolicyBook[DecodePolicy] = PolicyBook(
+        {name: create(options) for name, create in DECODE_POLICIES.items()}
+        | {name: AlgorithmDecode(algorithms[name]) for name in DECODE_ALGORITHM_NAMES},
+        decode_policy,
+        CombinedDecode,
+        {name: AlgorithmDecode(algorithm) for name, algorithm in listed.items()},
+    )
+    pd = PrefillDecode(
+        prefill, decode, bucketing=options.bucketing, locality=options.locality_weight
+    )
+    strategies: Sequence[Strategy] = (pd, *map(SinglePod, algorithms.values()))
+    return StrategyBook({strategy.name: strategy for strategy in strategies}, scorers)

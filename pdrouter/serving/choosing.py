@@ -15,7 +15,7 @@ from pdrouter.engines.registry import Splits
 from pdrouter.load.output_length import OutputLengths
 from pdrouter.load.prompt_length import TokenRatios
 from pdrouter.openai.errors import RequestRejected
-from pdrouter.openai.header_values import read_name, read_one
+from pdrouter.openai.header_values import read_one, read_strategy
 from pdrouter.openai.headers import (
     CLIENT_STRATEGY,
     CONFIG_PROFILE,
@@ -27,12 +27,14 @@ from pdrouter.openai.media_items import MediaItem
 from pdrouter.openai.models import unknown_model, unsupported_model
 from pdrouter.openai.prompt_prefix import NO_PREFIX, hash_prompt
 from pdrouter.openai.request import InferenceRequest, count_token_ids
+from pdrouter.openai.sessions import read_session
 from pdrouter.routing.admission import DeadlineMissed, QueueTooLong
 from pdrouter.routing.deadlines import Deadline, assume_deadline, number_deadline
 from pdrouter.routing.decision import Decision, NoReadyPod, RoutingFacts, Strategy
 from pdrouter.routing.label_selector import LabelSelector, SelectorInvalid, parse_selector
 from pdrouter.routing.profiles import ResolvedProfile, resolve_profile, resolve_strategy_name
 from pdrouter.routing.router import Router
+from pdrouter.routing.scoring import PROMPT_READERS
 from pdrouter.serving.fit import find_misfit
 from pdrouter.serving.policy import DispatchPolicy
 from pdrouter.serving.rate_limit import RateLimiter
@@ -41,6 +43,7 @@ from pdrouter.serving.refusals import DEADLINE_MISSED, refuse_for_now, refuse_mi
 from pdrouter.serving.targets import read_target
 from pdrouter.serving.unsplittable import REASON as NOT_PREFILLABLE
 from pdrouter.serving.unsplittable import UnsplittableKinds
+from pdrouter.settings.combination import CombinationInvalid
 
 
 class Routed(msgspec.Struct, frozen=True):
@@ -141,21 +144,30 @@ class PodChooser:
         )
         if resolved.automatic:
             record.profile = resolved.name
-        requested = read_name(headers.get(CLIENT_STRATEGY, "")) or read_name(
+        requested = read_strategy(headers.get(CLIENT_STRATEGY, "")) or read_strategy(
             headers.get(ROUTING_STRATEGY, "")
         )
-        strategy = self._find_strategy(resolved, requested)
+        strategy = self._find_strategy(resolved, requested, record)
         if strategy is None:
             self._limit(pods, resolved)
             return None
         if pods.unsupported:
             raise unsupported_model(pods.model, pods.unsupported)
-        record.strategy = strategy.name
         digests = tuple(dict.fromkeys(item.digest for item in media)) if media else ()
         with record.steps.time("describe"):
             facts = self._describe(
-                request, pods, tokens, selector, resolved, items=digests, user=record.user
+                request,
+                pods,
+                tokens,
+                selector,
+                resolved,
+                strategy=strategy,
+                items=digests,
+                user=record.user,
             )
+            session = read_session(request, headers, self.policy.session_keys)
+            if session is not None:
+                facts = structs.replace(facts, session=session)
             deadline = self._find_deadline(request, tokens, headers, resolved, record)
             if deadline is not None:
                 facts = structs.replace(facts, deadline=deadline)
@@ -205,19 +217,24 @@ class PodChooser:
         decision = structs.replace(decision, encode=routed.decision.encode)
         return structs.replace(routed, decision=decision)
 
-    def _find_strategy(self, resolved: ResolvedProfile, requested: str) -> Strategy | None:
+    def _find_strategy(
+        self, resolved: ResolvedProfile, requested: str, record: RequestRecord
+    ) -> Strategy | None:
         name = resolve_strategy_name(resolved, requested, self.policy.default_strategy)
         if name is None:
             return None
-        strategy = self.router.strategies.get(name)
-        if strategy is not None:
-            return strategy
-        known = ", ".join(self.router.strategies)
-        message = f"routing strategy {name[:200]!r} is none of {known}"
-        if name == requested.strip() and not resolved.locked_strategy:
-            raise RequestRejected(400, "invalid_routing_strategy", message, ROUTING_STRATEGY)
-        message = f"in the model's annotation model.aibrix.ai/config, {message}"
-        raise RequestRejected(503, "invalid_routing_strategy", message)
+        try:
+            strategy = self.router.strategies.find(name)
+        except CombinationInvalid as invalid:
+            if name == requested and not resolved.locked_strategy:
+                message = str(invalid)
+                raise RequestRejected(
+                    400, "invalid_routing_strategy", message, ROUTING_STRATEGY
+                ) from invalid
+            message = f"in the model's annotation model.aibrix.ai/config, {invalid}"
+            raise RequestRejected(503, "invalid_routing_strategy", message) from invalid
+        record.strategy, record.asked_strategy = strategy.name, name
+        return strategy
 
     def _limit(self, pods: ModelPods, resolved: ResolvedProfile) -> Callable[[], None]:
         """Count the request against its profile's rate; what is returned takes that back."""
@@ -249,6 +266,7 @@ class PodChooser:
         selector: LabelSelector | None,
         resolved: ResolvedProfile,
         *,
+        strategy: Strategy,
         items: tuple[str, ...],
         user: str,
     ) -> RoutingFacts:
@@ -262,18 +280,23 @@ class PodChooser:
         whole = find_misfit(request, pods, self.splits, encoded=bool(items))
         whole = whole or self._find_unsplittable(request, pods)
         split = whole is None and pods.disaggregated
+        profile = resolved.profile
+        recalled = not PROMPT_READERS.isdisjoint(
+            strategy.list_algorithms(profile.prefill_policy, profile.decode_policy)
+        )
         return RoutingFacts(
             tokens,
             whole,
-            hash_prompt(request) if split else NO_PREFIX,
+            hash_prompt(request) if split or recalled else NO_PREFIX,
             output,
             selector,
             resolved.name,
-            resolved.profile.prefill_policy,
-            resolved.profile.decode_policy,
+            profile.prefill_policy,
+            profile.decode_policy,
             items=items,
             usual_output_tokens=expected,
             user=user,
+            recalled=recalled,
         )
 
     def _find_deadline(

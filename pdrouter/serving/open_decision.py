@@ -1,5 +1,7 @@
 """A decision while its pods may still change: nothing is committed before Envoy has the request."""
 
+from collections.abc import Sequence
+
 from msgspec import structs
 
 from pdrouter.cluster.pods import Pod
@@ -8,7 +10,10 @@ from pdrouter.load.ledger import Scope
 from pdrouter.routing.decision import Choice
 from pdrouter.routing.state import RoutingState
 from pdrouter.serving.choosing import Routed
-from pdrouter.serving.record import RequestRecord
+from pdrouter.serving.record import Outcome, RequestRecord
+
+_SERVED = (None, Outcome.OK, Outcome.CLIENT_LEFT)
+"""How requests end that an engine has probably computed the prompt of; None: it is not known."""
 
 
 class OpenDecision:
@@ -19,7 +24,7 @@ class OpenDecision:
         decision: the pods, as they stand now.
     """
 
-    __slots__ = ("_record", "_scope", "_state", "_trial", "decision", "routed")
+    __slots__ = ("_expected", "_record", "_scope", "_state", "_trial", "decision", "routed")
 
     def __init__(self, routed: Routed, state: RoutingState, record: RequestRecord) -> None:
         """Count the request on its last pod.
@@ -34,6 +39,7 @@ class OpenDecision:
         self._state = state
         self._record = record
         self._scope, self._trial = self._hold(routed.decision.last)
+        self._expected = self._expect(routed)
 
     def change(self, routed: Routed) -> None:
         """Let other pods serve the request; what has been counted moves with it."""
@@ -41,8 +47,10 @@ class OpenDecision:
         self.routed = routed
         self.decision = self._record.decision = routed.decision
         if last.pod.uid != before.pod.uid:
-            self.close()
+            self._release()
+            self._forget_prompt(before.pod)
             self._scope, self._trial = self._hold(last)
+            self._expected = self._expect(routed)
 
     def move_last(self, pod: Pod) -> None:
         """Count the request on the second pod: Envoy has come there, and not to the chosen one."""
@@ -51,8 +59,25 @@ class OpenDecision:
 
     def close(self) -> None:
         """Count the request no more. Further calls change nothing."""
+        self._release()
+        if self._record.outcome not in _SERVED:
+            self._forget_prompt(self.decision.last.pod)
+
+    def _release(self) -> None:
         self._trial.release()
         self._scope.release()
+
+    def _forget_prompt(self, pod: Pod) -> None:
+        if self._expected:
+            self._state.decoded.discard(self._expected, pod.uid)
+            self._expected = ()
+
+    def _expect(self, routed: Routed) -> Sequence[int]:
+        """Return what the last pod will have of the prompt and has not had, if that counts."""
+        facts, uid = routed.facts, routed.decision.last.pod.uid
+        if not facts.recalled:
+            return ()
+        return self._state.decoded.expect(facts.prefix.hashes, uid, facts.prompt_tokens)
 
     def _hold(self, last: Choice) -> tuple[Scope, Trial]:
         uid, state = last.pod.uid, self._state

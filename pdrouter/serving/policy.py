@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from pdrouter.routing.deadlines import DeadlineRules
 from pdrouter.settings.choices import FailurePolicy
+from pdrouter.settings.sessions import SESSION_KEYS
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class DispatchPolicy:
         names_second: whether Envoy is told a second pod, should it not reach the first.
         deadlines: when requests are due that do not say so, and what classes mean.
         assumes_deadlines: whether requests that do not say so are due at all.
+        session_keys: headers and members of bodies that name sessions, the first before the others.
     """
 
     default_strategy: str | None
@@ -37,3 +39,4 @@ class DispatchPolicy:
     names_second: bool = False
     deadlines: DeadlineRules = field(default_factory=DeadlineRules)
     assumes_deadlines: bool = False
+    session_keys: tuple[str, ...] = SESSION_KEYS

@@ -63,6 +63,7 @@ class RequestRecord(msgspec.Struct):
         body_bytes: size of the client's body.
         profile: name of the profile of the model's configuration, where the router chose it.
         strategy: name of the strategy; None where the request passes without one.
+        asked_strategy: the strategy as it was asked for: a name, or a list as it was written.
         decision: the pods and the reason; None before the choice.
         forwarded: whether the request was sent on: else the decision was not carried out, unless
             the side legs have left nothing to do.
@@ -115,6 +116,7 @@ class RequestRecord(msgspec.Struct):
     body_bytes: int = 0
     profile: str = ""
     strategy: str | None = None
+    asked_strategy: str = ""
     decision: Decision | None = None
     forwarded: bool = False
     aggregated: str = ""

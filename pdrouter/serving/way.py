@@ -29,6 +29,7 @@ from pdrouter.serving.leg_outcome import LegAnswer, LegFailed
 from pdrouter.serving.leg_requests import LegRequests
 from pdrouter.serving.legs import SideLegs
 from pdrouter.serving.open_decision import OpenDecision
+from pdrouter.serving.own_paths import find_own_path
 from pdrouter.serving.policy import DispatchPolicy
 from pdrouter.serving.priorities import Priorities
 from pdrouter.serving.record import RequestRecord
@@ -120,7 +121,9 @@ class Dispatcher:
         if routed is None:
             with record.steps.time("route-check", waits=True):
                 await self._check_route(pods)
-            return Dispatched(whole_body(request), record.request_id, None, pods.model)
+            headers = find_own_path(request, pods.pods)
+            body = whole_body(request)
+            return Dispatched(body, record.request_id, None, pods.model, headers=headers)
         chosen = call.chosen = OpenDecision(routed, self.chooser.router.state, record)
         if routed.decision.whole and not routed.decision.encode:
             return self._dispatch_whole(request, chosen, head, record)
@@ -343,7 +346,9 @@ class Dispatcher:
         """Return the way of a request that the last pod serves whole."""
         pod, model = chosen.decision.last.pod, chosen.routed.pods.model
         body = whole_body(self._rank_last(request, chosen, head, record))
-        return Dispatched(body, record.request_id, pod, model, chosen)
+        return Dispatched(
+            body, record.request_id, pod, model, chosen, find_own_path(request, (pod,))
+        )
 
     def _hand_over(
         self,

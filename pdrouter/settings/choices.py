@@ -9,14 +9,33 @@ from enum import StrEnum
 
 from pdrouter.settings.controls import POD_HEADERS, RETRY_HEADERS
 
-STRATEGY_NAMES = ("pd", "random", "least-request")
-"""Values of `ROUTING_ALGORITHM` and of the `routing-strategy` header."""
+ALGORITHM_NAMES = ("random", "least-request", "prefix-cache", "session-affinity")
+"""Algorithms that choose one pod: for a whole request, or for a leg of `pd`."""
+
+UNLISTED_ALGORITHMS = frozenset({"random", "session-affinity"})
+"""Those of them that stand alone: they give no scores that could be added to others'."""
+
+STRATEGY_NAMES = ("pd", *ALGORITHM_NAMES)
+"""Values of `ROUTING_ALGORITHM` and of the `routing-strategy` header; lists are values, too."""
 
 PREFILL_POLICY_NAMES = ("ttft", "prefix_cache", "least_request", "conductor")
-"""Values of `AIBRIX_PREFILL_SCORE_POLICY` and of `prefillScorePolicy` in a profile."""
+"""Values of `AIBRIX_PREFILL_SCORE_POLICY` and of `prefillScorePolicy` in a profile, beside the
+algorithms."""
 
 DECODE_POLICY_NAMES = ("kv_capacity", "load_balancing", "least_request", "conductor")
-"""Values of `AIBRIX_DECODE_SCORE_POLICY` and of `decodeScorePolicy` in a profile."""
+"""Values of `AIBRIX_DECODE_SCORE_POLICY` and of `decodeScorePolicy` in a profile, beside the
+algorithms."""
+
+# A policy of the same name goes before an algorithm: it is aibrix's for this leg.
+PREFILL_ALGORITHM_NAMES = tuple(
+    name for name in ALGORITHM_NAMES if name.replace("-", "_") not in PREFILL_POLICY_NAMES
+)
+"""Algorithms that may rank prefill pods, beside the policies."""
+
+DECODE_ALGORITHM_NAMES = tuple(
+    name for name in ALGORITHM_NAMES if name.replace("-", "_") not in DECODE_POLICY_NAMES
+)
+"""Algorithms that may rank decode pods, beside the policies."""
 
 CONNECTOR_NAMES = (
     "nixl",
@@ -36,6 +55,10 @@ ENCODE_ENGINES = frozenset({"vllm"})
 
 SPLIT_ONLY_ENGINES = frozenset({"sglang"})
 """Engines whose decode pods compute no prompts: they cannot serve a request whole."""
+
+WHOLE_ONLY_ENGINES = ("xdit", "xllm")
+"""Engines of which no wire is known: each of their pods serves whole requests, whatever role it is
+said to have."""
 
 NIXL_MEANINGS = ("nixl", "neuron-legacy")
 """What the name `nixl` can mean: the upstream NIXL wire, or what aibrix calls by that name."""
@@ -151,6 +174,17 @@ class Priority(StrEnum):
     """Those that are known to take it: they are asked, and what they say is remembered."""
     ON = "on"
     """All but those that have refused it."""
+
+
+class SessionAffinity(StrEnum):
+    """Whether the requests of a session go to the same pod."""
+
+    OFF = "off"
+    """Only where a strategy or a policy of that name is asked for."""
+    SOFT = "soft"
+    """As long as that pod has not much more to do than the others."""
+    STRICT = "strict"
+    """As long as it is there."""
 
 
 class BlockRelease(StrEnum):

@@ -1,20 +1,65 @@
-"""How policies are named that add up to one, each with its weight: `ttft:2,least_request`."""
+"""How policies, and algorithms, are named that add up: `ttft:2,least_request`."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from pdrouter.settings.choices import ALGORITHM_NAMES, STRATEGY_NAMES, UNLISTED_ALGORITHMS
 
 _MOST_WEIGHT = 1_000_000
+_MOST_DIGITS = 20
+_MOST_ITEMS = 64
+_SHOWN = 50
 Weights = Sequence[tuple[str, int]]
-"""Names of policies, each with its weight, in the order in which they were given."""
+"""Names, each with its weight, in the order in which they were given."""
 
 
 class CombinationInvalid(ValueError):
-    """A text names no policy, or no combination of policies."""
+    """A text is no name that there is, and no list of such names."""
 
 
-def parse_combination(text: str, known: Sequence[str]) -> Weights:
+@dataclass(frozen=True, slots=True)
+class ChosenStrategy:
+    """What a text asks for that names a strategy, or a list of algorithms.
+
+    Attributes:
+        weights: the algorithms, each with its weight.
+        note: what of the text does not count, for people; empty if all of it does.
+    """
+
+    weights: Weights
+    note: str = ""
+
+
+def fold(name: str) -> str:
+    """Return a name as it is compared: case, and `-` or `_`, make no difference."""
+    return name.strip().lower().replace("_", "-")
+
+
+def parse_combination(
+    text: str, known: Sequence[str], unlisted: Collection[str] = UNLISTED_ALGORITHMS
+) -> Weights:
     """Read `name`, or a list of `name:weight` in which a weight of 1 may be left out.
 
     A policy with a weight of 0 is dropped; of one that occurs twice, the weights add up.
+
+    Args:
+        text: the text.
+        known: names that there are.
+        unlisted: those of them that cannot be added to others.
+
+    Raises:
+        CombinationInvalid: it is no such list; the message says why.
+    """
+    weights = _read_weights(text, known, "policy")
+    _check_addable(weights, unlisted)
+    return weights
+
+
+def parse_strategy(text: str, known: Sequence[str] = STRATEGY_NAMES) -> ChosenStrategy:
+    """Read the name of a strategy, or a list of algorithms with weights.
+
+    What cannot be added to others, and is no algorithm for one pod (`pd`), replaces the whole list,
+    as do the `slo` algorithms.
 
     Args:
         text: the text.
@@ -23,12 +68,31 @@ def parse_combination(text: str, known: Sequence[str]) -> Weights:
     Raises:
         CombinationInvalid: it is no such list; the message says why.
     """
+    weights = _read_weights(text, known, "routing strategy")
+    if len(weights) > 1:
+        name = next((name for name, _ in weights if _replaces_lists(name)), None)
+        if name is not None:
+            return ChosenStrategy(((name, 1),), f"{name} stands alone: the others do not count")
+    _check_addable(weights, UNLISTED_ALGORITHMS)
+    return ChosenStrategy(weights)
+
+
+def _replaces_lists(name: str) -> bool:
+    return name not in ALGORITHM_NAMES or name.startswith("slo")
+
+
+def _read_weights(text: str, known: Sequence[str], what: str) -> Weights:
+    if text.count(",") >= _MOST_ITEMS:
+        raise CombinationInvalid(f"a list has at most {_MOST_ITEMS} items")
+    names = {fold(name): name for name in known}
     weights: dict[str, int] = {}
     for item in text.split(","):
-        name, colon, number = (part.strip() for part in item.partition(":"))
-        if name not in known:
-            raise CombinationInvalid(f"policy {name[:50]!r} is none of {', '.join(known)}")
-        if colon and not (number.isdecimal() and int(number[:8]) <= _MOST_WEIGHT):
+        given, colon, number = (part.strip() for part in item.partition(":"))
+        name = names.get(fold(given))
+        if name is None:
+            listed = ", ".join(known)
+            raise CombinationInvalid(f"{what} {given[:_SHOWN]!r} is none of {listed}")
+        if colon and not _is_weight(number):
             raise CombinationInvalid(
                 f"the weight of {name} is no whole number from 0 to {_MOST_WEIGHT}"
             )
@@ -37,3 +101,14 @@ def parse_combination(text: str, known: Sequence[str]) -> Weights:
     if not kept:
         raise CombinationInvalid("all weights are 0")
     return kept
+
+
+def _is_weight(text: str) -> bool:
+    digits = text.isascii() and text.isdecimal()
+    return digits and len(text) <= _MOST_DIGITS and int(text) <= _MOST_WEIGHT
+
+
+def _check_addable(weights: Weights, unlisted: Collection[str]) -> None:
+    alone = [name for name, _ in weights if name in unlisted]
+    if alone and len(weights) > 1:
+        raise CombinationInvalid(f"{alone[0]} gives no scores: it cannot be in a list with others")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pdrouter.settings.algorithms import AlgorithmSettings
 from pdrouter.settings.choices import TokenObservation
 from pdrouter.settings.deadlines import DeadlineSettings
 from pdrouter.settings.declaration import Declaration
@@ -16,6 +17,7 @@ from pdrouter.settings.ports import PortSettings
 from pdrouter.settings.redis import RedisSettings
 from pdrouter.settings.reporting import ReportingSettings
 from pdrouter.settings.routing import RoutingSettings
+from pdrouter.settings.sessions import SessionSettings
 from pdrouter.settings.tracing import TracingSettings
 from pdrouter.settings.users import UserSettings
 
@@ -60,6 +62,8 @@ class Settings(
     FailureSettings,
     LegSettings,
     DeadlineSettings,
+    SessionSettings,
+    AlgorithmSettings,
     RoutingSettings,
     PodSettings,
 ):

@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 
 from pdrouter.settings.choices import (
+    DECODE_ALGORITHM_NAMES,
     DECODE_POLICY_NAMES,
+    PREFILL_ALGORITHM_NAMES,
     PREFILL_POLICY_NAMES,
     STRATEGY_NAMES,
     Aggregation,
 )
-from pdrouter.settings.combination import parse_combination
+from pdrouter.settings.combination import fold, parse_combination, parse_strategy
 from pdrouter.settings.declaration import declare
 from pdrouter.settings.kinds import (
     BOOLEAN,
@@ -17,7 +19,6 @@ from pdrouter.settings.kinds import (
     MIB,
     TEXT,
     ValueKind,
-    choice,
     enumeration,
     number,
     seconds,
@@ -25,18 +26,24 @@ from pdrouter.settings.kinds import (
     time_in,
 )
 
+_LISTS = "or several with weights from 0 to 1000000, as in `a:2,b`"
+
 
 def _combination(*policies: str) -> ValueKind:
     """Return the kind of texts that name a policy, or several with weights."""
 
     def parse(text: str) -> str:
-        text = text.lower().replace("-", "_")
         weights = parse_combination(text, policies)
-        return weights[0][0] if len(weights) == 1 else text
+        if len(weights) == 1:
+            return weights[0][0]
+        return ",".join(name if weight == 1 else f"{name}:{weight}" for name, weight in weights)
 
-    return ValueKind(
-        parse, f"one of {', '.join(policies)}, or several with weights, as in `a:2,b:1`"
-    )
+    return ValueKind(parse, f"one of {', '.join(policies)}, {_LISTS}")
+
+
+def _parse_strategy(text: str) -> str:
+    parse_strategy(text)
+    return fold(text)
 
 
 @dataclass(frozen=True)
@@ -46,25 +53,26 @@ class RoutingSettings:
     routing_algorithm: str | None = declare(
         None,
         "ROUTING_ALGORITHM",
-        choice(*STRATEGY_NAMES),
-        "Strategy for requests without a `routing-strategy` header. Unset or empty: such requests "
-        "pass with a `model` header and no endpoint.",
+        ValueKind(_parse_strategy, f"one of {', '.join(STRATEGY_NAMES)}, {_LISTS}"),
+        "Strategy for requests without a `routing-strategy` header, or several of the algorithms "
+        "for one pod with weights. Unset or empty: such requests pass with a `model` header and no "
+        "endpoint.",
         "--routing-algorithm",
     )
     prefill_policy: str = declare(
         "ttft",
         "AIBRIX_PREFILL_SCORE_POLICY",
-        _combination(*PREFILL_POLICY_NAMES),
+        _combination(*PREFILL_POLICY_NAMES, *PREFILL_ALGORITHM_NAMES),
         "How `pd` chooses a prefill pod. `ttft` predicts the time to the first token; the others "
-        "are aibrix's.",
+        "are aibrix's, those for this leg and the algorithms for one pod.",
         "--prefill-policy",
     )
     decode_policy: str = declare(
         "kv_capacity",
         "AIBRIX_DECODE_SCORE_POLICY",
-        _combination(*DECODE_POLICY_NAMES),
+        _combination(*DECODE_POLICY_NAMES, *DECODE_ALGORITHM_NAMES),
         "How `pd` chooses a decode pod. `kv_capacity` looks for room first, then for the least "
-        "load; the others are aibrix's.",
+        "load; the others are aibrix's, those for this leg and the algorithms for one pod.",
         "--decode-policy",
     )
     prefill_buckets: tuple[int, ...] = declare(

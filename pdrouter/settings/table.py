@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from pdrouter.settings.algorithms import AlgorithmSettings
 from pdrouter.settings.combined import Settings, declarations, find_text
 from pdrouter.settings.deadlines import DeadlineSettings
 from pdrouter.settings.declaration import Declaration
@@ -16,6 +17,7 @@ from pdrouter.settings.ports import PortSettings
 from pdrouter.settings.redis import RedisSettings
 from pdrouter.settings.reporting import ReportingSettings
 from pdrouter.settings.routing import RoutingSettings
+from pdrouter.settings.sessions import SessionSettings
 from pdrouter.settings.tracing import TracingSettings
 from pdrouter.settings.users import UserSettings
 
@@ -29,6 +31,8 @@ _GROUPS: Mapping[str, type] = MappingProxyType(
     {
         "Where the pods come from": PodSettings,
         "Which pods are chosen": RoutingSettings,
+        "The algorithms for one pod": AlgorithmSettings,
+        "Sessions": SessionSettings,
         "When requests are due": DeadlineSettings,
         "The legs of a request": LegSettings,
         "Pods that fail": FailureSettings,

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.routing.deadlines import Deadline
+from pdrouter.routing.decision import Decision
 from pdrouter.serving.answers import AnswerReport
 from pdrouter.serving.record import RequestRecord, describe_decision
 from pdrouter.telemetry.attempts import describe_failed_attempts
@@ -48,12 +49,8 @@ def describe_request(record: RequestRecord) -> dict[str, Any]:
         fields["failed_attempts"] = failed
     if record.kv_source is not None:
         fields["kv_source_pod"] = record.kv_source.name
-    if decision is not None and decision.encode:
-        fields |= {
-            "encoded_items": len(decision.encode),
-            "encode_attempts": record.encode_attempts,
-            "encode_ms": _milliseconds(record.encode_s),
-        }
+    if decision is not None:
+        fields |= _describe_rare_parts(decision, record)
     if record.retries:
         fields["retries"] = record.retries
     if record.unreached is not None:
@@ -64,6 +61,20 @@ def describe_request(record: RequestRecord) -> dict[str, Any]:
         fields["local_reply"] = record.local_reply[:200]
     if record.code or record.message:
         fields |= {"error_code": record.code, "error": record.message}
+    return fields
+
+
+def _describe_rare_parts(decision: Decision, record: RequestRecord) -> dict[str, Any]:
+    """Return what there is only of some requests: a session, media that others encode."""
+    fields: dict[str, Any] = {}
+    if decision.session is not None:
+        fields["session"] = decision.session
+    if decision.encode:
+        fields |= {
+            "encoded_items": len(decision.encode),
+            "encode_attempts": record.encode_attempts,
+            "encode_ms": _milliseconds(record.encode_s),
+        }
     return fields
 
 

@@ -64,6 +64,13 @@ class RequestMetrics:
             ("model",),
             registry=registry,
         )
+        self.sessions = Tally(
+            "pdrouter_session_requests",
+            "Requests whose session was looked at, by what became of it: kept, overloaded, away, "
+            "none.",
+            ("model", "outcome"),
+            registry=registry,
+        )
         self.deadline_refusals = Counter(
             "pdrouter_deadline_refusals",
             "Requests refused since no pod would have had the first token when it was due.",

@@ -205,7 +205,10 @@ class RequestTelemetry:
             metrics.moved.labels(model).inc()
         if record.served_by:
             metrics.misrouted.labels(model).inc()
-        if record.standing_decision is not None:
+        decision = record.standing_decision
+        if decision is not None:
+            if decision.session is not None:
+                metrics.sessions.count(model, decision.session)
             kind = DecisionKind.AGGREGATED if record.aggregated else DecisionKind.DISAGGREGATED
             metrics.decisions.count(model, kind, record.aggregated)
 

@@ -42,6 +42,7 @@ class StackOptions:
         allow_mode_override: whether the router may turn response bodies off.
         token_accounting: whether Envoy counts tokens and reports them to the router.
         trace_collector: where Envoy sends its spans; None for nowhere.
+        cors_origins: web pages that may call.
         listen: where Envoy accepts clients.
         admin: where the router's HTTP port listens.
     """
@@ -59,6 +60,7 @@ class StackOptions:
     allow_mode_override: bool = True
     token_accounting: bool = False
     trace_collector: Address | None = None
+    cors_origins: tuple[str, ...] = ()
     listen: Address = _ANY_PORT
     admin: Address = _ANY_PORT
 
@@ -187,6 +189,7 @@ def _build_envoy(
         allow_mode_override=options.allow_mode_override,
         token_accounting=options.token_accounting,
         trace_collector=options.trace_collector,
+        cors_origins=options.cors_origins,
         max_message_bytes=settings.max_message_bytes,
         prefill_timeout_s=settings.prefill_timeout_s,
     )

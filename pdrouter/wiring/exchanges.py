@@ -43,6 +43,7 @@ from pdrouter.serving.unsplittable import UnsplittableKinds
 from pdrouter.serving.way import Dispatcher
 from pdrouter.settings import Settings
 from pdrouter.wiring.rules import (
+    choose_affinity_rules,
     choose_dispatch_policy,
     choose_encode_rules,
     choose_exchange_policy,
@@ -201,5 +202,6 @@ def create_router(settings: Settings, state: RoutingState) -> Router:
     )
     whole = WholeRules(gap_s=settings.gap_s, bucketing=settings.bucketing)
     late, tokens = settings.refuse_late, settings.source_tokens
-    rules = RoutingRules(settings.aggregation, whole, settings.max_wait_s, late, tokens)
+    affinity = choose_affinity_rules(settings)
+    rules = RoutingRules(settings.aggregation, whole, settings.max_wait_s, late, tokens, affinity)
     return Router(strategies, state, rules)

@@ -11,6 +11,7 @@ from pdrouter.load.retry_budget import RetryRules
 from pdrouter.openai.headers import FORWARDED_TO_SIDE_LEGS
 from pdrouter.routing.deadlines import DeadlineRules
 from pdrouter.routing.policy import PolicyOptions
+from pdrouter.routing.session_affinity import AffinityRules
 from pdrouter.serving.encoding import EncodeRules
 from pdrouter.serving.policy import DispatchPolicy
 from pdrouter.serving.priorities import PriorityRules
@@ -32,6 +33,7 @@ def choose_policy_options(settings: Settings) -> PolicyOptions:
         decode_throughput_spread=settings.decode_throughput_spread,
         decode_score_ratio=settings.decode_score_ratio,
         standard_deviation_factor=settings.standard_deviation_factor,
+        request_imbalance_spread=settings.request_imbalance_spread,
         locality_weight=settings.locality_weight,
         weight_running=settings.weight_running,
         weight_throughput=settings.weight_throughput,
@@ -54,6 +56,14 @@ def choose_dispatch_policy(settings: Settings) -> DispatchPolicy:
             settings.default_target_s, settings.default_target_factor, dict(settings.classes)
         ),
         assumes_deadlines=settings.priority is not Priority.OFF,
+        session_keys=settings.session_keys,
+    )
+
+
+def choose_affinity_rules(settings: Settings) -> AffinityRules:
+    """Return what is set of how far the requests of a session stay together."""
+    return AffinityRules(
+        settings.session_affinity, settings.session_load_factor, settings.session_load_slack
     )
 
 

@@ -358,6 +358,16 @@ async def test_a_closed_port_is_counted_as_such(setup: Setup) -> None:
         await setup.scrape_again()
 
 
+async def test_an_engine_that_has_no_metrics_is_no_failure(setup: Setup) -> None:
+    """That its port is open is all that there is to know of xDiT."""
+    async with listen(Page("", status=404).talk) as server:
+        setup.show(pod_at(server.address, engine="xdit"))
+        await setup.scrape_again(3)
+        assert sum(setup.engines.stats.failures.values()) == 0
+    with failing(setup, "connect"):
+        await setup.scrape_again()
+
+
 async def test_a_scrape_ends_at_its_deadline() -> None:
     setup = Setup()
     setup.engines = MetricsScraper(

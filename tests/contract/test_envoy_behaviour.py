@@ -284,7 +284,7 @@ async def test_errors_of_envoy_have_the_shape_of_the_api(
         ({"x-router": "fail"}, 2, 503, "overloaded_error"),
         ({"x-router": "wait"}, 2, 504, "timeout_error"),
         ({}, MIB, 413, "request_too_large"),
-        ({"connection": "upgrade", "upgrade": "websocket"}, 2, 403, "permission_error"),
+        ({"connection": "upgrade", "upgrade": "websocket"}, 2, 403, "invalid_request_error"),
     ],
     ids=["pod refuses", "router fails", "router waits", "large", "upgrade"],
 )

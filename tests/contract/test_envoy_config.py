@@ -67,6 +67,11 @@ class TestEnvoyAccepts:
             {"token_accounting": True, "access_log": "/dev/stdout"},
             {"trace_collector": Address("otel-collector.observability", 4318)},
             {"trace_collector": Address("fd00::9", 4318), "trace_percent": 0.5},
+            {
+                "cors_origins": ("https://a.example", "http://*.b.example:8080"),
+                "cors_credentials": True,
+            },
+            {"cors_origins": ("*",), "token_accounting": True},
             {"router_health_checks": False, "max_concurrent_requests": 2**31 - 2},
             {"max_message_bytes": MIB, "prefill_timeout_s": 0.001},
             {"max_message_bytes": 2**31 - 1, "prefill_timeout_s": 3595},
@@ -232,6 +237,18 @@ class TestAddress:
         ({"max_message_bytes": MIB - 1}, "max message bytes"),
         ({"max_message_bytes": 2**31}, "max message bytes"),
         ({"max_concurrent_requests": 0}, "max concurrent requests"),
+        *(
+            ({"cors_origins": (origin,)}, "CORS origin")
+            for origin in (
+                "chat.example.com",
+                "https://a.example/",
+                "https://a.*.example",
+                "null",
+                "",
+            )
+        ),
+        ({"cors_origins": ("*",), "cors_credentials": True}, "any page"),
+        ({"cors_credentials": True}, "without an origin"),
         ({"trace_percent": 100.5}, "trace percent"),
         ({"trace_percent": float("nan")}, "trace percent"),
         ({"trace_collector": Address("10.0.0.9", 0)}, "needs a port"),
@@ -269,6 +286,8 @@ class TestCommand:
                 *("--response-body", "streamed", "--access-log", "/dev/stdout"),
                 *("--max-message-bytes", "8Mi", "--max-requests", "64"),
                 *("--prefill-timeout", "10m", "--decode-silence-timeout", "30.5"),
+                *("--cors-origin", "https://a.example", "--cors-origin", "https://*.b.example"),
+                "--cors-credentials",
                 *("--trace-collector", "otel:4318", "--trace-percent", "2.5"),
             )
             == 0
@@ -289,6 +308,8 @@ class TestCommand:
             decode_silence_timeout_s=30.5,
             trace_collector=Address("otel", 4318),
             trace_percent=2.5,
+            cors_origins=("https://a.example", "https://*.b.example"),
+            cors_credentials=True,
         )
         assert capsys.readouterr().out == to_yaml(build_bootstrap(expected))
 

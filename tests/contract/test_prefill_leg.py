@@ -35,6 +35,7 @@ from pdrouter.openai.request import InferenceRequest, parse_request
 from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts
 from pdrouter.routing.router import Router
 from pdrouter.routing.state import RoutingState
+from pdrouter.routing.strategy_book import StrategyBook
 from pdrouter.serving.cache_reports import CacheReports
 from pdrouter.serving.call import Call
 from pdrouter.serving.choosing import Routed
@@ -85,6 +86,10 @@ class InOrder:
             raise NoReadyPod(pods.model, Role.PREFILL)
         first = pods.prefill[0]
         return make_pair(first, pods.decode[first.pairing][0])
+
+    def list_algorithms(self, prefill_policy: str, decode_policy: str) -> frozenset[str]:
+        del prefill_policy, decode_policy
+        return frozenset((self.name,))
 
 
 async def fail(error: Exception) -> None:
@@ -162,7 +167,7 @@ class Stage(Notes):
     def create_leg_with(self, client: EngineClient, total_s: float, retries: int) -> SideLegs:
         cache = PodCache()
         cache.replace([*self.pods, DECODE, OTHER_DECODE])
-        self.router = Router({}, make_state(self.ledger))
+        self.router = Router(StrategyBook({}), make_state(self.ledger))
         state = self.router.state
         return SideLegs(
             client,

@@ -1,5 +1,6 @@
 """The HTTP filters that Envoy Gateway makes of policies, and where it turns them on."""
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -204,12 +205,20 @@ def _make_security(policy: Object, _: str) -> list[Object]:
 def _make_cors_policy(cors: Object) -> Object:
     return {
         "@type": f"{_FILTERS}.cors.v3.CorsPolicy",
-        "allow_origin_string_match": [{"exact": origin} for origin in cors["allowOrigins"]],
+        "allow_origin_string_match": [_match_origin(origin) for origin in cors["allowOrigins"]],
         "allow_methods": ", ".join(cors["allowMethods"]),
         "allow_headers": ", ".join(cors["allowHeaders"]),
         "expose_headers": ", ".join(cors["exposeHeaders"]),
+        "max_age": str(int(cors["maxAge"].removesuffix("h")) * 3600),
+        "allow_credentials": cors.get("allowCredentials", False),
         "forward_not_matching_preflights": False,
     }
+
+
+def _match_origin(origin: str) -> Object:
+    if "*" not in origin:
+        return {"exact": origin}
+    return {"safe_regex": {"regex": re.escape(origin).replace(r"\*", ".*")}}
 
 
 def _make_keys(auth: Object) -> Object:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from manifests import (
+    DEPLOY,
     OVERLAYS,
     Object,
     build,
@@ -14,11 +15,13 @@ from manifests import (
     settings_of,
 )
 
+from pdrouter.engines.xdit.paths import PATHS as XDIT_PATHS
 from pdrouter.openai.errors import encode_error
 from pdrouter.openai.headers import (
     CLIENT_STRATEGY,
     DESTINATION_ENDPOINT,
     EARLY_HEADERS,
+    MODEL,
     ROUTE_HEADERS,
     ROUTING_STRATEGY,
     TARGET_POD,
@@ -26,6 +29,12 @@ from pdrouter.openai.headers import (
 from pdrouter.openai.paths import ENDPOINTS, MODELS_PATH
 from pdrouter.settings.choices import Routing
 from pdrouter.tools.envoy_config import Address, EnvoyConfig
+from pdrouter.tools.envoy_config.cors import (
+    ALLOWED_HEADERS,
+    ALLOWED_METHODS,
+    EXPOSED_HEADERS,
+    check_origins,
+)
 
 # What `pdrouter envoy-config` would say with the prefill timeout that the manifests set.
 ENVOY = EnvoyConfig(routers=(Address("127.0.0.1", 50052),), prefill_timeout_s=590)
@@ -193,6 +202,30 @@ class TestRoute:
         inside = [path for path in prefixes if any(map(covers(path), set(prefixes) - {path}))]
 
         assert inside == []
+
+    def test_what_has_no_strategy_goes_by_its_models_route_on_every_path(self) -> None:
+        """Else it would meet the router's own route again, whose backend is none."""
+        routes = [one for one in build(OVERLAYS[1]) if one["kind"] == "HTTPRoute"]
+        (of_model,) = [route for route in routes if not serves_all(route)]
+        (rule,) = of_model["spec"]["rules"]
+        led = [match["path"]["value"] for match in rule["matches"]]
+        known = {*ENDPOINTS, *XDIT_PATHS.values()}
+
+        assert {match["headers"][0]["name"] for match in rule["matches"]} == {MODEL}
+        assert [path for path in known if not any(map(covers(path), led))] == []
+        assert [path for path in led if path not in known] == []
+
+
+class TestWebPages:
+    """`examples/access` and `pdrouter envoy-config --cors-origin` let pages do the same."""
+
+    def test_they_may_send_and_read_the_same_headers(self) -> None:
+        cors = find(build(DEPLOY / "examples" / "access"), "SecurityPolicy")["spec"]["cors"]
+
+        assert tuple(cors["allowMethods"]) == ALLOWED_METHODS
+        assert tuple(cors["allowHeaders"]) == ALLOWED_HEADERS
+        assert tuple(cors["exposeHeaders"]) == EXPOSED_HEADERS
+        check_origins(tuple(cors["allowOrigins"]), credentials=cors.get("allowCredentials", False))
 
 
 class TestErrors:

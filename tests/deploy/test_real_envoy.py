@@ -152,8 +152,11 @@ async def test_without_a_strategy_a_request_goes_by_its_models_route() -> None:
     ):
         refused = await client.post(CHAT_PATH, json=CHAT, headers={MODEL: MODEL_NAME})
         passed = await client.post(CHAT_PATH, json=CHAT, headers=AUTHORIZATION)
+        embedding = {"model": MODEL_NAME, "input": "hi"}
+        on_one_leg = await client.post("/v1/embeddings", json=embedding, headers=AUTHORIZATION)
 
     assert refused.status_code == 401
+    assert (on_one_leg.status_code, on_one_leg.json()["model"]) == (200, MODEL_NAME)
     assert (passed.status_code, "target-pod" in passed.headers) == (200, False)
 
 
@@ -194,6 +197,13 @@ async def test_what_is_not_served_is_the_routers_to_refuse(installed: Installed)
             answer = await client.post(path, json=CHAT)
 
             assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_path")
+
+        upgrade = {"connection": "upgrade", "upgrade": "websocket"}
+        for path in ("/v1/realtime?model=m", "/v1/files", "/v1/videos/video_1"):
+            answer = await client.get(path, headers=upgrade if "realtime" in path else {})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_path")
+        admin = await client.post("/v1/load_lora_adapter", json={"lora_name": "x"})
+        assert "ModelAdapter" in admin.json()["error"]["message"]
 
 
 async def test_who_asks_for_health_gets_it_without_a_key(installed: Installed) -> None:
@@ -380,6 +390,20 @@ class TestAccess:
         assert "access-control-allow-origin" not in foreign.headers
         assert answer.headers["access-control-allow-origin"] == self.ORIGIN
         assert "x-pd-decision" in answer.headers["access-control-expose-headers"]
+
+    async def test_it_may_read_errors_whoever_gives_them(self, guarded: str) -> None:
+        page = {"origin": "https://a.chat.example.com"}
+        key = {"authorization": "Bearer key-of-alice"}
+        async with httpx.AsyncClient(base_url=guarded, timeout=30, headers=page) as client:
+            answers = {
+                401: await client.post(CHAT_PATH, json=CHAT),
+                404: await client.post(CHAT_PATH, json={**CHAT, "model": "absent"}, headers=key),
+                413: await client.post(CHAT_PATH, content=b"x" * 2**24, headers=key),
+            }
+
+        for status, answer in answers.items():
+            assert answer.status_code == status
+            assert answer.headers["access-control-allow-origin"] in (page["origin"], "*")
 
 
 @pytest.mark.parametrize("installation", ["endpoint-override", "original-dst"])

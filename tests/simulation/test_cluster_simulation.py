@@ -40,6 +40,10 @@ class WithoutPrefill:
     def decide(self, facts: RoutingFacts, pods: ModelPods, state: RoutingState) -> Decision:
         return self._whole.decide(facts, pods, state)
 
+    def list_algorithms(self, prefill_policy: str, decode_policy: str) -> frozenset[str]:
+        del prefill_policy, decode_policy
+        return frozenset((self.name,))
+
 
 class Recording:
     """A strategy that notes what it was asked, what engines had said, and what it answered."""
@@ -54,6 +58,10 @@ class Recording:
         decision = self._strategy.decide(facts, pods, state)
         self.log.append((facts, dict(state.samples), decision))
         return decision
+
+    def list_algorithms(self, prefill_policy: str, decode_policy: str) -> frozenset[str]:
+        del prefill_policy, decode_policy
+        return frozenset((self.name,))
 
 
 def simulate(

@@ -23,6 +23,7 @@ from pdrouter.routing.decision import Decision, NoReadyPod, RoutingFacts, Strate
 from pdrouter.routing.homes import Homes
 from pdrouter.routing.router import Router, RoutingRules
 from pdrouter.routing.state import RoutingState
+from pdrouter.routing.strategy_book import StrategyBook
 from pdrouter.routing.whole_lessons import learn_first_token, learn_prompt, note_sent
 from pdrouter.settings.choices import Aggregation
 
@@ -161,7 +162,7 @@ class RouterReplica:
             homes=Homes(_form_group(options)),
         )
         rules = RoutingRules(options.aggregation, options.whole, options.max_wait_s)
-        self.router = Router({strategy.name: strategy}, self.state, rules)
+        self.router = Router(StrategyBook({strategy.name: strategy}), self.state, rules)
 
     def _create_index(self, clock: Callable[[], float], count: _Count) -> PrefixIndex:
         """Return an index that forgets as its pods do, by what they say of their memory."""

@@ -51,6 +51,7 @@ REVISIONS = (
 """Labels with the version of a pod, the most deliberate first."""
 COMPUTES_PROMPTS = "pdrouter/computes-prompts"
 DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
+RAY_NODE_TYPE = "ray.io/node-type"
 GROUP_INDEX = "stormservice.orchestration.aibrix.ai/pod-group-index"
 
 NO_BOOTSTRAP_PORT = "null"
@@ -300,6 +301,8 @@ def _find_flaw(pod: KubePod) -> str:
     port = metadata.get(PORT)
     if metadata.labels.get(GROUP_INDEX, "0") != "0":
         return "not the head of its group"
+    if metadata.labels.get(RAY_NODE_TYPE) == "worker":
+        return "a worker of its Ray cluster, not the head"
     if port is not None and _read_port(port) is None:
         return f"port {port!r:.100} is invalid"
     return find_rank_flaw(metadata.get, pod.spec.containers, _read_port(port) or DEFAULT_PORT)

@@ -34,6 +34,7 @@ from pdrouter.tools.envoy_config.clusters import (
     build_router_cluster,
     build_socket_address,
 )
+from pdrouter.tools.envoy_config.cors import build_cors_filters, build_cors_policy
 from pdrouter.tools.envoy_config.local_replies import build_local_replies
 from pdrouter.tools.envoy_config.options import (
     MAX_HEADER_KB,
@@ -134,6 +135,7 @@ def _build_connection_manager(config: EnvoyConfig) -> hcm.HttpConnectionManager:
         request_id_extension=build_request_ids(config),
         route_config=_build_routes(config),
         http_filters=[
+            *build_cors_filters(config.cors_origins),
             *(build_token_filters() if config.token_accounting else ()),
             hcm.HttpFilter(
                 name="envoy.filters.http.ext_proc", typed_config=Any.pack(_build_ext_proc(config))
@@ -153,6 +155,9 @@ def _build_routes(config: EnvoyConfig) -> route.RouteConfiguration:
                 name=POD_CLUSTER,
                 domains=["*"],
                 request_body_buffer_limit=config.body_limit_bytes,
+                typed_per_filter_config=build_cors_policy(
+                    config.cors_origins, credentials=config.cors_credentials
+                ),
                 routes=[
                     route.Route(
                         match=route.RouteMatch(prefix="/"),

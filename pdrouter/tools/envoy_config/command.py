@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options; their defaults are those of `EnvoyConfig`."""
     _add_addresses(parser.add_argument_group("addresses"))
     _add_behaviour(parser.add_argument_group("behaviour"))
+    add_cors(parser.add_argument_group("web pages"))
     _add_reports(parser.add_argument_group("reports"))
 
 
@@ -42,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
             access_log=args.access_log,
             trace_collector=args.trace_collector,
             trace_percent=args.trace_percent,
+            cors_origins=tuple(args.cors_origin),
+            cors_credentials=args.cors_credentials,
         )
     except ValueError as error:
         sys.stderr.write(f"pdrouter envoy-config: error: {error}\n")
@@ -146,6 +149,23 @@ def _add_behaviour(group: argparse._ArgumentGroup) -> None:
         action=argparse.BooleanOptionalAction,
         default=_DEFAULT.router_health_checks,
         help="send no new request to a router that drains (default: %(default)s)",
+    )
+
+
+def add_cors(group: argparse._ArgumentGroup) -> None:
+    """Adds the options that say which web pages may call."""
+    group.add_argument(
+        "--cors-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="let pages of this origin call, such as https://chat.example.com, "
+        "https://*.example.com or *; repeatable (default: none)",
+    )
+    group.add_argument(
+        "--cors-credentials",
+        action="store_true",
+        help="let them call with cookies and the like (default: off)",
     )
 
 

@@ -87,6 +87,12 @@ def _list_rules(body_limit_bytes: int) -> tuple[_Rule, ...]:
             "gateway_error",
             "The gateway failed (%RESPONSE_CODE_DETAILS%).",
         ),
+        _Rule(
+            "response.code_details == 'upgrade_failed'",
+            400,
+            "upgrade_not_supported",
+            "WebSockets, as for /v1/realtime, and other upgrades of a connection are not served.",
+        ),
         *(
             _Rule(f"response.code == {status}", status, "request_refused", _REFUSED)
             for status in (401, 403, 404, 429)

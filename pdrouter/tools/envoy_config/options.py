@@ -7,6 +7,7 @@ from typing import Self
 
 from pdrouter.extproc.limits import MESSAGE_OVERHEAD_BYTES
 from pdrouter.settings.choices import Routing
+from pdrouter.tools.envoy_config.cors import check_origins
 
 MAX_HEADERS = 256
 """Headers of one message; Envoy's default is 100."""
@@ -104,6 +105,8 @@ class EnvoyConfig:
         access_log: File (`/dev/stdout` included) that gets a line per request; None for no log.
         trace_collector: Where Envoy sends spans of its own, over OTLP/HTTP; None for nowhere.
         trace_percent: How many requests are traced whose `traceparent` has not decided it.
+        cors_origins: Web pages that may call, `*` for any; empty for none.
+        cors_credentials: Whether they may call with cookies and the like.
 
     Raises:
         ValueError: If the decisions contradict each other or lie outside what Envoy accepts.
@@ -126,9 +129,12 @@ class EnvoyConfig:
     access_log: str | None = None
     trace_collector: Address | None = None
     trace_percent: float = 100.0
+    cors_origins: tuple[str, ...] = ()
+    cors_credentials: bool = False
 
     def __post_init__(self) -> None:
         self._check_addresses()
+        check_origins(self.cors_origins, credentials=self.cors_credentials)
         for name, value, lowest, highest in (
             ("max message bytes", self.max_message_bytes, _MIB, 2**31 - 1),
             ("max concurrent requests", self.max_concurrent_requests, 1, 2**31 - 2),

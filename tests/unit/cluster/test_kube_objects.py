@@ -242,6 +242,11 @@ def test_the_role_is_a_label(name: str | None, role: Role) -> None:
             "not the head of its group",
         ),
         (
+            {"labels": MODEL | {"ray.io/node-type": "worker"}},
+            "unready",
+            "a worker of its Ray cluster, not the head",
+        ),
+        (
             {"labels": MODEL | {"model.aibrix.ai/engine": "sglang"}},
             "unsupported",
             "engine 'sglang' is not supported: it is none of vllm",
@@ -264,6 +269,7 @@ def test_a_pod_that_gets_no_requests_says_why(
     "labels",
     [
         {"stormservice.orchestration.aibrix.ai/pod-group-index": "0"},
+        {"ray.io/node-type": "head"},
         {"model.aibrix.ai/engine": "VLLM"},
         {"model.aibrix.ai/kv-connector-type": "SHFS"},
     ],

@@ -11,6 +11,15 @@ from hypothesis import strategies as st
 from pdrouter.cluster.pods import PairingKey, Role, format_address, is_ip, parse_address
 
 
+@pytest.mark.parametrize("engine", ["xdit", "xllm"])
+@pytest.mark.parametrize("role", Role)
+def test_engines_that_split_nothing_serve_whole_whatever_their_role(
+    engine: str, role: Role
+) -> None:
+    whole = role in (Role.PREFILL, Role.DECODE)
+    assert make_pod(role=role, engine=engine).role is (Role.BOTH if whole else role)
+
+
 @pytest.mark.parametrize(
     ("text", "ip", "port"),
     [

@@ -164,6 +164,10 @@ def test_a_tensorrt_llm_page_is_understood() -> None:
     ) == {"running": 4, "waiting": 1, "kv_usage": 0.5}
 
 
+def test_an_xllm_page_is_understood() -> None:
+    assert read("xllm", "kv_cache_utilization 0.5", "engine_utilization 0.25") == {"kv_usage": 0.5}
+
+
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])
 def test_the_page_of_anything_else_says_nothing(engine: str) -> None:
     page = "process_cpu_seconds_total 3\nnum_requests_running 4\n"

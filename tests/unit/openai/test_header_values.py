@@ -156,9 +156,10 @@ async def test_a_strategy_may_be_written_in_any_way(value: str, decision: str) -
     bench.close()
 
 
-async def test_two_strategies_are_none() -> None:
+async def test_two_strategies_that_give_no_scores_are_none() -> None:
     bench = Bench()
-    _, reply = await bench.tell(request_headers(routing_strategy="pd, random"), request_body())
+    value = "least-request, random"
+    _, reply = await bench.tell(request_headers(routing_strategy=value), request_body())
     assert error_of(reply) == (400, "invalid_routing_strategy")
     bench.close()
 

@@ -22,6 +22,7 @@ from pdrouter.routing.policy import PolicyOptions
 from pdrouter.routing.router import Router
 from pdrouter.routing.state import RoutingState
 from pdrouter.routing.strategies import create_strategies
+from pdrouter.routing.strategy_book import StrategyBook
 
 P, D, BOTH, OTHER = Role.PREFILL, Role.DECODE, Role.BOTH, Role.OTHER
 
@@ -152,7 +153,7 @@ def test_another_try_stays_within_the_bucket_and_never_goes_to_a_combined_pod() 
         make_sized("c", BOTH, 0, 100),
     )
     state = make_waiting({"p2": 9.0, "c": 0.0}, {"p2": 1})
-    router, facts = Router({}, state), RoutingFacts(100, None)
+    router, facts = Router(StrategyBook({}), state), RoutingFacts(100, None)
     tried = [pod for pod in pods.prefill if pod.name != "p2"]
     decision = PD.decide(facts, make_model_pods(*tried, pods.partners[0]), state)
     other = router.choose_other(PD, facts, decision, pods, tried=tried[:1], failed=[])

@@ -118,7 +118,7 @@ def test_one_pod_is_left_where_each_would_take_out_another() -> None:
 def test_decode_policies_look_at_what_those_before_have_left_in() -> None:
     first, second = Fixed([math.inf, 1.0, 2.0], note="one is full"), Fixed([0.0, 5.0, 5.0])
     ranking = CombinedDecode("", [(first, 1), (second, 1)]).rank(PODS, REQUEST)
-    assert ranking == Ranking(PODS[1:], [0.0, 0.5], "one is full")
+    assert (ranking.pods, ranking.scores, ranking.note) == (PODS[1:], [0.0, 0.5], "one is full")
 
 
 def test_the_first_policy_says_what_a_request_costs_and_all_say_whom_they_drop() -> None:

@@ -17,6 +17,7 @@ from pdrouter.routing.kv_source import find_kv_source
 from pdrouter.routing.label_selector import parse_selector
 from pdrouter.routing.router import Router, RoutingRules
 from pdrouter.routing.state import RoutingState
+from pdrouter.routing.strategy_book import StrategyBook
 
 BLOCKS = 10
 PREFIX = PromptPrefix(tuple(range(BLOCKS)), tuple(range(100, 1100, 100)), 1000)
@@ -48,7 +49,7 @@ def find(
 ) -> str | None:
     """The name of the source of a prompt that the first pod computes."""
     pods = pods or make_pods()
-    router = Router({}, state, RoutingRules(source_tokens=least))
+    router = Router(StrategyBook({}), state, RoutingRules(source_tokens=least))
     source = router.find_kv_source(pods[0], facts, make_model_pods(*pods), failed)
     return None if source is None else source.name
 

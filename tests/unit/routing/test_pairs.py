@@ -21,6 +21,7 @@ from pdrouter.routing.pairs import PickedPair, pick_pair
 from pdrouter.routing.policy import PolicyOptions, Ranking
 from pdrouter.routing.router import Router
 from pdrouter.routing.strategies import create_strategies
+from pdrouter.routing.strategy_book import StrategyBook
 
 PD = create_strategies(options=PolicyOptions(locality_weight=0.02))["pd"]
 FACTS = RoutingFacts(1000, None, output_tokens=100)
@@ -36,7 +37,7 @@ def make_version(name: str, prefill: int, decode: int) -> list[Pod]:
 def serve(pods: ModelPods, number: int, at_once: int) -> list[Decision]:
     """Decide so many requests, so many of which are in flight at any time."""
     ledger = Ledger(PrefillRates(10_000), lambda: 0.0)
-    router = Router({"pd": PD}, make_state(ledger))
+    router = Router(StrategyBook({"pd": PD}), make_state(ledger))
     flying: deque[list[Scope]] = deque()
     decisions = []
     for _ in range(number):

@@ -120,3 +120,12 @@ def test_it_is_always_a_ready_pod_of_the_roleset_with_the_lowest_score(
     else:
         assert found is not None
         assert able[found.uid] == min(able.values())
+
+
+def test_it_has_the_same_engine() -> None:
+    """The path of the request is this engine's."""
+    pods = [
+        make_pod(f"w{number}", Role.BOTH, ip=f"10.0.1.{number}", engine=engine)
+        for number, engine in enumerate(("xdit", "vllm", "xdit"))
+    ]
+    assert find(decide(pods, [1.0, 2.0, 3.0], whole=True), pods) is pods[2]

@@ -8,7 +8,13 @@ from pdrouter.engines.split import Leg
 from pdrouter.routing.decision import NoReadyPod, RoutingFacts
 from pdrouter.routing.label_selector import parse_selector
 from pdrouter.routing.strategies import DECODE_POLICIES, PREFILL_POLICIES, create_strategies
-from pdrouter.settings.choices import STRATEGY_NAMES
+from pdrouter.settings.choices import (
+    DECODE_ALGORITHM_NAMES,
+    DECODE_POLICY_NAMES,
+    PREFILL_ALGORITHM_NAMES,
+    PREFILL_POLICY_NAMES,
+    STRATEGY_NAMES,
+)
 
 P, D = Role.PREFILL, Role.DECODE
 STRATEGIES = create_strategies()
@@ -49,13 +55,15 @@ def test_a_profile_may_ask_for_policies(prefill: str, decode: str) -> None:
 
 
 def test_policies_that_do_not_exist_are_noted_and_change_nothing() -> None:
-    facts = RoutingFacts(1, None, prefill_policy="load_balancing", decode_policy="prefix_cache")
+    facts = RoutingFacts(1, None, prefill_policy="load_balancing", decode_policy="conductr")
     decision = STRATEGIES["pd"].decide(facts, PODS, make_state())
     assert decision.prefill is not None
     assert (decision.prefill.policy, decision.last.policy) == ("ttft", "kv_capacity")
     assert decision.notes == (
-        "policy 'load_balancing' is none of ttft, prefix_cache, least_request, conductor",
-        "policy 'prefix_cache' is none of kv_capacity, load_balancing, least_request, conductor",
+        "policy 'load_balancing' is none of "
+        + ", ".join((*PREFILL_POLICY_NAMES, *PREFILL_ALGORITHM_NAMES)),
+        "policy 'conductr' is none of "
+        + ", ".join((*DECODE_POLICY_NAMES, *DECODE_ALGORITHM_NAMES)),
     )
 
 

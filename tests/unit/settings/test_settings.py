@@ -16,6 +16,7 @@ from pdrouter.quantities import parse_time
 from pdrouter.routing.strategies import DECODE_POLICIES, PREFILL_POLICIES
 from pdrouter.settings import SettingInvalid, Settings, declarations, describe_settings
 from pdrouter.settings.choices import (
+    STRATEGY_NAMES,
     Aggregation,
     BlockRelease,
     FailurePolicy,
@@ -23,6 +24,7 @@ from pdrouter.settings.choices import (
     Priority,
     RemoteHostRewrite,
     Routing,
+    SessionAffinity,
     TokenIds,
     TokenObservation,
     Transport,
@@ -100,8 +102,10 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
         [
             *(("pd", "pd"), ("random", "random"), ("least-request", "least-request")),
             *(("PD", "pd"), (" Random ", "random"), ("least_request", "least-request")),
+            ("prefix-cache:2, least_request", "prefix-cache:2, least-request"),
+            ("pd,random", "pd,random"),
         ],
-        ["p d", "round-robin", "pd,random"],
+        ["p d", "round-robin", "random,least-request", "pd,", "pd:0", "pd:1:1", "pd:1000001"],
     ),
     "PDROUTER_ENDPOINTS": (_PATHS, []),
     "PDROUTER_KUBERNETES": (_BOOLEANS, _NO_BOOLEANS),
@@ -229,9 +233,26 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     "AIBRIX_DECODE_THROUGHPUT_IMBALANCE_MIN_SPREAD": ([("2048", 2048)], ["-1", "nan"]),
     "AIBRIX_DECODE_SCORE_RATIO_THRESHOLD": ([("1", 1), ("1.5", 1.5)], ["0.9", "x"]),
     "AIBRIX_PREFIX_CACHE_STANDARD_DEVIATION_FACTOR": ([("0", 0), ("2", 2)], ["-1", "x"]),
+    "AIBRIX_PREFIX_CACHE_POD_RUNNING_REQUEST_IMBALANCE_ABS_COUNT": (
+        [("0", 0), ("16", 16)],
+        ["-1", "1.5"],
+    ),
     "AIBRIX_DECODE_LB_WEIGHT_RUNNING": ([("0", 0), ("0.5", 0.5)], ["-1", "x"]),
     "AIBRIX_DECODE_LB_WEIGHT_THROUGHPUT": ([("0", 0), ("2", 2)], ["-1", "x"]),
     "PDROUTER_MAX_WAIT": (_SECONDS_ABOVE_0, _NO_SECONDS),
+    "PDROUTER_SESSION_AFFINITY": (
+        [(each.value, each) for each in SessionAffinity],
+        ["on", "true", "hard"],
+    ),
+    "PDROUTER_SESSION_KEYS": (
+        [
+            ("X-Chat-Id, body.user", ("x-chat-id", "body.user")),
+            ("body.metadata.userId,body.metadata.userId", ("body.metadata.userId",)),
+        ],
+        ["x a", ",", "a,,b", "body.", "body.a.b.c", "body.a b", "x-a:x-b"],
+    ),
+    "PDROUTER_SESSION_LOAD_FACTOR": ([("1", 1), ("1.5", 1.5)], ["0.9", "101", "nan"]),
+    "PDROUTER_SESSION_LOAD_SLACK": ([("0", 0), ("8", 8)], ["-1", "1.5", "10001"]),
     "PDROUTER_CLASSES": (
         [
             ("batch=5m", (("batch", 300.0),)),
@@ -447,7 +468,13 @@ def test_bad_values_are_refused_with_variable_value_and_what_is_allowed(
         ("endpoints_poll_s", "seconds, or a time such as 500ms or 1m30s, from 0.01 to 3600"),
         ("prefill_timeout_s", "seconds, or a time such as 500ms or 1m30s, above 0 to 86400"),
         ("prefill_retries", "a whole number from 0 to 100"),
-        ("routing_algorithm", "one of pd, random, least-request"),
+        (
+            "routing_algorithm",
+            (
+                f"one of {', '.join(STRATEGY_NAMES)}, or several with weights from 0 to 1000000, "
+                "as in `a:2,b`"
+            ),
+        ),
         ("on_prefill_failure", "one of fail, aggregate"),
         ("rewrite_remote_host", "one of auto, always, never"),
     ],
@@ -617,7 +644,7 @@ def test_what_few_need_stands_apart() -> None:
     apart = set(re.findall(r"^\| `(\w+)`", advanced, re.MULTILINE))
     assert apart == {each.variable for each in declarations().values() if each.advanced}
     assert shown | apart == set(NAMES)
-    assert 40 <= len(shown) <= 64
+    assert 40 <= len(shown) <= 68
     # What is worth an option is worth a place among the others.
     assert not [each.option for each in declarations().values() if each.advanced and each.option]
 

@@ -13,6 +13,7 @@ import pytest
 from factories import make_attempt, make_decision, make_pod, make_record, make_steps
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 from prometheus_client.parser import text_string_to_metric_families
 
 from pdrouter import __version__
@@ -23,6 +24,7 @@ from pdrouter.engine_http.failures import FailureKind
 from pdrouter.engines.split import Leg
 from pdrouter.load.ledger import Ledger, Scope
 from pdrouter.openai.usage import Usage
+from pdrouter.routing.session_affinity import SessionOutcome
 from pdrouter.serving.answers import AnswerReport, RoutedRequest
 from pdrouter.serving.record import Outcome, RequestRecord, Retry, describe_decision
 from pdrouter.serving.release import ReleaseOutcome
@@ -144,6 +146,17 @@ def test_decisions_are_counted_as_they_turned_out(prefill: Any, aggregated: str,
     finish(telemetry, decision=decision, aggregated=aggregated, forwarded=True)
     labels = {"model": "m", "decision": kind, "reason": aggregated}
     assert value(telemetry, "pdrouter_decisions_total", **labels) == 1
+
+
+def test_what_becomes_of_a_session_is_counted_and_told() -> None:
+    telemetry = create_telemetry()
+    decision = structs.replace(make_decision(P, D), session=SessionOutcome.AWAY)
+    record = finish(telemetry, decision=decision, forwarded=True)
+    name = "pdrouter_session_requests_total"
+    assert value(telemetry, name, model="m", outcome="away") == 1
+    assert describe_request(record)["session"] == "away"
+    finish(telemetry, decision=make_decision(P, D), forwarded=True)
+    assert [key for key, _ in read_metrics(telemetry)].count(name) == 1
 
 
 def test_a_decision_that_was_not_carried_out_is_neither_counted_nor_told() -> None:

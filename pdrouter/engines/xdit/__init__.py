@@ -1,0 +1,1 @@
+"""xDiT, which makes images and videos: one pod serves a request."""

@@ -1,0 +1,1 @@
+"""xLLM, of which no wire is known: one pod serves a request."""

@@ -1,0 +1,1 @@
+"""The algorithms that choose one pod by themselves, a module for each family."""
