@@ -2,14 +2,12 @@
 
 import asyncio
 import logging
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Coroutine, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
-from random import Random
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
 from pdrouter.admin.server import AdminServer
 from pdrouter.cluster.router_group import form_group
@@ -19,34 +17,29 @@ from pdrouter.extproc.grpcio_server import GrpcioServer
 from pdrouter.extproc.http2.server import Http2Server
 from pdrouter.extproc.limits import HANDLE_HEADROOM_BYTES
 from pdrouter.extproc.server import CreateServer, ReceiveStream, Server, ServerOptions
-from pdrouter.load.decoded_prompts import DecodedPrompts
+from pdrouter.journal.journal import Journal
+from pdrouter.journal.leading import Work, work_while_leading
+from pdrouter.journal.memory import SharedMemory
 from pdrouter.load.engine_check import EngineCheck, describe_silence
-from pdrouter.load.failures import FailureMemory
-from pdrouter.load.ledger import Ledger
-from pdrouter.load.peers import PeerKnowledge
-from pdrouter.load.prefill_rates import PrefillRates
-from pdrouter.load.prefix_index import PrefixIndex
-from pdrouter.load.priorities import PriorityKnowledge
-from pdrouter.load.samples import EngineSample, count_free_tokens, count_kv_capacity
 from pdrouter.load.scraper import MetricsScraper
-from pdrouter.load.whole_serving import WholeServing
 from pdrouter.ports import naming_port
 from pdrouter.process_limits import (
     FreedMemory,
     choose_body_memory,
     find_memory_limit,
 )
-from pdrouter.routing.homes import Homes
-from pdrouter.routing.state import RoutingState
 from pdrouter.serving.engine_client import EngineClient
 from pdrouter.serving.held_bodies import HeldBodies
 from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.settings import SettingInvalid, Settings
 from pdrouter.settings.choices import Transport
 from pdrouter.telemetry.event_loop import EventLoopWatch
+from pdrouter.telemetry.journal import JournalMetrics
 from pdrouter.telemetry.requests import RequestTelemetry
 from pdrouter.wiring.exchanges import Exchanges, Surroundings, create_router
-from pdrouter.wiring.rules import choose_ejection_rules, find_tls, limit_client
+from pdrouter.wiring.knowledge import create_knowledge
+from pdrouter.wiring.rules import find_tls, limit_client
+from pdrouter.wiring.sharing import LANGUAGE, Sharing
 from pdrouter.wiring.sources import create_source
 
 if TYPE_CHECKING:
@@ -60,16 +53,12 @@ SERVERS: Mapping[Transport, CreateServer] = MappingProxyType(
 """What carries the exchanges, by the setting that chooses it."""
 
 
-class _Memory(Protocol):
-    def forget(self, uid: str) -> object:
-        """Forget a pod."""
-
-
 class Application:
     """A running router. Use as an async context manager.
 
     Attributes:
         cache: the pods.
+        knowledge: what choices are made by.
         ledger: work in flight.
         failures: which pods have failed of late.
         bodies: the request bodies that wait.
@@ -85,6 +74,7 @@ class Application:
         worker: int = 0,
         *,
         asks_engines: bool = True,
+        journals: SharedMemory | None = None,
     ) -> None:
         """Build the router; nothing is opened yet.
 
@@ -93,6 +83,7 @@ class Application:
             admin_socket: Unix socket for the admin pages; None for the HTTP port.
             worker: which of several workers this is.
             asks_engines: whether it asks the engines of an endpoints file what they serve.
+            journals: what the workers tell each other; None for the only one.
 
         Raises:
             SettingInvalid: the settings name no source of pods, or not which replica this is, or
@@ -104,23 +95,13 @@ class Application:
         # Kubernetes has asked its pods before they are ready.
         self._asks_engines = asks_engines and settings.endpoints is not None
         self._stack = AsyncExitStack()
-        self._group = form_group(settings, worker)
-        self.ledger = Ledger(PrefillRates(settings.prefill_tokens_per_s, settings.prefill_buckets))
-        prefixes = self._create_index(count_kv_capacity)
-        self.failures = FailureMemory(choose_ejection_rules(settings))
-        self.peers = PeerKnowledge()
-        self._priorities = PriorityKnowledge()
-        self._whole = WholeServing(settings.handover_s)
-        self._decoded = DecodedPrompts(self._create_index(count_free_tokens))
-        # What goes with the engine of a pod, when another one runs in it.
-        of_engines = (
-            *(prefixes, self.failures, self.peers),
-            *(self._priorities, self._whole, self._decoded),
-        )
-        self.cache = PodCache(
-            lambda uid: _forget(uid, self.ledger, *of_engines),
-            lambda uid: _forget(uid, *of_engines),
-        )
+        self._group = form_group(settings)
+        self._journal = self._open_journal(journals, worker)
+        self._sharing = Sharing(self._journal)
+        self.knowledge = create_knowledge(settings, self._sharing, self._group)
+        self.ledger = self.knowledge.state.ledger
+        self.failures = self.knowledge.state.failures
+        self.cache = PodCache(self.knowledge.forget, self.knowledge.forget_engine)
         self._engines = self._create_scraper()
         self._check = EngineCheck(self.cache)
         self._source = create_source(settings, self.cache, self._group, self._count_reload)
@@ -129,20 +110,26 @@ class Application:
         self._tracing = _create_tracing(settings, worker)
         log_entries: Counter[str] = Counter()
         self.telemetry = self._create_telemetry(log_entries)
+        if self._journal is not None:
+            self.telemetry.metrics.add(JournalMetrics(self._journal))
         self._client = EngineClient(limit_client(settings))
-        self._exchanges = self._create_exchanges(prefixes)
+        self._exchanges = self._create_exchanges()
         self.server = self._create_server(self._exchanges, log_entries)
         self.admin = self._create_admin()
 
-    def _create_index(
-        self, count: Callable[[Mapping[str, EngineSample], Iterable[str]], float | None]
-    ) -> PrefixIndex:
-        return PrefixIndex(
-            self._settings.prefix_index_bytes,
-            self._settings.prefix_ttl_minutes * 60,
-            time.monotonic,
-            lambda uids: count(self._engines.samples, uids),
+    def _open_journal(self, journals: SharedMemory | None, worker: int) -> Journal | None:
+        if journals is None:
+            return None
+        return Journal(
+            journals,
+            worker,
+            LANGUAGE,
+            list_pods=lambda: self.cache.view.pods,
+            forget=self._forget,
         )
+
+    def _forget(self, uid: str) -> None:
+        self.knowledge.forget(uid)
 
     def _create_telemetry(self, log_entries: Counter[str]) -> RequestTelemetry:
         return RequestTelemetry(
@@ -158,30 +145,19 @@ class Application:
             trace=self._tracing.take if self._tracing else None,
         )
 
-    def _create_exchanges(self, prefixes: PrefixIndex) -> Exchanges:
-        samples = self._engines.samples
-        state = RoutingState(
-            self.ledger,
-            prefixes,
-            samples,
-            time.monotonic,
-            Random(),
-            self.failures,
-            self._priorities,
-            self._whole,
-            self._decoded,
-            Homes(self._group),
-        )
+    def _create_exchanges(self) -> Exchanges:
+        knowledge = self.knowledge
         around = Surroundings(
             cache=self.cache,
-            router=create_router(self._settings, state),
+            router=create_router(self._settings, knowledge.state),
             client=self._client,
             observer=self.telemetry,
             tokenizers=self._tokenizers,
             bodies=self.bodies,
             routes=self._source.routes,
-            peers=self.peers,
+            peers=knowledge.peers,
             begin_trace=self._tracing.begin if self._tracing else None,
+            sharing=self._sharing,
         )
         return Exchanges(self._settings, around)
 
@@ -206,7 +182,8 @@ class Application:
             interval_s=self._settings.metrics_interval_ms / 1000,
             failures=self.failures,
             # Without the API server, this is how an engine is seen to start anew.
-            on_lost=self._note_unreachable,
+            on_lost=self.knowledge.note_unreachable,
+            samples=self.knowledge.samples,
         )
 
     def _create_admin(self) -> AdminServer:
@@ -218,9 +195,9 @@ class Application:
             lambda: self.server.draining,
             failures=self.failures,
             samples=self._engines.samples,
-            priorities=self._priorities,
+            priorities=self.knowledge.state.priorities,
             describe_silence=self._describe_silence,
-            whole=self._whole,
+            whole=self.knowledge.state.whole,
             group=self._group,
         )
 
@@ -243,6 +220,9 @@ class Application:
             await stack.enter_async_context(self._exchanges.priorities.questions)
             await stack.enter_async_context(self._tokenizers)
             await stack.enter_async_context(self._engines)
+            if self._journal is not None:
+                # Before the first request: with the pods that are known now, for others are gone.
+                await self._journal.join()
             with naming_port("PDROUTER_GRPC_BIND (--grpc-bind)", *self._settings.grpc_bind):
                 await self.server.start()
             stack.push_async_callback(self.server.stop)
@@ -258,11 +238,13 @@ class Application:
             loop = self.telemetry.metrics.event_loop
             stack.enter_context(EventLoopWatch(self._note_lag, loop.stall_seconds.observe))
             freed = FreedMemory(lambda: self.bodies.bytes)
-            works = [self._source.watch(), self._engines.run(), freed.run()]
+            works = [self._source.watch(), self._lead(self._engines.run), freed.run()]
+            if self._journal is not None:
+                works.append(self._journal.run())
             if self._asks_engines:
                 works.append(self._check.run())
             if self.failures.rules.asks:
-                works.append(self._exchanges.questions.run())
+                works.append(self._lead(self._exchanges.questions.run))
             for work in works:
                 stack.callback(tasks.create_task(work).cancel)
             self._stack = stack.pop_all()
@@ -286,13 +268,13 @@ class Application:
         lame_duck_s = self._settings.lame_duck_s if lame_duck else 0.0
         await self.server.drain(lame_duck_s, self._settings.drain_s)
 
-    def _note_unreachable(self, uid: str) -> None:
-        self.peers.note_unreachable(uid)
-        self._priorities.note_unreachable(uid)
-
     def _note_lag(self, seconds: float) -> None:
         self.telemetry.metrics.event_loop.lag_seconds.observe(seconds)
         self._exchanges.leases.note_lag(seconds)
+
+    def _lead(self, work: Work) -> Coroutine[Any, Any, None]:
+        """Return what one worker does for all, done while that is this one."""
+        return work() if self._journal is None else work_while_leading(self._journal, work)
 
     def _describe_silence(self) -> list[str]:
         """Say of which models no ready pod, or none for a leg, has answered of late."""
@@ -339,8 +321,3 @@ def _bound_bodies(settings: Settings) -> HeldBodies:
         if limit is None
         else limit // settings.workers,
     )
-
-
-def _forget(uid: str, *memories: _Memory) -> None:
-    for memory in memories:
-        memory.forget(uid)

@@ -7,11 +7,13 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from pdrouter.app import Application
 from pdrouter.cluster.pods import format_address
 from pdrouter.commands.starting import describe_models, describe_serving, greet
+from pdrouter.journal.memory import Layout, SharedMemory
 from pdrouter.process_limits import keep_freed_memory, raise_file_limit
 from pdrouter.settings import Settings
 
@@ -60,21 +62,45 @@ class StopSignals:
         await self._stopping.wait()
 
 
-async def serve(settings: Settings, admin_socket: Path | None = None, number: int = 0) -> None:
+@dataclass(frozen=True, slots=True)
+class WorkerPlace:
+    """The place of a worker among those of its router.
+
+    Attributes:
+        number: which one it is, from 0 on: the first asks the engines for all.
+        admin_socket: the Unix socket for its admin pages.
+        journals: descriptor of the memory that they share.
+    """
+
+    number: int
+    admin_socket: Path
+    journals: int
+
+
+async def serve(settings: Settings, place: WorkerPlace | None = None) -> None:
     """Run the router until it is told to stop, then drain it. A second signal exits at once.
 
     Args:
         settings: what the operator decided.
-        admin_socket: of a worker, the Unix socket for its admin pages. It is also drained when its
-            standard input ends, for then its supervisor is gone.
-        number: of a worker, which one it is: the first asks the engines for all.
+        place: of a worker, its place among the others; None for the only one. A worker is also
+            drained when its standard input ends, for then its supervisor is gone.
     """
     signals = prepare_process()
-    if admin_socket is not None:
+    if place is None:
+        router = Application(settings)
+    else:
         signals.follow_stdin()
-    async with Application(settings, admin_socket, number, asks_engines=number == 0) as app:
+        journals = SharedMemory(place.journals, Layout(settings.workers))
+        router = Application(
+            settings,
+            place.admin_socket,
+            place.number,
+            asks_engines=place.number == 0,
+            journals=journals,
+        )
+    async with router as app:
         settle_process()
-        _announce(app, settings, for_people=admin_socket is None)
+        _announce(app, settings, for_people=place is None)
         await signals.wait()
         await drain(app, interrupted=signals.interrupted)
     log.info("stopped")

@@ -8,7 +8,7 @@ from pathlib import Path
 import uvloop
 
 from pdrouter.cluster.source import SourceUnusable
-from pdrouter.commands.running import serve
+from pdrouter.commands.running import WorkerPlace, serve
 from pdrouter.commands.starting import report_names, report_strategy
 from pdrouter.extproc.tls import CertificatesInvalid
 from pdrouter.serving.tokenizers import TokenizerUnusable
@@ -26,6 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="Unix socket on which the supervisor asks for metrics and state",
     )
+    parser.add_argument(
+        "--journals",
+        type=int,
+        required=True,
+        metavar="FD",
+        help="descriptor of the memory in which the workers tell each other what they know",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -35,31 +42,28 @@ def run(options: argparse.Namespace) -> int:
         SettingInvalid: a setting has a value that is not allowed.
     """
     settings = Settings.load(os.environ, {}).choose_worker(options.number)
-    return run_router(settings, options.admin_socket, options.number)
+    return run_router(settings, WorkerPlace(options.number, options.admin_socket, options.journals))
 
 
-def run_router(
-    settings: Settings, admin_socket: Path | None = None, number: int | None = None
-) -> int:
+def run_router(settings: Settings, place: WorkerPlace | None = None) -> int:
     """Run a router in this process.
 
     Args:
         settings: what the operator decided.
-        admin_socket: of a worker, the Unix socket for its admin pages.
-        number: of a worker, which one it is.
+        place: of a worker, its place among the others; None for the only one.
 
     Returns:
         0 if it was told to stop, 1 if it cannot serve.
     """
-    constants = {} if number is None else {"worker": number}
+    constants = {} if place is None else {"worker": place.number}
     try:
         with log_to_stdout(settings.log_level, **constants):
-            if number is None:
+            if place is None:
                 report_names(os.environ)
                 report_strategy(settings)
-            uvloop.run(serve(settings, admin_socket, number or 0))
+            uvloop.run(serve(settings, place))
     except (SourceUnusable, CertificatesInvalid, TokenizerUnusable, OSError) as error:
-        speaker = "pdrouter" if number is None else f"pdrouter: worker {number}"
+        speaker = "pdrouter" if place is None else f"pdrouter: worker {place.number}"
         print(f"{speaker}: {error}", file=sys.stderr)
         return 1
     return 0

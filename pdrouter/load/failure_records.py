@@ -175,6 +175,11 @@ class Trial:
         if record is not None:
             record.trial = self
 
+    @property
+    def holds(self) -> bool:
+        """Whether it keeps others from its pod."""
+        return self._record is not None
+
     def release(self) -> None:
         """End it, however it went. Further calls change nothing."""
         record, self._record = self._record, None

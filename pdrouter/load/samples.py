@@ -75,3 +75,19 @@ def count_kv_capacity(samples: Mapping[str, EngineSample], uids: Iterable[str]) 
             return None
         total += sample.kv_capacity_tokens
     return total
+
+
+class Samples(dict[str, EngineSample]):
+    """The newest samples by UID, without those that are not fresh any more."""
+
+    def put(self, uid: str, sample: EngineSample) -> None:
+        """Take a new one."""
+        self[uid] = sample
+
+    def drop(self, uid: str) -> None:
+        """Forget one that is too old, or of another page."""
+        self.pop(uid, None)
+
+    def forget(self, uid: str) -> None:
+        """Forget a pod that is gone."""
+        self.pop(uid, None)

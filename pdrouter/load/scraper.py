@@ -21,7 +21,7 @@ from pdrouter.load.counters import GapMeter, TokenCounter
 from pdrouter.load.failures import FailureMemory
 from pdrouter.load.ledger import Clock, Ledger
 from pdrouter.load.pod_speeds import PodKind
-from pdrouter.load.samples import EngineSample
+from pdrouter.load.samples import EngineSample, Samples
 from pdrouter.load.scrape_stats import ScrapeStats
 
 log = logging.getLogger(__name__)
@@ -110,6 +110,7 @@ class MetricsScraper:
         clock: Clock = time.monotonic,
         failures: FailureMemory | None = None,
         on_lost: Callable[[str], object] = _forget_it,
+        samples: Samples | None = None,
     ) -> None:
         """Set up the scraper; nothing is opened yet.
 
@@ -122,6 +123,7 @@ class MetricsScraper:
             clock: gives the time of samples; the ledger's.
             failures: is told which pods cannot be connected to.
             on_lost: called with the UID of each pod that cannot be connected to.
+            samples: where they are kept; None for a place of its own.
         """
         self._cache = cache
         self._ledger = ledger
@@ -133,7 +135,7 @@ class MetricsScraper:
         self._client: HttpClient | None = None
         self._view: ClusterView | None = None
         self._targets: OrderedDict[str, _Target] = OrderedDict()
-        self._samples: dict[str, EngineSample] = {}
+        self._samples = Samples() if samples is None else samples
         self.samples: Mapping[str, EngineSample] = self._samples
         self.stats = ScrapeStats()
 
@@ -228,7 +230,7 @@ class MetricsScraper:
         return target
 
     def _drop_sample(self, uid: str) -> None:
-        self._samples.pop(uid, None)
+        self._samples.drop(uid)
         self._ledger.note_others(uid, 0.0)
 
     async def _scrape(self, client: HttpClient, target: _Target) -> None:
@@ -254,7 +256,7 @@ class MetricsScraper:
         else:
             target.failures = 0
             self._failures.note_scrape(target.pod.uid, connected=True)
-            self._samples[target.pod.uid] = sample
+            self._samples.put(target.pod.uid, sample)
             self._ledger.note_others(target.pod.uid, sample.others)
         finally:
             target.scraping = None

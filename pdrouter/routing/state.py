@@ -14,6 +14,10 @@ from pdrouter.load.whole_serving import WholeServing
 from pdrouter.routing.homes import Homes
 
 
+def _know_all() -> None:
+    """Do nothing: there is no other worker."""
+
+
 @dataclass(frozen=True, slots=True)
 class RoutingState:
     """Read by strategies; changed by what happens to requests.
@@ -29,6 +33,7 @@ class RoutingState:
         whole: how decode pods do with whole requests.
         decoded: which decode pods have probably cached which conversations.
         homes: which pods this router goes to first.
+        catch_up: takes over what other workers have changed until now; called before a choice.
     """
 
     ledger: Ledger
@@ -41,3 +46,4 @@ class RoutingState:
     whole: WholeServing = field(default_factory=WholeServing)
     decoded: DecodedPrompts = field(default_factory=DecodedPrompts)
     homes: Homes = field(default_factory=Homes)
+    catch_up: Callable[[], object] = _know_all

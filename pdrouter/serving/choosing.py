@@ -134,6 +134,7 @@ class PodChooser:
         Raises:
             RequestRejected: the request asks for what is not there, or must wait.
         """
+        self.router.state.catch_up()
         selector = _read_selector(headers)
         tokens = counted or self._count_prompt_tokens(request, media)
         resolved = resolve_profile(
@@ -196,6 +197,7 @@ class PodChooser:
         Raises:
             RequestRejected: there is no ready pod for it.
         """
+        self.router.state.catch_up()
         pods = self.cache.view.models.get(model) or ModelPods.group(model, ())
         last = routed.decision.last
         if pods is routed.pods and not self.router.state.failures.was_ejected_since(

@@ -358,6 +358,7 @@ class SideLegs:
         free = min(len(refusals), FREE_REFUSALS) if self.retries else 0
         if len(attempts) - free > self.retries:
             return None
+        self.router.state.catch_up()
         # The view of now: the pod that failed may be gone from it, and others have come.
         pods = self.cache.view.models.get(request.model)
         if pods is None:

@@ -10,22 +10,18 @@ class RateLimiter:
     """Admits requests at an even rate, with bursts of up to what a second allows.
 
     For each model and limit it keeps one number: when, at the limit's pace, all that was admitted
-    would have passed. A request passes as long as that is less than a second ahead. Workers of one
-    router get requests evenly, so each lets its part of the limit pass; a burst is one request at
-    the least.
+    would have passed. A request passes as long as that is less than a second ahead.
     """
 
-    __slots__ = ("_clock", "_paid_until", "_workers")
+    __slots__ = ("_clock", "_paid_until")
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, workers: int = 1) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """Start with nothing admitted.
 
         Args:
             clock: gives the time in seconds.
-            workers: how many processes share each limit.
         """
         self._clock = clock
-        self._workers = workers
         self._paid_until: dict[tuple[str, int], float] = {}
 
     def admit(self, model: str, per_second: int) -> float:
@@ -40,10 +36,10 @@ class RateLimiter:
         """
         now = self._clock()
         key = model, per_second
-        pace = self._workers / per_second
+        pace = 1 / per_second
         paid = max(now, self._paid_until.get(key, now)) + pace
         # Rounding must not cost the last request of a burst.
-        excess = paid - now - max(1.0, pace)
+        excess = paid - now - 1.0
         if excess > 1e-6:
             return excess
         if key not in self._paid_until and len(self._paid_until) >= _MAX_MODELS:
@@ -55,7 +51,7 @@ class RateLimiter:
         """Take back an admitted request that was not served."""
         key = model, per_second
         if key in self._paid_until:
-            self._paid_until[key] -= self._workers / per_second
+            self._paid_until[key] -= 1 / per_second
 
     def _drop_idle(self, now: float) -> None:
         self._paid_until = {key: paid for key, paid in self._paid_until.items() if paid > now}

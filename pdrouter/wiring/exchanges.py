@@ -53,6 +53,7 @@ from pdrouter.wiring.rules import (
     choose_retry_rules,
     create_splits,
 )
+from pdrouter.wiring.sharing import Sharing
 
 
 class ExchangeObserver(
@@ -75,6 +76,7 @@ class Surroundings:
         routes: checks the models' own routes; None to let requests pass unchecked.
         peers: what wires know of engines.
         begin_trace: begins traces of requests; None where there are none.
+        sharing: how what is learnt becomes the knowledge of all workers.
     """
 
     cache: PodCache
@@ -86,6 +88,7 @@ class Surroundings:
     routes: RouteCheck | None = None
     peers: PeerKnowledge = field(default_factory=PeerKnowledge)
     begin_trace: BeginTrace | None = None
+    sharing: Sharing = field(default_factory=Sharing)
 
 
 class Exchanges:
@@ -105,18 +108,18 @@ class Exchanges:
     def __init__(self, settings: Settings, around: Surroundings) -> None:
         self._around = around
         self._policy = choose_exchange_policy(settings)
-        state = around.router.state
+        state, share = around.router.state, around.sharing.share
         outcomes = PodOutcomes(state.failures)
         self.questions = PodQuestions(around.client, around.cache, outcomes)
-        self.lengths = OutputLengths(settings.expected_output_tokens)
+        self.lengths = share(OutputLengths)(settings.expected_output_tokens)
         self.answers = AnswerReports(
             cache=around.cache,
             lengths=self.lengths,
             observer=around.observer,
             on_cut=outcomes.note_cut,
         )
-        ratios = TokenRatios()
-        kinds = UnsplittableKinds(state.clock)
+        ratios = share(TokenRatios)()
+        kinds = share(UnsplittableKinds)(state.clock)
         policy = choose_dispatch_policy(settings)
         splits = create_splits(settings)
         self.drains = Drains()
@@ -144,7 +147,7 @@ class Exchanges:
                 observer=around.observer,
                 kinds=kinds,
                 splits=splits,
-                limiter=RateLimiter(workers=settings.workers),
+                limiter=share(RateLimiter)(state.clock),
             ),
             legs=legs,
             encoders=EncodeLegs(legs, choose_encode_rules(settings)),
@@ -159,6 +162,7 @@ class Exchanges:
 
     def _create_legs(self, settings: Settings, splits: Splits, lessons: LegLessons) -> SideLegs:
         around = self._around
+        budget = around.sharing.share(RetryBudget)
         return SideLegs(
             client=around.client,
             cache=around.cache,
@@ -167,7 +171,7 @@ class Exchanges:
             lessons=lessons,
             total_s=settings.prefill_timeout_s,
             retries=settings.prefill_retries,
-            budget=RetryBudget(choose_retry_rules(settings), around.router.state.clock),
+            budget=budget(choose_retry_rules(settings), around.router.state.clock),
             introductions=Introductions(around.client, around.peers),
             leases=self.leases,
             priorities=self.priorities,

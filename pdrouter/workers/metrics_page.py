@@ -13,15 +13,20 @@ Page = Mapping[str, Metric]
 
 _GREATEST = frozenset(
     {
+        "gateway_prefill_outstanding_requests",
         "pdrouter_info",
         "pdrouter_kubernetes_staleness_seconds",
+        "pdrouter_pod_decode_requests",
         "pdrouter_pod_ejected",
+        "pdrouter_pod_encode_requests",
+        "pdrouter_pod_prefill_requests",
+        "pdrouter_pod_prefill_tokens",
         "pdrouter_pod_ready",
         "pdrouter_pods",
         "pdrouter_pods_unmatched",
     }
 )
-"""Gauges of which the greatest value counts: the workers see the same pods."""
+"""Gauges of which the greatest value counts: the workers see the same pods, and know the same."""
 _LEAST = frozenset({"pdrouter_kubernetes_synced", "pdrouter_pods_synced"})
 """Gauges of which the least value counts: true once it is true of all workers."""
 _CUMULATIVE = frozenset({"counter", "histogram"})

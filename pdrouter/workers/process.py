@@ -49,21 +49,25 @@ class WorkerProcess:
         )
 
     @classmethod
-    async def start(cls, number: int, environment: Mapping[str, str], admin_socket: Path) -> Self:
+    async def start(
+        cls, number: int, environment: Mapping[str, str], admin_socket: Path, journals: int
+    ) -> Self:
         """Start a worker.
 
         Args:
             number: which one it is.
             environment: the settings, those of the whole router.
             admin_socket: where its admin pages are to be; a path that nothing else had before.
+            journals: descriptor of the memory that the workers share.
 
         Raises:
             OSError: the process cannot be started.
         """
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "pdrouter", "worker", "--number", str(number)),
-            *("--admin-socket", str(admin_socket)),
+            *("--admin-socket", str(admin_socket), "--journals", str(journals)),
             env=environment,
+            pass_fds=(journals,),
             # The worker drains when it ends: when the supervisor is no more.
             stdin=asyncio.subprocess.PIPE,
             # Ctrl-C in a terminal reaches the supervisor only, which passes it on once.

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -10,6 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from pdrouter.journal.memory import Layout, SharedMemory, create_memory
 from pdrouter.ports import naming_port
 from pdrouter.settings import Settings
 from pdrouter.workers.admin import CommonAdmin
@@ -76,6 +78,9 @@ class Supervisor:
             directory: where the workers' sockets are to be.
             on_serving: called with the address of the HTTP port when all workers serve; returns
                 whether the log need not say so.
+
+        Raises:
+            OSError: there is no memory for what the workers tell each other.
         """
         self._settings = settings
         self._on_serving = on_serving
@@ -86,6 +91,9 @@ class Supervisor:
         self._waited_for = set(range(settings.workers))
         self._complete = asyncio.Event()
         self._admin = CommonAdmin(settings.kept_decisions, self._stopping.is_set)
+        layout = Layout(settings.workers)
+        self._journals = create_memory(layout)
+        self._memory = SharedMemory(self._journals, layout)
 
     def stop(self, number: signal.Signals) -> None:
         """Begin to drain; the second time, kill what is left.
@@ -125,6 +133,7 @@ class Supervisor:
                 task.cancel()
             await asyncio.gather(complete, keepers, *tasks, return_exceptions=True)
             await self._admin.stop()
+            os.close(self._journals)
         log.info("workers stopped")
 
     async def _open_admin(self) -> None:
@@ -169,7 +178,9 @@ class Supervisor:
 
     @asynccontextmanager
     async def _run_worker(self, number: int) -> AsyncIterator[WorkerProcess]:
-        worker = await WorkerProcess.start(number, self._environment, next(self._sockets))
+        worker = await WorkerProcess.start(
+            number, self._environment, next(self._sockets), self._journals
+        )
         self._running[number] = worker
         try:
             if self._stopping.is_set():
@@ -178,6 +189,8 @@ class Supervisor:
         finally:
             worker.send(signal.SIGKILL)
             await worker.wait()
+            # What it had in flight is no more: the others need not wait until it is back.
+            self._memory.note_end(number)
             del self._running[number]
             self._admin.remove(worker)
 

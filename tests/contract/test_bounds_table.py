@@ -34,7 +34,6 @@ from waiting import LONGER_S, WAIT_S, wait_until
 
 from pdrouter.admin import http_port
 from pdrouter.admin.http_port import HttpPort
-from pdrouter.app import _forget
 from pdrouter.cluster import host_names, places, pod_config, pods
 from pdrouter.cluster.catalog import Catalog
 from pdrouter.cluster.host_names import HostNames
@@ -66,6 +65,7 @@ from pdrouter.load.output_length import OutputLengths
 from pdrouter.load.prefix_index import PrefixIndex
 from pdrouter.load.prompt_length import TokenRatios
 from pdrouter.load.retry_budget import RetryBudget
+from pdrouter.load.samples import EngineSample
 from pdrouter.load.scraper import MetricsScraper
 from pdrouter.openai import usage_scan
 from pdrouter.openai.errors import RequestRejected
@@ -107,7 +107,9 @@ from pdrouter.telemetry import logs, model_series, tracing
 from pdrouter.telemetry.decisions import DecisionLog
 from pdrouter.telemetry.requests import RequestTelemetry
 from pdrouter.tools.envoy_config import Address, EnvoyConfig, build_bootstrap, to_yaml
+from pdrouter.wiring.knowledge import create_knowledge
 from pdrouter.wiring.rules import choose_encode_rules
+from pdrouter.wiring.sharing import Sharing
 from pdrouter.workers import process, supervisor
 from pdrouter.workers.metrics_page import describe_workers, render_page
 
@@ -1112,20 +1114,23 @@ async def exceed_the_pages(_: pytest.MonkeyPatch) -> None:
 
 @walk("What is known of a pod", "while it is known")
 async def exceed_the_pods(_: pytest.MonkeyPatch) -> None:
-    ledger, failures = Ledger(), FailureMemory(EjectionRules(after=1))
-    prefixes = PrefixIndex(MIB, 60, lambda: 0.0)
+    knowledge = create_knowledge(Settings(eject_after=1), Sharing(), RouterGroup())
+    ledger, failures = knowledge.state.ledger, knowledge.state.failures
+    prefixes, samples = knowledge.prefixes, knowledge.samples
     for uid in name_many(100):
         with ledger.start(Leg.PREFILL, uid, 10) as scope:
             scope.complete(10)
         prefixes.add([1], uid)
         failures.note_failure(uid, Leg.PREFILL, "connect", 0.0)
         failures.note_success("other", Leg.DECODE, 0.0)
-        _forget(uid, ledger, prefixes, failures)
+        samples.put(uid, EngineSample(0.0))
+        knowledge.forget(uid)
     assert not ledger.snapshot()
     assert not ledger.rates.factors
     assert not ledger.drains._histories
     assert not prefixes._bits
     assert not failures._records
+    assert not samples
 
 
 @walk("Series of metrics of a model that has gone", f"{model_series._KEPT_S:g} s")

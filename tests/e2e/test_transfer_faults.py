@@ -51,7 +51,7 @@ async def know_all(stack: LocalStack, client: httpx.AsyncClient) -> None:
         return  # Nothing need be known of them.
     pods = {pod.address: pod for pod in stack.router.cache.view.pods}
     for engine in stack.prefill:
-        while stack.router.peers.find(pods[engine.address]) is None:
+        while stack.router.knowledge.peers.find(pods[engine.address]) is None:
             with try_first(stack, engine):
                 assert (await client.post(CHAT, json=chat())).status_code == 200
 
@@ -91,7 +91,7 @@ async def test_what_decode_was_told_of_is_doubted_if_decode_fails(
     with failing(stack.decode, Fault(status=status)):
         assert (await client.post(CHAT, json=chat())).status_code == status
     pods = {pod.address: pod for pod in stack.router.cache.view.pods}
-    known = [stack.router.peers.find(pods[engine.address]) for engine in stack.prefill]
+    known = [stack.router.knowledge.peers.find(pods[engine.address]) for engine in stack.prefill]
     # Of engines with a P2P tier nothing is known in any case.
     unknown = len(known) if stack.prefill[0].config.kv_connector == "offloading" else doubted
     assert known.count(None) == unknown

@@ -289,7 +289,7 @@ async def test_an_engine_that_is_another_one_unseen_costs_one_request_and_no_mor
     """Only its answer tells, after decode was told of the engine before."""
     async with run_wire("nixl-push", prefill=PREFILL[:1]) as (stack, client):
         expect_disaggregated(stack, await client.post(CHAT, json=chat()))
-        knowledge = stack.router.peers
+        knowledge = stack.router.knowledge.peers
         (pod,) = [pod for pod in stack.router.cache.view.pods if pod.role is Role.PREFILL]
         facts = knowledge.find(pod)
         assert facts is not None

@@ -193,7 +193,8 @@ def test_settings_prints_what_the_guide_shows(
 
 
 def test_the_router_does_not_carry_what_other_commands_need() -> None:
-    modules = list_modules("c._parse(['worker', '--number', '0', '--admin-socket', 's'])")
+    words = ["worker", "--number", "0", "--admin-socket", "s", "--journals", "3"]
+    modules = list_modules(f"c._parse({words})")
     assert "pdrouter.app" in modules
     assert not {"envoy_data_plane", "httpx", "openai", "pdrouter.tools.simulation.engine"} & modules
 

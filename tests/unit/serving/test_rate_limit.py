@@ -89,18 +89,3 @@ def test_models_that_are_idle_take_no_memory_for_ever(time: Time) -> None:
         limiter.admit(f"m{number}", 1)
         time.now += 0.01
     assert len(limiter._paid_until) <= 1024
-
-
-@pytest.mark.parametrize("workers", [1, 2, 3, 4, 16])
-@pytest.mark.parametrize("limit", [1, 3, 10, 100])
-def test_workers_share_a_limit(limit: int, workers: int, time: Time) -> None:
-    limiters = [RateLimiter(time, workers) for _ in range(workers)]
-    seconds = 30
-    admitted = 0
-    for _ in range(seconds * 10):
-        for limiter in limiters:
-            while not limiter.admit("m", limit):
-                admitted += 1
-        time.now += 0.1
-    # The bursts at the beginning: a second's worth in all, but one request each at the least.
-    assert limit * seconds * 0.95 <= admitted <= limit * (seconds + 1) + workers

@@ -52,7 +52,9 @@ def test_histograms_are_summed_by_their_buckets() -> None:
     [
         ("pdrouter_requests_in_flight", 3.0),
         ("gateway_in_flight_requests", 3.0),
-        ("pdrouter_pod_decode_requests", 3.0),
+        ("gateway_prefill_outstanding_requests", 2.0),
+        ("pdrouter_pod_decode_requests", 2.0),
+        ("pdrouter_pod_prefill_tokens", 2.0),
         ("pdrouter_info", 2.0),
         ("pdrouter_pod_ready", 2.0),
         ("pdrouter_pod_ejected", 2.0),

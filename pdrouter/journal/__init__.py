@@ -1,0 +1,1 @@
+"""One knowledge for several workers: each notes what it changes, and the others do the same."""

@@ -1,0 +1,366 @@
+"""What one worker notes of its own changes, and takes over of those of the others."""
+
+import asyncio
+import heapq
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+
+from pdrouter.cluster.pods import Pod
+from pdrouter.journal.language import Began, Change, Held, Language, LetGo, Wanted
+from pdrouter.journal.memory import JournalLost, Ring, SharedMemory
+
+log = logging.getLogger(__name__)
+
+_TICK_S = 0.02
+"""Time between two looks at the other journals of a worker that decides nothing meanwhile."""
+_TOLD_AT_ONCE = 500
+"""What a worker holds is told to one that comes later in pieces, so that nobody stalls."""
+_STRANGERS_S = 60.0
+"""Time after which a pod of which others write, and which is not known here, is forgotten."""
+_EVENTS = ("noted", "taken", "failed", "lost", "unreadable")
+
+
+class Holder(Protocol):
+    """Keeps what workers hold for a while, such as legs that they have in flight."""
+
+    def take(self, worker: int, change: Held) -> None:
+        """Take what another worker holds, unless it is known."""
+
+    def let_go(self, worker: int, change: LetGo) -> None:
+        """Let go what another worker has held, if it is known."""
+
+    def drop(self, worker: int) -> None:
+        """Let go everything that another worker holds."""
+
+    def list_own(self) -> Iterable[Held]:
+        """Return what this worker holds."""
+
+
+@dataclass(slots=True)
+class _Other:
+    """Another worker.
+
+    Attributes:
+        worker: its number.
+        ring: its journal.
+        position: up to where that was read.
+        holds: whether anything may be held for it.
+    """
+
+    worker: int
+    ring: Ring
+    position: int = 0
+    holds: bool = False
+
+
+class Journal:
+    """The journals, as one of the workers writes and reads them.
+
+    Attributes:
+        language: what they say.
+        at: when the change was made that is under way; None while there is none.
+        follows: whether that is a change of another worker.
+        events: what has come up: changes that were `noted` and `taken`, and that have `failed`;
+            batches that were `lost`, and that are `unreadable`.
+    """
+
+    def __init__(
+        self,
+        memory: SharedMemory,
+        worker: int,
+        language: Language,
+        *,
+        list_pods: Callable[[], Iterable[Pod]] = tuple,
+        forget: Callable[[str], object] = lambda uid: None,
+        clock: Callable[[], float] = time.monotonic,
+        schedule: Callable[[Callable[[], None]], object] | None = None,
+    ) -> None:
+        """Set up; nothing is written or read yet.
+
+        Args:
+            memory: where the journals are.
+            worker: which of the workers this is, from 0 on.
+            language: what they say.
+            list_pods: gives the pods that are known here.
+            forget: forgets a pod that is not.
+            clock: gives the time; the same for all workers.
+            schedule: has something done soon; None for the next turn of the running loop.
+        """
+        self.language = language
+        self.at: float | None = None
+        self.follows = False
+        self.events = Counter(dict.fromkeys(_EVENTS, 0))
+        self._worker = worker
+        self._list_pods = list_pods
+        self._forget = forget
+        self._clock = clock
+        self._schedule = schedule or _call_soon
+        self._ring = memory.ring(worker)
+        self._others = [
+            _Other(number, memory.ring(number))
+            for number in range(memory.layout.workers)
+            if number != worker
+        ]
+        self._pending: list[Change] = []
+        self._scheduled = False
+        self._holders: list[Holder] = []
+        self._handlers: dict[type[Change], Callable[[int, Any], object]] = {
+            Began: self._take_began,
+            Wanted: self._take_wanted,
+            Held: self._take_held,
+            LetGo: self._take_let_go,
+        }
+        self._numbers = 0
+        self._untold: deque[Held] = deque()
+        self._touched: set[str] = set()
+        self._strangers: set[str] = set()
+        self._greeted = clock()
+
+    def clock(self) -> float:
+        """Return the time; while a change is made, when it was made, whoever makes it."""
+        return self._clock() if self.at is None else self.at
+
+    def find_pod(self, uid: str) -> Pod | None:
+        """Return a pod; None if it is not known here."""
+        return next((pod for pod in self._list_pods() if pod.uid == uid), None)
+
+    def number(self) -> int:
+        """Return a new number, for something that is held."""
+        self._numbers += 1
+        return self._numbers
+
+    def bind(self, change: type[Change], handler: Callable[[Any], object]) -> None:
+        """Have changes of a kind that others have made handled.
+
+        Raises:
+            ValueError: they are already.
+        """
+        if change in self._handlers:
+            raise ValueError(f"there are two memories for {change.__name__}")
+        self._handlers[change] = lambda worker, one: handler(one)
+
+    def bind_holder(self, holder: Holder) -> None:
+        """Have what others hold kept."""
+        self._holders.append(holder)
+
+    def begin(self) -> float:
+        """Begin a change of this worker: after those that others have made before; say when.
+
+        Until `at` is None again, what else is changed is part of it.
+        """
+        self.catch_up()
+        at = self.at = self._clock()
+        return at
+
+    def note(self, change: Change, *, at_once: bool = False) -> None:
+        """Write a change.
+
+        Args:
+            change: what has been changed.
+            at_once: whether others are to know it before this turn of the loop is over.
+        """
+        self._pending.append(change)
+        if at_once:
+            self.flush()
+        elif not self._scheduled:
+            self._scheduled = True
+            self._schedule(self._flush_late)
+
+    def _flush_late(self) -> None:
+        self._scheduled = False
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what was noted."""
+        pending, self._pending = self._pending, []
+        if pending:
+            self.events["noted"] += len(pending)
+            self._write(pending)
+
+    def _write(self, changes: Sequence[Change]) -> None:
+        batch = self.language.encode(changes)
+        if len(batch) <= self._ring.largest:
+            self._ring.append(batch)
+        elif len(changes) > 1:
+            half = len(changes) // 2
+            self._write(changes[:half])
+            self._write(changes[half:])
+        else:
+            self.events["failed"] += 1
+            log.error("a change of %d bytes is too large to be told other workers", len(batch))
+
+    async def join(self) -> None:
+        """Take over all that the journals still have, and begin to write this worker's own.
+
+        What it has written in an earlier life is among that. Call it once the pods are known.
+        """
+        own = _Other(self._worker, self._ring)
+        everybody = [own, *self._others]
+        for other in everybody:
+            other.position = other.ring.find_oldest()
+        turn = self._clock()
+        for _ in self._replay(everybody):
+            if self._clock() - turn >= _TICK_S:
+                await asyncio.sleep(0)
+                turn = self._clock()
+        self._drop(own)
+        self._drop_ended()
+        self._strangers |= self._touched
+        self._forget_strangers()
+        self._ring.note_seen(self._clock())
+        self._ring.begin_life(self.language.dialect)
+        self.note(Began(at=self._clock()), at_once=True)
+
+    async def run(self) -> None:
+        """Follow the others until cancelled."""
+        while True:
+            self.tick()
+            await asyncio.sleep(_TICK_S)
+
+    def tick(self) -> None:
+        """Do what is due, whether or not anything is decided here."""
+        now = self._clock()
+        self._ring.note_seen(now)
+        self.catch_up()
+        self._drop_ended()
+        for _ in range(min(len(self._untold), _TOLD_AT_ONCE)):
+            self.note(self._untold.popleft())
+        if now - self._greeted >= _STRANGERS_S:
+            self._greeted = now
+            self._forget_strangers()
+
+    def catch_up(self) -> None:
+        """Take over what others have changed until now."""
+        for other in self._others:
+            if other.ring.head != other.position:
+                break
+        else:
+            return
+        for _ in self._replay(self._others):
+            pass
+
+    def leads(self, away_s: float) -> bool:
+        """Return whether this is the first of the workers that run.
+
+        Args:
+            away_s: time without a sign of life after which a worker counts as one that does not.
+        """
+        now = self._clock()
+        return not any(
+            other.ring.is_alive and now - other.ring.seen < away_s
+            for other in self._others
+            if other.worker < self._worker
+        )
+
+    def _replay(self, others: Iterable[_Other]) -> Iterator[None]:
+        """Make the changes of these workers one by one, in the order in which they were made."""
+        behind = [other for other in others if other.ring.head != other.position]
+        news = self._read(behind[0]) if len(behind) == 1 else self._merge(behind)
+        for at, worker, change in news:
+            self._make(at, worker, change)
+            yield
+
+    def _merge(self, others: Iterable[_Other]) -> Iterator[tuple[float, int, Any]]:
+        return heapq.merge(*map(self._read, others), key=lambda news: news[:2])
+
+    def _read(self, other: _Other) -> Iterator[tuple[float, int, Any]]:
+        """Yield when another worker has changed what since its journal was read last."""
+        worker, decode = other.worker, self.language.decode
+        if other.ring.dialect != self.language.dialect:
+            # Another version of the router runs there since it was started again.
+            self.events["unreadable"] += 1
+            log.error("worker %d speaks another language: start the router again", worker)
+            other.position = other.ring.head
+            return
+        other.holds = True
+        try:
+            for batch, behind in other.ring.read(other.position):
+                try:
+                    changes: list[Any] = decode(batch)
+                except msgspec.MsgspecError as error:
+                    self.events["unreadable"] += 1
+                    log.error("journal of worker %d cannot be read: %s", worker, error)
+                    changes = []
+                for change in changes:
+                    yield change.at, worker, change
+                other.position = behind
+        except JournalLost:
+            self.events["lost"] += 1
+            log.warning("journal of worker %d was not read in time", worker)
+            self._drop(other)
+            other.position = other.ring.find_oldest()
+            self.note(Wanted(at=self._clock(), worker=worker))
+
+    def _make(self, at: float, worker: int, change: Change) -> None:
+        handler = self._handlers.get(type(change))
+        if handler is None:
+            return  # It is of a memory that is not kept here.
+        self.at, self.follows = at, True
+        try:
+            handler(worker, change)
+        except Exception:
+            # What one change does to one memory must not end the router.
+            self.events["failed"] += 1
+            log.exception("change of worker %d cannot be made: %r", worker, change)
+        else:
+            self.events["taken"] += 1
+        finally:
+            self.at, self.follows = None, False
+        uid = getattr(change, "uid", None)
+        if uid is not None:
+            self._touched.add(uid)
+
+    def _take_began(self, worker: int, change: Began) -> None:
+        for holder in self._holders:
+            holder.drop(worker)
+        if worker != self._worker:
+            self._tell_all()
+        del change
+
+    def _take_wanted(self, worker: int, change: Wanted) -> None:
+        del worker
+        if change.worker == self._worker:
+            self._tell_all()
+
+    def _take_held(self, worker: int, change: Held) -> None:
+        for holder in self._holders:
+            holder.take(worker, change)
+
+    def _take_let_go(self, worker: int, change: LetGo) -> None:
+        for holder in self._holders:
+            holder.let_go(worker, change)
+
+    def _tell_all(self) -> None:
+        """Tell what this worker holds, to one that may not have read it."""
+        self._untold.clear()
+        for holder in self._holders:
+            self._untold.extend(holder.list_own())
+
+    def _drop_ended(self) -> None:
+        for other in self._others:
+            if other.holds and not other.ring.is_alive and other.ring.head == other.position:
+                self._drop(other)
+
+    def _drop(self, other: _Other) -> None:
+        other.holds = False
+        for holder in self._holders:
+            holder.drop(other.worker)
+
+    def _forget_strangers(self) -> None:
+        """Forget pods that were not known here the last time either."""
+        strangers = (self._touched | self._strangers) - {pod.uid for pod in self._list_pods()}
+        gone = strangers & self._strangers
+        for uid in gone:
+            self._forget(uid)
+        self._strangers = strangers - gone
+        self._touched.clear()
+
+
+def _call_soon(call: Callable[[], None]) -> None:
+    asyncio.get_running_loop().call_soon(call)

@@ -1,0 +1,180 @@
+"""What may stand in a journal: calls of methods that change a memory, and a few words more."""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from itertools import count
+from operator import or_
+from types import GenericAlias, MappingProxyType
+from typing import Any, TypeAlias, get_type_hints
+
+import msgspec
+import xxhash
+
+from pdrouter import __version__
+from pdrouter.cluster.pods import Pod
+from pdrouter.engines.split import Leg
+
+Change: TypeAlias = msgspec.Struct
+"""Something that a worker has changed. Its first member, `at`, says when."""
+_Memory: TypeAlias = type[Any]
+
+_CARRIED_AS: Mapping[Any, Any] = MappingProxyType({Iterable[int]: list[int], Pod: str})
+"""How values are carried that cannot be as they are: of a pod, its UID."""
+
+
+class _Word(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """What every change has.
+
+    Attributes:
+        at: when it was made, on the clock of the machine.
+    """
+
+    at: float
+
+
+class Began(_Word, frozen=True, array_like=True, tag=1):
+    """A worker has begun: what it held before is held no more."""
+
+
+class Wanted(_Word, frozen=True, array_like=True, tag=2):
+    """A worker has lost part of another one's journal, and wants to know what that one holds.
+
+    Attributes:
+        worker: which one.
+    """
+
+    worker: int
+
+
+class Held(_Word, frozen=True, array_like=True, kw_only=True, tag=3):
+    """A worker holds something, until it lets it go. Said again, it means the same.
+
+    Attributes:
+        number: by which it lets it go.
+        uid: the pod that it is on.
+        leg: what the pod does.
+        tokens: what that costs; None for a trial, which is not counted.
+        due: when its request is due.
+        cached: tokens that the pod has cached.
+    """
+
+    number: int
+    uid: str
+    leg: Leg
+    tokens: int | None = None
+    due: float | None = None
+    cached: int = 0
+
+
+class LetGo(_Word, frozen=True, array_like=True, kw_only=True, tag=4):
+    """What was held is held no more.
+
+    Attributes:
+        number: which one.
+        completed: tokens that were computed; None if the leg was not carried out.
+        cached: tokens that were cached.
+    """
+
+    number: int
+    completed: int | None = None
+    cached: int = 0
+
+
+_WORDS: tuple[type[Change], ...] = (Began, Wanted, Held, LetGo)
+
+
+def _always(result: object) -> bool:
+    del result
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A method that changes a memory.
+
+    Attributes:
+        name: its name.
+        matters: whether a call has changed anything, by what it has returned.
+        types: of parameters whose annotation does not say how they are carried.
+    """
+
+    name: str
+    matters: Callable[[Any], bool] = _always
+    types: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """How a call is written.
+
+    Attributes:
+        memory: what is called.
+        call: the method.
+        change: what stands in the journal.
+        pods: parameters that are pods.
+        positional: parameters that are given by position.
+        keywords: those that are given by name.
+    """
+
+    memory: _Memory
+    call: Call
+    change: type[Change]
+    pods: tuple[str, ...]
+    positional: tuple[str, ...]
+    keywords: tuple[str, ...]
+
+
+class Language:
+    """All that journals may say: workers that differ in it do not understand each other.
+
+    Attributes:
+        verbs: the calls, by memory.
+        dialect: a number by which languages are told apart.
+    """
+
+    def __init__(self, calls: Mapping[_Memory, Sequence[Call]]) -> None:
+        """Work out how each call is written.
+
+        Args:
+            calls: the methods that change each memory.
+        """
+        tags = count(len(_WORDS) + 1)
+        self.verbs: Mapping[_Memory, Sequence[Verb]] = {
+            memory: [_form_verb(memory, call, next(tags)) for call in those]
+            for memory, those in calls.items()
+        }
+        changes: list[Any] = [verb.change for verbs in self.verbs.values() for verb in verbs]
+        described = [(one.__name__, msgspec.inspect.type_info(one)) for one in changes]
+        self.dialect = xxhash.xxh3_64_intdigest(repr((__version__, described)).encode())
+        self.encode: Callable[[Sequence[Change]], bytes] = msgspec.msgpack.Encoder().encode
+        word = reduce(or_, changes, reduce(or_, _WORDS))
+        self.decode: Callable[[bytes], list[Change]] = msgspec.msgpack.Decoder(
+            GenericAlias(list, (word,))
+        ).decode
+
+
+def _form_verb(memory: _Memory, call: Call, tag: int) -> Verb:
+    method = getattr(memory, call.name)
+    hints = get_type_hints(method)
+    parameters = list(inspect.signature(method).parameters.values())[1:]
+    fields: list[Any] = [("at", float)]
+    for parameter in parameters:
+        hint = call.types.get(parameter.name, hints[parameter.name])
+        member = (parameter.name, _CARRIED_AS.get(hint, hint))
+        fields.append(
+            member if parameter.default is parameter.empty else (*member, parameter.default)
+        )
+    change = msgspec.defstruct(
+        f"{memory.__name__}_{call.name}", fields, tag=tag, array_like=True, frozen=True
+    )
+    by_name = tuple(one.name for one in parameters if one.kind is one.KEYWORD_ONLY)
+    return Verb(
+        memory,
+        call,
+        change,
+        tuple(one.name for one in parameters if hints[one.name] is Pod),
+        tuple(one.name for one in parameters if one.name not in by_name),
+        by_name,
+    )

@@ -1,0 +1,241 @@
+"""Memories whose changes are noted in a journal, and made by all workers."""
+
+from collections.abc import Callable, Iterable
+from random import Random
+from typing import Any, ClassVar, TypeVar, cast
+
+from pdrouter.cluster.pods import Pod
+from pdrouter.engines.split import Leg
+from pdrouter.journal.journal import Holder, Journal
+from pdrouter.journal.language import Change, Held, LetGo, Verb
+from pdrouter.load.failures import EjectionRules, FailureMemory, Part, Trial
+from pdrouter.load.ledger import Clock, Ledger, Scope
+from pdrouter.load.prefill_rates import PrefillRates
+
+_M = TypeVar("_M")
+
+
+def share(memory: type[_M], journal: Journal) -> type[_M]:
+    """Return a class of memories whose changes are noted, and of which all workers have the same.
+
+    What changes them is called as ever: it is done here, noted, and then called by the others, for
+    whom it is the time at which it was done here. What a change changes by the way is no change of
+    its own. There can be one memory of the class.
+
+    Args:
+        memory: what is to be shared; the journal's language must know what changes it.
+        journal: where that is noted.
+    """
+    verbs = journal.language.verbs[memory]
+    base: type[Any] = _HOLDERS.get(memory, memory)
+    members: dict[str, Any] = {"__slots__": (), "journal": journal}
+    for verb in verbs:
+        members[verb.call.name] = _note_calls(getattr(base, verb.call.name), verb, journal)
+
+    def create(self: Holder, *given: object, **named: object) -> None:
+        base.__init__(self, *given, **named)
+        for verb in verbs:
+            journal.bind(verb.change, _repeat_calls(self, base, verb, journal))
+        if memory in _HOLDERS:
+            journal.bind_holder(self)
+
+    members["__init__"] = create
+    found: type[_M] = type(f"Shared{memory.__name__}", (base,), members)
+    return found
+
+
+def _note_calls(method: Callable[..., Any], verb: Verb, journal: Journal) -> Callable[..., Any]:
+    """Return a method that does the same as another one, and notes it."""
+    change, matters, pods = verb.change, verb.call.matters, verb.pods
+    names = verb.positional
+
+    def noted(self: object, *given: object, **named: object) -> object:
+        if journal.at is not None:
+            return method(self, *given, **named)
+        at = journal.begin()
+        try:
+            result = method(self, *given, **named)
+        finally:
+            journal.at = None
+        if matters(result):
+            if pods:
+                named = {**dict(zip(names, given, strict=False)), **named}
+                given = ()
+                named |= {name: cast(Pod, named[name]).uid for name in pods}
+            journal.note(change(at, *given, **named))
+        return result
+
+    return noted
+
+
+def _repeat_calls(
+    memory: object, base: type[Any], verb: Verb, journal: Journal
+) -> Callable[[Any], object]:
+    """Return what calls a memory's method as another worker has called it."""
+    method = getattr(base, verb.call.name)
+    positional, keywords, pods = verb.positional, verb.keywords, verb.pods
+
+    def repeat(change: Change) -> None:
+        given = [getattr(change, name) for name in positional]
+        for name in pods:
+            found = journal.find_pod(getattr(change, name))
+            if found is None:
+                return
+            given[positional.index(name)] = found
+        method(memory, *given, **{name: getattr(change, name) for name in keywords})
+
+    return repeat
+
+
+class _SharedLedger(Ledger):
+    """A ledger that counts what all workers have in flight."""
+
+    journal: ClassVar[Journal]
+    __slots__ = ("_own", "_theirs")
+
+    def __init__(self, rates: PrefillRates, clock: Clock) -> None:
+        super().__init__(rates, clock)
+        self._own: dict[Scope, Held] = {}
+        self._theirs: dict[int, dict[int, Scope]] = {}
+
+    def start(
+        self, leg: Leg, uid: str, tokens: int = 0, due: float | None = None, cached: int = 0
+    ) -> Scope:
+        """Count a leg; others know of it at once, for they choose by it."""
+        journal = self.journal
+        at = journal.begin()
+        try:
+            scope = super().start(leg, uid, tokens, due, cached)
+        finally:
+            journal.at = None
+        held = Held(
+            at=at,
+            number=journal.number(),
+            uid=uid,
+            leg=leg,
+            tokens=tokens,
+            due=due,
+            cached=cached,
+        )
+        self._own[scope] = held
+        journal.note(held, at_once=True)
+        return scope
+
+    def end(self, scope: Scope) -> None:
+        """Take back what a scope has counted, whosever it is."""
+        held = self._own.pop(scope, None)
+        if held is None:
+            super().end(scope)
+            return
+        journal = self.journal
+        at = journal.begin()
+        try:
+            super().end(scope)
+        finally:
+            journal.at = None
+        journal.note(
+            LetGo(at=at, number=held.number, completed=scope.completed, cached=scope.cached)
+        )
+
+    def take(self, worker: int, change: Held) -> None:
+        """Count a leg of another worker, unless it is counted, or is none but a trial."""
+        theirs = self._theirs.setdefault(worker, {})
+        if change.tokens is not None and change.number not in theirs:
+            theirs[change.number] = super().start(
+                change.leg, change.uid, change.tokens, change.due, change.cached
+            )
+
+    def let_go(self, worker: int, change: LetGo) -> None:
+        """Count a leg of another worker no more, and learn from it."""
+        scope = self._theirs.get(worker, {}).pop(change.number, None)
+        if scope is not None:
+            scope.completed, scope.cached = change.completed, change.cached
+            scope.release()
+
+    def drop(self, worker: int) -> None:
+        """Count no leg of another worker any more."""
+        for scope in self._theirs.pop(worker, {}).values():
+            scope.release()
+
+    def list_own(self) -> Iterable[Held]:
+        """Return the legs of this worker."""
+        return self._own.values()
+
+
+class _SharedTrial(Trial):
+    """A trial of this worker, of which the others know."""
+
+    __slots__ = ("_memory", "_trial")
+
+    def __init__(self, trial: Trial, memory: "_SharedFailures") -> None:
+        super().__init__()
+        self._trial = trial
+        self._memory: _SharedFailures | None = memory
+
+    def release(self) -> None:
+        """End it, however it went. Further calls change nothing."""
+        memory, self._memory = self._memory, None
+        if memory is not None:
+            self._trial.release()
+            memory.end_trial(self)
+
+
+class _SharedFailures(FailureMemory):
+    """A memory of failures that knows the trials of all workers."""
+
+    journal: ClassVar[Journal]
+
+    def __init__(self, rules: EjectionRules, clock: Clock, random: Random) -> None:
+        super().__init__(rules, clock, random)
+        self._own: dict[Trial, Held] = {}
+        self._theirs: dict[int, dict[int, Trial]] = {}
+
+    def note_asked(self, part: Part, cause: str | None) -> bool:
+        """Note what has become of a request of the router's own; who has sent it counts it."""
+        counted = self.asked.copy()
+        ejected = super().note_asked(part, cause)
+        if self.journal.follows:
+            self.asked = counted
+        return ejected
+
+    def start_trial(self, uid: str, leg: Leg) -> Trial:
+        """Begin a request; if the pod is out, no worker tries it until this is released."""
+        journal = self.journal
+        journal.catch_up()
+        trial = super().start_trial(uid, leg)
+        if not trial.holds:
+            return trial
+        own = _SharedTrial(trial, self)
+        held = Held(at=journal.clock(), number=journal.number(), uid=uid, leg=leg)
+        self._own[own] = held
+        journal.note(held, at_once=True)
+        return own
+
+    def end_trial(self, trial: Trial) -> None:
+        """Tell that a trial of this worker has ended."""
+        held = self._own.pop(trial)
+        self.journal.note(LetGo(at=self.journal.clock(), number=held.number), at_once=True)
+
+    def take(self, worker: int, change: Held) -> None:
+        """Take a trial of another worker, unless it is known, or is a leg that is counted."""
+        theirs = self._theirs.setdefault(worker, {})
+        if change.tokens is None and change.number not in theirs:
+            theirs[change.number] = super().start_trial(change.uid, change.leg)
+
+    def let_go(self, worker: int, change: LetGo) -> None:
+        """End a trial of another worker."""
+        trial = self._theirs.get(worker, {}).pop(change.number, None)
+        if trial is not None:
+            trial.release()
+
+    def drop(self, worker: int) -> None:
+        """End all trials of another worker."""
+        for trial in self._theirs.pop(worker, {}).values():
+            trial.release()
+
+    def list_own(self) -> Iterable[Held]:
+        """Return the trials of this worker."""
+        return self._own.values()
+
+
+_HOLDERS: dict[type[Any], type[Any]] = {Ledger: _SharedLedger, FailureMemory: _SharedFailures}

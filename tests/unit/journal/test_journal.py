@@ -1,0 +1,470 @@
+"""What one worker changes, the others change as well."""
+
+import asyncio
+import inspect
+import os
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import pytest
+from factories import make_pod
+
+from pdrouter.cluster.router_group import RouterGroup
+from pdrouter.engines.split import Leg
+from pdrouter.journal import journal as journals
+from pdrouter.journal.journal import Journal
+from pdrouter.journal.language import Call, Language
+from pdrouter.journal.leading import work_while_leading
+from pdrouter.journal.memory import Layout, SharedMemory, create_memory
+from pdrouter.load.failures import FailureMemory, Part
+from pdrouter.load.ledger import Ledger
+from pdrouter.load.samples import EngineSample
+from pdrouter.load.whole_serving import WholeServing
+from pdrouter.openai.kind import RequestKind
+from pdrouter.routing.state import RoutingState
+from pdrouter.serving.rate_limit import RateLimiter
+from pdrouter.settings import Settings
+from pdrouter.wiring.knowledge import Knowledge, create_knowledge
+from pdrouter.wiring.sharing import LANGUAGE, Sharing
+
+POD = make_pod("p")
+UID = POD.uid
+KIND = RequestKind("/v1/completions", ("logprobs",))
+
+
+class Workers:
+    """Workers that share memory, but no clock that runs: changes are told when `turn` is called."""
+
+    def __init__(self, count: int, ring_bytes: int = 64 * 1024) -> None:
+        self.layout = Layout(count, ring_bytes)
+        self.descriptor = create_memory(self.layout)
+        self.now = 1000.0
+        self.soon: list[Callable[[], None]] = []
+        self.pods = [POD]
+        self.forgotten: list[str] = []
+        self.journals: dict[int, Journal] = {}
+        self.knowledge: dict[int, Knowledge] = {}
+
+    async def start(self, number: int, language: Language = LANGUAGE) -> RoutingState:
+        journal = Journal(
+            SharedMemory(self.descriptor, self.layout),
+            number,
+            language,
+            list_pods=lambda: self.pods,
+            forget=self.forgotten.append,
+            clock=lambda: self.now,
+            schedule=self.schedule,
+        )
+        self.journals[number] = journal
+        self.knowledge[number] = create_knowledge(Settings(), Sharing(journal), RouterGroup())
+        await journal.join()
+        return self.knowledge[number].state
+
+    def schedule(self, call: Callable[[], None]) -> None:
+        self.soon.append(call)
+
+    def end(self, number: int) -> None:
+        """End a worker as its supervisor sees it end."""
+        SharedMemory(self.descriptor, self.layout).note_end(number)
+        del self.journals[number]
+
+    def turn(self) -> None:
+        """Let all turns of their loops come, and as much time pass as they leave between two."""
+        self.now += 0.02
+        for _ in range(3):
+            soon, self.soon = self.soon, []
+            for call in soon:
+                call()
+            for journal in self.journals.values():
+                journal.tick()
+
+
+@pytest.fixture
+def workers() -> Iterator[Workers]:
+    made = Workers(3)
+    yield made
+    os.close(made.descriptor)
+
+
+def tell(knowledge: Knowledge) -> None:
+    """Change all that can be changed."""
+    state, failures = knowledge.state, knowledge.state.failures
+    state.prefixes.add((1, 2, 3), UID, 10)
+    state.prefixes.confirm((1, 2, 3, 4), UID, state.prefixes.recall((1, 2, 3, 4), UID), 2)
+    state.prefixes.discard((3,), UID)
+    for _ in range(4):
+        failures.note_failure(
+            *(UID, Leg.DECODE, "status-500", 999.0), model="m", subject=KIND, path="/"
+        )
+        failures.note_failure(UID, Leg.PREFILL, "connect", 999.0)
+    failures.note_worthless(UID, Leg.ENCODE, "handoff", 999.0)
+    failures.note_timeout(UID, Leg.ENCODE, "timeout", 999.0)
+    failures.note_silence(UID, Leg.ENCODE, "silence", 999.0)
+    failures.hold(UID, Leg.DECODE, 3.0)
+    failures.note_scrape(UID, connected=False)
+    failures.note_success(UID, Leg.ENCODE, 999.5, "m")
+    knowledge.peers.learn(POD, {"id": b"1"}, 999.0)
+    state.priorities.note(POD, takes=True)
+    state.whole.begin(UID, 0.5)
+    state.whole.observe(UID, 0.5, 0.7)
+    state.whole.observe_handover("m", 0.1)
+    state.decoded.add((1, 2), UID, rest_tokens=5, written_tokens=9.0)
+    knowledge.samples.put(UID, EngineSample(1000.0, 1, 2.0, 3.0, 0.5, 1000))
+    state.ledger.note_others(UID, 4.0)
+    state.ledger.rates.note_buckets(UID, (128, 256))
+    with state.ledger.start(Leg.PREFILL, UID, 100, 1010.0, 20) as scope:
+        scope.complete(90)
+
+
+def look(knowledge: Knowledge) -> Mapping[str, Any]:
+    """Return what is known."""
+    state, failures = knowledge.state, knowledge.state.failures
+    return {
+        "prefixes": state.prefixes.match((1, 2, 3, 4)),
+        "recalled": state.prefixes.recall((1, 2, 3, 4), UID),
+        "failures": failures.describe(UID),
+        "records": failures._records,
+        "troubles": failures.look("m"),
+        "peer": knowledge.peers.find(POD),
+        "priority": state.priorities.find(POD),
+        "whole": state.whole.describe(UID),
+        "wait": state.whole.predict_wait(UID),
+        "handover": state.whole.count_answers("m"),
+        "decoded": state.decoded.match((1, 2)),
+        "samples": dict(state.samples),
+        "rate": state.ledger.rates.unit_s,
+        "buckets": state.ledger.rates.find_shapes(UID).buckets,
+        "drain": state.ledger.drain_rate(UID),
+        "waits": state.ledger.predict_prefill_wait(UID),
+        "loads": state.ledger.snapshot(),
+    }
+
+
+async def test_what_one_worker_knows_all_know(workers: Workers) -> None:
+    for number in range(2):
+        await workers.start(number)
+    tell(workers.knowledge[0])
+    workers.turn()
+    workers.now += 20.0
+    known = look(workers.knowledge[0])
+    assert look(workers.knowledge[1]) == known
+    assert [name for name, value in known.items() if not value] == ["wait", "loads"]
+    # It was done once by each: nothing that is told is told again.
+    assert workers.journals[1].events["noted"] == 1
+    assert workers.journals[1].events["failed"] == 0
+
+
+async def test_who_comes_later_learns_what_was_known_before(workers: Workers) -> None:
+    await workers.start(0)
+    tell(workers.knowledge[0])
+    workers.turn()
+    await workers.start(2)
+    assert look(workers.knowledge[2]) == look(workers.knowledge[0])
+
+
+async def test_a_worker_that_starts_again_knows_what_it_has_known(workers: Workers) -> None:
+    await workers.start(0)
+    tell(workers.knowledge[0])
+    workers.turn()
+    before = look(workers.knowledge[0])
+    workers.end(0)
+    await workers.start(0)
+    assert look(workers.knowledge[0]) == before
+
+
+def count(state: RoutingState) -> int:
+    return state.ledger.count_requests(UID)
+
+
+async def test_a_leg_is_counted_by_all_at_once(workers: Workers) -> None:
+    one, other = await workers.start(0), await workers.start(1)
+    scope = one.ledger.start(Leg.DECODE, UID, 10)
+    other.catch_up()
+    assert (count(other), other.ledger.load(Leg.DECODE, UID).tokens) == (1, 10)
+    scope.release()
+    workers.turn()
+    assert (count(one), count(other)) == (0, 0)
+
+
+async def test_legs_of_a_worker_that_has_ended_are_in_flight_no_more(workers: Workers) -> None:
+    one, other = await workers.start(0), await workers.start(1)
+    for _ in range(3):
+        one.ledger.start(Leg.PREFILL, UID, 10)
+    other.ledger.start(Leg.PREFILL, UID, 10)
+    workers.turn()
+    assert count(other) == 4
+    workers.end(0)
+    workers.turn()
+    assert count(other) == 1
+    # Nor does it count them itself when it is back, and it counts those of the others.
+    back = await workers.start(0)
+    workers.turn()
+    assert (count(back), count(other)) == (1, 1)
+
+
+async def test_legs_that_are_older_than_a_journal_are_told_who_comes_later() -> None:
+    workers = Workers(2, ring_bytes=256 * 1024)
+    one = await workers.start(0)
+    scopes = [one.ledger.start(Leg.DECODE, UID, 10) for _ in range(1200)]
+    for number in range(20_000):
+        one.prefixes.add((number,), UID)
+    workers.turn()
+    late = await workers.start(1)
+    assert count(late) < 1200
+    for _ in range(4):
+        workers.turn()
+    assert count(late) == 1200
+    for scope in scopes:
+        scope.release()
+    workers.turn()
+    assert count(late) == count(one) == 0
+
+
+async def test_a_worker_that_was_not_heeded_for_long_is_heard_again(workers: Workers) -> None:
+    one, other = await workers.start(0), await workers.start(1)
+    kept = [one.ledger.start(Leg.DECODE, UID, 10) for _ in range(5)]
+    for _ in range(3000):  # More than the journal holds, while the other one stands still.
+        one.ledger.start(Leg.PREFILL, UID, 10).release()
+    other.catch_up()
+    assert workers.journals[1].events["lost"] == 1
+    workers.turn()
+    workers.turn()
+    assert count(one) == count(other) == len(kept)
+
+
+async def test_one_worker_at_a_time_tries_a_pod_that_has_failed(workers: Workers) -> None:
+    one, other = await workers.start(0), await workers.start(1)
+    for _ in range(3):
+        one.failures.note_failure(UID, Leg.PREFILL, "connect", workers.now)
+    workers.turn()
+    workers.now += 60.0
+    assert UID not in other.failures.look("m")[Leg.PREFILL]
+    trial = one.failures.start_trial(UID, Leg.PREFILL)
+    other.catch_up()
+    assert UID in other.failures.look("m")[Leg.PREFILL]
+    assert not other.failures.start_trial(UID, Leg.PREFILL).holds
+    trial.release()
+    trial.release()
+    other.catch_up()
+    assert UID not in other.failures.look("m")[Leg.PREFILL]
+    # That of a worker which ends is over.
+    one.failures.start_trial(UID, Leg.PREFILL)
+    workers.end(0)
+    workers.turn()
+    assert UID not in other.failures.look("m")[Leg.PREFILL]
+
+
+async def test_a_question_to_a_pod_is_counted_by_who_has_asked(workers: Workers) -> None:
+    one, other = await workers.start(0), await workers.start(1)
+    one.failures.note_asked(Part(UID, Leg.DECODE, ""), "status-500")
+    workers.turn()
+    assert one.failures.asked == {"failed": 1}
+    assert not other.failures.asked
+
+
+@pytest.mark.parametrize("limit", [1, 3, 10])
+async def test_workers_share_a_limit(limit: int, workers: Workers) -> None:
+    limiters = []
+    for number in range(3):
+        await workers.start(number)
+        journal = workers.journals[number]
+        limiters.append(Sharing(journal).share(RateLimiter)(journal.clock))
+    admitted = 0
+    for _ in range(300):
+        for limiter, journal in zip(limiters, workers.journals.values(), strict=True):
+            journal.catch_up()
+            while not limiter.admit("m", limit):
+                admitted += 1
+                journal.flush()
+        workers.now += 0.1
+    # As one: a burst of a second's worth, and an even rate from then on.
+    assert limit * 30 <= admitted <= limit * 31
+
+
+async def test_pods_that_are_gone_are_forgotten_though_others_have_told_of_them(
+    workers: Workers,
+) -> None:
+    one = await workers.start(0)
+    one.failures.note_failure("gone", Leg.PREFILL, "connect", 1.0)
+    workers.turn()
+    await workers.start(1)
+    assert workers.forgotten == ["gone"]
+    one.failures.note_failure("not seen yet", Leg.PREFILL, "connect", 1.0)
+    one.failures.note_failure("late", Leg.PREFILL, "connect", 1.0)
+    for _ in range(3):
+        workers.now += 60.0
+        workers.turn()
+        workers.pods = [POD, make_pod("x", uid="not seen yet")]
+    assert workers.forgotten == ["gone", "late"]
+
+
+async def test_what_cannot_be_done_is_told_and_ends_nothing(
+    workers: Workers, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = await workers.start(0), await workers.start(1)
+    monkeypatch.setattr(FailureMemory, "_open", None)  # As if it had an error.
+    with pytest.raises(TypeError):
+        one.failures.note_failure(UID, Leg.PREFILL, "connect", 1.0)
+    workers.turn()
+    assert workers.journals[0].at is None
+    monkeypatch.undo()
+    one.failures.note_failure(UID, Leg.PREFILL, "connect", 1.0)
+    one.ledger.start(Leg.DECODE, UID)
+    workers.soon.clear()
+    workers.journals[0].flush()
+    monkeypatch.setattr(FailureMemory, "_open", None)
+    other.catch_up()
+    assert workers.journals[1].events["failed"] == 1
+    assert "change of worker 0 cannot be made" in caplog.text
+    assert count(other) == 1
+
+
+async def test_what_another_version_has_written_is_not_read(
+    workers: Workers, caplog: pytest.LogCaptureFixture
+) -> None:
+    language = Language({Ledger: (Call("note_others"),)})
+    assert language.dialect != LANGUAGE.dialect
+    workers.journals[0] = journal = Journal(
+        SharedMemory(workers.descriptor, workers.layout),
+        0,
+        language,
+        clock=lambda: workers.now,
+        schedule=workers.soon.append,
+    )
+    await journal.join()
+    journal._write([language.verbs[Ledger][0].change(1.0, UID, 5.0)])
+    other = await workers.start(1)
+    journal._write([language.verbs[Ledger][0].change(1.0, UID, 5.0)])
+    other.catch_up()
+    assert workers.journals[1].events["taken"] == 0
+    assert "speaks another language" in caplog.text
+
+
+async def test_there_is_one_memory_of_a_kind(workers: Workers) -> None:
+    await workers.start(0)
+    with pytest.raises(ValueError, match="two memories"):
+        Sharing(workers.journals[0]).share(WholeServing)()
+
+
+async def test_a_change_that_is_too_large_is_left_out(
+    workers: Workers, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, other = await workers.start(0), await workers.start(1)
+    one.prefixes.add(tuple(range(2**40, 2**40 + 10_000)), UID)
+    one.prefixes.add((1,), UID)
+    workers.turn()
+    assert other.prefixes.match((1,)) == {UID: 1}
+    assert "too large" in caplog.text
+
+
+READS = {
+    "Ledger": "load count_requests snapshot describe predict_prefill_wait predict_prefills"
+    " predict_due knows measure_use drain_rate",
+    "PrefillRates": "predict freeze measure find_shapes factors",
+    "PrefixIndex": "match recall",
+    "FailureMemory": "calm is_well_but_for was_ejected_since look list_ejected is_left_out"
+    " describe",
+    "PeerKnowledge": "find",
+    "PriorityKnowledge": "find",
+    "WholeServing": "find_handover expect_handover count_answers find_factor predict_wait"
+    " measure_share may_serve is_refused describe",
+    "DecodedPrompts": "match count_cached",
+    "Samples": "",
+    "OutputLengths": "expect",
+    "TokenRatios": "estimate",
+    "UnsplittableKinds": "empty is_whole list_failed",
+    "RetryBudget": "",
+    "RateLimiter": "",
+}
+"""What changes nothing that others should know."""
+BY_ITSELF = {"forget"}
+"""Each worker sees pods go."""
+INSIDE = {"PrefillRates": {"observe"}, "Ledger": {"start", "end"}, "FailureMemory": {"start_trial"}}
+"""What is told as part of another change, or as something that is held."""
+
+
+@pytest.mark.parametrize("memory", LANGUAGE.verbs, ids=lambda memory: memory.__name__)
+def test_each_method_that_changes_a_memory_is_told(memory: type[Any]) -> None:
+    """Whoever adds one says here that it changes nothing, or names it where all are named."""
+    name = memory.__name__
+    public = {
+        member
+        for member, value in vars(memory).items()
+        if not member.startswith("_") and (inspect.isfunction(value) or isinstance(value, property))
+    }
+    told = {verb.call.name for verb in LANGUAGE.verbs[memory]}
+    reads = set(READS[name].split())
+    assert public == told | reads | INSIDE.get(name, set()) | (BY_ITSELF & public)
+    assert not told & reads
+
+
+async def test_the_first_worker_that_runs_leads(workers: Workers) -> None:
+    for number in range(3):
+        await workers.start(number)
+
+    def leading() -> list[int]:
+        return [number for number, one in workers.journals.items() if one.leads(3.0)]
+
+    workers.turn()
+    assert leading() == [0]
+    workers.end(0)
+    assert leading() == [1]
+    # One that stands still leads no more, until it goes on.
+    standing = workers.journals.pop(1)
+    workers.now += 4.0
+    workers.turn()
+    workers.journals[1] = standing
+    assert leading() == [2, 1]
+    workers.turn()
+    assert leading() == [1]
+
+
+async def test_what_the_first_does_for_all_goes_on_when_it_has_ended(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pdrouter.journal.leading._LOOK_S", 0.001)
+    doing: set[int] = set()
+    for number in range(2):
+        await workers.start(number)
+    workers.turn()
+
+    async def work(number: int) -> None:
+        doing.add(number)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            doing.discard(number)
+
+    async def until(expected: set[int]) -> None:
+        async with asyncio.timeout(10):
+            while doing != expected:
+                await asyncio.sleep(0.001)
+
+    tasks = [
+        asyncio.create_task(work_while_leading(workers.journals[number], partial(work, number)))
+        for number in range(2)
+    ]
+    await until({0})
+    tasks[0].cancel()
+    workers.end(0)
+    await until({1})
+    await workers.start(0)
+    workers.turn()
+    await until(set())
+    tasks[1].cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_what_fails_while_leading_fails_the_worker(workers: Workers) -> None:
+    await workers.start(0)
+
+    async def work() -> None:
+        raise LookupError("broken")
+
+    with pytest.raises(LookupError, match="broken"):
+        await work_while_leading(workers.journals[0], work)
+
+
+def test_what_is_told_at_once_is_bounded() -> None:
+    assert journals._TOLD_AT_ONCE <= 500
