@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import aibrix_names
+
 from pdrouter.settings import describe_settings
 from pdrouter.settings.controls import describe_controls
 from pdrouter.tools.doctor.diagnosis import describe_findings
@@ -106,6 +108,7 @@ def render_requests() -> str:
 
 
 PAGES = {
+    "aibrix-names.md": aibrix_names.render,
     "configuration.md": render_configuration,
     "doctor.md": render_doctor,
     "requests.md": render_requests,

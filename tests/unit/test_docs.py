@@ -40,6 +40,7 @@ def test_pages_that_are_made_from_code_are_up_to_date() -> None:
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
     assert {name: read(name) == render() for name, render in generate.PAGES.items()} == {
+        "aibrix-names.md": True,
         "configuration.md": True,
         "doctor.md": True,
         "requests.md": True,
