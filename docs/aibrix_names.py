@@ -88,7 +88,11 @@ def _is_written(*places: str) -> Callable[[str], bool]:
 
 
 def _list_profile_members() -> frozenset[str]:
-    structs = [each for each in vars(pod_config).values() if isinstance(each, msgspec.StructMeta)]
+    structs = [
+        each
+        for each in vars(pod_config).values()
+        if isinstance(each, type) and issubclass(each, msgspec.Struct)
+    ]
     return frozenset(
         field.encode_name for struct in structs for field in msgspec.structs.fields(struct)
     )
