@@ -55,7 +55,7 @@ LANGUAGE = Language(
             Call("wants_handover", matters=bool),
             Call("wants_whole", matters=bool),
         ),
-        DecodedPrompts: (Call("add"),),
+        DecodedPrompts: (Call("add"), Call("expect", matters=bool), Call("discard")),
         Samples: (Call("put"), Call("drop")),
         OutputLengths: (Call("observe"),),
         TokenRatios: (Call("observe"),),

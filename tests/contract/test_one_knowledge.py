@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
@@ -17,13 +17,12 @@ from pdrouter.cluster.router_group import RouterGroup
 from pdrouter.cluster.view import PodCache
 from pdrouter.engine_http.answers import EngineAnswer
 from pdrouter.engine_http.failures import FailureKind, PostFailed
-from pdrouter.engine_http.progress import PostProgress
 from pdrouter.extproc.exchange import Exchange
 from pdrouter.extproc.messages import ResponseHeaders
 from pdrouter.journal.journal import Journal
 from pdrouter.journal.memory import Layout, SharedMemory, create_memory
 from pdrouter.load.samples import EngineSample
-from pdrouter.openai.pieces import Pieces
+from pdrouter.serving import leg_posts, legs, way
 from pdrouter.serving.held_bodies import HeldBodies
 from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.settings import Settings
@@ -52,17 +51,9 @@ class Engines:
     waiting: dict[str, "asyncio.Future[EngineAnswer | FailureKind]"] = field(default_factory=dict)
 
     async def post(
-        self,
-        address: str,
-        path: str,
-        headers: dict[str, str],
-        body: Pieces,
-        total_s: float,
-        *,
-        progress: PostProgress | None = None,
-        once: bool = False,
+        self, address: str, path: str, headers: Mapping[str, str], *_: object, **__: object
     ) -> EngineAnswer:
-        del path, body, total_s, progress, once
+        del path
         future = self.waiting[headers["x-extra"]] = asyncio.get_running_loop().create_future()
         answer: EngineAnswer | FailureKind = await future
         if isinstance(answer, FailureKind):
@@ -240,6 +231,8 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
+    monotonic = __call__
+
 
 @asynccontextmanager
 async def run_workers(count: int, clock: Clock) -> AsyncIterator[list[Worker]]:
@@ -268,6 +261,14 @@ async def run_workers(count: int, clock: Clock) -> AsyncIterator[list[Worker]]:
 
 async def replay(workers: int, events: list[Event]) -> list[tuple[Any, ...]]:
     clock = Clock()
+    with pytest.MonkeyPatch.context() as patch:
+        # How long a leg takes is learnt from, too.
+        for module in (leg_posts, legs, way):
+            patch.setattr(module, "time", clock)
+        return await replay_at(clock, workers, events)
+
+
+async def replay_at(clock: Clock, workers: int, events: list[Event]) -> list[tuple[Any, ...]]:
     async with run_workers(workers, clock) as all_workers:
         return await Replay(all_workers, clock).run(events)
 
