@@ -150,6 +150,10 @@ class _LastRecord:
     def leg_retried(self, record: RequestRecord) -> None:
         pass
 
+    def turn_came(self, model: str, line: str, seconds: float) -> None: ...
+
+    def turn_refused(self, model: str, line: str, reason: str) -> None: ...
+
     def prefixes_corrected(self, record: RequestRecord) -> None:
         """Note nothing."""
 

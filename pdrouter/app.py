@@ -114,6 +114,8 @@ class Application:
             self.telemetry.metrics.add(JournalMetrics(self._journal))
         self._client = EngineClient(limit_client(settings))
         self._exchanges = self._create_exchanges()
+        if self._exchanges.turns is not None:
+            self.telemetry.metrics.turns.waiting = self._exchanges.turns.count_waiting
         self.server = self._create_server(self._exchanges, log_entries)
         self.admin = self._create_admin()
 

@@ -114,6 +114,8 @@ class Notes:
         self.answers: list[tuple[AnswerReport, Pod | None]] = []
         self.releases: list[ReleaseOutcome] = []
         self.refused_priorities: list[str] = []
+        self.turns: list[tuple[str, str]] = []
+        self.refused_turns: list[tuple[str, str, str]] = []
 
     def request_started(self, record: RequestRecord) -> None:
         self.open += 1
@@ -138,6 +140,12 @@ class Notes:
 
     def prefixes_corrected(self, record: RequestRecord) -> None:
         assert record.prefixes_gone or record.prefixes_found
+
+    def turn_came(self, model: str, line: str, seconds: float) -> None:
+        self.turns.append((model, line))
+
+    def turn_refused(self, model: str, line: str, reason: str) -> None:
+        self.refused_turns.append((model, line, reason))
 
     def request_finished(self, record: RequestRecord) -> None:
         self.open -= 1

@@ -1,4 +1,4 @@
-"""The requests that wait for their turn: of the user who was served least, the oldest goes first."""
+"""The requests that wait for their turn: the user who was served least goes first."""
 
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Hashable, Iterator
@@ -35,23 +35,24 @@ class Place(Generic[T]):
 class FairLine(Generic[T]):
     """A line in which users take turns by their virtual tokens; within a user, first come.
 
-    Of two users who wait all the time, the counters are never apart by more than the dearest request
-    of either: who is ahead by anything does not get the next turn.
+    Of two users who wait all the time, the counters are never apart by more than the dearest
+    request of either: who is ahead by anything does not get the next turn.
 
     Attributes:
         tokens: the counters of its users.
     """
 
-    __slots__ = ("_numbers", "_waiting", "tokens")
+    __slots__ = ("_numbers", "_size", "_waiting", "tokens")
 
     def __init__(self) -> None:
         """Start empty."""
         self.tokens = VirtualTokens()
         self._numbers = count()
+        self._size = 0
         self._waiting: dict[tuple[str, Hashable], OrderedDict[int, Place[T]]] = {}
 
     def __len__(self) -> int:
-        return sum(map(len, self._waiting.values()))
+        return self._size
 
     def __iter__(self) -> Iterator[Place[T]]:
         return (place for places in self._waiting.values() for place in places.values())
@@ -74,12 +75,16 @@ class FairLine(Generic[T]):
         place.number = next(self._numbers)
         key = place.user, place.way
         self._waiting.setdefault(key, OrderedDict())[place.number] = place
+        self._size += 1
 
     def leave(self, place: Place[T]) -> None:
         """Let a request wait no more. It has got nothing. Further calls change nothing."""
         key = place.user, place.way
         places = self._waiting.get(key)
-        if places is not None and places.pop(place.number, None) is not None and not places:
+        if places is None or places.pop(place.number, None) is None:
+            return
+        self._size -= 1
+        if not places:
             del self._waiting[key]
 
     def serve(self, place: Place[T]) -> None:

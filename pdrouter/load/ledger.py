@@ -144,6 +144,12 @@ class Ledger:
 
     Entries come with the first piece of work and go with the last, so that pods which are gone
     leave nothing behind, and an update of a pod changes nothing.
+
+    Attributes:
+        rates: how fast pods compute prompts.
+        drains: how fast they complete requests.
+        loads: work in flight by leg and UID; idle pods have none. Do not change it.
+        on_end: called when a leg has ended; None while nobody waits for that.
     """
 
     __slots__ = (
@@ -155,6 +161,7 @@ class Ledger:
         "_queues",
         "drains",
         "loads",
+        "on_end",
         "rates",
     )
 
@@ -170,7 +177,7 @@ class Ledger:
         self._clock = clock
         self._loads: dict[Leg, dict[str, LegLoad]] = {leg: {} for leg in Leg}
         self.loads: Mapping[Leg, Mapping[str, LegLoad]] = self._loads
-        """Work in flight by leg and UID; idle pods have none. Do not change it."""
+        self.on_end: Callable[[], None] | None = None
         self._queues: dict[str, _PrefillQueue] = {}
         self._others: dict[str, float] = {}
         self._mean_work = 0.0
@@ -324,6 +331,8 @@ class Ledger:
             load.tokens -= scope.tokens
             if not load.requests:
                 del loads[uid]
+            if self.on_end is not None:
+                self.on_end()
 
     def _join_queue(self, scope: Scope, now: float) -> None:
         queue = self._queues.get(scope.uid)

@@ -24,8 +24,11 @@ class SaturationRules:
             memory holds.
     """
 
-    backlog_s: float = 0.5
+    backlog_s: float = 0.25
     requests: int | None = None
+
+
+DEFAULT_SATURATION = SaturationRules()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +73,6 @@ def find_open_legs(
     ):
         legs |= {Leg.PREFILL}
     return legs
-
-
-def predict_wait(pods: ModelPods, state: RoutingState) -> float:
-    """Return the seconds until the first prefill pod has done what it has, as predicted."""
-    uids = [pod.uid for pod in pods.prefill]
-    return min(state.ledger.predict_prefills(uids, repeat(0.0, len(uids))), default=0.0)
 
 
 def _may_compute(

@@ -162,6 +162,7 @@ class AnswerReports:
         lengths: OutputLengths,
         observer: AnswerObserver,
         on_cut: Callable[[Pod, str], None],
+        on_usage: Callable[[str, Usage], None] | None = None,
     ) -> None:
         """Set up.
 
@@ -170,11 +171,14 @@ class AnswerReports:
             lengths: learns the length of answers.
             observer: is told of answers.
             on_cut: is told of pods that break answers off, and how.
+            on_usage: is told of the router's id of a request, and what its answer has used; None
+                for nobody.
         """
         self._cache = cache
         self._lengths = lengths
         self._observer = observer
         self._on_cut = on_cut
+        self._on_usage = on_usage
         self._view: ClusterView | None = None
         self._by_address: Mapping[str, Pod] = {}
 
@@ -185,6 +189,8 @@ class AnswerReports:
             return False
         if report.usage is not None and report.usage.output_tokens and report.status < 400:
             self._lengths.observe(pods.model, report.usage.output_tokens)
+        if report.usage is not None and self._on_usage is not None:
+            self._on_usage(report.request.request_id, report.usage)
         pod = self._find_pod(report.served_by)
         if pod is not None and report.cut:
             self._on_cut(pod, report.cut)

@@ -11,6 +11,7 @@ from pdrouter.serving.held_bodies import HeldBodies, HeldBody
 from pdrouter.serving.open_decision import OpenDecision
 from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.release import HeldHandle
+from pdrouter.serving.turns import end_turn
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +124,8 @@ class Call:
             self.body.release()
         if self.chosen is not None:
             self.chosen.close()
+            if self.chosen.routed.turn is not None:
+                end_turn(self.chosen.routed.turn, self.record)
         if not self.record.forwarded:  # Else only Envoy can say that no engine has it.
             self.give_up_handle()
 

@@ -35,12 +35,14 @@ from pdrouter.routing.label_selector import LabelSelector, SelectorInvalid, pars
 from pdrouter.routing.profiles import ResolvedProfile, resolve_profile, resolve_strategy_name
 from pdrouter.routing.router import Router
 from pdrouter.routing.scoring import PROMPT_READERS
+from pdrouter.serving.fair_queue import Applicant, FairQueues
 from pdrouter.serving.fit import find_misfit
 from pdrouter.serving.policy import DispatchPolicy
 from pdrouter.serving.rate_limit import RateLimiter
 from pdrouter.serving.record import Observer, RequestRecord
 from pdrouter.serving.refusals import DEADLINE_MISSED, refuse_for_now, refuse_missing
-from pdrouter.serving.targets import read_target
+from pdrouter.serving.targets import read_class, read_target
+from pdrouter.serving.turns import Turn
 from pdrouter.serving.unsplittable import REASON as NOT_PREFILLABLE
 from pdrouter.serving.unsplittable import UnsplittableKinds
 from pdrouter.settings.combination import CombinationInvalid
@@ -55,6 +57,7 @@ class Routed(msgspec.Struct, frozen=True):
         facts: what it was told of the request.
         decision: the pods.
         at: when they were chosen, on the clock of the memory of failures.
+        turn: what the request's user was charged for it; None where users do not take turns.
     """
 
     pods: ModelPods
@@ -62,6 +65,7 @@ class Routed(msgspec.Struct, frozen=True):
     facts: RoutingFacts
     decision: Decision
     at: float
+    turn: Turn | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,7 @@ class PodChooser:
         kinds: knows which kinds of requests prefill engines cannot serve.
         splits: how engines split requests.
         limiter: how many requests the models' configurations let pass.
+        turns: lets users take turns; None where they do not.
     """
 
     cache: PodCache
@@ -89,6 +94,7 @@ class PodChooser:
     kinds: UnsplittableKinds
     splits: Splits
     limiter: RateLimiter = field(default_factory=RateLimiter)
+    turns: FairQueues | None = None
 
     def find_model(self, name: str) -> ModelPods:
         """Return the pods of a model.
@@ -108,7 +114,7 @@ class PodChooser:
             raise unknown_model(name, view.names)
         return pods
 
-    def choose(
+    async def choose(
         self,
         request: InferenceRequest,
         pods: ModelPods,
@@ -118,7 +124,7 @@ class PodChooser:
         *,
         media: Sequence[MediaItem] = (),
     ) -> Routed | None:
-        """Choose the pods for a request.
+        """Choose the pods for a request, when it is its turn.
 
         Args:
             request: the request.
@@ -173,12 +179,24 @@ class PodChooser:
             if deadline is not None:
                 facts = structs.replace(facts, deadline=deadline)
         give_back = self._limit(pods, resolved)
+        turn = None
         try:
+            if self.turns is not None:
+                line = read_class(headers, self.policy.deadlines.classes)
+                asks = Applicant(request.model, pods, strategy, facts, line, record)
+                turn = await self.turns.wait(asks)
+                # Meanwhile, pods may have come and gone.
+                pods = self.find_model(request.model)
             decision = self._decide(strategy, facts, pods, record)
-        except RequestRejected:
+        except BaseException:
             give_back()
+            if turn is not None:
+                turn.give_up()
             raise
-        return Routed(pods, strategy, facts, decision, self.router.state.failures.clock())
+        if turn is not None and not decision.encode:
+            turn.begin()
+        at = self.router.state.failures.clock()
+        return Routed(pods, strategy, facts, decision, at, turn)
 
     def replace_last(
         self, model: str, routed: Routed, holder: Pod | None, record: RequestRecord
@@ -348,6 +366,9 @@ class PodChooser:
         except DeadlineMissed as missed:
             seconds = max(1, ceil(missed.late_s))
             raise refuse_for_now(429, DEADLINE_MISSED, str(missed), seconds) from missed
+        if record.queued_s:
+            note = f"it has waited {record.queued_s:.2f} s for its turn"
+            decision = structs.replace(decision, notes=(*decision.notes, note))
         record.decision = decision
         record.aggregated = decision.reason
         self.observer.request_routed(record)

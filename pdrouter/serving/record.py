@@ -179,6 +179,11 @@ class RequestRecord(msgspec.Struct):
         return self.steps.seconds.get("route")
 
     @property
+    def queued_s(self) -> float:
+        """Time waiting for its turn."""
+        return self.steps.seconds.get("queue", 0.0)
+
+    @property
     def prefill_attempts(self) -> list[Attempt]:
         """Tries of the leg that computes the prompt."""
         return [attempt for attempt in self.attempts if attempt.leg is not Leg.ENCODE]

@@ -41,10 +41,10 @@ def read_target(
     """
     # Few requests have either.
     own = _read_milliseconds(headers) if TTFT_TARGET in headers else None
-    name = _read_class(headers, classes) if REQUEST_CLASS in headers else None
+    name = read_class(headers, classes)
     if own is not None:
         return Target(own / 1000, TTFT_TARGET)
-    if name is not None:
+    if name:
         return Target(classes[name], f"class {name}")
     if profile.ttft_target_s is not None:
         return Target(profile.ttft_target_s, "profile")
@@ -62,10 +62,17 @@ def _read_milliseconds(headers: Mapping[str, str]) -> float | None:
     raise RequestRejected(400, "invalid_value", message, TTFT_TARGET)
 
 
-def _read_class(headers: Mapping[str, str], classes: Mapping[str, float]) -> str | None:
+def read_class(headers: Mapping[str, str], classes: Mapping[str, float]) -> str:
+    """Return the class of a request; empty for none.
+
+    Raises:
+        RequestRejected: there is none of the name that it gives.
+    """
+    if REQUEST_CLASS not in headers:
+        return ""
     name = read_one(headers[REQUEST_CLASS]).lower()
     if not name or not classes:
-        return None
+        return ""
     if name in classes:
         return name
     message = f"{REQUEST_CLASS} {name[:100]!r} is none of {', '.join(classes)}"

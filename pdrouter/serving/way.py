@@ -117,7 +117,9 @@ class Dispatcher:
             pods = self.chooser.find_model(request.model)
         request, media = await self.encoders.take_media(request, pods, record)
         pods = self.chooser.find_model(request.model)
-        routed = self.chooser.choose(request, pods, head.headers, record, counted, media=media)
+        routed = await self.chooser.choose(
+            request, pods, head.headers, record, counted, media=media
+        )
         if routed is None:
             with record.steps.time("route-check", waits=True):
                 await self._check_route(pods)
@@ -128,7 +130,9 @@ class Dispatcher:
         if routed.decision.whole and not routed.decision.encode:
             return self._dispatch_whole(request, chosen, head, record)
         self.legs.budget.count_request(request.model)
-        requests = LegRequests(request, time.monotonic() + self.legs.total_s)
+        # Envoy waits for the reply no longer, whatever the request has waited for.
+        left_s = self.legs.total_s - record.queued_s
+        requests = LegRequests(request, time.monotonic() + left_s)
         if routed.decision.encode:
             requests = await self._encode(requests, media, chosen, head, call)
         if routed.decision.whole:
@@ -148,6 +152,9 @@ class Dispatcher:
             return await self.encoders.run(requests, media, chosen, self._forward(head), call)
         except LegFailed as failed:
             raise describe_failure(failed, expose_pods=self.policy.expose_pods) from failed
+        finally:
+            if chosen.routed.turn is not None:
+                chosen.routed.turn.begin()
 
     def _dispatch_encoded(
         self, requests: LegRequests, chosen: OpenDecision, head: RequestHead, call: Call

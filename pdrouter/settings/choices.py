@@ -187,6 +187,15 @@ class SessionAffinity(StrEnum):
     """As long as it is there."""
 
 
+class Fairness(StrEnum):
+    """Whether users take turns while pods have enough to do."""
+
+    OFF = "off"
+    """Never: every request goes to a pod as it comes."""
+    TOKENS = "tokens"
+    """By the tokens that each was served."""
+
+
 class BlockRelease(StrEnum):
     """Whether engines are told of blocks that nobody will fetch."""
 

@@ -11,6 +11,7 @@ from pdrouter.settings.choices import TokenObservation
 from pdrouter.settings.deadlines import DeadlineSettings
 from pdrouter.settings.declaration import Declaration
 from pdrouter.settings.failures import FailureSettings
+from pdrouter.settings.fairness import FairnessSettings
 from pdrouter.settings.legs import LegSettings
 from pdrouter.settings.pods import PodSettings
 from pdrouter.settings.ports import PortSettings
@@ -61,6 +62,7 @@ class Settings(
     UserSettings,
     FailureSettings,
     LegSettings,
+    FairnessSettings,
     DeadlineSettings,
     SessionSettings,
     AlgorithmSettings,

@@ -11,6 +11,7 @@ from pdrouter.settings.combined import Settings, declarations, find_text
 from pdrouter.settings.deadlines import DeadlineSettings
 from pdrouter.settings.declaration import Declaration
 from pdrouter.settings.failures import FailureSettings
+from pdrouter.settings.fairness import FairnessSettings
 from pdrouter.settings.legs import LegSettings
 from pdrouter.settings.pods import PodSettings
 from pdrouter.settings.ports import PortSettings
@@ -34,6 +35,7 @@ _GROUPS: Mapping[str, type] = MappingProxyType(
         "The algorithms for one pod": AlgorithmSettings,
         "Sessions": SessionSettings,
         "When requests are due": DeadlineSettings,
+        "Users that take turns": FairnessSettings,
         "The legs of a request": LegSettings,
         "Pods that fail": FailureSettings,
         "Users, and their limits": UserSettings,

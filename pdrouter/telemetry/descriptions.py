@@ -34,6 +34,7 @@ def describe_request(record: RequestRecord) -> dict[str, Any]:
         "decode_pod": decision.last.pod.name if decision else None,
         "prefill_attempts": len(record.prefill_attempts),
         **_describe_tokens(record),
+        **({"queue_ms": _milliseconds(record.queued_s)} if record.queued_s else {}),
         "routing_ms": _milliseconds(record.routing_s),
         "predicted_prefill_ms": _milliseconds(record.predicted_prefill_s),
         "prefill_ms": _milliseconds(record.prefill_s),

@@ -27,6 +27,7 @@ from pdrouter.telemetry.logs import count_dropped_lines
 from pdrouter.telemetry.model_series import SeriesRegistry
 from pdrouter.telemetry.tallies import HistogramTally, Tally
 from pdrouter.telemetry.tokens import TokenMetrics
+from pdrouter.telemetry.turn_metrics import TurnMetrics
 
 _CODE_SECONDS = (
     *(0.00005, 0.0001, 0.00015, 0.0002, 0.0003, 0.0005, 0.00075),
@@ -133,6 +134,7 @@ class Metrics:
         encode: metrics of encode legs.
         prefill: metrics of prefill legs.
         tokens: metrics of answers whose tokens are counted.
+        turns: metrics of the turns that users take.
         event_loop: metrics of the event loop.
         endpoints_reloads: times that the endpoints file was read.
     """
@@ -169,6 +171,7 @@ class Metrics:
         self.encode = SideLegMetrics("encode", registry)
         self.prefill = PrefillMetrics(registry)
         self.tokens = TokenMetrics(registry, cache, log_entries)
+        self.turns = TurnMetrics(registry)
         self.event_loop = EventLoopMetrics(registry)
         self.endpoints_reloads = Counter(
             "pdrouter_endpoints_reloads",

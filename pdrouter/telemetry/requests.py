@@ -163,6 +163,14 @@ class RequestTelemetry:
         """Count an engine's refusal of a priority."""
         self.metrics.prefill.priority_refusals.labels(model).inc()
 
+    def turn_came(self, model: str, line: str, seconds: float) -> None:
+        """Count the time for which a request has waited for its turn."""
+        self.metrics.turns.seconds.observe(seconds, model, line)
+
+    def turn_refused(self, model: str, line: str, reason: str) -> None:
+        """Count a request that has not had its turn."""
+        self.metrics.turns.refusals.count(model, line, reason)
+
     def prefixes_corrected(self, record: RequestRecord) -> None:
         """Count the blocks of prompts of which the index of prefixes was wrong."""
         corrections = self.metrics.prefill.prefix_corrections

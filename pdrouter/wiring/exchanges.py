@@ -26,6 +26,7 @@ from pdrouter.serving.choosing import PodChooser
 from pdrouter.serving.drains import Drains
 from pdrouter.serving.encoding import EncodeLegs
 from pdrouter.serving.engine_client import EngineClient
+from pdrouter.serving.fair_queue import FairQueues, QueueObserver
 from pdrouter.serving.held_bodies import HeldBodies
 from pdrouter.serving.introductions import Introductions
 from pdrouter.serving.lease import Leases
@@ -42,11 +43,13 @@ from pdrouter.serving.trace import BeginTrace
 from pdrouter.serving.unsplittable import UnsplittableKinds
 from pdrouter.serving.way import Dispatcher
 from pdrouter.settings import Settings
+from pdrouter.settings.choices import Fairness
 from pdrouter.wiring.rules import (
     choose_affinity_rules,
     choose_dispatch_policy,
     choose_encode_rules,
     choose_exchange_policy,
+    choose_fairness_rules,
     choose_policy_options,
     choose_priority_rules,
     choose_release_rules,
@@ -57,7 +60,13 @@ from pdrouter.wiring.sharing import Sharing
 
 
 class ExchangeObserver(
-    Observer, AnswerObserver, ReleaseObserver, PriorityObserver, CacheObserver, Protocol
+    Observer,
+    AnswerObserver,
+    ReleaseObserver,
+    PriorityObserver,
+    CacheObserver,
+    QueueObserver,
+    Protocol,
 ):
     """Is told of requests and of their answers. Must not raise."""
 
@@ -102,6 +111,7 @@ class Exchanges:
         drains: own side legs that end after their request.
         questions: asks pods that were left out.
         leases: know which handles are still good.
+        turns: lets users take turns; None where they do not.
         priorities: tell engines when requests are due.
     """
 
@@ -110,6 +120,7 @@ class Exchanges:
         self._policy = choose_exchange_policy(settings)
         state, share = around.router.state, around.sharing.share
         outcomes = PodOutcomes(state.failures)
+        self.turns = self._create_turns(settings)
         self.questions = PodQuestions(around.client, around.cache, outcomes)
         self.lengths = share(OutputLengths)(settings.expected_output_tokens)
         self.answers = AnswerReports(
@@ -117,6 +128,7 @@ class Exchanges:
             lengths=self.lengths,
             observer=around.observer,
             on_cut=outcomes.note_cut,
+            on_usage=None if self.turns is None else self.turns.note_usage,
         )
         ratios = share(TokenRatios)()
         kinds = share(UnsplittableKinds)(state.clock)
@@ -148,6 +160,7 @@ class Exchanges:
                 kinds=kinds,
                 splits=splits,
                 limiter=share(RateLimiter)(state.clock),
+                turns=self.turns,
             ),
             legs=legs,
             encoders=EncodeLegs(legs, choose_encode_rules(settings)),
@@ -159,6 +172,13 @@ class Exchanges:
             policy=policy,
             routes=around.routes,
         )
+
+    def _create_turns(self, settings: Settings) -> FairQueues | None:
+        if settings.fairness is Fairness.OFF:
+            return None
+        around = self._around
+        rules = choose_fairness_rules(settings)
+        return FairQueues(around.router, around.cache, around.observer, rules)
 
     def _create_legs(self, settings: Settings, splits: Splits, lessons: LegLessons) -> SideLegs:
         around = self._around

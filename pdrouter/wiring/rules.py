@@ -11,8 +11,10 @@ from pdrouter.load.retry_budget import RetryRules
 from pdrouter.openai.headers import FORWARDED_TO_SIDE_LEGS
 from pdrouter.routing.deadlines import DeadlineRules
 from pdrouter.routing.policy import PolicyOptions
+from pdrouter.routing.saturation import SaturationRules
 from pdrouter.routing.session_affinity import AffinityRules
 from pdrouter.serving.encoding import EncodeRules
+from pdrouter.serving.fair_queue import FairnessRules
 from pdrouter.serving.policy import DispatchPolicy
 from pdrouter.serving.priorities import PriorityRules
 from pdrouter.serving.release import ReleaseRules
@@ -70,6 +72,19 @@ def choose_affinity_rules(settings: Settings) -> AffinityRules:
 def choose_priority_rules(settings: Settings) -> PriorityRules:
     """Return what is set of the priorities that engines are told."""
     return PriorityRules(settings.priority, settings.trust_priority)
+
+
+def choose_fairness_rules(settings: Settings) -> FairnessRules:
+    """Return what is set of how users take turns."""
+    return FairnessRules(
+        saturation=SaturationRules(settings.fairness_backlog_s, settings.fairness_requests),
+        longest_s=min(settings.fairness_wait_s, settings.prefill_timeout_s / 2),
+        most=settings.fairness_queue,
+        input_weight=settings.input_token_weight,
+        output_weight=settings.output_token_weight,
+        classes=dict(settings.classes),
+        default_target_s=settings.default_target_s,
+    )
 
 
 def choose_encode_rules(settings: Settings) -> EncodeRules:

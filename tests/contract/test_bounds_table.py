@@ -10,7 +10,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 from random import Random
@@ -56,7 +56,15 @@ from pdrouter.extproc import codec, grpcio_server
 from pdrouter.extproc.limits import HANDLE_HEADROOM_BYTES
 from pdrouter.extproc.server import ServerOptions
 from pdrouter.load import failures as failure_memory
-from pdrouter.load import output_length, peers, prompt_length, retry_budget, scraper, silences
+from pdrouter.load import (
+    output_length,
+    peers,
+    prompt_length,
+    retry_budget,
+    scraper,
+    silences,
+    virtual_tokens,
+)
 from pdrouter.load import priorities as priority_knowledge
 from pdrouter.load.engine_check import EngineCheck
 from pdrouter.load.failures import EjectionRules, FailureMemory
@@ -67,6 +75,7 @@ from pdrouter.load.prompt_length import TokenRatios
 from pdrouter.load.retry_budget import RetryBudget
 from pdrouter.load.samples import EngineSample
 from pdrouter.load.scraper import MetricsScraper
+from pdrouter.load.virtual_tokens import VirtualTokens
 from pdrouter.openai import usage_scan
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.kind import RequestKind
@@ -85,6 +94,7 @@ from pdrouter.serving import (
     priorities,
     rate_limit,
     release,
+    turns,
     unsplittable,
 )
 from pdrouter.serving import tokenizers as tokenizing
@@ -100,6 +110,7 @@ from pdrouter.serving.rate_limit import RateLimiter
 from pdrouter.serving.record import Outcome, RequestRecord
 from pdrouter.serving.release import ReleaseOutcome, ReleaseRules, Releases
 from pdrouter.serving.tokenizers import PromptTokenizers
+from pdrouter.serving.turns import Turn, UnsettledTurns
 from pdrouter.serving.unsplittable import UnsplittableKinds
 from pdrouter.settings import Settings, describe_settings
 from pdrouter.settings.choices import Priority
@@ -108,7 +119,7 @@ from pdrouter.telemetry.decisions import DecisionLog
 from pdrouter.telemetry.requests import RequestTelemetry
 from pdrouter.tools.envoy_config import Address, EnvoyConfig, build_bootstrap, to_yaml
 from pdrouter.wiring.knowledge import create_knowledge
-from pdrouter.wiring.rules import choose_encode_rules
+from pdrouter.wiring.rules import choose_encode_rules, choose_fairness_rules
 from pdrouter.wiring.sharing import Sharing
 from pdrouter.workers import process, supervisor
 from pdrouter.workers.metrics_page import describe_workers, render_page
@@ -236,6 +247,14 @@ async def exceed_a_queue(_: pytest.MonkeyPatch) -> None:
     assert DEFAULTS.max_wait_s is None
     test = "test_if_all_queues_are_too_long_the_request_is_refused"
     shown_by("unit/routing/test_admission.py", test)
+
+
+@walk("A request that waits for its turn", f"{DEFAULTS.fairness_wait_s:g} s, and half of the leg's")
+async def exceed_the_wait_for_a_turn(_: pytest.MonkeyPatch) -> None:
+    short = replace(DEFAULTS, prefill_timeout_s=DEFAULTS.fairness_wait_s)
+    assert choose_fairness_rules(short).longest_s == DEFAULTS.fairness_wait_s / 2
+    test = "test_a_request_that_waits_too_long_is_told_when_to_come_again"
+    shown_by("unit/serving/test_fair_queue.py", test)
 
 
 @walk(
@@ -943,6 +962,25 @@ async def exceed_the_rate_limits(_: pytest.MonkeyPatch) -> None:
         limiter.admit(model, 100)
         now += 0.01
         assert len(limiter._paid_until) <= rate_limit._MAX_MODELS
+
+
+@walk("Requests that wait for their turn, by model", f"{DEFAULTS.fairness_queue:,}")
+async def exceed_the_queue(_: pytest.MonkeyPatch) -> None:
+    test = "test_a_flood_that_fills_the_queue_displaces_its_own_newest_request"
+    shown_by("unit/serving/test_fair_queue.py", test)
+
+
+@walk(
+    "What users were served, by model and class; turns whose tokens may yet be told",
+    f"{virtual_tokens.MOST_USERS:,}, {turns.MOST_UNSETTLED:,}",
+)
+async def exceed_the_users(_: pytest.MonkeyPatch) -> None:
+    counters, unsettled = VirtualTokens(), UnsettledTurns()
+    for name in name_many(2 * turns.MOST_UNSETTLED):
+        counters.charge(name, 1)
+        unsettled.add(Turn(name, name, counters, (1, 0), lambda: None))
+    assert len(counters) == virtual_tokens.MOST_USERS
+    assert len(unsettled) == turns.MOST_UNSETTLED
 
 
 @walk("Kinds of requests that are served whole", f"{unsplittable._MOST_KINDS}")

@@ -1,0 +1,371 @@
+"""Requests wait for their turn while their model's pods have enough to do, users one by one."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
+
+from pdrouter.cluster.view import ModelPods, PodCache
+from pdrouter.engines.split import Leg
+from pdrouter.load.fair_line import FairLine, Place
+from pdrouter.openai.errors import RequestRejected
+from pdrouter.openai.usage import Usage
+from pdrouter.routing.admission import DeadlineMissed, QueueTooLong
+from pdrouter.routing.decision import NoReadyPod, RoutingFacts, Strategy
+from pdrouter.routing.router import Router
+from pdrouter.routing.saturation import (
+    DEFAULT_SATURATION,
+    OnTheWay,
+    SaturationRules,
+    find_open_legs,
+)
+from pdrouter.serving.record import RequestRecord
+from pdrouter.serving.refusals import DEADLINE_MISSED, refuse_for_now
+from pdrouter.serving.turns import Turn, UnsettledTurns
+
+STEP = "queue"
+"""The step in which a request waits for its turn."""
+
+_LOOK_S = 0.05
+"""Seconds between two looks at the pods while requests wait: what is predicted changes with time,
+and what others send there with every look at their metrics."""
+_MOST_MODELS = 1024
+_BOTH = frozenset({Leg.PREFILL, Leg.DECODE})
+
+
+class QueueObserver(Protocol):
+    """Is told of turns. Must not raise."""
+
+    def turn_came(self, model: str, line: str, seconds: float) -> None:
+        """A request that had to wait has its turn, after so many seconds."""
+
+    def turn_refused(self, model: str, line: str, reason: str) -> None:
+        """A request waits no more, and has not had its turn: `full`, `timeout` or `deadline`."""
+
+
+@dataclass(frozen=True, slots=True)
+class FairnessRules:
+    """What an operator decides about turns.
+
+    Attributes:
+        saturation: how much work pods have when requests begin to wait.
+        longest_s: seconds that a request may wait.
+        most: requests of one model that may wait.
+        input_weight: what a token of a prompt counts.
+        output_weight: what a token of an answer counts.
+        classes: seconds until the first token of each class: each has a line of its own.
+        default_target_s: those of requests without a class.
+    """
+
+    saturation: SaturationRules = DEFAULT_SATURATION
+    longest_s: float = 30.0
+    most: int = 1000
+    input_weight: float = 1.0
+    output_weight: float = 2.0
+    classes: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    default_target_s: float = 1.0
+
+
+class Applicant(NamedTuple):
+    """A request that asks for its turn.
+
+    Attributes:
+        name: name by which the view has its model.
+        pods: the pods of the model.
+        strategy: what chooses among them.
+        facts: what that is told of the request.
+        line: its class; empty for none.
+        record: its record.
+    """
+
+    name: str
+    pods: ModelPods
+    strategy: Strategy
+    facts: RoutingFacts
+    line: str
+    record: RequestRecord
+
+
+class _Way(NamedTuple):
+    """What a request needs room on: the pods of a model, or of an adapter, by its first leg."""
+
+    name: str
+    leg: Leg
+
+
+class _Waiting(NamedTuple):
+    applicant: Applicant
+    granted: "asyncio.Future[Turn]"
+
+
+class _Queue:
+    """What waits for the pods of one model and its adapters, and what is on its way to them."""
+
+    __slots__ = ("lines", "on_the_way", "prompt_tokens")
+
+    def __init__(self) -> None:
+        self.lines: dict[str, FairLine[_Waiting]] = {}
+        self.on_the_way = 0
+        self.prompt_tokens = 0
+
+    def __len__(self) -> int:
+        return sum(map(len, self.lines.values()))
+
+    def find_line(self, name: str) -> FairLine[_Waiting]:
+        return self.lines.setdefault(name, FairLine())
+
+    def count_by_user(self) -> Counter[str]:
+        counts: Counter[str] = Counter()
+        for line in self.lines.values():
+            counts += line.count_by_user()
+        return counts
+
+    def find_newest(self, user: str) -> Place[_Waiting] | None:
+        """Return the request of a user that has waited least."""
+        newest = [line.find_newest(user) for line in self.lines.values()]
+        return max(filter(None, newest), key=lambda place: place.item.applicant.record.began)
+
+
+class FairQueues:
+    """Gives requests their turns. One for the whole process.
+
+    As long as pods have room, a request passes as it comes. While they have none, or others wait,
+    it waits: a turn goes to the user who was served least, in the class that is due first. Nothing
+    waits while there is room for it.
+    """
+
+    def __init__(
+        self, router: Router, cache: PodCache, observer: QueueObserver, rules: FairnessRules
+    ) -> None:
+        """Begin with nobody waiting.
+
+        Args:
+            router: knows the pods' condition, and where requests would go.
+            cache: the pods.
+            observer: is told of turns.
+            rules: what the operator decided.
+        """
+        self._router = router
+        self._cache = cache
+        self._observer = observer
+        self._rules = rules
+        self._queues: dict[str, _Queue] = {}
+        self._unsettled = UnsettledTurns()
+        self._timer: asyncio.TimerHandle | None = None
+        self._soon = False
+
+    def count_waiting(self) -> Iterator[tuple[str, str, int, int]]:
+        """Yield of each line the model, the class, and the requests and users that wait."""
+        for key, queue in list(self._queues.items()):
+            _, model = key.split("/", 1)
+            for name, line in list(queue.lines.items()):
+                yield model, name, len(line), len(line.users)
+
+    async def wait(self, applicant: Applicant) -> Turn:
+        """Return when it is a request's turn.
+
+        Raises:
+            RequestRejected: its turn does not come in time, or too many wait.
+        """
+        queue = self._find_queue(applicant.pods)
+        line = queue.find_line(applicant.line)
+        place = self._make_place(applicant)
+        if not len(queue) and self._find_open(applicant.name, queue) == _BOTH:
+            line.pass_by(place)
+            return self._give_turn(place, queue)
+        way = self._find_way(applicant)
+        if way is None:
+            # The router refuses it, and says why.
+            line.pass_by(place)
+            return self._give_turn(place, queue)
+        place.way = way
+        self._make_room(queue, applicant)
+        line.join(place)
+        self._look()
+        granted = place.item.granted
+        return granted.result() if granted.done() else await self._wait(place, line)
+
+    def note_usage(self, request_id: str, usage: Usage) -> None:
+        """Charge what an answer has used, in place of what was expected of it."""
+        turn = self._unsettled.take(request_id)
+        if turn is not None:
+            rules = self._rules
+            turn.charge_used(
+                rules.input_weight * usage.prompt_tokens,
+                rules.output_weight * (usage.output_tokens or 0),
+            )
+
+    def _find_queue(self, pods: ModelPods) -> _Queue:
+        # Adapters wait with their model: they need the same pods.
+        pod = pods.pods[0]
+        key = f"{pod.namespace}/{pod.model}"
+        queue = self._queues.get(key)
+        if queue is None:
+            if len(self._queues) >= _MOST_MODELS:
+                self._queues = {key: each for key, each in self._queues.items() if len(each)}
+            queue = self._queues[key] = _Queue()
+        return queue
+
+    def _make_place(self, applicant: Applicant) -> Place[_Waiting]:
+        rules, record, facts = self._rules, applicant.record, applicant.facts
+        prompt, output = self._weigh(facts)
+        target_s = rules.classes.get(applicant.line, rules.default_target_s)
+        due = record.began + target_s
+        granted = asyncio.get_running_loop().create_future()
+        way = _Way(applicant.name, Leg.DECODE)
+        return Place(facts.user, way, prompt + output, due, _Waiting(applicant, granted))
+
+    def _weigh(self, facts: RoutingFacts) -> tuple[float, float]:
+        rules = self._rules
+        return rules.input_weight * facts.prompt_tokens, rules.output_weight * facts.output_tokens
+
+    def _find_open(self, name: str, queue: _Queue) -> frozenset[Leg]:
+        pods = self._cache.view.models.get(name)
+        if pods is None:
+            return _BOTH
+        on_the_way = OnTheWay(queue.on_the_way, queue.prompt_tokens)
+        return find_open_legs(pods, self._router.state, self._rules.saturation, on_the_way)
+
+    def _find_way(self, applicant: Applicant) -> _Way | None:
+        """Return what a request needs room on; None if it would be refused."""
+        try:
+            decision = self._router.decide(applicant.strategy, applicant.facts, applicant.pods)
+        except (NoReadyPod, QueueTooLong, DeadlineMissed):
+            return None
+        leg = Leg.DECODE if decision.prefill is None else Leg.PREFILL
+        return _Way(applicant.name, leg)
+
+    def _make_room(self, queue: _Queue, applicant: Applicant) -> None:
+        """Let the user who has most in a full queue have one less.
+
+        Raises:
+            RequestRejected: that is the one who asks.
+        """
+        if len(queue) < self._rules.most:
+            return
+        counts = queue.count_by_user()
+        greatest, most = counts.most_common(1)[0]
+        place = None if counts[applicant.facts.user] >= most else queue.find_newest(greatest)
+        if place is None:
+            raise self._refuse(applicant, "full")
+        queue.find_line(place.item.applicant.line).leave(place)
+        if not place.item.granted.done():
+            place.item.granted.set_exception(self._refuse(place.item.applicant, "full"))
+
+    async def _wait(self, place: Place[_Waiting], line: FairLine[_Waiting]) -> Turn:
+        applicant, granted = place.item
+        limit_s, reason = self._find_limit(applicant)
+        steps = applicant.record.steps
+        try:
+            with steps.time(STEP, waits=True):
+                async with asyncio.timeout(limit_s):
+                    turn = await granted
+        except TimeoutError:
+            _give_up(granted)
+            raise self._refuse(applicant, reason) from None
+        except asyncio.CancelledError:
+            _give_up(granted)
+            raise
+        finally:
+            line.leave(place)
+        self._observer.turn_came(applicant.record.model, applicant.line, steps.seconds[STEP])
+        return turn
+
+    def _find_limit(self, applicant: Applicant) -> tuple[float, str]:
+        """Return how many seconds a request may wait, and what it misses then."""
+        deadline, longest_s = applicant.facts.deadline, self._rules.longest_s
+        if deadline is not None and deadline.binding and self._router.rules.refuses_late:
+            left_s = deadline.due - self._router.state.clock()
+            if left_s < longest_s:
+                return max(0.0, left_s), "deadline"
+        return longest_s, "timeout"
+
+    def _refuse(self, applicant: Applicant, reason: str) -> RequestRejected:
+        record, deadline = applicant.record, applicant.facts.deadline
+        self._observer.turn_refused(record.model, applicant.line, reason)
+        if reason == "deadline" and deadline is not None:
+            message = str(DeadlineMissed(0.0, deadline, "its turn has not come by then"))
+            return refuse_for_now(429, DEADLINE_MISSED, message)
+        if reason == "timeout":
+            message = f"its turn has not come within {self._rules.longest_s:g} s"
+        else:
+            message = f"{self._rules.most} requests of the model wait, and most of them are yours"
+        return refuse_for_now(429, "overloaded", message)
+
+    def _give_turn(self, place: Place[_Waiting], queue: _Queue) -> Turn:
+        applicant = place.item.applicant
+        tokens = applicant.facts.prompt_tokens
+        queue.on_the_way += 1
+        queue.prompt_tokens += tokens
+
+        def begin() -> None:
+            queue.on_the_way -= 1
+            queue.prompt_tokens -= tokens
+
+        counters = queue.find_line(applicant.line).tokens
+        turn = Turn(
+            applicant.record.request_id,
+            place.user,
+            counters,
+            self._weigh(applicant.facts),
+            begin,
+        )
+        self._unsettled.add(turn)
+        return turn
+
+    def _look(self) -> None:
+        """Give those their turn that there is room for, one of each model.
+
+        The next ones come when these have begun, and count where they are.
+        """
+        waits, given = False, False
+        for queue in self._queues.values():
+            if len(queue):
+                given = self._serve_next(queue) or given
+                waits = waits or bool(len(queue))
+        self._router.state.ledger.on_end = self._look_soon if waits else None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if waits:
+            self._timer = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
+        if given and waits:
+            self._look_soon()
+
+    def _look_soon(self) -> None:
+        """Look once those have begun that have their turn by now."""
+        if not self._soon:
+            self._soon = True
+            asyncio.get_running_loop().call_soon(self._look_again)
+
+    def _look_again(self) -> None:
+        self._soon = False
+        self._look()
+
+    def _serve_next(self, queue: _Queue) -> bool:
+        """Give the next request of a queue its turn, if there is room for one."""
+        lines = [line for line in queue.lines.values() if len(line)]
+        ways = {way for line in lines for way in line.ways}
+        names = {way.name for way in ways if isinstance(way, _Way)}
+        open_ways = {_Way(name, leg) for name in names for leg in self._find_open(name, queue)}
+        while True:
+            firsts = [(line.find_first(open_ways), line) for line in lines]
+            found = [(place, line) for place, line in firsts if place is not None]
+            if not found:
+                return False
+            place, line = min(found, key=lambda first: first[0].due)
+            if place.item.granted.done():
+                # Its request has just ended, and is about to leave.
+                line.leave(place)
+                continue
+            line.serve(place)
+            place.item.granted.set_result(self._give_turn(place, queue))
+            return True
+
+
+def _give_up(granted: "asyncio.Future[Turn]") -> None:
+    """Take back a turn that came too late: its request has just ended."""
+    if granted.done() and not granted.cancelled() and granted.exception() is None:
+        granted.result().give_up()
