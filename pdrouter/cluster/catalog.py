@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from pdrouter.cluster.kubernetes.objects import Adapter
 from pdrouter.cluster.model_namespaces import ANY_NAMESPACE, ModelNamespaces
@@ -164,7 +165,7 @@ class Catalog:
 
     def _match(self, key: Key, group: dict[str, Pod], now: float) -> list[Pod]:
         """Return the pods of a model with their revisions; adapters on them are sorted anew."""
-        matched = self._revisions.match(key, group.values(), now)
+        matched = settle_roles(self._revisions.match(key, group.values(), now))
         known = self._matched
         for pod in [pod for pod in matched if known.get(pod.uid) is not pod]:
             known[pod.uid] = pod
@@ -188,6 +189,16 @@ class Catalog:
             for uid in self._groups.get((adapter.namespace, base), ())
             if (pod := self._matched[uid]).role is Role.DECODE and pod.pairing in rolesets
         ]
+
+
+def settle_roles(pods: list[Pod]) -> list[Pod]:
+    """Return the pods of a model; where none is for one leg, each serves whole requests.
+
+    A role that is called otherwise is that of a helper only beside those of the two legs.
+    """
+    if any(pod.role in (Role.PREFILL, Role.DECODE) for pod in pods):
+        return pods
+    return [replace(pod, role=Role.BOTH) if pod.role is Role.OTHER else pod for pod in pods]
 
 
 def _remove(groups: defaultdict[Key, dict[str, Pod]], key: Key, uid: str) -> None:

@@ -117,6 +117,11 @@ class PodConfig:
     default_profile: str = _DEFAULT_PROFILE
     locked_strategy: str = ""
 
+    @property
+    def combines(self) -> bool:
+        """Whether any profile lets the pod serve what the pairs cannot."""
+        return any(profile.combined for profile in self.profiles.values())
+
     def find_profile(self, name: str) -> Profile | None:
         """Return a profile by its name, or the default one; None if that is missing too."""
         return self.profiles.get(name) or self.profiles.get(self.default_profile)

@@ -195,7 +195,7 @@ class MetricsScraper:
         if view is self._view:
             return
         self._view = view
-        pods = {pod.uid: pod for pod in view.pods if pod.ready and pod.role is not Role.OTHER}
+        pods = {pod.uid: pod for pod in view.pods if pod.ready and _serves(pod)}
         kept: OrderedDict[str, _Target] = OrderedDict()
         for uid, target in self._targets.items():
             if uid in pods and target.has_page_of(pods[uid]):
@@ -306,6 +306,11 @@ class MetricsScraper:
             gap_s=target.gaps.read(look.at, reading.gap_seconds, reading.gaps),
             computes_prompts=reading.computes_prompts,
         )
+
+
+def _serves(pod: Pod) -> bool:
+    """Return whether a pod may get requests; one of another role may where its owner says so."""
+    return pod.role is not Role.OTHER or (pod.config is not None and pod.config.combines)
 
 
 class _Look(PostProgress):

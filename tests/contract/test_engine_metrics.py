@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from types import MappingProxyType
 from typing import Any
 
 import aiohttp
@@ -11,6 +12,7 @@ from factories import make_pod
 from loopback import Server, Talk, answering, hang, listen, reset, trickle
 from waiting import LONGER_S, WAIT_S, wait_until
 
+from pdrouter.cluster.pod_config import PodConfig, Profile
 from pdrouter.cluster.pods import Pod, Role, parse_address
 from pdrouter.cluster.view import PodCache
 from pdrouter.engines.split import Leg
@@ -167,6 +169,16 @@ async def test_every_ready_pod_that_serves_requests_is_scraped(setup: Setup) -> 
         await setup.scrape_again(10)
         assert set(setup.engines.samples) == {"uid-decode", "uid-prefill", "uid-both"}
         assert pages["router"].paths == pages["unready"].paths == []
+
+
+async def test_a_combined_pod_is_scraped_whatever_its_role_is_called(setup: Setup) -> None:
+    """Or it would never be known to have room for what the pairs cannot take."""
+    profile = Profile(combined=True)
+    config = PodConfig(MappingProxyType({"default": profile}))
+    async with listen(Page(running(3)).talk) as server:
+        setup.show(pod_at(server.address, role=Role.OTHER, config=config))
+        await setup.scrape_again()
+        assert set(setup.engines.samples) == {"uid-pod-0"}
 
 
 @pytest.mark.parametrize(

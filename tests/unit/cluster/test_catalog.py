@@ -190,7 +190,8 @@ def test_single_changes_give_the_same_view_as_all_at_once(
             catalog.build(0.0)
     view = catalog.build(0.0)
     expected = build(*known.values(), adapters=(loaded,))
-    assert {pod.uid: pod for pod in view.pods} == known
+    assert {pod.uid: pod for pod in view.pods} == {pod.uid: pod for pod in expected.pods}
+    assert {pod.uid for pod in view.pods} == known.keys()
     # Whose a name alone is depends on what has been (see the tests of names).
     for name in (name for name in view.models if "/" in name):
         assert name in expected.models
@@ -250,3 +251,29 @@ def test_an_adapter_is_on_all_ranks_of_its_pods() -> None:
     catalog.put_ranks("b", Ranks(size=2).split(make_pod("b")))
     catalog.put_adapter("0", adapter("a"))
     assert names(catalog.build(0.0).models["lora"].whole) == {"a#0", "a#1"}
+
+
+def test_a_role_of_another_name_serves_where_no_pod_is_for_one_leg() -> None:
+    """As with aibrix, whose StormServices may call the role of a whole engine anything."""
+    whole = build(make_pod("a", Role.OTHER), make_pod("b", Role.OTHER, ready=False))
+    assert names(whole.models["m"].whole) == {"a"}
+    assert {pod.role for pod in whole.pods} == {Role.BOTH}
+
+    split = build(
+        make_pod("a", Role.OTHER), make_pod("p", Role.PREFILL), make_pod("d", Role.DECODE)
+    )
+    assert names(split.models["m"].whole) == {"d"}
+    assert build(make_pod("a", Role.OTHER), make_pod("p", Role.PREFILL)).models["m"].whole == ()
+
+    others = build(make_pod("a", Role.OTHER), make_pod("p", Role.PREFILL, model="n"))
+    assert names(others.models["m"].whole) == {"a"}
+
+
+def test_what_a_role_means_follows_the_pods() -> None:
+    catalog = Catalog(merge_namespaces=False)
+    catalog.put_pod(make_pod("a", Role.OTHER))
+    assert names(catalog.build(0.0).models["m"].whole) == {"a"}
+    catalog.put_pod(make_pod("p", Role.PREFILL))
+    assert catalog.build(0.0).models["m"].whole == ()
+    catalog.drop_pod("p")
+    assert names(catalog.build(0.0).models["m"].whole) == {"a"}
