@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pdrouter.admin.server import AdminServer
 from pdrouter.cluster.router_group import form_group
 from pdrouter.cluster.view import PodCache
-from pdrouter.extproc.access_log.service import STREAM_PATH, AccessLogService
+from pdrouter.extproc.access_log.service import EXPORT_PATH, AccessLogService
 from pdrouter.extproc.grpcio_server import GrpcioServer
 from pdrouter.extproc.http2.server import Http2Server
 from pdrouter.extproc.limits import HANDLE_HEADROOM_BYTES
@@ -168,7 +168,7 @@ class Application:
         services: dict[str, ReceiveStream] = {}
         if settings.observe_tokens.access_log:
             access_log = AccessLogService(exchanges.answers.receive, log_entries)
-            services[STREAM_PATH] = access_log.receive_stream
+            services[EXPORT_PATH] = access_log.receive_call
         options = ServerOptions(
             *settings.grpc_bind,
             settings.max_message_bytes,

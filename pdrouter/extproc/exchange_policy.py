@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pdrouter.extproc.header_limits import ENVOYS_DEFAULTS, HeaderLimits
-from pdrouter.settings.choices import UNOBSERVED, TokenObservation
+from pdrouter.settings.choices import FIRST_TOKEN, TokenObservation
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class ExchangePolicy:
     expose_pods: bool
     explain_decisions: bool
     bearer_token: str | None
-    observation: TokenObservation = UNOBSERVED
+    observation: TokenObservation = FIRST_TOKEN
     header_limits: HeaderLimits = ENVOYS_DEFAULTS
     dropped_headers: tuple[str, ...] = ()
     trust_user: bool = False

@@ -11,6 +11,7 @@ from pdrouter.cluster.view import PodCache
 from pdrouter.engines.split import Leg
 from pdrouter.engines.vllm.priority import STATUSES
 from pdrouter.extproc import own_answers
+from pdrouter.extproc.answer_attributes import read_attributes
 from pdrouter.extproc.exchange_policy import ExchangePolicy
 from pdrouter.extproc.explanation import explain
 from pdrouter.extproc.forwarding import forward, join_trace, strip
@@ -36,9 +37,16 @@ from pdrouter.extproc.modes import ask_for_answer, headers_skipped, pass_on, ski
 from pdrouter.extproc.request_ids import read_client_id
 from pdrouter.load.failures import CONNECT
 from pdrouter.openai.header_values import is_asked
-from pdrouter.openai.headers import DECISION_DETAIL, LB_NAMESPACE, SERVED_ENDPOINT
+from pdrouter.openai.headers import DECISION_DETAIL
 from pdrouter.openai.paths import split_path
-from pdrouter.serving.answers import AnswerReports, AnswerWatch, RoutedRequest, begin_watch
+from pdrouter.serving.answers import (
+    SEEN_FIRST_TOKEN,
+    SEEN_POD,
+    AnswerReports,
+    AnswerWatch,
+    RoutedRequest,
+    begin_watch,
+)
 from pdrouter.serving.call import Call
 from pdrouter.serving.dispatched import Completed, Dispatched, RequestHead
 from pdrouter.serving.held_bodies import HeldBodies
@@ -139,8 +147,9 @@ class Phases:
             record.outcome = Outcome.CLIENT_LEFT
         if silent and self._sent is not None:
             self._outcomes.note_silence(self._sent.pod, Leg.DECODE, self._sent.began)
-        if self._watch is not None:
-            self._answers.receive(self._watch.report(record))
+        report = None if self._watch is None else self._watch.report(record)
+        if report is not None:
+            self._answers.receive(report)
         if self._lessons is not None:
             self._lessons.close()
 
@@ -192,7 +201,7 @@ class Phases:
     async def on_response_headers(self, event: ResponseHeaders) -> Replies:
         """Judge the head of the answer, and explain the decision to the client."""
         record, status = self._record, self._note_response(event)
-        attributes = _read_attributes(event)
+        attributes = read_attributes(event)
         sent = self._follow(attributes)
         self._compare_pod(attributes)
         if sent is None:
@@ -232,8 +241,7 @@ class Phases:
         if self._generates_text:
             head = {"content-type": completed.content_type}
             self._watch = begin_watch(self._policy.observation, head, self._start)
-        if self._watch is not None:
-            self._watch.see(completed.body)
+            self._watch.see(completed.body, self._record)
         return reply
 
     def _forward(self, dispatched: Dispatched) -> PhaseReply:
@@ -328,13 +336,11 @@ class Phases:
         """Look at a piece of the answer as it passes."""
         if self._lessons is not None:
             self._lessons.see(event.body)
-        if self._watch is not None:
-            try:
-                self._watch.see(event.body)
-            except Exception:  # What goes wrong with counting must not cut an answer.
-                log.exception("an answer cannot be counted", extra=self._record.log_fields)
-                self._watch = None
-        return await self.pass_on(event)
+        reply = pass_on(event, self._response_mode)
+        begins = self._watch is not None and self._watch.see(event.body, self._record)
+        if begins and self._policy.observation.access_log:
+            reply = structs.replace(reply, dynamic_metadata=SEEN_FIRST_TOKEN)
+        return (reply,)
 
     async def pass_on(self, event: Event) -> Replies:
         """Let a message pass as it is."""
@@ -352,7 +358,11 @@ class Phases:
 
     def _explain_in(self, event: ResponseHeaders, mode: ModeOverride | None = None) -> PhaseReply:
         headers = self._policy.header_limits.keep_fitting(self.explain(), event)
-        return PhaseReply(Phase.RESPONSE_HEADERS, set_headers=headers, mode_override=mode)
+        # The log tells of misrouting, too: also of requests without an answer.
+        seen = SEEN_POD if self._record.served_by else None
+        return PhaseReply(
+            Phase.RESPONSE_HEADERS, set_headers=headers, mode_override=mode, dynamic_metadata=seen
+        )
 
     def _choose_mode(self, event: ResponseHeaders) -> ModeOverride | None:
         """Return whether Envoy is to send the response's body; None for as it is configured."""
@@ -360,7 +370,7 @@ class Phases:
         if self._record.outcome is Outcome.OK and self._generates_text:
             self._watch = begin_watch(self._policy.observation, event.headers, self._start)
             waits = self._lessons is not None and self._lessons.wait_for_first_token()
-        if self._watch is None and not waits:
+        if not (waits or (self._watch is not None and self._watch.counts)):
             return skip_answer(self._response_mode)
         return ask_for_answer(self._response_mode)
 
@@ -370,8 +380,6 @@ class Phases:
 
     def _compare_pod(self, attributes: Mapping[str, Any]) -> None:
         """Note a pod that was not chosen: Envoy falls back if it does not know the chosen one."""
-        if self._policy.observation.access_log:
-            return  # The log tells, also of requests without an answer.
         decision = self._record.decision
         served_by = attributes.get("upstream.address")
         if decision is not None and served_by not in (None, "", decision.last.pod.address):
@@ -387,13 +395,3 @@ class Phases:
     def _note_local_reply(self, attributes: Mapping[str, Any]) -> None:
         self._record.outcome = Outcome.LOCAL_REPLY
         self._record.local_reply = str(attributes.get("response.code_details") or "")
-
-
-def _read_attributes(event: ResponseHeaders) -> dict[str, Any]:
-    """Return Envoy's attributes of an answer, with the pod that has given it if anybody says so."""
-    attributes = event.attributes()
-    if "upstream.address" not in attributes:
-        served = event.metadata().get(LB_NAMESPACE, {}).get(SERVED_ENDPOINT)
-        if isinstance(served, str) and served:
-            attributes["upstream.address"] = served
-    return attributes

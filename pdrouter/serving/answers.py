@@ -1,10 +1,13 @@
 """What is seen of answers: by the router, as bodies pass, or by Envoy, in its access log."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import random
-from typing import Any, Protocol
+from typing import Annotated, Protocol
+
+import msgspec
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import ClusterView, PodCache
@@ -14,8 +17,18 @@ from pdrouter.openai.usage_scan import BodyScan, choose_scan
 from pdrouter.serving.record import RequestRecord
 from pdrouter.settings.choices import TokenObservation
 
+log = logging.getLogger(__name__)
+
 ROUTER_NAMESPACE = "pdrouter"
 """Namespace of the dynamic metadata that the router gives Envoy for the access log."""
+REQUEST_KEY = "request"
+"""What the router notes there of a request that it sends on."""
+SEEN_FIRST_TOKEN: Mapping[str, Mapping[str, str]] = {ROUTER_NAMESPACE: {"first_token": "seen"}}
+"""What it notes there once it has seen a stream begin: the log is not to count that once more."""
+SEEN_POD: Mapping[str, Mapping[str, str]] = {ROUTER_NAMESPACE: {"pod": "seen"}}
+"""What it notes there once it has seen that another pod than the chosen one has answered."""
+
+_Name = Annotated[str, msgspec.Meta(max_length=1024)]
 
 # To Envoy, a chunked answer that ends before its last chunk breaks the protocol.
 _CUTS = frozenset(
@@ -23,8 +36,7 @@ _CUTS = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class RoutedRequest:
+class RoutedRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     """What Envoy keeps of a request for its access log, so that any router can read the entry.
 
     Attributes:
@@ -39,15 +51,15 @@ class RoutedRequest:
         second: address of the pod that Envoy takes if it cannot connect to that; empty for none.
     """
 
-    request_id: str
-    model: str
-    endpoint: str
-    stream: bool
-    generates: bool
-    split: bool
-    cached_tokens: int | None
-    client_request_id: str = ""
-    second: str = ""
+    request_id: _Name
+    model: _Name
+    endpoint: _Name = ""
+    stream: bool = False
+    generates: bool = False
+    split: bool = False
+    cached_tokens: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    client_request_id: _Name = ""
+    second: _Name = ""
 
     @classmethod
     def describe(
@@ -68,23 +80,18 @@ class RoutedRequest:
             second,
         )
 
-    def to_metadata(self) -> Mapping[str, Mapping[str, Any]]:
-        """Return it as dynamic metadata."""
-        values: dict[str, Any] = {
-            "request_id": self.request_id,
-            "model": self.model,
-            "endpoint": self.endpoint,
-            "stream": self.stream,
-            "generates": self.generates,
-            "split": self.split,
-        }
-        if self.cached_tokens is not None:
-            values["cached_tokens"] = self.cached_tokens
-        if self.client_request_id:
-            values["client_request_id"] = self.client_request_id
-        if self.second:
-            values["second"] = self.second
-        return {ROUTER_NAMESPACE: values}
+    @classmethod
+    def read(cls, text: str) -> "RoutedRequest":
+        """Return the request of which this is the metadata.
+
+        Raises:
+            ValueError: it is none that a router has written.
+        """
+        return _REQUESTS.decode(text)
+
+    def to_metadata(self) -> Mapping[str, Mapping[str, str]]:
+        """Return it as dynamic metadata: a text, as Envoy writes it into its log."""
+        return {ROUTER_NAMESPACE: {REQUEST_KEY: msgspec.json.encode(self).decode()}}
 
     def correct(self, usage: Usage | None) -> Usage | None:
         """Return an answer's usage with the cached tokens of the leg that computed the prompt.
@@ -101,6 +108,9 @@ class RoutedRequest:
         )
 
 
+_REQUESTS = msgspec.json.Decoder(RoutedRequest)
+
+
 @dataclass(frozen=True, slots=True)
 class AnswerReport:
     """What was seen of one answer.
@@ -113,6 +123,7 @@ class AnswerReport:
         first_token_s: time from the request's headers to the first of a streamed answer's body, in
             seconds; None where nothing was streamed.
         stream_s: time from there to the last of the body, in seconds.
+        counted: whether the answer was looked at for its tokens.
         flags: what went wrong in Envoy's eyes, in its words.
         misrouted: whether this report tells that another pod than the chosen one has answered;
             False where the request's record does.
@@ -124,6 +135,7 @@ class AnswerReport:
     usage: Usage | None
     first_token_s: float | None
     stream_s: float | None
+    counted: bool = True
     flags: tuple[str, ...] = ()
     misrouted: bool = False
 
@@ -208,57 +220,70 @@ class AnswerReports:
 
 
 class AnswerWatch:
-    """Watches one answer's body as it passes through the router."""
+    """Watches one answer's body as it passes through the router, if it does.
 
-    __slots__ = ("_clock", "_first", "_last", "_scan", "_start")
+    Attributes:
+        counts: whether it looks for the answer's tokens; if not, it only notes the time.
+    """
+
+    __slots__ = ("_clock", "_first", "_last", "_scan", "_start", "counts")
 
     def __init__(
-        self, scan: BodyScan, start: float, clock: Callable[[], float] = time.perf_counter
+        self, scan: BodyScan | None, start: float, clock: Callable[[], float] = time.perf_counter
     ) -> None:
         """Begin.
 
         Args:
-            scan: finds the usage.
+            scan: finds the usage; None if nobody asks for it.
             start: when the request came, on the clock.
             clock: gives the time in seconds.
         """
         self._scan = scan
+        self.counts = scan is not None
         self._start = start
         self._clock = clock
         self._first: float | None = None
         self._last = start
 
-    def see(self, piece: bytes) -> None:
-        """Look at the next piece of the body."""
+    def see(self, piece: bytes, record: RequestRecord) -> bool:
+        """Look at the next piece of the body; return whether a stream has begun with it."""
         if not piece:
-            return
+            return False
         self._last = self._clock()
-        if self._first is None:
+        begins = self._first is None
+        if begins:
             self._first = self._last
-        self._scan.feed(piece)
+            if record.stream:
+                record.first_token_s = self._first - self._start
+        if self._scan is not None:
+            try:
+                self._scan.feed(piece)
+            except Exception:  # What goes wrong with counting must not cut an answer.
+                log.exception("an answer cannot be counted", extra=record.log_fields)
+                self._scan, self.counts = None, False
+        return begins and record.stream
 
-    def report(self, record: RequestRecord) -> AnswerReport:
-        """Return what was seen, once the body has ended."""
+    def report(self, record: RequestRecord) -> AnswerReport | None:
+        """Return what was seen, once the body has ended; None if that is nothing."""
+        streamed = self._first is not None and record.stream
+        if not (self.counts or streamed):
+            return None
         request = RoutedRequest.describe(record, generates=True)
-        usage = request.correct(self._scan.finish())
-        status = record.status or 0
-        served_by = record.served_by or request.endpoint
-        if self._first is None or not record.stream:
-            return AnswerReport(request, served_by, status, usage, None, None)
         return AnswerReport(
             request,
-            served_by,
-            status,
-            usage,
-            self._first - self._start,
-            self._last - self._first,
+            record.served_by or request.endpoint,
+            record.status or 0,
+            request.correct(None if self._scan is None else self._scan.finish()),
+            record.first_token_s if streamed else None,
+            None if self._first is None or not streamed else self._last - self._first,
+            counted=self.counts,
         )
 
 
 def begin_watch(
     observation: TokenObservation, headers: Mapping[str, str], start: float
-) -> AnswerWatch | None:
-    """Begin to watch an answer; None if it is none of those that are counted here.
+) -> AnswerWatch:
+    """Begin to watch an answer, and to count its tokens if it is one of those.
 
     Args:
         observation: who counts tokens.
@@ -266,7 +291,6 @@ def begin_watch(
         start: when the request came.
     """
     share = observation.share
-    if not share or (share < 1 and random() >= share):
-        return None
-    scan = choose_scan(headers.get("content-type", ""), headers.get("content-encoding", ""))
-    return None if scan is None else AnswerWatch(scan, start)
+    counts = bool(share) and (share == 1 or random() < share)
+    content_type, encoding = headers.get("content-type", ""), headers.get("content-encoding", "")
+    return AnswerWatch(choose_scan(content_type, encoding) if counts else None, start)

@@ -90,7 +90,7 @@ class RequestRecord(msgspec.Struct):
         overhead_s: time in the router's own code, without waiting for anybody else.
         output_tokens: tokens of the answer; None where the router does not count them.
         first_token_s: time from the request's headers to the first of a streamed answer's body;
-            None as above.
+            None where the body does not pass through the router, unless Envoy's log has told.
         headers_s: time from the request's to the response's headers.
         total_s: time from the request's headers to the end of the stream.
         unreached: the pod that was chosen for the last leg, where Envoy could not connect to it or
@@ -151,7 +151,8 @@ class RequestRecord(msgspec.Struct):
 
     def note_answer(self, usage: Usage | None, first_token_s: float | None) -> None:
         """Note what was counted of the answer."""
-        self.first_token_s = first_token_s
+        if first_token_s is not None:
+            self.first_token_s = first_token_s
         if usage is not None:
             self.prompt_tokens = usage.prompt_tokens
             self.cached_tokens = usage.cached_tokens

@@ -222,19 +222,21 @@ class Routing(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TokenObservation:
-    """Who counts the tokens of answers.
+    """Who tells when the first token of an answer came, and who counts the tokens.
 
     Attributes:
-        access_log: whether Envoy does, and reports them in a gRPC access log.
+        access_log: whether Envoy tells of each request that has ended, in its access log.
+        counts: whether it is to count tokens, too.
         share: the share of requests whose answers pass through the router to be counted.
     """
 
     access_log: bool = False
+    counts: bool = False
     share: float = 0.0
 
     @classmethod
     def parse(cls, text: str) -> "TokenObservation":
-        """Read `off`, `access-log`, `all` or `sampled:SHARE`.
+        """Read `off`, `first-token`, `access-log`, `all` or `sampled:SHARE`.
 
         Raises:
             ValueError: it is none of them.
@@ -242,8 +244,10 @@ class TokenObservation:
         match text.partition(":"):
             case ("off", "", ""):
                 return cls()
+            case ("first-token", "", ""):
+                return FIRST_TOKEN
             case ("access-log", "", ""):
-                return cls(access_log=True)
+                return cls(access_log=True, counts=True)
             case ("all", "", ""):
                 return cls(share=1.0)
             case ("sampled", ":", share) if 0 < float(share) <= 1:
@@ -253,11 +257,11 @@ class TokenObservation:
 
     def __str__(self) -> str:
         if self.access_log:
-            return "access-log"
+            return "access-log" if self.counts else "first-token"
         if not self.share:
             return "off"
         return "all" if self.share == 1 else f"sampled:{self.share:g}"
 
 
-UNOBSERVED = TokenObservation()
-"""Nobody counts tokens."""
+FIRST_TOKEN = TokenObservation(access_log=True)
+"""Envoy tells when the first token came, if it is configured to; nobody counts the others."""

@@ -251,7 +251,7 @@ MODEL_NAMESPACES = ValueKind(
 )
 OBSERVATION = ValueKind(
     lambda text: TokenObservation.parse(_fold(text)),
-    "off, access-log, all or sampled:SHARE, the share above 0 and up to 1",
+    "first-token, access-log, all, sampled:SHARE, the share above 0 and up to 1, or off",
 )
 CLASSES = ValueKind(
     _parse_classes,

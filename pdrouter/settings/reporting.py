@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pdrouter.settings.choices import UNOBSERVED, TokenObservation
+from pdrouter.settings.choices import FIRST_TOKEN, TokenObservation
 from pdrouter.settings.declaration import declare
 from pdrouter.settings.kinds import BOOLEAN, OBSERVATION, choice, number
 
@@ -25,12 +25,13 @@ class ReportingSettings:
         "response header of that name.",
     )
     observe_tokens: TokenObservation = declare(
-        UNOBSERVED,
+        FIRST_TOKEN,
         "PDROUTER_OBSERVE_TOKENS",
         OBSERVATION,
-        "Who counts the tokens of answers: `off`, nobody; `access-log`, Envoy, which must be "
-        "configured for it and reports them at no cost per token; `all` or `sampled:SHARE`, the "
-        "router, to which Envoy then sends every piece of these answers.",
+        "What is known of the tokens of answers, and from whom (tokens.md). `first-token`: when "
+        "the first came, from Envoy's access log, if it sends one. `access-log`: also how many "
+        "there were, if Envoy has filters that count them. `all`, `sampled:SHARE`: both, from the "
+        "answers themselves, of which Envoy then sends every piece. `off`: what passes anyway.",
         "--observe-tokens",
     )
     kept_decisions: int = declare(

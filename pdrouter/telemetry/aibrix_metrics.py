@@ -170,17 +170,19 @@ class AibrixMetrics(Collector):
     def answer_reported(self, report: AnswerReport, pod: Pod | None) -> None:
         """Count an answer's tokens, and a streamed one's times."""
         usage, model = report.usage, report.request.model
-        if usage is None or not 200 <= report.status < 400:
+        if not 200 <= report.status < 400:
+            return
+        labels = _label(pod, model)
+        if report.first_token_s is not None:
+            self._first_token_times.count_time(labels, report.first_token_s)
+        if usage is None:
             return
         self._with_usage.count(model, "true")
         output = usage.output_tokens or 0
-        labels = _label(pod, model)
         self._input_tokens.count_pod(labels, number=usage.prompt_tokens)
         self._output_tokens.count_pod(labels, number=output)
         self._prompts.count_size(labels, usage.prompt_tokens)
         self._completions.count_size(labels, output)
-        if report.first_token_s is not None:
-            self._first_token_times.count_time(labels, report.first_token_s)
         if report.stream_s is not None and output:
             self._output_token_times.count_time(labels, report.stream_s / output)
 

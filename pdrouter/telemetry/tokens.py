@@ -3,13 +3,14 @@
 from collections import Counter as Counts
 from collections.abc import Iterable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import PodCache
 from pdrouter.serving.answers import AnswerReport
+from pdrouter.telemetry.tallies import HistogramTally, Tally
 
 _FIRST_TOKEN_SECONDS = (
     *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75),
@@ -43,28 +44,28 @@ class TokenMetrics:
             cache: the pods.
             log_entries: entries of Envoy's access log by what became of them.
         """
-        self._answers = Counter(
+        self._answers = Tally(
             "pdrouter_counted_answers",
             "Answers that were looked at for their tokens, by whether they said them (known) or "
             "not (unknown).",
             ("model", "usage"),
             registry=registry,
         )
-        self._first_token = Histogram(
+        self._first_token = HistogramTally(
             "pdrouter_time_to_first_token_seconds",
             "From the request's headers to the first of a streamed answer's body.",
+            _FIRST_TOKEN_SECONDS,
             ("model",),
-            buckets=_FIRST_TOKEN_SECONDS,
             registry=registry,
         )
-        self._inter_token = Histogram(
+        self._inter_token = HistogramTally(
             "pdrouter_inter_token_latency_seconds",
             "Mean time between two tokens of a streamed answer.",
+            _INTER_TOKEN_SECONDS,
             ("model",),
-            buckets=_INTER_TOKEN_SECONDS,
             registry=registry,
         )
-        self._flags = Counter(
+        self._flags = Tally(
             "pdrouter_envoy_response_flags",
             "What went wrong with routed requests in Envoy's eyes, as its access log says.",
             ("model", "flag"),
@@ -78,19 +79,20 @@ class TokenMetrics:
         """Count an answer of a served model, on this pod if it is a known one."""
         model = report.request.model
         for flag in report.flags:
-            self._flags.labels(model, flag).inc()
+            self._flags.count(model, flag)
         if not report.request.generates or not 200 <= report.status < 400:
             return
         usage = report.usage
-        self._answers.labels(model, "unknown" if usage is None else "known").inc()
+        if report.counted:
+            self._answers.count(model, "unknown" if usage is None else "known")
         if usage is not None:
             self._tokens.add(
                 model, pod, (usage.prompt_tokens, usage.cached_tokens, usage.output_tokens)
             )
         if report.first_token_s is not None:
-            self._first_token.labels(model).observe(report.first_token_s)
+            self._first_token.observe(report.first_token_s, model)
         if report.inter_token_s is not None:
-            self._inter_token.labels(model).observe(report.inter_token_s)
+            self._inter_token.observe(report.inter_token_s, model)
 
 
 class _PodTokens(Collector):

@@ -40,7 +40,8 @@ class StackOptions:
         routing: how Envoy reaches the chosen pod.
         response_body: whether response bodies pass through the router.
         allow_mode_override: whether the router may turn response bodies off.
-        token_accounting: whether Envoy counts tokens and reports them to the router.
+        router_log: whether Envoy tells the router of requests that have ended.
+        token_accounting: whether Envoy counts tokens and tells the router.
         trace_collector: where Envoy sends its spans; None for nowhere.
         cors_origins: web pages that may call.
         listen: where Envoy accepts clients.
@@ -58,6 +59,7 @@ class StackOptions:
     routing: Routing = Routing.ORIGINAL_DST
     response_body: ResponseBodyMode = ResponseBodyMode.NONE
     allow_mode_override: bool = True
+    router_log: bool = True
     token_accounting: bool = False
     trace_collector: Address | None = None
     cors_origins: tuple[str, ...] = ()
@@ -187,6 +189,7 @@ def _build_envoy(
         decode=tuple(Address.parse(engine.address) for engine in decode) if override else (),
         response_body=options.response_body,
         allow_mode_override=options.allow_mode_override,
+        router_log=options.router_log,
         token_accounting=options.token_accounting,
         trace_collector=options.trace_collector,
         cors_origins=options.cors_origins,

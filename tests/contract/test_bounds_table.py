@@ -1205,6 +1205,6 @@ def count_everything(telemetry: RequestTelemetry, model: str, pod: Pod) -> None:
     telemetry.leg_attempted(record, attempt)
     request = RoutedRequest("r", model, "", True, True, True, None)
     flags = ("no_healthy_upstream",)
-    report = AnswerReport(request, "", 200, Usage(5, 0, 5), 0.1, 0.1, flags, misrouted=True)
+    report = AnswerReport(request, "", 200, Usage(5, 0, 5), 0.1, 0.1, flags=flags, misrouted=True)
     telemetry.answer_reported(report, None)
     telemetry.request_finished(record)

@@ -65,6 +65,7 @@ class TestEnvoyAccepts:
                 "decode": (Address("10.0.0.2", 8000), Address("fd00::2", 8000)),
             },
             {"token_accounting": True, "access_log": "/dev/stdout"},
+            {"router_log": False},
             {"trace_collector": Address("otel-collector.observability", 4318)},
             {"trace_collector": Address("fd00::9", 4318), "trace_percent": 0.5},
             {
@@ -256,6 +257,10 @@ class TestAddress:
         ({"prefill_timeout_s": 3596.0}, "prefill timeout"),
         ({"prefill_timeout_s": float("nan")}, "prefill timeout"),
         ({"decode_silence_timeout_s": float("inf")}, "decode silence timeout"),
+        (
+            {"token_accounting": True, "router_log": False},
+            "token accounting needs the routers' log",
+        ),
     ],
 )
 def test_contradictions_are_refused(options: dict[str, Any], complaint: str) -> None:
@@ -289,6 +294,7 @@ class TestCommand:
                 *("--cors-origin", "https://a.example", "--cors-origin", "https://*.b.example"),
                 "--cors-credentials",
                 *("--trace-collector", "otel:4318", "--trace-percent", "2.5"),
+                "--no-router-log",
             )
             == 0
         )
@@ -302,6 +308,7 @@ class TestCommand:
             decode=(Address("10.0.0.1", 8000),),
             response_body=ResponseBodyMode.STREAMED,
             access_log="/dev/stdout",
+            router_log=False,
             max_message_bytes=8 * MIB,
             max_concurrent_requests=64,
             prefill_timeout_s=600,

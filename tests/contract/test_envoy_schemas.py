@@ -8,9 +8,7 @@ from typing import Any
 import betterproto2
 import pytest
 from envoy_data_plane.envoy.config.core import v3 as core
-from envoy_data_plane.envoy.data.accesslog import v3 as accesslog
 from envoy_data_plane.envoy.extensions.filters.http.ext_proc import v3 as ext_proc_filter
-from envoy_data_plane.envoy.service.accesslog import v3 as accesslog_service
 from envoy_data_plane.envoy.service.ext_proc import v3 as service
 from envoy_data_plane.envoy.type import v3 as envoy_type
 from envoy_data_plane.google.protobuf import Any as PackedAny
@@ -19,12 +17,11 @@ from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from pdrouter.extproc import ext_proc_pb2 as pb
-from pdrouter.extproc.access_log import access_log_pb2
 from pdrouter.extproc.messages import BodyMode, HeaderMode, Phase
 
 REPOSITORY = Path(__file__).parents[2]
 
-FILES = (pb.DESCRIPTOR, access_log_pb2.DESCRIPTOR)
+FILES = (pb.DESCRIPTOR,)
 MESSAGES = [
     nested
     for file in FILES
@@ -59,10 +56,7 @@ def envoys(full_name: str) -> Any:
     name = flat_name(full_name)
     homes = [
         module
-        for module in (
-            *(service, ext_proc_filter, core, envoy_type),
-            *(accesslog, accesslog_service),
-        )
+        for module in (*(service, ext_proc_filter, core, envoy_type),)
         if name in module.__all__
     ]
     assert len(homes) == 1, f"{name} is in {homes}"

@@ -27,6 +27,10 @@ _EARLY_MUTATION = (
     "type.googleapis.com/envoy.extensions.http.early_header_mutation.header_mutation.v3"
     ".HeaderMutation"
 )
+_OTLP_LOG = (
+    "type.googleapis.com/envoy.extensions.access_loggers.open_telemetry.v3"
+    ".OpenTelemetryAccessLogConfig"
+)
 _ESCAPED_SLASHES = {
     "KeepUnchanged": "KEEP_UNCHANGED",
     "RejectRequest": "REJECT_REQUEST",
@@ -76,7 +80,7 @@ def _make_resources(
     routes = list(order_routes(objects))
     extensions = filters.make_filters(objects, clusters.ROUTER)
     return {
-        "Listener": {name: _make_listener(name, find(objects, "ClientTrafficPolicy"), extensions)},
+        "Listener": {name: _make_listener(name, objects, extensions)},
         "RouteConfiguration": {
             name: {
                 "name": name,
@@ -148,13 +152,36 @@ def _match_header(header: Object) -> Object:
     return {"name": header["name"], "string_match": {"exact": header["value"]}}
 
 
-def _make_listener(name: str, policy: Object, extensions: list[Object]) -> Object:
-    client = policy["spec"]
+def _make_access_logs(proxy: Object) -> list[Object]:
+    """Return the logs that go to the router, over OpenTelemetry."""
+    telemetry = proxy["spec"].get("telemetry", {}).get("accessLog", {})
+    return [
+        {
+            "name": "envoy.access_loggers.open_telemetry",
+            "typed_config": {
+                "@type": _OTLP_LOG,
+                "common_config": {
+                    "log_name": "otel_envoy_accesslog",
+                    "grpc_service": {"envoy_grpc": {"cluster_name": clusters.ROUTER}},
+                    "transport_api_version": "V3",
+                },
+                "body": {"string_value": setting["format"]["text"]},
+            },
+        }
+        for setting in telemetry.get("settings", ())
+        for sink in setting["sinks"]
+        if sink["type"] == "OpenTelemetry"
+    ]
+
+
+def _make_listener(name: str, objects: Sequence[Object], extensions: list[Object]) -> Object:
+    client = find(objects, "ClientTrafficPolicy")["spec"]
     headers, timeouts = client.get("headers", {}), client["timeout"]["http"]
     path = client.get("path", {})
     manager = {
         "@type": _MANAGER,
         "stat_prefix": "http",
+        "access_log": _make_access_logs(find(objects, "EnvoyProxy")),
         **(
             {"stream_idle_timeout": timeouts["streamIdleTimeout"]}
             if "streamIdleTimeout" in timeouts

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 from envoy_gateway import translate
 from envoy_gateway_clusters import ROUTER
-from expectations import eventually
+from expectations import eventually, read_metrics
 from manifests import DEPLOY, OVERLAYS, Object, build, compose, find
 from manifests import environment as read_environment
 from processes import RouterProcess
@@ -133,6 +133,22 @@ async def test_no_header_of_a_client_leads_past_the_router(installed: Installed)
             assert answer.headers["target-pod-ip"] in {
                 engine.address for engine in installed.stack.decode
             }
+
+
+async def test_the_time_of_the_first_token_is_known(
+    installed: Installed, request: pytest.FixtureRequest
+) -> None:
+    # aibrix's Envoy Gateway cannot let the router note which request a line of the log is of.
+    tells = request.node.callspec.params["installed"] != "aibrix"
+    counted = "pdrouter_time_to_first_token_seconds_count"
+    before = (await read_metrics(installed.stack)).total(counted)
+    async with installed.client(**AUTHORIZATION) as client:
+        await client.post(CHAT_PATH, json=CHAT | {"stream": True})
+
+    async def check() -> None:
+        assert (await read_metrics(installed.stack)).total(counted) - before == tells
+
+    await eventually(check)
 
 
 async def test_a_client_may_still_ask_for_a_strategy(installed: Installed) -> None:

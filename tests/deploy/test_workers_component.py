@@ -40,6 +40,19 @@ def test_envoy_spreads_requests_over_every_worker(
     assert refs == [{"name": "pdrouter", "port": port} for port in worker_ports]
 
 
+def test_envoy_spreads_its_log_over_every_worker(
+    objects: list[Object], worker_ports: list[int]
+) -> None:
+    settings = find(objects, "EnvoyProxy")["spec"]["telemetry"]["accessLog"]["settings"]
+    (log,) = [
+        sink["openTelemetry"]
+        for setting in settings
+        for sink in setting["sinks"]
+        if sink["type"] == "OpenTelemetry"
+    ]
+    assert log["backendRefs"] == [{"name": "pdrouter", "port": port} for port in worker_ports]
+
+
 def test_a_worker_that_is_away_costs_no_request(objects: list[Object]) -> None:
     settings = ext_proc(objects)["backendSettings"]
     # Nothing that a worker may have begun to work on.

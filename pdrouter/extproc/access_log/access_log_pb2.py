@@ -22,35 +22,23 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
-from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
-from google.protobuf import wrappers_pb2 as google_dot_protobuf_dot_wrappers__pb2
-from pdrouter.extproc import ext_proc_pb2 as pdrouter_dot_extproc_dot_ext__proc__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,pdrouter/extproc/access_log/access_log.proto\x12 pdrouter.extproc.access_log.wire\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1egoogle/protobuf/wrappers.proto\x1a\x1fpdrouter/extproc/ext_proc.proto\"\xee\x01\n\x17StreamAccessLogsMessage\x12\x63\n\thttp_logs\x18\x02 \x01(\x0b\x32N.pdrouter.extproc.access_log.wire.StreamAccessLogsMessage.HTTPAccessLogEntriesH\x00\x1a_\n\x14HTTPAccessLogEntries\x12G\n\tlog_entry\x18\x01 \x03(\x0b\x32\x34.pdrouter.extproc.access_log.wire.HTTPAccessLogEntryB\r\n\x0blog_entries\"\xae\x01\n\x12HTTPAccessLogEntry\x12L\n\x11\x63ommon_properties\x18\x01 \x01(\x0b\x32\x31.pdrouter.extproc.access_log.wire.AccessLogCommon\x12J\n\x08response\x18\x04 \x01(\x0b\x32\x38.pdrouter.extproc.access_log.wire.HTTPResponseProperties\"\xd8\x03\n\x0f\x41\x63\x63\x65ssLogCommon\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x41\n\x1etime_to_first_upstream_rx_byte\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12@\n\x1dtime_to_last_upstream_rx_byte\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12J\n\x17upstream_remote_address\x18\r \x01(\x0b\x32).pdrouter.extproc.access_log.wire.Address\x12G\n\x0eresponse_flags\x18\x10 \x01(\x0b\x32/.pdrouter.extproc.access_log.wire.ResponseFlags\x12\x31\n\x08metadata\x18\x11 \x01(\x0b\x32\x1f.pdrouter.extproc.wire.Metadata\x12H\n\x0f\x61\x63\x63\x65ss_log_type\x18! \x01(\x0e\x32/.pdrouter.extproc.access_log.wire.AccessLogType\"M\n\x16HTTPResponseProperties\x12\x33\n\rresponse_code\x18\x01 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\"\xf5\x04\n\rResponseFlags\x12 \n\x18\x66\x61iled_local_healthcheck\x18\x01 \x01(\x08\x12\x1b\n\x13no_healthy_upstream\x18\x02 \x01(\x08\x12 \n\x18upstream_request_timeout\x18\x03 \x01(\x08\x12\x13\n\x0blocal_reset\x18\x04 \x01(\x08\x12\x1d\n\x15upstream_remote_reset\x18\x05 \x01(\x08\x12#\n\x1bupstream_connection_failure\x18\x06 \x01(\x08\x12\'\n\x1fupstream_connection_termination\x18\x07 \x01(\x08\x12\x19\n\x11upstream_overflow\x18\x08 \x01(\x08\x12\x16\n\x0eno_route_found\x18\t \x01(\x08\x12)\n!downstream_connection_termination\x18\x0f \x01(\x08\x12%\n\x1dupstream_retry_limit_exceeded\x18\x10 \x01(\x08\x12\x1b\n\x13stream_idle_timeout\x18\x11 \x01(\x08\x12!\n\x19\x64ownstream_protocol_error\x18\x13 \x01(\x08\x12,\n$upstream_max_stream_duration_reached\x18\x14 \x01(\x08\x12\x18\n\x10\x64uration_timeout\x18\x17 \x01(\x08\x12\x1f\n\x17upstream_protocol_error\x18\x18 \x01(\x08\x12\x18\n\x10no_cluster_found\x18\x19 \x01(\x08\x12\x18\n\x10overload_manager\x18\x1a \x01(\x08\x12\x1f\n\x17\x64ownstream_remote_reset\x18\x1c \x01(\x08\"_\n\x07\x41\x64\x64ress\x12I\n\x0esocket_address\x18\x01 \x01(\x0b\x32/.pdrouter.extproc.access_log.wire.SocketAddressH\x00\x42\t\n\x07\x61\x64\x64ress\"H\n\rSocketAddress\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x14\n\nport_value\x18\x03 \x01(\rH\x00\x42\x10\n\x0eport_specifier*.\n\rAccessLogType\x12\n\n\x06NotSet\x10\x00\x12\x11\n\rDownstreamEnd\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,pdrouter/extproc/access_log/access_log.proto\x12 pdrouter.extproc.access_log.wire\"a\n\x18\x45xportLogsServiceRequest\x12\x45\n\rresource_logs\x18\x01 \x03(\x0b\x32..pdrouter.extproc.access_log.wire.ResourceLogs\"O\n\x0cResourceLogs\x12?\n\nscope_logs\x18\x02 \x03(\x0b\x32+.pdrouter.extproc.access_log.wire.ScopeLogs\"M\n\tScopeLogs\x12@\n\x0blog_records\x18\x02 \x03(\x0b\x32+.pdrouter.extproc.access_log.wire.LogRecord\"E\n\tLogRecord\x12\x38\n\x04\x62ody\x18\x05 \x01(\x0b\x32*.pdrouter.extproc.access_log.wire.AnyValue\"+\n\x08\x41nyValue\x12\x16\n\x0cstring_value\x18\x01 \x01(\tH\x00\x42\x07\n\x05valueb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pdrouter.extproc.access_log.access_log_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ACCESSLOGTYPE']._serialized_start=1987
-  _globals['_ACCESSLOGTYPE']._serialized_end=2033
-  _globals['_STREAMACCESSLOGSMESSAGE']._serialized_start=213
-  _globals['_STREAMACCESSLOGSMESSAGE']._serialized_end=451
-  _globals['_STREAMACCESSLOGSMESSAGE_HTTPACCESSLOGENTRIES']._serialized_start=341
-  _globals['_STREAMACCESSLOGSMESSAGE_HTTPACCESSLOGENTRIES']._serialized_end=436
-  _globals['_HTTPACCESSLOGENTRY']._serialized_start=454
-  _globals['_HTTPACCESSLOGENTRY']._serialized_end=628
-  _globals['_ACCESSLOGCOMMON']._serialized_start=631
-  _globals['_ACCESSLOGCOMMON']._serialized_end=1103
-  _globals['_HTTPRESPONSEPROPERTIES']._serialized_start=1105
-  _globals['_HTTPRESPONSEPROPERTIES']._serialized_end=1182
-  _globals['_RESPONSEFLAGS']._serialized_start=1185
-  _globals['_RESPONSEFLAGS']._serialized_end=1814
-  _globals['_ADDRESS']._serialized_start=1816
-  _globals['_ADDRESS']._serialized_end=1911
-  _globals['_SOCKETADDRESS']._serialized_start=1913
-  _globals['_SOCKETADDRESS']._serialized_end=1985
+  _globals['_EXPORTLOGSSERVICEREQUEST']._serialized_start=82
+  _globals['_EXPORTLOGSSERVICEREQUEST']._serialized_end=179
+  _globals['_RESOURCELOGS']._serialized_start=181
+  _globals['_RESOURCELOGS']._serialized_end=260
+  _globals['_SCOPELOGS']._serialized_start=262
+  _globals['_SCOPELOGS']._serialized_end=339
+  _globals['_LOGRECORD']._serialized_start=341
+  _globals['_LOGRECORD']._serialized_end=410
+  _globals['_ANYVALUE']._serialized_start=412
+  _globals['_ANYVALUE']._serialized_end=455
 # @@protoc_insertion_point(module_scope)

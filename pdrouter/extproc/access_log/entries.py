@@ -1,12 +1,15 @@
-"""Reads the entries of Envoy's gRPC access log. They are taken for what anyone may have sent."""
+"""Reads the entries of Envoy's access log. They are taken for what anyone may have sent.
+
+An entry is one line of text, its columns parted by tabs. The same line can be had of any Envoy that
+can send its access log over OpenTelemetry: no filter is needed for it.
+"""
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from google.protobuf.duration_pb2 import Duration
+import msgspec
 from google.protobuf.message import DecodeError
-from google.protobuf.struct_pb2 import Struct
 
 from pdrouter.extproc.access_log import access_log_pb2 as pb
 from pdrouter.openai.usage import (
@@ -15,12 +18,10 @@ from pdrouter.openai.usage import (
     convert_usage_members,
     read_usage_members,
 )
-from pdrouter.serving.answers import ROUTER_NAMESPACE, AnswerReport, RoutedRequest
+from pdrouter.serving.answers import REQUEST_KEY, ROUTER_NAMESPACE, AnswerReport, RoutedRequest
 
 USAGE_NAMESPACE = "pdrouter.usage"
 """Namespace of the dynamic metadata in which Envoy's filters note what an answer says."""
-FIRST_BODY_KEY = "first_body_us"
-"""When the first of the body came: microseconds since the epoch, as text."""
 STREAM_USAGE_PATHS = (("message", "usage"), ("usage",), ("response", "usage"))
 """Where events have their usage; what comes later here wins. Each is noted as JSON text."""
 PLAIN_USAGE_PATHS = tuple(
@@ -33,97 +34,142 @@ PLAIN_USAGE_PATHS = tuple(
 )
 """Where plain answers have the parts of their usage. Each is noted as a number."""
 
+_MARK = "pdrouter/1"
+# Engines send the head of a stream before its first token: what counts is where the body begins.
+_COLUMNS = (
+    _MARK,
+    "%ACCESS_LOG_TYPE%",
+    "%RESPONSE_CODE%",
+    "%RESPONSE_FLAGS%",
+    "%UPSTREAM_REMOTE_ADDRESS%",
+    "%COMMON_DURATION(DS_RX_BEG:US_RX_BODY_BEG:us)%",
+    "%COMMON_DURATION(DS_RX_BEG:US_RX_END:us)%",
+    f"%DYNAMIC_METADATA({ROUTER_NAMESPACE}:pod)%",
+    f"%DYNAMIC_METADATA({ROUTER_NAMESPACE}:first_token)%",
+    f"%DYNAMIC_METADATA({ROUTER_NAMESPACE}:{REQUEST_KEY})%",
+)
+FORMAT = "\t".join(_COLUMNS)
+"""What Envoy is to write of each request, in its own language."""
+FORMAT_WITH_USAGE = f"{FORMAT}\t%DYNAMIC_METADATA({USAGE_NAMESPACE})%"
+"""The same where its filters note what an answer says of its tokens."""
+
+_NOTHING = "-"
 _LONGEST_S = 7 * 86400.0
-_LONGEST_NAME = 1024
 _LONGEST_USAGE = 4096
+_LONGEST_ENTRY = 64 * 1024
 # Envoy can be told to log the start of a request and its progress as well.
-_ENDS = (pb.NotSet, pb.DownstreamEnd)
-_FLAGS = tuple(field.name for field in pb.ResponseFlags.DESCRIPTOR.fields)
+_ENDS = ("DownstreamEnd", "NotSet", _NOTHING)
+_FLAGS = {
+    "LH": "failed_local_healthcheck",
+    "UH": "no_healthy_upstream",
+    "UT": "upstream_request_timeout",
+    "LR": "local_reset",
+    "UR": "upstream_remote_reset",
+    "UF": "upstream_connection_failure",
+    "UC": "upstream_connection_termination",
+    "UO": "upstream_overflow",
+    "NR": "no_route_found",
+    "DC": "downstream_connection_termination",
+    "URX": "upstream_retry_limit_exceeded",
+    "SI": "stream_idle_timeout",
+    "DPE": "downstream_protocol_error",
+    "UMSDR": "upstream_max_stream_duration_reached",
+    "DT": "duration_timeout",
+    "UPE": "upstream_protocol_error",
+    "NC": "no_cluster_found",
+    "OM": "overload_manager",
+    "DR": "downstream_remote_reset",
+}
+"""What went wrong in Envoy's eyes, by its short names; others say nothing of pods or clients."""
 
 
 class EntryInvalid(Exception):
     """An entry, or a message of entries, that makes no sense."""
 
 
-def read_message(data: bytes) -> Iterator[pb.HTTPAccessLogEntry]:
+class _Entry(NamedTuple):
+    """The columns of an entry, as they have come."""
+
+    mark: str
+    kind: str
+    status: str
+    flags: str
+    served_by: str
+    first_us: str
+    last_us: str
+    pod: str
+    first_token: str
+    request: str
+    usage: str | None = None
+
+
+def read_message(data: bytes) -> Iterator[str]:
     """Return the entries of one message of the log.
 
     Raises:
         EntryInvalid: the bytes are no such message.
     """
     try:
-        return iter(pb.StreamAccessLogsMessage.FromString(data).http_logs.log_entry)
+        message = pb.ExportLogsServiceRequest.FromString(data)
     except DecodeError as error:
-        raise EntryInvalid(f"not a StreamAccessLogsMessage: {error}") from error
+        raise EntryInvalid(f"not an ExportLogsServiceRequest: {error}") from error
+    return (
+        record.body.string_value
+        for resource in message.resource_logs
+        for scope in resource.scope_logs
+        for record in scope.log_records
+    )
 
 
-def read_entry(entry: pb.HTTPAccessLogEntry) -> AnswerReport | None:
+def read_entry(text: str) -> AnswerReport | None:
     """Return what an entry says of an answer; None if no router has routed its request.
 
     Raises:
         EntryInvalid: it has the router's mark, but not what goes with it.
     """
-    common = entry.common_properties
-    namespaces = common.metadata.filter_metadata
-    if common.access_log_type not in _ENDS or ROUTER_NAMESPACE not in namespaces:
+    if not text.startswith(_MARK):
         return None
-    request = _read_request(_read_values(namespaces[ROUTER_NAMESPACE]))
-    noted = _read_values(namespaces[USAGE_NAMESPACE]) if USAGE_NAMESPACE in namespaces else {}
-    usage = request.correct(_read_usage(noted))
-    first, last = _read_times(common, noted) if request.stream else (None, None)
-    served_by = _read_address(common.upstream_remote_address.socket_address)
+    columns = text.split("\t")
+    if not len(_COLUMNS) <= len(columns) <= len(_Entry._fields) or len(text) > _LONGEST_ENTRY:
+        raise EntryInvalid(f"an entry of {len(columns)} columns")
+    entry = _Entry(*columns)
+    if entry.kind not in _ENDS or entry.request == _NOTHING:
+        return None
+    try:
+        request = RoutedRequest.read(entry.request)
+    except ValueError as error:  # msgspec's own errors are ValueErrors.
+        raise EntryInvalid(f"not a request that a router has routed: {error}") from error
+    first, stream = _read_times(entry) if request.stream else (None, None)
+    served_by = "" if entry.served_by == _NOTHING else entry.served_by[:_LONGEST_USAGE]
     return AnswerReport(
         request,
         served_by,
-        entry.response.response_code.value,
-        usage,
+        int(entry.status) if _is_number(entry.status, 3) else 0,
+        request.correct(_read_usage(entry.usage)),
         first,
-        None if first is None or last is None or last < first else last - first,
-        tuple(name for name in _FLAGS if getattr(common.response_flags, name)),
+        stream,
+        counted=entry.usage is not None,
+        flags=tuple(_FLAGS[flag] for flag in entry.flags.split(",") if flag in _FLAGS),
         misrouted=bool(request.endpoint and served_by)
+        and entry.pod == _NOTHING
         and served_by not in (request.endpoint, request.second),
     )
 
 
-def _read_values(struct: Struct) -> dict[str, Any]:
-    """Return the texts, truths and numbers of a struct; whole numbers become integers."""
-    values: dict[str, Any] = {}
-    for name, value in struct.fields.items():
-        match value.WhichOneof("kind"):
-            case "string_value":
-                values[name] = value.string_value
-            case "bool_value":
-                values[name] = value.bool_value
-            case "number_value" if math.isfinite(value.number_value):
-                number = value.number_value
-                values[name] = int(number) if number.is_integer() else number
-    return values
-
-
-def _read_request(values: Mapping[str, Any]) -> RoutedRequest:
-    names = ("request_id", "model", "endpoint", "client_request_id", "second")
-    texts = [values.get(name, "") for name in names]
-    truths = [values.get(name, False) for name in ("stream", "generates", "split")]
-    cached = values.get("cached_tokens")
-    if not all(isinstance(text, str) and len(text) <= _LONGEST_NAME for text in texts):
-        raise EntryInvalid("ids, model and endpoint must be short texts")
-    if not all(isinstance(truth, bool) for truth in truths):
-        raise EntryInvalid("stream, generates and split must be true or false")
-    if cached is not None and (type(cached) is not int or cached < 0):
-        raise EntryInvalid("cached_tokens must be a number of tokens")
-    request_id, model, endpoint, client_id, second = texts
-    stream, generates, split = truths
-    return RoutedRequest(
-        request_id, model, endpoint, stream, generates, split, cached, client_id, second
-    )
-
-
-def _read_usage(noted: Mapping[str, Any]) -> Usage | None:
+def _read_usage(text: str | None) -> Usage | None:
+    if text is None or text == _NOTHING:
+        return None
+    try:
+        noted = msgspec.json.decode(text)
+    except ValueError:
+        return None
+    if not isinstance(noted, dict):
+        return None
     members = UsageMembers()
     for path in STREAM_USAGE_PATHS:
-        text = noted.get(".".join(path))
-        if isinstance(text, str) and len(text) <= _LONGEST_USAGE:
-            part = read_usage_members(text)
+        value = noted.get(".".join(path))
+        if isinstance(value, str) and len(value) <= _LONGEST_USAGE:
+            part = read_usage_members(value)
             if part is not None:
                 members.update(part)
     plain = convert_usage_members(_nest(noted))
@@ -139,6 +185,8 @@ def _nest(noted: Mapping[str, Any]) -> dict[str, Any]:
         value = noted.get(".".join(path))
         if value is None:
             continue
+        if isinstance(value, float) and math.isfinite(value) and value.is_integer():
+            value = int(value)
         holder = usage
         for name in path[1:-1]:
             holder = holder.setdefault(name, {})
@@ -146,31 +194,20 @@ def _nest(noted: Mapping[str, Any]) -> dict[str, Any]:
     return usage
 
 
-def _read_times(
-    common: pb.AccessLogCommon, noted: Mapping[str, Any]
-) -> tuple[float | None, float | None]:
-    """Return when the first and the last of the body came, in seconds after the request."""
-    last = _read_duration(common, "time_to_last_upstream_rx_byte")
-    text = noted.get(FIRST_BODY_KEY)
-    if isinstance(text, str) and text.isascii() and text.isdecimal() and len(text) <= 18:
-        start = common.start_time.seconds * 1_000_000 + common.start_time.nanos // 1000
-        return _check_time((int(text) - start) / 1_000_000), last
-    return _read_duration(common, "time_to_first_upstream_rx_byte"), last
+def _read_times(entry: _Entry) -> tuple[float | None, float | None]:
+    """Return the time to the first of the body, and from there to its last.
+
+    The first is not told again where the router has seen it itself.
+    """
+    first, last = _read_time(entry.first_us), _read_time(entry.last_us)
+    stream = None if first is None or last is None or last < first else last - first
+    return first if entry.first_token == _NOTHING else None, stream
 
 
-def _read_duration(common: pb.AccessLogCommon, name: str) -> float | None:
-    if not common.HasField(name):
-        return None
-    duration: Duration = getattr(common, name)
-    return _check_time(duration.seconds + duration.nanos / 1e9)
-
-
-def _check_time(seconds: float) -> float | None:
+def _read_time(text: str) -> float | None:
+    seconds = int(text) / 1_000_000 if _is_number(text, 18) else -1.0
     return seconds if 0 <= seconds <= _LONGEST_S else None
 
 
-def _read_address(address: pb.SocketAddress) -> str:
-    host = address.address
-    if not host or len(host) > _LONGEST_NAME:
-        return ""
-    return f"[{host}]:{address.port_value}" if ":" in host else f"{host}:{address.port_value}"
+def _is_number(text: str, longest: int) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= longest

@@ -10,13 +10,13 @@ from pdrouter.serving.answers import AnswerReport
 
 log = logging.getLogger(__name__)
 
-STREAM_PATH = "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs"
+EXPORT_PATH = "/opentelemetry.proto.collector.logs.v1.LogsService/Export"
 
 _ENTRIES_AT_ONCE = 16
 
 
 class AccessLogService:
-    """Receives the access log of Envoys, for as long as they are connected.
+    """Receives the access log of Envoys, as OpenTelemetry's logs over gRPC.
 
     An Envoy sends its entries to any router. Nothing is remembered of a request to read its entry.
     """
@@ -34,11 +34,11 @@ class AccessLogService:
         self._receive = receive
         self._results = results
 
-    async def receive_stream(self, read: Read, end: object) -> bytes:
-        """Take the log that one Envoy streams, until it ends; return the answer."""
+    async def receive_call(self, read: Read, end: object) -> bytes:
+        """Take the entries of one call, which is a message; return the answer."""
         while (message := await read()) is not end:
             await self.receive_message(message)
-        return b""  # A StreamAccessLogsResponse has no members.
+        return b""  # An ExportLogsServiceResponse without members says that all were taken.
 
     async def receive_message(self, data: bytes) -> None:
         """Take one message of the log, and let others run between its entries."""

@@ -4,13 +4,11 @@ from datetime import timedelta
 
 import yaml
 from betterproto2 import Casing
-from envoy_data_plane.envoy.config.accesslog import v3 as accesslog
 from envoy_data_plane.envoy.config.bootstrap import v3 as bootstrap
 from envoy_data_plane.envoy.config.common.mutation_rules import v3 as mutation_rules
 from envoy_data_plane.envoy.config.core import v3 as core
 from envoy_data_plane.envoy.config.listener import v3 as listener
 from envoy_data_plane.envoy.config.route import v3 as route
-from envoy_data_plane.envoy.extensions.access_loggers.file import v3 as file_log
 from envoy_data_plane.envoy.extensions.filters.http.ext_proc import v3 as ext_proc
 from envoy_data_plane.envoy.extensions.filters.http.router import v3 as router
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager import v3 as hcm
@@ -20,13 +18,14 @@ from envoy_data_plane.envoy.extensions.http.early_header_mutation.header_mutatio
 from envoy_data_plane.envoy.extensions.retry.host.previous_hosts import v3 as previous_hosts
 from envoy_data_plane.envoy.type import v3 as http_type
 from envoy_data_plane.envoy.type.matcher import v3 as matcher
-from envoy_data_plane.google.protobuf import Any, Struct
+from envoy_data_plane.google.protobuf import Any
 
 from pdrouter.openai.headers import CONTROL_HEADERS
 from pdrouter.serving.answers import ROUTER_NAMESPACE
 from pdrouter.serving.last_leg import RESPONSE_ATTRIBUTES
 from pdrouter.settings.choices import Routing
 from pdrouter.settings.controls import RANK_PREFIX
+from pdrouter.tools.envoy_config.access_logs import build_access_logs
 from pdrouter.tools.envoy_config.clusters import (
     POD_CLUSTER,
     ROUTER_CLUSTER,
@@ -42,7 +41,7 @@ from pdrouter.tools.envoy_config.options import (
     EnvoyConfig,
     ResponseBodyMode,
 )
-from pdrouter.tools.envoy_config.token_accounting import build_token_filters, build_token_log
+from pdrouter.tools.envoy_config.token_accounting import build_token_filters
 from pdrouter.tools.envoy_config.tracing import (
     build_collector_clusters,
     build_request_ids,
@@ -59,21 +58,6 @@ _SHORTEST_BACK_OFF, _LONGEST_BACK_OFF = timedelta(milliseconds=25), timedelta(mi
 _ROUTER_RETRIES = 3
 # How often Envoy draws another router when it has drawn one that was tried before.
 _HOST_SELECTIONS = 10
-
-_ACCESS_LOG_FIELDS = {
-    "time": "%START_TIME%",
-    "request_id": "%REQ(X-REQUEST-ID)%",
-    "protocol": "%PROTOCOL%",
-    "method": "%REQ(:METHOD)%",
-    "path": "%REQ(:PATH)%",
-    "status": "%RESPONSE_CODE%",
-    "details": "%RESPONSE_CODE_DETAILS%",
-    "flags": "%RESPONSE_FLAGS%",
-    "upstream": "%UPSTREAM_HOST%",
-    "duration_ms": "%DURATION%",
-    "bytes_received": "%BYTES_RECEIVED%",
-    "bytes_sent": "%BYTES_SENT%",
-}
 
 
 def build_bootstrap(config: EnvoyConfig) -> bootstrap.Bootstrap:
@@ -130,7 +114,7 @@ def _build_connection_manager(config: EnvoyConfig) -> hcm.HttpConnectionManager:
         ),
         early_header_mutation_extensions=[_build_control_header_removal()],
         local_reply_config=build_local_replies(config.body_limit_bytes),
-        access_log=_build_access_logs(config),
+        access_log=build_access_logs(config),
         tracing=build_tracing(config),
         request_id_extension=build_request_ids(config),
         route_config=_build_routes(config),
@@ -219,7 +203,7 @@ def _build_ext_proc(config: EnvoyConfig) -> ext_proc.ExternalProcessor:
         response_attributes=[*RESPONSE_ATTRIBUTES],
         # So that the router can take away what has Envoy send a request twice.
         mutation_rules=mutation_rules.HeaderMutationRules(allow_envoy=True),
-        metadata_options=_build_metadata_options() if config.token_accounting else None,
+        metadata_options=_build_metadata_options() if config.router_log else None,
     )
 
 
@@ -265,23 +249,4 @@ def _build_metadata_options() -> ext_proc.MetadataOptions:
     """Builds the leave to note for the access log which request an entry is of."""
     return ext_proc.MetadataOptions(
         receiving_namespaces=ext_proc.MetadataOptionsMetadataNamespaces(untyped=[ROUTER_NAMESPACE])
-    )
-
-
-def _build_access_logs(config: EnvoyConfig) -> list[accesslog.AccessLog]:
-    logs = [_build_access_log(config.access_log)] if config.access_log else []
-    return [*logs, build_token_log()] if config.token_accounting else logs
-
-
-def _build_access_log(path: str) -> accesslog.AccessLog:
-    return accesslog.AccessLog(
-        name="envoy.access_loggers.file",
-        typed_config=Any.pack(
-            file_log.FileAccessLog(
-                path=path,
-                log_format=core.SubstitutionFormatString(
-                    json_format=Struct.from_dict(_ACCESS_LOG_FIELDS)
-                ),
-            )
-        ),
     )

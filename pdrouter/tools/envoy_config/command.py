@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
             max_concurrent_requests=args.max_requests,
             router_ca_file=args.router_ca_file,
             router_health_checks=args.router_health_checks,
+            router_log=args.router_log,
             token_accounting=args.token_accounting,
             access_log=args.access_log,
             trace_collector=args.trace_collector,
@@ -171,9 +172,16 @@ def add_cors(group: argparse._ArgumentGroup) -> None:
 
 def _add_reports(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
+        "--router-log",
+        action=argparse.BooleanOptionalAction,
+        default=_DEFAULT.router_log,
+        help="tell the routers of each request that has ended, and when its first token came, for "
+        "PDROUTER_OBSERVE_TOKENS=first-token (default: %(default)s)",
+    )
+    group.add_argument(
         "--token-accounting",
         action="store_true",
-        help="count the tokens of answers and report them to the routers, for "
+        help="count the tokens of answers and tell them too, for "
         "PDROUTER_OBSERVE_TOKENS=access-log (default: off)",
     )
     group.add_argument(

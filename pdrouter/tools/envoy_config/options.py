@@ -101,7 +101,8 @@ class EnvoyConfig:
             the file system; None speaks plain text to the routers.
         router_health_checks: Asks the routers' gRPC health service, so that a draining router
             gets no new requests.
-        token_accounting: Lets Envoy count the tokens of answers, and report them to the routers.
+        router_log: Tells the routers of each request that has ended, and when its first token came.
+        token_accounting: Lets Envoy count the tokens of answers, and tell them in that log.
         access_log: File (`/dev/stdout` included) that gets a line per request; None for no log.
         trace_collector: Where Envoy sends spans of its own, over OTLP/HTTP; None for nowhere.
         trace_percent: How many requests are traced whose `traceparent` has not decided it.
@@ -125,6 +126,7 @@ class EnvoyConfig:
     max_concurrent_requests: int = 10_000
     router_ca_file: str | None = None
     router_health_checks: bool = True
+    router_log: bool = True
     token_accounting: bool = False
     access_log: str | None = None
     trace_collector: Address | None = None
@@ -135,6 +137,8 @@ class EnvoyConfig:
     def __post_init__(self) -> None:
         self._check_addresses()
         check_origins(self.cors_origins, credentials=self.cors_credentials)
+        if self.token_accounting and not self.router_log:
+            raise ValueError("token accounting needs the routers' log, in which tokens are told")
         for name, value, lowest, highest in (
             ("max message bytes", self.max_message_bytes, _MIB, 2**31 - 1),
             ("max concurrent requests", self.max_concurrent_requests, 1, 2**31 - 2),

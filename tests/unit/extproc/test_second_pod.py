@@ -18,8 +18,9 @@ from pdrouter.cluster.pods import Pod, Role
 from pdrouter.engines.split import Leg
 from pdrouter.extproc.ext_proc_pb2 import ProcessingRequest
 from pdrouter.extproc.messages import PhaseReply, ResponseHeaders
+from pdrouter.serving.answers import RoutedRequest
 from pdrouter.serving.record import Outcome
-from pdrouter.settings.choices import Routing, TokenObservation
+from pdrouter.settings.choices import Routing
 
 SECOND = Pod.create(uid="e", name="decode-1", ip="10.0.0.3", port=8000, model="m", role=Role.DECODE)
 BY_LIST: dict[str, Any] = {"pod_routing": Routing.OVERRIDE_HOST}
@@ -180,12 +181,11 @@ async def test_a_whole_request_may_be_sent_again() -> None:
 
 
 async def test_the_access_log_knows_the_second_pod_too() -> None:
-    observed = TokenObservation(access_log=True)
-    bench = Bench((PREFILL, DECODE, SECOND), observe_tokens=observed, **BY_LIST)
+    bench = Bench((PREFILL, DECODE, SECOND), **BY_LIST)
     _, reply = await bench.tell(request_headers(), request_body())
     assert isinstance(reply, PhaseReply)
     assert reply.dynamic_metadata is not None
     chosen, other = find_chosen(dict(reply.set_headers))
-    noted = reply.dynamic_metadata["pdrouter"]
-    assert (noted["endpoint"], noted["second"]) == (chosen.address, other.address)
+    noted = RoutedRequest.read(reply.dynamic_metadata["pdrouter"]["request"])
+    assert (noted.endpoint, noted.second) == (chosen.address, other.address)
     bench.close()

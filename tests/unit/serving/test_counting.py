@@ -1,5 +1,7 @@
 """The router counts the tokens of answers only where it is told to, and never in their way."""
 
+import json
+
 import pytest
 from exchanges import CHAT, DECODE, Bench, request_body, request_headers
 
@@ -74,20 +76,19 @@ async def test_the_cached_tokens_are_those_of_the_prefill_leg() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "observation", "headers"),
+    ("path", "observation", "headers", "timed"),
     [
-        ("/v1/chat/completions", "off", SSE),
-        ("/v1/chat/completions", "access-log", SSE),
-        ("/v1/chat/completions", "sampled:1e-300", SSE),
-        ("/v1/chat/completions", "all", {**SSE, "content-encoding": "gzip"}),
-        ("/v1/chat/completions", "all", {**SSE, "content-type": "audio/mpeg"}),
-        ("/v1/chat/completions", "all", {**SSE, ":status": "500"}),
-        ("/tokenize", "all", SSE),
+        ("/v1/chat/completions", "off", SSE, True),
+        ("/v1/chat/completions", "sampled:1e-300", SSE, True),
+        ("/v1/chat/completions", "all", {**SSE, "content-encoding": "gzip"}, True),
+        ("/v1/chat/completions", "all", {**SSE, "content-type": "audio/mpeg"}, True),
+        ("/v1/chat/completions", "all", {**SSE, ":status": "500"}, False),
+        ("/tokenize", "all", SSE, False),
     ],
 )
 @pytest.mark.parametrize("mode", [BodyMode.NONE, BodyMode.STREAMED])
 async def test_an_answer_that_is_not_counted_passes_by(
-    path: str, observation: str, headers: dict[str, str], mode: BodyMode
+    path: str, observation: str, headers: dict[str, str], timed: bool, mode: BodyMode
 ) -> None:
     bench = make_bench(observation)
     config = ProtocolConfig(BodyMode.BUFFERED, mode, False)
@@ -98,7 +99,38 @@ async def test_an_answer_that_is_not_counted_passes_by(
     assert isinstance(reply, PhaseReply)
     assert reply.mode_override == (None if mode is BodyMode.NONE else SILENCED)
     assert await bench.tell(ResponseBody(b"data: x")) == [ANSWERED]
+    record = bench.close()
+    # Where bodies pass all the same, it is seen when the first of them came.
+    assert [report.counted for report, _ in bench.notes.answers] == [False] * timed
+    assert (record.first_token_s is not None) is timed
+
+
+@pytest.mark.parametrize("observation", ["first-token", "access-log"])
+async def test_envoys_log_is_not_to_tell_again_what_was_seen(observation: str) -> None:
+    bench = make_bench(observation)
+    seen = {"pdrouter": {"first_token": "seen"}}
+    replies = await bench.tell(
+        request_headers(),
+        request_body(STREAM),
+        ResponseHeaders(SSE),
+        ResponseBody(b""),
+        ResponseBody(b"data: x"),
+        ResponseBody(b"data: y"),
+    )
+    told = [reply.dynamic_metadata for reply in replies[3:] if isinstance(reply, PhaseReply)]
+    assert told == [None, seen, None]
     bench.close()
+    ((report, _),) = bench.notes.answers
+    assert (report.counted, report.first_token_s) == (False, bench.exchange.record.first_token_s)
+
+
+async def test_a_plain_answer_has_no_first_token_to_be_told() -> None:
+    bench = make_bench("first-token")
+    *_, reply = await bench.tell(
+        request_headers(), request_body(), ResponseHeaders(SSE), ResponseBody(b"{}")
+    )
+    assert reply == ANSWERED
+    assert bench.close().first_token_s is None
     assert bench.notes.answers == []
 
 
@@ -115,22 +147,22 @@ async def test_a_mistake_in_counting_does_not_cut_an_answer(
     )
     assert reply == ANSWERED
     assert bench.close().outcome is Outcome.OK
-    assert bench.notes.answers == []
+    assert [report.counted for report, _ in bench.notes.answers] == [False]
 
 
-async def test_envoy_is_told_for_its_log_what_the_request_is() -> None:
-    bench = make_bench("access-log")
+@pytest.mark.parametrize("observation", ["first-token", "access-log"])
+async def test_envoy_is_told_for_its_log_what_the_request_is(observation: str) -> None:
+    bench = make_bench(observation)
     _, reply = await bench.tell(request_headers(), request_body(STREAM))
     assert isinstance(reply, PhaseReply)
-    assert reply.dynamic_metadata == {
-        "pdrouter": {
-            "request_id": bench.exchange.record.request_id,
-            "model": "m",
-            "endpoint": DECODE.address,
-            "stream": True,
-            "generates": True,
-            "split": True,
-        }
+    assert reply.dynamic_metadata is not None
+    assert json.loads(reply.dynamic_metadata["pdrouter"]["request"]) == {
+        "request_id": bench.exchange.record.request_id,
+        "model": "m",
+        "endpoint": DECODE.address,
+        "stream": True,
+        "generates": True,
+        "split": True,
     }
     bench.close()
 
@@ -144,6 +176,9 @@ async def test_without_a_log_envoy_is_told_nothing(observation: str) -> None:
     bench.close()
 
 
-@pytest.mark.parametrize("text", ["off", "access-log", "all", "sampled:0.01", "sampled:0.5"])
+@pytest.mark.parametrize(
+    "text",
+    ["off", "first-token", "access-log", "all", "sampled:0.01", "sampled:0.5"],
+)
 def test_an_observation_is_written_as_it_is_read(text: str) -> None:
     assert str(TokenObservation.parse(text)) == text

@@ -370,10 +370,11 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     "PDROUTER_OBSERVE_TOKENS": (
         [
             ("off", TokenObservation()),
-            ("access-log", TokenObservation(access_log=True)),
+            ("first-token", TokenObservation(access_log=True)),
+            ("access-log", TokenObservation(access_log=True, counts=True)),
             ("all", TokenObservation(share=1.0)),
             ("Sampled:0.25", TokenObservation(share=0.25)),
-            ("Access_Log", TokenObservation(access_log=True)),
+            ("Access_Log", TokenObservation(access_log=True, counts=True)),
         ],
         ["on", "true", "sampled", "sampled:", "sampled:0", "sampled:-1", "sampled:1.1", "all:1"],
     ),
@@ -671,7 +672,7 @@ def test_what_few_need_stands_apart() -> None:
         ("PDROUTER_DRAIN", "`600`"),
         ("AIBRIX_GRPC_MAX_MESSAGE_SIZE_BYTES", "`16777216`"),
         ("PDROUTER_ON_PREFILL_FAILURE", "`fail`"),
-        ("PDROUTER_OBSERVE_TOKENS", "`off`"),
+        ("PDROUTER_OBSERVE_TOKENS", "`first-token`"),
     ],
 )
 def test_the_table_shows_defaults_as_they_would_be_written(variable: str, default: str) -> None:
