@@ -14,6 +14,29 @@ from pdrouter.engines.exposition import Families, Series
 Found = Mapping[str, Sequence[Series]]
 
 
+Total = tuple[float, float]
+"""A sum since the engine's start, of seconds or tokens, and how many requests it is of."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestTotals:
+    """What requests have taken since the engine's start; None for what it does not say.
+
+    Attributes:
+        queue: seconds that they have waited.
+        prefill: seconds of computing their prompts.
+        decode: seconds of generating behind the first token.
+        prompt: tokens of their prompts.
+        output: tokens of their answers.
+    """
+
+    queue: Total | None = None
+    prefill: Total | None = None
+    decode: Total | None = None
+    prompt: Total | None = None
+    output: Total | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class EngineReading:
     """Numbers from one page; None for those that it does not give.
@@ -32,6 +55,10 @@ class EngineReading:
         gaps: how many there were.
         computes_prompts: whether an engine of static shapes is compiled for prompts; None for
             engines that need not be, or do not say.
+        cpu_usage: share of the memory for blocks on the host in use, 0 to 1.
+        utilization: how much of what it can do an engine does, 0 to 1, as it says itself.
+        prompt_tokens: tokens of prompts computed since the engine's start.
+        requests: what requests have taken; None if it says nothing of that.
     """
 
     running: float | None = None
@@ -46,6 +73,10 @@ class EngineReading:
     gap_seconds: float | None = None
     gaps: float | None = None
     computes_prompts: bool | None = None
+    cpu_usage: float | None = None
+    utilization: float | None = None
+    prompt_tokens: float | None = None
+    requests: RequestTotals | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,3 +157,19 @@ def multiply(found: Found, name: str, *labels: str) -> int | None:
         if all(number.isdecimal() and len(number) <= _DIGITS for number in numbers):
             total += math.prod(map(int, numbers))
     return total or None
+
+
+def read_total(found: Found, *names: str) -> Total | None:
+    """Return the sum and the count of the first of these histograms that is there; or None."""
+    for name in names:
+        total, count = add(found, f"{name}_sum"), add(found, f"{name}_count")
+        if total is not None and count is not None:
+            return total, count
+    return None
+
+
+def take_off(whole: Total | None, part: Total | None) -> Total | None:
+    """Return the total of what is left of each request without a part of it; None if unknown."""
+    if whole is None or part is None:
+        return None
+    return max(0.0, whole[0] - part[0]), whole[1]

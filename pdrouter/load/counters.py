@@ -1,19 +1,22 @@
 """What becomes of an engine's counters between two looks at them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import exp
 
+from pdrouter.engines.reading import RequestTotals
+from pdrouter.load.samples import RequestMeans
 from pdrouter.load.whole_serving import HORIZON_S
 
 _SHORTEST_SPAN_S = 0.2
 """With fewer steps of the engine between two readings, a rate says more about their timing."""
 _HISTORY = 50.0
-"""What an engine's tokens before the first look count as, at most."""
+"""What an engine's tokens, or requests, before the first look count as, at most."""
+_UNSAID = (None, None)
 
 
 @dataclass(slots=True)
 class TokenCounter:
-    """Makes a rate of the engine's count of generated tokens."""
+    """Makes a rate of an engine's count of tokens."""
 
     _at: float = 0.0
     _tokens: float | None = None
@@ -33,36 +36,64 @@ class TokenCounter:
 
 
 @dataclass(slots=True)
-class GapMeter:
-    """Makes a mean time between tokens, of late, of the engine's histogram of them."""
+class MeanMeter:
+    """Makes a mean, of late, of an engine's histogram: of times between tokens, for example."""
 
     _at: float = 0.0
     _total: tuple[float, float] | None = None
-    _seconds: float = 0.0
-    _gaps: float = 0.0
+    _sum: float = 0.0
+    _count: float = 0.0
 
-    def read(self, at: float, seconds: float | None, gaps: float | None) -> float | None:
-        """Return the mean; None as long as there was no second token.
+    def read(self, at: float, total: float | None, count: float | None) -> float | None:
+        """Return the mean; None as long as nothing was counted.
 
         Args:
             at: when the page was read.
-            seconds: sum over all gaps since the engine's start; None if it does not say.
-            gaps: how many there were.
+            total: sum over all that was counted since the engine's start; None if it does not say.
+            count: how many there were.
         """
-        if seconds is None or gaps is None:
+        if total is None or count is None:
             return None
-        if self._total is None or gaps < self._total[1]:
-            share = min(1.0, _HISTORY / gaps) if gaps else 0.0
-            self._seconds, self._gaps = seconds * share, gaps * share
-        elif gaps > self._total[1]:
+        if self._total is None or count < self._total[1]:
+            share = min(1.0, _HISTORY / count) if count else 0.0
+            self._sum, self._count = total * share, count * share
+        elif count > self._total[1]:
             kept = exp((self._at - at) / HORIZON_S)
-            self._seconds = self._seconds * kept + max(0.0, seconds - self._total[0])
-            self._gaps = self._gaps * kept + gaps - self._total[1]
+            self._sum = self._sum * kept + max(0.0, total - self._total[0])
+            self._count = self._count * kept + count - self._total[1]
         else:
-            return self._mean  # An engine that generates nothing is as fast as it was.
-        self._at, self._total = at, (seconds, gaps)
+            return self._mean  # An engine that does nothing is as fast as it was.
+        self._at, self._total = at, (total, count)
         return self._mean
 
     @property
     def _mean(self) -> float | None:
-        return self._seconds / self._gaps if self._gaps else None
+        return self._sum / self._count if self._count else None
+
+
+@dataclass(slots=True)
+class RequestMeter:
+    """Makes means, of late, of what an engine's requests have taken since its start."""
+
+    _queue: MeanMeter = field(default_factory=MeanMeter)
+    _prefill: MeanMeter = field(default_factory=MeanMeter)
+    _decode: MeanMeter = field(default_factory=MeanMeter)
+    _prompt: MeanMeter = field(default_factory=MeanMeter)
+    _output: MeanMeter = field(default_factory=MeanMeter)
+
+    def read(self, at: float, totals: RequestTotals | None) -> RequestMeans | None:
+        """Return the means; None if the engine says nothing of its requests.
+
+        Args:
+            at: when the page was read.
+            totals: what it says.
+        """
+        if totals is None:
+            return None
+        return RequestMeans(
+            self._queue.read(at, *(totals.queue or _UNSAID)),
+            self._prefill.read(at, *(totals.prefill or _UNSAID)),
+            self._decode.read(at, *(totals.decode or _UNSAID)),
+            self._prompt.read(at, *(totals.prompt or _UNSAID)),
+            self._output.read(at, *(totals.output or _UNSAID)),
+        )

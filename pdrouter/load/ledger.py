@@ -7,6 +7,7 @@ from itertools import islice
 from types import TracebackType
 
 from pdrouter.engines.split import Leg
+from pdrouter.load.busy_shares import BusyShares
 from pdrouter.load.drain_rates import DrainRates
 from pdrouter.load.prefill_rates import PrefillRates
 
@@ -153,6 +154,7 @@ class Ledger:
     """
 
     __slots__ = (
+        "_busy",
         "_clock",
         "_learnt",
         "_loads",
@@ -174,6 +176,7 @@ class Ledger:
         """
         self.rates = rates or PrefillRates()
         self.drains = DrainRates()
+        self._busy = BusyShares()
         self._clock = clock
         self._loads: dict[Leg, dict[str, LegLoad]] = {leg: {} for leg in Leg}
         self.loads: Mapping[Leg, Mapping[str, LegLoad]] = self._loads
@@ -211,6 +214,7 @@ class Ledger:
         """Forget how fast a pod was that is gone; what is in flight there still counts."""
         self.rates.forget(uid)
         self.drains.forget(uid)
+        self._busy.forget(uid)
         self._others.pop(uid, None)
         self._learnt.pop(uid, None)
 
@@ -283,6 +287,7 @@ class Ledger:
 
         A prefill pod takes as long for them as for as many of this router's.
         """
+        self._busy.note_others(uid, self._clock(), busy=requests > 0)
         if requests:
             self._others[uid] = requests
         else:
@@ -294,6 +299,11 @@ class Ledger:
         A prefill leg counts when it was carried out, other work when it is released.
         """
         return self.drains.rate(uid, self._clock())
+
+    def measure_busy(self, uids: Sequence[str]) -> list[float]:
+        """Return the share of its time, of late, in which each of these pods has had requests."""
+        now = self._clock()
+        return [self._busy.measure(uid, now) for uid in uids]
 
     def start(
         self, leg: Leg, uid: str, tokens: int = 0, due: float | None = None, cached: int = 0
@@ -309,6 +319,7 @@ class Ledger:
         """
         now = self._clock()
         self.drains.watch(uid, now)
+        self._busy.begin(uid, now)
         scope = Scope(self, leg, uid, tokens, due=due, cached=cached)
         if leg is Leg.PREFILL:
             self._join_queue(scope, now)
@@ -326,6 +337,7 @@ class Ledger:
             else:
                 self.drains.note(uid, self._clock())
         finally:
+            self._busy.end(uid, self._clock())
             load = loads[uid]
             load.requests -= 1
             load.tokens -= scope.tokens

@@ -5,6 +5,25 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
+class RequestMeans:
+    """What a request takes on an engine, of late; None where it does not say, or has had none.
+
+    Attributes:
+        queue_s: seconds that it waits.
+        prefill_s: seconds of computing its prompt.
+        decode_s: seconds of generating behind the first token.
+        prompt_tokens: tokens of its prompt.
+        output_tokens: tokens of its answer.
+    """
+
+    queue_s: float | None = None
+    prefill_s: float | None = None
+    decode_s: float | None = None
+    prompt_tokens: float | None = None
+    output_tokens: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSample:
     """Load signals of one engine; None for those that it does not give. All are finite.
 
@@ -21,6 +40,10 @@ class EngineSample:
         gap_s: mean time between two tokens, of late.
         computes_prompts: whether an engine of static shapes is compiled for prompts; None for
             engines that need not be.
+        cpu_usage: share of the memory for blocks on the host in use, 0 to 1.
+        utilization: how much of what it can do it does, 0 to 1, as it says itself.
+        prompt_tokens_per_s: prompt tokens computed per second since the sample before.
+        means: what requests take there.
         kv_used_tokens: tokens in the KV memory; 0 if usage or size are not given.
         others: requests there that are not this router's: another's, or sent past all routers.
     """
@@ -36,6 +59,10 @@ class EngineSample:
     padded_tokens: float | None = None
     gap_s: float | None = None
     computes_prompts: bool | None = None
+    cpu_usage: float | None = None
+    utilization: float | None = None
+    prompt_tokens_per_s: float | None = None
+    means: RequestMeans | None = None
     kv_used_tokens: int = field(init=False)
     others: float = field(init=False)
 

@@ -17,7 +17,7 @@ from pdrouter.engine_http.failures import PostFailed
 from pdrouter.engine_http.progress import PostProgress
 from pdrouter.engines.reading import EngineReading
 from pdrouter.engines.registry import find_dialect, has_metrics
-from pdrouter.load.counters import GapMeter, TokenCounter
+from pdrouter.load.counters import MeanMeter, RequestMeter, TokenCounter
 from pdrouter.load.failures import FailureMemory
 from pdrouter.load.ledger import Clock, Ledger
 from pdrouter.load.pod_speeds import PodKind
@@ -71,7 +71,9 @@ class _Target:
 
     pod: Pod
     tokens: TokenCounter = field(default_factory=TokenCounter)
-    gaps: GapMeter = field(default_factory=GapMeter)
+    prompts: TokenCounter = field(default_factory=TokenCounter)
+    gaps: MeanMeter = field(default_factory=MeanMeter)
+    requests: RequestMeter = field(default_factory=RequestMeter)
     scraping: asyncio.Task[None] | None = None
     failures: int = 0
 
@@ -226,7 +228,7 @@ class MetricsScraper:
         sample = self._samples.get(uid)
         if sample is not None and self._clock() - sample.at > self.fresh_s:
             self._drop_sample(uid)
-            target.tokens = TokenCounter()
+            target.tokens, target.prompts = TokenCounter(), TokenCounter()
         return target
 
     def _drop_sample(self, uid: str) -> None:
@@ -305,6 +307,10 @@ class MetricsScraper:
             padded_tokens=reading.padded_tokens,
             gap_s=target.gaps.read(look.at, reading.gap_seconds, reading.gaps),
             computes_prompts=reading.computes_prompts,
+            cpu_usage=reading.cpu_usage,
+            utilization=reading.utilization,
+            prompt_tokens_per_s=target.prompts.read(look.at, reading.prompt_tokens),
+            means=target.requests.read(look.at, reading.requests),
         )
 
 

@@ -154,6 +154,10 @@ async def test_a_simulated_engine_says_what_it_does(setup: Setup) -> None:
             setup.clock.now += 1
             await wait_until(lambda: bool(samples["uid-pod-0"].generated_tokens_per_s))
         await wait_until(lambda: samples["uid-pod-0"].running == 0)
+        means = samples["uid-pod-0"].means
+        assert means is not None
+        assert means.queue_s is not None
+        assert means.prefill_s is not None
 
 
 async def test_every_ready_pod_that_serves_requests_is_scraped(setup: Setup) -> None:

@@ -15,7 +15,7 @@ from benchmarks.routing.cluster.token_gaps import TokenGaps
 from benchmarks.routing.cluster.workload import BLOCK_TOKENS, SimulatedRequest, Workload
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ModelPods
-from pdrouter.load.counters import GapMeter
+from pdrouter.load.counters import MeanMeter
 from pdrouter.load.samples import EngineSample
 from pdrouter.routing.decision import RoutingFacts, Strategy
 
@@ -89,7 +89,7 @@ class Simulation:
         self._options = options
         self._output_tokens = workload.mean_output_tokens
         self._generated = dict.fromkeys(self._decode, 0.0)
-        self._gaps = {uid: GapMeter() for uid in self._decode}
+        self._gaps = {uid: MeanMeter() for uid in self._decode}
         self._passages: list[Passage] = []
         self._unfinished = len(workload.requests)
 

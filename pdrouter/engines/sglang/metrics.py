@@ -8,7 +8,17 @@ import re
 from collections.abc import Sequence
 
 from pdrouter.engines.exposition import Families, Series
-from pdrouter.engines.reading import EngineReading, Found, MetricsDialect, add, average, multiply
+from pdrouter.engines.reading import (
+    EngineReading,
+    Found,
+    MetricsDialect,
+    RequestTotals,
+    add,
+    average,
+    multiply,
+    read_total,
+    take_off,
+)
 
 # Ranks that work on the same requests, as labels of SGLang's series.
 _SHARED_RANK = re.compile(rb'\b(?:tp|pp|moe_ep)_rank="\d*",?')
@@ -24,9 +34,17 @@ _QUEUES = (
 )
 
 
+# Histograms of what requests take: in the queue, to the first token, to the last.
+_QUEUE = "sglang:queue_time_seconds"
+_FIRST = "sglang:time_to_first_token_seconds"
+_LAST = "sglang:e2e_request_latency_seconds"
+
+
 def _interpret(found: Found) -> EngineReading:
     found = {name: _drop_repeated(series) for name, series in found.items()}
     size = add(found, "sglang:max_total_num_tokens")
+    prompt_tokens = add(found, "sglang:prompt_tokens_total")
+    output_tokens = add(found, "sglang:generation_tokens_total")
     return EngineReading(
         running=add(found, "sglang:num_running_reqs"),
         waiting=add(found, *_QUEUES),
@@ -34,6 +52,25 @@ def _interpret(found: Found) -> EngineReading:
         kv_capacity_tokens=multiply(found, "sglang:cache_config_info", "page_size", "num_pages")
         or (int(size) if size else None),
         generated_tokens_per_s=add(found, "sglang:gen_throughput"),
+        utilization=average(found, "sglang:utilization"),
+        prompt_tokens=prompt_tokens,
+        requests=_read_requests(found, prompt_tokens, output_tokens),
+    )
+
+
+def _read_requests(
+    found: Found, prompt_tokens: float | None, output_tokens: float | None
+) -> RequestTotals | None:
+    queue, first, last = (read_total(found, name) for name in (_QUEUE, _FIRST, _LAST))
+    if first is None or last is None:
+        return None
+    count = add(found, "sglang:num_requests_total")
+    return RequestTotals(
+        queue=queue or (0.0, 0.0),
+        prefill=take_off(first, queue) or first,
+        decode=take_off(last, first),
+        prompt=None if prompt_tokens is None or count is None else (prompt_tokens, count),
+        output=None if output_tokens is None or count is None else (output_tokens, count),
     )
 
 
@@ -46,6 +83,11 @@ METRICS = MetricsDialect(
         "sglang:gen_throughput",
         "sglang:cache_config_info",
         "sglang:max_total_num_tokens",
+        "sglang:utilization",
+        "sglang:prompt_tokens_total",
+        "sglang:generation_tokens_total",
+        "sglang:num_requests_total",
+        *(f"{name}_{part}" for name in (_QUEUE, _FIRST, _LAST) for part in ("sum", "count")),
     ),
     _interpret,
     rank_label="dp_rank",

@@ -5,7 +5,12 @@ from pdrouter.engines.reading import EngineReading, Found, MetricsDialect, avera
 
 
 def _interpret(found: Found) -> EngineReading:
-    return EngineReading(kv_usage=average(found, "kv_cache_utilization"))
+    return EngineReading(
+        kv_usage=average(found, "kv_cache_utilization"),
+        utilization=average(found, "engine_utilization"),
+    )
 
 
-METRICS = MetricsDialect("/metrics", Families("kv_cache_utilization"), _interpret)
+METRICS = MetricsDialect(
+    "/metrics", Families("kv_cache_utilization", "engine_utilization"), _interpret
+)

@@ -1,6 +1,6 @@
 """The engine's numbers, under its own names, and under `simulation:` what only a judge counts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -30,6 +30,7 @@ _SECONDS = (
     10,
     60,
 )
+_TOKENS = (1, 10, 100, 1000, 10_000, 100_000)
 
 
 class EngineMetrics:
@@ -74,6 +75,15 @@ class EngineMetrics:
         )
         self.queue_seconds = self._engine_histogram(
             "request_queue_time_seconds", "Time spent waiting for a slot."
+        )
+        self._decode_seconds = self._engine_histogram(
+            "request_decode_time_seconds", "Time spent in decode."
+        )
+        self._prompt_lengths = self._engine_histogram(
+            "request_prompt_tokens", "Prefill tokens of each request.", _TOKENS
+        )
+        self._output_lengths = self._engine_histogram(
+            "request_generation_tokens", "Tokens generated for each request.", _TOKENS
         )
         self.first_token_seconds = self._engine_histogram(
             "time_to_first_token_seconds", "Time to the first token."
@@ -167,6 +177,12 @@ class EngineMetrics:
         self._most_items_encoding = max(self._most_items_encoding, self._items_encoding)
         most.set(self._most_items_encoding)
 
+    def note_answer(self, *, prompt_tokens: int, output_tokens: int, decode_s: float) -> None:
+        """Count a request that has been answered."""
+        self._prompt_lengths.observe(prompt_tokens)
+        self._output_lengths.observe(output_tokens)
+        self._decode_seconds.observe(decode_s)
+
     def note_passes(self, bucket: int, passes: int, *, padding: int) -> None:
         """Count the passes of a prompt through an engine of static shapes."""
         if self._passes is not None and self._padding is not None:
@@ -244,12 +260,14 @@ class EngineMetrics:
         )
         return counter.labels(self._model)
 
-    def _engine_histogram(self, name: str, documentation: str) -> Histogram:
+    def _engine_histogram(
+        self, name: str, documentation: str, buckets: Sequence[float] = _SECONDS
+    ) -> Histogram:
         histogram = Histogram(
             f"{self._prefix}{name}",
             documentation,
             ("model_name",),
-            buckets=_SECONDS,
+            buckets=buckets,
             registry=self._registry,
         )
         return histogram.labels(self._model)

@@ -117,7 +117,13 @@ class GenerationApi:
             self._metrics.first_token_seconds.observe(time.monotonic() - arrived)
             if job.keep is not None:
                 job.keep()
+            computed = time.monotonic()
             yield generation
+            self._metrics.note_answer(
+                prompt_tokens=job.request.prompt_tokens,
+                output_tokens=generation.completion_tokens,
+                decode_s=time.monotonic() - computed,
+            )
 
     async def _fetch(self, fetch: Fetch, request: GenerationRequest) -> int:
         started = time.monotonic()

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pdrouter.engines.reading import EngineReading
+from pdrouter.engines.reading import EngineReading, RequestTotals
 from pdrouter.engines.registry import find_dialect
 from pdrouter.tools.simulation.config import EngineConfig
 from pdrouter.tools.simulation.engine_metrics import EngineMetrics
@@ -15,6 +15,11 @@ def read(engine: str, *lines: str) -> dict[str, Any]:
     """The numbers of a page that are not None."""
     reading = find_dialect(engine).read("\n".join(lines).encode())
     return {name: value for name, value in dataclasses.asdict(reading).items() if value is not None}
+
+
+def totals(**known: tuple[float, float]) -> dict[str, Any]:
+    """What a page says of requests, None for what it does not."""
+    return dataclasses.asdict(RequestTotals(**known))
 
 
 def geometry(**labels: str) -> str:
@@ -41,6 +46,9 @@ def test_a_vllm_page_is_understood() -> None:
     metrics.prefill_seconds.observe(1.0)
     metrics.inter_token_seconds.observe(0.25)
     metrics.inter_token_seconds.observe(0.5)
+    metrics.queue_seconds.observe(0.125)
+    metrics.note_answer(prompt_tokens=100, output_tokens=30, decode_s=2.0)
+    metrics.prompt_tokens.inc(100)
     assert find_dialect("vllm").read(metrics.exposition()) == EngineReading(
         running=7,
         waiting=2,
@@ -50,6 +58,10 @@ def test_a_vllm_page_is_understood() -> None:
         prefill_seconds=0.75,
         gap_seconds=0.75,
         gaps=2,
+        prompt_tokens=100,
+        requests=RequestTotals(
+            queue=(0.125, 1), prefill=(1.5, 2), decode=(2.0, 1), prompt=(100, 1), output=(30, 1)
+        ),
     )
 
 
@@ -80,7 +92,13 @@ def test_a_vllm_page_is_understood() -> None:
                 "vllm:request_prefill_time_seconds_sum 0",
                 "vllm:request_prefill_time_seconds_count 0",
             ],
-            {},
+            {"requests": totals(prefill=(0, 0))},
+        ),
+        (["vllm:cpu_cache_usage_perc 0.25"], {"cpu_usage": 0.25}),
+        (["vllm:prompt_tokens_total 9"], {"prompt_tokens": 9}),
+        (
+            ["vllm:request_decode_time_seconds_sum 6", "vllm:request_decode_time_seconds_count 2"],
+            {"requests": totals(decode=(6, 2))},
         ),
         (["vllm:request_prefill_time_seconds_sum 3"], {}),
         (["vllm:request_prefill_time_seconds_count 3"], {}),
@@ -111,6 +129,7 @@ def test_data_parallel_ranks_and_models_of_vllm_are_added_up_and_shares_averaged
         "kv_capacity_tokens": 320,
         "generated_tokens": 300,
         "prefill_seconds": 0.5,
+        "requests": totals(prefill=(3, 6)),
     }
 
 
@@ -165,7 +184,10 @@ def test_a_tensorrt_llm_page_is_understood() -> None:
 
 
 def test_an_xllm_page_is_understood() -> None:
-    assert read("xllm", "kv_cache_utilization 0.5", "engine_utilization 0.25") == {"kv_usage": 0.5}
+    assert read("xllm", "kv_cache_utilization 0.5", "engine_utilization 0.25") == {
+        "kv_usage": 0.5,
+        "utilization": 0.25,
+    }
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])
@@ -273,3 +295,41 @@ def test_a_simulated_neuron_engine_names_what_it_has_run() -> None:
     found = read("vllm", metrics.exposition().decode())
     assert (found["prefill_buckets"], found["padded_tokens"]) == ((128, 512), 100)
     assert "neuron" not in EngineMetrics(EngineConfig()).exposition().decode()
+
+
+def test_what_requests_take_on_sglang_and_trtllm_follows_from_their_times_to_two_tokens() -> None:
+    times = {"queue": (1, 4), "first": (3, 4), "last": (11, 5)}
+
+    def write(names: dict[str, str]) -> list[str]:
+        return [
+            f"{names[key]}_{part} {value}"
+            for key, total in times.items()
+            for part, value in zip(("sum", "count"), total, strict=True)
+        ]
+
+    expected = totals(queue=(1, 4), prefill=(2, 4), decode=(8, 5))
+    trtllm = {
+        "queue": "trtllm_request_queue_time_seconds",
+        "first": "trtllm_time_to_first_token_seconds",
+        "last": "trtllm_e2e_request_latency_seconds",
+    }
+    assert read("trtllm", *write(trtllm)) == {"requests": expected}
+    sglang = {
+        "queue": "sglang:queue_time_seconds",
+        "first": "sglang:time_to_first_token_seconds",
+        "last": "sglang:e2e_request_latency_seconds",
+    }
+    counters = [
+        "sglang:prompt_tokens_total 500",
+        "sglang:generation_tokens_total 50",
+        "sglang:num_requests_total 5",
+        "sglang:utilization 0.75",
+    ]
+    assert read("sglang", *write(sglang), *counters) == {
+        "utilization": 0.75,
+        "prompt_tokens": 500,
+        "requests": expected | {"prompt": (500, 5), "output": (50, 5)},
+    }
+    assert read("sglang", *write(sglang)[2:]) == {
+        "requests": totals(queue=(0, 0), prefill=(3, 4), decode=(8, 5))
+    }

@@ -110,3 +110,15 @@ def test_absurd_values_are_left_out(value: str) -> None:
 
 def test_a_long_run_without_a_value_is_no_label() -> None:
     assert Series(b"a" * 100_000 + b',b="c"', 1.0).read_labels() == {"b": "c"}
+
+
+_NAMES = st.lists(
+    st.text(st.sampled_from("ab:_"), min_size=1, max_size=5), min_size=1, max_size=8, unique=True
+)
+
+
+@given(_NAMES, _NAMES)
+def test_names_that_begin_alike_are_told_apart(wanted: list[str], others: list[str]) -> None:
+    present = {*wanted, *others}
+    page = "".join(f"{name} 1\n" for name in sorted(present)).encode()
+    assert set(Families(*wanted).find(page)) == set(wanted)

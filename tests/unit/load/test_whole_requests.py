@@ -2,9 +2,11 @@
 
 import pytest
 
-from pdrouter.load.counters import GapMeter
+from pdrouter.engines.reading import RequestTotals
+from pdrouter.load.counters import MeanMeter, RequestMeter
 from pdrouter.load.decoded_prompts import DecodedPrompts
 from pdrouter.load.prefix_index import PrefixIndex
+from pdrouter.load.samples import RequestMeans
 from pdrouter.load.whole_serving import ENOUGH_ANSWERS, HORIZON_S, WholeServing
 
 
@@ -145,7 +147,7 @@ def test_it_is_gone_once_others_have_written_what_is_free(clock: Clock) -> None:
 
 
 def test_the_time_between_tokens_is_that_of_late() -> None:
-    meter = GapMeter()
+    meter = MeanMeter()
     assert meter.read(0.0, None, None) is None
     assert meter.read(0.0, 0.0, 0.0) is None
     assert meter.read(1.0, 2.0, 100.0) == pytest.approx(0.02)
@@ -157,6 +159,15 @@ def test_the_time_between_tokens_is_that_of_late() -> None:
 
 
 def test_a_long_past_does_not_outweigh_the_present() -> None:
-    meter = GapMeter()
+    meter = MeanMeter()
     assert meter.read(0.0, 1e6, 1e7) == pytest.approx(0.1)
     assert meter.read(10.0, 1e6 + 10.0, 1e7 + 1000) == pytest.approx(0.01, abs=0.002)
+
+
+def test_what_requests_take_of_late_is_known_part_by_part() -> None:
+    meter = RequestMeter()
+    assert meter.read(0.0, None) is None
+    totals = RequestTotals(queue=(2.0, 4), prefill=(0.0, 0), output=(100, 4))
+    assert meter.read(1.0, totals) == RequestMeans(queue_s=0.5, output_tokens=25)
+    later = RequestTotals(queue=(2.0, 4), prefill=(3.0, 2), output=(100, 4))
+    assert meter.read(500.0, later) == RequestMeans(queue_s=0.5, prefill_s=1.5, output_tokens=25)
