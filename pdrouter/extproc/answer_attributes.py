@@ -14,3 +14,9 @@ def read_attributes(event: ResponseHeaders) -> dict[str, Any]:
         if isinstance(served, str) and served:
             attributes["upstream.address"] = served
     return attributes
+
+
+def read_status(event: ResponseHeaders) -> int:
+    """Return the status of an answer; 500 if it has none."""
+    status = event.headers.get(":status", "")
+    return int(status) if status.isdecimal() else 500

@@ -59,6 +59,8 @@ class State(Enum):
     """Nothing has arrived."""
     HEAD = auto()
     """The request's headers have been answered; its body is to come."""
+    SENT = auto()
+    """The request goes to a pod by its headers alone; it may have a body all the same."""
     FORWARDED = auto()
     """The request goes to a pod; its response is to come."""
     RESPONDING = auto()
@@ -106,6 +108,11 @@ STEPS: Mapping[tuple[State, type[Event]], _Step] = MappingProxyType(
         (State.HEAD, ResponseHeaders): _Step(Phases.on_local_reply, State.RESPONDING),
         (State.HEAD, ResponseBody): _Step(Phases.on_rest_of_earlier_answer, State.RESPONDING),
         (State.HEAD, ResponseTrailers): _Step(Phases.on_rest_of_earlier_answer, State.RESPONDING),
+        (State.SENT, RequestBody): _Step(Phases.pass_on, State.FORWARDED),
+        (State.SENT, RequestTrailers): _Step(Phases.pass_on, State.FORWARDED),
+        (State.SENT, ResponseHeaders): _Step(Phases.on_response_headers, State.RESPONDING),
+        (State.SENT, ResponseBody): _Step(Phases.pass_on, State.FORWARDED),
+        (State.SENT, ResponseTrailers): _Step(Phases.pass_on, State.FORWARDED),
         (State.FORWARDED, RequestTrailers): _Step(Phases.pass_on, State.FORWARDED),
         (State.FORWARDED, ResponseHeaders): _Step(Phases.on_response_headers, State.RESPONDING),
         # Where the filter skips the response's headers.
@@ -217,7 +224,7 @@ class Exchange:
 
         Room is kept for the request's; if there is none, the client is told.
         """
-        if self._state not in (State.START, State.HEAD):
+        if self._state not in (State.START, State.HEAD, State.SENT):
             return True
         try:
             self._phases.expect_body(size)
@@ -254,7 +261,9 @@ class Exchange:
             return ()
         if isinstance(replies[-1], ImmediateReply):
             return self._end(replies[-1])
-        self._state = step.next
+        # What needs no body is on its way with its headers.
+        sent = self._state is State.START and self.record.forwarded
+        self._state = State.SENT if sent else step.next
         return replies
 
     async def _say(self, replies: Replies) -> None:

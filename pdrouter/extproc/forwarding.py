@@ -77,17 +77,8 @@ def forward(
     if sent is None:
         headers.append((MODEL, dispatched.model))
     else:
-        address = sent.pod.address
-        # Without a second pod it is the same once more: after the end of its list Envoy would try
-        # any pod of the cluster, of another model perhaps.
-        names = f"{address},{(sent.second or sent.pod).address}" if names_second else address
-        headers += [
-            (TARGET_POD, address),
-            (DESTINATION_ENDPOINT, names),
-            (ROUTING_STRATEGY, strategy or ""),
-        ]
-        if sent.pod.number is not None:
-            headers.append((RANK, str(sent.pod.number)))
+        second = (sent.second or sent.pod) if names_second else None
+        headers += name_pod(sent.pod, second, strategy)
         if sent.split:
             # Over any retry policy of Envoy's, where its mutation rules allow it: the handle in the
             # body is good for one request.
@@ -103,6 +94,23 @@ def forward(
         clear_route_cache=True,
         dynamic_metadata=metadata,
     )
+
+
+def name_pod(pod: Pod, second: Pod | None, strategy: str | None) -> list[tuple[str, str]]:
+    """Return the headers by which Envoy finds a pod.
+
+    Where it goes by a list, that always has two: after the end of its list Envoy would try any pod
+    of the cluster, of another model perhaps.
+    """
+    names = pod.address if second is None else f"{pod.address},{second.address}"
+    headers = [
+        (TARGET_POD, pod.address),
+        (DESTINATION_ENDPOINT, names),
+        (ROUTING_STRATEGY, strategy or ""),
+    ]
+    if pod.number is not None:
+        headers.append((RANK, str(pod.number)))
+    return headers
 
 
 def join_trace(reply: PhaseReply, trace: RequestTrace, pod: Pod | None) -> PhaseReply:

@@ -10,6 +10,7 @@ from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.header_values import is_encoded, list_keys, list_members, read_one
 from pdrouter.openai.headers import USER
 from pdrouter.openai.paths import ENDPOINTS, find_right_path, split_path
+from pdrouter.openai.stored_responses import parse_stored_path
 from pdrouter.openai.unserved_paths import explain_unserved
 from pdrouter.serving.dispatched import RequestHead
 
@@ -68,20 +69,35 @@ def require_method(method: str, *allowed: str) -> None:
         raise _refuse_method(method, ", ".join(allowed))
 
 
-def admit(event: RequestHeaders) -> RequestHead:
-    """Return what the headers of a request for an engine say.
+def admit(event: RequestHeaders) -> RequestHead | str:
+    """Return what the headers of a request for an engine say; of one about a kept answer, its id.
 
     Raises:
         RequestRejected: it cannot be served.
     """
     headers = event.headers
     path, query = split_path(headers.get(":path", ""))
-    if headers.get(":method") == "CONNECT":  # It has no path.
+    method = headers.get(":method", "")
+    if method == "CONNECT":  # It has no path.
         raise _refuse_method("CONNECT", "GET, HEAD, POST")
     endpoint = ENDPOINTS.get(path)
     if endpoint is None:
-        raise _unknown_path(path)
-    require_method(headers.get(":method", ""), "POST")
+        stored = parse_stored_path(path, method)
+        if stored is None:
+            raise _unknown_path(path)
+        require_method(method, *stored.methods)
+        _check_framing(event)
+        return stored.response_id
+    require_method(method, "POST")
+    _check_framing(event)
+    if event.end_of_stream or _read_length(headers) == 0:
+        raise no_body()
+    return RequestHead(endpoint, query, headers)
+
+
+def _check_framing(event: RequestHeaders) -> None:
+    """Refuse what cannot be passed on, or not looked into."""
+    headers = event.headers
     if _asks_for_upgrade(headers):
         message = f"the connection cannot be upgraded to {headers['upgrade'][:40]!r} here"
         raise RequestRejected(400, "upgrade_not_supported", message, "upgrade")
@@ -89,9 +105,6 @@ def admit(event: RequestHeaders) -> RequestHead:
     if is_encoded(headers.get("content-encoding", "")):
         message = "compressed request bodies are not accepted"
         raise RequestRejected(415, "unsupported_encoding", message, "content-encoding")
-    if event.end_of_stream or _read_length(headers) == 0:
-        raise no_body()
-    return RequestHead(endpoint, query, headers)
 
 
 def no_body() -> RequestRejected:

@@ -7,11 +7,12 @@ from typing import Any, TypeAlias
 
 from msgspec import structs
 
+from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import PodCache
 from pdrouter.engines.split import Leg
 from pdrouter.engines.vllm.priority import STATUSES
 from pdrouter.extproc import own_answers
-from pdrouter.extproc.answer_attributes import read_attributes
+from pdrouter.extproc.answer_attributes import read_attributes, read_status
 from pdrouter.extproc.exchange_policy import ExchangePolicy
 from pdrouter.extproc.explanation import explain
 from pdrouter.extproc.forwarding import forward, join_trace, strip
@@ -35,6 +36,7 @@ from pdrouter.extproc.messages import (
 )
 from pdrouter.extproc.modes import ask_for_answer, headers_skipped, pass_on, skip_answer
 from pdrouter.extproc.request_ids import read_client_id
+from pdrouter.extproc.stored_requests import forward_stored
 from pdrouter.load.failures import CONNECT
 from pdrouter.openai.header_values import is_asked
 from pdrouter.openai.headers import DECISION_DETAIL
@@ -169,9 +171,14 @@ class Phases:
         if own is not None:
             record.outcome = Outcome.ANSWERED
             return (answer(own.status, own.body, record),)
-        self._head = admit(event)
+        admitted = admit(event)
         self._policy.header_limits.check_request(event)
-        return (strip(self._response_mode, headers, self._policy.dropped_headers),)
+        reply = strip(self._response_mode, headers, self._policy.dropped_headers)
+        if isinstance(admitted, str):
+            reply, pod = forward_stored(reply, admitted, record, self._dispatcher, self._policy)
+            return (self._send(reply, pod),)
+        self._head = admitted
+        return (reply,)
 
     def expect_body(self, size: int) -> None:
         """Keep room for the body, which comes in a message of so many bytes.
@@ -192,11 +199,14 @@ class Phases:
         dispatched = await self._dispatcher.dispatch(self._head, event.body, self._call)
         if isinstance(dispatched, Completed):
             return (self._complete(dispatched),)
-        reply = self._forward(dispatched)
+        return (self._send(self._forward(dispatched), dispatched.pod),)
+
+    def _send(self, reply: PhaseReply, pod: Pod | None) -> PhaseReply:
+        """Return the reply with which the request is on its way, as part of its trace."""
         if self._record.trace is not None:
-            reply = join_trace(reply, self._record.trace, dispatched.pod)
+            reply = join_trace(reply, self._record.trace, pod)
         self._record.forwarded = True
-        return (reply,)
+        return reply
 
     async def on_response_headers(self, event: ResponseHeaders) -> Replies:
         """Judge the head of the answer, and explain the decision to the client."""
@@ -386,11 +396,9 @@ class Phases:
             self._record.served_by = str(served_by)
 
     def _note_response(self, event: ResponseHeaders) -> int:
-        status = event.headers.get(":status", "")
-        code = int(status) if status.isdecimal() else 500
-        self._record.status = code
+        self._record.status = status = read_status(event)
         self._record.headers_s = time.perf_counter() - self._start
-        return code
+        return status
 
     def _note_local_reply(self, attributes: Mapping[str, Any]) -> None:
         self._record.outcome = Outcome.LOCAL_REPLY

@@ -46,6 +46,7 @@ _CONTROL_MEMBERS = frozenset(
         "background",
         "previous_response_id",
         "conversation",
+        "request_id",
         "truncation",
         "truncate_prompt_tokens",
     }

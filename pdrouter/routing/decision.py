@@ -37,6 +37,7 @@ class RoutingFacts(msgspec.Struct, frozen=True):
         deadline: when its first token is due; None for no such time.
         session: the session that it belongs to; None where it names none.
         holder: UID of the pod that holds what it goes on with, and must serve it; empty for none.
+        kept: whether the pod that serves it keeps the answer, and is named in its id.
     """
 
     prompt_tokens: int
@@ -54,6 +55,7 @@ class RoutingFacts(msgspec.Struct, frozen=True):
     session: Session | None = None
     holder: str = ""
     recalled: bool = False
+    kept: bool = False
 
     @property
     def due(self) -> float | None:

@@ -27,7 +27,6 @@ from pdrouter.openai.media_items import MediaItem
 from pdrouter.openai.models import unknown_model, unsupported_model
 from pdrouter.openai.prompt_prefix import NO_PREFIX, hash_prompt
 from pdrouter.openai.request import InferenceRequest, count_token_ids
-from pdrouter.openai.sessions import read_session
 from pdrouter.routing.admission import DeadlineMissed, QueueTooLong
 from pdrouter.routing.deadlines import Deadline, assume_deadline, number_deadline
 from pdrouter.routing.decision import Decision, NoReadyPod, RoutingFacts, Strategy
@@ -41,6 +40,8 @@ from pdrouter.serving.policy import DispatchPolicy
 from pdrouter.serving.rate_limit import RateLimiter
 from pdrouter.serving.record import Observer, RequestRecord
 from pdrouter.serving.refusals import DEADLINE_MISSED, refuse_for_now, refuse_missing
+from pdrouter.serving.response_holders import ResponseHolders
+from pdrouter.serving.session_facts import add_session
 from pdrouter.serving.targets import read_class, read_target
 from pdrouter.serving.turns import Turn
 from pdrouter.serving.unsplittable import REASON as NOT_PREFILLABLE
@@ -81,6 +82,7 @@ class PodChooser:
         observer: is told of decisions.
         kinds: knows which kinds of requests prefill engines cannot serve.
         splits: how engines split requests.
+        holders: know which pods keep answers.
         limiter: how many requests the models' configurations let pass.
         turns: lets users take turns; None where they do not.
     """
@@ -93,6 +95,7 @@ class PodChooser:
     observer: Observer
     kinds: UnsplittableKinds
     splits: Splits
+    holders: ResponseHolders
     limiter: RateLimiter = field(default_factory=RateLimiter)
     turns: FairQueues | None = None
 
@@ -172,9 +175,8 @@ class PodChooser:
                 items=digests,
                 user=record.user,
             )
-            session = read_session(request, headers, self.policy.session_keys)
-            if session is not None:
-                facts = structs.replace(facts, session=session)
+            keys, holders = self.policy.session_keys, self.holders
+            facts = add_session(facts, request, pods, headers, record, keys=keys, holders=holders)
             deadline = self._find_deadline(request, tokens, headers, resolved, record)
             if deadline is not None:
                 facts = structs.replace(facts, deadline=deadline)

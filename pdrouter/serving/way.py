@@ -16,6 +16,7 @@ from pdrouter.openai.headers import FORWARDED_TO_SIDE_LEGS
 from pdrouter.openai.media_items import MediaItem
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest, parse_request
+from pdrouter.openai.stored_responses import name_response
 from pdrouter.openai.streams import wants_usage, write_stream
 from pdrouter.routing.runner_up import find_runner_up
 from pdrouter.serving.call import Call
@@ -201,7 +202,7 @@ class Dispatcher:
 
     def find_second(self, model: str, chosen: OpenDecision) -> Pod | None:
         """Return the pod that takes a request if Envoy cannot connect to the chosen one."""
-        if not self.policy.names_second:
+        if not self.policy.names_second or chosen.routed.facts.kept:
             return None
         pods = self.chooser.cache.view.models.get(model)
         if pods is None:
@@ -352,6 +353,7 @@ class Dispatcher:
     ) -> Dispatched:
         """Return the way of a request that the last pod serves whole."""
         pod, model = chosen.decision.last.pod, chosen.routed.pods.model
+        request = name_response(request, pod.uid, record.user)
         body = whole_body(self._rank_last(request, chosen, head, record))
         return Dispatched(
             body, record.request_id, pod, model, chosen, find_own_path(request, (pod,))

@@ -19,6 +19,7 @@ SESSION_KEYS = (
     "body.conversation_params.conversation_id",
     "x-session-affinity",
     "x-multi-turn-session-id",
+    "x-claude-code-session-id",
     "body.session_id",
     "body.conversation",
     "body.prompt_cache_key",
@@ -28,9 +29,9 @@ SESSION_KEYS = (
 )
 """What names a session, the first that a request has: what is made for it before what is not.
 
-aibrix's headers, TensorRT-LLM's member and headers, vLLM's member, OpenAI's; then a header that
-some meshes give to each request, Anthropic's member, in which its own client has a session, and the
-name of a user, who may have several.
+aibrix's headers, TensorRT-LLM's member and headers, Claude Code's, vLLM's member, OpenAI's; then a
+header that some meshes give to each request, Anthropic's member, and the name of a user, who may
+have several sessions.
 """
 
 

@@ -38,6 +38,7 @@ from pdrouter.serving.priorities import Priorities, PriorityObserver
 from pdrouter.serving.rate_limit import RateLimiter
 from pdrouter.serving.record import Observer
 from pdrouter.serving.release import ReleaseObserver, Releases
+from pdrouter.serving.response_holders import ResponseHolders
 from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.serving.trace import BeginTrace
 from pdrouter.serving.unsplittable import UnsplittableKinds
@@ -149,6 +150,7 @@ class Exchanges:
         rules = choose_priority_rules(settings)
         self.priorities = Priorities(around.client, state.priorities, around.observer, rules)
         legs = self._create_legs(settings, splits, lessons)
+        holders = ResponseHolders(around.cache, around.observer)
         self.dispatcher = Dispatcher(
             chooser=PodChooser(
                 cache=around.cache,
@@ -159,6 +161,7 @@ class Exchanges:
                 observer=around.observer,
                 kinds=kinds,
                 splits=splits,
+                holders=holders,
                 limiter=share(RateLimiter)(state.clock),
                 turns=self.turns,
             ),

@@ -20,6 +20,7 @@ from pdrouter.tools.simulation.engine_metrics import EngineMetrics
 from pdrouter.tools.simulation.faults import Fault, FaultBoard
 from pdrouter.tools.simulation.generation_api import GenerationApi
 from pdrouter.tools.simulation.handle_issuer import HandleIssuer
+from pdrouter.tools.simulation.kept_responses import KeptResponses
 from pdrouter.tools.simulation.kv_handles import HandleStore
 from pdrouter.tools.simulation.leg_contracts import LegContracts
 from pdrouter.tools.simulation.media_api import MEDIA_PATHS, MediaApi
@@ -71,6 +72,7 @@ class SimulatedEngine:
             config.engine_id, config.kv_lease_s, self._metrics.expired_handles.inc
         )
         self._encodings = HandleStore(config.engine_id, config.kv_lease_s, lambda: None)
+        self._kept = KeptResponses()
         self._transfer_api = TransferApi(config.engine_id, self._transfers)
         self._compute = Compute(config, self._metrics)
         self._metrics.watch_load(
@@ -155,6 +157,7 @@ class SimulatedEngine:
         self._transfers.lose()
         self._encodings.lose()
         self._tier.lose()
+        self._kept.lose()
 
     @property
     def host(self) -> str:
@@ -223,7 +226,7 @@ class SimulatedEngine:
             self.config, self._issuer, fetcher, self._transfers, self._tier, media_loader, peers
         )
         generation = GenerationApi(
-            self.config, self._metrics, self._compute, contracts, self._rooms
+            self.config, self._metrics, self._compute, contracts, self._rooms, kept=self._kept
         )
         single_pod = SinglePodApi(self.config, self._compute)
         media = MediaApi(self.config, self._compute)
@@ -256,6 +259,7 @@ class SimulatedEngine:
                 if path is not Api.SGLANG or self.config.engine == "sglang"
             ]
         )
+        application.add_routes(self._kept.routes())
         application.add_routes([web.post(path, api_handler(single_pod.serve)) for path in ANSWERS])
         serve_media = api_handler(media.serve, forms=True)
         application.add_routes([web.post(path, serve_media) for path in MEDIA_PATHS])

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 
 from aiohttp import web
 
@@ -14,13 +15,14 @@ from pdrouter.tools.simulation.compute import Compute
 from pdrouter.tools.simulation.config import EngineConfig
 from pdrouter.tools.simulation.engine_metrics import EngineMetrics
 from pdrouter.tools.simulation.generation import Generation, generate
+from pdrouter.tools.simulation.kept_responses import KeptResponses
 from pdrouter.tools.simulation.leg_contracts import Fetch, Job, LegContracts
 from pdrouter.tools.simulation.legs import SimulatedLeg
 from pdrouter.tools.simulation.messages_answers import MessagesForm
 from pdrouter.tools.simulation.openai_answers import ChatForm, CompletionsForm, GenerateForm
 from pdrouter.tools.simulation.reception import Dropped, EngineCall
 from pdrouter.tools.simulation.refusal import Refused, load_failed
-from pdrouter.tools.simulation.responses_answers import ResponsesForm
+from pdrouter.tools.simulation.responses_answers import ResponsesForm, name_response
 from pdrouter.tools.simulation.rooms import RoomStore
 from pdrouter.tools.simulation.running_ids import RunningIds
 from pdrouter.tools.simulation.sglang_answers import SglangForm
@@ -46,12 +48,15 @@ class GenerationApi:
         compute: Compute,
         contracts: LegContracts,
         rooms: RoomStore,
+        *,
+        kept: KeptResponses,
     ) -> None:
         self._config = config
         self._metrics = metrics
         self._compute = compute
         self._contracts = contracts
         self._rooms = rooms
+        self._kept = kept
         self._ids = RunningIds(metrics)
 
     async def serve(self, call: EngineCall) -> web.StreamResponse:
@@ -64,6 +69,8 @@ class GenerationApi:
         with ExitStack() as claims:
             try:
                 job = self._contracts.check(call)
+                if job.request.api is Api.RESPONSES:
+                    self._kept.check(call.members, name_response(job.request_id))
                 self._count_unexpected_role(call.leg, job.request)
                 claims.enter_context(self._ids.claim(job.request_id))
             except Refused as refusal:
@@ -71,7 +78,15 @@ class GenerationApi:
                 raise
             if job.request.stream:
                 return await self._stream(job)
+            if job.request.api is Api.RESPONSES and call.members.get("background"):
+                return web.json_response(self._begin(job))
             return web.json_response(await self._answer(job))
+
+    def _begin(self, job: Job) -> object:
+        """Make a response in the background; its request has been answered by then."""
+        generation = generate(job.request, self._config, job.request_id, int(time.time()))
+        queued = ResponsesForm().queued(generation)
+        return self._kept.begin(job.call.members, queued, partial(self._answer, job))
 
     async def _free_remote_blocks(self, call: EngineCall, refusal: Refused) -> None:
         try:
@@ -144,9 +159,15 @@ class GenerationApi:
                 self._metrics.generation_tokens.inc(generation.completion_tokens)
                 if job.answer is not None:
                     return job.answer(form, generation)
-                return form.plain(generation)
+                answer = form.plain(generation)
+                self._keep(job, answer)
+                return answer
         except TransferFailed as error:
             raise load_failed() from error
+
+    def _keep(self, job: Job, answer: object) -> None:
+        if job.request.api is Api.RESPONSES and isinstance(answer, dict):
+            self._kept.keep(job.call.members, answer)
 
     async def _stream(self, job: Job) -> web.StreamResponse:
         form = FORMS[job.request.api]
@@ -159,6 +180,7 @@ class GenerationApi:
         try:
             async with self._prefilled(job) as generation:
                 await self._write_tokens(response, form, generation, job.call)
+                self._keep(job, form.plain(generation))
         except TransferFailed:
             await response.write(b"".join(form.failure(load_failed().envelope())))
         return response

@@ -121,7 +121,7 @@ class LegContracts:
         request = replace(request, priority=read_priority(call.members, header, self.config))
         if not by_rooms:
             check_prompt_count(call.leg, request.prompts)
-        job = Job(call, request, call.http.headers.get("x-request-id") or uuid.uuid4().hex)
+        job = Job(call, request, _read_request_id(api, call))
         if api is Api.CHAT:
             job = self._check_media(job)
         if self.config.has_p2p_tier:
@@ -244,6 +244,12 @@ class LegContracts:
             request = continue_request(request, job.call.members)
         fetch = _whole(partial(fetch_context, self.peers, continuation))
         return replace(job, request=request, fetch=fetch)
+
+
+def _read_request_id(api: Api, call: EngineCall) -> str:
+    """Give the id that a request brings: for a response, a member of its body goes before."""
+    given = call.members.get("request_id") if api is Api.RESPONSES else None
+    return str(given or call.http.headers.get("x-request-id") or uuid.uuid4().hex)
 
 
 def _whole(fetch: Callable[[str], Awaitable[None]]) -> Fetch:

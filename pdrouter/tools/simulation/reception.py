@@ -52,17 +52,18 @@ def is_form(request: web.Request) -> bool:
     return request.content_type == "multipart/form-data"
 
 
-def api_handler(handler: ApiHandler, *, forms: bool = False) -> Handler:
+def api_handler(handler: ApiHandler, *, forms: bool = False, bodiless: bool = False) -> Handler:
     """Make an HTTP handler of a handler of calls; the reception must stand before it.
 
     Args:
         handler: Answers calls.
         forms: Whether it reads forms, too.
+        bodiless: Whether it needs no body.
     """
 
     async def handle(request: web.Request) -> web.StreamResponse:
         call = request[_CALL]
-        if call.refusal is not None and not (forms and is_form(request)):
+        if call.refusal is not None and not (bodiless or (forms and is_form(request))):
             raise call.refusal
         return await handler(call)
 

@@ -74,9 +74,18 @@ class ResponsesForm:
         response = self.plain(generation)
         yield _named("response.completed", next(numbers), response=response)
 
+    def queued(self, generation: Generation) -> dict[str, object]:
+        """Give a `response` that is to be made."""
+        return _response(generation, "queued")
+
     def failure(self, envelope: Mapping[str, object]) -> Iterator[bytes]:
         """Give an `error` event."""
         yield event({"type": "error", **envelope}, "error")
+
+
+def name_response(request_id: str) -> str:
+    """Give the id of the answer to a request: its own, if that is one of an answer."""
+    return request_id if request_id.startswith("resp_") else f"resp_{request_id}"
 
 
 def _calls(generation: Generation) -> bool:
@@ -135,7 +144,7 @@ def _item(generation: Generation, status: str) -> dict[str, object]:
 
 def _response(generation: Generation, status: str) -> dict[str, object]:
     return {
-        "id": f"resp_{generation.request_id}",
+        "id": name_response(generation.request_id),
         "object": "response",
         "created_at": generation.created,
         "model": generation.request.model,

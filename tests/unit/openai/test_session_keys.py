@@ -27,6 +27,7 @@ def read(headers: dict[str, str] | None = None, path: str = CHAT, **members: Any
         ({"x-correlation-id": "c"}, {}, Session("c", "x-correlation-id")),
         ({"x-session-affinity": "a"}, {}, Session("a", "x-session-affinity")),
         ({"x-multi-turn-session-id": "m"}, {}, Session("m", "x-multi-turn-session-id")),
+        ({"x-claude-code-session-id": "cc"}, {}, Session("cc", "x-claude-code-session-id")),
         ({}, {"prompt_cache_key": "p"}, Session("p", "body.prompt_cache_key")),
         ({}, {"session_id": "v"}, Session("v", "body.session_id")),
         ({}, {"user": "u"}, Session("u", "body.user")),

@@ -1,0 +1,47 @@
+"""Sends requests about answers that engines keep on, at their headers: they need no body."""
+
+from msgspec import structs
+
+from pdrouter.cluster.pods import Pod
+from pdrouter.extproc.exchange_policy import ExchangePolicy
+from pdrouter.extproc.forwarding import name_pod
+from pdrouter.extproc.messages import PhaseReply
+from pdrouter.openai.headers import REQUEST_ID
+from pdrouter.serving.answers import RoutedRequest
+from pdrouter.serving.record import RequestRecord
+from pdrouter.serving.way import Dispatcher
+
+
+def forward_stored(
+    reply: PhaseReply,
+    response_id: str,
+    record: RequestRecord,
+    dispatcher: Dispatcher,
+    policy: ExchangePolicy,
+) -> tuple[PhaseReply, Pod]:
+    """Return the reply to the headers of a request about a kept answer, and where it goes.
+
+    Args:
+        reply: the reply that removes what the client may not say.
+        response_id: id of the answer.
+        record: what is known of the request; gets the decision.
+        dispatcher: knows who keeps the answer.
+        policy: what the operator decided.
+
+    Raises:
+        RequestRejected: nobody keeps it, or it cannot be asked for now.
+    """
+    holders, strategy = dispatcher.chooser.holders, dispatcher.policy.default_strategy
+    pod = holders.dispatch(response_id, record, strategy)
+    # No other pod will do.
+    named = name_pod(pod, pod if dispatcher.policy.names_second else None, record.strategy)
+    metadata = None
+    if policy.observation.access_log:
+        metadata = RoutedRequest.describe(record, generates=False).to_metadata()
+    sent = structs.replace(
+        reply,
+        set_headers=((REQUEST_ID, record.request_id), *named),
+        clear_route_cache=True,
+        dynamic_metadata=metadata,
+    )
+    return sent, pod
