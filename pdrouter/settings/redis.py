@@ -42,7 +42,7 @@ class RedisSettings:
         "PDROUTER_REDIS_URL",
         _URL,
         "Redis or Valkey in which all workers and replicas count users' requests and tokens "
-        "(users.md). Unset: each process counts for itself, unless `REDIS_HOST` is set. A password "
+        "(redis.md). Unset: each process counts for itself, unless `REDIS_HOST` is set. A password "
         "is better kept in a file: `PDROUTER_REDIS_PASSWORD_FILE`.",
         secret=True,
     )
@@ -50,7 +50,7 @@ class RedisSettings:
         None,
         "PDROUTER_REDIS_PASSWORD_FILE",
         PATH,
-        "File with the password for it; read again for each connection.",
+        "File with the password for it; read again whenever it is refused, or the server was away.",
     )
     redis_ca: Path | None = declare(
         None,
@@ -81,7 +81,7 @@ class RedisSettings:
         "PDROUTER_REDIS_TIMEOUT",
         seconds(0.001, 10),
         "Longest time that a request waits for it, connecting included. After that, "
-        "`PDROUTER_LIMITS_FAIL` decides.",
+        "`PDROUTER_LIMITS_ON_FAILURE` decides.",
         advanced=True,
     )
     redis_prefix: str = declare(

@@ -25,9 +25,11 @@ from pdrouter.telemetry.leg_metrics import SECONDS, PrefillMetrics, SideLegMetri
 from pdrouter.telemetry.live_gauges import LiveGauges
 from pdrouter.telemetry.logs import count_dropped_lines
 from pdrouter.telemetry.model_series import SeriesRegistry
+from pdrouter.telemetry.redis_metrics import RedisMetrics
 from pdrouter.telemetry.tallies import HistogramTally, Tally
 from pdrouter.telemetry.tokens import TokenMetrics
 from pdrouter.telemetry.turn_metrics import TurnMetrics
+from pdrouter.users.redis.stats import LinkStats
 
 _CODE_SECONDS = (
     *(0.00005, 0.0001, 0.00015, 0.0002, 0.0003, 0.0005, 0.00075),
@@ -150,6 +152,7 @@ class Metrics:
         tokenizers: TokenizerStats | None = None,
         log_entries: Mapping[str, int] = MappingProxyType({}),
         failures: FailureMemory | None = None,
+        redis: LinkStats | None = None,
     ) -> None:
         """Declare the metrics.
 
@@ -162,6 +165,7 @@ class Metrics:
             tokenizers: what counting prompts' tokens has met; None where they are not counted.
             log_entries: entries of Envoy's access log by what became of them.
             failures: which pods have failed of late, for the gauges per pod.
+            redis: what has become of calls to Redis; None where no server is named.
         """
         # A time of creation beside every counter would double the page.
         disable_created_metrics()
@@ -186,6 +190,7 @@ class Metrics:
         self.add(_WatchMetrics(watches))
         self.add(_ScrapeMetrics(scrapes or ScrapeStats()))
         self.add(_TokenizerMetrics(tokenizers or TokenizerStats()))
+        self.add(RedisMetrics(redis))
         self.add(_LogMetrics())
 
     def add(self, collector: Collector) -> None:

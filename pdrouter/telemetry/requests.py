@@ -30,6 +30,7 @@ from pdrouter.telemetry.descriptions import (
     describe_request,
 )
 from pdrouter.telemetry.metrics import Metrics
+from pdrouter.users.redis.stats import LinkStats
 
 log = logging.getLogger("pdrouter.request")
 
@@ -62,6 +63,7 @@ class RequestTelemetry:
         failures: FailureMemory | None = None,
         bodies: HeldBodies | None = None,
         trace: TakeTrace | None = None,
+        redis: LinkStats | None = None,
     ) -> None:
         """Start with no requests.
 
@@ -79,6 +81,7 @@ class RequestTelemetry:
             failures: which pods have failed of late, for metrics.
             bodies: the request bodies that wait, for metrics; None where nobody counts them.
             trace: takes the trace of a request that has ended; None where there are none.
+            redis: what has become of calls to Redis, for metrics; None where no server is named.
         """
         self.decisions = DecisionLog(kept_decisions)
         self._trace = trace
@@ -92,6 +95,7 @@ class RequestTelemetry:
             tokenizers=tokenizers,
             log_entries=log_entries,
             failures=failures,
+            redis=redis,
         )
         self._aibrix = AibrixMetrics(cache, ledger, self.open.values(), gateway_pod)
         self.metrics.add(self._aibrix)

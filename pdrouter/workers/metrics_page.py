@@ -27,7 +27,7 @@ _GREATEST = frozenset(
     }
 )
 """Gauges of which the greatest value counts: the workers see the same pods, and know the same."""
-_LEAST = frozenset({"pdrouter_kubernetes_synced", "pdrouter_pods_synced"})
+_LEAST = frozenset({"pdrouter_kubernetes_synced", "pdrouter_pods_synced", "pdrouter_redis_up"})
 """Gauges of which the least value counts: true once it is true of all workers."""
 _CUMULATIVE = frozenset({"counter", "histogram"})
 _KNOWN_PODS = "pdrouter_pod_ready"

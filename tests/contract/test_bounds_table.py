@@ -114,10 +114,13 @@ from pdrouter.serving.turns import Turn, UnsettledTurns
 from pdrouter.serving.unsplittable import UnsplittableKinds
 from pdrouter.settings import Settings, describe_settings
 from pdrouter.settings.choices import Priority
+from pdrouter.settings.redis_url import RedisUrl
 from pdrouter.telemetry import logs, model_series, tracing
 from pdrouter.telemetry.decisions import DecisionLog
 from pdrouter.telemetry.requests import RequestTelemetry
 from pdrouter.tools.envoy_config import Address, EnvoyConfig, build_bootstrap, to_yaml
+from pdrouter.users.redis import backlog, leases, link
+from pdrouter.users.redis.clients import RedisFiles
 from pdrouter.wiring.knowledge import create_knowledge
 from pdrouter.wiring.rules import choose_encode_rules, choose_fairness_rules
 from pdrouter.wiring.sharing import Sharing
@@ -595,6 +598,23 @@ async def exceed_a_look_up(_: pytest.MonkeyPatch) -> None:
     go_on.set()
 
 
+@walk(
+    "A call to Redis",
+    f"{DEFAULTS.redis_timeout_s:g} s; after {link.FAILURES} that fail, none until it is seen "
+    f"again, every {link.PROBE_S:g} to {link.LONGEST_PROBE_S:g} s",
+)
+async def exceed_the_call(_: pytest.MonkeyPatch) -> None:
+    tests = "contract/test_redis_faults.py"
+    shown_by(tests, "test_a_server_that_hangs_and_goes_on")
+    shown_by(tests, "test_a_burst_while_the_server_hangs_ends_with_the_deadline")
+
+
+@walk("A place among those at a time, of a router that has died", f"{leases.LEASE_S:g} s")
+async def exceed_the_lease(_: pytest.MonkeyPatch) -> None:
+    test = "test_those_of_a_router_that_has_died_are_free_again"
+    shown_by("contract/test_redis_counters.py", test)
+
+
 @walk("An Envoy that has vanished", f"{2 * DEFAULTS.grpc_keepalive_s:g} s")
 async def exceed_the_keepalive(_: pytest.MonkeyPatch) -> None:
     options = dict(grpcio_server._list_channel_options(ServerOptions("", 0, MIB, 7.0, tls=None)))
@@ -981,6 +1001,26 @@ async def exceed_the_users(_: pytest.MonkeyPatch) -> None:
         unsettled.add(Turn(name, name, counters, (1, 0), lambda: None))
     assert len(counters) == virtual_tokens.MOST_USERS
     assert len(unsettled) == turns.MOST_UNSETTLED
+
+
+@walk("Calls to Redis at once", f"{link.MAX_CALLS}")
+async def exceed_the_calls(_: pytest.MonkeyPatch) -> None:
+    test = "test_no_more_calls_at_a_time_than_there_may_be"
+    shown_by("contract/test_redis_faults.py", test)
+
+
+@walk(
+    "What is counted too much or too little while Redis is away",
+    f"{backlog.MAX_WAITING:,} corrections; each batch for {backlog.RESENT_S:g} s",
+)
+async def exceed_the_backlog(_: pytest.MonkeyPatch) -> None:
+    away = link.RedisLink(RedisUrl((("127.0.0.1", 1),)), RedisFiles(), SOON_S, "x")
+    waiting = backlog.Backlog(away, "x")
+    correction = backlog.Correction("k", backlog.Kind.ADD, 1, 60.0, 1.0)
+    waiting.add([correction] * (backlog.MAX_WAITING + 5))
+    assert len(waiting) == backlog.MAX_WAITING
+    assert away.stats.dropped == 5
+    shown_by("unit/users/test_backlog.py", "test_a_batch_is_given_up_before_it_could_count_twice")
 
 
 @walk("Kinds of requests that are served whole", f"{unsplittable._MOST_KINDS}")

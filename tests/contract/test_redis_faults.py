@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,13 +21,15 @@ from redis_server import (
 from shared_counters import Shared, share
 from waiting import WAIT_S, wait_until
 
-from pdrouter.users.counters import CountersUnavailable, Demand, Measure, Quota, Taken
+from pdrouter.users.counters import CountersUnavailable, Demand, Measure, Quota, Taken, Verdict
 from pdrouter.users.directory import DirectoryUnavailable
 from pdrouter.users.redis.clients import RedisFiles
 from pdrouter.users.redis.directory import RedisDirectory
-from pdrouter.users.redis.link import FAILURES, MAX_CALLS, Reason
+from pdrouter.users.redis.link import FAILURES, MAX_CALLS
+from pdrouter.users.redis.stats import Reason
 
 pytestmark = needs_redis
+PAGE = Path(__file__).parents[2] / "docs" / "redis.md"
 
 REQUESTS = Demand(Quota("user/ann/requests", Measure.REQUESTS, 100, 60.0))
 TOKENS = Demand(Quota("user/ann/tokens", Measure.TOKENS, 1000, 60.0), 100)
@@ -173,17 +176,40 @@ async def test_a_password_that_changes(tmp_path: Path) -> None:
             await take(shared)
 
 
-async def test_a_user_who_may_not_run_scripts() -> None:
-    with run_redis("user router on >secret ~{test}:* +@all -eval -evalsha") as server:
-        url = f"redis://router:secret@127.0.0.1:{server.port}"
+async def test_a_user_who_may_do_no_more_than_the_page_says() -> None:
+    (rights,) = re.findall(r"^ACL SETUSER pdrouter (.*)$", PAGE.read_text(), re.MULTILINE)
+    rights = rights.replace("{pdrouter}", "{test}").replace("PASSWORD", "secret")
+    with run_redis(f"user pdrouter {rights} -evalsha") as server:
+        server.ask("set", "aibrix-users/ann", "{}")
+        url = f"redis://pdrouter:secret@127.0.0.1:{server.port}"
         async with share(url) as shared:
             assert shared.link.stats.failures == {Reason.AUTH: 1}
-            server.ask("acl", "setuser", "router", "+@all")
+            server.ask("acl", "setuser", "pdrouter", "+evalsha")
             await wait_until_up(shared)
-            await take(shared)
-            # It has no right to aibrix's users.
-            with pytest.raises(DirectoryUnavailable):
-                await RedisDirectory(shared.link).find("ann")
+            held = await take(shared)
+            await shared.counters.correct(held, 900)
+            await shared.counters._leases.renew()
+            await shared.counters.give_back(held)
+            assert await RedisDirectory(shared.link).find("ann") is not None
+            assert shared.link.stats.failures == {Reason.AUTH: 1}
+
+
+async def test_a_password_that_is_changed_while_connections_last(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("first")
+    with run_redis(password="first") as server:
+        url = f"redis://127.0.0.1:{server.port}"
+        async with share(url, files=RedisFiles(password=file)) as shared:
+            server.ask("config", "set", "requirepass", "second")
+            server.password = "second"
+            file.write_text("second")
+            # The one that there is goes on; the next one is refused, and all are made anew.
+            calls = (shared.counters.take([REQUESTS], holder) for holder in "ab")
+            one, other = await asyncio.gather(*calls, return_exceptions=True)
+            assert {type(one), type(other)} == {Verdict, CountersUnavailable}
+            assert not shared.link.stats.up
+            await wait_until_up(shared)
+            await asyncio.gather(*(shared.counters.take([REQUESTS], holder) for holder in "cd"))
 
 
 async def test_a_server_that_has_become_a_replica(server: RedisServer) -> None:

@@ -19,7 +19,9 @@ MAX_WAITING = 10_000
 RETRY_S = 1.0
 """Seconds until a batch that has failed is sent again, while the server is not away."""
 KEPT_S = 300
-"""Seconds for which the server knows that a batch is done; for less, it is sent again."""
+"""Seconds for which the server knows which batches are done."""
+RESENT_S = KEPT_S / 2
+"""Seconds in which a batch that has failed is sent again."""
 
 
 class Kind(StrEnum):
@@ -53,7 +55,7 @@ class Correction:
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    name: str
+    number: int
     corrections: tuple[Correction, ...]
     until: float
 
@@ -72,7 +74,9 @@ class Backlog:
             clock: gives the time in seconds.
         """
         self._link = link
-        self._prefix = prefix
+        # Batches go one after the other: the number of the last one says which are done.
+        self._key = f"{{{prefix}}}:batches:{uuid.uuid4().hex}"
+        self._batches = 0
         self._clock = clock
         self._waiting: deque[tuple[float, Correction]] = deque()
         self._batch: _Batch | None = None
@@ -112,7 +116,7 @@ class Backlog:
 
     async def _send(self) -> None:
         try:
-            while (batch := self._batch or self._form_batch()) is not None:
+            while (batch := self._choose_batch()) is not None:
                 self._batch = batch
                 await self._link.run_script(SETTLE, *self._write(batch))
                 self._batch = None
@@ -124,6 +128,14 @@ class Backlog:
         finally:
             self._sending = None
 
+    def _choose_batch(self) -> _Batch | None:
+        """Return what is sent next: what has failed before, as long as it counts once."""
+        failed = self._batch
+        if failed is None or failed.until > self._clock():
+            return failed or self._form_batch()
+        self._link.stats.dropped += len(failed.corrections)
+        return self._form_batch()
+
     def _form_batch(self) -> _Batch | None:
         now = self._clock()
         corrections: list[Correction] = []
@@ -133,11 +145,12 @@ class Backlog:
                 corrections.append(correction)
         if not corrections:
             return None
-        return _Batch(uuid.uuid4().hex, tuple(corrections), now + KEPT_S / 2)
+        self._batches += 1
+        return _Batch(self._batches, tuple(corrections), now + RESENT_S)
 
     def _write(self, batch: _Batch) -> tuple[list[str], list[str | int | float]]:
-        keys = [f"{{{self._prefix}}}:batch:{batch.name}"]
-        args: list[str | int | float] = [SLOTS, KEPT_S]
+        keys = [self._key]
+        args: list[str | int | float] = [SLOTS, KEPT_S, batch.number]
         for each in batch.corrections:
             keys.append(each.key)
             args += [each.kind.value, each.what, repr(each.slot_s), repr(each.taken_at)]

@@ -4,10 +4,8 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,6 +25,7 @@ from redis.exceptions import TimeoutError as TooLate
 from pdrouter.settings import SettingInvalid
 from pdrouter.settings.redis_url import RedisUrl
 from pdrouter.users.redis.clients import Client, RedisFiles, create_client
+from pdrouter.users.redis.stats import LinkStats, Reason
 
 log = logging.getLogger(__name__)
 
@@ -47,19 +46,6 @@ _TROUBLES = (
     # uvloop's word for a connection that was closed meanwhile.
     RuntimeError,
 )
-
-
-class Reason(StrEnum):
-    """Why a call has failed."""
-
-    TIMEOUT = "timeout"
-    CONNECTION = "connection"
-    AUTH = "auth"
-    FULL = "full"
-    READ_ONLY = "read_only"
-    OTHER = "other"
-    AWAY = "away"
-    """It was not tried: those before have failed."""
 
 
 class RedisUnavailable(Exception):
@@ -99,23 +85,6 @@ class Script:
 
 
 PROBE = Script.read("probe.lua")
-
-
-@dataclass(slots=True)
-class LinkStats:
-    """What has become of the calls.
-
-    Attributes:
-        up: whether the server is thought to answer.
-        calls: calls that were answered.
-        failures: those that were not, by reason.
-        dropped: corrections that were given up.
-    """
-
-    up: bool = False
-    calls: int = 0
-    failures: Counter[str] = field(default_factory=Counter)
-    dropped: int = 0
 
 
 class RedisLink:
@@ -243,7 +212,8 @@ class RedisLink:
         except _TROUBLES as error:
             failed = _explain(error)
             self.stats.failures[failed.reason] += 1
-            self._note_failed(client, failed)
+            # New connections need another password, which may be in its file by now.
+            self._note_failed(client, failed, final=isinstance(error, AuthenticationError))
             raise failed from error
         finally:
             if client is not None and client is not self._client:
@@ -259,11 +229,13 @@ class RedisLink:
             raise RedisUnavailable(Reason.AWAY, f"{self._url.describe()} is away")
         return self._client
 
-    def _note_failed(self, client: Client | None, unavailable: RedisUnavailable) -> None:
+    def _note_failed(
+        self, client: Client | None, unavailable: RedisUnavailable, *, final: bool
+    ) -> None:
         if client is not self._client:
             return
         self._failed_in_row += 1
-        if self._failed_in_row >= FAILURES:
+        if final or self._failed_in_row >= FAILURES:
             self._note_lost(unavailable)
 
     def _note_found(self, client: Client) -> None:

@@ -8,7 +8,8 @@ from pdrouter.settings.redis_url import RedisUrl
 from pdrouter.users.redis.clients import find_files
 from pdrouter.users.redis.counters import RedisCounters
 from pdrouter.users.redis.directory import RedisDirectory
-from pdrouter.users.redis.link import LinkStats, RedisLink
+from pdrouter.users.redis.link import RedisLink
+from pdrouter.users.redis.stats import LinkStats
 
 
 class SharedState:
