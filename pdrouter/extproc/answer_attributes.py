@@ -1,4 +1,4 @@
-"""What Envoy says of an answer beside its headers."""
+"""What the head of an answer says, and what Envoy says of it beside its headers."""
 
 from typing import Any
 

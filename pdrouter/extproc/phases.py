@@ -7,7 +7,6 @@ from typing import Any, TypeAlias
 
 from msgspec import structs
 
-from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import PodCache
 from pdrouter.engines.split import Leg
 from pdrouter.engines.vllm.priority import STATUSES
@@ -175,8 +174,7 @@ class Phases:
         self._policy.header_limits.check_request(event)
         reply = strip(self._response_mode, headers, self._policy.dropped_headers)
         if isinstance(admitted, str):
-            reply, pod = forward_stored(reply, admitted, record, self._dispatcher, self._policy)
-            return (self._send(reply, pod),)
+            return (forward_stored(reply, admitted, record, self._dispatcher, self._policy),)
         self._head = admitted
         return (reply,)
 
@@ -199,14 +197,11 @@ class Phases:
         dispatched = await self._dispatcher.dispatch(self._head, event.body, self._call)
         if isinstance(dispatched, Completed):
             return (self._complete(dispatched),)
-        return (self._send(self._forward(dispatched), dispatched.pod),)
-
-    def _send(self, reply: PhaseReply, pod: Pod | None) -> PhaseReply:
-        """Return the reply with which the request is on its way, as part of its trace."""
+        reply = self._forward(dispatched)
         if self._record.trace is not None:
-            reply = join_trace(reply, self._record.trace, pod)
+            reply = join_trace(reply, self._record.trace, dispatched.pod)
         self._record.forwarded = True
-        return reply
+        return (reply,)
 
     async def on_response_headers(self, event: ResponseHeaders) -> Replies:
         """Judge the head of the answer, and explain the decision to the client."""

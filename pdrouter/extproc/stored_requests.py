@@ -2,9 +2,8 @@
 
 from msgspec import structs
 
-from pdrouter.cluster.pods import Pod
 from pdrouter.extproc.exchange_policy import ExchangePolicy
-from pdrouter.extproc.forwarding import name_pod
+from pdrouter.extproc.forwarding import join_trace, name_pod
 from pdrouter.extproc.messages import PhaseReply
 from pdrouter.openai.headers import REQUEST_ID
 from pdrouter.serving.answers import RoutedRequest
@@ -18,8 +17,8 @@ def forward_stored(
     record: RequestRecord,
     dispatcher: Dispatcher,
     policy: ExchangePolicy,
-) -> tuple[PhaseReply, Pod]:
-    """Return the reply to the headers of a request about a kept answer, and where it goes.
+) -> PhaseReply:
+    """Return the reply to the headers of a request about a kept answer: it is on its way then.
 
     Args:
         reply: the reply that removes what the client may not say.
@@ -44,4 +43,5 @@ def forward_stored(
         clear_route_cache=True,
         dynamic_metadata=metadata,
     )
-    return sent, pod
+    record.forwarded = True
+    return sent if record.trace is None else join_trace(sent, record.trace, pod)

@@ -28,6 +28,7 @@ from pdrouter.extproc.messages import (
     RequestBody,
 )
 from pdrouter.openai.stored_responses import create_response_id, read_tag, tag_holder
+from pdrouter.serving.answers import RoutedRequest
 from pdrouter.serving.record import Outcome
 from pdrouter.settings.choices import Routing, TokenObservation, UserSource
 
@@ -120,8 +121,9 @@ async def test_the_access_log_takes_it_for_no_stranger() -> None:
     (sent,) = await bench.tell(stored())
     assert isinstance(sent, PhaseReply)
     assert sent.dynamic_metadata is not None
-    noted = sent.dynamic_metadata["pdrouter"]
-    assert (noted["endpoint"], noted["generates"]) == (OTHER.address, False)
+    (text,) = sent.dynamic_metadata["pdrouter"].values()
+    noted = RoutedRequest.read(text)
+    assert (noted.endpoint, noted.generates) == (OTHER.address, False)
 
 
 @pytest.mark.parametrize(
