@@ -7,12 +7,12 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 
 from pdrouter.cluster.pods import Pod
-from pdrouter.journal.language import Began, Change, Held, Language, LetGo, Wanted
+from pdrouter.journal.language import Began, Change, Language, Wanted
 from pdrouter.journal.memory import JournalLost, Ring, SharedMemory
 
 log = logging.getLogger(__name__)
@@ -27,18 +27,26 @@ _EVENTS = ("noted", "taken", "failed", "lost", "unreadable")
 
 
 class Holder(Protocol):
-    """Keeps what workers hold for a while, such as legs that they have in flight."""
+    """Keeps what workers hold for a while, such as legs that they have in flight.
 
-    def take(self, worker: int, change: Held) -> None:
+    Attributes:
+        held: how a worker tells that it holds something.
+        let_go: how it tells that it does not any more.
+    """
+
+    held: ClassVar[type[Change]]
+    let_go: ClassVar[type[Change]]
+
+    def take(self, worker: int, change: Any, /) -> None:  # noqa: ANN401 - `held`
         """Take what another worker holds, unless it is known."""
 
-    def let_go(self, worker: int, change: LetGo) -> None:
+    def drop_one(self, worker: int, change: Any, /) -> None:  # noqa: ANN401 - `let_go`
         """Let go what another worker has held, if it is known."""
 
     def drop(self, worker: int) -> None:
         """Let go everything that another worker holds."""
 
-    def list_own(self) -> Iterable[Held]:
+    def list_own(self) -> Iterable[Change]:
         """Return what this worker holds."""
 
 
@@ -113,11 +121,9 @@ class Journal:
         self._handlers: dict[type[Change], Callable[[int, Any], object]] = {
             Began: self._take_began,
             Wanted: self._take_wanted,
-            Held: self._take_held,
-            LetGo: self._take_let_go,
         }
         self._numbers = 0
-        self._untold: deque[Held] = deque()
+        self._untold: deque[Change] = deque()
         self._touched: set[str] = set()
         self._strangers: set[str] = set()
         self._greeted = clock()
@@ -135,19 +141,21 @@ class Journal:
         self._numbers += 1
         return self._numbers
 
-    def bind(self, change: type[Change], handler: Callable[[Any], object]) -> None:
-        """Have changes of a kind that others have made handled.
+    def bind(self, change: type[Change], handler: Callable[[int, Any], object]) -> None:
+        """Have changes of a kind that others have made handled, each with the worker's number.
 
         Raises:
             ValueError: they are already.
         """
         if change in self._handlers:
             raise ValueError(f"there are two memories for {change.__name__}")
-        self._handlers[change] = lambda worker, one: handler(one)
+        self._handlers[change] = handler
 
     def bind_holder(self, holder: Holder) -> None:
         """Have what others hold kept."""
         self._holders.append(holder)
+        self.bind(holder.held, holder.take)
+        self.bind(holder.let_go, holder.drop_one)
 
     def begin(self) -> float:
         """Begin a change of this worker: after those that others have made before; say when.
@@ -237,13 +245,17 @@ class Journal:
 
     def catch_up(self) -> None:
         """Take over what others have changed until now."""
+        behind = None
         for other in self._others:
             if other.ring.head != other.position:
-                break
-        else:
-            return
-        for _ in self._replay(self._others):
-            pass
+                if behind is not None:
+                    for _ in self._replay(self._others):
+                        pass
+                    return
+                behind = other
+        if behind is not None:
+            for changes in self._read(behind):
+                self._make(behind.worker, changes)
 
     def leads(self, away_s: float) -> bool:
         """Return whether this is the first of the workers that run.
@@ -261,16 +273,17 @@ class Journal:
     def _replay(self, others: Iterable[_Other]) -> Iterator[None]:
         """Make the changes of these workers one by one, in the order in which they were made."""
         behind = [other for other in others if other.ring.head != other.position]
-        news = self._read(behind[0]) if len(behind) == 1 else self._merge(behind)
-        for at, worker, change in news:
-            self._make(at, worker, change)
+        for _, worker, change in heapq.merge(*map(self._list_changes, behind), key=_find_order):
+            self._make(worker, (change,))
             yield
 
-    def _merge(self, others: Iterable[_Other]) -> Iterator[tuple[float, int, Any]]:
-        return heapq.merge(*map(self._read, others), key=lambda news: news[:2])
+    def _list_changes(self, other: _Other) -> Iterator[tuple[float, int, Any]]:
+        for changes in self._read(other):
+            for change in changes:
+                yield change.at, other.worker, change
 
-    def _read(self, other: _Other) -> Iterator[tuple[float, int, Any]]:
-        """Yield when another worker has changed what since its journal was read last."""
+    def _read(self, other: _Other) -> Iterator[Sequence[Any]]:
+        """Yield what another worker has changed since its journal was read last, in batches."""
         worker, decode = other.worker, self.language.decode
         if other.ring.dialect != self.language.dialect:
             # Another version of the router runs there since it was started again.
@@ -282,13 +295,10 @@ class Journal:
         try:
             for batch, behind in other.ring.read(other.position):
                 try:
-                    changes: list[Any] = decode(batch)
+                    yield decode(batch)
                 except msgspec.MsgspecError as error:
                     self.events["unreadable"] += 1
                     log.error("journal of worker %d cannot be read: %s", worker, error)
-                    changes = []
-                for change in changes:
-                    yield change.at, worker, change
                 other.position = behind
         except JournalLost:
             self.events["lost"] += 1
@@ -297,24 +307,28 @@ class Journal:
             other.position = other.ring.find_oldest()
             self.note(Wanted(at=self._clock(), worker=worker))
 
-    def _make(self, at: float, worker: int, change: Change) -> None:
-        handler = self._handlers.get(type(change))
-        if handler is None:
-            return  # It is of a memory that is not kept here.
-        self.at, self.follows = at, True
+    def _make(self, worker: int, changes: Sequence[Any]) -> None:
+        """Make changes of another worker, each at its time."""
+        handlers, touched = self._handlers, self._touched
+        self.follows = True
         try:
-            handler(worker, change)
-        except Exception:
-            # What one change does to one memory must not end the router.
-            self.events["failed"] += 1
-            log.exception("change of worker %d cannot be made: %r", worker, change)
-        else:
-            self.events["taken"] += 1
+            for change in changes:
+                handler = handlers.get(type(change))
+                if handler is None:
+                    continue  # It is of a memory that is not kept here.
+                self.at = change.at
+                try:
+                    handler(worker, change)
+                except Exception:
+                    # What one change does to one memory must not end the router.
+                    self.events["failed"] += 1
+                    log.exception("change of worker %d cannot be made: %r", worker, change)
+                uid = getattr(change, "uid", None)
+                if uid is not None:
+                    touched.add(uid)
         finally:
             self.at, self.follows = None, False
-        uid = getattr(change, "uid", None)
-        if uid is not None:
-            self._touched.add(uid)
+        self.events["taken"] += len(changes)
 
     def _take_began(self, worker: int, change: Began) -> None:
         for holder in self._holders:
@@ -327,14 +341,6 @@ class Journal:
         del worker
         if change.worker == self._worker:
             self._tell_all()
-
-    def _take_held(self, worker: int, change: Held) -> None:
-        for holder in self._holders:
-            holder.take(worker, change)
-
-    def _take_let_go(self, worker: int, change: LetGo) -> None:
-        for holder in self._holders:
-            holder.let_go(worker, change)
 
     def _tell_all(self) -> None:
         """Tell what this worker holds, to one that may not have read it."""
@@ -360,6 +366,10 @@ class Journal:
             self._forget(uid)
         self._strangers = strangers - gone
         self._touched.clear()
+
+
+def _find_order(news: tuple[float, int, Any]) -> tuple[float, int]:
+    return news[:2]
 
 
 def _call_soon(call: Callable[[], None]) -> None:

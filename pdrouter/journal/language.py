@@ -34,11 +34,11 @@ class _Word(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     at: float
 
 
-class Began(_Word, frozen=True, array_like=True, tag=1):
+class Began(_Word, frozen=True, array_like=True, gc=False, tag=1):
     """A worker has begun: what it held before is held no more."""
 
 
-class Wanted(_Word, frozen=True, array_like=True, tag=2):
+class Wanted(_Word, frozen=True, array_like=True, gc=False, tag=2):
     """A worker has lost part of another one's journal, and wants to know what that one holds.
 
     Attributes:
@@ -48,14 +48,14 @@ class Wanted(_Word, frozen=True, array_like=True, tag=2):
     worker: int
 
 
-class Held(_Word, frozen=True, array_like=True, kw_only=True, tag=3):
-    """A worker holds something, until it lets it go. Said again, it means the same.
+class LegHeld(_Word, frozen=True, array_like=True, gc=False, kw_only=True, tag=3):
+    """A worker has a leg in flight. Said again, it means the same.
 
     Attributes:
-        number: by which it lets it go.
-        uid: the pod that it is on.
+        number: by which the worker lets it go.
+        uid: the pod.
         leg: what the pod does.
-        tokens: what that costs; None for a trial, which is not counted.
+        tokens: what that costs.
         due: when its request is due.
         cached: tokens that the pod has cached.
     """
@@ -63,26 +63,53 @@ class Held(_Word, frozen=True, array_like=True, kw_only=True, tag=3):
     number: int
     uid: str
     leg: Leg
-    tokens: int | None = None
-    due: float | None = None
-    cached: int = 0
+    tokens: int
+    due: float | None
+    cached: int
 
 
-class LetGo(_Word, frozen=True, array_like=True, kw_only=True, tag=4):
-    """What was held is held no more.
+class LegLetGo(_Word, frozen=True, array_like=True, gc=False, kw_only=True, tag=4):
+    """A leg is in flight no more.
 
     Attributes:
         number: which one.
-        completed: tokens that were computed; None if the leg was not carried out.
+        completed: tokens that were computed; None if it was not carried out.
         cached: tokens that were cached.
     """
 
     number: int
-    completed: int | None = None
-    cached: int = 0
+    completed: int | None
+    cached: int
 
 
-_WORDS: tuple[type[Change], ...] = (Began, Wanted, Held, LetGo)
+class TrialHeld(_Word, frozen=True, array_like=True, gc=False, kw_only=True, tag=5):
+    """A worker tries a pod that has failed.
+
+    Attributes:
+        number: by which the worker lets it go.
+        uid: the pod.
+        leg: what the pod does.
+    """
+
+    number: int
+    uid: str
+    leg: Leg
+
+
+class TrialLetGo(_Word, frozen=True, array_like=True, gc=False, kw_only=True, tag=6):
+    """A trial is over.
+
+    Attributes:
+        number: which one.
+    """
+
+    number: int
+
+
+_WORDS: tuple[type[Change], ...] = (
+    *(Began, Wanted, LegHeld),
+    *(LegLetGo, TrialHeld, TrialLetGo),
+)
 
 
 def _always(result: object) -> bool:
@@ -167,7 +194,7 @@ def _form_verb(memory: _Memory, call: Call, tag: int) -> Verb:
             member if parameter.default is parameter.empty else (*member, parameter.default)
         )
     change = msgspec.defstruct(
-        f"{memory.__name__}_{call.name}", fields, tag=tag, array_like=True, frozen=True
+        f"{memory.__name__}_{call.name}", fields, tag=tag, array_like=True, frozen=True, gc=False
     )
     by_name = tuple(one.name for one in parameters if one.kind is one.KEYWORD_ONLY)
     return Verb(

@@ -1,13 +1,14 @@
 """Memories whose changes are noted in a journal, and made by all workers."""
 
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 from random import Random
 from typing import Any, ClassVar, TypeVar, cast
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.engines.split import Leg
 from pdrouter.journal.journal import Holder, Journal
-from pdrouter.journal.language import Change, Held, LetGo, Verb
+from pdrouter.journal.language import Change, LegHeld, LegLetGo, TrialHeld, TrialLetGo, Verb
 from pdrouter.load.failures import EjectionRules, FailureMemory, Part, Trial
 from pdrouter.load.ledger import Clock, Ledger, Scope
 from pdrouter.load.prefill_rates import PrefillRates
@@ -70,13 +71,23 @@ def _note_calls(method: Callable[..., Any], verb: Verb, journal: Journal) -> Cal
 
 def _repeat_calls(
     memory: object, base: type[Any], verb: Verb, journal: Journal
-) -> Callable[[Any], object]:
+) -> Callable[[int, Any], object]:
     """Return what calls a memory's method as another worker has called it."""
     method = getattr(base, verb.call.name)
     positional, keywords, pods = verb.positional, verb.keywords, verb.pods
+    read = attrgetter(*positional, "at")
 
-    def repeat(change: Change) -> None:
-        given = [getattr(change, name) for name in positional]
+    if not (keywords or pods):
+
+        def repeat_simply(worker: int, change: Change) -> None:
+            del worker
+            method(memory, *read(change)[:-1])
+
+        return repeat_simply
+
+    def repeat(worker: int, change: Change) -> None:
+        del worker
+        given = list(read(change)[:-1])
         for name in pods:
             found = journal.find_pod(getattr(change, name))
             if found is None:
@@ -91,24 +102,25 @@ class _SharedLedger(Ledger):
     """A ledger that counts what all workers have in flight."""
 
     journal: ClassVar[Journal]
+    held, let_go = LegHeld, LegLetGo
     __slots__ = ("_own", "_theirs")
 
     def __init__(self, rates: PrefillRates, clock: Clock) -> None:
         super().__init__(rates, clock)
-        self._own: dict[Scope, Held] = {}
+        self._own: dict[Scope, LegHeld] = {}
         self._theirs: dict[int, dict[int, Scope]] = {}
 
     def start(
         self, leg: Leg, uid: str, tokens: int = 0, due: float | None = None, cached: int = 0
     ) -> Scope:
-        """Count a leg; others know of it at once, for they choose by it."""
+        """Count a leg; others know of a prefill leg at once, for they choose by it."""
         journal = self.journal
         at = journal.begin()
         try:
             scope = super().start(leg, uid, tokens, due, cached)
         finally:
             journal.at = None
-        held = Held(
+        held = LegHeld(
             at=at,
             number=journal.number(),
             uid=uid,
@@ -118,7 +130,8 @@ class _SharedLedger(Ledger):
             cached=cached,
         )
         self._own[scope] = held
-        journal.note(held, at_once=True)
+        # What comes before it in the same turn goes with it.
+        journal.note(held, at_once=leg is Leg.PREFILL)
         return scope
 
     def end(self, scope: Scope) -> None:
@@ -134,18 +147,18 @@ class _SharedLedger(Ledger):
         finally:
             journal.at = None
         journal.note(
-            LetGo(at=at, number=held.number, completed=scope.completed, cached=scope.cached)
+            LegLetGo(at=at, number=held.number, completed=scope.completed, cached=scope.cached)
         )
 
-    def take(self, worker: int, change: Held) -> None:
-        """Count a leg of another worker, unless it is counted, or is none but a trial."""
+    def take(self, worker: int, change: LegHeld, /) -> None:
+        """Count a leg of another worker, unless it is counted."""
         theirs = self._theirs.setdefault(worker, {})
-        if change.tokens is not None and change.number not in theirs:
+        if change.number not in theirs:
             theirs[change.number] = super().start(
                 change.leg, change.uid, change.tokens, change.due, change.cached
             )
 
-    def let_go(self, worker: int, change: LetGo) -> None:
+    def drop_one(self, worker: int, change: LegLetGo, /) -> None:
         """Count a leg of another worker no more, and learn from it."""
         scope = self._theirs.get(worker, {}).pop(change.number, None)
         if scope is not None:
@@ -157,7 +170,7 @@ class _SharedLedger(Ledger):
         for scope in self._theirs.pop(worker, {}).values():
             scope.release()
 
-    def list_own(self) -> Iterable[Held]:
+    def list_own(self) -> Iterable[LegHeld]:
         """Return the legs of this worker."""
         return self._own.values()
 
@@ -184,10 +197,11 @@ class _SharedFailures(FailureMemory):
     """A memory of failures that knows the trials of all workers."""
 
     journal: ClassVar[Journal]
+    held, let_go = TrialHeld, TrialLetGo
 
     def __init__(self, rules: EjectionRules, clock: Clock, random: Random) -> None:
         super().__init__(rules, clock, random)
-        self._own: dict[Trial, Held] = {}
+        self._own: dict[Trial, TrialHeld] = {}
         self._theirs: dict[int, dict[int, Trial]] = {}
 
     def note_asked(self, part: Part, cause: str | None) -> bool:
@@ -206,7 +220,7 @@ class _SharedFailures(FailureMemory):
         if not trial.holds:
             return trial
         own = _SharedTrial(trial, self)
-        held = Held(at=journal.clock(), number=journal.number(), uid=uid, leg=leg)
+        held = TrialHeld(at=journal.clock(), number=journal.number(), uid=uid, leg=leg)
         self._own[own] = held
         journal.note(held, at_once=True)
         return own
@@ -214,15 +228,15 @@ class _SharedFailures(FailureMemory):
     def end_trial(self, trial: Trial) -> None:
         """Tell that a trial of this worker has ended."""
         held = self._own.pop(trial)
-        self.journal.note(LetGo(at=self.journal.clock(), number=held.number), at_once=True)
+        self.journal.note(TrialLetGo(at=self.journal.clock(), number=held.number), at_once=True)
 
-    def take(self, worker: int, change: Held) -> None:
-        """Take a trial of another worker, unless it is known, or is a leg that is counted."""
+    def take(self, worker: int, change: TrialHeld, /) -> None:
+        """Take a trial of another worker, unless it is known."""
         theirs = self._theirs.setdefault(worker, {})
-        if change.tokens is None and change.number not in theirs:
+        if change.number not in theirs:
             theirs[change.number] = super().start_trial(change.uid, change.leg)
 
-    def let_go(self, worker: int, change: LetGo) -> None:
+    def drop_one(self, worker: int, change: TrialLetGo, /) -> None:
         """End a trial of another worker."""
         trial = self._theirs.get(worker, {}).pop(change.number, None)
         if trial is not None:
@@ -233,7 +247,7 @@ class _SharedFailures(FailureMemory):
         for trial in self._theirs.pop(worker, {}).values():
             trial.release()
 
-    def list_own(self) -> Iterable[Held]:
+    def list_own(self) -> Iterable[TrialHeld]:
         """Return the trials of this worker."""
         return self._own.values()
 

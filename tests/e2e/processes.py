@@ -204,6 +204,7 @@ async def run_installation(
     routers: int = 1,
     itl_ms: float = 5,
     router_ca_file: Path | None = None,
+    prefill_engines: int = 1,
 ) -> AsyncIterator[Installation]:
     """Run so many routers with these settings, with all that they need.
 
@@ -212,13 +213,17 @@ async def run_installation(
         routers: how many there are.
         itl_ms: time between two tokens.
         router_ca_file: with what Envoy checks the routers' certificates; None for plain text.
+        prefill_engines: how many there are; `Installation.prefill` is the first.
     """
     async with AsyncExitStack() as stack:
-        prefill = await stack.enter_async_context(SimulatedEngine(_engine("prefill", itl_ms)))
+        prefills = [
+            await stack.enter_async_context(SimulatedEngine(_engine("prefill", itl_ms)))
+            for _ in range(prefill_engines)
+        ]
         decode = await stack.enter_async_context(SimulatedEngine(_engine("decode", itl_ms)))
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="pdrouter-"))
         endpoints_file = Path(directory) / "endpoints.yaml"
-        write_endpoints(endpoints_file, "demo", [prefill], [decode])
+        write_endpoints(endpoints_file, "demo", prefills, [decode])
         settings = {
             "ROUTING_ALGORITHM": "pd",
             "PDROUTER_ENDPOINTS": str(endpoints_file),
@@ -235,7 +240,7 @@ async def run_installation(
         )
         bootstrap = await asyncio.to_thread(lambda: to_yaml(build_bootstrap(config)))
         envoy = await stack.enter_async_context(EnvoyProcess.run(bootstrap))
-        yield Installation(processes, envoy, prefill, decode)
+        yield Installation(processes, envoy, prefills[0], decode)
 
 
 def _engine(role: Any, itl_ms: float) -> EngineConfig:

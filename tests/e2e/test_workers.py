@@ -24,14 +24,16 @@ PAIR = 2
 
 @asynccontextmanager
 async def run_workers(
-    workers: int, lame_duck_s: float = 0, itl_ms: float = 5
+    workers: int, lame_duck_s: float = 0, itl_ms: float = 5, prefill_engines: int = 1
 ) -> AsyncIterator[Installation]:
     environment = {
         "PDROUTER_WORKERS": str(workers),
         "PDROUTER_GRPC_BIND": f"127.0.0.1:{find_free_ports(workers)}",
         "PDROUTER_LAME_DUCK": str(lame_duck_s),
     }
-    async with run_installation(environment, itl_ms=itl_ms) as installation:
+    async with run_installation(
+        environment, itl_ms=itl_ms, prefill_engines=prefill_engines
+    ) as installation:
         yield installation
 
 
@@ -144,26 +146,87 @@ async def test_a_worker_that_dies_takes_only_its_own_requests_along_and_comes_ba
 
         async with running(follow_total(router, totals), *(traffic.send(one) for one in clients)):
             await eventually(lambda: all_have_served(5))
-            os.kill((await find_pids(router))[1], signal.SIGKILL)
+            # The one that scrapes for all.
+            os.kill((await find_pids(router))[0], signal.SIGKILL)
             await router.wait_for("worker ended")
             # Up to here Envoy could send requests into connections of a process that was dying.
             before = traffic.begun
             assert (await router.get("/readyz")).status_code == 200
-            enough = count_by_worker(router)[1] + 5
+            enough = count_by_worker(router)[0] + 5
             await eventually(lambda: all_have_served(enough))
 
         assert len(traffic.failed) <= senders
         assert all(number < before for number in traffic.failed), (traffic, before)
-        others = [line for line in router.events("request") if line["worker"] != 1]
+        others = [line for line in router.events("request") if line["worker"] != 0]
         assert {line["outcome"] for line in others} <= {"ok", "client-left"}
         assert len(totals) > 1
         assert all(former <= latter for former, latter in pairwise(totals)), totals
         metrics = await router.read_metrics()
         assert metrics.total("pdrouter_workers_serving") == WORKERS
-        assert metrics.total("pdrouter_worker_restarts_total", worker="1") == 1
+        assert metrics.total("pdrouter_worker_restarts_total", worker="0") == 1
         assert metrics.total("pdrouter_worker_restarts_total") == 1
         (end,) = router.events("worker ended")
-        assert (end["worker"], end["exit_code"]) == (1, -signal.SIGKILL)
+        assert (end["worker"], end["exit_code"]) == (0, -signal.SIGKILL)
+        assert metrics.total("pdrouter_worker_changes_total", event="taken") > 0
+        for event in ("failed", "lost", "unreadable"):
+            assert metrics.total("pdrouter_worker_changes_total", event=event) == 0
+        await expect_scrapes(router, than=metrics.total("pdrouter_scrapes_total"))
+
+
+async def expect_scrapes(router: RouterProcess, than: float) -> None:
+    """Wait until engines are scraped further."""
+
+    async def check() -> None:
+        assert (await router.read_metrics()).total("pdrouter_scrapes_total") > than
+
+    await eventually(check)
+
+
+async def read_ledgers(router: RouterProcess) -> dict[int, dict[str, dict[str, int]]]:
+    """Return what each worker counts in flight, by pod."""
+    state = (await router.get("/debug/state")).json()
+    return {worker["worker"]: worker["state"]["ledger"] for worker in state["workers"]}
+
+
+async def test_a_worker_knows_which_prompts_the_others_have_sent_where() -> None:
+    prompt = "You are a helpful assistant. " * 100
+    async with run_workers(PAIR, prefill_engines=3) as installation, AsyncExitStack() as stack:
+        (router,) = installation.routers
+        clients = [await stack.enter_async_context(installation.connect()) for _ in range(4)]
+        for number in range(20):
+            body = chat(max_tokens=1, messages=[{"role": "user", "content": prompt}])
+            response = await clients[number % 4].post(CHAT, json=body)
+            assert response.status_code == 200, response.text
+        await router.wait_for("request", 20)
+        assert set(count_by_worker(router)) == set(range(PAIR))
+        assert len({line["prefill_pod"] for line in router.events("request")}) == 1
+        router.expect_no_accident()
+
+
+async def test_workers_count_what_all_have_in_flight_and_no_more_when_one_has_died() -> None:
+    streams = 12
+    async with run_workers(PAIR, itl_ms=20) as installation, installation.connect() as client:
+        (router,) = installation.routers
+        async with streaming(installation, client, streams=streams, tokens=400) as opened:
+
+            async def all_count_what_is_open() -> None:
+                left = sum(not stream.done() for stream in opened)
+                ledgers = await read_ledgers(router)
+                assert set(ledgers) == set(range(PAIR))
+                for ledger in ledgers.values():
+                    assert sum(pod["decode_requests"] for pod in ledger.values()) == left
+                metrics = await router.read_metrics()
+                assert metrics.total("pdrouter_pod_decode_requests") == left
+
+            await eventually(all_count_what_is_open)
+            os.kill((await find_pids(router))[1], signal.SIGKILL)
+            await router.wait_for("serving", PAIR + 1)
+
+            await eventually(all_count_what_is_open)
+            assert any(stream.done() for stream in opened)
+            assert not all(stream.done() for stream in opened)
+        await eventually(all_count_what_is_open)
+        assert {stream.result() for stream in opened} == {"cut", "complete"}
 
 
 async def test_one_worker_asks_the_engines_for_all(tmp_path: Path) -> None:

@@ -177,12 +177,18 @@ def count(state: RoutingState) -> int:
     return state.ledger.count_requests(UID)
 
 
-async def test_a_leg_is_counted_by_all_at_once(workers: Workers) -> None:
+async def test_a_prefill_leg_is_counted_by_all_at_once_with_what_came_before_it(
+    workers: Workers,
+) -> None:
     one, other = await workers.start(0), await workers.start(1)
-    scope = one.ledger.start(Leg.DECODE, UID, 10)
+    last = one.ledger.start(Leg.DECODE, UID, 10)
     other.catch_up()
-    assert (count(other), other.ledger.load(Leg.DECODE, UID).tokens) == (1, 10)
-    scope.release()
+    assert count(other) == 0
+    first = one.ledger.start(Leg.PREFILL, UID, 20)
+    other.catch_up()
+    assert (count(other), other.ledger.load(Leg.PREFILL, UID).tokens) == (2, 20)
+    for scope in (first, last):
+        scope.release()
     workers.turn()
     assert (count(one), count(other)) == (0, 0)
 
