@@ -41,6 +41,7 @@ from pdrouter.wiring.knowledge import create_knowledge
 from pdrouter.wiring.rules import find_tls, limit_client
 from pdrouter.wiring.sharing import LANGUAGE, Sharing
 from pdrouter.wiring.sources import create_source
+from pdrouter.wiring.users import create_keys_file, create_local_counters
 
 if TYPE_CHECKING:
     from pdrouter.telemetry.tracing import Tracing
@@ -61,6 +62,7 @@ class Application:
         knowledge: what choices are made by.
         ledger: work in flight.
         failures: which pods have failed of late.
+        keys: the users who have keys.
         bodies: the request bodies that wait.
         telemetry: metrics and open requests.
         server: the gRPC port.
@@ -108,6 +110,7 @@ class Application:
         self._tokenizers = _create_tokenizers(settings)
         self.bodies = _bound_bodies(settings)
         self._tracing = _create_tracing(settings, worker)
+        self.keys = create_keys_file(settings, self._count_keys_reload)
         log_entries: Counter[str] = Counter()
         self.telemetry = self._create_telemetry(log_entries)
         if self._journal is not None:
@@ -160,6 +163,8 @@ class Application:
             peers=knowledge.peers,
             begin_trace=self._tracing.begin if self._tracing else None,
             sharing=self._sharing,
+            keys=self.keys,
+            counters=create_local_counters(self._settings, self._sharing),
         )
         return Exchanges(self._settings, around)
 
@@ -208,17 +213,20 @@ class Application:
 
         Raises:
             SourceUnusable: the pods cannot be read.
+            RosterInvalid: the file of API keys cannot be read.
             CertificatesInvalid: the files for TLS cannot be used.
             PortUnusable: a port cannot be opened.
         """
         async with AsyncExitStack() as stack:
             if self._tracing is not None:
                 stack.push_async_callback(self._tracing.close)
+            await self.keys.load()
             await stack.enter_async_context(self._source)
             await stack.enter_async_context(self._client)
             # What streams leave behind when the server stops has a last moment.
             await stack.enter_async_context(self._exchanges.releases)
             await stack.enter_async_context(self._exchanges.drains)
+            await stack.enter_async_context(self._exchanges.gate)
             await stack.enter_async_context(self._exchanges.priorities.questions)
             await stack.enter_async_context(self._tokenizers)
             await stack.enter_async_context(self._engines)
@@ -241,6 +249,7 @@ class Application:
             stack.enter_context(EventLoopWatch(self._note_lag, loop.stall_seconds.observe))
             freed = FreedMemory(lambda: self.bodies.bytes)
             works = [self._source.watch(), self._lead(self._engines.run), freed.run()]
+            works.append(self.keys.watch())
             if self._journal is not None:
                 works.append(self._journal.run())
             if self._asks_engines:
@@ -287,6 +296,9 @@ class Application:
 
     def _count_reload(self, success: bool) -> None:
         self.telemetry.metrics.endpoints_reloads.labels("ok" if success else "broken").inc()
+
+    def _count_keys_reload(self, success: bool) -> None:
+        self.telemetry.metrics.keys_reloads.labels("ok" if success else "broken").inc()
 
 
 def _create_tracing(settings: Settings, worker: int) -> "Tracing | None":

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from factories import make_state
@@ -191,6 +192,7 @@ class Bench:
         tokenizers: PromptTokenizers | None = None,
         max_body_bytes: int = 1_000_000,
         max_held_bytes: int = 10_000_000,
+        around: Mapping[str, Any] = MappingProxyType({}),
         **settings: Any,
     ) -> None:
         """Put everything together as the application does, but for engines and telemetry.
@@ -200,6 +202,7 @@ class Bench:
             tokenizers: count prompts' tokens; None for none.
             max_body_bytes: the largest body that is held.
             max_held_bytes: what all bodies may take.
+            around: what else the exchanges work with, by its name in `Surroundings`.
             settings: what differs from the settings of these tests.
         """
         chosen = Settings(**{**SETTINGS, **settings})
@@ -219,6 +222,7 @@ class Bench:
                 observer=self.notes,
                 tokenizers=tokenizers or PromptTokenizers({}, 1.0, 1),
                 bodies=self.bodies,
+                **around,
             ),
         )
         self.sent: list[bytes] = []
@@ -270,6 +274,15 @@ def request_body(content: Any = None, *, end_of_stream: bool = True) -> RequestB
 
 def response_headers(status: str = "200") -> ResponseHeaders:
     return ResponseHeaders({":status": status})
+
+
+def local_reply(details: str, attempts: float | None, status: str = "503") -> ResponseHeaders:
+    context = ProcessingRequest()
+    attributes: dict[str, Any] = {"response.code_details": details}
+    if attempts is not None:
+        attributes["upstream.request_attempt_count"] = attempts
+    context.attributes["envoy.filters.http.ext_proc"].update(attributes)
+    return ResponseHeaders({":status": status}, context=context)
 
 
 def error_of(reply: Reply | None) -> tuple[int, str]:

@@ -17,8 +17,9 @@ from pdrouter.serving.tokenizers import TokenizerUnusable
 from pdrouter.settings import Settings
 from pdrouter.tools.envoy_config import Address, EnvoyConfig, build_bootstrap, to_yaml
 from pdrouter.tools.envoy_process import EnvoyError, EnvoyProcess
+from pdrouter.users.roster import RosterInvalid
 
-UNUSABLE = (SourceUnusable, TokenizerUnusable, EnvoyError, OSError)
+UNUSABLE = (SourceUnusable, TokenizerUnusable, RosterInvalid, EnvoyError, OSError)
 """What makes it impossible to run both; each says why."""
 
 _LOOPBACK = "127.0.0.1"

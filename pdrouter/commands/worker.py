@@ -14,6 +14,9 @@ from pdrouter.extproc.tls import CertificatesInvalid
 from pdrouter.serving.tokenizers import TokenizerUnusable
 from pdrouter.settings import Settings
 from pdrouter.telemetry.logs import log_to_stdout
+from pdrouter.users.roster import RosterInvalid
+
+_UNUSABLE = (SourceUnusable, CertificatesInvalid, TokenizerUnusable, RosterInvalid, OSError)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +65,7 @@ def run_router(settings: Settings, place: WorkerPlace | None = None) -> int:
                 report_names(os.environ)
                 report_strategy(settings)
             uvloop.run(serve(settings, place))
-    except (SourceUnusable, CertificatesInvalid, TokenizerUnusable, OSError) as error:
+    except _UNUSABLE as error:
         speaker = "pdrouter" if place is None else f"pdrouter: worker {place.number}"
         print(f"{speaker}: {error}", file=sys.stderr)
         return 1

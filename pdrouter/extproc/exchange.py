@@ -43,6 +43,7 @@ from pdrouter.openai.errors import RequestRejected
 from pdrouter.serving.answers import AnswerReports
 from pdrouter.serving.call import Call
 from pdrouter.serving.held_bodies import HeldBodies
+from pdrouter.serving.identities import Identities
 from pdrouter.serving.leg_outcome import LegFailed, LegRefused
 from pdrouter.serving.record import Observer, Outcome, RequestRecord
 from pdrouter.serving.refusals import describe_failure
@@ -159,6 +160,7 @@ class Exchange:
         answers: AnswerReports,
         policy: ExchangePolicy,
         *,
+        identities: Identities,
         bodies: HeldBodies,
         send: Callable[[bytes], Awaitable[object]],
         interrupt: Callable[[], object],
@@ -172,6 +174,7 @@ class Exchange:
             observer: is told what happens.
             answers: get what is seen of answers.
             policy: what the operator decided.
+            identities: know who asks.
             bodies: bounds the bodies that wait.
             send: sends a message on the stream.
             interrupt: ends the reading of messages.
@@ -188,7 +191,14 @@ class Exchange:
         self.record = RequestRecord(create_request_id())
         self.call = Call(self.record, self._end_unasked, dispatcher.drains)
         self._phases = Phases(
-            self.call, dispatcher, cache, answers, policy, bodies=bodies, begin_trace=begin_trace
+            self.call,
+            dispatcher,
+            cache,
+            answers,
+            policy,
+            identities=identities,
+            bodies=bodies,
+            begin_trace=begin_trace,
         )
         self._observer.request_started(self.record)
 

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+from pdrouter.extproc.header_changes import UNCHANGED, HeaderChanges
 from pdrouter.extproc.header_limits import ENVOYS_DEFAULTS, HeaderLimits
+from pdrouter.openai.header_values import KEY_HEADERS
+from pdrouter.serving.identities import Identity
 from pdrouter.settings.choices import FIRST_TOKEN, TokenObservation
 
 
@@ -13,17 +16,26 @@ class ExchangePolicy:
     Attributes:
         expose_pods: whether clients are told names and addresses of pods.
         explain_decisions: whether a client may ask for a decision in detail.
-        bearer_token: the key that clients must present; None to let everybody in.
         observation: who counts the tokens of answers.
         header_limits: Envoy's limits for headers.
         dropped_headers: headers of clients that no engine gets, beside those that none ever gets.
-        trust_user: whether who asks is whom the header `user` names.
+        forward_keys: whether engines get keys that are users' own.
+        engine_key: the key that engines get in place of a client's; empty for none.
     """
 
     expose_pods: bool
     explain_decisions: bool
-    bearer_token: str | None
     observation: TokenObservation = FIRST_TOKEN
     header_limits: HeaderLimits = ENVOYS_DEFAULTS
     dropped_headers: tuple[str, ...] = ()
-    trust_user: bool = False
+    forward_keys: bool = False
+    engine_key: str = ""
+
+    def change_headers(self, identity: Identity) -> HeaderChanges:
+        """Return how a client's headers are changed for all engines."""
+        withholds = bool(self.engine_key) or (identity.by_key and not self.forward_keys)
+        if not withholds and not self.dropped_headers:
+            return UNCHANGED
+        removed = (*self.dropped_headers, *(KEY_HEADERS if withholds else ()))
+        added = (("authorization", f"Bearer {self.engine_key}"),) if self.engine_key else ()
+        return HeaderChanges(removed, added)

@@ -1,5 +1,7 @@
 """The response headers that tell a client what was done for it."""
 
+import time
+
 import msgspec
 
 from pdrouter.extproc.messages import Headers
@@ -12,9 +14,11 @@ from pdrouter.openai.headers import (
     SESSION_ID,
     TARGET_POD,
 )
+from pdrouter.openai.rate_limit_headers import LimitState, describe_limits
 from pdrouter.openai.sessions import write_session_id
 from pdrouter.routing.explanation import describe_in_detail
 from pdrouter.serving.record import RequestRecord, describe_decision
+from pdrouter.users.counters import Measure
 
 _DETAIL_LENGTH = 8192
 _DETAIL_CANDIDATES = 10
@@ -28,7 +32,7 @@ def explain(record: RequestRecord, *, expose_pods: bool, in_detail: bool) -> Hea
         expose_pods: whether the client is told names and addresses of pods.
         in_detail: whether it is told candidates and scores.
     """
-    headers = [*pair_ids(record.request_id, record.client_request_id)]
+    headers = [*pair_ids(record.request_id, record.client_request_id), *tell_limits(record)]
     if record.profile:
         headers.append((CHOSEN_PROFILE, record.profile))
     decision = record.decision
@@ -54,3 +58,22 @@ def explain(record: RequestRecord, *, expose_pods: bool, in_detail: bool) -> Hea
                 ("prefill-target-pod-ip", record.prefill_pod.ip),
             ]
     return tuple(headers)
+
+
+def tell_limits(record: RequestRecord) -> Headers:
+    """Return the headers that tell a client what is left of its limits.
+
+    Of several limits of a kind, it is the one that is nearest to its end.
+    """
+    if not record.standings:
+        return ()
+    told: dict[str, LimitState] = {}
+    for standing in record.standings:
+        quota = standing.quota
+        if quota.shared or quota.measure is Measure.CONCURRENT:
+            continue
+        state = LimitState(quota.limit, standing.remaining, standing.reset_s)
+        known = told.get(quota.measure)
+        if known is None or state.share_left < known.share_left:
+            told[quota.measure] = state
+    return describe_limits(record.path, told, time.time())

@@ -7,6 +7,7 @@ from msgspec import structs
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.extproc.codec import encode
+from pdrouter.extproc.header_changes import UNCHANGED, HeaderChanges
 from pdrouter.extproc.messages import BodyMode, Phase, PhaseReply, ReplaceBody, Reply
 from pdrouter.extproc.modes import ask_for_rest
 from pdrouter.openai.headers import (
@@ -34,21 +35,25 @@ _STRIP_BYTES = {id(reply): encode(reply) for reply in _STRIPS.values()}
 
 
 def strip(
-    response_body: BodyMode | None, headers: Mapping[str, str], dropped: tuple[str, ...] = ()
+    response_body: BodyMode | None,
+    headers: Mapping[str, str],
+    changes: HeaderChanges = UNCHANGED,
 ) -> PhaseReply:
     """Return the reply to the headers of a request, after which its body comes.
 
     Args:
         response_body: the mode of response bodies; None if it is not known.
         headers: the client's headers.
-        dropped: names of others that are removed.
+        changes: what else is changed.
     """
     usual, rare = _STRIPS[response_body], find_rare_controls(headers)
-    if dropped:
-        rare += tuple(name for name in dropped if name in headers)
-    if not rare:
+    if changes.removed:
+        # Envoy removes first, and then sets.
+        rare += tuple(name for name in changes.removed if name in headers)
+    if not rare and not changes.added:
         return usual
-    return structs.replace(usual, remove_headers=(*usual.remove_headers, *rare))
+    removed = (*usual.remove_headers, *rare)
+    return structs.replace(usual, remove_headers=removed, set_headers=changes.added)
 
 
 def write(reply: Reply) -> bytes:

@@ -1,62 +1,18 @@
 """What a request must be to get in: its key, path, method and framing."""
 
-import hmac
 from collections.abc import Mapping
 
-from pdrouter.extproc.exchange_policy import ExchangePolicy
+from pdrouter.extproc.header_changes import UNCHANGED, HeaderChanges
 from pdrouter.extproc.messages import RequestHeaders
 from pdrouter.extproc.modes import check_modes
 from pdrouter.openai.errors import RequestRejected
-from pdrouter.openai.header_values import is_encoded, list_keys, list_members, read_one
-from pdrouter.openai.headers import USER
+from pdrouter.openai.header_values import is_encoded, list_members
 from pdrouter.openai.paths import ENDPOINTS, find_right_path, split_path
 from pdrouter.openai.stored_responses import parse_stored_path
 from pdrouter.openai.unserved_paths import explain_unserved
 from pdrouter.serving.dispatched import RequestHead
 
 _LENGTH_DIGITS = 20
-_NAME_LENGTH = 128
-
-
-def identify(headers: Mapping[str, str], policy: ExchangePolicy) -> str:
-    """Return who asks, by name; empty for nobody in particular.
-
-    Raises:
-        RequestRejected: whoever it is may not ask.
-    """
-    authenticate(headers, policy.bearer_token)
-    return read_user(headers) if policy.trust_user else ""
-
-
-def authenticate(headers: Mapping[str, str], expected: str | None) -> None:
-    """Check the key that a client presents.
-
-    Args:
-        headers: the client's headers.
-        expected: the right key; None to let everybody in.
-
-    Raises:
-        RequestRejected: it is another one, or none.
-    """
-    if expected is None:
-        return
-    presented = list_keys(headers)
-    if not any(hmac.compare_digest(key.encode(), expected.encode()) for key in presented):
-        message = "Incorrect API key provided"
-        raise RequestRejected(401, "invalid_api_key", message, "api_key")
-
-
-def read_user(headers: Mapping[str, str]) -> str:
-    """Return the name of the user that a request's headers claim; empty for none.
-
-    Raises:
-        RequestRejected: it is none that could be a user's.
-    """
-    name = read_one(headers.get(USER, ""))
-    if len(name) > _NAME_LENGTH or not name.isprintable():
-        message = f"a user's name has at most {_NAME_LENGTH} printable characters"
-        raise RequestRejected(400, "invalid_user", message, USER)
-    return name
 
 
 def require_method(method: str, *allowed: str) -> None:
@@ -69,8 +25,12 @@ def require_method(method: str, *allowed: str) -> None:
         raise _refuse_method(method, ", ".join(allowed))
 
 
-def admit(event: RequestHeaders) -> RequestHead | str:
+def admit(event: RequestHeaders, changes: HeaderChanges = UNCHANGED) -> RequestHead | str:
     """Return what the headers of a request for an engine say; of one about a kept answer, its id.
+
+    Args:
+        event: the client's headers.
+        changes: how they are changed for all engines.
 
     Raises:
         RequestRejected: it cannot be served.
@@ -92,7 +52,7 @@ def admit(event: RequestHeaders) -> RequestHead | str:
     _check_framing(event)
     if event.end_of_stream or _read_length(headers) == 0:
         raise no_body()
-    return RequestHead(endpoint, query, headers)
+    return RequestHead(endpoint, query, changes.apply(headers))
 
 
 def _check_framing(event: RequestHeaders) -> None:

@@ -1,6 +1,7 @@
 """The answers that the router gives in an engine's place."""
 
 from pdrouter.engine_http.answers import EngineAnswer
+from pdrouter.extproc.explanation import tell_limits
 from pdrouter.extproc.messages import Headers, ImmediateReply
 from pdrouter.extproc.request_ids import pair_ids
 from pdrouter.openai.errors import RequestRejected, is_anthropic
@@ -19,7 +20,7 @@ def answer(status: int, body: bytes, record: RequestRecord) -> ImmediateReply:
 
 def refuse(rejected: RequestRejected, record: RequestRecord) -> ImmediateReply:
     """Return an error of the router's own, in the dialect of the request's path."""
-    headers = (_JSON, *rejected.headers, *_name(record))
+    headers = (_JSON, *rejected.headers, *tell_limits(record), *_name(record))
     if is_anthropic(record.path):
         headers = (*headers, ("request-id", record.request_id))
     body = rejected.body(record.path, record.request_id)

@@ -15,7 +15,7 @@ from pdrouter.extproc.answer_attributes import read_attributes, read_status
 from pdrouter.extproc.exchange_policy import ExchangePolicy
 from pdrouter.extproc.explanation import explain
 from pdrouter.extproc.forwarding import forward, join_trace, strip
-from pdrouter.extproc.front_door import admit, identify, no_body
+from pdrouter.extproc.front_door import admit, no_body
 from pdrouter.extproc.immediate import answer, complete
 from pdrouter.extproc.messages import (
     BodyMode,
@@ -51,6 +51,7 @@ from pdrouter.serving.answers import (
 from pdrouter.serving.call import Call
 from pdrouter.serving.dispatched import Completed, Dispatched, RequestHead
 from pdrouter.serving.held_bodies import HeldBodies
+from pdrouter.serving.identities import NOBODY, Identities
 from pdrouter.serving.last_leg import ATTEMPTS, Judgement, is_unseen, judge_answer
 from pdrouter.serving.last_leg_lessons import LastLegLessons
 from pdrouter.serving.open_decision import OpenDecision
@@ -67,8 +68,6 @@ Replies: TypeAlias = tuple[Reply, ...]
 """What answers an event, in order."""
 
 _TRAILERS_SKIPPED = "a request without a body went to a pod: set request_trailer_mode to SEND"
-
-
 _LEAST_ERROR, _LEAST_FAILURE = 400, 500
 
 
@@ -94,6 +93,7 @@ class Phases:
         "_chosen",
         "_dispatcher",
         "_head",
+        "_identities",
         "_lessons",
         "_outcomes",
         "_policy",
@@ -113,6 +113,7 @@ class Phases:
         answers: AnswerReports,
         policy: ExchangePolicy,
         *,
+        identities: Identities,
         bodies: HeldBodies,
         begin_trace: BeginTrace | None = None,
     ) -> None:
@@ -123,6 +124,7 @@ class Phases:
         self._dispatcher = dispatcher
         self._cache = cache
         self._answers = answers
+        self._identities = identities
         self._policy = policy
         self._bodies = bodies
         self._outcomes = dispatcher.legs.lessons.outcomes
@@ -148,8 +150,7 @@ class Phases:
             record.outcome = Outcome.CLIENT_LEFT
         if silent and self._sent is not None:
             self._outcomes.note_silence(self._sent.pod, Leg.DECODE, self._sent.began)
-        report = None if self._watch is None else self._watch.report(record)
-        if report is not None:
+        if self._watch is not None and (report := self._watch.report(record)) is not None:
             self._answers.receive(report)
         if self._lessons is not None:
             self._lessons.close()
@@ -164,15 +165,17 @@ class Phases:
         record.path, _ = split_path(headers.get(":path", ""))
         record.method = headers.get(":method", "")
         record.client_request_id = read_client_id(headers)
-        if record.path not in own_answers.PUBLIC_PATHS:
-            record.user = identify(headers, self._policy)
-        own = own_answers.answer(record.path, record.method, self._cache.view)
+        public = record.path in own_answers.PUBLIC_PATHS
+        identity = NOBODY if public else await self._identities.identify(headers)
+        self._call.user, record.user = identity.user, identity.name
+        own = own_answers.answer(record.path, record.method, self._cache, identity.user)
         if own is not None:
             record.outcome = Outcome.ANSWERED
             return (answer(own.status, own.body, record),)
-        admitted = admit(event)
+        changes = self._policy.change_headers(identity)
+        admitted = admit(event, changes)
         self._policy.header_limits.check_request(event)
-        reply = strip(self._response_mode, headers, self._policy.dropped_headers)
+        reply = strip(self._response_mode, headers, changes)
         if isinstance(admitted, str):
             return (forward_stored(reply, admitted, record, self._dispatcher, self._policy),)
         self._head = admitted
@@ -222,7 +225,8 @@ class Phases:
                 self._lessons.note_status(status)
         else:
             self._note_local_reply(attributes)
-            if is_unseen(attributes):
+            record.unseen = is_unseen(attributes)
+            if record.unseen:
                 self._give_up_blocks(unreachable=judgement.cause == CONNECT)
         self._call.handle = None
         if judgement.from_engine and sent and sent.is_sent_too_often(attributes.get(ATTEMPTS)):
@@ -245,7 +249,7 @@ class Phases:
         self._record.outcome = Outcome.OK
         if self._generates_text:
             head = {"content-type": completed.content_type}
-            self._watch = begin_watch(self._policy.observation, head, self._start)
+            self._watch = begin_watch(self._policy.observation, head, self._record, self._start)
             self._watch.see(completed.body, self._record)
         return reply
 
@@ -264,10 +268,8 @@ class Phases:
         metadata = None
         if policy.observation.access_log:
             second = self._sent.second if self._sent else None
-            request = RoutedRequest.describe(
-                record, generates=self._generates_text, second=second.address if second else ""
-            )
-            metadata = request.to_metadata()
+            generates = self._generates_text
+            metadata = RoutedRequest.describe(record, generates, second).to_metadata()
         names = self._dispatcher.policy.names_second
         return forward(dispatched, self._sent, record.asked_strategy, metadata, names_second=names)
 
@@ -355,11 +357,8 @@ class Phases:
         """Return the headers that tell the client what was done for it, however far that is."""
         policy = self._policy
         asked = self._head is not None and is_asked(self._head.headers, DECISION_DETAIL)
-        return explain(
-            self._record,
-            expose_pods=policy.expose_pods,
-            in_detail=policy.explain_decisions and asked,
-        )
+        in_detail = policy.explain_decisions and asked
+        return explain(self._record, expose_pods=policy.expose_pods, in_detail=in_detail)
 
     def _explain_in(self, event: ResponseHeaders, mode: ModeOverride | None = None) -> PhaseReply:
         headers = self._policy.header_limits.keep_fitting(self.explain(), event)
@@ -371,9 +370,9 @@ class Phases:
 
     def _choose_mode(self, event: ResponseHeaders) -> ModeOverride | None:
         """Return whether Envoy is to send the response's body; None for as it is configured."""
-        waits = False
-        if self._record.outcome is Outcome.OK and self._generates_text:
-            self._watch = begin_watch(self._policy.observation, event.headers, self._start)
+        record, policy, waits = self._record, self._policy, False
+        if record.outcome is Outcome.OK and self._generates_text:
+            self._watch = begin_watch(policy.observation, event.headers, record, self._start)
             waits = self._lessons is not None and self._lessons.wait_for_first_token()
         if not (waits or (self._watch is not None and self._watch.counts)):
             return skip_answer(self._response_mode)

@@ -39,7 +39,7 @@ def forward_stored(
         metadata = RoutedRequest.describe(record, generates=False).to_metadata()
     sent = structs.replace(
         reply,
-        set_headers=((REQUEST_ID, record.request_id), *named),
+        set_headers=(*reply.set_headers, (REQUEST_ID, record.request_id), *named),
         clear_route_cache=True,
         dynamic_metadata=metadata,
     )

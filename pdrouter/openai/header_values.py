@@ -43,9 +43,15 @@ def is_encoded(value: str) -> bool:
     return bool(value) and any(member.lower() != _IDENTITY for member in list_members(value))
 
 
+KEY_HEADERS = ("authorization", "x-api-key", "api-key")
+"""Headers in which clients present keys."""
+
+
 def list_keys(headers: Mapping[str, str]) -> list[str]:
-    """Return the keys that a client presents, as OpenAI's or as Anthropic's clients do."""
-    keys = list(_list_readings(headers.get("x-api-key", "")))
+    """Return the keys that a client presents, as OpenAI's, Anthropic's or Azure's clients do."""
+    keys = [
+        key for name in ("x-api-key", "api-key") for key in _list_readings(headers.get(name, ""))
+    ]
     for value in _list_readings(headers.get("authorization", "")):
         scheme, *rest = value.split(None, 1)
         if scheme.lower() == "bearer":

@@ -16,6 +16,7 @@ from pdrouter.openai.usage import Usage
 from pdrouter.openai.usage_scan import BodyScan, choose_scan
 from pdrouter.serving.record import RequestRecord
 from pdrouter.settings.choices import TokenObservation
+from pdrouter.users.counters import Taken
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,8 @@ class RoutedRequest(msgspec.Struct, frozen=True, omit_defaults=True):
         cached_tokens: how many tokens of the prompt that pod had cached, if it says so.
         client_request_id: the id that came with the request.
         second: address of the pod that Envoy takes if it cannot connect to that; empty for none.
+        user: name of who asked; empty for nobody in particular.
+        reserved: the tokens that were taken of limits for it; None if no limit counts them.
     """
 
     request_id: _Name
@@ -60,12 +63,20 @@ class RoutedRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     cached_tokens: Annotated[int, msgspec.Meta(ge=0)] | None = None
     client_request_id: _Name = ""
     second: _Name = ""
+    user: _Name = ""
+    reserved: Taken | None = None
 
     @classmethod
     def describe(
-        cls, record: RequestRecord, *, generates: bool, second: str = ""
+        cls, record: RequestRecord, generates: bool, second: Pod | None = None
     ) -> "RoutedRequest":
-        """Return what is to be kept of a request that has been routed."""
+        """Return what is to be kept of a request that has been routed.
+
+        Args:
+            record: the request.
+            generates: whether its answer is text that is generated.
+            second: the pod that Envoy takes if it cannot connect to the chosen one.
+        """
         decision = record.decision
         split = decision is not None and not decision.whole and not record.aggregated
         return cls(
@@ -77,7 +88,9 @@ class RoutedRequest(msgspec.Struct, frozen=True, omit_defaults=True):
             split,
             record.cached_tokens,
             record.client_request_id,
-            second,
+            "" if second is None else second.address,
+            record.user,
+            record.reserved,
         )
 
     @classmethod
@@ -174,6 +187,8 @@ class AnswerReports:
         lengths: OutputLengths,
         observer: AnswerObserver,
         on_cut: Callable[[Pod, str], None],
+        *,
+        settle: Callable[["AnswerReport"], None],
         on_usage: Callable[[str, Usage], None] | None = None,
     ) -> None:
         """Set up.
@@ -185,17 +200,20 @@ class AnswerReports:
             on_cut: is told of pods that break answers off, and how.
             on_usage: is told of the router's id of a request, and what its answer has used; None
                 for nobody.
+            settle: counts the tokens of answers against limits.
         """
         self._cache = cache
         self._lengths = lengths
         self._observer = observer
         self._on_cut = on_cut
         self._on_usage = on_usage
+        self._settle = settle
         self._view: ClusterView | None = None
         self._by_address: Mapping[str, Pod] = {}
 
     def receive(self, report: AnswerReport) -> bool:
         """Take a report; False if it is of a model that is not served."""
+        self._settle(report)
         pods = self._cache.view.models.get(report.request.model)
         if pods is None:
             return False
@@ -281,16 +299,21 @@ class AnswerWatch:
 
 
 def begin_watch(
-    observation: TokenObservation, headers: Mapping[str, str], start: float
+    observation: TokenObservation,
+    headers: Mapping[str, str],
+    record: RequestRecord,
+    start: float,
 ) -> AnswerWatch:
     """Begin to watch an answer, and to count its tokens if it is one of those.
 
     Args:
         observation: who counts tokens.
         headers: the answer's headers.
+        record: says whether its tokens count against a limit, so that they must be known: if Envoy
+            does not report them, the router looks.
         start: when the request came.
     """
-    share = observation.share
+    share = 1.0 if record.reserved is not None and not observation.counts else observation.share
     counts = bool(share) and (share == 1 or random() < share)
     content_type, encoding = headers.get("content-type", ""), headers.get("content-encoding", "")
     return AnswerWatch(choose_scan(content_type, encoding) if counts else None, start)

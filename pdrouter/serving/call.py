@@ -7,11 +7,13 @@ from typing import Any
 
 from pdrouter.serving.companion import Companion
 from pdrouter.serving.drains import Drains
+from pdrouter.serving.gate import Admission
 from pdrouter.serving.held_bodies import HeldBodies, HeldBody
 from pdrouter.serving.open_decision import OpenDecision
 from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.release import HeldHandle
 from pdrouter.serving.turns import end_turn
+from pdrouter.users.user import User
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +27,8 @@ class Call:
         record: what is known of the request so far.
         body: counts the request's body; None before that has come.
         chosen: counts the request on its last pod; None before there is one.
+        user: who asks; None for nobody in particular.
+        admission: counts the request against limits; None if nothing limits it.
         companion: the side leg that runs beside the last one; None if there is none.
         failed: whether a task has failed, by which the request ends.
         handle: the KV handle of a side leg, for as long as it may be that no engine has it.
@@ -35,12 +39,14 @@ class Call:
         "_needs_body",
         "_on_failure",
         "_tasks",
+        "admission",
         "body",
         "chosen",
         "companion",
         "failed",
         "handle",
         "record",
+        "user",
     )
 
     def __init__(
@@ -59,6 +65,8 @@ class Call:
         self.record = record
         self.body: HeldBody | None = None
         self.chosen: OpenDecision | None = None
+        self.user: User | None = None
+        self.admission: Admission | None = None
         self.companion: Companion | None = None
         self.failed = False
         self.handle: HeldHandle | None = None
@@ -126,6 +134,8 @@ class Call:
             self.chosen.close()
             if self.chosen.routed.turn is not None:
                 end_turn(self.chosen.routed.turn, self.record)
+        if self.admission is not None:
+            self.admission.end(self.record)
         if not self.record.forwarded:  # Else only Envoy can say that no engine has it.
             self.give_up_handle()
 

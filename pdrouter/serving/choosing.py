@@ -1,9 +1,8 @@
 """Which pods a request gets: by its model's configuration, its headers and the operator's rules."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import ceil
 
 import msgspec
@@ -37,7 +36,6 @@ from pdrouter.routing.scoring import PROMPT_READERS
 from pdrouter.serving.fair_queue import Applicant, FairQueues
 from pdrouter.serving.fit import find_misfit
 from pdrouter.serving.policy import DispatchPolicy
-from pdrouter.serving.rate_limit import RateLimiter
 from pdrouter.serving.record import Observer, RequestRecord
 from pdrouter.serving.refusals import DEADLINE_MISSED, refuse_for_now, refuse_missing
 from pdrouter.serving.response_holders import ResponseHolders
@@ -83,7 +81,6 @@ class PodChooser:
         kinds: knows which kinds of requests prefill engines cannot serve.
         splits: how engines split requests.
         holders: know which pods keep answers.
-        limiter: how many requests the models' configurations let pass.
         turns: lets users take turns; None where they do not.
     """
 
@@ -96,7 +93,6 @@ class PodChooser:
     kinds: UnsplittableKinds
     splits: Splits
     holders: ResponseHolders
-    limiter: RateLimiter = field(default_factory=RateLimiter)
     turns: FairQueues | None = None
 
     def find_model(self, name: str) -> ModelPods:
@@ -123,7 +119,7 @@ class PodChooser:
         pods: ModelPods,
         headers: Mapping[str, str],
         record: RequestRecord,
-        counted: int | None = None,
+        tokens: int,
         *,
         media: Sequence[MediaItem] = (),
     ) -> Routed | None:
@@ -134,7 +130,7 @@ class PodChooser:
             pods: the pods of its model.
             headers: the client's headers.
             record: gets the decision.
-            counted: tokens of the prompt, if its model's tokenizer has counted them.
+            tokens: length of the prompt.
             media: its media, if others may encode them for the pods.
 
         Returns:
@@ -145,13 +141,7 @@ class PodChooser:
         """
         self.router.state.catch_up()
         selector = _read_selector(headers)
-        tokens = counted or self._count_prompt_tokens(request, media)
-        resolved = resolve_profile(
-            pods.config,
-            read_one(headers.get(CONFIG_PROFILE, "")),
-            tokens,
-            request.max_output_tokens,
-        )
+        resolved = self._resolve(request, pods, headers, tokens)
         if resolved.automatic:
             record.profile = resolved.name
         requested = read_strategy(headers.get(CLIENT_STRATEGY, "")) or read_strategy(
@@ -159,7 +149,6 @@ class PodChooser:
         )
         strategy = self._find_strategy(resolved, requested, record)
         if strategy is None:
-            self._limit(pods, resolved)
             return None
         if pods.unsupported:
             raise unsupported_model(pods.model, pods.unsupported)
@@ -180,7 +169,6 @@ class PodChooser:
             deadline = self._find_deadline(request, tokens, headers, resolved, record)
             if deadline is not None:
                 facts = structs.replace(facts, deadline=deadline)
-        give_back = self._limit(pods, resolved)
         turn = None
         try:
             if self.turns is not None:
@@ -191,7 +179,6 @@ class PodChooser:
                 pods = self.find_model(request.model)
             decision = self._decide(strategy, facts, pods, record)
         except BaseException:
-            give_back()
             if turn is not None:
                 turn.give_up()
             raise
@@ -258,19 +245,28 @@ class PodChooser:
         record.strategy, record.asked_strategy = strategy.name, name
         return strategy
 
-    def _limit(self, pods: ModelPods, resolved: ResolvedProfile) -> Callable[[], None]:
-        """Count the request against its profile's rate; what is returned takes that back."""
-        limit = resolved.profile.requests_per_second
-        if limit is None:
-            return _do_nothing
-        model = f"{min(pod.namespace for pod in pods.pods)}/{pods.model}"
-        wait = self.limiter.admit(model, limit)
-        if wait:
-            message = f"model {pods.model!r} takes {limit} requests per second"
-            raise refuse_for_now(429, "rate_limit_exceeded", message, ceil(wait))
-        return partial(self.limiter.give_back, model, limit)
+    def find_rate(
+        self, request: InferenceRequest, pods: ModelPods, headers: Mapping[str, str], tokens: int
+    ) -> int | None:
+        """Return how many requests may pass in a second, as the profile of one says."""
+        return self._resolve(request, pods, headers, tokens).profile.requests_per_second
 
-    def _count_prompt_tokens(self, request: InferenceRequest, media: Sequence[MediaItem]) -> int:
+    def _resolve(
+        self, request: InferenceRequest, pods: ModelPods, headers: Mapping[str, str], tokens: int
+    ) -> ResolvedProfile:
+        """Return what the model's configuration says of a request, whose prompt is this long."""
+        requested = read_one(headers.get(CONFIG_PROFILE, ""))
+        return resolve_profile(pods.config, requested, tokens, request.max_output_tokens)
+
+    def expect_output(self, request: InferenceRequest, model: str) -> int:
+        """Return how many tokens the answer to a request is expected to have."""
+        if not request.endpoint.limits:
+            return 0
+        expected, limit = self.lengths.expect(model), request.max_output_tokens
+        return expected if limit is None else min(limit, expected)
+
+    def count_prompt_tokens(self, request: InferenceRequest, media: Sequence[MediaItem]) -> int:
+        """Return the length of a prompt in tokens, as estimated."""
         prompt = request.prompt or memoryview(request.body.data)
         tokens = count_token_ids(prompt)
         if tokens is not None:
@@ -293,10 +289,7 @@ class PodChooser:
         user: str,
     ) -> RoutingFacts:
         """Return what strategies need to know of a request."""
-        output, expected = 0, self.lengths.expect(pods.model)
-        if request.endpoint.limits:
-            limit = request.max_output_tokens
-            output = expected if limit is None else min(limit, expected)
+        output, expected = self.expect_output(request, pods.model), self.lengths.expect(pods.model)
         if items and not any(map(pods.find_encoders, pods.prefill or pods.whole)):
             items = ()
         whole = find_misfit(request, pods, self.splits, encoded=bool(items))
@@ -375,10 +368,6 @@ class PodChooser:
         record.aggregated = decision.reason
         self.observer.request_routed(record)
         return decision
-
-
-def _do_nothing() -> None:
-    pass
 
 
 def _read_selector(headers: Mapping[str, str]) -> LabelSelector | None:

@@ -14,6 +14,7 @@ from pdrouter.routing.decision import Decision, DecisionKind
 from pdrouter.serving.leg_outcome import Attempt
 from pdrouter.serving.steps import StepTimes
 from pdrouter.serving.trace import RequestTrace
+from pdrouter.users.counters import Demand, Standing, Taken
 
 
 class Retry(StrEnum):
@@ -58,6 +59,9 @@ class RequestRecord(msgspec.Struct):
         path: path without query string.
         user: name of who asks: that of the key, or the one that was claimed where that is trusted;
             empty for nobody in particular.
+        standings: what is left of each limit that it has to keep to.
+        refused_by: what a limit had no room for; None if there was room for all.
+        reserved: the tokens that were taken for it; None if no limit counts them.
         model: name of the model, once it is known to be served.
         stream: whether the answer is streamed.
         body_bytes: size of the client's body.
@@ -67,6 +71,7 @@ class RequestRecord(msgspec.Struct):
         decision: the pods and the reason; None before the choice.
         forwarded: whether the request was sent on: else the decision was not carried out, unless
             the side legs have left nothing to do.
+        unseen: whether Envoy has said that no engine got it then.
         aggregated: why the decode pod serves the request whole, whether by choice or after the
             prefill leg failed; empty where it does not.
         handoff: why the prefill answer was of no use to the decode leg; empty if it was.
@@ -111,6 +116,9 @@ class RequestRecord(msgspec.Struct):
     method: str = ""
     path: str = ""
     user: str = ""
+    standings: tuple[Standing, ...] = ()
+    refused_by: Demand | None = None
+    reserved: Taken | None = None
     model: str = ""
     stream: bool = False
     body_bytes: int = 0
@@ -119,6 +127,7 @@ class RequestRecord(msgspec.Struct):
     asked_strategy: str = ""
     decision: Decision | None = None
     forwarded: bool = False
+    unseen: bool = False
     aggregated: str = ""
     handoff: str = ""
     prefill_pod: Pod | None = None

@@ -10,6 +10,8 @@ from pdrouter.engines.split import PEER_CHANGED, HandoffInvalid, Leg
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.routing.decision import NoReadyPod
 from pdrouter.serving.leg_outcome import Attempt, LegFailed
+from pdrouter.users.counters import Measure, Quota, Verdict
+from pdrouter.users.quotas import MINUTE_S, SECOND_S
 
 DEADLINE_MISSED = "deadline_missed"
 """Code of the error for a request whose first token could not come when it is due."""
@@ -19,6 +21,12 @@ RETRY_AFTER_S = 5
 
 _AT_ONCE_S = 1
 """Seconds after which a client may try what the router could not try again for it."""
+
+RATE_LIMIT_EXCEEDED = "rate_limit_exceeded"
+"""Code of the error for a request that a limit has no room for."""
+_UNITS: Mapping[float, str] = MappingProxyType({MINUTE_S: "per minute", SECOND_S: "per second"})
+
+_ROUNDING_S = 0.001
 
 _TOLD_ATTEMPTS = 3
 _TOLD_REASONS = 3
@@ -47,6 +55,40 @@ def refuse_for_now(
     """Return an error that says when to come again."""
     headers = (("retry-after", str(seconds)),)
     return RequestRejected(status, code, message, headers=headers)
+
+
+def refuse_limits_unknown() -> RequestRejected:
+    """Return the error for a request of which it cannot be found out whether it may pass."""
+    message = "the limits of users cannot be checked at the moment"
+    return refuse_for_now(503, "limits_unavailable", message, _AT_ONCE_S)
+
+
+def refuse_over_limit(verdict: Verdict) -> RequestRejected:
+    """Return the error for a request that its limits have no room for."""
+    demand = verdict.refused
+    if demand is None:
+        raise ValueError("nothing was refused")
+    quota = demand.quota
+    limit = f"{quota.scope} may have {quota.limit} {_name_measure(quota)}"
+    if demand.amount > quota.limit:
+        if quota.measure is Measure.TOKENS:
+            limit += f"; this request alone needs about {demand.amount}"
+        # The SDKs know this header: to try again would be in vain.
+        headers = (("x-should-retry", "false"),)
+        return RequestRejected(429, RATE_LIMIT_EXCEEDED, f"{limit}", headers=headers)
+    if quota.measure is Measure.TOKENS:
+        left = next(each.remaining for each in verdict.standings if each.quota == quota)
+        limit += f"; {left} are left, and this request needs about {demand.amount}"
+    seconds = max(_AT_ONCE_S, ceil(verdict.wait_s - _ROUNDING_S))
+    message = f"{limit}; try again in {seconds} s"
+    return refuse_for_now(429, RATE_LIMIT_EXCEEDED, message, seconds)
+
+
+def _name_measure(quota: Quota) -> str:
+    if quota.measure is Measure.CONCURRENT:
+        return "requests at a time"
+    unit = _UNITS.get(quota.window_s) or f"in {quota.window_s:g} s"
+    return f"{quota.measure} {unit}"
 
 
 def refuse_handle(invalid: HandoffInvalid) -> RequestRejected:

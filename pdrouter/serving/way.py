@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from pdrouter.cluster.pods import Pod
-from pdrouter.cluster.source import RouteCheck, RouteUnavailable
+from pdrouter.cluster.source import RouteCheck
 from pdrouter.cluster.view import ModelPods
 from pdrouter.engines.leg_bodies import TRANSFER_MEMBERS, find_locator, whole_body
 from pdrouter.engines.registry import Splits
 from pdrouter.engines.split import HandoffInvalid, Leg, Placement
-from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.headers import FORWARDED_TO_SIDE_LEGS
 from pdrouter.openai.media_items import MediaItem
 from pdrouter.openai.pieces import Pieces
@@ -25,18 +24,21 @@ from pdrouter.serving.companion import Companion
 from pdrouter.serving.dispatched import Completed, Dispatched, RequestHead
 from pdrouter.serving.drains import Drains
 from pdrouter.serving.encoding import EncodeLegs
+from pdrouter.serving.gate import Gate
+from pdrouter.serving.hand_over import put_handle
 from pdrouter.serving.last_leg_lessons import LastLegLessons
 from pdrouter.serving.leg_outcome import LegAnswer, LegFailed
 from pdrouter.serving.leg_requests import LegRequests
 from pdrouter.serving.legs import SideLegs
 from pdrouter.serving.open_decision import OpenDecision
 from pdrouter.serving.own_paths import find_own_path
+from pdrouter.serving.own_route import check_route
+from pdrouter.serving.permissions import check_model
 from pdrouter.serving.policy import DispatchPolicy
 from pdrouter.serving.priorities import Priorities
 from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.refusals import (
     describe_failure,
-    refuse_for_now,
     refuse_handle,
     refuse_too_large,
 )
@@ -64,6 +66,7 @@ class Dispatcher:
         drains: own side legs that end after their request.
         priorities: tell engines when requests are due.
         policy: what the operator decided.
+        gate: lets requests in, as far as limits have room.
         routes: checks the models' own routes, for requests without a strategy; None to pass them
             unchecked.
     """
@@ -77,6 +80,7 @@ class Dispatcher:
     drains: Drains
     priorities: Priorities
     policy: DispatchPolicy
+    gate: Gate
     routes: RouteCheck | None = None
 
     async def dispatch(self, head: RequestHead, data: bytes, call: Call) -> Dispatched | Completed:
@@ -106,6 +110,7 @@ class Dispatcher:
             request = request.trust_locator(locator)
         request = self.priorities.take_over(request, head.headers)
         record.stream = request.stream
+        check_model(call.user, request.model, self.chooser.cache)
         pods = self.chooser.find_model(request.model)
         record.model = request.model
         if pods.model != request.model:
@@ -114,18 +119,16 @@ class Dispatcher:
         if self.tokenizers.can_count(request):
             with record.steps.time("tokens", waits=True):
                 counted = await self.tokenizers.count(request)
-            # Meanwhile, pods may have come and gone.
-            pods = self.chooser.find_model(request.model)
+            pods = self.chooser.find_model(request.model)  # Meanwhile, some may have come and gone.
         request, media = await self.encoders.take_media(request, pods, record)
+        tokens = counted or self.chooser.count_prompt_tokens(request, media)
+        await self._admit(request, pods, head, call, tokens)
         pods = self.chooser.find_model(request.model)
-        routed = await self.chooser.choose(
-            request, pods, head.headers, record, counted, media=media
-        )
+        routed = await self.chooser.choose(request, pods, head.headers, record, tokens, media=media)
         if routed is None:
             with record.steps.time("route-check", waits=True):
-                await self._check_route(pods)
-            headers = find_own_path(request, pods.pods)
-            body = whole_body(request)
+                await check_route(self.routes, pods, self.chooser.cache)
+            headers, body = find_own_path(request, pods.pods), whole_body(request)
             return Dispatched(body, record.request_id, None, pods.model, headers=headers)
         chosen = call.chosen = OpenDecision(routed, self.chooser.router.state, record)
         if routed.decision.whole and not routed.decision.encode:
@@ -139,6 +142,23 @@ class Dispatcher:
         if routed.decision.whole:
             return self._dispatch_encoded(requests, chosen, head, call)
         return await self._dispatch_split(requests, chosen, head, call)
+
+    async def _admit(
+        self,
+        request: InferenceRequest,
+        pods: ModelPods,
+        head: RequestHead,
+        call: Call,
+        prompt_tokens: int,
+    ) -> None:
+        """Let a request in, as far as its limits have room; its call gives back what it takes."""
+        call.admission = await self.gate.admit(
+            call.user,
+            pods,
+            call.record,
+            tokens=(prompt_tokens, self.chooser.expect_output(request, pods.model)),
+            per_second=self.chooser.find_rate(request, pods, head.headers, prompt_tokens),
+        )
 
     async def _encode(
         self,
@@ -240,18 +260,6 @@ class Dispatcher:
             body, headers = self._hand_over(request, whole, chosen, answers, call)
         pod, model = chosen.decision.last.pod, chosen.routed.pods.model
         return Dispatched(body, answers[-1].request_id, pod, model, chosen, headers)
-
-    async def _check_route(self, pods: ModelPods) -> None:
-        if self.chooser.cache.view.models.get(pods.model) is not pods:
-            # Envoy's route goes by the name alone, and so perhaps to another namespace.
-            message = f"there are several models {pods.model!r}: to ask for one, name a strategy"
-            raise RequestRejected(400, "model_ambiguous", message, "model")
-        if self.routes is None:
-            return
-        try:
-            await self.routes.check(pods.model)
-        except RouteUnavailable as unavailable:
-            raise refuse_for_now(503, "route_unavailable", str(unavailable)) from unavailable
 
     async def _run_side_legs(
         self, requests: LegRequests, chosen: OpenDecision, head: RequestHead, call: Call
@@ -371,7 +379,13 @@ class Dispatcher:
         record, model = call.record, chosen.routed.pods.model
         outcomes, answer = self.legs.lessons.outcomes, answers[-1]
         try:
-            last = self._put_handle(request, chosen.decision.pods, answers)
+            last = put_handle(
+                request,
+                chosen.decision.pods,
+                answers,
+                splits=self.splits,
+                max_bytes=self.policy.max_forwarded_bytes,
+            )
         except HandoffInvalid as invalid:
             if invalid.reason in _STILL_GOOD:
                 call.give_up_handle()
@@ -384,17 +398,3 @@ class Dispatcher:
             return whole_body(whole), _NO_HEADERS
         outcomes.note_usable(answer, model)
         return last
-
-    def _put_handle(
-        self, request: InferenceRequest, pods: Mapping[Leg, Pod], answers: Sequence[LegAnswer]
-    ) -> tuple[Pieces, Mapping[str, str]]:
-        answer = answers[-1]
-        split = self.splits.find(answer.pod.engine, answer.pod.kv_connector)
-        if answer.late:
-            raise HandoffInvalid("late", "its blocks may be freed before they are fetched")
-        placement = Placement(pods, answer.request_id, answer.peer)
-        body = split.last_body(request, placement, answers)
-        if len(body) > self.policy.max_forwarded_bytes:
-            # Envoy would refuse it, as if the client's body were too large.
-            raise HandoffInvalid("too-large", "with the handle, the body is too large")
-        return body, split.last_headers(placement, answers)

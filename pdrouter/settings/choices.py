@@ -145,6 +145,17 @@ class UserSource(StrEnum):
     """Not at all."""
     HEADER = "header"
     """By the header `user`."""
+    AIBRIX = "aibrix"
+    """By that header, which names a user whom aibrix's metadata service keeps in Redis."""
+
+
+class OnFailure(StrEnum):
+    """What becomes of requests whose limits cannot be checked."""
+
+    OPEN = "open"
+    """They pass."""
+    CLOSED = "closed"
+    """They are refused."""
 
 
 class TokenIds(StrEnum):

@@ -139,6 +139,7 @@ class Metrics:
         turns: metrics of the turns that users take.
         event_loop: metrics of the event loop.
         endpoints_reloads: times that the endpoints file was read.
+        keys_reloads: times that the file of API keys was read.
     """
 
     def __init__(
@@ -180,6 +181,12 @@ class Metrics:
         self.endpoints_reloads = Counter(
             "pdrouter_endpoints_reloads",
             "Times that the changed endpoints file was read, by result (ok, broken).",
+            ("result",),
+            registry=registry,
+        )
+        self.keys_reloads = Counter(
+            "pdrouter_keys_reloads",
+            "Times that the changed file of API keys was read, by result (ok, broken).",
             ("result",),
             registry=registry,
         )

@@ -5,6 +5,7 @@ from enum import StrEnum
 from typing import Protocol
 
 import msgspec
+from msgspec import structs
 
 SLOTS = 60
 """Parts of a window. What was taken counts until the part in which it was is a window old."""
@@ -21,7 +22,7 @@ class Measure(StrEnum):
     """Requests at a time."""
 
 
-class Quota(msgspec.Struct, frozen=True):
+class Quota(msgspec.Struct, frozen=True, array_like=True):
     """How much there is of one thing.
 
     Attributes:
@@ -30,6 +31,7 @@ class Quota(msgspec.Struct, frozen=True):
         limit: the most of it; 0 for nothing at all.
         window_s: the seconds within which that is the most; 0 for what counts while it lasts.
         scope: whose it is, for people: `user 'ann'`.
+        shared: whether others draw on it, too: then clients are not told what is left of it.
     """
 
     name: str
@@ -37,9 +39,10 @@ class Quota(msgspec.Struct, frozen=True):
     limit: int
     window_s: float
     scope: str = ""
+    shared: bool = False
 
 
-class Demand(msgspec.Struct, frozen=True):
+class Demand(msgspec.Struct, frozen=True, array_like=True):
     """What a request takes of a quota.
 
     Attributes:
@@ -66,7 +69,7 @@ class Standing(msgspec.Struct, frozen=True):
     reset_s: float
 
 
-class Taken(msgspec.Struct, frozen=True):
+class Taken(msgspec.Struct, frozen=True, array_like=True):
     """What was taken. It can be written down, and be understood by other processes.
 
     Attributes:
@@ -85,6 +88,14 @@ class Taken(msgspec.Struct, frozen=True):
         """Return the part of it that is of these measures."""
         demands = tuple(each for each in self.demands if each.quota.measure in measures)
         return Taken(demands, self.holder, self.at, self.counters)
+
+    def select_tokens(self) -> "Taken | None":
+        """Return what `correct` needs of it; None if there is nothing to correct."""
+        demands = tuple(
+            Demand(structs.replace(each.quota, scope=""), each.amount)
+            for each in self.select(Measure.TOKENS).demands
+        )
+        return structs.replace(self, demands=demands) if demands else None
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -119,7 +130,8 @@ class Counters(Protocol):
     async def take(self, demands: Sequence[Demand], holder: str) -> Verdict:
         """Take all that is demanded, or nothing.
 
-        A demand that is larger than its limit is never met.
+        A demand that is larger than its limit is never met. Whoever stops waiting for the answer
+        (cancels) has taken nothing in the end.
 
         Args:
             demands: what is to be taken: each quota at most once.

@@ -5,6 +5,7 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 
 import msgspec
+from msgspec.structs import astuple
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -19,6 +20,15 @@ class Limits(msgspec.Struct, frozen=True):
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     concurrent_requests: int | None = None
+
+    def complete(self, others: "Limits") -> "Limits":
+        """Return these, with others in place of what these do not limit."""
+        return Limits(
+            *(
+                theirs if own is None else own
+                for own, theirs in zip(astuple(self), astuple(others), strict=True)
+            )
+        )
 
 
 UNLIMITED = Limits()

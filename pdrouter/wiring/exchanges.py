@@ -27,6 +27,7 @@ from pdrouter.serving.drains import Drains
 from pdrouter.serving.encoding import EncodeLegs
 from pdrouter.serving.engine_client import EngineClient
 from pdrouter.serving.fair_queue import FairQueues, QueueObserver
+from pdrouter.serving.gate import Gate
 from pdrouter.serving.held_bodies import HeldBodies
 from pdrouter.serving.introductions import Introductions
 from pdrouter.serving.lease import Leases
@@ -35,7 +36,6 @@ from pdrouter.serving.lessons import LegLessons
 from pdrouter.serving.pod_outcomes import PodOutcomes
 from pdrouter.serving.pod_questions import PodQuestions
 from pdrouter.serving.priorities import Priorities, PriorityObserver
-from pdrouter.serving.rate_limit import RateLimiter
 from pdrouter.serving.record import Observer
 from pdrouter.serving.release import ReleaseObserver, Releases
 from pdrouter.serving.response_holders import ResponseHolders
@@ -44,7 +44,11 @@ from pdrouter.serving.trace import BeginTrace
 from pdrouter.serving.unsplittable import UnsplittableKinds
 from pdrouter.serving.way import Dispatcher
 from pdrouter.settings import Settings
-from pdrouter.settings.choices import Fairness
+from pdrouter.settings.choices import Fairness, OnFailure
+from pdrouter.users.counters import Counters
+from pdrouter.users.directory import Directory
+from pdrouter.users.keys_file import KeysFile
+from pdrouter.users.local_counters import LocalCounters
 from pdrouter.wiring.rules import (
     choose_affinity_rules,
     choose_dispatch_policy,
@@ -58,6 +62,7 @@ from pdrouter.wiring.rules import (
     create_splits,
 )
 from pdrouter.wiring.sharing import Sharing
+from pdrouter.wiring.users import create_identities
 
 
 class ExchangeObserver(
@@ -87,6 +92,10 @@ class Surroundings:
         peers: what wires know of engines.
         begin_trace: begins traces of requests; None where there are none.
         sharing: how what is learnt becomes the knowledge of all workers.
+        keys: users by their keys, and all limits.
+        counters: count against limits.
+        directory: knows users by the names of a trusted header; None where they are not kept
+            elsewhere.
     """
 
     cache: PodCache
@@ -99,6 +108,9 @@ class Surroundings:
     peers: PeerKnowledge = field(default_factory=PeerKnowledge)
     begin_trace: BeginTrace | None = None
     sharing: Sharing = field(default_factory=Sharing)
+    keys: KeysFile = field(default_factory=KeysFile)
+    counters: Counters = field(default_factory=LocalCounters)
+    directory: Directory | None = None
 
 
 class Exchanges:
@@ -108,6 +120,7 @@ class Exchanges:
         dispatcher: finds the way of requests.
         lengths: what is learnt of the length of answers.
         answers: where all reports of answers go.
+        gate: lets requests in, as far as limits have room.
         releases: have blocks freed that nobody fetches.
         drains: own side legs that end after their request.
         questions: asks pods that were left out.
@@ -124,12 +137,19 @@ class Exchanges:
         self.turns = self._create_turns(settings)
         self.questions = PodQuestions(around.client, around.cache, outcomes)
         self.lengths = share(OutputLengths)(settings.expected_output_tokens)
+        self._identities = create_identities(settings, around.keys, around.directory)
+        self.gate = Gate(
+            around.counters,
+            around.keys,
+            open_on_failure=settings.limits_on_failure is OnFailure.OPEN,
+        )
         self.answers = AnswerReports(
             cache=around.cache,
             lengths=self.lengths,
             observer=around.observer,
             on_cut=outcomes.note_cut,
             on_usage=None if self.turns is None else self.turns.note_usage,
+            settle=self.gate.settle,
         )
         ratios = share(TokenRatios)()
         kinds = share(UnsplittableKinds)(state.clock)
@@ -162,7 +182,6 @@ class Exchanges:
                 kinds=kinds,
                 splits=splits,
                 holders=holders,
-                limiter=share(RateLimiter)(state.clock),
                 turns=self.turns,
             ),
             legs=legs,
@@ -173,6 +192,7 @@ class Exchanges:
             drains=self.drains,
             priorities=self.priorities,
             policy=policy,
+            gate=self.gate,
             routes=around.routes,
         )
 
@@ -215,6 +235,7 @@ class Exchanges:
             self._around.observer,
             self.answers,
             self._policy,
+            identities=self._identities,
             bodies=self._around.bodies,
             send=send,
             interrupt=interrupt,

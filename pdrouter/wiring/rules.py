@@ -18,8 +18,8 @@ from pdrouter.serving.fair_queue import FairnessRules
 from pdrouter.serving.policy import DispatchPolicy
 from pdrouter.serving.priorities import PriorityRules
 from pdrouter.serving.release import ReleaseRules
-from pdrouter.settings import Settings
-from pdrouter.settings.choices import BlockRelease, Priority, Routing, TokenIds, UserSource
+from pdrouter.settings import SettingInvalid, Settings
+from pdrouter.settings.choices import BlockRelease, Priority, Routing, TokenIds
 from pdrouter.settings.key_files import read_key
 
 
@@ -145,16 +145,31 @@ def find_tls(settings: Settings) -> TlsFiles | None:
 
 
 def choose_exchange_policy(settings: Settings) -> ExchangePolicy:
-    """Return what is set of the answers to requests."""
+    """Return what is set of the answers to requests.
+
+    Raises:
+        SettingInvalid: the file of a key cannot be read.
+    """
     return ExchangePolicy(
         expose_pods=settings.expose_pods,
         explain_decisions=settings.explain_decisions,
-        bearer_token=settings.bearer_token,
         observation=settings.observe_tokens,
         header_limits=HeaderLimits(settings.max_headers, settings.max_header_bytes),
         dropped_headers=choose_priority_rules(settings).dropped_headers,
-        trust_user=settings.users is not UserSource.KEYS,
+        forward_keys=settings.forward_keys,
+        engine_key=_read_engine_key(settings),
     )
+
+
+def _read_engine_key(settings: Settings) -> str:
+    variable, path = "PDROUTER_ENGINE_API_KEY_FILE", settings.engine_key_file
+    try:
+        key = read_key(variable, path).decode("ascii")
+    except UnicodeDecodeError:
+        key = "\n"
+    if not key.isprintable():
+        raise SettingInvalid(f"{variable}={path}: a key is one line of printable characters")
+    return key
 
 
 def create_splits(settings: Settings) -> Splits:

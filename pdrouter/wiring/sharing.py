@@ -21,8 +21,8 @@ from pdrouter.load.retry_budget import RetryBudget
 from pdrouter.load.samples import Samples
 from pdrouter.load.whole_serving import WholeServing
 from pdrouter.openai.kind import RequestKind
-from pdrouter.serving.rate_limit import RateLimiter
 from pdrouter.serving.unsplittable import UnsplittableKinds
+from pdrouter.users.window_counts import WindowCounts
 
 _M = TypeVar("_M")
 
@@ -61,7 +61,7 @@ LANGUAGE = Language(
         TokenRatios: (Call("observe"),),
         UnsplittableKinds: (Call("note_served"), Call("note_failed")),
         RetryBudget: (Call("count_request"), Call("take_retry", matters=bool)),
-        RateLimiter: (Call("admit", matters=lambda wait: not wait), Call("give_back")),
+        WindowCounts: (Call("add"), Call("subtract")),
     }
 )
 """The calls that change what is known. All that these memories hold follows from them."""

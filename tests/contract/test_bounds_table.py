@@ -92,7 +92,6 @@ from pdrouter.serving import (
     pod_outcomes,
     pod_questions,
     priorities,
-    rate_limit,
     release,
     turns,
     unsplittable,
@@ -106,7 +105,6 @@ from pdrouter.serving.leg_outcome import LegAnswer
 from pdrouter.serving.pod_outcomes import PodOutcomes
 from pdrouter.serving.pod_questions import PodQuestions
 from pdrouter.serving.priorities import Priorities, PriorityRules
-from pdrouter.serving.rate_limit import RateLimiter
 from pdrouter.serving.record import Outcome, RequestRecord
 from pdrouter.serving.release import ReleaseOutcome, ReleaseRules, Releases
 from pdrouter.serving.tokenizers import PromptTokenizers
@@ -119,8 +117,10 @@ from pdrouter.telemetry import logs, model_series, tracing
 from pdrouter.telemetry.decisions import DecisionLog
 from pdrouter.telemetry.requests import RequestTelemetry
 from pdrouter.tools.envoy_config import Address, EnvoyConfig, build_bootstrap, to_yaml
+from pdrouter.users import cached_directory, window_counts
 from pdrouter.users.redis import backlog, leases, link
 from pdrouter.users.redis.clients import RedisFiles
+from pdrouter.users.user import User
 from pdrouter.wiring.knowledge import create_knowledge
 from pdrouter.wiring.rules import choose_encode_rules, choose_fairness_rules
 from pdrouter.wiring.sharing import Sharing
@@ -974,14 +974,28 @@ async def exceed_the_budgets(_: pytest.MonkeyPatch) -> None:
     assert len(budget._accounts) == retry_budget._MOST_MODELS
 
 
-@walk("Rate limits, by model", f"{rate_limit._MAX_MODELS:,}, and those used in the last second")
-async def exceed_the_rate_limits(_: pytest.MonkeyPatch) -> None:
-    now = 0.0
-    limiter = RateLimiter(lambda: now)
-    for model in name_many(5000):
-        limiter.admit(model, 100)
-        now += 0.01
-        assert len(limiter._paid_until) <= rate_limit._MAX_MODELS
+@walk("Windows in which requests and tokens are counted", f"{window_counts.MOST_WINDOWS:,}")
+async def exceed_the_windows(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(window_counts, "MOST_WINDOWS", 1000)
+    windows = window_counts.WindowCounts(lambda: 0.0)
+    for name in name_many(1500):
+        windows.add(name, 60.0, 1)
+    assert len(windows._windows) == 1000
+    assert [windows.count(name, 60.0) for name in ("name-0", "name-1499")] == [0, 1]
+
+
+@walk("Users who are looked up by name", f"{cached_directory._MOST:,}")
+async def exceed_the_known_users(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(cached_directory, "_MOST", 100)
+    directory = cached_directory.CachedDirectory(_Anybody(), lambda: 0.0)
+    for name in name_many(150):
+        assert await directory.find(name) == User(name)
+    assert len(directory._found) == 100
+
+
+class _Anybody:
+    async def find(self, name: str) -> User | None:
+        return User(name)
 
 
 @walk("Requests that wait for their turn, by model", f"{DEFAULTS.fairness_queue:,}")

@@ -233,10 +233,13 @@ class Receiver:
         cache.replace((PREFILL, DECODE))
         self.lengths = OutputLengths(100)
         self.results: Counter[str] = Counter()
+        self.settled: list[AnswerReport] = []
         self.telemetry = RequestTelemetry(cache, Ledger(), log_entries=self.results)
         self.failures = FailureMemory(EjectionRules(after=1))
         outcomes = PodOutcomes(self.failures)
-        answers = AnswerReports(cache, self.lengths, self.telemetry, outcomes.note_cut)
+        answers = AnswerReports(
+            cache, self.lengths, self.telemetry, outcomes.note_cut, settle=self.settled.append
+        )
         self.service = AccessLogService(answers.receive, self.results)
 
     def page(self) -> str:

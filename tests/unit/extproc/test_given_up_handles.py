@@ -12,6 +12,7 @@ from exchanges import (
     PREFILL,
     Bench,
     error_of,
+    local_reply,
     request_body,
     request_headers,
     sglang,
@@ -20,7 +21,6 @@ from waiting import wait_until
 
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.engine_http.answers import EngineAnswer
-from pdrouter.extproc.ext_proc_pb2 import ProcessingRequest
 from pdrouter.extproc.limits import MESSAGE_OVERHEAD_BYTES
 from pdrouter.extproc.messages import ResponseHeaders
 from pdrouter.serving.release import ReleaseOutcome
@@ -31,15 +31,6 @@ ELSEWHERE = Pod.create(
     uid="e", name="else", ip="10.0.0.9", port=8000, model="m", role=Role.DECODE, roleset="other"
 )
 OTHER = Pod.create(uid="d2", name="decode-1", ip="10.0.0.3", port=8000, model="m", role=Role.DECODE)
-
-
-def local_reply(details: str, attempts: float | None, status: str = "503") -> ResponseHeaders:
-    context = ProcessingRequest()
-    attributes: dict[str, Any] = {"response.code_details": details}
-    if attempts is not None:
-        attributes["upstream.request_attempt_count"] = attempts
-    context.attributes["envoy.filters.http.ext_proc"].update(attributes)
-    return ResponseHeaders({":status": status}, context=context)
 
 
 async def list_outcomes(bench: Bench) -> list[ReleaseOutcome]:

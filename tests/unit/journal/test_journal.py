@@ -23,8 +23,10 @@ from pdrouter.load.samples import EngineSample
 from pdrouter.load.whole_serving import WholeServing
 from pdrouter.openai.kind import RequestKind
 from pdrouter.routing.state import RoutingState
-from pdrouter.serving.rate_limit import RateLimiter
 from pdrouter.settings import Settings
+from pdrouter.users.local_counters import LocalCounters
+from pdrouter.users.quotas import limit_rate
+from pdrouter.users.window_counts import WindowCounts
 from pdrouter.wiring.knowledge import Knowledge, create_knowledge
 from pdrouter.wiring.sharing import LANGUAGE, Sharing
 
@@ -271,21 +273,23 @@ async def test_a_question_to_a_pod_is_counted_by_who_has_asked(workers: Workers)
 
 @pytest.mark.parametrize("limit", [1, 3, 10])
 async def test_workers_share_a_limit(limit: int, workers: Workers) -> None:
-    limiters = []
+    counters = []
     for number in range(3):
         await workers.start(number)
         journal = workers.journals[number]
-        limiters.append(Sharing(journal).share(RateLimiter)(journal.clock))
+        windows = Sharing(journal).share(WindowCounts)(journal.clock)
+        counters.append(LocalCounters(journal.clock, windows=windows, workers=3, group="these"))
+    demand = limit_rate("ns/m", "m", limit)
     admitted = 0
     for _ in range(300):
-        for limiter, journal in zip(limiters, workers.journals.values(), strict=True):
+        for one, journal in zip(counters, workers.journals.values(), strict=True):
             journal.catch_up()
-            while not limiter.admit("m", limit):
+            while (await one.take([demand], "r")).taken is not None:
                 admitted += 1
                 journal.flush()
         workers.now += 0.1
-    # As one: a burst of a second's worth, and an even rate from then on.
-    assert limit * 30 <= admitted <= limit * 31
+    # As one: in each second as many, and as many again a part of a second later.
+    assert limit * 26 <= admitted <= limit * 31
 
 
 async def test_pods_that_are_gone_are_forgotten_though_others_have_told_of_them(
@@ -381,7 +385,7 @@ READS = {
     "TokenRatios": "estimate",
     "UnsplittableKinds": "empty is_whole list_failed",
     "RetryBudget": "",
-    "RateLimiter": "",
+    "WindowCounts": "count find_wait find_reset",
 }
 """What changes nothing that others should know."""
 BY_ITSELF = {"forget"}

@@ -22,6 +22,7 @@ from pdrouter.settings.choices import (
     FailurePolicy,
     Fairness,
     LegOrder,
+    OnFailure,
     Priority,
     RemoteHostRewrite,
     Routing,
@@ -390,8 +391,15 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     "AIBRIX_ROUTER_VTC_BASIC_OUTPUT_TOKEN_WEIGHT": ([("0", 0), ("2", 2)], ["-1", "x"]),
     "AIBRIX_AUTH_BEARER_TOKEN": (_TEXTS, []),
     "PDROUTER_USERS": (
-        [("keys", UserSource.KEYS), ("Header", UserSource.HEADER)],
+        [("keys", UserSource.KEYS), ("Header", UserSource.HEADER), ("aibrix", UserSource.AIBRIX)],
         ["off", "true", "redis"],
+    ),
+    "PDROUTER_API_KEYS_FILE": (_PATHS, []),
+    "PDROUTER_ENGINE_API_KEY_FILE": (_PATHS, []),
+    "PDROUTER_FORWARD_API_KEYS": (_BOOLEANS, _NO_BOOLEANS),
+    "PDROUTER_LIMITS_ON_FAILURE": (
+        [("open", OnFailure.OPEN), ("Closed", OnFailure.CLOSED)],
+        ["fail", "true"],
     ),
     # What is refused of these, and what goes together: test_redis_settings.py.
     "PDROUTER_REDIS_URL": ([("redis://r", RedisUrl((("r", 6379),)))], []),

@@ -1,0 +1,57 @@
+"""Who asks, and what counts what they ask for: made of the settings."""
+
+import os
+import platform
+from collections.abc import Callable
+
+from pdrouter.serving.identities import Identities
+from pdrouter.settings import Settings
+from pdrouter.settings.choices import OnFailure, UserSource
+from pdrouter.users.counters import Counters
+from pdrouter.users.directory import Directory
+from pdrouter.users.keys_file import KeysFile
+from pdrouter.users.local_counters import LocalCounters
+from pdrouter.users.window_counts import WindowCounts
+from pdrouter.wiring.sharing import Sharing
+
+
+def create_keys_file(settings: Settings, on_reload: Callable[[bool], object]) -> KeysFile:
+    """Return the users of the file that is set; nothing is read yet.
+
+    Args:
+        settings: what the operator decided.
+        on_reload: called after each attempt to read a changed file, with its success.
+    """
+    return KeysFile(settings.keys_file, on_reload)
+
+
+def create_local_counters(settings: Settings, sharing: Sharing) -> Counters:
+    """Return what counts against limits where there is no Redis.
+
+    Args:
+        settings: what the operator decided.
+        sharing: how what is counted becomes that of all workers.
+    """
+    windows = sharing.share(WindowCounts)(sharing.clock)
+    # All workers have the same parent: what one of them has given, any of them can put right.
+    group = f"{platform.node()}/{os.getppid()}" if settings.workers > 1 else ""
+    return LocalCounters(sharing.clock, windows=windows, workers=settings.workers, group=group)
+
+
+def create_identities(
+    settings: Settings, keys: KeysFile, directory: Directory | None
+) -> Identities:
+    """Return what finds out who asks.
+
+    Args:
+        settings: what the operator decided.
+        keys: users by their keys.
+        directory: users by the names of a trusted header; None where they are not kept elsewhere.
+    """
+    return Identities(
+        keys,
+        settings.bearer_token,
+        trusts_header=settings.users is not UserSource.KEYS,
+        directory=directory,
+        admits_unknown=settings.limits_on_failure is OnFailure.OPEN,
+    )

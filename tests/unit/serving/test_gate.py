@@ -1,0 +1,381 @@
+"""What requests take of limits, what they are told of it, and what is given back when."""
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from exchanges import (
+    CHAT,
+    DECODE,
+    PREFILL,
+    Bench,
+    error_of,
+    local_reply,
+    request_body,
+    request_headers,
+    response_headers,
+)
+from rosters import keys_of
+
+from pdrouter.engine_http.answers import EngineAnswer
+from pdrouter.engine_http.failures import FailureKind
+from pdrouter.extproc.messages import (
+    ImmediateReply,
+    PhaseReply,
+    Reply,
+    ResponseBody,
+    ResponseHeaders,
+)
+from pdrouter.openai.usage import Usage
+from pdrouter.serving.answers import AnswerReport, RoutedRequest
+from pdrouter.settings.choices import FIRST_TOKEN, OnFailure, TokenObservation
+from pdrouter.users.counters import (
+    CountersUnavailable,
+    Demand,
+    Measure,
+    Taken,
+    Verdict,
+)
+from pdrouter.users.local_counters import LocalCounters
+from pdrouter.users.user import Limits, User
+
+UNREACHED = "upstream_reset_before_response_started{remote_connection_failure}"
+
+
+class Door:
+    """Requests one after another, with the same limits and counters."""
+
+    def __init__(self, *users: User, around: Any = None, **settings: Any) -> None:
+        self.counters: Any = LocalCounters()
+        members = around or {}
+        keys = keys_of(*users, **members)
+        self.bench = Bench(around={"keys": keys, "counters": self.counters}, **settings)
+        self.bench.exchange.close()
+
+    async def begin(self, user: str = "ann", path: str = "", **body: Any) -> Reply | None:
+        """Send a request as far as Envoy would send it on."""
+        self.bench.exchange = self.bench.open()
+        headers = request_headers(path or "/v1/chat/completions", authorization=f"Bearer {user}")
+        replies = await self.bench.tell(headers, request_body({**CHAT, **body}))
+        return replies[-1]
+
+    async def end(self) -> None:
+        """End the stream, however far it is; then all is counted."""
+        self.bench.exchange.close()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    async def answer(self, answer: bytes = b"{}", status: str = "200") -> None:
+        await self.bench.tell(
+            ResponseHeaders({":status": status, "content-type": "application/json"}),
+            ResponseBody(answer, True),
+        )
+        await self.end()
+
+    def left(self, measure: Measure, limits: Any = None) -> int:
+        """What is left of the limit of a measure, as the last request has been told."""
+        standings = self.bench.exchange.record.standings
+        return next(each.remaining for each in standings if each.quota.measure is measure)
+
+
+def passed(reply: Reply | None) -> bool:
+    if isinstance(reply, PhaseReply):
+        return True
+    assert error_of(reply) == (429, "rate_limit_exceeded")
+    return False
+
+
+def told(reply: Reply | None) -> tuple[str, dict[str, str]]:
+    assert isinstance(reply, ImmediateReply)
+    return json.loads(reply.body)["error"]["message"], dict(reply.headers)
+
+
+def limited(**limits: int) -> User:
+    return User("ann", limits=Limits(**limits))
+
+
+async def test_requests_pass_until_the_limit_and_are_told_which_one() -> None:
+    door = Door(limited(requests_per_minute=2))
+    for _ in range(2):
+        assert passed(await door.begin())
+        await door.answer()
+    reply = await door.begin()
+    assert not passed(reply)
+    message, headers = told(reply)
+    assert message.startswith("user 'ann' may have 2 requests per minute; try again in 6")
+    assert 59 <= int(headers["retry-after"]) <= 61
+    assert headers["x-ratelimit-limit-requests"] == "2"
+    assert headers["x-ratelimit-remaining-requests"] == "0"
+    await door.end()
+    record = door.bench.notes.finished[-1]
+    assert record.refused_by is not None
+    assert record.refused_by.quota.measure is Measure.REQUESTS
+
+
+async def test_an_answer_says_what_is_left() -> None:
+    door = Door(limited(requests_per_minute=10, tokens_per_minute=1000))
+    await door.begin(max_tokens=9)
+    [reply] = await door.bench.tell(response_headers())
+    assert isinstance(reply, PhaseReply)
+    headers = dict(reply.set_headers)
+    assert headers["x-ratelimit-limit-requests"] == "10"
+    assert headers["x-ratelimit-remaining-requests"] == "9"
+    assert headers["x-ratelimit-limit-tokens"] == "1000"
+    assert 1000 - 39 < int(headers["x-ratelimit-remaining-tokens"]) < 991
+    await door.end()
+
+
+async def test_anthropics_clients_are_told_in_their_own_words() -> None:
+    door = Door(limited(requests_per_minute=1))
+    assert passed(await door.begin(path="/v1/messages", max_tokens=5))
+    await door.answer()
+    reply = await door.begin(path="/v1/messages", max_tokens=5)
+    assert isinstance(reply, ImmediateReply)
+    assert json.loads(reply.body)["error"]["type"] == "rate_limit_error"
+    headers = dict(reply.headers)
+    assert headers["anthropic-ratelimit-requests-remaining"] == "0"
+    assert "retry-after" in headers
+    await door.end()
+
+
+async def test_a_place_is_held_until_the_stream_ends_however_it_does() -> None:
+    door = Door(limited(concurrent_requests=1))
+    assert passed(await door.begin())
+    held, door.bench.exchange = door.bench.exchange, door.bench.open()
+    reply = await door.begin()
+    assert not passed(reply)
+    assert told(reply)[0] == "user 'ann' may have 1 requests at a time; try again in 1 s"
+    await door.end()
+    held.close()  # The client has left.
+    await asyncio.sleep(0)
+    assert passed(await door.begin())
+    await door.answer()
+    assert passed(await door.begin())
+    await door.end()
+
+
+async def test_who_sends_the_next_request_before_the_last_has_ended_waits_a_moment() -> None:
+    door = Door(limited(concurrent_requests=1))
+    await door.begin()
+    asyncio.get_running_loop().call_later(0.005, door.bench.exchange.close)
+    assert passed(await door.begin())
+    await door.end()
+
+
+def fail(kind: FailureKind) -> Callable[[Door], None]:
+    def arrange(door: Door) -> None:
+        door.bench.prefill.answer = lambda: kind
+
+    return arrange
+
+
+def hide_pods(door: Door) -> None:
+    door.bench.cache.replace((PREFILL, replace(DECODE, ready=False)))
+
+
+@pytest.mark.parametrize(
+    ("arrange", "status", "requests", "tokens"),
+    [
+        # No engine has had anything of it.
+        (hide_pods, 503, 2, 1000),
+        (fail(FailureKind.CONNECT), 502, 2, 1000),
+        # One has, and nobody has got an answer.
+        (fail(FailureKind.TRANSPORT), 502, 1, 1000),
+    ],
+)
+async def test_a_request_that_no_engine_had_costs_nothing(
+    arrange: Callable[[Door], None], status: int, requests: int, tokens: int
+) -> None:
+    door = Door(limited(requests_per_minute=2, tokens_per_minute=1000, concurrent_requests=1))
+    arrange(door)
+    reply = await door.begin()
+    assert isinstance(reply, ImmediateReply)
+    assert reply.status == status
+    await door.end()
+    door.bench.cache.replace((PREFILL, DECODE))
+    door.bench.prefill.answer = lambda: EngineAnswer(200, {}, b"{}")
+    await door.begin()
+    assert door.left(Measure.REQUESTS) == requests - 1
+    assert door.left(Measure.TOKENS) > tokens - 40
+    await door.end()
+
+
+async def test_a_request_that_envoy_could_not_send_costs_nothing() -> None:
+    for attempts, again in ((1.0, True), (2.0, False)):
+        door = Door(limited(requests_per_minute=1), routing_algorithm="random")
+        assert passed(await door.begin())
+        await door.bench.tell(local_reply(UNREACHED, attempts))
+        await door.end()
+        # After a second attempt it is not known whether the first has come to an engine.
+        assert passed(await door.begin()) is again
+        await door.end()
+
+
+USAGE = b'{"usage": {"prompt_tokens": 200, "completion_tokens": 300}}'
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "used"),
+    [
+        (USAGE, "200", 500),
+        (b"{}", "200", None),
+    ],
+)
+async def test_tokens_are_put_right_once_they_are_known(
+    answer: bytes, status: str, used: int | None
+) -> None:
+    door = Door(limited(tokens_per_minute=10_000))
+    await door.begin(max_tokens=9)
+    reserved = 10_000 - door.left(Measure.TOKENS)
+    assert 9 < reserved < 40
+    await door.answer(answer, status)
+    await door.begin(max_tokens=9)
+    expected = reserved if used is None else used
+    assert 10_000 - door.left(Measure.TOKENS) == expected + reserved
+    await door.end()
+
+
+async def test_what_an_engine_has_refused_costs_no_tokens() -> None:
+    door = Door(limited(tokens_per_minute=10_000, requests_per_minute=9))
+    await door.begin(max_tokens=9)
+    reserved = 10_000 - door.left(Measure.TOKENS)
+    await door.bench.tell(local_reply("via_upstream", 1.0, "400"))
+    await door.end()
+    await door.begin(max_tokens=9)
+    assert 10_000 - door.left(Measure.TOKENS) == reserved
+    assert door.left(Measure.REQUESTS) == 7
+    await door.end()
+
+
+@pytest.mark.parametrize(
+    ("user", "observe", "seen"),
+    [
+        (limited(requests_per_minute=5), TokenObservation(), False),
+        (limited(tokens_per_minute=1000), TokenObservation(), True),
+        (limited(tokens_per_minute=1000), FIRST_TOKEN, True),
+        (limited(tokens_per_minute=1000), TokenObservation(access_log=True, counts=True), False),
+    ],
+)
+async def test_answers_are_looked_at_only_where_their_tokens_are_limited(
+    user: User, observe: TokenObservation, seen: bool
+) -> None:
+    door = Door(user, observe_tokens=observe)
+    await door.begin()
+    [reply] = await door.bench.tell(
+        ResponseHeaders({":status": "200", "content-type": "application/json"})
+    )
+    assert isinstance(reply, PhaseReply)
+    assert (reply.mode_override is not None) is seen
+    await door.end()
+
+
+async def test_tokens_that_envoys_log_reports_are_put_right_by_whichever_router_hears_it() -> None:
+    counted = TokenObservation(access_log=True, counts=True)
+    door = Door(limited(tokens_per_minute=10_000), observe_tokens=counted)
+    reply = await door.begin(max_tokens=9)
+    reserved = 10_000 - door.left(Measure.TOKENS)
+    assert isinstance(reply, PhaseReply)
+    assert reply.dynamic_metadata is not None
+    noted = reply.dynamic_metadata["pdrouter"]["request"]
+    assert "user 'ann'" not in noted
+    await door.answer()
+    # The entry comes later, and has nothing but what Envoy has kept.
+    request = RoutedRequest.read(noted)
+    assert request.user == "ann"
+    report = AnswerReport(request, "", 200, Usage(100, None, 50), None, None)
+    assert door.bench.exchanges.answers.receive(report)
+    await asyncio.sleep(0)
+    await door.begin(max_tokens=9)
+    assert 10_000 - door.left(Measure.TOKENS) == 150 + reserved
+    await door.end()
+
+
+async def test_a_prompt_that_is_longer_than_the_limit_is_told_that_it_never_passes() -> None:
+    door = Door(limited(tokens_per_minute=3))
+    reply = await door.begin()
+    assert not passed(reply)
+    message, headers = told(reply)
+    assert message.startswith("user 'ann' may have 3 tokens per minute; this request alone needs")
+    assert headers["x-should-retry"] == "false"
+    assert "retry-after" not in headers
+    await door.end()
+
+
+async def test_limits_of_a_model_are_everybodys() -> None:
+    door = Door(
+        User("ann"), User("bob"), around={"model_limits": {"m": Limits(requests_per_minute=1)}}
+    )
+    assert passed(await door.begin("ann"))
+    await door.answer()
+    reply = await door.begin("bob")
+    assert not passed(reply)
+    message, headers = told(reply)
+    assert message.startswith("model 'm' may have 1 requests per minute")
+    assert not [name for name in headers if name.startswith("x-ratelimit")]
+    await door.end()
+
+
+async def test_limits_of_a_user_for_a_model_are_ones_own() -> None:
+    ann = User("ann", model_limits={"*": Limits(requests_per_minute=1)})
+    door = Door(ann, User("bob"))
+    assert passed(await door.begin("ann"))
+    await door.answer()
+    reply = await door.begin("ann")
+    assert not passed(reply)
+    assert told(reply)[0].startswith("user 'ann' and model 'm' may have 1 requests")
+    await door.end()
+    assert passed(await door.begin("bob"))
+    await door.end()
+
+
+class Broken:
+    """Counters that cannot be reached."""
+
+    async def take(self, demands: Sequence[Demand], holder: str) -> Verdict:
+        raise CountersUnavailable("away")
+
+    async def correct(self, taken: Taken, tokens: int) -> None:
+        raise CountersUnavailable("away")
+
+    async def release(self, taken: Taken) -> None:
+        raise CountersUnavailable("away")
+
+    give_back = release
+
+
+@pytest.mark.parametrize("on_failure", OnFailure)
+async def test_requests_that_cannot_be_counted_pass_or_do_not(on_failure: OnFailure) -> None:
+    around = {"keys": keys_of(limited(requests_per_minute=1)), "counters": Broken()}
+    bench = Bench(around=around, limits_on_failure=on_failure)
+    for _ in range(2):
+        _, reply = await bench.tell(request_headers(authorization="Bearer ann"), request_body())
+        if on_failure is OnFailure.OPEN:
+            assert isinstance(reply, PhaseReply)
+        else:
+            assert error_of(reply) == (503, "limits_unavailable")
+        bench.close()
+        bench.exchange = bench.open()
+    assert bench.exchanges.gate.stats.failures["take"] == 2
+    bench.close()
+
+
+class Forgetful(LocalCounters):
+    """Counters that are lost once something was taken."""
+
+    async def release(self, taken: Taken) -> None:
+        raise CountersUnavailable("away")
+
+
+async def test_what_cannot_be_given_back_is_counted_and_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    around = {"keys": keys_of(limited(concurrent_requests=1)), "counters": Forgetful()}
+    bench = Bench(around=around)
+    async with bench.exchanges.gate as gate:
+        await bench.tell(request_headers(authorization="Bearer ann"), request_body())
+        bench.close()
+    assert gate.stats.failures == {"release": 1}
+    assert "limits cannot be checked" in caplog.text
