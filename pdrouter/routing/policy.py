@@ -9,6 +9,7 @@ import msgspec
 from pdrouter.cluster.pods import Pod
 from pdrouter.engines.split import Leg
 from pdrouter.routing.decision import RoutingFacts, ScoreParts
+from pdrouter.routing.session_affinity import SPREAD_SESSIONS, AffinityRules
 from pdrouter.routing.state import RoutingState
 
 
@@ -39,6 +40,7 @@ class PolicyOptions:
             highest score of a leg counts 1.
         weight_running: weight of the requests in `load_balancing`.
         weight_throughput: weight of the idle throughput in `load_balancing`.
+        affinity: how far a session stays on its pod.
     """
 
     compute_weight: float = 4.0
@@ -54,6 +56,7 @@ class PolicyOptions:
     locality_weight: float = 0.02
     weight_running: float = 1.0
     weight_throughput: float = 1.0
+    affinity: AffinityRules = SPREAD_SESSIONS
 
 
 DEFAULT_OPTIONS = PolicyOptions()

@@ -27,7 +27,7 @@ from pdrouter.routing.filters import keep_partners_of, keep_selected
 from pdrouter.routing.kv_source import DEFAULT_LEAST_TOKENS, find_kv_source
 from pdrouter.routing.other_pair import choose_other_pair
 from pdrouter.routing.session_affinity import SPREAD_SESSIONS, AffinityRules, SessionOutcome
-from pdrouter.routing.sessions import POLICY, place_request
+from pdrouter.routing.sessions import POLICY, judge_session, place_request
 from pdrouter.routing.state import RoutingState
 from pdrouter.routing.strategy_book import StrategyBook
 from pdrouter.settings.choices import Aggregation, SessionAffinity
@@ -104,9 +104,7 @@ class Router:
         wanted = strategy.name == POLICY or affinity.mode is not SessionAffinity.OFF
         placed = place_request(facts, pods, self.state, affinity, wanted=wanted)
         if placed is None:
-            decision = decide(strategy, facts, pods)
-            nameless = wanted and facts.session is None
-            return structs.replace(decision, session=SessionOutcome.NONE) if nameless else decision
+            return judge_session(decide(strategy, facts, pods), facts, wanted=wanted)
         try:
             return placed.mark(decide(strategy, placed.facts, placed.pods))
         except NoReadyPod:

@@ -99,10 +99,10 @@ def place_session(
         count_requests: gives the requests on a pod, by UID.
     """
     able = {pod.uid for pod in candidates}
-    order = order_pods(session.key, [pod for pod in known if pod.uid in able or not pod.refused])
-    # To a client without a pod, any is good that its key says; one that has named one has lost it.
+    order = rank_pods(session, [pod for pod in known if pod.uid in able or not pod.refused])
+    # Who has named a pod that is gone has lost it, whatever its key says.
     first = session.address or order[0].address
-    ranked = sorted((pod for pod in order if pod.uid in able), key=lambda pod: pod.address != first)
+    ranked = [pod for pod in order if pod.uid in able]
     chosen = 0
     if not (session.bound or rules.strict):
         counts = [count_requests(pod.uid) for pod in ranked]
@@ -114,6 +114,14 @@ def place_session(
     else:
         outcome = SessionOutcome.OVERLOADED if chosen else SessionOutcome.KEPT
     return SessionPlace((*ranked[chosen:], *ranked[:chosen]), outcome)
+
+
+def rank_pods(session: Session, pods: Iterable[Pod]) -> list[Pod]:
+    """Return the pods in a session's order, which begins with the pod that the client names."""
+    order = order_pods(session.key, pods)
+    if session.address:
+        order.sort(key=lambda pod: pod.address != session.address)
+    return order
 
 
 def order_pods(key: str, pods: Iterable[Pod]) -> list[Pod]:

@@ -17,6 +17,7 @@ from pdrouter.routing.session_affinity import (
     SessionOutcome,
     SessionPlace,
     place_session,
+    rank_pods,
 )
 from pdrouter.routing.soundness import keep_sound
 from pdrouter.routing.state import RoutingState
@@ -149,3 +150,25 @@ def _describe(outcome: SessionOutcome, pods: Sequence[Pod]) -> str:
             return f"{pods[-1].name} has more to do than the others, {pods[0].name} is next"
         case _:
             return f"its pod cannot serve it, {pods[0].name} is next"
+
+
+def judge_session(decision: Decision, facts: RoutingFacts, *, wanted: bool) -> Decision:
+    """Return a decision with what it means for the session, where that was only asked for its part.
+
+    Args:
+        decision: the decision.
+        facts: the request.
+        wanted: whether sessions are kept together, if there are any.
+    """
+    last, session = decision.last, facts.session
+    if not (wanted or POLICY in last.policy):
+        return decision
+    if session is None:
+        return structs.replace(decision, session=SessionOutcome.NONE)
+    own, *_ = rank_pods(session, last.candidates)
+    if session.address and own.address != session.address:
+        outcome = SessionOutcome.AWAY
+    else:
+        kept = own.uid == last.pod.uid
+        outcome = SessionOutcome.KEPT if kept else SessionOutcome.OVERLOADED
+    return structs.replace(decision, session=outcome)

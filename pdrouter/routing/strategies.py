@@ -9,13 +9,13 @@ from pdrouter.routing.aibrix.prefill import AibrixPrefill
 from pdrouter.routing.algorithms.legs import AlgorithmDecode, AlgorithmPrefill
 from pdrouter.routing.algorithms.prefix_cache import PrefixCache, PrefixMatch
 from pdrouter.routing.algorithms.requests import AnyPod, LeastRequest
+from pdrouter.routing.algorithms.session import SessionAffinity, SessionMatch
 from pdrouter.routing.combination import CombinedDecode, CombinedPrefill, PolicyBook
 from pdrouter.routing.decision import Strategy
 from pdrouter.routing.kv_capacity import KVCapacity
 from pdrouter.routing.pd import PrefillDecode
 from pdrouter.routing.policy import DEFAULT_OPTIONS, DecodePolicy, PolicyOptions, PrefillPolicy
 from pdrouter.routing.scoring import Algorithm, Alone, Scorer
-from pdrouter.routing.sessions import POLICY as SESSION_AFFINITY
 from pdrouter.routing.single_pod import SinglePod
 from pdrouter.routing.strategy_book import StrategyBook
 from pdrouter.routing.ttft import TimeToFirstToken
@@ -59,6 +59,7 @@ SCORERS: Mapping[str, Callable[[PolicyOptions], Scorer]] = MappingProxyType(
     {
         "least-request": lambda _: LeastRequest(),
         "prefix-cache": lambda _: PrefixMatch(),
+        "session-affinity": lambda _: SessionMatch(),
     }
 )
 """The algorithms that can be in lists, each with what makes its scorer."""
@@ -67,8 +68,7 @@ _ALONE: Mapping[str, Callable[[PolicyOptions], Algorithm]] = MappingProxyType(
     {
         "random": lambda _: AnyPod(),
         "prefix-cache": PrefixCache,
-        # The router keeps sessions on their pods: this one is for requests without a session.
-        SESSION_AFFINITY: lambda _: Alone(LeastRequest(SESSION_AFFINITY)),
+        "session-affinity": SessionAffinity,
     }
 )
 """The algorithms that are more by themselves than their scorer, or have none."""

@@ -12,7 +12,7 @@ from pdrouter.settings.controls import POD_HEADERS, RETRY_HEADERS
 ALGORITHM_NAMES = ("random", "least-request", "prefix-cache", "session-affinity")
 """Algorithms that choose one pod: for a whole request, or for a leg of `pd`."""
 
-UNLISTED_ALGORITHMS = frozenset({"random", "session-affinity"})
+UNLISTED_ALGORITHMS = frozenset({"random"})
 """Those of them that stand alone: they give no scores that could be added to others'."""
 
 STRATEGY_NAMES = ("pd", *ALGORITHM_NAMES)

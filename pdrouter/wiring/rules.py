@@ -39,6 +39,7 @@ def choose_policy_options(settings: Settings) -> PolicyOptions:
         locality_weight=settings.locality_weight,
         weight_running=settings.weight_running,
         weight_throughput=settings.weight_throughput,
+        affinity=choose_affinity_rules(settings),
     )
 
 

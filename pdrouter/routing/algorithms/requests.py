@@ -22,11 +22,9 @@ class AnyPod:
 class LeastRequest:
     """`least-request`: the pod with the fewest requests, ours and others'."""
 
+    name = "least-request"
     unit = "requests"
     most = False
-
-    def __init__(self, name: str = "least-request") -> None:
-        self.name = name
 
     def measure(self, pods: Sequence[Pod], request: RankingRequest, leg: Leg) -> Measures:
         """Return how many requests each pod has."""

@@ -19,6 +19,7 @@ from pdrouter.routing.admission import QueueTooLong
 from pdrouter.routing.decision import Decision, NoReadyPod, RoutingFacts
 from pdrouter.routing.label_selector import parse_selector
 from pdrouter.routing.other_pair import choose_other_pair
+from pdrouter.routing.policy import PolicyOptions
 from pdrouter.routing.router import Router, RoutingRules
 from pdrouter.routing.runner_up import find_runner_up
 from pdrouter.routing.session_affinity import AffinityRules, SessionOutcome, order_pods
@@ -299,3 +300,81 @@ def test_a_pod_that_goes_during_the_side_legs_gives_the_session_to_the_next() ->
     decision = router.replace_last(STRATEGIES["pd"], last, facts, left, PREFILL, chosen_at=0.0)
     assert decision is not None
     assert decision.last.pod == NEXT
+
+
+# --- As a part of something else ---------------------------------------------------------------
+
+
+def route(
+    strategy: str, busy: dict[str, int] | None = None, session: Session | None = SESSION
+) -> Decision:
+    """A decision of a strategy that is written as users write it."""
+    ledger = Ledger(PrefillRates(1000), lambda: 0.0)
+    for uid, requests in (busy or {}).items():
+        for _ in range(requests):
+            ledger.start(Leg.DECODE, uid, 10)
+    router = Router(STRATEGIES, make_state(ledger))
+    facts = RoutingFacts(1000, None, session=session)
+    return router.decide(STRATEGIES.find(strategy), facts, PAIRS)
+
+
+def test_in_a_list_the_weights_say_how_much_a_session_counts() -> None:
+    """The session's pod has all requests, and so is the worst in the eyes of the other scorer."""
+    busy = {OWN.uid: 5}
+    kept = route("session-affinity:2,least-request", busy)
+    assert (kept.last.pod, kept.session) == (OWN, SessionOutcome.KEPT)
+    moved = route("session-affinity,least-request:2", busy)
+    assert moved.last.pod != OWN
+    assert moved.session is SessionOutcome.OVERLOADED
+
+
+def test_in_a_list_a_request_without_a_session_is_for_the_others_to_decide() -> None:
+    busy = {pod.uid: 1 for pod in DECODERS[1:]}
+    decision = route("session-affinity:9,least-request", busy, session=None)
+    assert (decision.last.pod, decision.session) == (DECODERS[0], SessionOutcome.NONE)
+    assert decision.notes == ("session-affinity: the request names no session",)
+
+
+def test_in_a_list_a_client_may_name_the_pod() -> None:
+    for pod in DECODERS:
+        session = structs.replace(SESSION, address=pod.address)
+        assert route("session-affinity:2,least-request", session=session).last.pod == pod
+    gone = structs.replace(SESSION, address="10.0.9.9:8000")
+    decision = route("session-affinity:2,least-request", session=gone)
+    assert (decision.last.pod, decision.session) == (OWN, SessionOutcome.AWAY)
+
+
+def test_each_leg_of_pd_may_go_by_the_session() -> None:
+    prefills = [make_pod(f"p{number}", ip=f"10.0.1.{number + 1}") for number in range(4)]
+    pods = make_model_pods(*prefills, *DECODERS)
+    router = Router(create_strategies("session-affinity", "session-affinity"), make_state())
+    named = structs.replace(SESSION, address=DECODERS[2].address)
+    for session, last in ((SESSION, OWN), (named, DECODERS[2])):
+        facts = RoutingFacts(1000, None, session=session)
+        decision = router.decide(router.strategies["pd"], facts, pods)
+        assert decision.legs[0].pod == order_pods(SESSION.key, prefills)[0]
+        assert (decision.last.pod, decision.session) == (last, SessionOutcome.KEPT)
+
+
+def test_a_leg_of_pd_may_weigh_the_session_against_other_policies() -> None:
+    busy = {OWN.uid: 5}
+    for decode, kept in (("session-affinity:2,kv_capacity", True), ("kv_capacity", False)):
+        ledger = Ledger(PrefillRates(1000), lambda: 0.0)
+        for _ in range(busy[OWN.uid]):
+            ledger.start(Leg.DECODE, OWN.uid, 10)
+        router = Router(create_strategies("ttft", decode), make_state(ledger))
+        facts = RoutingFacts(1000, None, session=SESSION)
+        decision = router.decide(router.strategies["pd"], facts, PAIRS)
+        assert (decision.last.pod == OWN) is kept
+        assert decision.session is (SessionOutcome.KEPT if kept else None)
+
+
+def test_a_leg_of_pd_bounds_what_a_session_may_cost() -> None:
+    options = PolicyOptions(affinity=SOFT)
+    ledger = Ledger(PrefillRates(1000), lambda: 0.0)
+    for _ in range(5):
+        ledger.start(Leg.DECODE, OWN.uid, 10)
+    router = Router(create_strategies("ttft", "session-affinity", options), make_state(ledger))
+    facts = RoutingFacts(1000, None, session=SESSION)
+    decision = router.decide(router.strategies["pd"], facts, PAIRS)
+    assert (decision.last.pod, decision.session) == (NEXT, SessionOutcome.OVERLOADED)
