@@ -114,7 +114,7 @@ class Application:
         log_entries: Counter[str] = Counter()
         self.telemetry = self._create_telemetry(log_entries)
         if self._journal is not None:
-            self.telemetry.metrics.add(JournalMetrics(self._journal))
+            self.telemetry.metrics.add(JournalMetrics(self._journal.events))
         self._client = EngineClient(limit_client(settings))
         self._exchanges = self._create_exchanges()
         if self._exchanges.turns is not None:

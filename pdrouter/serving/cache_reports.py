@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from pdrouter.bounded import make_room
 from pdrouter.load.cached_prefixes import CachedPrefixes
+from pdrouter.load.proofs import Proofs
 from pdrouter.openai.prompt_prefix import PromptPrefix
 from pdrouter.serving.leg_outcome import LegAnswer
 from pdrouter.serving.record import RequestRecord
-
-_MOST = 4096
 
 
 class CacheGuess(NamedTuple):
@@ -40,16 +38,19 @@ class CacheReports:
     number means none only on a path on which the pod has said one before.
     """
 
-    def __init__(self, prefixes: CachedPrefixes, observer: CacheObserver) -> None:
-        """Begin with nothing said.
+    def __init__(
+        self, prefixes: CachedPrefixes, observer: CacheObserver, proofs: Proofs | None = None
+    ) -> None:
+        """Set up.
 
         Args:
             prefixes: the index.
             observer: is told where it was wrong.
+            proofs: remembers which pods tell; None for a memory of its own.
         """
         self._prefixes = prefixes
         self._observer = observer
-        self._told: dict[tuple[str, str], None] = {}
+        self._proofs = proofs or Proofs()
 
     def guess(self, prefix: PromptPrefix, uid: str, tokens: int) -> CacheGuess:
         """Count a prompt as cached where it is about to be sent; return what was thought before.
@@ -77,9 +78,8 @@ class CacheReports:
             return
         cached, tokens = usage.cached_tokens, usage.prompt_tokens
         if cached is not None:
-            make_room(self._told, (uid, path), _MOST)
-            self._told[uid, path] = None
-        elif (uid, path) not in self._told:
+            self._proofs.note_told(uid, path)
+        elif not self._proofs.has_told(uid, path):
             return
         least, most = prefix.count_cached(cached or 0, tokens)
         record.prefixes_gone = self._prefixes.confirm(prefix.hashes, uid, recalled, most)

@@ -2,25 +2,21 @@
 
 import logging
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from pdrouter.bounded import make_room
 from pdrouter.cluster.pods import Pod
 from pdrouter.engine_http.failures import FailureKind
 from pdrouter.engines.split import PEER_CHANGED, Leg
 from pdrouter.load.failures import CONNECT, FailureMemory, Part
+from pdrouter.load.proofs import Proofs
 from pdrouter.serving.last_leg import ATTEMPTS, Judgement, Verdict, judge_answer
 from pdrouter.serving.leg_outcome import Attempt, LegAnswer
 from pdrouter.serving.statuses import BUSY, Speaks
 
 log = logging.getLogger(__name__)
 
-_RECENT_S = 60.0
-_MOST_NAMES = 4096
-"""Models and adapters, by leg and path, that are remembered; adapters may come and go for ever."""
 _FIRST_ERROR, _NOT_FOUND = 400, 404
 _WITH_IDS = frozenset({"/v1/responses"})
 _OF_THE_KEY = frozenset({401, 403, 407})
@@ -57,33 +53,18 @@ class SentLeg(msgspec.Struct, frozen=True):
         return self.split and isinstance(attempts, float | int) and attempts > named
 
 
-@dataclass(frozen=True, slots=True)
-class _Handle:
-    """The last handle that was good; of the recent ones, that for the shortest prompt.
-
-    Attributes:
-        uid: the pod that has given it.
-        tokens: length of the prompt.
-        at: when that was.
-    """
-
-    uid: str
-    tokens: int
-    at: float
-
-
 class PodOutcomes:
     """Where all outcomes go, whoever saw them."""
 
-    def __init__(self, failures: FailureMemory) -> None:
+    def __init__(self, failures: FailureMemory, proofs: Proofs | None = None) -> None:
         """Set up.
 
         Args:
             failures: remembers them.
+            proofs: remembers who has served what; None for a memory of its own.
         """
         self.failures = failures
-        self._served: dict[tuple[Leg, str, str, str], tuple[str, float]] = {}
-        self._handles: dict[tuple[str, str], _Handle] = {}
+        self._proofs = proofs or Proofs(failures.clock)
 
     def send(
         self, pod: Pod, model: str, path: str, *, split: bool, second: Pod | None = None
@@ -136,15 +117,9 @@ class PodOutcomes:
             answer: the answer.
             model: the model or adapter, by the engine's name.
         """
-        key, tokens, now = (
-            (answer.pod.namespace, model),
-            _count_tokens(answer),
-            self.failures.clock(),
-        )
-        known = self._handles.get(key)
-        if tokens and (known is None or tokens <= known.tokens or now - known.at >= _RECENT_S):
-            make_room(self._handles, key, _MOST_NAMES)
-            self._handles[key] = _Handle(answer.pod.uid, tokens, now)
+        pod, tokens = answer.pod, _count_tokens(answer)
+        if tokens:
+            self._proofs.note_handle(pod.namespace, model, pod.uid, tokens)
 
     def note_unusable(self, answer: LegAnswer, model: str, reason: str) -> None:
         """Take an answer to a side leg that the engine of the next one cannot work with.
@@ -234,22 +209,14 @@ class PodOutcomes:
         )
 
     def _has_another_given(self, answer: LegAnswer, model: str) -> bool:
-        known = self._handles.get((answer.pod.namespace, model))
-        return (
-            known is not None
-            and known.uid != answer.pod.uid
-            and known.tokens <= _count_tokens(answer)
-            and self.failures.clock() - known.at < _RECENT_S
-        )
+        pod = answer.pod
+        return self._proofs.has_another_given(pod.namespace, model, pod.uid, _count_tokens(answer))
 
     def _note_served(self, pod: Pod, leg: Leg, model: str, path: str) -> None:
-        key = leg, pod.namespace, model, path
-        make_room(self._served, key, _MOST_NAMES)
-        self._served[key] = pod.uid, self.failures.clock()
+        self._proofs.note_served(leg, pod.namespace, model, path, pod.uid)
 
     def _has_another_served(self, pod: Pod, leg: Leg, model: str, path: str) -> bool:
-        uid, at = self._served.get((leg, pod.namespace, model, path), (pod.uid, 0.0))
-        return uid != pod.uid and self.failures.clock() - at < _RECENT_S
+        return self._proofs.has_another_served(leg, pod.namespace, model, path, pod.uid)
 
     def _time_out(self, pod: Pod, leg: Leg, cause: str, began: float, *, path: str = "") -> None:
         if self.failures.note_timeout(pod.uid, leg, cause, began, path=path):

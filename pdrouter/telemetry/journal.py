@@ -1,18 +1,17 @@
 """Metrics of what workers tell each other."""
 
+from collections import Counter as Counts
 from collections.abc import Iterable
 
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pdrouter.journal.journal import Journal
-
 
 class JournalMetrics(Collector):
     """What has come up in a worker's journal, and in those that it reads."""
 
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
+    def __init__(self, events: Counts[str]) -> None:
+        self._events = events
 
     def collect(self) -> Iterable[Metric]:
         """Yield the metrics as they stand now."""
@@ -23,6 +22,6 @@ class JournalMetrics(Collector):
             None,
             ("event",),
         )
-        for event, number in self._journal.events.copy().items():
+        for event, number in self._events.copy().items():
             events.add_metric((event,), number)
         yield events

@@ -15,6 +15,7 @@ from pdrouter.extproc.exchange import Exchange
 from pdrouter.load.output_length import OutputLengths
 from pdrouter.load.peers import PeerKnowledge
 from pdrouter.load.prompt_length import TokenRatios
+from pdrouter.load.proofs import Proofs
 from pdrouter.load.retry_budget import RetryBudget
 from pdrouter.routing.aggregation import WholeRules
 from pdrouter.routing.router import Router, RoutingRules
@@ -133,7 +134,8 @@ class Exchanges:
         self._around = around
         self._policy = choose_exchange_policy(settings)
         state, share = around.router.state, around.sharing.share
-        outcomes = PodOutcomes(state.failures)
+        proofs = share(Proofs)(state.clock)
+        outcomes = PodOutcomes(state.failures, proofs)
         self.turns = self._create_turns(settings)
         self.questions = PodQuestions(around.client, around.cache, outcomes)
         self.lengths = share(OutputLengths)(settings.expected_output_tokens)
@@ -165,7 +167,7 @@ class Exchanges:
             rules=choose_release_rules(settings),
         )
         self.leases = Leases(settings.kv_lease_s)
-        caches = CacheReports(state.prefixes, around.observer)
+        caches = CacheReports(state.prefixes, around.observer, proofs)
         lessons = LegLessons(outcomes, kinds, ratios, around.observer, caches)
         rules = choose_priority_rules(settings)
         self.priorities = Priorities(around.client, state.priorities, around.observer, rules)

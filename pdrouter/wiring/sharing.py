@@ -17,6 +17,7 @@ from pdrouter.load.prefill_rates import PrefillRates
 from pdrouter.load.prefix_index import PrefixIndex
 from pdrouter.load.priorities import PriorityKnowledge
 from pdrouter.load.prompt_length import TokenRatios
+from pdrouter.load.proofs import Proofs
 from pdrouter.load.retry_budget import RetryBudget
 from pdrouter.load.samples import Samples
 from pdrouter.load.whole_serving import WholeServing
@@ -58,6 +59,11 @@ LANGUAGE = Language(
         DecodedPrompts: (Call("add"), Call("expect", matters=bool), Call("discard")),
         Samples: (Call("put"), Call("drop")),
         OutputLengths: (Call("observe"),),
+        Proofs: (
+            Call("note_served", matters=bool),
+            Call("note_handle", matters=bool),
+            Call("note_told", matters=bool),
+        ),
         TokenRatios: (Call("observe"),),
         UnsplittableKinds: (Call("note_served"), Call("note_failed")),
         RetryBudget: (Call("count_request"), Call("take_retry", matters=bool)),

@@ -4,10 +4,12 @@ import asyncio
 import inspect
 import json
 import logging
+import os
 import re
 import signal
 import socket
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass, replace
@@ -55,11 +57,13 @@ from pdrouter.engines.vllm.mooncake import Mooncake
 from pdrouter.extproc import codec, grpcio_server
 from pdrouter.extproc.limits import HANDLE_HEADROOM_BYTES
 from pdrouter.extproc.server import ServerOptions
+from pdrouter.journal import journal, memory
 from pdrouter.load import failures as failure_memory
 from pdrouter.load import (
     output_length,
     peers,
     prompt_length,
+    proofs,
     retry_budget,
     scraper,
     silences,
@@ -85,11 +89,9 @@ from pdrouter.openai.usage import Usage
 from pdrouter.process_limits import choose_body_memory
 from pdrouter.routing import homes
 from pdrouter.serving import (
-    cache_reports,
     drains,
     engine_client,
     legs,
-    pod_outcomes,
     pod_questions,
     priorities,
     release,
@@ -98,6 +100,7 @@ from pdrouter.serving import (
 )
 from pdrouter.serving import tokenizers as tokenizing
 from pdrouter.serving.answers import AnswerReport, RoutedRequest
+from pdrouter.serving.cache_reports import CacheReports
 from pdrouter.serving.drains import Drains
 from pdrouter.serving.engine_client import EngineClient
 from pdrouter.serving.held_bodies import HeldBodies
@@ -115,6 +118,7 @@ from pdrouter.settings.choices import Priority
 from pdrouter.settings.redis_url import RedisUrl
 from pdrouter.telemetry import logs, model_series, tracing
 from pdrouter.telemetry.decisions import DecisionLog
+from pdrouter.telemetry.journal import JournalMetrics
 from pdrouter.telemetry.requests import RequestTelemetry
 from pdrouter.tools.envoy_config import Address, EnvoyConfig, build_bootstrap, to_yaml
 from pdrouter.users import cached_directory, window_counts
@@ -123,7 +127,7 @@ from pdrouter.users.redis.clients import RedisFiles
 from pdrouter.users.user import User
 from pdrouter.wiring.knowledge import create_knowledge
 from pdrouter.wiring.rules import choose_encode_rules, choose_fairness_rules
-from pdrouter.wiring.sharing import Sharing
+from pdrouter.wiring.sharing import LANGUAGE, Sharing
 from pdrouter.workers import process, supervisor
 from pdrouter.workers.metrics_page import describe_workers, render_page
 
@@ -186,6 +190,7 @@ def test_each_setting_exists_or_it_is_said_why_there_is_none() -> None:
 def test_each_metric_exists_or_there_is_none() -> None:
     page = RequestTelemetry(PodCache(), Ledger()).metrics.render().decode()
     page += render_page(describe_workers({0: 1}, 1)).decode()
+    page += render_page(JournalMetrics(Counter(noted=1)).collect()).decode()
     exported = set(re.findall(r"^# TYPE (\S+)", page, re.MULTILINE))
     for row in read_rows():
         named = set(re.findall(r"`(pdrouter_\w+)`", row.metric))
@@ -888,15 +893,16 @@ async def exceed_the_peers(_: pytest.MonkeyPatch) -> None:
     assert len(memory) == peers._MOST
 
 
-@walk("Which engines have said what they had cached, by path", f"{cache_reports._MOST:,}")
+@walk("Which engines have said what they had cached, by path", f"{proofs.MOST_NAMES:,}")
 async def exceed_the_cache_reports(_: pytest.MonkeyPatch) -> None:
+    known = proofs.Proofs()
     index = PrefixIndex(MIB, 60, lambda: 0.0)
-    reports = cache_reports.CacheReports(index, NobodyTold())
+    reports = CacheReports(index, NobodyTold(), known)
     for name in name_many(5000):
         answer = LegAnswer(Leg.PREFILL, make_pod(name), "id", b"", Usage(100, 0))
         guess = reports.guess(PromptPrefix((1,), (10,), 10), answer.pod.uid, 100)
         reports.take(guess, answer, "/v1/completions", make_record())
-    assert len(reports._told) == cache_reports._MOST
+    assert len(known._told) == proofs.MOST_NAMES
 
 
 @walk(
@@ -941,14 +947,51 @@ async def exceed_the_silences(_: pytest.MonkeyPatch) -> None:
 
 @walk(
     "Who has served which model, who has given a handle",
-    f"{pod_outcomes._MOST_NAMES:,}, {pod_outcomes._MOST_NAMES:,}",
+    f"{proofs.MOST_NAMES:,}, {proofs.MOST_NAMES:,}",
 )
 async def exceed_the_outcomes(_: pytest.MonkeyPatch) -> None:
-    outcomes = PodOutcomes(FailureMemory())
+    known = proofs.Proofs()
+    outcomes = PodOutcomes(FailureMemory(), known)
     for model in name_many(5000):
         outcomes._note_served(make_pod(), Leg.PREFILL, model, "/v1/completions")
         outcomes.note_usable(LegAnswer(Leg.PREFILL, make_pod(), "id", b"", Usage(5, None)), model)
-    assert len(outcomes._served) == len(outcomes._handles) == pod_outcomes._MOST_NAMES
+    assert len(known._served) == len(known._handles) == proofs.MOST_NAMES
+    for uid in name_many(100):
+        known.note_served(Leg.PREFILL, "default", "name-4999", "/v1/completions", uid)
+    assert all(len(pods) <= proofs._ENOUGH for pods in known._served.values())
+
+
+@walk(
+    "What workers tell each other, of each of them; legs that one tells at once which comes later",
+    f"{memory.Layout(1).ring_bytes // MIB} MiB, {journal._TOLD_AT_ONCE}",
+)
+async def exceed_the_journals(patch: pytest.MonkeyPatch) -> None:
+    del patch
+    layout = memory.Layout(2)
+    descriptor = memory.create_memory(layout)
+    try:
+        shared = memory.SharedMemory(descriptor, layout)
+        workers = [journal.Journal(shared, number, LANGUAGE) for number in range(2)]
+        states = [
+            create_knowledge(Settings(), Sharing(one), RouterGroup()).state for one in workers
+        ]
+        for one in workers:
+            await one.join()
+        scopes = [states[0].ledger.start(Leg.DECODE, "pod", 1) for _ in range(1200)]
+        workers[0].flush()
+        block = b"x" * shared.ring(0).largest
+        for _ in range(layout.ring_bytes // len(block) + 2):
+            shared.ring(0).append(block)
+        assert os.fstat(descriptor).st_size == layout.bytes
+        states[1].catch_up()
+        assert workers[1].events["lost"] == 1
+        workers[1].flush()
+        workers[0].tick()
+        assert len(workers[0]._untold) == 1200 - journal._TOLD_AT_ONCE
+        for scope in scopes:
+            scope.release()
+    finally:
+        os.close(descriptor)
 
 
 @walk(

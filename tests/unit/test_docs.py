@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from pdrouter.load.ledger import Ledger
 from pdrouter.openai.headers import FORWARDED_TO_SIDE_LEGS
 from pdrouter.openai.paths import ENDPOINTS, Forms
 from pdrouter.settings.choices import CONNECTOR_NAMES
+from pdrouter.telemetry.journal import JournalMetrics
 from pdrouter.telemetry.requests import RequestTelemetry
 from pdrouter.workers.metrics_page import describe_workers, render_page
 
@@ -50,6 +52,7 @@ def test_pages_that_are_made_from_code_are_up_to_date() -> None:
 def test_every_metric_is_explained_and_no_other() -> None:
     page = RequestTelemetry(PodCache(), Ledger()).metrics.render().decode()
     page += render_page(describe_workers({0: 1}, 1)).decode()
+    page += render_page(JournalMetrics(Counter(noted=1)).collect()).decode()
     exported = set(re.findall(r"^# TYPE (\S+)", page, re.MULTILINE))
     text = read("metrics.md")
     first_cells = "".join(re.findall(r"^\| (`[^|]+)", text, re.MULTILINE))

@@ -370,7 +370,7 @@ async def test_a_change_that_is_too_large_is_left_out(
 
 READS = {
     "Ledger": "load count_requests snapshot describe predict_prefill_wait predict_prefills"
-    " predict_due knows measure_use drain_rate",
+    " predict_due knows measure_use measure_busy drain_rate",
     "PrefillRates": "predict freeze measure find_shapes factors",
     "PrefixIndex": "match recall",
     "FailureMemory": "calm is_well_but_for was_ejected_since look list_ejected is_left_out"
@@ -381,6 +381,7 @@ READS = {
     " measure_share may_serve is_refused describe",
     "DecodedPrompts": "match count_cached",
     "Samples": "",
+    "Proofs": "has_another_served has_another_given has_told",
     "OutputLengths": "expect",
     "TokenRatios": "estimate",
     "UnsplittableKinds": "empty is_whole list_failed",
