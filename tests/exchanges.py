@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from types import MappingProxyType
@@ -193,6 +194,8 @@ class Bench:
         max_body_bytes: int = 1_000_000,
         max_held_bytes: int = 10_000_000,
         around: Mapping[str, Any] = MappingProxyType({}),
+        clock: Callable[[], float] | None = None,
+        client: Any = None,
         **settings: Any,
     ) -> None:
         """Put everything together as the application does, but for engines and telemetry.
@@ -203,13 +206,17 @@ class Bench:
             max_body_bytes: the largest body that is held.
             max_held_bytes: what all bodies may take.
             around: what else the exchanges work with, by its name in `Surroundings`.
+            clock: gives the time of what is learnt; None for that of the machine.
+            client: sends what the router sends to engines; None for what this bench scripts.
             settings: what differs from the settings of these tests.
         """
         chosen = Settings(**{**SETTINGS, **settings})
         self.cache = PodCache()
         self.cache.replace(pods)
-        self.ledger = Ledger()
-        self.state = make_state(self.ledger, whole=WholeServing(chosen.handover_s))
+        self.ledger = Ledger(clock=clock or time.monotonic)
+        self.state = make_state(
+            self.ledger, whole=WholeServing(chosen.handover_s), clock=clock or (lambda: 0.0)
+        )
         self.prefill = ScriptedEngines(self.ledger)
         self.notes = Notes()
         self.bodies = HeldBodies(max_body_bytes, max_held_bytes)
@@ -218,7 +225,7 @@ class Bench:
             Surroundings(
                 cache=self.cache,
                 router=create_router(chosen, self.state),
-                client=self.prefill,  # type: ignore[arg-type]
+                client=client or self.prefill,
                 observer=self.notes,
                 tokenizers=tokenizers or PromptTokenizers({}, 1.0, 1),
                 bodies=self.bodies,

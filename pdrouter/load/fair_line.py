@@ -39,14 +39,20 @@ class FairLine(Generic[T]):
     request of either: who is ahead by anything does not get the next turn.
 
     Attributes:
-        tokens: the counters of its users.
+        name: its name among the counters.
     """
 
-    __slots__ = ("_numbers", "_size", "_waiting", "tokens")
+    __slots__ = ("_counters", "_numbers", "_size", "_waiting", "name")
 
-    def __init__(self) -> None:
-        """Start empty."""
-        self.tokens = VirtualTokens()
+    def __init__(self, counters: VirtualTokens, name: str = "") -> None:
+        """Start empty.
+
+        Args:
+            counters: the counters of users.
+            name: its name among them.
+        """
+        self.name = name
+        self._counters = counters
         self._numbers = count()
         self._size = 0
         self._waiting: dict[tuple[str, Hashable], OrderedDict[int, Place[T]]] = {}
@@ -67,11 +73,17 @@ class FairLine(Generic[T]):
         """Ways of what waits."""
         return {way for _, way in self._waiting}
 
+    def read(self, user: str) -> float:
+        """Return the counter of a user."""
+        return self._counters.read(self.name, user)
+
     def join(self, place: Place[T]) -> None:
         """Let a request wait."""
         users = self.users
         if place.user not in users:
-            self.tokens.lift(place.user, users)
+            reached = self._counters.read_line(self.name)
+            floor = min((reached, *map(self.read, users)))
+            self._counters.lift(self.name, place.user, floor)
         place.number = next(self._numbers)
         key = place.user, place.way
         self._waiting.setdefault(key, OrderedDict())[place.number] = place
@@ -90,7 +102,7 @@ class FairLine(Generic[T]):
     def serve(self, place: Place[T]) -> None:
         """Let a request have its turn: it waits no more, and is charged."""
         self.leave(place)
-        self.tokens.charge(place.user, place.tokens)
+        self._counters.charge(self.name, place.user, place.tokens)
 
     def pass_by(self, place: Place[T]) -> None:
         """Charge a request that has its turn as it comes, since none has to wait."""
@@ -104,7 +116,7 @@ class FairLine(Generic[T]):
         for (user, way), places in self._waiting.items():
             if way not in ways:
                 continue
-            place, tokens = next(iter(places.values())), self.tokens.read(user)
+            place, tokens = next(iter(places.values())), self.read(user)
             if first is None or (tokens, place.number) < (least, first.number):
                 first, least = place, tokens
         return first

@@ -24,7 +24,7 @@ class SaturationRules:
             memory holds.
     """
 
-    backlog_s: float = 0.25
+    backlog_s: float = 0.1
     requests: int | None = None
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 from pdrouter.cluster.view import ModelPods, PodCache
 from pdrouter.engines.split import Leg
 from pdrouter.load.fair_line import FairLine, Place
+from pdrouter.load.virtual_tokens import VirtualTokens
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.usage import Usage
 from pdrouter.routing.admission import DeadlineMissed, QueueTooLong
@@ -103,9 +104,11 @@ class _Waiting(NamedTuple):
 class _Queue:
     """What waits for the pods of one model and its adapters, and what is on its way to them."""
 
-    __slots__ = ("lines", "on_the_way", "prompt_tokens")
+    __slots__ = ("_counters", "_key", "lines", "on_the_way", "prompt_tokens")
 
-    def __init__(self) -> None:
+    def __init__(self, key: str, counters: VirtualTokens) -> None:
+        self._key = key
+        self._counters = counters
         self.lines: dict[str, FairLine[_Waiting]] = {}
         self.on_the_way = 0
         self.prompt_tokens = 0
@@ -114,7 +117,10 @@ class _Queue:
         return sum(map(len, self.lines.values()))
 
     def find_line(self, name: str) -> FairLine[_Waiting]:
-        return self.lines.setdefault(name, FairLine())
+        line = self.lines.get(name)
+        if line is None:
+            line = self.lines[name] = FairLine(self._counters, f"{name} {self._key}")
+        return line
 
     def count_by_user(self) -> Counter[str]:
         counts: Counter[str] = Counter()
@@ -137,7 +143,12 @@ class FairQueues:
     """
 
     def __init__(
-        self, router: Router, cache: PodCache, observer: QueueObserver, rules: FairnessRules
+        self,
+        router: Router,
+        cache: PodCache,
+        observer: QueueObserver,
+        rules: FairnessRules,
+        counters: VirtualTokens,
     ) -> None:
         """Begin with nobody waiting.
 
@@ -146,7 +157,9 @@ class FairQueues:
             cache: the pods.
             observer: is told of turns.
             rules: what the operator decided.
+            counters: count what users are served.
         """
+        self._counters = counters
         self._router = router
         self._cache = cache
         self._observer = observer
@@ -169,6 +182,7 @@ class FairQueues:
         Raises:
             RequestRejected: its turn does not come in time, or too many wait.
         """
+        self._router.state.catch_up()
         queue = self._find_queue(applicant.pods)
         line = queue.find_line(applicant.line)
         place = self._make_place(applicant)
@@ -205,7 +219,7 @@ class FairQueues:
         if queue is None:
             if len(self._queues) >= _MOST_MODELS:
                 self._queues = {key: each for key, each in self._queues.items() if len(each)}
-            queue = self._queues[key] = _Queue()
+            queue = self._queues[key] = _Queue(key, self._counters)
         return queue
 
     def _make_place(self, applicant: Applicant) -> Place[_Waiting]:
@@ -304,13 +318,13 @@ class FairQueues:
             queue.on_the_way -= 1
             queue.prompt_tokens -= tokens
 
-        counters = queue.find_line(applicant.line).tokens
         turn = Turn(
             applicant.record.request_id,
             place.user,
-            counters,
-            self._weigh(applicant.facts),
-            begin,
+            self._counters,
+            queue.find_line(applicant.line).name,
+            charged=self._weigh(applicant.facts),
+            on_begin=begin,
         )
         self._unsettled.add(turn)
         return turn
@@ -320,6 +334,7 @@ class FairQueues:
 
         The next ones come when these have begun, and count where they are.
         """
+        self._router.state.catch_up()
         waits, given = False, False
         for queue in self._queues.values():
             if len(queue):

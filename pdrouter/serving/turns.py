@@ -19,13 +19,24 @@ class Turn:
         request_id: which request it is.
     """
 
-    __slots__ = ("_counters", "_input", "_on_begin", "_output", "_settled", "request_id", "user")
+    __slots__ = (
+        "_counters",
+        "_input",
+        "_line",
+        "_on_begin",
+        "_output",
+        "_settled",
+        "request_id",
+        "user",
+    )
 
     def __init__(
         self,
         request_id: str,
         user: str,
         counters: VirtualTokens,
+        line: str,
+        *,
         charged: tuple[float, float],
         on_begin: Callable[[], None],
     ) -> None:
@@ -35,12 +46,14 @@ class Turn:
             request_id: which request it is.
             user: whose it is.
             counters: where it is charged.
+            line: name of its line among them.
             charged: for its prompt, and for the answer that is expected.
             on_begin: called once its work is counted where it is done, or will not be done.
         """
         self.request_id = request_id
         self.user = user
         self._counters = counters
+        self._line = line
         self._input, self._output = charged
         self._on_begin: Callable[[], None] | None = on_begin
         self._settled = False
@@ -73,7 +86,7 @@ class Turn:
     def _settle(self, prompt: float, output: float) -> None:
         if not self._settled:
             self._settled = True
-            self._counters.correct(self.user, prompt + output - self.charged)
+            self._counters.correct(self._line, self.user, prompt + output - self.charged)
 
 
 def end_turn(turn: Turn, record: RequestRecord) -> None:

@@ -19,7 +19,7 @@ class FairnessSettings:
         "has been served the fewest tokens is next).",
     )
     fairness_backlog_s: float = declare(
-        0.25,
+        0.1,
         "PDROUTER_FAIRNESS_BACKLOG",
         seconds(0.001, 3600),
         "Predicted time for what the least busy prefill pod has to do from which on requests wait "

@@ -17,6 +17,7 @@ from pdrouter.load.peers import PeerKnowledge
 from pdrouter.load.prompt_length import TokenRatios
 from pdrouter.load.proofs import Proofs
 from pdrouter.load.retry_budget import RetryBudget
+from pdrouter.load.virtual_tokens import VirtualTokens
 from pdrouter.routing.aggregation import WholeRules
 from pdrouter.routing.router import Router, RoutingRules
 from pdrouter.routing.state import RoutingState
@@ -203,7 +204,8 @@ class Exchanges:
             return None
         around = self._around
         rules = choose_fairness_rules(settings)
-        return FairQueues(around.router, around.cache, around.observer, rules)
+        counters = around.sharing.share(VirtualTokens)()
+        return FairQueues(around.router, around.cache, around.observer, rules, counters)
 
     def _create_legs(self, settings: Settings, splits: Splits, lessons: LegLessons) -> SideLegs:
         around = self._around

@@ -20,6 +20,7 @@ from pdrouter.load.prompt_length import TokenRatios
 from pdrouter.load.proofs import Proofs
 from pdrouter.load.retry_budget import RetryBudget
 from pdrouter.load.samples import Samples
+from pdrouter.load.virtual_tokens import VirtualTokens
 from pdrouter.load.whole_serving import WholeServing
 from pdrouter.openai.kind import RequestKind
 from pdrouter.serving.unsplittable import UnsplittableKinds
@@ -68,6 +69,7 @@ LANGUAGE = Language(
         UnsplittableKinds: (Call("note_served"), Call("note_failed")),
         RetryBudget: (Call("count_request"), Call("take_retry", matters=bool)),
         WindowCounts: (Call("add"), Call("subtract")),
+        VirtualTokens: (Call("lift"), Call("charge"), Call("correct")),
     }
 )
 """The calls that change what is known. All that these memories hold follows from them."""

@@ -1048,15 +1048,15 @@ async def exceed_the_queue(_: pytest.MonkeyPatch) -> None:
 
 
 @walk(
-    "What users were served, by model and class; turns whose tokens may yet be told",
-    f"{virtual_tokens.MOST_USERS:,}, {turns.MOST_UNSETTLED:,}",
+    "What users were served, by model, class and user; turns whose tokens may yet be told",
+    f"{virtual_tokens.MOST_COUNTERS:,}, {turns.MOST_UNSETTLED:,}",
 )
 async def exceed_the_users(_: pytest.MonkeyPatch) -> None:
     counters, unsettled = VirtualTokens(), UnsettledTurns()
-    for name in name_many(2 * turns.MOST_UNSETTLED):
-        counters.charge(name, 1)
-        unsettled.add(Turn(name, name, counters, (1, 0), lambda: None))
-    assert len(counters) == virtual_tokens.MOST_USERS
+    for name in name_many(virtual_tokens.MOST_COUNTERS + 1):
+        counters.charge(name, name, 1)
+        unsettled.add(Turn(name, name, counters, name, charged=(1, 0), on_begin=lambda: None))
+    assert len(counters) == len(counters._reached) == virtual_tokens.MOST_COUNTERS
     assert len(unsettled) == turns.MOST_UNSETTLED
 
 
