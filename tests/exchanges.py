@@ -225,7 +225,7 @@ class Bench:
             Surroundings(
                 cache=self.cache,
                 router=create_router(chosen, self.state),
-                client=client or self.prefill,
+                client=client or self.prefill,  # type: ignore[arg-type]
                 observer=self.notes,
                 tokenizers=tokenizers or PromptTokenizers({}, 1.0, 1),
                 bodies=self.bodies,

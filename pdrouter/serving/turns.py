@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from pdrouter.bounded import make_room
 from pdrouter.load.virtual_tokens import VirtualTokens
+from pdrouter.serving.gate import has_reached_engine
 from pdrouter.serving.record import Outcome, RequestRecord
 
 _LEAST_ERROR = 400
@@ -91,12 +92,14 @@ class Turn:
 
 def end_turn(turn: Turn, record: RequestRecord) -> None:
     """Charge a request that has ended no more than it can have used."""
-    if not (record.forwarded or record.attempts):
+    done = record.outcome is Outcome.OK
+    generates = done or (record.forwarded and (record.status or 0) < _LEAST_ERROR)
+    if not has_reached_engine(record):
         turn.give_up()
-    elif record.outcome is not Outcome.OK and (record.status or 0) >= _LEAST_ERROR:
-        turn.charge_prompt()
-    else:
+    elif generates:
         turn.begin()
+    else:
+        turn.charge_prompt()
 
 
 class UnsettledTurns:

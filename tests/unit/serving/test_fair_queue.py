@@ -67,6 +67,7 @@ class Crowd:
         self._numbers = count()
         self._answers: list[asyncio.Future[EngineAnswer | FailureKind]] = []
         self._requests: dict[str, tuple[Exchange, asyncio.Task[None]]] = {}
+        self._ended: list[asyncio.Task[None]] = []
         self.bench.prefill.answer = self._take_prompt
 
     @property
@@ -124,6 +125,7 @@ class Crowd:
         """Let a stream end, whatever has come of its request."""
         exchange, task = self._requests.pop(name)
         task.cancel()
+        self._ended.append(task)
         exchange.close()
 
     def _take_prompt(self) -> Any:
@@ -139,10 +141,9 @@ class Crowd:
         return await answer
 
     async def close(self) -> None:
-        tasks = [task for _, task in self._requests.values()]
         for name in list(self._requests):
             self.end(name)
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._ended, return_exceptions=True)
         self.bench.exchange.close()
         assert self.waiting == 0
         assert self.bench.ledger.snapshot() == {}
@@ -259,6 +260,14 @@ async def test_a_prompt_that_was_computed_for_nothing_is_charged_alone() -> None
         assert users.read("a") == 1000 + 2 * 50
         await users.finish(FailureKind.TRANSPORT)
         assert error_of(users.replies["a"])[0] == 502
+        users.end("a")
+        assert users.read("a") == 1000
+
+
+async def test_a_client_that_leaves_while_its_prompt_is_computed_is_charged_for_that() -> None:
+    """Or who floods and leaves would have every turn."""
+    async with crowd() as users:
+        await users.ask("a", 1000, output=50)
         users.end("a")
         assert users.read("a") == 1000
 
