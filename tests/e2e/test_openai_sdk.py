@@ -21,6 +21,7 @@ from expectations import (
     run_checked_stack,
 )
 
+from pdrouter.openai.stored_responses import create_response_id
 from pdrouter.tools.local_stack import LocalStack, StackOptions
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -169,6 +170,32 @@ async def test_responses_get_two_legs_only_if_they_leave_nothing_behind(
     answer = raw.parse()
     assert ANSWER.fullmatch(answer.output_text)
     assert answer.usage.output_tokens == 4
+
+
+async def test_responses_that_are_kept_can_be_used_later(sdk: Sdk) -> None:
+    first = await sdk.call("responses.create", model="demo", input=PROMPT, max_output_tokens=4)
+    follow = await sdk.call(
+        "responses.create", model="demo", input="And then?", previous_response_id=first.id
+    )
+    for response in (first, follow):
+        again = await sdk.call("responses.retrieve", response.id)
+        assert (again.id, again.output_text) == (response.id, response.output_text)
+        with pytest.raises(openai.BadRequestError, match="Cannot cancel a synchronous response"):
+            await sdk.call("responses.cancel", response.id)
+        await sdk.call("responses.delete", response.id)
+        with pytest.raises(openai.NotFoundError, match="not found") as missing:
+            await sdk.call("responses.retrieve", response.id)
+        assert missing.value.param == "response_id"
+    with pytest.raises(openai.BadRequestError) as caught:
+        await sdk.call(
+            "responses.create", model="demo", input="hi", previous_response_id=unknown_id()
+        )
+    assert caught.value.code == "previous_response_not_found"
+
+
+def unknown_id() -> str:
+    """The id of a response that a pod has kept that is gone."""
+    return create_response_id("10.0.0.9:8000", "")
 
 
 async def test_responses_stream(sdk: Sdk) -> None:

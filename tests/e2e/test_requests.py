@@ -242,12 +242,7 @@ MISFITS: list[tuple[str, dict[str, Any], str]] = [
     (RESPONSES, {"input": TEXT}, "stateful-responses"),
     (RESPONSES, {"input": TEXT, "store": True}, "stateful-responses"),
     (RESPONSES, {"input": TEXT, "store": None}, "stateful-responses"),
-    (
-        RESPONSES,
-        {"input": TEXT, "store": False, "previous_response_id": "resp_1"},
-        "stateful-responses",
-    ),
-    (RESPONSES, {"input": TEXT, "store": False, "background": True}, "stateful-responses"),
+    (RESPONSES, {"input": TEXT, "background": True}, "stateful-responses"),
     (RESPONSES, {"input": TEXT, "store": False, "conversation": "conv_1"}, "stateful-responses"),
     (
         COMPLETIONS,
@@ -310,7 +305,7 @@ async def test_a_request_that_does_not_fit_two_legs_goes_whole_to_a_decode_pod(
     whole = expect_whole(stack, await client.post(path, json=body), reason)
     sent = json.loads(whole.request.body)
     # An answer that is kept gets an id that names its pod.
-    kept = path == RESPONSES and (members.get("store") is not False or "background" in members)
+    kept = path == RESPONSES and members.get("store") is not False
     assert bool(sent.pop("request_id", "")) is kept
     assert sent == body
 
