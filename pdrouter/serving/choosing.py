@@ -271,6 +271,7 @@ class PodChooser:
         tokens = count_token_ids(prompt)
         if tokens is not None:
             return tokens
+        self.router.state.catch_up()
         size = len(prompt)
         if media:
             size -= sum(item.end - item.start for item in media)
@@ -351,6 +352,7 @@ class PodChooser:
     ) -> Decision:
         try:
             with record.steps.time("route"):
+                self.router.state.catch_up()
                 decision = self.router.decide(strategy, facts, pods)
         except NoReadyPod as missing:
             raise refuse_missing(missing, pods, facts.whole) from missing

@@ -218,7 +218,7 @@ def answer_side_leg(luck: float) -> EngineAnswer | FailureKind:
 
 
 async def settle() -> None:
-    for _ in range(8):
+    for _ in range(40):
         await asyncio.sleep(0)
 
 
