@@ -227,6 +227,7 @@ class Application:
             await stack.enter_async_context(self._exchanges.releases)
             await stack.enter_async_context(self._exchanges.drains)
             await stack.enter_async_context(self._exchanges.gate)
+            await stack.enter_async_context(self._exchanges.wakes)
             await stack.enter_async_context(self._exchanges.priorities.questions)
             await stack.enter_async_context(self._tokenizers)
             await stack.enter_async_context(self._engines)

@@ -41,6 +41,14 @@ TERMINATING = "terminating"
 """The obstacle of a pod that is about to end."""
 
 
+class Inactive(StrEnum):
+    """Why an engine of a warm pod does not run; what is better for a request comes first."""
+
+    ACTIVATING = "activating"
+    SLEEPING = "sleeping"
+    FAILED = "failed"
+
+
 class Claim(IntEnum):
     """What a pod does for its namespace's claim to the name of its model."""
 
@@ -118,6 +126,7 @@ class Pod:
         computes_prompts: whether an engine that decodes can compute prompts, as its pod says; None
             where that is not said.
         neuron: whether its container has devices of AWS Neuron.
+        inactive: why its engine does not run, where others of the pod may; None if it does.
     """
 
     uid: str
@@ -150,6 +159,7 @@ class Pod:
     hardware: str = ""
     computes_prompts: bool | None = None
     neuron: bool = False
+    inactive: Inactive | None = None
 
     @property
     def serves_whole(self) -> bool:

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from pdrouter.cluster.places import are_placed
 from pdrouter.cluster.pod_config import PodConfig
-from pdrouter.cluster.pods import Claim, PairingKey, Pod, Role
+from pdrouter.cluster.pods import Claim, Inactive, PairingKey, Pod, Role
 from pdrouter.cluster.revisions import count_versions, find_unmatched, report_unmatched
 from pdrouter.settings.choices import ENCODE_ENGINES
 
@@ -42,6 +42,8 @@ class ModelPods:
         encode: ready pods that encode, by what those that take it must have in common with them.
         takers: where there are such pods, the roles of those that may take what they encode.
         prefill_uids: what `prefill` were before any was left out for the sake of one request.
+        dormant: where its engine will run, if a request is turned away until then; None where a pod
+            serves the model, or none ever will.
     """
 
     model: str
@@ -60,6 +62,7 @@ class ModelPods:
     encode: Mapping[PairingKey, tuple[Pod, ...]]
     takers: frozenset[Role]
     prefill_uids: tuple[str, ...]
+    dormant: Pod | None = None
 
     @classmethod
     def group(cls, model: str, pods: Iterable[Pod]) -> "ModelPods":
@@ -88,6 +91,7 @@ class ModelPods:
             are_placed(prefill, partners),
             *_find_encoders(known, ready),
             tuple(pod.uid for pod in prefill),
+            None if ready else _find_dormant(known),
         )
 
     def keep_pairs(
@@ -103,6 +107,13 @@ class ModelPods:
         if taker.role not in self.takers:
             return ()
         return self.encode.get(taker.encoding, ())
+
+
+def _find_dormant(pods: Iterable[Pod]) -> Pod | None:
+    """Return the pod whose engine is nearest to serving a model; None if none is for it."""
+    order = list(Inactive)
+    dormant = [(order.index(pod.inactive), pod.uid, pod) for pod in pods if pod.inactive]
+    return min(dormant)[2] if dormant else None
 
 
 def _encodes(pod: Pod) -> bool:

@@ -23,7 +23,7 @@ from pdrouter.openai.headers import (
 )
 from pdrouter.openai.kind import describe_kind
 from pdrouter.openai.media_items import MediaItem
-from pdrouter.openai.models import unknown_model, unsupported_model
+from pdrouter.openai.models import unsupported_model
 from pdrouter.openai.prompt_prefix import NO_PREFIX, hash_prompt
 from pdrouter.openai.request import InferenceRequest, count_token_ids
 from pdrouter.routing.admission import DeadlineMissed, QueueTooLong
@@ -35,6 +35,7 @@ from pdrouter.routing.router import Router
 from pdrouter.routing.scoring import PROMPT_READERS
 from pdrouter.serving.fair_queue import Applicant, FairQueues
 from pdrouter.serving.fit import find_misfit
+from pdrouter.serving.models import Models
 from pdrouter.serving.policy import DispatchPolicy
 from pdrouter.serving.record import Observer, RequestRecord
 from pdrouter.serving.refusals import DEADLINE_MISSED, refuse_for_now, refuse_missing
@@ -72,6 +73,7 @@ class PodChooser:
     """Chooses pods. One for the whole process.
 
     Attributes:
+        models: finds models.
         cache: the pods.
         router: decides.
         ratios: knows the length of prompts.
@@ -84,6 +86,7 @@ class PodChooser:
         turns: lets users take turns; None where they do not.
     """
 
+    models: Models
     cache: PodCache
     router: Router
     ratios: TokenRatios
@@ -94,24 +97,6 @@ class PodChooser:
     splits: Splits
     holders: ResponseHolders
     turns: FairQueues | None = None
-
-    def find_model(self, name: str) -> ModelPods:
-        """Return the pods of a model.
-
-        Raises:
-            RequestRejected: there is no such model, or there are several.
-        """
-        view = self.cache.view
-        pods = view.models.get(name)
-        if pods is None:
-            if not self.cache.synced:
-                raise refuse_for_now(503, "no_ready_pod", "the pods are not known yet")
-            names = view.ambiguous.get(name)
-            if names is not None:
-                message = f"model {name!r} is ambiguous: ask for {' or '.join(names)}"
-                raise RequestRejected(400, "model_ambiguous", message, "model")
-            raise unknown_model(name, view.names)
-        return pods
 
     async def choose(
         self,
@@ -176,7 +161,7 @@ class PodChooser:
                 asks = Applicant(request.model, pods, strategy, facts, line, record)
                 turn = await self.turns.wait(asks)
                 # Meanwhile, pods may have come and gone.
-                pods = self.find_model(request.model)
+                pods = self.models.find(request.model)
             decision = self._decide(strategy, facts, pods, record)
         except BaseException:
             if turn is not None:

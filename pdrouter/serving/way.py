@@ -111,7 +111,7 @@ class Dispatcher:
         request = self.priorities.take_over(request, head.headers)
         record.stream = request.stream
         check_model(call.user, request.model, self.chooser.cache)
-        pods = self.chooser.find_model(request.model)
+        pods = self.chooser.models.find(request.model)
         record.model = request.model
         if pods.model != request.model:
             request = request.rename(pods.model)
@@ -119,11 +119,11 @@ class Dispatcher:
         if self.tokenizers.can_count(request):
             with record.steps.time("tokens", waits=True):
                 counted = await self.tokenizers.count(request)
-            pods = self.chooser.find_model(request.model)  # Meanwhile, some may have come and gone.
+            pods = self.chooser.models.find(request.model)  # Some may have come and gone.
         request, media = await self.encoders.take_media(request, pods, record)
         tokens = counted or self.chooser.count_prompt_tokens(request, media)
         await self._admit(request, pods, head, call, tokens)
-        pods = self.chooser.find_model(request.model)
+        pods = self.chooser.models.find(request.model)
         routed = await self.chooser.choose(request, pods, head.headers, record, tokens, media=media)
         if routed is None:
             with record.steps.time("route-check", waits=True):

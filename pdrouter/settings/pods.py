@@ -103,6 +103,13 @@ class PodSettings:
         SELECTORS,
         "Label selectors of the pods; what any of them selects is watched.",
     )
+    model_claims: bool = declare(
+        False,
+        "PDROUTER_MODEL_CLAIMS",
+        BOOLEAN,
+        "Whether models are served that aibrix's ModelClaims put on pods of a warm pool. Requests "
+        "for one that sleeps have it woken, by a POST to port 8080 of its pod.",
+    )
     merge_namespaces: bool = declare(
         False,
         "PDROUTER_MERGE_NAMESPACES",

@@ -35,6 +35,7 @@ from pdrouter.serving.introductions import Introductions
 from pdrouter.serving.lease import Leases
 from pdrouter.serving.legs import SideLegs
 from pdrouter.serving.lessons import LegLessons
+from pdrouter.serving.models import Models
 from pdrouter.serving.pod_outcomes import PodOutcomes
 from pdrouter.serving.pod_questions import PodQuestions
 from pdrouter.serving.priorities import Priorities, PriorityObserver
@@ -44,6 +45,7 @@ from pdrouter.serving.response_holders import ResponseHolders
 from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.serving.trace import BeginTrace
 from pdrouter.serving.unsplittable import UnsplittableKinds
+from pdrouter.serving.wakes import Wakes
 from pdrouter.serving.way import Dispatcher
 from pdrouter.settings import Settings
 from pdrouter.settings.choices import Fairness, OnFailure
@@ -125,6 +127,7 @@ class Exchanges:
         gate: lets requests in, as far as limits have room.
         releases: have blocks freed that nobody fetches.
         drains: own side legs that end after their request.
+        wakes: have models woken that sleep.
         questions: asks pods that were left out.
         leases: know which handles are still good.
         turns: lets users take turns; None where they do not.
@@ -159,6 +162,7 @@ class Exchanges:
         policy = choose_dispatch_policy(settings)
         splits = create_splits(settings)
         self.drains = Drains()
+        self.wakes = Wakes(around.client)
         self.releases = Releases(
             around.client,
             around.cache,
@@ -176,6 +180,7 @@ class Exchanges:
         holders = ResponseHolders(around.cache, around.observer)
         self.dispatcher = Dispatcher(
             chooser=PodChooser(
+                models=Models(around.cache, self.wakes),
                 cache=around.cache,
                 router=around.router,
                 ratios=ratios,

@@ -35,6 +35,7 @@ def create_source(
     if settings.kubernetes:
         # Loaded when needed: the Kubernetes client costs 0.2 s and 12 MB.
         from pdrouter.cluster.kubernetes.api import find_kubeconfig  # noqa: PLC0415
+        from pdrouter.cluster.kubernetes.claims import SELECTOR  # noqa: PLC0415
         from pdrouter.cluster.kubernetes.router_service import find_router_service  # noqa: PLC0415
         from pdrouter.cluster.kubernetes.source import create_kubernetes_source  # noqa: PLC0415
 
@@ -44,7 +45,7 @@ def create_source(
             _create_pod_rules(settings),
             kubeconfig=settings.kubeconfig,
             namespaces=settings.namespaces or tuple(filter(None, [settings.own_namespace])),
-            selectors=settings.pod_selectors,
+            selectors=(*settings.pod_selectors, *([SELECTOR] if settings.model_claims else ())),
             merge_namespaces=settings.merge_namespaces,
             httproute_namespace=settings.httproute_namespace,
             httproute_ttl_s=settings.httproute_ttl_s,
@@ -63,4 +64,5 @@ def _create_pod_rules(settings: Settings) -> PodRules:
         match_revisions=settings.match_revisions,
         topology_labels=settings.topology_labels,
         hardware_labels=settings.hardware_labels,
+        model_claims=settings.model_claims,
     )

@@ -43,7 +43,7 @@ from pdrouter.cluster.kubernetes import routes
 from pdrouter.cluster.kubernetes.api import KubeRefused
 from pdrouter.cluster.kubernetes.back_off import BackOff
 from pdrouter.cluster.kubernetes.reflector import DEFAULT_TIMING
-from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.pods import Inactive, Pod, Role
 from pdrouter.cluster.router_group import RouterGroup
 from pdrouter.cluster.source import RouteUnavailable
 from pdrouter.cluster.view import PodCache
@@ -97,6 +97,7 @@ from pdrouter.serving import (
     release,
     turns,
     unsplittable,
+    wakes,
 )
 from pdrouter.serving import tokenizers as tokenizing
 from pdrouter.serving.answers import AnswerReport, RoutedRequest
@@ -113,6 +114,7 @@ from pdrouter.serving.release import ReleaseOutcome, ReleaseRules, Releases
 from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.serving.turns import Turn, UnsettledTurns
 from pdrouter.serving.unsplittable import UnsplittableKinds
+from pdrouter.serving.wakes import Wakes
 from pdrouter.settings import Settings, describe_settings
 from pdrouter.settings.choices import Priority
 from pdrouter.settings.redis_url import RedisUrl
@@ -395,6 +397,30 @@ async def exceed_a_question_for_priorities(monkeypatch: pytest.MonkeyPatch) -> N
     async with asking_for_priorities(1) as (asker, engine):
         await wait_until(lambda: engine.connections == 1)
         await wait_until(lambda: not asker.questions.outstanding)
+
+
+@asynccontextmanager
+async def waking(count: int) -> AsyncIterator[tuple[Wakes, Server]]:
+    """Wishes to so many warm pods, of which none answers, with the one runtime behind them."""
+    async with (
+        listen(hang) as runtime,
+        EngineClient(ClientLimits(LONGER_S, LONGER_S, MIB)) as client,
+    ):
+        ip, _colon, port = runtime.address.rpartition(":")
+        async with Wakes(client, port=int(port)) as asker:
+            for number in range(count):
+                pod = make_pod(f"w{number}", Role.BOTH, ip=ip, ready=False)
+                asleep = replace(pod, inactive=Inactive.SLEEPING)
+                assert asker.turn_away(asleep, "m").status == 503
+            yield asker, runtime
+
+
+@walk("A warm pod that is asked to wake a model", f"{wakes._ANSWER_S:g} s")
+async def exceed_a_wake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wakes, "_ANSWER_S", SOON_S)
+    async with waking(1) as (asker, runtime):
+        await wait_until(lambda: runtime.connections == 1)
+        await wait_until(lambda: not asker.outstanding)
 
 
 @asynccontextmanager
@@ -831,6 +857,14 @@ async def exceed_the_asked(_: pytest.MonkeyPatch) -> None:
         await wait_until(lambda: engine.connections >= priorities._AT_ONCE)
         await asyncio.sleep(SOON_S)
         assert engine.connections == priorities._AT_ONCE
+
+
+@walk("Models that are woken at once", f"{wakes._AT_ONCE}")
+async def exceed_the_wakes(_: pytest.MonkeyPatch) -> None:
+    most = wakes._AT_ONCE
+    async with waking(2 * most) as (asker, runtime):
+        assert asker.outstanding == most
+        await wait_until(lambda: runtime.connections == most)
 
 
 @walk(

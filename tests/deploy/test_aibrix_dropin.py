@@ -7,7 +7,7 @@ ModelAdapter of its samples.
 import json
 import os
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ import httpx
 import pytest
 import pytest_asyncio
 from aibrix_names import read_rows
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from envoy_gateway import translate
 from expectations import eventually
 from fakekube import FakeApiServer, make_pod
-from manifests import OVERLAYS, Object, build
+from manifests import OVERLAYS, Object, build, environment, find
 
 from pdrouter.settings.choices import STRATEGY_NAMES
 from pdrouter.tools.envoy_process import EnvoyProcess
@@ -153,13 +155,28 @@ LORA: Object = {
     "status": {"instances": ["deepseek-1"]},
 }
 
+CLAIM = "modelclaim.aibrix.ai/"
+ACTIVE, ASLEEP = "qwen3-0.6b", "qwen2.5-0.5b"
+WARM = "warm-runtime-pool-0"
+
+
+def claim(model: str, state: str, port: int = 0) -> str:
+    return json.dumps({"model": model, "port": port, "state": state})
+
 
 @dataclass(frozen=True, slots=True)
 class Dropin:
-    """The installation, with aibrix's pods behind it."""
+    """The installation, with aibrix's pods behind it.
+
+    Attributes:
+        api: where its controllers write.
+        woken: what the runtime of the warm pool was asked for.
+    """
 
     stack: LocalStack
     client: httpx.AsyncClient
+    api: FakeApiServer
+    woken: list[Any]
 
     async def ask(self, model: str, words: int = 8, **headers: str) -> httpx.Response:
         content = "why is the sky blue " * (words // 4)
@@ -172,8 +189,34 @@ class Dropin:
         return await self.client.post(CHAT, json=body, headers=sent)
 
 
+MODELS = {SPLIT, FLEET, WHOLE, ADAPTER, ACTIVE, ASLEEP}
+
+
+@asynccontextmanager
+async def run_warm_pod(api: FakeApiServer, ip: str) -> AsyncIterator[list[Any]]:
+    """Run a pod with an engine of one claim, the place for another's, and aibrix's runtime."""
+    woken: list[Any] = []
+
+    async def wake(request: web.Request) -> web.Response:
+        woken.append(await request.json())
+        return web.json_response({})
+
+    runtime = web.Application()
+    runtime.router.add_post("/v1/runtime/models/wake", wake)
+    labels = {"pool.aibrix.ai/name": "pool-a", "pool.aibrix.ai/enabled": "true"}
+    claims = {f"{CLAIM}a": claim(ACTIVE, "active", 8001), f"{CLAIM}b": claim(ASLEEP, "sleeping")}
+    api.store.create(make_pod(WARM, labels=labels, annotations=claims, ip=ip))
+    async with AsyncExitStack() as running:
+        await running.enter_async_context(TestServer(runtime, host=ip, port=8080))
+        for model, port in ((ACTIVE, 8001), (ASLEEP, 8002)):
+            config = EngineConfig(host=ip, port=port, models=(model,), itl_ms=1)
+            await running.enter_async_context(SimulatedEngine(config))
+        yield woken
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def dropin(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Dropin]:
+    overlay = build(OVERLAYS[1])
     kubeconfig: Path = tmp_path_factory.mktemp("cluster") / "kubeconfig"
     async with AsyncExitStack() as running:
         api = await running.enter_async_context(FakeApiServer())
@@ -184,6 +227,7 @@ async def dropin(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Drop
             config = EngineConfig(role=role, host=ip, port=8000, models=models, itl_ms=1)
             await running.enter_async_context(SimulatedEngine(config))
             api.store.create(make_pod(name, labels=labels, annotations=annotations, ip=ip))
+        woken = await running.enter_async_context(run_warm_pod(api, f"{NETWORK}.99"))
         api.store.create(LORA)
         api.store.create(FLEET_ROUTE)
         stack = await running.enter_async_context(
@@ -194,7 +238,11 @@ async def dropin(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Drop
                         "ROUTING_ALGORITHM": "",
                         "PDROUTER_ENDPOINTS": "",
                         "PDROUTER_KUBERNETES": "true",
-                        "PDROUTER_NAMESPACES": "*",
+                        **{
+                            name: value
+                            for name, value in environment(find(overlay, "Deployment")).items()
+                            if name in ("PDROUTER_NAMESPACES", "PDROUTER_MODEL_CLAIMS")
+                        },
                         "PDROUTER_HTTPROUTE_NAMESPACE": "aibrix-system",
                         "PDROUTER_POD_NETWORKS": f"{NETWORK}.0/24",
                         "KUBECONFIG": str(api.write_kubeconfig(kubeconfig)),
@@ -208,7 +256,7 @@ async def dropin(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Drop
             FLEET: [f"{NETWORK}.6:8000"],
             "llama31-8b": [f"{NETWORK}.6:8000"],
         }
-        bootstrap = translate([*build(OVERLAYS[1]), FLEET_ROUTE], endpoints)
+        bootstrap = translate([*overlay, FLEET_ROUTE], endpoints)
         envoy = await running.enter_async_context(EnvoyProcess.run(bootstrap))
         client = await running.enter_async_context(
             httpx.AsyncClient(base_url=f"http://{envoy.listener}", timeout=30)
@@ -216,10 +264,10 @@ async def dropin(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Drop
 
         async def expect_all() -> None:
             listed = (await client.get("/v1/models")).json()["data"]
-            assert {model["id"] for model in listed} == {SPLIT, FLEET, WHOLE, ADAPTER}
+            assert {model["id"] for model in listed} == MODELS
 
         await eventually(expect_all)
-        yield Dropin(stack, client)
+        yield Dropin(stack, client, api, woken)
 
 
 async def test_the_heads_of_a_storm_service_form_a_pair(dropin: Dropin) -> None:
@@ -324,3 +372,47 @@ async def test_the_paths_of_every_kind_are_open(dropin: Dropin) -> None:
         "/v1/audio/transcriptions", data={"model": WHOLE}, files={"file": ("x", b"y")}
     )
     assert heard.status_code == 200
+
+
+async def test_a_claimed_model_is_served_at_its_own_port(dropin: Dropin) -> None:
+    answer = await dropin.ask(ACTIVE, routing_strategy="least-request")
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["target-pod-ip"] == f"{NETWORK}.99:8001"
+    assert answer.json()["model"] == ACTIVE
+
+
+async def test_a_model_that_sleeps_is_woken_once_and_served_then(dropin: Dropin) -> None:
+    async def put(state: str, port: int = 0) -> None:
+        annotations = {f"{CLAIM}b": claim(ASLEEP, state, port)}
+        dropin.api.store.patch("pods", WARM, {"metadata": {"annotations": annotations}})
+
+    async def expect(text: str, retry_after: str | None) -> None:
+        answer = await dropin.ask(ASLEEP)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (503, "model_inactive")
+        assert text in error["message"]
+        assert answer.headers.get("retry-after") == retry_after
+
+    for _ in range(3):
+        await expect("is sleeping; retry shortly", "10")
+
+    async def expect_woken() -> None:
+        (asked,) = dropin.woken
+        assert asked["model_name"] == ASLEEP
+        assert asked["operation_id"].startswith("gateway-wake/")
+        assert asked["operation_id"].split("/")[2] == ASLEEP
+
+    await eventually(expect_woken)
+    await put("activating")
+    await eventually(lambda: expect("is activating; retry shortly", "10"))
+    await put("failed")
+    await eventually(lambda: expect("has failed to start", None))
+    await put("active", 8002)
+
+    async def expect_served() -> None:
+        answer = await dropin.ask(ASLEEP, routing_strategy="random")
+        assert answer.status_code == 200
+        assert answer.headers["target-pod-ip"] == f"{NETWORK}.99:8002"
+
+    await eventually(expect_served)
+    assert len(dropin.woken) == 1

@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 import msgspec
 
+from pdrouter.cluster.kubernetes.claims import read_claims
 from pdrouter.cluster.kubernetes.containers import (
     ContainerStatus,
     PodSpec,
@@ -185,6 +186,7 @@ class PodRules:
         topology_labels: labels that say where a pod is, within its node's place, nearest first.
         hardware_labels: labels that say what a pod runs on, the first that it has, or asks its node
             for, counts.
+        model_claims: whether annotations of ModelClaims tell of engines.
     """
 
     wires: Wires
@@ -193,23 +195,31 @@ class PodRules:
     match_revisions: bool = True
     topology_labels: tuple[str, ...] = ()
     hardware_labels: tuple[str, ...] = ()
+    model_claims: bool = False
 
     def read_ranks(self, pod: KubePod) -> tuple[Pod, ...]:
-        """Return what a Kubernetes pod means, one for each data-parallel rank.
+        """Return what a Kubernetes pod means, one for each data-parallel rank and each claim.
 
-        It is one where what it says of them cannot be, and none if it names no model.
+        It is one where what it says of ranks cannot be, and none if it names no model.
         """
         known = self.read(pod)
+        claimed = self._read_claimed(pod) if self.model_claims else ()
         if known is None:
-            return ()
-        return find_ranks(pod.metadata.get, pod.spec.containers, known.port).split(known)
+            return claimed
+        ranks = find_ranks(pod.metadata.get, pod.spec.containers, known.port).split(known)
+        return (*ranks, *claimed)
+
+    def _read_claimed(self, pod: KubePod) -> tuple[Pod, ...]:
+        claims = read_claims(pod.metadata.annotations)
+        return tuple(claim.place(self._describe(pod, claim.model)) for claim in claims)
 
     def read(self, pod: KubePod) -> Pod | None:
         """Return what a Kubernetes pod means; None if it names no model."""
+        model = pod.metadata.get(MODEL)
+        return self._describe(pod, model) if model else None
+
+    def _describe(self, pod: KubePod, model: str) -> Pod:
         metadata = pod.metadata
-        model = metadata.get(MODEL)
-        if not model:
-            return None
         engine = (metadata.get(ENGINE) or next(iter(self.wires))).lower()[:_LONGEST_WORD]
         connector = metadata.get(KV_CONNECTOR)
         connector = None if connector is None else connector.lower()[:_LONGEST_WORD]
