@@ -117,6 +117,7 @@ class Application:
             self.telemetry.metrics.add(JournalMetrics(self._journal.events))
         self._client = EngineClient(limit_client(settings))
         self._exchanges = self._create_exchanges()
+        self.telemetry.metrics.users.failures = self._exchanges.gate.failures
         if self._exchanges.turns is not None:
             self.telemetry.metrics.turns.waiting = self._exchanges.turns.count_waiting
         self.server = self._create_server(self._exchanges, log_entries)
@@ -148,6 +149,7 @@ class Application:
             failures=self.failures,
             bodies=self.bodies,
             trace=self._tracing.take if self._tracing else None,
+            keys=self.keys,
         )
 
     def _create_exchanges(self) -> Exchanges:
@@ -206,6 +208,7 @@ class Application:
             describe_silence=self._describe_silence,
             whole=self.knowledge.state.whole,
             group=self._group,
+            keys=self.keys,
         )
 
     async def __aenter__(self) -> "Application":
@@ -299,7 +302,7 @@ class Application:
         self.telemetry.metrics.endpoints_reloads.labels("ok" if success else "broken").inc()
 
     def _count_keys_reload(self, success: bool) -> None:
-        self.telemetry.metrics.keys_reloads.labels("ok" if success else "broken").inc()
+        self.telemetry.metrics.users.keys_reloads.labels("ok" if success else "broken").inc()
 
 
 def _create_tracing(settings: Settings, worker: int) -> "Tracing | None":

@@ -22,6 +22,7 @@ _COMMANDS = {
         "show the settings in force, and where each value comes from",
         "pdrouter.commands.settings",
     ),
+    "key": ("make a user's API key, and its line for the file of users", "pdrouter.commands.key"),
     "envoy-config": ("print an Envoy bootstrap for the router", "pdrouter.commands.envoy_config"),
     "doctor": (
         "say what is wrong with an installation, and what to change",

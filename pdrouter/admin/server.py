@@ -10,6 +10,7 @@ from aiohttp import web
 
 from pdrouter import __version__
 from pdrouter.admin.http_port import HttpPort, answer_json, answer_metrics
+from pdrouter.admin.user_state import describe_users
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.router_group import RouterGroup
 from pdrouter.cluster.view import PodCache
@@ -22,6 +23,7 @@ from pdrouter.openai.models import encode_models
 from pdrouter.routing.aggregation import computes_prompts
 from pdrouter.telemetry.descriptions import describe_request
 from pdrouter.telemetry.requests import RequestTelemetry
+from pdrouter.users.keys_file import KeysFile
 
 
 class AdminServer(HttpPort):
@@ -41,6 +43,7 @@ class AdminServer(HttpPort):
         describe_silence: Callable[[], Sequence[str]] = list,
         whole: WholeServing | None = None,
         group: RouterGroup | None = None,
+        keys: KeysFile | None = None,
     ) -> None:
         """Set up the routes.
 
@@ -56,6 +59,7 @@ class AdminServer(HttpPort):
             describe_silence: says of which models no engine answers, a line each.
             whole: how decode pods do with whole requests.
             group: which routers part the pods among them.
+            keys: the users of the file.
         """
         self._cache = cache
         self._ledger = ledger
@@ -67,6 +71,7 @@ class AdminServer(HttpPort):
         self._samples = samples
         self._whole = whole or WholeServing()
         self._group = group or RouterGroup()
+        self._keys = keys or KeysFile()
         # One that knows nothing yet is empty.
         self._priorities = PriorityKnowledge() if priorities is None else priorities
         super().__init__(
@@ -127,6 +132,7 @@ class AdminServer(HttpPort):
             "requests": [
                 describe_request(record) for record in list(self._telemetry.open.values())
             ],
+            "users": describe_users(self._keys.roster, list(self._telemetry.open.values())),
             "settings": self._settings,
         }
         return msgspec.json.encode(state)

@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -27,24 +26,13 @@ _PATIENCE_S = 1.0
 """Seconds for what is still to be counted when the process ends."""
 
 
-@dataclass(frozen=True, slots=True)
-class GateStats:
-    """What checking limits has met.
-
-    Attributes:
-        failures: what could not be counted, by operation: take, correct, release, give-back.
-    """
-
-    failures: Counter[str] = field(default_factory=Counter)
-
-
 class Gate:
     """Lets requests in. One for the whole process.
 
     Use as an async context manager: at its end, what is still to be counted has a moment.
 
     Attributes:
-        stats: what it has met.
+        failures: what could not be counted, by operation: take, correct, release, give-back.
     """
 
     def __init__(
@@ -61,7 +49,7 @@ class Gate:
             keys: knows the limits.
             open_on_failure: whether requests pass that cannot be counted.
         """
-        self.stats = GateStats()
+        self.failures: Counter[str] = Counter()
         self._counters = counters
         self._keys = keys
         self._open_on_failure = open_on_failure
@@ -186,7 +174,7 @@ class Gate:
             self._note_failure(operation, error)
 
     def _note_failure(self, operation: str, error: CountersUnavailable) -> None:
-        self.stats.failures[operation] += 1
+        self.failures[operation] += 1
         if not self._failing:
             self._failing = True
             passes = "pass uncounted" if self._open_on_failure else "are refused"

@@ -29,6 +29,8 @@ from pdrouter.telemetry.redis_metrics import RedisMetrics
 from pdrouter.telemetry.tallies import HistogramTally, Tally
 from pdrouter.telemetry.tokens import TokenMetrics
 from pdrouter.telemetry.turn_metrics import TurnMetrics
+from pdrouter.telemetry.user_metrics import UserMetrics
+from pdrouter.users.keys_file import KeysFile
 from pdrouter.users.redis.stats import LinkStats
 
 _CODE_SECONDS = (
@@ -137,9 +139,9 @@ class Metrics:
         prefill: metrics of prefill legs.
         tokens: metrics of answers whose tokens are counted.
         turns: metrics of the turns that users take.
+        users: metrics of users, and of their limits.
         event_loop: metrics of the event loop.
         endpoints_reloads: times that the endpoints file was read.
-        keys_reloads: times that the file of API keys was read.
     """
 
     def __init__(
@@ -154,6 +156,7 @@ class Metrics:
         log_entries: Mapping[str, int] = MappingProxyType({}),
         failures: FailureMemory | None = None,
         redis: LinkStats | None = None,
+        keys: KeysFile | None = None,
     ) -> None:
         """Declare the metrics.
 
@@ -167,6 +170,7 @@ class Metrics:
             log_entries: entries of Envoy's access log by what became of them.
             failures: which pods have failed of late, for the gauges per pod.
             redis: what has become of calls to Redis; None where no server is named.
+            keys: the users of the file; None for none.
         """
         # A time of creation beside every counter would double the page.
         disable_created_metrics()
@@ -177,16 +181,11 @@ class Metrics:
         self.prefill = PrefillMetrics(registry)
         self.tokens = TokenMetrics(registry, cache, log_entries)
         self.turns = TurnMetrics(registry)
+        self.users = UserMetrics(registry, keys or KeysFile())
         self.event_loop = EventLoopMetrics(registry)
         self.endpoints_reloads = Counter(
             "pdrouter_endpoints_reloads",
             "Times that the changed endpoints file was read, by result (ok, broken).",
-            ("result",),
-            registry=registry,
-        )
-        self.keys_reloads = Counter(
-            "pdrouter_keys_reloads",
-            "Times that the changed file of API keys was read, by result (ok, broken).",
             ("result",),
             registry=registry,
         )

@@ -30,6 +30,7 @@ from pdrouter.telemetry.descriptions import (
     describe_request,
 )
 from pdrouter.telemetry.metrics import Metrics
+from pdrouter.users.keys_file import KeysFile
 from pdrouter.users.redis.stats import LinkStats
 
 log = logging.getLogger("pdrouter.request")
@@ -64,6 +65,7 @@ class RequestTelemetry:
         bodies: HeldBodies | None = None,
         trace: TakeTrace | None = None,
         redis: LinkStats | None = None,
+        keys: KeysFile | None = None,
     ) -> None:
         """Start with no requests.
 
@@ -82,6 +84,7 @@ class RequestTelemetry:
             bodies: the request bodies that wait, for metrics; None where nobody counts them.
             trace: takes the trace of a request that has ended; None where there are none.
             redis: what has become of calls to Redis, for metrics; None where no server is named.
+            keys: the users of the file, for metrics; None for none.
         """
         self.decisions = DecisionLog(kept_decisions)
         self._trace = trace
@@ -96,6 +99,7 @@ class RequestTelemetry:
             log_entries=log_entries,
             failures=failures,
             redis=redis,
+            keys=keys,
         )
         self._aibrix = AibrixMetrics(cache, ledger, self.open.values(), gateway_pod)
         self.metrics.add(self._aibrix)
@@ -140,6 +144,7 @@ class RequestTelemetry:
         that has written the request's line: what was counted then has a line of its own.
         """
         self.metrics.tokens.count(report, pod)
+        self.metrics.users.count_answer(report)
         self._aibrix.answer_reported(report, pod)
         request = report.request
         record = self.open.get(request.request_id)
@@ -198,6 +203,7 @@ class RequestTelemetry:
             _write(level, "request", fields)
 
     def _count(self, record: RequestRecord) -> None:
+        self.metrics.users.count_request(record)
         metrics, prefill, model = self.metrics.requests, self.metrics.prefill, record.model
         status = "" if record.status is None else str(record.status)
         metrics.ended.count(model, record.outcome or "", status)

@@ -8,6 +8,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 from factories import make_decision, make_pod, make_record
+from rosters import keys_of
 
 from pdrouter import __version__
 from pdrouter.admin.server import AdminServer
@@ -15,8 +16,11 @@ from pdrouter.cluster.pods import Role
 from pdrouter.cluster.view import PodCache
 from pdrouter.engines.split import Leg
 from pdrouter.load.ledger import Ledger
+from pdrouter.serving.record import RequestRecord
 from pdrouter.settings import Settings
 from pdrouter.telemetry.requests import RequestTelemetry
+from pdrouter.users.keys_file import KeysFile
+from pdrouter.users.user import Limits, User
 
 P = make_pod("p0", Role.PREFILL, kv_connector="shfs")
 D = make_pod("d0", Role.DECODE, ready=False)
@@ -39,6 +43,7 @@ class Port:
     ledger: Ledger = field(default_factory=Ledger)
     draining: bool = False
     silent: list[str] = field(default_factory=list)
+    keys: KeysFile = field(default_factory=KeysFile)
 
     def __post_init__(self) -> None:
         self.telemetry = RequestTelemetry(self.cache, self.ledger)
@@ -50,6 +55,7 @@ class Port:
             settings.show(),
             lambda: self.draining,
             describe_silence=lambda: self.silent,
+            keys=self.keys,
         )
 
     async def get(self, path: str, method: str = "GET") -> Page:
@@ -229,3 +235,23 @@ async def test_a_port_that_was_stopped_is_free_again(port: Port) -> None:
     await other.server.start(host, int(number))
     assert (await other.get("/healthz")).status == 200
     await other.server.stop()
+
+
+async def test_users_are_shown_with_their_limits_and_what_they_have_open(port: Port) -> None:
+    ann = User("ann", models=("m",), limits=Limits(5), model_limits={"m": Limits(1)})
+    port.keys.roster = keys_of(ann, User("bob"), default_limits=Limits(9)).roster
+    for user in ("ann", "ann", "eve", ""):
+        port.telemetry.request_started(
+            RequestRecord(f"{user}{len(port.telemetry.open)}", user=user)
+        )
+    page = (await port.get("/debug/state")).text
+    users = json.loads(page)["users"]
+    assert [(each["name"], each["keys"], each["open_requests"]) for each in users["named"]] == [
+        ("ann", 1, 2),
+        ("bob", 1, 0),
+    ]
+    assert users["named"][0]["models"] == ["m"]
+    assert users["named"][0]["limits"]["requests_per_minute"] == 5
+    assert users["others"] == {"open_requests": 1}
+    assert users["default_limits"]["requests_per_minute"] == 9
+    assert "sha256" not in page

@@ -80,7 +80,7 @@ def test_a_wrong_call_shows_the_usage_of_its_command_and_what_was_meant(
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code("--help") == 0
     text = capsys.readouterr().out
-    for command in ("serve", "up", "settings", "envoy-config", "doctor", "engine", "demo"):
+    for command in ("serve", "up", "settings", "key", "envoy-config", "doctor", "engine", "demo"):
         assert f"\n    {command}" in text
 
 
@@ -96,7 +96,7 @@ def test_help_of_serve_names_every_option_with_its_variable(
 
 
 @pytest.mark.parametrize(
-    "command", ["up", "settings", "worker", "envoy-config", "doctor", "engine", "demo"]
+    "command", ["up", "settings", "key", "worker", "envoy-config", "doctor", "engine", "demo"]
 )
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(command, "--help") == 0

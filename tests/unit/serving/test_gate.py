@@ -358,7 +358,7 @@ async def test_requests_that_cannot_be_counted_pass_or_do_not(on_failure: OnFail
             assert error_of(reply) == (503, "limits_unavailable")
         bench.close()
         bench.exchange = bench.open()
-    assert bench.exchanges.gate.stats.failures["take"] == 2
+    assert bench.exchanges.gate.failures["take"] == 2
     bench.close()
 
 
@@ -377,5 +377,5 @@ async def test_what_cannot_be_given_back_is_counted_and_said(
     async with bench.exchanges.gate as gate:
         await bench.tell(request_headers(authorization="Bearer ann"), request_body())
         bench.close()
-    assert gate.stats.failures == {"release": 1}
+    assert gate.failures == {"release": 1}
     assert "limits cannot be checked" in caplog.text
