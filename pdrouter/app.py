@@ -17,6 +17,7 @@ from pdrouter.extproc.grpcio_server import GrpcioServer
 from pdrouter.extproc.http2.server import Http2Server
 from pdrouter.extproc.limits import HANDLE_HEADROOM_BYTES
 from pdrouter.extproc.server import CreateServer, ReceiveStream, Server, ServerOptions
+from pdrouter.garbage import FullCollections
 from pdrouter.journal.journal import Journal
 from pdrouter.journal.leading import Work, work_while_leading
 from pdrouter.journal.memory import SharedMemory
@@ -252,8 +253,9 @@ class Application:
             loop = self.telemetry.metrics.event_loop
             stack.enter_context(EventLoopWatch(self._note_lag, loop.stall_seconds.observe))
             freed = FreedMemory(lambda: self.bodies.bytes)
-            works = [self._source.watch(), self._lead(self._engines.run), freed.run()]
-            works.append(self.keys.watch())
+            garbage = FullCollections(lambda: len(self.telemetry.open))
+            works = [self._source.watch(), self._lead(self._engines.run), self.keys.watch()]
+            works += [freed.run(), garbage.run()]
             if self._journal is not None:
                 works.append(self._journal.run())
             if self._asks_engines:

@@ -109,7 +109,7 @@ class Service:
         """Make a server that answers `/test/Echo`."""
         limits = limits or Limits()
         server = RpcServer({"/test/Echo": handler}, limits)
-        connection = Connection(server.begin, limits, server.connections)
+        connection = Connection(server.begin, limits, server.connections, server.turns)
         pipe = Pipe()
         connection.connection_made(pipe)
         return cls(server, connection, pipe)

@@ -85,6 +85,11 @@ class AnswerReader:
         self.answer: EngineAnswer | None = None
         self.reusable = False
 
+    @property
+    def complete(self) -> bool:
+        """Whether the answer is there."""
+        return self.answer is not None
+
     def feed(self, data: bytes) -> None:
         """Take what has come.
 

@@ -8,6 +8,7 @@ from pdrouter.engine_http.answers import EngineAnswer
 from pdrouter.engine_http.connection import Connection
 from pdrouter.engine_http.failures import FailureKind, PostFailed
 from pdrouter.engine_http.progress import PostProgress
+from pdrouter.turns import Turns
 
 _NOT_IN_A_HEAD = ("\0", "\r")
 SURELY_OPEN_S = 1.0
@@ -46,6 +47,7 @@ class HttpClient:
         self._idle: dict[str, list[Connection]] = {}
         self._busy: set[Connection] = set()
         self._closed = False
+        self._turns = Turns()
         self._sweeping = self._loop.call_later(keepalive_s, self._sweep)
 
     async def request(
@@ -134,7 +136,7 @@ class HttpClient:
         try:
             async with asyncio.timeout_at(min(limit, deadline)):
                 _, connection = await self._loop.create_connection(
-                    lambda: Connection(self._loop), host.strip("[]"), int(port)
+                    lambda: Connection(self._loop, self._turns), host.strip("[]"), int(port)
                 )
         except TimeoutError:
             kind = FailureKind.CONNECT if limit <= deadline else FailureKind.TIMEOUT

@@ -7,6 +7,7 @@ from typing import cast
 from pdrouter.engine_http.answers import AnswerReader, EngineAnswer
 from pdrouter.engine_http.failures import FailureKind, PostFailed
 from pdrouter.engine_http.progress import PostProgress
+from pdrouter.turns import Turns
 
 _PIECE_BYTES = 64 * 1024
 """Up to this size, to copy a body costs less than to write it in pieces."""
@@ -28,13 +29,15 @@ class Connection(asyncio.Protocol):
         "_reader",
         "_resumed",
         "_transport",
+        "_turns",
         "heard",
         "idle_since",
         "used",
     )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, turns: Turns) -> None:
         self._loop = loop
+        self._turns = turns
         self._transport: asyncio.Transport | None = None
         self._reader: AnswerReader | None = None
         self._done: asyncio.Future[EngineAnswer] | None = None
@@ -58,7 +61,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Read what has come of the answer."""
         reader, done = self._reader, self._done
-        if reader is None or done is None or done.done():
+        if reader is None or reader.complete or done is None or done.done():
             self.close()  # Nobody has asked for anything.
             return
         self.heard = self._loop.time()
@@ -68,7 +71,7 @@ class Connection(asyncio.Protocol):
             self.fail(failed)
             return
         if reader.answer is not None:
-            done.set_result(reader.answer)
+            self._turns.resolve(done, reader.answer)
 
     def connection_lost(self, error: Exception | None) -> None:
         """Fail the request that is under way, unless the end of the connection ends its answer."""
@@ -76,10 +79,10 @@ class Connection(asyncio.Protocol):
         if self._resumed is not None and not self._resumed.done():
             self._resumed.set_result(None)
         reader, done = self._reader, self._done
-        if reader is None or done is None or done.done():
+        if reader is None or reader.complete or done is None or done.done():
             return
         if error is None and reader.end() and reader.answer is not None:
-            done.set_result(reader.answer)
+            self._turns.resolve(done, reader.answer)
             return
         what = "the engine has closed the connection" if error is None else str(error)
         stale = self.used and not reader.begun
@@ -149,7 +152,9 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def fail(self, failed: PostFailed) -> None:
-        """Fail the request that is under way."""
+        """Fail the request that is under way, unless its answer is there."""
+        if self._reader is not None and self._reader.complete:
+            return
         if self._done is not None and not self._done.done():
             self._done.set_exception(failed)
         self.close()

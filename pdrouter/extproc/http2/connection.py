@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from struct import Struct
 from types import MappingProxyType
 from typing import ClassVar, Final, TypeAlias, cast
@@ -23,6 +24,7 @@ from pdrouter.extproc.http2.requests import RequestMalformed
 from pdrouter.extproc.http2.stream import Stream
 from pdrouter.extproc.http2.stream_table import StreamTable
 from pdrouter.extproc.http2.windows import ReceiveWindow, SendWindow, SharedWindow, WindowExceeded
+from pdrouter.turns import Turns
 
 _PING = Struct("8s")
 _DRAINING: Final = b"draining"
@@ -40,6 +42,7 @@ class Connection(asyncio.Protocol):
         streams: the calls that are open, and what is known of others.
         window: what may be sent on all streams together.
         peer: the settings of the peer.
+        turns: spreads what is ready at once.
         lost: set once the connection is gone.
     """
 
@@ -48,6 +51,7 @@ class Connection(asyncio.Protocol):
         start: Callable[[Stream], asyncio.Task[None]],
         limits: Limits,
         opened: "set[Connection]",
+        turns: Turns,
     ) -> None:
         """Begin before there is a transport.
 
@@ -55,10 +59,12 @@ class Connection(asyncio.Protocol):
             start: begins to answer a call.
             limits: what the peer may do.
             opened: where the connection lists itself while it is open.
+            turns: spreads what is ready at once.
         """
         self._start = start
         self._limits = limits
         self._opened = opened
+        self.turns = turns
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._gathered: list[bytes] = []
@@ -279,7 +285,11 @@ class Connection(asyncio.Protocol):
             self._reject(block, ErrorCode.PROTOCOL_ERROR)
             return
         self.streams.open[block.stream] = stream
-        stream.task = self._start(stream)
+        self.turns.begin(partial(self._begin, stream))
+
+    def _begin(self, stream: Stream) -> None:
+        if self.streams.open.get(stream.id) is stream:
+            stream.task = self._start(stream)
 
     def _reject(self, block: HeaderBlock, code: ErrorCode) -> None:
         self._floods.count_control()

@@ -12,6 +12,7 @@ from pdrouter.extproc.http2.frames import ErrorCode
 from pdrouter.extproc.http2.grpc_messages import RpcFailed, Status
 from pdrouter.extproc.http2.limits import Limits
 from pdrouter.extproc.http2.stream import Stream
+from pdrouter.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ class RpcServer:
 
     Attributes:
         connections: those that are open.
+        turns: spreads what is ready at once, on all of them.
     """
 
     def __init__(self, handlers: Mapping[str, Handler], limits: Limits) -> None:
@@ -37,6 +39,7 @@ class RpcServer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self.connections: set[Connection] = set()
+        self.turns = Turns()
 
     async def listen(
         self,
@@ -55,7 +58,7 @@ class RpcServer:
             OSError: the address cannot be bound.
         """
         self._server = await asyncio.get_running_loop().create_server(
-            lambda: Connection(self.begin, self._limits, self.connections),
+            lambda: Connection(self.begin, self._limits, self.connections, self.turns),
             host,
             port,
             ssl=tls,

@@ -26,6 +26,7 @@ from pdrouter.extproc.http2.peer_settings import PeerSettings
 from pdrouter.extproc.http2.requests import RequestHead, RequestMalformed
 from pdrouter.extproc.http2.windows import ReceiveWindow, SendWindow, SharedWindow
 from pdrouter.extproc.limits import Admit
+from pdrouter.turns import Turns
 
 END = None
 """What `Stream.read` gives after the last message."""
@@ -37,10 +38,12 @@ class Wire(Protocol):
     Attributes:
         window: what may be sent on all streams together.
         peer: the settings of the peer.
+        turns: spreads what is ready at once.
     """
 
     window: SharedWindow
     peer: PeerSettings
+    turns: Turns
 
     def send(self, data: bytes) -> None:
         """Send frames."""
@@ -209,7 +212,7 @@ class Stream:
         if reader is None or reader.done():
             return
         if self.ended or self._is_readable():
-            reader.set_result(None)
+            self._wake_reader(reader)
         else:
             self._open(self._receive_window.give_back())
 
@@ -220,9 +223,14 @@ class Stream:
         if reader is not None and not reader.done():
             # Envoy resets each stream whose request has ended: for one that waits for nothing but
             # the next message that is its end, and an end costs less than a cancellation.
-            reader.set_result(None)
+            self._wake_reader(reader)
         elif self.task is not None:
             self.task.cancel()
+
+    def _wake_reader(self, reader: asyncio.Future[None]) -> None:
+        """Let who waits for a message go on when it is its turn."""
+        self._reader = None
+        self._wire.turns.resolve(reader, None)
 
     def wake(self) -> None:
         """Go on writing if the stream's window allows it again."""

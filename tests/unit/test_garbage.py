@@ -1,0 +1,62 @@
+import gc
+from collections.abc import Iterator
+
+import pytest
+
+from pdrouter.garbage import (
+    FEW_REQUESTS,
+    INTERVAL_S,
+    PATIENCE_S,
+    FullCollections,
+    postpone_full_collections,
+)
+
+
+@pytest.fixture(autouse=True)
+def _same_thresholds() -> Iterator[None]:
+    before = gc.get_threshold()
+    yield
+    gc.set_threshold(*before)
+
+
+def test_python_does_not_search_all_objects_in_a_burst() -> None:
+    postpone_full_collections()
+    before = [each["collections"] for each in gc.get_stats()]
+    burst = [[index] for index in range(300_000)]
+    young, middle, full = (
+        each["collections"] - count for each, count in zip(gc.get_stats(), before, strict=True)
+    )
+    assert len(burst) == 300_000
+    assert young > 0
+    assert middle > 0
+    assert full == 0
+
+
+def test_all_objects_are_searched_when_few_requests_are_open() -> None:
+    now, requests, searches = 0.0, FEW_REQUESTS + 1, list[float]()
+    collections = FullCollections(lambda: requests, lambda: searches.append(now), lambda: now)
+
+    def wait(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        collections.look()
+
+    wait(INTERVAL_S - 1)
+    wait(2.0)
+    assert searches == []
+    requests = FEW_REQUESTS
+    wait(0.0)
+    assert searches == [INTERVAL_S + 1]
+    wait(INTERVAL_S - 1)
+    assert len(searches) == 1
+    wait(1.0)
+    assert len(searches) == 2
+
+
+def test_a_search_is_not_put_off_for_ever() -> None:
+    now, searches = 0.0, list[float]()
+    collections = FullCollections(lambda: 5000, lambda: searches.append(now), lambda: now)
+    for _ in range(int(PATIENCE_S)):
+        now += 1.0
+        collections.look()
+    assert searches == [PATIENCE_S]

@@ -1,0 +1,77 @@
+import asyncio
+
+import pytest
+
+from pdrouter.turns import BUDGET_S, Turns
+
+
+class Burst:
+    """Work that all comes at once, and takes time that only its clock knows."""
+
+    def __init__(self, seconds: float) -> None:
+        self.now = 0.0
+        self.seconds = seconds
+        self.turns = Turns(lambda: self.now)
+        self.done: list[int] = []
+        self.by_turn: list[int] = []
+
+    def work(self, number: int) -> None:
+        self.now += self.seconds
+        self.done.append(number)
+
+    async def run(self, count: int) -> None:
+        for number in range(count):
+            self.turns.begin(lambda number=number: self.work(number))  # type: ignore[misc]
+        while len(self.done) < count:
+            before = len(self.done)
+            await asyncio.sleep(0)
+            self.by_turn.append(len(self.done) - before)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.3, 5.0])
+async def test_a_turn_takes_what_fits_and_the_order_is_kept(share: float) -> None:
+    burst = Burst(share * BUDGET_S)
+    await burst.run(500)
+    assert burst.done == list(range(500))
+    # The first turns do not know yet what the work costs.
+    assert max(burst.by_turn[3:]) <= max(1, min(16, int(1 / share)))
+    assert min(burst.by_turn[3:-1]) >= 1
+
+
+async def test_what_comes_alone_does_not_wait() -> None:
+    burst = Burst(BUDGET_S)
+    for number in range(10):
+        burst.turns.begin(lambda number=number: burst.work(number))  # type: ignore[misc]
+        assert burst.done[-1] == number
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+
+async def test_what_is_found_dear_may_be_cheap_later() -> None:
+    burst = Burst(10 * BUDGET_S)
+    await burst.run(20)
+    burst.seconds, burst.done, burst.by_turn = BUDGET_S / 100, [], []
+    await burst.run(500)
+    assert max(burst.by_turn) == 16
+
+
+async def test_who_does_not_wait_any_more_is_passed_over() -> None:
+    turns, loop = Turns(), asyncio.get_running_loop()
+    futures = [loop.create_future() for _ in range(50)]
+    for future in futures:
+        turns.resolve(future, "result")
+    assert not futures[-1].done()
+    futures[-1].cancel()
+    assert [await future for future in futures[:-1]] == ["result"] * 49
+    await asyncio.sleep(0)
+    assert futures[-1].cancelled()
+
+
+async def test_the_loop_rests_when_all_is_done() -> None:
+    turns = Turns()
+    for _ in range(50):
+        turns.begin(lambda: None)
+    for _ in range(60):
+        await asyncio.sleep(0)
+    ready = asyncio.get_running_loop()._ready  # type: ignore[attr-defined]
+    assert len(ready) == 0
