@@ -18,6 +18,8 @@ LONGEST_KEY = 256
 _MEMBER = "body."
 _CONVERSATION = "conversation"
 _MAX_ADDRESS = 64
+_MAX_VALUE = 16_384
+"""Bytes of a member that is looked into: clients have reason to send fewer."""
 
 
 class Session(msgspec.Struct, frozen=True):
@@ -89,10 +91,11 @@ def _read_address(text: str) -> str:
 def _read_member(body: Body, path: str) -> str:
     """Return a text or a whole number as text; of an object, its `id`. Nothing for any other."""
     name, _, inner = path.partition(".")
-    raw = body.raw(name)
-    if raw is None:
+    start, end = body.span(name)
+    if not 0 < end - start <= _MAX_VALUE:
         return ""
-    if raw.startswith(b"{"):
+    raw: bytes | None = body.data[start:end]
+    if raw is not None and raw.startswith(b"{"):
         try:
             raw = Body(raw).raw(inner or "id")
         except BodyInvalid:

@@ -41,6 +41,7 @@ def describe_in_detail(decision: Decision, shown: int = _SHOWN_CANDIDATES) -> di
         "reason": decision.reason,
         "notes": decision.notes,
         **({} if decision.ways is None else {"ways": decision.ways.describe()}),
+        **({} if decision.session is None else {"session": decision.session}),
         str(Leg.ENCODE): _describe_encoders(decision.encode, shown),
         **{str(leg): _describe_choice(decision.find(leg), shown) for leg in _ONE_POD},
     }

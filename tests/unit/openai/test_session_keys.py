@@ -106,6 +106,12 @@ def test_a_long_key_is_a_key_of_its_own() -> None:
     assert read({"x-aibrix-session-key": "k" * 256}) == Session("k" * 256, "x-aibrix-session-key")
 
 
+@pytest.mark.parametrize("value", ["u" * 20_000, {"id": "u", "more": "x" * 20_000}])
+def test_what_nobody_has_reason_to_send_is_not_looked_into(value: object) -> None:
+    assert read(user=value) is None
+    assert read(metadata={"user_id": "u", "more": "x" * 20_000}) is None
+
+
 @pytest.mark.parametrize("conversation", ["conv_1", {"id": "conv_1"}])
 def test_a_conversation_is_bound_to_one_pod(conversation: object) -> None:
     session = read({"x-session-id": "s"}, "/v1/responses", conversation=conversation)

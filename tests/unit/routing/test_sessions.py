@@ -17,6 +17,7 @@ from pdrouter.load.prefill_rates import PrefillRates
 from pdrouter.openai.sessions import Session
 from pdrouter.routing.admission import QueueTooLong
 from pdrouter.routing.decision import Decision, NoReadyPod, RoutingFacts
+from pdrouter.routing.explanation import describe_in_detail
 from pdrouter.routing.label_selector import parse_selector
 from pdrouter.routing.other_pair import choose_other_pair
 from pdrouter.routing.policy import PolicyOptions
@@ -120,6 +121,14 @@ def test_a_session_stays_on_its_pod(strategy: str, rules: AffinityRules, whole: 
         assert decision.session is SessionOutcome.KEPT
         assert decision.last.policy == "session-affinity"
         assert decision.notes[0] == f"session (x-session-id): kept, {OWN.name} is its pod"
+
+
+def test_a_decision_says_what_became_of_the_session() -> None:
+    described = describe_in_detail(decide(busy={OWN.uid: 9}))
+    assert described["session"] == "overloaded"
+    assert described["decode"]["policy"] == "session-affinity"
+    assert described["decode"]["scores"][NEXT.name] == 0
+    assert "session" not in describe_in_detail(decide(rules=OFF))
 
 
 def test_the_strategy_keeps_sessions_where_the_setting_does_not() -> None:
