@@ -29,6 +29,7 @@ SEEN_FIRST_TOKEN: Mapping[str, Mapping[str, str]] = {ROUTER_NAMESPACE: {"first_t
 SEEN_POD: Mapping[str, Mapping[str, str]] = {ROUTER_NAMESPACE: {"pod": "seen"}}
 """What it notes there once it has seen that another pod than the chosen one has answered."""
 
+_EVENT = b"data: {"
 _Name = Annotated[str, msgspec.Meta(max_length=1024)]
 
 # To Envoy, a chunked answer that ends before its last chunk breaks the protocol.
@@ -137,6 +138,8 @@ class AnswerReport:
             seconds; None where nothing was streamed.
         stream_s: time from there to the last of the body, in seconds.
         counted: whether the answer was looked at for its tokens.
+        events: events of a streamed answer, each of which has a token or more, but for a few; 0
+            where they are not counted.
         flags: what went wrong in Envoy's eyes, in its words.
         misrouted: whether this report tells that another pod than the chosen one has answered;
             False where the request's record does.
@@ -149,6 +152,7 @@ class AnswerReport:
     first_token_s: float | None
     stream_s: float | None
     counted: bool = True
+    events: int = 0
     flags: tuple[str, ...] = ()
     misrouted: bool = False
 
@@ -244,7 +248,7 @@ class AnswerWatch:
         counts: whether it looks for the answer's tokens; if not, it only notes the time.
     """
 
-    __slots__ = ("_clock", "_first", "_last", "_scan", "_start", "counts")
+    __slots__ = ("_clock", "_events", "_first", "_last", "_scan", "_start", "counts")
 
     def __init__(
         self, scan: BodyScan | None, start: float, clock: Callable[[], float] = time.perf_counter
@@ -260,6 +264,7 @@ class AnswerWatch:
         self.counts = scan is not None
         self._start = start
         self._clock = clock
+        self._events = 0
         self._first: float | None = None
         self._last = start
 
@@ -274,6 +279,7 @@ class AnswerWatch:
             if record.stream:
                 record.first_token_s = self._first - self._start
         if self._scan is not None:
+            self._events += piece.count(_EVENT) if record.stream else 0
             try:
                 self._scan.feed(piece)
             except Exception:  # What goes wrong with counting must not cut an answer.
@@ -295,6 +301,7 @@ class AnswerWatch:
             record.first_token_s if streamed else None,
             None if self._first is None or not streamed else self._last - self._first,
             counted=self.counts,
+            events=self._events,
         )
 
 

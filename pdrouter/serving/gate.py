@@ -145,10 +145,17 @@ class Gate:
         return verdict
 
     def settle(self, report: AnswerReport) -> None:
-        """Count the tokens that an answer says, in place of those that were reserved for it."""
+        """Count the tokens that an answer says, in place of those that were reserved for it.
+
+        One that does not say them has had as many as it has events, at the least.
+        """
         taken, usage = report.request.reserved, report.usage
-        if taken is not None and usage is not None and 0 < report.status < 400:
+        if taken is None or not 0 < report.status < 400:
+            return
+        if usage is not None:
             self.correct(taken, usage.prompt_tokens + (usage.output_tokens or 0))
+        elif report.events > max(demand.amount for demand in taken.demands):
+            self.correct(taken, report.events)
 
     def correct(self, taken: Taken, tokens: int) -> None:
         """Count so many tokens in place of those that were reserved."""

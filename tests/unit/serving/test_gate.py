@@ -238,6 +238,24 @@ async def test_tokens_are_put_right_once_they_are_known(
     await door.end()
 
 
+@pytest.mark.parametrize(("events", "used"), [(5, None), (3000, 3000)])
+async def test_a_stream_that_says_no_usage_costs_as_much_as_was_seen_of_it(
+    events: int, used: int | None
+) -> None:
+    door = Door(limited(tokens_per_minute=10_000))
+    await door.begin(stream=True, max_tokens=50)
+    reserved = 10_000 - door.left(Measure.TOKENS)
+    await door.bench.tell(
+        ResponseHeaders({":status": "200", "content-type": "text/event-stream"}),
+        *[ResponseBody(b'data: {"choices": [{"delta": {}}]}\n\n', False)] * events,
+    )
+    await door.end()
+    await door.begin(max_tokens=50)
+    left = door.left(Measure.TOKENS)
+    assert left == 10_000 - (reserved if used is None else used) - reserved
+    await door.end()
+
+
 async def test_what_an_engine_has_refused_costs_no_tokens() -> None:
     door = Door(limited(tokens_per_minute=10_000, requests_per_minute=9))
     await door.begin(max_tokens=9)
