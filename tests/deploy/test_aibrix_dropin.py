@@ -22,6 +22,7 @@ from envoy_gateway import translate
 from expectations import eventually
 from fakekube import FakeApiServer, make_pod
 from manifests import OVERLAYS, Object, build, environment, find
+from redis_server import PROGRAM, RedisServer, run_redis
 
 from pdrouter.settings.choices import STRATEGY_NAMES
 from pdrouter.tools.envoy_process import EnvoyProcess
@@ -171,12 +172,14 @@ class Dropin:
     Attributes:
         api: where its controllers write.
         woken: what the runtime of the warm pool was asked for.
+        redis: what its metadata service writes users to; None where there is no such program.
     """
 
     stack: LocalStack
     client: httpx.AsyncClient
     api: FakeApiServer
     woken: list[Any]
+    redis: RedisServer | None
 
     async def ask(self, model: str, words: int = 8, **headers: str) -> httpx.Response:
         content = "why is the sky blue " * (words // 4)
@@ -189,6 +192,8 @@ class Dropin:
         return await self.client.post(CHAT, json=body, headers=sent)
 
 
+TAKEN = ("PDROUTER_NAMESPACES", "PDROUTER_MODEL_CLAIMS", "PDROUTER_USERS")
+"""Variables of the overlay that do not say where something is."""
 MODELS = {SPLIT, FLEET, WHOLE, ADAPTER, ACTIVE, ASLEEP}
 
 
@@ -230,6 +235,7 @@ async def dropin(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Drop
         woken = await running.enter_async_context(run_warm_pod(api, f"{NETWORK}.99"))
         api.store.create(LORA)
         api.store.create(FLEET_ROUTE)
+        redis = running.enter_context(run_redis()) if PROGRAM else None
         stack = await running.enter_async_context(
             run_stack(
                 StackOptions(
@@ -241,8 +247,10 @@ async def dropin(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Drop
                         **{
                             name: value
                             for name, value in environment(find(overlay, "Deployment")).items()
-                            if name in ("PDROUTER_NAMESPACES", "PDROUTER_MODEL_CLAIMS")
+                            if name in TAKEN
                         },
+                        "REDIS_HOST": "127.0.0.1",
+                        "REDIS_PORT": str(redis.port if redis else 9),
                         "PDROUTER_HTTPROUTE_NAMESPACE": "aibrix-system",
                         "PDROUTER_POD_NETWORKS": f"{NETWORK}.0/24",
                         "KUBECONFIG": str(api.write_kubeconfig(kubeconfig)),
@@ -267,7 +275,7 @@ async def dropin(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Drop
             assert {model["id"] for model in listed} == MODELS
 
         await eventually(expect_all)
-        yield Dropin(stack, client, api, woken)
+        yield Dropin(stack, client, api, woken, redis)
 
 
 async def test_the_heads_of_a_storm_service_form_a_pair(dropin: Dropin) -> None:
