@@ -30,7 +30,7 @@ class RoutingFacts(msgspec.Struct, frozen=True):
         selector: labels that pods must have; None for any.
         items: digests of its media, each once, where engines may encode them for others.
         user: name of who asks; empty for nobody in particular.
-        recalled: whether its last pod is remembered to have its prompt, since that counts.
+        algorithms: names of the algorithms and policies that choose its pods.
         profile: name of the profile by which pods say what they are for; empty for the default one.
         prefill_policy: policy that the model asks for; empty for the router's own.
         decode_policy: likewise.
@@ -54,7 +54,7 @@ class RoutingFacts(msgspec.Struct, frozen=True):
     user: str = ""
     session: Session | None = None
     holder: str = ""
-    recalled: bool = False
+    algorithms: frozenset[str] = frozenset()
     kept: bool = False
 
     @property

@@ -9,6 +9,7 @@ from pdrouter.engines.split import Leg
 from pdrouter.routing.decision import Choice, Decision
 
 _SHOWN_CANDIDATES = 50
+_FIRST_ANSWER = "seconds: predicted time to the first token"
 _ONE_POD = (Leg.PREFILL, Leg.DECODE)
 _UNITS: Mapping[str, str] = MappingProxyType(
     {
@@ -17,6 +18,18 @@ _UNITS: Mapping[str, str] = MappingProxyType(
         "least_request": "requests",
         "least-request": "requests",
         "prefix-cache": "percent not cached + share of the busiest pod's requests",
+        "least-busy-time": "share of its time in which a pod has had requests",
+        "least-gpu-cache": "share of KV memory in use",
+        "least-kv-cache": "share of KV memory in use + share of the host's memory for blocks",
+        "least-utilization": "share of what an engine can do, or of KV memory",
+        "least-latency": "seconds: queue, prefill and decode of a usual request",
+        "throughput": "tokens per second, those of prompts twice",
+        "power-of-two": "requests, of two pods drawn at random",
+        "prefix-cache-preble": "requests of late where most is cached; or what they have cost",
+        "slo": _FIRST_ANSWER,
+        "slo-pack-load": "requests less than the busiest pod in time has, or " + _FIRST_ANSWER,
+        "slo-least-load": _FIRST_ANSWER,
+        "slo-least-load-pulling": _FIRST_ANSWER,
         "conductor": "milliseconds",
         "prefix_cache": "0.1 * percent not cached + share of the busiest pod's requests",
         "load_balancing": "weighted shares of the busiest and the fastest pod, by free memory",

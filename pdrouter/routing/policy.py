@@ -34,8 +34,9 @@ class PolicyOptions:
             with the shortest is taken.
         standard_deviation_factor: standard deviations above the mean that a prefill pod's legs may
             lie; for `prefix-cache`, the requests of a pod.
-        request_imbalance_spread: requests by which pods may differ before `prefix-cache` looks only
-            at those with the fewest.
+        request_imbalance_spread: requests by which pods may differ before `prefix-cache` and
+            `prefix-cache-preble` look only at those with the fewest.
+        preble_output_tokens: length of an answer for `prefix-cache-preble`.
         locality_weight: what the longest distance between the pods of a pair counts, where the
             highest score of a leg counts 1.
         weight_running: weight of the requests in `load_balancing`.
@@ -53,6 +54,7 @@ class PolicyOptions:
     decode_score_ratio: float = 1.5
     standard_deviation_factor: float = 1.0
     request_imbalance_spread: int = 8
+    preble_output_tokens: int = 45
     locality_weight: float = 0.02
     weight_running: float = 1.0
     weight_throughput: float = 1.0

@@ -6,6 +6,7 @@ and added to those of others. This is aibrix's sum of scores, seen from below.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import inf, isfinite
 from typing import Protocol
 
@@ -16,11 +17,14 @@ from pdrouter.engines.split import Leg
 from pdrouter.routing.decision import ScoreParts
 from pdrouter.routing.policy import Ranking, RankingRequest
 
-PROMPT_READERS = frozenset({"prefix-cache"})
-"""Algorithms for which it counts what the pods of the last leg have cached of prompts."""
+PROMPT_READERS = frozenset({"prefix-cache", "prefix-cache-preble"})
+"""Algorithms for which it counts what pods have cached of prompts, those of the last leg too."""
 
-_SAME = 9
-"""Decimals of a sum of costs that count: sums that differ less differ by rounding only."""
+WINDOW_READERS = frozenset({"prefix-cache-preble"})
+"""Algorithms for which it counts which prompts have come of late."""
+
+_SAME = 1e-9
+"""Sums of costs that differ less, as those of aibrix, differ by rounding only."""
 
 
 class Measures(msgspec.Struct, frozen=True):
@@ -147,7 +151,9 @@ class Listed:
             scored.append((to_costs(measures.values, most=scorer.most), weight))
             columns.append((scorer.unit, measures.values))
             notes.append(_describe(scorer, measures))
-        sums = [round(cost, _SAME) for cost in add_up(scored)]
+        sums = add_up(scored)
+        lowest = min(sums)
+        sums = [lowest if cost <= lowest + _SAME else cost for cost in sums]
         return Ranking(pods, sums, "; ".join(filter(None, notes)), MeasureParts(columns))
 
 
@@ -161,7 +167,10 @@ def to_costs(values: Sequence[float | None], *, most: bool) -> list[float]:
         values: the measures.
         most: whether the pod with the most is the best; otherwise the measures are the costs.
     """
-    known = [value for value in values if value is not None and isfinite(value)]
+    # What is not finite makes no finite sum.
+    known = [value for value in values if value is not None]
+    if not isfinite(sum(known)):
+        known = [value for value in known if isfinite(value)]
     if not known:
         return [0.0] * len(values)
     low, high = min(known), max(known)
@@ -175,6 +184,7 @@ def to_costs(values: Sequence[float | None], *, most: bool) -> list[float]:
     ]
 
 
+@lru_cache(256)
 def list_names(combination: str) -> frozenset[str]:
     """Return the names in a name that may be a list, each with its weight."""
     return frozenset(item.partition(":")[0] for item in combination.split(","))
@@ -183,12 +193,11 @@ def list_names(combination: str) -> frozenset[str]:
 def add_up(scored: Sequence[tuple[Sequence[float], int]]) -> list[float]:
     """Return the weighted sums of scores, each brought to one range before; infinity stays."""
     total = sum(weight for _, weight in scored)
-    shares = [weight / total for _, weight in scored]
-    columns = [to_range(scores) for scores, _ in scored]
-    return [
-        sum(score * share for score, share in zip(row, shares, strict=True))
-        for row in zip(*columns, strict=True)
-    ]
+    sums = [0.0] * len(scored[0][0])
+    for scores, weight in scored:
+        share = weight / total
+        sums = [added + score * share for added, score in zip(sums, to_range(scores), strict=True)]
+    return sums
 
 
 def to_range(scores: Sequence[float]) -> list[float]:

@@ -9,6 +9,7 @@ from pdrouter.load.decoded_prompts import DecodedPrompts
 from pdrouter.load.failures import FailureMemory
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.priorities import PriorityKnowledge
+from pdrouter.load.recent_prompts import RecentPrompts
 from pdrouter.load.samples import EngineSample
 from pdrouter.load.whole_serving import WholeServing
 from pdrouter.routing.homes import Homes
@@ -33,6 +34,7 @@ class RoutingState:
         whole: how decode pods do with whole requests.
         decoded: which decode pods have probably cached which conversations.
         homes: which pods this router goes to first.
+        recent: which prompts have come of late, and where to.
         catch_up: takes over what other workers have changed until now; called before a choice.
     """
 
@@ -47,3 +49,4 @@ class RoutingState:
     decoded: DecodedPrompts = field(default_factory=DecodedPrompts)
     homes: Homes = field(default_factory=Homes)
     catch_up: Callable[[], object] = _know_all
+    recent: RecentPrompts = field(default_factory=RecentPrompts)

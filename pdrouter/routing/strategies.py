@@ -6,10 +6,19 @@ from types import MappingProxyType
 from pdrouter.routing.aibrix import decode, prefill
 from pdrouter.routing.aibrix.decode import AibrixDecode
 from pdrouter.routing.aibrix.prefill import AibrixPrefill
+from pdrouter.routing.algorithms.engine_numbers import (
+    LEAST_GPU_CACHE,
+    LEAST_KV_CACHE,
+    LEAST_UTILIZATION,
+    THROUGHPUT,
+)
+from pdrouter.routing.algorithms.latency import LeastLatency
 from pdrouter.routing.algorithms.legs import AlgorithmDecode, AlgorithmPrefill
+from pdrouter.routing.algorithms.preble import Preble, PrebleCost
 from pdrouter.routing.algorithms.prefix_cache import PrefixCache, PrefixMatch
-from pdrouter.routing.algorithms.requests import AnyPod, LeastRequest
+from pdrouter.routing.algorithms.requests import AnyPod, LeastBusyTime, LeastRequest, PowerOfTwo
 from pdrouter.routing.algorithms.session import SessionAffinity, SessionMatch
+from pdrouter.routing.algorithms.slo import LeastLoad, PackLoad
 from pdrouter.routing.combination import CombinedDecode, CombinedPrefill, PolicyBook
 from pdrouter.routing.decision import Strategy
 from pdrouter.routing.kv_capacity import KVCapacity
@@ -58,8 +67,15 @@ DECODE_POLICIES: Mapping[str, Callable[[PolicyOptions], DecodePolicy]] = Mapping
 SCORERS: Mapping[str, Callable[[PolicyOptions], Scorer]] = MappingProxyType(
     {
         "least-request": lambda _: LeastRequest(),
+        "least-busy-time": lambda _: LeastBusyTime(),
+        "least-gpu-cache": lambda _: LEAST_GPU_CACHE,
+        "least-kv-cache": lambda _: LEAST_KV_CACHE,
+        "least-utilization": lambda _: LEAST_UTILIZATION,
+        "least-latency": lambda _: LeastLatency(),
+        "throughput": lambda _: THROUGHPUT,
         "prefix-cache": lambda _: PrefixMatch(),
         "session-affinity": lambda _: SessionMatch(),
+        "prefix-cache-preble": PrebleCost,
     }
 )
 """The algorithms that can be in lists, each with what makes its scorer."""
@@ -67,8 +83,14 @@ SCORERS: Mapping[str, Callable[[PolicyOptions], Scorer]] = MappingProxyType(
 _ALONE: Mapping[str, Callable[[PolicyOptions], Algorithm]] = MappingProxyType(
     {
         "random": lambda _: AnyPod(),
+        "power-of-two": lambda _: PowerOfTwo(),
         "prefix-cache": PrefixCache,
         "session-affinity": SessionAffinity,
+        "prefix-cache-preble": Preble,
+        "slo": lambda _: LeastLoad("slo", bounded=True),
+        "slo-pack-load": lambda _: PackLoad(),
+        "slo-least-load": lambda _: LeastLoad("slo-least-load", bounded=False),
+        "slo-least-load-pulling": lambda _: LeastLoad("slo-least-load-pulling", bounded=True),
     }
 )
 """The algorithms that are more by themselves than their scorer, or have none."""

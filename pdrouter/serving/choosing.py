@@ -282,9 +282,8 @@ class PodChooser:
         whole = whole or self._find_unsplittable(request, pods)
         split = whole is None and pods.disaggregated
         profile = resolved.profile
-        recalled = not PROMPT_READERS.isdisjoint(
-            strategy.list_algorithms(profile.prefill_policy, profile.decode_policy)
-        )
+        algorithms = strategy.list_algorithms(profile.prefill_policy, profile.decode_policy)
+        recalled = not PROMPT_READERS.isdisjoint(algorithms)
         return RoutingFacts(
             tokens,
             whole,
@@ -297,7 +296,7 @@ class PodChooser:
             items=items,
             usual_output_tokens=expected,
             user=user,
-            recalled=recalled,
+            algorithms=algorithms,
         )
 
     def _find_deadline(

@@ -7,7 +7,9 @@ from msgspec import structs
 from pdrouter.cluster.pods import Pod
 from pdrouter.load.failures import Trial
 from pdrouter.load.ledger import Scope
+from pdrouter.routing.algorithms.preble import note_prompt
 from pdrouter.routing.decision import Choice
+from pdrouter.routing.scoring import PROMPT_READERS, WINDOW_READERS
 from pdrouter.routing.state import RoutingState
 from pdrouter.serving.choosing import Routed
 from pdrouter.serving.record import Outcome, RequestRecord
@@ -73,11 +75,18 @@ class OpenDecision:
             self._expected = ()
 
     def _expect(self, routed: Routed) -> Sequence[int]:
-        """Return what the last pod will have of the prompt and has not had, if that counts."""
-        facts, uid = routed.facts, routed.decision.last.pod.uid
-        if not facts.recalled:
+        """Note which pods get the prompt, if that counts.
+
+        Returns:
+            What the last of them has not had of it, and will have.
+        """
+        facts, decision, state = routed.facts, routed.decision, self._state
+        if PROMPT_READERS.isdisjoint(facts.algorithms):
             return ()
-        return self._state.decoded.expect(facts.prefix.hashes, uid, facts.prompt_tokens)
+        if not WINDOW_READERS.isdisjoint(facts.algorithms):
+            note_prompt(facts, decision, state)
+        last = decision.last.pod.uid
+        return state.decoded.expect(facts.prefix.hashes, last, facts.prompt_tokens)
 
     def _hold(self, last: Choice) -> tuple[Scope, Trial]:
         uid, state = last.pod.uid, self._state

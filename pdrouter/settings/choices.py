@@ -9,10 +9,32 @@ from enum import StrEnum
 
 from pdrouter.settings.controls import POD_HEADERS, RETRY_HEADERS
 
-ALGORITHM_NAMES = ("random", "least-request", "prefix-cache", "session-affinity")
+ALGORITHM_NAMES = (
+    "random",
+    "least-request",
+    "least-busy-time",
+    "least-gpu-cache",
+    "least-kv-cache",
+    "least-utilization",
+    "least-latency",
+    "throughput",
+    "power-of-two",
+    "prefix-cache",
+    "prefix-cache-preble",
+    "session-affinity",
+    "slo",
+    "slo-pack-load",
+    "slo-least-load",
+    "slo-least-load-pulling",
+)
 """Algorithms that choose one pod: for a whole request, or for a leg of `pd`."""
 
-UNLISTED_ALGORITHMS = frozenset({"random"})
+UNLISTED_ALGORITHMS = frozenset(
+    {
+        *("random", "power-of-two"),
+        *("slo", "slo-pack-load", "slo-least-load", "slo-least-load-pulling"),
+    }
+)
 """Those of them that stand alone: they give no scores that could be added to others'."""
 
 STRATEGY_NAMES = ("pd", *ALGORITHM_NAMES)
@@ -36,6 +58,9 @@ DECODE_ALGORITHM_NAMES = tuple(
     name for name in ALGORITHM_NAMES if name.replace("-", "_") not in DECODE_POLICY_NAMES
 )
 """Algorithms that may rank decode pods, beside the policies."""
+
+PREBLE_GPUS = ("V100", "A6000")
+"""Values of `AIBRIX_ROUTER_PREBLE_TARGET_GPU`."""
 
 CONNECTOR_NAMES = (
     "nixl",

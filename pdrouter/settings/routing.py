@@ -281,8 +281,8 @@ class RoutingSettings:
         1.0,
         "AIBRIX_PREFIX_CACHE_STANDARD_DEVIATION_FACTOR",
         number(float, "a number", 0, 1_000_000),
-        "For aibrix's prefill policies: standard deviations above the mean that a pod's prefill "
-        "legs may lie.",
+        "For aibrix's prefill policies and `prefix-cache`: standard deviations above the mean that "
+        "a pod's requests may lie.",
         advanced=True,
     )
     weight_running: float = declare(

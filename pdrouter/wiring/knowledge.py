@@ -9,9 +9,11 @@ from pdrouter.load.decoded_prompts import DecodedPrompts
 from pdrouter.load.failures import FailureMemory
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.peers import PeerKnowledge
+from pdrouter.load.preble_curves import PREBLE_CURVES
 from pdrouter.load.prefill_rates import PrefillRates
 from pdrouter.load.prefix_index import PrefixIndex
 from pdrouter.load.priorities import PriorityKnowledge
+from pdrouter.load.recent_prompts import RecentPrompts
 from pdrouter.load.samples import EngineSample, Samples, count_free_tokens, count_kv_capacity
 from pdrouter.load.whole_serving import WholeServing
 from pdrouter.routing.homes import Homes
@@ -49,7 +51,7 @@ class Knowledge:
         state = self.state
         for memory in (
             *(self.prefixes, state.failures, self.peers),
-            *(state.priorities, state.whole, state.decoded),
+            *(state.priorities, state.whole, state.decoded, state.recent),
         ):
             memory.forget(uid)
 
@@ -90,5 +92,8 @@ def create_knowledge(settings: Settings, sharing: Sharing, group: RouterGroup) -
         share(DecodedPrompts)(create_index(PrefixIndex, count_free_tokens)),
         Homes(group),
         sharing.catch_up,
+        share(RecentPrompts)(
+            settings.preble_window_minutes * 60, clock, PREBLE_CURVES[settings.preble_gpu]
+        ),
     )
     return Knowledge(state, samples, share(PeerKnowledge)(clock), prefixes)

@@ -36,6 +36,7 @@ def choose_policy_options(settings: Settings) -> PolicyOptions:
         decode_score_ratio=settings.decode_score_ratio,
         standard_deviation_factor=settings.standard_deviation_factor,
         request_imbalance_spread=settings.request_imbalance_spread,
+        preble_output_tokens=settings.preble_output_tokens,
         locality_weight=settings.locality_weight,
         weight_running=settings.weight_running,
         weight_throughput=settings.weight_throughput,

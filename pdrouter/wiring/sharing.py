@@ -18,6 +18,7 @@ from pdrouter.load.prefix_index import PrefixIndex
 from pdrouter.load.priorities import PriorityKnowledge
 from pdrouter.load.prompt_length import TokenRatios
 from pdrouter.load.proofs import Proofs
+from pdrouter.load.recent_prompts import RecentPrompts
 from pdrouter.load.retry_budget import RetryBudget
 from pdrouter.load.samples import Samples
 from pdrouter.load.virtual_tokens import VirtualTokens
@@ -58,6 +59,7 @@ LANGUAGE = Language(
             Call("wants_whole", matters=bool),
         ),
         DecodedPrompts: (Call("add"), Call("expect", matters=bool), Call("discard")),
+        RecentPrompts: (Call("add"),),
         Samples: (Call("put"), Call("drop")),
         OutputLengths: (Call("observe"),),
         Proofs: (
