@@ -72,7 +72,7 @@ async def test_what_happens_without_a_strategy_is_said_at_the_start(endpoints: P
     [
         ("PDROUTER_PREFILL_RETRIES", "many", "a whole number from 0 to 100"),
         ("AIBRIX_PREFILL_REQUEST_TIMEOUT", "0", "above 0 to 86400"),
-        ("ROUTING_ALGORITHM", "best", "one of pd, random, least-request, session-affinity"),
+        ("ROUTING_ALGORITHM", "best", "one of pd, random, least-request, "),
         ("PDROUTER_GRPC_BIND", "50052x", "host:port"),
         ("PDROUTER_EXPOSE_PODS", "maybe", "true or false"),
         ("PDROUTER_WORKERS", "0", "a whole number from 1 to 64"),

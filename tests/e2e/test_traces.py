@@ -13,6 +13,7 @@ from expectations import (
     connect,
     eventually,
     expect_disaggregated,
+    find_sent,
     run_checked_stack,
 )
 from otlp import Collector, ReceivedSpan, run_collector
@@ -179,3 +180,19 @@ async def test_spans_of_envoy_stand_between_those_of_the_client_and_of_the_route
     told = TraceParent.parse(decode.request.headers["traceparent"])
     assert told is not None
     assert f"{told.span_id:016x}" in of_envoy
+
+
+async def test_what_is_asked_about_a_kept_response_is_a_trace_as_well(
+    collector: Collector, client: httpx.AsyncClient, stack: LocalStack
+) -> None:
+    made = await client.post("/v1/responses", json={"model": "demo", "input": "hi"})
+    trace_id, headers = parent(0xA9)
+    path = f"/v1/responses/{made.json()['id']}"
+    shown = await client.get(path, headers=headers)
+    assert shown.status_code == 200
+    spans = await wait_for(collector, trace_id, "GET demo", "decode")
+    request, decode = spans["GET demo"], spans["decode"]
+    assert (request.parent_id, decode.parent_id) == (CLIENT_SPAN, request.span_id)
+    (sent,) = (each for each in find_sent(stack, shown))
+    told = TraceParent.parse(sent.request.headers["traceparent"])
+    assert told == (int(trace_id, 16), int(decode.span_id, 16), True)
