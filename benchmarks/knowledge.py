@@ -243,7 +243,7 @@ async def measure_asking(requests: int, at_once: int) -> tuple[float, float, lis
 
         async def send() -> None:
             for number in numbers:
-                told = LANGUAGE.encode(changes)
+                told = LANGUAGE.encode((number, changes))
                 question = Question(number, make_hashes(number), 700, told)
                 start = time.perf_counter()
                 await asking.ask(question)

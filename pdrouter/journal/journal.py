@@ -7,12 +7,12 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import msgspec
 
 from pdrouter.cluster.pods import Pod
-from pdrouter.journal.language import Began, Change, Language, Wanted
+from pdrouter.journal.language import Batch, Began, Change, Language, Wanted
 from pdrouter.journal.memory import JournalLost, Ring, SharedMemory
 
 log = logging.getLogger(__name__)
@@ -23,6 +23,8 @@ _TOLD_AT_ONCE = 500
 """What a worker holds is told to one that comes later in pieces, so that nobody stalls."""
 _STRANGERS_S = 60.0
 """Time after which a pod of which others write, and which is not known here, is forgotten."""
+_News: TypeAlias = tuple[float, int, int, Any]
+"""When a change was made, the number of its batch, its worker, and the change."""
 _EVENTS = ("noted", "taken", "failed", "lost", "unreadable")
 
 
@@ -123,6 +125,7 @@ class Journal:
             Wanted: self._take_wanted,
         }
         self._numbers = 0
+        self._batch = 0
         self._untold: deque[Change] = deque()
         self._touched: set[str] = set()
         self._strangers: set[str] = set()
@@ -192,7 +195,8 @@ class Journal:
             self._write(pending)
 
     def _write(self, changes: Sequence[Change]) -> None:
-        batch = self.language.encode(changes)
+        self._batch += 1
+        batch = self.language.encode((self._batch, changes))
         if len(batch) <= self._ring.largest:
             self._ring.append(batch)
         elif len(changes) > 1:
@@ -254,7 +258,7 @@ class Journal:
                     return
                 behind = other
         if behind is not None:
-            for changes in self._read(behind):
+            for _, changes in self._read(behind):
                 self._make(behind.worker, changes)
 
     def leads(self, away_s: float) -> bool:
@@ -273,16 +277,16 @@ class Journal:
     def _replay(self, others: Iterable[_Other]) -> Iterator[None]:
         """Make the changes of these workers one by one, in the order in which they were made."""
         behind = [other for other in others if other.ring.head != other.position]
-        for _, worker, change in heapq.merge(*map(self._list_changes, behind), key=_find_order):
+        for *_, worker, change in heapq.merge(*map(self._list_changes, behind), key=_find_order):
             self._make(worker, (change,))
             yield
 
-    def _list_changes(self, other: _Other) -> Iterator[tuple[float, int, Any]]:
-        for changes in self._read(other):
+    def _list_changes(self, other: _Other) -> Iterator[_News]:
+        for number, changes in self._read(other):
             for change in changes:
-                yield change.at, other.worker, change
+                yield change.at, number, other.worker, change
 
-    def _read(self, other: _Other) -> Iterator[Sequence[Any]]:
+    def _read(self, other: _Other) -> Iterator[Batch]:
         """Yield what another worker has changed since its journal was read last, in batches."""
         worker, decode = other.worker, self.language.decode
         if other.ring.dialect != self.language.dialect:
@@ -295,10 +299,13 @@ class Journal:
         try:
             for batch, behind in other.ring.read(other.position):
                 try:
-                    yield decode(batch)
+                    news = decode(batch)
                 except msgspec.MsgspecError as error:
                     self.events["unreadable"] += 1
                     log.error("journal of worker %d cannot be read: %s", worker, error)
+                else:
+                    self._batch = max(self._batch, news[0])
+                    yield news
                 other.position = behind
         except JournalLost:
             self.events["lost"] += 1
@@ -368,8 +375,8 @@ class Journal:
         self._touched.clear()
 
 
-def _find_order(news: tuple[float, int, Any]) -> tuple[float, int]:
-    return news[:2]
+def _find_order(news: _News) -> tuple[float, int, int]:
+    return news[:3]
 
 
 def _call_soon(call: Callable[[], None]) -> None:

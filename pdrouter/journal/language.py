@@ -18,6 +18,9 @@ from pdrouter.engines.split import Leg
 
 Change: TypeAlias = msgspec.Struct
 """Something that a worker has changed. Its first member, `at`, says when."""
+Batch: TypeAlias = tuple[int, Sequence[Any]]
+"""Changes that are told together, with a number that is higher than those of all batches which
+their worker had read by then: of changes at one time, those of the lower number came first."""
 _Memory: TypeAlias = type[Any]
 
 _CARRIED_AS: Mapping[Any, Any] = MappingProxyType({Iterable[int]: list[int], Pod: str})
@@ -159,6 +162,8 @@ class Language:
     Attributes:
         verbs: the calls, by memory.
         dialect: a number by which languages are told apart.
+        encode: writes a batch.
+        decode: reads one.
     """
 
     def __init__(self, calls: Mapping[_Memory, Sequence[Call]]) -> None:
@@ -175,10 +180,11 @@ class Language:
         changes: list[Any] = [verb.change for verbs in self.verbs.values() for verb in verbs]
         described = [(one.__name__, msgspec.inspect.type_info(one)) for one in changes]
         self.dialect = xxhash.xxh3_64_intdigest(repr((__version__, described)).encode())
-        self.encode: Callable[[Sequence[Change]], bytes] = msgspec.msgpack.Encoder().encode
+        self.encode: Callable[[Batch], bytes] = msgspec.msgpack.Encoder().encode
         word = reduce(or_, changes, reduce(or_, _WORDS))
-        self.decode: Callable[[bytes], list[Change]] = msgspec.msgpack.Decoder(
-            GenericAlias(list, (word,))
+        changes_of_a_batch = GenericAlias(list, (word,))
+        self.decode: Callable[[bytes], Batch] = msgspec.msgpack.Decoder(
+            GenericAlias(tuple, (int, changes_of_a_batch))
         ).decode
 
 

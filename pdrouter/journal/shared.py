@@ -150,6 +150,15 @@ class _SharedLedger(Ledger):
             LegLetGo(at=at, number=held.number, completed=scope.completed, cached=scope.cached)
         )
 
+    def count_requests(self, uid: str) -> int:
+        """Return the legs of any kind that all workers have in flight on a pod now.
+
+        A look at an engine's metrics is compared with it: what is not counted yet would count as
+        another router's.
+        """
+        self.journal.catch_up()
+        return super().count_requests(uid)
+
     def take(self, worker: int, change: LegHeld, /) -> None:
         """Count a leg of another worker, unless it is counted."""
         theirs = self._theirs.setdefault(worker, {})

@@ -31,6 +31,7 @@ from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.settings import Settings
 from pdrouter.settings.choices import FailurePolicy, Priority
 from pdrouter.wiring.exchanges import Exchanges, Surroundings
+from pdrouter.wiring.sharing import Sharing
 
 PATH = "/v1/completions"
 EXPECTED_TOKENS = 2**30
@@ -77,8 +78,11 @@ class LiveReplica(RouterReplica):
         options: RouterOptions,
         clock: Callable[[], float],
         random: Random,
+        *,
+        sharing: Sharing | None = None,
     ) -> None:
-        super().__init__(strategy, pods, options, clock, random)
+        sharing = sharing or Sharing(clock=clock)
+        super().__init__(strategy, pods, options, clock, random, sharing=sharing)
         cache = PodCache()
         cache.replace(pods.pods)
         self._observer = Observer()
@@ -105,6 +109,7 @@ class LiveReplica(RouterReplica):
                 observer=self._observer,
                 tokenizers=PromptTokenizers({}, 1.0, 1),
                 bodies=HeldBodies(2**30, 2**40),
+                sharing=sharing,
             ),
         )
 

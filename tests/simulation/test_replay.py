@@ -45,11 +45,12 @@ def run(
     *,
     options: RouterOptions = OPTIONS,
     replicas: int = 1,
+    workers: int = 1,
 ) -> list[tuple[str, str, float | None]]:
     result = Simulation(
         make_conversations(120),
         BATCHES,
-        replace(SHAPE, replicas=replicas),
+        replace(SHAPE, replicas=replicas, workers=workers),
         create_strategy=lambda: create_strategies(prefill, decode)["pd"],
         options=options,
         seed=7,
@@ -88,6 +89,20 @@ def test_what_is_due_first_is_served_first(monkeypatch: pytest.MonkeyPatch) -> N
 
     assert run(LiveReplica, options=options) == simulated
     assert simulated != run(DirectReplica)
+
+
+@pytest.mark.parametrize("replica", [DirectReplica, LiveReplica])
+@pytest.mark.parametrize("workers", [2, 4])
+@pytest.mark.parametrize("aggregation", [Aggregation.NEVER, Aggregation.WHEN_FASTER])
+def test_several_workers_choose_as_one(
+    replica: type[RouterReplica], workers: int, aggregation: Aggregation
+) -> None:
+    options = replace(OPTIONS, aggregation=aggregation, turn_s=0.0)
+    expected = run(DirectReplica, options=options)
+    found = run(replica, options=options, workers=workers)
+    assert [pods[:2] for pods in found] == [pods[:2] for pods in expected]
+    # What is told between two steps of an engine moves the last bits of its times.
+    assert [pods[2] for pods in found] == pytest.approx([pods[2] for pods in expected])
 
 
 def test_policies_choose_differently() -> None:

@@ -38,12 +38,14 @@ class Shape:
         prefill: for each prefill pod, how many times longer than the hardware's speed it takes.
         decode: the same for each decode pod.
         replicas: replicas of the router.
+        workers: processes of each replica, which know the same.
     """
 
     name: str
     prefill: tuple[float, ...]
     decode: tuple[float, ...]
     replicas: int = 1
+    workers: int = 1
 
 
 def prefill_capacity(hardware: Hardware, shape: Shape, workload: Workload) -> float:

@@ -96,7 +96,8 @@ SHAPES = {
         Shape("8P+8D", (1.0,) * 8, (1.0,) * 8),
         Shape("2P+4D", (1.0,) * 2, (1.0,) * 4),
         Shape("4P+4D-one-slow", (2.0, 1.0, 1.0, 1.0), (1.0,) * 4),
-        # Workers of one router know as little of each other as replicas do.
+        Shape("8P+8D-two-workers", (1.0,) * 8, (1.0,) * 8, workers=2),
+        Shape("8P+8D-four-workers", (1.0,) * 8, (1.0,) * 8, workers=4),
         Shape("8P+8D-two-routers", (1.0,) * 8, (1.0,) * 8, replicas=2),
         Shape("8P+8D-four-routers", (1.0,) * 8, (1.0,) * 8, replicas=4),
         Shape("8P+8D-eight-routers", (1.0,) * 8, (1.0,) * 8, replicas=8),

@@ -1,4 +1,4 @@
-"""One replica of the router in a simulation: its own ledger, prefix index and samples."""
+"""One process of the router in a simulation: its own ledger, prefix index and samples."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from pdrouter.load.decoded_prompts import DecodedPrompts
 from pdrouter.load.ledger import Ledger, Scope
 from pdrouter.load.prefill_rates import PrefillRates
 from pdrouter.load.prefix_index import PrefixIndex
-from pdrouter.load.samples import EngineSample, count_free_tokens, count_kv_capacity
+from pdrouter.load.samples import EngineSample, Samples, count_free_tokens, count_kv_capacity
 from pdrouter.load.whole_serving import WholeServing
 from pdrouter.openai.prompt_prefix import PromptPrefix
 from pdrouter.routing.admission import DeadlineMissed, QueueTooLong
@@ -26,6 +26,7 @@ from pdrouter.routing.state import RoutingState
 from pdrouter.routing.strategy_book import StrategyBook
 from pdrouter.routing.whole_lessons import learn_first_token, learn_prompt, note_sent
 from pdrouter.settings.choices import Aggregation
+from pdrouter.wiring.sharing import Sharing
 
 _Count = Callable[[Mapping[str, EngineSample], Iterable[str]], float | None]
 
@@ -35,6 +36,8 @@ class RouterOptions:
     """How the replicas of the router work.
 
     Attributes:
+        turn_s: seconds after which a replica's other workers see what one has changed, but for
+            prefill legs, which they see at once.
         replicas: how many there are; they get requests in turn and do not talk to each other.
         replica: which of them this one is, from 0 on.
         scrape_interval_s: seconds between two looks at the engines' metrics.
@@ -54,6 +57,7 @@ class RouterOptions:
             due first; None where they serve first what came first.
     """
 
+    turn_s: float = 0.001
     replicas: int = 1
     replica: int = 0
     scrape_interval_s: float = 1.0
@@ -144,31 +148,41 @@ class RouterReplica:
         options: RouterOptions,
         clock: Callable[[], float],
         random: Random,
+        *,
+        sharing: Sharing | None = None,
     ) -> None:
+        sharing = sharing or Sharing(clock=clock)
+        share, clock = sharing.share, sharing.clock
         self._strategy = strategy
         self._pods = pods
         self.model = pods.model
         self._options = options
-        self.ledger = Ledger(PrefillRates(buckets=options.prefill_buckets), clock)
-        self.samples: dict[str, EngineSample] = {}
+        rates = share(PrefillRates)(buckets=options.prefill_buckets)
+        self.ledger = share(Ledger)(rates, clock)
+        self.samples = share(Samples)()
         self.state = RoutingState(
             self.ledger,
-            self._create_index(clock, count_kv_capacity),
+            self._create_index(share(PrefixIndex), clock, count_kv_capacity),
             self.samples,
             clock,
             random,
-            whole=WholeServing(options.handover_s, clock),
-            decoded=DecodedPrompts(self._create_index(clock, count_free_tokens)),
+            whole=share(WholeServing)(options.handover_s, clock),
+            decoded=share(DecodedPrompts)(
+                self._create_index(PrefixIndex, clock, count_free_tokens)
+            ),
             homes=Homes(_form_group(options)),
+            catch_up=sharing.catch_up,
         )
         rules = RoutingRules(options.aggregation, options.whole, options.max_wait_s)
         self.router = Router(StrategyBook({strategy.name: strategy}), self.state, rules)
 
-    def _create_index(self, clock: Callable[[], float], count: _Count) -> PrefixIndex:
+    def _create_index(
+        self, index: type[PrefixIndex], clock: Callable[[], float], count: _Count
+    ) -> PrefixIndex:
         """Return an index that forgets as its pods do, by what they say of their memory."""
         options = self._options
         follows = options.index_follows_caches
-        return PrefixIndex(
+        return index(
             options.index_bytes,
             options.index_ttl_s,
             clock,
@@ -177,6 +191,7 @@ class RouterReplica:
 
     def route(self, facts: RoutingFacts) -> RoutedLegs | None:
         """Choose the pods for a request and count its legs; None if it is refused."""
+        self.state.catch_up()
         rules = self._options.deadlines
         if rules is not None:
             came, rates = self.state.clock(), self.ledger.rates
@@ -221,10 +236,11 @@ class RouterReplica:
         self.state.prefixes.confirm(prefix.hashes, uid, recalled, most)
 
     def observe(self, samples: Mapping[str, EngineSample]) -> None:
-        """Take new metrics of all engines."""
+        """Take new metrics of all engines, for all workers of this replica."""
         for uid, sample in samples.items():
             own = self.ledger.count_requests(uid)
-            self.samples[uid] = seen = replace(sample, own_requests=own)
+            seen = replace(sample, own_requests=own)
+            self.samples.put(uid, seen)
             self.ledger.note_others(uid, seen.others)
 
 

@@ -12,6 +12,7 @@ from benchmarks.routing.cluster.prefill_engine import PrefillEngine, PrefillTask
 from benchmarks.routing.cluster.results import Passage, PodUse, SimulationResult
 from benchmarks.routing.cluster.router_replica import RoutedLegs, RouterOptions, RouterReplica
 from benchmarks.routing.cluster.token_gaps import TokenGaps
+from benchmarks.routing.cluster.workers import share_knowledge
 from benchmarks.routing.cluster.workload import BLOCK_TOKENS, SimulatedRequest, Workload
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ModelPods
@@ -76,16 +77,21 @@ class Simulation:
             for index, slowness in enumerate(shape.decode)
         }
         pods = ModelPods.group(MODEL, make_pods(shape))
-        self._replicas = [
-            create_replica(
-                create_strategy(),
-                pods,
-                replace(options, replica=index, replicas=shape.replicas),
-                events.clock,
-                Random(f"{seed}/{index}"),
-            )
-            for index in range(shape.replicas)
-        ]
+        self._workers = shape.workers
+        self._replicas: list[RouterReplica] = []
+        for index in range(shape.replicas):
+            random = Random(f"{seed}/{index}")
+            self._replicas += [
+                create_replica(
+                    create_strategy(),
+                    pods,
+                    replace(options, replica=index, replicas=shape.replicas),
+                    events.clock,
+                    random,
+                    sharing=sharing,
+                )
+                for sharing in share_knowledge(shape.workers, events, options.turn_s)
+            ]
         self._options = options
         self._output_tokens = workload.mean_output_tokens
         self._generated = dict.fromkeys(self._decode, 0.0)
@@ -104,6 +110,8 @@ class Simulation:
         self._events.run()
         if self._unfinished:
             raise RuntimeError(f"{self._unfinished} requests are left over")
+        for replica in self._replicas:
+            replica.state.catch_up()
         counted = {uid for replica in self._replicas for uid in replica.ledger.snapshot()}
         return SimulationResult(
             tuple(self._passages),
@@ -206,7 +214,8 @@ class Simulation:
                 gap_s=self._gaps[uid].read(now, gaps.seconds, gaps.tokens),
             )
             self._generated[uid] = generated
-        for replica in self._replicas:
+        # One worker of each looks for all.
+        for replica in self._replicas[:: self._workers]:
             replica.observe(samples)
         if self._unfinished:
             self._events.schedule(now + interval, self._scrape)

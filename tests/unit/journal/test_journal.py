@@ -176,7 +176,8 @@ async def test_a_worker_that_starts_again_knows_what_it_has_known(workers: Worke
 
 
 def count(state: RoutingState) -> int:
-    return state.ledger.count_requests(UID)
+    """Return what is counted already."""
+    return sum(loads[UID].requests for loads in state.ledger.loads.values() if UID in loads)
 
 
 async def test_a_prefill_leg_is_counted_by_all_at_once_with_what_came_before_it(
@@ -193,6 +194,15 @@ async def test_a_prefill_leg_is_counted_by_all_at_once_with_what_came_before_it(
         scope.release()
     workers.turn()
     assert (count(one), count(other)) == (0, 0)
+
+
+async def test_a_look_at_an_engine_is_compared_with_what_all_have_there(workers: Workers) -> None:
+    one, other = await workers.start(0), await workers.start(1)
+    scope = one.ledger.start(Leg.PREFILL, UID, 10)
+    assert other.ledger.count_requests(UID) == 1
+    scope.release()
+    workers.journals[0].flush()
+    assert other.ledger.count_requests(UID) == 0
 
 
 async def test_legs_of_a_worker_that_has_ended_are_in_flight_no_more(workers: Workers) -> None:
@@ -383,6 +393,7 @@ READS = {
     "RecentPrompts": "measure miss_rate",
     "Samples": "",
     "Proofs": "has_another_served has_another_given has_told",
+    "VirtualTokens": "read read_line",
     "OutputLengths": "expect",
     "TokenRatios": "estimate",
     "UnsplittableKinds": "empty is_whole list_failed",
