@@ -7,6 +7,8 @@ from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager i
 from envoy_data_plane.envoy.type.matcher import v3 as matcher
 from envoy_data_plane.google.protobuf import Any
 
+from pdrouter.openai.errors import ANTHROPIC_PATH
+from pdrouter.openai.header_values import KEY_HEADERS
 from pdrouter.openai.headers import (
     CHOSEN_PROFILE,
     CLIENT_REQUEST_ID,
@@ -14,45 +16,55 @@ from pdrouter.openai.headers import (
     DECISION,
     DECISION_DETAIL,
     EXTERNAL_FILTER,
+    FORWARDED_TO_SIDE_LEGS,
     REQUEST_CLASS,
     REQUEST_ID,
     ROUTING_STRATEGY,
+    SESSION_ID,
     TTFT_TARGET,
 )
+from pdrouter.openai.rate_limit_headers import LimitState, describe_limits
+from pdrouter.settings.sessions import BODY, SESSION_KEYS
 
 ANY_ORIGIN = "*"
 ALLOWED_METHODS = ("GET", "HEAD", "POST", "DELETE")
 _MAX_AGE_S = 7200  # What browsers take at the most.
 
-ALLOWED_HEADERS = (
-    *("authorization", "content-type", "accept", "x-api-key", "user", "idempotency-key"),
-    *("openai-organization", "openai-project", "openai-beta"),
-    *("anthropic-version", "anthropic-beta", "anthropic-dangerous-direct-browser-access"),
-    # The SDKs for browsers add these to every request.
-    *(
-        f"x-stainless-{name}"
-        for name in (
-            *("arch", "async", "helper", "helper-method", "lang", "os", "package-version"),
-            *("poll-helper", "custom-poll-interval", "read-timeout", "retry-count"),
-            *("runtime", "runtime-version", "timeout"),
+ALLOWED_HEADERS = tuple(
+    dict.fromkeys(
+        (
+            *KEY_HEADERS,
+            *("content-type", "accept", "user", "idempotency-key"),
+            *("openai-organization", "openai-project", "openai-beta"),
+            "anthropic-dangerous-direct-browser-access",
+            # The SDKs for browsers add these to every request.
+            *(
+                f"x-stainless-{name}"
+                for name in (
+                    *("arch", "async", "helper", "helper-method", "lang", "os"),
+                    *("package-version", "poll-helper", "custom-poll-interval", "read-timeout"),
+                    *("retry-count", "runtime", "runtime-version", "timeout"),
+                )
+            ),
+            *(REQUEST_ID, CLIENT_REQUEST_ID),
+            *FORWARDED_TO_SIDE_LEGS,
+            *(name for name in SESSION_KEYS if not name.startswith(BODY)),
+            *(ROUTING_STRATEGY, CONFIG_PROFILE, EXTERNAL_FILTER, TTFT_TARGET, REQUEST_CLASS),
+            DECISION_DETAIL,
         )
-    ),
-    *(REQUEST_ID, CLIENT_REQUEST_ID, "traceparent", "tracestate", "baggage"),
-    *("x-session-id", "x-aibrix-session-key", "x-session-affinity", "x-correlation-id"),
-    "x-multi-turn-session-id",
-    *(ROUTING_STRATEGY, CONFIG_PROFILE, EXTERNAL_FILTER, TTFT_TARGET, REQUEST_CLASS),
-    DECISION_DETAIL,
+    )
 )
 """What a page may send: what engines, the router and OpenAI's and Anthropic's SDKs know."""
 
+_ANY_LIMITS = dict.fromkeys(("requests", "tokens"), LimitState(1, 1, 0.0))
 EXPOSED_HEADERS = (
-    *(REQUEST_ID, CLIENT_REQUEST_ID, "request-id", "retry-after"),
+    *(REQUEST_ID, CLIENT_REQUEST_ID, "request-id", "retry-after", "x-should-retry"),
     *(
-        f"x-ratelimit-{word}-{what}"
-        for word in ("limit", "remaining", "reset")
-        for what in ("requests", "tokens")
+        name
+        for path in ("", ANTHROPIC_PATH)
+        for name, _ in describe_limits(path, _ANY_LIMITS, now=0.0)
     ),
-    *(DECISION, DECISION_DETAIL, "x-session-id", CHOSEN_PROFILE, ROUTING_STRATEGY),
+    *(DECISION, DECISION_DETAIL, SESSION_ID, CHOSEN_PROFILE, ROUTING_STRATEGY),
     *("target-pod", "target-pod-ip", "prefill-target-pod", "prefill-target-pod-ip"),
 )
 """What a page may read of an answer."""
