@@ -66,14 +66,14 @@ class Identities:
         Raises:
             RequestRejected: whoever it is may not ask.
         """
-        presented = list_keys(headers)
-        by_digest = self.keys.roster.by_digest
-        if by_digest:
-            for key in presented:
+        if self.keys.given or self.shared_key is not None:
+            presented = list_keys(headers)
+            by_digest = self.keys.roster.by_digest
+            for key in presented if by_digest else ():
                 user = by_digest.get(digest_key(key))
                 if user is not None:
                     return Identity(user, by_key=True)
-        self._check_shared(presented)
+            self._check_shared(presented)
         name = _read_name(headers) if self.trusts_header else ""
         return Identity(await self._find(name)) if name else NOBODY
 

@@ -1,21 +1,25 @@
 """Several workers behind the real Envoy: as one router, and none of them matters alone."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx
 from expectations import chat, eventually
 from failures import CHAT
 from loopback import find_free_ports
 from processes import Installation, RouterProcess, run_installation, streaming
+
+from pdrouter.users.keys import digest_key
 
 WORKERS = 3
 PAIR = 2
@@ -24,9 +28,14 @@ PAIR = 2
 
 @asynccontextmanager
 async def run_workers(
-    workers: int, lame_duck_s: float = 0, itl_ms: float = 5, prefill_engines: int = 1
+    workers: int,
+    lame_duck_s: float = 0,
+    itl_ms: float = 5,
+    prefill_engines: int = 1,
+    settings: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncIterator[Installation]:
     environment = {
+        **settings,
         "PDROUTER_WORKERS": str(workers),
         "PDROUTER_GRPC_BIND": f"127.0.0.1:{find_free_ports(workers)}",
         "PDROUTER_LAME_DUCK": str(lame_duck_s),
@@ -90,6 +99,28 @@ async def test_requests_are_spread_evenly_and_one_page_tells_of_all() -> None:
         times = [decision["time"] for decision in decisions]
         assert times == sorted(times, reverse=True)
         router.expect_no_accident()
+
+
+async def test_workers_count_the_requests_of_a_user_together(tmp_path: Path) -> None:
+    file, key = tmp_path / "users.yaml", "sk-test-ann-0123456789"
+    user = {"name": "ann", "keys": [digest_key(key)], "limits": {"requests_per_minute": 10}}
+    file.write_text(json.dumps([user]))
+    settings = {"PDROUTER_API_KEYS_FILE": str(file)}
+    async with run_workers(PAIR, settings=settings) as installation, AsyncExitStack() as stack:
+        (router,) = installation.routers
+        clients = [await stack.enter_async_context(installation.connect()) for _ in range(4)]
+        statuses: Counter[int] = Counter()
+        for number in range(30):
+            response = await clients[number % 4].post(
+                CHAT, json=chat(max_tokens=1), headers={"authorization": f"Bearer {key}"}
+            )
+            statuses[response.status_code] += 1
+        assert statuses == {200: 10, 429: 20}
+        await router.wait_for("request", 30)
+        assert set(count_by_worker(router)) == set(range(PAIR))
+        metrics = await router.read_metrics()
+        assert metrics.total("pdrouter_user_requests_total", user="ann", status="429") == 20
+        assert metrics.total("pdrouter_limit_refusals_total", user="ann", limit="requests") == 20
 
 
 @asynccontextmanager
