@@ -135,6 +135,25 @@ async def test_no_header_of_a_client_leads_past_the_router(installed: Installed)
             }
 
 
+async def test_a_kept_response_is_found_by_its_id(installed: Installed) -> None:
+    body = {"model": MODEL_NAME, "input": "hi", "max_output_tokens": 9000, "background": True}
+    async with installed.client(**AUTHORIZATION) as client:
+        for _ in range(4):
+            made = await client.post("/v1/responses", json=body)
+            path, pod = f"/v1/responses/{made.json()['id']}", made.headers["target-pod-ip"]
+            shown = await client.get(path)
+            cancelled = await client.post(f"{path}/cancel")
+            inputs = await client.get(f"{path}/input_items", params={"limit": 1})
+            gone = await client.delete(path)
+            for answer in (shown, cancelled, inputs, gone):
+                assert (answer.status_code, answer.headers["target-pod-ip"]) == (200, pod)
+            assert gone.json()["deleted"]
+            assert (await client.get(path)).status_code == 404
+        assert (await client.get("/v1/responses/resp_1")).status_code == 404
+    async with installed.client() as nobody:
+        assert (await nobody.get(path)).status_code == 401
+
+
 async def test_the_time_of_the_first_token_is_known(
     installed: Installed, request: pytest.FixtureRequest
 ) -> None:
