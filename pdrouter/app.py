@@ -22,6 +22,7 @@ from pdrouter.journal.journal import Journal
 from pdrouter.journal.leading import Work, work_while_leading
 from pdrouter.journal.memory import SharedMemory
 from pdrouter.load.engine_check import EngineCheck, describe_silence
+from pdrouter.load.pods_wanted import PodsWanted
 from pdrouter.load.scraper import MetricsScraper
 from pdrouter.ports import naming_port
 from pdrouter.process_limits import (
@@ -148,6 +149,13 @@ class Application:
             tokenizers=self._tokenizers.stats,
             log_entries=log_entries,
             failures=self.failures,
+            samples=self.knowledge.samples,
+            wanted=PodsWanted(
+                self.ledger,
+                self.knowledge.samples,
+                self._settings.wanted_prefill_use,
+                self._settings.wanted_decode_use,
+            ),
             bodies=self.bodies,
             trace=self._tracing.take if self._tracing else None,
             keys=self.keys,

@@ -161,6 +161,7 @@ class Ledger:
         "_mean_work",
         "_others",
         "_queues",
+        "computed",
         "drains",
         "loads",
         "on_end",
@@ -185,6 +186,8 @@ class Ledger:
         self._others: dict[str, float] = {}
         self._mean_work = 0.0
         self._learnt: dict[str, float] = {}
+        self.computed: dict[str, float] = {}
+        """Seconds of a usual pod's time that the completed prefill legs of each pod were."""
 
     def load(self, leg: Leg, uid: str) -> LegLoad:
         """Return the legs in flight on a pod. It is the ledger's own record: do not change it."""
@@ -217,6 +220,7 @@ class Ledger:
         self._busy.forget(uid)
         self._others.pop(uid, None)
         self._learnt.pop(uid, None)
+        self.computed.pop(uid, None)
 
     def predict_prefill_wait(self, uid: str) -> float:
         """Return the seconds until a pod has done the prefill legs that it has, as predicted."""
@@ -274,6 +278,11 @@ class Ledger:
         """Return whether a pod has completed a prefill leg of late, which showed how fast it is."""
         learnt = self._learnt.get(uid)
         return learnt is not None and self._clock() - learnt <= _STILL_KNOWN_S
+
+    def count_prefill_backlog(self, uid: str) -> float:
+        """Return the seconds of a usual pod's time that the prefill legs on a pod are."""
+        queue = self._queues.get(uid)
+        return 0.0 if queue is None else (queue.first + queue.rest) * self.rates.unit_s
 
     def measure_use(self, uids: Sequence[str]) -> float:
         """Return the share of some pods that have prefill legs, this router's or others'."""
@@ -384,6 +393,7 @@ class Ledger:
         """
         uid, cached = scope.uid, scope.cached
         actual = self.rates.measure(computed, self.rates.find_shapes(uid), cached)
+        self.computed[uid] = self.computed.get(uid, 0.0) + actual * self.rates.unit_s
         own = queue.first + queue.rest - queue.work[scope] + actual
         everything = own + self._others.get(uid, 0.0) * self._mean_work
         if own > 0:

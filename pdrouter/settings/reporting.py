@@ -34,6 +34,21 @@ class ReportingSettings:
         "answers themselves, of which Envoy then sends every piece. `off`: what passes anyway.",
         "--observe-tokens",
     )
+    wanted_prefill_use: float = declare(
+        0.7,
+        "PDROUTER_WANTED_PREFILL_USE",
+        number(float, "a number", 0.05, 1.0),
+        "For `pdrouter_pods_wanted`, the share of its time in which a prefill pod is to be busy. "
+        "Lower: more pods, shorter queues.",
+        advanced=True,
+    )
+    wanted_decode_use: float = declare(
+        0.8,
+        "PDROUTER_WANTED_DECODE_USE",
+        number(float, "a number", 0.05, 1.0),
+        "For `pdrouter_pods_wanted`, the share of its KV memory that a decode pod is to use.",
+        advanced=True,
+    )
     kept_decisions: int = declare(
         100,
         "PDROUTER_KEPT_DECISIONS",

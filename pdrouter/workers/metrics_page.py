@@ -17,17 +17,29 @@ _GREATEST = frozenset(
         "pdrouter_info",
         "pdrouter_kubernetes_staleness_seconds",
         "pdrouter_pod_decode_requests",
+        "pdrouter_pod_decode_tokens_per_second",
         "pdrouter_pod_ejected",
         "pdrouter_pod_encode_requests",
+        "pdrouter_pod_kv_usage_ratio",
         "pdrouter_pod_prefill_requests",
         "pdrouter_pod_prefill_tokens",
+        "pdrouter_pod_prefill_tokens_per_second",
+        "pdrouter_pod_prefill_wait_seconds",
         "pdrouter_pod_ready",
         "pdrouter_pods",
         "pdrouter_pods_unmatched",
+        "pdrouter_pods_wanted",
     }
 )
 """Gauges of which the greatest value counts: the workers see the same pods, and know the same."""
-_LEAST = frozenset({"pdrouter_kubernetes_synced", "pdrouter_pods_synced", "pdrouter_redis_up"})
+_LEAST = frozenset(
+    {
+        "pdrouter_kubernetes_synced",
+        "pdrouter_pod_kv_free_tokens",
+        "pdrouter_pods_synced",
+        "pdrouter_redis_up",
+    }
+)
 """Gauges of which the least value counts: true once it is true of all workers."""
 _CUMULATIVE = frozenset({"counter", "histogram"})
 _KNOWN_PODS = "pdrouter_pod_ready"

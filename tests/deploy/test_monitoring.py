@@ -13,6 +13,7 @@ from typing import Any
 import promql_parser
 import pytest
 import yaml
+from guides import DOCS
 from manifests import DEPLOY, Object, compose, find
 
 from pdrouter.cluster.view import PodCache
@@ -157,6 +158,12 @@ class TestRules:
         for rule in rules():
             assert set(rule["annotations"]) == {"summary", "description"}
             assert rule["labels"]["severity"] in {"critical", "warning"}
+
+    def test_each_has_a_row_that_says_what_to_do(self) -> None:
+        page = (DOCS / "troubleshooting.md").read_text()
+        rows = re.findall(r"^\| `(Pdrouter\w+)` \| \S", page, re.MULTILINE)
+
+        assert rows == [rule["alert"] for rule in rules()]
 
     def test_each_has_a_unit_test(self) -> None:
         tested = {

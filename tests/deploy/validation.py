@@ -18,9 +18,9 @@ from manifests import ROOT, Object
 CRDS = ROOT.parent / "shared" / "crds"
 KUBERNETES = "1.37"
 
-# Their CRDs are not at hand; test_monitoring.py looks at those of the Prometheus operator, and
-# test_real_envoy.py at what Envoy makes of a SecurityPolicy.
-UNKNOWN_KINDS = {"PodMonitor", "PrometheusRule", "SecurityPolicy"}
+# Their CRDs are not at hand. test_monitoring.py looks at those of the Prometheus operator,
+# test_autoscaling.py at KEDA's, and test_real_envoy.py at what Envoy makes of a SecurityPolicy.
+UNKNOWN_KINDS = {"PodMonitor", "PrometheusRule", "ScaledObject", "SecurityPolicy"}
 
 # Names that CEL reserves; a CRD's rules write them with underscores around.
 _RESERVED = frozenset(

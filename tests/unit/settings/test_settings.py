@@ -371,6 +371,8 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     "PDROUTER_SPLIT_MULTIMODAL": (_BOOLEANS, _NO_BOOLEANS),
     "PDROUTER_SGLANG_SPLIT_N": (_BOOLEANS, _NO_BOOLEANS),
     "PDROUTER_EXPOSE_PODS": (_BOOLEANS, _NO_BOOLEANS),
+    "PDROUTER_WANTED_PREFILL_USE": ([("0.05", 0.05), ("1", 1.0)], ["0", "1.1", "nan", "x"]),
+    "PDROUTER_WANTED_DECODE_USE": ([("0.05", 0.05), ("1", 1.0)], ["0", "1.1", "nan", "x"]),
     "PDROUTER_OBSERVE_TOKENS": (
         [
             ("off", TokenObservation()),
