@@ -30,6 +30,7 @@ _UNITS: Mapping[str, str] = MappingProxyType(
         "slo-pack-load": "requests less than the busiest pod in time has, or " + _FIRST_ANSWER,
         "slo-least-load": _FIRST_ANSWER,
         "slo-least-load-pulling": _FIRST_ANSWER,
+        "vtc-basic": "pods away from the user's place, and the share of a full load",
         "conductor": "milliseconds",
         "prefix_cache": "0.1 * percent not cached + share of the busiest pod's requests",
         "load_balancing": "weighted shares of the busiest and the fastest pod, by free memory",

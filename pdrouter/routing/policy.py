@@ -37,6 +37,12 @@ class PolicyOptions:
         request_imbalance_spread: requests by which pods may differ before `prefix-cache` and
             `prefix-cache-preble` look only at those with the fewest.
         preble_output_tokens: length of an answer for `prefix-cache-preble`.
+        vtc_min_tokens: for `vtc-basic`, the least weighted tokens between the place of one pod and
+            the next one's; and what the user with the fewest has if nobody has any.
+        vtc_max_tokens: what the user with the most has if nobody has any.
+        vtc_max_pod_load: requests on a pod that is fully used.
+        vtc_fairness_weight: what the distance of a pod from a user's place counts, in pods.
+        vtc_utilization_weight: what a pod counts that is fully used.
         locality_weight: what the longest distance between the pods of a pair counts, where the
             highest score of a leg counts 1.
         weight_running: weight of the requests in `load_balancing`.
@@ -55,6 +61,11 @@ class PolicyOptions:
     standard_deviation_factor: float = 1.0
     request_imbalance_spread: int = 8
     preble_output_tokens: int = 45
+    vtc_min_tokens: float = 1000.0
+    vtc_max_tokens: float = 8000.0
+    vtc_max_pod_load: float = 100.0
+    vtc_fairness_weight: float = 1.0
+    vtc_utilization_weight: float = 1.0
     locality_weight: float = 0.02
     weight_running: float = 1.0
     weight_throughput: float = 1.0

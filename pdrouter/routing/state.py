@@ -11,6 +11,7 @@ from pdrouter.load.ledger import Ledger
 from pdrouter.load.priorities import PriorityKnowledge
 from pdrouter.load.recent_prompts import RecentPrompts
 from pdrouter.load.samples import EngineSample
+from pdrouter.load.served_tokens import ServedTokens
 from pdrouter.load.whole_serving import WholeServing
 from pdrouter.routing.homes import Homes
 
@@ -35,6 +36,7 @@ class RoutingState:
         decoded: which decode pods have probably cached which conversations.
         homes: which pods this router goes to first.
         recent: which prompts have come of late, and where to.
+        served: what users were served of late.
         catch_up: takes over what other workers have changed until now; called before a choice.
     """
 
@@ -50,3 +52,4 @@ class RoutingState:
     homes: Homes = field(default_factory=Homes)
     catch_up: Callable[[], object] = _know_all
     recent: RecentPrompts = field(default_factory=RecentPrompts)
+    served: ServedTokens = field(default_factory=ServedTokens)

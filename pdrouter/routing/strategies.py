@@ -19,6 +19,7 @@ from pdrouter.routing.algorithms.prefix_cache import PrefixCache, PrefixMatch
 from pdrouter.routing.algorithms.requests import AnyPod, LeastBusyTime, LeastRequest, PowerOfTwo
 from pdrouter.routing.algorithms.session import SessionAffinity, SessionMatch
 from pdrouter.routing.algorithms.slo import LeastLoad, PackLoad
+from pdrouter.routing.algorithms.vtc import VtcBasic
 from pdrouter.routing.combination import CombinedDecode, CombinedPrefill, PolicyBook
 from pdrouter.routing.decision import Strategy
 from pdrouter.routing.kv_capacity import KVCapacity
@@ -76,6 +77,7 @@ SCORERS: Mapping[str, Callable[[PolicyOptions], Scorer]] = MappingProxyType(
         "prefix-cache": lambda _: PrefixMatch(),
         "session-affinity": lambda _: SessionMatch(),
         "prefix-cache-preble": PrebleCost,
+        "vtc-basic": VtcBasic,
     }
 )
 """The algorithms that can be in lists, each with what makes its scorer."""

@@ -12,7 +12,6 @@ from pdrouter.serving.held_bodies import HeldBodies, HeldBody
 from pdrouter.serving.open_decision import OpenDecision
 from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.release import HeldHandle
-from pdrouter.serving.turns import end_turn
 from pdrouter.users.user import User
 
 log = logging.getLogger(__name__)
@@ -133,7 +132,7 @@ class Call:
         if self.chosen is not None:
             self.chosen.close()
             if self.chosen.routed.turn is not None:
-                end_turn(self.chosen.routed.turn, self.record)
+                self.chosen.routed.turn.begin()
         if self.admission is not None:
             self.admission.end(self.record)
         if not self.record.forwarded:  # Else only Envoy can say that no engine has it.

@@ -33,6 +33,7 @@ from pdrouter.routing.label_selector import LabelSelector, SelectorInvalid, pars
 from pdrouter.routing.profiles import ResolvedProfile, resolve_profile, resolve_strategy_name
 from pdrouter.routing.router import Router
 from pdrouter.routing.scoring import PROMPT_READERS
+from pdrouter.serving.charges import Charges
 from pdrouter.serving.fair_queue import Applicant, FairQueues
 from pdrouter.serving.fit import find_misfit
 from pdrouter.serving.models import Models
@@ -57,7 +58,7 @@ class Routed(msgspec.Struct, frozen=True):
         facts: what it was told of the request.
         decision: the pods.
         at: when they were chosen, on the clock of the memory of failures.
-        turn: what the request's user was charged for it; None where users do not take turns.
+        turn: the request's turn; None where users do not take turns.
     """
 
     pods: ModelPods
@@ -83,6 +84,7 @@ class PodChooser:
         kinds: knows which kinds of requests prefill engines cannot serve.
         splits: how engines split requests.
         holders: know which pods keep answers.
+        charges: charges users for what they are served.
         turns: lets users take turns; None where they do not.
     """
 
@@ -96,6 +98,7 @@ class PodChooser:
     kinds: UnsplittableKinds
     splits: Splits
     holders: ResponseHolders
+    charges: Charges
     turns: FairQueues | None = None
 
     async def choose(
@@ -165,10 +168,11 @@ class PodChooser:
             decision = self._decide(strategy, facts, pods, record)
         except BaseException:
             if turn is not None:
-                turn.give_up()
+                turn.begin()
             raise
         if turn is not None and not decision.encode:
             turn.begin()
+        self.charges.charge(record.request_id, facts)
         at = self.router.state.failures.clock()
         return Routed(pods, strategy, facts, decision, at, turn)
 

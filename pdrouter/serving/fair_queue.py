@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
@@ -12,7 +13,6 @@ from pdrouter.engines.split import Leg
 from pdrouter.load.fair_line import FairLine, Place
 from pdrouter.load.virtual_tokens import VirtualTokens
 from pdrouter.openai.errors import RequestRejected
-from pdrouter.openai.usage import Usage
 from pdrouter.routing.admission import DeadlineMissed, QueueTooLong
 from pdrouter.routing.decision import NoReadyPod, RoutingFacts, Strategy
 from pdrouter.routing.router import Router
@@ -22,9 +22,10 @@ from pdrouter.routing.saturation import (
     SaturationRules,
     find_open_legs,
 )
+from pdrouter.serving.charges import Charge, Charges
 from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.refusals import DEADLINE_MISSED, refuse_for_now
-from pdrouter.serving.turns import Turn, UnsettledTurns
+from pdrouter.serving.turns import Turn
 
 STEP = "queue"
 """The step in which a request waits for its turn."""
@@ -54,8 +55,6 @@ class FairnessRules:
         saturation: how much work pods have when requests begin to wait.
         longest_s: seconds that a request may wait.
         most: requests of one model that may wait.
-        input_weight: what a token of a prompt counts.
-        output_weight: what a token of an answer counts.
         classes: seconds until the first token of each class: each has a line of its own.
         default_target_s: those of requests without a class.
     """
@@ -63,8 +62,6 @@ class FairnessRules:
     saturation: SaturationRules = DEFAULT_SATURATION
     longest_s: float = 30.0
     most: int = 1000
-    input_weight: float = 1.0
-    output_weight: float = 2.0
     classes: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     default_target_s: float = 1.0
 
@@ -148,7 +145,9 @@ class FairQueues:
         cache: PodCache,
         observer: QueueObserver,
         rules: FairnessRules,
+        *,
         counters: VirtualTokens,
+        charges: Charges,
     ) -> None:
         """Begin with nobody waiting.
 
@@ -158,14 +157,15 @@ class FairQueues:
             observer: is told of turns.
             rules: what the operator decided.
             counters: count what users are served.
+            charges: keep what requests are charged until it is known what they have used.
         """
+        self._charges = charges
         self._counters = counters
         self._router = router
         self._cache = cache
         self._observer = observer
         self._rules = rules
         self._queues: dict[str, _Queue] = {}
-        self._unsettled = UnsettledTurns()
         self._timer: asyncio.TimerHandle | None = None
         self._soon = False
 
@@ -201,16 +201,6 @@ class FairQueues:
         granted = place.item.granted
         return granted.result() if granted.done() else await self._wait(place, line)
 
-    def note_usage(self, request_id: str, usage: Usage) -> None:
-        """Charge what an answer has used, in place of what was expected of it."""
-        turn = self._unsettled.take(request_id)
-        if turn is not None:
-            rules = self._rules
-            turn.charge_used(
-                rules.input_weight * usage.prompt_tokens,
-                rules.output_weight * (usage.output_tokens or 0),
-            )
-
     def _find_queue(self, pods: ModelPods) -> _Queue:
         # Adapters wait with their model: they need the same pods.
         pod = pods.pods[0]
@@ -224,16 +214,12 @@ class FairQueues:
 
     def _make_place(self, applicant: Applicant) -> Place[_Waiting]:
         rules, record, facts = self._rules, applicant.record, applicant.facts
-        prompt, output = self._weigh(facts)
+        tokens = self._charges.weights.weigh(facts.prompt_tokens, facts.output_tokens)
         target_s = rules.classes.get(applicant.line, rules.default_target_s)
         due = record.began + target_s
         granted = asyncio.get_running_loop().create_future()
         way = _Way(applicant.name, Leg.DECODE)
-        return Place(facts.user, way, prompt + output, due, _Waiting(applicant, granted))
-
-    def _weigh(self, facts: RoutingFacts) -> tuple[float, float]:
-        rules = self._rules
-        return rules.input_weight * facts.prompt_tokens, rules.output_weight * facts.output_tokens
+        return Place(facts.user, way, tokens, due, _Waiting(applicant, granted))
 
     def _find_open(self, name: str, queue: _Queue) -> frozenset[Leg]:
         pods = self._cache.view.models.get(name)
@@ -318,16 +304,11 @@ class FairQueues:
             queue.on_the_way -= 1
             queue.prompt_tokens -= tokens
 
-        turn = Turn(
-            applicant.record.request_id,
-            place.user,
-            self._counters,
-            queue.find_line(applicant.line).name,
-            charged=self._weigh(applicant.facts),
-            on_begin=begin,
-        )
-        self._unsettled.add(turn)
-        return turn
+        line = queue.find_line(applicant.line).name
+        correct = partial(self._counters.correct, line, place.user)
+        charge = Charge(applicant.facts, self._charges.weights, correct)
+        self._charges.keep(applicant.record.request_id, charge)
+        return Turn(begin)
 
     def _look(self) -> None:
         """Give those their turn that there is room for, one of each model.
@@ -383,4 +364,4 @@ class FairQueues:
 def _give_up(granted: "asyncio.Future[Turn]") -> None:
     """Take back a turn that came too late: its request has just ended."""
     if granted.done() and not granted.cancelled() and granted.exception() is None:
-        granted.result().give_up()
+        granted.result().begin()

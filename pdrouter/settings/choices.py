@@ -4,8 +4,10 @@ Rooms above take the enumerations from here. Where they keep a registry by such 
 it to these.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 
 from pdrouter.settings.controls import POD_HEADERS, RETRY_HEADERS
 
@@ -21,6 +23,7 @@ ALGORITHM_NAMES = (
     "power-of-two",
     "prefix-cache",
     "prefix-cache-preble",
+    "vtc-basic",
     "session-affinity",
     "slo",
     "slo-pack-load",
@@ -61,6 +64,11 @@ DECODE_ALGORITHM_NAMES = tuple(
 
 PREBLE_GPUS = ("V100", "A6000")
 """Values of `AIBRIX_ROUTER_PREBLE_TARGET_GPU`."""
+
+VTC_UNITS_S: Mapping[str, float] = MappingProxyType(
+    {"minutes": 60.0, "seconds": 1.0, "milliseconds": 0.001}
+)
+"""Values of `AIBRIX_ROUTER_VTC_TOKEN_TRACKER_TIME_UNIT`, with the seconds of each."""
 
 CONNECTOR_NAMES = (
     "nixl",

@@ -17,6 +17,7 @@ from pdrouter.load.peers import PeerKnowledge
 from pdrouter.load.prompt_length import TokenRatios
 from pdrouter.load.proofs import Proofs
 from pdrouter.load.retry_budget import RetryBudget
+from pdrouter.load.token_weights import TokenWeights
 from pdrouter.load.virtual_tokens import VirtualTokens
 from pdrouter.routing.aggregation import WholeRules
 from pdrouter.routing.router import Router, RoutingRules
@@ -24,6 +25,7 @@ from pdrouter.routing.state import RoutingState
 from pdrouter.routing.strategies import create_strategies
 from pdrouter.serving.answers import AnswerObserver, AnswerReports
 from pdrouter.serving.cache_reports import CacheObserver, CacheReports
+from pdrouter.serving.charges import Charges
 from pdrouter.serving.choosing import PodChooser
 from pdrouter.serving.drains import Drains
 from pdrouter.serving.encoding import EncodeLegs
@@ -140,6 +142,8 @@ class Exchanges:
         state, share = around.router.state, around.sharing.share
         proofs = share(Proofs)(state.clock)
         outcomes = PodOutcomes(state.failures, proofs)
+        weights = TokenWeights(settings.input_token_weight, settings.output_token_weight)
+        self._charges = Charges(state.served, weights)
         self.turns = self._create_turns(settings)
         self.questions = PodQuestions(around.client, around.cache, outcomes)
         self.lengths = share(OutputLengths)(settings.expected_output_tokens)
@@ -154,7 +158,7 @@ class Exchanges:
             lengths=self.lengths,
             observer=around.observer,
             on_cut=outcomes.note_cut,
-            on_usage=None if self.turns is None else self.turns.note_usage,
+            on_usage=self._charges.note_usage,
             settle=self.gate.settle,
         )
         ratios = share(TokenRatios)()
@@ -190,6 +194,7 @@ class Exchanges:
                 kinds=kinds,
                 splits=splits,
                 holders=holders,
+                charges=self._charges,
                 turns=self.turns,
             ),
             legs=legs,
@@ -209,8 +214,14 @@ class Exchanges:
             return None
         around = self._around
         rules = choose_fairness_rules(settings)
-        counters = around.sharing.share(VirtualTokens)()
-        return FairQueues(around.router, around.cache, around.observer, rules, counters)
+        return FairQueues(
+            around.router,
+            around.cache,
+            around.observer,
+            rules,
+            counters=around.sharing.share(VirtualTokens)(),
+            charges=self._charges,
+        )
 
     def _create_legs(self, settings: Settings, splits: Splits, lessons: LegLessons) -> SideLegs:
         around = self._around

@@ -15,10 +15,12 @@ from pdrouter.load.prefix_index import PrefixIndex
 from pdrouter.load.priorities import PriorityKnowledge
 from pdrouter.load.recent_prompts import RecentPrompts
 from pdrouter.load.samples import EngineSample, Samples, count_free_tokens, count_kv_capacity
+from pdrouter.load.served_tokens import ServedTokens
 from pdrouter.load.whole_serving import WholeServing
 from pdrouter.routing.homes import Homes
 from pdrouter.routing.state import RoutingState
 from pdrouter.settings import Settings
+from pdrouter.settings.choices import VTC_UNITS_S
 from pdrouter.wiring.rules import choose_ejection_rules
 from pdrouter.wiring.sharing import Sharing
 
@@ -95,5 +97,6 @@ def create_knowledge(settings: Settings, sharing: Sharing, group: RouterGroup) -
         share(RecentPrompts)(
             settings.preble_window_minutes * 60, clock, PREBLE_CURVES[settings.preble_gpu]
         ),
+        share(ServedTokens)(settings.vtc_window * VTC_UNITS_S[settings.vtc_unit], clock),
     )
     return Knowledge(state, samples, share(PeerKnowledge)(clock), prefixes)

@@ -21,6 +21,7 @@ from pdrouter.load.proofs import Proofs
 from pdrouter.load.recent_prompts import RecentPrompts
 from pdrouter.load.retry_budget import RetryBudget
 from pdrouter.load.samples import Samples
+from pdrouter.load.served_tokens import ServedTokens
 from pdrouter.load.virtual_tokens import VirtualTokens
 from pdrouter.load.whole_serving import WholeServing
 from pdrouter.openai.kind import RequestKind
@@ -71,6 +72,7 @@ LANGUAGE = Language(
         UnsplittableKinds: (Call("note_served"), Call("note_failed")),
         RetryBudget: (Call("count_request"), Call("take_retry", matters=bool)),
         WindowCounts: (Call("add"), Call("subtract")),
+        ServedTokens: (Call("count"),),
         VirtualTokens: (Call("lift"), Call("charge"), Call("correct")),
     }
 )

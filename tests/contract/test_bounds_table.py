@@ -66,6 +66,7 @@ from pdrouter.load import (
     proofs,
     retry_budget,
     scraper,
+    served_tokens,
     silences,
     virtual_tokens,
 )
@@ -79,6 +80,7 @@ from pdrouter.load.prompt_length import TokenRatios
 from pdrouter.load.retry_budget import RetryBudget
 from pdrouter.load.samples import EngineSample
 from pdrouter.load.scraper import MetricsScraper
+from pdrouter.load.served_tokens import ServedTokens
 from pdrouter.load.virtual_tokens import VirtualTokens
 from pdrouter.openai import usage_scan
 from pdrouter.openai.errors import RequestRejected
@@ -88,20 +90,22 @@ from pdrouter.openai.prompt_prefix import PromptPrefix
 from pdrouter.openai.usage import Usage
 from pdrouter.process_limits import choose_body_memory
 from pdrouter.routing import homes
+from pdrouter.routing.decision import RoutingFacts
 from pdrouter.serving import (
+    charges,
     drains,
     engine_client,
     legs,
     pod_questions,
     priorities,
     release,
-    turns,
     unsplittable,
     wakes,
 )
 from pdrouter.serving import tokenizers as tokenizing
 from pdrouter.serving.answers import AnswerReport, RoutedRequest
 from pdrouter.serving.cache_reports import CacheReports
+from pdrouter.serving.charges import Charge, Charges
 from pdrouter.serving.drains import Drains
 from pdrouter.serving.engine_client import EngineClient
 from pdrouter.serving.held_bodies import HeldBodies
@@ -112,7 +116,6 @@ from pdrouter.serving.priorities import Priorities, PriorityRules
 from pdrouter.serving.record import Outcome, RequestRecord
 from pdrouter.serving.release import ReleaseOutcome, ReleaseRules, Releases
 from pdrouter.serving.tokenizers import PromptTokenizers
-from pdrouter.serving.turns import Turn, UnsettledTurns
 from pdrouter.serving.unsplittable import UnsplittableKinds
 from pdrouter.serving.wakes import Wakes
 from pdrouter.settings import Settings, describe_settings
@@ -1082,16 +1085,20 @@ async def exceed_the_queue(_: pytest.MonkeyPatch) -> None:
 
 
 @walk(
-    "What users were served, by model, class and user; turns whose tokens may yet be told",
-    f"{virtual_tokens.MOST_COUNTERS:,}, {turns.MOST_UNSETTLED:,}",
+    "What users were served, by model, class and user; of late; charges that may be put right",
+    f"{virtual_tokens.MOST_COUNTERS:,}, {served_tokens.MOST_USERS:,}, {charges.MOST_UNSETTLED:,}",
 )
 async def exceed_the_users(_: pytest.MonkeyPatch) -> None:
-    counters, unsettled = VirtualTokens(), UnsettledTurns()
+    counters, served = VirtualTokens(), ServedTokens()
+    unsettled = Charges(served)
+    charge = Charge(RoutingFacts(1, None), unsettled.weights, lambda _tokens: None)
     for name in name_many(virtual_tokens.MOST_COUNTERS + 1):
         counters.charge(name, name, 1)
-        unsettled.add(Turn(name, name, counters, name, charged=(1, 0), on_begin=lambda: None))
+        served.count(name, 1)
+        unsettled.keep(name, charge)
     assert len(counters) == len(counters._reached) == virtual_tokens.MOST_COUNTERS
-    assert len(unsettled) == turns.MOST_UNSETTLED
+    assert len(served) == served_tokens.MOST_USERS
+    assert len(unsettled) == charges.MOST_UNSETTLED
 
 
 @walk("Calls to Redis at once", f"{link.MAX_CALLS}")

@@ -282,8 +282,8 @@ async def test_what_was_used_takes_the_place_of_what_was_expected(ended: bool) -
         if ended:
             users.end("a")
         assert users.read("a") == 1100
-        users.queues.note_usage(request_id, Usage(900, None, 20))
-        users.queues.note_usage(request_id, Usage(900, None, 20))
+        users.bench.exchanges._charges.note_usage(request_id, Usage(900, None, 20))
+        users.bench.exchanges._charges.note_usage(request_id, Usage(900, None, 20))
         assert users.read("a") == 940
 
 

@@ -384,6 +384,16 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
         ],
         ["on", "true", "sampled", "sampled:", "sampled:0", "sampled:-1", "sampled:1.1", "all:1"],
     ),
+    "AIBRIX_ROUTER_VTC_TOKEN_TRACKER_WINDOW_SIZE": ([("5", 5), ("0.5", 0.5)], ["0", "-1", "5m"]),
+    "AIBRIX_ROUTER_VTC_TOKEN_TRACKER_TIME_UNIT": (
+        [("Seconds", "seconds"), ("milliseconds", "milliseconds")],
+        ["hours", "s"],
+    ),
+    "AIBRIX_ROUTER_VTC_TOKEN_TRACKER_MIN_TOKENS": ([("1", 1), ("1e6", 1e6)], ["0", "x"]),
+    "AIBRIX_ROUTER_VTC_TOKEN_TRACKER_MAX_TOKENS": ([("1", 1), ("1e6", 1e6)], ["0", "x"]),
+    "AIBRIX_ROUTER_VTC_BASIC_MAX_POD_LOAD": ([("1", 1), ("250", 250)], ["0", "nan"]),
+    "AIBRIX_ROUTER_VTC_BASIC_FAIRNESS_WEIGHT": ([("0", 0), ("1.5", 1.5)], ["-1", "nan"]),
+    "AIBRIX_ROUTER_VTC_BASIC_UTILIZATION_WEIGHT": ([("0", 0), ("1.5", 1.5)], ["-1", "nan"]),
     "PDROUTER_FAIRNESS": (
         [("off", Fairness.OFF), ("Tokens", Fairness.TOKENS)],
         ["on", "true", "requests"],
