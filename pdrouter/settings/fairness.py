@@ -24,6 +24,7 @@ class FairnessSettings:
         seconds(0.001, 3600),
         "Predicted time for what the least busy prefill pod has to do from which on requests wait "
         "for their turn. Less: who is next waits less. More: engines have more to form batches of.",
+        advanced=True,
     )
     fairness_requests: int | None = declare(
         None,
@@ -32,6 +33,7 @@ class FairnessSettings:
         "Requests that the least busy decode pod, or pod for whole requests, serves at a time "
         "from which on others wait for their turn. Unset: what its metrics say of KV memory and, "
         "for whole requests, of its queue.",
+        advanced=True,
     )
     fairness_wait_s: float = declare(
         30.0,
