@@ -43,7 +43,12 @@ from pdrouter.wiring.knowledge import create_knowledge
 from pdrouter.wiring.rules import find_tls, limit_client
 from pdrouter.wiring.sharing import LANGUAGE, Sharing
 from pdrouter.wiring.sources import create_source
-from pdrouter.wiring.users import create_keys_file, create_local_counters
+from pdrouter.wiring.users import (
+    create_keys_file,
+    create_local_counters,
+    create_shared_state,
+    find_directory,
+)
 
 if TYPE_CHECKING:
     from pdrouter.telemetry.tracing import Tracing
@@ -113,6 +118,7 @@ class Application:
         self.bodies = _bound_bodies(settings)
         self._tracing = _create_tracing(settings, worker)
         self.keys = create_keys_file(settings, self._count_keys_reload)
+        self._shared = create_shared_state(settings)
         log_entries: Counter[str] = Counter()
         self.telemetry = self._create_telemetry(log_entries)
         if self._journal is not None:
@@ -159,6 +165,7 @@ class Application:
             bodies=self.bodies,
             trace=self._tracing.take if self._tracing else None,
             keys=self.keys,
+            redis=self._shared.stats if self._shared else None,
         )
 
     def _create_exchanges(self) -> Exchanges:
@@ -175,7 +182,10 @@ class Application:
             begin_trace=self._tracing.begin if self._tracing else None,
             sharing=self._sharing,
             keys=self.keys,
-            counters=create_local_counters(self._settings, self._sharing),
+            counters=self._shared.counters
+            if self._shared
+            else create_local_counters(self._settings, self._sharing),
+            directory=find_directory(self._settings, self._shared),
         )
         return Exchanges(self._settings, around)
 
@@ -238,6 +248,8 @@ class Application:
             # What streams leave behind when the server stops has a last moment.
             await stack.enter_async_context(self._exchanges.releases)
             await stack.enter_async_context(self._exchanges.drains)
+            if self._shared is not None:
+                await stack.enter_async_context(self._shared)
             await stack.enter_async_context(self._exchanges.gate)
             await stack.enter_async_context(self._exchanges.wakes)
             await stack.enter_async_context(self._exchanges.priorities.questions)
@@ -264,6 +276,8 @@ class Application:
             garbage = FullCollections(lambda: len(self.telemetry.open))
             works = [self._source.watch(), self._lead(self._engines.run), self.keys.watch()]
             works += [freed.run(), garbage.run()]
+            if self._shared is not None:
+                works.append(self._shared.run())
             if self._journal is not None:
                 works.append(self._journal.run())
             if self._asks_engines:

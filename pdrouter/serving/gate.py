@@ -1,7 +1,6 @@
 """Lets requests in, as far as their users and models have room."""
 
 import asyncio
-import logging
 from collections import Counter
 from collections.abc import Coroutine, Sequence
 from types import TracebackType
@@ -17,8 +16,6 @@ from pdrouter.users.keys_file import KeysFile
 from pdrouter.users.permissions import find_full_name
 from pdrouter.users.quotas import limit_rate, list_demands
 from pdrouter.users.user import User
-
-log = logging.getLogger(__name__)
 
 _PAUSES_S = (0.01, 0.05)
 """Who sends one request after another has seen the end of the last one before the router has."""
@@ -54,7 +51,6 @@ class Gate:
         self._keys = keys
         self._open_on_failure = open_on_failure
         self._tasks: set[asyncio.Task[None]] = set()
-        self._failing = False
 
     async def __aenter__(self) -> "Gate":
         return self
@@ -137,11 +133,10 @@ class Gate:
                 await asyncio.sleep(pause_s)
                 verdict = await self._counters.take(demands, holder)
         except CountersUnavailable as error:
-            self._note_failure("take", error)
+            self.failures["take"] += 1
             if self._open_on_failure:
                 return None
             raise refuse_limits_unknown() from error
-        self._note_success()
         return verdict
 
     def settle(self, report: AnswerReport) -> None:
@@ -177,20 +172,8 @@ class Gate:
     async def _carry_out(self, operation: str, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
-        except CountersUnavailable as error:
-            self._note_failure(operation, error)
-
-    def _note_failure(self, operation: str, error: CountersUnavailable) -> None:
-        self.failures[operation] += 1
-        if not self._failing:
-            self._failing = True
-            passes = "pass uncounted" if self._open_on_failure else "are refused"
-            log.error("limits cannot be checked, requests %s: %s", passes, error)
-
-    def _note_success(self) -> None:
-        if self._failing:
-            self._failing = False
-            log.info("limits can be checked again")
+        except CountersUnavailable:
+            self.failures[operation] += 1
 
 
 class Admission:

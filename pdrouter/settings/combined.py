@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pdrouter.settings.algorithms import AlgorithmSettings
-from pdrouter.settings.choices import TokenObservation
+from pdrouter.settings.choices import TokenObservation, UserSource
 from pdrouter.settings.deadlines import DeadlineSettings
 from pdrouter.settings.declaration import Declaration
 from pdrouter.settings.failures import FailureSettings
@@ -128,6 +128,17 @@ class Settings(
         elif first + self.workers - 1 > 65535:
             yield f"there are no {self.workers} ports from {first} on"
         yield from self.find_redis_conflicts()
+        if self.user_source is UserSource.AIBRIX and self.redis is None:
+            yield "PDROUTER_USERS=aibrix needs PDROUTER_REDIS_URL or REDIS_HOST"
+
+    @property
+    def user_source(self) -> UserSource:
+        """How users are known."""
+        if self.users is not None:
+            return self.users
+        # A router that takes the place of aibrix's plugin knows users as that did.
+        replaces_aibrix = self.redis_host is not None and self.redis_url is None
+        return UserSource.AIBRIX if replaces_aibrix and not self.keys_file else UserSource.KEYS
 
     def choose_worker(self, number: int) -> "Settings":
         """Return the settings of one of the workers.

@@ -19,13 +19,15 @@ class UserSettings:
         "File with users, digests of their API keys, their models and their limits (users.md); "
         "followed when it changes. Unset: nobody has a key of one's own.",
     )
-    users: UserSource = declare(
-        UserSource.KEYS,
+    users: UserSource | None = declare(
+        None,
         "PDROUTER_USERS",
         enumeration(UserSource, *UserSource),
         "How users are known: `keys`, by their API keys alone; `header`, also by the `user` "
         "header, which is trusted: only where Envoy sets it, or nobody lies; `aibrix`, also by "
-        "that header, which names one of aibrix's users in Redis.",
+        "that header, which names one of aibrix's users in Redis. Unset: `aibrix` where "
+        "`REDIS_HOST` is set, as by aibrix's manifests, and no PDROUTER_API_KEYS_FILE; else "
+        "`keys`.",
     )
     limits_on_failure: OnFailure = declare(
         OnFailure.OPEN,

@@ -5,6 +5,7 @@ import msgspec
 from pdrouter.users.directory import DirectoryUnavailable
 from pdrouter.users.user import Limits, User
 
+_PREFIX = "aibrix-users/"
 _DEFAULT_RPM = 100
 _TOKENS_PER_REQUEST = 1000
 
@@ -17,7 +18,7 @@ class _UserObject(msgspec.Struct):
 
 def name_key(user: str) -> str:
     """Return the key that has a user."""
-    return f"aibrix-users/{user}"
+    return f"{_PREFIX}{user}"
 
 
 def parse_user(name: str, value: bytes | str) -> User:

@@ -10,11 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec import structs
 from redis_server import RedisServer, needs_redis, run_redis
 from shared_counters import share
 from waiting import WAIT_S
 
-from pdrouter.users.counters import Demand, Measure, Quota
+from pdrouter.users.counters import Counters, Demand, Measure, Quota, Taken
+from pdrouter.users.local_counters import LocalCounters
 from pdrouter.users.redis.directory import RedisDirectory
 from pdrouter.users.user import Limits, User
 
@@ -83,6 +87,61 @@ def test_processes_get_no_more_together_than_there_is_and_no_less() -> None:
         held += change
         most = max(most, held)
     assert most == places
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("take"), st.integers(0, 700), st.integers(0, 4)),
+        st.tuples(st.just("correct"), st.integers(0, 9), st.integers(0, 900)),
+        st.tuples(st.just("release"), st.integers(0, 9), st.just(0)),
+        st.tuples(st.just("give back"), st.integers(0, 9), st.just(0)),
+    ),
+    max_size=25,
+)
+
+
+class Ledger:
+    """What counters have given, step by step."""
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+        self._taken: list[Taken] = []
+        self._ended: set[int] = set()
+
+    async def do(self, step: str, number: int, amount: int) -> object:
+        """Do a step, and return all that the counters say of it but times."""
+        if step == "take":
+            tokens = Demand(structs.replace(TOKENS, window_s=3600.0), number)
+            requests = Demand(Quota("user/ann/requests", Measure.REQUESTS, 9, 3600.0))
+            verdict = await self._counters.take([requests, tokens, PLACES], f"r{amount}")
+            if verdict.taken is not None:
+                self._taken.append(verdict.taken)
+            left = [each.remaining for each in verdict.standings]
+            return verdict.taken is None, verdict.refused, left
+        if number >= len(self._taken):
+            return None
+        taken = self._taken[number]
+        if step == "release":
+            await self._counters.release(taken)
+        elif number not in self._ended:
+            self._ended.add(number)
+            if step == "correct":
+                await self._counters.correct(taken, amount)
+            else:
+                await self._counters.give_back(taken)
+        return None
+
+
+@given(STEPS)
+@settings(max_examples=40)
+def test_it_counts_as_in_memory(server: RedisServer, steps: list[tuple[str, int, int]]) -> None:
+    async def run() -> None:
+        async with share(server.url, uuid.uuid4().hex) as shared:
+            memory, redis = Ledger(LocalCounters()), Ledger(shared.counters)
+            for step in steps:
+                assert await redis.do(*step) == await memory.do(*step)
+
+    asyncio.run(run())
 
 
 class TestPlaces:

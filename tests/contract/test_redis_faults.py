@@ -104,8 +104,7 @@ async def test_a_server_that_is_killed_and_comes_back_empty(
         await shared.counters.release(held)
         assert await look_at_room(shared) == [100, 1000, 10]
     answers, lost, found = lines(caplog)
-    assert (answers, found) == ("Redis answers", "Redis answers")
-    assert lost.startswith("Redis cannot be used: ")
+    assert (answers, lost, found) == ("Redis answers", "Redis cannot be used", "Redis answers")
 
 
 async def test_a_server_that_hangs_and_goes_on(
@@ -129,9 +128,7 @@ async def test_a_server_that_hangs_and_goes_on(
         assert 99 - failed <= room[0] <= 99
         assert 970 - 100 * failed <= room[1] <= 970
         assert room[2] == 10
-    assert [line for line in lines(caplog) if "cannot be used" in line] == [
-        "Redis cannot be used: no answer in time"
-    ]
+    assert lines(caplog) == ["Redis cannot be used"]
 
 
 async def test_a_batch_whose_answer_is_lost_counts_once(server: RedisServer) -> None:
@@ -293,7 +290,9 @@ class TestTls:
                 assert shared.link.stats.failures == {Reason.CONNECTION: 1}
             async with share(server.url) as shared:
                 assert shared.link.stats.failures == {Reason.CONNECTION: 1}
-        assert all("CERTIFICATE_VERIFY_FAILED" in line for line in lines(caplog))
+        causes = [vars(record)["fields"]["cause"] for record in caplog.records]
+        assert all("CERTIFICATE_VERIFY_FAILED" in cause for cause in causes)
+        assert len(causes) == 2
 
     async def test_a_server_that_asks_for_a_certificate_gets_one(self, issued: Certificate) -> None:
         with run_redis("tls-auth-clients yes", certificate=issued) as server:

@@ -22,7 +22,7 @@ from envoy_gateway import translate
 from expectations import eventually
 from fakekube import FakeApiServer, make_pod
 from manifests import OVERLAYS, Object, build, environment, find
-from redis_server import PROGRAM, RedisServer, run_redis
+from redis_server import PROGRAM, RedisServer, needs_redis, run_redis
 
 from pdrouter.settings.choices import STRATEGY_NAMES
 from pdrouter.tools.envoy_process import EnvoyProcess
@@ -251,6 +251,8 @@ async def dropin(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Drop
                         },
                         "REDIS_HOST": "127.0.0.1",
                         "REDIS_PORT": str(redis.port if redis else 9),
+                        # What a busy machine needs.
+                        "PDROUTER_REDIS_TIMEOUT": "2",
                         "PDROUTER_HTTPROUTE_NAMESPACE": "aibrix-system",
                         "PDROUTER_POD_NETWORKS": f"{NETWORK}.0/24",
                         "KUBECONFIG": str(api.write_kubeconfig(kubeconfig)),
@@ -424,3 +426,15 @@ async def test_a_model_that_sleeps_is_woken_once_and_served_then(dropin: Dropin)
 
     await eventually(expect_served)
     assert len(dropin.woken) == 1
+
+
+@needs_redis
+async def test_users_have_the_limits_that_the_metadata_service_has_written(dropin: Dropin) -> None:
+    assert dropin.redis is not None
+    dropin.redis.ask("set", "aibrix-users/ann", '{"name": "ann", "rpm": 2, "tpm": 1000}')
+    asked = [await dropin.ask(WHOLE, user="ann") for _ in range(3)]
+    assert [answer.status_code for answer in asked] == [200, 200, 429]
+    assert asked[2].json()["error"]["code"] == "rate_limit_exceeded"
+    assert int(asked[2].headers["retry-after"]) > 0
+    assert (await dropin.ask(WHOLE, user="nobody")).status_code == 401
+    assert (await dropin.ask(WHOLE)).status_code == 200

@@ -44,6 +44,8 @@ class RedisCounters:
 
     async def take(self, demands: Sequence[Demand], holder: str) -> Verdict:
         """Take all that is demanded, or nothing."""
+        if not demands:
+            return Verdict((), Taken((), holder, 0.0))
         asking = asyncio.create_task(self._take(demands, holder))
         try:
             return await asyncio.shield(asking)

@@ -254,8 +254,12 @@ class RedisLink:
         """Take no more calls, and say so once."""
         if self._lost_at is None:
             self._lost_at = time.monotonic()
-            fields = {"url": self._url.describe(), "reason": unavailable.reason.value}
-            log.warning("Redis cannot be used: %s", unavailable, extra={"fields": fields})
+            fields = {
+                "url": self._url.describe(),
+                "reason": unavailable.reason.value,
+                "cause": str(unavailable),
+            }
+            log.warning("Redis cannot be used", extra={"fields": fields})
         self.stats.up = False
         self._drop_client()
         self._lost.set()

@@ -125,3 +125,27 @@ def test_no_password_shows() -> None:
     assert "hunter" not in shown
     assert settings.redis is not None
     assert settings.redis.describe() == "redis://r:6379"
+
+
+@pytest.mark.parametrize(
+    ("environment", "source"),
+    [
+        ({}, "keys"),
+        # A router that takes the place of aibrix's plugin knows users as that did.
+        ({"REDIS_HOST": "r"}, "aibrix"),
+        ({"REDIS_HOST": "r", "PDROUTER_USERS": "keys"}, "keys"),
+        ({"REDIS_HOST": "r", "PDROUTER_USERS": "header"}, "header"),
+        ({"REDIS_HOST": "r", "PDROUTER_API_KEYS_FILE": "f"}, "keys"),
+        ({"REDIS_HOST": "r", "PDROUTER_API_KEYS_FILE": "f", "PDROUTER_USERS": "aibrix"}, "aibrix"),
+        ({"REDIS_HOST": "r", URL: "redis://ours"}, "keys"),
+        ({URL: "redis://ours"}, "keys"),
+        ({URL: "redis://ours", "PDROUTER_USERS": "aibrix"}, "aibrix"),
+    ],
+)
+def test_how_users_are_known(environment: dict[str, str], source: str) -> None:
+    assert load(**environment).user_source == source
+
+
+def test_aibrix_users_need_a_server() -> None:
+    with pytest.raises(SettingInvalid, match="PDROUTER_USERS=aibrix needs"):
+        load(PDROUTER_USERS="aibrix")

@@ -406,7 +406,7 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     "AIBRIX_ROUTER_VTC_BASIC_OUTPUT_TOKEN_WEIGHT": ([("0", 0), ("2", 2)], ["-1", "x"]),
     "AIBRIX_AUTH_BEARER_TOKEN": (_TEXTS, []),
     "PDROUTER_USERS": (
-        [("keys", UserSource.KEYS), ("Header", UserSource.HEADER), ("aibrix", UserSource.AIBRIX)],
+        [("keys", UserSource.KEYS), ("Header", UserSource.HEADER)],
         ["off", "true", "redis"],
     ),
     "PDROUTER_API_KEYS_FILE": (_PATHS, []),
