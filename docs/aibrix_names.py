@@ -68,8 +68,8 @@ def list_metrics() -> frozenset[str]:
     )
 
 
-def _is_written(*places: str) -> Callable[[str], bool]:
-    """Return what tells whether a name begins a literal in these modules and rooms."""
+def _is_written(*places: str, inside: bool = False) -> Callable[[str], bool]:
+    """Return what tells whether a name is a literal, or part of one, in these modules and rooms."""
 
     @cache
     def read() -> frozenset[str]:
@@ -84,6 +84,8 @@ def _is_written(*places: str) -> Callable[[str], bool]:
             text for file in files for text in re.findall(r'"([^"\n]*)"', file.read_text())
         )
 
+    if inside:
+        return lambda name: any(name in text for text in read())
     return lambda name: name in read()
 
 
@@ -114,7 +116,7 @@ _KNOWN: Mapping[str, Callable[[str], bool]] = {
     "variables": {each.variable for each in declarations().values()}.__contains__,
     "flags": frozenset[str]().__contains__,
     "paths": {*ENDPOINTS, MODELS_PATH}.__contains__,
-    "redis_keys": _is_written("users"),
+    "redis_keys": _is_written("users", inside=True),
     "metrics": list_metrics().__contains__,
 }
 

@@ -438,3 +438,23 @@ async def test_users_have_the_limits_that_the_metadata_service_has_written(dropi
     assert int(asked[2].headers["retry-after"]) > 0
     assert (await dropin.ask(WHOLE, user="nobody")).status_code == 401
     assert (await dropin.ask(WHOLE)).status_code == 200
+
+
+@needs_redis
+async def test_a_user_has_the_limits_that_aibrix_keeps(dropin: Dropin) -> None:
+    """As its metadata service writes them. Other users, and who names none, have others."""
+    assert dropin.redis is not None
+    for name, requests in (("alice", 2), ("bob", 9)):
+        user = {"name": name, "rpm": requests, "tpm": 100000}
+        dropin.redis.ask("set", f"aibrix-users/{name}", json.dumps(user))
+    answers = [await dropin.ask(WHOLE, user="alice") for _ in range(3)]
+
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    refused = answers[-1]
+    assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+    assert int(refused.headers["retry-after"]) > 0
+    assert refused.headers["x-ratelimit-remaining-requests"] == "0"
+    assert (await dropin.ask(WHOLE, user="bob")).status_code == 200
+    assert (await dropin.ask(WHOLE)).status_code == 200
+    unknown = await dropin.ask(WHOLE, user="mallory")
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (401, "unknown_user")

@@ -35,6 +35,7 @@ def test_a_row_says_what_there_is_to_say(kind: str, row: Row) -> None:
     assert row.here in HERE
     assert row.here == "same" or row.note
     assert not missing or row.absent, f"{missing} are not there: say why"
+    assert missing or not row.absent, f"all of {row.names} are there: there is no why"
 
 
 def test_variables_that_are_passed_over_in_silence_are_those_that_are_absent() -> None:
