@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 
 from pdrouter.load.preble_curves import PREBLE_CURVES
 
-_Key: TypeAlias = int | str
+_Key: TypeAlias = tuple[str, int | str]
 
 _MOST_ENTRIES = 65_536
 """Prompts that are remembered at most: of more, the oldest are forgotten before their time."""
@@ -58,9 +58,7 @@ class _Prompt:
 class RecentPrompts:
     """A sliding window of prompts. What it knows of pods is kept up to date as they come and go."""
 
-    __slots__ = (
-        *("_cached", "_clock", "_entries", "_pods", "_predict", "_prompts", "_tokens", "_window_s"),
-    )
+    __slots__ = ("_clock", "_entries", "_pods", "_predict", "_prompts", "_totals", "_window_s")
 
     def __init__(
         self,
@@ -82,25 +80,25 @@ class RecentPrompts:
         self._entries: deque[_Entry] = deque()
         self._prompts: dict[_Key, _Prompt] = {}
         self._pods: dict[str, PodWork] = {}
-        self._tokens = self._cached = 0
+        self._totals: dict[str, tuple[int, int]] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def add(self, last: Sequence[int], uid: str, tokens: int, cached: int) -> None:
+    def add(self, leg: str, last: Sequence[int], uid: str, tokens: int, cached: int) -> None:
         """Note that a pod gets a prompt.
 
         Args:
+            leg: for which leg: those of one request count apart.
             last: the last of its blocks, for all of it; none if it has no whole block.
             uid: the pod.
             tokens: its length.
             cached: how many of these some pod had computed before.
         """
         self._drop_old()
-        key: _Key = last[-1] if last else uid
+        key = (leg, last[-1] if last else uid)
         self._entries.append(_Entry(self._clock(), key, uid, tokens, cached))
-        self._tokens += tokens
-        self._cached += cached
+        self._add_totals(leg, tokens, cached)
         prompt = self._prompts.get(key)
         if prompt is None:
             own = max(0, tokens - cached)
@@ -110,11 +108,11 @@ class RecentPrompts:
         prompt.pods[uid] = prompt.pods.get(uid, 0) + 1
         self._count(prompt, 1)
 
-    @property
-    def miss_rate(self) -> float:
-        """Which part of the prompts no pod had computed before; 1 where there were none."""
+    def find_miss_rate(self, leg: str) -> float:
+        """Return which part of a leg's prompts no pod had computed before; 1 without prompts."""
         self._drop_old()
-        return 1.0 - self._cached / self._tokens if self._tokens else 1.0
+        tokens, cached = self._totals.get(leg, (0, 0))
+        return 1.0 - cached / tokens if tokens else 1.0
 
     def measure(self, uid: str) -> PodWork:
         """Return what a pod has had to do; what is too old counts until it is looked up anew."""
@@ -134,8 +132,7 @@ class RecentPrompts:
             self._drop(entries.popleft())
 
     def _drop(self, entry: _Entry) -> None:
-        self._tokens -= entry.tokens
-        self._cached -= entry.cached
+        self._add_totals(entry.key[0], -entry.tokens, -entry.cached)
         prompt = self._prompts[entry.key]
         self._count(prompt, -1)
         prompt.requests -= 1
@@ -148,6 +145,10 @@ class RecentPrompts:
             self._count(prompt, 1)
         else:
             del self._prompts[entry.key]
+
+    def _add_totals(self, leg: str, tokens: int, cached: int) -> None:
+        before = self._totals.get(leg, (0, 0))
+        self._totals[leg] = before[0] + tokens, before[1] + cached
 
     def _count(self, prompt: _Prompt, sign: int) -> None:
         """Add a prompt to what its pods have had to do, or take it off."""

@@ -22,15 +22,13 @@ def read_one(value: str) -> str:
     return ", ".join(members)
 
 
-def read_name(value: str) -> str:
-    """Return a name of the router's own, which are in lower case and have hyphens."""
-    return read_one(value.lower().replace("_", "-"))
-
-
 def read_strategy(value: str) -> str:
-    """Return the name of a strategy, or a list of algorithms as it is written."""
-    names = {read_name(member) for member in list_members(value)}
-    return value.strip() if len(names) > 1 else "".join(names)
+    """Return the name of a strategy, or a list of algorithms as it is written.
+
+    A name that is said twice is one. Members of a list that are empty are mistakes there.
+    """
+    names = {member.strip().lower().replace("_", "-") for member in value.split(",")}
+    return value.strip() if len(names) > 1 else names.pop()
 
 
 def is_asked(headers: Mapping[str, str], name: str) -> bool:

@@ -64,6 +64,7 @@ from pdrouter.load import (
     peers,
     prompt_length,
     proofs,
+    recent_prompts,
     retry_budget,
     scraper,
     served_tokens,
@@ -89,8 +90,9 @@ from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.prompt_prefix import PromptPrefix
 from pdrouter.openai.usage import Usage
 from pdrouter.process_limits import choose_body_memory
-from pdrouter.routing import homes
+from pdrouter.routing import homes, strategy_book
 from pdrouter.routing.decision import RoutingFacts
+from pdrouter.routing.strategies import create_strategies
 from pdrouter.serving import (
     charges,
     drains,
@@ -907,6 +909,25 @@ async def exceed_the_prefixes(_: pytest.MonkeyPatch) -> None:
     for first in range(0, 10_000, 100):
         index.add(range(first, first + 100), "p")
         assert len(index) <= 100
+
+
+@walk(
+    "Prompts of late, for `prefix-cache-preble`; lists of algorithms that were read before",
+    f"{recent_prompts._MOST_ENTRIES:,}, "
+    f"{strategy_book._MOST_KEPT} of {strategy_book._LONGEST_KEPT // 1024} KiB",
+)
+async def exceed_the_recent_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recent_prompts, "_MOST_ENTRIES", 100)
+    memory = recent_prompts.RecentPrompts(clock=lambda: 0.0)
+    for number in range(300):
+        memory.add(Leg.DECODE, (number,), "p", 10, 0)
+    assert (len(memory), len(memory._prompts), memory.measure("p").prompts) == (100, 100, 100)
+    book = create_strategies()
+    for weight in range(300):
+        book.find(f"least-request,prefix-cache:{weight + 1}")
+        book.find(f"least-request,prefix-cache:{weight + 1}" + " " * 1024)
+    assert len(book._found) == strategy_book._MOST_KEPT
+    assert max(map(len, book._found)) <= strategy_book._LONGEST_KEPT
 
 
 @walk("Failures of pods, by leg and model", f"{failure_memory._MOST_PARTS:,}")

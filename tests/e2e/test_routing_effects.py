@@ -1,14 +1,14 @@
 """What the choice of pods leads to: where prompts go by prefix, load, speed, memory and length."""
 
 import asyncio
-import json
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
+from annotated_pods import run_annotated
 from expectations import (
     chat,
     connect,
@@ -22,7 +22,6 @@ from expectations import (
     read_metrics,
     run_checked_stack,
 )
-from fakekube import FakeApiServer, make_pod
 from waiting import wait_until
 
 from pdrouter.tools.local_stack import LocalStack, StackOptions
@@ -273,63 +272,6 @@ async def test_open_streams_take_no_more_kv_memory_than_a_decode_pod_has() -> No
 
 
 # --- What a model's owner asks for -----------------------------------------------------------
-
-
-@asynccontextmanager
-async def run_annotated(
-    directory: Path,
-    configs: Sequence[Mapping[str, Any]],
-    *,
-    combined: Mapping[str, Any] | None = None,
-    **environment: str,
-) -> AsyncIterator[LocalStack]:
-    """Run an installation on Kubernetes, of a pair of pods for each of these annotations.
-
-    Args:
-        directory: where to put the kubeconfig.
-        configs: what the annotation `model.aibrix.ai/config` of each pair says.
-        combined: the same of one more pod, which is for neither leg; None for no such pod.
-        environment: further settings of the router.
-    """
-    number = len(configs)
-    whole = [] if combined is None else [EngineConfig(role="both", itl_ms=1)]
-    async with FakeApiServer() as api:
-        options = StackOptions(
-            prefill=PREFILL[:number],
-            decode=[*DECODE[:number], *whole],
-            environment={
-                "PDROUTER_ENDPOINTS": "",
-                "PDROUTER_KUBERNETES": "true",
-                "PDROUTER_POD_NETWORKS": "127.0.0.0/8",
-                "KUBECONFIG": str(api.write_kubeconfig(directory / "kubeconfig")),
-                **environment,
-            },
-        )
-        async with run_checked_stack(options) as stack:
-            for engines, role in ((stack.prefill, "prefill"), (stack.decode[:number], "decode")):
-                for engine, config in zip(engines, configs, strict=True):
-                    add_pod(api, engine, role, config)
-            if combined is not None:
-                add_pod(api, stack.decode[number], "combined", combined)
-            total = len(engines_of(stack))
-            await wait_until(
-                lambda: sum(pod.ready for pod in stack.router.cache.view.pods) == total
-            )
-            yield stack
-
-
-def add_pod(
-    api: FakeApiServer, engine: SimulatedEngine, role: str, config: Mapping[str, Any]
-) -> None:
-    labels = {
-        "model.aibrix.ai/name": "demo",
-        "model.aibrix.ai/port": str(engine.port),
-        "role-name": role,
-        "roleset-name": "all",
-    }
-    annotations = {"model.aibrix.ai/config": json.dumps(config)}
-    name = f"{role}-{engine.port}"
-    api.store.create(make_pod(name, labels=labels, annotations=annotations, ip=engine.host))
 
 
 def bucket(lowest: int, highest: int, **members: Any) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class PrebleCost:
         """Return the requests of the pods that have most of it cached, or what all cost."""
         recent = request.state.recent
         # Looked up first: it drops what is too old.
-        miss_rate = recent.miss_rate
+        miss_rate = recent.find_miss_rate(leg)
         longest = _find_longest(pods, request, leg)
         if longest is not None:
             matches = request.find_matches(leg)
@@ -93,7 +93,9 @@ def note_prompt(facts: RoutingFacts, decision: Decision, state: RoutingState) ->
         known = state.prefixes if choice.leg is Leg.PREFILL else state.decoded
         most = max(known.match(prefix.hashes).values(), default=0)
         cached = facts.prompt_tokens * prefix.ends[most - 1] // prefix.size if most else 0
-        state.recent.add(prefix.hashes[-1:], choice.pod.uid, facts.prompt_tokens, cached)
+        state.recent.add(
+            choice.leg, prefix.hashes[-1:], choice.pod.uid, facts.prompt_tokens, cached
+        )
 
 
 def _find_longest(pods: Sequence[Pod], request: RankingRequest, leg: Leg) -> int | None:

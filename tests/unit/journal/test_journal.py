@@ -390,7 +390,7 @@ READS = {
     "WholeServing": "find_handover expect_handover count_answers find_factor predict_wait"
     " measure_share may_serve is_refused describe",
     "DecodedPrompts": "match count_cached",
-    "RecentPrompts": "measure miss_rate",
+    "RecentPrompts": "measure find_miss_rate",
     "Samples": "",
     "Proofs": "has_another_served has_another_given has_told",
     "VirtualTokens": "read read_line",

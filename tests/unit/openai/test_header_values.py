@@ -11,8 +11,8 @@ from pdrouter.openai.header_values import (
     is_encoded,
     list_keys,
     list_members,
-    read_name,
     read_one,
+    read_strategy,
 )
 
 
@@ -30,20 +30,20 @@ def test_a_list_has_no_empty_members(value: str, members: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "name"),
+    ("value", "text"),
     [
         ("", ""),
-        (",", ""),
+        (" , ", ""),
         ("pd", "pd"),
-        (" PD ", "pd"),
-        ("pd, pd", "pd"),
-        ("PD,pd,", "pd"),
-        ("least_request", "least-request"),
-        ("pd, random", "pd, random"),
+        (" Least_Request ", "least-request"),
+        ("PD, pd", "pd"),
+        ("pd,", "pd,"),
+        (" prefix-cache:2, Least_Request", "prefix-cache:2, Least_Request"),
+        ("least-request:2,least-request:2", "least-request:2"),
     ],
 )
-def test_a_name_is_read_in_any_spelling(value: str, name: str) -> None:
-    assert read_name(value) == name
+def test_a_strategy_may_be_a_list_that_is_told_again_as_it_is(value: str, text: str) -> None:
+    assert read_strategy(value) == text
 
 
 def test_a_clients_own_name_keeps_its_case() -> None:

@@ -71,9 +71,9 @@ def test_the_curves_are_those_that_settings_name() -> None:
 
 def test_the_cost_is_missed_work_shared_by_pods_and_answers() -> None:
     state = make_state()
-    state.recent.add((10,), "uid-p0", 1000, 600)  # 400 of its own: 119.0 ms on a V100.
-    state.recent.add((10,), "uid-p1", 1000, 1000)
-    state.recent.add((20,), "uid-p1", 100, 0)  # 62 ms.
+    state.recent.add(Leg.DECODE, (10,), "uid-p0", 1000, 600)  # 400 of its own: 119.0 ms on a V100.
+    state.recent.add(Leg.DECODE, (10,), "uid-p1", 1000, 1000)
+    state.recent.add(Leg.DECODE, (20,), "uid-p1", 100, 0)  # 62 ms.
     work = PREBLE_CURVES["V100"](400, 1000)
     short = PREBLE_CURVES["V100"](100, 100)
     missed = 1 - 1600 / 2100
@@ -101,7 +101,7 @@ def test_the_rule_is_prebles(blocks: tuple[int, ...], loads: tuple[int, ...], ch
     cache(state, *blocks)
     for number, load in enumerate(loads):
         for each in range(load):
-            state.recent.add((1000 * (number + 1) + each,), f"uid-p{number}", 500, 0)
+            state.recent.add(Leg.DECODE, (1000 * (number + 1) + each,), f"uid-p{number}", 500, 0)
     for name in ("prefix-cache-preble", "prefix-cache-preble,least-gpu-cache"):
         assert choose(state, name).last.pod.name == chosen
 
@@ -123,27 +123,29 @@ def test_what_is_sent_is_noted_with_what_was_cached_before() -> None:
     decision = choose(state)
     uid = decision.last.pod.uid
     note_prompt(FACTS, decision, state)
-    assert state.recent.miss_rate == 1.0
+    assert state.recent.find_miss_rate(Leg.DECODE) == 1.0
     state.decoded.expect(PREFIX.hashes[:3], uid, 400)
     note_prompt(FACTS, decision, state)
-    assert state.recent.miss_rate == pytest.approx(1 - 300 / 800)
+    assert state.recent.find_miss_rate(Leg.DECODE) == pytest.approx(1 - 300 / 800)
     assert state.recent.measure(uid).requests == 2
+    # What goes to a prefill pod is none of the others' business.
+    assert state.recent.find_miss_rate(Leg.PREFILL) == 1.0
 
 
 def test_the_window_forgets_what_is_old_and_pods_that_are_gone() -> None:
     now = 0.0
     recent = RecentPrompts(60.0, lambda: now)
-    recent.add((1,), "a", 100, 0)
-    recent.add((1,), "b", 100, 100)
-    recent.add((), "a", 10, 0)
-    recent.add((), "a", 10, 0)
+    recent.add(Leg.DECODE, (1,), "a", 100, 0)
+    recent.add(Leg.DECODE, (1,), "b", 100, 100)
+    recent.add(Leg.DECODE, (), "a", 10, 0)
+    recent.add(Leg.DECODE, (), "a", 10, 0)
     work, short = PREBLE_CURVES["V100"](100, 100), PREBLE_CURVES["V100"](10, 10)
     assert recent.measure("a") == pytest.approx((4, work + 2 * short, 2))
     recent.forget("b")
     assert recent.measure("a") == pytest.approx((4, 2 * work + 2 * short, 2))
     assert recent.measure("b") == PodWork()
     now = 61.0
-    assert recent.miss_rate == 1.0
+    assert recent.find_miss_rate(Leg.DECODE) == 1.0
     assert (len(recent), recent.measure("a")) == (0, PodWork())
 
 
@@ -158,7 +160,7 @@ def test_what_is_known_of_pods_is_what_the_window_holds(
     added: list[tuple[float, int, str]] = []
     for key, uid, seconds in events:
         now += seconds
-        recent.add((key,), uid, 100, 0)
+        recent.add(Leg.DECODE, (key,), uid, 100, 0)
         added.append((now, key, uid))
         window = [(one, pod) for at, one, pod in added if at >= now - 60.0]
         assert len(recent) == len(window)
