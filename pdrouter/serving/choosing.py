@@ -40,6 +40,7 @@ from pdrouter.serving.models import Models
 from pdrouter.serving.policy import DispatchPolicy
 from pdrouter.serving.record import Observer, RequestRecord
 from pdrouter.serving.refusals import DEADLINE_MISSED, refuse_for_now, refuse_missing
+from pdrouter.serving.reservations import reserve_prompt
 from pdrouter.serving.response_holders import ResponseHolders
 from pdrouter.serving.session_facts import add_session
 from pdrouter.serving.targets import read_class, read_target
@@ -247,7 +248,11 @@ class PodChooser:
         requested = read_one(headers.get(CONFIG_PROFILE, ""))
         return resolve_profile(pods.config, requested, tokens, request.max_output_tokens)
 
-    def expect_output(self, request: InferenceRequest, model: str) -> int:
+    def reserve_tokens(self, request: InferenceRequest, model: str, tokens: int) -> tuple[int, int]:
+        """Return the tokens that a prompt, and the answer to it, take of limits at first."""
+        return reserve_prompt(request, tokens), self._expect_output(request, model)
+
+    def _expect_output(self, request: InferenceRequest, model: str) -> int:
         """Return how many tokens the answer to a request is expected to have."""
         if not request.endpoint.limits:
             return 0
@@ -279,7 +284,7 @@ class PodChooser:
         user: str,
     ) -> RoutingFacts:
         """Return what strategies need to know of a request."""
-        output, expected = self.expect_output(request, pods.model), self.lengths.expect(pods.model)
+        output, expected = self._expect_output(request, pods.model), self.lengths.expect(pods.model)
         if items and not any(map(pods.find_encoders, pods.prefill or pods.whole)):
             items = ()
         whole = find_misfit(request, pods, self.splits, encoded=bool(items))

@@ -156,7 +156,7 @@ class Dispatcher:
             call.user,
             pods,
             call.record,
-            tokens=(prompt_tokens, self.chooser.expect_output(request, pods.model)),
+            tokens=self.chooser.reserve_tokens(request, pods.model, prompt_tokens),
             per_second=self.chooser.find_rate(request, pods, head.headers, prompt_tokens),
         )
 
