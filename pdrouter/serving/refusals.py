@@ -27,6 +27,8 @@ RATE_LIMIT_EXCEEDED = "rate_limit_exceeded"
 _UNITS: Mapping[float, str] = MappingProxyType({MINUTE_S: "per minute", SECOND_S: "per second"})
 
 _ROUNDING_S = 0.001
+_LONGEST_S = 60
+"""SDKs take no longer wait for what it says; what is a second longer may be told so then."""
 
 _TOLD_ATTEMPTS = 3
 _TOLD_REASONS = 3
@@ -79,7 +81,7 @@ def refuse_over_limit(verdict: Verdict) -> RequestRejected:
     if quota.measure is Measure.TOKENS:
         left = next(each.remaining for each in verdict.standings if each.quota == quota)
         limit += f"; {left} are left, and this request needs about {demand.amount}"
-    seconds = max(_AT_ONCE_S, ceil(verdict.wait_s - _ROUNDING_S))
+    seconds = min(max(_AT_ONCE_S, ceil(verdict.wait_s - _ROUNDING_S)), _LONGEST_S)
     message = f"{limit}; try again in {seconds} s"
     return refuse_for_now(429, RATE_LIMIT_EXCEEDED, message, seconds)
 
