@@ -109,9 +109,34 @@ class TrialLetGo(_Word, frozen=True, array_like=True, gc=False, kw_only=True, ta
     number: int
 
 
+class PlaceHeld(_Word, frozen=True, array_like=True, gc=False, kw_only=True, tag=7):
+    """A request has a place, where only so many may run at a time.
+
+    Attributes:
+        name: name of the limit.
+        holder: which request.
+    """
+
+    name: str
+    holder: str
+
+
+class PlaceLetGo(_Word, frozen=True, array_like=True, gc=False, kw_only=True, tag=8):
+    """It has it no more.
+
+    Attributes:
+        name: name of the limit.
+        holder: which request.
+    """
+
+    name: str
+    holder: str
+
+
 _WORDS: tuple[type[Change], ...] = (
     *(Began, Wanted, LegHeld),
     *(LegLetGo, TrialHeld, TrialLetGo),
+    *(PlaceHeld, PlaceLetGo),
 )
 
 

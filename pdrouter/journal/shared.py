@@ -8,10 +8,20 @@ from typing import Any, ClassVar, TypeVar, cast
 from pdrouter.cluster.pods import Pod
 from pdrouter.engines.split import Leg
 from pdrouter.journal.journal import Holder, Journal
-from pdrouter.journal.language import Change, LegHeld, LegLetGo, TrialHeld, TrialLetGo, Verb
+from pdrouter.journal.language import (
+    Change,
+    LegHeld,
+    LegLetGo,
+    PlaceHeld,
+    PlaceLetGo,
+    TrialHeld,
+    TrialLetGo,
+    Verb,
+)
 from pdrouter.load.failures import EjectionRules, FailureMemory, Part, Trial
 from pdrouter.load.ledger import Clock, Ledger, Scope
 from pdrouter.load.prefill_rates import PrefillRates
+from pdrouter.users.places import Places
 
 _M = TypeVar("_M")
 
@@ -261,4 +271,54 @@ class _SharedFailures(FailureMemory):
         return self._own.values()
 
 
-_HOLDERS: dict[type[Any], type[Any]] = {Ledger: _SharedLedger, FailureMemory: _SharedFailures}
+class _SharedPlaces(Places):
+    """The places of the requests of all workers."""
+
+    journal: ClassVar[Journal]
+    held, let_go = PlaceHeld, PlaceLetGo
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._own: dict[tuple[str, str], PlaceHeld] = {}
+        self._theirs: dict[int, set[tuple[str, str]]] = {}
+
+    def hold(self, name: str, holder: str) -> None:
+        """Give a place to a request of this worker; others know of it at once."""
+        if self.has(name, holder):
+            return
+        super().hold(name, holder)
+        held = PlaceHeld(at=self.journal.clock(), name=name, holder=holder)
+        self._own[name, holder] = held
+        self.journal.note(held, at_once=True)
+
+    def free(self, name: str, holder: str) -> None:
+        """Take a place of this worker back."""
+        if self._own.pop((name, holder), None) is not None:
+            super().free(name, holder)
+            self.journal.note(PlaceLetGo(at=self.journal.clock(), name=name, holder=holder))
+
+    def take(self, worker: int, change: PlaceHeld, /) -> None:
+        """Take the place of a request of another worker."""
+        self._theirs.setdefault(worker, set()).add((change.name, change.holder))
+        super().hold(change.name, change.holder)
+
+    def drop_one(self, worker: int, change: PlaceLetGo, /) -> None:
+        """Take a place of another worker back."""
+        self._theirs.get(worker, set()).discard((change.name, change.holder))
+        super().free(change.name, change.holder)
+
+    def drop(self, worker: int) -> None:
+        """Take all places of another worker back."""
+        for name, holder in self._theirs.pop(worker, set()):
+            super().free(name, holder)
+
+    def list_own(self) -> Iterable[PlaceHeld]:
+        """Return the places of this worker."""
+        return self._own.values()
+
+
+_HOLDERS: dict[type[Any], type[Any]] = {
+    Ledger: _SharedLedger,
+    FailureMemory: _SharedFailures,
+    Places: _SharedPlaces,
+}

@@ -41,8 +41,8 @@ class RedisSettings:
         None,
         "PDROUTER_REDIS_URL",
         _URL,
-        "Redis or Valkey in which all workers and replicas count users' requests and tokens "
-        "(redis.md). Unset: each process counts for itself, unless `REDIS_HOST` is set. A password "
+        "Redis or Valkey in which all replicas count users' requests and tokens together "
+        "(redis.md). Unset: each router counts for itself, unless `REDIS_HOST` is set. A password "
         "is better kept in a file: `PDROUTER_REDIS_PASSWORD_FILE`.",
         secret=True,
     )

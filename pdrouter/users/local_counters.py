@@ -5,22 +5,19 @@ import uuid
 from collections.abc import Callable, Sequence
 
 from pdrouter.users.counters import Demand, Measure, Quota, Standing, Taken, Verdict
+from pdrouter.users.places import Places
 from pdrouter.users.window_counts import WindowCounts
 
 
 class LocalCounters:
-    """Counts in memory.
-
-    Workers of one router count together what was taken within windows, if these are shared by them;
-    of what counts while it lasts, each lets its part pass.
-    """
+    """Counts in memory: of the workers of one router together, if they share that."""
 
     def __init__(
         self,
         clock: Callable[[], float] = time.monotonic,
         *,
         windows: WindowCounts | None = None,
-        workers: int = 1,
+        places: Places | None = None,
         group: str = "",
     ) -> None:
         """Start with nothing taken.
@@ -28,14 +25,13 @@ class LocalCounters:
         Args:
             clock: gives the time in seconds.
             windows: what was taken within windows of time; None to begin with nothing.
-            workers: how many processes share each limit of what counts while it lasts.
+            places: what was taken that counts while it lasts; likewise.
             group: a name of these processes that no others have; empty for one of this one's own.
         """
         self._clock = clock
         self._windows = windows or WindowCounts(clock)
-        self._workers = workers
+        self._places = Places() if places is None else places
         self._group = group or uuid.uuid4().hex
-        self._holders: dict[str, set[str]] = {}
 
     async def take(self, demands: Sequence[Demand], holder: str) -> Verdict:
         """Take all that is demanded, or nothing."""
@@ -67,11 +63,7 @@ class LocalCounters:
     async def release(self, taken: Taken) -> None:
         """End what counts while it lasts."""
         for demand in taken.select(Measure.CONCURRENT).demands:
-            holders = self._holders.get(demand.quota.name)
-            if holders is not None:
-                holders.discard(taken.holder)
-                if not holders:
-                    del self._holders[demand.quota.name]
+            self._places.free(demand.quota.name, taken.holder)
 
     async def give_back(self, taken: Taken) -> None:
         """Undo what was taken, as if it had not been."""
@@ -86,8 +78,8 @@ class LocalCounters:
         """Return the seconds until a demand can be met; None if it can be."""
         quota = demand.quota
         if quota.measure is Measure.CONCURRENT:
-            holders = self._holders.get(quota.name, set())
-            return 0.0 if len(holders | {holder}) > self._share(quota.limit) else None
+            new = not self._places.has(quota.name, holder)
+            return 0.0 if self._places.count(quota.name) + new > quota.limit else None
         used = self._windows.count(quota.name, quota.window_s)
         lacking = used + demand.amount - quota.limit
         if lacking <= 0:
@@ -96,18 +88,14 @@ class LocalCounters:
 
     def _add(self, quota: Quota, amount: int, holder: str) -> None:
         if quota.measure is Measure.CONCURRENT:
-            self._holders.setdefault(quota.name, set()).add(holder)
+            self._places.hold(quota.name, holder)
         else:
             self._windows.add(quota.name, quota.window_s, amount)
 
     def _describe(self, quota: Quota) -> Standing:
         if quota.measure is Measure.CONCURRENT:
-            left = self._share(quota.limit) - len(self._holders.get(quota.name, ()))
-            return Standing(quota, min(quota.limit, max(0, left) * self._workers), 0.0)
+            left = quota.limit - self._places.count(quota.name)
+            return Standing(quota, max(0, left), 0.0)
         used = self._windows.count(quota.name, quota.window_s)
         reset_s = self._windows.find_reset(quota.name, quota.window_s)
         return Standing(quota, max(0, quota.limit - used), reset_s)
-
-    def _share(self, limit: int) -> int:
-        """Return this worker's part of a limit, which is at least one."""
-        return max(1, limit // self._workers) if limit else 0

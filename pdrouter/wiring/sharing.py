@@ -26,6 +26,7 @@ from pdrouter.load.virtual_tokens import VirtualTokens
 from pdrouter.load.whole_serving import WholeServing
 from pdrouter.openai.kind import RequestKind
 from pdrouter.serving.unsplittable import UnsplittableKinds
+from pdrouter.users.places import Places
 from pdrouter.users.window_counts import WindowCounts
 
 _M = TypeVar("_M")
@@ -71,6 +72,7 @@ LANGUAGE = Language(
         TokenRatios: (Call("observe"),),
         UnsplittableKinds: (Call("note_served"), Call("note_failed")),
         RetryBudget: (Call("count_request"), Call("take_retry", matters=bool)),
+        Places: (),  # They are held, and let go.
         WindowCounts: (Call("add"), Call("subtract")),
         ServedTokens: (Call("count"),),
         VirtualTokens: (Call("lift"), Call("charge"), Call("correct")),

@@ -13,6 +13,7 @@ from pdrouter.users.counters import Counters
 from pdrouter.users.directory import Directory
 from pdrouter.users.keys_file import KeysFile
 from pdrouter.users.local_counters import LocalCounters
+from pdrouter.users.places import Places
 from pdrouter.users.window_counts import WindowCounts
 from pdrouter.wiring.sharing import Sharing
 
@@ -55,10 +56,10 @@ def create_local_counters(settings: Settings, sharing: Sharing) -> Counters:
         settings: what the operator decided.
         sharing: how what is counted becomes that of all workers.
     """
-    windows = sharing.share(WindowCounts)(sharing.clock)
+    windows, places = sharing.share(WindowCounts)(sharing.clock), sharing.share(Places)()
     # All workers have the same parent: what one of them has given, any of them can put right.
     group = f"{platform.node()}/{os.getppid()}" if settings.workers > 1 else ""
-    return LocalCounters(sharing.clock, windows=windows, workers=settings.workers, group=group)
+    return LocalCounters(sharing.clock, windows=windows, places=places, group=group)
 
 
 def create_identities(

@@ -233,16 +233,6 @@ def test_in_no_window_passes_more_than_the_limit(
     asyncio.run(run())
 
 
-async def test_workers_share_the_places_of_a_limit() -> None:
-    workers = [LocalCounters(workers=4) for _ in range(4)]
-    held = 0
-    for counters in workers:
-        for number in range(10):
-            verdict = await counters.take([Demand(concurrent(10))], str(number))
-            held += verdict.taken is not None
-    assert held == 8
-
-
 async def test_what_other_counters_gave_is_left_alone() -> None:
     clock = Clock()
     first, second = LocalCounters(clock), LocalCounters(clock)

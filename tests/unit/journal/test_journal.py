@@ -24,7 +24,9 @@ from pdrouter.load.whole_serving import WholeServing
 from pdrouter.openai.kind import RequestKind
 from pdrouter.routing.state import RoutingState
 from pdrouter.settings import Settings
+from pdrouter.users.counters import Demand, Measure, Quota
 from pdrouter.users.local_counters import LocalCounters
+from pdrouter.users.places import Places
 from pdrouter.users.quotas import limit_rate
 from pdrouter.users.window_counts import WindowCounts
 from pdrouter.wiring.knowledge import Knowledge, create_knowledge
@@ -288,7 +290,7 @@ async def test_workers_share_a_limit(limit: int, workers: Workers) -> None:
         await workers.start(number)
         journal = workers.journals[number]
         windows = Sharing(journal).share(WindowCounts)(journal.clock)
-        counters.append(LocalCounters(journal.clock, windows=windows, workers=3, group="these"))
+        counters.append(LocalCounters(journal.clock, windows=windows, group="these"))
     demand = limit_rate("ns/m", "m", limit)
     admitted = 0
     for _ in range(300):
@@ -300,6 +302,33 @@ async def test_workers_share_a_limit(limit: int, workers: Workers) -> None:
         workers.now += 0.1
     # As one: in each second as many, and as many again a part of a second later.
     assert limit * 26 <= admitted <= limit * 31
+
+
+async def test_workers_share_the_places_of_a_limit(workers: Workers) -> None:
+    counters = []
+    for number in range(3):
+        await workers.start(number)
+        places = Sharing(workers.journals[number]).share(Places)()
+        counters.append(LocalCounters(lambda: workers.now, places=places))
+    demand = Demand(Quota("ann", Measure.CONCURRENT, 4, 0.0, "user 'ann'"))
+    verdicts = []
+    for number in range(9):
+        workers.turn()
+        verdicts.append(await counters[number % 3].take([demand], str(number)))
+    taken = [verdict.taken for verdict in verdicts if verdict.taken is not None]
+    assert len(taken) == 4
+    await counters[0].release(taken[0])
+    await counters[0].release(taken[0])
+    workers.turn()
+    assert (await counters[1].take([demand], "next")).taken is not None
+    # Those of a worker that ends are free, and who comes later knows of the others.
+    workers.end(0)
+    workers.turn()
+    await workers.start(0)
+    late = LocalCounters(lambda: workers.now, places=Sharing(workers.journals[0]).share(Places)())
+    workers.turn()
+    (standing,) = (await late.take([demand], "last")).standings
+    assert standing.remaining == 0
 
 
 async def test_pods_that_are_gone_are_forgotten_though_others_have_told_of_them(
@@ -393,6 +422,7 @@ READS = {
     "RecentPrompts": "measure find_miss_rate",
     "Samples": "",
     "Proofs": "has_another_served has_another_given has_told",
+    "Places": "count has",
     "VirtualTokens": "read read_line",
     "OutputLengths": "expect",
     "TokenRatios": "estimate",
@@ -403,7 +433,12 @@ READS = {
 """What changes nothing that others should know."""
 BY_ITSELF = {"forget"}
 """Each worker sees pods go."""
-INSIDE = {"PrefillRates": {"observe"}, "Ledger": {"start", "end"}, "FailureMemory": {"start_trial"}}
+INSIDE = {
+    "Places": {"hold", "free"},
+    "PrefillRates": {"observe"},
+    "Ledger": {"start", "end"},
+    "FailureMemory": {"start_trial"},
+}
 """What is told as part of another change, or as something that is held."""
 
 
