@@ -19,7 +19,7 @@ from pdrouter.journal.leading import work_while_leading
 from pdrouter.journal.memory import Layout, SharedMemory, create_memory
 from pdrouter.load.failures import FailureMemory, Part
 from pdrouter.load.ledger import Ledger
-from pdrouter.load.samples import EngineSample
+from pdrouter.load.samples import EngineSample, RequestMeans
 from pdrouter.load.whole_serving import WholeServing
 from pdrouter.openai.kind import RequestKind
 from pdrouter.routing.state import RoutingState
@@ -114,7 +114,10 @@ def tell(knowledge: Knowledge) -> None:
     state.whole.observe(UID, 0.5, 0.7)
     state.whole.observe_handover("m", 0.1)
     state.decoded.add((1, 2), UID, rest_tokens=5, written_tokens=9.0)
-    knowledge.samples.put(UID, EngineSample(1000.0, 1, 2.0, 3.0, 0.5, 1000))
+    state.decoded.expect((1, 2, 3), UID, 30)
+    state.recent.add(Leg.PREFILL, (3,), UID, 30, 10)
+    sample = EngineSample(1000.0, 1, 2.0, 3.0, 0.5, 1000, means=RequestMeans(0.5, output_tokens=9))
+    knowledge.samples.put(UID, sample)
     state.ledger.note_others(UID, 4.0)
     state.ledger.rates.note_buckets(UID, (128, 256))
     with state.ledger.start(Leg.PREFILL, UID, 100, 1010.0, 20) as scope:
@@ -136,9 +139,11 @@ def look(knowledge: Knowledge) -> Mapping[str, Any]:
         "wait": state.whole.predict_wait(UID),
         "handover": state.whole.count_answers("m"),
         "decoded": state.decoded.match((1, 2)),
+        "recent": state.recent.measure(UID),
         "samples": dict(state.samples),
         "rate": state.ledger.rates.unit_s,
         "buckets": state.ledger.rates.find_shapes(UID).buckets,
+        "busy": state.ledger.measure_busy([UID]),
         "drain": state.ledger.drain_rate(UID),
         "waits": state.ledger.predict_prefill_wait(UID),
         "loads": state.ledger.snapshot(),
