@@ -95,9 +95,11 @@ class Gate:
             RequestRejected: there is no room.
         """
         roster = self._keys.roster
-        if user is None and not roster.model_limits and per_second is None:
+        by_model = roster.model_limits or (user is not None and user.model_limits)
+        if user is None and not by_model and per_second is None:
             return None
-        full_name = find_full_name(pods)
+        # To look at all pods for it takes longer than all the rest.
+        full_name = find_full_name(pods) if by_model or per_second is not None else ""
         names = tuple(dict.fromkeys((record.model, pods.model, full_name)))
         demands = list_demands(user, roster, names, *tokens)
         if per_second is not None:
