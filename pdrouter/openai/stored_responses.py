@@ -1,6 +1,7 @@
 """What engines keep for later requests: answers of `/v1/responses`, and the paths to them."""
 
 import re
+from functools import lru_cache
 from hashlib import blake2b
 from secrets import token_hex
 from typing import NamedTuple
@@ -22,6 +23,8 @@ _CHECK = 8
 _OURS = re.compile(rf"{_PREFIX}([0-9a-f]{{{_TAG}}})([0-9a-f]{{{_NONCE}}})([0-9a-f]{{{_CHECK}}})")
 
 _PATH = re.compile(r"/v1/responses/([\w-]{1,256})(|/cancel|/input_items)", re.ASCII)
+_MOST_TAGS = 16_384
+"""Pods whose tags are kept: they are looked up whenever any pod changes."""
 _METHODS = {"": ("GET", "DELETE"), "/cancel": ("POST",), "/input_items": ("GET",)}
 
 
@@ -102,6 +105,7 @@ def read_tag(response_id: str, owner: str) -> str | None:
     return ours[1] if ours[3] == _sign(ours[1] + ours[2], owner) else ""
 
 
+@lru_cache(maxsize=_MOST_TAGS)
 def tag_holder(uid: str) -> str:
     """Return what stands for a pod in ids: it does not tell its name or address."""
     return blake2b(uid.encode(), digest_size=_TAG // 2, person=b"pdrouter-holder").hexdigest()

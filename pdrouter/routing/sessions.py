@@ -34,7 +34,7 @@ class Placed(msgspec.Struct, frozen=True):
         place: the session's pods.
         bound: whether it waits for that pod, however much that has to do.
         only: whether no other pod will do.
-        note: why it is that pod, for people.
+        notes: why it is that pod, for people.
     """
 
     facts: RoutingFacts
@@ -42,7 +42,7 @@ class Placed(msgspec.Struct, frozen=True):
     place: SessionPlace
     bound: bool
     only: bool
-    note: str
+    notes: tuple[str, ...]
 
     def mark(self, decision: Decision) -> Decision:
         """Return the decision with the session's reasons for its last pod."""
@@ -58,7 +58,7 @@ class Placed(msgspec.Struct, frozen=True):
         return structs.replace(
             decision,
             legs=(*decision.side, last),
-            notes=(self.note, *decision.notes),
+            notes=(*self.notes, *decision.notes),
             session=self.place.outcome,
         )
 
@@ -96,7 +96,7 @@ def place_request(
     if session is None or not (wanted or session.bound):
         return None
     selected = keep_selected(pods, facts.selector)
-    sound, _ = keep_sound(selected, state.failures)
+    sound, left_out = keep_sound(selected, state.failures)
     candidates = _list_candidates(facts, sound)
     if not candidates:
         return None
@@ -113,7 +113,7 @@ def place_request(
     note = f"session ({session.source}): {place.outcome}, {_describe(place.outcome, place.pods)}"
     kept = _keep_last(sound, place.pods[0])
     settled = structs.replace(facts, selector=None)
-    return Placed(settled, kept, place, bound=bound, only=session.bound, note=note)
+    return Placed(settled, kept, place, bound=bound, only=session.bound, notes=(note, *left_out))
 
 
 def _place_at_holder(facts: RoutingFacts, pods: ModelPods) -> Placed:
@@ -124,7 +124,7 @@ def _place_at_holder(facts: RoutingFacts, pods: ModelPods) -> Placed:
     note = f"response: {holder.name} holds what it goes on with"
     settled = structs.replace(facts, selector=None)
     kept = _keep_last(pods, holder)
-    return Placed(settled, kept, place, bound=True, only=True, note=note)
+    return Placed(settled, kept, place, bound=True, only=True, notes=(note,))
 
 
 def _list_candidates(facts: RoutingFacts, pods: ModelPods) -> Sequence[Pod]:

@@ -204,6 +204,17 @@ def test_a_pod_that_is_not_ready_gives_its_sessions_to_the_next() -> None:
     assert decide(pods=removed).session is SessionOutcome.KEPT
 
 
+def test_a_pod_that_has_failed_gives_its_sessions_to_the_next_and_all_know_why() -> None:
+    state = make_state()
+    for _ in range(3):
+        state.failures.note_failure(OWN.uid, Leg.DECODE, "connect", 0.0)
+    router = Router(STRATEGIES, state, RoutingRules(affinity=SOFT))
+    facts = RoutingFacts(1000, None, session=SESSION)
+    decision = router.decide(STRATEGIES["pd"], facts, PAIRS)
+    assert (decision.last.pod, decision.session) == (NEXT, SessionOutcome.AWAY)
+    assert decision.notes[1] == f"failures: decode pods left out: {OWN.name} (connect)"
+
+
 def test_a_client_may_name_the_pod() -> None:
     named = next(pod for pod in DECODERS if pod not in (OWN, NEXT))
     session = structs.replace(SESSION, address=named.address)
