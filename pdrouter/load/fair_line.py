@@ -1,7 +1,7 @@
 """The requests that wait for their turn: the user who was served least goes first."""
 
-from collections import Counter, OrderedDict
-from collections.abc import Collection, Hashable, Iterator
+from collections import OrderedDict
+from collections.abc import Collection, Hashable, Mapping
 from itertools import count
 from typing import Generic, TypeVar
 
@@ -42,7 +42,7 @@ class FairLine(Generic[T]):
         name: its name among the counters.
     """
 
-    __slots__ = ("_counters", "_numbers", "_size", "_waiting", "name")
+    __slots__ = ("_by_user", "_counters", "_numbers", "_size", "_waiting", "name")
 
     def __init__(self, counters: VirtualTokens, name: str = "") -> None:
         """Start empty.
@@ -55,23 +55,21 @@ class FairLine(Generic[T]):
         self._counters = counters
         self._numbers = count()
         self._size = 0
-        self._waiting: dict[tuple[str, Hashable], OrderedDict[int, Place[T]]] = {}
+        self._by_user: dict[str, int] = {}
+        self._waiting: dict[Hashable, dict[str, OrderedDict[int, Place[T]]]] = {}
 
     def __len__(self) -> int:
         return self._size
 
-    def __iter__(self) -> Iterator[Place[T]]:
-        return (place for places in self._waiting.values() for place in places.values())
+    @property
+    def users(self) -> Mapping[str, int]:
+        """How many requests wait of each user who has any."""
+        return self._by_user
 
     @property
-    def users(self) -> set[str]:
-        """Users who wait."""
-        return {user for user, _ in self._waiting}
-
-    @property
-    def ways(self) -> set[Hashable]:
+    def ways(self) -> Collection[Hashable]:
         """Ways of what waits."""
-        return {way for _, way in self._waiting}
+        return self._waiting.keys()
 
     def read(self, user: str) -> float:
         """Return the counter of a user."""
@@ -79,60 +77,62 @@ class FairLine(Generic[T]):
 
     def join(self, place: Place[T]) -> None:
         """Let a request wait."""
-        users = self.users
-        if place.user not in users:
-            reached = self._counters.read_line(self.name)
-            floor = min((reached, *map(self.read, users)))
-            self._counters.lift(self.name, place.user, floor)
+        user = place.user
+        if user not in self._by_user:
+            self._counters.lift(self.name, user)
         place.number = next(self._numbers)
-        key = place.user, place.way
-        self._waiting.setdefault(key, OrderedDict())[place.number] = place
+        waiting = self._waiting.setdefault(place.way, {})
+        waiting.setdefault(user, OrderedDict())[place.number] = place
+        self._by_user[user] = self._by_user.get(user, 0) + 1
         self._size += 1
 
     def leave(self, place: Place[T]) -> None:
         """Let a request wait no more. It has got nothing. Further calls change nothing."""
-        key = place.user, place.way
-        places = self._waiting.get(key)
+        user, waiting = place.user, self._waiting.get(place.way, {})
+        places = waiting.get(user)
         if places is None or places.pop(place.number, None) is None:
             return
-        self._size -= 1
         if not places:
-            del self._waiting[key]
+            del waiting[user]
+        if not waiting:
+            del self._waiting[place.way]
+        self._by_user[user] -= 1
+        if not self._by_user[user]:
+            del self._by_user[user]
+        self._size -= 1
 
     def serve(self, place: Place[T]) -> None:
         """Let a request have its turn: it waits no more, and is charged."""
         self.leave(place)
         self._counters.charge(self.name, place.user, place.tokens)
 
-    def pass_by(self, place: Place[T]) -> None:
-        """Charge a request that has its turn as it comes, since none has to wait."""
-        self.join(place)
-        self.serve(place)
+    def pass_by(self, user: str, tokens: float) -> None:
+        """Charge a request that has its turn as it comes, since none has to wait.
+
+        Args:
+            user: whose it is.
+            tokens: the weighted tokens that it is charged.
+        """
+        if user not in self._by_user:
+            self._counters.lift(self.name, user)
+        self._counters.charge(self.name, user, tokens)
 
     def find_first(self, ways: Collection[Hashable]) -> Place[T] | None:
         """Return the request whose turn is next of those that go these ways; None for none."""
         first: Place[T] | None = None
         least = 0.0
-        for (user, way), places in self._waiting.items():
-            if way not in ways:
-                continue
-            place, tokens = next(iter(places.values())), self.read(user)
-            if first is None or (tokens, place.number) < (least, first.number):
-                first, least = place, tokens
+        for way in self._waiting.keys() & ways:
+            for user, places in self._waiting[way].items():
+                tokens = self.read(user)
+                if first is not None and tokens > least:
+                    continue
+                place = next(iter(places.values()))
+                if first is None or tokens < least or place.number < first.number:
+                    first, least = place, tokens
         return first
-
-    def count_by_user(self) -> Counter[str]:
-        """Return how many requests of each user wait."""
-        counts: Counter[str] = Counter()
-        for (user, _), places in self._waiting.items():
-            counts[user] += len(places)
-        return counts
 
     def find_newest(self, user: str) -> Place[T] | None:
         """Return the request of a user that has come last; None if none waits."""
-        newest = (
-            next(reversed(places.values()))
-            for (each, _), places in self._waiting.items()
-            if each == user
-        )
+        places = (waiting[user] for waiting in self._waiting.values() if user in waiting)
+        newest = (next(reversed(each.values())) for each in places)
         return max(newest, key=lambda place: place.number, default=None)

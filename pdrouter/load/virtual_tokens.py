@@ -33,20 +33,19 @@ class VirtualTokens:
         """Return the counter of a user."""
         return self._tokens.get((line, user), 0.0)
 
-    def read_line(self, line: str) -> float:
-        """Return how far a line has come: the counter of who was served last, before that."""
-        return self._reached.get(line, 0.0)
+    def lift(self, line: str, user: str) -> None:
+        """Let a user who has not waited begin where the line is.
 
-    def lift(self, line: str, user: str, floor: float) -> None:
-        """Let a user have no less than this."""
-        self._put(line, user, max(self.read(line, user), floor))
+        That is the counter of who was served last, as it was before.
+        """
+        self._put(line, user, max(self.read(line, user), self._reached.get(line, 0.0)))
 
     def charge(self, line: str, user: str, tokens: float) -> None:
         """Count what is served to a user now."""
         before = self.read(line, user)
         self._put(line, user, before + tokens)
         make_room(self._reached, line, self._most)
-        self._reached[line] = max(before, self.read_line(line))
+        self._reached[line] = max(before, self._reached.get(line, 0.0))
 
     def correct(self, line: str, user: str, tokens: float) -> None:
         """Count what was served to a user beyond what was charged; less than nothing takes back.

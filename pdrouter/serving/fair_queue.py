@@ -122,7 +122,7 @@ class _Queue:
     def count_by_user(self) -> Counter[str]:
         counts: Counter[str] = Counter()
         for line in self.lines.values():
-            counts += line.count_by_user()
+            counts.update(line.users)
         return counts
 
     def find_newest(self, user: str) -> Place[_Waiting] | None:
@@ -183,21 +183,21 @@ class FairQueues:
             RequestRejected: its turn does not come in time, or too many wait.
         """
         self._router.state.catch_up()
-        queue = self._find_queue(applicant.pods)
+        facts, queue = applicant.facts, self._find_queue(applicant.pods)
         line = queue.find_line(applicant.line)
-        place = self._make_place(applicant)
-        if not len(queue) and self._find_open(applicant.name, queue) == _BOTH:
-            line.pass_by(place)
-            return self._give_turn(place, queue)
-        way = self._find_way(applicant)
-        if way is None:
-            # The router refuses it, and says why.
-            line.pass_by(place)
-            return self._give_turn(place, queue)
-        place.way = way
+        tokens = self._charges.weights.weigh(facts.prompt_tokens, facts.output_tokens)
+        open_legs = self._find_open(applicant.name, queue)
+        leg = None if not len(queue) and open_legs == _BOTH else self._find_leg(applicant)
+        if leg is None:
+            line.pass_by(facts.user, tokens)
+            return self._give_turn(applicant, queue)
         self._make_room(queue, applicant)
+        place = self._make_place(applicant, leg, tokens)
         line.join(place)
-        self._look()
+        if leg in open_legs:
+            self._look()
+        else:
+            self._watch()
         granted = place.item.granted
         return granted.result() if granted.done() else await self._wait(place, line)
 
@@ -212,14 +212,12 @@ class FairQueues:
             queue = self._queues[key] = _Queue(key, self._counters)
         return queue
 
-    def _make_place(self, applicant: Applicant) -> Place[_Waiting]:
-        rules, record, facts = self._rules, applicant.record, applicant.facts
-        tokens = self._charges.weights.weigh(facts.prompt_tokens, facts.output_tokens)
+    def _make_place(self, applicant: Applicant, leg: Leg, tokens: float) -> Place[_Waiting]:
+        rules = self._rules
         target_s = rules.classes.get(applicant.line, rules.default_target_s)
-        due = record.began + target_s
-        granted = asyncio.get_running_loop().create_future()
-        way = _Way(applicant.name, Leg.DECODE)
-        return Place(facts.user, way, tokens, due, _Waiting(applicant, granted))
+        waiting = _Waiting(applicant, asyncio.get_running_loop().create_future())
+        due = applicant.record.began + target_s
+        return Place(applicant.facts.user, _Way(applicant.name, leg), tokens, due, waiting)
 
     def _find_open(self, name: str, queue: _Queue) -> frozenset[Leg]:
         pods = self._cache.view.models.get(name)
@@ -228,14 +226,16 @@ class FairQueues:
         on_the_way = OnTheWay(queue.on_the_way, queue.prompt_tokens)
         return find_open_legs(pods, self._router.state, self._rules.saturation, on_the_way)
 
-    def _find_way(self, applicant: Applicant) -> _Way | None:
-        """Return what a request needs room on; None if it would be refused."""
+    def _find_leg(self, applicant: Applicant) -> Leg | None:
+        """Return what a request begins with, and needs room for; None if it would be refused.
+
+        Then it need not wait: the router refuses it, and says why.
+        """
         try:
             decision = self._router.decide(applicant.strategy, applicant.facts, applicant.pods)
         except (NoReadyPod, QueueTooLong, DeadlineMissed):
             return None
-        leg = Leg.DECODE if decision.prefill is None else Leg.PREFILL
-        return _Way(applicant.name, leg)
+        return Leg.DECODE if decision.prefill is None else Leg.PREFILL
 
     def _make_room(self, queue: _Queue, applicant: Applicant) -> None:
         """Let the user who has most in a full queue have one less.
@@ -294,8 +294,7 @@ class FairQueues:
             message = f"{self._rules.most} requests of the model wait, and most of them are yours"
         return refuse_for_now(429, "overloaded", message)
 
-    def _give_turn(self, place: Place[_Waiting], queue: _Queue) -> Turn:
-        applicant = place.item.applicant
+    def _give_turn(self, applicant: Applicant, queue: _Queue) -> Turn:
         tokens = applicant.facts.prompt_tokens
         queue.on_the_way += 1
         queue.prompt_tokens += tokens
@@ -305,7 +304,7 @@ class FairQueues:
             queue.prompt_tokens -= tokens
 
         line = queue.find_line(applicant.line).name
-        correct = partial(self._counters.correct, line, place.user)
+        correct = partial(self._counters.correct, line, applicant.facts.user)
         charge = Charge(applicant.facts, self._charges.weights, correct)
         self._charges.keep(applicant.record.request_id, charge)
         return Turn(begin)
@@ -316,19 +315,23 @@ class FairQueues:
         The next ones come when these have begun, and count where they are.
         """
         self._router.state.catch_up()
-        waits, given = False, False
+        given = False
         for queue in self._queues.values():
-            if len(queue):
-                given = self._serve_next(queue) or given
-                waits = waits or bool(len(queue))
-        self._router.state.ledger.on_end = self._look_soon if waits else None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if waits:
-            self._timer = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
-        if given and waits:
+            given = (bool(len(queue)) and self._serve_next(queue)) or given
+        self._watch()
+        if given:
             self._look_soon()
+
+    def _watch(self) -> None:
+        """Look again when a leg has ended, and soon in any case, for as long as requests wait."""
+        waits = any(map(len, self._queues.values()))
+        self._router.state.ledger.on_end = self._look_soon if waits else None
+        if waits and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_LOOK_S, self._look_in_time)
+
+    def _look_in_time(self) -> None:
+        self._timer = None
+        self._look()
 
     def _look_soon(self) -> None:
         """Look once those have begun that have their turn by now."""
@@ -357,7 +360,7 @@ class FairQueues:
                 line.leave(place)
                 continue
             line.serve(place)
-            place.item.granted.set_result(self._give_turn(place, queue))
+            place.item.granted.set_result(self._give_turn(place.item.applicant, queue))
             return True
 
 
