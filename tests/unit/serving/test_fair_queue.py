@@ -9,6 +9,7 @@ from itertools import count
 from typing import Any
 
 import pytest
+from encode_stage import Stage, chat, picture
 from exchanges import (
     DECODE,
     PARAMS,
@@ -31,7 +32,7 @@ from pdrouter.load.prefill_rates import PrefillRates
 from pdrouter.load.samples import EngineSample
 from pdrouter.openai.usage import Usage
 from pdrouter.serving.fair_queue import FairQueues
-from pdrouter.settings.choices import Fairness, UserSource
+from pdrouter.settings.choices import Aggregation, Fairness, UserSource
 
 USERS = "abcdefgh"
 LONG = 8000
@@ -421,16 +422,51 @@ async def test_a_pod_gets_as_many_requests_at_a_time_as_is_set() -> None:
 
 
 async def test_a_flood_whose_media_are_still_encoded_counts_as_work() -> None:
-    """It is counted on no pod before it is computed there."""
-    async with crowd() as users:
-        await users.ask("a", 100)
-        await users.finish()
-        (queue,) = users.queues._queues.values()
-        queue.on_the_way, queue.prompt_tokens = 3, 3 * LONG
-        await users.ask("b", 100)
-        assert users.waiting == 1
-        queue.on_the_way = queue.prompt_tokens = 0
-        await wait_until(lambda: users.waiting == 0)
+    """It is counted on no pod before its prompts are computed there."""
+    stage = Stage(fairness=Fairness.TOKENS, users=UserSource.HEADER)
+    bench, turns = stage.bench, stage.bench.exchanges.turns
+    assert turns is not None
+    bench.ledger.rates = KnownRates()
+    encoded = asyncio.Event()
+
+    async def encode(*_: Any) -> None:
+        await encoded.wait()
+
+    stage.encode = encode
+    text = {"type": "text", "text": "word " * LONG}
+    exchanges = [bench.open() for _ in range(3)]
+
+    async def run(number: int) -> None:
+        await exchanges[number].handle(request_headers(user="a"))
+        await exchanges[number].handle(request_body(chat(text, picture(number))))
+
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(3):
+            tasks.create_task(run(number))
+        await wait_until(lambda: bool(stage.encoded))
+        assert list(turns.count_waiting()) == [("m", "", 2, 1)]
+        assert bench.ledger.load(Leg.PREFILL, "p").requests == 0
+        encoded.set()
+    assert len(stage.prefilled) == 3
+    for exchange in exchanges:
+        exchange.close()
+    bench.close()
+
+
+async def test_what_a_decode_pod_alone_serves_sooner_does_not_wait_for_prefill() -> None:
+    able = replace(DECODE, computes_prompts=True)
+    when_faster = {"aggregation": Aggregation.WHEN_FASTER, "handover_s": 0.05}
+    async with crowd((PREFILL, able), **when_faster) as users:
+        with users.bench.ledger.start(Leg.PREFILL, "p", 10 * LONG):
+            await users.ask("a1", 100)
+            decision = users._requests["a1"][0].record.decision
+            assert decision is not None
+            assert decision.reason == "faster"
+            # It decodes now: another prompt would slow that down, nobody knows how much.
+            await users.ask("a2", 100)
+            assert users.waiting == 1
+        await wait_until(lambda: users.begun == ["a"])
+        await users.finish_all()
 
 
 async def test_adapters_of_a_model_wait_together() -> None:
