@@ -20,7 +20,8 @@ from exchanges import (
     request_body,
     request_headers,
 )
-from waiting import wait_until
+from virtual_time import run_in_virtual_time
+from waiting import LONGER_S, wait_until
 
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.engine_http.answers import EngineAnswer
@@ -31,6 +32,7 @@ from pdrouter.extproc.messages import ImmediateReply, Reply
 from pdrouter.load.prefill_rates import PrefillRates
 from pdrouter.load.samples import EngineSample
 from pdrouter.openai.usage import Usage
+from pdrouter.serving import fair_queue
 from pdrouter.serving.fair_queue import FairQueues
 from pdrouter.settings.choices import Aggregation, Fairness, UserSource
 
@@ -211,6 +213,62 @@ async def test_requests_go_on_as_soon_as_predicted_work_is_short_enough() -> Non
         await users.ask("b")
         assert users.begun == ["a"]
         await wait_until(lambda: users.begun == ["a", "b"])
+
+
+async def test_all_that_there_is_room_for_goes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other, each counted before the next one, and not one at each look."""
+    monkeypatch.setattr(fair_queue, "_LOOK_S", LONGER_S)
+    async with crowd() as users:
+        await users.ask("a")
+        for number in range(4):
+            await users.ask(f"b{number}", 100)
+        assert users.waiting == 4
+        await users.finish()
+        assert users.begun == [*"abbbb"]
+
+
+async def test_the_wait_is_a_part_of_the_time_for_prefill() -> None:
+    """Envoy waits no longer than for that, all together."""
+    async with crowd(prefill_timeout_s=60.0) as users:
+        times: list[float] = []
+        post = users.bench.prefill.post
+
+        async def note_time(*given: Any, **named: Any) -> EngineAnswer:
+            times.append(given[4])
+            return await post(*given, **named)
+
+        users.bench.prefill.post = note_time  # type: ignore[method-assign]
+        await users.ask("a")
+        await users.ask("b")
+        await asyncio.sleep(0.05)
+        await users.finish()
+        await wait_until(lambda: users.begun == ["a", "b"])
+        record = users._requests["b"][0].record
+        assert record.queued_s >= 0.05
+        assert times[1] <= 60.0 - record.queued_s < times[0]
+
+
+def test_a_turn_that_comes_in_the_moment_when_it_is_too_late_goes_to_the_next_one() -> None:
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        async with crowd(fairness_wait_s=5.0) as users:
+            await users.ask("a")
+            await users.ask("b")
+            # In one turn of the loop, the pod is free first, and the wait over then.
+            loop.call_at(5.0 - 1e-10, give_room, users)
+            await asyncio.sleep(5.5)
+            assert error_of(users.replies["b"]) == (429, "overloaded")
+
+    run_in_virtual_time(run())
+
+
+def give_room(users: Crowd) -> None:
+    """Let a pod come that has nothing to do, and the queue look at once."""
+    second = Pod.create(
+        uid="p2", name="prefill-1", ip="10.0.0.9", port=8000, model="m", role=Role.PREFILL
+    )
+    users.bench.cache.replace((PREFILL, second, DECODE))
+    users.queues._look()
 
 
 async def test_who_leaves_while_waiting_leaves_nothing() -> None:
