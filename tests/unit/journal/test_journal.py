@@ -414,7 +414,7 @@ async def test_a_change_that_is_too_large_is_left_out(
 
 READS = {
     "Ledger": "load count_requests snapshot describe predict_prefill_wait predict_prefills"
-    " predict_due knows measure_use measure_busy drain_rate",
+    " predict_due knows measure_use measure_busy drain_rate count_prefill_backlog",
     "PrefillRates": "predict freeze measure find_shapes factors",
     "PrefixIndex": "match recall",
     "FailureMemory": "calm is_well_but_for was_ejected_since look list_ejected is_left_out"
