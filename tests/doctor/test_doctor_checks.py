@@ -741,6 +741,16 @@ BROKEN = [
         "Deployment default/router",
         [drop("PodDisruptionBudget")],
     ),
+    Case(
+        "limits-not-shared",
+        "Deployment default/router",
+        [setting("PDROUTER_API_KEYS_FILE", "/etc/pdrouter/users/users.yaml")],
+    ),
+    Case(
+        "limits-not-shared",
+        "Deployment default/router",
+        [setting("PDROUTER_USERS", "header")],
+    ),
     Case("pods-forbidden", "Deployment default/router", [put("Role", "rules 0 verbs", ["list"])]),
     Case(
         "pods-forbidden",
@@ -1042,6 +1052,24 @@ HARMLESS: dict[str, tuple[str, list[Change]]] = {
     "one replica without a budget": (
         "endpoint_override",
         [drop("PodDisruptionBudget"), put("Deployment/router", "spec replicas", 1)],
+    ),
+    "limits that replicas share": (
+        "endpoint_override",
+        [
+            setting("PDROUTER_API_KEYS_FILE", "/etc/pdrouter/users/users.yaml"),
+            setting("PDROUTER_REDIS_URL", "redis://redis"),
+        ],
+    ),
+    "limits that replicas share in aibrix's Redis": (
+        "endpoint_override",
+        [setting("REDIS_HOST", "aibrix-redis-master")],
+    ),
+    "limits of one replica": (
+        "endpoint_override",
+        [
+            setting("PDROUTER_API_KEYS_FILE", "/etc/pdrouter/users/users.yaml"),
+            put("Deployment/router", "spec replicas", 1),
+        ],
     ),
     "an exact pattern for a header": (
         "original_dst",

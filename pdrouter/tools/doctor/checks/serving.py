@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from math import ceil
 
 from pdrouter.settings import find_unknown_names
+from pdrouter.settings.choices import UserSource
 from pdrouter.tools.doctor.findings import Check, Defect, Severity
 from pdrouter.tools.doctor.installation import Installation
 from pdrouter.tools.doctor.objects.workloads import DisruptionBudget
@@ -109,6 +110,20 @@ def _find_missing_budgets(installation: Installation) -> Iterator[Defect]:
             )
 
 
+def _find_unshared_limits(installation: Installation) -> Iterator[Defect]:
+    for router in installation.routers:
+        settings, replicas = router.settings, router.deployment.spec.replicas
+        limits = settings.keys_file is not None or settings.user_source is not UserSource.KEYS
+        known = router.knows("redis_url") and router.knows("redis_host")
+        if replicas > 1 and limits and known and settings.redis is None:
+            yield Defect(
+                router.deployment.ref,
+                router.field("env"),
+                f"there are {replicas} replicas, and no PDROUTER_REDIS_URL",
+                "set PDROUTER_REDIS_URL, for example with deploy/components/redis",
+            )
+
+
 CHECKS: tuple[Check[Installation], ...] = (
     Check(
         "setting-refused",
@@ -151,5 +166,12 @@ CHECKS: tuple[Check[Installation], ...] = (
         "Several routers run without a PodDisruptionBudget.",
         "A drain of nodes may take all of them at once, and with them every open request.",
         _find_missing_budgets,
+    ),
+    Check(
+        "limits-not-shared",
+        Severity.WARNING,
+        "Several routers limit users, and do not count together.",
+        "Each of them lets all of a limit pass: together as many times as much.",
+        _find_unshared_limits,
     ),
 )
