@@ -192,7 +192,7 @@ class Dropin:
         return await self.client.post(CHAT, json=body, headers=sent)
 
 
-TAKEN = ("PDROUTER_NAMESPACES", "PDROUTER_MODEL_CLAIMS", "PDROUTER_USERS")
+TAKEN = ("PDROUTER_NAMESPACES", "PDROUTER_MODEL_CLAIMS")
 """Variables of the overlay that do not say where something is."""
 MODELS = {SPLIT, FLEET, WHOLE, ADAPTER, ACTIVE, ASLEEP}
 

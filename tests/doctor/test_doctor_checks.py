@@ -547,7 +547,13 @@ BROKEN = [
     Case(
         "pod-refused",
         "Deployment default/extra",
-        [add(EXTRA_ENGINE % "model.aibrix.ai/name: other, model.aibrix.ai/engine: homemade")],
+        [
+            add(
+                EXTRA_ENGINE
+                % "role-name: prefill, model.aibrix.ai/name: o, model.aibrix.ai/engine: homemade"
+            )
+        ],
+        also={"roleset-half"},
     ),
     Case(
         "pod-refused",

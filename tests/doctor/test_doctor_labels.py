@@ -66,6 +66,15 @@ BROKEN = [
     ),
     *(
         Case(
+            "engine-misspelt",
+            "Deployment default/extra",
+            [add(EXTRA % ("", f"model.aibrix.ai/name: m, model.aibrix.ai/engine: {engine}", ""))],
+            words=f"did you mean {meant} in",
+        )
+        for engine, meant in (("vlllm", "vllm"), ("sg-lang", "sglang"), ("trt-llm", "trtllm"))
+    ),
+    *(
+        Case(
             "role-misspelt",
             "Deployment default/extra",
             [add(EXTRA % ("", f"model.aibrix.ai/name: m, role-name: {role}", ""))],

@@ -225,7 +225,10 @@ class PodRules:
         connector = None if connector is None else connector.lower()[:_LONGEST_WORD]
         config = metadata.annotations.get(CONFIG)
         refusal = self._find_refusal(pod, model)
-        unsupported = find_unsupported(engine, connector, self.wires)
+        role = _read_role(metadata.labels.get(ROLE))
+        # Who serves whole requests needs no wire: any engine with OpenAI's API will do.
+        whole = role in (Role.BOTH, Role.OTHER)
+        unsupported = "" if whole else find_unsupported(engine, connector, self.wires)
         flaw = refusal or _find_flaw(pod) or unsupported
         port = _read_port(metadata.get(PORT)) or DEFAULT_PORT
         ports = find_ranks(metadata.get, pod.spec.containers, port).ports
@@ -245,7 +248,7 @@ class PodRules:
             started=identify_start(container),
             metrics_port=_read_port(metadata.get(METRICS_PORT)),
             model=model[:_LONGEST_MODEL],
-            role=_read_role(metadata.labels.get(ROLE)),
+            role=role,
             roleset=metadata.labels.get(ROLESET, ""),
             engine=engine,
             kv_connector=connector,

@@ -106,7 +106,12 @@ START = {"startTime": "2026-01-01T00:00:00Z"}
         pytest.param({"status": {"phase": "Failed"}}, Claim.NONE, id="failed"),
         pytest.param({"status": {"phase": "Succeeded"}}, Claim.NONE, id="succeeded"),
         pytest.param(
-            {"annotations": {"model.aibrix.ai/engine": "other"}}, Claim.NONE, id="no engine"
+            {
+                "labels": {**MODEL, "role-name": "decode"},
+                "annotations": {"model.aibrix.ai/engine": "other"},
+            },
+            Claim.NONE,
+            id="no engine",
         ),
         pytest.param({"annotations": {"model.aibrix.ai/port": "0"}}, Claim.NONE, id="no port"),
         pytest.param(
@@ -247,12 +252,15 @@ def test_the_role_is_a_label(name: str | None, role: Role) -> None:
             "a worker of its Ray cluster, not the head",
         ),
         (
-            {"labels": MODEL | {"model.aibrix.ai/engine": "sglang"}},
+            {"labels": MODEL | {"role-name": "decode", "model.aibrix.ai/engine": "sglang"}},
             "unsupported",
             "engine 'sglang' is not supported: it is none of vllm",
         ),
         (
-            {"labels": MODEL | {"model.aibrix.ai/kv-connector-type": "mooncake"}},
+            {
+                "labels": MODEL
+                | {"role-name": "prefill", "model.aibrix.ai/kv-connector-type": "mooncake"}
+            },
             "unsupported",
             "KV connector 'mooncake' is not supported: it is none of nixl, shfs, neuron-legacy",
         ),
@@ -263,6 +271,19 @@ def test_a_pod_that_gets_no_requests_says_why(
 ) -> None:
     pod = read_known(**change)
     assert (pod.ready, pod.state, pod.obstacle) == (False, state, obstacle)
+
+
+@pytest.mark.parametrize("role", [{}, {"role-name": "all"}])
+@pytest.mark.parametrize(
+    "labels",
+    [{"model.aibrix.ai/engine": "tgi"}, {"model.aibrix.ai/kv-connector-type": "lmcache"}],
+)
+def test_who_serves_whole_requests_needs_no_wire(
+    role: dict[str, str], labels: dict[str, str]
+) -> None:
+    """aibrix's strategies for one pod do not look at the engine."""
+    pod = read_known(MODEL | role | labels)
+    assert (pod.state, pod.unsupported, pod.claim) == ("ready", "", Claim.MAKES)
 
 
 @pytest.mark.parametrize(

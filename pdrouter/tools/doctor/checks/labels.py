@@ -20,6 +20,7 @@ from pdrouter.cluster.kubernetes.objects import (
 )
 from pdrouter.cluster.kubernetes.ranks import RANK_PORTS, RANKS
 from pdrouter.cluster.pods import UNSAID_PORT, Role
+from pdrouter.engines.registry import WIRES
 from pdrouter.nearest import find_nearest
 from pdrouter.tools.doctor.engines import find_pods
 from pdrouter.tools.doctor.findings import Check, Defect, Severity
@@ -85,6 +86,20 @@ def _find_misspelt_roles(installation: Installation) -> Iterator[Defect]:
             )
 
 
+def _find_misspelt_engines(installation: Installation) -> Iterator[Defect]:
+    """Of pods with one leg, an unknown engine is refused, whatever it is like."""
+    for ref, prefix, metadata, _, _ in find_pods(installation.snapshot):
+        engine = metadata.get(ENGINE) or ""
+        near = find_nearest(engine, tuple(WIRES))
+        if near is not None and engine.lower() != near and metadata.labels.get(ROLE) not in _ROLES:
+            yield Defect(
+                ref,
+                f"{prefix}metadata",
+                f"no engine is called {engine!r}",
+                f"did you mean {near} in {ENGINE}?",
+            )
+
+
 def _find_misplaced(installation: Installation) -> Iterator[Defect]:
     for ref, prefix, metadata, _, _ in find_pods(installation.snapshot):
         for key in _LABELS_ONLY:
@@ -141,8 +156,16 @@ CHECKS: tuple[Check[Installation], ...] = (
         "role-misspelt",
         Severity.ERROR,
         "A pod's role is almost prefill or decode.",
-        "The router takes it for a part that serves no requests, and never sends it one.",
+        "The router takes it for a part that serves no requests: it forms no pairs, and gets none "
+        "beside pods that do.",
         _find_misspelt_roles,
+    ),
+    Check(
+        "engine-misspelt",
+        Severity.WARNING,
+        "A pod's engine is almost one that the router knows.",
+        "It gets whole requests, but its metrics are read as vLLM's, which they may not be.",
+        _find_misspelt_engines,
     ),
     Check(
         "bootstrap-port-invalid",
