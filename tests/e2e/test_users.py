@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,18 @@ from expectations import (
     DECODE,
     PREFILL,
     chat,
+    connect,
     engines_of,
     eventually,
     expect_error,
     read_admin,
     read_metrics,
+    run_checked_stack,
 )
 
 from pdrouter.tools.local_stack import LocalStack, StackOptions
 from pdrouter.users.keys import digest_key
+from pdrouter.users.local_counters import LocalCounters
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -174,6 +178,26 @@ async def test_tokens_count_as_they_were_used(client: httpx.AsyncClient) -> None
     fifth, _ = await ask(max_tokens=40, stream=True)
     sixth, _ = await ask(max_tokens=40)
     assert abs(fifth - sixth - taken) <= 2
+
+
+async def test_tokens_count_as_envoys_log_reports_them(stack_options: StackOptions) -> None:
+    environment = {**stack_options.environment, "PDROUTER_OBSERVE_TOKENS": "access-log"}
+    options = replace(stack_options, environment=environment, token_accounting=True)
+    async with run_checked_stack(options) as stack, connect(stack) as client:
+        used = 0
+        for _ in range(3):
+            body = chat(max_tokens=400)
+            response = await client.post(CHAT, json=body, headers=as_user("thrifty"))
+            used += response.json()["usage"]["total_tokens"]
+        left = int(response.headers["x-ratelimit-remaining-tokens"])
+        counted = stack.router._exchanges.gate._counters
+        assert isinstance(counted, LocalCounters)
+
+        async def expect_used() -> None:
+            assert counted._windows.count("user/thrifty/tokens", 60.0) == used
+
+        assert 10_000 - left != used
+        await eventually(expect_used)
 
 
 async def test_who_asks_for_one_thing_after_another_is_not_kept_waiting(
