@@ -40,7 +40,7 @@ from pdrouter.serving.models import Models
 from pdrouter.serving.policy import DispatchPolicy
 from pdrouter.serving.record import Observer, RequestRecord
 from pdrouter.serving.refusals import DEADLINE_MISSED, refuse_for_now, refuse_missing
-from pdrouter.serving.reservations import reserve_prompt
+from pdrouter.serving.reservations import reserve_tokens
 from pdrouter.serving.response_holders import ResponseHolders
 from pdrouter.serving.session_facts import add_session
 from pdrouter.serving.targets import read_class, read_target
@@ -250,7 +250,7 @@ class PodChooser:
 
     def reserve_tokens(self, request: InferenceRequest, model: str, tokens: int) -> tuple[int, int]:
         """Return the tokens that a prompt, and the answer to it, take of limits at first."""
-        return reserve_prompt(request, tokens), self._expect_output(request, model)
+        return reserve_tokens(request, tokens, self._expect_output(request, model))
 
     def _expect_output(self, request: InferenceRequest, model: str) -> int:
         """Return how many tokens the answer to a request is expected to have."""

@@ -22,7 +22,8 @@ def list_demands(
     """Return what a request takes, of its user, of its model, and of both.
 
     Of tokens it takes those of the prompt, and those that its answer is expected to have; these for
-    no more than is left of the limit, since they are a guess.
+    no more than is left of the limit, since they are a guess. Of what it needs nothing of, it takes
+    nothing, unless there is nothing at all.
 
     Args:
         user: who asks; None for nobody in particular.
@@ -31,10 +32,11 @@ def list_demands(
         prompt_tokens: length of the prompt.
         output_tokens: length of the answer, as expected.
     """
-    return [
+    demands = (
         Demand(each, _count(each, prompt_tokens, output_tokens))
         for each in _list_quotas(user, roster, model)
-    ]
+    )
+    return [demand for demand in demands if demand.amount or not demand.quota.limit]
 
 
 def limit_rate(full_name: str, model: str, per_second: int) -> Demand:
