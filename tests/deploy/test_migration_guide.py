@@ -20,6 +20,7 @@ from pdrouter.settings import Settings, declarations
 PACKAGE = Path(pdrouter.__file__).parent
 PAGE = "migrate-from-aibrix.md"
 TEXT = (DOCS / PAGE).read_text()
+TROUBLES = (DOCS / "troubleshooting.md").read_text()
 STEPS = read_steps(PAGE)
 PLUGIN = ("deployments", "aibrix-gateway-plugins")
 NAMESPACE = "aibrix-system"
@@ -128,3 +129,18 @@ def test_the_variables_that_it_names_exist() -> None:
     read = {declaration.variable for declaration in declarations().values()}
 
     assert set(re.findall(r"\bPDROUTER_[A-Z_]+", TEXT)) <= read
+
+
+def test_the_errors_that_it_names_are_those_of_the_router() -> None:
+    section = TEXT.split("### Errors")[1].split("\n### ")[0]
+    ours = [line.rsplit(" | ", 1)[1] for line in section.splitlines() if line.startswith("| ")]
+    named = {
+        (status, code)
+        for cell in ours
+        for status, codes in re.findall(r"(\d{3}) ((?:`\w+`(?:, )?)+)", cell)
+        for code in re.findall(r"`(\w+)`", codes)
+    }
+    rows = set(re.findall(r"^\| (\d{3}) \| `(\w+)`", TROUBLES, re.MULTILINE))
+
+    assert len(named) > 15
+    assert named - rows == set()
