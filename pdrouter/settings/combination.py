@@ -14,7 +14,16 @@ Weights = Sequence[tuple[str, int]]
 
 
 class CombinationInvalid(ValueError):
-    """A text is no name that there is, and no list of such names."""
+    """A text is no name that there is, and no list of such names.
+
+    Attributes:
+        reason: what is wrong, for those who see which names there are; empty for a single name that
+            is none of them.
+    """
+
+    def __init__(self, message: str, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = message if reason is None else reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +100,9 @@ def _read_weights(text: str, known: Sequence[str], what: str) -> Weights:
         name = names.get(fold(given))
         if name is None:
             listed = ", ".join(known)
-            raise CombinationInvalid(f"{what} {given[:_SHOWN]!r} is none of {listed}")
+            unknown = f"{given[:_SHOWN]!r} is none of"
+            reason = f"{unknown} these" if "," in text else ""
+            raise CombinationInvalid(f"{what} {unknown} {listed}", reason)
         if colon and not _is_weight(number):
             raise CombinationInvalid(
                 f"the weight of {name} is no whole number from 0 to {_MOST_WEIGHT}"

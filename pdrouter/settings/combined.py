@@ -8,6 +8,7 @@ from typing import Any
 
 from pdrouter.settings.algorithms import AlgorithmSettings
 from pdrouter.settings.choices import TokenObservation, UserSource
+from pdrouter.settings.combination import CombinationInvalid
 from pdrouter.settings.deadlines import DeadlineSettings
 from pdrouter.settings.declaration import Declaration
 from pdrouter.settings.failures import FailureSettings
@@ -105,9 +106,11 @@ class Settings(
                 continue
             try:
                 values[name] = declaration.kind.parse(text)
-            except ValueError:
+            except ValueError as invalid:
                 shown = "(secret)" if declaration.secret else repr(text)
                 problem = f"{shown} is not allowed: it must be {declaration.kind.allowed}"
+                if isinstance(invalid, CombinationInvalid) and invalid.reason:
+                    problem += f"; {invalid.reason}"
                 refusals.append(Refusal(declaration.variable, source, problem))
         settings = cls(**values)
         refusals += [Refusal("", "", conflict) for conflict in settings.find_conflicts()]

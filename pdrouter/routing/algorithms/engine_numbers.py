@@ -40,15 +40,15 @@ class EngineNumber:
     def measure(self, pods: Sequence[Pod], request: RankingRequest, leg: Leg) -> Measures:
         """Return the number of each pod, as it probably is by now."""
         values = _read_samples(pods, request, self._read)
-        said, note = self.unit, ""
+        said, notes = self.unit, []
         if self._instead is not None and all(value is None for value in values):
             said, read = self._instead
             values = _read_samples(pods, request, read)
-            note = f"no engine says its {self.unit}: {said}"
+            notes.append(f"no engine says its {self.unit}: {said}")
         unsaid = values.count(None)
         if unsaid:
-            note = f"{unsaid} of {len(pods)} engines do not say their {said}"
-        return Measures(add_recent(values, pods, request, leg), note)
+            notes.append(f"{unsaid} of {len(pods)} engines do not say their {said}")
+        return Measures(add_recent(values, pods, request, leg), "; ".join(notes))
 
 
 def _read_samples(

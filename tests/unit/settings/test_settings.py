@@ -483,6 +483,9 @@ def test_good_values(variable: str, text: str, value: Any) -> None:
     assert kind.parse(kind.write(got)) == got
 
 
+_LISTS = ("ROUTING_ALGORITHM", "AIBRIX_PREFILL_SCORE_POLICY", "AIBRIX_DECODE_SCORE_POLICY")
+
+
 @pytest.mark.parametrize(
     ("variable", "text"),
     [(variable, text) for variable, rule in _RULES.items() for text in rule[1]],
@@ -493,7 +496,10 @@ def test_bad_values_are_refused_with_variable_value_and_what_is_allowed(
     with pytest.raises(SettingInvalid) as caught:
         load(**{variable: text})
     allowed = declarations()[NAMES[variable]].kind.allowed
-    assert str(caught.value) == f"{variable}={text!r} is not allowed: it must be {allowed}"
+    said, _, reason = str(caught.value).partition(f"{allowed}; ")
+    assert said.removesuffix(allowed) == f"{variable}={text!r} is not allowed: it must be "
+    # Of a list it is said what is wrong with it.
+    assert bool(reason) == (variable in _LISTS and ("," in text or ":" in text))
 
 
 @pytest.mark.parametrize(
@@ -727,3 +733,22 @@ def test_workers_count_up_from_the_port() -> None:
     ports = [settings.choose_worker(number).grpc_bind for number in range(2)]
     assert ports == [("::1", 65534), ("::1", 65535)]
     assert load(PDROUTER_GRPC_BIND="0.0.0.0:0").choose_worker(0).grpc_bind == ("0.0.0.0", 0)
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "reason"),
+    [
+        ("ROUTING_ALGORITHM", "least-request,fastest", "'fastest' is none of these"),
+        ("ROUTING_ALGORITHM", "least-request,", "'' is none of these"),
+        ("ROUTING_ALGORITHM", "random,least-request", "random gives no scores: it cannot be in a"),
+        ("ROUTING_ALGORITHM", "least-request:0", "all weights are 0"),
+        ("AIBRIX_DECODE_SCORE_POLICY", "kv_capacity:1:1", "the weight of kv_capacity is no whole"),
+        ("AIBRIX_PREFILL_SCORE_POLICY", "ttft,power-of-two", "power-of-two gives no scores"),
+    ],
+)
+def test_what_is_wrong_with_a_list_is_said(variable: str, text: str, reason: str) -> None:
+    with pytest.raises(SettingInvalid) as caught:
+        Settings.load({variable: text}, {})
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{variable}={text!r} is not allowed: it must be one of")
+    assert f"; {reason}" in problem
