@@ -114,7 +114,9 @@ class Cluster:
         }
         self.router = await self._stack.enter_async_context(RouterProcess.serving(variables))
         objects = [
-            one for plural in ("gateways", "httproutes", *POLICIES) for one in store.objects(plural)
+            one
+            for plural in ("gateways", "httproutes", "envoyproxies", *POLICIES)
+            for one in store.objects(plural)
         ]
         decode = [f"{PREFIX['decode']}.{number}:8000" for number in range(1, 5)]
         endpoints = {"pdrouter": [str(self.router.grpc_address)], "pdrouter-decode": decode}

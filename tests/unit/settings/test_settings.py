@@ -111,6 +111,7 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     ),
     "PDROUTER_ENDPOINTS": (_PATHS, []),
     "PDROUTER_KUBERNETES": (_BOOLEANS, _NO_BOOLEANS),
+    "PDROUTER_MODEL_CLAIMS": (_BOOLEANS, _NO_BOOLEANS),
     "KUBECONFIG": (_PATHS, []),
     "PDROUTER_TRTLLM_AUTH_KEY_FILE": (_PATHS, []),
     "PDROUTER_TRTLLM_ORDER": (
