@@ -152,9 +152,13 @@ def _match_header(header: Object) -> Object:
     return {"name": header["name"], "string_match": {"exact": header["value"]}}
 
 
-def _make_access_logs(proxy: Object) -> list[Object]:
+def _make_access_logs(objects: Iterable[Object]) -> list[Object]:
     """Return the logs that go to the router, over OpenTelemetry."""
-    telemetry = proxy["spec"].get("telemetry", {}).get("accessLog", {})
+    telemetry = [
+        one["spec"].get("telemetry", {}).get("accessLog", {})
+        for one in objects
+        if one["kind"] == "EnvoyProxy"
+    ]
     return [
         {
             "name": "envoy.access_loggers.open_telemetry",
@@ -168,7 +172,8 @@ def _make_access_logs(proxy: Object) -> list[Object]:
                 "body": {"string_value": setting["format"]["text"]},
             },
         }
-        for setting in telemetry.get("settings", ())
+        for log in telemetry
+        for setting in log.get("settings", ())
         for sink in setting["sinks"]
         if sink["type"] == "OpenTelemetry"
     ]
@@ -181,7 +186,7 @@ def _make_listener(name: str, objects: Sequence[Object], extensions: list[Object
     manager = {
         "@type": _MANAGER,
         "stat_prefix": "http",
-        "access_log": _make_access_logs(find(objects, "EnvoyProxy")),
+        "access_log": _make_access_logs(objects),
         **(
             {"stream_idle_timeout": timeouts["streamIdleTimeout"]}
             if "streamIdleTimeout" in timeouts

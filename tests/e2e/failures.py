@@ -109,7 +109,8 @@ async def read_line(caplog: pytest.LogCaptureFixture, request_id: str) -> dict[s
         lines = [
             getattr(record, "fields", {})
             for record in caplog.records
-            if record.name == "pdrouter.request"
+            # Another one, `answer`, follows where Envoy tells when the first token came.
+            if record.name == "pdrouter.request" and record.getMessage() == "request"
         ]
         found[:] = [line for line in lines if line.get("request_id") == request_id]
         assert len(found) == 1

@@ -460,6 +460,7 @@ async def test_the_metrics_page_is_well_formed(
         "pdrouter_time_to_first_token_seconds",
         "pdrouter_inter_token_latency_seconds",
         "pdrouter_encode_seconds",
+        "pdrouter_fair_queue_seconds",
         "pdrouter_event_loop_lag_seconds",
         "pdrouter_event_loop_stall_seconds",
     }
