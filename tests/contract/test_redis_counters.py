@@ -18,6 +18,7 @@ from shared_counters import share
 from waiting import WAIT_S
 
 from pdrouter.users.counters import Counters, Demand, Measure, Quota, Taken
+from pdrouter.users.directory import DirectoryUnavailable
 from pdrouter.users.local_counters import LocalCounters
 from pdrouter.users.redis.directory import RedisDirectory
 from pdrouter.users.user import Limits, User
@@ -272,3 +273,18 @@ async def test_aibrix_users_are_read_as_its_metadata_service_writes_them(
         assert await directory.find("nobody") is None
         server.ask("set", "aibrix-users/ann", value)
         assert await directory.find("ann") == user
+
+
+async def test_a_user_object_that_is_none_is_not_taken_for_one(
+    server: RedisServer, prefix: str
+) -> None:
+    async with share(server.url, prefix) as shared:
+        directory = RedisDirectory(shared.link)
+        server.ask("set", "aibrix-users/eve", '{"rpm": 1, "name": "' + "x" * 70_000 + '"}')
+        with pytest.raises(DirectoryUnavailable, match="no user object"):
+            await directory.find("eve")
+        server.ask("del", "aibrix-users/eve")
+        server.ask("lpush", "aibrix-users/eve", "x")
+        with pytest.raises(DirectoryUnavailable):
+            await directory.find("eve")
+        assert shared.link.stats.up

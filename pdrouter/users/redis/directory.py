@@ -5,6 +5,9 @@ from pdrouter.users.directory import DirectoryUnavailable
 from pdrouter.users.redis.link import RedisLink, RedisUnavailable
 from pdrouter.users.user import User
 
+MAX_OBJECT_BYTES = 64 * 1024
+"""Of a user object; of a longer one the rest is not read, and it makes no sense."""
+
 
 class RedisDirectory:
     """Knows the users in aibrix's Redis."""
@@ -24,7 +27,7 @@ class RedisDirectory:
             DirectoryUnavailable: it is not known whether there is.
         """
         try:
-            value = await self._link.get(name_key(name))
+            value = await self._link.get(name_key(name), MAX_OBJECT_BYTES)
         except RedisUnavailable as unavailable:
             raise DirectoryUnavailable(str(unavailable)) from unavailable
-        return None if value is None else parse_user(name, value)
+        return parse_user(name, value) if value else None

@@ -129,15 +129,14 @@ class RedisLink:
         """
         return await self._call(lambda client: _evaluate(client, script, keys, args))
 
-    async def get(self, key: str) -> bytes | None:
-        """Return what a key has; None for nothing.
+    async def get(self, key: str, most: int) -> bytes:
+        """Return what a key has, up to so many bytes; nothing if there is no such key.
 
         Raises:
             RedisUnavailable: there is no answer in time.
         """
-        value: bytes | None = await self._call(
-            lambda client: client.redis.execute_command("GET", key)
-        )
+        command = ("GETRANGE", key, 0, most - 1)
+        value: bytes = await self._call(lambda client: client.redis.execute_command(*command))
         return value
 
     async def __aenter__(self) -> "RedisLink":
