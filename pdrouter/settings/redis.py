@@ -27,7 +27,7 @@ _URL = ValueKind(
     parse_redis_url,
     "redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE], redis+sentinel://HOST,HOST/MASTER or "
     "redis+cluster://HOST,HOST; rediss instead of redis for TLS",
-    RedisUrl.write,
+    lambda url: "" if url is None else url.write(),
 )
 _PORT = ValueKind(parse_redis_port, "a port, or tcp://HOST:PORT")
 _PREFIX = ValueKind(_parse_prefix, "letters, digits, '_', '-', '.', ':' and '/'")
