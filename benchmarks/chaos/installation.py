@@ -314,7 +314,9 @@ def _make_engines(
 def _write_bootstrap(installation: Installation, routing: Routing) -> str:
     decode = (Address.parse(engine.address) for engine in installation.decode_engines)
     config = EnvoyConfig(
-        routers=tuple(Address.parse(router.address) for router in installation.routers),
+        routers=tuple(
+            Address.parse(each) for router in installation.routers for each in router.addresses
+        ),
         listen=installation.envoy.listener,
         admin=Address(_LOOPBACK, 0),
         routing=routing,

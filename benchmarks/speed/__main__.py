@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.speed import pods, requests, starting, streaming, waiting
+from benchmarks.speed import pods, requests, starting, streaming, waiting, workers
 from benchmarks.speed.engines import run_engines
 from benchmarks.speed.history import CommitUnusable, install_commit
 from benchmarks.speed.plan import Plan
@@ -24,7 +24,9 @@ from benchmarks.speed.targets import judge
 from benchmarks.speed.variants import parse_contender
 from pdrouter.process_limits import raise_file_limit
 
-_SCENARIOS = {module.NAME: module.run for module in (requests, streaming, waiting, pods, starting)}
+_SCENARIOS = {
+    module.NAME: module.run for module in (requests, streaming, waiting, pods, workers, starting)
+}
 _BEFORE = "68bea9a"
 """The first edition of the router, on which the targets are built."""
 _REPORTS = Path(__file__).parents[1] / "reports"

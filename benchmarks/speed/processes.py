@@ -73,13 +73,13 @@ class RouterProcess:
 
     Attributes:
         process: its process.
-        address: where it takes ext_proc streams.
+        addresses: where it takes ext_proc streams, one for each worker.
         admin_url: its HTTP port.
         start_s: seconds from the start of the process until it served.
     """
 
     process: asyncio.subprocess.Process
-    address: str
+    addresses: tuple[str, ...]
     admin_url: str
     start_s: float
 
@@ -122,15 +122,17 @@ async def run_router(
     command = (python, "-P", "-m", "pdrouter", "serve")
     async with run_process(*command, environment=settings) as process:
         started: dict[str, Any] = {}
-        while started.get("event") != "serving":
+        several = int(environment.get("PDROUTER_WORKERS", "1")) > 1
+        while started.get("event") != ("workers serving" if several else "serving"):
             started = json.loads(await read_line(process))
         start_s = time.monotonic() - begun
+        ports = started["grpc_ports"] if several else [started["grpc_port"]]
         async with asyncio.TaskGroup() as tasks:
             # A reader that stalls would make the router drop its log.
             draining = tasks.create_task(_drain(process, on_line))
             yield RouterProcess(
                 process,
-                f"127.0.0.1:{started['grpc_port']}",
+                tuple(f"127.0.0.1:{port}" for port in ports),
                 f"http://{started['http']}",
                 start_s,
             )

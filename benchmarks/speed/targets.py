@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from benchmarks.speed import pods, requests, starting, streaming, waiting
+from benchmarks.speed import pods, requests, starting, streaming, waiting, workers
 from benchmarks.speed.requests import ALONE, MANY, USUAL, Case
 from benchmarks.speed.results import Results
 from benchmarks.speed.variants import BEFORE, FLOOR, ROUTER
@@ -138,6 +138,17 @@ def _judge_waiting(results: Results) -> Iterator[Verdict]:
             )
 
 
+def _judge_workers(results: Results) -> Iterator[Verdict]:
+    case, two = str(requests.MANY), workers.describe(2)
+    rate = results.ratio(workers.NAME, case, "requests_per_s", two, ROUTER)
+    if rate:
+        yield Verdict(
+            f"two workers serve more requests/s than one ({case})",
+            f"{rate.median:.2f} x, rounds from {rate.low:.2f} to {rate.high:.2f}",
+            rate.median > 1.0,
+        )
+
+
 def _judge_starting(results: Results) -> Iterator[Verdict]:
     start = results.spread(starting.NAME, starting.START, ROUTER, "start_s")
     if start:
@@ -183,6 +194,7 @@ _JUDGES: tuple[Callable[[Results], Iterator[Verdict]], ...] = (
     _judge_latency,
     _judge_streaming,
     _judge_waiting,
+    _judge_workers,
     _judge_starting,
     _judge_stalls,
 )

@@ -30,11 +30,13 @@ class Contender:
         name: what it is called in the report.
         address: where it takes ext_proc streams.
         pids: its processes, without their children; empty if its CPU cannot be counted.
+        others: where it takes them, too.
     """
 
     name: str
     address: Address
     pids: tuple[int, ...] = ()
+    others: tuple[Address, ...] = ()
 
 
 def parse_contender(text: str) -> Contender:
@@ -120,7 +122,8 @@ async def run_router_variant(
     """
     name = ROUTER if before is None else BEFORE
     async with run_router(environment, python=before or sys.executable) as router:
-        contender = Contender(name, Address.parse(router.address), (router.pid,))
+        address, *others = map(Address.parse, router.addresses)
+        contender = Contender(name, address, (router.pid,), tuple(others))
         async with run_variant(contender, router) as variant:
             yield variant
 
@@ -146,7 +149,7 @@ def _configure_envoy(contender: Contender | None) -> str:
     Without a server, a client chooses the pod itself, by the header that otherwise the server sets.
     """
     config = EnvoyConfig(
-        routers=(contender.address if contender else Address("127.0.0.1", 1),),
+        routers=(contender.address, *contender.others) if contender else (Address("127.0.0.1", 1),),
         listen=Address("127.0.0.1", 0),
         admin=Address("127.0.0.1", 0),
         router_health_checks=False,
