@@ -148,33 +148,16 @@ class Exchanges:
         self.questions = PodQuestions(around.client, around.cache, outcomes)
         self.lengths = share(OutputLengths)(settings.expected_output_tokens)
         self._identities = create_identities(settings, around.keys, around.directory)
-        self.gate = Gate(
-            around.counters,
-            around.keys,
-            open_on_failure=settings.limits_on_failure is OnFailure.OPEN,
-        )
-        self.answers = AnswerReports(
-            cache=around.cache,
-            lengths=self.lengths,
-            observer=around.observer,
-            on_cut=outcomes.note_cut,
-            on_usage=self._charges.note_usage,
-            settle=self.gate.settle,
-        )
+        passes = settings.limits_on_failure is OnFailure.OPEN
+        self.gate = Gate(around.counters, around.keys, open_on_failure=passes)
+        self.answers = self._create_answers(outcomes)
         ratios = share(TokenRatios)()
         kinds = share(UnsplittableKinds)(state.clock)
         policy = choose_dispatch_policy(settings)
         splits = create_splits(settings)
         self.drains = Drains()
         self.wakes = Wakes(around.client)
-        self.releases = Releases(
-            around.client,
-            around.cache,
-            state.failures,
-            splits,
-            observer=around.observer,
-            rules=choose_release_rules(settings),
-        )
+        self.releases = self._create_releases(settings, splits)
         self.leases = Leases(settings.kv_lease_s)
         caches = CacheReports(state.prefixes, around.observer, proofs)
         lessons = LegLessons(outcomes, kinds, ratios, around.observer, caches)
@@ -207,6 +190,27 @@ class Exchanges:
             policy=policy,
             gate=self.gate,
             routes=around.routes,
+        )
+
+    def _create_answers(self, outcomes: PodOutcomes) -> AnswerReports:
+        return AnswerReports(
+            cache=self._around.cache,
+            lengths=self.lengths,
+            observer=self._around.observer,
+            on_cut=outcomes.note_cut,
+            on_usage=self._charges.note_usage,
+            settle=self.gate.settle,
+        )
+
+    def _create_releases(self, settings: Settings, splits: Splits) -> Releases:
+        around = self._around
+        return Releases(
+            around.client,
+            around.cache,
+            around.router.state.failures,
+            splits,
+            observer=around.observer,
+            rules=choose_release_rules(settings),
         )
 
     def _create_turns(self, settings: Settings) -> FairQueues | None:
