@@ -31,10 +31,10 @@ namespace (`file`), the usual kubeconfig file (`home-directory`), the share of t
 
 ```
 $ ROUTING_ALGORITHM=pd PDROUTER_DRAIN=5m pdrouter settings --endpoints endpoints.yaml | grep -E 'FROM|environment|--'
-SETTING                                        VALUE                                             FROM
-PDROUTER_ENDPOINTS                             endpoints.yaml                                    --endpoints
-ROUTING_ALGORITHM                              pd                                                environment
-PDROUTER_DRAIN                                 300                                               environment
+SETTING                                                      VALUE                                             FROM
+PDROUTER_ENDPOINTS                                           endpoints.yaml                                    --endpoints
+ROUTING_ALGORITHM                                            pd                                                environment
+PDROUTER_DRAIN                                               300                                               environment
 ```
 
 In a cluster: `kubectl exec deploy/pdrouter -- pdrouter settings`, followed by the options that the
