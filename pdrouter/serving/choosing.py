@@ -34,8 +34,9 @@ from pdrouter.routing.profiles import ResolvedProfile, resolve_profile, resolve_
 from pdrouter.routing.router import Router
 from pdrouter.routing.scoring import PROMPT_READERS
 from pdrouter.serving.charges import Charges
-from pdrouter.serving.fair_queue import Applicant, FairQueues
+from pdrouter.serving.fair_queue import FairQueues
 from pdrouter.serving.fit import find_misfit
+from pdrouter.serving.model_queue import Applicant
 from pdrouter.serving.models import Models
 from pdrouter.serving.policy import DispatchPolicy
 from pdrouter.serving.record import Observer, RequestRecord

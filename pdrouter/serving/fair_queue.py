@@ -1,12 +1,11 @@
 """Requests wait for their turn while their model's pods have enough to do, users one by one."""
 
 import asyncio
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from pdrouter.cluster.view import ModelPods, PodCache
 from pdrouter.engines.split import Leg
@@ -14,7 +13,7 @@ from pdrouter.load.fair_line import FairLine, Place
 from pdrouter.load.virtual_tokens import VirtualTokens
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.routing.admission import DeadlineMissed, QueueTooLong
-from pdrouter.routing.decision import NoReadyPod, RoutingFacts, Strategy
+from pdrouter.routing.decision import NoReadyPod
 from pdrouter.routing.router import Router
 from pdrouter.routing.saturation import (
     DEFAULT_SATURATION,
@@ -23,9 +22,10 @@ from pdrouter.routing.saturation import (
     find_open_legs,
 )
 from pdrouter.serving.charges import Charge, Charges
-from pdrouter.serving.record import RequestRecord
+from pdrouter.serving.model_queue import Applicant, ModelQueue, Waiting, Way
 from pdrouter.serving.refusals import DEADLINE_MISSED, refuse_for_now
 from pdrouter.serving.turns import Turn
+from pdrouter.serving.worker_turns import WorkerTurns
 
 STEP = "queue"
 """The step in which a request waits for its turn."""
@@ -66,71 +66,6 @@ class FairnessRules:
     default_target_s: float = 1.0
 
 
-class Applicant(NamedTuple):
-    """A request that asks for its turn.
-
-    Attributes:
-        name: name by which the view has its model.
-        pods: the pods of the model.
-        strategy: what chooses among them.
-        facts: what that is told of the request.
-        line: its class; empty for none.
-        record: its record.
-    """
-
-    name: str
-    pods: ModelPods
-    strategy: Strategy
-    facts: RoutingFacts
-    line: str
-    record: RequestRecord
-
-
-class _Way(NamedTuple):
-    """What a request needs room on: the pods of a model, or of an adapter, by its first leg."""
-
-    name: str
-    leg: Leg
-
-
-class _Waiting(NamedTuple):
-    applicant: Applicant
-    granted: "asyncio.Future[Turn]"
-
-
-class _Queue:
-    """What waits for the pods of one model and its adapters, and what is on its way to them."""
-
-    __slots__ = ("_counters", "_key", "lines", "on_the_way", "prompt_tokens")
-
-    def __init__(self, key: str, counters: VirtualTokens) -> None:
-        self._key = key
-        self._counters = counters
-        self.lines: dict[str, FairLine[_Waiting]] = {}
-        self.on_the_way = 0
-        self.prompt_tokens = 0
-
-    def __len__(self) -> int:
-        return sum(map(len, self.lines.values()))
-
-    def find_line(self, name: str) -> FairLine[_Waiting]:
-        line = self.lines.get(name)
-        if line is None:
-            line = self.lines[name] = FairLine(self._counters, f"{name} {self._key}")
-        return line
-
-    def count_by_user(self) -> Counter[str]:
-        counts: Counter[str] = Counter()
-        for line in self.lines.values():
-            counts.update(line.users)
-        return counts
-
-    def find_newest(self, user: str) -> Place[_Waiting] | None:
-        """Return the request of a user that has waited least."""
-        newest = [line.find_newest(user) for line in self.lines.values()]
-        return max(filter(None, newest), key=lambda place: place.item.applicant.record.began)
-
-
 class FairQueues:
     """Gives requests their turns. One for the whole process.
 
@@ -148,6 +83,7 @@ class FairQueues:
         *,
         counters: VirtualTokens,
         charges: Charges,
+        workers: WorkerTurns | None = None,
     ) -> None:
         """Begin with nobody waiting.
 
@@ -158,14 +94,16 @@ class FairQueues:
             rules: what the operator decided.
             counters: count what users are served.
             charges: keep what requests are charged until it is known what they have used.
+            workers: know who waits at other workers; None for the only one.
         """
+        self._workers = workers
         self._charges = charges
         self._counters = counters
         self._router = router
         self._cache = cache
         self._observer = observer
         self._rules = rules
-        self._queues: dict[str, _Queue] = {}
+        self._queues: dict[str, ModelQueue] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._soon = False
 
@@ -187,7 +125,8 @@ class FairQueues:
         line = queue.find_line(applicant.line)
         tokens = self._charges.weights.weigh(facts.prompt_tokens, facts.output_tokens)
         open_legs = self._find_open(applicant.name, queue)
-        leg = None if not len(queue) and open_legs == _BOTH else self._find_leg(applicant)
+        passes = open_legs == _BOTH and not len(queue) and not self._others_wait(applicant.name)
+        leg = None if passes else self._find_leg(applicant)
         if leg is None:
             line.pass_by(facts.user, tokens)
             return self._give_turn(applicant, queue)
@@ -201,7 +140,12 @@ class FairQueues:
         granted = place.item.granted
         return granted.result() if granted.done() else await self._wait(place, line)
 
-    def _find_queue(self, pods: ModelPods) -> _Queue:
+    def _others_wait(self, name: str) -> bool:
+        """Return whether requests for a model wait at other workers."""
+        workers = self._workers
+        return workers is not None and any(workers.are_waiting(Way(name, leg)) for leg in _BOTH)
+
+    def _find_queue(self, pods: ModelPods) -> ModelQueue:
         # Adapters wait with their model: they need the same pods.
         pod = pods.pods[0]
         key = f"{pod.namespace}/{pod.model}"
@@ -209,17 +153,17 @@ class FairQueues:
         if queue is None:
             if len(self._queues) >= _MOST_MODELS:
                 self._queues = {key: each for key, each in self._queues.items() if len(each)}
-            queue = self._queues[key] = _Queue(key, self._counters)
+            queue = self._queues[key] = ModelQueue(key, self._counters)
         return queue
 
-    def _make_place(self, applicant: Applicant, leg: Leg, tokens: float) -> Place[_Waiting]:
+    def _make_place(self, applicant: Applicant, leg: Leg, tokens: float) -> Place[Waiting]:
         rules = self._rules
         target_s = rules.classes.get(applicant.line, rules.default_target_s)
-        waiting = _Waiting(applicant, asyncio.get_running_loop().create_future())
+        waiting = Waiting(applicant, asyncio.get_running_loop().create_future())
         due = applicant.record.began + target_s
-        return Place(applicant.facts.user, _Way(applicant.name, leg), tokens, due, waiting)
+        return Place(applicant.facts.user, Way(applicant.name, leg), tokens, due, waiting)
 
-    def _find_open(self, name: str, queue: _Queue) -> frozenset[Leg]:
+    def _find_open(self, name: str, queue: ModelQueue) -> frozenset[Leg]:
         pods = self._cache.view.models.get(name)
         if pods is None:
             return _BOTH
@@ -237,7 +181,7 @@ class FairQueues:
             return None
         return Leg.DECODE if decision.prefill is None else Leg.PREFILL
 
-    def _make_room(self, queue: _Queue, applicant: Applicant) -> None:
+    def _make_room(self, queue: ModelQueue, applicant: Applicant) -> None:
         """Let the user who has most in a full queue have one less.
 
         Raises:
@@ -254,7 +198,7 @@ class FairQueues:
         if not place.item.granted.done():
             place.item.granted.set_exception(self._refuse(place.item.applicant, "full"))
 
-    async def _wait(self, place: Place[_Waiting], line: FairLine[_Waiting]) -> Turn:
+    async def _wait(self, place: Place[Waiting], line: FairLine[Waiting]) -> Turn:
         applicant, granted = place.item
         limit_s, reason = self._find_limit(applicant)
         steps = applicant.record.steps
@@ -294,7 +238,7 @@ class FairQueues:
             message = f"{self._rules.most} requests of the model wait, and most of them are yours"
         return refuse_for_now(429, "overloaded", message)
 
-    def _give_turn(self, applicant: Applicant, queue: _Queue) -> Turn:
+    def _give_turn(self, applicant: Applicant, queue: ModelQueue) -> Turn:
         tokens = applicant.facts.prompt_tokens
         queue.on_the_way += 1
         queue.prompt_tokens += tokens
@@ -318,6 +262,8 @@ class FairQueues:
         given = False
         for queue in self._queues.values():
             given = (bool(len(queue)) and self._serve_next(queue)) or given
+            if self._workers is not None:
+                self._workers.tell(queue)
         self._watch()
         if given:
             self._look_soon()
@@ -343,25 +289,22 @@ class FairQueues:
         self._soon = False
         self._look()
 
-    def _serve_next(self, queue: _Queue) -> bool:
+    def _serve_next(self, queue: ModelQueue) -> bool:
         """Give the next request of a queue its turn, if there is room for one."""
-        lines = [line for line in queue.lines.values() if len(line)]
-        ways = {way for line in lines for way in line.ways}
-        names = {way.name for way in ways if isinstance(way, _Way)}
-        open_ways = {_Way(name, leg) for name in names for leg in self._find_open(name, queue)}
-        while True:
-            firsts = [(line.find_first(open_ways), line) for line in lines]
-            found = [(place, line) for place, line in firsts if place is not None]
-            if not found:
+        names = {way.name for way in queue.ways}
+        open_ways = [Way(name, leg) for name in names for leg in self._find_open(name, queue)]
+        found = queue.find_next(open_ways)
+        if found is None:
+            return False
+        place, line = found
+        applicant = place.item.applicant
+        if self._workers is not None:
+            pods = applicant.pods
+            if not self._workers.goes_first(found, len(pods.prefill or pods.whole)):
                 return False
-            place, line = min(found, key=lambda first: first[0].due)
-            if place.item.granted.done():
-                # Its request has just ended, and is about to leave.
-                line.leave(place)
-                continue
-            line.serve(place)
-            place.item.granted.set_result(self._give_turn(place.item.applicant, queue))
-            return True
+        line.serve(place)
+        place.item.granted.set_result(self._give_turn(applicant, queue))
+        return True
 
 
 def _give_up(granted: "asyncio.Future[Turn]") -> None:

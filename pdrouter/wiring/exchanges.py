@@ -18,6 +18,7 @@ from pdrouter.load.prompt_length import TokenRatios
 from pdrouter.load.proofs import Proofs
 from pdrouter.load.retry_budget import RetryBudget
 from pdrouter.load.token_weights import TokenWeights
+from pdrouter.load.turn_claims import TurnClaims
 from pdrouter.load.virtual_tokens import VirtualTokens
 from pdrouter.routing.aggregation import WholeRules
 from pdrouter.routing.router import Router, RoutingRules
@@ -49,6 +50,7 @@ from pdrouter.serving.trace import BeginTrace
 from pdrouter.serving.unsplittable import UnsplittableKinds
 from pdrouter.serving.wakes import Wakes
 from pdrouter.serving.way import Dispatcher
+from pdrouter.serving.worker_turns import WorkerTurns
 from pdrouter.settings import Settings
 from pdrouter.settings.choices import Fairness, OnFailure
 from pdrouter.users.counters import Counters
@@ -217,14 +219,19 @@ class Exchanges:
         if settings.fairness is Fairness.OFF:
             return None
         around = self._around
-        rules = choose_fairness_rules(settings)
+        rules, state, workers = choose_fairness_rules(settings), around.router.state, None
+        share = around.sharing.share
+        if settings.workers > 1:
+            claims = share(TurnClaims)(state.clock)
+            workers = WorkerTurns(claims, state.ledger.rates, self._charges.weights)
         return FairQueues(
             around.router,
             around.cache,
             around.observer,
             rules,
-            counters=around.sharing.share(VirtualTokens)(),
+            counters=share(VirtualTokens)(),
             charges=self._charges,
+            workers=workers,
         )
 
     def _create_legs(self, settings: Settings, splits: Splits, lessons: LegLessons) -> SideLegs:

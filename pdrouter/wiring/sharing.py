@@ -22,6 +22,7 @@ from pdrouter.load.recent_prompts import RecentPrompts
 from pdrouter.load.retry_budget import RetryBudget
 from pdrouter.load.samples import Samples
 from pdrouter.load.served_tokens import ServedTokens
+from pdrouter.load.turn_claims import TurnClaims
 from pdrouter.load.virtual_tokens import VirtualTokens
 from pdrouter.load.whole_serving import WholeServing
 from pdrouter.openai.kind import RequestKind
@@ -75,6 +76,7 @@ LANGUAGE = Language(
         Places: (),  # They are held, and let go.
         WindowCounts: (Call("add"), Call("subtract")),
         ServedTokens: (Call("count"),),
+        TurnClaims: (Call("put"), Call("drop")),
         VirtualTokens: (Call("lift"), Call("charge"), Call("correct")),
     }
 )

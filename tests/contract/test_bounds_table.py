@@ -69,6 +69,7 @@ from pdrouter.load import (
     scraper,
     served_tokens,
     silences,
+    turn_claims,
     virtual_tokens,
 )
 from pdrouter.load import priorities as priority_knowledge
@@ -82,6 +83,7 @@ from pdrouter.load.retry_budget import RetryBudget
 from pdrouter.load.samples import EngineSample
 from pdrouter.load.scraper import MetricsScraper
 from pdrouter.load.served_tokens import ServedTokens
+from pdrouter.load.turn_claims import TurnClaims
 from pdrouter.load.virtual_tokens import VirtualTokens
 from pdrouter.openai import usage_scan
 from pdrouter.openai.errors import RequestRejected
@@ -1120,6 +1122,20 @@ async def exceed_the_users(_: pytest.MonkeyPatch) -> None:
     assert len(counters) == len(counters._reached) == virtual_tokens.MOST_COUNTERS
     assert len(served) == served_tokens.MOST_USERS
     assert len(unsettled) == charges.MOST_UNSETTLED
+
+
+@walk(
+    "Who is next at other workers, by what they need room on",
+    f"{turn_claims.MOST_WAYS:,}, for {turn_claims.FRESH_S:g} s",
+)
+async def exceed_the_claims(_: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    claims = TurnClaims(lambda: now)
+    for name in name_many(5000):
+        claims.put(name, "worker", "line", 0.0, 0.0)
+    assert len(claims._claims) == turn_claims.MOST_WAYS
+    now = 1.01 * turn_claims.FRESH_S
+    assert not list(claims.list_others(name, "another"))
 
 
 @walk("Calls to Redis at once", f"{link.MAX_CALLS}")

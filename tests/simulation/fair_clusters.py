@@ -2,17 +2,27 @@
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import count
 from typing import Any, NamedTuple
 
-from exchanges import DECODE, PARAMS, Bench, only, request_body, request_headers
+from exchanges import DECODE, PARAMS, SETTINGS, Notes, only, request_body, request_headers
 
 from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.router_group import RouterGroup
+from pdrouter.cluster.view import PodCache
 from pdrouter.engine_http.answers import EngineAnswer
 from pdrouter.extproc.messages import ImmediateReply
+from pdrouter.journal.journal import Journal
+from pdrouter.journal.memory import Layout, SharedMemory, create_memory
 from pdrouter.openai.pieces import Pieces
+from pdrouter.serving.held_bodies import HeldBodies
+from pdrouter.serving.tokenizers import PromptTokenizers
+from pdrouter.settings import Settings
 from pdrouter.settings.choices import Fairness, UserSource
+from pdrouter.wiring.exchanges import Exchanges, Surroundings, create_router
+from pdrouter.wiring.knowledge import create_knowledge
+from pdrouter.wiring.sharing import LANGUAGE, Sharing
 
 TOKENS_PER_S = 8000
 """Speed of a prefill engine: one prompt after another, as they come."""
@@ -79,7 +89,7 @@ class FairCluster:
     """
 
     def __init__(self, pods: int = 1, **settings: Any) -> None:
-        """Set up. Call it in virtual time.
+        """Set up one worker. Call it in virtual time.
 
         Args:
             pods: how many prefill engines there are.
@@ -98,19 +108,59 @@ class FairCluster:
             for number in range(pods)
         ]
         self._loop = asyncio.get_running_loop()
-        every: Sequence[Pod] = [*prefill, DECODE]
-        self._bench = Bench(
-            every,
-            clock=self._loop.time,
-            client=self.engines,
-            **{"fairness": Fairness.TOKENS, "users": UserSource.HEADER, **settings},
+        self._settings = Settings(
+            **{
+                **SETTINGS,
+                "fairness": Fairness.TOKENS,
+                "users": UserSource.HEADER,
+                **settings,
+            }
         )
+        self._cache = PodCache()
+        self._cache.replace([*prefill, DECODE])
         self._numbers = count()
+        self.workers: list[Exchanges] = []
         self.served: list[Served] = []
 
-    async def ask(self, user: str, tokens: int, headers: Mapping[str, str] | None = None) -> None:
-        """Send a request, and wait for its prefill leg."""
-        exchange, came = self._bench.open(), self._loop.time()
+    async def start(self) -> "FairCluster":
+        """Start as many workers as are set; each has its own loop's share of this one."""
+        number = self._settings.workers
+        if number == 1:
+            self._start_worker(Sharing(clock=self._loop.time))
+            return self
+        layout = Layout(number, 256 * 1024)
+        descriptor = create_memory(layout)
+        for worker in range(number):
+            memory = SharedMemory(descriptor, layout)
+            journal = Journal(memory, worker, LANGUAGE, clock=self._loop.time)
+            self._start_worker(Sharing(journal))
+            await journal.join()
+        return self
+
+    def _start_worker(self, sharing: Sharing) -> None:
+        knowledge = create_knowledge(self._settings, sharing, RouterGroup())
+        around = Surroundings(
+            cache=self._cache,
+            router=create_router(self._settings, knowledge.state),
+            client=self.engines,  # type: ignore[arg-type]
+            observer=Notes(),
+            tokenizers=PromptTokenizers({}, 1.0, 1),
+            bodies=HeldBodies(1_000_000, 100_000_000),
+            sharing=sharing,
+        )
+        self.workers.append(Exchanges(self._settings, around))
+
+    async def ask(
+        self,
+        user: str,
+        tokens: int,
+        headers: Mapping[str, str] | None = None,
+        *,
+        worker: int = 0,
+    ) -> None:
+        """Send a request to a worker, and wait for its prefill leg."""
+        exchange = self.workers[worker].open(_send_nothing, _do_nothing)
+        came = self._loop.time()
         # No two prompts have anything in common that could be cached.
         prompt = [next(self._numbers), *[7] * (tokens - 1)]
         try:
@@ -128,4 +178,15 @@ class FairCluster:
 
     def close(self) -> None:
         """Check that nothing is left."""
-        self._bench.close()
+        for worker in self.workers:
+            state = worker.dispatcher.chooser.router.state
+            state.catch_up()
+            assert state.ledger.snapshot() == {}
+
+
+async def _send_nothing(data: bytes) -> None:
+    del data
+
+
+def _do_nothing() -> None:
+    pass

@@ -18,7 +18,7 @@ def simulate(pods: int, **settings: Any) -> FairCluster:
     """One user keeps fifty requests waiting; another sends one, waits, and sends the next."""
 
     async def run() -> FairCluster:
-        cluster = FairCluster(pods, **settings)
+        cluster = await FairCluster(pods, **settings).start()
         now = asyncio.get_running_loop().time
 
         async def keep_asking(user: str, tokens: int, pause_s: float) -> None:
@@ -58,7 +58,7 @@ def test_two_floods_get_the_same_whatever_the_length_of_their_prompts() -> None:
     """One sends more requests and longer ones; what they are served differs by little."""
 
     async def run() -> FairCluster:
-        cluster = FairCluster(2, input_token_weight=1.0, output_token_weight=0.0)
+        cluster = await FairCluster(2, input_token_weight=1.0, output_token_weight=0.0).start()
         now = asyncio.get_running_loop().time
 
         async def keep_asking(user: str, tokens: int) -> None:
@@ -84,7 +84,7 @@ def test_two_floods_get_the_same_whatever_the_length_of_their_prompts() -> None:
 
 def test_a_flood_beyond_the_bounds_is_refused_and_nobody_else() -> None:
     async def run() -> FairCluster:
-        cluster = FairCluster(1, fairness_queue=20, fairness_wait_s=5.0)
+        cluster = await FairCluster(1, fairness_queue=20, fairness_wait_s=5.0).start()
         async with asyncio.TaskGroup() as tasks:
             for _ in range(60):
                 tasks.create_task(cluster.ask("ann", LONG))
@@ -100,3 +100,30 @@ def test_a_flood_beyond_the_bounds_is_refused_and_nobody_else() -> None:
     refused = [each.wait_s for each in served if each.refused]
     assert min(refused) == 0.0
     assert max(refused) == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize("tokens", [100, 1000])
+def test_a_flood_at_one_worker_keeps_nobody_waiting_at_another(tokens: int) -> None:
+    """The one whose legs end learns it first, and would give all turns to its own requests."""
+
+    async def run() -> FairCluster:
+        cluster = await FairCluster(2, workers=2).start()
+        now = asyncio.get_running_loop().time
+
+        async def keep_asking(user: str, worker: int, pause_s: float) -> None:
+            while now() < 20.0:
+                await asyncio.sleep(pause_s)
+                await cluster.ask(user, tokens, worker=worker)
+
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(60):
+                tasks.create_task(keep_asking("ann", 0, 0.0))
+            tasks.create_task(keep_asking("bob", 1, 0.23))
+        cluster.close()
+        return cluster
+
+    cluster = run_in_virtual_time(run())
+    waits = cluster.waits_of("bob")
+    assert median(waits) < 0.3
+    assert max(waits) < 0.6
+    assert measure_use(cluster) > 0.97

@@ -429,6 +429,7 @@ READS = {
     "Proofs": "has_another_served has_another_given has_told",
     "Places": "count has",
     "ServedTokens": "look",
+    "TurnClaims": "list_others",
     "VirtualTokens": "read",
     "OutputLengths": "expect",
     "TokenRatios": "estimate",
