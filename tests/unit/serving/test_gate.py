@@ -4,7 +4,9 @@ import asyncio
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from enum import StrEnum
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from exchanges import (
@@ -18,6 +20,8 @@ from exchanges import (
     request_headers,
     response_headers,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 from rosters import keys_of
 
 from pdrouter.engine_http.answers import EngineAnswer
@@ -29,8 +33,11 @@ from pdrouter.extproc.messages import (
     ResponseBody,
     ResponseHeaders,
 )
+from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.usage import Usage
 from pdrouter.serving.answers import AnswerReport, RoutedRequest
+from pdrouter.serving.gate import Admission, Gate
+from pdrouter.serving.record import Outcome, RequestRecord
 from pdrouter.settings.choices import FIRST_TOKEN, OnFailure, TokenObservation
 from pdrouter.users.counters import (
     CountersUnavailable,
@@ -395,3 +402,74 @@ async def test_what_cannot_be_given_back_is_counted() -> None:
         await bench.tell(request_headers(authorization="Bearer ann"), request_body())
         bench.close()
     assert gate.failures == {"release": 1}
+
+
+class Ending(StrEnum):
+    """How a request ends that was let in, with what of it counts then."""
+
+    SERVED = "served"
+    UNREACHED = "unreached"
+    REFUSED = "refused"
+    LEFT = "left"
+
+    def put(self, record: RequestRecord) -> tuple[int, bool]:
+        """Return whether the request counts, and whether its tokens do."""
+        record.forwarded = True
+        match self:
+            case Ending.SERVED:
+                record.outcome, record.status = Outcome.OK, 200
+                return 1, True
+            case Ending.UNREACHED:
+                record.outcome, record.status, record.unseen = Outcome.LOCAL_REPLY, 503, True
+                return 0, False
+            case Ending.REFUSED:
+                record.outcome, record.status = Outcome.ENGINE_ERROR, 400
+                return 1, False
+            case Ending.LEFT:
+                return 1, True
+
+
+@given(
+    st.tuples(st.integers(0, 6), st.integers(0, 400), st.integers(0, 4)),
+    st.lists(st.one_of(st.integers(1, 120), st.sampled_from(Ending)), max_size=40),
+)
+def test_whatever_becomes_of_requests_no_more_counts_and_no_less_than_was_used(
+    limits: tuple[int, int, int], steps: list[int | Ending]
+) -> None:
+    async def run() -> None:
+        user = User("ann", limits=Limits(*limits))
+        gate = Gate(LocalCounters(lambda: 1000.0), keys_of(user))
+        pods = Bench().cache.view.models["m"]
+        held: list[tuple[Admission, RequestRecord, int]] = []
+        requests = tokens = 0
+        for number, step in enumerate(steps):
+            record = RequestRecord(str(number), model="m")
+            if isinstance(step, Ending):
+                if held:
+                    admission, record, amount = held.pop(0)
+                    counts, used = step.put(record)
+                    admission.end(record)
+                    admission.end(record)
+                    await asyncio.sleep(0)
+                    requests += counts - 1
+                    tokens -= 0 if used else amount
+                continue
+            fits = (
+                requests + 1 <= limits[0]
+                and tokens + step <= limits[1]
+                and len(held) + 1 <= limits[2]
+            )
+            try:
+                taken = await gate.admit(user, pods, record, tokens=(step, 0), per_second=None)
+            except RequestRejected:
+                assert not fits
+                continue
+            assert fits
+            assert taken is not None
+            held.append((taken, record, step))
+            requests, tokens = requests + 1, tokens + step
+            left = [standing.remaining for standing in record.standings]
+            assert left == [limits[0] - requests, limits[1] - tokens, limits[2] - len(held)]
+
+    with patch("pdrouter.serving.gate._PAUSES_S", ()):
+        asyncio.run(run())
