@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench bench-compare bench-steps bench-routing bench-kubernetes bench-scraping bench-transports h2spec fuzz chaos protos docs constraints clean
+.PHONY: demo test lint bench bench-compare bench-steps bench-routing bench-kubernetes bench-scraping bench-knowledge bench-transports h2spec fuzz chaos protos docs constraints clean
 
 demo: $(VENV)/demo.installed ## Run engines, router and Envoy here; KEEP=1 leaves them running
 	$(BIN)/pdrouter demo $(if $(KEEP),--keep)
@@ -58,6 +58,9 @@ bench-kubernetes: $(VENV)/dev.installed ## What following 5,000 pods costs
 
 bench-scraping: $(VENV)/dev.installed ## What reading the metrics of many engines costs
 	$(BIN)/python -m benchmarks.scraping
+
+bench-knowledge: $(VENV)/dev.installed ## What it costs that several workers know the same
+	$(BIN)/python -m benchmarks.knowledge
 
 bench-transports: $(VENV)/dev.installed ## The exchange over other transports than grpcio; 5 minutes
 	$(BIN)/python -m benchmarks.transports

@@ -73,6 +73,7 @@ def serve(state: RoutingState, number: int, hashes: tuple[int, ...]) -> list[Cal
 
     def begin() -> None:
         held.append(state.ledger.start(Leg.DECODE, decode, 700))
+        state.decoded.expect(hashes, decode, 2000)
         state.prefixes.add(hashes, prefill, 500)
         held.append(state.ledger.start(Leg.PREFILL, prefill, 500, None, 1500))
 

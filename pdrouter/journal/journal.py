@@ -258,8 +258,8 @@ class Journal:
                     return
                 behind = other
         if behind is not None:
-            for _, changes in self._read(behind):
-                self._make(behind.worker, changes)
+            for batch in self._read(behind):
+                self._make(behind.worker, self._decode(behind, batch)[1])
 
     def leads(self, away_s: float) -> bool:
         """Return whether this is the first of the workers that run.
@@ -282,37 +282,41 @@ class Journal:
             yield
 
     def _list_changes(self, other: _Other) -> Iterator[_News]:
-        for number, changes in self._read(other):
+        for batch in self._read(other):
+            number, changes = self._decode(other, batch)
             for change in changes:
                 yield change.at, number, other.worker, change
 
-    def _read(self, other: _Other) -> Iterator[Batch]:
-        """Yield what another worker has changed since its journal was read last, in batches."""
-        worker, decode = other.worker, self.language.decode
-        if other.ring.dialect != self.language.dialect:
+    def _read(self, other: _Other) -> Sequence[bytes]:
+        """Return the batches of another worker since its journal was read last."""
+        worker, ring = other.worker, other.ring
+        if ring.dialect != self.language.dialect:
             # Another version of the router runs there since it was started again.
             self.events["unreadable"] += 1
             log.error("worker %d speaks another language: start the router again", worker)
-            other.position = other.ring.head
-            return
+            other.position = ring.head
+            return ()
         other.holds = True
         try:
-            for batch, behind in other.ring.read(other.position):
-                try:
-                    news = decode(batch)
-                except msgspec.MsgspecError as error:
-                    self.events["unreadable"] += 1
-                    log.error("journal of worker %d cannot be read: %s", worker, error)
-                else:
-                    self._batch = max(self._batch, news[0])
-                    yield news
-                other.position = behind
+            batches, other.position = ring.read(other.position)
         except JournalLost:
             self.events["lost"] += 1
             log.warning("journal of worker %d was not read in time", worker)
             self._drop(other)
-            other.position = other.ring.find_oldest()
+            other.position = ring.find_oldest()
             self.note(Wanted(at=self._clock(), worker=worker))
+            return ()
+        return batches
+
+    def _decode(self, other: _Other, batch: bytes) -> Batch:
+        try:
+            news = self.language.decode(batch)
+        except msgspec.MsgspecError as error:
+            self.events["unreadable"] += 1
+            log.error("journal of worker %d cannot be read: %s", other.worker, error)
+            return 0, ()
+        self._batch = max(self._batch, news[0])
+        return news
 
     def _make(self, worker: int, changes: Sequence[Any]) -> None:
         """Make changes of another worker, each at its time."""

@@ -7,7 +7,7 @@ has copied was overwritten meanwhile. Nobody waits for anybody, and nothing is c
 
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from struct import Struct
 from zlib import crc32
@@ -183,8 +183,8 @@ class Ring:
             header[place] = start + 1
         header[_HEAD] = start + needed
 
-    def read(self, position: int) -> Iterator[tuple[bytes, int]]:
-        """Yield each batch from a position on, with the position behind it.
+    def read(self, position: int) -> tuple[Sequence[bytes], int]:
+        """Return the batches from a position on, and the position behind them.
 
         It ends early where a batch is not yet as its writer has written it: memory may be seen
         later than what says that it was written.
@@ -193,17 +193,19 @@ class Ring:
             JournalLost: there is no such batch any more.
         """
         header, ring, size = self._header, self._ring, self._size
+        batches: list[bytes] = []
         while position < header[_HEAD]:
             offset = position % size
             length, checksum = _FRAME.unpack_from(ring, offset)
             start = offset + _FRAME.size
-            batch = bytes(ring[start : start + length]) if length != _PADDING else b""
+            batch = ring[start : start + length].tobytes() if length != _PADDING else b""
             if header[_RESERVED] - position > size:
                 raise JournalLost
             if length == _PADDING:
                 position += size - offset
                 continue
             if crc32(batch) != checksum:
-                return
+                break
             position += -(-(_FRAME.size + length) // _ALIGNED) * _ALIGNED
-            yield batch, position
+            batches.append(batch)
+        return batches, position

@@ -62,7 +62,7 @@ def _note_calls(method: Callable[..., Any], verb: Verb, journal: Journal) -> Cal
 
     def noted(self: object, *given: object, **named: object) -> object:
         if journal.at is not None:
-            return method(self, *given, **named)
+            return method(self, *given, **named)  # Part of another change.
         at = journal.begin()
         try:
             result = method(self, *given, **named)
@@ -85,19 +85,21 @@ def _repeat_calls(
     """Return what calls a memory's method as another worker has called it."""
     method = getattr(base, verb.call.name)
     positional, keywords, pods = verb.positional, verb.keywords, verb.pods
-    read = attrgetter(*positional, "at")
+    # Of one name alone, it would not return a tuple.
+    read = attrgetter("at", *positional)
 
     if not (keywords or pods):
 
         def repeat_simply(worker: int, change: Change) -> None:
             del worker
-            method(memory, *read(change)[:-1])
+            _, *given = read(change)
+            method(memory, *given)
 
         return repeat_simply
 
     def repeat(worker: int, change: Change) -> None:
         del worker
-        given = list(read(change)[:-1])
+        _, *given = read(change)
         for name in pods:
             found = journal.find_pod(getattr(change, name))
             if found is None:

@@ -29,31 +29,23 @@ def ring() -> Iterator[Ring]:
         yield shared.ring(0)
 
 
-def read(ring: Ring, position: int) -> tuple[list[bytes], int]:
-    batches = []
-    for batch, behind in ring.read(position):
-        batches.append(batch)
-        position = behind
-    return batches, position
-
-
 def test_what_one_writes_another_reads_once_and_in_order(ring: Ring) -> None:
     ring.append(b"one")
     ring.append(b"")
-    batches, position = read(ring, 0)
-    assert batches == [b"one", b""]
+    batches, position = ring.read(0)
+    assert list(batches) == [b"one", b""]
     ring.append(b"two")
-    batches, position = read(ring, position)
-    assert batches == [b"two"]
-    assert read(ring, position) == ([], position)
+    batches, position = ring.read(position)
+    assert list(batches) == [b"two"]
+    assert ring.read(position) == ([], position)
 
 
 def test_each_worker_has_a_ring_of_its_own() -> None:
     with memory() as shared:
         shared.ring(0).append(b"zero")
         shared.ring(1).append(b"one")
-        assert read(shared.ring(0), 0)[0] == [b"zero"]
-        assert read(shared.ring(1), 0)[0] == [b"one"]
+        assert shared.ring(0).read(0)[0] == [b"zero"]
+        assert shared.ring(1).read(0)[0] == [b"one"]
 
 
 def test_memory_of_another_size_is_refused() -> None:
@@ -89,10 +81,10 @@ def test_a_reader_sees_every_batch_or_is_told_that_it_does_not(
             written.append(batch)
             if number % every == 0:
                 try:
-                    batches, position = read(ring, position)
+                    batches, position = ring.read(position)
                 except JournalLost:
                     position = ring.find_oldest()
-                    oldest, position = read(ring, position)
+                    oldest, position = ring.read(position)
                     batches = oldest
                     seen = written[: len(written) - len(oldest)]
                 seen += batches
@@ -106,7 +98,7 @@ def test_who_comes_later_reads_the_last_batches_most_of_a_ring_of_them(sizes: li
         written = [number.to_bytes(2, "big") + b"x" * size for number, size in enumerate(sizes)]
         for batch in written:
             ring.append(batch)
-        batches, _ = read(ring, ring.find_oldest())
+        batches, _ = ring.read(ring.find_oldest())
         assert batches == written[len(written) - len(batches) :]
         kept = sum(len(batch) for batch in batches)
         assert len(batches) == len(written) or kept > SMALL.ring_bytes // 2
@@ -116,28 +108,28 @@ def test_a_slow_reader_loses_what_was_overwritten(ring: Ring) -> None:
     for _ in range(100):
         ring.append(b"x" * 200)
     with pytest.raises(JournalLost):
-        list(ring.read(0))
+        ring.read(0)
 
 
 def test_a_batch_that_is_not_yet_there_is_not_read(ring: Ring) -> None:
     """As on machines where one core may see another one's writes in another order."""
     ring.append(b"whole")
-    _, behind = read(ring, 0)
+    _, behind = ring.read(0)
     ring.append(b"torn")
     ring._ring[behind + 8] ^= 1
-    assert read(ring, behind) == ([], behind)
+    assert ring.read(behind) == ([], behind)
     ring._ring[behind + 8] ^= 1
-    assert read(ring, behind)[0] == [b"torn"]
+    assert ring.read(behind)[0] == [b"torn"]
 
 
 def test_a_writer_that_has_died_while_it_wrote_leaves_nothing_behind(ring: Ring) -> None:
     ring.begin_life(1)
     ring.append(b"before")
     ring._header[4] = ring.head + 64  # It had said where it would write, and no more.
-    assert read(ring, 0)[0] == [b"before"]
+    assert ring.read(0)[0] == [b"before"]
     assert ring.begin_life(1) == 2
     ring.append(b"after")
-    assert read(ring, 0)[0] == [b"before", b"after"]
+    assert ring.read(0)[0] == [b"before", b"after"]
 
 
 def test_another_life_in_another_language_does_not_go_on_with_what_was_said(ring: Ring) -> None:
@@ -145,7 +137,7 @@ def test_another_life_in_another_language_does_not_go_on_with_what_was_said(ring
     ring.append(b"said in one")
     ring.begin_life(2)
     ring.append(b"said in two")
-    assert read(ring, ring.find_oldest())[0] == [b"said in two"]
+    assert ring.read(ring.find_oldest())[0] == [b"said in two"]
 
 
 def test_a_worker_is_alive_from_its_beginning_to_its_end() -> None:
