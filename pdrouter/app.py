@@ -193,7 +193,9 @@ class Application:
         settings = self._settings
         services: dict[str, ReceiveStream] = {}
         if settings.observe_tokens.access_log:
-            access_log = AccessLogService(exchanges.answers.receive, log_entries)
+            access_log = AccessLogService(
+                exchanges.answers.receive, log_entries, counts=settings.observe_tokens.counts
+            )
             services[EXPORT_PATH] = access_log.receive_call
         options = ServerOptions(
             *settings.grpc_bind,

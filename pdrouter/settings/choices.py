@@ -270,7 +270,7 @@ class TokenObservation:
 
     Attributes:
         access_log: whether Envoy tells of each request that has ended, in its access log.
-        counts: whether it is to count tokens, too.
+        counts: whether the tokens count that it tells.
         share: the share of requests whose answers pass through the router to be counted.
     """
 
@@ -293,18 +293,18 @@ class TokenObservation:
             case ("access-log", "", ""):
                 return cls(access_log=True, counts=True)
             case ("all", "", ""):
-                return cls(share=1.0)
+                return cls(access_log=True, share=1.0)
             case ("sampled", ":", share) if 0 < float(share) <= 1:
-                return cls(share=float(share))
+                return cls(access_log=True, share=float(share))
             case _:
                 raise ValueError(text)
 
     def __str__(self) -> str:
-        if self.access_log:
-            return "access-log" if self.counts else "first-token"
-        if not self.share:
-            return "off"
-        return "all" if self.share == 1 else f"sampled:{self.share:g}"
+        if self.share:
+            return "all" if self.share == 1 else f"sampled:{self.share:g}"
+        if self.counts:
+            return "access-log"
+        return "first-token" if self.access_log else "off"
 
 
 FIRST_TOKEN = TokenObservation(access_log=True)

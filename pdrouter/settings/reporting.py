@@ -30,8 +30,8 @@ class ReportingSettings:
         OBSERVATION,
         "What is known of the tokens of answers, and from whom (tokens.md). `first-token`: when "
         "the first came, from Envoy's access log, if it sends one. `access-log`: also how many "
-        "there were, if Envoy has filters that count them. `all`, `sampled:SHARE`: both, from the "
-        "answers themselves, of which Envoy then sends every piece. `off`: what passes anyway.",
+        "there were, if Envoy has filters that count them. `all`, `sampled:SHARE`: that too, from "
+        "the answers themselves, of which Envoy then sends every piece. `off`: what passes anyway.",
         "--observe-tokens",
     )
     wanted_prefill_use: float = declare(

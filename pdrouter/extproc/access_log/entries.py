@@ -121,8 +121,12 @@ def read_message(data: bytes) -> Iterator[str]:
     )
 
 
-def read_entry(text: str) -> AnswerReport | None:
+def read_entry(text: str, *, counts: bool = True) -> AnswerReport | None:
     """Return what an entry says of an answer; None if no router has routed its request.
+
+    Args:
+        text: the entry.
+        counts: whether the tokens count that it tells.
 
     Raises:
         EntryInvalid: it has the router's mark, but not what goes with it.
@@ -140,15 +144,16 @@ def read_entry(text: str) -> AnswerReport | None:
     except ValueError as error:  # msgspec's own errors are ValueErrors.
         raise EntryInvalid(f"not a request that a router has routed: {error}") from error
     first, stream = _read_times(entry) if request.stream else (None, None)
+    usage = entry.usage if counts else None
     served_by = "" if entry.served_by == _NOTHING else entry.served_by[:_LONGEST_USAGE]
     return AnswerReport(
         request,
         served_by,
         int(entry.status) if _is_number(entry.status, 3) else 0,
-        request.correct(_read_usage(entry.usage)),
+        request.correct(_read_usage(usage)),
         first,
         stream,
-        counted=entry.usage is not None,
+        counted=usage is not None,
         flags=tuple(_FLAGS[flag] for flag in entry.flags.split(",") if flag in _FLAGS),
         misrouted=bool(request.endpoint and served_by)
         and entry.pod == _NOTHING

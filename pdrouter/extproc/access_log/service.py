@@ -22,7 +22,11 @@ class AccessLogService:
     """
 
     def __init__(
-        self, receive: Callable[[AnswerReport], bool], results: MutableMapping[str, int]
+        self,
+        receive: Callable[[AnswerReport], bool],
+        results: MutableMapping[str, int],
+        *,
+        counts: bool = True,
     ) -> None:
         """Set up.
 
@@ -30,9 +34,11 @@ class AccessLogService:
             receive: takes what an entry says; False if it is of a model that is not served.
             results: counts entries by what became of them: `counted`; `foreign`, of requests that
                 no router has routed; `unknown-model`; `invalid`, messages among them.
+            counts: whether the tokens count that entries tell.
         """
         self._receive = receive
         self._results = results
+        self._counts = counts
 
     async def receive_call(self, read: Read, end: object) -> bytes:
         """Take the entries of one call, which is a message; return the answer."""
@@ -49,7 +55,7 @@ class AccessLogService:
             return
         for number, entry in enumerate(entries, 1):
             try:
-                report = read_entry(entry)
+                report = read_entry(entry, counts=self._counts)
             except EntryInvalid as invalid:
                 self._note_invalid(invalid)
             else:

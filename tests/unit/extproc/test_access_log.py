@@ -103,6 +103,12 @@ class TestEntries:
         assert (report.first_token_s, report.counted, report.usage) == (1.2, False, None)
         assert must_read(make_entry(ROUTED, {})).counted
 
+    def test_tokens_that_nobody_asks_for_do_not_count(self) -> None:
+        report = read_entry(make_entry(ROUTED, STREAM_USAGE), counts=False)
+
+        assert report is not None
+        assert (report.counted, report.usage, report.first_token_s) == (False, None, 1.2)
+
     def test_what_the_router_has_seen_itself_is_not_told_again(self) -> None:
         report = must_read(make_entry(ROUTED, STREAM_USAGE, first_token="seen"))
 

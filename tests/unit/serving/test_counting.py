@@ -24,6 +24,9 @@ STREAM = {**CHAT, "stream": True}
 WATCHED = ModeOverride(request_body=BodyMode.BUFFERED, response_body=BodyMode.STREAMED)
 SILENCED = ModeOverride(request_body=BodyMode.BUFFERED, response_body=BodyMode.NONE)
 ANSWERED = PhaseReply(Phase.RESPONSE_BODY)
+SEEN = {"pdrouter": {"first_token": "seen"}}
+BEGUN = PhaseReply(Phase.RESPONSE_BODY, dynamic_metadata=SEEN)
+"""With what keeps Envoy's log from telling once more when the answer began."""
 
 
 def make_bench(observation: str) -> Bench:
@@ -40,7 +43,7 @@ async def test_an_answer_is_counted_as_it_passes() -> None:
         ResponseBody(b'ta: {"usage": {"prompt_tokens": 9, "completion_tokens": 3}}\n\n'),
         ResponseBody(b"", end_of_stream=True),
     )
-    assert replies == [ANSWERED] * 3
+    assert replies == [BEGUN, ANSWERED, ANSWERED]
     bench.close()
     ((report, pod),) = bench.notes.answers
     assert report.usage == Usage(9, None, 3)
@@ -98,7 +101,8 @@ async def test_an_answer_that_is_not_counted_passes_by(
     )
     assert isinstance(reply, PhaseReply)
     assert reply.mode_override == (None if mode is BodyMode.NONE else SILENCED)
-    assert await bench.tell(ResponseBody(b"data: x")) == [ANSWERED]
+    told = BEGUN if timed and observation != "off" else ANSWERED
+    assert await bench.tell(ResponseBody(b"data: x")) == [told]
     record = bench.close()
     # Where bodies pass all the same, it is seen when the first of them came.
     assert [report.counted for report, _ in bench.notes.answers] == [False] * timed
@@ -108,7 +112,6 @@ async def test_an_answer_that_is_not_counted_passes_by(
 @pytest.mark.parametrize("observation", ["first-token", "access-log"])
 async def test_envoys_log_is_not_to_tell_again_what_was_seen(observation: str) -> None:
     bench = make_bench(observation)
-    seen = {"pdrouter": {"first_token": "seen"}}
     replies = await bench.tell(
         request_headers(),
         request_body(STREAM),
@@ -118,7 +121,7 @@ async def test_envoys_log_is_not_to_tell_again_what_was_seen(observation: str) -
         ResponseBody(b"data: y"),
     )
     told = [reply.dynamic_metadata for reply in replies[3:] if isinstance(reply, PhaseReply)]
-    assert told == [None, seen, None]
+    assert told == [None, SEEN, None]
     bench.close()
     ((report, _),) = bench.notes.answers
     assert (report.counted, report.first_token_s) == (False, bench.exchange.record.first_token_s)
@@ -145,12 +148,12 @@ async def test_a_mistake_in_counting_does_not_cut_an_answer(
     *_, reply = await bench.tell(
         request_headers(), request_body(STREAM), ResponseHeaders(SSE), ResponseBody(b"data: x")
     )
-    assert reply == ANSWERED
+    assert reply == BEGUN
     assert bench.close().outcome is Outcome.OK
     assert [report.counted for report, _ in bench.notes.answers] == [False]
 
 
-@pytest.mark.parametrize("observation", ["first-token", "access-log"])
+@pytest.mark.parametrize("observation", ["first-token", "access-log", "all", "sampled:0.5"])
 async def test_envoy_is_told_for_its_log_what_the_request_is(observation: str) -> None:
     bench = make_bench(observation)
     _, reply = await bench.tell(request_headers(), request_body(STREAM))
@@ -167,9 +170,8 @@ async def test_envoy_is_told_for_its_log_what_the_request_is(observation: str) -
     bench.close()
 
 
-@pytest.mark.parametrize("observation", ["off", "all"])
-async def test_without_a_log_envoy_is_told_nothing(observation: str) -> None:
-    bench = make_bench(observation)
+async def test_without_a_log_envoy_is_told_nothing() -> None:
+    bench = make_bench("off")
     _, reply = await bench.tell(request_headers(), request_body(STREAM))
     assert isinstance(reply, PhaseReply)
     assert reply.dynamic_metadata is None
