@@ -143,7 +143,6 @@ class Phases:
     def close(self) -> None:
         """Tell what was seen, once the stream has ended."""
         record = self._record
-        self._dispatcher.chooser.charges.end(record)
         companion = self._call.companion
         # Where a leg was waited for in vain that waits for the other one, both are suspects.
         silent = record.outcome is None or (companion is not None and companion.timed_out)

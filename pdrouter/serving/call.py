@@ -131,8 +131,7 @@ class Call:
             self.body.release()
         if self.chosen is not None:
             self.chosen.close()
-            if self.chosen.routed.turn is not None:
-                self.chosen.routed.turn.begin()
+            self.chosen.routed.end(self.record)
         if self.admission is not None:
             self.admission.end(self.record)
         if not self.record.forwarded:  # Else only Envoy can say that no engine has it.

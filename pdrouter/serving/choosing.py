@@ -61,6 +61,7 @@ class Routed(msgspec.Struct, frozen=True):
         decision: the pods.
         at: when they were chosen, on the clock of the memory of failures.
         turn: the request's turn; None where users do not take turns.
+        charges: charge its user for it; None for nobody.
     """
 
     pods: ModelPods
@@ -69,6 +70,14 @@ class Routed(msgspec.Struct, frozen=True):
     decision: Decision
     at: float
     turn: Turn | None = None
+    charges: Charges | None = None
+
+    def end(self, record: RequestRecord) -> None:
+        """Note that the request has ended. Further calls change nothing."""
+        if self.turn is not None:
+            self.turn.begin()
+        if self.charges is not None:
+            self.charges.end(record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,12 +180,13 @@ class PodChooser:
         except BaseException:
             if turn is not None:
                 turn.begin()
+            self.charges.end(record)
             raise
         if turn is not None and not decision.encode:
             turn.begin()
         self.charges.charge(record.request_id, facts)
         at = self.router.state.failures.clock()
-        return Routed(pods, strategy, facts, decision, at, turn)
+        return Routed(pods, strategy, facts, decision, at, turn, self.charges)
 
     def replace_last(
         self, model: str, routed: Routed, holder: Pod | None, record: RequestRecord
