@@ -758,6 +758,7 @@ class WithTask:
 
     def __init__(self, bench: Bench) -> None:
         self.dispatcher = bench.exchanges.dispatcher
+        self.chooser = self.dispatcher.chooser
         self.legs = self.dispatcher.legs
         self.drains = self.dispatcher.drains
         self.policy = self.dispatcher.policy

@@ -13,7 +13,7 @@ from pdrouter.openai.models import encode_model, encode_models
     [
         (400, "invalid_request_error"),
         (401, "authentication_error"),
-        (403, "invalid_request_error"),
+        (403, "permission_error"),
         (404, "invalid_request_error"),
         (405, "invalid_request_error"),
         (413, "invalid_request_error"),
