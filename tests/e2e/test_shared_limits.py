@@ -58,7 +58,7 @@ class TestOpen:
             "REDIS_PORT": str(server.port),
             "REDIS_PASSWORD": PASSWORD,
             # What a busy machine needs: no test is about the time itself.
-            "PDROUTER_REDIS_TIMEOUT": "0.5",
+            "PDROUTER_REDIS_TIMEOUT": "2",
         }
         async with run_installation(environment, routers=ROUTERS) as running:
             yield running
@@ -116,7 +116,7 @@ class TestClosed:
         with run_redis() as server:
             environment = {
                 "PDROUTER_REDIS_URL": server.url,
-                "PDROUTER_REDIS_TIMEOUT": "0.5",
+                "PDROUTER_REDIS_TIMEOUT": "1",
                 "PDROUTER_USERS": "aibrix",
                 "PDROUTER_LIMITS_ON_FAILURE": "closed",
             }
