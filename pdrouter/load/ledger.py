@@ -3,12 +3,12 @@
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from types import TracebackType
 
 from pdrouter.engines.split import Leg
 from pdrouter.load.busy_shares import BusyShares
 from pdrouter.load.drain_rates import DrainRates
+from pdrouter.load.prefill_queue import PrefillQueue
 from pdrouter.load.prefill_rates import PrefillRates
 
 Clock = Callable[[], float]
@@ -103,43 +103,6 @@ class Scope:
         self.release()
 
 
-class _PrefillQueue:
-    """The prefill legs on one pod, in the order in which they were sent.
-
-    Engines work on one after the other, or on all at once at a rate that they share: either way, a
-    leg is done when the work before it and its own is.
-
-    Attributes:
-        since: when the first leg came to the front, or a later one was carried out.
-        work: the work of each leg, in the units of `PrefillRates`.
-        first: that of the first leg.
-        rest: the sum of that of the others.
-    """
-
-    __slots__ = ("first", "rest", "since", "work")
-
-    def __init__(self, now: float, scope: Scope, work: float) -> None:
-        self.since = now
-        self.work = {scope: work}
-        self.first = work
-        self.rest = 0.0
-
-    def count_due(self, due: float) -> float:
-        """Return the work that waits behind the first leg and is due by then."""
-        waiting = islice(self.work.items(), 1, None)
-        return sum(work for scope, work in waiting if scope.due is None or scope.due <= due)
-
-    def add(self, scope: Scope, work: float) -> None:
-        self.work[scope] = work
-        self.rest += work
-
-    def remove(self, scope: Scope) -> None:
-        work = self.work.pop(scope)
-        first = next(iter(self.work.values()), 0.0)
-        self.rest += self.first - work - first
-        self.first = first
-
-
 class Ledger:
     """Counts work by leg and by the UID of its pod.
 
@@ -182,7 +145,7 @@ class Ledger:
         self._loads: dict[Leg, dict[str, LegLoad]] = {leg: {} for leg in Leg}
         self.loads: Mapping[Leg, Mapping[str, LegLoad]] = self._loads
         self.on_end: Callable[[], None] | None = None
-        self._queues: dict[str, _PrefillQueue] = {}
+        self._queues: dict[str, PrefillQueue] = {}
         self._others: dict[str, float] = {}
         self._mean_work = 0.0
         self._learnt: dict[str, float] = {}
@@ -359,7 +322,7 @@ class Ledger:
         queue = self._queues.get(scope.uid)
         work = self.rates.measure(scope.tokens, self.rates.find_shapes(scope.uid), scope.cached)
         if queue is None:
-            self._queues[scope.uid] = _PrefillQueue(now, scope, work)
+            self._queues[scope.uid] = PrefillQueue(now, scope, work)
         else:
             queue.add(scope, work)
         self._mean_work += (work - self._mean_work) * (_NEW_LEG if self._mean_work else 1.0)
@@ -379,7 +342,7 @@ class Ledger:
         elif was_first or completed is not None:
             queue.since = now
 
-    def _learn(self, scope: Scope, queue: _PrefillQueue, computed: int, seconds: float) -> None:
+    def _learn(self, scope: Scope, queue: PrefillQueue, computed: int, seconds: float) -> None:
         """Learn from a leg that ended so long after the one before.
 
         The pod worked on the legs of this router in turn, and all the while on those that this
