@@ -110,8 +110,6 @@ class Ledger:
     leave nothing behind, and an update of a pod changes nothing.
 
     Attributes:
-        rates: how fast pods compute prompts.
-        drains: how fast they complete requests.
         loads: work in flight by leg and UID; idle pods have none. Do not change it.
         on_end: called when a leg has ended; None while nobody waits for that.
     """

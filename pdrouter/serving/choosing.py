@@ -168,14 +168,20 @@ class PodChooser:
             deadline = self._find_deadline(request, tokens, headers, resolved, record)
             if deadline is not None:
                 facts = structs.replace(facts, deadline=deadline)
+        line = read_class(headers, self.policy.deadlines.classes)
+        return await self._choose_in_turn(
+            Applicant(request.model, pods, strategy, facts, line, record)
+        )
+
+    async def _choose_in_turn(self, asks: Applicant) -> Routed:
+        """Choose the pods for a request, once its turn has come."""
+        facts, strategy, record, pods = asks.facts, asks.strategy, asks.record, asks.pods
         turn = None
         try:
             if self.turns is not None:
-                line = read_class(headers, self.policy.deadlines.classes)
-                asks = Applicant(request.model, pods, strategy, facts, line, record)
                 turn = await self.turns.wait(asks)
                 # Meanwhile, pods may have come and gone.
-                pods = self.models.find(request.model)
+                pods = self.models.find(asks.name)
             decision = self._decide(strategy, facts, pods, record)
         except BaseException:
             if turn is not None:
