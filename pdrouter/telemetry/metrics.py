@@ -190,12 +190,7 @@ class Metrics:
         self.turns = TurnMetrics(registry)
         self.users = UserMetrics(registry, keys or KeysFile())
         self.event_loop = EventLoopMetrics(registry)
-        self.endpoints_reloads = Counter(
-            "pdrouter_endpoints_reloads",
-            "Times that the changed endpoints file was read, by result (ok, broken).",
-            ("result",),
-            registry=registry,
-        )
+        self.endpoints_reloads = _declare_reloads(registry)
         Gauge("pdrouter_info", "Version of the router.", ("version",), registry=registry).labels(
             __version__
         ).set(1)
@@ -216,6 +211,15 @@ class Metrics:
         """Return the metrics page in Prometheus' text format."""
         self._registry.forget_models({model for model, *_ in list(self.requests.ended.counts)})
         return generate_latest(self._registry)
+
+
+def _declare_reloads(registry: SeriesRegistry) -> Counter:
+    return Counter(
+        "pdrouter_endpoints_reloads",
+        "Times that the changed endpoints file was read, by result (ok, broken).",
+        ("result",),
+        registry=registry,
+    )
 
 
 class _WatchMetrics(Collector):
