@@ -85,21 +85,21 @@ def _repeat_calls(
     """Return what calls a memory's method as another worker has called it."""
     method = getattr(base, verb.call.name)
     positional, keywords, pods = verb.positional, verb.keywords, verb.pods
-    # Of one name alone, it would not return a tuple.
-    read = attrgetter("at", *positional)
+    # Of one name alone, it would return no tuple.
+    read = attrgetter("at", "at", *positional)
 
     if not (keywords or pods):
 
         def repeat_simply(worker: int, change: Change) -> None:
             del worker
-            _, *given = read(change)
+            _, _, *given = read(change)
             method(memory, *given)
 
         return repeat_simply
 
     def repeat(worker: int, change: Change) -> None:
         del worker
-        _, *given = read(change)
+        _, _, *given = read(change)
         for name in pods:
             found = journal.find_pod(getattr(change, name))
             if found is None:

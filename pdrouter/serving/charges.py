@@ -1,10 +1,12 @@
 """What users are charged for requests, until it is known what these have used."""
 
+import asyncio
 from collections.abc import Callable, Iterable
 
 from pdrouter.bounded import make_room
 from pdrouter.load.served_tokens import ServedTokens
 from pdrouter.load.token_weights import DEFAULT_WEIGHTS, TokenWeights
+from pdrouter.load.usage_news import UsageNews
 from pdrouter.openai.usage import Usage
 from pdrouter.routing.algorithms.vtc import NAME as VTC
 from pdrouter.routing.decision import RoutingFacts
@@ -71,6 +73,8 @@ class Charges:
         served: ServedTokens,
         weights: TokenWeights = DEFAULT_WEIGHTS,
         most: int = MOST_UNSETTLED,
+        *,
+        news: UsageNews | None = None,
     ) -> None:
         """Begin with none.
 
@@ -78,7 +82,10 @@ class Charges:
             served: what users were served of late, for choices that go by it.
             weights: what tokens count.
             most: requests of which it may yet be told what they used.
+            news: passes on to other workers what is told here of requests of theirs.
         """
+        self._news = UsageNews() if news is None else news
+        self._news.on_news = self._hear
         self.weights = weights
         self._served = served
         self._most = most
@@ -89,6 +96,7 @@ class Charges:
 
     def keep(self, request_id: str, charge: Charge) -> None:
         """Keep a charge until it is told what its request has used."""
+        self._news.want()
         make_room(self._open, request_id, self._most)
         self._open[request_id] = (*self._open.get(request_id, ()), charge)
 
@@ -105,9 +113,21 @@ class Charges:
         self.keep(request_id, charge)
 
     def note_usage(self, request_id: str, usage: Usage) -> None:
-        """Charge what an answer has used, in place of what was expected of it."""
+        """Charge what an answer has used, in place of what was expected of it.
+
+        Envoy's access log may tell it another worker than the one that has charged the request.
+        """
+        if request_id not in self._open and self._news.wanted:
+            self._news.tell(request_id, usage.prompt_tokens, usage.output_tokens or 0)
         for charge in self._open.pop(request_id, ()):
             charge.charge_used(usage)
+
+    def _hear(self, request_id: str, prompt_tokens: int, output_tokens: int) -> None:
+        """Take from another worker what an answer has used."""
+        if request_id in self._open:
+            usage = Usage(prompt_tokens, None, output_tokens)
+            # Later, for what is charged is a change of this worker, and no part of the other's.
+            asyncio.get_running_loop().call_soon(self.note_usage, request_id, usage)
 
     def end(self, record: RequestRecord) -> None:
         """Charge a request that has ended no more than it can have used."""

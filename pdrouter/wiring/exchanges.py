@@ -19,6 +19,7 @@ from pdrouter.load.proofs import Proofs
 from pdrouter.load.retry_budget import RetryBudget
 from pdrouter.load.token_weights import TokenWeights
 from pdrouter.load.turn_claims import TurnClaims
+from pdrouter.load.usage_news import UsageNews
 from pdrouter.load.virtual_tokens import VirtualTokens
 from pdrouter.routing.aggregation import WholeRules
 from pdrouter.routing.router import Router, RoutingRules
@@ -145,7 +146,7 @@ class Exchanges:
         proofs = share(Proofs)(state.clock)
         outcomes = PodOutcomes(state.failures, proofs)
         weights = TokenWeights(settings.input_token_weight, settings.output_token_weight)
-        self._charges = Charges(state.served, weights)
+        self._charges = Charges(state.served, weights, news=share(UsageNews)(state.clock))
         self.turns = self._create_turns(settings)
         self.questions = PodQuestions(around.client, around.cache, outcomes)
         self.lengths = share(OutputLengths)(settings.expected_output_tokens)

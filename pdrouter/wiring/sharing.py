@@ -23,6 +23,7 @@ from pdrouter.load.retry_budget import RetryBudget
 from pdrouter.load.samples import Samples
 from pdrouter.load.served_tokens import ServedTokens
 from pdrouter.load.turn_claims import TurnClaims
+from pdrouter.load.usage_news import UsageNews
 from pdrouter.load.virtual_tokens import VirtualTokens
 from pdrouter.load.whole_serving import WholeServing
 from pdrouter.openai.kind import RequestKind
@@ -77,6 +78,7 @@ LANGUAGE = Language(
         WindowCounts: (Call("add"), Call("subtract")),
         ServedTokens: (Call("count"),),
         TurnClaims: (Call("put"), Call("drop")),
+        UsageNews: (Call("want", matters=bool), Call("tell")),
         VirtualTokens: (Call("lift"), Call("charge"), Call("correct")),
     }
 )

@@ -20,9 +20,14 @@ from pdrouter.journal.memory import Layout, SharedMemory, create_memory
 from pdrouter.load.failures import FailureMemory, Part
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.samples import EngineSample, RequestMeans
+from pdrouter.load.usage_news import UsageNews
 from pdrouter.load.whole_serving import WholeServing
 from pdrouter.openai.kind import RequestKind
+from pdrouter.openai.usage import Usage
+from pdrouter.routing.algorithms.vtc import NAME as VTC
+from pdrouter.routing.decision import RoutingFacts
 from pdrouter.routing.state import RoutingState
+from pdrouter.serving.charges import Charges
 from pdrouter.settings import Settings
 from pdrouter.users.counters import Demand, Measure, Quota
 from pdrouter.users.local_counters import LocalCounters
@@ -336,6 +341,31 @@ async def test_workers_share_the_places_of_a_limit(workers: Workers) -> None:
     assert standing.remaining == 0
 
 
+async def test_what_an_answer_has_used_is_charged_whichever_worker_hears_of_it(
+    workers: Workers,
+) -> None:
+    charges, served = [], []
+    for number in range(2):
+        state = await workers.start(number)
+        news = Sharing(workers.journals[number]).share(UsageNews)(lambda: workers.now)
+        served.append(state.served)
+        charges.append(Charges(state.served, news=news))
+    facts = RoutingFacts(100, None, output_tokens=50, user="ann", algorithms=frozenset({VTC}))
+    charges[1].note_usage("unwanted", Usage(1, None, 1))
+    assert not workers.journals[1].follows
+    charges[0].charge("r", facts)
+    workers.turn()
+    before = served[1].look("ann")
+    assert before == served[0].look("ann")
+    charges[1].note_usage("r", Usage(100, None, 5))
+    workers.turn()
+    await asyncio.sleep(0)  # The worker that has charged it puts it right in a turn of its own.
+    workers.turn()
+    after = served[1].look("ann")
+    assert after == served[0].look("ann") != before
+    assert not charges[0]
+
+
 async def test_pods_that_are_gone_are_forgotten_though_others_have_told_of_them(
     workers: Workers,
 ) -> None:
@@ -430,6 +460,7 @@ READS = {
     "Places": "count has",
     "ServedTokens": "look",
     "TurnClaims": "list_others",
+    "UsageNews": "wanted",
     "VirtualTokens": "read",
     "OutputLengths": "expect",
     "TokenRatios": "estimate",
