@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import partial
 from struct import Struct
 from types import MappingProxyType
@@ -19,6 +18,7 @@ from pdrouter.extproc.http2.frames import (
 from pdrouter.extproc.http2.header_blocks import HeaderBlock, HeaderBlocks
 from pdrouter.extproc.http2.keepalive import Keepalive
 from pdrouter.extproc.http2.limits import Floods, Limits
+from pdrouter.extproc.http2.outbox import Outbox
 from pdrouter.extproc.http2.peer_settings import PeerSettings
 from pdrouter.extproc.http2.requests import RequestMalformed
 from pdrouter.extproc.http2.stream import Stream
@@ -29,8 +29,6 @@ from pdrouter.turns import Turns
 _PING = Struct("8s")
 _DRAINING: Final = b"draining"
 _PROBING: Final = b"probing "
-_WRITE_BUFFER_BYTES = 2**20
-_GATHERED_BYTES = 2**16
 
 _Step: TypeAlias = Callable[["Connection", Frame], None]
 
@@ -66,12 +64,10 @@ class Connection(asyncio.Protocol):
         self._opened = opened
         self.turns = turns
         self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport | None = None
-        self._gathered: list[bytes] = []
-        self._gathered_bytes = 0
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self.streams = StreamTable(limits.streams)
         self.window = SharedWindow(frames.DEFAULT_WINDOW)
+        self._outbox = Outbox(self.window, limits.unread_bytes)
         self.lost = asyncio.Event()
         self._receive_window = ReceiveWindow(limits.connection_window)
         self._frames = FrameReader(limits.frame_bytes)
@@ -80,15 +76,14 @@ class Connection(asyncio.Protocol):
         self._accepting = True
         self._closing = False
         self._order = FrameOrder()
-        self._keepalive = Keepalive(limits.keepalive_s, self._ask, self._abort)
+        self._keepalive = Keepalive(limits.keepalive_s, self._ask, self._outbox.abort)
         self._floods = Floods(limits, self._loop.time)
 
     # What the event loop calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send our settings, which opens the connection on our side."""
-        self._transport = cast("asyncio.Transport", transport)
-        self._transport.set_write_buffer_limits(_WRITE_BUFFER_BYTES)
+        self._outbox.open(cast("asyncio.Transport", transport))
         self._opened.add(self)
         self.send(self._limits.announce())
 
@@ -124,28 +119,8 @@ class Connection(asyncio.Protocol):
     # What streams call.
 
     def send(self, data: bytes) -> None:
-        """Send frames, together with all others of this turn of the event loop."""
-        if self._transport is None or not data:
-            return
-        self._gathered.append(data)
-        self._gathered_bytes += len(data)
-        if self._gathered_bytes >= _GATHERED_BYTES:
-            self._write_gathered()
-        elif len(self._gathered) == 1:
-            # Each write wakes the peer: many small ones cost both sides more than the frames do.
-            self._loop.call_soon(self._write_gathered)
-
-    def _write_gathered(self) -> None:
-        """Write what is gathered. A peer that asks for ever more and reads nothing is given up."""
-        transport, gathered = self._transport, self._gathered
-        if transport is None or not gathered:
-            return
-        self._gathered, self._gathered_bytes = [], 0
-        transport.write(gathered[0] if len(gathered) == 1 else b"".join(gathered))
-        if not self.window.writing:
-            unread = transport.get_write_buffer_size()
-            if unread > self._limits.unread_bytes:
-                transport.abort()
+        """Send frames."""
+        self._outbox.send(data)
 
     def encode_headers(self, stream: int, block: bytes, flags: int) -> bytes:
         """Write the frames of a header block; they must be sent next."""
@@ -180,12 +155,8 @@ class Connection(asyncio.Protocol):
         self._closing = True
         self.send(frames.encode_goaway(self.streams.last, code, reason))
         self._abandon_all()
-        if self._transport is not None:
-            self._write_gathered()
-            if self._transport.can_write_eof() and not self._transport.is_closing():
-                with suppress(OSError):  # The peer is gone already.
-                    self._transport.write_eof()
-            self._wait("abort", self._limits.closing_s, self._abort)
+        self._outbox.finish()
+        self._wait("abort", self._limits.closing_s, self._outbox.abort)
 
     def _abandon_all(self) -> None:
         for stream in list(self.streams.open.values()):
@@ -204,10 +175,6 @@ class Connection(asyncio.Protocol):
 
     def _ask(self) -> None:
         self.send(frames.encode_frame(frames.PING, 0, 0, _PROBING))
-
-    def _abort(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
 
     def _wait(self, purpose: str, seconds: float, call: Callable[[], None]) -> None:
         self._timers[purpose] = self._loop.call_later(seconds, call)

@@ -760,6 +760,7 @@ class WithTask:
         self.dispatcher = bench.exchanges.dispatcher
         self.chooser = self.dispatcher.chooser
         self.legs = self.dispatcher.legs
+        self.chooser = self.dispatcher.chooser
         self.drains = self.dispatcher.drains
         self.policy = self.dispatcher.policy
         self.find_second = self.dispatcher.find_second

@@ -1,0 +1,72 @@
+"""What a connection sends: gathered in each turn of the event loop, and bounded."""
+
+import asyncio
+from contextlib import suppress
+
+from pdrouter.extproc.http2.windows import SharedWindow
+
+_WRITE_BUFFER_BYTES = 2**20
+_GATHERED_BYTES = 2**16
+
+
+class Outbox:
+    """Writes frames to a connection.
+
+    Attributes:
+        window: says whether the peer reads.
+    """
+
+    def __init__(self, window: SharedWindow, unread_bytes: int) -> None:
+        """Begin before there is a transport.
+
+        Args:
+            window: says whether the peer reads.
+            unread_bytes: how much may wait for a peer that does not.
+        """
+        self.window = window
+        self._unread_bytes = unread_bytes
+        self._transport: asyncio.Transport | None = None
+        self._gathered: list[bytes] = []
+        self._gathered_bytes = 0
+
+    def open(self, transport: asyncio.Transport) -> None:
+        """Take the transport."""
+        transport.set_write_buffer_limits(_WRITE_BUFFER_BYTES)
+        self._transport = transport
+
+    def send(self, data: bytes) -> None:
+        """Send frames, together with all others of this turn of the event loop."""
+        if self._transport is None or not data:
+            return
+        self._gathered.append(data)
+        self._gathered_bytes += len(data)
+        if self._gathered_bytes >= _GATHERED_BYTES:
+            self._write()
+        elif len(self._gathered) == 1:
+            # Each write wakes the peer: many small ones cost both sides more than the frames do.
+            asyncio.get_running_loop().call_soon(self._write)
+
+    def finish(self) -> None:
+        """Write what is left, and say that there will be no more."""
+        transport = self._transport
+        if transport is None:
+            return
+        self._write()
+        if transport.can_write_eof() and not transport.is_closing():
+            with suppress(OSError):  # The peer is gone already.
+                transport.write_eof()
+
+    def abort(self) -> None:
+        """Close the connection, whatever is under way."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _write(self) -> None:
+        """Write what is gathered. A peer that asks for ever more and reads nothing is given up."""
+        transport, gathered = self._transport, self._gathered
+        if transport is None or not gathered:
+            return
+        self._gathered, self._gathered_bytes = [], 0
+        transport.write(gathered[0] if len(gathered) == 1 else b"".join(gathered))
+        if not self.window.writing and transport.get_write_buffer_size() > self._unread_bytes:
+            transport.abort()
