@@ -155,7 +155,6 @@ class Application:
             tokenizers=self._tokenizers.stats,
             log_entries=log_entries,
             failures=self.failures,
-            samples=self.knowledge.samples,
             wanted=PodsWanted(
                 self.ledger,
                 self.knowledge.samples,

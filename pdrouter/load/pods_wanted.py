@@ -111,7 +111,11 @@ class _History:
 
 
 class PodsWanted:
-    """Tells the demand of all groups whenever it is asked, by what came since it was last asked."""
+    """Tells the demand of all groups whenever it is asked, by what came since it was last asked.
+
+    Attributes:
+        samples: what engines say of themselves, by UID.
+    """
 
     def __init__(
         self,
@@ -129,7 +133,7 @@ class PodsWanted:
             decode_use: the share of its KV memory that a decode pod is to use.
         """
         self._ledger = ledger
-        self._samples = samples
+        self.samples = samples
         self._uses = prefill_use, decode_use
         self._histories: dict[Group, _History] = {}
         self._looked: float | None = None
@@ -171,7 +175,7 @@ class PodsWanted:
         prefill_use, decode_use = self._uses
         if role is not Role.PREFILL:
             return want_decode_pods(
-                [(ledger.load(Leg.DECODE, uid), self._samples.get(uid)) for uid in uids], decode_use
+                [(ledger.load(Leg.DECODE, uid), self.samples.get(uid)) for uid in uids], decode_use
             )
         waiting = {uid: ledger.count_prefill_backlog(uid) for uid in uids}
         arrived = {uid: ledger.computed.get(uid, 0.0) + work for uid, work in waiting.items()}

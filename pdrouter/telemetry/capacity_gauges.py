@@ -1,7 +1,7 @@
 """How fast and how full pods are, and how many the load wants: read when asked for."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -11,7 +11,6 @@ from pdrouter.cluster.view import PodCache
 from pdrouter.engines.split import Leg
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.pods_wanted import PodsWanted
-from pdrouter.load.samples import EngineSample
 
 _USUAL_PROMPT = 2000
 _POD_LABELS = ("namespace", "pod", "model", "role")
@@ -24,7 +23,6 @@ class CapacityGauges(Collector):
         self,
         cache: PodCache,
         ledger: Ledger,
-        samples: Mapping[str, EngineSample],
         wanted: PodsWanted,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -33,13 +31,11 @@ class CapacityGauges(Collector):
         Args:
             cache: the pods.
             ledger: work in flight, and how fast it is done.
-            samples: what engines say of themselves.
-            wanted: tells how many pods the load wants.
+            wanted: tells how many pods the load wants, by what engines say of themselves.
             clock: gives the time in seconds.
         """
         self._cache = cache
         self._ledger = ledger
-        self._samples = samples
         self._wanted = wanted
         self._clock = clock
 
@@ -102,7 +98,7 @@ class CapacityGauges(Collector):
             _POD_LABELS,
         )
         for pod in pods:
-            sample = self._samples.get(pod.uid)
+            sample = self._wanted.samples.get(pod.uid)
             if sample is None or pod.role not in (Role.DECODE, Role.BOTH):
                 continue
             labels = (pod.namespace, pod.name, pod.model, pod.role)

@@ -20,7 +20,6 @@ from pdrouter.cluster.view import PodCache
 from pdrouter.load.failures import FailureMemory
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.pods_wanted import PodsWanted
-from pdrouter.load.samples import EngineSample
 from pdrouter.load.scrape_stats import ScrapeStats
 from pdrouter.serving.tokenizers import TokenizerStats
 from pdrouter.telemetry.capacity_gauges import CapacityGauges
@@ -160,7 +159,6 @@ class Metrics:
         failures: FailureMemory | None = None,
         redis: LinkStats | None = None,
         keys: KeysFile | None = None,
-        samples: Mapping[str, EngineSample] = MappingProxyType({}),
         wanted: PodsWanted | None = None,
     ) -> None:
         """Declare the metrics.
@@ -176,8 +174,7 @@ class Metrics:
             failures: which pods have failed of late, for the gauges per pod.
             redis: what has become of calls to Redis; None where no server is named.
             keys: the users of the file; None for none.
-            samples: what engines say of themselves, for the gauges per pod.
-            wanted: tells how many pods the load wants; None for one that goes by the two.
+            wanted: tells how many pods the load wants; None where engines say nothing.
         """
         # A time of creation beside every counter would double the page.
         disable_created_metrics()
@@ -195,8 +192,7 @@ class Metrics:
             __version__
         ).set(1)
         self.add(LiveGauges(cache, ledger, in_flight, failures or FailureMemory()))
-        wanted = wanted or PodsWanted(ledger, samples)
-        self.add(CapacityGauges(cache, ledger, samples, wanted))
+        self.add(CapacityGauges(cache, ledger, wanted or PodsWanted(ledger, {})))
         self.add(_WatchMetrics(watches))
         self.add(_ScrapeMetrics(scrapes or ScrapeStats()))
         self.add(_TokenizerMetrics(tokenizers or TokenizerStats()))

@@ -12,7 +12,6 @@ from pdrouter.engines.split import Leg
 from pdrouter.load.failures import FailureMemory
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.pods_wanted import PodsWanted
-from pdrouter.load.samples import EngineSample
 from pdrouter.load.scrape_stats import ScrapeStats
 from pdrouter.routing.decision import DecisionKind
 from pdrouter.serving.answers import AnswerReport
@@ -64,7 +63,6 @@ class RequestTelemetry:
         tokenizers: TokenizerStats | None = None,
         log_entries: Mapping[str, int] = MappingProxyType({}),
         failures: FailureMemory | None = None,
-        samples: Mapping[str, EngineSample] = MappingProxyType({}),
         wanted: PodsWanted | None = None,
         bodies: HeldBodies | None = None,
         trace: TakeTrace | None = None,
@@ -85,8 +83,7 @@ class RequestTelemetry:
                 counted.
             log_entries: entries of Envoy's access log by what became of them, for metrics.
             failures: which pods have failed of late, for metrics.
-            samples: what engines say of themselves, for metrics.
-            wanted: tells how many pods the load wants, for metrics; None for one of its own.
+            wanted: tells how many pods the load wants, for metrics; None where engines say nothing.
             bodies: the request bodies that wait, for metrics; None where nobody counts them.
             trace: takes the trace of a request that has ended; None where there are none.
             redis: what has become of calls to Redis, for metrics; None where no server is named.
@@ -106,7 +103,6 @@ class RequestTelemetry:
             failures=failures,
             redis=redis,
             keys=keys,
-            samples=samples,
             wanted=wanted,
         )
         self._aibrix = AibrixMetrics(cache, ledger, self.open.values(), gateway_pod)

@@ -14,6 +14,7 @@ from manifests import DEPLOY, Object, build, find
 from pdrouter.cluster.pods import Role
 from pdrouter.cluster.view import PodCache
 from pdrouter.load.ledger import Ledger
+from pdrouter.load.pods_wanted import PodsWanted
 from pdrouter.load.samples import EngineSample
 from pdrouter.telemetry.requests import RequestTelemetry
 
@@ -82,7 +83,9 @@ def known_labels() -> dict[str, set[str]]:
     cache, pod = PodCache(), make_pod("d", Role.DECODE)
     cache.replace((pod,))
     samples = {pod.uid: EngineSample(0.0, kv_usage=0.0, kv_capacity_tokens=1)}
-    page = RequestTelemetry(cache, Ledger(), samples=samples).metrics.render().decode()
+    ledger = Ledger()
+    wanted = PodsWanted(ledger, samples)
+    page = RequestTelemetry(cache, ledger, wanted=wanted).metrics.render().decode()
     (labels,) = re.findall(r"^pdrouter_pods_wanted\{(.*)\}", page, re.MULTILINE)
     return {name: set() for name in re.findall(r"(\w+)=", labels)} | {"role": set(Role)}
 

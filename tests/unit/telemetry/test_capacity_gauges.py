@@ -7,6 +7,7 @@ from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import PodCache
 from pdrouter.engines.split import Leg
 from pdrouter.load.ledger import Ledger
+from pdrouter.load.pods_wanted import PodsWanted
 from pdrouter.load.prefill_rates import PrefillRates
 from pdrouter.load.samples import EngineSample
 from pdrouter.telemetry.requests import RequestTelemetry
@@ -23,7 +24,8 @@ class Page:
         self.cache.replace(pods)
         self.ledger = Ledger(PrefillRates(8000), lambda: self.now)
         self.samples: dict[str, EngineSample] = {}
-        self.telemetry = RequestTelemetry(self.cache, self.ledger, samples=self.samples)
+        wanted = PodsWanted(self.ledger, self.samples)
+        self.telemetry = RequestTelemetry(self.cache, self.ledger, wanted=wanted)
 
     def read(self, name: str) -> dict[str, float]:
         """The values of a metric, by the name of the pod."""
