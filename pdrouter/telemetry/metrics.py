@@ -84,6 +84,9 @@ class RequestMetrics:
             ("model",),
             registry=registry,
         )
+        self._declare_times(registry)
+
+    def _declare_times(self, registry: CollectorRegistry) -> None:
         self.headers_seconds = HistogramTally(
             "pdrouter_response_headers_seconds",
             "From the request's headers to the response's headers.",
