@@ -38,8 +38,9 @@ class PortSettings:
         1,
         "PDROUTER_WORKERS",
         number(int, "a whole number", 1, 64),
-        "Processes that serve. Each has a gRPC port of its own, counted up from that of "
-        "PDROUTER_GRPC_BIND; Envoy must know each of them (envoy.md). The HTTP port is common.",
+        "Processes that serve, and choose as one. Each has a gRPC port of its own, counted up "
+        "from that of PDROUTER_GRPC_BIND; Envoy must know each of them (envoy.md). The HTTP port "
+        "is common.",
         "--workers",
     )
     max_message_bytes: int = declare(

@@ -206,7 +206,7 @@ class RoutingSettings:
         1,
         "PDROUTER_REPLICAS",
         number(int, "a whole number", 1, 1000),
-        "Replicas of the router that send to the same pods, each with PDROUTER_WORKERS: they part "
+        "Replicas of the router that send to the same pods, each with its workers: they part "
         "the pods among them (routing.md). In Kubernetes, those of PDROUTER_SERVICE are found.",
     )
     replica: int | None = declare(
