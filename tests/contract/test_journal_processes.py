@@ -30,7 +30,7 @@ def test_a_reader_beside_a_writer_sees_whole_batches_in_their_order() -> None:
     )
     try:
         while expected != BATCHES:
-            assert writer.poll() in (None, 0)
+            ended = writer.poll()
             try:
                 batches, position = ring.read(position)
             except JournalLost:
@@ -42,6 +42,7 @@ def test_a_reader_beside_a_writer_sees_whole_batches_in_their_order() -> None:
                 assert expected in (None, number)
                 expected = number + 1
                 seen += 1
+            assert ended is None or (ended, expected) == (0, BATCHES)
     finally:
         writer.kill()
         writer.wait()
