@@ -165,6 +165,7 @@ class Application:
             trace=self._tracing.take if self._tracing else None,
             keys=self.keys,
             redis=self._shared.stats if self._shared else None,
+            observation=self._settings.observe_tokens,
         )
 
     def _create_exchanges(self) -> Exchanges:
@@ -243,6 +244,7 @@ class Application:
         async with AsyncExitStack() as stack:
             if self._tracing is not None:
                 stack.push_async_callback(self._tracing.close)
+            stack.callback(self.telemetry.close)
             await self.keys.load()
             await stack.enter_async_context(self._source)
             await stack.enter_async_context(self._client)

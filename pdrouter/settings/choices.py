@@ -307,5 +307,6 @@ class TokenObservation:
         return "first-token" if self.access_log else "off"
 
 
+NO_OBSERVATION = TokenObservation()
 FIRST_TOKEN = TokenObservation(access_log=True)
 """Envoy tells when the first token came, if it is configured to; nobody counts the others."""

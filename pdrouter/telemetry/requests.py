@@ -22,6 +22,7 @@ from pdrouter.serving.refusals import DEADLINE_MISSED
 from pdrouter.serving.release import ReleaseOutcome
 from pdrouter.serving.tokenizers import TokenizerStats
 from pdrouter.serving.trace import RequestTrace
+from pdrouter.settings.choices import NO_OBSERVATION, TokenObservation
 from pdrouter.telemetry.aibrix_metrics import AibrixMetrics
 from pdrouter.telemetry.bodies import BodyMetrics
 from pdrouter.telemetry.decisions import DecisionLog
@@ -30,6 +31,7 @@ from pdrouter.telemetry.descriptions import (
     describe_choice,
     describe_request,
 )
+from pdrouter.telemetry.held_lines import HeldLines
 from pdrouter.telemetry.metrics import Metrics
 from pdrouter.users.keys_file import KeysFile
 from pdrouter.users.redis.stats import LinkStats
@@ -40,6 +42,8 @@ TakeTrace: TypeAlias = Callable[[RequestRecord, RequestTrace], None]
 """Takes the trace of a request that has ended."""
 
 _LOUD = frozenset({Outcome.FAILED, Outcome.PROTOCOL_ERROR})
+_TOLD_OF = frozenset({Outcome.OK, Outcome.CLIENT_LEFT})
+"""How requests end whose answers Envoy's access log has more to say of."""
 
 
 class RequestTelemetry:
@@ -68,6 +72,7 @@ class RequestTelemetry:
         trace: TakeTrace | None = None,
         redis: LinkStats | None = None,
         keys: KeysFile | None = None,
+        observation: TokenObservation = NO_OBSERVATION,
     ) -> None:
         """Start with no requests.
 
@@ -88,9 +93,13 @@ class RequestTelemetry:
             trace: takes the trace of a request that has ended; None where there are none.
             redis: what has become of calls to Redis, for metrics; None where no server is named.
             keys: the users of the file, for metrics; None for none.
+            observation: who tells when the first token of an answer came, and of its tokens.
         """
         self.decisions = DecisionLog(kept_decisions)
         self._trace = trace
+        self._observation = observation
+        self._log_entries = log_entries
+        self._held = HeldLines(self._write_line)
         self.open: dict[str, RequestRecord] = {}
         self.metrics = Metrics(
             cache,
@@ -144,20 +153,22 @@ class RequestTelemetry:
     def answer_reported(self, report: AnswerReport, pod: Pod | None) -> None:
         """Count an answer's tokens and times; say if another pod than the chosen one gave it.
 
-        Envoy's access log tells of answers after their end, and perhaps another router than the one
-        that has written the request's line: what was counted then has a line of its own.
+        Envoy's access log tells of answers after their end: their requests' lines wait for that.
+        Where it tells another router, what was counted has a line of its own.
         """
         self.metrics.tokens.count(report, pod)
         self.metrics.users.count_answer(report)
         self._aibrix.answer_reported(report, pod)
         request = report.request
         record = self.open.get(request.request_id)
-        if record is None:
-            record = self.decisions.find(request.request_id)
-            if log.isEnabledFor(logging.INFO) and (report.usage or report.first_token_s):
-                _write(logging.INFO, "answer", describe_answer(report, pod))
+        held = None if record is not None else self._held.take(request.request_id)
+        record = record or held or self.decisions.find(request.request_id)
         if record is not None:
             record.note_answer(report.usage, report.first_token_s)
+        if held is not None:
+            self._write_line(held)
+        elif self._has_line(request.request_id, report):
+            _write(logging.INFO, "answer", describe_answer(report, pod))
         if report.misrouted:
             self.metrics.requests.misrouted.labels(request.model).inc()
             fields = {
@@ -199,6 +210,32 @@ class RequestTelemetry:
         trace = record.trace
         if trace is not None and trace.own.sampled and self._trace is not None:
             self._trace(record, trace)
+        if self._expects_answer(record):
+            self._held.hold(record)
+        else:
+            self._write_line(record)
+
+    def _has_line(self, request_id: str, report: AnswerReport) -> bool:
+        """Return whether an answer has a line of its own, since that of its request is written."""
+        told = report.usage is not None or report.first_token_s is not None
+        return told and request_id not in self.open and log.isEnabledFor(logging.INFO)
+
+    def close(self) -> None:
+        """Write the lines that wait."""
+        self._held.close()
+
+    def _expects_answer(self, record: RequestRecord) -> bool:
+        """Return whether Envoy, which has told this router of others, will tell of its answer."""
+        observation = self._observation
+        if record.outcome not in _TOLD_OF or not record.forwarded:
+            return False
+        if not observation.access_log or not self._log_entries.get("counted"):
+            return False
+        if record.stream and record.first_token_s is None:
+            return True
+        return observation.counts and record.output_tokens is None
+
+    def _write_line(self, record: RequestRecord) -> None:
         level = logging.WARNING if record.outcome in _LOUD else logging.INFO
         if log.isEnabledFor(level):
             fields = describe_request(record)

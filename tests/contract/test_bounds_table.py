@@ -125,7 +125,7 @@ from pdrouter.serving.wakes import Wakes
 from pdrouter.settings import Settings, describe_settings
 from pdrouter.settings.choices import Priority
 from pdrouter.settings.redis_url import RedisUrl
-from pdrouter.telemetry import logs, model_series, tracing
+from pdrouter.telemetry import held_lines, logs, model_series, tracing
 from pdrouter.telemetry.decisions import DecisionLog
 from pdrouter.telemetry.journal import JournalMetrics
 from pdrouter.telemetry.requests import RequestTelemetry
@@ -1233,6 +1233,16 @@ async def exceed_a_metrics_page(_: pytest.MonkeyPatch) -> None:
     series = b"".join(b'vllm:num_requests_running{a="%d"} 1\n' % n for n in range(3000))
     (found,) = exposition.Families("vllm:num_requests_running").find(series).values()
     assert len(found) == exposition.MAX_SERIES
+
+
+@walk(
+    "Lines of requests that wait for what Envoy tells of their answers",
+    f"{held_lines.MOST_HELD:,} for {held_lines.HOLD_S:g} s",
+)
+async def exceed_the_held_lines(_: pytest.MonkeyPatch) -> None:
+    tests = "unit/telemetry/test_request_telemetry.py"
+    shown_by(tests, "test_no_more_lines_wait_than_there_is_room_for")
+    shown_by(tests, "test_a_line_waits_for_what_envoy_tells_of_its_answer")
 
 
 @walk("Lines of the log that wait", f"{logs.MAX_WAITING_LINES:,}")

@@ -1,5 +1,6 @@
 """What is counted and written for each request."""
 
+import asyncio
 import io
 import json
 import logging
@@ -28,6 +29,7 @@ from pdrouter.routing.session_affinity import SessionOutcome
 from pdrouter.serving.answers import AnswerReport, RoutedRequest
 from pdrouter.serving.record import Outcome, RequestRecord, Retry, describe_decision
 from pdrouter.serving.release import ReleaseOutcome
+from pdrouter.settings.choices import FIRST_TOKEN
 from pdrouter.telemetry.descriptions import describe_request
 from pdrouter.telemetry.logs import (
     MAX_WAITING_LINES,
@@ -401,6 +403,67 @@ def test_what_is_counted_of_an_open_request_is_in_its_line(
     assert event == "request"
     counted = (fields["prompt_tokens"], fields["cached_tokens"], fields["output_tokens"])
     assert (*counted, fields["first_token_ms"]) == (70, 64, 5, 650.0)
+
+
+async def test_a_line_waits_for_what_envoy_tells_of_its_answer(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("pdrouter.telemetry.held_lines.HOLD_S", 0.05)
+    entries = {"counted": 0}
+    telemetry = RequestTelemetry(PodCache(), Ledger(), log_entries=entries, observation=FIRST_TOKEN)
+
+    def finish(request_id: str, **changes: object) -> RequestRecord:
+        usual = {"forwarded": True, "outcome": Outcome.OK, "stream": True}
+        record = make_record(request_id=request_id, **{**usual, **changes})
+        telemetry.request_started(record)
+        telemetry.request_finished(record)
+        return record
+
+    def list_lines() -> list[tuple[str, object]]:
+        return [
+            (fields["request_id"], fields["first_token_ms"]) for _, fields in read_lines(caplog)
+        ]
+
+    finish("before Envoy has told of any")
+    entries["counted"] = 1
+    finish("failed", outcome=Outcome.FAILED)
+    finish("not streamed", stream=False)
+    finish("answered by the router", forwarded=False)
+    immediate = list_lines()
+    assert len(immediate) == 4
+    told, untold = finish("told"), finish("untold")
+    finish("left", outcome=Outcome.CLIENT_LEFT)
+    assert list_lines() == immediate
+    telemetry.answer_reported(make_report(told), D)
+    assert list_lines() == [*immediate, ("told", 650.0)]
+    async with asyncio.timeout(5):
+        while len(list_lines()) < len(immediate) + 3:
+            await asyncio.sleep(0.01)
+    assert list_lines()[-2:] == [("untold", None), ("left", None)]
+    telemetry.answer_reported(make_report(untold), D)
+    assert [event for event, _ in read_lines(caplog)][-1] == "answer"
+    finish("at the end")
+    telemetry.close()
+    assert list_lines()[-1] == ("at the end", None)
+
+
+async def test_no_more_lines_wait_than_there_is_room_for(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("pdrouter.telemetry.held_lines.MOST_HELD", 2)
+    telemetry = RequestTelemetry(
+        PodCache(), Ledger(), log_entries={"counted": 1}, observation=FIRST_TOKEN
+    )
+    for number in range(3):
+        record = make_record(
+            request_id=f"r-{number}", forwarded=True, outcome=Outcome.OK, stream=True
+        )
+        telemetry.request_finished(record)
+    assert [fields["request_id"] for _, fields in read_lines(caplog)] == ["r-2"]
+    telemetry.close()
+    assert len(read_lines(caplog)) == 3
 
 
 @pytest.mark.parametrize("here", [True, False], ids=["same-router", "another"])
