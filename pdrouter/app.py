@@ -40,7 +40,7 @@ from pdrouter.telemetry.journal import JournalMetrics
 from pdrouter.telemetry.requests import RequestTelemetry
 from pdrouter.wiring.exchanges import Exchanges, Surroundings, create_router
 from pdrouter.wiring.knowledge import create_knowledge
-from pdrouter.wiring.rules import find_tls, limit_client
+from pdrouter.wiring.rules import find_engine_tls, find_tls, limit_client
 from pdrouter.wiring.sharing import LANGUAGE, Sharing
 from pdrouter.wiring.sources import create_source
 from pdrouter.wiring.users import (
@@ -98,6 +98,7 @@ class Application:
             SettingInvalid: the settings name no source of pods, or not which replica this is, or
                 ask for traces without the package for them.
             TokenizerUnusable: a model's tokenizer cannot be loaded.
+            CertificatesInvalid: the files for TLS to engines cannot be used.
         """
         self._settings = settings
         self._admin_socket = admin_socket
@@ -111,8 +112,9 @@ class Application:
         self.ledger = self.knowledge.state.ledger
         self.failures = self.knowledge.state.failures
         self.cache = PodCache(self.knowledge.forget, self.knowledge.forget_engine)
+        self._engine_tls = find_engine_tls(settings)
         self._engines = self._create_scraper()
-        self._check = EngineCheck(self.cache)
+        self._check = EngineCheck(self.cache, self._engine_tls)
         self._source = create_source(settings, self.cache, self._group, self._count_reload)
         self._tokenizers = _create_tokenizers(settings)
         self.bodies = _bound_bodies(settings)
@@ -123,7 +125,7 @@ class Application:
         self.telemetry = self._create_telemetry(log_entries)
         if self._journal is not None:
             self.telemetry.metrics.add(JournalMetrics(self._journal.events))
-        self._client = EngineClient(limit_client(settings))
+        self._client = EngineClient(limit_client(settings), self._engine_tls)
         self._exchanges = self._create_exchanges()
         self.telemetry.metrics.users.failures = self._exchanges.gate.failures
         if self._exchanges.turns is not None:
@@ -214,6 +216,7 @@ class Application:
             # Without the API server, this is how an engine is seen to start anew.
             on_lost=self.knowledge.note_unreachable,
             samples=self.knowledge.samples,
+            tls=self._engine_tls,
         )
 
     def _create_admin(self) -> AdminServer:

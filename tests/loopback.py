@@ -3,6 +3,7 @@
 import asyncio
 import random
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager, suppress
@@ -51,7 +52,9 @@ Talk = Callable[[Server, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[
 
 
 @asynccontextmanager
-async def listen(talk: Talk) -> AsyncIterator[Server]:
+async def listen(
+    talk: Talk, *, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1"
+) -> AsyncIterator[Server]:
     """A server that talks so on each of its connections, and closes them when it has finished."""
     server = Server()
     tasks: set[asyncio.Task[None]] = set()
@@ -68,9 +71,9 @@ async def listen(talk: Talk) -> AsyncIterator[Server]:
         writer.close()
         tasks.discard(task)
 
-    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
-    host, port = listener.sockets[0].getsockname()
-    server.address = f"{host}:{port}"
+    listener = await asyncio.start_server(serve, host, 0, ssl=tls)
+    port = listener.sockets[0].getsockname()[1]
+    server.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         yield server
     finally:

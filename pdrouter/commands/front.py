@@ -12,6 +12,7 @@ from pdrouter.cluster.source import SourceUnusable
 from pdrouter.cluster.view import ClusterView
 from pdrouter.commands.running import StopSignals, drain, prepare_process, settle_process
 from pdrouter.commands.starting import describe_models, make_url
+from pdrouter.pem_files import CertificatesInvalid
 from pdrouter.ports import check_port
 from pdrouter.serving.tokenizers import TokenizerUnusable
 from pdrouter.settings import Settings
@@ -19,7 +20,14 @@ from pdrouter.tools.envoy_config import Address, EnvoyConfig, build_bootstrap, t
 from pdrouter.tools.envoy_process import EnvoyError, EnvoyProcess
 from pdrouter.users.roster import RosterInvalid
 
-UNUSABLE = (SourceUnusable, TokenizerUnusable, RosterInvalid, EnvoyError, OSError)
+UNUSABLE = (
+    SourceUnusable,
+    CertificatesInvalid,
+    TokenizerUnusable,
+    RosterInvalid,
+    EnvoyError,
+    OSError,
+)
 """What makes it impossible to run both; each says why."""
 
 _LOOPBACK = "127.0.0.1"

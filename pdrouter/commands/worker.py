@@ -10,7 +10,7 @@ import uvloop
 from pdrouter.cluster.source import SourceUnusable
 from pdrouter.commands.running import WorkerPlace, serve
 from pdrouter.commands.starting import report_names, report_strategy
-from pdrouter.extproc.tls import CertificatesInvalid
+from pdrouter.pem_files import CertificatesInvalid
 from pdrouter.serving.tokenizers import TokenizerUnusable
 from pdrouter.settings import Settings
 from pdrouter.telemetry.logs import log_to_stdout

@@ -8,6 +8,7 @@ from pdrouter.engine_http.answers import EngineAnswer
 from pdrouter.engine_http.connection import Connection
 from pdrouter.engine_http.failures import FailureKind, PostFailed
 from pdrouter.engine_http.progress import PostProgress
+from pdrouter.engine_http.tls import EngineTls, describe_failure
 from pdrouter.turns import Turns
 
 _NOT_IN_A_HEAD = ("\0", "\r")
@@ -34,15 +35,19 @@ class ClientLimits:
 class HttpClient:
     """Sends requests. A request waits in the engine, where load is seen, not for a connection."""
 
-    def __init__(self, limits: ClientLimits, keepalive_s: float) -> None:
+    def __init__(
+        self, limits: ClientLimits, keepalive_s: float, tls: EngineTls | None = None
+    ) -> None:
         """Begin without connections.
 
         Args:
             limits: limits of each request.
             keepalive_s: how long an idle connection is kept.
+            tls: how connections are encrypted; None if they are not.
         """
         self._limits = limits
         self._keepalive_s = keepalive_s
+        self._tls = tls
         self._loop = asyncio.get_running_loop()
         self._idle: dict[str, list[Connection]] = {}
         self._busy: set[Connection] = set()
@@ -62,6 +67,7 @@ class HttpClient:
         progress: PostProgress | None = None,
         once: bool = False,
         fresh: bool = False,
+        plain: bool = False,
     ) -> EngineAnswer:
         """Send a request and read the whole answer. Cancelling closes the connection.
 
@@ -77,6 +83,7 @@ class HttpClient:
                 likely closed the one that was taken.
             fresh: whether it needs a connection that was used a moment ago, or a new one, since
                 nobody will send it again.
+            plain: whether what listens there speaks no TLS, though engines do.
 
         Raises:
             PostFailed: there is no complete answer within the limits.
@@ -87,7 +94,7 @@ class HttpClient:
         connection = self._take(address, SURELY_OPEN_S if fresh else self._keepalive_s)
         while True:
             if connection is None:
-                connection = await self._connect(address, deadline)
+                connection = await self._connect(address, deadline, plain=plain)
             self._busy.add(connection)
             try:
                 return await connection.send(
@@ -130,19 +137,24 @@ class HttpClient:
             idle.pop().close()
         return None
 
-    async def _connect(self, address: str, deadline: float) -> Connection:
+    async def _connect(self, address: str, deadline: float, *, plain: bool) -> Connection:
         host, _, port = address.rpartition(":")
+        host = host.strip("[]")
+        context, name = (None, None) if plain or self._tls is None else self._tls.open(host)
         limit = self._loop.time() + self._limits.connect_s
         try:
             async with asyncio.timeout_at(min(limit, deadline)):
                 _, connection = await self._loop.create_connection(
-                    lambda: Connection(self._loop, self._turns), host.strip("[]"), int(port)
+                    lambda: Connection(self._loop, self._turns),
+                    *(host, int(port)),
+                    ssl=context,
+                    server_hostname=name,
                 )
         except TimeoutError:
             kind = FailureKind.CONNECT if limit <= deadline else FailureKind.TIMEOUT
             raise PostFailed(kind, f"no connection to {address} in time") from None
         except OSError as error:
-            message = f"cannot connect to {address}: {error.strerror or error}"
+            message = f"cannot connect to {address}: {describe_failure(error)}"
             raise PostFailed(FailureKind.CONNECT, message) from error
         if self._closed:
             connection.close()

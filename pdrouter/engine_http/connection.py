@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import Sequence
+from ssl import SSLError
 from typing import cast
 
 from pdrouter.engine_http.answers import AnswerReader, EngineAnswer
 from pdrouter.engine_http.failures import FailureKind, PostFailed
 from pdrouter.engine_http.progress import PostProgress
+from pdrouter.engine_http.tls import describe_failure
 from pdrouter.turns import Turns
 
 _PIECE_BYTES = 64 * 1024
@@ -84,7 +86,7 @@ class Connection(asyncio.Protocol):
         if error is None and reader.end() and reader.answer is not None:
             self._turns.resolve(done, reader.answer)
             return
-        what = "the engine has closed the connection" if error is None else str(error)
+        what = _describe_end(error)
         stale = self.used and not reader.begun
         done.set_exception(PostFailed(FailureKind.TRANSPORT, what, stale=stale))
 
@@ -179,6 +181,16 @@ class Connection(asyncio.Protocol):
                     return False
                 transport.write(view[start : start + _PIECE_BYTES])
         return True
+
+
+def _describe_end(error: Exception | None) -> str:
+    if error is None:
+        return "the engine has closed the connection"
+    return (
+        f"the connection broke: {describe_failure(error)}"
+        if isinstance(error, SSLError)
+        else str(error)
+    )
 
 
 class _Watch:

@@ -12,8 +12,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
 from pdrouter.extproc.server import HEALTH_SERVICES, SERVICE, ReceiveStream, Server, ServerOptions
-from pdrouter.extproc.tls import CertificatesInvalid, TlsFiles
+from pdrouter.extproc.tls import TlsFiles
 from pdrouter.extproc.wire import CreateExchange, StreamCut
+from pdrouter.pem_files import CertificatesInvalid
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ClusterView, PodCache
 from pdrouter.engine_http.client import ClientLimits, HttpClient
 from pdrouter.engine_http.failures import FailureKind, PostFailed
+from pdrouter.engine_http.tls import EngineTls, describe_failure
 from pdrouter.engines.split import Leg
 
 log = logging.getLogger(__name__)
@@ -51,17 +51,25 @@ class EngineCheck:
     """
 
     def __init__(
-        self, cache: PodCache, *, look_s: float = 1.0, again_s: float = 5.0, wait_s: float = 5.0
+        self,
+        cache: PodCache,
+        tls: EngineTls | None = None,
+        *,
+        look_s: float = 1.0,
+        again_s: float = 5.0,
+        wait_s: float = 5.0,
     ) -> None:
         """Set up; nobody is asked yet.
 
         Args:
             cache: the pods.
+            tls: how engines are spoken to; None for plain text.
             look_s: seconds between two looks for engines that have not been asked.
             again_s: seconds until an engine that did not answer is asked again.
             wait_s: seconds that an engine has for its answer.
         """
         self._cache = cache
+        self._tls = tls
         self._look_s = look_s
         self._again_s = again_s
         self._wait_s = wait_s
@@ -76,7 +84,7 @@ class EngineCheck:
         """Ask until cancelled."""
         slots = asyncio.Semaphore(_AT_ONCE)
         limits = ClientLimits(self._wait_s, self._wait_s, _PAGE_BYTES)
-        with closing(HttpClient(limits, keepalive_s=self._look_s)) as client:
+        with closing(HttpClient(limits, self._look_s, self._tls)) as client:
 
             async def ask(address: str, pods: Sequence[Pod]) -> None:
                 async with slots:
@@ -153,7 +161,7 @@ def _describe(failed: PostFailed) -> str:
     if failed.kind is FailureKind.TIMEOUT:
         return "no answer in time"
     cause = failed.__cause__
-    return os.strerror(cause.errno) if isinstance(cause, OSError) and cause.errno else str(failed)
+    return describe_failure(cause) if isinstance(cause, OSError) else str(failed)
 
 
 async def _fetch_names(client: HttpClient, address: str, wait_s: float) -> list[str]:

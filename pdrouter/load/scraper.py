@@ -15,6 +15,7 @@ from pdrouter.cluster.view import ClusterView, PodCache
 from pdrouter.engine_http.client import ClientLimits, HttpClient
 from pdrouter.engine_http.failures import PostFailed
 from pdrouter.engine_http.progress import PostProgress
+from pdrouter.engine_http.tls import EngineTls
 from pdrouter.engines.reading import EngineReading
 from pdrouter.engines.registry import find_dialect, has_metrics
 from pdrouter.load.counters import MeanMeter, RequestMeter, TokenCounter
@@ -113,6 +114,7 @@ class MetricsScraper:
         failures: FailureMemory | None = None,
         on_lost: Callable[[str], object] = _forget_it,
         samples: Samples | None = None,
+        tls: EngineTls | None = None,
     ) -> None:
         """Set up the scraper; nothing is opened yet.
 
@@ -126,6 +128,7 @@ class MetricsScraper:
             failures: is told which pods cannot be connected to.
             on_lost: called with the UID of each pod that cannot be connected to.
             samples: where they are kept; None for a place of its own.
+            tls: how engines are spoken to; None for plain text.
         """
         self._cache = cache
         self._ledger = ledger
@@ -134,6 +137,7 @@ class MetricsScraper:
         self._clock = clock
         self._failures = failures or FailureMemory()
         self._on_lost = on_lost
+        self._tls = tls
         self._client: HttpClient | None = None
         self._view: ClusterView | None = None
         self._targets: OrderedDict[str, _Target] = OrderedDict()
@@ -158,7 +162,7 @@ class MetricsScraper:
         limits = ClientLimits(self._deadline_s / 2, self._deadline_s, _PAGE_BYTES)
         # Each pod has at most one connection, and so many scrapes as start within the deadline
         # are under way at once.
-        self._client = HttpClient(limits, self._interval_s * _FRESH_INTERVALS + 60)
+        self._client = HttpClient(limits, self._interval_s * _FRESH_INTERVALS + 60, self._tls)
         return self
 
     async def __aexit__(
@@ -274,7 +278,9 @@ class MetricsScraper:
         pod = target.pod
         dialect = find_dialect(pod.engine)
         address = format_address(pod.ip, pod.metrics_port)
-        url = f"http://{address}{dialect.path}"
+        # Another port is that of something beside the engine.
+        plain = self._tls is None or pod.metrics_port != pod.port
+        url = f"{'http' if plain else 'https'}://{address}{dialect.path}"
         look = _Look(self._clock, lambda: self._ledger.count_requests(pod.uid))
         try:
             answer = await client.request(
@@ -282,6 +288,7 @@ class MetricsScraper:
                 body=None,
                 total_s=self._deadline_s,
                 progress=look,
+                plain=plain,
             )
         except PostFailed as failed:
             raise _ScrapeFailed(ScrapeFailure(failed.kind), f"{url}: {failed}") from None

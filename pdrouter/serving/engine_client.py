@@ -8,6 +8,7 @@ from pdrouter.cluster.pods import Pod
 from pdrouter.engine_http.answers import EngineAnswer
 from pdrouter.engine_http.client import ClientLimits, HttpClient
 from pdrouter.engine_http.progress import PostProgress
+from pdrouter.engine_http.tls import EngineTls
 from pdrouter.openai.headers import RANK
 from pdrouter.openai.pieces import Pieces
 
@@ -22,13 +23,19 @@ def address_rank(pod: Pod) -> Mapping[str, str]:
 
 @dataclass(slots=True)
 class EngineClient:
-    """Asks engines. Use as an async context manager."""
+    """Asks engines. Use as an async context manager.
+
+    Attributes:
+        limits: limits of each request.
+        tls: how engines are spoken to; None for plain text.
+    """
 
     limits: ClientLimits
+    tls: EngineTls | None = None
     _http: HttpClient | None = field(default=None, init=False)
 
     async def __aenter__(self) -> "EngineClient":
-        self._http = HttpClient(self.limits, _KEEPALIVE_S)
+        self._http = HttpClient(self.limits, _KEEPALIVE_S, self.tls)
         return self
 
     async def __aexit__(
@@ -52,6 +59,7 @@ class EngineClient:
         progress: PostProgress | None = None,
         once: bool = False,
         fresh: bool = False,
+        plain: bool = False,
     ) -> EngineAnswer:
         """Send a request and read the whole answer. Cancelling closes the connection.
 
@@ -64,6 +72,7 @@ class EngineClient:
             progress: learns how far it comes; None if nobody needs to know.
             once: whether it must not be sent again where its connection was stale.
             fresh: whether it needs a connection that was used a moment ago, or a new one.
+            plain: whether what listens there is no engine, and speaks no TLS.
 
         Raises:
             PostFailed: there is no complete answer within the limits.
@@ -78,21 +87,25 @@ class EngineClient:
             progress=progress,
             once=once,
             fresh=fresh,
+            plain=plain,
         )
 
-    async def get(self, address: str, path: str, total_s: float) -> EngineAnswer:
+    async def get(
+        self, address: str, path: str, total_s: float, *, plain: bool = False
+    ) -> EngineAnswer:
         """Ask for something, and read the whole answer.
 
         Args:
             address: `ip:port` of the pod.
             path: path with query string.
             total_s: seconds for everything.
+            plain: whether that port speaks no TLS, though the one for requests does.
 
         Raises:
             PostFailed: there is no complete answer within the limits.
         """
         return await self._open.request(
-            "GET", address, path, _NO_HEADERS, body=None, total_s=total_s
+            "GET", address, path, _NO_HEADERS, body=None, total_s=total_s, plain=plain
         )
 
     @property

@@ -98,7 +98,9 @@ class Introductions:
         if inquiry.port is not None:
             address = format_address(pod.ip, inquiry.port)
         total_s = min(inquiry.timeout_s, max(0.001, deadline - time.monotonic()))
-        answer = await self.client.get(address, inquiry.path, total_s)
+        answer = await self.client.get(
+            address, inquiry.path, total_s, plain=inquiry.port is not None
+        )
         if answer.status != _OK:
             message = f"{address}{inquiry.path} answered {answer.status}"
             raise PostFailed(FailureKind.TRANSPORT, message)

@@ -108,7 +108,7 @@ class Wakes:
         headers = {"content-type": "application/json"}
         body = Pieces((encode(members),))
         try:
-            answer = await self._client.post(address, _PATH, headers, body, _ANSWER_S)
+            answer = await self._client.post(address, _PATH, headers, body, _ANSWER_S, plain=True)
         except PostFailed as failed:
             problem = str(failed)
         else:

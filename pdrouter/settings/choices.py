@@ -120,6 +120,17 @@ NEVER_FORWARDED = frozenset(
 message or a connection that is another one there."""
 
 
+class EngineEncryption(StrEnum):
+    """How engines are spoken to."""
+
+    OFF = "off"
+    """In plain text."""
+    ON = "on"
+    """In TLS, with certificates that are checked."""
+    INSECURE = "insecure"
+    """In TLS, with whoever answers."""
+
+
 class Transport(StrEnum):
     """What carries the ext_proc streams."""
 

@@ -11,6 +11,7 @@ from pdrouter.settings.choices import TokenObservation, UserSource
 from pdrouter.settings.combination import CombinationInvalid
 from pdrouter.settings.deadlines import DeadlineSettings
 from pdrouter.settings.declaration import Declaration
+from pdrouter.settings.engine_tls import EngineTlsSettings
 from pdrouter.settings.failures import FailureSettings
 from pdrouter.settings.fairness import FairnessSettings
 from pdrouter.settings.legs import LegSettings
@@ -62,6 +63,7 @@ class Settings(
     PortSettings,
     UserSettings,
     FailureSettings,
+    EngineTlsSettings,
     LegSettings,
     FairnessSettings,
     DeadlineSettings,
@@ -124,6 +126,7 @@ class Settings(
             yield "PDROUTER_TLS_CERTIFICATE and PDROUTER_TLS_KEY go together"
         if self.tls_client_ca is not None and self.tls_certificate is None:
             yield "PDROUTER_TLS_CLIENT_CA needs PDROUTER_TLS_CERTIFICATE"
+        yield from self.find_engine_tls_conflicts()
         first = self.grpc_bind[1]
         if self.workers > 1 and first == 0:
             # A worker that is restarted must come back where Envoy looks for it.

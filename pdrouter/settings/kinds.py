@@ -17,6 +17,7 @@ LONGEST_TARGET_S = 86_400
 """Time for a first token that anybody may ask for: a request that is due later waits no longer."""
 _CLASS = re.compile(r"[A-Za-z0-9][-\w.]{0,62}", re.ASCII)
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?|\*")
+_HOST_LABEL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9]{0,61}[A-Za-z0-9])?")
 _LABEL = re.compile(r"(?:[a-z0-9][-a-z0-9.]*/)?[A-Za-z0-9](?:[-\w.]{0,61}[A-Za-z0-9])?", re.ASCII)
 
 
@@ -128,6 +129,14 @@ def _parse_boolean(text: str) -> bool:
     raise ValueError(text)
 
 
+def _parse_host_name(text: str) -> str:
+    labels = text.split(".")
+    # The last one of a name is no number: that would be an address.
+    if not all(map(_HOST_LABEL.fullmatch, labels)) or labels[-1].isdecimal():
+        raise ValueError(text)
+    return text
+
+
 def _parse_bind(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
@@ -227,6 +236,7 @@ def _parse_networks(text: str) -> tuple[str, ...]:
 BOOLEAN = ValueKind(_parse_boolean, "true or false")
 BIND = ValueKind(_parse_bind, "host:port, with an IPv6 address in brackets, or a port", _write_bind)
 PATH = ValueKind(Path, "a path")
+HOST_NAME = ValueKind(_parse_host_name, "a host name")
 TEXT = ValueKind(str, "any text")
 SELECTORS = ValueKind(_parse_selectors, "label selectors separated by semicolons", ";".join)
 NAMES = ValueKind(_parse_names, "names separated by commas")

@@ -10,6 +10,7 @@ from pdrouter.settings.algorithms import AlgorithmSettings
 from pdrouter.settings.combined import Settings, declarations, find_text
 from pdrouter.settings.deadlines import DeadlineSettings
 from pdrouter.settings.declaration import Declaration
+from pdrouter.settings.engine_tls import EngineTlsSettings
 from pdrouter.settings.failures import FailureSettings
 from pdrouter.settings.fairness import FairnessSettings
 from pdrouter.settings.legs import LegSettings
@@ -37,6 +38,7 @@ _GROUPS: Mapping[str, type] = MappingProxyType(
         "When requests are due": DeadlineSettings,
         "Users that take turns": FairnessSettings,
         "The legs of a request": LegSettings,
+        "TLS to engines": EngineTlsSettings,
         "Pods that fail": FailureSettings,
         "Users, and their limits": UserSettings,
         "Ports, and the end of the process": PortSettings,

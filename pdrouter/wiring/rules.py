@@ -1,6 +1,7 @@
 """The rules of the rooms, each from what is set."""
 
 from pdrouter.engine_http.client import ClientLimits
+from pdrouter.engine_http.tls import EngineTls, EngineTlsRules
 from pdrouter.engines.registry import SplitRules, Splits
 from pdrouter.extproc.exchange_policy import ExchangePolicy
 from pdrouter.extproc.header_limits import HeaderLimits
@@ -19,7 +20,7 @@ from pdrouter.serving.policy import DispatchPolicy
 from pdrouter.serving.priorities import PriorityRules
 from pdrouter.serving.release import ReleaseRules
 from pdrouter.settings import SettingInvalid, Settings
-from pdrouter.settings.choices import BlockRelease, Priority, Routing, TokenIds
+from pdrouter.settings.choices import BlockRelease, EngineEncryption, Priority, Routing, TokenIds
 from pdrouter.settings.key_files import read_key
 
 
@@ -147,6 +148,25 @@ def find_tls(settings: Settings) -> TlsFiles | None:
     if settings.tls_certificate is None or settings.tls_key is None:
         return None
     return TlsFiles(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
+
+
+def find_engine_tls(settings: Settings) -> EngineTls | None:
+    """Return how engines are spoken to; None for plain text.
+
+    Raises:
+        CertificatesInvalid: the files cannot be used.
+    """
+    if settings.engine_tls is EngineEncryption.OFF:
+        return None
+    return EngineTls(
+        EngineTlsRules(
+            verified=settings.engine_tls is EngineEncryption.ON,
+            authorities=settings.engine_ca,
+            name=settings.engine_server_name,
+            certificate=settings.engine_client_certificate,
+            key=settings.engine_client_key,
+        )
+    )
 
 
 def choose_exchange_policy(settings: Settings) -> ExchangePolicy:

@@ -1,14 +1,21 @@
-"""One POST to a prefill pod, against real servers: what it sends, and what may go wrong."""
+"""One POST to a prefill pod, against real servers: what it sends, and what may go wrong.
+
+All of it in plain text, and in TLS.
+"""
 
 import asyncio
 import gzip
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeAlias
 
+import loopback
 import pytest
+from authority import Authority
 from hypothesis import given
 from hypothesis import strategies as st
 from loopback import (
@@ -19,7 +26,6 @@ from loopback import (
     answer_always,
     answering,
     hang,
-    listen,
     reset,
     trickle,
 )
@@ -29,12 +35,48 @@ from pdrouter.engine_http.answers import MAX_INTERIM_ANSWERS, AnswerReader, Engi
 from pdrouter.engine_http.client import SURELY_OPEN_S, ClientLimits
 from pdrouter.engine_http.failures import FailureKind, PostFailed
 from pdrouter.engine_http.progress import PostProgress
+from pdrouter.engine_http.tls import EngineTls, EngineTlsRules
 from pdrouter.openai.pieces import Pieces
 from pdrouter.serving.engine_client import EngineClient
 
 MIB = 1024 * 1024
 Posting: TypeAlias = asyncio.Task[EngineAnswer]
 LIMITS = ClientLimits(connect_s=LONGER_S, response_s=LONGER_S, answer_bytes=64 * 1024)
+
+
+@dataclass(frozen=True, slots=True)
+class Speech:
+    """How client and server speak to each other."""
+
+    server: ssl.SSLContext | None = None
+    client: EngineTls | None = None
+
+
+spoken = Speech()
+
+
+@pytest.fixture(params=["plain", "tls"], autouse=True, scope="module")
+def speech(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    global spoken  # noqa: PLW0603 - every server and every client of this module goes by it
+    if request.param == "tls":
+        directory = tmp_path_factory.mktemp("certificates")
+        authority = Authority.create(directory, "authority")
+        pair = authority.sign(directory, "engine")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(pair.certificate, pair.key)
+        spoken = Speech(context, EngineTls(EngineTlsRules(authorities=authority.pair.certificate)))
+    yield
+    spoken = Speech()
+
+
+def listen(talk: Talk) -> AbstractAsyncContextManager[Server]:
+    return loopback.listen(talk, tls=spoken.server)
+
+
+def create_client(limits: ClientLimits) -> EngineClient:
+    return EngineClient(limits, spoken.client)
 
 
 async def post(
@@ -58,7 +100,7 @@ async def post(
 async def fail(
     talk: Talk, *, limits: ClientLimits = LIMITS, total_s: float = LONGER_S
 ) -> PostFailed:
-    async with listen(talk) as server, EngineClient(limits) as client:
+    async with listen(talk) as server, create_client(limits) as client:
         with pytest.raises(PostFailed) as caught:
             await post(client, server.address, total_s=total_s)
         # A connection that failed is not kept.
@@ -85,7 +127,7 @@ async def test_a_request_carries_the_given_headers_and_no_others() -> None:
         "traceparent": "00-1-2-03",
         "x-utf-8": "é",
     }
-    async with listen(answer_always) as server, EngineClient(LIMITS) as client:
+    async with listen(answer_always) as server, create_client(LIMITS) as client:
         await post(client, server.address, headers=headers, body=b'{"a":1}')
     request = server.requests[0]
     assert request.line == "POST /v1/completions HTTP/1.1"
@@ -101,7 +143,7 @@ async def test_a_request_carries_the_given_headers_and_no_others() -> None:
     "path", ["/v1/messages?beta=true", "/a?b=%2F%20+&c=%e9", "/a%2fb", "/a?q=é"]
 )
 async def test_path_and_query_go_out_as_they_came(path: str) -> None:
-    async with listen(answer_always) as server, EngineClient(LIMITS) as client:
+    async with listen(answer_always) as server, create_client(LIMITS) as client:
         await post(client, server.address, path=path)
     assert server.requests[0].line == f"POST {path} HTTP/1.1"
 
@@ -109,7 +151,7 @@ async def test_path_and_query_go_out_as_they_came(path: str) -> None:
 @pytest.mark.parametrize("size", [0, 1, MIB, MIB + 1, 8 * MIB, 8 * MIB + 1])
 async def test_bodies_of_any_size_go_out_whole_and_with_their_length(size: int) -> None:
     body = bytes(range(256)) * (size // 256 + 1)
-    async with listen(answer_always) as server, EngineClient(LIMITS) as client:
+    async with listen(answer_always) as server, create_client(LIMITS) as client:
         await post(client, server.address, body=body[:size])
     request = server.requests[0]
     assert request.body == body[:size]
@@ -121,13 +163,13 @@ async def test_bodies_of_any_size_go_out_whole_and_with_their_length(size: int) 
 async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    async with listen(answer_always) as server, EngineClient(LIMITS) as client:
+    async with listen(answer_always) as server, create_client(LIMITS) as client:
         assert (await post(client, server.address)).status == 200
 
 
 async def test_cookies_are_not_kept_for_the_next_client() -> None:
     answer = b"HTTP/1.1 200 OK\r\nset-cookie: a=b; path=/\r\ncontent-length: 0\r\n\r\n"
-    async with listen(answering(answer, OK)) as server, EngineClient(LIMITS) as client:
+    async with listen(answering(answer, OK)) as server, create_client(LIMITS) as client:
         await post(client, server.address)
         await post(client, server.address)
     assert len(server.requests) == 2
@@ -143,7 +185,7 @@ async def test_an_answer_of_any_status_is_an_answer(status: int) -> None:
         f"HTTP/1.1 {status} Whatever\r\nLocation: /elsewhere\r\nX-Mixed-Case: Kept\r\n"
         "content-length: 5\r\n\r\n"
     ).encode() + b"{\xff\x00}\n"
-    async with listen(answering(answer)) as server, EngineClient(LIMITS) as client:
+    async with listen(answering(answer)) as server, create_client(LIMITS) as client:
         got = await post(client, server.address)
     assert (got.status, got.body) == (status, b"{\xff\x00}\n")
     assert got.headers == {"location": "/elsewhere", "x-mixed-case": "Kept", "content-length": "5"}
@@ -161,7 +203,7 @@ async def test_an_answer_of_any_status_is_an_answer(status: int) -> None:
     ids=["chunked", "until the end", "http/1.0", "after a continue"],
 )
 async def test_bodies_of_any_framing_are_read(answer: bytes) -> None:
-    async with listen(answering(answer)) as server, EngineClient(LIMITS) as client:
+    async with listen(answering(answer)) as server, create_client(LIMITS) as client:
         assert (await post(client, server.address)).body == b"{}"
 
 
@@ -175,7 +217,7 @@ async def test_an_answer_may_come_before_the_body_was_read() -> None:
         await writer.drain()
         await reader.read()
 
-    async with listen(refuse_early) as server, EngineClient(LIMITS) as client:
+    async with listen(refuse_early) as server, create_client(LIMITS) as client:
         assert (await post(client, server.address, body=b"x" * 8 * MIB)).status == 413
 
 
@@ -184,7 +226,7 @@ async def test_an_answer_up_to_the_limit_is_read(size: int) -> None:
     answer = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (size, b"x" * size)
     async with (
         listen(answering(answer)) as server,
-        EngineClient(limit(answer_bytes=1000)) as client,
+        create_client(limit(answer_bytes=1000)) as client,
     ):
         assert (await post(client, server.address)).body == b"x" * size
 
@@ -203,7 +245,7 @@ _ZEROS = gzip.compress(bytes(MIB))
 )
 async def test_an_answer_above_the_limit_is_a_failure(answer: bytes) -> None:
     limits = limit(answer_bytes=1000)
-    async with listen(answering(answer)) as server, EngineClient(limits) as client:
+    async with listen(answering(answer)) as server, create_client(limits) as client:
         with pytest.raises(PostFailed, match="larger than 1000 bytes") as caught:
             await post(client, server.address)
     assert (caught.value.kind, caught.value.stale) == (FailureKind.TOO_LARGE, False)
@@ -212,7 +254,7 @@ async def test_an_answer_above_the_limit_is_a_failure(answer: bytes) -> None:
 async def test_an_answer_that_is_compressed_unasked_is_not_unpacked() -> None:
     head = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n"
     talk = answering(head % len(_ZEROS) + _ZEROS)
-    async with listen(talk) as server, EngineClient(LIMITS) as client:
+    async with listen(talk) as server, create_client(LIMITS) as client:
         with pytest.raises(PostFailed, match="compressed") as caught:
             await post(client, server.address)
     assert caught.value.kind is FailureKind.TRANSPORT
@@ -230,7 +272,7 @@ async def test_an_answer_that_is_read_for_its_end_may_be_of_any_size(
     size = 3_000_000
     answer = b"HTTP/1.1 %b\r\ncontent-length: %d\r\n\r\n" % (status, size) + b"x" * size
     limits = limit(answer_bytes=1000)
-    async with listen(answering(answer, OK)) as server, EngineClient(limits) as client:
+    async with listen(answering(answer, OK)) as server, create_client(limits) as client:
         posting = client.post(
             server.address, "/", {}, Pieces((b"{}",)), WAIT_S, progress=PostProgress(drains=True)
         )
@@ -248,7 +290,7 @@ async def test_an_answer_that_is_read_for_its_end_may_be_of_any_size(
 
 
 async def test_a_connection_is_used_again() -> None:
-    async with listen(answer_always) as server, EngineClient(LIMITS) as client:
+    async with listen(answer_always) as server, create_client(LIMITS) as client:
         for _ in range(3):
             await post(client, server.address)
     assert (len(server.requests), server.connections) == (3, 1)
@@ -266,21 +308,21 @@ async def test_requests_at_the_same_time_do_not_wait_for_each_other() -> None:
         await both_came.wait()
         writer.write(OK)
 
-    async with listen(wait_for_another) as server, EngineClient(LIMITS) as client:
+    async with listen(wait_for_another) as server, create_client(LIMITS) as client:
         await asyncio.gather(*(post(client, server.address) for _ in range(60)))
     assert server.connections == 60
 
 
 async def test_connections_are_closed_with_the_client() -> None:
     async with listen(answer_always) as server:
-        async with EngineClient(LIMITS) as client:
+        async with create_client(LIMITS) as client:
             await post(client, server.address)
             assert not server.closed.is_set()
         await wait_until(server.closed.is_set)
 
 
 async def test_a_client_that_is_not_open_is_an_error() -> None:
-    client = EngineClient(LIMITS)
+    client = create_client(LIMITS)
     with pytest.raises(RuntimeError, match="not open"):
         await post(client, "127.0.0.1:9")
     async with client:
@@ -292,7 +334,7 @@ async def test_a_client_that_is_not_open_is_an_error() -> None:
 @asynccontextmanager
 async def watching(address: str, size: int = 2) -> AsyncIterator[tuple[PostProgress, Posting]]:
     progress = PostProgress()
-    async with EngineClient(LIMITS) as client:
+    async with create_client(LIMITS) as client:
         posting = asyncio.create_task(
             client.post(address, "/", {}, Pieces((b"x" * size,)), WAIT_S, progress=progress)
         )
@@ -353,7 +395,7 @@ async def test_a_request_to_a_pod_that_then_resets_was_written() -> None:
 
 
 async def test_cancelling_closes_the_connection() -> None:
-    async with listen(hang) as server, EngineClient(LIMITS) as client:
+    async with listen(hang) as server, create_client(LIMITS) as client:
         task = asyncio.create_task(post(client, server.address))
         await wait_until(lambda: bool(server.requests))
         task.cancel()
@@ -363,7 +405,7 @@ async def test_cancelling_closes_the_connection() -> None:
 
 
 async def test_cancelling_while_the_answer_comes_closes_the_connection() -> None:
-    async with listen(trickle) as server, EngineClient(limit(answer_bytes=10**9)) as client:
+    async with listen(trickle) as server, create_client(limit(answer_bytes=10**9)) as client:
         task = asyncio.create_task(post(client, server.address))
         await wait_until(lambda: bool(server.requests))
         await asyncio.sleep(0.05)
@@ -380,7 +422,7 @@ async def test_a_port_that_nobody_listens_on_is_a_failure_to_connect() -> None:
     with closing(socket.socket()) as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-    async with EngineClient(LIMITS) as client:
+    async with create_client(LIMITS) as client:
         with pytest.raises(PostFailed) as caught:
             await post(client, f"127.0.0.1:{port}")
     assert (caught.value.kind, caught.value.stale) == (FailureKind.CONNECT, False)
@@ -397,7 +439,7 @@ async def test_a_host_that_does_not_answer_is_given_up(
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
         first.connect(listener.getsockname())
-        async with EngineClient(limit(connect_s=connect_s)) as client:
+        async with create_client(limit(connect_s=connect_s)) as client:
             with pytest.raises(PostFailed) as caught:
                 await post(client, "{}:{}".format(*listener.getsockname()), total_s=total_s)
     assert caught.value.kind == kind
@@ -438,7 +480,7 @@ async def test_an_answer_that_breaks_off_or_makes_no_sense_is_a_transport_failur
     "end", [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{", b"junk\r\n\r\n"]
 )
 async def test_only_a_used_connection_that_ends_without_any_answer_is_stale(end: bytes) -> None:
-    async with listen(answering(OK, end)) as server, EngineClient(LIMITS) as client:
+    async with listen(answering(OK, end)) as server, create_client(LIMITS) as client:
         await post(client, server.address)
         with pytest.raises(PostFailed) as caught:
             await post(client, server.address)
@@ -448,7 +490,7 @@ async def test_only_a_used_connection_that_ends_without_any_answer_is_stale(end:
 
 
 async def test_a_request_that_may_be_sent_again_is_where_the_connection_was_stale() -> None:
-    async with listen(answering(OK, b"")) as server, EngineClient(LIMITS) as client:
+    async with listen(answering(OK, b"")) as server, create_client(LIMITS) as client:
         for _ in range(2):
             assert (await post(client, server.address, once=False)).status == 200
     assert (server.connections, len(server.requests)) == (2, 3)
@@ -459,7 +501,7 @@ async def test_what_is_sent_once_in_any_case_takes_no_connection_that_may_be_clo
     open_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pdrouter.engine_http.client.SURELY_OPEN_S", open_s)
-    async with listen(answer_always) as server, EngineClient(LIMITS) as client:
+    async with listen(answer_always) as server, create_client(LIMITS) as client:
         for fresh in (False, True, False):
             await post(client, server.address, fresh=fresh)
     # The one that was idle for too long is kept for the others.
@@ -473,7 +515,7 @@ async def test_a_used_connection_that_is_reset_is_stale() -> None:
         await answering(OK)(server, reader, writer)
         await reset(server, reader, writer)
 
-    async with listen(talk) as server, EngineClient(LIMITS) as client:
+    async with listen(talk) as server, create_client(LIMITS) as client:
         await post(client, server.address)
         with pytest.raises(PostFailed) as caught:
             await post(client, server.address)
@@ -502,7 +544,7 @@ async def test_an_answer_that_keeps_coming_is_not_late() -> None:
             await asyncio.sleep(0.2)
             writer.write(b" ")
 
-    async with listen(talk) as server, EngineClient(limit(response_s=1.0)) as client:
+    async with listen(talk) as server, create_client(limit(response_s=1.0)) as client:
         assert (await post(client, server.address)).body == b" " * 8
 
 
@@ -513,7 +555,7 @@ async def test_an_answer_that_keeps_coming_is_not_late() -> None:
 async def test_a_few_interim_answers_are_passed_over(count: int) -> None:
     interim = b"HTTP/1.1 100 Continue\r\n\r\n" * count
     async with listen(answering(interim + OK, interim + OK)) as server:
-        async with EngineClient(LIMITS) as client:
+        async with create_client(LIMITS) as client:
             for _ in range(2):
                 assert (await post(client, server.address)).status == 200
         assert server.connections == 1
@@ -559,7 +601,7 @@ def cut(body: bytes, size: int) -> bytes:
 async def test_an_answer_may_come_in_chunks(length: int, size: int) -> None:
     body = b"x" * length
     answer = answering(CHUNKED + cut(body, size))
-    async with listen(answer) as server, EngineClient(LIMITS) as client:
+    async with listen(answer) as server, create_client(LIMITS) as client:
         assert (await post(client, server.address)).body == body
 
 
@@ -585,7 +627,7 @@ ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx-a: first\r\n\r\n{}"
     ],
 )
 async def test_what_comes_behind_an_answer_is_nobodys(rest: bytes) -> None:
-    async with listen(answering(ANSWER + rest, OK)) as server, EngineClient(LIMITS) as client:
+    async with listen(answering(ANSWER + rest, OK)) as server, create_client(LIMITS) as client:
         answer = await post(client, server.address)
         assert (answer.status, answer.headers["x-a"], answer.body) == (200, "first", b"{}")
         # The next request does not get what was said before it was sent: it has another connection.
@@ -596,7 +638,7 @@ async def test_what_comes_behind_an_answer_is_nobodys(rest: bytes) -> None:
 async def test_trailers_change_no_header() -> None:
     answer = CHUNKED.replace(b"\r\n\r\n", b"\r\nx-a: head\r\n\r\n")
     talk = answering(answer + b"2\r\n{}\r\n0\r\nx-a: trailer\r\nx-b: trailer\r\n\r\n")
-    async with listen(talk) as server, EngineClient(LIMITS) as client:
+    async with listen(talk) as server, create_client(LIMITS) as client:
         got = await post(client, server.address)
     assert (got.body, got.headers) == (b"{}", {"transfer-encoding": "chunked", "x-a": "head"})
 

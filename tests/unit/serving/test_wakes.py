@@ -25,8 +25,16 @@ class Runtime:
     answers: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def post(
-        self, address: str, path: str, headers: object, body: Pieces, total_s: float
+        self,
+        address: str,
+        path: str,
+        headers: object,
+        body: Pieces,
+        total_s: float,
+        *,
+        plain: bool,
     ) -> EngineAnswer:
+        assert plain  # It is no engine that answers there.
         self.asked.append((address, path, msgspec.json.decode(bytes(body))))
         await self.answers.wait()
         if not self.status:

@@ -19,6 +19,7 @@ from pdrouter.settings.choices import (
     STRATEGY_NAMES,
     Aggregation,
     BlockRelease,
+    EngineEncryption,
     FailurePolicy,
     Fairness,
     LegOrder,
@@ -177,6 +178,21 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     "PDROUTER_TLS_CERTIFICATE": ([], []),
     "PDROUTER_TLS_KEY": ([], []),
     "PDROUTER_TLS_CLIENT_CA": ([], []),
+    "PDROUTER_ENGINE_TLS": (
+        [
+            ("off", EngineEncryption.OFF),
+            ("ON", EngineEncryption.ON),
+            ("insecure", EngineEncryption.INSECURE),
+        ],
+        ["true", "1", "verify"],
+    ),
+    "PDROUTER_ENGINE_CA": ([], []),
+    "PDROUTER_ENGINE_SERVER_NAME": (
+        [("engines.prod.svc", "engines.prod.svc"), ("vllm-1", "vllm-1")],
+        ["10.0.0.1", "::1", "a..b", "*.prod", "-a", "a b", "https://a", "a:8000", "a" * 64],
+    ),
+    "PDROUTER_ENGINE_CLIENT_CERTIFICATE": ([], []),
+    "PDROUTER_ENGINE_CLIENT_KEY": ([], []),
     "PDROUTER_LAME_DUCK": ([("0", 0), ("300", 300)], ["-0.1", "301", "nan"]),
     "AIBRIX_PREFILL_SCORE_POLICY": (
         [
@@ -591,6 +607,12 @@ def test_options_and_variables_are_unique() -> None:
         {"PDROUTER_TLS_CLIENT_CA": "a"},
         {"PDROUTER_TLS_CLIENT_CA": "a", "PDROUTER_TLS_CERTIFICATE": "c"},
         {"PDROUTER_KUBERNETES": "true", "PDROUTER_ENDPOINTS": "f"},
+        {"PDROUTER_ENGINE_CA": "a"},
+        {"PDROUTER_ENGINE_SERVER_NAME": "engines"},
+        {"PDROUTER_ENGINE_CA": "a", "PDROUTER_ENGINE_TLS": "insecure"},
+        {"PDROUTER_ENGINE_CLIENT_CERTIFICATE": "c", "PDROUTER_ENGINE_CLIENT_KEY": "k"},
+        {"PDROUTER_ENGINE_CLIENT_CERTIFICATE": "c", "PDROUTER_ENGINE_TLS": "on"},
+        {"PDROUTER_ENGINE_CLIENT_KEY": "k", "PDROUTER_ENGINE_TLS": "on"},
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(environment: dict[str, str]) -> None:
@@ -603,6 +625,13 @@ def test_settings_that_do_not_go_together_are_refused(environment: dict[str, str
     "environment",
     [
         {"PDROUTER_TLS_CERTIFICATE": "c", "PDROUTER_TLS_KEY": "k"},
+        {
+            "PDROUTER_ENGINE_TLS": "on",
+            "PDROUTER_ENGINE_CA": "a",
+            "PDROUTER_ENGINE_SERVER_NAME": "engines",
+            "PDROUTER_ENGINE_CLIENT_CERTIFICATE": "c",
+            "PDROUTER_ENGINE_CLIENT_KEY": "k",
+        },
         {
             "PDROUTER_TLS_CERTIFICATE": "c",
             "PDROUTER_TLS_KEY": "k",
@@ -686,7 +715,7 @@ def test_what_few_need_stands_apart() -> None:
     apart = set(re.findall(r"^\| `(\w+)`", advanced, re.MULTILINE))
     assert apart == {each.variable for each in declarations().values() if each.advanced}
     assert shown | apart == set(NAMES)
-    assert 40 <= len(shown) <= 68
+    assert 40 <= len(shown) <= 72
     # What is worth an option is worth a place among the others.
     assert not [each.option for each in declarations().values() if each.advanced and each.option]
 
