@@ -188,7 +188,7 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     ),
     "PDROUTER_ENGINE_CA": ([], []),
     "PDROUTER_ENGINE_SERVER_NAME": (
-        [("engines.prod.svc", "engines.prod.svc"), ("vllm-1", "vllm-1")],
+        [],  # Alone, it is refused.
         ["10.0.0.1", "::1", "a..b", "*.prod", "-a", "a b", "https://a", "a:8000", "a" * 64],
     ),
     "PDROUTER_ENGINE_CLIENT_CERTIFICATE": ([], []),
@@ -628,7 +628,7 @@ def test_settings_that_do_not_go_together_are_refused(environment: dict[str, str
         {
             "PDROUTER_ENGINE_TLS": "on",
             "PDROUTER_ENGINE_CA": "a",
-            "PDROUTER_ENGINE_SERVER_NAME": "engines",
+            "PDROUTER_ENGINE_SERVER_NAME": "vllm-1.prod.svc",
             "PDROUTER_ENGINE_CLIENT_CERTIFICATE": "c",
             "PDROUTER_ENGINE_CLIENT_KEY": "k",
         },
