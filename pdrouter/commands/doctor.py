@@ -19,7 +19,9 @@ from pdrouter.cluster.kubernetes.api import (
     connect_in_cluster,
     find_kubeconfig,
 )
+from pdrouter.engine_http.tls import EngineTls
 from pdrouter.engines.registry import WIRES, Splits
+from pdrouter.pem_files import CertificatesInvalid
 from pdrouter.settings import Settings
 from pdrouter.tools.doctor.asking import ask_engines
 from pdrouter.tools.doctor.diagnosis import (
@@ -35,7 +37,7 @@ from pdrouter.tools.doctor.manifests import ManifestsUnreadable, read_manifests
 from pdrouter.tools.doctor.report import render_json, render_text
 from pdrouter.tools.doctor.snapshot import Snapshot
 from pdrouter.tools.doctor.survey import Survey
-from pdrouter.wiring.rules import create_splits
+from pdrouter.wiring.rules import create_splits, find_engine_tls
 
 _FORBIDDEN = 403
 
@@ -89,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
     """
     try:
         diagnosis = _diagnose(options)
-    except (ManifestsUnreadable, EndpointsInvalid) as error:
+    except (ManifestsUnreadable, EndpointsInvalid, CertificatesInvalid) as error:
         print(f"pdrouter doctor: {error}", file=sys.stderr)
         return 2
     except (KubeConfigInvalid, KubeRefused, aiohttp.ClientError, OSError) as error:
@@ -119,21 +121,22 @@ def _ask_engines(path: Path) -> Diagnosis:
 
     Raises:
         EndpointsInvalid: the file cannot be read.
+        CertificatesInvalid: the files for TLS to engines cannot be used.
     """
     settings = Settings.load(os.environ, {})
     splits = create_splits(settings)
     endpoints = read_endpoints(path, WIRES)
     for remark in endpoints.remarks:
         print(f"pdrouter doctor: {path}: {remark}", file=sys.stderr)
-    return diagnose_engines(asyncio.run(_survey(endpoints, splits)))
+    return diagnose_engines(asyncio.run(_survey(endpoints, splits, find_engine_tls(settings))))
 
 
-async def _survey(endpoints: Endpoints, splits: Splits) -> Survey:
+async def _survey(endpoints: Endpoints, splits: Splits, tls: EngineTls | None) -> Survey:
     # An engine whose name is not resolved is asked by its name, which says why it is not.
     addresses = await HostNames().look_up(endpoints.host_names)
     pods = create_pods(endpoints, addresses)
     # The ranks behind one port are one engine.
-    return await ask_engines(tuple(pod for pod in pods if not pod.number), splits)
+    return await ask_engines(tuple(pod for pod in pods if not pod.number), splits, tls)
 
 
 async def _read_cluster(options: argparse.Namespace) -> Snapshot:

@@ -7,6 +7,7 @@ import sys
 from pdrouter.settings import Settings, find_unknown_names
 from pdrouter.tools.envoy_config import command
 from pdrouter.tools.envoy_config.command import run
+from pdrouter.tools.envoy_config.pod_tls import name_file
 
 __all__ = ["add_arguments", "run"]
 
@@ -25,4 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         max_message_bytes=settings.max_message_bytes,
         prefill_timeout=settings.prefill_timeout_s,
         workers=settings.workers,
+        engine_tls=settings.engine_tls.value,
+        engine_ca_file=name_file(settings.engine_ca),
+        engine_server_name=settings.engine_server_name,
+        engine_client_certificate=name_file(settings.engine_client_certificate),
+        engine_client_key=name_file(settings.engine_client_key),
     )

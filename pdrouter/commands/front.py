@@ -17,6 +17,7 @@ from pdrouter.ports import check_port
 from pdrouter.serving.tokenizers import TokenizerUnusable
 from pdrouter.settings import Settings
 from pdrouter.tools.envoy_config import Address, EnvoyConfig, build_bootstrap, to_yaml
+from pdrouter.tools.envoy_config.pod_tls import choose_pod_tls
 from pdrouter.tools.envoy_process import EnvoyError, EnvoyProcess
 from pdrouter.users.roster import RosterInvalid
 
@@ -75,6 +76,7 @@ def _write_bootstrap(
         max_message_bytes=settings.max_message_bytes,
         prefill_timeout_s=settings.prefill_timeout_s,
         cors_origins=cors_origins,
+        pod_tls=choose_pod_tls(settings),
     )
     return to_yaml(build_bootstrap(config))
 

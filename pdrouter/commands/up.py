@@ -10,6 +10,7 @@ import uvloop
 from pdrouter.cluster.pods import is_ip
 from pdrouter.commands.starting import report_names
 from pdrouter.settings import SettingInvalid, Settings
+from pdrouter.settings.choices import EngineEncryption
 from pdrouter.telemetry.logs import log_to_stdout
 from pdrouter.tools.envoy_config import Address
 from pdrouter.tools.envoy_config.cors import check_origins
@@ -101,6 +102,8 @@ def _load(environment: Mapping[str, str], options: argparse.Namespace) -> Settin
         problems.append("PDROUTER_WORKERS: `pdrouter up` is one process; `pdrouter serve` has more")
     if settings.tls_certificate is not None:
         problems.append("PDROUTER_TLS_CERTIFICATE: between the two of `pdrouter up` is plain text")
+    if settings.engine_tls is EngineEncryption.ON and settings.engine_server_name is None:
+        problems.append("PDROUTER_ENGINE_TLS: Envoy needs PDROUTER_ENGINE_SERVER_NAME with it")
     if problems:
         raise SettingInvalid(*problems)
     return settings

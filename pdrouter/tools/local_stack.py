@@ -20,6 +20,7 @@ from pdrouter.tools.envoy_config import (
     build_bootstrap,
     to_yaml,
 )
+from pdrouter.tools.envoy_config.pod_tls import choose_pod_tls
 from pdrouter.tools.envoy_process import EnvoyProcess
 from pdrouter.tools.simulation.config import EngineConfig
 from pdrouter.tools.simulation.engine import SimulatedEngine
@@ -195,5 +196,6 @@ def _build_envoy(
         cors_origins=options.cors_origins,
         max_message_bytes=settings.max_message_bytes,
         prefill_timeout_s=settings.prefill_timeout_s,
+        pod_tls=choose_pod_tls(settings),
     )
     return to_yaml(build_bootstrap(config))

@@ -11,6 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pdrouter.commands import envoy_config
 from pdrouter.openai.headers import CONTROL_HEADERS
 from pdrouter.tools.envoy_config import (
     Address,
@@ -21,6 +22,7 @@ from pdrouter.tools.envoy_config import (
     command,
     to_yaml,
 )
+from pdrouter.tools.envoy_config.pod_tls import PodTls
 from pdrouter.tools.envoy_process import find_envoy
 
 ROUTER = Address("127.0.0.1", 50052)
@@ -85,6 +87,21 @@ class TestEnvoyAccepts:
     def test_tls_to_the_router(self, tmp_path: Path) -> None:
         routers = (ROUTER, Address("pdrouter.default.svc", 50052))
         self.validate(EnvoyConfig(routers=routers, router_ca_file=certifi.where()), tmp_path)
+
+    @pytest.mark.parametrize("routing", Routing)
+    @pytest.mark.parametrize(
+        "pod_tls",
+        [
+            PodTls(server_name="engines"),
+            PodTls(server_name="engines", ca_file=certifi.where()),
+            PodTls(verified=False),
+        ],
+        ids=["system", "authority", "insecure"],
+    )
+    def test_tls_to_the_pods(self, pod_tls: PodTls, routing: Routing, tmp_path: Path) -> None:
+        decode = (Address("10.0.0.2", 8000),) if routing is Routing.OVERRIDE_HOST else ()
+        config = EnvoyConfig(routers=(ROUTER,), routing=routing, decode=decode, pod_tls=pod_tls)
+        self.validate(config, tmp_path)
 
     @staticmethod
     def validate(config: EnvoyConfig, directory: Path) -> None:
@@ -295,6 +312,10 @@ class TestCommand:
                 "--cors-credentials",
                 *("--trace-collector", "otel:4318", "--trace-percent", "2.5"),
                 "--no-router-log",
+                *("--engine-tls", "on", "--engine-ca-file", "/engines/ca.pem"),
+                *("--engine-server-name", "engines.prod"),
+                *("--engine-client-certificate", "/own/tls.crt"),
+                *("--engine-client-key", "/own/tls.key"),
             )
             == 0
         )
@@ -317,12 +338,57 @@ class TestCommand:
             trace_percent=2.5,
             cors_origins=("https://a.example", "https://*.b.example"),
             cors_credentials=True,
+            pod_tls=PodTls(
+                ca_file="/engines/ca.pem",
+                server_name="engines.prod",
+                certificate_file="/own/tls.crt",
+                key_file="/own/tls.key",
+            ),
         )
         assert capsys.readouterr().out == to_yaml(build_bootstrap(expected))
 
     def test_contradictions_are_usage_errors(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert self.run("--routing", "override-host") == 2
         assert "decode" in capsys.readouterr().err
+        assert self.run("--engine-tls", "on") == 2
+        assert "needs the name" in capsys.readouterr().err
+
+    def test_engines_are_spoken_to_as_the_router_does(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name, value in {
+            "PDROUTER_ENGINE_TLS": "on",
+            "PDROUTER_ENGINE_CA": "/engines/ca.pem",
+            "PDROUTER_ENGINE_SERVER_NAME": "engines.prod",
+        }.items():
+            monkeypatch.setenv(name, value)
+        parser = argparse.ArgumentParser("pdrouter envoy-config")
+        envoy_config.add_arguments(parser)
+        assert envoy_config.run(parser.parse_args([])) == 0
+        (pods,) = (
+            each
+            for each in yaml.safe_load(capsys.readouterr().out)["static_resources"]["clusters"]
+            if each["name"] == "pods"
+        )
+        context = pods["transport_socket"]["typed_config"]
+        assert context["sni"] == "engines.prod"
+        checks = context["common_tls_context"]["validation_context"]
+        assert checks["trusted_ca"] == {"filename": "/engines/ca.pem"}
+        (name,) = checks["match_typed_subject_alt_names"]
+        assert name == {"san_type": "DNS", "matcher": {"exact": "engines.prod"}}
+
+    @pytest.mark.parametrize(
+        "decisions",
+        [
+            {},
+            {"verified": False, "ca_file": "/ca.pem"},
+            {"verified": False, "server_name": "engines"},
+            {"verified": False, "certificate_file": "/tls.crt"},
+        ],
+    )
+    def test_contradictions_of_tls_are_refused(self, decisions: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match="pods"):
+            PodTls(**decisions)
 
     @pytest.mark.parametrize(
         ("option", "value", "complaint"),

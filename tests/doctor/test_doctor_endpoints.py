@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from waiting import wait_until
 from pdrouter.cli import main
 from pdrouter.cluster.endpoints_file import create_pods
 from pdrouter.cluster.endpoints_text import parse_endpoints
+from pdrouter.engine_http.tls import EngineTls, EngineTlsRules
 from pdrouter.engines.registry import WIRES, SplitRules, Splits
 from pdrouter.tools.doctor.asking import ask_engines
 from pdrouter.tools.doctor.checks.endpoints import ENDPOINT_CHECKS
@@ -43,9 +45,9 @@ def describe(
     return yaml.safe_dump({"models": [model]})
 
 
-async def examine(text: str, rules: SplitRules = _RULES) -> Diagnosis:
+async def examine(text: str, rules: SplitRules = _RULES, tls: EngineTls | None = None) -> Diagnosis:
     pods = create_pods(parse_endpoints(text, WIRES), {})
-    return diagnose_engines(await ask_engines(pods, Splits(rules=rules)))
+    return diagnose_engines(await ask_engines(pods, Splits(rules=rules), tls))
 
 
 def found(diagnosis: Diagnosis) -> dict[str, str]:
@@ -152,6 +154,24 @@ async def test_an_engine_that_speaks_tls_is_named_so(tmp_path: Path) -> None:
         diagnosis = await examine(describe(whole=[f"{host}:{port}"]))
 
     assert "it speaks TLS, and no plain HTTP" in found(diagnosis)["engine-unreachable"]
+
+
+async def test_engines_are_spoken_to_as_the_router_would(tmp_path: Path) -> None:
+    pair = issue(tmp_path, "engines.test")
+    prefill_engine = EngineConfig(
+        role="prefill", models=(MODEL,), tls_certificate=str(pair.cert), tls_key=str(pair.key)
+    )
+    decode_engine = replace(prefill_engine, role="decode", engine_id="decode")
+    plain = EngineConfig(role="decode", models=(MODEL,))
+    tls = EngineTls(EngineTlsRules(authorities=pair.ca, name="engines.test"))
+    elsewhere = EngineTls(EngineTlsRules(authorities=pair.ca, name="elsewhere.test"))
+    async with run(prefill_engine, decode_engine, plain) as (prefill, decode, unencrypted):
+        text = describe({"prefill": [prefill], "decode": [decode]})
+        assert not found(await examine(text, tls=tls))
+        problem = found(await examine(text, tls=elsewhere))["engine-unreachable"]
+        assert "its certificate is not trusted: Hostname mismatch" in problem
+        problem = found(await examine(describe(whole=[unencrypted]), tls=tls))["engine-unreachable"]
+        assert "it does not speak TLS (PDROUTER_ENGINE_TLS)" in problem
 
 
 @pytest.mark.parametrize(

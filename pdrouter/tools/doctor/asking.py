@@ -9,10 +9,11 @@ import aiohttp
 import msgspec
 
 from pdrouter.cluster.pods import Pod
+from pdrouter.engine_http.tls import EngineTls
 from pdrouter.engines.registry import ENGINES, Splits, find_dialect
 from pdrouter.openai.paths import MODELS_PATH
 from pdrouter.tools.doctor.survey import Answers, ModelCard, PairTrial, Survey, choose_pairs
-from pdrouter.tools.doctor.talking import OK, decode, describe, send
+from pdrouter.tools.doctor.talking import OK, Asker, decode, describe
 from pdrouter.tools.doctor.trying import try_pair
 
 _CONNECT_S = 3.0
@@ -31,12 +32,13 @@ class _Models(msgspec.Struct, frozen=True):
     data: list[ModelCard] = []
 
 
-async def ask_engines(pods: Sequence[Pod], splits: Splits) -> Survey:
+async def ask_engines(pods: Sequence[Pod], splits: Splits, tls: EngineTls | None = None) -> Survey:
     """Ask each engine what it serves, then try pairs of them.
 
     Args:
         pods: the engines.
         splits: how the legs of a request are written.
+        tls: how the router would speak to them; None for plain text.
     """
     slots = asyncio.Semaphore(_AT_ONCE)
     # A proxy of the environment is not what the router uses, and cookies are none of its business.
@@ -44,14 +46,15 @@ async def ask_engines(pods: Sequence[Pod], splits: Splits) -> Survey:
     async with aiohttp.ClientSession(
         timeout=timeout, trust_env=False, cookie_jar=aiohttp.DummyCookieJar()
     ) as session:
+        asker = Asker(session, tls)
 
         async def ask(address: str) -> Answers:
             async with slots:
-                return await _ask(session, address)
+                return await _ask(asker, address)
 
         async def attempt(prefill: Pod, decode: Pod) -> PairTrial:
             async with slots:
-                return await try_pair(session, splits, prefill, decode)
+                return await try_pair(asker, splits, prefill, decode)
 
         addresses = list(dict.fromkeys(pod.address for pod in pods))
         answers = await asyncio.gather(*map(ask, addresses))
@@ -60,34 +63,34 @@ async def ask_engines(pods: Sequence[Pod], splits: Splits) -> Survey:
     return dataclasses.replace(survey, trials=tuple(trials))
 
 
-async def _ask(session: aiohttp.ClientSession, address: str) -> Answers:
+async def _ask(asker: Asker, address: str) -> Answers:
     try:
-        models = await send(session, address, MODELS_PATH)
+        models = await asker.send(address, MODELS_PATH)
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        return Answers(describe(error), speaks_tls=await _speaks_tls(address))
-    version = await _ask_further(session, address, "/version")
+        return Answers(describe(error), speaks_tls=asker.tls is None and await _speaks_tls(address))
+    version = await _ask_further(asker, address, "/version")
     return Answers(
         status=models.status,
         cards=tuple(decode(models.body, _Models, _Models()).data),
         version=decode(version, _Version, _Version()).version,
-        software=await _find_software(session, address),
+        software=await _find_software(asker, address),
     )
 
 
-async def _find_software(session: aiohttp.ClientSession, address: str) -> str:
+async def _find_software(asker: Asker, address: str) -> str:
     """Return what an engine is, by the names of its metrics; nothing if they do not tell."""
     for path in _METRICS_PATHS:
-        metrics = await _ask_further(session, address, path)
+        metrics = await _ask_further(asker, address, path)
         for sign, name in _SOFTWARE.items():
             if b"\n" + sign in metrics:
                 return name
     return ""
 
 
-async def _ask_further(session: aiohttp.ClientSession, address: str, path: str) -> bytes:
+async def _ask_further(asker: Asker, address: str, path: str) -> bytes:
     """Return what an engine that answers says under a path; nothing if it says nothing there."""
     try:
-        answer = await send(session, address, path)
+        answer = await asker.send(address, path)
     except (aiohttp.ClientError, OSError, TimeoutError):
         return b""
     return answer.body if answer.status == OK else b""

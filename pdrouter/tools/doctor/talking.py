@@ -1,14 +1,16 @@
 """One request to an engine, and what is said of its answer."""
 
 import asyncio
-import os
 import socket
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 import aiohttp
 import msgspec
+
+from pdrouter.engine_http.tls import EngineTls, describe_failure
 
 _T = TypeVar("_T")
 
@@ -27,31 +29,63 @@ class EngineReply:
     body: bytes
 
 
-async def send(
-    session: aiohttp.ClientSession,
-    address: str,
-    path: str,
-    body: bytes | None = None,
-    headers: Mapping[str, str] | None = None,
-) -> EngineReply:
-    """Send a GET, or a POST with a body.
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Asks engines as the router would.
 
-    Raises:
-        aiohttp.ClientError, OSError, TimeoutError: there is no answer.
+    Attributes:
+        session: sends the requests.
+        tls: how engines are spoken to; None for plain text.
     """
-    method, seconds = ("GET", _ASK_S) if body is None else ("POST", _TRIAL_S)
-    async with (
-        asyncio.timeout(seconds),
-        session.request(
-            method, f"http://{address}{path}", data=body, headers=headers, allow_redirects=False
-        ) as response,
-    ):
-        content = bytearray()
-        async for piece in response.content.iter_any():
-            content += piece
-            if len(content) > _LARGEST:
-                raise aiohttp.ClientPayloadError(f"{path} is larger than {_LARGEST} bytes")
-        return EngineReply(response.status, bytes(content))
+
+    session: aiohttp.ClientSession
+    tls: EngineTls | None
+
+    async def send(
+        self,
+        address: str,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        plain: bool = False,
+    ) -> EngineReply:
+        """Send a GET, or a POST with a body.
+
+        Args:
+            address: `ip:port` of the engine.
+            path: path with query string.
+            body: what is posted.
+            headers: request headers.
+            plain: whether that port speaks no TLS, though the one for requests does.
+
+        Raises:
+            aiohttp.ClientError, OSError, TimeoutError: there is no answer.
+        """
+        method, seconds = ("GET", _ASK_S) if body is None else ("POST", _TRIAL_S)
+        scheme, name = "http", None
+        context: ssl.SSLContext | bool = True
+        if self.tls is not None and not plain:
+            scheme = "https"
+            context, name = self.tls.open(address.rpartition(":")[0].strip("[]"))
+        url = f"{scheme}://{address}{path}"
+        async with (
+            asyncio.timeout(seconds),
+            self.session.request(
+                *(method, url),
+                data=body,
+                headers=headers,
+                allow_redirects=False,
+                ssl=context,
+                server_hostname=name,
+            ) as response,
+        ):
+            content = bytearray()
+            async for piece in response.content.iter_any():
+                content += piece
+                if len(content) > _LARGEST:
+                    raise aiohttp.ClientPayloadError(f"{path} is larger than {_LARGEST} bytes")
+            return EngineReply(response.status, bytes(content))
 
 
 def decode(data: bytes, kind: type[_T], default: _T) -> _T:
@@ -72,9 +106,11 @@ def describe(error: Exception) -> str:
     """Say why there was no answer, without what the libraries put around it."""
     if isinstance(error, TimeoutError):
         return "no answer in time"
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        cause = error.certificate_error
+        return describe_failure(cause) if isinstance(cause, OSError) else str(cause)
     if isinstance(error, aiohttp.ClientConnectorError):
         if isinstance(error.os_error, socket.gaierror):
             return f"the name is not resolved: {error.os_error.strerror}"
-        number = error.os_error.errno
-        return os.strerror(number) if number else str(error.os_error)
+        return describe_failure(error.os_error)
     return str(error) or type(error).__name__

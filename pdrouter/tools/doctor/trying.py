@@ -18,7 +18,7 @@ from pdrouter.openai.request import InferenceRequest, parse_request
 from pdrouter.serving.engine_client import address_rank
 from pdrouter.serving.leg_outcome import LegAnswer
 from pdrouter.tools.doctor.survey import PairTrial
-from pdrouter.tools.doctor.talking import OK, EngineReply, decode, describe, send, show
+from pdrouter.tools.doctor.talking import OK, Asker, EngineReply, decode, describe, show
 
 _COMPLETIONS = "/v1/completions"
 _NO_ANSWER = (aiohttp.ClientError, OSError, TimeoutError)
@@ -56,7 +56,7 @@ class _LegFailed(Exception):
 class _Trial:
     """One request over two engines."""
 
-    session: aiohttp.ClientSession
+    asker: Asker
     split: Split
     request: InferenceRequest
     prefill: Pod
@@ -112,7 +112,7 @@ class _Trial:
             "x-request-id": self.request_id,
         }
         try:
-            reply = await send(self.session, pod.address, _COMPLETIONS, body, headers)
+            reply = await self.asker.send(pod.address, _COMPLETIONS, body, headers)
         except _NO_ANSWER as error:
             raise _LegFailed(pod, describe(error)) from error
         if reply.status != OK:
@@ -120,18 +120,16 @@ class _Trial:
         return reply
 
 
-async def try_pair(
-    session: aiohttp.ClientSession, splits: Splits, prefill: Pod, decode: Pod
-) -> PairTrial:
+async def try_pair(asker: Asker, splits: Splits, prefill: Pod, decode: Pod) -> PairTrial:
     """Send a request of one token over two engines."""
     split = splits.find(prefill.engine, prefill.kv_connector)
     trial = PairTrial(prefill, decode)
     began = time.monotonic()
     try:
-        peer = await _meet(session, split, prefill)
-        reply = await _create_trial(session, split, prefill, decode, peer).run()
+        peer = await _meet(asker, split, prefill)
+        reply = await _create_trial(asker, split, prefill, decode, peer).run()
     except HandoffInvalid as error:
-        swapped = await _gives_handle(session, splits, decode)
+        swapped = await _gives_handle(asker, splits, decode)
         return replace(trial, failed=prefill, problem=str(error), handed=False, swapped=swapped)
     except _LegFailed as failed:
         handed = failed.pod is decode
@@ -144,13 +142,13 @@ async def try_pair(
 
 
 def _create_trial(
-    session: aiohttp.ClientSession, split: Split, prefill: Pod, decode: Pod, peer: PeerFacts | None
+    asker: Asker, split: Split, prefill: Pod, decode: Pod, peer: PeerFacts | None
 ) -> _Trial:
     request = _write_request(prefill.model)
-    return _Trial(session, split, request, prefill, decode, f"doctor-{uuid.uuid4()}", peer)
+    return _Trial(asker, split, request, prefill, decode, f"doctor-{uuid.uuid4()}", peer)
 
 
-async def _meet(session: aiohttp.ClientSession, split: Split, pod: Pod) -> PeerFacts | None:
+async def _meet(asker: Asker, split: Split, pod: Pod) -> PeerFacts | None:
     """Return what the wire must know of a prefill engine; None if its answer is to tell it."""
     if not split.needs_peer:
         return {}
@@ -159,16 +157,16 @@ async def _meet(session: aiohttp.ClientSession, split: Split, pod: Pod) -> PeerF
         return None
     address = format_address(pod.ip, inquiry.port) if inquiry.port else pod.address
     try:
-        reply = await send(session, address, inquiry.path)
+        reply = await asker.send(address, inquiry.path, plain=inquiry.port is not None)
     except _NO_ANSWER as error:
         raise _LegFailed(pod, f"at {address}{inquiry.path}: {describe(error)}") from error
     return split.read_peer(pod, reply.body)
 
 
-async def _gives_handle(session: aiohttp.ClientSession, splits: Splits, pod: Pod) -> bool:
+async def _gives_handle(asker: Asker, splits: Splits, pod: Pod) -> bool:
     """Return whether an engine that the file calls a decode engine works as a prefill engine."""
     split = splits.find(pod.engine, pod.kv_connector)
-    trial = _create_trial(session, split, pod, pod, None)
+    trial = _create_trial(asker, split, pod, pod, None)
     try:
         answer = await trial.send_prefill()
         split.last_body(trial.request, trial.placement, [answer])

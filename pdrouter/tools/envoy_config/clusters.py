@@ -26,6 +26,7 @@ from pdrouter.tools.envoy_config.options import (
     Address,
     EnvoyConfig,
 )
+from pdrouter.tools.envoy_config.pod_tls import build_pod_tls
 
 ROUTER_CLUSTER = "pdrouter"
 POD_CLUSTER = "pods"
@@ -78,6 +79,7 @@ def build_pod_cluster(config: EnvoyConfig) -> cluster.Cluster:
         name=POD_CLUSTER,
         connect_timeout=_CONNECT_TIMEOUT,
         circuit_breakers=_circuit_breakers(config),
+        transport_socket=None if config.pod_tls is None else build_pod_tls(config.pod_tls),
         typed_extension_protocol_options={
             _HTTP_OPTIONS: Any.pack(
                 upstream_http.HttpProtocolOptions(

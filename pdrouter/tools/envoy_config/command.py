@@ -4,9 +4,10 @@ import argparse
 import sys
 
 from pdrouter.quantities import parse_size, parse_time
-from pdrouter.settings.choices import Routing
+from pdrouter.settings.choices import EngineEncryption, Routing
 from pdrouter.tools.envoy_config.bootstrap import build_bootstrap, to_yaml
 from pdrouter.tools.envoy_config.options import Address, EnvoyConfig, ResponseBodyMode
+from pdrouter.tools.envoy_config.pod_tls import PodTls
 
 _DEFAULT = EnvoyConfig(routers=(Address("127.0.0.1", 50052),))
 
@@ -14,6 +15,7 @@ _DEFAULT = EnvoyConfig(routers=(Address("127.0.0.1", 50052),))
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options; their defaults are those of `EnvoyConfig`."""
     _add_addresses(parser.add_argument_group("addresses"))
+    _add_engine_tls(parser.add_argument_group("TLS to engines"))
     _add_behaviour(parser.add_argument_group("behaviour"))
     add_cors(parser.add_argument_group("web pages"))
     _add_reports(parser.add_argument_group("reports"))
@@ -38,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
             decode_silence_timeout_s=args.decode_silence_timeout,
             max_concurrent_requests=args.max_requests,
             router_ca_file=args.router_ca_file,
+            pod_tls=_choose_pod_tls(args),
             router_health_checks=args.router_health_checks,
             router_log=args.router_log,
             token_accounting=args.token_accounting,
@@ -52,6 +55,35 @@ def run(args: argparse.Namespace) -> int:
         return 2
     sys.stdout.write(to_yaml(build_bootstrap(config)))
     return 0
+
+
+def _choose_pod_tls(args: argparse.Namespace) -> PodTls | None:
+    if EngineEncryption(args.engine_tls) is EngineEncryption.OFF:
+        return None
+    return PodTls(
+        verified=EngineEncryption(args.engine_tls) is EngineEncryption.ON,
+        ca_file=args.engine_ca_file,
+        server_name=args.engine_server_name,
+        certificate_file=args.engine_client_certificate,
+        key_file=args.engine_client_key,
+    )
+
+
+def _add_engine_tls(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--engine-tls",
+        choices=[each.value for each in EngineEncryption],
+        default=EngineEncryption.OFF.value,
+        help="whether engines serve HTTPS, and whether certificates are checked (default: that of "
+        "PDROUTER_ENGINE_TLS, as those below are of the router's settings)",
+    )
+    for option, metavar, what in (
+        ("--engine-ca-file", "PATH", "who signs engines' certificates, as Envoy sees the files"),
+        ("--engine-server-name", "NAME", "the name in the certificates of all engines"),
+        ("--engine-client-certificate", "PATH", "what Envoy shows to engines that want it"),
+        ("--engine-client-key", "PATH", "its private key"),
+    ):
+        group.add_argument(option, metavar=metavar, help=what)
 
 
 def _add_addresses(group: argparse._ArgumentGroup) -> None:

@@ -8,6 +8,7 @@ from typing import Self
 from pdrouter.extproc.limits import MESSAGE_OVERHEAD_BYTES
 from pdrouter.settings.choices import Routing
 from pdrouter.tools.envoy_config.cors import check_origins
+from pdrouter.tools.envoy_config.pod_tls import PodTls
 
 MAX_HEADERS = 256
 """Headers of one message; Envoy's default is 100."""
@@ -99,6 +100,7 @@ class EnvoyConfig:
         max_concurrent_requests: Requests in flight in one Envoy; above it, Envoy answers 503.
         router_ca_file: PEM file with the authority of the routers' certificates, as Envoy sees
             the file system; None speaks plain text to the routers.
+        pod_tls: How Envoy speaks to the pods; None for plain text.
         router_health_checks: Asks the routers' gRPC health service, so that a draining router
             gets no new requests.
         router_log: Tells the routers of each request that has ended, and when its first token came.
@@ -125,6 +127,7 @@ class EnvoyConfig:
     decode_silence_timeout_s: float = 300.0
     max_concurrent_requests: int = 10_000
     router_ca_file: str | None = None
+    pod_tls: PodTls | None = None
     router_health_checks: bool = True
     router_log: bool = True
     token_accounting: bool = False

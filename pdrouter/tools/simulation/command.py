@@ -33,6 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="model to serve; repeat it for adapters of the first",
     )
+    parser.add_argument(
+        "--tls-cert", metavar="PATH", default="", help="serve HTTPS, with this certificate (PEM)"
+    )
+    parser.add_argument("--tls-key", metavar="PATH", default="", help="its private key")
     _add_wire(parser)
     _add_speed(parser)
     parser.add_argument(
@@ -133,7 +137,9 @@ async def run(args: argparse.Namespace) -> int:
         return _fail(1, error)
     try:
         config = engine.config
-        _say(f"{config.role} engine of {', '.join(config.models)} at http://{engine.address}")
+        _say(
+            f"{config.role} engine of {', '.join(config.models)} at {config.scheme}://{engine.address}"
+        )
         _say("It is simulated: all that it answers is made up.")
         await _wait_for_signal()
     finally:
@@ -163,6 +169,8 @@ def _config(args: argparse.Namespace) -> EngineConfig:
         revision=args.revision,
         side_channel_host=args.side_channel_host,
         bootstrap_port=args.bootstrap_port,
+        tls_certificate=args.tls_cert,
+        tls_key=args.tls_key,
     )
 
 

@@ -62,6 +62,9 @@ class EngineConfig:
             first rank's P2P tier, those of others being next to it; 0 takes a free one.
         auth_key: Key with which a TensorRT-LLM's hand-offs are signed; empty for none.
         peer_timeout_s: Seconds for which one leg waits for the other where both run at once.
+        tls_certificate: Certificate chain (PEM) of the API, where blocks and media are fetched,
+            too; empty for plain text. Ports for bootstrapping stay plain.
+        tls_key: Its private key.
         keepalive_timeout_s: Idle seconds after which the engine closes a connection.
         request_log_size: Received requests that are kept for inspection.
 
@@ -95,6 +98,8 @@ class EngineConfig:
     bootstrap_port: int = 0
     auth_key: str = ""
     peer_timeout_s: float = 300.0
+    tls_certificate: str = ""
+    tls_key: str = ""
     keepalive_timeout_s: float = 75.0
     request_log_size: int = 1_000
 
@@ -135,6 +140,8 @@ class EngineConfig:
         ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be greater than 0")
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            raise ValueError("tls_certificate and tls_key go together")
         if any(low >= high for low, high in pairwise((0, *self.prefill_buckets))):
             raise ValueError("prefill_buckets must be ascending, each greater than 0")
         for name in ("prefill_tokens_per_s", "itl_ms"):
@@ -151,6 +158,11 @@ class EngineConfig:
                 return "trtllm"
             case _:
                 return "vllm"
+
+    @property
+    def scheme(self) -> Literal["http", "https"]:
+        """What its API speaks, and that of all its peers."""
+        return "https" if self.tls_certificate else "http"
 
     @property
     def has_bootstrap_server(self) -> bool:

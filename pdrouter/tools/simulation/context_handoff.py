@@ -173,14 +173,22 @@ def continue_request(request: GenerationRequest, members: Members) -> Generation
     return replace(request, digest=digest, prompt_tokens=tokens)
 
 
-async def fetch_context(client: PeerClient, continuation: Continuation, digest: str) -> None:
+async def fetch_context(
+    client: PeerClient, scheme: str, continuation: Continuation, digest: str
+) -> None:
     """Wait for the blocks of a prompt.
+
+    Args:
+        client: Asks the context engine.
+        scheme: What engines' APIs speak.
+        continuation: What came with the generation leg.
+        digest: The identity of its prompt.
 
     Raises:
         TransferFailed: No context engine is there, or the blocks did not come in time.
         ContractViolated: They are not this request's.
     """
-    url = URL(f"http://{continuation.address}")
+    url = URL(f"{scheme}://{continuation.address}")
     if continuation.engine_id:
         number = str(continuation.request_id)
         registration = Registration(url.with_path(REGISTER_PATH), continuation.engine_id, number)

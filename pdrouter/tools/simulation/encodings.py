@@ -139,7 +139,7 @@ class MediaLoader:
         if not isinstance(host, str) or type(port) is not int:
             raise _violated("ec_address", 500, f"nobody can tell where {key} is")
         host = self.own_host if host in THIS_NODE else host
-        url = URL.build(scheme="http", host=host, port=port, path=FETCH_PATH)
+        url = URL.build(scheme=self.config.scheme, host=host, port=port, path=FETCH_PATH)
         question = {"key": key, "handle": handle, "revision": self.config.revision}
         try:
             answer: dict[str, Any] = await self.peers.ask(url, question)

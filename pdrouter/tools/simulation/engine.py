@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 import time
 from contextlib import AsyncExitStack, ExitStack
 from typing import Self
@@ -117,10 +118,12 @@ class SimulatedEngine:
             listener = resources.enter_context(_listen(self.config.host, self._port))
             self._port = listener.getsockname()[1]
             fetcher = await resources.enter_async_context(
-                BlockFetcher(self._host, self.config.revision)
+                BlockFetcher(self._host, self.config.revision, self.config.scheme)
             )
             peers = await resources.enter_async_context(PeerClient(self.config.peer_timeout_s))
-            self._runner = await self._serve(resources, self._application(fetcher, peers), listener)
+            self._runner = await self._serve(
+                resources, self._application(fetcher, peers), listener, _create_tls(self.config)
+            )
             if self.config.has_bootstrap_server:
                 await self._start_bootstrap(resources)
             self._resources = resources.pop_all()
@@ -135,7 +138,11 @@ class SimulatedEngine:
             await self._serve(resources, self._bootstrap_application(rank), listener)
 
     async def _serve(
-        self, resources: AsyncExitStack, application: web.Application, listener: socket.socket
+        self,
+        resources: AsyncExitStack,
+        application: web.Application,
+        listener: socket.socket,
+        tls: ssl.SSLContext | None = None,
     ) -> web.AppRunner:
         runner = web.AppRunner(
             application,
@@ -146,7 +153,7 @@ class SimulatedEngine:
         )
         resources.push_async_callback(runner.cleanup)
         await runner.setup()
-        await web.SockSite(runner, listener, backlog=_BACKLOG).start()
+        await web.SockSite(runner, listener, ssl_context=tls, backlog=_BACKLOG).start()
         resources.push_async_callback(_stop_accepting, listener)
         return runner
 
@@ -278,6 +285,14 @@ class SimulatedEngine:
         held = self._handles.held_tokens(now) + self._transfers.held_tokens(now)
         tokens = self._compute.running_tokens + held
         return min(1.0, tokens / (self.config.block_size * self.config.kv_blocks))
+
+
+def _create_tls(config: EngineConfig) -> ssl.SSLContext | None:
+    if not config.tls_certificate:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(config.tls_certificate, config.tls_key, password="")
+    return context
 
 
 async def _stop_accepting(listener: socket.socket) -> None:

@@ -206,8 +206,11 @@ class LegContracts:
             self.transfers.begin(transfer_id)
             return replace(job, answer=partial(self.issuer.announce, transfer_id=transfer_id))
         check_token_ids(job.request, params, self.config)
-        read = read_push if self.config.kv_connector == "nixl-push" else read_mooncake
-        return replace(job, fetch=_whole(partial(fetch_transfer, self.peers, read(params))))
+        if self.config.kv_connector == "nixl-push":
+            registration = read_push(params, self.config.scheme)
+        else:
+            registration = read_mooncake(params)
+        return replace(job, fetch=_whole(partial(fetch_transfer, self.peers, registration)))
 
     def _check_meeting(self, job: Job) -> Job:
         """SGLang: the legs meet in rooms."""
@@ -242,7 +245,7 @@ class LegContracts:
         request = job.request
         if continuation.engine_id:
             request = continue_request(request, job.call.members)
-        fetch = _whole(partial(fetch_context, self.peers, continuation))
+        fetch = _whole(partial(fetch_context, self.peers, self.config.scheme, continuation))
         return replace(job, request=request, fetch=fetch)
 
 

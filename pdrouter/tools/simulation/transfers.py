@@ -194,15 +194,19 @@ def read_transfer_id(params: Handle) -> str:
     return transfer_id
 
 
-def read_push(params: Handle) -> Registration:
+def read_push(params: Handle, scheme: str) -> Registration:
     """Return what a decode leg of the push wire asks for.
+
+    Args:
+        params: What came with the leg.
+        scheme: What engines' APIs speak.
 
     Raises:
         ContractViolated: A member is missing, which is a KeyError in the scheduler of a real one.
     """
     _check_needed(params, _NEEDED_FOR_PUSH)
     url = URL.build(
-        scheme="http", host=params["remote_host"], port=params["remote_port"], path=REGISTER_PATH
+        scheme=scheme, host=params["remote_host"], port=params["remote_port"], path=REGISTER_PATH
     )
     return Registration(url, params["remote_engine_id"], read_transfer_id(params))
 

@@ -37,7 +37,10 @@ def _find_unreachable(survey: Survey) -> Iterator[Defect]:
             continue
         if answers.speaks_tls:
             problem = f"it speaks TLS, and no plain HTTP ({answers.problem})"
-            fix = "let the engine serve plain HTTP, or put a proxy in front that does"
+            fix = (
+                "set PDROUTER_ENGINE_TLS=on where all engines serve HTTPS (security.md), or let "
+                "it serve plain HTTP"
+            )
         else:
             problem = f"no answer from here: {answers.problem}"
             fix = (
