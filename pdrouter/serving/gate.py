@@ -100,7 +100,7 @@ class Gate:
             return None
         # To look at all pods for it takes longer than all the rest.
         full_name = find_full_name(pods) if by_model or per_second is not None else ""
-        names = tuple(dict.fromkeys((record.model, pods.model, full_name)))
+        names = (record.model, pods.model, full_name)
         demands = list_demands(user, roster, names, *tokens)
         if per_second is not None:
             demands.append(limit_rate(full_name, pods.model, per_second))

@@ -28,7 +28,8 @@ def list_demands(
     Args:
         user: who asks; None for nobody in particular.
         roster: knows the limits of models.
-        model: names of the model by which limits may know it; the last is unique to it.
+        model: names of the model by which limits may know it, the widest first; the last is unique
+            to it.
         prompt_tokens: length of the prompt.
         output_tokens: length of the answer, as expected.
     """
@@ -75,10 +76,13 @@ def _list_quotas(user: User | None, roster: Roster, model: Sequence[str]) -> Ite
 
 
 def _find(limits: Mapping[str, Limits], model: Sequence[str]) -> tuple[str, Limits] | None:
-    """Return the limits of a model, and the name under which it counts."""
+    """Return the limits of a model, and the name under which it counts.
+
+    The narrowest limits hold, whatever name it is asked for by.
+    """
     if not limits:
         return None
-    for name in model:
+    for name in reversed(model):
         if name in limits:
             return name, limits[name]
     return (model[-1], limits[ANY_MODEL]) if ANY_MODEL in limits else None

@@ -20,6 +20,7 @@ ANY_MODEL = "*"
 
 LONGEST_NAME = 128
 _MOST = 10**12
+_MOST_DIGITS = 20
 _UNLIMITED = "unlimited"
 _NOTHING = "tag:yaml.org,2002:null"
 _SHOWN = 20
@@ -208,10 +209,13 @@ class _Reader(YamlReader):
         if is_null(node) or written.lower() == _UNLIMITED:
             return None
         digits = written.replace("_", "")
-        if not (digits.isascii() and digits.isdecimal()) or int(digits[:20]) > _MOST:
-            self.refuse(node, f"{what} must be a whole number from 0 on, or {_UNLIMITED}")
-            return 0
-        return int(digits)
+        if digits.isascii() and digits.isdecimal():
+            # Python reads no number of any length.
+            limit = int(digits.lstrip("0")[:_MOST_DIGITS] or 0)
+            if limit <= _MOST:
+                return limit
+        self.refuse(node, f"{what} must be a whole number from 0 to {_MOST:_}, or {_UNLIMITED}")
+        return 0
 
     def _list(self, node: Node | None, what: str) -> list[Node]:
         return [] if node is None or node.tag == _NOTHING else self.items(node, what)

@@ -24,6 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rosters import keys_of
 
+from pdrouter.cluster.view import ClusterView
 from pdrouter.engine_http.answers import EngineAnswer
 from pdrouter.engine_http.failures import FailureKind
 from pdrouter.extproc.messages import (
@@ -341,6 +342,29 @@ async def test_limits_of_a_model_are_everybodys() -> None:
     message, headers = told(reply)
     assert message.startswith("model 'm' may have 1 requests per minute")
     assert not [name for name in headers if name.startswith("x-ratelimit")]
+    await door.end()
+
+
+@pytest.mark.parametrize("first", ["m", "default/m"])
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"*": Limits(requests_per_minute=1)},
+        {"default/m": Limits(requests_per_minute=1), "*": Limits(requests_per_minute=1)},
+        {"default/m": Limits(requests_per_minute=1), "m": Limits(requests_per_minute=1)},
+    ],
+)
+async def test_another_name_of_a_model_is_no_way_past_its_limits(
+    first: str, limits: dict[str, Limits]
+) -> None:
+    door = Door(User("ann", model_limits=limits))
+    view = door.bench.cache.view
+    models = {**view.models, "default/m": view.models["m"]}
+    door.bench.cache.publish(ClusterView.of(models, view.pods, ("m",)), synced=True)
+    assert passed(await door.begin(model=first))
+    await door.answer()
+    second = {"m": "default/m", "default/m": "m"}[first]
+    assert not passed(await door.begin(model=second))
     await door.end()
 
 

@@ -86,10 +86,12 @@ def test_users_of_elsewhere_have_the_default_limits_where_they_have_none() -> No
         ("- name: ann\n  limits: {rpm: 5}", "line 2: unknown key 'rpm' of limits of user 'ann'"),
         (
             "- name: ann\n  limits: {requests_per_minute: -1}",
-            "must be a whole number from 0 on, or unlimited",
+            "must be a whole number from 0 to 1_000_000_000_000, or unlimited",
         ),
         ("- name: ann\n  limits: {requests_per_minute: 1.5}", "must be a whole number"),
         (f"- name: ann\n  limits: {{requests_per_minute: 1{'0' * 99}}}", "must be a whole number"),
+        (f"- name: ann\n  limits: {{requests_per_minute: {'0' * 30}1{'0' * 13}}}", "whole number"),
+        (f"- name: ann\n  limits: {{requests_per_minute: {'9' * 5000}}}", "must be a whole number"),
         (
             f"- name: ann\n  keys: {ANN}\n- name: bob\n  keys: {ANN}",
             "have the same key",
@@ -140,6 +142,11 @@ def test_a_key_that_stands_in_the_file_is_refused_and_never_shown(text: str) -> 
 def test_any_text_is_a_file_or_is_refused(text: str) -> None:
     with suppress(RosterInvalid):
         assert isinstance(parse_roster(text), Roster)
+
+
+def test_a_number_may_begin_with_any_number_of_zeros() -> None:
+    roster = parse_roster(f"default_limits: {{requests_per_minute: {'0' * 5000}7}}")
+    assert roster.default_limits.requests_per_minute == 7
 
 
 def test_deep_and_circular_texts_are_refused() -> None:
