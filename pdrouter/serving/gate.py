@@ -29,7 +29,8 @@ class Gate:
     Use as an async context manager: at its end, what is still to be counted has a moment.
 
     Attributes:
-        failures: what could not be counted, by operation: take, correct, release, give-back.
+        failures: what could not be counted, by operation: take, correct, release, give-back, and
+            find, of users of elsewhere.
     """
 
     def __init__(

@@ -1,8 +1,9 @@
 """Who asks, by what a request's headers present."""
 
 import hmac
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -52,6 +53,7 @@ class Identities:
             with its default limits, are all there are.
         admits_unknown: whether users count as others with the default limits while the directory
             does not answer.
+        failures: users who could not be found for that, among what else could not be counted.
     """
 
     keys: KeysFile
@@ -59,6 +61,7 @@ class Identities:
     trusts_header: bool = False
     directory: Directory | None = None
     admits_unknown: bool = True
+    failures: Counter[str] = field(default_factory=Counter)
 
     async def identify(self, headers: Mapping[str, str]) -> Identity:
         """Return who asks.
@@ -102,6 +105,7 @@ class Identities:
         try:
             user = await self.directory.find(name)
         except DirectoryUnavailable as error:
+            self.failures["find"] += 1
             if self.admits_unknown:
                 return roster.name_user(name)
             raise refuse_limits_unknown() from error

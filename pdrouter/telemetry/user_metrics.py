@@ -105,7 +105,7 @@ class _LimitFailures(Collector):
         failures = CounterMetricFamily(
             "pdrouter_limit_failures",
             "What could not be counted against limits, by operation: take, correct, release, "
-            "give-back.",
+            "give-back; find: users of elsewhere who could not be looked up.",
             None,
             ("operation",),
         )

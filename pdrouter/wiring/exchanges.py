@@ -150,9 +150,11 @@ class Exchanges:
         self.turns = self._create_turns(settings)
         self.questions = PodQuestions(around.client, around.cache, outcomes)
         self.lengths = share(OutputLengths)(settings.expected_output_tokens)
-        self._identities = create_identities(settings, around.keys, around.directory)
         passes = settings.limits_on_failure is OnFailure.OPEN
         self.gate = Gate(around.counters, around.keys, open_on_failure=passes)
+        self._identities = create_identities(
+            settings, around.keys, around.directory, self.gate.failures
+        )
         self.answers = self._create_answers(outcomes)
         ratios = share(TokenRatios)()
         kinds = share(UnsplittableKinds)(state.clock)

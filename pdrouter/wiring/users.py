@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -63,7 +64,7 @@ def create_local_counters(settings: Settings, sharing: Sharing) -> Counters:
 
 
 def create_identities(
-    settings: Settings, keys: KeysFile, directory: Directory | None
+    settings: Settings, keys: KeysFile, directory: Directory | None, failures: Counter[str]
 ) -> Identities:
     """Return what finds out who asks.
 
@@ -71,6 +72,7 @@ def create_identities(
         settings: what the operator decided.
         keys: users by their keys.
         directory: users by the names of a trusted header; None where they are not kept elsewhere.
+        failures: counts users who could not be found.
     """
     return Identities(
         keys,
@@ -78,4 +80,5 @@ def create_identities(
         trusts_header=settings.user_source is not UserSource.KEYS,
         directory=directory,
         admits_unknown=settings.limits_on_failure is OnFailure.OPEN,
+        failures=failures,
     )

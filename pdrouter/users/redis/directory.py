@@ -1,9 +1,13 @@
 """aibrix's user objects, read where its metadata service writes them."""
 
+import logging
+
 from pdrouter.users.aibrix import name_key, parse_user
 from pdrouter.users.directory import DirectoryUnavailable
 from pdrouter.users.redis.link import RedisLink, RedisUnavailable
 from pdrouter.users.user import User
+
+log = logging.getLogger(__name__)
 
 MAX_OBJECT_BYTES = 64 * 1024
 """Of a user object; of a longer one the rest is not read, and it makes no sense."""
@@ -30,4 +34,8 @@ class RedisDirectory:
             value = await self._link.get(name_key(name), MAX_OBJECT_BYTES)
         except RedisUnavailable as unavailable:
             raise DirectoryUnavailable(str(unavailable)) from unavailable
-        return parse_user(name, value) if value else None
+        try:
+            return parse_user(name, value) if value else None
+        except DirectoryUnavailable as invalid:
+            log.warning("a user cannot be read: %s", invalid)
+            raise

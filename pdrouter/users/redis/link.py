@@ -18,6 +18,7 @@ from redis.exceptions import (
     ReadOnlyError,
     RedisClusterException,
     RedisError,
+    ResponseError,
 )
 from redis.exceptions import ConnectionError as NotConnected
 from redis.exceptions import TimeoutError as TooLate
@@ -211,8 +212,9 @@ class RedisLink:
         except _TROUBLES as error:
             failed = _explain(error)
             self.stats.failures[failed.reason] += 1
-            # New connections need another password, which may be in its file by now.
-            self._note_failed(client, failed, final=isinstance(error, AuthenticationError))
+            if not _concerns_key(error):
+                # New connections need another password, which may be in its file by now.
+                self._note_failed(client, failed, final=isinstance(error, AuthenticationError))
             raise failed from error
         finally:
             if client is not None and client is not self._client:
@@ -291,6 +293,11 @@ async def _close_quietly(client: Client) -> None:
             await client.close()
     except (RedisError, OSError) as error:
         log.debug("a connection to Redis was not closed in order: %s", error)
+
+
+def _concerns_key(error: Exception) -> bool:
+    """Return whether a call has failed for what one key has, so that others may succeed."""
+    return isinstance(error, ResponseError) and "WRONGTYPE " in str(error)
 
 
 def _find_reason(error: Exception) -> Reason:

@@ -132,6 +132,7 @@ async def test_users_whom_a_header_names_are_looked_up(
         limits_on_failure=on_failure,
     )
     replies = await bench.tell(request_headers(user="bob"), request_body(CHAT))
+    assert bench.exchanges.gate.failures["find"] == isinstance(found, Exception)
     if answer is None:
         assert bench.close().user == "bob"
     else:
