@@ -241,8 +241,8 @@ class Journal:
         self._ring.note_seen(now)
         self.catch_up()
         self._drop_ended()
-        for _ in range(min(len(self._untold), _TOLD_AT_ONCE)):
-            self.note(self._untold.popleft())
+        if self._untold:
+            self._tell_more()
         if now - self._greeted >= _STRANGERS_S:
             self._greeted = now
             self._forget_strangers()
@@ -358,6 +358,17 @@ class Journal:
         self._untold.clear()
         for holder in self._holders:
             self._untold.extend(holder.list_own())
+
+    def _tell_more(self) -> None:
+        """Tell the next part of what this worker holds, without what it has let go meanwhile.
+
+        Of that, others would never hear again.
+        """
+        held = {id(change) for holder in self._holders for change in holder.list_own()}
+        for _ in range(min(len(self._untold), _TOLD_AT_ONCE)):
+            change = self._untold.popleft()
+            if id(change) in held:
+                self.note(change)
 
     def _drop_ended(self) -> None:
         for other in self._others:

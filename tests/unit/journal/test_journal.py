@@ -251,6 +251,25 @@ async def test_legs_that_are_older_than_a_journal_are_told_who_comes_later() -> 
     assert count(late) == count(one) == 0
 
 
+async def test_what_is_let_go_before_it_is_told_once_more_is_not_told(workers: Workers) -> None:
+    one = await workers.start(0)
+    places = Sharing(workers.journals[0]).share(Places)()
+    scope = one.ledger.start(Leg.DECODE, UID, 10)
+    trial = one.failures.start_trial(UID, Leg.DECODE)
+    places.hold("ann", "r")
+    workers.turn()
+    late = await workers.start(1)
+    late_places = Sharing(workers.journals[1]).share(Places)()
+    one.catch_up()  # It has seen that another one has begun, and has yet to tell what it holds.
+    scope.release()
+    trial.release()
+    places.free("ann", "r")
+    for _ in range(3):
+        workers.turn()
+    assert count(one) == count(late) == 0
+    assert not late_places.has("ann", "r")
+
+
 async def test_a_worker_that_was_not_heeded_for_long_is_heard_again(workers: Workers) -> None:
     one, other = await workers.start(0), await workers.start(1)
     kept = [one.ledger.start(Leg.DECODE, UID, 10) for _ in range(5)]
