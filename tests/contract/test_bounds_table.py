@@ -55,6 +55,7 @@ from pdrouter.engines.split import Leg
 from pdrouter.engines.vllm import nixl
 from pdrouter.engines.vllm.mooncake import Mooncake
 from pdrouter.extproc import codec, grpcio_server
+from pdrouter.extproc.access_log import entries
 from pdrouter.extproc.limits import HANDLE_HEADROOM_BYTES
 from pdrouter.extproc.server import ServerOptions
 from pdrouter.journal import journal, memory
@@ -1233,6 +1234,15 @@ async def exceed_a_metrics_page(_: pytest.MonkeyPatch) -> None:
     series = b"".join(b'vllm:num_requests_running{a="%d"} 1\n' % n for n in range(3000))
     (found,) = exposition.Families("vllm:num_requests_running").find(series).values()
     assert len(found) == exposition.MAX_SERIES
+
+
+@walk(
+    "A message of Envoy's access log",
+    f"{entries.LONGEST_MESSAGE / MIB:g} MiB, {entries.MOST_PARTS} resources and scopes",
+)
+async def exceed_a_message_of_the_log(_: pytest.MonkeyPatch) -> None:
+    tests = "unit/extproc/test_access_log.py"
+    shown_by(tests, "test_messages_that_would_keep_everybody_waiting_are_refused")
 
 
 @walk(

@@ -33,6 +33,10 @@ PLAIN_USAGE_PATHS = tuple(
     )
 )
 """Where plain answers have the parts of their usage. Each is noted as a number."""
+LONGEST_MESSAGE = 2**20
+"""Bytes of a message. Envoy sends what it has once a second, or as soon as that is 16 KiB."""
+MOST_PARTS = 256
+"""Resources and scopes of a message: Envoy has one of each."""
 
 _MARK = "pdrouter/1"
 # Engines send the head of a stream before its first token: what counts is where the body begins.
@@ -107,15 +111,24 @@ def read_message(data: bytes) -> Iterator[str]:
     """Return the entries of one message of the log.
 
     Raises:
-        EntryInvalid: the bytes are no such message.
+        EntryInvalid: the bytes are no such message, or it would take too long to read.
     """
+    if len(data) > LONGEST_MESSAGE:
+        raise EntryInvalid(f"a message of {len(data)} bytes")
     try:
         message = pb.ExportLogsServiceRequest.FromString(data)
     except DecodeError as error:
         raise EntryInvalid(f"not an ExportLogsServiceRequest: {error}") from error
+    # One without entries is of two bytes; who looks for the next entry passes over all of them.
+    resources = message.resource_logs
+    parts = len(resources)
+    if parts <= MOST_PARTS:
+        parts += sum(len(resource.scope_logs) for resource in resources)
+    if parts > MOST_PARTS:
+        raise EntryInvalid(f"a message of {parts} resources and scopes")
     return (
         record.body.string_value
-        for resource in message.resource_logs
+        for resource in resources
         for scope in resource.scope_logs
         for record in scope.log_records
     )

@@ -252,7 +252,36 @@ class Receiver:
         return self.telemetry.metrics.render().decode()
 
 
+def spell_nested(empty: int, *, of: str) -> bytes:
+    """A message of so many parts that have nothing in them."""
+    message = ExportLogsServiceRequest()
+    holder = message.resource_logs
+    if of == "scopes":
+        for _ in range(empty):
+            holder.add().scope_logs.add()
+    for _ in range(empty):
+        holder.add()
+    return message.SerializeToString()
+
+
 class TestService:
+    @pytest.mark.parametrize(
+        "message",
+        [
+            pytest.param(spell(*(make_entry(ROUTED) for _ in range(8_000))), id="large"),
+            pytest.param(spell_nested(1_000, of="resources"), id="of-empty-resources"),
+            pytest.param(spell_nested(200, of="scopes"), id="of-empty-scopes"),
+        ],
+    )
+    async def test_messages_that_would_keep_everybody_waiting_are_refused(
+        self, message: bytes
+    ) -> None:
+        receiver = Receiver()
+        await receiver.service.receive_message(message)
+        await receiver.service.receive_message(spell(make_entry(ROUTED)))
+
+        assert receiver.results == {"invalid": 1, "counted": 1}
+
     async def test_entries_are_counted_for_their_model_and_pod(self) -> None:
         receiver = Receiver()
         entries = [make_entry(ROUTED, STREAM_USAGE) for _ in range(40)]
