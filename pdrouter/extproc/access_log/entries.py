@@ -156,13 +156,16 @@ def read_entry(text: str, *, counts: bool = True) -> AnswerReport | None:
         request = RoutedRequest.read(entry.request)
     except ValueError as error:  # msgspec's own errors are ValueErrors.
         raise EntryInvalid(f"not a request that a router has routed: {error}") from error
-    first, stream = _read_times(entry) if request.stream else (None, None)
+    status = int(entry.status) if _is_number(entry.status, 3) else 0
+    # An error has no tokens, however it was asked for.
+    streamed = request.stream and 200 <= status < 400
+    first, stream = _read_times(entry) if streamed else (None, None)
     usage = entry.usage if counts else None
     served_by = "" if entry.served_by == _NOTHING else entry.served_by[:_LONGEST_USAGE]
     return AnswerReport(
         request,
         served_by,
-        int(entry.status) if _is_number(entry.status, 3) else 0,
+        status,
         request.correct(_read_usage(usage)),
         first,
         stream,

@@ -117,6 +117,12 @@ class TestEntries:
         elsewhere = make_entry(ROUTED, UPSTREAM_REMOTE_ADDRESS="10.0.0.9:8000", pod="seen")
         assert not must_read(elsewhere).misrouted
 
+    @pytest.mark.parametrize("status", ["400", "503", "0", "-", "101"])
+    def test_an_error_has_no_first_token(self, status: str) -> None:
+        report = must_read(make_entry(ROUTED, RESPONSE_CODE=status))
+
+        assert (report.first_token_s, report.stream_s) == (None, None)
+
     def test_a_plain_answer_has_no_time_of_a_first_token(self) -> None:
         noted = {"usage.prompt_tokens": 9.0, "usage.completion_tokens": 5.0}
         report = must_read(make_entry(ROUTED | {"stream": False}, noted))
