@@ -1,6 +1,7 @@
 """An HTTP port with pages to read: how it listens, and how it says that something is not there."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from aiohttp import web
 
 from pdrouter.cluster.pods import format_address
 from pdrouter.openai.errors import encode_error
+
+log = logging.getLogger(__name__)
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -90,7 +93,7 @@ class HttpPort:
 
 
 async def _send(request: web.Request, response: web.StreamResponse) -> None:
-    """Send a page; who does not read it in time is cut off."""
+    """Send a page; who does not read it in time is cut off, and who has left gets nothing."""
     try:
         async with asyncio.timeout(_SEND_S):
             await response.prepare(request)
@@ -98,6 +101,8 @@ async def _send(request: web.Request, response: web.StreamResponse) -> None:
     except TimeoutError:
         if request.transport is not None:
             request.transport.abort()
+    except ConnectionError as error:
+        log.debug("page %s: who has asked for it has left: %s", request.path, error)
 
 
 def answer_json(body: bytes, status: int = 200) -> web.Response:

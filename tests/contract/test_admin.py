@@ -1,5 +1,6 @@
 """The HTTP port for operators, over real sockets."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -7,10 +8,13 @@ from dataclasses import dataclass, field
 import aiohttp
 import pytest
 import pytest_asyncio
+from aiohttp import web
 from factories import make_decision, make_pod, make_record
 from rosters import keys_of
+from waiting import WAIT_S, wait_until
 
 from pdrouter import __version__
+from pdrouter.admin.http_port import HttpPort
 from pdrouter.admin.server import AdminServer
 from pdrouter.cluster.pods import Role
 from pdrouter.cluster.view import PodCache
@@ -255,3 +259,30 @@ async def test_users_are_shown_with_their_limits_and_what_they_have_open(port: P
     assert users["others"] == {"open_requests": 1}
     assert users["default_limits"]["requests_per_minute"] == 9
     assert "sha256" not in page
+
+
+async def test_who_leaves_before_a_page_is_made_is_no_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    asked, left = asyncio.Event(), asyncio.Event()
+
+    async def show(request: web.Request) -> web.Response:
+        asked.set()
+        await wait_until(lambda: request.transport is None or request.transport.is_closing())
+        left.set()
+        return web.Response(text="page")
+
+    server = HttpPort({"/page": show})
+    await server.start("127.0.0.1", 0)
+    try:
+        host, number = server.address.split(":")
+        _, writer = await asyncio.open_connection(host, int(number))
+        writer.write(b"GET /page HTTP/1.1\r\nhost: x\r\n\r\n")
+        async with asyncio.timeout(WAIT_S):
+            await asked.wait()
+            writer.transport.abort()
+            await left.wait()
+        await wait_until(lambda: server.pages == 0)
+    finally:
+        await server.stop()
+    assert not [line for line in caplog.records if line.levelname == "ERROR"]
