@@ -116,6 +116,7 @@ class TestQueries:
         there = TARGET_LABELS.union(
             *(known_metrics()[selector.name or ""] for selector in selectors(parse(query)))
         )
+        there |= set(re.findall(r'label_replace\(.*?, "(\w+)"', query))
         grouped = re.findall(r"(?:by|on|group_left) \(([^)]*)\)", query)
         shown = re.findall(r"\{\{\s*(?:\$labels\.)?(\w+)\s*\}\}", text)
 
