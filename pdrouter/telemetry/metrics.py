@@ -28,6 +28,7 @@ from pdrouter.telemetry.live_gauges import LiveGauges
 from pdrouter.telemetry.logs import count_dropped_lines
 from pdrouter.telemetry.model_series import SeriesRegistry
 from pdrouter.telemetry.redis_metrics import RedisMetrics
+from pdrouter.telemetry.reloads import declare_reloads
 from pdrouter.telemetry.tallies import HistogramTally, Tally
 from pdrouter.telemetry.tokens import TokenMetrics
 from pdrouter.telemetry.turn_metrics import TurnMetrics
@@ -190,7 +191,9 @@ class Metrics:
         self.turns = TurnMetrics(registry)
         self.users = UserMetrics(registry, keys or KeysFile())
         self.event_loop = EventLoopMetrics(registry)
-        self.endpoints_reloads = _declare_reloads(registry)
+        self.endpoints_reloads = declare_reloads(
+            "pdrouter_endpoints_reloads", "endpoints file", registry
+        )
         Gauge("pdrouter_info", "Version of the router.", ("version",), registry=registry).labels(
             __version__
         ).set(1)
@@ -210,15 +213,6 @@ class Metrics:
         """Return the metrics page in Prometheus' text format."""
         self._registry.forget_models({model for model, *_ in list(self.requests.ended.counts)})
         return generate_latest(self._registry)
-
-
-def _declare_reloads(registry: SeriesRegistry) -> Counter:
-    return Counter(
-        "pdrouter_endpoints_reloads",
-        "Times that the changed endpoints file was read, by result (ok, broken).",
-        ("result",),
-        registry=registry,
-    )
 
 
 class _WatchMetrics(Collector):

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from pdrouter.serving.answers import AnswerReport
 from pdrouter.serving.record import RequestRecord
+from pdrouter.telemetry.reloads import declare_reloads
 from pdrouter.telemetry.tallies import Tally
 from pdrouter.users.keys_file import KeysFile
 
@@ -38,12 +39,7 @@ class UserMetrics:
         self._labels: set[str] = set()
         self.failures: Mapping[str, int] = {}
         registry.register(_LimitFailures(lambda: self.failures))
-        self.keys_reloads = Counter(
-            "pdrouter_keys_reloads",
-            "Times that the changed file of API keys was read, by result (ok, broken).",
-            ("result",),
-            registry=registry,
-        )
+        self.keys_reloads = declare_reloads("pdrouter_keys_reloads", "file of API keys", registry)
         self._requests = Tally(
             "pdrouter_user_requests",
             "Requests of users that have ended, by status; none if there was no answer.",
