@@ -4,12 +4,13 @@ This runs for every message of every request. Headers are read and written one b
 own objects: building them from keywords or dictionaries costs 1.2 to 3 times as much.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any, cast
 
 from google.protobuf.message import DecodeError, Message
+from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.wrappers_pb2 import BoolValue
 
 from pdrouter.extproc import ext_proc_pb2 as pb
@@ -189,19 +190,26 @@ def _write_phase(reply: PhaseReply) -> list[bytes | memoryview]:
     long as to write them.
     """
     mutation = _write_mutation(reply)
+    tag = _PHASES[reply.phase]
     if reply.phase in _TRAILERS:
         if reply.body is not None or reply.clear_route_cache or reply.replace:
             raise ValueError(f"{reply.phase} have neither a body nor a route to change")
-        content = [_TRAILERS_MUTATION + _prefix(mutation)] if mutation else []
-        return _wrap(_PHASES[reply.phase], content)
-    common: list[bytes | memoryview] = [_CONTINUE_AND_REPLACE] if reply.replace else []
+        return [tag, _prefix(_TRAILERS_MUTATION + _prefix(mutation) if mutation else b"")]
+    before = _CONTINUE_AND_REPLACE if reply.replace else b""
     if mutation:
-        common.append(_HEADER_MUTATION + _prefix(mutation))
+        before += _HEADER_MUTATION + _prefix(mutation)
+    body: Sequence[bytes | memoryview] = ()
+    size = 0
     if reply.body is not None:
-        common += _wrap(_BODY_MUTATION, _write_body_mutation(reply.body))
-    if reply.clear_route_cache:
-        common.append(_CLEAR_ROUTE_CACHE)
-    return _wrap(_PHASES[reply.phase], _wrap(_RESPONSE, common) if common else [])
+        body = _write_body_mutation(reply.body)
+        size = sum(map(len, body))
+        before += _BODY_MUTATION + _write_varint(size)
+    after = _CLEAR_ROUTE_CACHE if reply.clear_route_cache else b""
+    size += len(before) + len(after)
+    if not size:
+        return [tag, _write_varint(0)]
+    response = _RESPONSE + _write_varint(size)
+    return [tag, _write_varint(len(response) + size), response, before, *body, after]
 
 
 def _write_mutation(reply: PhaseReply) -> bytes:
@@ -223,10 +231,11 @@ def _write_option(name: str, value: str, action: bytes) -> bytes:
     return _SET_HEADERS + _prefix(_HEADER + _prefix(header) + action)
 
 
-def _write_body_mutation(mutation: BodyMutation) -> list[bytes | memoryview]:
+def _write_body_mutation(mutation: BodyMutation) -> Sequence[bytes | memoryview]:
     match mutation:
         case ReplaceBody(body):
-            return _wrap(_BODY, body.parts if isinstance(body, Pieces) else (body,))
+            parts = body.parts if isinstance(body, Pieces) else (body,)
+            return [_BODY + _write_varint(sum(map(len, parts))), *parts]
         case ClearBody():
             return [pb.BodyMutation(clear_body=True).SerializeToString()]
         case StreamedBody(body, end_of_stream):
@@ -236,29 +245,44 @@ def _write_body_mutation(mutation: BodyMutation) -> list[bytes | memoryview]:
 
 def _write_rest(reply: PhaseReply) -> bytes:
     """Writes what a `ProcessingResponse` has beside the phase's own part."""
-    timeout_s = reply.override_message_timeout_s
-    if reply.mode_override is None and timeout_s is None and not reply.dynamic_metadata:
-        return b""
-    message = pb.ProcessingResponse()
+    rest = b""
     if reply.mode_override is not None:
-        _fill_processing_mode(message.mode_override, reply.mode_override)
+        rest += _write_mode_override(reply.mode_override)
     if reply.dynamic_metadata:
-        message.dynamic_metadata.update(
-            {namespace: dict(values) for namespace, values in reply.dynamic_metadata.items()}
-        )
-    if timeout_s is not None:
-        message.override_message_timeout.FromTimedelta(timedelta(seconds=timeout_s))
-    return message.SerializeToString()
+        rest += _DYNAMIC_METADATA + _prefix(_write_struct(reply.dynamic_metadata))
+    if reply.override_message_timeout_s is not None:
+        message = pb.ProcessingResponse()
+        timeout = timedelta(seconds=reply.override_message_timeout_s)
+        message.override_message_timeout.FromTimedelta(timeout)
+        rest += message.SerializeToString()
+    return rest
 
 
-def _wrap(tag: bytes, content: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
-    """Returns the content as a field of wire type 2: its tag and its length before it."""
-    return [tag, _write_varint(sum(map(len, content))), *content]
+def _write_struct(values: Mapping[str, Any]) -> bytes:
+    """Writes an object as the content of a `Struct`.
+
+    Most have objects and texts alone; to have protobuf fill in these takes three times as long.
+    """
+    return b"".join([_write_field(name, value) for name, value in values.items()])
+
+
+def _write_field(name: str, value: Any) -> bytes:  # noqa: ANN401 (any JSON value)
+    if isinstance(value, str):
+        content = _STRING_VALUE + _prefix(value.encode())
+    elif isinstance(value, Mapping):
+        content = _STRUCT_VALUE + _prefix(_write_struct(value))
+    else:
+        struct = Struct()
+        struct.update({name: value})
+        return struct.SerializeToString()
+    entry = _FIELD_NAME + _prefix(name.encode()) + _FIELD_VALUE + _prefix(content)
+    return _FIELDS + _prefix(entry)
 
 
 def _prefix(content: bytes) -> bytes:
     """Returns the content with its length before it."""
-    return _write_varint(len(content)) + content
+    size = len(content)
+    return (_VARINTS[size] if size < len(_VARINTS) else _write_varint(size)) + content
 
 
 def _write_varint(value: int) -> bytes:
@@ -282,6 +306,10 @@ _CLEAR_ROUTE_CACHE = pb.CommonResponse(clear_route_cache=True).SerializeToString
 _CONTINUE_AND_REPLACE = pb.CommonResponse(
     status=pb.CommonResponse.CONTINUE_AND_REPLACE
 ).SerializeToString()
+_DYNAMIC_METADATA = _find_tag(pb.ProcessingResponse, "dynamic_metadata")
+_FIELDS = _find_tag(Struct, "fields")
+_FIELD_NAME = _find_tag(Struct.FieldsEntry, "key")
+_FIELD_VALUE = _find_tag(Struct.FieldsEntry, "value")
 _HEADER = _find_tag(pb.HeaderValueOption, "header")
 _HEADER_MUTATION = _find_tag(pb.CommonResponse, "header_mutation")
 _KEY = _find_tag(pb.HeaderValue, "key")
@@ -290,6 +318,8 @@ _RAW_VALUE = _find_tag(pb.HeaderValue, "raw_value")
 _REMOVE_HEADERS = _find_tag(pb.HeaderMutation, "remove_headers")
 _RESPONSE = _find_tag(pb.BodyResponse, "response")
 _SET_HEADERS = _find_tag(pb.HeaderMutation, "set_headers")
+_STRING_VALUE = _find_tag(Value, "string_value")
+_STRUCT_VALUE = _find_tag(Value, "struct_value")
 _TRAILERS = (Phase.REQUEST_TRAILERS, Phase.RESPONSE_TRAILERS)
 _TRAILERS_MUTATION = _find_tag(pb.TrailersResponse, "header_mutation")
 
@@ -301,15 +331,19 @@ _OVERWRITE = pb.HeaderValueOption(
 ).SerializeToString()
 
 
-def _fill_processing_mode(mode: Any, override: ModeOverride) -> None:  # noqa: ANN401
-    # `mode` is a pb.ProcessingMode: for mypy its fields take protobuf's own enums alone, while any
-    # number will do.
+# There are few of them.
+@lru_cache(maxsize=64)
+def _write_mode_override(override: ModeOverride) -> bytes:
+    message = pb.ProcessingResponse()
+    # For mypy its fields take protobuf's own enums alone, while any number will do.
+    mode: Any = message.mode_override
     mode.SetInParent()
     mode.request_body_mode = override.request_body
     mode.request_trailer_mode = override.request_trailers
     mode.response_header_mode = override.response_headers
     mode.response_body_mode = override.response_body
     mode.response_trailer_mode = override.response_trailers
+    return message.SerializeToString()
 
 
 def _build_immediate_response(reply: ImmediateReply) -> pb.ProcessingResponse:

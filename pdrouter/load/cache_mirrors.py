@@ -58,12 +58,8 @@ class CacheMirrors:
         mirror = self._mirrors.get(uid)
         if mirror is None:
             return ()
-        known: list[int] = []
-        for turn in map(mirror.turns.get, hashes):
-            if turn is None:
-                break
-            known.append(turn)
-        return known
+        # Prompts have many blocks: the loop over them is one of C's, and ends with the first None.
+        return list(iter(map(mirror.turns.get, hashes).__next__, None))
 
     def note(
         self, hashes: Sequence[int], uid: str, recalled: Sequence[int], found: int

@@ -73,11 +73,11 @@ def hash_prompt(request: InferenceRequest) -> PromptPrefix:
     """
     body = request.body
     seed = xxhash.xxh3_64(request.model.encode())
+    names = body.names
     for name in _CONTEXT:
-        value = body.view(name)
-        if value is not None:
+        if name in names:
             seed.update(name.encode())
-            seed.update(value)
+            seed.update(body.view(name) or b"")
     prompt = request.prompt
     ends = _ENDS[: bisect_right(_ENDS, len(prompt))]
     state = seed.intdigest()

@@ -3,6 +3,7 @@
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from hashlib import blake2b
 
 import msgspec
@@ -52,6 +53,9 @@ def read_session(
     if request.endpoint.stateful and (key := _read_member(body, _CONVERSATION)):
         # What engines know of a conversation, only one of them knows.
         return Session(_shorten(key), _MEMBER + _CONVERSATION, bound=True)
+    roots = _list_roots(tuple(names))
+    if headers.keys().isdisjoint(names) and roots.isdisjoint(body.names):
+        return None
     named: Session | None = None
     for name in names:
         if name.startswith(_MEMBER):
@@ -69,6 +73,13 @@ def read_session(
         # Should the pod be gone, another key of the session says more than its address.
         named = session
     return named
+
+
+@lru_cache(maxsize=16)
+def _list_roots(names: tuple[str, ...]) -> frozenset[str]:
+    """Return the members of bodies that may hold a key, by what names keys: a router has one."""
+    members = (name.removeprefix(_MEMBER) for name in names if name.startswith(_MEMBER))
+    return frozenset(member.partition(".")[0] for member in members)
 
 
 def write_session_id(address: str) -> str:

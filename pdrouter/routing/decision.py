@@ -182,7 +182,10 @@ class Decision(msgspec.Struct, frozen=True):
 
     def find(self, leg: Leg) -> Choice | None:
         """Return what was chosen for a leg; None if the request has none of its own."""
-        return next((choice for choice in self.legs if choice.leg is leg), None)
+        for choice in self.legs:
+            if choice.leg is leg:
+                return choice
+        return None
 
     @property
     def pods(self) -> Mapping[Leg, Pod]:

@@ -143,10 +143,7 @@ class PodChooser:
         resolved = self._resolve(request, pods, headers, tokens)
         if resolved.automatic:
             record.profile = resolved.name
-        requested = read_strategy(headers.get(CLIENT_STRATEGY, "")) or read_strategy(
-            headers.get(ROUTING_STRATEGY, "")
-        )
-        strategy = self._find_strategy(resolved, requested, record)
+        strategy = self._find_strategy(resolved, _read_strategy(headers), record)
         if strategy is None:
             return None
         if pods.unsupported:
@@ -380,6 +377,14 @@ class PodChooser:
         record.aggregated = decision.reason
         self.observer.request_routed(record)
         return decision
+
+
+def _read_strategy(headers: Mapping[str, str]) -> str:
+    """Return the strategy that a client asks for; nothing if it asks for none."""
+    for name in (CLIENT_STRATEGY, ROUTING_STRATEGY):
+        if name in headers and (strategy := read_strategy(headers[name])):
+            return strategy
+    return ""
 
 
 def _read_selector(headers: Mapping[str, str]) -> LabelSelector | None:

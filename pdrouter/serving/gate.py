@@ -70,6 +70,13 @@ class Gate:
             if late:
                 await asyncio.wait(late)
 
+    def guards(self, user: User | None, pods: ModelPods) -> bool:
+        """Return whether anything may limit what a user asks of these pods.
+
+        Most routers have no limits: what is free should cost nothing.
+        """
+        return user is not None or pods.config is not None or bool(self._keys.roster.model_limits)
+
     async def admit(
         self,
         user: User | None,

@@ -38,6 +38,8 @@ def add_session(
         RequestRejected: it goes on with an answer that nobody keeps.
     """
     session = read_session(request, headers, keys)
+    if not request.endpoint.stateful:
+        return facts if session is None else structs.replace(facts, session=session)
     previous = read_previous(request)
     holder = holders.find_previous(previous, record.user, pods) if previous else None
     if previous and holder is None:

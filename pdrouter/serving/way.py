@@ -37,11 +37,7 @@ from pdrouter.serving.permissions import check_model
 from pdrouter.serving.policy import DispatchPolicy
 from pdrouter.serving.priorities import Priorities
 from pdrouter.serving.record import RequestRecord
-from pdrouter.serving.refusals import (
-    describe_failure,
-    refuse_handle,
-    refuse_too_large,
-)
+from pdrouter.serving.refusals import describe_failure, refuse_handle, refuse_too_large
 from pdrouter.serving.release import Releases
 from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.serving.unsplittable import REASON as NOT_PREFILLABLE
@@ -122,7 +118,8 @@ class Dispatcher:
             pods = self.chooser.models.find(request.model)  # Some may have come and gone.
         request, media = await self.encoders.take_media(request, pods, record)
         tokens = counted or self.chooser.count_prompt_tokens(request, media)
-        await self._admit(request, pods, head, call, tokens)
+        if self.gate.guards(call.user, pods):
+            await self._admit(request, pods, head, call, tokens)
         pods = self.chooser.models.find(request.model)
         routed = await self.chooser.choose(request, pods, head.headers, record, tokens, media=media)
         if routed is None:
