@@ -465,7 +465,7 @@ async def test_who_waits_to_know_an_engine_is_counted_there() -> None:
     bench = Bench(pods)
     asked = asyncio.Event()
 
-    async def hang(*of: object) -> EngineAnswer:
+    async def hang(*of: object, **named: object) -> EngineAnswer:
         asked.set()
         return await asyncio.Future()
 
