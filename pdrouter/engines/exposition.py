@@ -4,7 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import groupby, islice
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 # A value may hold braces, and quotes behind a backslash. Nothing is ever given back (`+` after a
 # quantifier), so that the time for a broken line grows with its length only.
@@ -14,6 +14,10 @@ MAX_SERIES = 2000
 """Series of interest that are read; an engine has a few for each of its ranks."""
 _LABELS = rb'(?:[^"}\n]++|"(?:[^"\\\n]++|\\.)*+")*+'
 _LABEL = re.compile(rb"(?<![a-zA-Z0-9_])([a-zA-Z_][a-zA-Z0-9_]*+)=" + _VALUE)
+
+
+Line: TypeAlias = tuple[bytes, bytes, bytes]
+"""A line of a page as it stands there: name, what stands between the braces, value."""
 
 
 class Series(NamedTuple):
@@ -55,13 +59,21 @@ class Families:
         Lines that make no sense, and values that no count or share can have (NaN, infinite,
         negative, absurdly large), are left out.
         """
-        found: defaultdict[str, list[Series]] = defaultdict(list)
-        series = islice(self._pattern.finditer(b"\n" + page), MAX_SERIES)
-        for name, labels, text in map(_read_groups, series):
-            value = _read_value(text)
-            if value is not None:
-                found[name.decode()].append(Series(labels, value))
-        return dict(found)
+        return read_lines(self.scan(page))
+
+    def scan(self, page: bytes) -> Sequence[Line]:
+        """Return the lines of the families in a page."""
+        return [*map(_read_groups, islice(self._pattern.finditer(b"\n" + page), MAX_SERIES))]
+
+
+def read_lines(lines: Sequence[Line]) -> Mapping[str, Sequence[Series]]:
+    """Return the series that lines are, by family; without those that make no sense."""
+    found: defaultdict[str, list[Series]] = defaultdict(list)
+    for name, labels, text in lines:
+        value = _read_value(text)
+        if value is not None:
+            found[name.decode()].append(Series(labels, value))
+    return dict(found)
 
 
 def _write_alternatives(names: Sequence[str]) -> str:
@@ -80,7 +92,7 @@ def _write_alternatives(names: Sequence[str]) -> str:
     return f"{re.escape(first[:shared])}(?:{'|'.join(reversed(parts))})"
 
 
-def _read_groups(line: re.Match[bytes]) -> tuple[bytes, bytes, bytes]:
+def _read_groups(line: re.Match[bytes]) -> Line:
     return line[1], line[2] or b"", line[3]
 
 

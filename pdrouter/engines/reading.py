@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pdrouter.engines.exposition import Families, Series
+from pdrouter.engines.exposition import Families, Line, Series, read_lines
 
 Found = Mapping[str, Sequence[Series]]
 
@@ -102,12 +102,45 @@ class MetricsDialect:
             page: the page.
             rank: data-parallel rank that it is read for; None for all of them together.
         """
-        found = self.families.find(page)
+        return self.read_lines(self.families.scan(page), rank)
+
+    def read_lines(self, lines: Sequence[Line], rank: int | None = None) -> EngineReading:
+        """Return what lines of its families say."""
+        found = read_lines(lines)
         if rank is not None and self.rank_label:
             found = {
                 name: _keep_rank(each, self.rank_label, str(rank)) for name, each in found.items()
             }
         return self.interpret(found)
+
+
+class PageReader:
+    """Reads the pages of one engine, again and again.
+
+    Attributes:
+        dialect: how it gives its metrics.
+    """
+
+    __slots__ = ("_lines", "_rank", "_reading", "dialect")
+
+    def __init__(self, dialect: MetricsDialect, rank: int | None) -> None:
+        """Begin without a page.
+
+        Args:
+            dialect: how the engine gives its metrics.
+            rank: data-parallel rank that it is read for; None for all of them together.
+        """
+        self.dialect = dialect
+        self._rank = rank
+        self._lines: Sequence[Line] = ()
+        self._reading = dialect.read_lines((), rank)
+
+    def read(self, page: bytes) -> EngineReading:
+        """Return what a page says; most of an idle engine's say what the last one did."""
+        lines = self.dialect.families.scan(page)
+        if lines != self._lines:
+            self._lines, self._reading = lines, self.dialect.read_lines(lines, self._rank)
+        return self._reading
 
 
 def _keep_rank(series: Sequence[Series], label: str, rank: str) -> Sequence[Series]:

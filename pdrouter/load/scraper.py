@@ -16,7 +16,7 @@ from pdrouter.engine_http.client import ClientLimits, HttpClient
 from pdrouter.engine_http.failures import PostFailed
 from pdrouter.engine_http.progress import PostProgress
 from pdrouter.engine_http.tls import EngineTls
-from pdrouter.engines.reading import EngineReading
+from pdrouter.engines.reading import EngineReading, PageReader
 from pdrouter.engines.registry import find_dialect, has_metrics
 from pdrouter.load.counters import MeanMeter, RequestMeter, TokenCounter
 from pdrouter.load.failures import FailureMemory
@@ -35,8 +35,9 @@ _HEADERS: Mapping[str, str] = MappingProxyType({"accept": "text/plain;version=0.
 # 0.8 ms of CPU, by the machine (`python -m benchmarks.scraping`).
 _SCRAPES_PER_S = 150
 
-# Least time between two steps: to wake up costs as much as a scrape, so a few start together.
-_STEP_S = 0.05
+# Least time between two steps: to wake up costs as much as a scrape, so some start together. Their
+# answers are read in turns of the loop, as those of side legs are.
+_STEP_S = 0.2
 
 # Two failures in a row leave the last sample in use.
 _FRESH_INTERVALS = 3
@@ -71,12 +72,18 @@ class _Target:
     """A pod that is scraped, with what must outlive one scrape."""
 
     pod: Pod
+    page: PageReader
     tokens: TokenCounter = field(default_factory=TokenCounter)
     prompts: TokenCounter = field(default_factory=TokenCounter)
     gaps: MeanMeter = field(default_factory=MeanMeter)
     requests: RequestMeter = field(default_factory=RequestMeter)
     scraping: asyncio.Task[None] | None = None
     failures: int = 0
+
+    @classmethod
+    def create(cls, pod: Pod) -> "_Target":
+        """Begin with a pod that was never scraped."""
+        return cls(pod, PageReader(find_dialect(pod.engine), pod.number))
 
     def has_page_of(self, pod: Pod) -> bool:
         """Return whether the metrics of a newer state of the pod are the same page."""
@@ -211,10 +218,11 @@ class MetricsScraper:
                 self._ledger.rates.note_buckets(uid, ())
                 if target.scraping is not None:
                     target.scraping.cancel()
-        new = OrderedDict((uid, _Target(pod)) for uid, pod in pods.items() if uid not in kept)
-        for uid in new:
-            self._ledger.rates.note_kind(uid, PodKind(pods[uid].model, pods[uid].hardware))
-        self._targets = new | kept
+        new = {uid: pod for uid, pod in pods.items() if uid not in kept}
+        for uid, pod in new.items():
+            self._ledger.rates.note_kind(uid, PodKind(pod.model, pod.hardware))
+        created = OrderedDict((uid, _Target.create(pod)) for uid, pod in new.items())
+        self._targets = created | kept
 
     def _plan_step(self) -> tuple[int, float]:
         """Return how many pods have their turn now, and the seconds until the next step."""
@@ -276,15 +284,15 @@ class MetricsScraper:
             _ScrapeFailed: there is none.
         """
         pod = target.pod
-        dialect = find_dialect(pod.engine)
+        path = target.page.dialect.path
         address = format_address(pod.ip, pod.metrics_port)
         # Another port is that of something beside the engine.
         plain = self._tls is None or pod.metrics_port != pod.port
-        url = f"{'http' if plain else 'https'}://{address}{dialect.path}"
+        url = f"{'http' if plain else 'https'}://{address}{path}"
         look = _Look(self._clock, lambda: self._ledger.count_requests(pod.uid))
         try:
             answer = await client.request(
-                *("GET", address, dialect.path, _HEADERS),
+                *("GET", address, path, _HEADERS),
                 body=None,
                 total_s=self._deadline_s,
                 progress=look,
@@ -294,7 +302,7 @@ class MetricsScraper:
             raise _ScrapeFailed(ScrapeFailure(failed.kind), f"{url}: {failed}") from None
         if answer.status != 200:
             raise _ScrapeFailed(ScrapeFailure.STATUS, f"{url} answers {answer.status}")
-        reading = dialect.read(answer.body, pod.number)
+        reading = target.page.read(answer.body)
         if reading == EngineReading():
             message = f"{url} has none of the metrics of engine {pod.engine!r}"
             raise _ScrapeFailed(ScrapeFailure.NO_METRICS, message)

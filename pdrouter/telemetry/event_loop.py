@@ -6,8 +6,12 @@ from collections.abc import Callable
 from types import TracebackType
 
 TICK_S = 0.02
-"""Time between two looks. What holds the loop for 5 ms longer is always seen as such; what is
-shorter, only where a look falls due within it."""
+"""Time between two looks at a loop that has work. What holds it for 5 ms longer is always seen as
+such; what is shorter, only where a look falls due within it."""
+IDLE_TICK_S = 0.08
+"""At most, where it has none: looks are most of what wakes up a router that does nothing."""
+_BUSY_SHARE = 0.1
+"""Of a core, above which there is work."""
 
 
 class EventLoopWatch:
@@ -26,6 +30,7 @@ class EventLoopWatch:
         self._observe_lag = observe_lag
         self._observe_stall = observe_stall
         self._timer: asyncio.TimerHandle | None = None
+        self._tick_s = TICK_S
         self._due = 0.0
         self._cpu = 0.0
 
@@ -44,12 +49,15 @@ class EventLoopWatch:
 
     def _set_timer(self) -> None:
         # The loop's own clock stands still while the loop is busy.
-        self._due = time.monotonic() + TICK_S
+        self._due = time.monotonic() + self._tick_s
         self._cpu = time.process_time()
-        self._timer = asyncio.get_running_loop().call_later(TICK_S, self._look)
+        self._timer = asyncio.get_running_loop().call_later(self._tick_s, self._look)
 
     def _look(self) -> None:
         lag = max(0.0, time.monotonic() - self._due)
         self._observe_lag(lag)
-        self._observe_stall(min(lag, time.process_time() - self._cpu))
+        spent = time.process_time() - self._cpu
+        self._observe_stall(min(lag, spent))
+        busy = spent > _BUSY_SHARE * (self._tick_s + lag)
+        self._tick_s = TICK_S if busy else min(2 * self._tick_s, IDLE_TICK_S)
         self._set_timer()

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pdrouter.engines.reading import EngineReading, RequestTotals
+from pdrouter.engines.reading import EngineReading, PageReader, RequestTotals
 from pdrouter.engines.registry import find_dialect
 from pdrouter.tools.simulation.config import EngineConfig
 from pdrouter.tools.simulation.engine_metrics import EngineMetrics
@@ -333,3 +333,14 @@ def test_what_requests_take_on_sglang_and_trtllm_follows_from_their_times_to_two
     assert read("sglang", *write(sglang)[2:]) == {
         "requests": totals(queue=(0, 0), prefill=(3, 4), decode=(8, 5))
     }
+
+
+@pytest.mark.parametrize("rank", [None, 1])
+def test_a_page_is_read_anew_only_where_it_says_something_else(rank: int | None) -> None:
+    reader = PageReader(find_dialect("vllm"), rank)
+    page = b'process_cpu_seconds_total %d\nvllm:num_requests_running{engine="1"} %d\n'
+    first = reader.read(page % (1, 4))
+    assert (first.running, reader.read(page % (2, 4)) is first) == (4, True)
+    assert reader.read(page % (3, 5)).running == 5
+    assert reader.read(b"") == EngineReading()
+    assert reader.read(page % (4, 4)).running == 4

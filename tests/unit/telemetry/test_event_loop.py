@@ -4,6 +4,7 @@ import asyncio
 import time
 
 import pytest
+from virtual_time import run_in_virtual_time
 
 from pdrouter.telemetry.event_loop import TICK_S, EventLoopWatch
 
@@ -65,3 +66,21 @@ async def test_nothing_is_looked_at_after_the_context() -> None:
     count = len(seen.lags)
     await asyncio.sleep(3 * TICK_S)
     assert len(seen.lags) == count
+
+
+@pytest.mark.parametrize(("share", "least", "most"), [(0.0, 10, 20), (0.5, 45, 50)])
+def test_a_loop_without_work_is_looked_at_less_often(
+    share: float, least: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = Observations()
+
+    async def count_looks() -> int:
+        loop = asyncio.get_running_loop()
+        place = "pdrouter.telemetry.event_loop.time"
+        monkeypatch.setattr(f"{place}.monotonic", loop.time)
+        monkeypatch.setattr(f"{place}.process_time", lambda: share * loop.time())
+        with seen.watch():
+            await asyncio.sleep(1.0)
+        return len(seen.lags)
+
+    assert least <= run_in_virtual_time(count_looks()) <= most
