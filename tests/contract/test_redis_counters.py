@@ -236,6 +236,59 @@ async def test_all_keys_end_by_themselves(server: RedisServer, prefix: str) -> N
         assert len({server.ask("cluster", "keyslot", key) for key in keys}) == 1
 
 
+HOUR = Quota("hour", Measure.TOKENS, 100, 3600.0)
+"""Its slots are of a minute: while a test runs, it goes on with the same one."""
+
+
+def read_hour(server: RedisServer, prefix: str) -> tuple[str, int]:
+    """The key of that, and its slot at the moment."""
+    return f"{{{prefix}}}:tokens3600:hour", int(server.ask("time").split()[0]) // 60
+
+
+async def test_what_was_taken_counts_for_a_whole_window_at_the_least(
+    server: RedisServer, prefix: str
+) -> None:
+    key, slot = read_hour(server, prefix)
+    async with share(server.url, prefix) as shared:
+        server.ask("hset", key, str(slot - 60), "70")
+        server.ask("hset", key, str(slot - 62), "500")
+        standing = (await shared.counters.take([Demand(HOUR, 10)], "a")).standings[0]
+        assert standing.remaining == 20
+
+
+async def test_no_more_is_subtracted_than_is_there(server: RedisServer, prefix: str) -> None:
+    key, slot = read_hour(server, prefix)
+    async with share(server.url, prefix) as shared:
+        taken = (await shared.counters.take([Demand(HOUR, 90)], "a")).taken
+        assert taken is not None
+        # The server has lost most of it, and others have taken some since.
+        server.ask("hset", key, str(slot), "20")
+        await shared.counters.correct(taken, 0)
+        assert (await shared.counters.take([Demand(HOUR, 1)], "b")).standings[0].remaining == 99
+
+
+async def test_what_is_added_to_a_window_that_has_gone_ends_by_itself(
+    server: RedisServer, prefix: str
+) -> None:
+    key, _ = read_hour(server, prefix)
+    async with share(server.url, prefix) as shared:
+        taken = (await shared.counters.take([Demand(HOUR, 1)], "a")).taken
+        assert taken is not None
+        server.ask("del", key)
+        await shared.counters.correct(taken, 31)
+        assert int(server.ask("pttl", key)) > 0
+
+
+async def test_a_place_that_has_ended_is_taken_anew(server: RedisServer, prefix: str) -> None:
+    key = f"{{{prefix}}}:concurrent:user/ann/concurrent"
+    async with share(server.url, prefix) as shared:
+        server.ask("zadd", key, "1", "a")
+        for holder in ("b", "c"):
+            assert (await shared.counters.take([PLACES], holder)).taken is not None
+            server.ask("zadd", key, "1", "a")
+        assert (await shared.counters.take([PLACES], "a")).taken is None
+
+
 async def test_a_window_holds_no_more_than_its_slots(server: RedisServer, prefix: str) -> None:
     quota = Quota("short", Measure.TOKENS, 10**6, 0.06)
     async with share(server.url, prefix) as shared:
