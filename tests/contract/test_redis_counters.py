@@ -196,8 +196,9 @@ async def test_whoever_stops_waiting_has_taken_nothing(server: RedisServer, pref
             await waiting
         server.resume()
         await shared.counters.close()
-        standings = (await shared.counters.take(demands, "b")).standings
-        assert [each.remaining for each in standings] == [4, 100, 1]
+        verdict = await shared.counters.take(demands, "b")
+        assert verdict.taken is not None
+        assert [each.remaining for each in verdict.standings] == [4, 100, 1]
 
 
 async def test_a_taking_that_is_written_down_is_put_right_by_another_router(

@@ -21,7 +21,7 @@ class SlowLink:
         self.answers = asyncio.Event()
 
     def call_when_up(self, call: Callable[[], None]) -> None:
-        assert call
+        self.on_up = call
 
     async def run_script(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> None:
         assert script.digest
