@@ -7,11 +7,12 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 
 from pdrouter.cluster.pods import Pod
+from pdrouter.journal.holder import Holder
 from pdrouter.journal.language import Batch, Began, Change, Language, Wanted
 from pdrouter.journal.memory import JournalLost, Ring, SharedMemory
 
@@ -28,30 +29,6 @@ _News: TypeAlias = tuple[float, int, int, Any]
 _EVENTS = ("noted", "taken", "failed", "lost", "unreadable")
 
 
-class Holder(Protocol):
-    """Keeps what workers hold for a while, such as legs that they have in flight.
-
-    Attributes:
-        held: how a worker tells that it holds something.
-        let_go: how it tells that it does not any more.
-    """
-
-    held: ClassVar[type[Change]]
-    let_go: ClassVar[type[Change]]
-
-    def take(self, worker: int, change: Any, /) -> None:  # noqa: ANN401 - `held`
-        """Take what another worker holds, unless it is known."""
-
-    def drop_one(self, worker: int, change: Any, /) -> None:  # noqa: ANN401 - `let_go`
-        """Let go what another worker has held, if it is known."""
-
-    def drop(self, worker: int) -> None:
-        """Let go everything that another worker holds."""
-
-    def list_own(self) -> Iterable[Change]:
-        """Return what this worker holds."""
-
-
 @dataclass(slots=True)
 class _Other:
     """Another worker.
@@ -61,12 +38,14 @@ class _Other:
         ring: its journal.
         position: up to where that was read.
         holds: whether anything may be held for it.
+        strange: the language of its journal, where it was said that nobody here reads it.
     """
 
     worker: int
     ring: Ring
     position: int = 0
     holds: bool = False
+    strange: int | None = None
 
 
 class Journal:
@@ -196,8 +175,8 @@ class Journal:
 
     def _write(self, changes: Sequence[Change]) -> None:
         self._batch += 1
-        batch = self.language.encode((self._batch, changes))
-        if len(batch) <= self._ring.largest:
+        batch = self._encode(changes)
+        if batch is not None:
             self._ring.append(batch)
         elif len(changes) > 1:
             half = len(changes) // 2
@@ -205,7 +184,15 @@ class Journal:
             self._write(changes[half:])
         else:
             self.events["failed"] += 1
-            log.error("a change of %d bytes is too large to be told other workers", len(batch))
+            log.error("other workers cannot be told a change: %s", type(changes[0]).__name__)
+
+    def _encode(self, changes: Sequence[Change]) -> bytes | None:
+        """Return a batch; None if it, or a number in it, is too large, or a text is none."""
+        try:
+            batch = self.language.encode((self._batch, changes))
+        except (OverflowError, UnicodeError):
+            return None
+        return batch if len(batch) <= self._ring.largest else None
 
     async def join(self) -> None:
         """Take over all that the journals still have, and begin to write this worker's own.
@@ -293,7 +280,9 @@ class Journal:
         if ring.dialect != self.language.dialect:
             # Another version of the router runs there since it was started again.
             self.events["unreadable"] += 1
-            log.error("worker %d speaks another language: start the router again", worker)
+            if other.strange != ring.dialect:
+                other.strange = ring.dialect
+                log.error("worker %d speaks another language: start the router again", worker)
             other.position = ring.head
             return ()
         other.holds = True

@@ -5,8 +5,9 @@ from operator import attrgetter
 from typing import Any, TypeVar, cast
 
 from pdrouter.cluster.pods import Pod
+from pdrouter.journal.holder import Holder
 from pdrouter.journal.holders import SharedFailures, SharedLedger, SharedPlaces
-from pdrouter.journal.journal import Holder, Journal
+from pdrouter.journal.journal import Journal
 from pdrouter.journal.language import Change, Verb
 from pdrouter.load.failures import FailureMemory
 from pdrouter.load.ledger import Ledger

@@ -438,10 +438,13 @@ async def test_what_another_version_has_written_is_not_read(
     await journal.join()
     journal._write([language.verbs[Ledger][0].change(1.0, UID, 5.0)])
     other = await workers.start(1)
-    journal._write([language.verbs[Ledger][0].change(1.0, UID, 5.0)])
-    other.catch_up()
-    assert workers.journals[1].events["taken"] == 0
-    assert "speaks another language" in caplog.text
+    for _ in range(3):
+        journal._write([language.verbs[Ledger][0].change(1.0, UID, 5.0)])
+        other.catch_up()
+    events = workers.journals[1].events
+    assert (events["taken"], events["unreadable"]) == (0, 4)
+    # Said once, however much there is of it.
+    assert caplog.text.count("speaks another language") == 1
 
 
 async def test_there_is_one_memory_of_a_kind(workers: Workers) -> None:
@@ -450,15 +453,27 @@ async def test_there_is_one_memory_of_a_kind(workers: Workers) -> None:
         Sharing(workers.journals[0]).share(WholeServing)()
 
 
-async def test_a_change_that_is_too_large_is_left_out(
-    workers: Workers, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(
+            lambda one: one.prefixes.add(tuple(range(2**40, 2**40 + 10_000)), UID), id="too-large"
+        ),
+        pytest.param(lambda one: one.ledger.start(Leg.PREFILL, UID, 2**70), id="a-huge-number"),
+        pytest.param(lambda one: one.served.count("ann\udce9", 1.0), id="a-text-that-is-none"),
+    ],
+)
+async def test_a_change_that_cannot_be_told_is_left_out_and_no_other(
+    change: Callable[[RoutingState], object], workers: Workers, caplog: pytest.LogCaptureFixture
 ) -> None:
     one, other = await workers.start(0), await workers.start(1)
-    one.prefixes.add(tuple(range(2**40, 2**40 + 10_000)), UID)
     one.prefixes.add((1,), UID)
+    change(one)
+    one.prefixes.add((2,), UID)
     workers.turn()
-    assert other.prefixes.match((1,)) == {UID: 1}
-    assert "too large" in caplog.text
+    assert other.prefixes.match((1,)) == other.prefixes.match((2,)) == {UID: 1}
+    assert workers.journals[0].events["failed"] == 1
+    assert "other workers cannot be told a change" in caplog.text
 
 
 READS = {
