@@ -53,6 +53,7 @@ class RoutedRequest(msgspec.Struct, frozen=True, omit_defaults=True):
         second: address of the pod that Envoy takes if it cannot connect to that; empty for none.
         user: name of who asked; empty for nobody in particular.
         reserved: the tokens that were taken of limits for it; None if no limit counts them.
+        reserved_prompt: those of them that are its prompt's.
     """
 
     request_id: _Name
@@ -66,6 +67,7 @@ class RoutedRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     second: _Name = ""
     user: _Name = ""
     reserved: Taken | None = None
+    reserved_prompt: int = 0
 
     @classmethod
     def describe(
@@ -92,6 +94,7 @@ class RoutedRequest(msgspec.Struct, frozen=True, omit_defaults=True):
             "" if second is None else second.address,
             record.user,
             record.reserved,
+            record.reserved_prompt,
         )
 
     @classmethod

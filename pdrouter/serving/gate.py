@@ -123,6 +123,8 @@ class Gate:
             record.refused_by = verdict.refused
             raise refuse_over_limit(verdict)
         record.reserved = verdict.taken.select_tokens()
+        if record.reserved is not None:
+            record.reserved_prompt = tokens[0]
         return Admission(self, verdict.taken)
 
     async def _take(self, demands: Sequence[Demand], holder: str) -> Verdict | None:
@@ -152,15 +154,16 @@ class Gate:
     def settle(self, report: AnswerReport) -> None:
         """Count the tokens that an answer says, in place of those that were reserved for it.
 
-        One that does not say them has had as many as it has events, at the least.
+        One that does not say them has had its prompt's, and as many as it has events, at the least.
         """
         taken, usage = report.request.reserved, report.usage
+        seen = report.request.reserved_prompt + report.events
         if taken is None or not 0 < report.status < 400:
             return
         if usage is not None:
             self.correct(taken, usage.prompt_tokens + (usage.output_tokens or 0))
-        elif report.events > max(demand.amount for demand in taken.demands):
-            self.correct(taken, report.events)
+        elif report.events and seen > max(demand.amount for demand in taken.demands):
+            self.correct(taken, seen)
 
     def correct(self, taken: Taken, tokens: int) -> None:
         """Count so many tokens in place of those that were reserved."""

@@ -62,6 +62,7 @@ class RequestRecord(msgspec.Struct):
         standings: what is left of each limit that it has to keep to.
         refused_by: what a limit had no room for; None if there was room for all.
         reserved: the tokens that were taken for it; None if no limit counts them.
+        reserved_prompt: those of them that are its prompt's.
         model: name of the model, once it is known to be served.
         stream: whether the answer is streamed.
         body_bytes: size of the client's body.
@@ -119,6 +120,7 @@ class RequestRecord(msgspec.Struct):
     standings: tuple[Standing, ...] = ()
     refused_by: Demand | None = None
     reserved: Taken | None = None
+    reserved_prompt: int = 0
     model: str = ""
     stream: bool = False
     body_bytes: int = 0

@@ -247,9 +247,9 @@ async def test_tokens_are_put_right_once_they_are_known(
     await door.end()
 
 
-@pytest.mark.parametrize(("events", "used"), [(5, None), (3000, 3000)])
+@pytest.mark.parametrize(("events", "output"), [(5, None), (49, None), (51, 51), (3000, 3000)])
 async def test_a_stream_that_says_no_usage_costs_as_much_as_was_seen_of_it(
-    events: int, used: int | None
+    events: int, output: int | None
 ) -> None:
     door = Door(limited(tokens_per_minute=10_000))
     await door.begin(stream=True, max_tokens=50)
@@ -261,7 +261,9 @@ async def test_a_stream_that_says_no_usage_costs_as_much_as_was_seen_of_it(
     await door.end()
     await door.begin(max_tokens=50)
     left = door.left(Measure.TOKENS)
-    assert left == 10_000 - (reserved if used is None else used) - reserved
+    prompt = reserved - 50
+    assert prompt > 0
+    assert left == 10_000 - prompt - (50 if output is None else output) - reserved
     await door.end()
 
 
