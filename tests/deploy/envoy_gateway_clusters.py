@@ -21,15 +21,16 @@ def make_clusters(
     """Yield the cluster of the routers, and one for each Service that a route leads to."""
     processor = ext_proc(objects)
     settings = processor.get("backendSettings", {})
-    router = make_router_cluster(settings, endpoints[processor["backendRefs"][0]["name"]])
-    yield {**router, **_make_tls(objects)}
+    service = processor["backendRefs"][0]["name"]
+    yield {**make_router_cluster(settings, endpoints[service]), **_make_tls(objects, service)}
     traffic = find_traffic(objects)
     backends = {
         route["rule"]["backendRefs"][0]["name"]: route["object"]["metadata"]["name"]
         for route in routes
     }
     for service, route in backends.items():
-        yield make_backend(service, traffic.get(route, {}), endpoints[service])
+        backend = make_backend(service, traffic.get(route, {}), endpoints[service])
+        yield {**backend, **_make_tls(objects, service)}
 
 
 def find_traffic(objects: Sequence[Object]) -> Mapping[str, Object]:
@@ -65,11 +66,18 @@ def make_router_cluster(settings: Object, addresses: Sequence[str]) -> Object:
     return cluster
 
 
-def _make_tls(objects: Sequence[Object]) -> Object:
-    """Return what a BackendTLSPolicy adds to the cluster of the routers; nothing without one."""
-    if not any(one["kind"] == "BackendTLSPolicy" for one in objects):
+def _make_tls(objects: Sequence[Object], service: str) -> Object:
+    """Return what a BackendTLSPolicy adds to the cluster of a Service; nothing without one."""
+    policies = [
+        one["spec"]
+        for one in objects
+        if one["kind"] == "BackendTLSPolicy"
+        and any(target["name"] == service for target in one["spec"]["targetRefs"])
+    ]
+    if not policies:
         return {}
-    validation = find(objects, "BackendTLSPolicy")["spec"]["validation"]
+    (policy,) = policies
+    validation = policy["validation"]
     authority = find(objects, "ConfigMap", validation["caCertificateRefs"][0]["name"])
     settings = find(objects, "EnvoyProxy")["spec"].get("backendTLS", {})
     context = {
