@@ -1,7 +1,10 @@
 """Users of elsewhere are remembered for a moment, and for longer while nobody answers."""
 
+from unittest.mock import patch
+
 import pytest
 
+from pdrouter.users import cached_directory
 from pdrouter.users.cached_directory import CachedDirectory
 from pdrouter.users.directory import DirectoryUnavailable
 from pdrouter.users.user import Limits, User
@@ -52,3 +55,15 @@ async def test_while_nobody_answers_what_was_said_last_counts_for_minutes() -> N
     kept.now += 2.0
     with pytest.raises(DirectoryUnavailable):
         await directory.find("ann")
+
+
+async def test_no_more_users_are_remembered_than_there_may_be() -> None:
+    kept = Changing()
+    directory = CachedDirectory(kept, kept.clock)
+    with patch.object(cached_directory, "_MOST", 2):
+        for name in ("ann", "bob", "eve", "ann"):
+            await directory.find(name)
+    # The one that was looked up first had to go.
+    assert kept.asked == 4
+    await directory.find("eve")
+    assert kept.asked == 4
