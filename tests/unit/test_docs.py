@@ -118,6 +118,17 @@ def test_links_lead_somewhere() -> None:
     assert broken == []
 
 
+def test_each_table_has_a_head() -> None:
+    broken = []
+    for page in DOCS.glob("*.md"):
+        lines = ["", *page.read_text().splitlines(), ""]
+        for number in range(1, len(lines) - 1):
+            begins = lines[number].startswith("|") and not lines[number - 1].startswith("|")
+            if begins and not re.fullmatch(r"\|[-:| ]+\|", lines[number + 1]):
+                broken.append((page.name, number))
+    assert broken == []
+
+
 def test_the_readme_shows_an_endpoints_file_and_the_curl_that_up_shows() -> None:
     readme = (DOCS.parent / "README.md").read_text()
     (example,) = re.findall(r"<<'END'\n(.*?)^END$", readme, re.DOTALL | re.MULTILINE)
