@@ -100,8 +100,6 @@ def place_session(
     """
     able = {pod.uid for pod in candidates}
     order = rank_pods(session, [pod for pod in known if pod.uid in able or not pod.refused])
-    # Who has named a pod that is gone has lost it, whatever its key says.
-    first = session.address or order[0].address
     ranked = [pod for pod in order if pod.uid in able]
     chosen = 0
     if not (session.bound or rules.strict):
@@ -109,7 +107,9 @@ def place_session(
         limit = rules.limit_requests(sum(counts), len(counts))
         roomy = (index for index, count in enumerate(counts) if count + 1 <= limit)
         chosen = next(roomy, counts.index(min(counts)))
-    if ranked[0].address != first:
+    # Who has named a pod that is gone has lost it, whatever its key says.
+    lost = session.address not in ("", ranked[0].address)
+    if lost or ranked[0].uid != order[0].uid:
         outcome = SessionOutcome.AWAY
     else:
         outcome = SessionOutcome.OVERLOADED if chosen else SessionOutcome.KEPT
@@ -127,9 +127,18 @@ def rank_pods(session: Session, pods: Iterable[Pod]) -> list[Pod]:
 def order_pods(key: str, pods: Iterable[Pod]) -> list[Pod]:
     """Return the pods in a session's order: the highest score first, ties by the smaller name."""
     begun = _hash(key.encode("utf-8", "surrogatepass") + b"\0")
-    named = [(pod, identify(pod)) for pod in pods]
-    named.sort(key=lambda each: (-_hash(each[1].encode(), begun), each[1]))
-    return [pod for pod, _ in named]
+    # Most of many addresses begin alike.
+    networks: dict[bytes, int] = {}
+    scored: list[tuple[int, str, int, Pod]] = []
+    for pod in pods:
+        name = identify(pod)
+        network, dot, rest = name.encode().rpartition(b".")
+        score = networks.get(network)
+        if score is None:
+            score = networks[network] = _hash(network + dot, begun)
+        scored.append((-_hash(rest, score), name, len(scored), pod))
+    scored.sort()
+    return [pod for *_, pod in scored]
 
 
 def identify(pod: Pod) -> str:

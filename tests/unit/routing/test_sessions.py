@@ -23,7 +23,12 @@ from pdrouter.routing.other_pair import choose_other_pair
 from pdrouter.routing.policy import PolicyOptions
 from pdrouter.routing.router import Router, RoutingRules
 from pdrouter.routing.runner_up import find_runner_up
-from pdrouter.routing.session_affinity import AffinityRules, SessionOutcome, order_pods
+from pdrouter.routing.session_affinity import (
+    AffinityRules,
+    SessionOutcome,
+    order_pods,
+    place_session,
+)
 from pdrouter.routing.strategies import create_strategies
 from pdrouter.settings.choices import SessionAffinity
 
@@ -109,6 +114,16 @@ def test_ranks_behind_one_address_are_told_apart() -> None:
     ranks = Ranks(size=8).split(DECODERS[0])
     owners = {order_pods(f"session-{number}", ranks)[0].uid for number in range(200)}
     assert owners == {rank.uid for rank in ranks}
+
+
+def test_another_rank_behind_the_same_address_is_another_pod_to_a_session() -> None:
+    ranks = Ranks(size=4).split(DECODERS[0])
+    own, following, *_ = order_pods(SESSION.key, ranks)
+    able = [rank for rank in ranks if rank is not own]
+    place = place_session(SESSION, able, ranks, STRICT, lambda _: 0.0)
+    assert (place.pods[0], place.outcome) == (following, SessionOutcome.AWAY)
+    place = place_session(SESSION, ranks, ranks, STRICT, lambda _: 0.0)
+    assert (place.pods[0], place.outcome) == (own, SessionOutcome.KEPT)
 
 
 @pytest.mark.parametrize("strategy", ["pd", "random", "least-request", "session-affinity"])
