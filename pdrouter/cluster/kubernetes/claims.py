@@ -21,6 +21,8 @@ SELECTOR = "!role-name,!model.aibrix.ai/name,pool.aibrix.ai/enabled"
 """Selects the pods of warm pools, which say of no model that it is theirs."""
 _ACTIVE = "active"
 _LONGEST_MODEL = 512
+_LONGEST_TEXT = 8192
+"""Bytes of an annotation, each of which Kubernetes lets have a quarter of a MiB."""
 _MOST_CLAIMS = 64
 _CACHED_TEXTS = 1024
 
@@ -68,7 +70,8 @@ def read_claims(annotations: Mapping[str, str]) -> Iterator[ModelClaim]:
     """Yield the claims that a pod's annotations tell of; what cannot be read is left out."""
     names = sorted(name for name in annotations if name.startswith(PREFIX) and name != PREFIX)
     for name in names[:_MOST_CLAIMS]:
-        claim = _read(name.removeprefix(PREFIX), annotations[name])
+        # What is cut off here is no JSON: it is left out, and not kept.
+        claim = _read(name.removeprefix(PREFIX), annotations[name][: _LONGEST_TEXT + 1])
         if claim is not None:
             yield claim
 

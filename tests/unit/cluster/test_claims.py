@@ -46,6 +46,7 @@ def test_an_engine_runs_where_it_has_a_port(
     [
         say("", 8001),
         say("m" * 513, 8001),
+        say(port=8001, reason="x" * 9000),
         say(state="active"),
         say(port=8001, state="sleeping"),
         say(port=65536),
