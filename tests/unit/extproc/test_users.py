@@ -63,6 +63,9 @@ async def test_a_name_that_cannot_be_a_users_is_refused() -> None:
         {"x-api-key": "ann"},
         {"api-key": "ann"},
         {"authorization": "Bearer unknown", "x-api-key": "ann"},
+        {"authorization": "Bearer ann", "x-api-key": "unknown", "api-key": "other"},
+        # Said twice, as Envoy joins it.
+        {"authorization": "Bearer ann,Bearer ann"},
     ],
 )
 async def test_a_key_says_who_asks_in_whichever_header_it_comes(headers: dict[str, str]) -> None:

@@ -267,6 +267,43 @@ async def test_a_stream_that_says_no_usage_costs_as_much_as_was_seen_of_it(
     await door.end()
 
 
+async def test_an_error_is_not_counted_twice_when_the_access_log_tells_of_it() -> None:
+    door = Door(limited(tokens_per_minute=10_000))
+    await door.begin(max_tokens=9)
+    reserved = 10_000 - door.left(Measure.TOKENS)
+    request = RoutedRequest.describe(door.bench.exchange.record, generates=True)
+    await door.bench.tell(local_reply("via_upstream", 1.0, "500"))
+    await door.end()
+    for status in (500, 0):
+        report = AnswerReport(request, "", status, Usage(300, None, 90), None, None)
+        door.bench.exchanges.gate.settle(report)
+    await asyncio.sleep(0)
+    await door.begin(max_tokens=9)
+    assert 10_000 - door.left(Measure.TOKENS) == reserved
+    await door.end()
+
+
+async def test_who_leaves_while_the_prompt_is_computed_gets_nothing_back() -> None:
+    """Or who asks and leaves would have all the engines' time."""
+    door = Door(limited(requests_per_minute=9, tokens_per_minute=10_000, concurrent_requests=1))
+    door.bench.prefill.answer = asyncio.Event().wait
+    asking = asyncio.create_task(door.begin(max_tokens=9))
+    async with asyncio.timeout(5):
+        while not door.bench.prefill.posts:
+            await asyncio.sleep(0)
+    reserved = 10_000 - door.left(Measure.TOKENS)
+    asking.cancel()
+    await asyncio.wait([asking])
+    await door.end()
+    door.bench.prefill.answer = lambda: FailureKind.CONNECT
+    await door.begin(max_tokens=9)
+    assert door.left(Measure.REQUESTS) == 7
+    assert 10_000 - door.left(Measure.TOKENS) == 2 * reserved
+    # Another one has the place.
+    assert door.left(Measure.CONCURRENT) == 0
+    await door.end()
+
+
 async def test_what_an_engine_has_refused_costs_no_tokens() -> None:
     door = Door(limited(tokens_per_minute=10_000, requests_per_minute=9))
     await door.begin(max_tokens=9)
