@@ -53,4 +53,11 @@ class User(msgspec.Struct, frozen=True):
 
     def may_use(self, model: str) -> bool:
         """Return whether a model may be asked for by this name."""
-        return self.models is None or any(fnmatchcase(model, each) for each in self.models)
+        return self.models is None or any(_matches(model, each) for each in self.models)
+
+
+def _matches(model: str, pattern: str) -> bool:
+    if "[" in pattern or "?" in pattern:
+        # To fnmatch, these stand for others, too.
+        pattern = pattern.replace("[", "[[]").replace("?", "[?]")
+    return fnmatchcase(model, pattern)

@@ -42,5 +42,10 @@ def test_models_are_asked_for_by_name_or_pattern() -> None:
         False,
         False,
     ]
+    # Nothing but `*` stands for anything else.
+    odd = User("joe", models=("m[12]", "q?-*"))
+    assert [odd.may_use(name) for name in ("m[12]", "q?-7b", "m1", "q2-7b")] == [True] * 2 + [
+        False
+    ] * 2
     assert User("bob").may_use("anything")
     assert not User("eve", models=()).may_use("anything")
