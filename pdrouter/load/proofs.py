@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 
 from pdrouter.bounded import make_room
 from pdrouter.engines.split import Leg
@@ -52,8 +53,9 @@ class Proofs:
         if served is None:
             make_room(self._served, key, MOST_NAMES)
             served = self._served[key] = {}
-        fresh = [other for other, at in served.items() if now - at < _NEWS_S]
-        if uid in fresh or len(fresh) >= _ENOUGH:
+        if now - served.get(uid, -inf) < _NEWS_S:
+            return False
+        if sum(now - at < _NEWS_S for at in served.values()) >= _ENOUGH:
             return False
         served.pop(uid, None)
         make_room(served, uid, _ENOUGH)

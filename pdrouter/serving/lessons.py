@@ -74,8 +74,9 @@ class LegLessons:
             record.prompt_tokens = answer.usage.prompt_tokens
             record.cached_tokens = answer.usage.cached_tokens
             # What stands for media says nothing of texts.
-            if not request.edits and count_token_ids(request.prompt) is None:
-                self.ratios.observe(request.model, len(request.prompt), answer.usage.prompt_tokens)
+            prompt = request.prompt
+            if not request.edits and count_token_ids(prompt) is None:
+                self.ratios.observe(request.model, len(prompt), answer.usage.prompt_tokens)
 
     def note_failure(
         self,

@@ -253,8 +253,8 @@ class Dispatcher:
             return self._dispatch_whole(request, chosen, head, record)
         with record.steps.time("hand-over"):
             request = self._rank_last(requests.last, chosen, head, record)
-            whole = request.with_edits(requests.client.edits)
-            body, headers = self._hand_over(request, whole, chosen, answers, call)
+            edits = requests.client.edits
+            body, headers = self._hand_over(request, edits, chosen, answers, call)
         pod, model = chosen.decision.last.pod, chosen.routed.pods.model
         return Dispatched(body, answers[-1].request_id, pod, model, chosen, headers)
 
@@ -367,12 +367,12 @@ class Dispatcher:
     def _hand_over(
         self,
         request: InferenceRequest,
-        whole: InferenceRequest,
+        edits: Mapping[str, bytes | Pieces],
         chosen: OpenDecision,
         answers: Sequence[LegAnswer],
         call: Call,
     ) -> tuple[Pieces, Mapping[str, str]]:
-        """Return the last leg's body and headers, or a whole request's if that cannot be."""
+        """Return the last leg's body and headers; if that fails, a whole one's, with these edits."""
         record, model = call.record, chosen.routed.pods.model
         outcomes, answer = self.legs.lessons.outcomes, answers[-1]
         try:
@@ -392,6 +392,6 @@ class Dispatcher:
             if self.policy.on_handoff_failure is FailurePolicy.FAIL:
                 raise refuse_handle(invalid) from invalid
             record.aggregated = f"handoff-{invalid.reason}"
-            return whole_body(whole), _NO_HEADERS
+            return whole_body(request.with_edits(edits)), _NO_HEADERS
         outcomes.note_usable(answer, model)
         return last

@@ -126,8 +126,9 @@ class AibrixMetrics(Collector):
         if decision is None or record.strategy != _PD:
             return
         self._decode_choices.count_pod(_label(decision.last.pod, record.model))
-        if decision.prefill is not None:
-            self._prefill_choices.count_pod(_label(decision.prefill.pod, record.model))
+        prefill = decision.prefill
+        if prefill is not None:
+            self._prefill_choices.count_pod(_label(prefill.pod, record.model))
 
     def leg_retried(self, record: RequestRecord) -> None:
         """Count the choice of other pods for a further try."""
