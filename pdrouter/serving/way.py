@@ -372,7 +372,7 @@ class Dispatcher:
         answers: Sequence[LegAnswer],
         call: Call,
     ) -> tuple[Pieces, Mapping[str, str]]:
-        """Return the last leg's body and headers; if that fails, a whole one's, with these edits."""
+        """Return the last leg's body and headers; if that fails, a whole one's, with the edits."""
         record, model = call.record, chosen.routed.pods.model
         outcomes, answer = self.legs.lessons.outcomes, answers[-1]
         try:

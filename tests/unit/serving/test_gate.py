@@ -20,10 +20,12 @@ from exchanges import (
     request_headers,
     response_headers,
 )
+from factories import make_model_pods, make_pod
 from hypothesis import given
 from hypothesis import strategies as st
 from rosters import keys_of
 
+from pdrouter.cluster.pod_config import parse_config
 from pdrouter.cluster.view import ClusterView
 from pdrouter.engine_http.answers import EngineAnswer
 from pdrouter.engine_http.failures import FailureKind
@@ -368,6 +370,23 @@ async def test_a_prompt_that_is_longer_than_the_limit_is_told_that_it_never_pass
     assert headers["x-should-retry"] == "false"
     assert "retry-after" not in headers
     await door.end()
+
+
+@pytest.mark.parametrize(
+    ("user", "config", "model_limits", "guarded"),
+    [
+        (None, "", {}, False),
+        (User("ann"), "", {}, True),
+        (None, '{"profiles": {"default": {"requestsPerSecond": 1}}}', {}, True),
+        (None, "", {"m": Limits(requests_per_minute=1)}, True),
+    ],
+)
+def test_what_nothing_limits_is_not_looked_at(
+    user: User | None, config: str, model_limits: dict[str, Limits], guarded: bool
+) -> None:
+    pod = make_pod(config=parse_config(config) if config else None)
+    gate = Gate(LocalCounters(), keys_of(model_limits=model_limits))
+    assert gate.guards(user, make_model_pods(pod)) is guarded
 
 
 async def test_limits_of_a_model_are_everybodys() -> None:
