@@ -61,6 +61,9 @@ _ABSENT = (None, b"null")
 _FIRST_ITEM = re.compile(rb"\[[ \t\n\r]*(.)", re.DOTALL)
 _NO_PROMPT = memoryview(b"")
 _NO_MEMBERS = Body(b"{}")
+RESPONSE_ID = "request_id"
+"""The member by which vLLM, SGLang and TensorRT-LLM are told what the id of an answer is to be."""
+
 _PRIORITY = "priority"
 _NO_EDITS: Mapping[str, bytes | Pieces] = MappingProxyType({})
 _FORM_FIELDS = frozenset({"model", "stream"})
@@ -149,6 +152,9 @@ class InferenceRequest(msgspec.Struct, frozen=True):
             replace = {**replace, _PRIORITY: b"%d" % self.priority}
         elif self.ranked:
             remove = {*remove, _PRIORITY}
+        if self.endpoint.stateful and RESPONSE_ID not in replace:
+            # It may be that of another's answer.
+            remove = {*remove, RESPONSE_ID}
         return self.body.edit(replace, remove)
 
 

@@ -9,10 +9,7 @@ from typing import NamedTuple
 from pdrouter.openai.body import Body, encode
 from pdrouter.openai.coercion import as_boolean, decode_scalar
 from pdrouter.openai.errors import RequestRejected
-from pdrouter.openai.request import InferenceRequest
-
-RESPONSE_ID = "request_id"
-"""The member by which vLLM, SGLang and TensorRT-LLM are told what the id of an answer is to be."""
+from pdrouter.openai.request import RESPONSE_ID, InferenceRequest
 
 PREVIOUS = "previous_response_id"
 

@@ -204,9 +204,11 @@ async def test_an_answer_that_is_kept_gets_an_id_that_names_its_pod(members: Any
 
 async def test_an_answer_that_is_not_kept_has_the_engines_own_id() -> None:
     bench = Bench(PODS)
-    _, sent = await post(bench, store=False)
+    # Not that of another's answer, either.
+    _, sent = await post(bench, store=False, request_id="resp_others")
     assert "request_id" not in sent
     assert len(bench.prefill.posts) == 1
+    assert b"resp_others" not in bytes(bench.prefill.posts[0].body)
 
 
 async def test_an_id_is_good_for_who_has_asked() -> None:
