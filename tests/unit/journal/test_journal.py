@@ -5,6 +5,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from random import Random
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from pdrouter.journal.language import Call, Language
 from pdrouter.journal.leading import work_while_leading
 from pdrouter.journal.memory import Layout, SharedMemory, create_memory
 from pdrouter.load.failures import FailureMemory, Part
-from pdrouter.load.ledger import Ledger
+from pdrouter.load.ledger import Ledger, Scope
 from pdrouter.load.samples import EngineSample, RequestMeans
 from pdrouter.load.usage_news import UsageNews
 from pdrouter.load.whole_serving import WholeServing
@@ -280,6 +281,67 @@ async def test_a_worker_that_was_not_heeded_for_long_is_heard_again(workers: Wor
     workers.turn()
     workers.turn()
     assert count(one) == count(other) == len(kept)
+
+
+class Life:
+    """One life of a worker, and what it holds."""
+
+    def __init__(self, journal: Journal, state: RoutingState) -> None:
+        self.journal = journal
+        self.ledger = state.ledger
+        self.places = Sharing(journal).share(Places)()
+        self.legs: list[Scope] = []
+        self.held: list[str] = []
+
+    def change(self, random: Random) -> None:
+        """Take something, or let it go."""
+        match random.randrange(5):
+            case 0 | 1:
+                leg = random.choice((Leg.PREFILL, Leg.DECODE))
+                self.legs.append(self.ledger.start(leg, UID, 10))
+            case 2 if self.legs:
+                self.legs.pop(random.randrange(len(self.legs))).release()
+            case 3:
+                self.held.append(f"{random.random()}")
+                self.places.hold("ann", self.held[-1])
+            case 4 if self.held:
+                self.places.free("ann", self.held.pop())
+
+    def look(self) -> tuple[int, int]:
+        return self.ledger.count_requests(UID), self.places.count("ann")
+
+
+@pytest.mark.parametrize("seed", range(16))
+async def test_workers_agree_on_what_is_held_however_they_come_and_go(
+    seed: int, workers: Workers
+) -> None:
+    random = Random(seed)
+    lives: dict[int, Life] = {}
+    for _ in range(300):
+        workers.now += random.choice((0.0, 0.001, 0.02))
+        number, step = random.randrange(3), random.randrange(12)
+        life = lives.get(number)
+        if life is None:
+            if step == 0 or not lives:
+                state = await workers.start(number)
+                lives[number] = Life(workers.journals[number], state)
+        elif step == 0 and len(lives) > 1:
+            workers.soon.clear()  # What was noted in the turn in which it ends, nobody hears of.
+            for other in lives.values():
+                other.journal._scheduled = False
+                if other is not life:
+                    other.journal.flush()
+            workers.end(number)
+            del lives[number]
+        elif step < 9:
+            life.change(random)
+        else:
+            random.choice((life.journal.tick, life.journal.catch_up, life.journal.flush))()
+    for _ in range(6):
+        workers.turn()
+    there = sum(len(life.legs) for life in lives.values())
+    held = sum(len(life.held) for life in lives.values())
+    assert {life.look() for life in lives.values()} == {(there, held)}
 
 
 async def test_one_worker_at_a_time_tries_a_pod_that_has_failed(workers: Workers) -> None:
