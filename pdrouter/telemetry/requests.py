@@ -82,10 +82,8 @@ class RequestTelemetry:
             watches: gives what the reflectors of Kubernetes objects have met, for metrics.
             kept_decisions: how many decisions are kept for `/debug/decisions`.
             gateway_pod: name of the router's own pod, for metrics; None for the host's name.
-            scrapes: what scraping the engines' metrics has met, for metrics; None where they are
-                not scraped.
-            tokenizers: what counting prompts' tokens has met, for metrics; None where they are not
-                counted.
+            scrapes: what scraping engines has met, for metrics; None where they are not scraped.
+            tokenizers: what counting prompts' tokens has met; None where they are not counted.
             log_entries: entries of Envoy's access log by what became of them, for metrics.
             failures: which pods have failed of late, for metrics.
             wanted: tells how many pods the load wants, for metrics; None where engines say nothing.

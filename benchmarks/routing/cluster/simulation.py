@@ -78,20 +78,19 @@ class Simulation:
         }
         pods = ModelPods.group(MODEL, make_pods(shape))
         self._workers = shape.workers
-        self._replicas: list[RouterReplica] = []
-        for index in range(shape.replicas):
-            random = Random(f"{seed}/{index}")
-            self._replicas += [
-                create_replica(
-                    create_strategy(),
-                    pods,
-                    replace(options, replica=index, replicas=shape.replicas),
-                    events.clock,
-                    random,
-                    sharing=sharing,
-                )
-                for sharing in share_knowledge(shape.workers, events, options.turn_s)
-            ]
+        self._replicas = [
+            create_replica(
+                create_strategy(),
+                pods,
+                replace(options, replica=index, replicas=shape.replicas),
+                events.clock,
+                random,
+                sharing=sharing,
+            )
+            for index in range(shape.replicas)
+            for random in (Random(f"{seed}/{index}"),)
+            for sharing in share_knowledge(shape.workers, events, options.turn_s)
+        ]
         self._options = options
         self._output_tokens = workload.mean_output_tokens
         self._generated = dict.fromkeys(self._decode, 0.0)
