@@ -67,14 +67,23 @@ async def run(plan: Plan, results: Results) -> None:
                 await enter(run_router_variant(settings)),
                 *[await enter(run_variant(each)) for each in plan.contenders],
             ]
+            for variant in variants:
+                # The router looks into its first streams, to know how long handing over takes.
+                await _measure(variant, case, *_list_command(variant, case, client, body, engines))
             rounds = min(plan.rounds, _MOST_ROUNDS)
             for number in range(rounds):
                 for variant in variants[:: 1 if number % 2 else -1]:
-                    port = variant.envoy.listener.rpartition(":")[2]
-                    command = (client, port, str(case.streams), str(body), engines.decode_address)
+                    command = _list_command(variant, case, client, body, engines)
                     figures = await _measure(variant, case, *command)
                     results.add(NAME, str(case), variant.name, figures)
                 plan.tell(f"{NAME}: {case}, round {number + 1} of {rounds}")
+
+
+def _list_command(
+    variant: Variant, case: Case, client: Path, body: Path, engines: Engines
+) -> tuple[str | Path, ...]:
+    port = variant.envoy.listener.rpartition(":")[2]
+    return (client, port, str(case.streams), str(body), engines.decode_address)
 
 
 async def _measure(variant: Variant, case: Case, *command: str | Path) -> dict[str, float]:
