@@ -177,7 +177,8 @@ class Phases:
         self._policy.header_limits.check_request(event)
         reply = strip(self._response_mode, headers, changes)
         if isinstance(admitted, str):
-            return (forward_stored(reply, admitted, record, self._dispatcher, self._policy),)
+            call, dispatcher = self._call, self._dispatcher
+            return (await forward_stored(reply, admitted, call, dispatcher, self._policy),)
         self._head = admitted
         return (reply,)
 

@@ -7,14 +7,14 @@ from pdrouter.extproc.forwarding import join_trace, name_pod
 from pdrouter.extproc.messages import PhaseReply
 from pdrouter.openai.headers import REQUEST_ID
 from pdrouter.serving.answers import RoutedRequest
-from pdrouter.serving.record import RequestRecord
+from pdrouter.serving.call import Call
 from pdrouter.serving.way import Dispatcher
 
 
-def forward_stored(
+async def forward_stored(
     reply: PhaseReply,
     response_id: str,
-    record: RequestRecord,
+    call: Call,
     dispatcher: Dispatcher,
     policy: ExchangePolicy,
 ) -> PhaseReply:
@@ -23,15 +23,17 @@ def forward_stored(
     Args:
         reply: the reply that removes what the client may not say.
         response_id: id of the answer.
-        record: what is known of the request; gets the decision.
+        call: the request; its record gets the decision.
         dispatcher: knows who keeps the answer.
         policy: what the operator decided.
 
     Raises:
-        RequestRejected: nobody keeps it, or it cannot be asked for now.
+        RequestRejected: nobody keeps it, it cannot be asked for now, or a limit has no room.
     """
+    record = call.record
     holders, strategy = dispatcher.chooser.holders, dispatcher.policy.default_strategy
     pod = holders.dispatch(response_id, record, strategy)
+    await _admit(call, dispatcher)
     # No other pod will do.
     named = name_pod(pod, pod if dispatcher.policy.names_second else None, record.strategy)
     metadata = None
@@ -45,3 +47,12 @@ def forward_stored(
     )
     record.forwarded = True
     return sent if record.trace is None else join_trace(sent, record.trace, pod)
+
+
+async def _admit(call: Call, dispatcher: Dispatcher) -> None:
+    """Let the request in, as far as limits have room; it generates no tokens."""
+    pods, gate = dispatcher.chooser.models.find(call.record.model), dispatcher.gate
+    if gate.guards(call.user, pods):
+        call.admission = await gate.admit(
+            call.user, pods, call.record, tokens=(0, 0), per_second=None
+        )

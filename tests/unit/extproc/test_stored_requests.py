@@ -15,9 +15,11 @@ from exchanges import (
     request_headers,
     response_headers,
 )
+from rosters import keys_of
 
 from pdrouter.cluster.pods import TERMINATING, Pod, Rank, Role
 from pdrouter.engines.split import Leg
+from pdrouter.extproc.exchange import Exchange
 from pdrouter.extproc.messages import (
     BodyMode,
     HeaderMode,
@@ -31,6 +33,7 @@ from pdrouter.openai.stored_responses import create_response_id, read_tag, tag_h
 from pdrouter.serving.answers import RoutedRequest
 from pdrouter.serving.record import Outcome
 from pdrouter.settings.choices import Routing, TokenObservation, UserSource
+from pdrouter.users.user import Limits, User
 
 RESPONSES = "/v1/responses"
 OTHER = Pod.create(uid="e", name="decode-1", ip="10.0.0.3", port=8000, model="m", role=Role.DECODE)
@@ -159,6 +162,30 @@ async def test_a_pod_that_is_not_ready_is_not_asked(
     if expected[0] == 503:
         assert isinstance(reply, ImmediateReply)
         assert "retry-after" in dict(reply.headers)
+
+
+async def test_what_is_asked_about_an_answer_counts_for_who_asks() -> None:
+    ann = User("ann", limits=Limits(2, tokens_per_minute=1, concurrent_requests=1))
+    bench = Bench(PODS, around={"keys": keys_of(ann)})
+    asked = stored(create_response_id("e", "ann"), authorization="Bearer ann")
+
+    async def ask(exchange: Exchange) -> Reply:
+        (reply,) = await exchange.handle(asked)
+        return reply
+
+    first = bench.exchange
+    assert headers_of(await ask(first))["target-pod"] == OTHER.address
+    second = bench.open()
+    assert error_of(await ask(second)) == (429, "rate_limit_exceeded")  # One at a time.
+    second.close()
+    await first.handle(response_headers("200"))
+    first.close()
+    third = bench.open()
+    assert isinstance(await ask(third), PhaseReply)
+    third.close()
+    fourth = bench.open()
+    assert error_of(await ask(fourth)) == (429, "rate_limit_exceeded")  # Two in a minute.
+    fourth.close()
 
 
 @pytest.mark.parametrize(
