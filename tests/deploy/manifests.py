@@ -33,11 +33,13 @@ OVERLAYS = (DEPLOY / "overlays" / "envoy-gateway", DEPLOY / "overlays" / "aibrix
 ROUTING = ("endpoint-override", "original-dst")
 PATCHING = ("original-dst", "token-accounting", "listener-patch", "tracing")
 """Components with an EnvoyPatchPolicy."""
+ON_THEIR_OWN = ("envoy-gateway", "engine-tls")
+"""The first begins all; the last needs engines that serve HTTPS, their Service and their CA."""
 EVERYTHING = {
     routing: (
         "envoy-gateway",
         routing,
-        *(path.name for path in COMPONENTS if path.name not in (*ROUTING, "envoy-gateway")),
+        *(path.name for path in COMPONENTS if path.name not in (*ROUTING, *ON_THEIR_OWN)),
     )
     for routing in ROUTING
 }

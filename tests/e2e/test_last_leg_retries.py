@@ -200,17 +200,23 @@ async def test_a_client_cannot_have_a_handle_sent_again(plain_stack: LocalStack)
 async def test_the_access_log_takes_the_second_pod_for_no_stranger(
     stack_options: StackOptions,
 ) -> None:
-    environment = {**stack_options.environment, "PDROUTER_OBSERVE_TOKENS": "access-log"}
+    environment = {
+        **stack_options.environment,
+        "PDROUTER_OBSERVE_TOKENS": "access-log",
+        # Nor does a scrape find that a pod is dead.
+        "AIBRIX_POD_METRIC_REFRESH_INTERVAL_MS": "60000",
+    }
+    requests = 40  # So many that one of them goes to the dead pod first.
     options = replace(stack_options, environment=environment, token_accounting=True)
     async with run_checked_stack(options) as stack, connect(stack) as client:
         await stack.decode[0].stop()
-        for number in range(12):
+        for number in range(requests):
             response = await client.post(CHAT, json=chat(seed=number, stream=True))
             assert response.status_code == 200
 
         async def counted() -> None:
             metrics = await read_metrics(stack)
-            assert metrics.total("pdrouter_counted_answers_total") == 12
+            assert metrics.total("pdrouter_counted_answers_total") == requests
             assert metrics.total("pdrouter_second_pod_total") > 0
             assert metrics.total("pdrouter_misrouted_total") == 0
 
