@@ -41,7 +41,7 @@ lint: $(VENV)/dev.installed ## Format, lint, types, order of the rooms
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/dev.installed ## The router behind the real Envoy, beside the least it could cost; 6 minutes
+bench: $(VENV)/dev.installed ## The router behind the real Envoy, beside its own first edition; 10 minutes
 	$(BIN)/python -m benchmarks.speed $(BENCH)
 
 bench-compare: $(VENV)/dev.installed ## What differs between two of its reports: OLD=a.json NEW=b.json
