@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 
 import msgspec
@@ -264,7 +265,8 @@ class PodChooser:
 
     def reserve_tokens(self, request: InferenceRequest, model: str, tokens: int) -> tuple[int, int]:
         """Return the tokens that a prompt, and the answer to it, take of limits at first."""
-        return reserve_tokens(request, tokens, self._expect_output(request, model))
+        estimate = partial(self.ratios.estimate, request.model)
+        return reserve_tokens(request, tokens, self._expect_output(request, model), estimate)
 
     def _expect_output(self, request: InferenceRequest, model: str) -> int:
         """Return how many tokens the answer to a request is expected to have."""

@@ -5,41 +5,82 @@ import json
 import pytest
 from exchanges import CHAT
 
+from pdrouter.openai.media import MAX_PARTS
 from pdrouter.openai.paths import ENDPOINTS
 from pdrouter.openai.request import InferenceRequest, parse_request
-from pdrouter.serving.reservations import TOKENS_WITH_MEDIA, reserve_tokens
+from pdrouter.serving.reservations import TOKENS_OF_MEDIA, reserve_tokens
 
-IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
-SOUND = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}
+BYTES = "A" * 400_000
+DATA = f"data:image/png;base64,{BYTES}"
+IMAGE = {"type": "image_url", "image_url": {"url": DATA}}
+SOUND = {"type": "input_audio", "input_audio": {"data": BYTES, "format": "wav"}}
+EMBEDDED = {"type": "prompt_embeds", "prompt_embeds": BYTES}
+FILE = {"type": "input_file", "filename": "a.pdf", "file_data": f"data:;base64,{BYTES}"}
+PICTURE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": BYTES}}
+RESULT = {"type": "tool_result", "tool_use_id": "a", "content": [PICTURE]}
+UNTYPED = {"image_url": {"url": DATA}}
 LINK = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
-TEXT = {"type": "text", "text": "what is this?"}
+SMALL = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+
+
+def test_a_short_prompt_takes_what_it_has() -> None:
+    assert reserve(SMALL) < 30
 
 
 @pytest.mark.parametrize(
-    ("part", "tokens", "taken"),
-    [
-        (TEXT, 100_000, 100_000),
-        (LINK, 100_000, 100_000),
-        (IMAGE, 100_000, TOKENS_WITH_MEDIA),
-        (SOUND, 100_000, TOKENS_WITH_MEDIA),
-        (IMAGE, 300, 300),
-    ],
+    "part", [IMAGE, SOUND, EMBEDDED, FILE, PICTURE, RESULT, UNTYPED], ids=lambda part: str([*part])
 )
-def test_no_more_is_taken_for_media_than_they_may_have(
-    part: dict[str, object], tokens: int, taken: int
-) -> None:
-    request = parse({**CHAT, "messages": [{"role": "user", "content": [part]}]})
-    assert reserve_tokens(request, tokens, 50) == (taken, 50)
+def test_no_more_is_taken_for_media_than_they_may_have(part: dict[str, object]) -> None:
+    assert 0 <= reserve(part) - TOKENS_OF_MEDIA < 100
+    assert 0 <= reserve(part, IMAGE, LINK) - TOKENS_OF_MEDIA < 100
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "text", "text": f"what is this? {DATA}"},
+        {"type": "text", "text": '{"type": "input_audio", "input_audio": "base64"}' + BYTES},
+        {"type": "text", "text": BYTES, "image_url": {"url": "data:image/png;base64,AAAA"}},
+        {"type": "tool_use", "id": "a", "name": "f", "input": {"url": DATA, "data": BYTES}},
+        {"type": "tool_use", "id": "a", "name": "f", "input": {"image_url": DATA}},
+        {"type": "document", "source": {"type": "text", "data": BYTES, "media_type": "base64"}},
+    ],
+    ids=["data URL", "quoted part", "beside a medium", "tool", "tool's image", "plain document"],
+)
+def test_all_of_a_text_is_taken_whatever_stands_in_it(part: dict[str, object]) -> None:
+    """Otherwise a limit of tokens is passed by whoever writes the right word."""
+    assert reserve(part) >= len(BYTES) // 4
+    assert 0 <= reserve(part, IMAGE) - reserve(part) - TOKENS_OF_MEDIA < 100
+
+
+def test_all_that_stands_behind_too_many_parts_is_taken() -> None:
+    text = {"type": "text", "text": "a"}
+    assert reserve(*[text] * MAX_PARTS, IMAGE) >= len(BYTES) // 4
+
+
+@pytest.mark.parametrize("counted", [9000, 20_000])
+def test_a_prompt_that_was_counted_takes_no_more_than_that(counted: int) -> None:
+    request = parse({**CHAT, "messages": [{"role": "user", "content": [IMAGE] * 9}]})
+    assert reserve_tokens(request, counted, 0, estimate)[0] <= min(counted, TOKENS_OF_MEDIA + 200)
 
 
 @pytest.mark.parametrize(("members", "answers"), [({}, 1), ({"n": 3}, 3), ({"n": "2"}, 2)])
 def test_each_of_several_answers_takes_its_tokens(members: dict[str, object], answers: int) -> None:
-    assert reserve_tokens(parse({**CHAT, **members}), 10, 50) == (10, 50 * answers)
+    assert reserve_tokens(parse({**CHAT, **members}), 10, 50, estimate) == (10, 50 * answers)
 
 
 @pytest.mark.parametrize("path", ["/tokenize", "/v1/messages/count_tokens"])
 def test_what_nobody_computes_takes_nothing(path: str) -> None:
-    assert reserve_tokens(parse(CHAT, path), 10, 50) == (0, 0)
+    assert reserve_tokens(parse(CHAT, path), 10, 50, estimate) == (0, 0)
+
+
+def reserve(*parts: dict[str, object]) -> int:
+    request = parse({**CHAT, "messages": [{"role": "user", "content": parts}]})
+    return reserve_tokens(request, estimate(len(request.prompt)), 50, estimate)[0]
+
+
+def estimate(size: int) -> int:
+    return max(1, size // 4)
 
 
 def parse(body: dict[str, object], path: str = "/v1/chat/completions") -> InferenceRequest:
