@@ -42,6 +42,8 @@ TakeTrace: TypeAlias = Callable[[RequestRecord, RequestTrace], None]
 """Takes the trace of a request that has ended."""
 
 _LOUD = frozenset({Outcome.FAILED, Outcome.PROTOCOL_ERROR})
+_PREFLIGHT = "cors_response"
+"""What Envoy calls its answer to a browser's question whether a page may ask: it is no request."""
 _TOLD_OF = frozenset({Outcome.OK, Outcome.CLIENT_LEFT})
 """How requests end whose answers Envoy's access log has more to say of."""
 
@@ -235,6 +237,8 @@ class RequestTelemetry:
 
     def _write_line(self, record: RequestRecord) -> None:
         level = logging.WARNING if record.outcome in _LOUD else logging.INFO
+        if record.local_reply == _PREFLIGHT:
+            level = logging.DEBUG
         if log.isEnabledFor(level):
             fields = describe_request(record)
             if log.isEnabledFor(logging.DEBUG):

@@ -405,6 +405,24 @@ def test_what_is_counted_of_an_open_request_is_in_its_line(
     assert (*counted, fields["first_token_ms"]) == (70, 64, 5, 650.0)
 
 
+@pytest.mark.parametrize(
+    ("details", "level"),
+    [("cors_response", logging.DEBUG), ("ext_authz_denied", logging.INFO), ("", logging.INFO)],
+)
+def test_a_preflight_is_counted_and_has_a_line_for_those_who_look_closely(
+    details: str, level: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each request of a web page has one, of which neither path nor method is known."""
+    caplog.set_level(logging.DEBUG)
+    telemetry = create_telemetry()
+    telemetry.request_finished(
+        make_record(model="", outcome=Outcome.LOCAL_REPLY, status=200, local_reply=details)
+    )
+    assert [record.levelno for record in caplog.records] == [level]
+    page = telemetry.metrics.render().decode()
+    assert 'pdrouter_requests_total{model="",outcome="local-reply",status="200"} 1.0' in page
+
+
 async def test_a_line_waits_for_what_envoy_tells_of_its_answer(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
