@@ -1,6 +1,7 @@
 """A prompt's bytes say how long it is, unless there is a picture in them."""
 
 import json
+from collections.abc import Mapping
 
 import pytest
 from exchanges import CHAT
@@ -30,7 +31,7 @@ def test_a_short_prompt_takes_what_it_has() -> None:
 @pytest.mark.parametrize(
     "part", [IMAGE, SOUND, EMBEDDED, FILE, PICTURE, RESULT, UNTYPED], ids=lambda part: str([*part])
 )
-def test_no_more_is_taken_for_media_than_they_may_have(part: dict[str, object]) -> None:
+def test_no_more_is_taken_for_media_than_they_may_have(part: Mapping[str, object]) -> None:
     assert 0 <= reserve(part) - TOKENS_OF_MEDIA < 100
     assert 0 <= reserve(part, IMAGE, LINK) - TOKENS_OF_MEDIA < 100
 
@@ -47,14 +48,14 @@ def test_no_more_is_taken_for_media_than_they_may_have(part: dict[str, object]) 
     ],
     ids=["data URL", "quoted part", "beside a medium", "tool", "tool's image", "plain document"],
 )
-def test_all_of_a_text_is_taken_whatever_stands_in_it(part: dict[str, object]) -> None:
+def test_all_of_a_text_is_taken_whatever_stands_in_it(part: Mapping[str, object]) -> None:
     """Otherwise a limit of tokens is passed by whoever writes the right word."""
     assert reserve(part) >= len(BYTES) // 4
     assert 0 <= reserve(part, IMAGE) - reserve(part) - TOKENS_OF_MEDIA < 100
 
 
 def test_all_that_stands_behind_too_many_parts_is_taken() -> None:
-    text = {"type": "text", "text": "a"}
+    text: Mapping[str, object] = {"type": "text", "text": "a"}
     assert reserve(*[text] * MAX_PARTS, IMAGE) >= len(BYTES) // 4
 
 
@@ -74,7 +75,7 @@ def test_what_nobody_computes_takes_nothing(path: str) -> None:
     assert reserve_tokens(parse(CHAT, path), 10, 50, estimate) == (0, 0)
 
 
-def reserve(*parts: dict[str, object]) -> int:
+def reserve(*parts: Mapping[str, object]) -> int:
     request = parse({**CHAT, "messages": [{"role": "user", "content": parts}]})
     return reserve_tokens(request, estimate(len(request.prompt)), 50, estimate)[0]
 
