@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest
+from pdrouter.openai.usage import AnswerMembers
 
 
 class Leg(StrEnum):
@@ -111,6 +112,10 @@ class SideAnswer(Protocol):
     @property
     def body(self) -> bytes:
         """Its body."""
+
+    @property
+    def members(self) -> AnswerMembers | None:
+        """What was read of that; None if nothing was, or it is no JSON object."""
 
 
 class HandoffInvalid(Exception):

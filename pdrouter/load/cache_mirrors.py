@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import cast
 
 BYTES_PER_BLOCK = 90
 """Memory of one block of one pod: a number and its place in a dictionary, measured."""
@@ -56,10 +57,13 @@ class CacheMirrors:
         Take it before the leg is sent, and give it to `note` when that has been carried out.
         """
         mirror = self._mirrors.get(uid)
-        if mirror is None:
+        if mirror is None or not hashes or hashes[0] not in mirror.turns:
             return ()
-        # Prompts have many blocks: the loop over them is one of C's, and ends with the first None.
-        return list(iter(map(mirror.turns.get, hashes).__next__, None))
+        # Prompts have many blocks: the loop over them is one of C's.
+        recalled = list(map(mirror.turns.get, hashes))
+        if None in recalled:
+            del recalled[recalled.index(None) :]
+        return cast("list[int]", recalled)
 
     def note(
         self, hashes: Sequence[int], uid: str, recalled: Sequence[int], found: int
@@ -80,11 +84,11 @@ class CacheMirrors:
         if found < len(recalled):
             mirror.horizon = max(mirror.horizon, recalled[found])
         mirror.turn += 1
-        turns, before = mirror.turns, len(mirror.turns)
-        for block in hashes:
-            turns.pop(block, None)
+        turns, turn, before = mirror.turns, mirror.turn, len(mirror.turns)
         # The end of a prompt is forgotten before its beginning.
-        turns.update(dict.fromkeys(reversed(hashes), mirror.turn))
+        for block in reversed(hashes):
+            turns.pop(block, None)
+            turns[block] = turn
         self._count += len(turns) - before
         gone = self._drop_gone(mirror)
         if self._count > self._most:

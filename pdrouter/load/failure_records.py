@@ -3,7 +3,6 @@
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import NamedTuple
 
 from pdrouter.engines.split import Leg
@@ -186,13 +185,6 @@ class Trial:
         if record is not None and record.trial is self:
             record.trial = None
 
-    def __enter__(self) -> "Trial":
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.release()
+NO_TRIAL = Trial()
+"""A request that keeps nobody from its pod."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Mapping
 from random import Random
 
 from pdrouter.engines.split import Leg
-from pdrouter.load.failure_records import EjectionRules, Part, Record, Trial, Trouble
+from pdrouter.load.failure_records import NO_TRIAL, EjectionRules, Part, Record, Trial, Trouble
 from pdrouter.load.reach import Reaches
 from pdrouter.load.silences import Silences
 
@@ -278,9 +278,9 @@ class FailureMemory:
     def start_trial(self, uid: str, leg: Leg) -> Trial:
         """Begin a request; if the pod is out, nobody else tries it until this is released."""
         if not self._out:
-            return Trial()
+            return NO_TRIAL
         record = self._out.get(Part(uid, leg, ""))
-        return Trial(record if record is not None and record.trial is None else None)
+        return NO_TRIAL if record is None or record.trial is not None else Trial(record)
 
     def look(self, model: str) -> Troubles:
         """Return who gets no requests for a model now. What is due for a trial does."""

@@ -8,6 +8,7 @@ from types import TracebackType
 from pdrouter.engines.split import Leg
 from pdrouter.load.busy_shares import BusyShares
 from pdrouter.load.drain_rates import DrainRates
+from pdrouter.load.failure_records import NO_TRIAL
 from pdrouter.load.prefill_queue import PrefillQueue
 from pdrouter.load.prefill_rates import PrefillRates
 
@@ -57,9 +58,10 @@ class Scope:
         due: when its request is due, on the clock of the ledger; None for no such time.
         cached: for prefill, tokens of the prompt before these, which the pod has cached.
         completed: tokens that it has computed; None if it was not carried out, or not seen to be.
+        trial: keeps other requests from a pod that has failed, for as long.
     """
 
-    __slots__ = ("_ledger", "cached", "completed", "due", "leg", "tokens", "uid")
+    __slots__ = ("_ledger", "cached", "completed", "due", "leg", "tokens", "trial", "uid")
 
     def __init__(
         self, ledger: "Ledger", leg: Leg, uid: str, tokens: int, *, due: float | None, cached: int
@@ -71,6 +73,7 @@ class Scope:
         self.due = due
         self.cached = cached
         self.completed: int | None = None
+        self.trial = NO_TRIAL
 
     def complete(self, tokens: int | None = None) -> None:
         """Note that the leg was carried out; call it before the release.
@@ -89,7 +92,10 @@ class Scope:
         """Stop counting the leg. Further calls change nothing."""
         ledger, self._ledger = self._ledger, None
         if ledger is not None:
-            ledger.end(self)
+            try:
+                ledger.end(self)
+            finally:
+                self.trial.release()
 
     def __enter__(self) -> "Scope":
         return self

@@ -73,29 +73,52 @@ class UsageMembers(msgspec.Struct):
 _NULL = msgspec.Raw(b"null")
 
 
-class _Answer(msgspec.Struct):
-    usage: UsageMembers | None = None
+class AnswerInvalid(ValueError):
+    """An answer is no JSON object."""
+
+
+class AnswerMembers(msgspec.Struct, frozen=True):
+    """What an engine's answer says beside the text, as it stands there."""
+
+    usage: msgspec.Raw = _NULL
     prompt_token_ids: msgspec.Raw = _NULL
+    kv_transfer_params: msgspec.Raw = _NULL
+
+    def count(self) -> Usage | None:
+        """Return the tokens; None if the answer does not say them.
+
+        The OpenAI and the Anthropic names are both read. Without them, the ids of the prompt's
+        tokens are counted, if it has them.
+        """
+        members = read_usage_members(self.usage)
+        usage = None if members is None else members.count()
+        if usage is None and _TOKEN_ID.match(self.prompt_token_ids) is not None:
+            usage = Usage(bytes(self.prompt_token_ids).count(b",") + 1, None)
+        return usage
 
 
-_decode_answer = msgspec.json.Decoder(_Answer).decode
+_decode_answer = msgspec.json.Decoder(AnswerMembers).decode
 _decode_members = msgspec.json.Decoder(UsageMembers).decode
 
 
-def read_usage(answer: bytes) -> Usage | None:
-    """Return the `usage` of an answer that is not streamed; None if there is none.
+def read_answer(answer: bytes) -> AnswerMembers:
+    """Read an answer that is not streamed.
 
-    The OpenAI and the Anthropic names are both read. Without them, the ids of the prompt's tokens
-    are counted, if it has them.
+    Raises:
+        AnswerInvalid: it is no JSON object.
     """
     try:
-        read = _decode_answer(answer)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return _decode_answer(answer)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise AnswerInvalid(str(error)) from None
+
+
+def read_usage(answer: bytes) -> Usage | None:
+    """Return the `usage` of an answer that is not streamed; None if there is none."""
+    try:
+        return read_answer(answer).count()
+    except AnswerInvalid:
         return None
-    usage = None if read.usage is None else read.usage.count()
-    if usage is None and _TOKEN_ID.match(read.prompt_token_ids) is not None:
-        usage = Usage(bytes(read.prompt_token_ids).count(b",") + 1, None)
-    return usage
 
 
 def read_usage_members(text: str | bytes) -> UsageMembers | None:

@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from random import Random
 
+from pdrouter.engines.split import Leg
 from pdrouter.load.cached_prefixes import CachedPrefixes
 from pdrouter.load.decoded_prompts import DecodedPrompts
 from pdrouter.load.failures import FailureMemory
-from pdrouter.load.ledger import Ledger
+from pdrouter.load.ledger import Ledger, Scope
 from pdrouter.load.priorities import PriorityKnowledge
 from pdrouter.load.recent_prompts import RecentPrompts
 from pdrouter.load.samples import EngineSample
@@ -53,3 +54,19 @@ class RoutingState:
     catch_up: Callable[[], object] = _know_all
     recent: RecentPrompts = field(default_factory=RecentPrompts)
     served: ServedTokens = field(default_factory=ServedTokens)
+
+    def hold(
+        self, leg: Leg, uid: str, tokens: int = 0, due: float | None = None, cached: int = 0
+    ) -> Scope:
+        """Count a leg on its pod; if that is out, nobody else tries it meanwhile.
+
+        Args:
+            leg: the leg.
+            uid: the pod.
+            tokens: what it costs there.
+            due: when its request is due; None for no such time.
+            cached: of a prefill leg, tokens of the prompt that are cached there.
+        """
+        scope = self.ledger.start(leg, uid, tokens, due, cached)
+        scope.trial = self.failures.start_trial(uid, leg)
+        return scope

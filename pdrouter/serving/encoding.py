@@ -293,10 +293,7 @@ class EncodedRequests(LegRequests):
             return {}, write_body(client, item)
 
         try:
-            with (
-                state.failures.start_trial(pod.uid, Leg.ENCODE),
-                state.ledger.start(Leg.ENCODE, pod.uid),
-            ):
+            with state.hold(Leg.ENCODE, pod.uid):
                 attempt, answer = await posts.send(pod, write)
         except asyncio.CancelledError:
             # Who is given up for another's failure has not been waited for in vain.

@@ -1,7 +1,6 @@
 """What comes of a side leg: its attempts, and an answer, a refusal or a failure in the end."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import msgspec
 
@@ -9,7 +8,7 @@ from pdrouter.cluster.pods import Pod
 from pdrouter.engine_http.answers import EngineAnswer
 from pdrouter.engine_http.failures import FailureKind
 from pdrouter.engines.split import NOTHING, Leg, PeerFacts
-from pdrouter.openai.usage import Usage
+from pdrouter.openai.usage import AnswerMembers, Usage
 from pdrouter.serving.statuses import BUSY, Speaks, judge, rank
 
 
@@ -70,6 +69,7 @@ class LegAnswer(msgspec.Struct, frozen=True):
         date: when it was written, by the clock of its pod, as its header says.
         peer: what was known of the engine when the leg was sent.
         late: whether its handle would come too late.
+        members: what was read of its body; None if nothing was, or it is no JSON object.
     """
 
     leg: Leg
@@ -81,20 +81,7 @@ class LegAnswer(msgspec.Struct, frozen=True):
     date: str = ""
     peer: PeerFacts | None = NOTHING
     late: bool = False
-
-
-class Tried(NamedTuple):
-    """One try of a leg, when it has ended.
-
-    Attributes:
-        attempt: how.
-        answer: the engine's answer, of any status.
-        done: what the leg was for; None if it was not carried out.
-    """
-
-    attempt: Attempt
-    answer: EngineAnswer | None = None
-    done: LegAnswer | None = None
+    members: AnswerMembers | None = None
 
 
 class LegRefused(Exception):

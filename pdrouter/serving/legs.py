@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence, Sized
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Mapping, Sequence, Sized
+from dataclasses import dataclass
 
 from msgspec import structs
 
@@ -12,17 +12,10 @@ from pdrouter.cluster.view import ModelPods, PodCache
 from pdrouter.engine_http.answers import EngineAnswer
 from pdrouter.engine_http.failures import FailureKind, PostFailed
 from pdrouter.engines.registry import Splits
-from pdrouter.engines.split import (
-    NOTHING,
-    HandoffInvalid,
-    Leg,
-    Order,
-    PeerFacts,
-)
+from pdrouter.engines.split import NOTHING, HandoffInvalid, Leg, Order, PeerFacts
 from pdrouter.load.retry_budget import RetryBudget
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.request import InferenceRequest
-from pdrouter.openai.usage import read_usage
 from pdrouter.routing.decision import Choice
 from pdrouter.routing.router import Router
 from pdrouter.serving.call import Call
@@ -35,13 +28,12 @@ from pdrouter.serving.leg_outcome import (
     LegAnswer,
     LegFailed,
     LegRefused,
-    Tried,
     choose_refusal,
     list_failed,
 )
 from pdrouter.serving.leg_posts import LegPosts
 from pdrouter.serving.leg_requests import LegRequests
-from pdrouter.serving.leg_writer import LegWriter
+from pdrouter.serving.leg_try import LegTry
 from pdrouter.serving.lessons import LegLessons
 from pdrouter.serving.open_decision import OpenDecision
 from pdrouter.serving.priorities import Priorities
@@ -125,15 +117,16 @@ class SideLegs:
             tried = await self._carry_out(choice, posts, prompt, chosen, call, before=attempts)
             if isinstance(tried, Companion):
                 return tried
+            done = tried.done
             attempts.append(tried.attempt)
-            if tried.done is not None and tried.done.late and self._may_repeat(attempts, posts):
+            if done is not None:
+                if not (done.late and self._may_repeat(attempts, posts)):
+                    self.lessons.note_answer(done, attempts, prompt, routed.pods.model, record)
+                    return done
                 # The router stood still, not the pod: that has the prompt cached by now.
                 self.lessons.note_retry(Retry.SAME_ROLESET, record)
                 await requests.renew(tried.attempt, choice.pod)
                 continue
-            if tried.done is not None:
-                self.lessons.note_answer(tried.done, attempts, prompt, routed.pods.model, record)
-                return tried.done
             speaks = tried.attempt.speaks
             if tried.answer is not None and speaks is not Speaks.FAILURE:
                 refusals.append(tried.answer)
@@ -148,7 +141,7 @@ class SideLegs:
         """Note that the engine of a last leg has failed: it may have been told of a wrong peer."""
         self.introductions.doubt(companion.pod)
 
-    async def _carry_out(
+    def _carry_out(
         self,
         choice: Choice,
         posts: LegPosts,
@@ -157,45 +150,68 @@ class SideLegs:
         call: Call,
         *,
         before: Sequence[Attempt],
-    ) -> Tried | Companion:
+    ) -> Awaitable[LegTry | Companion]:
         """Try a leg on one pod, to its end or until it runs beside the last leg."""
-        pod, state = choice.pod, self.router.state
+        pod = choice.pod
         split = self.splits.find(pod.engine, pod.kv_connector)
-        peer: PeerFacts | None = NOTHING
-        if split.needs_peer:
-            began = time.monotonic()
-            try:
-                with (
-                    # Or an engine that says nothing would look idle to all who come meanwhile.
-                    state.failures.start_trial(pod.uid, choice.leg),
-                    state.ledger.start(choice.leg, pod.uid, choice.tokens),
-                    call.record.steps.time("introduction", waits=True),
-                ):
-                    peer = await self.introductions.meet(pod, split, posts.deadline)
-            except PostFailed as error:
-                attempt = posts.describe_failure(pod, error, began)
-                self.lessons.note_attempt(attempt, request, chosen.routed.pods.model, call.record)
-                return Tried(attempt)
-        once = split.order is Order.TOGETHER and peer is not None
-        ranked = self.priorities.rank(
-            request, choice.leg, (pod,), call.record, posts.headers, once=once
-        )
         source = self._find_source(pod, chosen, before) if split.takes_source else None
         call.record.kv_source = source
-        writer = LegWriter(split, choice.leg, ranked, chosen.decision.pods, peer, source)
-        if peer is None or not once:
-            return await self._try(choice, posts, writer, chosen)
-        companion = call.companion = Companion(pod, peer, trusts_head=split.trusts_head)
-        call.start(self._accompany(companion, choice, posts, writer, chosen))
-        with call.record.steps.time(choice.leg, waits=True):
+        tried = LegTry(choice, split, request, chosen.decision.pods, source)
+        if split.needs_peer:
+            return self._introduce(tried, posts, chosen, call)
+        if split.order is Order.TOGETHER:
+            return self._begin(tried, NOTHING, posts, chosen, call)
+        self._rank(tried, posts, once=False)
+        return self._try(tried, posts, chosen)
+
+    async def _introduce(
+        self, tried: LegTry, posts: LegPosts, chosen: OpenDecision, call: Call
+    ) -> LegTry | Companion:
+        """Try a leg whose wire must know the engine."""
+        choice, began = tried.choice, time.monotonic()
+        try:
+            with (
+                # Or an engine that says nothing would look idle to all who come meanwhile.
+                self.router.state.hold(choice.leg, choice.pod.uid, choice.tokens),
+                call.record.steps.time("introduction", waits=True),
+            ):
+                peer = await self.introductions.meet(choice.pod, tried.split, posts.deadline)
+        except PostFailed as error:
+            attempt = tried.attempt = posts.describe_failure(choice.pod, error, began)
+            model = chosen.routed.pods.model
+            self.lessons.note_attempt(attempt, tried.request, model, call.record)
+            return tried
+        tried.peer = peer
+        if peer is not None and tried.split.order is Order.TOGETHER:
+            return await self._begin(tried, peer, posts, chosen, call)
+        self._rank(tried, posts, once=False)
+        return await self._try(tried, posts, chosen)
+
+    async def _begin(
+        self, tried: LegTry, peer: PeerFacts, posts: LegPosts, chosen: OpenDecision, call: Call
+    ) -> LegTry | Companion:
+        """Try a leg until it runs beside the last one."""
+        self._rank(tried, posts, once=True)
+        pod, leg = tried.choice.pod, tried.choice.leg
+        companion = call.companion = Companion(pod, peer, trusts_head=tried.split.trusts_head)
+        call.start(self._accompany(companion, tried, posts, chosen))
+        with call.record.steps.time(leg, waits=True):
             await companion.progress.sent.wait()
-        tried = companion.tried
-        if tried is None or tried.done is not None:
+        ended = companion.tried
+        if ended is None or ended.done is not None:
             companion.committed = True
             call.record.prefill_pod = pod
             return companion
         call.companion = None
-        return tried
+        return ended
+
+    def _rank(self, tried: LegTry, posts: LegPosts, *, once: bool) -> None:
+        """Have the engine told when the request is due, if it takes that."""
+        if posts.record.priority is not None:
+            leg, pods = tried.choice.leg, (tried.choice.pod,)
+            tried.request = self.priorities.rank(
+                tried.request, leg, pods, posts.record, posts.headers, once=once
+            )
 
     def _find_source(self, pod: Pod, chosen: OpenDecision, before: Sequence[Attempt]) -> Pod | None:
         """Return from which pod another one is to have the beginning of the prompt."""
@@ -205,25 +221,18 @@ class SideLegs:
         return self.router.find_kv_source(pod, facts, pods, list_failed(before))
 
     async def _accompany(
-        self,
-        companion: Companion,
-        choice: Choice,
-        posts: LegPosts,
-        writer: LegWriter,
-        chosen: OpenDecision,
+        self, companion: Companion, tried: LegTry, posts: LegPosts, chosen: OpenDecision
     ) -> None:
         """Carry out a try of a leg beside the last one; fail if that is on its way in vain."""
-        pods, record, request = chosen.routed.pods, posts.record, writer.request
+        pods, record, request = chosen.routed.pods, posts.record, tried.request
         try:
-            tried = companion.tried = await self._try(
-                choice, posts, writer, chosen, companion=companion
-            )
-            attempt, answer, done = tried
+            companion.tried = await self._try(tried, posts, chosen, companion=companion)
+            attempt, answer, done = tried.attempt, tried.answer, tried.done
             if companion.committed:
                 # The step was over when the request was written; the leg has taken until now.
                 record.steps.add(attempt.leg, attempt.seconds)
             if done is not None:
-                self._check_companion(done, writer, pods.model, record)
+                self._check_companion(done, tried, pods.model, record)
                 self.lessons.note_answer(done, (attempt,), request, pods.model, record)
             elif companion.committed:
                 refusals = () if attempt.speaks is Speaks.FAILURE or answer is None else (answer,)
@@ -235,7 +244,7 @@ class SideLegs:
             companion.end()
 
     def _check_companion(
-        self, done: LegAnswer, writer: LegWriter, model: str, record: RequestRecord
+        self, done: LegAnswer, tried: LegTry, model: str, record: RequestRecord
     ) -> None:
         """Check that the engine of the last leg does not wait for another than has answered.
 
@@ -243,7 +252,7 @@ class SideLegs:
             RequestRejected: it does.
         """
         try:
-            writer.split.check_companion(done, writer.place(done.request_id))
+            tried.split.check_companion(done, tried.place(done.request_id))
         except HandoffInvalid as invalid:
             record.handoff = invalid.reason
             self.lessons.outcomes.note_unusable(done, model, invalid.reason)
@@ -251,29 +260,27 @@ class SideLegs:
 
     async def _try(
         self,
-        choice: Choice,
+        tried: LegTry,
         posts: LegPosts,
-        writer: LegWriter,
         chosen: OpenDecision,
         *,
         companion: Companion | None = None,
-    ) -> Tried:
+    ) -> LegTry:
         """Try a leg on one pod, count it there meanwhile, and learn from it."""
-        state, routed, record = self.router.state, chosen.routed, posts.record
-        pod, leg, began = choice.pod, choice.leg, state.failures.clock()
-        asked = self.introductions.knowledge.clock()
+        state, routed, record, choice = self.router.state, chosen.routed, posts.record, tried.choice
+        pod, leg, facts = choice.pod, choice.leg, routed.facts
+        began, asked = state.failures.clock(), self.introductions.knowledge.clock()
         record.predicted_prefill_s = choice.seconds
         # Engines compute in turn, so that a request behind its twin finds what that has computed:
         # the prompt counts as cached as soon as it is sent.
-        guess = self.lessons.caches.guess(routed.facts.prefix, pod.uid, choice.tokens)
-        trial = state.failures.start_trial(pod.uid, leg)
+        guess = self.lessons.caches.guess(facts.prefix, pod.uid, choice.tokens)
+        cached = max(0, facts.prompt_tokens - choice.tokens)
         try:
-            facts = routed.facts
-            cached = max(0, facts.prompt_tokens - choice.tokens)
-            with trial, state.ledger.start(leg, pod.uid, choice.tokens, facts.due, cached) as scope:
-                attempt, answer = await self._send(pod, posts, writer, companion)
-                done = self._read(attempt, answer, writer)
-                if done is not None:
+            with state.hold(leg, pod.uid, choice.tokens, facts.due, cached) as scope:
+                tried.attempt, answer = await self._send(tried, posts, companion)
+                tried.answer = answer
+                if answer is not None and tried.attempt.speaks is Speaks.DONE:
+                    done = tried.done = tried.read(answer, self.leases)
                     scope.complete(None if done.usage is None else done.usage.count_computed())
         except asyncio.CancelledError:
             if companion is None or not (companion.excused or companion.good):
@@ -282,25 +289,32 @@ class SideLegs:
         except RequestRejected:
             state.prefixes.discard(guess.new, pod.uid)
             raise
-        if done is None:
+        if tried.done is None:
             state.prefixes.discard(guess.new, pod.uid)
-            if attempt.speaks is Speaks.FAILURE:
+            if tried.attempt.speaks is Speaks.FAILURE:
                 self.introductions.doubt(pod)
         else:
-            self.introductions.take(done, writer.split, asked)
-            if not writer.request.edits:  # The bytes of encoded media are not in the prompt.
-                self.lessons.caches.take(guess, done, writer.request.endpoint.path, record)
-        self.lessons.note_attempt(attempt, writer.request, routed.pods.model, record)
-        return Tried(attempt, answer, done)
+            self.introductions.take(tried.done, tried.split, asked)
+            if not tried.request.edits:  # The bytes of encoded media are not in the prompt.
+                path = tried.request.endpoint.path
+                self.lessons.caches.take(guess, tried.done, path, record)
+        self.lessons.note_attempt(tried.attempt, tried.request, routed.pods.model, record)
+        return tried
 
-    async def _send(
-        self, pod: Pod, posts: LegPosts, writer: LegWriter, companion: Companion | None
+    def _send(
+        self, tried: LegTry, posts: LegPosts, companion: Companion | None
+    ) -> Awaitable[tuple[Attempt, EngineAnswer | None]]:
+        """Send a leg to a pod."""
+        if tried.request.priority is None:
+            return posts.send(tried.choice.pod, tried.write, companion)
+        return self._send_ranked(tried, posts, companion)
+
+    async def _send_ranked(
+        self, tried: LegTry, posts: LegPosts, companion: Companion | None
     ) -> tuple[Attempt, EngineAnswer | None]:
         """Send a leg to a pod; once more without its priority, if that is what it refuses."""
-        attempt, answer = await posts.send(pod, writer.write, companion)
-        request, priorities = writer.request, self.priorities
-        if request.priority is None:
-            return attempt, answer
+        pod, request, priorities = tried.choice.pod, tried.request, self.priorities
+        attempt, answer = await posts.send(pod, tried.write, companion)
         if not priorities.is_refused(request, answer):
             if attempt.speaks is Speaks.DONE:
                 priorities.note_taken(pod)
@@ -309,31 +323,12 @@ class SideLegs:
             # The last leg is on its way, for this very one: none of its kind will be.
             priorities.note_refused(pod, request.model)
             return structs.replace(attempt, failure=FailureKind.STATUS), answer
-        unranked = replace(writer, request=request.rank(None))
-        again, told = await posts.send(pod, unranked.write)
+        tried.request = request.rank(None)
+        again, told = await posts.send(pod, tried.write)
         if again.status != attempt.status:
             priorities.note_refused(pod, request.model)
             posts.record.ranked_legs = posts.record.ranked_legs[:-1]
         return again, told
-
-    def _read(
-        self, attempt: Attempt, answer: EngineAnswer | None, writer: LegWriter
-    ) -> LegAnswer | None:
-        """Return what the leg was for; None if the attempt has not carried it out."""
-        if answer is None or attempt.speaks is not Speaks.DONE:
-            return None
-        found = LegAnswer(
-            attempt.leg,
-            attempt.pod,
-            attempt.request_id,
-            answer.body,
-            read_usage(answer.body),
-            self.leases.find_arrival(attempt.seconds),
-            answer.headers.get("date", ""),
-            writer.peer,
-        )
-        late = self.leases.is_late(found, writer.split.find_expiry(found))
-        return structs.replace(found, late=True) if late else found
 
     def _may_repeat(self, attempts: Sequence[Attempt], posts: LegPosts) -> bool:
         """Return whether a leg that a pod has carried out may be carried out once more."""

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from msgspec import structs
 
 from pdrouter.cluster.pods import Pod
-from pdrouter.load.failures import Trial
 from pdrouter.load.ledger import Scope
 from pdrouter.routing.algorithms.preble import note_prompt
 from pdrouter.routing.decision import Choice
@@ -26,7 +25,7 @@ class OpenDecision:
         decision: the pods, as they stand now.
     """
 
-    __slots__ = ("_expected", "_record", "_scope", "_state", "_trial", "decision", "routed")
+    __slots__ = ("_expected", "_record", "_scope", "_state", "decision", "routed")
 
     def __init__(self, routed: Routed, state: RoutingState, record: RequestRecord) -> None:
         """Count the request on its last pod.
@@ -40,7 +39,7 @@ class OpenDecision:
         self.decision = routed.decision
         self._state = state
         self._record = record
-        self._scope, self._trial = self._hold(routed.decision.last)
+        self._scope = self._hold(routed.decision.last)
         self._expected = self._expect(routed)
 
     def change(self, routed: Routed) -> None:
@@ -49,9 +48,9 @@ class OpenDecision:
         self.routed = routed
         self.decision = self._record.decision = routed.decision
         if last.pod.uid != before.pod.uid:
-            self._release()
+            self._scope.release()
             self._forget_prompt(before.pod)
-            self._scope, self._trial = self._hold(last)
+            self._scope = self._hold(last)
             self._expected = self._expect(routed)
 
     def move_last(self, pod: Pod) -> None:
@@ -61,13 +60,9 @@ class OpenDecision:
 
     def close(self) -> None:
         """Count the request no more. Further calls change nothing."""
-        self._release()
+        self._scope.release()
         if self._record.outcome not in _SERVED:
             self._forget_prompt(self.decision.last.pod)
-
-    def _release(self) -> None:
-        self._trial.release()
-        self._scope.release()
 
     def _forget_prompt(self, pod: Pod) -> None:
         if self._expected:
@@ -88,9 +83,5 @@ class OpenDecision:
         last = decision.last.pod.uid
         return state.decoded.expect(facts.prefix.hashes, last, facts.prompt_tokens)
 
-    def _hold(self, last: Choice) -> tuple[Scope, Trial]:
-        uid, state = last.pod.uid, self._state
-        return (
-            state.ledger.start(last.leg, uid, last.tokens),
-            state.failures.start_trial(uid, last.leg),
-        )
+    def _hold(self, last: Choice) -> Scope:
+        return self._state.hold(last.leg, last.pod.uid, last.tokens)

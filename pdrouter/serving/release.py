@@ -221,7 +221,7 @@ class Releases:
         written = self._write(answer)
         if written is None or len(written.body) > _LARGEST:
             return None
-        answer = msgspec.structs.replace(answer, body=b"")
+        answer = msgspec.structs.replace(answer, body=b"", members=None)
         held = HeldHandle(answer, last, model, headers, self._start)
         held.written = written
         return held

@@ -36,14 +36,14 @@ from pdrouter.engines.vllm.prompt_tokens import ASK, add_ids, may_ask
 from pdrouter.openai.body import Body, BodyInvalid, check_utf_8, encode
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest
+from pdrouter.openai.usage import AnswerInvalid, AnswerMembers, read_answer
 from pdrouter.settings.choices import RemoteHostRewrite
 
 _LONGEST_HOST = 253
 _BLOCK_ID = re.compile(rb"[^\[\]{}\",\s]")
 # Within a string, the closing quote of the name would have a backslash before it.
-_EXPIRY = re.compile(
-    rb'"remote_blocks_expiry_time"[ \t\n\r]*:[ \t\n\r]*([0-9]{1,15}(?:\.[0-9]{1,9})?)'
-)
+_EXPIRY_NAME = b'"remote_blocks_expiry_time"'
+_EXPIRY = re.compile(_EXPIRY_NAME + rb"[ \t\n\r]*:[ \t\n\r]*([0-9]{1,15}(?:\.[0-9]{1,9})?)")
 _ABSENT = msgspec.Raw(b"")
 _NULL = msgspec.Raw(b"null")
 _TRUE = msgspec.Raw(b"true")
@@ -69,11 +69,6 @@ _REFUSED_REQUEST = Body(
 )
 
 
-class _Answer(msgspec.Struct):
-    kv_transfer_params: msgspec.Raw = _NULL
-    prompt_token_ids: msgspec.Raw = _NULL
-
-
 class Params(msgspec.Struct):
     """What a decode engine must find in a handle; all else is between the engines."""
 
@@ -95,7 +90,6 @@ class Params(msgspec.Struct):
         return self.transfer_mode == _PUSH
 
 
-_decode_answer = msgspec.json.Decoder(_Answer).decode
 _decode_params = msgspec.json.Decoder(Params).decode
 _decode_host = msgspec.json.Decoder(str).decode
 
@@ -144,13 +138,14 @@ class NixlPull(Split):
         engine would fetch them.
         """
         replace = strip_transfer_members(request)
-        read, pod = _read_answer(answers[-1].body), answers[-1].pod
-        handle, params = self._take_handle(read, pod, placement.request_id)
+        answer = answers[-1]
+        members = _read(answer)
+        handle, params = self._take_handle(members, answer.pod, placement.request_id)
         replace[KV_PARAMS] = handle
         body = request.edit(replace, TRANSFER_MEMBERS)
         if not self.token_ids_limit or params.prompt_token_ids is not _ABSENT:
             return body
-        told = add_ids(handle, read.prompt_token_ids)
+        told = add_ids(handle, members.prompt_token_ids)
         if told is None or len(body) + len(told) - len(handle) > self.token_ids_limit:
             return body
         replace[KV_PARAMS] = told
@@ -158,6 +153,8 @@ class NixlPull(Split):
 
     def find_expiry(self, answer: SideAnswer) -> float | None:
         """Return `remote_blocks_expiry_time`: upstream prefill engines leave it null."""
+        if _EXPIRY_NAME not in answer.body:
+            return None
         found = _EXPIRY.search(answer.body)
         return None if found is None else float(found[1])
 
@@ -191,12 +188,12 @@ class NixlPull(Split):
         Raises:
             HandoffInvalid: it must not be handed over.
         """
-        return self._take_handle(_read_answer(answer.body), answer.pod, transfer_id)
+        return self._take_handle(_read(answer), answer.pod, transfer_id)
 
     def _take_handle(
-        self, answer: _Answer, pod: EnginePod, transfer_id: str
+        self, members: AnswerMembers, pod: EnginePod, transfer_id: str
     ) -> tuple[bytes | Pieces, Params]:
-        raw = bytes(answer.kv_transfer_params)
+        raw = bytes(members.kv_transfer_params)
         try:
             check_utf_8(raw)
             params = _decode_params(raw)
@@ -248,20 +245,20 @@ def _is_unusable(host: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
-def _read_answer(prefill_answer: bytes) -> _Answer:
+def _read(answer: SideAnswer) -> AnswerMembers:
     """Return what an answer has that is handed over, as it stands there.
 
     Raises:
         HandoffInvalid: there is none.
     """
     try:
-        answer = _decode_answer(prefill_answer)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        members = answer.members or read_answer(answer.body)
+    except AnswerInvalid as error:
         message = f"the prefill answer is no JSON object: {error}"
         raise HandoffInvalid("invalid-answer", message) from None
-    if answer.kv_transfer_params == _NULL:
+    if members.kv_transfer_params == _NULL:
         raise HandoffInvalid("null-params", f"the prefill answer has no {KV_PARAMS}")
-    return answer
+    return members
 
 
 def _check_params(params: Params) -> None:

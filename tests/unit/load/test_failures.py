@@ -1,5 +1,7 @@
 """The memory of failures: who is left out, for how long, and who is let in again."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from random import Random
 from typing import Any
 
@@ -40,6 +42,15 @@ class Bench:
 
     def succeed(self, uid: str = "a", leg: Leg = DECODE, **of: Any) -> bool:
         return self.memory.note_success(uid, leg, of.pop("began", self.clock.now), **of)
+
+    @contextmanager
+    def try_once(self) -> Iterator[None]:
+        """Let a request be under way."""
+        trial = self.memory.start_trial("a", DECODE)
+        try:
+            yield
+        finally:
+            trial.release()
 
     def is_out(self, uid: str = "a", leg: Leg = DECODE, model: str = "m") -> bool:
         return uid in self.memory.look(model)[leg]
@@ -102,7 +113,7 @@ def test_the_back_off_doubles_with_jitter_up_to_its_bound() -> None:
         assert bench.is_out()
         bench.wait(0.21 * expected)
         assert not bench.is_out()
-        with bench.memory.start_trial("a", DECODE):
+        with bench.try_once():
             bench.fail()
 
 
@@ -112,7 +123,7 @@ def test_one_request_at_a_time_tries_a_pod_and_its_success_lets_it_in_again() ->
     bench.wait(10)
     trial = bench.memory.start_trial("a", DECODE)
     assert bench.is_out()
-    with bench.memory.start_trial("a", DECODE):
+    with bench.try_once():
         pass
     assert bench.is_out()
     assert bench.succeed()
@@ -127,7 +138,7 @@ def test_a_trial_that_says_nothing_makes_room_for_another() -> None:
     bench.wait(10)
     for _ in range(3):
         assert not bench.is_out()
-        with bench.memory.start_trial("a", DECODE):
+        with bench.try_once():
             assert bench.is_out()
 
 
@@ -326,7 +337,7 @@ class TestSilence:
         assert bench.is_out()
         bench.wait(10)
         assert not bench.is_out()
-        with bench.memory.start_trial("a", DECODE):
+        with bench.try_once():
             self.give_up(bench, 2)
         assert bench.is_out()
 
@@ -349,7 +360,7 @@ class TestScrapes:
             bench.memory.note_scrape("a", connected=False)
         assert "a" not in bench.memory.list_ejected()
         assert not bench.is_out()
-        with bench.memory.start_trial("a", DECODE):
+        with bench.try_once():
             assert bench.is_out()
 
     def test_the_first_failure_of_a_pod_that_cannot_be_reached_ejects_it(self) -> None:
@@ -428,7 +439,7 @@ class TestAsking:
         bench.fail(3)
         bench.wait(10)
         bench.ask("")
-        with bench.memory.start_trial("a", DECODE):
+        with bench.try_once():
             bench.fail()
         bench.wait(10)
         bench.ask("")
