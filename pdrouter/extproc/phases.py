@@ -177,8 +177,8 @@ class Phases:
         self._policy.header_limits.check_request(event)
         reply = strip(self._response_mode, headers, changes)
         if isinstance(admitted, str):
-            call, dispatcher = self._call, self._dispatcher
-            return (await forward_stored(reply, admitted, call, dispatcher, self._policy),)
+            call, way, rules = self._call, self._dispatcher, self._policy
+            return (await forward_stored(reply, admitted, headers, call, way, policy=rules),)
         self._head = admitted
         return (reply,)
 

@@ -1,5 +1,7 @@
 """Sends requests about answers that engines keep on, at their headers: they need no body."""
 
+from collections.abc import Mapping
+
 from msgspec import structs
 
 from pdrouter.extproc.exchange_policy import ExchangePolicy
@@ -8,14 +10,17 @@ from pdrouter.extproc.messages import PhaseReply
 from pdrouter.openai.headers import REQUEST_ID
 from pdrouter.serving.answers import RoutedRequest
 from pdrouter.serving.call import Call
+from pdrouter.serving.selectors import read_selector
 from pdrouter.serving.way import Dispatcher
 
 
 async def forward_stored(
     reply: PhaseReply,
     response_id: str,
+    headers: Mapping[str, str],
     call: Call,
     dispatcher: Dispatcher,
+    *,
     policy: ExchangePolicy,
 ) -> PhaseReply:
     """Return the reply to the headers of a request about a kept answer: it is on its way then.
@@ -23,6 +28,7 @@ async def forward_stored(
     Args:
         reply: the reply that removes what the client may not say.
         response_id: id of the answer.
+        headers: the client's headers.
         call: the request; its record gets the decision.
         dispatcher: knows who keeps the answer.
         policy: what the operator decided.
@@ -32,7 +38,7 @@ async def forward_stored(
     """
     record = call.record
     holders, strategy = dispatcher.chooser.holders, dispatcher.policy.default_strategy
-    pod = holders.dispatch(response_id, record, strategy)
+    pod = holders.dispatch(response_id, record, strategy, read_selector(headers))
     await _admit(call, dispatcher)
     # No other pod will do.
     named = name_pod(pod, pod if dispatcher.policy.names_second else None, record.strategy)

@@ -19,7 +19,6 @@ from pdrouter.openai.header_values import read_one, read_strategy
 from pdrouter.openai.headers import (
     CLIENT_STRATEGY,
     CONFIG_PROFILE,
-    EXTERNAL_FILTER,
     ROUTING_STRATEGY,
 )
 from pdrouter.openai.kind import describe_kind
@@ -30,7 +29,7 @@ from pdrouter.openai.request import InferenceRequest, count_token_ids
 from pdrouter.routing.admission import DeadlineMissed, QueueTooLong
 from pdrouter.routing.deadlines import Deadline, assume_deadline, number_deadline
 from pdrouter.routing.decision import Decision, NoReadyPod, RoutingFacts, Strategy
-from pdrouter.routing.label_selector import LabelSelector, SelectorInvalid, parse_selector
+from pdrouter.routing.label_selector import LabelSelector
 from pdrouter.routing.profiles import ResolvedProfile, resolve_profile, resolve_strategy_name
 from pdrouter.routing.router import Router
 from pdrouter.routing.scoring import PROMPT_READERS
@@ -44,6 +43,7 @@ from pdrouter.serving.record import Observer, RequestRecord
 from pdrouter.serving.refusals import DEADLINE_MISSED, refuse_for_now, refuse_missing
 from pdrouter.serving.reservations import reserve_tokens
 from pdrouter.serving.response_holders import ResponseHolders
+from pdrouter.serving.selectors import read_selector
 from pdrouter.serving.session_facts import add_session
 from pdrouter.serving.targets import read_class, read_target
 from pdrouter.serving.turns import Turn
@@ -140,7 +140,7 @@ class PodChooser:
             RequestRejected: the request asks for what is not there, or must wait.
         """
         self.router.state.catch_up()
-        selector = _read_selector(headers)
+        selector = read_selector(headers)
         resolved = self._resolve(request, pods, headers, tokens)
         if resolved.automatic:
             record.profile = resolved.name
@@ -387,14 +387,3 @@ def _read_strategy(headers: Mapping[str, str]) -> str:
         if name in headers and (strategy := read_strategy(headers[name])):
             return strategy
     return ""
-
-
-def _read_selector(headers: Mapping[str, str]) -> LabelSelector | None:
-    text = headers.get(EXTERNAL_FILTER, "")
-    if not text.strip():
-        return None
-    try:
-        return parse_selector(text)
-    except SelectorInvalid as invalid:
-        message = f"{EXTERNAL_FILTER}: {invalid}"
-        raise RequestRejected(400, "invalid_external_filter", message, EXTERNAL_FILTER) from invalid

@@ -13,6 +13,7 @@ from pdrouter.openai.stored_responses import (
     unknown_response,
 )
 from pdrouter.routing.decision import Choice, Decision
+from pdrouter.routing.label_selector import LabelSelector
 from pdrouter.routing.sessions import POLICY as SESSION_AFFINITY
 from pdrouter.serving.record import Observer, RequestRecord
 from pdrouter.serving.refusals import refuse_for_now
@@ -39,33 +40,41 @@ class ResponseHolders:
         self._view: ClusterView | None = None
         self._tagged: Mapping[str, Pod] = {}
 
-    def find(self, response_id: str, owner: str) -> Pod:
+    def find(self, response_id: str, owner: str, selector: LabelSelector | None = None) -> Pod:
         """Return the pod that keeps an answer.
 
         Args:
             response_id: id of the answer.
             owner: name of the user who asks.
+            selector: labels that it must have; None for any.
 
         Raises:
             RequestRejected: there is none, or it cannot be asked now.
         """
         if not self._cache.synced:
             raise refuse_for_now(503, "no_ready_pod", "the pods are not known yet")
-        pod = self._find_tagged(read_tag(response_id, owner))
+        pod = _keep_selected(self._find_tagged(read_tag(response_id, owner)), selector)
         return _require_ready(pod, unknown_response(response_id))
 
-    def dispatch(self, response_id: str, record: RequestRecord, strategy: str | None) -> Pod:
+    def dispatch(
+        self,
+        response_id: str,
+        record: RequestRecord,
+        strategy: str | None,
+        selector: LabelSelector | None,
+    ) -> Pod:
         """Return the pod to which a request about an answer goes: the one that keeps it.
 
         Args:
             response_id: id of the answer.
             record: gets the decision.
             strategy: name of the strategy under which Envoy routes requests.
+            selector: labels that the pod must have; None for any.
 
         Raises:
             RequestRejected: there is none, or it cannot be asked now.
         """
-        pod = self.find(response_id, record.user)
+        pod = self.find(response_id, record.user, selector)
         choice = Choice(Leg.DECODE, pod, POLICY, 0.0, (pod,), (0.0,), 0)
         record.model = pod.model
         record.strategy = record.asked_strategy = strategy or SESSION_AFFINITY
@@ -74,10 +83,22 @@ class ResponseHolders:
         self._observer.request_routed(record)
         return pod
 
-    def find_previous(self, response_id: str, owner: str, pods: ModelPods) -> Pod | None:
+    def find_previous(
+        self,
+        response_id: str,
+        owner: str,
+        pods: ModelPods,
+        selector: LabelSelector | None = None,
+    ) -> Pod | None:
         """Return the pod that keeps what a request for a model goes on with.
 
         None if no router has made the id, so that it does not say who does.
+
+        Args:
+            response_id: id of what it goes on with.
+            owner: name of the user who asks.
+            pods: the pods of its model.
+            selector: labels that the pod must have; None for any.
 
         Raises:
             RequestRejected: there is none among the model's pods, or it cannot be asked now.
@@ -85,7 +106,7 @@ class ResponseHolders:
         tag = read_tag(response_id, owner)
         if tag is None:
             return None
-        pod = self._find_tagged(tag)
+        pod = _keep_selected(self._find_tagged(tag), selector)
         unknown = unknown_previous(response_id)
         if pod is None or not _is_among(pods.pods, pod):
             raise unknown
@@ -102,6 +123,11 @@ class ResponseHolders:
             self._tagged = {tag_holder(pod.uid): pod for pod in view.pods}
             self._view = view
         return self._tagged.get(tag)
+
+
+def _keep_selected(pod: Pod | None, selector: LabelSelector | None) -> Pod | None:
+    """Return the pod if its labels are as asked: to who asks for others it is not there."""
+    return None if pod is None or (selector and not selector.matches(pod.labels)) else pod
 
 
 def _is_among(pods: Iterable[Pod], wanted: Pod) -> bool:

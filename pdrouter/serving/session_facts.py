@@ -41,7 +41,9 @@ def add_session(
     if not request.endpoint.stateful:
         return facts if session is None else structs.replace(facts, session=session)
     previous = read_previous(request)
-    holder = holders.find_previous(previous, record.user, pods) if previous else None
+    holder = None
+    if previous:
+        holder = holders.find_previous(previous, record.user, pods, facts.selector)
     if previous and holder is None:
         # Engines that share what they keep have ids of their own.
         session = Session(previous, f"body.{PREVIOUS}", bound=True)

@@ -164,6 +164,31 @@ async def test_a_pod_that_is_not_ready_is_not_asked(
         assert "retry-after" in dict(reply.headers)
 
 
+@pytest.mark.parametrize(
+    ("selector", "asked", "continued"),
+    [
+        ("zone=here", None, None),
+        ("zone=there", (404, "response_not_found"), (400, "previous_response_not_found")),
+        ("zone in (", (400, "invalid_external_filter"), (400, "invalid_external_filter")),
+    ],
+    ids=["of it", "of others", "broken"],
+)
+async def test_a_pod_that_the_client_has_excluded_is_not_asked(
+    selector: str, asked: tuple[int, str] | None, continued: tuple[int, str] | None
+) -> None:
+    pods = (PREFILL, DECODE, replace(OTHER, labels={"zone": "here"}))
+    chosen = {"external-filter": selector}
+    (sent,) = await Bench(pods).tell(stored(extra=chosen))
+    _, posted = await Bench(pods).tell(
+        request_headers(RESPONSES, extra=chosen), body(previous_response_id=KEPT)
+    )
+    for reply, error in ((sent, asked), (posted, continued)):
+        if error is None:
+            assert headers_of(reply)["target-pod"] == OTHER.address
+        else:
+            assert error_of(reply) == error
+
+
 async def test_what_is_asked_about_an_answer_counts_for_who_asks() -> None:
     ann = User("ann", limits=Limits(2, tokens_per_minute=1, concurrent_requests=1))
     bench = Bench(PODS, around={"keys": keys_of(ann)})
