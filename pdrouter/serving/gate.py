@@ -39,6 +39,7 @@ class Gate:
         keys: KeysFile,
         *,
         open_on_failure: bool = True,
+        merges_namespaces: bool = False,
     ) -> None:
         """Set up.
 
@@ -46,11 +47,13 @@ class Gate:
             counters: what counts.
             keys: knows the limits.
             open_on_failure: whether requests pass that cannot be counted.
+            merges_namespaces: whether models of one name are one model, in all namespaces together.
         """
         self.failures: Counter[str] = Counter()
         self._counters = counters
         self._keys = keys
         self._open_on_failure = open_on_failure
+        self._merges_namespaces = merges_namespaces
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> "Gate":
@@ -108,10 +111,13 @@ class Gate:
             return None
         # To look at all pods for it takes longer than all the rest.
         full_name = find_full_name(pods) if by_model or per_second is not None else ""
-        names = (record.model, pods.model, full_name)
+        name, unique = pods.model, full_name
+        if self._merges_namespaces:
+            name, unique = unique, name
+        names = (record.model, name, unique)
         demands = list_demands(user, roster, names, *tokens)
         if per_second is not None:
-            demands.append(limit_rate(full_name, pods.model, per_second))
+            demands.append(limit_rate(unique, pods.model, per_second))
         if not demands:
             return None
         with record.steps.time("limits", waits=True):

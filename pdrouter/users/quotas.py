@@ -40,15 +40,15 @@ def list_demands(
     return [demand for demand in demands if demand.amount or not demand.quota.limit]
 
 
-def limit_rate(full_name: str, model: str, per_second: int) -> Demand:
+def limit_rate(unique: str, model: str, per_second: int) -> Demand:
     """Return what a request takes of the rate that its model's profile allows.
 
     Args:
-        full_name: name of the model that is its own in all namespaces.
+        unique: name of the model that no other has.
         model: name of the model, for people.
         per_second: how many requests may pass in a second.
     """
-    name = f"model/{quote(full_name, safe='')}/rate/{per_second}"
+    name = f"model/{quote(unique, safe='')}/rate/{per_second}"
     quota = Quota(name, Measure.REQUESTS, per_second, SECOND_S, f"model {model!r}", shared=True)
     return Demand(quota)
 

@@ -151,7 +151,12 @@ class Exchanges:
         self.questions = PodQuestions(around.client, around.cache, outcomes)
         self.lengths = share(OutputLengths)(settings.expected_output_tokens)
         passes = settings.limits_on_failure is OnFailure.OPEN
-        self.gate = Gate(around.counters, around.keys, open_on_failure=passes)
+        self.gate = Gate(
+            around.counters,
+            around.keys,
+            open_on_failure=passes,
+            merges_namespaces=settings.merge_namespaces,
+        )
         self._identities = create_identities(
             settings, around.keys, around.directory, self.gate.failures
         )

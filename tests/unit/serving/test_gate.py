@@ -25,6 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rosters import keys_of
 
+from pdrouter.cluster.catalog import Catalog
 from pdrouter.cluster.pod_config import parse_config
 from pdrouter.cluster.view import ClusterView
 from pdrouter.engine_http.answers import EngineAnswer
@@ -422,6 +423,24 @@ async def test_another_name_of_a_model_is_no_way_past_its_limits(
     assert passed(await door.begin(model=first))
     await door.answer()
     second = {"m": "default/m", "default/m": "m"}[first]
+    assert not passed(await door.begin(model=second))
+    await door.end()
+
+
+@pytest.mark.parametrize("asked", [("m", "b/m"), ("b/m", "a/m"), ("a/m", "m")])
+async def test_a_model_of_several_namespaces_has_one_limit(asked: tuple[str, str]) -> None:
+    """By each of its names another part of it is asked; together they are one model."""
+    limits = {"*": Limits(requests_per_minute=1)}
+    door = Door(User("ann"), around={"model_limits": limits}, merge_namespaces=True)
+    catalog = Catalog(merge_namespaces=True)
+    for namespace in ("a", "b"):
+        for pod in (PREFILL, DECODE):
+            uid = f"{namespace}-{pod.uid}"
+            catalog.put_pod(replace(pod, uid=uid, name=uid, namespace=namespace))
+    door.bench.cache.publish(catalog.build(0.0), synced=True)
+    first, second = asked
+    assert passed(await door.begin(model=first))
+    await door.answer()
     assert not passed(await door.begin(model=second))
     await door.end()
 
