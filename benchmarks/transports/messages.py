@@ -46,4 +46,6 @@ def encode_stream(body: bytes, chunks: int) -> bytes:
         answer,
         *[chunk] * chunks,
     ]
-    return b"".join(encode_message(message.SerializeToString()) for message in messages)
+    return b"".join(
+        part for message in messages for part in encode_message(message.SerializeToString())
+    )

@@ -11,8 +11,10 @@ from pdrouter.engine_http.progress import PostProgress
 from pdrouter.engine_http.tls import describe_failure
 from pdrouter.turns import Turns
 
-_PIECE_BYTES = 64 * 1024
+_COPIED_BYTES = 64 * 1024
 """Up to this size, to copy a body costs less than to write it in pieces."""
+_PIECE_BYTES = 256 * 1024
+"""How much of a larger one is written before a look at whether the engine still reads."""
 
 
 class Connection(asyncio.Protocol):
@@ -168,7 +170,7 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None:
             raise RuntimeError("the connection is not open")
-        if sum(map(len, body)) <= _PIECE_BYTES:
+        if sum(map(len, body)) <= _COPIED_BYTES:
             transport.write(b"".join((head, *body)))
             return True
         transport.write(head)

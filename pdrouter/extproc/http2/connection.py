@@ -118,9 +118,9 @@ class Connection(asyncio.Protocol):
 
     # What streams call.
 
-    def send(self, data: bytes) -> None:
-        """Send frames."""
-        self._outbox.send(data)
+    def send(self, *parts: bytes | memoryview) -> None:
+        """Send frames, in parts."""
+        self._outbox.send(parts)
 
     def encode_headers(self, stream: int, block: bytes, flags: int) -> bytes:
         """Write the frames of a header block; they must be sent next."""

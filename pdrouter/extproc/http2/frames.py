@@ -1,6 +1,6 @@
 """HTTP/2 frames as bytes (RFC 9113, sections 4 and 6)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from struct import Struct
 from typing import Final, NamedTuple
@@ -90,7 +90,7 @@ class Frame(NamedTuple):
 class FrameReader:
     """Cuts what a client sends into frames, however it arrives."""
 
-    __slots__ = ("_expects_preface", "_max_payload", "_rest")
+    __slots__ = ("_begun", "_expects_preface", "_lacking", "_max_payload")
 
     def __init__(self, max_payload: int) -> None:
         """Begin at the client's preface.
@@ -98,7 +98,8 @@ class FrameReader:
         Args:
             max_payload: size of the largest payload, as announced to the peer.
         """
-        self._rest = b""
+        self._begun = b""
+        self._lacking: int | None = None
         self._max_payload = max_payload
         self._expects_preface = True
 
@@ -108,27 +109,39 @@ class FrameReader:
         Raises:
             ConnectionFault: this is no HTTP/2, or a frame is too large.
         """
-        data = self._rest + data if self._rest else data
-        start, end = 0, len(data)
+        start, begun = 0, self._begun
         if self._expects_preface:
-            if not data.startswith(PREFACE[:end]):
+            data = begun + data
+            if not data.startswith(PREFACE[: len(data)]):
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "no HTTP/2 preface")
-            if end < len(PREFACE):
-                self._rest = data
+            if len(data) < len(PREFACE):
+                self._begun = data
                 return
             self._expects_preface = False
             start = len(PREFACE)
-        while end - start >= 9:
+        elif begun:
+            # What follows the frame that was begun stays where it is: of a large body, most does.
+            start = len(data) if self._lacking is None else min(self._lacking, len(data))
+            yield from self._cut(begun + data[:start], 0)
+            if start == len(data):
+                return
+        yield from self._cut(data, start)
+
+    def _cut(self, data: bytes, start: int) -> Iterator[Frame]:
+        """Give the frames from there on, and keep what is left."""
+        end, self._lacking = len(data), None
+        while end - start >= _HEADER.size:
             high, low, kind, flags, stream = _HEADER.unpack_from(data, start)
             size = high << 16 | low
             if size > self._max_payload:
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {size} bytes")
-            stop = start + 9 + size
+            stop = start + _HEADER.size + size
             if stop > end:
+                self._lacking = stop - end
                 break
-            yield Frame(kind, flags, stream & MAX_STREAM_ID, data[start + 9 : stop])
+            yield Frame(kind, flags, stream & MAX_STREAM_ID, data[start + _HEADER.size : stop])
             start = stop
-        self._rest = data[start:]
+        self._begun = data[start:]
 
 
 def encode_frame_header(kind: int, flags: int, stream: int, size: int) -> bytes:
@@ -139,6 +152,32 @@ def encode_frame_header(kind: int, flags: int, stream: int, size: int) -> bytes:
 def encode_frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     """Write a frame."""
     return encode_frame_header(kind, flags, stream, len(payload)) + payload
+
+
+def encode_data_frames(
+    stream: int, data: tuple[bytes, bytes], max_payload: int
+) -> Sequence[bytes | memoryview]:
+    """Write DATA frames.
+
+    Args:
+        stream: the stream.
+        data: what they carry: its beginning, which fits a frame, and the rest.
+        max_payload: size of the largest payload.
+
+    Returns:
+        The frames in parts: what they carry is not copied.
+    """
+    first, rest = data
+    size = len(first) + len(rest)
+    if size <= max_payload:
+        return encode_frame_header(DATA, 0, stream, size), first, rest
+    view, end = memoryview(rest), max_payload - len(first)
+    head = encode_frame_header(DATA, 0, stream, max_payload)
+    parts: list[bytes | memoryview] = [head, first, view[:end]]
+    for start in range(end, len(rest), max_payload):
+        part = view[start : start + max_payload]
+        parts += encode_frame_header(DATA, 0, stream, len(part)), part
+    return parts
 
 
 def encode_headers(stream: int, block: bytes, flags: int, max_payload: int) -> bytes:

@@ -91,16 +91,31 @@ class MessageReader:
         whole = _PREFIX.size + size
         if self._size < whole:
             return None
-        if len(self._pieces[0]) - self._offset < whole:
-            self._join()
-        start = self._offset + _PREFIX.size
-        first = self._pieces[0]
-        message = bytes(first[start : start + size])
         self._size -= whole
-        self._offset += whole
-        if self._offset == len(first):
+        start = self._offset + _PREFIX.size
+        if len(self._pieces[0]) >= start + size:
+            message = bytes(self._pieces[0][start : start + size])
+            self._offset = start + size
+        else:
+            message = self._put_together(start, size)
+        if self._offset == len(self._pieces[0]):
             del self._pieces[0]
             self._offset = 0
+        return message
+
+    def _put_together(self, start: int, size: int) -> bytes:
+        """Return a message of several pieces, all but the last of which it uses up."""
+        pieces = self._pieces
+        parts = [memoryview(pieces[0])[start:]]
+        size -= len(parts[0])
+        last = 1
+        while len(pieces[last]) < size:
+            parts.append(memoryview(pieces[last]))
+            size -= len(pieces[last])
+            last += 1
+        parts.append(memoryview(pieces[last])[:size])
+        message = b"".join(parts)
+        self._pieces, self._offset = pieces[last:], size
         return message
 
     def _read_size(self) -> int:
@@ -120,9 +135,14 @@ class MessageReader:
         self._offset = 0
 
 
-def encode_message(message: bytes) -> bytes:
-    """Write a message with what precedes it."""
-    return _PREFIX.pack(0, len(message)) + message
+def measure_message(message: bytes) -> int:
+    """Return the size of a message with what precedes it."""
+    return _PREFIX.size + len(message)
+
+
+def encode_message(message: bytes) -> tuple[bytes, bytes]:
+    """Return a message and what precedes it."""
+    return _PREFIX.pack(0, len(message)), message
 
 
 def _encode_block(*headers: tuple[str, str]) -> bytes:

@@ -1,6 +1,7 @@
 """What a connection sends: gathered in each turn of the event loop, and bounded."""
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 
 from pdrouter.extproc.http2.windows import SharedWindow
@@ -26,7 +27,7 @@ class Outbox:
         self.window = window
         self._unread_bytes = unread_bytes
         self._transport: asyncio.Transport | None = None
-        self._gathered: list[bytes] = []
+        self._gathered: list[bytes | memoryview] = []
         self._gathered_bytes = 0
 
     def open(self, transport: asyncio.Transport) -> None:
@@ -34,17 +35,17 @@ class Outbox:
         transport.set_write_buffer_limits(_WRITE_BUFFER_BYTES)
         self._transport = transport
 
-    def send(self, data: bytes) -> None:
-        """Send frames, together with all others of this turn of the event loop."""
-        if self._transport is None or not data:
+    def send(self, parts: Sequence[bytes | memoryview]) -> None:
+        """Send frames, in parts, together with all others of this turn of the event loop."""
+        if self._transport is None:
             return
-        self._gathered.append(data)
-        self._gathered_bytes += len(data)
-        if self._gathered_bytes >= _GATHERED_BYTES:
-            self._write()
-        elif len(self._gathered) == 1:
+        if not self._gathered:
             # Each write wakes the peer: many small ones cost both sides more than the frames do.
             asyncio.get_running_loop().call_soon(self._write)
+        self._gathered += parts
+        self._gathered_bytes += sum(map(len, parts))
+        if self._gathered_bytes >= _GATHERED_BYTES:
+            self._write()
 
     def finish(self) -> None:
         """Write what is left, and say that there will be no more."""
@@ -67,6 +68,6 @@ class Outbox:
         if transport is None or not gathered:
             return
         self._gathered, self._gathered_bytes = [], 0
-        transport.write(gathered[0] if len(gathered) == 1 else b"".join(gathered))
+        transport.write(b"".join(gathered))
         if not self.window.writing and transport.get_write_buffer_size() > self._unread_bytes:
             transport.abort()

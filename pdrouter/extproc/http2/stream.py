@@ -7,6 +7,7 @@ from pdrouter.extproc.http2.frames import (
     DATA,
     END_STREAM,
     ErrorCode,
+    encode_data_frames,
     encode_frame,
     encode_frame_header,
     encode_reset,
@@ -21,12 +22,16 @@ from pdrouter.extproc.http2.grpc_messages import (
     Status,
     encode_message,
     encode_trailers,
+    measure_message,
 )
 from pdrouter.extproc.http2.peer_settings import PeerSettings
 from pdrouter.extproc.http2.requests import RequestHead, RequestMalformed
 from pdrouter.extproc.http2.windows import ReceiveWindow, SendWindow, SharedWindow
 from pdrouter.extproc.limits import Admit
 from pdrouter.turns import Turns
+
+_WHOLE_BYTES = 2**20
+"""Size of the largest message that is written at once, if the peer's windows let it."""
 
 END = None
 """What `Stream.read` gives after the last message."""
@@ -45,8 +50,8 @@ class Wire(Protocol):
     peer: PeerSettings
     turns: Turns
 
-    def send(self, data: bytes) -> None:
-        """Send frames."""
+    def send(self, *parts: bytes | memoryview) -> None:
+        """Send frames, in parts."""
 
     def encode_headers(self, stream: int, block: bytes, flags: int) -> bytes:
         """Write the frames of a header block; they must be sent next."""
@@ -144,20 +149,17 @@ class Stream:
 
     async def write(self, message: bytes) -> None:
         """Send a message, once the peer takes it."""
-        data = encode_message(message)
-        wire, size = self._wire, len(data)
-        head = b"" if self.answered else wire.encode_headers(self.id, RESPONSE_BLOCK, 0)
-        self.answered = True
-        if (
-            size <= self.window.left
-            and size <= wire.peer.frame_bytes
-            and wire.window.may_send(size)
-        ):
-            wire.send(head + self._encode_data(data))
+        wire, size = self._wire, measure_message(message)
+        if not self.answered:
+            wire.send(wire.encode_headers(self.id, RESPONSE_BLOCK, 0))
+            self.answered = True
+        if size <= min(self.window.left, _WHOLE_BYTES) and wire.window.may_send(size):
+            self.window.left -= size
+            wire.window.left -= size
+            wire.send(*encode_data_frames(self.id, encode_message(message), wire.peer.frame_bytes))
             return
-        wire.send(head)
         try:
-            await self._write_parts(memoryview(data))
+            await self._write_parts(b"".join(encode_message(message)))
         finally:
             wire.window.pass_turn()
 
@@ -170,7 +172,7 @@ class Stream:
         """Tell a client that does not speak gRPC so, as PROTOCOL-HTTP2.md demands."""
         self._wire.send(self._wire.encode_headers(self.id, UNSUPPORTED_MEDIA_TYPE_BLOCK, 0))
         try:
-            await self._write_parts(memoryview(UNSUPPORTED_MEDIA_TYPE_TEXT))
+            await self._write_parts(UNSUPPORTED_MEDIA_TYPE_TEXT)
         finally:
             self._wire.window.pass_turn()
             if not self._closed:
@@ -270,13 +272,15 @@ class Stream:
         if increment and not self._closed:
             self._wire.send(encode_window_update(self.id, increment))
 
-    async def _write_parts(self, rest: memoryview) -> None:
-        wire = self._wire
+    async def _write_parts(self, data: bytes) -> None:
+        wire, rest = self._wire, memoryview(data)
         while rest:
             room = wire.window.left if wire.window.writing else 0
-            allowed = min(self.window.left, room, wire.peer.frame_bytes)
+            allowed = min(self.window.left, room, wire.peer.frame_bytes, len(rest))
             if allowed > 0:
-                wire.send(self._encode_data(rest[:allowed]))
+                self.window.left -= allowed
+                wire.window.left -= allowed
+                wire.send(encode_frame_header(DATA, 0, self.id, allowed), rest[:allowed])
                 rest = rest[allowed:]
             elif self.window.left <= 0:
                 wire.window.pass_turn()
@@ -290,12 +294,6 @@ class Stream:
             await self._writer
         finally:
             self._writer = None
-
-    def _encode_data(self, data: bytes | memoryview) -> bytes:
-        size = len(data)
-        self.window.left -= size
-        self._wire.window.left -= size
-        return b"".join((encode_frame_header(DATA, 0, self.id, size), data))
 
     def _finish(self, block: bytes) -> None:
         if self._closed:
