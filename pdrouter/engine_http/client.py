@@ -11,7 +11,6 @@ from pdrouter.engine_http.progress import PostProgress
 from pdrouter.engine_http.tls import EngineTls, describe_failure
 from pdrouter.turns import Turns
 
-_NOT_IN_A_HEAD = ("\0", "\r")
 SURELY_OPEN_S = 1.0
 """For how long after its last answer an engine does not close a connection for being idle: vLLM and
 SGLang wait 5 s by default."""
@@ -190,6 +189,6 @@ def _write_head(
     if body is not None:
         lines.append(f"content-length: {sum(map(len, body))}")
     head = "\n".join(lines)
-    if head.count("\n") != len(lines) - 1 or any(each in head for each in _NOT_IN_A_HEAD):
+    if head.count("\n") != len(lines) - 1 or "\0" in head or "\r" in head:
         raise ValueError("a header holds the end of a line")
     return head.replace("\n", "\r\n").encode("utf-8", "surrogateescape") + b"\r\n\r\n"

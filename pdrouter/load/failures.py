@@ -272,6 +272,8 @@ class FailureMemory:
 
     def was_ejected_since(self, uid: str, leg: Leg, at: float) -> bool:
         """Return whether a pod is ejected that was not at a time."""
+        if not self._out:
+            return False
         record = self._out.get(Part(uid, leg, ""))
         return record is not None and record.ejected and record.since > at
 

@@ -299,21 +299,25 @@ class Ledger:
         scope = Scope(self, leg, uid, tokens, due=due, cached=cached)
         if leg is Leg.PREFILL:
             self._join_queue(scope, now)
-        load = self._loads[leg].setdefault(uid, LegLoad())
+        loads = self._loads[leg]
+        load = loads.get(uid)
+        if load is None:
+            load = loads[uid] = LegLoad()
         load.requests += 1
         load.tokens += tokens
         return scope
 
     def end(self, scope: Scope) -> None:
         """Take back what a scope has counted, and learn from it; only scopes call this."""
-        uid, loads = scope.uid, self._loads[scope.leg]
+        uid, now = scope.uid, self._clock()
         try:
             if scope.leg is Leg.PREFILL:
-                self._leave_queue(scope)
+                self._leave_queue(scope, now)
             else:
-                self.drains.note(uid, self._clock())
+                self.drains.note(uid, now)
         finally:
-            self._busy.end(uid, self._clock())
+            self._busy.end(uid, now)
+            loads = self._loads[scope.leg]
             load = loads[uid]
             load.requests -= 1
             load.tokens -= scope.tokens
@@ -331,10 +335,9 @@ class Ledger:
             queue.add(scope, work)
         self._mean_work += (work - self._mean_work) * (_NEW_LEG if self._mean_work else 1.0)
 
-    def _leave_queue(self, scope: Scope) -> None:
+    def _leave_queue(self, scope: Scope, now: float) -> None:
         uid, completed = scope.uid, scope.completed
         queue = self._queues[uid]
-        now = self._clock()
         if completed is not None and self.drains.watches(uid):
             self._learn(scope, queue, completed, now - queue.since)
             self._learnt[uid] = now

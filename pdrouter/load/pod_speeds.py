@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
+from operator import attrgetter
 from typing import NamedTuple
 
 _FORGET = 0.98
@@ -37,6 +38,7 @@ class PodKind(NamedTuple):
 
 
 _UNKNOWN = PodKind()
+_get_ratio = attrgetter("ratio")
 
 
 @dataclass(slots=True)
@@ -51,6 +53,9 @@ class _Record:
         last: number of its last leg, among those of all pods.
         group: the legs that have ended together of late, not in the sums yet: how many they are,
             and what they took and should have taken.
+        legs: how many legs of equal size would say as much as the sums: one long prompt outweighs
+            many.
+        ratio: how many times longer than the curve says the pod takes, by the sums.
     """
 
     last: int = 0
@@ -60,6 +65,8 @@ class _Record:
     observed_squares: float = 0.0
     predicted_squares: float = 0.0
     products: float = 0.0
+    legs: float = 0.0
+    ratio: float = 1.0
 
     def add(self, number: int, observed: float, predicted: float) -> None:
         self.last = number
@@ -78,18 +85,8 @@ class _Record:
         self.observed_squares = self.observed_squares * _FORGET + observed * observed
         self.predicted_squares = self.predicted_squares * _FORGET + predicted * predicted
         self.products = self.products * _FORGET + observed * predicted
-
-    @property
-    def legs(self) -> float:
-        """How many legs of equal size would say as much: one long prompt outweighs many."""
-        if not self.predicted_squares:
-            return 0.0
-        return self.predicted * self.predicted / self.predicted_squares
-
-    @property
-    def ratio(self) -> float:
-        """How many times longer than the curve says the pod takes."""
-        return max(self.observed / self.predicted, _LEAST_RATIO)
+        self.legs = self.predicted * self.predicted / self.predicted_squares
+        self.ratio = max(self.observed / self.predicted, _LEAST_RATIO)
 
     def stand_out(self, usual: float) -> float:
         """Return how many times longer than is usual the pod takes: 1 unless that is sure.
@@ -202,4 +199,4 @@ class PodSpeeds:
 
 def _find_median(records: Sequence[_Record]) -> _Record:
     """Return the record in the middle; of two, the faster: the other may be the odd one."""
-    return sorted(records, key=lambda record: record.ratio)[(len(records) - 1) // 2]
+    return sorted(records, key=_get_ratio)[(len(records) - 1) // 2]

@@ -41,7 +41,8 @@ class Silences:
     def note_answer(self, uid: str, leg: Leg, now: float) -> None:
         """Note that a pod has answered somebody."""
         self._answered[uid, leg] = now
-        self._silences.pop((uid, leg), None)
+        if self._silences:
+            self._silences.pop((uid, leg), None)
         if len(self._answered) > _MOST:
             self._answered.pop(next(iter(self._answered)))
 

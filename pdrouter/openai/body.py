@@ -3,7 +3,7 @@
 import re
 from codecs import utf_8_decode
 from collections.abc import Callable, Collection, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, TypeVar
 
 import msgspec
@@ -159,7 +159,8 @@ class Body:
         if run_start is not None:
             pieces.append(data[run_start:previous_end])
         for name, value in pending.items():
-            pieces.append(b"%s%s:" % (b"," if kept_any else b"", encode(name)))
+            key = _write_key(name)
+            pieces.append(key if kept_any else key[1:])
             pieces += _list_pieces(value)
             kept_any = True
         pieces.append(data[previous_end:])
@@ -215,6 +216,12 @@ def check_object(data: bytes) -> None:
         raise BodyInvalid(_INVALID % error) from None
     if _OPENING.match(data) is None:
         raise BodyInvalid(_NO_OBJECT)
+
+
+@lru_cache(maxsize=256)
+def _write_key(name: str) -> bytes:
+    # Few names are added, the same to each body.
+    return b",%s:" % encode(name)
 
 
 def _list_pieces(value: bytes | Pieces) -> Collection[bytes | memoryview]:

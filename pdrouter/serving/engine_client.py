@@ -1,8 +1,9 @@
 """Requests to the engines of side legs, over pooled connections."""
 
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType, TracebackType
+from typing import Any
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.engine_http.answers import EngineAnswer
@@ -18,7 +19,7 @@ _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 def address_rank(pod: Pod) -> Mapping[str, str]:
     """Return the header that says which rank behind a pod's address is meant, if there are any."""
-    return {} if pod.number is None else {RANK: str(pod.number)}
+    return _NO_HEADERS if pod.number is None else {RANK: str(pod.number)}
 
 
 @dataclass(slots=True)
@@ -48,7 +49,7 @@ class EngineClient:
         if http is not None:
             http.close()
 
-    async def post(
+    def post(
         self,
         address: str,
         path: str,
@@ -60,7 +61,7 @@ class EngineClient:
         once: bool = False,
         fresh: bool = False,
         plain: bool = False,
-    ) -> EngineAnswer:
+    ) -> Coroutine[Any, Any, EngineAnswer]:
         """Send a request and read the whole answer. Cancelling closes the connection.
 
         Args:
@@ -77,7 +78,7 @@ class EngineClient:
         Raises:
             PostFailed: there is no complete answer within the limits.
         """
-        return await self._open.request(
+        return self._open.request(
             "POST",
             address,
             path,
@@ -90,9 +91,9 @@ class EngineClient:
             plain=plain,
         )
 
-    async def get(
+    def get(
         self, address: str, path: str, total_s: float, *, plain: bool = False
-    ) -> EngineAnswer:
+    ) -> Coroutine[Any, Any, EngineAnswer]:
         """Ask for something, and read the whole answer.
 
         Args:
@@ -104,7 +105,7 @@ class EngineClient:
         Raises:
             PostFailed: there is no complete answer within the limits.
         """
-        return await self._open.request(
+        return self._open.request(
             "GET", address, path, _NO_HEADERS, body=None, total_s=total_s, plain=plain
         )
 

@@ -123,20 +123,14 @@ class LegPosts:
         companion: Companion | None,
         common: Mapping[str, str],
     ) -> tuple[Attempt, EngineAnswer | None]:
-        start, leg = time.monotonic(), self._leg
-        stale = 0
+        start = posted = time.monotonic()
+        leg, stale = self._leg, 0
         if companion is not None:
             companion.request_id = next(self._ids)
         while True:
             request_id = next(self._ids) if companion is None else companion.request_id
             more, body = write(request_id)
-            headers = {
-                **common,
-                **more,
-                **address_rank(pod),
-                "x-request-id": request_id,
-            }
-            posted = time.monotonic()
+            headers = {**common, **more, **address_rank(pod), "x-request-id": request_id}
             remaining = max(0.001, self.deadline - posted)
             try:
                 with self._time(companion):
@@ -152,10 +146,10 @@ class LegPosts:
                     )
             except PostFailed as error:
                 # Both legs have a companion's id: an engine may have seen it on that connection.
-                if error.stale and not stale and companion is None:
-                    stale += 1
-                    continue
                 now = time.monotonic()
+                if error.stale and not stale and companion is None:
+                    stale, posted = 1, now
+                    continue
                 seconds = now - start
                 # Otherwise, its own time for a first byte is over.
                 at_deadline = now - posted > remaining - _MOMENT_S

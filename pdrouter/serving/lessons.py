@@ -70,13 +70,13 @@ class LegLessons:
             kind = describe_kind(request)
             if kind is not None:
                 self.kinds.note_served(model, kind)
-        if answer.usage is not None:
-            record.prompt_tokens = answer.usage.prompt_tokens
-            record.cached_tokens = answer.usage.cached_tokens
+        usage = answer.usage
+        if usage is not None:
+            record.prompt_tokens, record.cached_tokens = usage.prompt_tokens, usage.cached_tokens
             # What stands for media says nothing of texts.
             prompt = request.prompt
             if not request.edits and count_token_ids(prompt) is None:
-                self.ratios.observe(request.model, len(prompt), answer.usage.prompt_tokens)
+                self.ratios.observe(request.model, len(prompt), usage.prompt_tokens)
 
     def note_failure(
         self,

@@ -11,7 +11,6 @@ from pdrouter.cluster.view import ModelPods
 from pdrouter.engines.leg_bodies import TRANSFER_MEMBERS, find_locator, whole_body
 from pdrouter.engines.registry import Splits
 from pdrouter.engines.split import HandoffInvalid, Leg, Placement
-from pdrouter.openai.headers import FORWARDED_TO_SIDE_LEGS
 from pdrouter.openai.media_items import MediaItem
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest, parse_request
@@ -63,6 +62,7 @@ class Dispatcher:
         priorities: tell engines when requests are due.
         policy: what the operator decided.
         gate: lets requests in, as far as limits have room.
+        forwarded: names of the client's headers that engines of side legs get.
         routes: checks the models' own routes, for requests without a strategy; None to pass them
             unchecked.
     """
@@ -77,6 +77,7 @@ class Dispatcher:
     priorities: Priorities
     policy: DispatchPolicy
     gate: Gate
+    forwarded: tuple[str, ...]
     routes: RouteCheck | None = None
 
     async def dispatch(self, head: RequestHead, data: bytes, call: Call) -> Dispatched | Completed:
@@ -242,9 +243,17 @@ class Dispatcher:
     ) -> Dispatched | Completed:
         """Run the side legs of a request, and find the way of the last one."""
         record, request = call.record, requests.client
-        answers = await self._run_side_legs(requests, chosen, head, call)
-        if isinstance(answers, Companion):
-            return self._join(requests.last, chosen, answers, head, call)
+        forwarded = self._forward(head)
+        answers: list[LegAnswer] = []
+        try:
+            for choice in chosen.decision.side:
+                done = await self.legs.run(choice.leg, requests, chosen, forwarded, call)
+                if isinstance(done, Companion):
+                    return self._join(requests.last, chosen, done, head, call)
+                answers.append(done)
+        except LegFailed as failed:
+            record.aggregated = self._choose_whole(failed, chosen)
+            answers = []
         if answers and (completed := self._complete(request, chosen, answers)) is not None:
             return completed
         self._settle_last(request, chosen, answers, head, call)
@@ -257,26 +266,6 @@ class Dispatcher:
             body, headers = self._hand_over(request, edits, chosen, answers, call)
         pod, model = chosen.decision.last.pod, chosen.routed.pods.model
         return Dispatched(body, answers[-1].request_id, pod, model, chosen, headers)
-
-    async def _run_side_legs(
-        self, requests: LegRequests, chosen: OpenDecision, head: RequestHead, call: Call
-    ) -> Sequence[LegAnswer] | Companion:
-        """Run one side leg after another, or begin the one that runs beside the last leg.
-
-        Without answers, the last pod is to serve the request whole.
-        """
-        headers = self._forward(head)
-        answers: list[LegAnswer] = []
-        try:
-            for choice in chosen.decision.side:
-                done = await self.legs.run(choice.leg, requests, chosen, headers, call)
-                if isinstance(done, Companion):
-                    return done
-                answers.append(done)
-        except LegFailed as failed:
-            call.record.aggregated = self._choose_whole(failed, chosen)
-            return ()
-        return answers
 
     def _join(
         self,
@@ -330,9 +319,8 @@ class Dispatcher:
 
     def _forward(self, head: RequestHead) -> Mapping[str, str]:
         """Return the client's headers that engines of side legs get."""
-        names = (*FORWARDED_TO_SIDE_LEGS, *self.policy.forward_headers)
-        kept = self.priorities.rules.keep(names)
-        return {name: head.headers[name] for name in kept if name in head.headers}
+        headers = head.headers
+        return {name: headers[name] for name in self.forwarded if name in headers}
 
     def _rank_last(
         self,

@@ -21,6 +21,7 @@ from pdrouter.load.token_weights import TokenWeights
 from pdrouter.load.turn_claims import TurnClaims
 from pdrouter.load.usage_news import UsageNews
 from pdrouter.load.virtual_tokens import VirtualTokens
+from pdrouter.openai.headers import FORWARDED_TO_SIDE_LEGS
 from pdrouter.routing.aggregation import WholeRules
 from pdrouter.routing.router import Router, RoutingRules
 from pdrouter.routing.state import RoutingState
@@ -199,6 +200,7 @@ class Exchanges:
             priorities=self.priorities,
             policy=policy,
             gate=self.gate,
+            forwarded=rules.keep((*FORWARDED_TO_SIDE_LEGS, *policy.forward_headers)),
             routes=around.routes,
         )
 
