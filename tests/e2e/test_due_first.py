@@ -24,6 +24,7 @@ from expectations import (
 
 from pdrouter.tools.local_stack import LocalStack, StackOptions
 from pdrouter.tools.simulation.config import KvConnector, Priorities
+from pdrouter.tools.simulation.engine import SimulatedEngine
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -79,6 +80,17 @@ async def ask(
     return await setup.client.post(COMPLETIONS, json=body, headers=headers)
 
 
+@asynccontextmanager
+async def computing(engine: SimulatedEngine) -> AsyncIterator[None]:
+    """Let an engine compute another prompt until the context ends: what comes waits."""
+    turns = engine._compute._prefill
+    await turns.take(0)
+    try:
+        yield
+    finally:
+        turns.give_back()
+
+
 def list_bodies(setup: Setup, leg: str) -> list[dict[str, Any]]:
     engines = setup.stack.prefill if leg == "prefill" else setup.stack.decode
     return [json.loads(request.body) for engine in engines for request in engine.requests]
@@ -101,14 +113,15 @@ async def test_who_is_due_first_is_served_first(taking: Setup) -> None:
         order.append(name)
 
     async with asyncio.TaskGroup() as tasks:
-        # While the first is computed, the others wait.
-        for number, (name, tokens) in enumerate(
-            (("usual", 4000), ("batch", 2000), ("interactive", 1000)), before + 1
-        ):
-            tasks.create_task(run(name, tokens))
-            await wait_for(number)
-    assert order == ["usual", "interactive", "batch"]
-    usual, batch, interactive = (
+        async with computing(taking.stack.prefill[0]):
+            for number, (name, tokens) in enumerate(
+                (("batch", 2000), ("interactive", 1000)), before + 1
+            ):
+                tasks.create_task(run(name, tokens))
+                await wait_for(number)
+    assert order == ["interactive", "batch"]
+    await run("usual", 20)
+    batch, interactive, usual = (
         body["priority"] for body in list_bodies(taking, "prefill")[before:]
     )
     assert interactive < batch

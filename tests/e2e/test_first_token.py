@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
@@ -64,9 +65,18 @@ async def test_a_stream_has_one_time_of_its_first_token(
         assert metrics.total("pdrouter_counted_answers_total") == 0
 
     await eventually(check)
-    lines = [vars(record).get("fields", {}) for record in caplog.records]
+
+    def list_lines() -> list[dict[str, Any]]:
+        return [vars(record).get("fields", {}) for record in caplog.records]
+
+    async def check_lines() -> None:
+        timed = [line for line in list_lines() if line.get("first_token_ms") is not None]
+        assert {line["request_id"] for line in timed} == ids
+
+    # A request's line comes at its end, whoever has told of it before.
+    await eventually(check_lines)
+    lines = list_lines()
     timed = [line for line in lines if line.get("first_token_ms") is not None]
-    assert {line["request_id"] for line in timed} == ids
     metrics = await read_metrics(stack)
     total_s = metrics.total("pdrouter_time_to_first_token_seconds_sum")
     heads = [line.get("headers_ms", 0.0) for line in lines if line.get("stream")]

@@ -380,15 +380,15 @@ async def test_a_killed_prefill_engine_costs_no_request(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-async def routed_cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
-    """A cluster whose requests go by their model's HTTPRoute."""
+async def routed_cluster(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Cluster]:
+    """A cluster whose requests go by their model's HTTPRoute, which is remembered for a while."""
     async with run_cluster(
         tmp_path / "kubeconfig",
         prefill=engines("prefill", PREFILL, 1),
         decode=engines("decode", DECODE, 1),
         routing=Routing.OVERRIDE_HOST,
         ROUTING_ALGORITHM="",
-        AIBRIX_HTTPROUTE_CACHE_TTL="200ms",
+        AIBRIX_HTTPROUTE_CACHE_TTL=getattr(request, "param", "200ms"),
     ) as cluster:
         add_pods(cluster.api, "prefill", PREFILL, 1)
         add_pods(cluster.api, "decode", DECODE, 1)
@@ -441,14 +441,16 @@ async def test_without_a_strategy_a_request_goes_by_its_models_route(
 
 async def wait_until_answered(cluster: Cluster, status: int, text: str) -> None:
     """Repeat a request until it is answered so; what was found before is remembered a while."""
-    for _ in range(200):
+
+    async def check() -> None:
         response = await cluster.chat()
-        if response.status_code == status and text in response.text:
-            return
-        await asyncio.sleep(0.05)
-    pytest.fail(f"{response.status_code} {response.text}")
+        assert response.status_code == status, response.text
+        assert text in response.text
+
+    await eventually(check)
 
 
+@pytest.mark.parametrize("routed_cluster", ["60s"], indirect=True)
 async def test_the_route_is_looked_at_once_for_many_requests(routed_cluster: Cluster) -> None:
     cluster = routed_cluster
     cluster.api.store.create(make_route())

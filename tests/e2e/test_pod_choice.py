@@ -258,12 +258,17 @@ async def test_a_pair_never_crosses_rolesets(
     pairs = list(zip(stack.prefill, stack.decode, strict=True))
     rolesets = [roleset(f"set-{i}", [p], [d]) for i, (p, d) in enumerate(pairs)]
     await endpoints.write({"name": "demo", "rolesets": rolesets})
-    responses = await asyncio.gather(*(ask(client) for _ in range(60)))
-    served = Counter(
-        (prefill.engine, decode.engine)
-        for prefill, decode in (expect_disaggregated(stack, response) for response in responses)
-    )
-    assert served.keys() == set(pairs)
+    served: set[tuple[SimulatedEngine, SimulatedEngine]] = set()
+
+    async def use_all() -> None:
+        responses = await asyncio.gather(*(ask(client) for _ in range(60)))
+        for response in responses:
+            prefill, decode = expect_disaggregated(stack, response)
+            served.add((prefill.engine, decode.engine))
+        assert served >= set(pairs)
+
+    await eventually(use_all)
+    assert served == set(pairs)
 
 
 async def test_a_roleset_without_a_decode_pod_gets_no_prefill(
@@ -292,7 +297,14 @@ async def test_pods_come_and_go_with_the_file(
     assert await used() == {stack.prefill[0], stack.decode[1]}
     both = roleset("default", stack.prefill, stack.decode)
     await endpoints.write({"name": "demo", "rolesets": [both]})
-    assert await used() == {*stack.prefill, *stack.decode}
+    seen: set[SimulatedEngine] = set()
+
+    async def use_all() -> None:
+        # The prefill pod whose speed is known may be so fast that it gets a burst alone.
+        seen.update(await used())
+        assert seen == {*stack.prefill, *stack.decode}
+
+    await eventually(use_all)
 
 
 async def test_a_request_outlives_the_removal_of_its_pod(

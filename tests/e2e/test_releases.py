@@ -87,7 +87,7 @@ async def test_a_decode_pod_that_refuses_what_runs_beside_prefill_leaves_no_bloc
         expect_disaggregated(stack, await client.post(CHAT, json=chat()))
         refusing, other = stack.decode
         # Later than the prefill engine, which has its blocks by then.
-        refusing.faults.set(Fault(slow_s=0.3, status=400, times=1))
+        refusing.faults.set(Fault(slow_s=1, status=400, times=1))
         with avoiding(stack, other):
             assert (await client.post(CHAT, json=chat())).status_code == 400
         await expect_released(stack, 1, "asked")

@@ -146,7 +146,7 @@ async def test_mooncakes_legs_run_at_once_from_the_first_request_on() -> None:
 async def test_decode_waits_for_a_prefill_leg_that_is_under_way(wire: KvConnector) -> None:
     async with run_wire(wire, prefill=PREFILL[:1]) as (stack, client):
         await client.post(CHAT, json=chat())
-        with failing(stack.prefill, Fault(slow_s=0.5)):
+        with failing(stack.prefill, Fault(slow_s=2)):
             request = asyncio.create_task(client.post(CHAT, json=chat(stream=True)))
             await asyncio.gather(*(expect_running(engine, 1) for engine in stack.prefill))
 
