@@ -112,13 +112,12 @@ async def test_who_is_due_first_is_served_first(taking: Setup) -> None:
         assert response.status_code == 200, response.text
         order.append(name)
 
-    async with asyncio.TaskGroup() as tasks:
-        async with computing(taking.stack.prefill[0]):
-            for number, (name, tokens) in enumerate(
-                (("batch", 2000), ("interactive", 1000)), before + 1
-            ):
-                tasks.create_task(run(name, tokens))
-                await wait_for(number)
+    async with asyncio.TaskGroup() as tasks, computing(taking.stack.prefill[0]):
+        for number, (name, tokens) in enumerate(
+            (("batch", 2000), ("interactive", 1000)), before + 1
+        ):
+            tasks.create_task(run(name, tokens))
+            await wait_for(number)
     assert order == ["interactive", "batch"]
     await run("usual", 20)
     batch, interactive, usual = (

@@ -79,12 +79,11 @@ async def wait_for_queue(stack: LocalStack, requests: int) -> None:
 async def test_who_comes_after_a_flood_is_served_before_it(
     stack: LocalStack, client: httpx.AsyncClient
 ) -> None:
-    async with asyncio.TaskGroup() as tasks:
-        async with busy(stack, client, 0):
-            flood = [tasks.create_task(ask(client, "ann", number)) for number in range(1, 4)]
-            await wait_for_queue(stack, 3)
-            late = tasks.create_task(ask(client, "bob", 99))
-            await wait_for_queue(stack, 4)
+    async with asyncio.TaskGroup() as tasks, busy(stack, client, 0):
+        flood = [tasks.create_task(ask(client, "ann", number)) for number in range(1, 4)]
+        await wait_for_queue(stack, 3)
+        late = tasks.create_task(ask(client, "bob", 99))
+        await wait_for_queue(stack, 4)
     assert all(task.result().status_code == 200 for task in (*flood, late))
     order = list_prompts(stack)
     # Of those that waited, one had its turn at the most: both had been served as much.
@@ -101,14 +100,13 @@ async def test_who_comes_after_a_flood_is_served_before_it(
 async def test_who_leaves_while_waiting_leaves_nothing(
     stack: LocalStack, client: httpx.AsyncClient
 ) -> None:
-    async with asyncio.TaskGroup() as tasks:
-        async with busy(stack, client, 200):
-            second = tasks.create_task(ask(client, "ann", 201))
-            await wait_for_queue(stack, 1)
-            leaves = asyncio.create_task(ask(client, "bob", 202))
-            await wait_for_queue(stack, 2)
-            leaves.cancel()
-            await wait_for_queue(stack, 1)
+    async with asyncio.TaskGroup() as tasks, busy(stack, client, 200):
+        second = tasks.create_task(ask(client, "ann", 201))
+        await wait_for_queue(stack, 1)
+        leaves = asyncio.create_task(ask(client, "bob", 202))
+        await wait_for_queue(stack, 2)
+        leaves.cancel()
+        await wait_for_queue(stack, 1)
     assert second.result().status_code == 200
     assert 202 not in list_prompts(stack)
 

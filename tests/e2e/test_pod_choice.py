@@ -308,9 +308,15 @@ async def test_pods_come_and_go_with_the_file(
 
 
 async def test_a_request_outlives_the_removal_of_its_pod(
-    client: httpx.AsyncClient, stack: LocalStack, endpoints: EndpointsEditor
+    client: httpx.AsyncClient,
+    stack: LocalStack,
+    endpoints: EndpointsEditor,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    request = chat(max_tokens=300, stream=True)
+    may_go_on = asyncio.Event()
+    for engine in stack.decode:
+        monkeypatch.setattr(engine._compute, "step", may_go_on.wait)
+    request = chat(max_tokens=20, stream=True)
     async with client.stream("POST", CHAT, json=request) as response:
         served = response.headers["target-pod-ip"]
         others = [engine for engine in stack.decode if engine.address != served]
@@ -318,6 +324,7 @@ async def test_a_request_outlives_the_removal_of_its_pod(
         await endpoints.write({"name": "demo", "rolesets": [left]})
         # Counted for as long as it lasts, though the pod is known no more.
         assert stack.router.ledger.snapshot()[served][Leg.DECODE].requests == 1
+        may_go_on.set()
         assert "[DONE]" in (await response.aread()).decode()
     _, decode = expect_disaggregated(stack, response)
     assert decode.engine.address == served
