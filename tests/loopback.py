@@ -1,6 +1,7 @@
 """Servers on loopback that behave, and misbehave, as prefill engines do."""
 
 import asyncio
+import functools
 import random
 import socket
 import ssl
@@ -130,15 +131,41 @@ async def trickle(
         await asyncio.sleep(0.01)
 
 
+_CLAIMS: list[socket.socket] = []
+"""What tells the other processes that run tests here which ports and networks are this one's."""
+
+
 def find_free_ports(count: int) -> int:
-    """Return the first of so many free ports in a row."""
+    """Return the first of so many free ports in a row, which no other process of tests is given."""
     while True:
         # Below those that the kernel gives to connections.
         first: int = random.randrange(20_000, 32_000)
-        with ExitStack() as stack:
+        claims: list[socket.socket] = []
+        with ExitStack() as free, ExitStack() as given_up:
             try:
                 for port in range(first, first + count):
-                    stack.enter_context(socket.create_server(("127.0.0.1", port)))
+                    claims.append(given_up.enter_context(_listen_at("127.255.255.254", port)))
+                    free.enter_context(_listen_at("127.0.0.1", port))
             except OSError:
                 continue
-            return first
+            given_up.pop_all()
+        _CLAIMS.extend(claims)
+        return first
+
+
+@functools.cache
+def claim_network() -> str:
+    """Return the first two numbers of addresses on loopback that are this process's alone.
+
+    Raises:
+        OSError: there is none.
+    """
+    for number in range(30, 230):
+        with suppress(OSError):
+            _CLAIMS.append(_listen_at(f"127.{number}.255.254", 20_000))
+            return f"127.{number}"
+    raise OSError("all networks of loopback are taken")
+
+
+def _listen_at(host: str, port: int) -> socket.socket:
+    return socket.create_server((host, port))

@@ -5,7 +5,6 @@ ModelAdapter of its samples.
 """
 
 import json
-import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from aiohttp.test_utils import TestServer
 from envoy_gateway import translate
 from expectations import eventually
 from fakekube import FakeApiServer, make_pod
+from loopback import claim_network
 from manifests import OVERLAYS, Object, build, environment, find
 from redis_server import PROGRAM, RedisServer, needs_redis, run_redis
 
@@ -33,7 +33,7 @@ from pdrouter.tools.simulation.engine import SimulatedEngine
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 # Pods serve at port 8000: addresses of their own let two runs share a machine.
-NETWORK = f"127.{os.getpid() % 200 + 30}.7"
+NETWORK = f"{claim_network()}.7"
 SPLIT, FLEET, WHOLE, ADAPTER = "qwen3-8B", "qwen-coder-7b-instruct", "deepseek-r1", "lora-1"
 STORM = "stormservice.orchestration.aibrix.ai"
 CHAT = "/v1/chat/completions"

@@ -6,7 +6,6 @@ the programs that are replaced by stand-ins. What follows a command on the page 
 """
 
 import itertools
-import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -21,6 +20,7 @@ from envoy_gateway_status import accept_all
 from expectations import eventually
 from fakekube import FakeApiServer
 from guides import DOCS, KUBECTL_STAND_INS, STAND_INS, Shell, can_run_guides, read_steps
+from loopback import claim_network
 from manifests import Object, build, container, environment, find
 from processes import RouterProcess
 from validation import CRDS, find_problems
@@ -34,7 +34,7 @@ TEXT = (DOCS / PAGE).read_text()
 STEPS = read_steps(PAGE)
 MODELS = ("llama31-8b", "llama31-8b-sql")
 # The guide's pods serve at port 8000: addresses of their own let two runs share a machine.
-NETWORK = f"127.{os.getpid() % 200 + 30}"
+NETWORK = claim_network()
 PREFIX = {"prefill": f"{NETWORK}.3", "decode": f"{NETWORK}.4"}
 REPLICAS = {"prefill": 2, "decode": 4}
 GATEWAY_PORT, ROUTER_PORT = 8888, 8080

@@ -1,7 +1,6 @@
 """Pods from Kubernetes, through the real Envoy: from a guide's manifests to engines."""
 
 import asyncio
-import os
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -16,6 +15,7 @@ import yaml
 from expectations import connect, eventually, expect_settled
 from fakekube import FakeApiServer, make_pod
 from informers import wait_for
+from loopback import claim_network
 
 from pdrouter.tools.envoy_config import Routing
 from pdrouter.tools.local_stack import LocalStack, StackOptions, run_stack
@@ -26,7 +26,7 @@ from pdrouter.tools.simulation.faults import Fault
 GUIDE = Path(__file__).parents[1] / "data" / "setup-guide.md"
 MODEL = "llama31-8b"
 # The guide's pods serve at port 8000: addresses of their own let two runs share a machine.
-NETWORK = f"127.{os.getpid() % 200 + 30}"
+NETWORK = claim_network()
 PREFILL, DECODE = f"{NETWORK}.1", f"{NETWORK}.2"
 PROMPT = "Hello, how are you today? " * 10
 
