@@ -3,11 +3,10 @@
 import asyncio
 import random
 import signal
-import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,7 +26,8 @@ PREFILL_S = 3.0
 _SILENCE_S = 2.0
 _STOP_S = 15.0
 _LOOPBACK = "127.0.0.1"
-_PORTS = (12_000, 20_000)
+_PORT = 12_000
+"""Where routers and Envoy listen: below the ports that the kernel gives to connections."""
 _ROLESETS = ("a", "b")
 _PER_ROLE = 2
 _FAILED = (b'"level":"error"', b'"level": "error"', b'"exception"')
@@ -242,8 +242,10 @@ async def run_installation(scenario: Scenario) -> AsyncIterator[Installation]:
         hosts = _choose_hosts()
         prefill = {name: _make_engines("prefill", connector, hosts) for name in _ROLESETS}
         decode = {name: _make_engines("decode", connector, hosts) for name in _ROLESETS}
-        steady, replaced = (_make_place(endpoints_file, scenario.settings) for _ in range(2))
-        listener = Address(_LOOPBACK, find_port())
+        steady, replaced = (
+            _make_place(endpoints_file, scenario.settings, next(hosts)) for _ in range(2)
+        )
+        listener = Address(next(hosts), _PORT)
         envoy = EnvoyPlace("", listener)
         made = Installation(
             prefill, decode, steady, replaced, envoy, endpoints_file, connector, scenario.together
@@ -262,30 +264,22 @@ async def run_installation(scenario: Scenario) -> AsyncIterator[Installation]:
         yield made
 
 
-def find_port() -> int:
-    """Return a free port that the kernel gives to no connection while its server is away."""
-    while True:
-        port: int = random.randrange(*_PORTS)
-        with suppress(OSError), socket.create_server((_LOOPBACK, port)):
-            return port
-
-
 def _choose_hosts() -> Iterator[str]:
     """Give addresses of loopback that nobody else has, so that no port is taken meanwhile.
 
-    Engines have each its own, as nodes apart do.
+    Engines, routers and Envoy have each its own, as nodes apart do.
     """
     network = f"127.{random.randrange(1, 255)}.{random.randrange(1, 255)}"
     return (f"{network}.{number}" for number in range(1, 255))
 
 
-def _make_place(endpoints_file: Path, settings: Mapping[str, str]) -> RouterPlace:
+def _make_place(endpoints_file: Path, settings: Mapping[str, str], host: str) -> RouterPlace:
     return RouterPlace(
         {
             **SETTINGS,
             **settings,
             "PDROUTER_ENDPOINTS": str(endpoints_file),
-            "PDROUTER_GRPC_BIND": f"{_LOOPBACK}:{find_port()}",
+            "PDROUTER_GRPC_BIND": f"{host}:{_PORT}",
         }
     )
 

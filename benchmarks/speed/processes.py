@@ -127,12 +127,13 @@ async def run_router(
             started = json.loads(await read_line(process))
         start_s = time.monotonic() - begun
         ports = started["grpc_ports"] if several else [started["grpc_port"]]
+        host = settings["PDROUTER_GRPC_BIND"].rpartition(":")[0]
         async with asyncio.TaskGroup() as tasks:
             # A reader that stalls would make the router drop its log.
             draining = tasks.create_task(_drain(process, on_line))
             yield RouterProcess(
                 process,
-                tuple(f"127.0.0.1:{port}" for port in ports),
+                tuple(f"{host}:{port}" for port in ports),
                 f"http://{started['http']}",
                 start_s,
             )

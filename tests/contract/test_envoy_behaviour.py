@@ -320,7 +320,7 @@ async def test_errors_of_an_engine_stay_as_they_are_and_are_not_retried(stack: S
 
 
 async def test_envoy_understands_every_field_that_was_printed(stack: Stack) -> None:
-    async with httpx.AsyncClient(base_url=f"http://{stack.envoy.admin}") as client:
+    async with httpx.AsyncClient(base_url=f"http://{stack.envoy.admin}", timeout=30) as client:
         dump = (await client.get("/config_dump")).json()
     (understood,) = [c["bootstrap"] for c in dump["configs"] if "bootstrap" in c]
     printed = yaml.safe_load(to_yaml(build_bootstrap(stack.config)))
@@ -415,7 +415,7 @@ async def test_a_draining_router_gets_no_new_requests_and_keeps_its_open_ones() 
 
 
 async def is_in_panic(envoy: EnvoyProcess) -> bool:
-    async with httpx.AsyncClient(base_url=f"http://{envoy.admin}") as client:
+    async with httpx.AsyncClient(base_url=f"http://{envoy.admin}", timeout=30) as client:
         stats = await client.get("/stats?filter=pdrouter.membership_healthy")
     return stats.text.strip().endswith(": 0")
 

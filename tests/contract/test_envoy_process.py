@@ -34,7 +34,7 @@ def is_running(pid: int) -> bool:
 
 
 async def test_envoy_answers_inside_the_block_and_is_gone_after_it() -> None:
-    async with EnvoyProcess.run(BOOTSTRAP) as envoy, httpx.AsyncClient() as client:
+    async with EnvoyProcess.run(BOOTSTRAP) as envoy, httpx.AsyncClient(timeout=30) as client:
         assert is_running(envoy.pid)
         assert (await client.get(f"http://{envoy.listener}/")).status_code == 503
         assert (await client.get(f"http://{envoy.admin}/ready")).status_code == 200

@@ -439,6 +439,17 @@ async def test_blocks_expire_with_the_lease(http: Http, decode: SimulatedEngine)
         assert prefill.count("simulation:contract_violations_total") == 0
 
 
+async def test_leases_can_be_ended_before_their_time(
+    http: Http, prefill: SimulatedEngine, decode: SimulatedEngine
+) -> None:
+    handle = await http.handle(prefill)
+    assert prefill.count("simulation:kv_handles_outstanding") == 1
+    prefill.end_leases()
+    assert prefill.count("simulation:kv_handles_outstanding") == 0
+    await failed_decode(http, decode, handle)
+    assert prefill.count("vllm:nixl_num_kv_expired_reqs_total") == 1
+
+
 async def test_an_engine_that_starts_again_has_its_address_but_not_its_blocks(
     http: Http, prefill: SimulatedEngine, decode: SimulatedEngine
 ) -> None:

@@ -7,7 +7,14 @@ from typing import Any, Protocol
 import httpx
 import pytest
 import yaml
-from expectations import Metrics, connect, engines_of, eventually, run_checked_stack
+from expectations import (
+    UNTIL_SETTLED_S,
+    Metrics,
+    connect,
+    engines_of,
+    eventually,
+    run_checked_stack,
+)
 
 from pdrouter.engines.split import Leg
 from pdrouter.tools.local_stack import LocalStack, StackOptions
@@ -18,8 +25,7 @@ from pdrouter.tools.simulation.faults import Fault
 CHAT = "/v1/chat/completions"
 
 PREFILL = tuple(
-    # Blocks that nobody fetches are given up soon enough for a test to wait for it.
-    EngineConfig(role="prefill", host=host, kv_lease_s=1)
+    EngineConfig(role="prefill", host=host, kv_lease_s=UNTIL_SETTLED_S)
     for host in ("127.0.0.2", "127.0.0.3", "127.0.0.4")
 )
 DECODE = EngineConfig(role="decode", itl_ms=1)

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import yaml
+from expectations import PATIENCE_S
 
 from pdrouter.tools.envoy_config import Address, EnvoyConfig, build_bootstrap, to_yaml
 from pdrouter.tools.envoy_process import EnvoyProcess
@@ -94,7 +95,7 @@ def _edit(plain: Mapping[str, Any], name: str, edit: Edit) -> dict[str, Any]:
 
 
 async def _find_addresses(envoy: EnvoyProcess) -> dict[str, str]:
-    async with httpx.AsyncClient(verify=False) as client:
+    async with httpx.AsyncClient(timeout=PATIENCE_S, verify=False) as client:
         page = (await client.get(f"http://{envoy.admin}/listeners?format=json")).json()
     sockets = {
         each["name"]: each["local_address"]["socket_address"] for each in page["listener_statuses"]

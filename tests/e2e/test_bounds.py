@@ -11,6 +11,7 @@ import pytest_asyncio
 from expectations import (
     DECODE,
     PREFILL,
+    UNTIL_SETTLED_S,
     chat,
     connect,
     eventually,
@@ -39,9 +40,7 @@ def stack_options() -> StackOptions:
         "max_model_len": 16 * MIB,
         "block_size": 1_024,
         "prefill_tokens_per_s": 0.0,
-        # Handles that nobody fetches do not keep the tests waiting for ever; engines that share a
-        # busy process take their time to fetch the others.
-        "kv_lease_s": 10.0,
+        "kv_lease_s": UNTIL_SETTLED_S,
     }
     return StackOptions(
         prefill=[dataclasses.replace(each, **roomy) for each in PREFILL],

@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 from expectations import (
     DECODE,
+    PATIENCE_S,
     PREFILL,
     chat,
     count_received,
@@ -354,7 +355,9 @@ async def test_its_answer_passes_untouched(
     caplog.set_level(logging.INFO)
     case = CASES[name]
     counted, received = await count_local_replies(stack), count_received(stack)
-    async with httpx.AsyncClient(base_url=f"http://{listeners[name + variant]}") as client:
+    async with httpx.AsyncClient(
+        base_url=f"http://{listeners[name + variant]}", timeout=PATIENCE_S
+    ) as client:
         if name == "local_ratelimit":
             expect_disaggregated(stack, await client.post(CHAT, json=chat()))
             received = count_received(stack)

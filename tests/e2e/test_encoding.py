@@ -15,9 +15,11 @@ import pytest
 from expectations import (
     DECODE,
     PREFILL,
+    UNTIL_SETTLED_S,
     Sent,
     chat,
     connect,
+    end_leases,
     engines_of,
     eventually,
     expect_error,
@@ -27,7 +29,7 @@ from expectations import (
     run_checked_stack,
 )
 from failures import CHAT, expect_ended, failing, try_first
-from together import Ending, expect_both_ended, post
+from together import Ending, expect_both_ended, post, post_many
 
 from pdrouter.tools.local_stack import LocalStack, StackOptions
 from pdrouter.tools.simulation.config import EngineConfig, KvConnector
@@ -37,7 +39,9 @@ from pdrouter.tools.simulation.faults import Fault
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ENCODE = tuple(
-    EngineConfig(role="encode", host=host, kv_lease_s=1, side_channel_host="localhost")
+    EngineConfig(
+        role="encode", host=host, kv_lease_s=UNTIL_SETTLED_S, side_channel_host="localhost"
+    )
     for host in ("127.0.0.5", "127.0.0.6")
 )
 TAKES: dict[str, Any] = {"ec_connector": True, "mm_embeds": True}
@@ -57,7 +61,8 @@ def make_options(connector: KvConnector = "nixl", **changes: Any) -> StackOption
         **{
             "encode": ENCODE,
             "prefill": [
-                replace(config, kv_connector=connector, kv_lease_s=1, **TAKES) for config in PREFILL
+                replace(config, kv_connector=connector, kv_lease_s=UNTIL_SETTLED_S, **TAKES)
+                for config in PREFILL
             ],
             "decode": [
                 replace(config, kv_connector=connector, mm_embeds=True) for config in DECODE
@@ -124,8 +129,10 @@ def expect_three_legs(
 
 async def expect_no_encodings(stack: LocalStack) -> None:
     """Wait until encode engines hold nothing that somebody could fetch."""
+    await expect_ended(stack)
 
     async def check() -> None:
+        end_leases(stack.encode)
         assert not sum(each.count("simulation:encodings_outstanding") for each in stack.encode)
 
     await eventually(check)
@@ -414,7 +421,7 @@ async def test_many_chats_with_faults_leave_nothing(
         ask(*(picture(random.randrange(30)) for _ in range(3)), stream=random.random() < 0.5)
         for _ in range(40)
     ]
-    endings = await asyncio.gather(*(post(client, body) for body in bodies))
+    endings = await post_many(client, bodies)
     for engine in engines_of(stack):
         engine.faults.clear()
     assert {ending.status for ending in endings} <= {200, 400, 500, 502, 503, 504}

@@ -13,6 +13,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 from expectations import (
+    PATIENCE_S,
     Metrics,
     chat,
     connect,
@@ -538,7 +539,9 @@ async def test_the_models_are_the_same_on_both_ports(
 async def test_the_http_port_answers_mistakes_in_the_envelope(stack: LocalStack) -> None:
     missing = await read_admin(stack, "/nothing")
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "unknown_path")
-    async with httpx.AsyncClient(base_url=stack.admin_url, verify=False) as client:
+    async with httpx.AsyncClient(
+        base_url=stack.admin_url, timeout=PATIENCE_S, verify=False
+    ) as client:
         wrong = await client.post("/metrics")
     assert (wrong.status_code, wrong.json()["error"]["code"]) == (405, "method_not_allowed")
     assert "GET" in wrong.headers["allow"]

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from expectations import connect, eventually, expect_settled
+from expectations import UNTIL_SETTLED_S, connect, eventually, expect_settled
 from fakekube import FakeApiServer, make_pod
 from informers import wait_for
 from loopback import claim_network
@@ -363,7 +363,7 @@ async def test_pods_come_and_go_under_load(tmp_path: Path) -> None:
 async def test_a_killed_prefill_engine_costs_no_request(tmp_path: Path) -> None:
     async with run_cluster(
         tmp_path / "kubeconfig",
-        prefill=engines("prefill", PREFILL, 2, kv_lease_s=1.0),
+        prefill=engines("prefill", PREFILL, 2, kv_lease_s=UNTIL_SETTLED_S),
         decode=engines("decode", DECODE, 1),
     ) as cluster:
         add_pods(cluster.api, "prefill", PREFILL, 2)
@@ -567,8 +567,7 @@ async def test_an_engine_that_has_started_again_is_not_held_to_what_its_containe
 ) -> None:
     async with run_cluster(
         tmp_path / "kubeconfig",
-        # Blocks that the broken pod does not fetch are given up soon.
-        prefill=engines("prefill", PREFILL, 1, kv_lease_s=2),
+        prefill=engines("prefill", PREFILL, 1, kv_lease_s=UNTIL_SETTLED_S),
         decode=engines("decode", DECODE, 2),
     ) as cluster:
         for role, address in (("prefill", PREFILL), ("decode", DECODE)):

@@ -13,6 +13,7 @@ import yaml
 from expectations import (
     DECODE,
     PREFILL,
+    UNTIL_SETTLED_S,
     Sent,
     chat,
     connect,
@@ -37,7 +38,7 @@ QUESTION = {"role": "user", "content": "It was a dark and stormy night. " * 60}
 @asynccontextmanager
 async def run(wire: str, **prefill: Any) -> AsyncIterator[tuple[LocalStack, httpx.AsyncClient]]:
     """Run two prefill engines and a decode engine that have a P2P tier."""
-    settings: dict[str, Any] = {"kv_lease_s": 1, **WIRES[wire]}
+    settings: dict[str, Any] = {"kv_lease_s": UNTIL_SETTLED_S, **WIRES[wire]}
     options = StackOptions(
         prefill=[replace(config, **settings, **prefill) for config in PREFILL],
         decode=[replace(config, **settings) for config in DECODE[:1]],

@@ -16,6 +16,7 @@ import pytest
 import pytest_asyncio
 import yaml
 from expectations import (
+    UNTIL_SETTLED_S,
     chat,
     connect,
     eventually,
@@ -35,8 +36,7 @@ from pdrouter.tools.simulation.faults import Fault
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 HERE = Address("127.0.0.1", 0)
-# Blocks that a decode pod never fetches are given up soon enough to wait for it.
-PREFILL = (EngineConfig(role="prefill", host="127.0.0.2", itl_ms=1, kv_lease_s=1),)
+PREFILL = (EngineConfig(role="prefill", host="127.0.0.2", itl_ms=1, kv_lease_s=UNTIL_SETTLED_S),)
 DECODE = tuple(
     EngineConfig(role="decode", host=f"127.0.0.{number}", itl_ms=1) for number in range(3, 6)
 )

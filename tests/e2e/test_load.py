@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from expectations import chat, connect, engines_of, read_metrics, run_checked_stack
+from expectations import UNTIL_SETTLED_S, chat, connect, engines_of, read_metrics, run_checked_stack
 from failures import CHAT, FOLLOW_ENDPOINTS, list_pods
 
 from pdrouter.tools.local_stack import LocalStack, StackOptions
@@ -23,7 +23,7 @@ CLIENTS = 200
 REQUESTS_PER_CLIENT = 4
 
 PREFILL = tuple(
-    EngineConfig(role="prefill", host=f"127.0.0.{number}", kv_lease_s=3, slots=1_000)
+    EngineConfig(role="prefill", host=f"127.0.0.{number}", kv_lease_s=UNTIL_SETTLED_S, slots=1_000)
     for number in (2, 3, 4)
 )
 DECODE = (EngineConfig(role="decode", itl_ms=10, slots=1_000),) * 3

@@ -9,7 +9,15 @@ import httpx
 import pytest
 import pytest_asyncio
 import yaml
-from expectations import DECODE, PREFILL, chat, count_received, eventually, expect_settled
+from expectations import (
+    DECODE,
+    PATIENCE_S,
+    PREFILL,
+    chat,
+    count_received,
+    eventually,
+    expect_settled,
+)
 from failures import FOLLOW_ENDPOINTS
 from listeners import run_listeners
 from loopback import Server, listen
@@ -142,7 +150,9 @@ async def talkative(stack: LocalStack) -> AsyncIterator[None]:
 async def test_an_answer_with_many_headers(
     stack: LocalStack, listeners: Mapping[str, str], listener: str
 ) -> None:
-    async with httpx.AsyncClient(base_url=f"http://{listeners[listener]}") as client:
+    async with httpx.AsyncClient(
+        base_url=f"http://{listeners[listener]}", timeout=PATIENCE_S
+    ) as client:
         for count in (5, 80, *range(86, 98), 150, 240):
             request = {"model": "talkative", "prompt": str(count)}
             response = await client.post("/v1/completions", json=request)

@@ -8,6 +8,7 @@ import pytest
 import pytest_asyncio
 from expectations import (
     DECODE,
+    PATIENCE_S,
     PREFILL,
     chat,
     connect,
@@ -67,7 +68,7 @@ async def client(
 
 async def count_messages(stack: LocalStack) -> int:
     """Return how many ext_proc messages Envoy has sent to the router."""
-    async with httpx.AsyncClient(verify=False) as client:
+    async with httpx.AsyncClient(timeout=PATIENCE_S, verify=False) as client:
         page = await client.get(f"http://{stack.envoy.admin}/stats?filter=ext_proc")
     counters = dict(line.split(": ") for line in page.text.splitlines())
     for trouble in ("streams_failed", "spurious_msgs_received", "rejected_header_mutations"):

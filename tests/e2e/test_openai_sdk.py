@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 from expectations import (
     chat,
+    connect,
     count_received,
     expect_disaggregated,
     expect_error,
@@ -305,7 +306,7 @@ async def test_a_wrong_key_is_an_authentication_error(stack_options: StackOption
             await right.call("models.list")
             await right.call("chat.completions.create", model="demo", messages=MESSAGES)
             await right.close()
-        async with httpx.AsyncClient(base_url=stack.url, verify=False) as client:
+        async with connect(stack) as client:
             path = "/v1/chat/completions"
             expect_error(await client.post(path, json=chat()), 401, "invalid_api_key", "api_key")
             for headers in ({"x-api-key": "sk-right"}, {"authorization": "bearer  sk-right"}):

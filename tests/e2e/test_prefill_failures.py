@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 from expectations import (
+    PATIENCE_S,
     chat,
     engines_of,
     expect_error,
@@ -254,7 +255,7 @@ async def test_what_the_engine_finds_wrong_is_said_in_its_own_words(
     assert response.status_code == 400
     ((engine, sent),) = [(each.engine, each.request) for each in find_sent(stack, response)]
     assert engine in stack.prefill
-    async with httpx.AsyncClient() as direct:
+    async with httpx.AsyncClient(timeout=PATIENCE_S) as direct:
         said = await direct.post(
             f"http://{engine.address}{CHAT}",
             content=sent.body,

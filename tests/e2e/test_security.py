@@ -236,7 +236,9 @@ async def test_repeated_and_oddly_written_headers_are_removed_too(
         for written in CONTROL_HEADERS
         for name in (written, written.title(), written.upper(), written)
     ]
-    async with httpx.AsyncClient(base_url=url, headers=headers, verify=False) as client:
+    async with httpx.AsyncClient(
+        base_url=url, headers=headers, timeout=PATIENCE_S, verify=False
+    ) as client:
         response = await client.post(CHAT, json=chat())
         for sent in expect_disaggregated(stack, response):
             assert decoy.address not in str(sent.request.headers)
@@ -362,7 +364,9 @@ async def test_a_request_that_passes_without_a_strategy_cannot_be_steered(
     async with run_checked_stack(options) as stack, run_trusting_envoy(stack, routing) as envoy:
         url = f"http://{envoy.listener}" if trusting else stack.url
         headers = dict.fromkeys(CONTROL_HEADERS, decoy.address) | {"model": "other"}
-        async with httpx.AsyncClient(base_url=url, headers=headers, verify=False) as client:
+        async with httpx.AsyncClient(
+            base_url=url, headers=headers, timeout=PATIENCE_S, verify=False
+        ) as client:
             request = chat(kv_transfer_params=forge_params(decoy))
             response = await client.post(CHAT, json=request)
         if routing is Routing.ORIGINAL_DST:

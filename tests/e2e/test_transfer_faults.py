@@ -5,11 +5,7 @@ from random import Random
 
 import httpx
 import pytest
-from expectations import (
-    DECODE,
-    PREFILL,
-    chat,
-)
+from expectations import DECODE, PREFILL, UNTIL_SETTLED_S, chat
 from failures import CHAT, failing, try_first
 from together import FAULTS, Case, leave, suffer, suffer_many
 
@@ -33,8 +29,9 @@ CASES = [
 def stack_options(request: pytest.FixtureRequest) -> StackOptions:
     wire: KvConnector = request.param
     return StackOptions(
-        # Blocks that nobody fetches are given up soon enough for a test to wait for it.
-        prefill=[replace(config, kv_connector=wire, kv_lease_s=1) for config in PREFILL],
+        prefill=[
+            replace(config, kv_connector=wire, kv_lease_s=UNTIL_SETTLED_S) for config in PREFILL
+        ],
         decode=[replace(config, kv_connector=wire) for config in DECODE],
         environment={
             "AIBRIX_KV_CONNECTOR_TYPE": wire,

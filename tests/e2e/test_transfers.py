@@ -17,8 +17,10 @@ from expectations import (
     ENGINE_GAUGES,
     NEVER,
     PREFILL,
+    UNTIL_SETTLED_S,
     chat,
     connect,
+    end_leases,
     eventually,
     expect_disaggregated,
     expect_settled,
@@ -48,8 +50,7 @@ def speak(
 ) -> tuple[list[EngineConfig], list[EngineConfig]]:
     """Return prefill and decode engines that know one wire only."""
     return (
-        # Blocks that nobody fetches are given up soon enough for a test to wait for it.
-        [replace(config, kv_connector=wire, kv_lease_s=1) for config in prefill],
+        [replace(config, kv_connector=wire, kv_lease_s=UNTIL_SETTLED_S) for config in prefill],
         [replace(config, kv_connector=wire) for config in DECODE],
     )
 
@@ -224,6 +225,7 @@ async def replaced(stack: LocalStack, engine: SimulatedEngine) -> AsyncIterator[
     async with SimulatedEngine(config) as other:
         yield other
         await expect_settled(stack)
+        end_leases([other])
         assert not any(other.count(name) for name in (*NEVER, *ENGINE_GAUGES))
 
 

@@ -11,6 +11,7 @@ import httpx
 import pytest
 import pytest_asyncio
 from expectations import (
+    UNTIL_SETTLED_S,
     chat,
     connect,
     count_received,
@@ -34,9 +35,13 @@ COMPLETIONS = "/v1/completions"
 KEY = "a key that nobody may see"
 HEADER = "x-trtllm-disagg-auth"
 PREFILL = tuple(
-    # Blocks that nobody fetches are given up soon enough for the end of a test to wait for it.
     EngineConfig(
-        role="prefill", host=host, kv_connector="trtllm", auth_key=KEY, itl_ms=1, kv_lease_s=5
+        role="prefill",
+        host=host,
+        kv_connector="trtllm",
+        auth_key=KEY,
+        itl_ms=1,
+        kv_lease_s=UNTIL_SETTLED_S,
     )
     for host in ("127.0.0.2", "127.0.0.3")
 )

@@ -120,7 +120,7 @@ async def test_without_a_known_key_nobody_gets_in(stack: LocalStack, sdks: Sdks)
     with pytest.raises(openai.AuthenticationError) as raised:
         await sdks.of("stranger").chat.completions.create(**chat())
     assert raised.value.code == "invalid_api_key"
-    async with httpx.AsyncClient(base_url=stack.url) as client:
+    async with connect(stack) as client:
         for path in (CHAT, MESSAGES):
             expect_error(await client.post(path, json=chat()), 401, "invalid_api_key", "api_key")
         assert (await client.get("/health")).status_code == 200

@@ -1,6 +1,7 @@
 """One simulated engine: an HTTP server that behaves as a strict vLLM does towards a router."""
 
 import asyncio
+import math
 import socket
 import ssl
 import time
@@ -190,6 +191,11 @@ class SimulatedEngine:
     def requests(self) -> tuple[ReceivedRequest, ...]:
         """The last requests to its API, in order of arrival."""
         return tuple(self._log)
+
+    def end_leases(self) -> None:
+        """End the leases of all blocks that nobody has fetched, as time would."""
+        for store in (self._handles, self._transfers, self._encodings):
+            store.outstanding(math.inf)
 
     def count(self, name: str) -> float:
         """Give the value of a metric, added up over its labels.

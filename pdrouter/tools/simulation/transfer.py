@@ -16,7 +16,7 @@ FETCH_PATH = "/simulation/kv/fetch"
 RELEASE_PATH = "/simulation/kv/release"
 """Where it is told that nobody will fetch them."""
 
-_TIMEOUT_S = 10.0
+_TIMEOUT_S = 60.0
 
 
 class TransferFailed(Exception):
