@@ -1,8 +1,12 @@
 """Which pod a session belongs to: worked out of its key and the pods' addresses, kept nowhere.
 
-Each pod has a score for each key (rendezvous hashing), by aibrix's formula; the pods in the order
-of their scores are a session's own order. So all routers agree without a word, restarts change
-nothing, and a pod that comes or goes moves its own share of the sessions and no other.
+Each pod has a score for each key (rendezvous hashing); the pods in the order of their scores are a
+session's own order. So all routers agree without a word, restarts change nothing, and a pod that
+comes or goes moves its own share of the sessions and no other.
+
+The hash is not aibrix's (FNV-1a), in which the last bytes hardly count: of pods whose names differ
+there alone, such as ranks, some get next to no sessions, and one that goes leaves all of its own to
+the same next one.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -11,14 +15,11 @@ from enum import StrEnum
 from math import ceil
 
 import msgspec
+from xxhash import xxh3_64_intdigest
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.openai.sessions import Session
 from pdrouter.settings.choices import SessionAffinity
-
-_OFFSET = 14_695_981_039_346_656_037
-_PRIME = 1_099_511_628_211
-_MASK = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,17 +127,11 @@ def rank_pods(session: Session, pods: Iterable[Pod]) -> list[Pod]:
 
 def order_pods(key: str, pods: Iterable[Pod]) -> list[Pod]:
     """Return the pods in a session's order: the highest score first, ties by the smaller name."""
-    begun = _hash(key.encode("utf-8", "surrogatepass") + b"\0")
-    # Most of many addresses begin alike.
-    networks: dict[bytes, int] = {}
-    scored: list[tuple[int, str, int, Pod]] = []
-    for pod in pods:
-        name = identify(pod)
-        network, dot, rest = name.encode().rpartition(b".")
-        score = networks.get(network)
-        if score is None:
-            score = networks[network] = _hash(network + dot, begun)
-        scored.append((-_hash(rest, score), name, len(scored), pod))
+    seed = xxh3_64_intdigest(key.encode("utf-8", "surrogatepass"))
+    scored = [
+        (-xxh3_64_intdigest((name := identify(pod)).encode(), seed), name, number, pod)
+        for number, pod in enumerate(pods)
+    ]
     scored.sort()
     return [pod for *_, pod in scored]
 
@@ -144,11 +139,3 @@ def order_pods(key: str, pods: Iterable[Pod]) -> list[Pod]:
 def identify(pod: Pod) -> str:
     """Return what tells a pod from others, the same to all routers: its address, and its rank."""
     return pod.address if pod.rank is None else f"{pod.address}#{pod.rank.number}"
-
-
-def _hash(data: bytes, begun: int = _OFFSET) -> int:
-    """Return the FNV-1a hash of 64 bits, or go on with one that was begun."""
-    value = begun
-    for byte in data:
-        value = ((value ^ byte) * _PRIME) & _MASK
-    return value
