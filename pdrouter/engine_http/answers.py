@@ -99,26 +99,17 @@ class AnswerReader:
         self.begun = True
         self._fed_bytes += len(data)
         try:
-            self._parse(data)
-        except PostFailed:
-            if self.answer is None:
-                raise
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            failed = _explain(error)
+            if self.answer is None or not isinstance(failed, PostFailed):
+                raise failed from None
             self.reusable = False  # Nobody has asked for what comes behind it.
             return
         # The parser itself keeps a header or a trailer of any length.
         framing = self._fed_bytes - self._bytes
         if self.answer is None and framing > _MAX_HEAD_BYTES + _CHUNK_FRAMING_BYTES * self._chunks:
             raise PostFailed(FailureKind.TRANSPORT, "the answer's head or trailers have no end")
-
-    def _parse(self, data: bytes) -> None:
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserCallbackError as error:
-            cause = error.__context__
-            raise (cause if isinstance(cause, PostFailed) else error) from None
-        except httptools.HttpParserError as error:
-            message = f"this is no HTTP answer: {error}"
-            raise PostFailed(FailureKind.TRANSPORT, message) from None
 
     def end(self) -> bool:
         """Return whether the answer is complete now that its connection is closed."""
@@ -157,7 +148,7 @@ class AnswerReader:
 
     def on_body(self, piece: bytes) -> None:
         self._bytes += len(piece)
-        if self._drains():
+        if self._progress is not None and self._drains(self._progress):
             if self._bytes - len(piece) < _DRAINED_BYTES:
                 self._body.append(piece)
         elif self._bytes > self._limit:
@@ -187,13 +178,20 @@ class AnswerReader:
             message = f"more than {MAX_INTERIM_ANSWERS} interim answers"
             raise PostFailed(FailureKind.TRANSPORT, message)
 
-    def _drains(self) -> bool:
-        progress = self._progress
-        return progress is not None and progress.drains and self._status < _LEAST_ERROR
+    def _drains(self, progress: PostProgress) -> bool:
+        return progress.drains and self._status < _LEAST_ERROR
 
     def _complete(self, *, reusable: bool) -> None:
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        if self._drains():
+        if self._progress is not None and self._drains(self._progress):
             body = body[:_DRAINED_BYTES]
         self.answer = EngineAnswer(self._status, self._headers, body)
         self.reusable = reusable
+
+
+def _explain(error: httptools.HttpParserError) -> Exception:
+    """Return what is to be raised for an error of the parser, or of what it has called."""
+    if not isinstance(error, httptools.HttpParserCallbackError):
+        return PostFailed(FailureKind.TRANSPORT, f"this is no HTTP answer: {error}")
+    cause = error.__context__
+    return cause if isinstance(cause, PostFailed) else error

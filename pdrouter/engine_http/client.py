@@ -89,8 +89,9 @@ class HttpClient:
             ValueError: a header cannot be sent.
         """
         head = _write_head(method, address, path, headers, body)
-        deadline = self._loop.time() + total_s
-        connection = self._take(address, SURELY_OPEN_S if fresh else self._keepalive_s)
+        now = self._loop.time()
+        deadline = now + total_s
+        connection = self._take(address, now, SURELY_OPEN_S if fresh else self._keepalive_s)
         while True:
             if connection is None:
                 connection = await self._connect(address, deadline, plain=plain)
@@ -121,14 +122,15 @@ class HttpClient:
             connection.close()
         self._idle.clear()
 
-    def _take(self, address: str, idle_s: float) -> Connection | None:
+    def _take(self, address: str, now: float, idle_s: float) -> Connection | None:
         """Return the connection that was used last; None if that is longer ago.
 
         Args:
             address: where it leads to.
+            now: the time, by the loop's clock.
             idle_s: seconds for which it may have been idle.
         """
-        idle, now = self._idle.get(address), self._loop.time()
+        idle = self._idle.get(address)
         while idle:
             connection = idle[-1]
             if connection.reusable and connection.idle_since > now - self._keepalive_s:

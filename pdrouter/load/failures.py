@@ -83,10 +83,10 @@ class FailureMemory:
         """
         now = self.clock()
         self._silences.note_answer(uid, leg, now)
-        if not (self._records or self._reaches):
-            return False
         if self._reaches.refute(uid):
             self._note_reached(uid)
+        if not self._records:
+            return False
         readmitted = False
         for part in {Part(uid, leg, ""), Part(uid, leg, model)} & self._records.keys():
             readmitted |= self._succeed(part, began, now)

@@ -38,7 +38,7 @@ class PrefillCurve(msgspec.Struct, frozen=True):
 
     def predict(self, uid: str, tokens: int, cached: int = 0) -> float:
         """Return the seconds that a pod needed for so many prompt tokens behind cached ones."""
-        size, looks = _weigh(tokens, cached, self.shapes.get(uid, self.default))
+        size, looks = self.shapes.get(uid, self.default).weigh(tokens, cached)
         return (self.linear * size + self.quadratic * looks) * self.factors.get(uid, 1.0)
 
     def count_padded(self, uid: str, tokens: int) -> int | None:
@@ -126,7 +126,7 @@ class PrefillRates:
             shapes: what the pod is compiled for, as `find_shapes` says.
             cached: what is cached of it, before that.
         """
-        size, looks = _weigh(tokens, cached, shapes)
+        size, looks = shapes.weigh(tokens, cached)
         return self._linear / self.unit_s * size + self._quadratic / self.unit_s * looks
 
     def find_shapes(self, uid: str) -> StaticShapes:
@@ -161,9 +161,9 @@ class PrefillRates:
         """
         if tokens <= 0 or seconds < 0:
             return
-        size, looks = _weigh(tokens, cached, self.find_shapes(uid))
+        size, looks = self.shapes.get(uid, self.default).weigh(tokens, cached)
         self._speeds.observe(uid, seconds, self._linear * size + self._quadratic * looks)
-        self._fit(float(size), float(looks), seconds / self.factors.get(uid, 1.0))
+        self._fit(float(size), float(looks), seconds / self._speeds.factors.get(uid, 1.0))
 
     def forget(self, uid: str) -> None:
         """Forget a pod that is gone."""
@@ -187,10 +187,3 @@ class PrefillRates:
             quadratic, linear = 0.0, ns / n2
         self._linear, self._quadratic = max(linear, _LEAST_LINEAR), quadratic
         self.unit_s = _UNIT_TOKENS * (self._linear + _UNIT_TOKENS * self._quadratic)
-
-
-def _weigh(tokens: int, cached: int, shapes: StaticShapes) -> tuple[int, int]:
-    """Return how many tokens are computed, and at how many tokens before them they look."""
-    passes, each = shapes.divide(tokens)
-    size = passes * each
-    return size, size * (each + 2 * cached)

@@ -26,10 +26,6 @@ class Reaches:
     def __init__(self) -> None:
         self._pods: dict[str, _Reach] = {}
 
-    def __bool__(self) -> bool:
-        """Return whether there are any."""
-        return bool(self._pods)
-
     def is_lost(self, uid: str) -> bool:
         """Return whether a pod seems to be out of reach."""
         reach = self._pods.get(uid)

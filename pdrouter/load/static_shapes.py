@@ -18,6 +18,19 @@ class StaticShapes:
     def __init__(self, buckets: tuple[int, ...]) -> None:
         self.buckets = buckets
 
+    def weigh(self, tokens: int, cached: int) -> tuple[int, int]:
+        """Return how many tokens are computed, and at how many before them they look.
+
+        Args:
+            tokens: what is to be computed of a prompt.
+            cached: what is cached of it, before that.
+        """
+        if not self.buckets:
+            return tokens, tokens * (tokens + 2 * cached)
+        passes, each = self.divide(tokens)
+        size = passes * each
+        return size, size * (each + 2 * cached)
+
     def divide(self, tokens: int) -> tuple[int, int]:
         """Return in how many passes so many tokens are computed, and how many tokens each has."""
         buckets = self.buckets
@@ -30,8 +43,8 @@ class StaticShapes:
 
     def pad(self, tokens: int) -> int:
         """Return how many tokens are computed for so many."""
-        passes, each = self.divide(tokens)
-        return passes * each
+        size, _ = self.weigh(tokens, 0)
+        return size
 
 
 ANY_SHAPE = StaticShapes(())

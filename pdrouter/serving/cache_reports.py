@@ -60,8 +60,8 @@ class CacheReports:
             uid: the pod.
             tokens: how many of its tokens the pod is to compute.
         """
-        recalled = self._prefixes.recall(prefix.hashes, uid)
-        return CacheGuess(prefix, recalled, self._prefixes.add(prefix.hashes, uid, tokens))
+        hashes, prefixes = prefix.hashes, self._prefixes
+        return CacheGuess(prefix, prefixes.recall(hashes, uid), prefixes.add(hashes, uid, tokens))
 
     def take(self, guess: CacheGuess, answer: LegAnswer, path: str, record: RequestRecord) -> None:
         """Learn from a leg that a pod has carried out.

@@ -59,7 +59,7 @@ class Introductions:
             split: the wire.
             asked: when the leg was begun, by the clock of the knowledge.
         """
-        facts = split.learn_peer(answer) if split.needs_peer else None
+        facts = split.learn_peer(answer)
         if facts is not None:
             self.knowledge.learn(answer.pod, facts, asked)
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from itertools import count
 from typing import TypeAlias
 
@@ -125,6 +125,8 @@ class LegPosts:
     ) -> tuple[Attempt, EngineAnswer | None]:
         start = posted = time.monotonic()
         leg, stale = self._leg, 0
+        # Nothing is timed where the router does other things meanwhile.
+        timed = companion is None and self._alone
         if companion is not None:
             companion.request_id = next(self._ids)
         while True:
@@ -133,7 +135,7 @@ class LegPosts:
             headers = {**common, **more, **address_rank(pod), "x-request-id": request_id}
             remaining = max(0.001, self.deadline - posted)
             try:
-                with self._time(companion):
+                with self.record.steps.time(leg, waits=True) if timed else _UNTIMED:
                     answer = await self._client.post(
                         pod.address,
                         self._path,
@@ -177,12 +179,6 @@ class LegPosts:
         if self.record.trace is not None:
             self.record.trace.note_try(attempt)
         return attempt
-
-    def _time(self, companion: Companion | None) -> AbstractContextManager[None]:
-        """Return what times a POST; nothing does where the router does other things meanwhile."""
-        if companion is not None or not self._alone:
-            return _UNTIMED
-        return self.record.steps.time(self._leg, waits=True)
 
 
 def _describe(

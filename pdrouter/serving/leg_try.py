@@ -67,7 +67,8 @@ class LegTry:
 
     def write(self, request_id: str) -> tuple[Mapping[str, str], Pieces]:
         """Return headers and body of a request with this id."""
-        placement, split = self.place(request_id), self.split
+        split = self.split
+        placement = Placement(self.pods, request_id, self.peer, self.source)
         body = split.side_body(self.choice.leg, self.request, placement)
         return split.side_headers(placement), body
 

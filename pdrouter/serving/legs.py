@@ -39,7 +39,7 @@ from pdrouter.serving.open_decision import OpenDecision
 from pdrouter.serving.priorities import Priorities
 from pdrouter.serving.record import RequestRecord, Retry
 from pdrouter.serving.refusals import refuse_handle
-from pdrouter.serving.statuses import Speaks
+from pdrouter.serving.statuses import Speaks, judge
 
 FREE_REFUSALS = 4
 """Pods that may say that it is them, before the tries that they cost count as retries.
@@ -279,7 +279,7 @@ class SideLegs:
             with state.hold(leg, pod.uid, choice.tokens, facts.due, cached) as scope:
                 tried.attempt, answer = await self._send(tried, posts, companion)
                 tried.answer = answer
-                if answer is not None and tried.attempt.speaks is Speaks.DONE:
+                if answer is not None and judge(answer.status) is Speaks.DONE:
                     done = tried.done = tried.read(answer, self.leases)
                     scope.complete(None if done.usage is None else done.usage.count_computed())
         except asyncio.CancelledError:
@@ -294,7 +294,8 @@ class SideLegs:
             if tried.attempt.speaks is Speaks.FAILURE:
                 self.introductions.doubt(pod)
         else:
-            self.introductions.take(tried.done, tried.split, asked)
+            if tried.split.needs_peer:
+                self.introductions.take(tried.done, tried.split, asked)
             if not tried.request.edits:  # The bytes of encoded media are not in the prompt.
                 path = tried.request.endpoint.path
                 self.lessons.caches.take(guess, tried.done, path, record)

@@ -87,7 +87,7 @@ class PodOutcomes:
         began = failures.clock() - attempt.seconds
         match attempt.speaks:
             case Speaks.DONE:
-                self._note_served(pod, leg, model, path)
+                self._proofs.note_served(leg, pod.namespace, model, path, pod.uid)
                 self._succeed(pod, leg, began, model)
             case Speaks.REQUEST:
                 self._succeed(pod, leg, began, model)
@@ -160,7 +160,8 @@ class PodOutcomes:
         match judgement.verdict:
             case Verdict.ANSWERED:
                 if status < _FIRST_ERROR:
-                    self._note_served(pod, Leg.DECODE, sent.model, sent.path)
+                    path = sent.path
+                    self._proofs.note_served(Leg.DECODE, pod.namespace, sent.model, path, pod.uid)
                 self._succeed(pod, Leg.DECODE, began, sent.model)
             case Verdict.FAILED:
                 self._fail(pod, Leg.DECODE, judgement.cause, began, path=sent.path)
@@ -211,9 +212,6 @@ class PodOutcomes:
     def _has_another_given(self, answer: LegAnswer, model: str) -> bool:
         pod = answer.pod
         return self._proofs.has_another_given(pod.namespace, model, pod.uid, _count_tokens(answer))
-
-    def _note_served(self, pod: Pod, leg: Leg, model: str, path: str) -> None:
-        self._proofs.note_served(leg, pod.namespace, model, path, pod.uid)
 
     def _has_another_served(self, pod: Pod, leg: Leg, model: str, path: str) -> bool:
         return self._proofs.has_another_served(leg, pod.namespace, model, path, pod.uid)

@@ -1014,7 +1014,7 @@ async def exceed_the_outcomes(_: pytest.MonkeyPatch) -> None:
     known = proofs.Proofs()
     outcomes = PodOutcomes(FailureMemory(), known)
     for model in name_many(5000):
-        outcomes._note_served(make_pod(), Leg.PREFILL, model, "/v1/completions")
+        known.note_served(Leg.PREFILL, "default", model, "/v1/completions", "p")
         outcomes.note_usable(LegAnswer(Leg.PREFILL, make_pod(), "id", b"", Usage(5, None)), model)
     assert len(known._served) == len(known._handles) == proofs.MOST_NAMES
     for uid in name_many(100):
