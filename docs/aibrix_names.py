@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import msgspec
+from opentelemetry.sdk import environment_variables
 from prometheus_client.parser import text_string_to_metric_families
 
 import pdrouter
@@ -100,6 +101,11 @@ def _list_profile_members() -> frozenset[str]:
     )
 
 
+def _is_read_by_sdk(name: str) -> bool:
+    """Return whether it is a variable that says how OpenTelemetry's SDK exports traces."""
+    return name.startswith("OTEL_EXPORTER_OTLP_")
+
+
 _KNOWN: Mapping[str, Callable[[str], bool]] = {
     "algorithms": STRATEGY_NAMES.__contains__,
     "policies": {*PREFILL_POLICIES, *DECODE_POLICIES}.__contains__,
@@ -113,7 +119,10 @@ _KNOWN: Mapping[str, Callable[[str], bool]] = {
     "response_headers": _is_written(
         "openai/headers.py", "extproc/explanation.py", "serving/refusals.py"
     ),
-    "variables": {each.variable for each in declarations().values()}.__contains__,
+    "variables": {
+        *(each.variable for each in declarations().values()),
+        *filter(_is_read_by_sdk, vars(environment_variables)),
+    }.__contains__,
     "flags": frozenset[str]().__contains__,
     "paths": {*ENDPOINTS, MODELS_PATH}.__contains__,
     "redis_keys": _is_written("users", inside=True),

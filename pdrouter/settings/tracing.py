@@ -8,6 +8,8 @@ from pdrouter.settings.kinds import BOOLEAN, TEXT, choice, number
 _PROTOCOLS = ("grpc", "http/protobuf", "http")
 _SAMPLERS = ("always-on", "always-off", "traceidratio")
 
+_MILLISECONDS = number(int, "milliseconds", 1, 600_000)
+
 
 @dataclass(frozen=True)
 class TracingSettings:
@@ -47,6 +49,21 @@ class TracingSettings:
         "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
         choice(*_PROTOCOLS),
         "The same for traces; wins over `OTEL_EXPORTER_OTLP_PROTOCOL`.",
+        advanced=True,
+    )
+    otlp_timeout_ms: int = declare(
+        10_000,
+        "OTEL_EXPORTER_OTLP_TIMEOUT",
+        _MILLISECONDS,
+        "How long spans may take to the collector, all tries together. In milliseconds, as "
+        "OpenTelemetry says; its SDK for Python takes seconds.",
+        advanced=True,
+    )
+    otlp_traces_timeout_ms: int | None = declare(
+        None,
+        "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT",
+        _MILLISECONDS,
+        "The same for traces; wins over `OTEL_EXPORTER_OTLP_TIMEOUT`.",
         advanced=True,
     )
     traces_sampler: str = declare(

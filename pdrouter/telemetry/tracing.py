@@ -128,17 +128,18 @@ def create_tracing(settings: Settings, worker: int) -> Tracing:
 
 
 def create_exporter(settings: Settings) -> SpanExporter:
-    """Return what sends spans. Headers, certificates and times are read by the SDK itself."""
+    """Return what sends spans. Headers and certificates are read by the SDK itself."""
     base, url = settings.otlp_endpoint, settings.otlp_traces_endpoint
+    timeout_s = (settings.otlp_traces_timeout_ms or settings.otlp_timeout_ms) / 1000
     if (settings.otlp_traces_protocol or settings.otlp_protocol) == "grpc":
         from opentelemetry.exporter.otlp.proto.grpc import trace_exporter as grpc  # noqa: PLC0415
 
-        return grpc.OTLPSpanExporter(endpoint=url or base)
+        return grpc.OTLPSpanExporter(endpoint=url or base, timeout=timeout_s)
     from opentelemetry.exporter.otlp.proto.http import trace_exporter as http  # noqa: PLC0415
 
     if url is None and base is not None:
         url = f"{base.rstrip('/')}/v1/traces"
-    return http.OTLPSpanExporter(endpoint=url)
+    return http.OTLPSpanExporter(endpoint=url, timeout=timeout_s)
 
 
 def choose_sampler(settings: Settings) -> Sample:

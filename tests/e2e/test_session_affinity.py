@@ -138,9 +138,9 @@ async def test_a_session_that_is_too_much_for_its_pod_spreads_and_comes_back(
             stream = client.stream("POST", CHAT, json=body, headers=headers)
             held.append(await streams.enter_async_context(stream))
         pods = [answer.headers["target-pod-ip"] for answer in held]
-        # With a factor of 1 and one more, none has more than two above the mean. What engines say of
-        # others may be a moment old: then the request before these counts, too, and the second of
-        # them moves already.
+        # With a factor of 1 and one more, none has more than two above the mean. What engines say
+        # of others may be a moment old: then the request before these counts, too, and the second
+        # of them moves already.
         assert pods[0] == own
         assert max(map(pods.count, pods)) <= 4
         assert len(set(pods)) > 1

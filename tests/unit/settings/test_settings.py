@@ -85,6 +85,7 @@ _PROTOCOLS = [
 ]
 _NO_PROTOCOLS = ["http/json", "tcp"]
 
+_MILLISECONDS = ([("1", 1), ("10000", 10_000), ("600000", 600_000)], ["0", "-1", "1.5", "5s"])
 _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
     "OTEL_TRACES_EXPORTER": ([("otlp", "otlp"), ("none", "none")], ["console", "otlp,zipkin"]),
     "OTEL_EXPORTER_OTLP_ENDPOINT": (_TEXTS, []),
@@ -99,6 +100,8 @@ _RULES: dict[str, tuple[list[tuple[str, Any]], list[str]]] = {
         ],
         ["jaeger_remote", "on", "parentbased"],
     ),
+    "OTEL_EXPORTER_OTLP_TIMEOUT": _MILLISECONDS,
+    "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT": _MILLISECONDS,
     "OTEL_TRACES_SAMPLER_ARG": ([("0", 0), ("0.01", 0.01), ("1", 1)], ["1.1", "-0.1", "nan", "1%"]),
     "OTEL_SDK_DISABLED": (_BOOLEANS, _NO_BOOLEANS),
     "ROUTING_ALGORITHM": (

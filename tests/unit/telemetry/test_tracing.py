@@ -322,6 +322,31 @@ def test_a_collector_that_hangs_keeps_nobody_waiting(
     assert [each.getMessage() for each in caplog.records][-1].startswith("the last traces")
 
 
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+@pytest.mark.parametrize(
+    ("variables", "seconds"),
+    [
+        ({}, 10.0),
+        ({"OTEL_EXPORTER_OTLP_TIMEOUT": "2500"}, 2.5),
+        (
+            {"OTEL_EXPORTER_OTLP_TIMEOUT": "2500", "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT": "5000"},
+            5.0,
+        ),
+    ],
+)
+def test_times_to_the_collector_are_in_milliseconds(
+    protocol: str, variables: dict[str, str], seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the specification has them, and aibrix; the SDK would take ten seconds for three hours."""
+    told: dict[str, Any] = {}
+    package = f"opentelemetry.exporter.otlp.proto.{protocol}.trace_exporter"
+    monkeypatch.setattr(f"{package}.OTLPSpanExporter", lambda **given: told.update(given))
+    endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
+    chosen = {**endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL": protocol, **variables}
+    tracing.create_exporter(Settings.load(chosen, {}))
+    assert told["timeout"] == seconds
+
+
 def test_what_the_sdk_complains_of_is_said_once_in_a_while(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
