@@ -44,20 +44,28 @@ class Turns:
         else:
             self._begun += 1
             work()
-        if not self._turning:
-            self._turning = True
-            asyncio.get_running_loop().call_soon(self._turn)
+        self._go_on()
+
+    def put_off(self, work: Callable[[], object]) -> None:
+        """Begin work in a later turn, after what waits already."""
+        self._waiting.append(work)
+        self._go_on()
 
     def resolve(self, future: asyncio.Future[T], result: T) -> None:
         """Let who waits for a future go on with its result, now or in a later turn."""
         self.begin(partial(_resolve, future, result))
+
+    def _go_on(self) -> None:
+        if not self._turning:
+            self._turning = True
+            asyncio.get_running_loop().call_soon(self._turn)
 
     def _turn(self) -> None:
         """Begin what may be begun in the turn that follows the last."""
         self._learn()
         self._begun = 0
         waiting = self._waiting
-        while waiting and self._begun < self._limit:
+        for _ in range(min(self._limit, len(waiting))):
             self._begun += 1
             waiting.popleft()()
         self._turning = bool(self._begun)

@@ -38,6 +38,26 @@ async def test_a_turn_takes_what_fits_and_the_order_is_kept(share: float) -> Non
     assert min(burst.by_turn[3:-1]) >= 1
 
 
+async def test_what_is_put_off_waits_for_a_later_turn_and_for_what_came_before() -> None:
+    turns, done = Turns(), list[str]()
+
+    def work(name: str, again: int) -> None:
+        done.append(name)
+        if again:
+            turns.put_off(lambda: work(name, again - 1))
+
+    turns.put_off(lambda: work("a", 2))
+    turns.begin(lambda: work("b", 0))
+    assert done == []
+    await asyncio.sleep(0)
+    assert done == ["a", "b"]
+    await asyncio.sleep(0)
+    assert done == ["a", "b", "a"]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert done == ["a", "b", "a", "a"]
+
+
 async def test_what_comes_alone_does_not_wait() -> None:
     burst = Burst(BUDGET_S)
     for number in range(10):

@@ -9,13 +9,9 @@ from typing import ClassVar, Final, TypeAlias, cast
 
 from pdrouter.extproc.http2 import frames
 from pdrouter.extproc.http2.frame_order import FrameOrder
-from pdrouter.extproc.http2.frames import (
-    ConnectionFault,
-    ErrorCode,
-    Frame,
-    FrameReader,
-)
+from pdrouter.extproc.http2.frames import ConnectionFault, ErrorCode, Frame
 from pdrouter.extproc.http2.header_blocks import HeaderBlock, HeaderBlocks
+from pdrouter.extproc.http2.inbox import Inbox
 from pdrouter.extproc.http2.keepalive import Keepalive
 from pdrouter.extproc.http2.limits import Floods, Limits
 from pdrouter.extproc.http2.outbox import Outbox
@@ -70,7 +66,7 @@ class Connection(asyncio.Protocol):
         self._outbox = Outbox(self.window, limits.unread_bytes)
         self.lost = asyncio.Event()
         self._receive_window = ReceiveWindow(limits.connection_window)
-        self._frames = FrameReader(limits.frame_bytes)
+        self._inbox = Inbox(limits.frame_bytes, self._receive, self._fail, turns, self._loop.time)
         self._blocks = HeaderBlocks(limits.header_list_bytes)
         self.peer = PeerSettings(self._blocks.max_table_bytes)
         self._accepting = True
@@ -83,18 +79,16 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send our settings, which opens the connection on our side."""
-        self._outbox.open(cast("asyncio.Transport", transport))
+        transport = cast("asyncio.Transport", transport)
+        self._inbox.open(transport)
+        self._outbox.open(transport)
         self._opened.add(self)
         self.send(self._limits.announce())
 
     def data_received(self, data: bytes) -> None:
         """Act on what the peer has sent."""
         self._keepalive.note_heard()
-        try:
-            for frame in self._frames.feed(data):
-                self._receive(frame)
-        except ConnectionFault as fault:
-            self.close(fault.code, fault.reason)
+        self._inbox.feed(data)
 
     def pause_writing(self) -> None:
         """Stop writing: the peer does not read."""
@@ -110,6 +104,7 @@ class Connection(asyncio.Protocol):
         del error  # However it ended, the calls are over.
         self._closing = True
         self._opened.discard(self)
+        self._inbox.close()
         self._keepalive.stop()
         for timer in self._timers.values():
             timer.cancel()
@@ -180,6 +175,9 @@ class Connection(asyncio.Protocol):
         self._timers[purpose] = self._loop.call_later(seconds, call)
 
     # Frames.
+
+    def _fail(self, fault: ConnectionFault) -> None:
+        self.close(fault.code, fault.reason)
 
     def _receive(self, frame: Frame) -> None:
         if self._closing:

@@ -1,0 +1,94 @@
+"""What a connection receives: frames, of which each turn of the event loop takes so many."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
+
+from pdrouter.extproc.http2.frames import ConnectionFault, Frame, FrameReader
+from pdrouter.turns import Turns
+
+PIECE_FRAMES = 32
+"""How many frames are taken in a turn: about a millisecond's, where a dozen requests begin."""
+
+
+class Inbox:
+    """Reads frames from a connection.
+
+    The loop reads a connection up to 32 times in a turn, and a read may bring a hundred frames.
+    Those which a turn does not take wait for theirs, in the order of all that waits; meanwhile the
+    connection is not read.
+    """
+
+    def __init__(
+        self,
+        max_payload: int,
+        receive: Callable[[Frame], None],
+        fail: Callable[[ConnectionFault], None],
+        turns: Turns,
+        clock: Callable[[], float],
+    ) -> None:
+        """Begin before there is a transport.
+
+        Args:
+            max_payload: size of the largest payload, as announced to the peer.
+            receive: acts on a frame.
+            fail: ends the connection, whose peer is at fault.
+            turns: spreads what is ready at once.
+            clock: the loop's, which stands still within a turn.
+        """
+        self._reader = FrameReader(max_payload)
+        self._receive = receive
+        self._fail = fail
+        self._turns = turns
+        self._clock = clock
+        self._turn = clock()
+        self._room = PIECE_FRAMES
+        self._transport: asyncio.ReadTransport | None = None
+        self._frames: Iterator[Frame] | None = None
+
+    def open(self, transport: asyncio.ReadTransport) -> None:
+        """Take the transport."""
+        self._transport = transport
+
+    def feed(self, data: bytes) -> None:
+        """Act on the frames that are complete now, in this turn or in later ones."""
+        if self._frames is None:
+            self._frames = self._reader.feed(data)
+            now = self._clock()
+            if now != self._turn:
+                self._turn, self._room = now, PIECE_FRAMES
+            self._take()
+            if self._frames is not None and self._transport is not None:
+                self._transport.pause_reading()
+                self._turns.put_off(self._go_on)
+        else:  # A transport may hand over what it has read before it was paused.
+            self._frames = chain(self._frames, self._reader.feed(data))
+
+    def close(self) -> None:
+        """Act on no more frames."""
+        self._transport = None
+        self._frames = None
+
+    def _go_on(self) -> None:
+        """Take frames in their turn, and read the connection again once there are no more."""
+        self._room = PIECE_FRAMES
+        self._take()
+        transport = self._transport
+        if transport is None:
+            return
+        if self._frames is not None:
+            self._turns.put_off(self._go_on)
+        elif not transport.is_closing():
+            transport.resume_reading()
+
+    def _take(self) -> None:
+        """Act on as many frames as there is room for."""
+        try:
+            for frame in islice(self._frames or (), self._room):
+                self._receive(frame)
+                self._room -= 1
+        except ConnectionFault as fault:
+            self._frames = None
+            self._fail(fault)
+        if self._room:
+            self._frames = None

@@ -1,0 +1,130 @@
+"""What a connection receives is taken in pieces, each in a turn of the event loop."""
+
+import asyncio
+
+import pytest
+
+from pdrouter.extproc.http2.frames import (
+    DATA,
+    PREFACE,
+    ConnectionFault,
+    ErrorCode,
+    Frame,
+    encode_frame,
+)
+from pdrouter.extproc.http2.inbox import PIECE_FRAMES, Inbox
+from pdrouter.turns import Turns
+
+
+class Reading(asyncio.ReadTransport):
+    """Knows whether it is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._reads = True
+
+    def pause_reading(self) -> None:
+        self._reads = False
+
+    def resume_reading(self) -> None:
+        self._reads = True
+
+    def is_reading(self) -> bool:
+        return self._reads
+
+    def is_closing(self) -> bool:
+        return False
+
+
+class Peer:
+    """Sends numbered frames to an inbox."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.taken: list[int] = []
+        self.faults: list[ErrorCode] = []
+        self.transport = Reading()
+        self.inbox = Inbox(
+            100,
+            self.receive,
+            lambda fault: self.faults.append(fault.code),
+            Turns(lambda: self.now),
+            lambda: self.now,
+        )
+        self.inbox.open(self.transport)
+        self.inbox.feed(PREFACE)
+
+    def receive(self, frame: Frame) -> None:
+        if frame.flags:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a flag")
+        self.taken.append(frame.stream)
+
+    def send(self, first: int, end: int, *, bad: int = -1) -> None:
+        self.inbox.feed(
+            b"".join(
+                encode_frame(DATA, int(number == bad), number, b"x") for number in range(first, end)
+            )
+        )
+
+    async def take_turns(self, count: int) -> list[int]:
+        """Return how many frames each turn takes."""
+        taken = []
+        for _ in range(count):
+            before = len(self.taken)
+            self.now += 1.0
+            await asyncio.sleep(0)
+            taken.append(len(self.taken) - before)
+        return taken
+
+
+async def test_a_read_of_many_frames_is_taken_in_turns_and_in_order() -> None:
+    peer = Peer()
+    peer.send(0, 5 * PIECE_FRAMES)
+    assert len(peer.taken) == PIECE_FRAMES
+    assert not peer.transport.is_reading()
+    by_turn = await peer.take_turns(20)
+    assert max(by_turn) == PIECE_FRAMES
+    assert peer.taken == list(range(5 * PIECE_FRAMES))
+    assert peer.transport.is_reading()
+
+
+async def test_many_reads_in_one_turn_count_together() -> None:
+    peer = Peer()
+    for first in range(0, PIECE_FRAMES, 4):
+        assert peer.transport.is_reading()
+        peer.send(first, first + 4)
+    assert not peer.transport.is_reading()
+    await peer.take_turns(3)
+    assert peer.transport.is_reading()
+    for number in range(PIECE_FRAMES, 3 * PIECE_FRAMES):
+        peer.now += 1.0
+        peer.send(number, number + 1)
+        assert peer.transport.is_reading()
+    assert peer.taken == list(range(3 * PIECE_FRAMES))
+
+
+async def test_what_a_transport_has_read_before_it_was_paused_comes_later() -> None:
+    peer = Peer()
+    peer.send(0, PIECE_FRAMES + 1)
+    peer.send(PIECE_FRAMES + 1, 2 * PIECE_FRAMES)
+    assert len(peer.taken) == PIECE_FRAMES
+    await peer.take_turns(5)
+    assert peer.taken == list(range(2 * PIECE_FRAMES))
+
+
+@pytest.mark.parametrize("bad", [3, PIECE_FRAMES - 1, PIECE_FRAMES, 2 * PIECE_FRAMES + 5])
+async def test_nothing_is_taken_behind_a_fault(bad: int) -> None:
+    peer = Peer()
+    peer.send(0, 4 * PIECE_FRAMES, bad=bad)
+    await peer.take_turns(20)
+    assert peer.taken == list(range(bad))
+    assert peer.faults == [ErrorCode.PROTOCOL_ERROR]
+    assert peer.transport.is_reading()  # The peer may close it, and is seen to.
+
+
+async def test_nothing_is_taken_once_the_connection_is_gone() -> None:
+    peer = Peer()
+    peer.send(0, 4 * PIECE_FRAMES)
+    peer.inbox.close()
+    await peer.take_turns(20)
+    assert len(peer.taken) == PIECE_FRAMES
