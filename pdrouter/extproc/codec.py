@@ -4,8 +4,7 @@ This runs for every message of every request. Headers are read and written one b
 own objects: building them from keywords or dictionaries costs 1.2 to 3 times as much.
 """
 
-from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, cast
 
@@ -17,7 +16,6 @@ from pdrouter.extproc import ext_proc_pb2 as pb
 from pdrouter.extproc.messages import (
     BodyMode,
     BodyMutation,
-    ClearBody,
     Event,
     ImmediateReply,
     ModeOverride,
@@ -110,15 +108,23 @@ def encode(reply: Reply) -> bytes:
     A header value becomes UTF-8; what that cannot hold (a lone surrogate) becomes "?".
 
     Raises:
-        ValueError: The reply to trailers asks for what only headers and bodies can have.
+        ValueError: The reply to trailers asks for changes.
     """
+    kept = _KEPT.get(id(reply))
+    if kept is not None:
+        return kept[1]
     if isinstance(reply, ImmediateReply):
         return _build_immediate_response(reply).SerializeToString()
-    if not reply.set_headers:
-        plain_reply, plain_bytes = _PLAIN[reply.phase]
-        if reply == plain_reply:
-            return plain_bytes
-    return b"".join([*_write_phase(reply), _write_rest(reply)])
+    return _write_reply(reply)
+
+
+_KEPT: dict[int, tuple[PhaseReply, bytes]] = {}
+
+
+def keep(reply: PhaseReply) -> PhaseReply:
+    """Returns a reply that is given to many requests, and from now on is written no more."""
+    _KEPT[id(reply)] = reply, encode(reply)
+    return reply
 
 
 _HEADERS_EVENTS: dict[str, type[RequestHeaders] | type[ResponseHeaders]] = {
@@ -182,65 +188,67 @@ def _copy_without(kind: str, message: pb.ProcessingRequest) -> pb.ProcessingRequ
     return rest
 
 
-def _write_phase(reply: PhaseReply) -> list[bytes | memoryview]:
-    """Writes the part of a `ProcessingResponse` that is the phase's own.
+def _write_reply(reply: PhaseReply) -> bytes:
+    """Writes a `ProcessingResponse`.
 
     protobuf would copy a new body into its message, and twice more to write it; here it is copied
-    once, when all pieces are joined. And to fill in headers field by field takes three times as
-    long as to write them.
+    once, when all is joined. And to fill in headers field by field takes three times as long as to
+    write them.
     """
-    mutation = _write_mutation(reply)
-    tag = _PHASES[reply.phase]
-    if reply.phase in _TRAILERS:
-        if reply.body is not None or reply.clear_route_cache or reply.replace:
-            raise ValueError(f"{reply.phase} have neither a body nor a route to change")
-        return [tag, _prefix(_TRAILERS_MUTATION + _prefix(mutation) if mutation else b"")]
-    before = _CONTINUE_AND_REPLACE if reply.replace else b""
-    if mutation:
-        before += _HEADER_MUTATION + _prefix(mutation)
-    body: Sequence[bytes | memoryview] = ()
+    common = _write_mutation(reply)
+    if reply.clear_route_cache:
+        common += _CLEAR_ROUTE_CACHE
+    body: tuple[bytes | memoryview, ...] = ()
     size = 0
     if reply.body is not None:
-        body = _write_body_mutation(reply.body)
+        tag, body = _write_body(reply.body)
         size = sum(map(len, body))
-        before += _BODY_MUTATION + _write_varint(size)
-    after = _CLEAR_ROUTE_CACHE if reply.clear_route_cache else b""
-    size += len(before) + len(after)
-    if not size:
-        return [tag, _write_varint(0)]
-    response = _RESPONSE + _write_varint(size)
-    return [tag, _write_varint(len(response) + size), response, before, *body, after]
+        tag += _write_varint(size)
+        common += _BODY_MUTATION + _write_varint(len(tag) + size) + tag
+    if common:
+        if reply.phase in _TRAILERS:
+            raise ValueError(f"{reply.phase} are not changed here")
+        common = _RESPONSE + _write_varint(len(common) + size) + common
+    head = _write_rest(reply) + _PHASES[reply.phase] + _write_varint(len(common) + size)
+    return b"".join((head, common, *body))
 
 
 def _write_mutation(reply: PhaseReply) -> bytes:
-    """Writes how a reply changes headers, as the content of a `HeaderMutation`."""
-    options = [_write_option(name, value, _OVERWRITE) for name, value in reply.set_headers]
-    if reply.append_headers:
-        options += [_write_option(name, value, _APPEND) for name, value in reply.append_headers]
-    if reply.remove_headers:
-        options += [_REMOVE_HEADERS + _prefix(name.encode()) for name in reply.remove_headers]
-    return b"".join(options)
+    """Writes how a reply changes headers, as a field of a `CommonResponse`."""
+    changes = []
+    for name, value in reply.set_headers:
+        raw = value.encode("utf-8", "replace")
+        changes.append(_begin_option(name, len(raw), _OVERWRITE) + raw)
+    for name in reply.remove_headers:
+        removed = name.encode()
+        changes.append(_REMOVE_HEADERS + _write_varint(len(removed)) + removed)
+    if not changes:
+        return b""
+    mutation = b"".join(changes)
+    return _HEADER_MUTATION + _write_varint(len(mutation)) + mutation
 
 
-# Most headers, such as those that name a pod, are set again and again.
+# The same headers are set again and again, with values of few lengths.
 @lru_cache(maxsize=1024)
-def _write_option(name: str, value: str, action: bytes) -> bytes:
-    """Writes a header to set, as a field of a `HeaderMutation`."""
-    raw = value.encode("utf-8", "replace")
-    header = _KEY + _prefix(name.encode()) + _RAW_VALUE + _prefix(raw)
-    return _SET_HEADERS + _prefix(_HEADER + _prefix(header) + action)
+def _begin_option(name: str, size: int, action: bytes) -> bytes:
+    """Writes a header to set, as a field of a `HeaderMutation`, up to its value of so many bytes.
+
+    What is fixed comes first, whatever the numbers of the fields: their order does not matter.
+    """
+    key = name.encode()
+    header = _KEY + _write_varint(len(key)) + key + _RAW_VALUE + _write_varint(size)
+    option = action + _HEADER + _write_varint(len(header) + size) + header
+    return _SET_HEADERS + _write_varint(len(option) + size) + option
 
 
-def _write_body_mutation(mutation: BodyMutation) -> Sequence[bytes | memoryview]:
+def _write_body(mutation: BodyMutation) -> tuple[bytes, tuple[bytes | memoryview, ...]]:
+    """Returns the tag of a field of a `BodyMutation`, and the field's content."""
     match mutation:
         case ReplaceBody(body):
-            parts = body.parts if isinstance(body, Pieces) else (body,)
-            return [_BODY + _write_varint(sum(map(len, parts))), *parts]
-        case ClearBody():
-            return [pb.BodyMutation(clear_body=True).SerializeToString()]
+            return _BODY, body.parts if isinstance(body, Pieces) else (body,)
         case StreamedBody(body, end_of_stream):
             streamed = pb.StreamedBodyResponse(body=body, end_of_stream=end_of_stream)
-            return [pb.BodyMutation(streamed_response=streamed).SerializeToString()]
+            return _STREAMED_BODY, (streamed.SerializeToString(),)
 
 
 def _write_rest(reply: PhaseReply) -> bytes:
@@ -249,40 +257,33 @@ def _write_rest(reply: PhaseReply) -> bytes:
     if reply.mode_override is not None:
         rest += _write_mode_override(reply.mode_override)
     if reply.dynamic_metadata:
-        rest += _DYNAMIC_METADATA + _prefix(_write_struct(reply.dynamic_metadata))
-    if reply.override_message_timeout_s is not None:
-        message = pb.ProcessingResponse()
-        timeout = timedelta(seconds=reply.override_message_timeout_s)
-        message.override_message_timeout.FromTimedelta(timeout)
-        rest += message.SerializeToString()
+        metadata = _write_metadata(reply.dynamic_metadata)
+        rest += _DYNAMIC_METADATA + _write_varint(len(metadata)) + metadata
     return rest
 
 
-def _write_struct(values: Mapping[str, Any]) -> bytes:
-    """Writes an object as the content of a `Struct`.
+def _write_metadata(metadata: Mapping[str, Mapping[str, str]]) -> bytes:
+    """Writes texts by namespace and name, as the content of a `Struct`.
 
-    Most have objects and texts alone; to have protobuf fill in these takes three times as long.
+    To have protobuf fill in these takes three times as long.
     """
-    return b"".join([_write_field(name, value) for name, value in values.items()])
+    content = b""
+    for namespace, texts in metadata.items():
+        fields = b""
+        for name, text in texts.items():
+            raw = text.encode()
+            fields += _begin_field(name, _STRING_VALUE, len(raw)) + raw
+        content += _begin_field(namespace, _STRUCT_VALUE, len(fields)) + fields
+    return content
 
 
-def _write_field(name: str, value: Any) -> bytes:  # noqa: ANN401 (any JSON value)
-    if isinstance(value, str):
-        content = _STRING_VALUE + _prefix(value.encode())
-    elif isinstance(value, Mapping):
-        content = _STRUCT_VALUE + _prefix(_write_struct(value))
-    else:
-        struct = Struct()
-        struct.update({name: value})
-        return struct.SerializeToString()
-    entry = _FIELD_NAME + _prefix(name.encode()) + _FIELD_VALUE + _prefix(content)
-    return _FIELDS + _prefix(entry)
-
-
-def _prefix(content: bytes) -> bytes:
-    """Returns the content with its length before it."""
-    size = len(content)
-    return (_VARINTS[size] if size < len(_VARINTS) else _write_varint(size)) + content
+@lru_cache(maxsize=1024)
+def _begin_field(name: str, kind: bytes, size: int) -> bytes:
+    """Writes a field of a `Struct` up to its value, which is of a kind and has so many bytes."""
+    key, value = name.encode(), kind + _write_varint(size)
+    begin = _FIELD_NAME + _write_varint(len(key)) + key
+    begin += _FIELD_VALUE + _write_varint(len(value) + size) + value
+    return _FIELDS + _write_varint(len(begin) + size) + begin
 
 
 def _write_varint(value: int) -> bytes:
@@ -303,9 +304,6 @@ def _find_tag(message: type[Message], field: str, wire_type: int = 2) -> bytes:
 _BODY = _find_tag(pb.BodyMutation, "body")
 _BODY_MUTATION = _find_tag(pb.CommonResponse, "body_mutation")
 _CLEAR_ROUTE_CACHE = pb.CommonResponse(clear_route_cache=True).SerializeToString()
-_CONTINUE_AND_REPLACE = pb.CommonResponse(
-    status=pb.CommonResponse.CONTINUE_AND_REPLACE
-).SerializeToString()
 _DYNAMIC_METADATA = _find_tag(pb.ProcessingResponse, "dynamic_metadata")
 _FIELDS = _find_tag(Struct, "fields")
 _FIELD_NAME = _find_tag(Struct.FieldsEntry, "key")
@@ -319,9 +317,9 @@ _REMOVE_HEADERS = _find_tag(pb.HeaderMutation, "remove_headers")
 _RESPONSE = _find_tag(pb.BodyResponse, "response")
 _SET_HEADERS = _find_tag(pb.HeaderMutation, "set_headers")
 _STRING_VALUE = _find_tag(Value, "string_value")
+_STREAMED_BODY = _find_tag(pb.BodyMutation, "streamed_response")
 _STRUCT_VALUE = _find_tag(Value, "struct_value")
 _TRAILERS = (Phase.REQUEST_TRAILERS, Phase.RESPONSE_TRAILERS)
-_TRAILERS_MUTATION = _find_tag(pb.TrailersResponse, "header_mutation")
 
 # Envoy's ext_proc filter goes by `append` alone, and its default is to overwrite; other proxies go
 # by `append_action`, whose default is to append. What is said here is the same for both.
@@ -353,16 +351,11 @@ def _build_immediate_response(reply: ImmediateReply) -> pb.ProcessingResponse:
     seen: set[str] = set()
     for name, value in reply.headers:
         action = _APPEND if name.lower() in seen else _OVERWRITE
-        part.headers.MergeFromString(_write_option(name, value, action))
+        raw = value.encode("utf-8", "replace")
+        part.headers.MergeFromString(_begin_option(name, len(raw), action) + raw)
         seen.add(name.lower())
     part.body = reply.body
     part.details = reply.details
     if reply.grpc_status is not None:
         part.grpc_status.status = reply.grpc_status
     return message
-
-
-_PLAIN = {
-    phase: (reply, b"".join(_write_phase(reply)))
-    for phase, reply in ((phase, PhaseReply(phase)) for phase in Phase)
-}

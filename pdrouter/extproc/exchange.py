@@ -21,9 +21,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 from pdrouter.cluster.view import PodCache
-from pdrouter.extproc.codec import MessageInvalid, decode
+from pdrouter.extproc.codec import MessageInvalid, decode, encode
 from pdrouter.extproc.exchange_policy import ExchangePolicy
-from pdrouter.extproc.forwarding import write
 from pdrouter.extproc.front_door import no_body
 from pdrouter.extproc.immediate import pass_refusal, refuse
 from pdrouter.extproc.messages import (
@@ -286,7 +285,7 @@ class Exchange:
 
     async def _send_all(self, replies: Replies) -> None:
         for reply in replies:
-            await self._send(write(reply))
+            await self._send(encode(reply))
 
     async def _end_unasked(self, error: Exception) -> None:
         """End the request since a task of its call has failed."""

@@ -1,14 +1,13 @@
 """The replies that send a request on its way."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from msgspec import structs
 
 from pdrouter.cluster.pods import Pod
-from pdrouter.extproc.codec import encode
+from pdrouter.extproc.codec import keep
 from pdrouter.extproc.header_changes import UNCHANGED, HeaderChanges
-from pdrouter.extproc.messages import BodyMode, Phase, PhaseReply, ReplaceBody, Reply
+from pdrouter.extproc.messages import BodyMode, Phase, PhaseReply, ReplaceBody
 from pdrouter.extproc.modes import ask_for_rest
 from pdrouter.openai.headers import (
     DESTINATION_ENDPOINT,
@@ -26,12 +25,15 @@ from pdrouter.serving.pod_outcomes import SentLeg
 from pdrouter.serving.trace import TRACEPARENT, TRACESTATE, RequestTrace
 
 _STRIPS = {
-    mode: PhaseReply(
-        Phase.REQUEST_HEADERS, remove_headers=STRIPPED_HEADERS, mode_override=ask_for_rest(mode)
+    mode: keep(
+        PhaseReply(
+            Phase.REQUEST_HEADERS,
+            remove_headers=STRIPPED_HEADERS,
+            mode_override=ask_for_rest(mode),
+        )
     )
     for mode in (None, *BodyMode)
 }
-_STRIP_BYTES = {id(reply): encode(reply) for reply in _STRIPS.values()}
 
 
 def strip(
@@ -56,16 +58,11 @@ def strip(
     return structs.replace(usual, remove_headers=removed, set_headers=changes.added)
 
 
-def write(reply: Reply) -> bytes:
-    """Return a reply as bytes; those that are the same for each request are written once."""
-    return _STRIP_BYTES.get(id(reply)) or encode(reply)
-
-
 def forward(
     dispatched: Dispatched,
     sent: SentLeg | None,
     strategy: str | None,
-    metadata: Mapping[str, Mapping[str, Any]] | None,
+    metadata: Mapping[str, Mapping[str, str]] | None,
     *,
     names_second: bool,
 ) -> PhaseReply:

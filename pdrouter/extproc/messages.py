@@ -178,11 +178,6 @@ class ReplaceBody:
 
 
 @dataclass(frozen=True, slots=True)
-class ClearBody:
-    """No body instead of the message that is answered."""
-
-
-@dataclass(frozen=True, slots=True)
 class StreamedBody:
     """A piece of the body in the modes `FULL_DUPLEX_STREAMED` and `GRPC`, and only there."""
 
@@ -190,7 +185,7 @@ class StreamedBody:
     end_of_stream: bool = False
 
 
-BodyMutation: TypeAlias = ReplaceBody | ClearBody | StreamedBody
+BodyMutation: TypeAlias = ReplaceBody | StreamedBody
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,26 +207,18 @@ class PhaseReply(msgspec.Struct, frozen=True):
 
     Attributes:
         set_headers: Headers that replace all others of their name.
-        append_headers: Headers that are added to others of their name.
         remove_headers: Names of headers to remove; Envoy removes before it sets.
         clear_route_cache: Choose the route anew, by the changed headers.
-        replace: Send nothing more of this direction (`CONTINUE_AND_REPLACE`). In reply to headers
-            a body mutation counts only with this.
-        dynamic_metadata: Values to set, by namespace.
-        override_message_timeout_s: The time in seconds that Envoy is to wait for the real reply,
-            from now; this one is then no more than the wish for it.
+        dynamic_metadata: Texts to set, by namespace and name.
     """
 
     phase: Phase
     set_headers: Headers = ()
-    append_headers: Headers = ()
     remove_headers: tuple[str, ...] = ()
     body: BodyMutation | None = None
     clear_route_cache: bool = False
-    replace: bool = False
     mode_override: ModeOverride | None = None
-    dynamic_metadata: Mapping[str, Mapping[str, Any]] | None = None
-    override_message_timeout_s: float | None = None
+    dynamic_metadata: Mapping[str, Mapping[str, str]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

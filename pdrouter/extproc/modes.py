@@ -1,10 +1,12 @@
 """The filter's processing modes: which of them can work, and what is changed for one request."""
 
+from pdrouter.extproc.codec import keep
 from pdrouter.extproc.messages import (
     BodyMode,
     Event,
     HeaderMode,
     ModeOverride,
+    Phase,
     PhaseReply,
     ProtocolConfig,
     ResponseBody,
@@ -13,6 +15,7 @@ from pdrouter.extproc.messages import (
 from pdrouter.openai.errors import RequestRejected
 
 _ECHOING = (BodyMode.FULL_DUPLEX_STREAMED, BodyMode.GRPC)
+_UNCHANGED = {phase: keep(PhaseReply(phase)) for phase in Phase}
 _WITHOUT_BODY = ModeOverride(request_body=BodyMode.BUFFERED, response_body=BodyMode.NONE)
 _WITH_BODY = ModeOverride(request_body=BodyMode.BUFFERED, response_body=BodyMode.STREAMED)
 
@@ -76,4 +79,4 @@ def pass_on(event: Event, response_body: BodyMode | None) -> PhaseReply:
     """Return the reply that lets a message pass as it is."""
     if response_body in _ECHOING and isinstance(event, ResponseBody):
         return PhaseReply(event.phase, body=StreamedBody(event.body, event.end_of_stream))
-    return PhaseReply(event.phase)
+    return _UNCHANGED[event.phase]

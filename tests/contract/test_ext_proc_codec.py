@@ -16,7 +16,6 @@ from pdrouter.extproc.codec import decode, encode
 from pdrouter.extproc.messages import (
     BodyMode,
     BodyMutation,
-    ClearBody,
     HeaderMode,
     Headers,
     ImmediateReply,
@@ -40,8 +39,6 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 OVERWRITE = core.HeaderValueOptionHeaderAppendAction.OVERWRITE_IF_EXISTS_OR_ADD
-APPEND = core.HeaderValueOptionHeaderAppendAction.APPEND_IF_EXISTS_OR_ADD
-REPLACE = service.CommonResponseResponseStatus.CONTINUE_AND_REPLACE
 
 EVENTS = {
     Phase.REQUEST_HEADERS: RequestHeaders,
@@ -173,11 +170,8 @@ def test_what_comes_along_with_a_message_is_read(
 # ---- What Envoy is answered ----
 
 headers = st.lists(st.tuples(names, st.text(max_size=20)), max_size=5).map(tuple)
-bodies = (
-    st.builds(ReplaceBody, st.binary())
-    | st.builds(ClearBody)
-    | st.builds(StreamedBody, st.binary(), st.booleans())
-)
+texts = st.dictionaries(st.text(max_size=8), st.text(max_size=300), max_size=3)
+bodies = st.builds(ReplaceBody, st.binary()) | st.builds(StreamedBody, st.binary(), st.booleans())
 mode_overrides = st.builds(
     ModeOverride,
     request_body=body_modes,
@@ -192,46 +186,41 @@ def phase_replies(phase: Phase) -> st.SearchStrategy[PhaseReply]:
     """Replies with any of the content that the phase allows."""
     common = {
         "phase": st.just(phase),
-        "set_headers": headers,
-        "append_headers": headers,
-        "remove_headers": st.lists(names, max_size=3).map(tuple),
         "mode_override": st.none() | mode_overrides,
         "dynamic_metadata": st.none()
-        | st.dictionaries(st.text(max_size=8), json_objects, min_size=1, max_size=2),
-        "override_message_timeout_s": st.none() | st.integers(0, 10**7).map(lambda ms: ms / 1000),
+        | st.dictionaries(st.text(max_size=8), texts, min_size=1, max_size=2),
     }
     if phase in TRAILERS_PHASES:
         return st.builds(PhaseReply, **common)
     return st.builds(
         PhaseReply,
         **common,
+        set_headers=headers,
+        remove_headers=st.lists(names, max_size=3).map(tuple),
         body=st.none() | bodies,
         clear_route_cache=st.booleans(),
-        replace=st.booleans(),
     )
 
 
-def read_headers(options: list[core.HeaderValueOption]) -> tuple[Headers, Headers]:
-    """The headers that are set and the headers that are appended.
+def read_headers(options: list[core.HeaderValueOption]) -> Headers:
+    """The headers that are set.
 
     Envoy's filter goes by `append`, other proxies by `append_action`: the two must agree.
     """
-    by_append: dict[bool, list[tuple[str, str]]] = {False: [], True: []}
+    read: list[tuple[str, str]] = []
     for option in options:
-        append = bool(option.append)
-        assert option.append_action is (APPEND if append else OVERWRITE)
+        assert not option.append
+        assert option.append_action is OVERWRITE
         assert option.header is not None
         assert option.header.value == ""
-        by_append[append].append((option.header.key, option.header.raw_value.decode()))
-    return tuple(by_append[False]), tuple(by_append[True])
+        read.append((option.header.key, option.header.raw_value.decode()))
+    return tuple(read)
 
 
 def read_body(mutation: service.BodyMutation) -> BodyMutation:
     match betterproto2.which_one_of(mutation, "mutation"):
         case "body", bytes(body):
             return ReplaceBody(body)
-        case "clear_body", True:
-            return ClearBody()
         case "streamed_response", service.StreamedBodyResponse() as piece:
             return StreamedBody(piece.body, piece.end_of_stream)
         case other:
@@ -254,29 +243,23 @@ def read_phase_reply(message: service.ProcessingResponse) -> PhaseReply:
     kind, part = betterproto2.which_one_of(message, "response")
     response = service.CommonResponse()
     if isinstance(part, service.TrailersResponse):
-        mutation = part.header_mutation
+        assert part == service.TrailersResponse()
     else:
         assert isinstance(part, service.HeadersResponse | service.BodyResponse)
         response = part.response or response
-        mutation = response.header_mutation
-    mutation = mutation or service.HeaderMutation()
-    set_headers, append_headers = read_headers(mutation.set_headers)
-    timeout = message.override_message_timeout
+    mutation = response.header_mutation or service.HeaderMutation()
     return PhaseReply(
         Phase(kind),
-        set_headers=set_headers,
-        append_headers=append_headers,
+        set_headers=read_headers(mutation.set_headers),
         remove_headers=tuple(mutation.remove_headers),
         body=read_body(response.body_mutation) if response.body_mutation is not None else None,
         clear_route_cache=response.clear_route_cache,
-        replace=response.status is REPLACE,
         mode_override=read_mode_override(message.mode_override)
         if message.mode_override is not None
         else None,
         dynamic_metadata=message.dynamic_metadata.to_dict()
         if message.dynamic_metadata is not None
         else None,
-        override_message_timeout_s=timeout.total_seconds() if timeout is not None else None,
     )
 
 

@@ -8,11 +8,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pdrouter.extproc import ext_proc_pb2 as pb
-from pdrouter.extproc.codec import MessageInvalid, decode, encode
+from pdrouter.extproc.codec import MessageInvalid, decode, encode, keep
 from pdrouter.extproc.messages import (
     BodyMode,
     BodyMutation,
-    ClearBody,
     ImmediateReply,
     Phase,
     PhaseReply,
@@ -175,19 +174,23 @@ def test_a_body_is_not_shown_where_its_event_is() -> None:
 
 
 @pytest.mark.parametrize("phase", Phase)
-def test_a_plain_reply_is_encoded_once(phase: Phase) -> None:
-    assert encode(PhaseReply(phase)) is encode(PhaseReply(phase))
+def test_a_reply_that_is_kept_is_encoded_once(phase: Phase) -> None:
+    reply = keep(PhaseReply(phase))
+
+    assert encode(reply) is encode(reply)
+    assert encode(reply) == encode(PhaseReply(phase))
 
 
 @pytest.mark.parametrize("phase", [Phase.REQUEST_TRAILERS, Phase.RESPONSE_TRAILERS])
 @pytest.mark.parametrize(
     "make_reply",
     [
-        lambda phase: PhaseReply(phase, body=ClearBody()),
+        lambda phase: PhaseReply(phase, body=ReplaceBody(b"")),
         lambda phase: PhaseReply(phase, clear_route_cache=True),
-        lambda phase: PhaseReply(phase, replace=True),
+        lambda phase: PhaseReply(phase, set_headers=(("a", "b"),)),
+        lambda phase: PhaseReply(phase, remove_headers=("a",)),
     ],
-    ids=["body", "route", "replace"],
+    ids=["body", "route", "header", "no header"],
 )
 def test_a_reply_to_trailers_cannot_change_what_is_sent_already(
     phase: Phase, make_reply: Callable[[Phase], PhaseReply]

@@ -3,7 +3,7 @@
 import pytest
 
 from pdrouter.extproc.codec import encode
-from pdrouter.extproc.forwarding import strip, write
+from pdrouter.extproc.forwarding import strip
 from pdrouter.extproc.messages import BodyMode
 from pdrouter.openai.headers import STRIPPED_HEADERS
 
@@ -15,7 +15,7 @@ def test_the_same_headers_are_removed_from_every_request(mode: BodyMode | None) 
     reply = strip(mode, USUAL)
     assert reply.remove_headers == STRIPPED_HEADERS
     assert reply is strip(mode, {})
-    assert write(reply) == encode(reply)
+    assert encode(reply) is encode(reply)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,6 @@ def test_the_same_headers_are_removed_from_every_request(mode: BodyMode | None) 
 def test_rare_ones_are_removed_from_requests_that_have_them(name: str) -> None:
     reply = strip(None, {**USUAL, name: "1"})
     assert reply.remove_headers == (*STRIPPED_HEADERS, name)
-    assert write(reply) == encode(reply)
 
 
 def test_what_is_removed_anyhow_is_named_once() -> None:
