@@ -1184,12 +1184,13 @@ async def exceed_the_routes(_: pytest.MonkeyPatch) -> None:
 
 
 @walk(
-    "Hosts in handles, headers, pairs, annotations that were read before, distances",
+    "Hosts in handles, headers, metadata, pairs, annotations that were read before, distances",
     ", ".join(
         f"{cache.cache_info().maxsize:,}"
         for cache in (
             nixl._is_unusable,
-            codec._write_option,
+            codec._begin_option,
+            codec._begin_field,
             pods._create_pairing,
             pod_config.read_config,
             places.measure_distance,
