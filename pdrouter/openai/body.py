@@ -2,7 +2,7 @@
 
 import re
 from codecs import utf_8_decode
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Set
 from functools import cache, lru_cache
 from typing import Any, TypeVar
 
@@ -53,13 +53,15 @@ class BodyInvalid(ValueError):
 class Body:
     """An immutable JSON object: its original bytes, and where its top-level members stand.
 
+    Attributes:
+        data: its bytes.
+        names: names of the members, each once, in order of first occurrence.
+
     Nothing is parsed and written again: `edit` splices bytes, so that order, white space, escapes
     and the spelling of numbers of any size stay as they were in every member that is not edited.
     """
 
-    __slots__ = ("_members", "_opening", "_spans", "data")
-
-    data: bytes
+    __slots__ = ("_members", "_opening", "_spans", "data", "names")
 
     def __init__(self, data: bytes) -> None:
         """Index `data`. It takes one pass at C speed, and a step for each member.
@@ -76,14 +78,10 @@ class Body:
             raise BodyInvalid(_INVALID % error) from None
         # Of members of one name, the last counts.
         self._members = {span[0]: span for span in self._spans}
+        self.names: Set[str] = self._members.keys()
 
     def __contains__(self, name: str) -> bool:
         return name in self._members
-
-    @property
-    def names(self) -> Collection[str]:
-        """Names of the members, each once, in order of first occurrence."""
-        return self._members.keys()
 
     @property
     def duplicates(self) -> frozenset[str]:
@@ -131,7 +129,7 @@ class Body:
             remove: names of members to drop; absent ones are no matter.
         """
         replace = replace or {}
-        if not replace and self._members.keys().isdisjoint(remove):
+        if not replace and self.names.isdisjoint(remove):
             return Pieces((self.data,), unchanged=True)
         pending = dict(replace)
         data = memoryview(self.data)

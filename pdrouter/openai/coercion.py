@@ -4,6 +4,8 @@ import re
 
 import msgspec
 
+from pdrouter.openai.body import Body
+
 UNREADABLE = object()
 """Stands for a value that is too long to be a number or a truth value."""
 
@@ -33,6 +35,15 @@ def decode_scalar(raw: bytes) -> object:
         return _decode(raw)
     except msgspec.DecodeError:  # A number out of range, or half of a surrogate pair.
         return UNREADABLE
+
+
+def read_scalar(body: Body, name: str, default: object = None) -> object:
+    """Return a member's value as `decode_scalar` does, the default if it is absent or null."""
+    raw = body.raw(name)
+    if raw is None:
+        return default
+    value = decode_scalar(raw)
+    return default if value is None else value
 
 
 def as_integer(value: object) -> int | None:

@@ -7,13 +7,22 @@ from itertools import islice
 import msgspec
 
 from pdrouter.openai.body import Body
-from pdrouter.openai.coercion import as_boolean, as_integer, decode_scalar
+from pdrouter.openai.coercion import as_boolean, as_integer, decode_scalar, read_scalar
 from pdrouter.openai.json_walk import list_items
 from pdrouter.openai.paths import Endpoint
 
 _NO_STREAM_OPTIONS = (None, b"null", b"{}", b"[]", b'""', b"false", b"0")
 _RARE = frozenset(
-    {"n", "best_of", "use_beam_search", "echo", "prompt_logprobs", "logprob_start_len"}
+    {
+        "n",
+        "best_of",
+        "use_beam_search",
+        "echo",
+        "prompt_logprobs",
+        "logprob_start_len",
+        "truncate_prompt_tokens",
+        "min_tokens",
+    }
 )
 """Options that most requests do not have."""
 _FIRST_ITEM = re.compile(rb"\[[ \t\n\r]*(.)", re.DOTALL)
@@ -32,7 +41,9 @@ class _StreamOptions(msgspec.Struct):
         return False
 
 
-def list_misfits(endpoint: Endpoint, body: Body, options: Body) -> Iterator[str]:
+def list_misfits(
+    endpoint: Endpoint, body: Body, options: Body, *, stream: bool | None
+) -> Iterator[str]:
     """Yield the reasons why a request cannot be split into two legs; none if it can.
 
     The rules and their reasons stand in vLLM: the answer of the prefill leg carries one set of
@@ -46,50 +57,43 @@ def list_misfits(endpoint: Endpoint, body: Body, options: Body) -> Iterator[str]
         endpoint: what is asked for.
         body: the request.
         options: the object that has limits and sampling options.
+        stream: whether the answer is to be streamed; None if engines refuse what the body says.
     """
+    rare = not (_RARE.isdisjoint(body.names) and _RARE.isdisjoint(options.names))
     if endpoint.batches and _has_several_prompts(endpoint, body):
         yield "several-prompts"
-    if not (_RARE.isdisjoint(body.names) and _RARE.isdisjoint(options.names)):
+    if rare:
         yield from (reason for reason, applies in _check_rare_options(body, options) if applies)
     if endpoint.stateful and _is_stateful(body):
         yield "stateful-responses"
-    if _is_truncated(endpoint, body, options):
+    if (endpoint.stateful or rare) and _is_truncated(endpoint, body, options):
         yield "truncated-prompt"
-    if _has_invalid_limit(endpoint, options) or _has_invalid_stream(body):
+    if _has_invalid_limit(endpoint, options, rare=rare) or _has_invalid_stream(body, stream):
         yield "invalid-value"
 
 
 def _check_rare_options(body: Body, options: Body) -> tuple[tuple[str, bool], ...]:
     return (
-        ("n", (as_integer(_read(options, "n")) or 1) > 1),
-        ("best-of", as_integer(_read(options, "best_of", 1)) != 1),
+        ("n", (as_integer(read_scalar(options, "n")) or 1) > 1),
+        ("best-of", as_integer(read_scalar(options, "best_of", 1)) != 1),
         ("beam-search", _is_on(options, "use_beam_search")),
         ("echo", _is_on(body, "echo")),
-        ("prompt-logprobs", _read(options, "prompt_logprobs") is not None),
+        ("prompt-logprobs", read_scalar(options, "prompt_logprobs") is not None),
         # SGLang's: from where on the prompt's are wanted; -1 is nowhere.
-        ("prompt-logprobs", as_integer(_read(body, "logprob_start_len", -1)) != -1),
+        ("prompt-logprobs", as_integer(read_scalar(body, "logprob_start_len", -1)) != -1),
     )
-
-
-def _read(body: Body, name: str, default: object = None) -> object:
-    """Return a member's value as far as it is a scalar, the default if it is absent or null."""
-    raw = body.raw(name)
-    if raw is None:
-        return default
-    value = decode_scalar(raw)
-    return default if value is None else value
 
 
 def _is_on(body: Body, name: str) -> bool:
     """Return whether an option is set, or may be: only an engine knows what an odd value means."""
-    return as_boolean(_read(body, name, default=False)) is not False
+    return as_boolean(read_scalar(body, name, default=False)) is not False
 
 
 def _is_stateful(body: Body) -> bool:
     return (
-        as_boolean(_read(body, "store", default=True)) is not False
+        as_boolean(read_scalar(body, "store", default=True)) is not False
         or _is_on(body, "background")
-        or any(_read(body, name) is not None for name in ("previous_response_id", "conversation"))
+        or any(read_scalar(body, name) is not None for name in ("previous_response_id", "conversation"))
     )
 
 
@@ -101,25 +105,25 @@ def _is_truncated(endpoint: Endpoint, body: Body, options: Body) -> bool:
     if endpoint.stateful and body.raw("truncation") not in (None, b'"disabled"'):
         return True
     return any(
-        (as_integer(_read(holder, "truncate_prompt_tokens", 1)) or 0) < 1
+        (as_integer(read_scalar(holder, "truncate_prompt_tokens", 1)) or 0) < 1
         for holder in (body, options)
         if "truncate_prompt_tokens" in holder
     )
 
 
-def _has_invalid_limit(endpoint: Endpoint, options: Body) -> bool:
+def _has_invalid_limit(endpoint: Endpoint, options: Body, *, rare: bool) -> bool:
     last: object = None
     for name in endpoint.limits:
-        limit = _read(options, name)
+        limit = read_scalar(options, name) if name in options.names else None
         if limit is None and not endpoint.limit_required:
             continue
         if not _is_positive(limit):
             return True
         # Of two limits, engines heed the one that is named last.
         last = limit
-    if not _is_positive(_read(options, "n", 1)):
+    if rare and not _is_positive(read_scalar(options, "n", 1)):
         return True
-    return "min_tokens" in options and _has_invalid_minimum(options, as_integer(last))
+    return "min_tokens" in options.names and _has_invalid_minimum(options, as_integer(last))
 
 
 def _is_positive(value: object) -> bool:
@@ -128,19 +132,20 @@ def _is_positive(value: object) -> bool:
 
 
 def _has_invalid_minimum(options: Body, limit: int | None) -> bool:
-    minimum = as_integer(_read(options, "min_tokens", 0))
+    minimum = as_integer(read_scalar(options, "min_tokens", 0))
     return minimum is None or minimum < 0 or (limit is not None and minimum > limit)
 
 
-def _has_invalid_stream(body: Body) -> bool:
-    streamed = as_boolean(_read(body, "stream", default=False))
-    if streamed:
+def _has_invalid_stream(body: Body, stream: bool | None) -> bool:
+    if stream:
+        if "stream_options" not in body.names:
+            return False
         try:
             stream_options = body.get("stream_options", _StreamOptions)
         except msgspec.ValidationError:
             return True
         return stream_options is not None and stream_options.are_invalid()
-    return streamed is None or body.raw("stream_options") not in _NO_STREAM_OPTIONS
+    return stream is None or body.raw("stream_options") not in _NO_STREAM_OPTIONS
 
 
 def _has_several_prompts(endpoint: Endpoint, body: Body) -> bool:

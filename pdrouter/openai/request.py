@@ -8,7 +8,7 @@ import msgspec
 from msgspec import structs
 
 from pdrouter.openai.body import Body, BodyInvalid, encode
-from pdrouter.openai.coercion import as_boolean, as_integer, decode_scalar
+from pdrouter.openai.coercion import as_boolean, as_integer, read_scalar
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.form import Form, FormInvalid, is_form, parse_form
 from pdrouter.openai.media import MULTIMODAL, find_media
@@ -188,7 +188,7 @@ def parse_request(
         raise RequestRejected(400, "invalid_content_type", message, "content-type")
     try:
         body = Body(data)
-        sampling = _nested(body, endpoint.sampling)
+        sampling = None if endpoint.sampling is None else _nested(body, endpoint.sampling)
     except BodyInvalid as error:
         raise RequestRejected(400, "invalid_body", str(error)) from None
     _check_duplicates(body, transfer_members)
@@ -197,8 +197,9 @@ def parse_request(
     model = _read_model(body)
     prompt_name = _find_prompt(endpoint, body)
     options = body if endpoint.sampling is None else sampling or _NO_MEMBERS
+    stream = as_boolean(read_scalar(body, "stream", default=False))
     if endpoint.legs == 2:
-        misfits = tuple(list_misfits(endpoint, body, options))
+        misfits = tuple(list_misfits(endpoint, body, options, stream=stream))
         if not split_multimodal and (media := _find_media(body, prompt_name)):
             misfits = (*misfits, media)
     else:
@@ -210,7 +211,7 @@ def parse_request(
         prompt_name,
         sampling,
         model,
-        bool(as_boolean(_read(body, "stream"))),
+        bool(stream),
         _find_limit(endpoint, options),
         misfits,
     )
@@ -249,15 +250,15 @@ def _read_form(endpoint: Endpoint, query: str, data: bytes, content_type: str) -
     )
 
 
-def _nested(body: Body, name: str | None) -> Body | None:
-    raw = body.raw(name) if name else None
+def _nested(body: Body, name: str) -> Body | None:
+    raw = body.raw(name)
     if raw is None or raw == b"null":
         return None
     try:
         return Body(raw)
     except BodyInvalid as error:
         reason = f"cannot be read: {error}" if raw.startswith(b"{") else "must be an object"
-        raise _invalid(str(name), f"{name!r} {reason}") from None
+        raise _invalid(name, f"{name!r} {reason}") from None
 
 
 def _check_duplicates(holder: Body, transfer_members: frozenset[str]) -> None:
@@ -283,16 +284,13 @@ def _read_model(body: Body) -> str:
     return model
 
 
-def _read(body: Body, name: str) -> object:
-    raw = body.raw(name)
-    return None if raw is None else decode_scalar(raw)
-
-
 def _find_limit(endpoint: Endpoint, options: Body) -> int | None:
     """Return the least limit; what is no limit, an engine is to refuse."""
     least: int | None = None
     for name in endpoint.limits:
-        number = as_integer(_read(options, name))
+        if name not in options.names:
+            continue
+        number = as_integer(read_scalar(options, name))
         if number is not None and number >= 0:
             least = min(number, _MAX_LIMIT if least is None else least)
     return least
