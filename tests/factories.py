@@ -115,9 +115,9 @@ def make_decision(prefill: Pod | None, decode: Pod, reason: str = "") -> Decisio
     """A decision for these pods."""
     last = Choice(Leg.DECODE, decode, "kv_capacity", 2.0, [decode] * 3, [2.0] * 3, 9)
     if prefill is None:
-        return Decision((last,), reason)
+        return Decision((), last, reason)
     side = Choice(Leg.PREFILL, prefill, "ttft", 0.0, [prefill], [0.0], 7)
-    return Decision((side, last), reason)
+    return Decision((side,), last, reason)
 
 
 def make_record(**changes: Any) -> RequestRecord:

@@ -27,6 +27,8 @@ def read_strategy(value: str) -> str:
 
     A name that is said twice is one. Members of a list that are empty are mistakes there.
     """
+    if "," not in value:
+        return value.strip().lower().replace("_", "-")
     names = {member.strip().lower().replace("_", "-") for member in value.split(",")}
     return value.strip() if len(names) > 1 else names.pop()
 

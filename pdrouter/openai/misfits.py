@@ -93,7 +93,9 @@ def _is_stateful(body: Body) -> bool:
     return (
         as_boolean(read_scalar(body, "store", default=True)) is not False
         or _is_on(body, "background")
-        or any(read_scalar(body, name) is not None for name in ("previous_response_id", "conversation"))
+        or any(
+            read_scalar(body, name) is not None for name in ("previous_response_id", "conversation")
+        )
     )
 
 

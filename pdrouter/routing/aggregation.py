@@ -126,7 +126,7 @@ def choose_way(
     ways = Ways(prefill.seconds, handover_s, choice.score, "", choice.pod.name, choice.seconds)
     if choice.score >= _GAIN * ways.two_legs_s:
         return structs.replace(decision, ways=ways)
-    return structs.replace(decision, legs=(choice,), reason=REASON, ways=ways)
+    return structs.replace(decision, side=(), last=choice, reason=REASON, ways=ways)
 
 
 def _list_able(

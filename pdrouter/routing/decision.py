@@ -148,8 +148,9 @@ class Decision(msgspec.Struct, frozen=True):
     """The pods that serve a request.
 
     Attributes:
-        legs: the pods by leg, in the order in which the request comes to them; the last is the one
-            that Envoy sends it to.
+        side: the legs that the router sends, in the order in which the request comes to them; none
+            where one pod serves the request whole.
+        last: the leg that Envoy sends.
         reason: why the request is served whole; empty where it is not.
         notes: what filtered whom, for people.
         encode: the pods that encode its media, in the order of the request's items; none where the
@@ -158,7 +159,8 @@ class Decision(msgspec.Struct, frozen=True):
         session: what became of its session; None where sessions were not looked at.
     """
 
-    legs: tuple[Choice, ...]
+    side: tuple[Choice, ...]
+    last: Choice
     reason: str = ""
     notes: tuple[str, ...] = ()
     encode: tuple[Choice, ...] = ()
@@ -166,19 +168,14 @@ class Decision(msgspec.Struct, frozen=True):
     session: SessionOutcome | None = None
 
     @property
-    def last(self) -> Choice:
-        """The leg that Envoy sends."""
-        return self.legs[-1]
-
-    @property
-    def side(self) -> tuple[Choice, ...]:
-        """The legs that the router sends; none where one pod serves the request whole."""
-        return self.legs[:-1]
+    def legs(self) -> tuple[Choice, ...]:
+        """All legs, in the order in which the request comes to them."""
+        return (*self.side, self.last)
 
     @property
     def whole(self) -> bool:
         """Whether one pod serves the request."""
-        return len(self.legs) == 1
+        return not self.side
 
     def find(self, leg: Leg) -> Choice | None:
         """Return what was chosen for a leg; None if the request has none of its own."""
@@ -210,7 +207,7 @@ class Decision(msgspec.Struct, frozen=True):
         moved = structs.replace(last, pod=pod, score=score)
         note = f"Envoy has not reached {last.leg} pod {last.pod.name}, and taken {pod.name}"
         notes = (*self.notes, note)
-        return structs.replace(self, legs=(*self.side, moved), notes=notes)
+        return structs.replace(self, last=moved, notes=notes)
 
     @property
     def kind(self) -> DecisionKind:

@@ -64,10 +64,12 @@ def _decide(
 
 def _join(decision: Decision, found: Decision) -> Decision:
     """Return the new pair with all notes; if the decode pod stays, so does why it was chosen."""
-    legs, session = found.legs, decision.session
-    if found.last.pod.uid == decision.last.pod.uid:
-        legs = (*found.side, decision.last)
+    last, session = found.last, decision.session
+    if last.pod.uid == decision.last.pod.uid:
+        last = decision.last
     elif session is not None and session is not SessionOutcome.NONE:
         session = SessionOutcome.AWAY
     notes = tuple(dict.fromkeys((*decision.notes, *found.notes)))
-    return structs.replace(decision, legs=legs, reason="", notes=notes, session=session)
+    return structs.replace(
+        decision, side=found.side, last=last, reason="", notes=notes, session=session
+    )

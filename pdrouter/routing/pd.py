@@ -27,11 +27,13 @@ class _Policies(msgspec.Struct, frozen=True):
     Attributes:
         prefill: scores prefill pods.
         decode: scores decode pods.
+        algorithms: the names of both, and of what they are put together of.
         complaints: what is wrong with what the model asks for, for people.
     """
 
     prefill: PrefillPolicy
     decode: DecodePolicy
+    algorithms: frozenset[str]
     complaints: tuple[str, ...]
 
 
@@ -66,10 +68,11 @@ class PrefillDecode:
         self._decode = decode
         self._bucketing = bucketing
         self._locality = locality
+        self._usual = self._choose_policies("", "")
 
     def decide(self, facts: RoutingFacts, pods: ModelPods, state: RoutingState) -> Decision:
         """Choose a pair, or one pod for a request that is served whole."""
-        policies = self._find_policies(facts)
+        policies = self._find_policies(facts.prefill_policy, facts.decode_policy)
         decision = self._decide(policies, RankingRequest(facts, state, pods.prefill_uids), pods)
         if policies.complaints:
             decision = structs.replace(decision, notes=(*policies.complaints, *decision.notes))
@@ -77,18 +80,24 @@ class PrefillDecode:
 
     def list_algorithms(self, prefill_policy: str, decode_policy: str) -> frozenset[str]:
         """Return the names of the policies that rank the pods of its legs."""
-        prefill, _ = self._prefill.find(prefill_policy)
-        decode, _ = self._decode.find(decode_policy)
-        return list_names(prefill.name) | list_names(decode.name)
+        return self._find_policies(prefill_policy, decode_policy).algorithms
 
-    def _find_policies(self, facts: RoutingFacts) -> _Policies:
-        prefill, no_prefill = self._prefill.find(facts.prefill_policy)
-        decode, no_decode = self._decode.find(facts.decode_policy)
-        return _Policies(prefill, decode, tuple(filter(None, (no_prefill, no_decode))))
+    def _find_policies(self, prefill_policy: str, decode_policy: str) -> _Policies:
+        # Few models ask for their own.
+        if not (prefill_policy or decode_policy):
+            return self._usual
+        return self._choose_policies(prefill_policy, decode_policy)
+
+    def _choose_policies(self, prefill_policy: str, decode_policy: str) -> _Policies:
+        prefill, no_prefill = self._prefill.find(prefill_policy)
+        decode, no_decode = self._decode.find(decode_policy)
+        algorithms = list_names(prefill.name) | list_names(decode.name)
+        return _Policies(prefill, decode, algorithms, tuple(filter(None, (no_prefill, no_decode))))
 
     def _decide(self, policies: _Policies, request: RankingRequest, pods: ModelPods) -> Decision:
         facts, state = request.facts, request.state
-        pods = keep_selected(pods, facts.selector)
+        if facts.selector is not None:
+            pods = keep_selected(pods, facts.selector)
         whole = facts.whole
         if whole is None and not pods.disaggregated:
             whole = "not-disaggregated"
@@ -111,11 +120,9 @@ class PrefillDecode:
         pair = pick_pair(prefills, decodes, pods, state.random, self._locality)
         if pair.note:
             notes.append(pair.note)
-        legs = (
-            _choose_prefill(policies.prefill, prefills, pair.prefill, request),
-            _choose_decode(policies.decode, decodes, pair.decode, request),
-        )
-        return Decision(legs, notes=tuple(notes))
+        prefill = _choose_prefill(policies.prefill, prefills, pair.prefill, request)
+        decode = _choose_decode(policies.decode, decodes, pair.decode, request)
+        return Decision((prefill,), decode, notes=tuple(notes))
 
 
 def _decide_whole(
@@ -127,7 +134,7 @@ def _decide_whole(
     ranking = policy.rank(pods.whole, request)
     index = pick_lowest(ranking.scores, request.state.random)
     choice = _choose_decode(policy, ranking, index, request)
-    return Decision((choice,), reason, (*notes, ranking.note) if ranking.note else notes)
+    return Decision((), choice, reason, (*notes, ranking.note) if ranking.note else notes)
 
 
 def _rank(

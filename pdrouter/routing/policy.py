@@ -154,7 +154,7 @@ class PrefillPolicy(Protocol):
         """Return how many prompt tokens a pod would compute for the request."""
 
     def explain(self, pods: Sequence[Pod], request: RankingRequest) -> ScoreParts | None:
-        """Return what the scores of these pods are made of; None where that is not told."""
+        """Return what the scores that these pods have got are made of; None if nobody tells."""
 
 
 class Ranking(msgspec.Struct, frozen=True):

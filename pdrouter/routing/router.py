@@ -101,8 +101,10 @@ class Router:
     ) -> Decision:
         """Decide among the pods to which the request's session keeps it, or among all."""
         affinity = self.rules.affinity
-        wanted = strategy.name == POLICY or affinity.mode is not SessionAffinity.OFF
-        placed = place_request(facts, pods, self.state, affinity, wanted=wanted)
+        wanted = affinity.mode is not SessionAffinity.OFF or strategy.name == POLICY
+        placed = None
+        if facts.session is not None or facts.holder:
+            placed = place_request(facts, pods, self.state, affinity, wanted=wanted)
         if placed is None:
             return judge_session(decide(strategy, facts, pods), facts, wanted=wanted)
         try:

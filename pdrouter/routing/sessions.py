@@ -57,7 +57,7 @@ class Placed(msgspec.Struct, frozen=True):
         )
         return structs.replace(
             decision,
-            legs=(*decision.side, last),
+            last=last,
             notes=(*self.notes, *decision.notes),
             session=self.place.outcome,
         )

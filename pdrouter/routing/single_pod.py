@@ -52,4 +52,4 @@ class SinglePod:
             parts=ranking.parts,
         )
         notes = (*notes, ranking.note) if ranking.note else notes
-        return Decision((choice,), facts.whole or self._reason, notes)
+        return Decision((), choice, facts.whole or self._reason, notes)

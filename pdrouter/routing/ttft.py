@@ -4,7 +4,14 @@ from collections.abc import Sequence
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.load.static_shapes import StaticShapes
-from pdrouter.routing.policy import DEFAULT_OPTIONS, PolicyOptions, RankingRequest, count_computed
+from pdrouter.routing.decision import ScoreParts
+from pdrouter.routing.policy import (
+    DEFAULT_OPTIONS,
+    PolicyOptions,
+    Ranking,
+    RankingRequest,
+    count_computed,
+)
 from pdrouter.routing.score_parts import PrefillParts
 
 
@@ -48,11 +55,10 @@ class TimeToFirstToken:
         """Return how many tokens a pod computes for the request."""
         return request.count_uncached(uid)
 
-    def explain(self, pods: Sequence[Pod], request: RankingRequest) -> PrefillParts:
-        """Return what the scores of now are made of."""
-        uids = [pod.uid for pod in pods]
-        weight = self._weigh_computing(uids, request)
-        return PrefillParts.of(request, weight, request.find_homes(uids), self._away_factor)
+    def explain(self, pods: Sequence[Pod], request: RankingRequest) -> ScoreParts | None:
+        """Return what the scores that the pods have got are made of."""
+        del pods
+        return request.ranked[self.name].parts
 
     def score(self, pods: Sequence[Pod], request: RankingRequest) -> Sequence[float]:
         """Return the predicted seconds for each pod, those of computing weighted."""
@@ -63,13 +69,15 @@ class TimeToFirstToken:
         else:
             added = self._measure(uids, request, weight)
         scores = ledger.predict_prefills(uids, added, self._others_weight)
-        homes = request.find_homes(uids)
-        if not homes:
-            return scores
-        away = self._away_factor
-        return [
-            score if uid in homes else score * away for uid, score in zip(uids, scores, strict=True)
-        ]
+        homes, away = request.find_homes(uids), self._away_factor
+        if homes:
+            scores = [
+                score if uid in homes else score * away
+                for uid, score in zip(uids, scores, strict=True)
+            ]
+        parts = PrefillParts.of(request, weight, homes, away)
+        request.ranked[self.name] = Ranking(pods, scores, parts=parts)
+        return scores
 
     def _weigh_computing(self, uids: Sequence[str], request: RankingRequest) -> float:
         """Return how many times a second of computing counts as much as one of waiting."""

@@ -19,6 +19,7 @@ from pdrouter.openai.header_values import read_one, read_strategy
 from pdrouter.openai.headers import (
     CLIENT_STRATEGY,
     CONFIG_PROFILE,
+    EXTERNAL_FILTER,
     ROUTING_STRATEGY,
 )
 from pdrouter.openai.kind import describe_kind
@@ -140,7 +141,7 @@ class PodChooser:
             RequestRejected: the request asks for what is not there, or must wait.
         """
         self.router.state.catch_up()
-        selector = read_selector(headers)
+        selector = read_selector(headers) if EXTERNAL_FILTER in headers else None
         resolved = self._resolve(request, pods, headers, tokens)
         if resolved.automatic:
             record.profile = resolved.name
@@ -149,7 +150,7 @@ class PodChooser:
             return None
         if pods.unsupported:
             raise unsupported_model(pods.model, pods.unsupported)
-        digests = tuple(dict.fromkeys(item.digest for item in media)) if media else ()
+        items = tuple(dict.fromkeys(item.digest for item in media)) if media else ()
         with record.steps.time("describe"):
             facts = self._describe(
                 request,
@@ -158,7 +159,7 @@ class PodChooser:
                 selector,
                 resolved,
                 strategy=strategy,
-                items=digests,
+                items=items,
                 user=record.user,
             )
             keys, holders = self.policy.session_keys, self.holders
@@ -166,29 +167,41 @@ class PodChooser:
             deadline = self._find_deadline(request, tokens, headers, resolved, record)
             if deadline is not None:
                 facts = structs.replace(facts, deadline=deadline)
+        if self.turns is None:
+            return self._route(strategy, facts, pods, record)
         line = read_class(headers, self.policy.deadlines.classes)
-        return await self._choose_in_turn(
-            Applicant(request.model, pods, strategy, facts, line, record)
-        )
+        applicant = Applicant(request.model, pods, strategy, facts, line, record)
+        return await self._route_in_turn(applicant, self.turns)
 
-    async def _choose_in_turn(self, asks: Applicant) -> Routed:
+    async def _route_in_turn(self, asks: Applicant, turns: FairQueues) -> Routed:
         """Choose the pods for a request, once its turn has come."""
-        facts, strategy, record, pods = asks.facts, asks.strategy, asks.record, asks.pods
         turn = None
         try:
-            if self.turns is not None:
-                turn = await self.turns.wait(asks)
-                # Meanwhile, pods may have come and gone.
-                pods = self.models.find(asks.name)
-            decision = self._decide(strategy, facts, pods, record)
+            turn = await turns.wait(asks)
+            # Meanwhile, pods may have come and gone, and others have chosen.
+            pods = self.models.find(asks.name)
+            self.router.state.catch_up()
+            routed = self._route(asks.strategy, asks.facts, pods, asks.record, turn)
         except BaseException:
             if turn is not None:
                 turn.begin()
-            self.charges.end(record)
+            self.charges.end(asks.record)
             raise
-        if turn is not None and not decision.encode:
+        if not routed.decision.encode:
             turn.begin()
-        self.charges.charge(record.request_id, facts)
+        return routed
+
+    def _route(
+        self,
+        strategy: Strategy,
+        facts: RoutingFacts,
+        pods: ModelPods,
+        record: RequestRecord,
+        turn: Turn | None = None,
+    ) -> Routed:
+        decision = self._decide(strategy, facts, pods, record)
+        if facts.user:
+            self.charges.charge(record.request_id, facts)
         at = self.router.state.failures.clock()
         return Routed(pods, strategy, facts, decision, at, turn, self.charges)
 
@@ -260,20 +273,14 @@ class PodChooser:
         self, request: InferenceRequest, pods: ModelPods, headers: Mapping[str, str], tokens: int
     ) -> ResolvedProfile:
         """Return what the model's configuration says of a request, whose prompt is this long."""
-        requested = read_one(headers.get(CONFIG_PROFILE, ""))
+        requested = read_one(headers[CONFIG_PROFILE]) if CONFIG_PROFILE in headers else ""
         return resolve_profile(pods.config, requested, tokens, request.max_output_tokens)
 
     def reserve_tokens(self, request: InferenceRequest, model: str, tokens: int) -> tuple[int, int]:
         """Return the tokens that a prompt, and the answer to it, take of limits at first."""
         estimate = partial(self.ratios.estimate, request.model)
-        return reserve_tokens(request, tokens, self._expect_output(request, model), estimate)
-
-    def _expect_output(self, request: InferenceRequest, model: str) -> int:
-        """Return how many tokens the answer to a request is expected to have."""
-        if not request.endpoint.limits:
-            return 0
-        expected, limit = self.lengths.expect(model), request.max_output_tokens
-        return expected if limit is None else min(limit, expected)
+        expected = _limit_output(request, self.lengths.expect(model))
+        return reserve_tokens(request, tokens, expected, estimate)
 
     def count_prompt_tokens(self, request: InferenceRequest, media: Sequence[MediaItem]) -> int:
         """Return the length of a prompt in tokens, as estimated."""
@@ -300,11 +307,12 @@ class PodChooser:
         user: str,
     ) -> RoutingFacts:
         """Return what strategies need to know of a request."""
-        output, expected = self._expect_output(request, pods.model), self.lengths.expect(pods.model)
+        expected = self.lengths.expect(pods.model)
         if items and not any(map(pods.find_encoders, pods.prefill or pods.whole)):
             items = ()
         whole = find_misfit(request, pods, self.splits, encoded=bool(items))
-        whole = whole or self._find_unsplittable(request, pods)
+        if whole is None and not self.kinds.empty:
+            whole = self._find_unsplittable(request, pods)
         split = whole is None and pods.disaggregated
         profile = resolved.profile
         algorithms = strategy.list_algorithms(profile.prefill_policy, profile.decode_policy)
@@ -313,7 +321,7 @@ class PodChooser:
             tokens,
             whole,
             hash_prompt(request) if split or recalled else NO_PREFIX,
-            output,
+            _limit_output(request, expected),
             selector,
             resolved.name,
             profile.prefill_policy,
@@ -349,7 +357,7 @@ class PodChooser:
         return found
 
     def _find_unsplittable(self, request: InferenceRequest, pods: ModelPods) -> str | None:
-        if self.kinds.empty or not pods.whole:
+        if not pods.whole:
             return None
         kind = describe_kind(request)
         if kind is None or not self.kinds.is_whole(pods.model, kind):
@@ -361,7 +369,6 @@ class PodChooser:
     ) -> Decision:
         try:
             with record.steps.time("route"):
-                self.router.state.catch_up()
                 decision = self.router.decide(strategy, facts, pods)
         except NoReadyPod as missing:
             raise refuse_missing(missing, pods, facts.whole) from missing
@@ -379,6 +386,14 @@ class PodChooser:
         record.aggregated = decision.reason
         self.observer.request_routed(record)
         return decision
+
+
+def _limit_output(request: InferenceRequest, expected: int) -> int:
+    """Return how many tokens the answer to a request is to have, where its model's have so many."""
+    if not request.endpoint.limits:
+        return 0
+    limit = request.max_output_tokens
+    return expected if limit is None else min(limit, expected)
 
 
 def _read_strategy(headers: Mapping[str, str]) -> str:

@@ -78,7 +78,7 @@ class ResponseHolders:
         choice = Choice(Leg.DECODE, pod, POLICY, 0.0, (pod,), (0.0,), 0)
         record.model = pod.model
         record.strategy = record.asked_strategy = strategy or SESSION_AFFINITY
-        record.decision = Decision((choice,), REASON)
+        record.decision = Decision((), choice, REASON)
         record.aggregated = REASON
         self._observer.request_routed(record)
         return pod

@@ -41,7 +41,7 @@ def read_target(
     """
     # Few requests have either.
     own = _read_milliseconds(headers) if TTFT_TARGET in headers else None
-    name = read_class(headers, classes)
+    name = read_class(headers, classes) if REQUEST_CLASS in headers else ""
     if own is not None:
         return Target(own / 1000, TTFT_TARGET)
     if name:

@@ -129,7 +129,7 @@ def choose(pod: Pod, leg: Leg = Leg.PREFILL) -> Choice:
 
 
 def make_pair(prefill: Pod, decode: Pod) -> Decision:
-    return Decision((choose(prefill), choose(decode, Leg.DECODE)))
+    return Decision((choose(prefill),), choose(decode, Leg.DECODE))
 
 
 @dataclass

@@ -143,4 +143,4 @@ def _decide(
     index = pick_lowest(scores, state.random)
     tokens = facts.prompt_tokens + facts.output_tokens
     choice = Choice(Leg.DECODE, pods[index], POLICY, scores[index], pods, scores, tokens)
-    return Decision((choice,), reason)
+    return Decision((), choice, reason)

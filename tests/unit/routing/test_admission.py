@@ -257,7 +257,7 @@ def test_what_goes_to_one_pod_as_the_faster_way_has_to_be_in_time_too(
     facts = due_in(seconds)
     decision = STRATEGY.decide(facts, pods, state)
     ways = Ways(9.0, 0.1, 1.0, pod="d")
-    whole = structs.replace(decision, legs=(decision.last,), reason="faster", ways=ways)
+    whole = structs.replace(decision, side=(), reason="faster", ways=ways)
     if refused:
         with pytest.raises(DeadlineMissed):
             meet_deadline(whole, STRATEGY, facts, pods, state, handover_s=0.1)

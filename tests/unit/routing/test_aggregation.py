@@ -496,7 +496,7 @@ def test_pods_that_cannot_have_it_take_no_place_among_the_best_of_many() -> None
         prefix = make_prefix(blocks, 2005)
         for pod in holders:
             last = structs.replace(cluster.decide().last, pod=pod)
-            first = Decision((last,), reason="")
+            first = Decision((), last)
             learn_prompt(first, structs.replace(turn, prefix=prefix), cluster.state, 50, "m")
     for _ in range(20):
         decision = cluster.decide(

@@ -114,6 +114,7 @@ def test_others_homes_cost_more_and_are_taken_when_the_own_are_busy() -> None:
     policy = TimeToFirstToken(PolicyOptions(compute_weight=1.0, away_cost=0.5))
     assert policy.score(pods, request) == [1.0 if uid in own else 1.5 for uid in uids]
     parts = policy.explain(pods, request)
+    assert parts is not None
     for index, (uid, score) in enumerate(zip(uids, policy.score(pods, request), strict=True)):
         described = parts.describe(index, uid, score)
         assert described["away_factor"] == (1.0 if uid in own else 1.5)
@@ -162,7 +163,9 @@ def test_a_home_is_one_among_fewer_pods_too() -> None:
     assert scores == [1.0 if pod.uid in own else 1.5 for pod in some]
     away = [pod for pod in pods.prefill if pod.uid not in own]
     assert policy.score(away, request) == [1.0] * len(away)
-    assert policy.explain(away, request).describe(0, away[0].uid, 1.0)["away_factor"] == 1.0
+    parts = policy.explain(away, request)
+    assert parts is not None
+    assert parts.describe(0, away[0].uid, 1.0)["away_factor"] == 1.0
 
 
 def test_weights_are_worked_out_once_for_each_pod_and_router(

@@ -96,6 +96,7 @@ def test_what_is_left_of_a_prompt_is_padded_as_each_pod_pads() -> None:
     policy = TimeToFirstToken(PolicyOptions(compute_weight=1.0))
     assert policy.score(pods, request) == pytest.approx([0.6, 2.0, 0.5, 1.0])
     parts = policy.explain(pods, request)
+    assert parts is not None
     described = [parts.describe(0, pod.uid, 0.0).get("padded_tokens") for pod in pods]
     assert described == [600, 2000, None, None]
 

@@ -27,7 +27,7 @@ def decide(candidates: list[Pod], scores: list[float], *, whole: bool = False) -
     """Return the decision for the first of these pods."""
     last = Choice(Leg.DECODE, candidates[0], "p", scores[0], candidates, scores, 10)
     side = Choice(Leg.PREFILL, PREFILL, "p", 0.0, [PREFILL], [0.0], 10)
-    return Decision((last,), "n") if whole else Decision((side, last))
+    return Decision((), last, "n") if whole else Decision((side,), last)
 
 
 def find(decision: Decision, pods: list[Pod], failures: FailureMemory | None = None) -> Pod | None:

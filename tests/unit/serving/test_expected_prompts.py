@@ -21,7 +21,7 @@ def route(algorithm: str, pod: int = 0) -> Routed:
     strategy = create_strategies().find(algorithm)
     facts = RoutingFacts(250, "n", PREFIX, algorithms=strategy.list_algorithms("", ""))
     choice = Choice(Leg.DECODE, PODS[pod], algorithm, 0.0, PODS, [0.0] * 2, 250)
-    return Routed(make_model_pods(*PODS), strategy, facts, Decision((choice,), "n"), 0.0)
+    return Routed(make_model_pods(*PODS), strategy, facts, Decision((), choice, "n"), 0.0)
 
 
 @pytest.mark.parametrize(

@@ -43,10 +43,8 @@ def test_a_request_without_a_decision_is_not_kept() -> None:
 def test_a_decision_shows_candidates_scores_and_filters() -> None:
     pods = [make_pod(name) for name in ("a", "b")]
     decision = Decision(
-        (
-            Choice(Leg.PREFILL, pods[1], "ttft", 0.5, pods, [1.5, 0.5], 100),
-            Choice(Leg.DECODE, D, "kv_capacity", 0.0, [D], [0.0], 200),
-        ),
+        (Choice(Leg.PREFILL, pods[1], "ttft", 0.5, pods, [1.5, 0.5], 100),),
+        Choice(Leg.DECODE, D, "kv_capacity", 0.0, [D], [0.0], 200),
         notes=("one was full",),
     )
     assert describe_in_detail(decision) == {
@@ -195,7 +193,7 @@ def test_of_many_candidates_the_best_are_shown() -> None:
     pods = [make_pod(f"p{number}") for number in range(200)]
     scores = [float(number) for number in range(200)]
     shown = describe_in_detail(
-        Decision((Choice(Leg.DECODE, pods[0], "x", 0.0, pods, scores, 1),), "n")
+        Decision((), Choice(Leg.DECODE, pods[0], "x", 0.0, pods, scores, 1), "n")
     )
     assert shown["prefill"] is None
     assert shown["decode"]["candidates"] == 200
