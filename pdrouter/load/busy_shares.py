@@ -48,7 +48,8 @@ class BusyShares:
             return  # Forgotten meanwhile.
         if known.requests == 1:
             _advance(known, now)
-        known.requests = max(0, known.requests - 1)
+        if known.requests:
+            known.requests -= 1
 
     def note_others(self, uid: str, now: float, *, busy: bool) -> None:
         """Note whether a pod has requests that this router has not sent."""

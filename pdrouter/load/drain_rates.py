@@ -54,21 +54,18 @@ class DrainRates:
         if uid not in self._histories:
             self._histories[uid] = _History(now)
 
-    def watches(self, uid: str) -> bool:
-        """Return whether a pod has got a request and has not been forgotten since."""
-        return uid in self._histories
-
-    def note(self, uid: str, now: float) -> None:
-        """Count a completed request, unless its pod has been forgotten meanwhile."""
+    def note(self, uid: str, now: float) -> bool:
+        """Count a completed request; return False if its pod has been forgotten meanwhile."""
         history = self._histories.get(uid)
         if history is None:
-            return
+            return False
         number = int(now // _SLOT_S)
         place = number % _SLOTS
         if history.numbers[place] != number:
             history.numbers[place] = number
             history.counts[place] = 0
         history.counts[place] += 1
+        return True
 
     def rate(self, uid: str, now: float) -> float | None:
         """Return a pod's completed requests per second; None in the first ten seconds."""

@@ -95,7 +95,8 @@ class Scope:
             try:
                 ledger.end(self)
             finally:
-                self.trial.release()
+                if self.trial is not NO_TRIAL:
+                    self.trial.release()
 
     def __enter__(self) -> "Scope":
         return self
@@ -338,15 +339,15 @@ class Ledger:
     def _leave_queue(self, scope: Scope, now: float) -> None:
         uid, completed = scope.uid, scope.completed
         queue = self._queues[uid]
-        if completed is not None and self.drains.watches(uid):
+        if completed is not None and self.drains.note(uid, now):
             self._learn(scope, queue, completed, now - queue.since)
             self._learnt[uid] = now
-            self.drains.note(uid, now)
+        if len(queue.work) == 1:
+            del self._queues[uid]
+            return
         was_first = next(iter(queue.work)) is scope
         queue.remove(scope)
-        if not queue.work:
-            del self._queues[uid]
-        elif was_first or completed is not None:
+        if was_first or completed is not None:
             queue.since = now
 
     def _learn(self, scope: Scope, queue: PrefillQueue, computed: int, seconds: float) -> None:

@@ -76,17 +76,16 @@ class _Record:
             self.group = legs + 1, group_observed + observed, group_predicted + predicted
             return
         self.group = 1, observed, predicted
-        if legs:
-            self._sum_up(group_observed, group_predicted)
-
-    def _sum_up(self, observed: float, predicted: float) -> None:
-        self.observed = self.observed * _FORGET + observed
-        self.predicted = self.predicted * _FORGET + predicted
+        if not legs:
+            return
+        observed, predicted = group_observed, group_predicted
+        self.observed = all_observed = self.observed * _FORGET + observed
+        self.predicted = all_predicted = self.predicted * _FORGET + predicted
         self.observed_squares = self.observed_squares * _FORGET + observed * observed
-        self.predicted_squares = self.predicted_squares * _FORGET + predicted * predicted
+        self.predicted_squares = squares = self.predicted_squares * _FORGET + predicted * predicted
         self.products = self.products * _FORGET + observed * predicted
-        self.legs = self.predicted * self.predicted / self.predicted_squares
-        self.ratio = max(self.observed / self.predicted, _LEAST_RATIO)
+        self.legs = all_predicted * all_predicted / squares
+        self.ratio = max(all_observed / all_predicted, _LEAST_RATIO)
 
     def stand_out(self, usual: float) -> float:
         """Return how many times longer than is usual the pod takes: 1 unless that is sure.
@@ -159,7 +158,7 @@ class PodSpeeds:
         if self._number >= self._next_look:
             pods = len(self._records)
             self._next_look = self._number + max(_LEGS_PER_LOOK, 1 + pods // _PODS_PER_LEG)
-            oldest = self._number - _REMEMBERED * len(self._records)
+            oldest = self._number - _REMEMBERED * pods
             for each in [each for each, known in self._records.items() if known.last < oldest]:
                 del self._records[each]
             self._is_stale = True

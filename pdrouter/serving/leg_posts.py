@@ -132,7 +132,12 @@ class LegPosts:
         while True:
             request_id = next(self._ids) if companion is None else companion.request_id
             more, body = write(request_id)
-            headers = {**common, **more, **address_rank(pod), "x-request-id": request_id}
+            headers = dict(common)
+            if more:
+                headers.update(more)
+            if pod.number is not None:
+                headers.update(address_rank(pod))
+            headers["x-request-id"] = request_id
             remaining = max(0.001, self.deadline - posted)
             try:
                 with self.record.steps.time(leg, waits=True) if timed else _UNTIMED:
