@@ -112,11 +112,13 @@ class PrefillRates:
     def predict(self, uid: str, tokens: int, cached: int = 0) -> float:
         """Return the seconds that a pod needs for so many prompt tokens behind cached ones."""
         work = self.measure(tokens, self.find_shapes(uid), cached)
-        return work * self.unit_s * self.factors.get(uid, 1.0)
+        return work * self.unit_s * self._speeds.factors.get(uid, 1.0)
 
     def freeze(self) -> PrefillCurve:
         """Return what is known now; it does not change any more."""
-        return PrefillCurve(self._linear, self._quadratic, self.factors, self.shapes, self.default)
+        return PrefillCurve(
+            self._linear, self._quadratic, self._speeds.factors, self.shapes, self.default
+        )
 
     def measure(self, tokens: int, shapes: StaticShapes, cached: int = 0) -> float:
         """Return the work that so much of a prompt is, in units, by the newest curve.

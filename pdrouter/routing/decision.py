@@ -179,10 +179,10 @@ class Decision(msgspec.Struct, frozen=True):
 
     def find(self, leg: Leg) -> Choice | None:
         """Return what was chosen for a leg; None if the request has none of its own."""
-        for choice in self.legs:
+        for choice in self.side:
             if choice.leg is leg:
                 return choice
-        return None
+        return self.last if self.last.leg is leg else None
 
     @property
     def pods(self) -> Mapping[Leg, Pod]:

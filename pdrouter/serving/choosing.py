@@ -42,7 +42,7 @@ from pdrouter.serving.models import Models
 from pdrouter.serving.policy import DispatchPolicy
 from pdrouter.serving.record import Observer, RequestRecord
 from pdrouter.serving.refusals import DEADLINE_MISSED, refuse_for_now, refuse_missing
-from pdrouter.serving.reservations import reserve_tokens
+from pdrouter.serving.reservations import limit_output, reserve_tokens
 from pdrouter.serving.response_holders import ResponseHolders
 from pdrouter.serving.selectors import read_selector
 from pdrouter.serving.session_facts import add_session
@@ -199,6 +199,7 @@ class PodChooser:
         record: RequestRecord,
         turn: Turn | None = None,
     ) -> Routed:
+        """Choose the pods for a request now."""
         decision = self._decide(strategy, facts, pods, record)
         if facts.user:
             self.charges.charge(record.request_id, facts)
@@ -279,7 +280,7 @@ class PodChooser:
     def reserve_tokens(self, request: InferenceRequest, model: str, tokens: int) -> tuple[int, int]:
         """Return the tokens that a prompt, and the answer to it, take of limits at first."""
         estimate = partial(self.ratios.estimate, request.model)
-        expected = _limit_output(request, self.lengths.expect(model))
+        expected = limit_output(request, self.lengths.expect(model))
         return reserve_tokens(request, tokens, expected, estimate)
 
     def count_prompt_tokens(self, request: InferenceRequest, media: Sequence[MediaItem]) -> int:
@@ -321,7 +322,7 @@ class PodChooser:
             tokens,
             whole,
             hash_prompt(request) if split or recalled else NO_PREFIX,
-            _limit_output(request, expected),
+            limit_output(request, expected),
             selector,
             resolved.name,
             profile.prefill_policy,
@@ -386,14 +387,6 @@ class PodChooser:
         record.aggregated = decision.reason
         self.observer.request_routed(record)
         return decision
-
-
-def _limit_output(request: InferenceRequest, expected: int) -> int:
-    """Return how many tokens the answer to a request is to have, where its model's have so many."""
-    if not request.endpoint.limits:
-        return 0
-    limit = request.max_output_tokens
-    return expected if limit is None else min(limit, expected)
 
 
 def _read_strategy(headers: Mapping[str, str]) -> str:

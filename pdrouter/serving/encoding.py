@@ -90,13 +90,11 @@ class EncodeLegs:
         """Return a request whose media have no name that a client may not give, and these media.
 
         There are none if pods that encode can do nothing for it. As long as there are such pods,
-        ready or not, engines near them keep media by the router's names.
+        ready or not, engines near them keep media by the router's names. Ask `concerns` first.
 
         Raises:
             RequestRejected: there are too many, or their names cannot be read.
         """
-        if not (self._may_have_media(request) and self.others.cache.view.may_share_encodings(pods)):
-            return request, ()
         look = partial(self._look, request, encodes=bool(pods.takers))
         with record.steps.time("media", waits=True):
             if len(request.body.data) < _LARGE_BODY_BYTES:
@@ -109,10 +107,15 @@ class EncodeLegs:
             raise RequestRejected(400, "too_many_media", message, request.prompt_name)
         return (request.with_edits(edits) if edits else request), items
 
-    def _may_have_media(self, request: InferenceRequest) -> bool:
-        """Return whether a request has media, as far as anybody has looked."""
+    def concerns(self, request: InferenceRequest, pods: ModelPods) -> bool:
+        """Return whether a request may have media that others could encode for its pods."""
+        view = self.others.cache.view
+        if not view.encoding:
+            return False
         looked = request.endpoint.legs == 2 and not self.rules.each_leg_may
-        return not (looked and _HAVE_MEDIA.isdisjoint(request.misfits))
+        if looked and _HAVE_MEDIA.isdisjoint(request.misfits):
+            return False
+        return view.may_share_encodings(pods)
 
     def _look(
         self, request: InferenceRequest, *, encodes: bool

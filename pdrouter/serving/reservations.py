@@ -23,6 +23,14 @@ _FREE = frozenset(
 """Paths on which no engine computes anything."""
 
 
+def limit_output(request: InferenceRequest, expected: int) -> int:
+    """Return how many tokens the answer to a request is to have, where its model's have so many."""
+    if not request.endpoint.limits:
+        return 0
+    limit = request.max_output_tokens
+    return expected if limit is None else min(limit, expected)
+
+
 def reserve_tokens(
     request: InferenceRequest, prompt: int, answer: int, estimate: Callable[[int], int]
 ) -> tuple[int, int]:

@@ -117,11 +117,14 @@ class Dispatcher:
             with record.steps.time("tokens", waits=True):
                 counted = await self.tokenizers.count(request)
             pods = self.chooser.models.find(request.model)  # Some may have come and gone.
-        request, media = await self.encoders.take_media(request, pods, record)
+        media: Sequence[MediaItem] = ()
+        if self.encoders.concerns(request, pods):
+            request, media = await self.encoders.take_media(request, pods, record)
+            pods = self.chooser.models.find(request.model)
         tokens = counted or self.chooser.count_prompt_tokens(request, media)
         if self.gate.guards(call.user, pods):
             await self._admit(request, pods, head, call, tokens)
-        pods = self.chooser.models.find(request.model)
+            pods = self.chooser.models.find(request.model)
         routed = await self.chooser.choose(request, pods, head.headers, record, tokens, media=media)
         if routed is None:
             with record.steps.time("route-check", waits=True):

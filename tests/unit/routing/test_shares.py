@@ -72,7 +72,8 @@ def test_equal_pods_get_equal_shares(noise: float, gap_s: float) -> None:
 
 
 @given(st.floats(0.0, 0.7), st.integers(0, 1000))
-@settings(deadline=None, max_examples=6)
+# Shares are drawn: with other seeds each time, one in a hundred runs has more than that by chance.
+@settings(deadline=None, max_examples=6, derandomize=True)
 def test_noise_on_timings_moves_no_share_far(noise: float, seed: int) -> None:
     quiet = send(300, noise=0.0, gap_s=100.0, seed=seed)
     noisy = send(300, noise=noise, gap_s=100.0, seed=seed)
