@@ -216,13 +216,9 @@ class NixlPull(Split):
         return _edit(raw, replace) if replace else raw, params
 
     def _must_rewrite(self, host: str) -> bool:
-        match self.remote_host_rewrite:
-            case RemoteHostRewrite.ALWAYS:
-                return True
-            case RemoteHostRewrite.NEVER:
-                return False
-            case RemoteHostRewrite.AUTO:
-                return is_unusable_host(host)
+        if self.remote_host_rewrite is RemoteHostRewrite.AUTO:
+            return is_unusable_host(host)
+        return self.remote_host_rewrite is RemoteHostRewrite.ALWAYS
 
 
 def is_unusable_host(host: str) -> bool:
