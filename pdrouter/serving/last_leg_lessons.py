@@ -54,8 +54,9 @@ class LastLegLessons:
     def wait_for_first_token(self) -> bool:
         """Return whether the body of the answer is to be seen, since it would teach something."""
         record = self._record
+        chosen = self._chosen
         self._waits = record.stream and wants_first_token(
-            self._chosen.decision, record.aggregated, self._model, self._state
+            chosen.decision, record.aggregated, chosen.routed.pods.model, self._state
         )
         return self._waits
 
@@ -63,18 +64,13 @@ class LastLegLessons:
         """Look at the next piece of the body."""
         if self._waits and piece:
             self._waits = False
-            seconds, decision = self._clock() - self._sent, self._chosen.decision
-            reason = self._record.aggregated
-            learn_first_token(decision, reason, self._model, self._state, seconds)
+            seconds, chosen = self._clock() - self._sent, self._chosen
+            reason, model = self._record.aggregated, chosen.routed.pods.model
+            learn_first_token(chosen.decision, reason, model, self._state, seconds)
 
     def close(self) -> None:
         """Learn from how the request has ended."""
         record, chosen = self._record, self._chosen
         if record.outcome is Outcome.OK:
-            learn_prompt(
-                chosen.decision, chosen.routed.facts, self._state, record.output_tokens, self._model
-            )
-
-    @property
-    def _model(self) -> str:
-        return self._chosen.routed.pods.model
+            facts, model = chosen.routed.facts, chosen.routed.pods.model
+            learn_prompt(chosen.decision, facts, self._state, record.output_tokens, model)

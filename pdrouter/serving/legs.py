@@ -277,7 +277,11 @@ class SideLegs:
         cached = max(0, facts.prompt_tokens - choice.tokens)
         try:
             with state.hold(leg, pod.uid, choice.tokens, facts.due, cached) as scope:
-                tried.attempt, answer = await self._send(tried, posts, companion)
+                if tried.request.priority is None:
+                    sent = posts.send(pod, tried.write, companion)
+                else:
+                    sent = self._send_ranked(tried, posts, companion)
+                tried.attempt, answer = await sent
                 tried.answer = answer
                 if answer is not None and judge(answer.status) is Speaks.DONE:
                     done = tried.done = tried.read(answer, self.leases)
@@ -301,14 +305,6 @@ class SideLegs:
                 self.lessons.caches.take(guess, tried.done, path, record)
         self.lessons.note_attempt(tried.attempt, tried.request, routed.pods.model, record)
         return tried
-
-    def _send(
-        self, tried: LegTry, posts: LegPosts, companion: Companion | None
-    ) -> Awaitable[tuple[Attempt, EngineAnswer | None]]:
-        """Send a leg to a pod."""
-        if tried.request.priority is None:
-            return posts.send(tried.choice.pod, tried.write, companion)
-        return self._send_ranked(tried, posts, companion)
 
     async def _send_ranked(
         self, tried: LegTry, posts: LegPosts, companion: Companion | None

@@ -151,13 +151,7 @@ class Exchanges:
         self.turns = self._create_turns(settings)
         self.questions = PodQuestions(around.client, around.cache, outcomes)
         self.lengths = share(OutputLengths)(settings.expected_output_tokens)
-        passes = settings.limits_on_failure is OnFailure.OPEN
-        self.gate = Gate(
-            around.counters,
-            around.keys,
-            open_on_failure=passes,
-            merges_namespaces=settings.merge_namespaces,
-        )
+        self.gate = self._create_gate(settings)
         self._identities = create_identities(
             settings, around.keys, around.directory, self.gate.failures
         )
@@ -223,6 +217,14 @@ class Exchanges:
             splits,
             observer=around.observer,
             rules=choose_release_rules(settings),
+        )
+
+    def _create_gate(self, settings: Settings) -> Gate:
+        return Gate(
+            self._around.counters,
+            self._around.keys,
+            open_on_failure=settings.limits_on_failure is OnFailure.OPEN,
+            merges_namespaces=settings.merge_namespaces,
         )
 
     def _create_turns(self, settings: Settings) -> FairQueues | None:

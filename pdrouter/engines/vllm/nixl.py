@@ -199,7 +199,8 @@ class NixlPull(Split):
             params = _decode_params(raw)
         except (BodyInvalid, msgspec.MsgspecError) as error:
             raise HandoffInvalid("invalid-params", f"{KV_PARAMS}: {error}") from None
-        if params.push:
+        push = params.push
+        if push:
             _check_push(params)
         else:
             _check_params(params)
@@ -209,7 +210,7 @@ class NixlPull(Split):
             replace["remote_host"] = encode(pod.ip)
         elif not host:
             raise HandoffInvalid("incomplete-params", "remote_host is empty")
-        if params.push:
+        if push:
             if params.transfer_id is _ABSENT and transfer_id:
                 replace["transfer_id"] = encode(transfer_id)
             return _edit(raw, replace, {"remote_block_ids"}), params
