@@ -1,6 +1,7 @@
 """Which pods have probably cached which prefixes, as far as this router has sent them there."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 
 from pdrouter.load.cache_mirrors import BYTES_PER_BLOCK, CacheMirrors
 
@@ -69,22 +70,16 @@ class PrefixIndex:
     def match(self, hashes: Sequence[int]) -> Mapping[str, int]:
         """Return how many blocks, from the first on, each pod has; pods without any are absent."""
         self._turn_if_due()
-        old = self._old
-        holders = previous = self._alive
+        holders, length = self._alive, 0
         leaving: list[tuple[int, int]] = []
-        length = 0
-        for block, known in zip(hashes, map(self._young.get, hashes), strict=True):
-            having = old.get(block, 0) if known is None else known
-            # Neighbouring blocks usually have the same pods.
-            if having != previous:
-                previous = having
-                remaining = holders & having
-                if remaining != holders:
-                    leaving.append((length, holders ^ remaining))
-                    holders = remaining
-                    if not holders:
-                        break
-            length += 1
+        for having, blocks in self._list_runs(hashes):
+            remaining = holders & having
+            if remaining != holders:
+                leaving.append((length, holders ^ remaining))
+                holders = remaining
+                if not holders:
+                    break
+            length += blocks
         leaving.append((length, holders))
         matches: dict[str, int] = {}
         for blocks, those in leaving:
@@ -174,6 +169,20 @@ class PrefixIndex:
             self._groups.clear()
             self._alive &= ~bit
             self._retired.append((self._turns + 2, bit))
+
+    def _list_runs(self, hashes: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """Yield which pods have the blocks of a prompt, and of how many in turn.
+
+        Neighbouring blocks usually have the same pods, and C counts them.
+        """
+        end = 0
+        for known, run in groupby(map(self._young.get, hashes)):
+            start, end = end, end + len(list(run))
+            if known is not None:
+                yield known, end - start
+                continue
+            for having, older in groupby(map(self._old.get, hashes[start:end])):
+                yield having or 0, len(list(older))
 
     def _has(self, block: int, uid: str) -> bool:
         known = self._young.get(block)

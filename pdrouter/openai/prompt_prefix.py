@@ -72,16 +72,14 @@ def hash_prompt(request: InferenceRequest) -> PromptPrefix:
     and clients write the same messages in the same way.
     """
     body = request.body
-    seed = xxhash.xxh3_64(request.model.encode())
-    names = body.names
-    for name in _CONTEXT:
-        if name in names:
-            seed.update(name.encode())
-            seed.update(body.view(name) or b"")
+    before: list[bytes | memoryview] = [request.model.encode()]
+    if not body.names.isdisjoint(_CONTEXT):
+        for name in _CONTEXT:
+            before += (name.encode(), value) if (value := body.view(name)) is not None else ()
     prompt = request.prompt
     ends = _ENDS[: bisect_right(_ENDS, len(prompt))]
-    state = seed.intdigest()
     digest = xxhash.xxh3_64_intdigest
+    state = digest(b"".join(before))
     small = _cut_small_blocks(min(len(ends), _SMALL_BLOCKS)).unpack_from(prompt)
     hashes = [state := digest(block, state) for block in small]
     for start, end in pairwise(ends[_SMALL_BLOCKS - 1 :]):

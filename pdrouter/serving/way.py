@@ -93,25 +93,7 @@ class Dispatcher:
             LegRefused: the client gets the engine's error.
         """
         record = call.record
-        record.body_bytes = len(data)
-        with record.steps.time("parse"):
-            request = parse_request(
-                head.endpoint,
-                head.query,
-                data,
-                transfer_members=TRANSFER_MEMBERS,
-                split_multimodal=self.policy.split_multimodal,
-                content_type=head.headers.get("content-type", ""),
-            )
-        if self.policy.trust_ec_locator and (locator := find_locator(request)) is not None:
-            request = request.trust_locator(locator)
-        request = self.priorities.take_over(request, head.headers)
-        record.stream = request.stream
-        check_model(call.user, request.model, self.chooser.cache)
-        pods = self.chooser.models.find(request.model)
-        record.model = request.model
-        if pods.model != request.model:
-            request = request.rename(pods.model)
+        request, pods = self._parse(head, data, call)
         counted = None
         if self.tokenizers.can_count(request):
             with record.steps.time("tokens", waits=True):
@@ -143,6 +125,32 @@ class Dispatcher:
         if routed.decision.whole:
             return self._dispatch_encoded(requests, chosen, head, call)
         return await self._dispatch_split(requests, chosen, head, call)
+
+    def _parse(
+        self, head: RequestHead, data: bytes, call: Call
+    ) -> tuple[InferenceRequest, ModelPods]:
+        """Return what is asked for, and the pods of its model."""
+        record = call.record
+        record.body_bytes = len(data)
+        with record.steps.time("parse"):
+            request = parse_request(
+                head.endpoint,
+                head.query,
+                data,
+                transfer_members=TRANSFER_MEMBERS,
+                split_multimodal=self.policy.split_multimodal,
+                content_type=head.headers.get("content-type", ""),
+            )
+        if self.policy.trust_ec_locator and (locator := find_locator(request)) is not None:
+            request = request.trust_locator(locator)
+        request = self.priorities.take_over(request, head.headers)
+        record.stream = request.stream
+        check_model(call.user, request.model, self.chooser.cache)
+        pods = self.chooser.models.find(request.model)
+        record.model = request.model
+        if pods.model != request.model:
+            request = request.rename(pods.model)
+        return request, pods
 
     async def _admit(
         self,
