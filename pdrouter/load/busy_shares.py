@@ -38,7 +38,7 @@ class BusyShares:
         if known is None:
             known = self._pods[uid] = _Known(at=now)
         elif not known.requests:
-            _advance(known, now)
+            known.share, known.at = _find_share(known, now), now
         known.requests += 1
 
     def end(self, uid: str, now: float) -> None:
@@ -47,7 +47,7 @@ class BusyShares:
         if known is None:
             return  # Forgotten meanwhile.
         if known.requests == 1:
-            _advance(known, now)
+            known.share, known.at = _find_share(known, now), now
         if known.requests:
             known.requests -= 1
 
@@ -59,7 +59,7 @@ class BusyShares:
                 return
             known = self._pods[uid] = _Known(at=now)
         if known.others is not busy:
-            _advance(known, now)
+            known.share, known.at = _find_share(known, now), now
             known.others = busy
 
     def measure(self, uid: str, now: float) -> float:
@@ -75,7 +75,3 @@ class BusyShares:
 def _find_share(known: _Known, now: float) -> float:
     kept = exp((known.at - now) / _HORIZON_S)
     return known.share * kept + (1.0 - kept if known.requests or known.others else 0.0)
-
-
-def _advance(known: _Known, now: float) -> None:
-    known.share, known.at = _find_share(known, now), now

@@ -328,10 +328,11 @@ class Ledger:
                 self.on_end()
 
     def _join_queue(self, scope: Scope, now: float) -> None:
-        queue = self._queues.get(scope.uid)
-        work = self.rates.measure(scope.tokens, self.rates.find_shapes(scope.uid), scope.cached)
+        uid, rates = scope.uid, self.rates
+        queue = self._queues.get(uid)
+        work = rates.measure(scope.tokens, rates.shapes.get(uid, rates.default), scope.cached)
         if queue is None:
-            self._queues[scope.uid] = PrefillQueue(now, scope, work)
+            self._queues[uid] = PrefillQueue(now, scope, work)
         else:
             queue.add(scope, work)
         self._mean_work += (work - self._mean_work) * (_NEW_LEG if self._mean_work else 1.0)
@@ -362,12 +363,13 @@ class Ledger:
             computed: tokens that it has computed.
             seconds: how long that took, with others' work.
         """
-        uid, cached = scope.uid, scope.cached
-        actual = self.rates.measure(computed, self.rates.find_shapes(uid), cached)
-        self.computed[uid] = self.computed.get(uid, 0.0) + actual * self.rates.unit_s
+        uid, cached, rates = scope.uid, scope.cached, self.rates
+        unit_s = rates.unit_s
+        actual = rates.measure(computed, rates.shapes.get(uid, rates.default), cached)
+        self.computed[uid] = self.computed.get(uid, 0.0) + actual * unit_s
         own = queue.first + queue.rest - queue.work[scope] + actual
         everything = own + self._others.get(uid, 0.0) * self._mean_work
         if own > 0:
-            predicted = everything * self.rates.unit_s * self.rates.factors.get(uid, 1.0)
+            predicted = everything * unit_s * rates.factors.get(uid, 1.0)
             seconds = min(seconds, _GREATEST_SURPRISE * predicted)
-            self.rates.observe(uid, computed, seconds * own / everything, cached)
+            rates.observe(uid, computed, seconds * own / everything, cached)

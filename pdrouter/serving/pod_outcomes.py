@@ -117,9 +117,9 @@ class PodOutcomes:
             answer: the answer.
             model: the model or adapter, by the engine's name.
         """
-        pod, tokens = answer.pod, _count_tokens(answer)
-        if tokens:
-            self._proofs.note_handle(pod.namespace, model, pod.uid, tokens)
+        pod, usage = answer.pod, answer.usage
+        if usage is not None:
+            self._proofs.note_handle(pod.namespace, model, pod.uid, usage.prompt_tokens)
 
     def note_unusable(self, answer: LegAnswer, model: str, reason: str) -> None:
         """Take an answer to a side leg that the engine of the next one cannot work with.

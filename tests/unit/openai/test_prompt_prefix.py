@@ -120,6 +120,7 @@ def test_a_change_shows_from_its_block_on(place: int) -> None:
         # Without usage, tokens are counted.
         (b'{"usage": null, "prompt_token_ids": [5, 6,7]}', Usage(3, None)),
         (b'{"prompt_token_ids": [5], "usage": {"prompt_tokens": 10}}', Usage(10, None)),
+        (b'{"usage": {"prompt_tokens": "many"}, "prompt_token_ids": [5, 6]}', Usage(2, None)),
         (b'{"prompt_token_ids": []}', None),
         (b'{"prompt_token_ids": [[5], [6]]}', None),
         (b'{"prompt_token_ids": "5"}', None),
