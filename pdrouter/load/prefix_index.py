@@ -1,7 +1,6 @@
 """Which pods have probably cached which prefixes, as far as this router has sent them there."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from pdrouter.load.cache_mirrors import BYTES_PER_BLOCK, CacheMirrors
 
@@ -70,16 +69,20 @@ class PrefixIndex:
     def match(self, hashes: Sequence[int]) -> Mapping[str, int]:
         """Return how many blocks, from the first on, each pod has; pods without any are absent."""
         self._turn_if_due()
-        holders, length = self._alive, 0
+        holders = previous = self._alive
         leaving: list[tuple[int, int]] = []
-        for having, blocks in self._list_runs(hashes):
-            remaining = holders & having
-            if remaining != holders:
-                leaving.append((length, holders ^ remaining))
-                holders = remaining
-                if not holders:
-                    break
-            length += blocks
+        length = 0
+        for known in map(self._young.get, hashes):
+            # Neighbouring blocks usually have the same pods.
+            if known is None or known != previous:
+                previous = self._old.get(hashes[length], 0) if known is None else known
+                remaining = holders & previous
+                if remaining != holders:
+                    leaving.append((length, holders ^ remaining))
+                    holders = remaining
+                    if not holders:
+                        break
+            length += 1
         leaving.append((length, holders))
         matches: dict[str, int] = {}
         for blocks, those in leaving:
@@ -169,20 +172,6 @@ class PrefixIndex:
             self._groups.clear()
             self._alive &= ~bit
             self._retired.append((self._turns + 2, bit))
-
-    def _list_runs(self, hashes: Sequence[int]) -> Iterator[tuple[int, int]]:
-        """Yield which pods have the blocks of a prompt, and of how many in turn.
-
-        Neighbouring blocks usually have the same pods, and C counts them.
-        """
-        end = 0
-        for known, run in groupby(map(self._young.get, hashes)):
-            start, end = end, end + len(list(run))
-            if known is not None:
-                yield known, end - start
-                continue
-            for having, older in groupby(map(self._old.get, hashes[start:end])):
-                yield having or 0, len(list(older))
 
     def _has(self, block: int, uid: str) -> bool:
         known = self._young.get(block)
