@@ -20,12 +20,12 @@ COVERED = tests/unit tests/contract
 CARRYING = tests/e2e/test_streams.py tests/e2e/test_tls.py tests/e2e/test_process.py tests/e2e/test_tokens.py
 
 # Envoys, routers and engines of several tests share the cores: what fails there must pass by itself.
-AGAIN = $(BIN)/pytest $(COVERED:%=--ignore=%) --last-failed --last-failed-no-failures=none
+AGAIN = $(BIN)/pytest $(COVERED:%=--ignore=%) --last-failed --last-failed-no-failures=none --exitfirst
 
 test: lint ## All checks
 	env $(CLUSTER) $(BIN)/pytest $(PROCESSES) $(COVERED) --cov --cov-report=
 	$(BIN)/coverage report --fail-under=95 --include='pdrouter/openai/*,pdrouter/engines/*,pdrouter/routing/*,pdrouter/serving/*,pdrouter/extproc/*'
-	env $(CLUSTER) $(BIN)/pytest $(PROCESSES) $(COVERED:%=--ignore=%) || env $(CLUSTER) $(AGAIN)
+	env $(CLUSTER) $(BIN)/pytest $(PROCESSES) $(COVERED:%=--ignore=%) || { test $$? = 1 && env $(CLUSTER) $(AGAIN); }
 	$(BIN)/pytest $(PROCESSES) -p benchmarks.transports.pytest_plugin --transport grpcio $(CARRYING)
 
 h2spec: $(VENV)/dev.installed ## The HTTP/2 server before an independent judge; needs Go
