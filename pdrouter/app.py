@@ -247,6 +247,7 @@ class Application:
         async with AsyncExitStack() as stack:
             if self._tracing is not None:
                 stack.push_async_callback(self._tracing.close)
+            self.telemetry.start()
             stack.callback(self.telemetry.close)
             await self.keys.load()
             await stack.enter_async_context(self._source)

@@ -103,6 +103,7 @@ class AdminServer(HttpPort):
 
     async def _show_metrics(self, request: web.Request) -> web.Response:
         del request
+        self._telemetry.flush()
         page = await asyncio.to_thread(self._telemetry.metrics.render)
         return answer_metrics(page)
 

@@ -49,6 +49,11 @@ class Outcome(StrEnum):
     """Envoy's side of the stream said something that it must not say."""
 
 
+# Looked up once: records are read again and again.
+_ENCODE = Leg.ENCODE
+_STANDING = (None, Outcome.OK)
+
+
 class RequestRecord(msgspec.Struct):
     """Filled in while a request goes its way. All times are in seconds.
 
@@ -182,8 +187,7 @@ class RequestRecord(msgspec.Struct):
     @property
     def standing_decision(self) -> Decision | None:
         """The decision, unless the request has ended before that was carried out."""
-        carried_out = self.forwarded or self.outcome in (None, Outcome.OK)
-        return self.decision if carried_out else None
+        return self.decision if self.forwarded or self.outcome in _STANDING else None
 
     @property
     def routing_s(self) -> float | None:
@@ -198,17 +202,17 @@ class RequestRecord(msgspec.Struct):
     @property
     def prefill_attempts(self) -> list[Attempt]:
         """Tries of the leg that computes the prompt."""
-        return [attempt for attempt in self.attempts if attempt.leg is not Leg.ENCODE]
+        return [attempt for attempt in self.attempts if attempt.leg is not _ENCODE]
 
     @property
     def encode_attempts(self) -> int:
         """How many tries there were to encode an item."""
-        return sum(attempt.leg is Leg.ENCODE for attempt in self.attempts)
+        return sum(attempt.leg is _ENCODE for attempt in self.attempts)
 
     @property
     def encode_s(self) -> float | None:
         """Time waiting for media to be encoded; None where there was nothing to be encoded."""
-        return self.steps.seconds.get(Leg.ENCODE)
+        return self.steps.seconds.get(_ENCODE)
 
     @property
     def prefill_s(self) -> float:

@@ -1,6 +1,7 @@
 """The last decisions, with what they were made of and what came of them, for people."""
 
-from collections import deque
+import time
+from collections import OrderedDict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,22 +25,20 @@ class DecisionLog:
             size: how many decisions are kept.
         """
         self._size = size
-        self._entries: deque[tuple[datetime, RequestRecord]] = deque()
-        self._records: dict[str, RequestRecord] = {}
+        self._entries: OrderedDict[str, tuple[float, RequestRecord]] = OrderedDict()
 
     def note(self, record: RequestRecord) -> None:
         """Keep the decision of a request."""
         if record.decision is None or not self._size:
             return
-        if len(self._entries) == self._size:
-            _, oldest = self._entries.popleft()
-            self._records.pop(oldest.request_id, None)
-        self._entries.append((datetime.now(UTC), record))
-        self._records[record.request_id] = record
+        self._entries[record.request_id] = (time.time(), record)
+        if len(self._entries) > self._size:
+            self._entries.popitem(last=False)
 
     def find(self, request_id: str) -> RequestRecord | None:
         """Return the record of a request whose decision is kept."""
-        return self._records.get(request_id)
+        entry = self._entries.get(request_id)
+        return None if entry is None else entry[1]
 
     def describe(self, wanted: str = "") -> list[dict[str, Any]]:
         """Return the decisions, the newest first.
@@ -49,7 +48,7 @@ class DecisionLog:
         """
         return [
             {
-                "time": time.isoformat(timespec="milliseconds"),
+                "time": datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds"),
                 "request_id": record.request_id,
                 "client_request_id": record.client_request_id,
                 "model": record.model,
@@ -62,7 +61,7 @@ class DecisionLog:
                 "result": describe_result(record),
                 "steps_ms": record.steps.describe(),
             }
-            for time, record in reversed(tuple(self._entries))
+            for at, record in reversed(tuple(self._entries.values()))
             if not wanted or wanted in _list_ids(record)
         ]
 

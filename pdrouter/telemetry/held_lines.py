@@ -1,8 +1,9 @@
-"""Log lines of requests that have ended, held until Envoy has told when their first token came."""
+"""Requests that have ended whose log lines wait for Envoy to tell when their first token came."""
 
 import asyncio
 import time
 from collections.abc import Callable
+from itertools import islice
 
 from pdrouter.serving.record import RequestRecord
 
@@ -10,6 +11,8 @@ HOLD_S = 1.5
 """How long a line waits: Envoy tells within a second, if it tells this router."""
 MOST_HELD = 5_000
 """Lines that wait at once; further ones are written as they are."""
+_AT_ONCE = 32
+"""Lines that are let go before others may run."""
 
 
 class HeldLines:
@@ -25,14 +28,14 @@ class HeldLines:
         self._held: dict[str, tuple[float, RequestRecord]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def hold(self, record: RequestRecord) -> None:
-        """Hold a line for a while; it is written in any case."""
+    def hold(self, record: RequestRecord) -> bool:
+        """Hold a line, to be written after a while in any case; False if there is no room."""
         if len(self._held) >= MOST_HELD:
-            self._write(record)
-            return
+            return False
         self._held[record.request_id] = (time.monotonic() + HOLD_S, record)
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(HOLD_S, self._write_due)
+            self._set_timer(HOLD_S)
+        return True
 
     def take(self, request_id: str) -> RequestRecord | None:
         """Return a record whose line is held, and hold it no more; None if there is none."""
@@ -48,14 +51,17 @@ class HeldLines:
             _, record = self._held.pop(next(iter(self._held)))
             self._write(record)
 
+    def _set_timer(self, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._write_due)
+
     def _write_due(self) -> None:
         self._timer = None
         now = time.monotonic()
-        while self._held:
-            request_id, (due, record) = next(iter(self._held.items()))
+        for request_id, (due, record) in list(islice(self._held.items(), _AT_ONCE)):
             if due > now:
-                wait_s = due - now
-                self._timer = asyncio.get_running_loop().call_later(wait_s, self._write_due)
-                return
+                break
             del self._held[request_id]
             self._write(record)
+        if self._held:
+            due, _ = next(iter(self._held.values()))
+            self._set_timer(max(0.0, due - now))

@@ -2,33 +2,47 @@
 
 from prometheus_client import CollectorRegistry, Counter
 
-from pdrouter.telemetry.tallies import HistogramTally, Tally
+from pdrouter.serving.leg_outcome import Attempt
+from pdrouter.telemetry.tallies import Derived, HistogramTally, Tally
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
 """Bounds for times of requests and of their legs."""
 
 
 class SideLegMetrics:
-    """What became of side legs of one kind."""
+    """What became of side legs of one kind.
+
+    Attributes:
+        tries: tries of the leg, by model, by what went wrong and by status, empty for none.
+    """
 
     def __init__(self, leg: str, registry: CollectorRegistry) -> None:
-        self.attempts = Tally(
+        self.tries = Tally("", "", ("model", "failure", "status"))
+        Derived(
             f"pdrouter_{leg}_attempts",
             f"Tries of the {leg} leg.",
             ("model",),
+            self.tries,
+            lambda model, *_: (model,),
             registry=registry,
         )
-        self.failures = Counter(
+        Derived(
             f"pdrouter_{leg}_failures",
             f"Tries of the {leg} leg that another pod might have carried out: connect, transport, "
             "timeout, status (5xx), too-large.",
             ("model", "reason"),
+            self.tries,
+            lambda model, failure, _: (model, failure) if failure else None,
             registry=registry,
         )
-        self.refusals = Counter(
+        Derived(
             f"pdrouter_{leg}_refusals",
             f"Tries of the {leg} leg that the engine refused with a 4xx status.",
             ("model", "status"),
+            self.tries,
+            lambda model, failure, status: (
+                (model, status) if status >= "400" and not failure else None
+            ),
             registry=registry,
         )
         self.stale_connections = Counter(
@@ -43,6 +57,13 @@ class SideLegMetrics:
             ("model",),
             registry=registry,
         )
+
+    def count(self, model: str, attempt: Attempt) -> None:
+        """Count a try."""
+        status = "" if attempt.status is None else str(attempt.status)
+        self.tries.counts[model, attempt.failure or "", status] += 1
+        if attempt.stale_connections:
+            self.stale_connections.inc(attempt.stale_connections)
 
 
 class PrefillMetrics(SideLegMetrics):

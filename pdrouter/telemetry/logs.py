@@ -1,12 +1,10 @@
 """Log lines as JSON objects, written by a thread of their own."""
 
-import io
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from logging.handlers import QueueHandler
 from queue import SimpleQueue
 from select import PIPE_BUF
 from threading import Event, Thread
@@ -17,15 +15,21 @@ import msgspec
 MAX_WAITING_LINES = 10_000
 """Lines that wait to be written; further ones are dropped, so that memory does not run out."""
 
-_GATHER_S = 0.05
+_GATHER_S = 0.02
 """Time in which further lines may join a line that waits, to be written with it."""
 
-_Records: TypeAlias = SimpleQueue[logging.LogRecord | None]
-"""Records to write; None is the end."""
+Fields: TypeAlias = Mapping[str, Any]
+"""What a line says, by name."""
+
+_Lines: TypeAlias = SimpleQueue[str | None]
+"""Lines to write; None is the end."""
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line: time, level, logger, event, and the record's `fields`."""
+    """One JSON object per line: time, level, logger, event, and the record's `fields`.
+
+    A record of several lines has the fields of each as its `lines`.
+    """
 
     def __init__(self, **constants: object) -> None:
         """Set up the formatter.
@@ -37,43 +41,66 @@ class JsonFormatter(logging.Formatter):
         self._constants = constants
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
-        line: dict[str, Any] = {
+        """Return the line, or the lines."""
+        return "\n".join(self.format_lines(record))
+
+    def format_lines(self, record: logging.LogRecord) -> list[str]:
+        """Return the lines."""
+        head: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "event": record.getMessage(),
             **self._constants,
         }
-        line.update(getattr(record, "fields", {}))
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line).decode()
+        lines = getattr(record, "lines", None)
+        if lines is None:
+            lines = (getattr(record, "fields", {}),)
+        end = {"exception": self.formatException(record.exc_info)} if record.exc_info else {}
+        return [msgspec.json.encode({**head, **fields, **end}).decode() for fields in lines]
 
 
-class _QueueOfLines(QueueHandler):
-    """Hands records over to the thread that writes them; never waits, never raises.
+class _QueueOfLines(logging.Handler):
+    """Hands lines over to the thread that writes them; never waits, never raises.
 
     Attributes:
-        dropped: records that were not handed over, because too many were waiting.
+        dropped: lines that were not handed over, because too many were waiting.
     """
 
-    def __init__(self, records: _Records) -> None:
-        super().__init__(records)
+    def __init__(self, lines: _Lines, formatter: JsonFormatter) -> None:
+        super().__init__()
         self.dropped = 0
-        self._records = records
+        self._lines = lines
+        self._formatter = formatter
 
-    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        """Return the record unchanged; both sides are threads of one process."""
-        return record
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hand a record's lines over, or drop them."""
+        try:
+            # The thread would need Python's lock for so long that the event loop waits for it.
+            lines = self._formatter.format_lines(record)
+        except Exception:  # noqa: BLE001 - as all handlers do
+            self.handleError(record)
+            return
+        for line in lines:
+            # A queue with a limit of its own would also refuse the sign that the thread is to end.
+            if self._lines.qsize() < MAX_WAITING_LINES:
+                self._lines.put(f"{line}\n")
+            else:
+                self.dropped += 1
 
-    def enqueue(self, record: logging.LogRecord) -> None:
-        """Hand a record over, or drop it."""
-        # A queue with a limit of its own would also refuse the sign that the thread is to end.
-        if self._records.qsize() < MAX_WAITING_LINES:
-            self._records.put(record)
-        else:
-            self.dropped += 1
+
+def write_lines(log: logging.Logger, level: int, event: str, lines: Sequence[Fields]) -> None:
+    """Write lines of the same level and event, as one record of the log.
+
+    Args:
+        log: the logger.
+        level: the level.
+        event: what has happened.
+        lines: the fields of each line.
+    """
+    # To look for the caller would take as long as all the rest of a line.
+    record = log.makeRecord(log.name, level, "", 0, event, (), None, extra={"lines": lines})
+    log.handle(record)
 
 
 def count_dropped_lines() -> int:
@@ -93,13 +120,10 @@ def log_to_stdout(level: str, **constants: object) -> Iterator[None]:
     """
     # What no line shows need not be looked up for each.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    records: _Records = SimpleQueue()
+    lines: _Lines = SimpleQueue()
     ended = Event()
-    formatter = JsonFormatter(**constants)
-    writer = Thread(
-        target=_write_lines, args=(records, sys.stdout, formatter, ended), name="log", daemon=True
-    )
-    handler = _QueueOfLines(records)
+    writer = Thread(target=_write_lines, args=(lines, sys.stdout, ended), name="log", daemon=True)
+    handler = _QueueOfLines(lines, JsonFormatter(**constants))
     root = logging.getLogger()
     former_level = root.level
     root.setLevel(level.upper())
@@ -111,31 +135,23 @@ def log_to_stdout(level: str, **constants: object) -> Iterator[None]:
         root.removeHandler(handler)
         root.setLevel(former_level)
         ended.set()
-        records.put(None)
+        lines.put(None)
         writer.join()
 
 
-def _write_lines(
-    records: _Records, stream: TextIO, formatter: logging.Formatter, ended: Event
-) -> None:
-    """Write lines until the end is found among the records."""
+def _write_lines(lines: _Lines, stream: TextIO, ended: Event) -> None:
+    """Write lines until the end is found among them."""
     running = True
     while running:
-        batch = [records.get()]
+        batch = [lines.get()]
         # To wake this thread for each line would cost the event loop more than the line does: they
         # fight for Python's lock.
         ended.wait(_GATHER_S)
-        while not records.empty():
-            batch.append(records.get())
+        while not lines.empty():
+            batch.append(lines.get())
         running = None not in batch
-        lines = io.StringIO()
-        handler = logging.StreamHandler(lines)
-        handler.setFormatter(formatter)
-        for record in filter(None, batch):
-            handler.emit(record)
-        lines.seek(0)
         try:
-            for text in join_lines(lines):
+            for text in join_lines(filter(None, batch)):
                 stream.write(text)
                 stream.flush()
         except OSError as error:

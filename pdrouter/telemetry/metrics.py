@@ -29,7 +29,7 @@ from pdrouter.telemetry.logs import count_dropped_lines
 from pdrouter.telemetry.model_series import SeriesRegistry
 from pdrouter.telemetry.redis_metrics import RedisMetrics
 from pdrouter.telemetry.reloads import declare_reloads
-from pdrouter.telemetry.tallies import HistogramTally, Tally
+from pdrouter.telemetry.tallies import Derived, HistogramTally, Tally
 from pdrouter.telemetry.tokens import TokenMetrics
 from pdrouter.telemetry.turn_metrics import TurnMetrics
 from pdrouter.telemetry.user_metrics import UserMetrics
@@ -44,20 +44,30 @@ _LAG_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5)
 
 
 class RequestMetrics:
-    """Ends, decisions and times of requests."""
+    """Ends, decisions and times of requests.
+
+    Attributes:
+        ended: requests that have ended: each is counted once, and shown by how it ended and by what
+            was decided.
+    """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.ended = Tally(
+        self.ended = Tally("", "", ("model", "outcome", "status", "decision", "reason"))
+        Derived(
             "pdrouter_requests",
             "Requests that have ended, by how: ok, engine-error, answered, rejected, failed, "
             "local-reply, client-left, protocol-error.",
             ("model", "outcome", "status"),
+            self.ended,
+            lambda model, outcome, status, *_: (model, outcome, status),
             registry=registry,
         )
-        self.decisions = Tally(
+        Derived(
             "pdrouter_decisions",
             "Routed requests by decision (disaggregated, aggregated) and, if aggregated, why.",
             ("model", "decision", "reason"),
+            self.ended,
+            lambda model, _, __, decision, reason: (model, decision, reason) if decision else None,
             registry=registry,
         )
         self.misrouted = Counter(

@@ -1,9 +1,10 @@
 """Numbers and a log line for every request."""
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.reflector_stats import ReflectorStats
@@ -13,12 +14,10 @@ from pdrouter.load.failures import FailureMemory
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.pods_wanted import PodsWanted
 from pdrouter.load.scrape_stats import ScrapeStats
-from pdrouter.routing.decision import DecisionKind
 from pdrouter.serving.answers import AnswerReport
 from pdrouter.serving.held_bodies import HeldBodies
 from pdrouter.serving.leg_outcome import Attempt
 from pdrouter.serving.record import Outcome, RequestRecord
-from pdrouter.serving.refusals import DEADLINE_MISSED
 from pdrouter.serving.release import ReleaseOutcome
 from pdrouter.serving.tokenizers import TokenizerStats
 from pdrouter.serving.trace import RequestTrace
@@ -26,13 +25,10 @@ from pdrouter.settings.choices import NO_OBSERVATION, TokenObservation
 from pdrouter.telemetry.aibrix_metrics import AibrixMetrics
 from pdrouter.telemetry.bodies import BodyMetrics
 from pdrouter.telemetry.decisions import DecisionLog
-from pdrouter.telemetry.descriptions import (
-    describe_answer,
-    describe_choice,
-    describe_request,
-)
 from pdrouter.telemetry.held_lines import HeldLines
 from pdrouter.telemetry.metrics import Metrics
+from pdrouter.telemetry.request_counts import RequestCounts, Routed
+from pdrouter.telemetry.request_lines import RequestLines
 from pdrouter.users.keys_file import KeysFile
 from pdrouter.users.redis.stats import LinkStats
 
@@ -41,15 +37,21 @@ log = logging.getLogger("pdrouter.request")
 TakeTrace: TypeAlias = Callable[[RequestRecord, RequestTrace], None]
 """Takes the trace of a request that has ended."""
 
-_LOUD = frozenset({Outcome.FAILED, Outcome.PROTOCOL_ERROR})
-_PREFLIGHT = "cors_response"
-"""What Envoy calls its answer to a browser's question whether a page may ask: it is no request."""
+_ENCODE = Leg.ENCODE
 _TOLD_OF = frozenset({Outcome.OK, Outcome.CLIENT_LEFT})
 """How requests end whose answers Envoy's access log has more to say of."""
+
+MOST_WAITING = 32
+"""Requests that wait to be counted: so many hold the loop for less than a millisecond."""
+WAIT_S = 0.03
+"""How long one waits for others."""
 
 
 class RequestTelemetry:
     """Counts requests and writes one line for each at its end.
+
+    What is told of requests waits a moment, so that many are counted and described at once: that
+    costs each of them less. Who looks at what is counted calls `flush` first.
 
     Attributes:
         metrics: the metrics of the process.
@@ -99,7 +101,12 @@ class RequestTelemetry:
         self._trace = trace
         self._observation = observation
         self._log_entries = log_entries
-        self._held = HeldLines(self._write_line)
+        self._held = HeldLines(self._write_held)
+        self._lines = RequestLines()
+        self._routed: list[Routed] = []
+        self._ended: list[RequestRecord] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self.open: dict[str, RequestRecord] = {}
         self.metrics = Metrics(
             cache,
@@ -114,9 +121,35 @@ class RequestTelemetry:
             keys=keys,
             wanted=wanted,
         )
-        self._aibrix = AibrixMetrics(cache, ledger, self.open.values(), gateway_pod)
+        self._aibrix = AibrixMetrics(cache, ledger, self.open.values(), self.metrics, gateway_pod)
+        self._counts = RequestCounts(self.metrics, self._aibrix)
         self.metrics.add(self._aibrix)
         self.metrics.add(BodyMetrics(bodies or HeldBodies(0, 0)))
+
+    def start(self) -> None:
+        """Count and write what waits in time, from now on, on the event loop that runs."""
+        self._loop = asyncio.get_running_loop()
+
+    def close(self) -> None:
+        """Count and write all that waits."""
+        self._loop = None
+        self.flush()
+        self._held.close()
+        self.flush()
+
+    def flush(self) -> None:
+        """Count what waits to be counted, and write the lines that wait for nothing else."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        routed, self._routed = self._routed, []
+        ended, self._ended = self._ended, []
+        self._counts.count_routed(routed)
+        self._counts.count_ended(ended)
+        for record in ended:
+            if not (self._expects_answer(record) and self._held.hold(record)):
+                self._lines.tell_request(record)
+        self._lines.write()
 
     def request_started(self, record: RequestRecord) -> None:
         """Note an open request."""
@@ -126,24 +159,15 @@ class RequestTelemetry:
     def request_routed(self, record: RequestRecord) -> None:
         """Count the time to choose, keep the decision, and log it at debug level."""
         self.decisions.note(record)
-        self._aibrix.request_routed(record)
-        if record.routing_s is not None:
-            self.metrics.requests.routing_seconds.observe(record.routing_s)
-        if log.isEnabledFor(logging.DEBUG):
-            log.debug("routed", extra={"fields": describe_choice(record)})
+        self._routed.append(Routed(record, record.decision, record.routing_s))
+        self._lines.tell_choice(record)
+        if len(self._routed) >= MOST_WAITING:
+            self.flush()
 
     def leg_attempted(self, record: RequestRecord, attempt: Attempt) -> None:
         """Count a try of a side leg."""
-        self._aibrix.leg_attempted(record, attempt)
-        encodes = attempt.leg is Leg.ENCODE
-        metrics = self.metrics.encode if encodes else self.metrics.prefill
-        metrics.attempts.count(record.model)
-        if attempt.stale_connections:
-            metrics.stale_connections.inc(attempt.stale_connections)
-        if attempt.failure is not None:
-            metrics.failures.labels(record.model, attempt.failure).inc()
-        elif attempt.status is not None and attempt.status >= 400:
-            metrics.refusals.labels(record.model, str(attempt.status)).inc()
+        legs = self.metrics.encode if attempt.leg is _ENCODE else self.metrics.prefill
+        legs.count(record.model, attempt)
 
     def leg_retried(self, record: RequestRecord) -> None:
         """Count where a prefill leg is tried again, or that it may not be."""
@@ -156,19 +180,16 @@ class RequestTelemetry:
         Envoy's access log tells of answers after their end: their requests' lines wait for that.
         Where it tells another router, what was counted has a line of its own.
         """
-        self.metrics.tokens.count(report, pod)
-        self.metrics.users.count_answer(report)
-        self._aibrix.answer_reported(report, pod)
         request = report.request
+        self.metrics.tokens.count(report, pod)
+        if request.user:
+            self.metrics.users.count_answer(report)
+        self._aibrix.answer_reported(report, pod)
         record = self.open.get(request.request_id)
-        held = None if record is not None else self._held.take(request.request_id)
-        record = record or held or self.decisions.find(request.request_id)
-        if record is not None:
+        if record is None:
+            self._note_late_answer(report, pod)
+        else:
             record.note_answer(report.usage, report.first_token_s)
-        if held is not None:
-            self._write_line(held)
-        elif self._has_line(request.request_id, report):
-            _write(logging.INFO, "answer", describe_answer(report, pod))
         if report.misrouted:
             self.metrics.requests.misrouted.labels(request.model).inc()
             fields = {
@@ -205,24 +226,37 @@ class RequestTelemetry:
     def request_finished(self, record: RequestRecord) -> None:
         """Count a request that has ended, and write its line."""
         self.open.pop(record.request_id, None)
-        self._count(record)
-        self._aibrix.request_finished(record)
+        self._ended.append(record)
         trace = record.trace
         if trace is not None and trace.own.sampled and self._trace is not None:
             self._trace(record, trace)
-        if self._expects_answer(record):
-            self._held.hold(record)
+        self._flush_soon(len(self._ended))
+
+    def _note_late_answer(self, report: AnswerReport, pod: Pod | None) -> None:
+        """Note what is told of the answer to a request that has ended, here or elsewhere."""
+        if self._ended:
+            self.flush()  # It may be among them.
+        request_id = report.request.request_id
+        held = self._held.take(request_id)
+        record = held or self.decisions.find(request_id)
+        if record is not None:
+            record.note_answer(report.usage, report.first_token_s)
+        if held is None:
+            self._lines.tell_answer(report, pod)
         else:
-            self._write_line(record)
+            self._lines.tell_request(held)
+        self._flush_soon(len(self._lines))
 
-    def _has_line(self, request_id: str, report: AnswerReport) -> bool:
-        """Return whether an answer has a line of its own, since that of its request is written."""
-        told = report.usage is not None or report.first_token_s is not None
-        return told and request_id not in self.open and log.isEnabledFor(logging.INFO)
+    def _write_held(self, record: RequestRecord) -> None:
+        self._lines.tell_request(record)
+        self._flush_soon(len(self._lines))
 
-    def close(self) -> None:
-        """Write the lines that wait."""
-        self._held.close()
+    def _flush_soon(self, waiting: int) -> None:
+        """Flush now if so many wait, or else in time."""
+        if waiting >= MOST_WAITING:
+            self.flush()
+        elif waiting and self._timer is None and self._loop is not None:
+            self._timer = self._loop.call_later(WAIT_S, self.flush)
 
     def _expects_answer(self, record: RequestRecord) -> bool:
         """Return whether Envoy, which has told this router of others, will tell of its answer."""
@@ -234,47 +268,3 @@ class RequestTelemetry:
         if record.stream and record.first_token_s is None:
             return True
         return observation.counts and record.output_tokens is None
-
-    def _write_line(self, record: RequestRecord) -> None:
-        level = logging.WARNING if record.outcome in _LOUD else logging.INFO
-        if record.local_reply == _PREFLIGHT:
-            level = logging.DEBUG
-        if log.isEnabledFor(level):
-            fields = describe_request(record)
-            if log.isEnabledFor(logging.DEBUG):
-                fields["steps_ms"] = record.steps.describe()
-            _write(level, "request", fields)
-
-    def _count(self, record: RequestRecord) -> None:
-        self.metrics.users.count_request(record)
-        metrics, prefill, model = self.metrics.requests, self.metrics.prefill, record.model
-        status = "" if record.status is None else str(record.status)
-        metrics.ended.count(model, record.outcome or "", status)
-        metrics.overhead_seconds.observe(record.overhead_s)
-        metrics.seconds.observe(record.total_s, model)
-        if record.headers_s is not None:
-            metrics.headers_seconds.observe(record.headers_s, model)
-        if record.encode_s is not None:
-            self.metrics.encode.seconds.observe(record.encode_s, model)
-        if record.prefill_attempts:
-            prefill.seconds.observe(record.prefill_s, model)
-        if record.handoff:
-            prefill.handoff_failures.labels(model, record.handoff).inc()
-        if record.code == DEADLINE_MISSED:
-            metrics.deadline_refusals.labels(model).inc()
-        if record.unreached is not None:
-            metrics.moved.labels(model).inc()
-        if record.served_by:
-            metrics.misrouted.labels(model).inc()
-        decision = record.standing_decision
-        if decision is not None:
-            if decision.session is not None:
-                metrics.sessions.count(model, decision.session)
-            kind = DecisionKind.AGGREGATED if record.aggregated else DecisionKind.DISAGGREGATED
-            metrics.decisions.count(model, kind, record.aggregated)
-
-
-def _write(level: int, event: str, fields: Mapping[str, Any]) -> None:
-    # To look for the caller would take as long as all the rest of the line.
-    extra = {"fields": fields}
-    log.handle(log.makeRecord(log.name, level, "", 0, event, (), None, extra=extra))

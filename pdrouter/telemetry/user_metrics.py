@@ -71,9 +71,9 @@ class UserMetrics:
             self._requests.count(self._name(record.user), record.model, status)
 
     def count_answer(self, report: AnswerReport) -> None:
-        """Count the tokens of an answer of a served model."""
+        """Count the tokens of a user's answer of a served model."""
         request, usage = report.request, report.usage
-        if usage is None or not request.user or not 0 < report.status < 400:
+        if usage is None or not 0 < report.status < 400:
             return
         user = self._name(request.user)
         self._tokens.count(user, request.model, "prompt", number=usage.prompt_tokens)

@@ -126,7 +126,7 @@ from pdrouter.serving.wakes import Wakes
 from pdrouter.settings import Settings, describe_settings
 from pdrouter.settings.choices import Priority
 from pdrouter.settings.redis_url import RedisUrl
-from pdrouter.telemetry import held_lines, logs, model_series, tracing
+from pdrouter.telemetry import held_lines, logs, model_series, requests, tracing
 from pdrouter.telemetry.decisions import DecisionLog
 from pdrouter.telemetry.journal import JournalMetrics
 from pdrouter.telemetry.requests import RequestTelemetry
@@ -1256,14 +1256,24 @@ async def exceed_the_held_lines(_: pytest.MonkeyPatch) -> None:
     shown_by(tests, "test_a_line_waits_for_what_envoy_tells_of_its_answer")
 
 
+@walk(
+    "Requests that wait to be counted, and to have their lines written",
+    f"{requests.MOST_WAITING} for {requests.WAIT_S:g} s",
+)
+async def exceed_the_uncounted(_: pytest.MonkeyPatch) -> None:
+    tests = "unit/telemetry/test_request_telemetry.py"
+    shown_by(tests, "test_no_more_requests_wait_to_be_counted_than_are_counted_at_once")
+    shown_by(tests, "test_requests_are_counted_and_told_of_soon")
+
+
 @walk("Lines of the log that wait", f"{logs.MAX_WAITING_LINES:,}")
 async def exceed_the_log(_: pytest.MonkeyPatch) -> None:
-    records: SimpleQueue[logging.LogRecord | None] = SimpleQueue()
-    handler = logs._QueueOfLines(records)
+    lines: SimpleQueue[str | None] = SimpleQueue()
+    handler = logs._QueueOfLines(lines, logs.JsonFormatter())
     line = logging.LogRecord("x", logging.INFO, "", 0, "x", (), None)
     for _line in range(logs.MAX_WAITING_LINES + 7):
         handler.handle(line)
-    assert (records.qsize(), handler.dropped) == (logs.MAX_WAITING_LINES, 7)
+    assert (lines.qsize(), handler.dropped) == (logs.MAX_WAITING_LINES, 7)
 
 
 class StuckExporter:
@@ -1316,7 +1326,7 @@ async def exceed_the_decisions(_: pytest.MonkeyPatch) -> None:
     decision = make_decision(make_pod("p"), make_pod("d", Role.DECODE))
     for name in name_many(250):
         kept.note(make_record(request_id=name, decision=decision))
-    assert len(kept._entries) == len(kept._records) == 100
+    assert len(kept._entries) == 100
     assert kept.find("name-149") is None
     assert kept.find("name-150") is not None
 
@@ -1376,6 +1386,7 @@ async def exceed_the_series(_: pytest.MonkeyPatch) -> None:
     cache.replace([pod, make_pod("d", Role.DECODE, model="stays")])
     for model in ("stays", *name_many(50)):
         count_everything(telemetry, model, pod)
+    telemetry.flush()
     assert telemetry.metrics.render().count(b'"name-49"') > 20
     now += model_series._KEPT_S
     page = telemetry.metrics.render()

@@ -113,10 +113,11 @@ async def read_line(caplog: pytest.LogCaptureFixture, request_id: str) -> dict[s
 
     async def check() -> None:
         lines = [
-            getattr(record, "fields", {})
+            line
             for record in caplog.records
             # Another one, `answer`, follows where Envoy tells when the first token came.
             if record.name == "pdrouter.request" and record.getMessage() == "request"
+            for line in vars(record)["lines"]
         ]
         found[:] = [line for line in lines if line.get("request_id") == request_id]
         assert len(found) == 1

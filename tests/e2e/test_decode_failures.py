@@ -169,9 +169,10 @@ async def test_an_answer_of_envoy_to_a_request_without_a_strategy_is_not_an_engi
         metrics = await read_metrics(stack)
         assert metrics.total("pdrouter_requests_total", outcome="local-reply", status="503") == 1
         assert metrics.total("pdrouter_requests_total", outcome="engine-error") == 0
-    (line,) = (record for record in caplog.records if record.name == "pdrouter.request")
-    assert line.__dict__["fields"]["local_reply"] == "no_healthy_upstream"
-    assert line.__dict__["fields"]["strategy"] is None
+    requests = [record for record in caplog.records if record.name == "pdrouter.request"]
+    (line,) = [line for record in requests for line in vars(record)["lines"]]
+    assert line["local_reply"] == "no_healthy_upstream"
+    assert line["strategy"] is None
 
 
 @pytest.mark.parametrize("status", [400, 429, 500, 503])

@@ -67,7 +67,7 @@ async def test_a_stream_has_one_time_of_its_first_token(
     await eventually(check)
 
     def list_lines() -> list[dict[str, Any]]:
-        return [vars(record).get("fields", {}) for record in caplog.records]
+        return [line for record in caplog.records for line in vars(record).get("lines", ())]
 
     async def check_lines() -> None:
         timed = [line for line in list_lines() if line.get("first_token_ms") is not None]

@@ -147,7 +147,7 @@ async def test_the_log_has_what_was_counted_of_a_request(
     request_id = response.headers["x-request-id"]
 
     def find_lines() -> list[dict[str, Any]]:
-        lines = (vars(record).get("fields", {}) for record in caplog.records)
+        lines = (line for record in caplog.records for line in vars(record).get("lines", ()))
         own = [line for line in lines if line.get("request_id") == request_id]
         return [line for line in own if line["output_tokens"] is not None]
 

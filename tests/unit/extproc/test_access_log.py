@@ -255,6 +255,7 @@ class Receiver:
         self.service = AccessLogService(answers.receive, self.results)
 
     def page(self) -> str:
+        self.telemetry.flush()
         return self.telemetry.metrics.render().decode()
 
 

@@ -14,7 +14,6 @@ from pdrouter.engine_http.failures import FailureKind
 from pdrouter.engines.split import Leg
 from pdrouter.load.ledger import Ledger
 from pdrouter.serving.record import Outcome, RequestRecord, Retry
-from pdrouter.telemetry.aibrix_metrics import AibrixMetrics
 from pdrouter.telemetry.requests import RequestTelemetry
 
 P = make_pod(
@@ -78,6 +77,7 @@ class Router:
         return record
 
     def families(self) -> Iterator[Metric]:
+        self.telemetry.flush()
         for family in self.telemetry.metrics._registry.collect():
             if not family.name.startswith("pdrouter_"):
                 yield family
@@ -128,10 +128,10 @@ def test_every_metric_has_the_labels_that_aibrix_gives_it(router: Router) -> Non
 
 
 def test_the_routers_pod_is_the_host_unless_it_is_named() -> None:
-    metrics = AibrixMetrics(PodCache(), Ledger(), ())
+    telemetry = RequestTelemetry(PodCache(), Ledger())
     (sample,) = [
         sample
-        for family in metrics.collect()
+        for family in telemetry.metrics._registry.collect()
         for sample in family.samples
         if sample.name == "gateway_in_flight_requests"
     ]

@@ -37,7 +37,7 @@ from pdrouter.telemetry.logs import (
     join_lines,
     log_to_stdout,
 )
-from pdrouter.telemetry.requests import RequestTelemetry
+from pdrouter.telemetry.requests import MOST_WAITING, RequestTelemetry
 
 P = make_pod("p0", Role.PREFILL)
 D = make_pod("d0", Role.DECODE)
@@ -52,6 +52,7 @@ def create_telemetry(
 def read_metrics(
     telemetry: RequestTelemetry,
 ) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    telemetry.flush()
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(telemetry.metrics.render().decode())
@@ -67,6 +68,7 @@ def finish(telemetry: RequestTelemetry, **changes: Any) -> RequestRecord:
     record = make_record(**{"outcome": Outcome.OK, "status": 200, "model": "m", **changes})
     telemetry.request_started(record)
     telemetry.request_finished(record)
+    telemetry.flush()
     return record
 
 
@@ -387,7 +389,7 @@ def make_report(record: RequestRecord, **changes: Any) -> AnswerReport:
 
 
 def read_lines(caplog: pytest.LogCaptureFixture) -> list[tuple[str, dict[str, Any]]]:
-    return [(record.message, vars(record)["fields"]) for record in caplog.records]
+    return [(record.message, line) for record in caplog.records for line in vars(record)["lines"]]
 
 
 def test_what_is_counted_of_an_open_request_is_in_its_line(
@@ -399,6 +401,7 @@ def test_what_is_counted_of_an_open_request_is_in_its_line(
     telemetry.request_started(record)
     telemetry.answer_reported(make_report(record), D)
     telemetry.request_finished(record)
+    telemetry.flush()
     ((event, fields),) = read_lines(caplog)
     assert event == "request"
     counted = (fields["prompt_tokens"], fields["cached_tokens"], fields["output_tokens"])
@@ -418,6 +421,7 @@ def test_a_preflight_is_counted_and_has_a_line_for_those_who_look_closely(
     telemetry.request_finished(
         make_record(model="", outcome=Outcome.LOCAL_REPLY, status=200, local_reply=details)
     )
+    telemetry.flush()
     assert [record.levelno for record in caplog.records] == [level]
     page = telemetry.metrics.render().decode()
     assert 'pdrouter_requests_total{model="",outcome="local-reply",status="200"} 1.0' in page
@@ -439,11 +443,13 @@ async def test_a_line_waits_for_what_envoy_tells_of_its_answer(
         return record
 
     def list_lines() -> list[tuple[str, object]]:
+        telemetry.flush()
         return [
             (fields["request_id"], fields["first_token_ms"]) for _, fields in read_lines(caplog)
         ]
 
     finish("before Envoy has told of any")
+    telemetry.flush()
     entries["counted"] = 1
     finish("failed", outcome=Outcome.FAILED)
     finish("not streamed", stream=False)
@@ -460,6 +466,7 @@ async def test_a_line_waits_for_what_envoy_tells_of_its_answer(
             await asyncio.sleep(0.01)
     assert list_lines()[-2:] == [("untold", None), ("left", None)]
     telemetry.answer_reported(make_report(untold), D)
+    telemetry.flush()
     assert [event for event, _ in read_lines(caplog)][-1] == "answer"
     finish("at the end")
     telemetry.close()
@@ -479,6 +486,7 @@ async def test_no_more_lines_wait_than_there_is_room_for(
             request_id=f"r-{number}", forwarded=True, outcome=Outcome.OK, stream=True
         )
         telemetry.request_finished(record)
+    telemetry.flush()
     assert [fields["request_id"] for _, fields in read_lines(caplog)] == ["r-2"]
     telemetry.close()
     assert len(read_lines(caplog)) == 3
@@ -497,8 +505,10 @@ def test_what_is_told_after_a_requests_line_has_a_line_of_its_own(
         telemetry.request_started(record)
         telemetry.request_routed(record)
         telemetry.request_finished(record)
+        telemetry.flush()
     caplog.clear()
     telemetry.answer_reported(make_report(record), D)
+    telemetry.flush()
     assert read_lines(caplog) == [
         (
             "answer",
@@ -526,7 +536,9 @@ def test_an_answer_of_which_nothing_was_counted_has_no_line(
 ) -> None:
     caplog.set_level(logging.INFO)
     report = make_report(make_record(), usage=None, first_token_s=None, stream_s=None)
-    create_telemetry().answer_reported(report, None)
+    telemetry = create_telemetry()
+    telemetry.answer_reported(report, None)
+    telemetry.flush()
     assert not caplog.records
 
 
@@ -567,7 +579,61 @@ def test_each_request_leaves_one_line_at_the_level_of_its_outcome(
     record = finish(create_telemetry(), outcome=outcome)
     (line,) = caplog.records
     assert (line.levelno, line.getMessage()) == (level, "request")
-    assert line.fields == describe_request(record)  # type: ignore[attr-defined]
+    assert read_lines(caplog) == [("request", describe_request(record))]
+
+
+async def test_requests_are_counted_and_told_of_soon(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "pdrouter.request")
+    telemetry = create_telemetry()
+    telemetry.start()
+    telemetry.request_finished(make_record(outcome=Outcome.OK, request_id="one"))
+    assert not caplog.records
+    async with asyncio.timeout(60):
+        while not caplog.records:
+            await asyncio.sleep(0.001)
+    counted = telemetry.metrics.render()
+    assert b'pdrouter_requests_total{model="",outcome="ok",status=""} 1.0' in counted
+    telemetry.request_finished(make_record(outcome=Outcome.OK, request_id="at the end"))
+    telemetry.close()
+    assert [fields["request_id"] for _, fields in read_lines(caplog)] == ["one", "at the end"]
+
+
+def test_no_more_requests_wait_to_be_counted_than_are_counted_at_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "pdrouter.request")
+    telemetry = create_telemetry()
+    decision = make_decision(P, D)
+    for number in range(MOST_WAITING):
+        assert not caplog.records
+        record = make_record(request_id=f"r-{number}", outcome=Outcome.OK, model="m")
+        telemetry.request_finished(record)
+    assert len(read_lines(caplog)) == MOST_WAITING
+    for number in range(MOST_WAITING):
+        steps = make_steps(route=0.001)
+        telemetry.request_routed(
+            make_record(request_id=f"r-{number}", decision=decision, steps=steps)
+        )
+    page = telemetry.metrics.render().decode()
+    assert f"pdrouter_routing_seconds_count {MOST_WAITING}.0" in page
+    assert f'status=""}} {MOST_WAITING}.0' in page
+
+
+def test_lines_of_several_levels_are_written_in_their_order(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "pdrouter.request")
+    telemetry = create_telemetry()
+    outcomes = (Outcome.OK, Outcome.FAILED, Outcome.FAILED, Outcome.REJECTED)
+    for number, outcome in enumerate(outcomes):
+        telemetry.request_finished(make_record(request_id=f"r-{number}", outcome=outcome))
+    telemetry.flush()
+    assert [line.levelno for line in caplog.records] == [
+        logging.INFO,
+        logging.WARNING,
+        logging.INFO,
+    ]
+    assert [fields["outcome"] for _, fields in read_lines(caplog)] == list(outcomes)
 
 
 def test_a_level_that_is_off_costs_no_line(caplog: pytest.LogCaptureFixture) -> None:

@@ -118,7 +118,7 @@ def test_a_counter_never_goes_backwards(events: list[tuple[int, str]]) -> None:
 
 def test_the_page_of_a_single_worker_says_what_the_worker_says() -> None:
     telemetry = RequestTelemetry(PodCache(), Ledger())
-    telemetry.metrics.requests.ended.count("m", "ok", "200")
+    telemetry.metrics.requests.ended.count("m", "ok", "200", "", "")
     telemetry.metrics.requests.seconds.observe(0.3, "m")
     own = telemetry.metrics.render()
 
