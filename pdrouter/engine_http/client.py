@@ -8,6 +8,7 @@ from pdrouter.engine_http.answers import EngineAnswer
 from pdrouter.engine_http.connection import Connection
 from pdrouter.engine_http.failures import FailureKind, PostFailed
 from pdrouter.engine_http.progress import PostProgress
+from pdrouter.engine_http.sockets import Sockets
 from pdrouter.engine_http.tls import EngineTls, describe_failure
 from pdrouter.turns import Turns
 
@@ -52,6 +53,7 @@ class HttpClient:
         self._busy: set[Connection] = set()
         self._closed = False
         self._turns = Turns()
+        self._sockets = Sockets(self._loop)
         self._sweeping = self._loop.call_later(keepalive_s, self._sweep)
 
     async def request(
@@ -121,6 +123,7 @@ class HttpClient:
         for connection in (*self._busy, *(each for idle in self._idle.values() for each in idle)):
             connection.close()
         self._idle.clear()
+        self._sockets.close()
 
     def _take(self, address: str, now: float, idle_s: float) -> Connection | None:
         """Return the connection that was used last; None if that is longer ago.
@@ -141,16 +144,17 @@ class HttpClient:
     async def _connect(self, address: str, deadline: float, *, plain: bool) -> Connection:
         host, _, port = address.rpartition(":")
         host = host.strip("[]")
-        context, name = (None, None) if plain or self._tls is None else self._tls.open(host)
+        connection = Connection(self._loop, self._turns)
         limit = self._loop.time() + self._limits.connect_s
         try:
             async with asyncio.timeout_at(min(limit, deadline)):
-                _, connection = await self._loop.create_connection(
-                    lambda: Connection(self._loop, self._turns),
-                    *(host, int(port)),
-                    ssl=context,
-                    server_hostname=name,
-                )
+                if plain or self._tls is None:
+                    await self._sockets.connect(host, int(port), connection)
+                else:
+                    context, name = self._tls.open(host)
+                    await self._loop.create_connection(
+                        lambda: connection, host, int(port), ssl=context, server_hostname=name
+                    )
         except TimeoutError:
             kind = FailureKind.CONNECT if limit <= deadline else FailureKind.TIMEOUT
             raise PostFailed(kind, f"no connection to {address} in time") from None

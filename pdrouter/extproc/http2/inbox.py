@@ -1,22 +1,27 @@
 """What a connection receives: frames, of which each turn of the event loop takes so many."""
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterator
-from itertools import chain, islice
+from itertools import islice
 
 from pdrouter.extproc.http2.frames import ConnectionFault, Frame, FrameReader
 from pdrouter.turns import Turns
 
 PIECE_FRAMES = 32
 """How many frames are taken in a turn: about a millisecond's, where a dozen requests begin."""
+HELD_BYTES = 32 * 2**20
+"""How much of what was read may wait for its turn. What the windows allow is less, with the headers
+of all streams: it is never reached by Envoy, which ends a connection whose peer does not read, with
+1,000 resets or 10,000 frames of any kind to send."""
 
 
 class Inbox:
     """Reads frames from a connection.
 
     The loop reads a connection up to 32 times in a turn, and a read may bring a hundred frames.
-    Those which a turn does not take wait for theirs, in the order of all that waits; meanwhile the
-    connection is not read.
+    Those which a turn does not take wait for theirs, in the order of all that waits. Until they are
+    taken, the windows of HTTP/2 do not open for more.
     """
 
     def __init__(
@@ -45,6 +50,9 @@ class Inbox:
         self._room = PIECE_FRAMES
         self._transport: asyncio.ReadTransport | None = None
         self._frames: Iterator[Frame] | None = None
+        self._held: deque[bytes] = deque()
+        self._held_bytes = 0
+        self._paused = False
 
     def open(self, transport: asyncio.ReadTransport) -> None:
         """Take the transport."""
@@ -52,34 +60,43 @@ class Inbox:
 
     def feed(self, data: bytes) -> None:
         """Act on the frames that are complete now, in this turn or in later ones."""
+        self._held.append(data)
+        self._held_bytes += len(data)
         if self._frames is None:
-            self._frames = self._reader.feed(data)
+            self._frames = self._cut()
             now = self._clock()
             if now != self._turn:
                 self._turn, self._room = now, PIECE_FRAMES
             self._take()
-            if self._frames is not None and self._transport is not None:
-                self._transport.pause_reading()
+            if self._frames is not None:
                 self._turns.put_off(self._go_on)
-        else:  # A transport may hand over what it has read before it was paused.
-            self._frames = chain(self._frames, self._reader.feed(data))
+        elif self._held_bytes > HELD_BYTES and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
 
     def close(self) -> None:
         """Act on no more frames."""
         self._transport = None
         self._frames = None
+        self._held.clear()
+
+    def _cut(self) -> Iterator[Frame]:
+        while self._held:
+            data = self._held.popleft()
+            self._held_bytes -= len(data)
+            yield from self._reader.feed(data)
 
     def _go_on(self) -> None:
-        """Take frames in their turn, and read the connection again once there are no more."""
+        """Take frames in their turn."""
         self._room = PIECE_FRAMES
         self._take()
-        transport = self._transport
-        if transport is None:
-            return
         if self._frames is not None:
             self._turns.put_off(self._go_on)
-        elif not transport.is_closing():
-            transport.resume_reading()
+        transport = self._transport
+        if self._paused and transport is not None and self._held_bytes <= HELD_BYTES:
+            self._paused = False
+            if not transport.is_closing():
+                transport.resume_reading()
 
     def _take(self) -> None:
         """Act on as many frames as there is room for."""

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from pdrouter.extproc.http2 import inbox
 from pdrouter.extproc.http2.frames import (
     DATA,
     PREFACE,
@@ -59,12 +60,13 @@ class Peer:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a flag")
         self.taken.append(frame.stream)
 
-    def send(self, first: int, end: int, *, bad: int = -1) -> None:
-        self.inbox.feed(
-            b"".join(
-                encode_frame(DATA, int(number == bad), number, b"x") for number in range(first, end)
-            )
+    def send(self, first: int, end: int, *, bad: int = -1) -> int:
+        """Send frames; return how many bytes they take."""
+        data = b"".join(
+            encode_frame(DATA, int(number == bad), number, b"x") for number in range(first, end)
         )
+        self.inbox.feed(data)
+        return len(data)
 
     async def take_turns(self, count: int) -> list[int]:
         """Return how many frames each turn takes."""
@@ -81,29 +83,42 @@ async def test_a_read_of_many_frames_is_taken_in_turns_and_in_order() -> None:
     peer = Peer()
     peer.send(0, 5 * PIECE_FRAMES)
     assert len(peer.taken) == PIECE_FRAMES
-    assert not peer.transport.is_reading()
     by_turn = await peer.take_turns(20)
     assert max(by_turn) == PIECE_FRAMES
     assert peer.taken == list(range(5 * PIECE_FRAMES))
-    assert peer.transport.is_reading()
 
 
 async def test_many_reads_in_one_turn_count_together() -> None:
     peer = Peer()
-    for first in range(0, PIECE_FRAMES, 4):
-        assert peer.transport.is_reading()
+    for first in range(0, 2 * PIECE_FRAMES, 4):
         peer.send(first, first + 4)
-    assert not peer.transport.is_reading()
+    assert len(peer.taken) == PIECE_FRAMES
     await peer.take_turns(3)
-    assert peer.transport.is_reading()
-    for number in range(PIECE_FRAMES, 3 * PIECE_FRAMES):
+    assert len(peer.taken) == 2 * PIECE_FRAMES
+    for number in range(2 * PIECE_FRAMES, 4 * PIECE_FRAMES):
         peer.now += 1.0
         peer.send(number, number + 1)
+        assert len(peer.taken) == number + 1
+    assert peer.taken == list(range(4 * PIECE_FRAMES))
+
+
+async def test_a_peer_is_not_read_while_too_much_of_it_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    peer = Peer()
+    size = peer.send(0, PIECE_FRAMES + 1)
+    monkeypatch.setattr(inbox, "HELD_BYTES", 2 * size)
+    for number in range(1, 3):
+        peer.send(number * (PIECE_FRAMES + 1), (number + 1) * (PIECE_FRAMES + 1))
         assert peer.transport.is_reading()
-    assert peer.taken == list(range(3 * PIECE_FRAMES))
+    peer.send(3 * (PIECE_FRAMES + 1), 4 * (PIECE_FRAMES + 1))
+    assert not peer.transport.is_reading()
+    await peer.take_turns(20)
+    assert peer.transport.is_reading()
+    assert peer.taken == list(range(4 * (PIECE_FRAMES + 1)))
 
 
-async def test_what_a_transport_has_read_before_it_was_paused_comes_later() -> None:
+async def test_what_a_transport_has_read_meanwhile_comes_later() -> None:
     peer = Peer()
     peer.send(0, PIECE_FRAMES + 1)
     peer.send(PIECE_FRAMES + 1, 2 * PIECE_FRAMES)
