@@ -10,8 +10,8 @@ PATIENCE_S = 600.0
 FEW_REQUESTS = 100
 _LOOK_S = 1.0
 _NEVER = 2**30
-_YOUNG = 5_000
-"""How many more objects there are when the new ones are searched, in about a millisecond."""
+_YOUNG = 2_000
+"""How many more objects there are when the new ones are searched, in less than a millisecond."""
 
 
 def postpone_full_collections() -> None:

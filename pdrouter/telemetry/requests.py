@@ -59,6 +59,9 @@ class RequestTelemetry:
         decisions: the last decisions.
     """
 
+    _loop: asyncio.AbstractEventLoop | None = None
+    _timer: asyncio.TimerHandle | None = None
+
     def __init__(
         self,
         cache: PodCache,
@@ -103,10 +106,7 @@ class RequestTelemetry:
         self._log_entries = log_entries
         self._held = HeldLines(self._write_held)
         self._lines = RequestLines()
-        self._routed: list[Routed] = []
-        self._ended: list[RequestRecord] = []
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._routed, self._ended = list[Routed](), list[RequestRecord]()
         self.open: dict[str, RequestRecord] = {}
         self.metrics = Metrics(
             cache,
@@ -123,8 +123,8 @@ class RequestTelemetry:
         )
         self._aibrix = AibrixMetrics(cache, ledger, self.open.values(), self.metrics, gateway_pod)
         self._counts = RequestCounts(self.metrics, self._aibrix)
-        self.metrics.add(self._aibrix)
-        self.metrics.add(BodyMetrics(bodies or HeldBodies(0, 0)))
+        for more in (self._aibrix, BodyMetrics(bodies or HeldBodies(0, 0))):
+            self.metrics.add(more)
 
     def start(self) -> None:
         """Count and write what waits in time, from now on, on the event loop that runs."""

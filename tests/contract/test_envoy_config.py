@@ -177,17 +177,22 @@ class TestLimits:
         assert http2["max_concurrent_streams"] == 5000
 
     @pytest.mark.parametrize(
-        ("requests", "message", "frames"),
-        [(5000, 16 * MIB, 5000 * 1024), (1, MIB, 10_000), (2**31 - 2, 2**31 - 1, 2**32 - 1)],
+        ("requests", "message", "frames", "resets"),
+        [
+            (20_000, 16 * MIB, 20_000 * 1024, 40_000),
+            (1, MIB, 10_000, 10_000),
+            (2**31 - 2, 2**31 - 1, 2**32 - 1, 2**32 - 4),
+        ],
     )
-    def test_bodies_that_wait_for_a_router_are_no_flood(
-        self, requests: int, message: int, frames: int
+    def test_what_waits_for_a_router_that_is_busy_is_no_flood(
+        self, requests: int, message: int, frames: int, resets: int
     ) -> None:
         resources = read_back(max_concurrent_requests=requests, max_message_bytes=message)
         (router,) = (each for each in resources["clusters"] if each["name"] == "pdrouter")
         (options,) = router["typed_extension_protocol_options"].values()
         http2 = options["explicit_http_config"]["http2_protocol_options"]
         assert http2["max_outbound_frames"] == frames
+        assert http2["max_outbound_control_frames"] == resets
 
 
 class TestContent:

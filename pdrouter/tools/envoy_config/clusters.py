@@ -146,6 +146,8 @@ def _router_http2(config: EnvoyConfig) -> core.Http2ProtocolOptions:
         # Bodies wait here, in frames, for a router that is busy: by default, Envoy takes 10,000 of
         # them (160 MB) for an attack, and cuts the connection with all requests on it.
         max_outbound_frames=_count_frames(config),
+        # Requests that end together do so with a reset each; by default, 1,000 are an attack.
+        max_outbound_control_frames=max(2 * config.max_concurrent_requests, _LEAST_FRAMES),
         # Finds a router that vanished. A gRPC server with default settings takes such pings for
         # an attack and cuts all open requests; ours sets `grpc.http2.max_ping_strikes` to 0.
         connection_keepalive=core.KeepaliveSettings(
