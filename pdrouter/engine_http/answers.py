@@ -117,6 +117,10 @@ class AnswerReader:
             self._complete(reusable=False)
         return self.answer is not None
 
+    def release(self) -> None:
+        """Let go of the parser, which refers to this: nothing more is read."""
+        del self._parser
+
     # What the parser calls.
 
     def on_message_begin(self) -> None:

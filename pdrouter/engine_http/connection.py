@@ -80,6 +80,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """Fail the request that is under way, unless the end of the connection ends its answer."""
         self._closed = True
+        self._transport = None  # It refers to this connection.
         if self._resumed is not None and not self._resumed.done():
             self._resumed.set_result(None)
         reader, done = self._reader, self._done
@@ -148,6 +149,7 @@ class Connection(asyncio.Protocol):
                 if not done.cancel() and not done.cancelled():
                     done.exception()  # Who has left does not ask for it.
                 self.close()
+            reader.release()
 
     def close(self) -> None:
         """Close at once, whatever is under way."""

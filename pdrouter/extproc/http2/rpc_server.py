@@ -127,3 +127,5 @@ class RpcServer:
             stream.end(Status.UNKNOWN, "internal error")
         else:
             stream.end(Status.OK)
+        finally:
+            stream.release()

@@ -229,6 +229,15 @@ class Stream:
         elif self.task is not None:
             self.task.cancel()
 
+    def release(self) -> None:
+        """Let go of what has answered the call: it refers to the stream, too.
+
+        Two that refer to each other are found only by a search of all objects, which takes the
+        longer the more requests there were since the last.
+        """
+        self._admit = None
+        self.task = None
+
     def _wake_reader(self, reader: asyncio.Future[None]) -> None:
         """Let who waits for a message go on when it is its turn."""
         self._reader = None
