@@ -29,6 +29,7 @@ from pdrouter.process_limits import (
     FreedMemory,
     choose_body_memory,
     find_memory_limit,
+    read_resident_bytes,
 )
 from pdrouter.serving.engine_client import EngineClient
 from pdrouter.serving.held_bodies import HeldBodies
@@ -279,10 +280,8 @@ class Application:
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
             loop = self.telemetry.metrics.event_loop
             stack.enter_context(EventLoopWatch(self._note_lag, loop.stall_seconds.observe))
-            freed = FreedMemory(lambda: self.bodies.bytes)
-            garbage = FullCollections(lambda: len(self.telemetry.open))
             works = [self._source.watch(), self._lead(self._engines.run), self.keys.watch()]
-            works += [freed.run(), garbage.run()]
+            works += self._tidy_memory()
             if self._shared is not None:
                 works.append(self._shared.run())
             if self._journal is not None:
@@ -317,6 +316,15 @@ class Application:
     def _note_lag(self, seconds: float) -> None:
         self.telemetry.metrics.event_loop.lag_seconds.observe(seconds)
         self._exchanges.leases.note_lag(seconds)
+
+    def _tidy_memory(self) -> list[Coroutine[Any, Any, None]]:
+        """Return what gives memory back to the system, and what looks for garbage."""
+
+        def measure() -> int:
+            return read_resident_bytes() - self.bodies.bytes
+
+        garbage = FullCollections(lambda: len(self.telemetry.open), measure)
+        return [FreedMemory(lambda: self.bodies.bytes).run(), garbage.run()]
 
     def _lead(self, work: Work) -> Coroutine[Any, Any, None]:
         """Return what one worker does for all, done while that is this one."""

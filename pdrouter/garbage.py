@@ -8,6 +8,8 @@ from collections.abc import Callable
 INTERVAL_S = 60.0
 PATIENCE_S = 600.0
 FEW_REQUESTS = 100
+GROWN_BYTES = 256 * 2**20
+"""By how much the process may grow before it is searched however many requests are open."""
 _LOOK_S = 1.0
 _NEVER = 2**30
 _YOUNG = 2_000
@@ -29,12 +31,14 @@ class FullCollections:
     """Searches all objects for garbage now and then.
 
     Requests leave none: objects that refer to each other in a circle, which nothing else frees.
-    What does, such as exceptions in libraries and changes of pods, is little, and can wait.
+    What does, such as exceptions in libraries and changes of pods, is little, and can wait; should
+    it not be little, the process grows.
     """
 
     def __init__(
         self,
         count_open: Callable[[], int],
+        measure: Callable[[], int],
         collect: Callable[[], object] = gc.collect,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -42,13 +46,16 @@ class FullCollections:
 
         Args:
             count_open: counts the requests that are open.
+            measure: gives the size of the process in bytes.
             collect: searches.
             clock: gives the time in seconds.
         """
         self._count_open = count_open
+        self._measure = measure
         self._collect = collect
         self._clock = clock
         self._last = clock()
+        self._size = measure()
 
     async def run(self) -> None:
         """Search, again and again, until cancelled."""
@@ -57,10 +64,13 @@ class FullCollections:
             self.look()
 
     def look(self) -> None:
-        """Search if it is time: few requests are open, or it has been put off for long."""
+        """Search if it is time: few requests are open, or it cannot be put off any longer."""
         since = self._clock() - self._last
-        if since < INTERVAL_S:
-            return
-        if self._count_open() <= FEW_REQUESTS or since >= PATIENCE_S:
+        if (
+            (since >= INTERVAL_S and self._count_open() <= FEW_REQUESTS)
+            or since >= PATIENCE_S
+            or self._measure() >= self._size + GROWN_BYTES
+        ):
             self._collect()
             self._last = self._clock()
+            self._size = self._measure()

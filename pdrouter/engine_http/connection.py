@@ -150,6 +150,9 @@ class Connection(asyncio.Protocol):
                     done.exception()  # Who has left does not ask for it.
                 self.close()
             reader.release()
+            # What has failed it knows this frame, and would know itself by it.
+            self._done = None
+            del done
 
     def close(self) -> None:
         """Close at once, whatever is under way."""

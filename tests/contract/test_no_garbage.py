@@ -1,26 +1,31 @@
-"""A request leaves no objects that refer to each other in a circle.
+"""A request leaves no objects that refer to each other in a circle, however it ends.
 
 Only a search of all objects finds these. It is put off while many requests are open, and would hold
 the event loop for seconds if each request had left its own.
 """
 
+import asyncio
 import gc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+import pytest
 from exchanges import Bench
 from http2_peer import Client, Service
-from loopback import answer_always, listen
+from loopback import Talk, answer_always, hang, listen, reset
 from waiting import wait_until
 
 from benchmarks.transports.installation import MODEL
 from benchmarks.transports.messages import encode_stream, make_chat
 from pdrouter.cluster.pods import Pod, Role
+from pdrouter.engine_http.answers import EngineAnswer
 from pdrouter.engine_http.client import ClientLimits
+from pdrouter.engine_http.failures import FailureKind, PostFailed
 from pdrouter.extproc.http2.stream import END, Stream
 from pdrouter.extproc.wire import OpenStreams
 from pdrouter.openai.pieces import Pieces
 from pdrouter.serving.engine_client import EngineClient
+from pdrouter.serving.record import Outcome
 
 REQUESTS = 20
 PODS = [
@@ -29,9 +34,24 @@ PODS = [
 ]
 
 
+class Silent:
+    """Engines that never answer."""
+
+    async def post(self, *_: object, **__: object) -> EngineAnswer:
+        await asyncio.Event().wait()
+        raise AssertionError("it waits for ever")
+
+
+class Away:
+    """Engines that cannot be reached."""
+
+    async def post(self, *_: object, **__: object) -> EngineAnswer:
+        raise PostFailed(FailureKind.CONNECT, "nobody listens")
+
+
 @contextmanager
 def find_garbage() -> Iterator[list[str]]:
-    """Give, in the end, the types of our objects that only a search of all has found."""
+    """Give, in the end, what only a search of all objects has found: our objects, and failures."""
     found: list[str] = []
     gc.collect()
     gc.disable()
@@ -40,15 +60,27 @@ def find_garbage() -> Iterator[list[str]]:
         yield found
         gc.collect()
         names = (f"{type(each).__module__}.{type(each).__name__}" for each in gc.garbage)
-        found += (name for name in names if name.startswith("pdrouter."))
+        found += (name for name in names if name.startswith(("pdrouter.", "builtins.trace")))
     finally:
         gc.set_debug(0)
         gc.garbage.clear()
         gc.enable()
 
 
-async def test_a_stream_of_envoys_leaves_none() -> None:
-    bench = Bench(PODS)
+@pytest.mark.parametrize(
+    ("body", "engines", "leaves", "outcome"),
+    [
+        (make_chat(1000), None, False, Outcome.OK),
+        (b"{", None, False, Outcome.REJECTED),
+        (make_chat(1000), Away(), False, Outcome.FAILED),
+        (make_chat(1000), Silent(), True, Outcome.CLIENT_LEFT),
+    ],
+    ids=["served", "refused", "failed", "left during prefill"],
+)
+async def test_a_stream_of_envoys_leaves_none(
+    body: bytes, engines: Silent | Away | None, leaves: bool, outcome: Outcome
+) -> None:
+    bench = Bench(PODS, client=engines)
     streams = OpenStreams(bench.exchanges.open)
 
     async def process(stream: Stream) -> None:
@@ -58,22 +90,35 @@ async def test_a_stream_of_envoys_leaves_none() -> None:
         )
 
     client = Client(Service.create(handler=process))
-    messages = encode_stream(make_chat(1000), 0)
     with find_garbage() as garbage:
         for _ in range(REQUESTS):
             number = client.open()
-            await client.send(number, messages, end=True)
-            assert client.answers[number].status == "0"
-    assert len(bench.notes.finished) == REQUESTS
+            await client.send(number, encode_stream(body, 0))
+            if leaves:
+                client.h2.reset_stream(number)
+            elif outcome is Outcome.OK:
+                client.h2.end_stream(number)
+            await client.exchange()
+    assert [record.outcome for record in bench.notes.finished] == [outcome] * REQUESTS
     assert garbage == []
 
 
-async def test_requests_to_an_engine_leave_none() -> None:
+@pytest.mark.parametrize(
+    ("talk", "total_s"),
+    [(answer_always, 60), (reset, 60), (hang, 0.01)],
+    ids=["ok", "reset", "late"],
+)
+async def test_requests_to_an_engine_leave_none(talk: Talk, total_s: float) -> None:
     limits = ClientLimits(connect_s=60, response_s=60, answer_bytes=1024)
-    async with listen(answer_always) as server:
+    async with listen(talk) as server:
         with find_garbage() as garbage:
             async with EngineClient(limits) as client:
                 for _ in range(REQUESTS):
-                    await client.post(server.address, "/v1/completions", {}, Pieces((b"{}",)), 60)
+                    with suppress(PostFailed):
+                        await client.post(
+                            server.address, "/v1/completions", {}, Pieces((b"{}",)), total_s
+                        )
             await wait_until(server.closed.is_set)
-    assert garbage == []
+            await asyncio.sleep(0)
+    # The server of this test has failures of its own.
+    assert [name for name in garbage if name.startswith("pdrouter.")] == []

@@ -120,8 +120,9 @@ class RpcServer:
         except RpcFailed as failed:
             stream.end(failed.status, failed.message)
         except asyncio.CancelledError:
+            # To raise it would leave all that was under way to a search of all objects: a task
+            # keeps what has cancelled it, and that the frames which know the task.
             stream.end(Status.UNAVAILABLE, "the server is stopping")
-            raise
         except Exception:
             log.exception("call failed", extra={"fields": {"path": stream.head.path}})
             stream.end(Status.UNKNOWN, "internal error")
