@@ -16,6 +16,7 @@ from openai.types.chat import ChatCompletionUserMessageParam
 
 from pdrouter.commands.running import StopSignals
 from pdrouter.ports import PortUnusable, check_port
+from pdrouter.telemetry.logs import list_fields
 from pdrouter.tools.envoy_config import Address
 from pdrouter.tools.envoy_process import EnvoyError
 from pdrouter.tools.local_stack import LocalStack, StackOptions, run_stack
@@ -103,7 +104,9 @@ class _RequestLines(logging.Handler):
         self._queue: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue()
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._queue.put_nowait(getattr(record, "fields", {}))
+        if record.msg == "request":
+            for fields in list_fields(record):
+                self._queue.put_nowait(fields)
 
     async def take(self) -> Mapping[str, Any]:
         """Return the next line; the router writes it when the request's stream has ended."""

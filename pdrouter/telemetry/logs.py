@@ -53,10 +53,8 @@ class JsonFormatter(logging.Formatter):
             "event": record.getMessage(),
             **self._constants,
         }
-        lines = getattr(record, "lines", None)
-        if lines is None:
-            lines = (getattr(record, "fields", {}),)
         end = {"exception": self.formatException(record.exc_info)} if record.exc_info else {}
+        lines = list_fields(record)
         return [msgspec.json.encode({**head, **fields, **end}).decode() for fields in lines]
 
 
@@ -87,6 +85,12 @@ class _QueueOfLines(logging.Handler):
                 self._lines.put(f"{line}\n")
             else:
                 self.dropped += 1
+
+
+def list_fields(record: logging.LogRecord) -> Sequence[Fields]:
+    """Return the fields of each line of a record."""
+    lines: Sequence[Fields] | None = getattr(record, "lines", None)
+    return (getattr(record, "fields", {}),) if lines is None else lines
 
 
 def write_lines(log: logging.Logger, level: int, event: str, lines: Sequence[Fields]) -> None:
