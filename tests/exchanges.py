@@ -29,7 +29,6 @@ from pdrouter.extproc.messages import (
     RequestHeaders,
     ResponseHeaders,
 )
-from pdrouter.extproc.phases import Replies
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.whole_serving import WholeServing
 from pdrouter.openai.pieces import Pieces
@@ -167,12 +166,6 @@ def bare(event: Event) -> Event:
     return event
 
 
-def only(replies: Replies) -> Reply | None:
-    """Return the one reply; None if there is none."""
-    assert len(replies) <= 1
-    return replies[0] if replies else None
-
-
 SETTINGS: Mapping[str, Any] = {
     "routing_algorithm": "pd",
     "aggregation": Aggregation.NEVER,
@@ -247,7 +240,7 @@ class Bench:
 
     async def tell(self, *events: Event) -> list[Reply | None]:
         """Return the reply to each event; None where there is none."""
-        return [only(await self.exchange.handle(event)) for event in events]
+        return [await self.exchange.handle(event) for event in events]
 
     def close(self) -> RequestRecord:
         self.exchange.close()

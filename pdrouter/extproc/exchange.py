@@ -12,22 +12,20 @@ the stream. Three rules hold for all of them:
   takes an unasked `ImmediateReply` until it has the reply to the response's headers.
 """
 
-import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from enum import Enum, auto
+from enum import StrEnum, auto
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
-from pdrouter.cluster.view import PodCache
 from pdrouter.extproc.codec import MessageInvalid, decode, encode
-from pdrouter.extproc.exchange_policy import ExchangePolicy
 from pdrouter.extproc.front_door import no_body
 from pdrouter.extproc.immediate import pass_refusal, refuse
 from pdrouter.extproc.messages import (
     Event,
     ImmediateReply,
+    Reply,
     RequestBody,
     RequestHeaders,
     RequestTrailers,
@@ -36,23 +34,19 @@ from pdrouter.extproc.messages import (
     ResponseTrailers,
 )
 from pdrouter.extproc.modes import headers_skipped
-from pdrouter.extproc.phases import Phases, Replies
+from pdrouter.extproc.phases import Phases
 from pdrouter.extproc.request_ids import create_request_id
+from pdrouter.extproc.shared import Shared
 from pdrouter.openai.errors import RequestRejected
-from pdrouter.serving.answers import AnswerReports
 from pdrouter.serving.call import Call
-from pdrouter.serving.held_bodies import HeldBodies
-from pdrouter.serving.identities import Identities
 from pdrouter.serving.leg_outcome import LegFailed, LegRefused
-from pdrouter.serving.record import Observer, Outcome, RequestRecord
+from pdrouter.serving.record import Outcome, RequestRecord
 from pdrouter.serving.refusals import describe_failure
-from pdrouter.serving.trace import BeginTrace
-from pdrouter.serving.way import Dispatcher
 
 log = logging.getLogger(__name__)
 
 
-class State(Enum):
+class State(StrEnum):
     """How far a request has come."""
 
     START = auto()
@@ -65,18 +59,16 @@ class State(Enum):
     """The request goes to a pod; its response is to come."""
     RESPONDING = auto()
     """The response's headers have been answered."""
-    ENDED = auto()
-    """The router has answered the request itself, or has given it up."""
 
 
-_Answer: TypeAlias = Callable[[Phases, Any], Awaitable[Replies]]
+_Answer: TypeAlias = Callable[[Phases, Any], Awaitable[Reply | None]]
 
 
 class _Step(NamedTuple):
     """What is done with an event.
 
     Attributes:
-        answer: gives the replies.
+        answer: gives the reply; None where there is none.
         next: the state of the request then.
     """
 
@@ -85,11 +77,11 @@ class _Step(NamedTuple):
 
 
 def _refuse(create_error: Callable[[], RequestRejected]) -> _Step:
-    async def answer(phases: Phases, event: Event) -> Replies:
+    async def answer(phases: Phases, event: Event) -> Reply:
         del phases, event
         raise create_error()
 
-    return _Step(answer, State.ENDED)
+    return _Step(answer, State.START)
 
 
 STEPS: Mapping[tuple[State, type[Event]], _Step] = MappingProxyType(
@@ -135,76 +127,45 @@ class Exchange:
         call: what the stream owns.
         record: what is known of the request so far.
         cut: whether the stream is to be reset, since it is too late for an answer.
+        ended: whether there is nothing more to say: the router has answered the request itself, or
+            has given it up, and the stream is to be ended.
     """
 
     __slots__ = (
-        "_expose_pods",
         "_interrupt",
-        "_observer",
         "_phases",
         "_send",
-        "_start",
+        "_shared",
         "_state",
-        "_turn",
         "call",
         "cut",
+        "ended",
         "record",
     )
 
     def __init__(
         self,
-        dispatcher: Dispatcher,
-        cache: PodCache,
-        observer: Observer,
-        answers: AnswerReports,
-        policy: ExchangePolicy,
-        *,
-        identities: Identities,
-        bodies: HeldBodies,
+        shared: Shared,
         send: Callable[[bytes], Awaitable[object]],
         interrupt: Callable[[], object],
-        begin_trace: BeginTrace | None = None,
     ) -> None:
         """Begin with the stream.
 
         Args:
-            dispatcher: finds the way of requests.
-            cache: the pods.
-            observer: is told what happens.
-            answers: get what is seen of answers.
-            policy: what the operator decided.
-            identities: know who asks.
-            bodies: bounds the bodies that wait.
+            shared: what all exchanges work with.
             send: sends a message on the stream.
             interrupt: ends the reading of messages.
-            begin_trace: begins the trace of the request; None where there are no traces.
         """
-        self._observer = observer
-        self._expose_pods = policy.expose_pods
+        self._shared = shared
         self._send = send
         self._interrupt = interrupt
-        self._turn = asyncio.Lock()
         self._state = State.START
-        self._start = time.perf_counter()
         self.cut = False
+        self.ended = False
         self.record = RequestRecord(create_request_id())
-        self.call = Call(self.record, self._end_unasked, dispatcher.drains)
-        self._phases = Phases(
-            self.call,
-            dispatcher,
-            cache,
-            answers,
-            policy,
-            identities=identities,
-            bodies=bodies,
-            begin_trace=begin_trace,
-        )
-        self._observer.request_started(self.record)
-
-    @property
-    def ended(self) -> bool:
-        """Whether there is nothing more to say: the stream is to be ended."""
-        return self._state is State.ENDED
+        self.call = Call(self.record, self._end_unasked, shared.dispatcher.drains)
+        self._phases = Phases(self.call, shared)
+        shared.observer.request_started(self.record)
 
     def follow(self, read_gateway_trace: Callable[[], str]) -> None:
         """Take what gives the `traceparent` of the gateway's own span, should anybody ask."""
@@ -215,85 +176,88 @@ class Exchange:
         try:
             event = decode(data)
         except MessageInvalid as invalid:
-            replies = self._give_up(f"a message cannot be read: {invalid.reason}")
+            reply = self._give_up(f"a message cannot be read: {invalid.reason}")
         else:
             # The message has a copy of the body, which would stay for as long as prefill takes.
             del data
-            replies = await self.handle(event)
-        await self._say(replies)
-        if self.ended and self.call.at_work:
+            reply = await self.handle(event)
+        if reply is not None:
+            await self._say(reply)
+        call = self.call
+        if self.ended and call.turn is not None:
             # A task that has failed meanwhile is about to say so: it must not be stopped before.
-            async with self._turn:
+            async with call.turn:
                 pass
         # The request may go on for minutes, without its body.
-        self.call.release_body()
+        if call.body is not None:
+            call.release_body()
 
     async def admit(self, size: int) -> bool:
         """Return whether there is room for a message of so many bytes, which is to come.
 
         Room is kept for the request's; if there is none, the client is told.
         """
-        if self._state not in (State.START, State.HEAD, State.SENT):
+        if self.ended or self._state not in (State.START, State.HEAD, State.SENT):
             return True
         try:
             self._phases.expect_body(size)
         except RequestRejected as rejected:
-            await self._say(self._fail(rejected))
+            reply = self._fail(rejected)
+            if reply is not None:
+                await self._say(reply)
             return False
         return True
 
-    async def handle(self, event: Event) -> Replies:
-        """Return the replies to an event. Raises nothing but cancellation."""
-        entered = time.perf_counter()
-        waited = self.record.steps.waited_s
+    async def handle(self, event: Event) -> Reply | None:
+        """Return the reply to an event; None for none. Raises nothing but cancellation."""
+        step = None if self.ended else STEPS.get((self._state, type(event)))
+        if step is None or event.observability_mode:
+            return self._stop(event)
+        record, phases = self.record, self._phases
         if event.protocol_config is not None:
-            self._phases.learn_modes(event.protocol_config)
+            phases.response_mode = event.protocol_config.response_body_mode
+        entered, waited = time.perf_counter(), record.steps.waited_s
         try:
-            return await self._answer(event)
+            reply = await step.answer(phases, event)
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
             return self._fail(error)
         finally:
             spent = time.perf_counter() - entered
-            self.record.overhead_s += spent - (self.record.steps.waited_s - waited)
+            record.overhead_s += spent - (record.steps.waited_s - waited)
+        if self.ended:  # By a task that has failed meanwhile.
+            return None
+        if isinstance(reply, ImmediateReply):
+            return self._end(reply)
+        # What needs no body is on its way with its headers.
+        sent = self._state is State.START and record.forwarded
+        self._state = State.SENT if sent else step.next
+        return reply
 
-    async def _answer(self, event: Event) -> Replies:
-        if self._state is State.ENDED:
-            return ()
+    def _stop(self, event: Event) -> Reply | None:
+        """Answer an event that no phase answers."""
+        if self.ended:
+            return None
         if event.observability_mode:
             self._give_up("the filter is in observability mode: it ignores all replies")
-            return ()
-        step = STEPS.get((self._state, type(event)))
-        if step is None:
-            return self._give_up(f"{event.phase} arrived in state {self._state.name}")
-        replies = await step.answer(self._phases, event)
-        if self.ended:  # By a task that has failed meanwhile.
-            return ()
-        if isinstance(replies[-1], ImmediateReply):
-            return self._end(replies[-1])
-        # What needs no body is on its way with its headers.
-        sent = self._state is State.START and self.record.forwarded
-        self._state = State.SENT if sent else step.next
-        return replies
+            return None
+        return self._give_up(f"{event.phase} arrived in state {self._state.name}")
 
-    async def _say(self, replies: Replies) -> None:
-        if self.call.at_work:
-            # A task that fails may speak at the same time.
-            async with self._turn:
-                await self._send_all(replies)
-        else:
-            await self._send_all(replies)
-
-    async def _send_all(self, replies: Replies) -> None:
-        for reply in replies:
+    async def _say(self, reply: Reply) -> None:
+        turn = self.call.turn
+        if turn is None:
+            await self._send(encode(reply))
+            return
+        # A task that fails may speak at the same time.
+        async with turn:
             await self._send(encode(reply))
 
     async def _end_unasked(self, error: Exception) -> None:
         """End the request since a task of its call has failed."""
-        if self._state is State.ENDED:
+        if self.ended:
             return
-        replies = self._fail(error)
-        if replies:
-            await self._say(replies)
+        reply = self._fail(error)
+        if reply is not None:
+            await self._say(reply)
         else:
             self.cut = True
             self._interrupt()
@@ -301,20 +265,21 @@ class Exchange:
     def close(self) -> None:
         """Release all that is counted for the request. Call it once, however the stream ended."""
         self.call.close()
-        self._state = State.ENDED
-        self.record.total_s = time.perf_counter() - self._start
+        self.ended = True
+        self.record.total_s = self.record.elapsed_s
         self._phases.close()
-        self._observer.request_finished(self.record)
+        self._shared.observer.request_finished(self.record)
 
-    def _fail(self, error: Exception) -> Replies:
-        """Return the answer to a request that has failed; nothing if it is too late for one."""
+    def _fail(self, error: Exception) -> Reply | None:
+        """Return the answer to a request that has failed; None if it is too late for one."""
         record = self.record
         match error:
             case LegRefused():
                 record.outcome = Outcome.ENGINE_ERROR
                 return self._end(pass_refusal(error.answer, self._phases.explain()))
             case LegFailed():
-                rejected = describe_failure(error, expose_pods=self._expose_pods)
+                expose_pods = self._shared.policy.expose_pods
+                rejected = describe_failure(error, expose_pods=expose_pods)
             case RequestRejected():
                 rejected = error
             case _:
@@ -324,25 +289,25 @@ class Exchange:
         record.code, record.message = rejected.code, rejected.message
         if self._state is State.RESPONDING:
             log.warning("an answer is cut off: %s", rejected.message, extra=record.log_fields)
-            self._state = State.ENDED
-            return ()
+            self.ended = True
+            return None
         return self._end(refuse(rejected, record))
 
-    def _end(self, reply: ImmediateReply) -> Replies:
+    def _end(self, reply: ImmediateReply) -> ImmediateReply:
         self.record.status = reply.status
-        self.record.headers_s = time.perf_counter() - self._start
-        self._state = State.ENDED
-        return (reply,)
+        self.record.headers_s = self.record.elapsed_s
+        self.ended = True
+        return reply
 
-    def _give_up(self, reason: str) -> Replies:
+    def _give_up(self, reason: str) -> Reply | None:
         """End a stream on which something arrived that must not."""
         record = self.record
         log.warning("ext_proc stream given up: %s", reason, extra=record.log_fields)
-        answerable = self._state not in (State.RESPONDING, State.ENDED)
-        self._state = State.ENDED
+        answerable = not self.ended and self._state is not State.RESPONDING
+        self.ended = True
         record.outcome = Outcome.PROTOCOL_ERROR
         record.message = reason
         if not answerable:
-            return ()
+            return None
         rejected = RequestRejected(500, "protocol_error", "the gateway's messages make no sense")
         return self._end(refuse(rejected, record))

@@ -1,18 +1,15 @@
 """What is done in each phase of a request, and how Envoy is answered."""
 
 import logging
-import time
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 from msgspec import structs
 
-from pdrouter.cluster.view import PodCache
 from pdrouter.engines.split import Leg
 from pdrouter.engines.vllm.priority import STATUSES
 from pdrouter.extproc import own_answers
 from pdrouter.extproc.answer_attributes import read_attributes, read_status
-from pdrouter.extproc.exchange_policy import ExchangePolicy
 from pdrouter.extproc.explanation import explain
 from pdrouter.extproc.forwarding import forward, join_trace, strip
 from pdrouter.extproc.front_door import admit, no_body
@@ -25,7 +22,6 @@ from pdrouter.extproc.messages import (
     ModeOverride,
     Phase,
     PhaseReply,
-    ProtocolConfig,
     Reply,
     RequestBody,
     RequestHeaders,
@@ -35,6 +31,7 @@ from pdrouter.extproc.messages import (
 )
 from pdrouter.extproc.modes import ask_for_answer, headers_skipped, pass_on, skip_answer
 from pdrouter.extproc.request_ids import read_client_id
+from pdrouter.extproc.shared import Shared
 from pdrouter.extproc.stored_requests import forward_stored
 from pdrouter.load.failures import CONNECT
 from pdrouter.openai.header_values import is_asked
@@ -43,15 +40,13 @@ from pdrouter.openai.paths import split_path
 from pdrouter.serving.answers import (
     SEEN_FIRST_TOKEN,
     SEEN_POD,
-    AnswerReports,
     AnswerWatch,
     RoutedRequest,
     begin_watch,
 )
 from pdrouter.serving.call import Call
 from pdrouter.serving.dispatched import Completed, Dispatched, RequestHead
-from pdrouter.serving.held_bodies import HeldBodies
-from pdrouter.serving.identities import NOBODY, Identities
+from pdrouter.serving.identities import NOBODY
 from pdrouter.serving.last_leg import ATTEMPTS, Judgement, is_unseen, judge_answer
 from pdrouter.serving.last_leg_lessons import LastLegLessons
 from pdrouter.serving.open_decision import OpenDecision
@@ -59,13 +54,8 @@ from pdrouter.serving.pod_outcomes import SentLeg
 from pdrouter.serving.record import Outcome
 from pdrouter.serving.refusals import refuse_reused
 from pdrouter.serving.steps import TracedSteps
-from pdrouter.serving.trace import BeginTrace
-from pdrouter.serving.way import Dispatcher
 
 log = logging.getLogger(__name__)
-
-Replies: TypeAlias = tuple[Reply, ...]
-"""What answers an event, in order."""
 
 _TRAILERS_SKIPPED = "a request without a body went to a pod: set request_trailer_mode to SEND"
 _LEAST_ERROR, _LEAST_FAILURE = 400, 500
@@ -74,10 +64,11 @@ _LEAST_ERROR, _LEAST_FAILURE = 400, 500
 class Phases:
     """The phases of one request. Which may follow which is for the exchange to know.
 
-    Every method takes the event of its phase and returns the replies.
+    Every method takes the event of its phase and returns the reply; None where there is none.
 
     Attributes:
         read_gateway_trace: gives the `traceparent` of the gateway's span; empty if it has none.
+        response_mode: how the filter sends bodies of responses; None if it is not known.
 
     Raises:
         RequestRejected: the client gets an error of the router's own.
@@ -85,60 +76,31 @@ class Phases:
     """
 
     __slots__ = (
-        "_answers",
-        "_begin_trace",
-        "_bodies",
-        "_cache",
         "_call",
         "_chosen",
-        "_dispatcher",
         "_head",
-        "_identities",
         "_lessons",
         "_outcomes",
-        "_policy",
         "_record",
-        "_response_mode",
         "_sent",
-        "_start",
+        "_shared",
         "_watch",
         "read_gateway_trace",
+        "response_mode",
     )
 
-    def __init__(
-        self,
-        call: Call,
-        dispatcher: Dispatcher,
-        cache: PodCache,
-        answers: AnswerReports,
-        policy: ExchangePolicy,
-        *,
-        identities: Identities,
-        bodies: HeldBodies,
-        begin_trace: BeginTrace | None = None,
-    ) -> None:
+    def __init__(self, call: Call, shared: Shared) -> None:
         self._call = call
-        self._begin_trace = begin_trace
-        self.read_gateway_trace: Callable[[], str] = str
+        self._shared = shared
         self._record = call.record
-        self._dispatcher = dispatcher
-        self._cache = cache
-        self._answers = answers
-        self._identities = identities
-        self._policy = policy
-        self._bodies = bodies
-        self._outcomes = dispatcher.legs.lessons.outcomes
-        self._start = time.perf_counter()
+        self._outcomes = shared.dispatcher.legs.lessons.outcomes
         self._head: RequestHead | None = None
         self._chosen: OpenDecision | None = None
         self._sent: SentLeg | None = None
-        self._response_mode: BodyMode | None = None
         self._watch: AnswerWatch | None = None
         self._lessons: LastLegLessons | None = None
-
-    def learn_modes(self, config: ProtocolConfig) -> None:
-        """Take the modes in which the filter sends bodies."""
-        self._response_mode = config.response_body_mode
+        self.read_gateway_trace: Callable[[], str] = str
+        self.response_mode: BodyMode | None = None
 
     def close(self) -> None:
         """Tell what was seen, once the stream has ended."""
@@ -151,36 +113,36 @@ class Phases:
         if silent and self._sent is not None:
             self._outcomes.note_silence(self._sent.pod, Leg.DECODE, self._sent.began)
         if self._watch is not None and (report := self._watch.report(record)) is not None:
-            self._answers.receive(report)
+            self._shared.answers.receive(report)
         if self._lessons is not None:
             self._lessons.close()
 
-    async def on_request_headers(self, event: RequestHeaders) -> Replies:
+    async def on_request_headers(self, event: RequestHeaders) -> Reply | None:
         """Let in what is served, and remove what the client may not say."""
         headers, record = event.headers, self._record
-        if self._begin_trace is not None:
-            record.trace = self._begin_trace(headers, self.read_gateway_trace())
+        if self._shared.begin_trace is not None:
+            record.trace = self._shared.begin_trace(headers, self.read_gateway_trace())
             if record.trace is not None and record.trace.own.sampled:
                 record.steps = TracedSteps()
         record.path, _ = split_path(headers.get(":path", ""))
         record.method = headers.get(":method", "")
         record.client_request_id = read_client_id(headers)
         public = record.path in own_answers.PUBLIC_PATHS
-        identity = NOBODY if public else await self._identities.identify(headers)
+        identity = NOBODY if public else await self._shared.identities.identify(headers)
         self._call.user, record.user = identity.user, identity.name
-        own = own_answers.answer(record.path, record.method, self._cache, identity.user)
+        own = own_answers.answer(record.path, record.method, self._shared.cache, identity.user)
         if own is not None:
             record.outcome = Outcome.ANSWERED
-            return (answer(own.status, own.body, record),)
-        changes = self._policy.change_headers(identity)
+            return answer(own.status, own.body, record)
+        changes = self._shared.policy.change_headers(identity)
         admitted = admit(event, changes)
-        self._policy.header_limits.check_request(event)
-        reply = strip(self._response_mode, headers, changes)
+        self._shared.policy.header_limits.check_request(event)
+        reply = strip(self.response_mode, headers, changes)
         if isinstance(admitted, str):
-            call, way, rules = self._call, self._dispatcher, self._policy
-            return (await forward_stored(reply, admitted, headers, call, way, policy=rules),)
+            call, way, rules = self._call, self._shared.dispatcher, self._shared.policy
+            return await forward_stored(reply, admitted, headers, call, way, policy=rules)
         self._head = admitted
-        return (reply,)
+        return reply
 
     def expect_body(self, size: int) -> None:
         """Keep room for the body, which comes in a message of so many bytes.
@@ -189,25 +151,25 @@ class Phases:
             RequestRejected: there is none.
         """
         # Whether the body itself is too large shows when it is there.
-        self._call.hold_body(self._bodies, min(size, self._bodies.largest))
+        self._call.hold_body(self._shared.bodies, min(size, self._shared.bodies.largest))
 
-    async def on_request_body(self, event: RequestBody) -> Replies:
+    async def on_request_body(self, event: RequestBody) -> Reply | None:
         """Find the request's way, run its side legs, and send it on."""
         if self._head is None:
             raise RuntimeError("a body without headers passed the table")
         if not event.body:
             raise no_body()
-        self._call.hold_body(self._bodies, len(event.body))
-        dispatched = await self._dispatcher.dispatch(self._head, event.body, self._call)
+        self._call.hold_body(self._shared.bodies, len(event.body))
+        dispatched = await self._shared.dispatcher.dispatch(self._head, event.body, self._call)
         if isinstance(dispatched, Completed):
-            return (self._complete(dispatched),)
+            return self._complete(dispatched)
         reply = self._forward(dispatched)
         if self._record.trace is not None:
             reply = join_trace(reply, self._record.trace, dispatched.pod)
         self._record.forwarded = True
-        return (reply,)
+        return reply
 
-    async def on_response_headers(self, event: ResponseHeaders) -> Replies:
+    async def on_response_headers(self, event: ResponseHeaders) -> Reply | None:
         """Judge the head of the answer, and explain the decision to the client."""
         record, status = self._record, self._note_response(event)
         attributes = read_attributes(event)
@@ -218,7 +180,7 @@ class Phases:
         else:
             judgement = self._outcomes.note_answer(sent, status, event.headers, attributes)
         if not await self._wait_for_companion(judgement, status):
-            return ()
+            return None
         if judgement.from_engine:
             record.outcome = Outcome.OK if status < 400 else Outcome.ENGINE_ERROR
             self._doubt_priority(status)
@@ -234,7 +196,7 @@ class Phases:
             record.handoff = "sent-twice"
             raise refuse_reused()
         mode = None if event.end_of_stream else self._choose_mode(event)
-        return (self._explain_in(event, mode),)
+        return self._explain_in(event, mode)
 
     def _doubt_priority(self, status: int) -> None:
         """Ask an engine again whether it takes priorities that has refused what had one."""
@@ -242,7 +204,7 @@ class Phases:
             return
         sent, chosen, head = self._sent, self._chosen, self._head
         if sent is not None and chosen is not None and head is not None:
-            self._dispatcher.doubt_priority(sent.pod, chosen, head)
+            self._shared.dispatcher.doubt_priority(sent.pod, chosen, head)
 
     def _complete(self, completed: Completed) -> ImmediateReply:
         """Answer a request of which the side legs have left nothing to do."""
@@ -250,12 +212,12 @@ class Phases:
         self._record.outcome = Outcome.OK
         if self._generates_text:
             head = {"content-type": completed.content_type}
-            self._watch = begin_watch(self._policy.observation, head, self._record, self._start)
+            self._watch = begin_watch(self._shared.policy.observation, head, self._record)
             self._watch.see(completed.body, self._record)
         return reply
 
     def _forward(self, dispatched: Dispatched) -> PhaseReply:
-        record, policy = self._record, self._policy
+        record, policy = self._record, self._shared.policy
         self._chosen = chosen = dispatched.chosen
         if dispatched.pod is not None and chosen is not None:
             self._sent = self._outcomes.send(
@@ -263,15 +225,15 @@ class Phases:
                 dispatched.model,
                 record.path,
                 split=record.prefill_pod is not None and not record.aggregated,
-                second=self._dispatcher.find_second(record.model, chosen),
+                second=self._shared.dispatcher.find_second(record.model, chosen),
             )
-            self._lessons = self._dispatcher.learn_from(chosen, record)
+            self._lessons = self._shared.dispatcher.learn_from(chosen, record)
         metadata = None
         if policy.observation.access_log:
             second = self._sent.second if self._sent else None
             generates = self._generates_text
             metadata = RoutedRequest.describe(record, generates, second).to_metadata()
-        names = self._dispatcher.policy.names_second
+        names = self._shared.dispatcher.policy.names_second
         return forward(dispatched, self._sent, record.asked_strategy, metadata, names_second=names)
 
     def _follow(self, attributes: Mapping[str, Any]) -> SentLeg | None:
@@ -299,7 +261,7 @@ class Phases:
             companion.excused = True
             self._call.stop()
             if judgement.from_engine and status >= _LEAST_FAILURE:
-                self._dispatcher.legs.note_last_failed(companion)
+                self._shared.dispatcher.legs.note_last_failed(companion)
             elif judgement.from_engine:
                 # It has not asked for blocks, and cannot free them: their name was not known yet.
                 self._give_up_blocks()
@@ -312,10 +274,10 @@ class Phases:
     def _give_up_blocks(self, *, unreachable: bool = False) -> None:
         """Have the blocks freed that the engine of the last leg will not ask for."""
         if self._head is not None and self._chosen is not None:
-            self._dispatcher.hold_companion(self._chosen, self._head, self._call)
+            self._shared.dispatcher.hold_companion(self._chosen, self._head, self._call)
         self._call.give_up_handle(unreachable=unreachable)
 
-    async def on_local_reply(self, event: ResponseHeaders) -> Replies:
+    async def on_local_reply(self, event: ResponseHeaders) -> Reply | None:
         """Explain an answer that Envoy gives by itself while the request's body is to come."""
         attributes = event.attributes()
         if attributes.get("upstream.address"):
@@ -323,46 +285,48 @@ class Phases:
             raise no_body()
         self._note_response(event)
         self._note_local_reply(attributes)
-        return (self._explain_in(event),)
+        return self._explain_in(event)
 
-    async def on_earlier_answer(self, event: ResponseHeaders) -> Replies:
+    async def on_earlier_answer(self, event: ResponseHeaders) -> Reply | None:
         """Let an answer of a filter before this one (CORS, authentication) pass untouched."""
         attributes = event.attributes()
         if attributes.get("upstream.address"):
             raise headers_skipped()
         self._note_response(event)
         self._note_local_reply(attributes)
-        mode = None if event.end_of_stream else skip_answer(self._response_mode)
-        return (PhaseReply(Phase.RESPONSE_HEADERS, mode_override=mode),)
+        mode = None if event.end_of_stream else skip_answer(self.response_mode)
+        return PhaseReply(Phase.RESPONSE_HEADERS, mode_override=mode)
 
-    async def on_rest_of_earlier_answer(self, event: ResponseBody | ResponseTrailers) -> Replies:
+    async def on_rest_of_earlier_answer(
+        self, event: ResponseBody | ResponseTrailers
+    ) -> Reply | None:
         """Let an answer pass whose headers the filter has skipped."""
         self._note_local_reply({})
         return await self.pass_on(event)
 
-    async def on_response_body(self, event: ResponseBody) -> Replies:
+    async def on_response_body(self, event: ResponseBody) -> Reply | None:
         """Look at a piece of the answer as it passes."""
         if self._lessons is not None:
             self._lessons.see(event.body)
-        reply = pass_on(event, self._response_mode)
+        reply = pass_on(event, self.response_mode)
         begins = self._watch is not None and self._watch.see(event.body, self._record)
-        if begins and self._policy.observation.access_log:
+        if begins and self._shared.policy.observation.access_log:
             reply = structs.replace(reply, dynamic_metadata=SEEN_FIRST_TOKEN)
-        return (reply,)
+        return reply
 
-    async def pass_on(self, event: Event) -> Replies:
+    async def pass_on(self, event: Event) -> Reply | None:
         """Let a message pass as it is."""
-        return (pass_on(event, self._response_mode),)
+        return pass_on(event, self.response_mode)
 
     def explain(self) -> Headers:
         """Return the headers that tell the client what was done for it, however far that is."""
-        policy = self._policy
+        policy = self._shared.policy
         asked = self._head is not None and is_asked(self._head.headers, DECISION_DETAIL)
         in_detail = policy.explain_decisions and asked
         return explain(self._record, expose_pods=policy.expose_pods, in_detail=in_detail)
 
     def _explain_in(self, event: ResponseHeaders, mode: ModeOverride | None = None) -> PhaseReply:
-        headers = self._policy.header_limits.keep_fitting(self.explain(), event)
+        headers = self._shared.policy.header_limits.keep_fitting(self.explain(), event)
         # The log tells of misrouting, too: also of requests without an answer.
         seen = SEEN_POD if self._record.served_by else None
         return PhaseReply(
@@ -371,13 +335,13 @@ class Phases:
 
     def _choose_mode(self, event: ResponseHeaders) -> ModeOverride | None:
         """Return whether Envoy is to send the response's body; None for as it is configured."""
-        record, policy, waits = self._record, self._policy, False
+        record, policy, waits = self._record, self._shared.policy, False
         if record.outcome is Outcome.OK and self._generates_text:
-            self._watch = begin_watch(policy.observation, event.headers, record, self._start)
+            self._watch = begin_watch(policy.observation, event.headers, record)
             waits = self._lessons is not None and self._lessons.wait_for_first_token()
         if not (waits or (self._watch is not None and self._watch.counts)):
-            return skip_answer(self._response_mode)
-        return ask_for_answer(self._response_mode)
+            return skip_answer(self.response_mode)
+        return ask_for_answer(self.response_mode)
 
     @property
     def _generates_text(self) -> bool:
@@ -392,7 +356,7 @@ class Phases:
 
     def _note_response(self, event: ResponseHeaders) -> int:
         self._record.status = status = read_status(event)
-        self._record.headers_s = time.perf_counter() - self._start
+        self._record.headers_s = self._record.elapsed_s
         return status
 
     def _note_local_reply(self, attributes: Mapping[str, Any]) -> None:

@@ -309,10 +309,7 @@ class AnswerWatch:
 
 
 def begin_watch(
-    observation: TokenObservation,
-    headers: Mapping[str, str],
-    record: RequestRecord,
-    start: float,
+    observation: TokenObservation, headers: Mapping[str, str], record: RequestRecord
 ) -> AnswerWatch:
     """Begin to watch an answer, and to count its tokens if it is one of those.
 
@@ -321,9 +318,8 @@ def begin_watch(
         headers: the answer's headers.
         record: says whether its tokens count against a limit, so that they must be known: if Envoy
             does not report them, the router looks.
-        start: when the request came.
     """
     share = 1.0 if record.reserved is not None and not observation.counts else observation.share
     counts = bool(share) and (share == 1 or random() < share)
     content_type, encoding = headers.get("content-type", ""), headers.get("content-encoding", "")
-    return AnswerWatch(choose_scan(content_type, encoding) if counts else None, start)
+    return AnswerWatch(choose_scan(content_type, encoding) if counts else None, record.began)

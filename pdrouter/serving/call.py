@@ -30,6 +30,7 @@ class Call:
         admission: counts the request against limits; None if nothing limits it.
         companion: the side leg that runs beside the last one; None if there is none.
         failed: whether a task has failed, by which the request ends.
+        turn: is held by whoever says something, once tasks may; None as long as there are none.
         handle: the KV handle of a side leg, for as long as it may be that no engine has it.
     """
 
@@ -45,6 +46,7 @@ class Call:
         "failed",
         "handle",
         "record",
+        "turn",
         "user",
     )
 
@@ -68,22 +70,19 @@ class Call:
         self.admission: Admission | None = None
         self.companion: Companion | None = None
         self.failed = False
+        self.turn: asyncio.Lock | None = None
         self.handle: HeldHandle | None = None
         self._on_failure = on_failure
         self._drains = drains
         self._needs_body = True
         self._tasks: set[asyncio.Task[None]] = set()
 
-    @property
-    def at_work(self) -> bool:
-        """Whether tasks work for it."""
-        return bool(self._tasks)
-
     def start(self, work: Coroutine[Any, Any, None]) -> None:
         """Let work run beside the stream: it may outlast the reply to the request's body.
 
         It is cancelled when the stream ends; if it fails, so does the request.
         """
+        self.turn = self.turn or asyncio.Lock()
         task = asyncio.create_task(self._run(work))
         self._tasks.add(task)
         task.add_done_callback(self._note_end)
@@ -153,6 +152,7 @@ class Call:
         self._needs_body = False
         if self.body is not None and not self._tasks:
             self.body.release()
+            self.body = None
 
     async def wait_closed(self) -> None:
         """Return once the tasks have ended, after `close`."""

@@ -1,5 +1,7 @@
 """How large bodies may be: each of them, and all that wait (for prefill, for Envoy) together."""
 
+import msgspec
+
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.serving.refusals import refuse_for_now
 
@@ -43,6 +45,7 @@ class HeldBodies:
         if self.bytes + size > self.limit:
             self.refused += 1
             raise self._refuse(size)
+        self.bytes += size
         return HeldBody(self, size)
 
     def _refuse(self, size: int) -> RequestRejected:
@@ -53,17 +56,18 @@ class HeldBodies:
         return refuse_for_now(503, "body_memory_exhausted", message)
 
 
-class HeldBody:
-    """One body that is counted until it is released, exactly once."""
+class HeldBody(msgspec.Struct):
+    """One body that is counted until it is released, exactly once.
 
-    __slots__ = ("_bodies", "_size")
+    Attributes:
+        bodies: count it.
+        size: its size; 0 once it is released.
+    """
 
-    def __init__(self, bodies: HeldBodies, size: int) -> None:
-        bodies.bytes += size
-        self._bodies = bodies
-        self._size = size
+    bodies: HeldBodies
+    size: int
 
     def release(self) -> None:
         """Stop counting the body. Further calls change nothing."""
-        self._bodies.bytes -= self._size
-        self._size = 0
+        self.bodies.bytes -= self.size
+        self.size = 0

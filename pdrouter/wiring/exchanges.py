@@ -12,6 +12,7 @@ from pdrouter.cluster.source import RouteCheck
 from pdrouter.cluster.view import PodCache
 from pdrouter.engines.registry import Splits
 from pdrouter.extproc.exchange import Exchange
+from pdrouter.extproc.shared import Shared
 from pdrouter.load.output_length import OutputLengths
 from pdrouter.load.peers import PeerKnowledge
 from pdrouter.load.prompt_length import TokenRatios
@@ -138,11 +139,11 @@ class Exchanges:
         leases: know which handles are still good.
         turns: lets users take turns; None where they do not.
         priorities: tell engines when requests are due.
+        shared: what each exchange gets of all this.
     """
 
     def __init__(self, settings: Settings, around: Surroundings) -> None:
         self._around = around
-        self._policy = choose_exchange_policy(settings)
         state, share = around.router.state, around.sharing.share
         proofs = share(Proofs)(state.clock)
         outcomes = PodOutcomes(state.failures, proofs)
@@ -152,9 +153,6 @@ class Exchanges:
         self.questions = PodQuestions(around.client, around.cache, outcomes)
         self.lengths = share(OutputLengths)(settings.expected_output_tokens)
         self.gate = self._create_gate(settings)
-        self._identities = create_identities(
-            settings, around.keys, around.directory, self.gate.failures
-        )
         self.answers = self._create_answers(outcomes)
         ratios = share(TokenRatios)()
         kinds = share(UnsplittableKinds)(state.clock)
@@ -196,6 +194,16 @@ class Exchanges:
             gate=self.gate,
             forwarded=rules.keep((*FORWARDED_TO_SIDE_LEGS, *policy.forward_headers)),
             routes=around.routes,
+        )
+        self.shared = Shared(
+            self.dispatcher,
+            around.cache,
+            around.observer,
+            self.answers,
+            choose_exchange_policy(settings),
+            create_identities(settings, around.keys, around.directory, self.gate.failures),
+            around.bodies,
+            around.begin_trace,
         )
 
     def _create_answers(self, outcomes: PodOutcomes) -> AnswerReports:
@@ -272,18 +280,7 @@ class Exchanges:
             send: sends a message on the stream.
             interrupt: ends the reading of messages.
         """
-        return Exchange(
-            self.dispatcher,
-            self._around.cache,
-            self._around.observer,
-            self.answers,
-            self._policy,
-            identities=self._identities,
-            bodies=self._around.bodies,
-            send=send,
-            interrupt=interrupt,
-            begin_trace=self._around.begin_trace,
-        )
+        return Exchange(self.shared, send, interrupt)
 
 
 def create_router(settings: Settings, state: RoutingState) -> Router:

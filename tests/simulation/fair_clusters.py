@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from itertools import count
 from typing import Any, NamedTuple
 
-from exchanges import DECODE, PARAMS, SETTINGS, Notes, only, request_body, request_headers
+from exchanges import DECODE, PARAMS, SETTINGS, Notes, request_body, request_headers
 
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.router_group import RouterGroup
@@ -166,7 +166,7 @@ class FairCluster:
         try:
             await exchange.handle(request_headers("/v1/completions", user=user, extra=headers))
             body = {"model": "m", "prompt": prompt, "max_tokens": 1}
-            reply = only(await exchange.handle(request_body(body)))
+            reply = await exchange.handle(request_body(body))
         finally:
             exchange.close()
         refused = isinstance(reply, ImmediateReply)

@@ -19,8 +19,7 @@ from pdrouter.cluster.view import ModelPods, PodCache
 from pdrouter.engine_http.answers import EngineAnswer
 from pdrouter.engine_http.progress import PostProgress
 from pdrouter.extproc.exchange import Exchange
-from pdrouter.extproc.messages import PhaseReply
-from pdrouter.extproc.phases import Replies
+from pdrouter.extproc.messages import PhaseReply, Reply
 from pdrouter.openai.prompt_prefix import hash_prompt
 from pdrouter.openai.request import count_token_ids
 from pdrouter.routing.deadlines import DeadlineRules
@@ -120,15 +119,15 @@ class LiveReplica(RouterReplica):
         exchange = self._exchanges.open(_not_carried, lambda: None)
         run_to_end(exchange.handle(request_headers(PATH)))
         dispatching = exchange.handle(request_body(body))
-        replies: Replies | None = None
+        reply: Reply | None = None
         try:
             dispatching.send(None)
         except StopIteration as end:
-            replies = end.value
+            reply = end.value
         record = self._observer.take_record()
         assert record.decision is not None
         # What has a prefill leg waits for its answer; what is served whole goes to Envoy at once.
-        assert record.decision.whole == (replies is not None)
+        assert record.decision.whole == (reply is not None)
         # Engines are told the time of day, which does not go with the simulation's.
         assert (record.priority is None) == (record.deadline is None)
         due = 0.0 if record.deadline is None else record.deadline.due
@@ -161,7 +160,7 @@ class LiveLegs(RoutedLegs):
         facts: RoutingFacts,
         replica: RouterReplica,
         exchange: Exchange,
-        dispatching: Coroutine[Any, Any, Replies],
+        dispatching: Coroutine[Any, Any, Reply | None],
     ) -> None:
         self.decision = decision
         self.priority = priority
@@ -181,7 +180,7 @@ class LiveLegs(RoutedLegs):
         answer = EngineAnswer(
             200, {}, b'{"kv_transfer_params": ' + PARAMS + b', "usage": ' + usage + b"}"
         )
-        (reply,) = run_to_end(self.dispatching, answer)
+        reply = run_to_end(self.dispatching, answer)
         assert isinstance(reply, PhaseReply)
 
     def finish(self) -> None:
@@ -220,12 +219,12 @@ async def _not_carried(data: bytes) -> None:
 
 
 def run_to_end(
-    coroutine: Coroutine[Any, Any, Replies], sent: EngineAnswer | None = None
-) -> Replies:
+    coroutine: Coroutine[Any, Any, Reply | None], sent: EngineAnswer | None = None
+) -> Reply | None:
     """Run a coroutine that waits for nothing more."""
     try:
         coroutine.send(sent)
     except StopIteration as end:
-        replies: Replies = end.value
-        return replies
+        reply: Reply | None = end.value
+        return reply
     raise AssertionError("the coroutine waits")

@@ -126,7 +126,7 @@ async def test_the_answer_waits_for_the_head_of_the_prefill_leg() -> None:
     heard = await pair.hear(response_headers())
     assert not heard.done()
     pair.answer_head()
-    (reply,) = await heard
+    reply = await heard
     assert isinstance(reply, PhaseReply)
     pair.answer()
     record = await pair.end()
@@ -140,7 +140,7 @@ async def test_the_answer_waits_for_the_head_of_the_prefill_leg() -> None:
 async def test_a_prefill_leg_that_is_done_first_holds_nothing_up() -> None:
     pair = await Pair().forward()
     pair.answer()
-    (reply,) = await (await pair.hear(response_headers()))
+    reply = await (await pair.hear(response_headers()))
     assert isinstance(reply, PhaseReply)
     assert (await pair.end()).outcome is Outcome.OK
 
@@ -163,7 +163,7 @@ async def test_a_prefill_leg_that_fails_before_the_answer_is_a_clean_error(
     pair.answer(failure)
     await pair.bench.exchange.call.wait_closed()
     if heard is not None:
-        assert await heard == ()
+        assert await heard is None
     (sent,) = pair.bench.sent
     assert told[1].encode() in sent
     assert b"retry-after" in sent
@@ -183,7 +183,7 @@ async def test_what_the_prefill_engine_refuses_is_said_in_its_words(
     pair.answer(EngineAnswer(status, {}, b'{"message": "no such thing"}'))
     await pair.bench.exchange.call.wait_closed()
     if heard is not None:
-        assert await heard == ()
+        assert await heard is None
     (sent,) = pair.bench.sent
     assert b"no such thing" in sent
     record = await pair.end()
@@ -211,7 +211,7 @@ async def test_an_error_of_the_decode_leg_ends_the_prefill_leg(status: str, *, h
     pair = await Pair().forward()
     if head:
         pair.answer_head()
-    (reply,) = await (await pair.hear(response_headers(status)))
+    reply = await (await pair.hear(response_headers(status)))
     assert isinstance(reply, PhaseReply)
     await wait_until(lambda: pair.cancelled)
     record = await pair.end()
@@ -223,7 +223,7 @@ async def test_an_error_of_the_decode_leg_ends_the_prefill_leg(status: str, *, h
 
 async def test_an_answer_of_the_gateway_ends_the_prefill_leg() -> None:
     pair = await Pair().forward()
-    (reply,) = await (await pair.hear(gateway_reply()))
+    reply = await (await pair.hear(gateway_reply()))
     assert isinstance(reply, PhaseReply)
     await wait_until(lambda: pair.cancelled)
     record = await pair.end()

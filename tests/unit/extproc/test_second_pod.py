@@ -9,7 +9,6 @@ from exchanges import (
     PREFILL,
     Bench,
     error_of,
-    only,
     request_body,
     request_headers,
 )
@@ -94,7 +93,7 @@ async def test_the_request_counts_on_the_second_pod_once_that_has_answered(
     bench, headers = await send(DECODE, SECOND, whole=whole, **BY_LIST)
     chosen, other = find_chosen(headers)
     assert count_decodes(bench) == {chosen.uid: 1}
-    reply = only(await bench.exchange.handle(answered(other, attempts)))
+    reply = await bench.exchange.handle(answered(other, attempts))
     assert count_decodes(bench) == {other.uid: 1}
     assert isinstance(reply, PhaseReply)
     told = dict(reply.set_headers)
@@ -167,7 +166,7 @@ async def test_an_answer_to_a_handle_that_was_sent_too_often_is_not_trusted(
 ) -> None:
     bench, headers = await send(DECODE, SECOND, **settings)
     chosen, _ = find_chosen(headers)
-    reply = only(await bench.exchange.handle(answered(chosen, attempts)))
+    reply = await bench.exchange.handle(answered(chosen, attempts))
     assert error_of(reply) == (502, "handle_reused")
     record = bench.close()
     assert (record.outcome, record.handoff) == (Outcome.FAILED, "sent-twice")

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from exchanges import DECODE, PREFILL, Bench, only, request_body, request_headers, response_headers
+from exchanges import DECODE, PREFILL, Bench, request_body, request_headers, response_headers
 
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.extproc.messages import PhaseReply
@@ -65,8 +65,8 @@ async def test_clients_that_may_not_know_pods_are_not_told() -> None:
 async def test_an_error_before_the_request_was_sent_names_no_pod() -> None:
     bench = Bench((PREFILL, DECODE), **SOFT)
     bench.prefill.answer = lambda: None
-    replies = await bench.exchange.handle(request_headers(extra={"x-session-id": "s"}))
-    assert isinstance(only(replies), PhaseReply)
-    refused = only(await bench.exchange.handle(request_body()))
+    reply = await bench.exchange.handle(request_headers(extra={"x-session-id": "s"}))
+    assert isinstance(reply, PhaseReply)
+    refused = await bench.exchange.handle(request_body())
     assert "x-session-id" not in dict(getattr(refused, "headers", ()))
     bench.close()

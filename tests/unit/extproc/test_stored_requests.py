@@ -195,7 +195,8 @@ async def test_what_is_asked_about_an_answer_counts_for_who_asks() -> None:
     asked = stored(create_response_id("e", "ann"), authorization="Bearer ann")
 
     async def ask(exchange: Exchange) -> Reply:
-        (reply,) = await exchange.handle(asked)
+        reply = await exchange.handle(asked)
+        assert reply is not None
         return reply
 
     first = bench.exchange

@@ -16,7 +16,6 @@ from exchanges import (
     PREFILL,
     Bench,
     error_of,
-    only,
     request_body,
     request_headers,
 )
@@ -106,7 +105,7 @@ class Crowd:
         async def run() -> None:
             head = request_headers("/v1/completions", user=name[0], extra=headers)
             await exchange.handle(head)
-            self.replies[name] = only(await exchange.handle(request_body(body)))
+            self.replies[name] = await exchange.handle(request_body(body))
 
         task = asyncio.create_task(run())
         self._requests[name] = exchange, task

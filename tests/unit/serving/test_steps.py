@@ -132,7 +132,9 @@ async def test_to_write_the_body_of_a_side_leg_is_the_routers_own_time(
 
 async def test_nor_is_asking_for_a_models_own_route(clock: Clock) -> None:
     bench = Bench(routing_algorithm=None)
-    bench.exchanges.dispatcher = replace(bench.exchanges.dispatcher, routes=SlowRoutes(clock))
+    shared = bench.exchanges.shared
+    dispatcher = replace(shared.dispatcher, routes=SlowRoutes(clock))
+    bench.exchanges.shared = replace(shared, dispatcher=dispatcher)
     bench.exchange = bench.open()
     bench.notes.open = 1
     await bench.tell(request_headers(), request_body())
