@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import exp, inf
 
 from pdrouter.bounded import make_room
@@ -32,7 +32,40 @@ _LEAST_FAILURE = 500
 _LATEST_WEIGHT = 0.05
 _MOST_MODELS = 4096
 _LOOK_S = 2.0
-"""Time between two answers whose first token is waited for, once enough is known."""
+"""Time between two answers whose first token is waited for, once enough is known; twice as long
+each time that it came as expected, since Envoy sends all of such an answer by way of the router."""
+_LONGEST_LOOK_S = 32.0
+_EXPECTED = 1.5
+"""How many times as long as expected something may take, or as short, that is no surprise."""
+_NOISE_S = 0.01
+
+
+@dataclass(slots=True)
+class _Looks:
+    """When an answer's first token is waited for, once enough is known.
+
+    Attributes:
+        last: when it was last decided.
+        pause_s: time until the next.
+    """
+
+    last: float = -inf
+    pause_s: float = _LOOK_S
+
+    def begin(self, now: float, *, known: bool) -> bool:
+        """Return whether to wait for one now."""
+        if known and now - self.last < self.pause_s:
+            return False
+        self.last = now
+        return True
+
+    def note(self, seconds: float, expected: float) -> None:
+        """Take what was found, and what was known before."""
+        least, most = expected / _EXPECTED - _NOISE_S, expected * _EXPECTED + _NOISE_S
+        if least <= seconds <= most:
+            self.pause_s = min(2 * self.pause_s, _LONGEST_LOOK_S)
+        else:
+            self.pause_s = _LOOK_S
 
 
 @dataclass(slots=True)
@@ -44,7 +77,7 @@ class _Known:
         predicted: seconds that a prefill pod would have taken for them.
         measured: when a prompt was measured last.
         patience: seconds for which that holds.
-        looked: when it was last decided to measure one.
+        looks: when one is measured.
         sent: when a request was sent there last.
         busy_until: until when it computes what was sent, as predicted.
         spent: predicted seconds of computing of late; fades with time.
@@ -56,7 +89,7 @@ class _Known:
     predicted: float = 0.0
     measured: float = -inf
     patience: float = _KNOWN_S
-    looked: float = -inf
+    looks: _Looks = field(default_factory=_Looks)
     sent: float = -inf
     busy_until: float = -inf
     spent: float = 0.0
@@ -75,12 +108,12 @@ class _Handover:
     Attributes:
         seconds: a mean in which recent answers weigh more.
         answers: how many have been measured.
-        looked: when it was last decided to measure one.
+        looks: when one is measured.
     """
 
     seconds: float = 0.0
     answers: int = 0
-    looked: float = -inf
+    looks: _Looks = field(default_factory=_Looks)
 
 
 _NOTHING = _Known()
@@ -123,6 +156,8 @@ class WholeServing:
     def observe_handover(self, model: str, seconds: float) -> None:
         """Learn from an answer whose first token came so long after it was handed over."""
         known = self._find_handover(model)
+        if known.answers >= ENOUGH_ANSWERS:
+            known.looks.note(seconds, known.seconds)
         if known.answers:
             seconds = min(seconds, _GREATEST_SURPRISE * known.seconds + _PRIOR_S)
         known.answers += 1
@@ -177,6 +212,8 @@ class WholeServing:
         anew = not self._is_known(known)
         if anew:
             known.observed = known.predicted = 0.0
+        else:
+            known.looks.note(seconds, known.factor * predicted)
         longest = _GREATEST_SURPRISE * known.factor * predicted + _PRIOR_S
         known.observed = known.observed * _FORGET + min(seconds, longest)
         known.predicted = known.predicted * _FORGET + predicted
@@ -208,19 +245,13 @@ class WholeServing:
         """Return whether the first token of an answer of two pods is to be waited for."""
         if self._handover_s is not None:
             return False
-        known, now = self._find_handover(model), self._clock()
-        if known.answers >= ENOUGH_ANSWERS and now - known.looked < _LOOK_S:
-            return False
-        known.looked = now
-        return True
+        known = self._find_handover(model)
+        return known.looks.begin(self._clock(), known=known.answers >= ENOUGH_ANSWERS)
 
     def wants_whole(self, uid: str) -> bool:
         """Return whether that of a whole answer is."""
-        known, now = self._pods.get(uid), self._clock()
-        if known is None or (self._is_known(known) and now - known.looked < _LOOK_S):
-            return False
-        known.looked = now
-        return True
+        known = self._pods.get(uid)
+        return known is not None and known.looks.begin(self._clock(), known=self._is_known(known))
 
     def forget(self, uid: str) -> None:
         """Forget a pod that is gone, or in which another engine runs."""

@@ -1,5 +1,7 @@
 """What is remembered of decode pods that compute prompts."""
 
+from collections.abc import Callable
+
 import pytest
 
 from pdrouter.engines.reading import RequestTotals
@@ -61,6 +63,30 @@ def test_once_enough_is_known_few_answers_are_looked_at(whole: WholeServing, clo
     assert whole.wants_whole("a")
     whole.observe("a", 0.1, 0.1)
     assert not whole.wants_whole("a")
+
+
+def test_what_stays_as_it_is_is_looked_at_less_and_less_often(
+    whole: WholeServing, clock: Clock
+) -> None:
+    whole.begin("a", 0.1)
+    whole.observe("a", 0.1, 0.1)
+    for _ in range(ENOUGH_ANSWERS):
+        whole.observe_handover("m", 0.2)
+    looks: tuple[tuple[Callable[[], bool], Callable[[float], None]], ...] = (
+        (lambda: whole.wants_handover("m"), lambda s: whole.observe_handover("m", s)),
+        (lambda: whole.wants_whole("a"), lambda s: whole.observe("a", 0.2, s)),
+    )
+    for wants, observe in looks:
+        assert wants()
+        for pause in (4.0, 8.0, 16.0, 32.0, 32.0):
+            observe(0.22)
+            clock.now += pause - 1.0
+            assert not wants()
+            clock.now += 1.0
+            assert wants()
+        observe(0.5)
+        clock.now += 2.0
+        assert wants(), "it is another now"
 
 
 def test_what_is_sent_is_waited_for_and_fades_from_the_share(
