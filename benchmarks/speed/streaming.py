@@ -1,6 +1,8 @@
 """Scenario `streaming`: answers of many tokens, and what the router adds to each."""
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -14,13 +16,16 @@ from benchmarks.speed.processes import run_process
 from benchmarks.speed.programs import find_program
 from benchmarks.speed.requests import PODS, read_looks
 from benchmarks.speed.results import Results
-from benchmarks.speed.variants import Variant, run_router_variant, run_variant
+from benchmarks.speed.variants import ROUTER, Variant, run_router_variant, run_variant
 from benchmarks.steps import make_body
 
 NAME = "streaming"
 _TOKENS_PER_S = 50
 _MOST_ROUNDS = 4
 _PATIENCE_S = 60.0
+STOPPED = f"{ROUTER}, stopped"
+"""The router once more, whose process is stopped as soon as all streams flow."""
+_FLOWING_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,9 @@ async def run(plan: Plan, results: Results) -> None:
                     command = _list_command(variant, case, client, body, engines)
                     figures = await _measure(variant, case, *command)
                     results.add(NAME, str(case), variant.name, figures)
+                    if case == USUAL and variant.name == ROUTER:
+                        figures = await _measure_stopped(variant, *command)
+                        results.add(NAME, str(case), STOPPED, figures)
                 plan.tell(f"{NAME}: {case}, round {number + 1} of {rounds}")
 
 
@@ -106,6 +114,21 @@ async def _measure(variant: Variant, case: Case, *command: str | Path) -> dict[s
             sent.streams - messages.streams
         )
     return figures | (await read_looks(variant)).since(looks)
+
+
+async def _measure_stopped(variant: Variant, *command: str | Path) -> dict[str, float]:
+    """Measure tokens while the router's process takes no time from anything."""
+    client = asyncio.create_task(_run_client(*command))
+    try:
+        await asyncio.sleep(_FLOWING_S)
+        for pid in variant.pids:
+            os.kill(pid, signal.SIGSTOP)
+        _, _, per_s, p50, p99 = await client
+    finally:
+        for pid in variant.pids:
+            os.kill(pid, signal.SIGCONT)
+        client.cancel()
+    return {"tokens_per_s": per_s, "token_p50_us": p50, "token_p99_us": p99}
 
 
 async def _run_client(*command: str | Path) -> tuple[float, ...]:

@@ -118,9 +118,18 @@ def _judge_streaming(results: Results) -> Iterator[Verdict]:
     if p99:
         yield Verdict(
             f"p99 of a token's way at most {TOKEN_P99_OVER_FLOOR} x the floor ({usual})",
-            f"{p99.median:.2f} x, rounds from {p99.low:.2f} to {p99.high:.2f}",
+            f"{p99.median:.2f} x, rounds from {p99.low:.2f} to {p99.high:.2f}"
+            + _beside_stopped(results),
             p99.median <= TOKEN_P99_OVER_FLOOR,
         )
+
+
+def _beside_stopped(results: Results) -> str:
+    """Tell how much of a token's way is left where the router's process does nothing."""
+    p99 = results.ratio(
+        streaming.NAME, str(streaming.USUAL), "token_p99_us", streaming.STOPPED, FLOOR
+    )
+    return f"; {p99.median:.2f} x with the router stopped" if p99 else ""
 
 
 def _judge_waiting(results: Results) -> Iterator[Verdict]:
