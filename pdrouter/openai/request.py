@@ -116,7 +116,8 @@ class InferenceRequest(msgspec.Struct, frozen=True):
     @property
     def prompt(self) -> memoryview:
         """The prompt as it stands in the body, not copied; nothing where there is none."""
-        return self.body.view(self.prompt_name) or _NO_PROMPT
+        name = self.prompt_name
+        return (self.body.view(name) if name else None) or _NO_PROMPT
 
     @property
     def whole(self) -> str | None:

@@ -9,7 +9,7 @@ from pdrouter.openai.request import InferenceRequest
 TOKENS_OF_MEDIA = 8192
 """The most that is taken for the media of a prompt, whose bytes say little of their tokens."""
 
-_SIGNS = (b"base64", b'"input_audio"', b'"prompt_embeds"')
+_SIGNS = (b"base64", b'"input_', b'_embeds"', b'"image', b'"file', b'"mask"', b'"ref_audio"')
 """Without one of these, a prompt has no media in it, but links to them at the most."""
 _FREE = frozenset(
     {
@@ -59,5 +59,5 @@ def _reserve_prompt(request: InferenceRequest, tokens: int, estimate: Callable[[
     media = measure_media(request.body, request.prompt_name)
     if not media:
         return tokens
-    text = len(request.prompt) - media
+    text = (len(request.prompt) or len(data)) - media
     return min(tokens, estimate(text) + min(estimate(media), TOKENS_OF_MEDIA))

@@ -17,6 +17,7 @@ from pdrouter.engines.vllm.nixl import NixlPull
 from pdrouter.openai.body import MAX_MEMBERS, Body, encode
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.media import MAX_PARTS
+from pdrouter.openai.media_bytes import measure_media
 from pdrouter.openai.paths import ENDPOINTS
 from pdrouter.openai.prompt_prefix import hash_prompt
 from pdrouter.openai.prompt_text import MAX_VALUES, extract_text
@@ -127,6 +128,31 @@ def test_names_cost_no_more_than_the_bounds_allow() -> None:
     names = (f'"{number:03}😀{"a" * 249}":1' for number in range(MAX_MEMBERS - 2))
     data = b'{"model":"m","messages":[{}],%s}' % ",".join(names).encode()
     expect_bounded(measure(lambda: read_request(CHAT, data)))
+
+
+@pytest.mark.parametrize("fragment", [b"1", b'"ab"', b"[]", b"{}", b'{"content":[{}]}'])
+@pytest.mark.parametrize(
+    ("name", "holder"),
+    [
+        ("prompt", b'{"model":"m","prompt":[%s]}'),
+        ("messages", b'{"model":"m","messages":[{"content":[%s]}]}'),
+        ("", b'{"model":"m","documents":[%s]}'),
+    ],
+)
+def test_no_prompt_costs_more_than_the_bounds_allow(
+    name: str, holder: bytes, fragment: bytes
+) -> None:
+    body = Body(fill(holder, fragment, b","))
+    expect_bounded(measure(lambda: measure_media(body, name)))
+
+
+@pytest.mark.parametrize("depth", [10, 300])
+def test_a_large_value_within_many_others_is_copied_by_none(depth: int) -> None:
+    large = b'{"content":' * depth + b'"%s"' % (b"x" * SIZE) + b"}" * depth
+    body = Body(b'{"model":"m","messages":[%s]}' % large)
+    work = measure(lambda: measure_media(body, "messages"))
+    assert work.steps < 1_000
+    assert work.memory < SIZE
 
 
 @pytest.mark.parametrize("megabytes", [1, 8])

@@ -16,6 +16,7 @@ DATA = f"data:image/png;base64,{BYTES}"
 IMAGE = {"type": "image_url", "image_url": {"url": DATA}}
 SOUND = {"type": "input_audio", "input_audio": {"data": BYTES, "format": "wav"}}
 EMBEDDED = {"type": "prompt_embeds", "prompt_embeds": BYTES}
+TENSOR = {"type": "image_embeds", "image_embeds": BYTES}
 FILE = {"type": "input_file", "filename": "a.pdf", "file_data": f"data:;base64,{BYTES}"}
 PICTURE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": BYTES}}
 RESULT = {"type": "tool_result", "tool_use_id": "a", "content": [PICTURE]}
@@ -29,7 +30,9 @@ def test_a_short_prompt_takes_what_it_has() -> None:
 
 
 @pytest.mark.parametrize(
-    "part", [IMAGE, SOUND, EMBEDDED, FILE, PICTURE, RESULT, UNTYPED], ids=lambda part: str([*part])
+    "part",
+    [IMAGE, SOUND, EMBEDDED, TENSOR, FILE, PICTURE, RESULT, UNTYPED],
+    ids=lambda part: str([*part]),
 )
 def test_no_more_is_taken_for_media_than_they_may_have(part: Mapping[str, object]) -> None:
     assert 0 <= reserve(part) - TOKENS_OF_MEDIA < 100
@@ -52,6 +55,36 @@ def test_all_of_a_text_is_taken_whatever_stands_in_it(part: Mapping[str, object]
     """Otherwise a limit of tokens is passed by whoever writes the right word."""
     assert reserve(part) >= len(BYTES) // 4
     assert 0 <= reserve(part, IMAGE) - reserve(part) - TOKENS_OF_MEDIA < 100
+
+
+@pytest.mark.parametrize(
+    ("path", "members"),
+    [
+        ("/v1/score", {"data_1": "a", "data_2": {"content": [IMAGE]}}),
+        ("/v1/rerank", {"query": "a", "documents": [{"content": [IMAGE]}, "b"]}),
+        ("/pooling", {"messages": [{"role": "user", "content": [IMAGE]}]}),
+        ("/v2/embed", {"images": [DATA]}),
+        ("/v2/embed", {"inputs": [{"content": [IMAGE]}]}),
+        ("/v1/chat/completions/batch", {"messages": [[{"role": "user", "content": [IMAGE]}]]}),
+        ("/v1/images/edits", {"prompt": "a", "image": BYTES}),
+        ("/v1/images/edits", {"prompt": "a", "images": [{"image_url": DATA}]}),
+        ("/v1/videos/sync", {"prompt": "a", "input_reference": DATA}),
+        ("/v1/audio/speech", {"input": "a", "ref_audio": DATA}),
+    ],
+)
+def test_media_are_found_where_no_one_member_is_the_prompt(
+    path: str, members: Mapping[str, object]
+) -> None:
+    assert 0 <= reserve_body(path, members) - TOKENS_OF_MEDIA < 100
+    texts = {"model": "m", "more": [DATA, {"text": DATA}, {"content": DATA}]}
+    assert reserve_body(path, {**members, **texts}) >= TOKENS_OF_MEDIA + 3 * len(DATA) // 4
+
+
+@pytest.mark.parametrize("path", ["/v1/rerank", "/pooling", "/v1/chat/completions/batch"])
+@pytest.mark.parametrize("named", ["a", [UNTYPED]])
+def test_a_member_without_a_name_is_not_taken_for_the_prompt(path: str, named: object) -> None:
+    text = "word " * 100_000
+    assert reserve_body(path, {"": named, "documents": [text]}) >= len(text) // 4
 
 
 def test_all_that_stands_behind_too_many_parts_is_taken() -> None:
@@ -78,6 +111,12 @@ def test_what_nobody_computes_takes_nothing(path: str) -> None:
 def reserve(*parts: Mapping[str, object]) -> int:
     request = parse({**CHAT, "messages": [{"role": "user", "content": parts}]})
     return reserve_tokens(request, estimate(len(request.prompt)), 50, estimate)[0]
+
+
+def reserve_body(path: str, members: Mapping[str, object]) -> int:
+    request = parse({"model": "m", **members}, path)
+    size = len(request.prompt) or len(request.body.data)
+    return reserve_tokens(request, estimate(size), 50, estimate)[0]
 
 
 def estimate(size: int) -> int:
