@@ -197,7 +197,8 @@ class NixlPull(Split):
         try:
             check_utf_8(raw)
             params = _decode_params(raw)
-        except (BodyInvalid, msgspec.MsgspecError) as error:
+        except (BodyInvalid, msgspec.MsgspecError, RecursionError) as error:
+            # The answer was read where fewer calls were under way, which may have fewer levels.
             raise HandoffInvalid("invalid-params", f"{KV_PARAMS}: {error}") from None
         push = params.push
         if push:

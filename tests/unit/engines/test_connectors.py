@@ -1,6 +1,7 @@
 """How the KV connectors split a request: the exact bodies of both legs, and what is refused."""
 
 import json
+import sys
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from factories import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from pdrouter.engines.leg_bodies import TRANSFER_MEMBERS, find_locator, whole_body
 from pdrouter.engines.neuron.legacy import NeuronLegacy
@@ -22,6 +24,8 @@ from pdrouter.engines.registry import SplitRules, Splits
 from pdrouter.engines.split import HandoffInvalid, Leg, Split
 from pdrouter.engines.vllm.nixl import NixlPull, is_unusable_host
 from pdrouter.openai.errors import RequestRejected
+from pdrouter.openai.usage import AnswerInvalid, read_answer
+from pdrouter.serving.leg_outcome import LegAnswer
 from pdrouter.settings.choices import CONNECTOR_NAMES, NIXL_MEANINGS, RemoteHostRewrite
 
 CHAT = "/v1/chat/completions"
@@ -329,6 +333,31 @@ def test_an_answer_without_a_handle_is_refused(answer: bytes, reason: str) -> No
     refused = refuse(answer, NixlPull())
     assert refused.reason == reason
     assert str(refused)
+
+
+def test_a_handle_that_is_nested_too_deeply_is_refused_wherever_it_is_read() -> None:
+    """How deep is too deep depends on the calls under way: an answer may have passed before."""
+
+    def read_deeper(answer: LegAnswer, calls: int) -> None:
+        if calls:
+            read_deeper(answer, calls - 1)
+        else:
+            NixlPull().take_handle(answer)
+
+    reasons = set()
+    for depth in range(1, sys.getrecursionlimit()):
+        nested = b'"kv_transfer_params": {"a":' + b"[" * depth + b"]" * depth + b","
+        body = answer_with(make_kv_params()).replace(b'"kv_transfer_params": {', nested)
+        try:
+            members = read_answer(body)
+        except AnswerInvalid:
+            break
+        (answer,) = make_answers(body, POD)
+        try:
+            read_deeper(structs.replace(answer, members=members), 10)
+        except HandoffInvalid as invalid:
+            reasons.add(invalid.reason)
+    assert reasons == {"invalid-params"}
 
 
 @settings(max_examples=100, deadline=None)
