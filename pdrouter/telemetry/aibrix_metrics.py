@@ -24,7 +24,8 @@ from pdrouter.telemetry.pod_series import AllPodSeries
 from pdrouter.telemetry.tallies import Derived, Tally
 
 _END_LABELS = ("model", "status", "status_code")
-_OK, _ANSWERED = _GOOD = (Outcome.OK, Outcome.ANSWERED)
+_OK, _LOCAL_REPLY = Outcome.OK, Outcome.LOCAL_REPLY
+_GOOD = (_OK, Outcome.ANSWERED)
 _PD = "pd"
 """The only strategy whose selections and times aibrix counts."""
 
@@ -131,8 +132,9 @@ class AibrixMetrics(Collector):
     def request_finished(self, record: RequestRecord) -> None:
         """Count a request that has ended: how it failed or, if it went well, its times."""
         if record.outcome is not _OK:
-            if record.outcome is not _ANSWERED:
-                self._failures.count(record.model, *_describe_failure(record))
+            status = _name_status(record)
+            if not _went_well(record.outcome or "", status):
+                self._failures.count(record.model, *_describe_failure(record, status))
             return
         decision = record.decision
         pod = self._pods.find(None if decision is None else decision.last.pod, record.model)
@@ -212,7 +214,12 @@ _End: TypeAlias = tuple[str, str, str]
 
 def _describe_success(model: str, outcome: str, status: str, *_: str) -> _End | None:
     """Return the labels of requests that went well; None for others."""
-    return (model, "gateway_request_success", status) if outcome in _GOOD else None
+    return (model, "gateway_request_success", status) if _went_well(outcome, status) else None
+
+
+def _went_well(outcome: str, status: str) -> bool:
+    """Return whether nothing failed: Envoy, too, answers preflights, and sends elsewhere."""
+    return outcome in _GOOD or (outcome == _LOCAL_REPLY and "" < status < "400")
 
 
 def _describe_good_try(model: str, failure: str, status: str) -> _End | None:
@@ -237,14 +244,23 @@ def _is_good_try(failure: str, status: str) -> bool:
     return not failure and status.startswith("2")
 
 
-def _describe_failure(record: RequestRecord) -> tuple[str, str]:
-    """Return `status` and `status_code` of a request that did not go well."""
+def _name_status(record: RequestRecord) -> str:
+    return "" if record.status is None else str(record.status)
+
+
+def _describe_failure(record: RequestRecord, status: str) -> tuple[str, str]:
+    """Return `status` and `status_code` of a request that did not go well.
+
+    Args:
+        record: the request.
+        status: the status of its answer; empty for none.
+    """
     outcome = record.outcome
     if outcome is Outcome.CLIENT_LEFT:
         return "client_cancelled_eof", "499"
     if outcome is Outcome.PROTOCOL_ERROR:
         return "gateway_request_fail", "500"
-    return f"{_find_stage(record)}_fail", str(record.status)
+    return f"{_find_stage(record)}_fail", status
 
 
 def _find_stage(record: RequestRecord) -> str:

@@ -208,6 +208,7 @@ DROPPED = make_attempt(P, status=None, failure=FailureKind.TRANSPORT)
         ),
         ({"outcome": Outcome.ENGINE_ERROR, "status": 500}, "gateway_rsp_headers", "500"),
         ({"outcome": Outcome.LOCAL_REPLY, "status": 413}, "gateway_rsp_headers", "413"),
+        ({"outcome": Outcome.LOCAL_REPLY, "status": None}, "gateway_rsp_headers", ""),
     ],
 )
 def test_a_failure_says_at_which_stage(
@@ -243,6 +244,23 @@ def test_a_success_has_the_status_of_its_answer(router: Router) -> None:
         **TWICE,
     }
     assert router.samples("gateway_request_model_success_total") == [(labels, 2)]
+
+
+@pytest.mark.parametrize("status", [200, 204, 301])
+def test_what_envoy_answers_itself_is_no_failure_unless_it_is_an_error(
+    router: Router, status: int
+) -> None:
+    """It answers a web page's preflight, and sends who asks for another path elsewhere."""
+    router.run(outcome=Outcome.LOCAL_REPLY, status=status, model="", decision=None)
+    labels = {
+        "model": "",
+        "status": "gateway_request_success",
+        "status_code": str(status),
+        **TWICE,
+    }
+    assert router.samples("gateway_request_model_success_total") == [(labels, 1)]
+    assert router.samples("gateway_request_model_fail_total") == []
+    assert router.samples("gateway_total_time_bucket_total") == []
 
 
 # --- The prefill leg ---
