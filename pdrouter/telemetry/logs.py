@@ -1,5 +1,6 @@
 """Log lines as JSON objects, written by a thread of their own."""
 
+import json
 import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ _Lines: TypeAlias = SimpleQueue[str | None]
 class JsonFormatter(logging.Formatter):
     """One JSON object per line: time, level, logger, event, and the record's `fields`.
 
-    A record of several lines has the fields of each as its `lines`.
+    A record of several lines has the fields of each as its `lines`, and their `times`.
     """
 
     def __init__(self, **constants: object) -> None:
@@ -47,15 +48,27 @@ class JsonFormatter(logging.Formatter):
     def format_lines(self, record: logging.LogRecord) -> list[str]:
         """Return the lines."""
         head: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "time": "",
             "level": record.levelname.lower(),
             "logger": record.name,
             "event": record.getMessage(),
             **self._constants,
         }
         end = {"exception": self.formatException(record.exc_info)} if record.exc_info else {}
-        lines = list_fields(record)
-        return [msgspec.json.encode({**head, **fields, **end}).decode() for fields in lines]
+        times: Sequence[float] = getattr(record, "times", (record.created,))
+        lines = []
+        for at, fields in zip(times, list_fields(record), strict=True):
+            head["time"] = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
+            lines.append(_encode({**head, **fields, **end}))
+        return lines
+
+
+def _encode(line: Mapping[str, Any]) -> str:
+    try:
+        return msgspec.json.encode(line).decode()
+    except (ArithmeticError, TypeError, ValueError):
+        # A number or a text that is none, or something else: it may not cost the other lines.
+        return json.dumps(line, default=str)
 
 
 class _QueueOfLines(logging.Handler):
@@ -93,7 +106,13 @@ def list_fields(record: logging.LogRecord) -> Sequence[Fields]:
     return (getattr(record, "fields", {}),) if lines is None else lines
 
 
-def write_lines(log: logging.Logger, level: int, event: str, lines: Sequence[Fields]) -> None:
+def write_lines(
+    log: logging.Logger,
+    level: int,
+    event: str,
+    lines: Sequence[Fields],
+    times: Sequence[float],
+) -> None:
     """Write lines of the same level and event, as one record of the log.
 
     Args:
@@ -101,10 +120,11 @@ def write_lines(log: logging.Logger, level: int, event: str, lines: Sequence[Fie
         level: the level.
         event: what has happened.
         lines: the fields of each line.
+        times: when that was, in seconds since the epoch.
     """
+    extra = {"lines": lines, "times": times}
     # To look for the caller would take as long as all the rest of a line.
-    record = log.makeRecord(log.name, level, "", 0, event, (), None, extra={"lines": lines})
-    log.handle(record)
+    log.handle(log.makeRecord(log.name, level, "", 0, event, (), None, extra=extra))
 
 
 def count_dropped_lines() -> int:

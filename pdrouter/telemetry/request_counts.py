@@ -50,9 +50,11 @@ class RequestCounts:
         for model, records in by_model.items():
             self._count_ends(model, records)
             self._count_times(model, records)
-            for record in records:
-                self._aibrix.request_finished(record)
-                self._count_rare(record)
+
+    def count_details(self, record: RequestRecord) -> None:
+        """Count what is found out of each request that has ended by itself."""
+        self._aibrix.request_finished(record)
+        self._count_rare(record)
 
     def _count_ends(self, model: str, ended: Sequence[RequestRecord]) -> None:
         self._metrics.requests.ended.count_all(

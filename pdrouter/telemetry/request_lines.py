@@ -1,6 +1,7 @@
 """Log lines of requests and of their answers, written many at once."""
 
 import logging
+import time
 from itertools import groupby
 from operator import itemgetter
 
@@ -26,7 +27,7 @@ class RequestLines:
 
     def __init__(self) -> None:
         """Begin without lines."""
-        self._waiting: list[tuple[int, str, Fields]] = []
+        self._waiting: list[tuple[int, str, Fields, float]] = []
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -37,7 +38,7 @@ class RequestLines:
             log.debug("routed", extra={"fields": describe_choice(record)})
 
     def tell_request(self, record: RequestRecord) -> None:
-        """Describe a request that has ended."""
+        """Describe a request that has ended: its line has the time at which it did."""
         level = logging.WARNING if record.outcome in _LOUD else logging.INFO
         if record.local_reply == _PREFLIGHT:
             level = logging.DEBUG
@@ -45,7 +46,8 @@ class RequestLines:
             fields = describe_request(record)
             if log.isEnabledFor(logging.DEBUG):
                 fields["steps_ms"] = record.steps.describe()
-            self._waiting.append((level, "request", fields))
+            ended = time.time() - record.elapsed_s + record.total_s
+            self._waiting.append((level, "request", fields, ended))
 
     def tell_answer(self, report: AnswerReport, pod: Pod | None) -> None:
         """Describe an answer of which the line of its request does not tell, if it says anything.
@@ -56,10 +58,12 @@ class RequestLines:
         """
         told = report.usage is not None or report.first_token_s is not None
         if told and log.isEnabledFor(logging.INFO):
-            self._waiting.append((logging.INFO, "answer", describe_answer(report, pod)))
+            fields = describe_answer(report, pod)
+            self._waiting.append((logging.INFO, "answer", fields, time.time()))
 
     def write(self) -> None:
         """Write what was described, in that order."""
         waiting, self._waiting = self._waiting, []
-        for (level, event), lines in groupby(waiting, _HEAD):
-            write_lines(log, level, event, [fields for _, _, fields in lines])
+        for (level, event), group in groupby(waiting, _HEAD):
+            _, _, lines, times = zip(*group, strict=True)
+            write_lines(log, level, event, lines, times)

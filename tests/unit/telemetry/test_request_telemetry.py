@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from select import PIPE_BUF
 from typing import Any
 
@@ -36,6 +37,7 @@ from pdrouter.telemetry.logs import (
     JsonFormatter,
     join_lines,
     log_to_stdout,
+    write_lines,
 )
 from pdrouter.telemetry.requests import MOST_WAITING, RequestTelemetry
 
@@ -636,6 +638,43 @@ def test_lines_of_several_levels_are_written_in_their_order(
     assert [fields["outcome"] for _, fields in read_lines(caplog)] == list(outcomes)
 
 
+def test_a_line_has_the_time_at_which_its_request_has_ended(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """However long it has waited for others since then, or for what Envoy tells."""
+    caplog.set_level(logging.INFO, "pdrouter.request")
+    telemetry = create_telemetry()
+    now = time.time()
+    for number, ago_s in enumerate((3.0, 1.5)):
+        began = time.perf_counter() - ago_s - 0.25
+        record = make_record(
+            request_id=f"r-{number}", outcome=Outcome.OK, began=began, total_s=0.25
+        )
+        telemetry.request_finished(record)
+    telemetry.flush()
+    (record_of_lines,) = caplog.records
+    lines = map(json.loads, JsonFormatter().format_lines(record_of_lines))
+    times = [datetime.fromisoformat(line["time"]).timestamp() for line in lines]
+    assert times == pytest.approx([now - 3.0, now - 1.5], abs=0.5)
+
+
+def test_a_request_that_cannot_be_told_of_costs_no_other(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "pdrouter.request")
+    telemetry = create_telemetry()
+    for name in ("before", "bad", "after"):
+        record = make_record(request_id=name, outcome=Outcome.OK, model="m")
+        if name == "bad":
+            record.path = None  # type: ignore[assignment]
+        telemetry.request_finished(record)
+    telemetry.flush()
+    failed, told = caplog.records
+    assert (failed.levelno, vars(failed)["fields"]) == (logging.ERROR, {"request_id": "bad"})
+    assert [fields["request_id"] for fields in vars(told)["lines"]] == ["before", "after"]
+    assert value(telemetry, "pdrouter_request_seconds_count", model="m") == 3
+
+
 def test_a_level_that_is_off_costs_no_line(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, "pdrouter.request")
     finish(create_telemetry())
@@ -686,6 +725,17 @@ def test_a_line_is_one_json_object(logger: logging.Logger) -> None:
     assert (line["level"], line["logger"]) == ("info", "pdrouter.test")
     assert line["time"].endswith("+00:00")
     assert line["failed_attempts"][0]["failure"] == "connect"
+
+
+@pytest.mark.parametrize("odd", ["\udcff", 2**70, object()], ids=["text", "number", "object"])
+def test_what_is_no_json_costs_no_line(odd: object, capsys: pytest.CaptureFixture[str]) -> None:
+    lines: list[dict[str, object]] = [{"n": 1}, {"n": odd}, {"n": 3}]
+    with log_to_stdout("info"):
+        log = logging.getLogger("pdrouter.test")
+        write_lines(log, logging.INFO, "request", lines, [0.0, 1.0, 2.0])
+    written = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["time"][17:19] for line in written] == ["00", "01", "02"]
+    assert written[1]["n"] in (odd, str(odd))
 
 
 def test_an_exception_is_part_of_the_line(logger: logging.Logger) -> None:
