@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from typing import Any, TypeVar
 
 BUDGET_S = 0.0015
@@ -31,46 +30,59 @@ class Turns:
             clock: gives the time in seconds.
         """
         self._clock = clock
-        self._waiting: deque[Callable[[], object]] = deque()
+        # asyncio would ask the kernel for the process's number each time that it is asked for it.
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._ending: deque[Callable[[], object]] = deque()
         self._limit = _FIRST_LIMIT
         self._begun = 0
         self._since: float | None = None
         self._turning = False
 
-    def begin(self, work: Callable[[], object]) -> None:
+    def begin(self, work: Callable[..., object], *args: Any) -> None:
         """Begin work now, or in a later turn if this one has enough."""
         if self._waiting or self._begun >= self._limit:
-            self._waiting.append(work)
+            self._waiting.append((work, args))
         else:
             self._begun += 1
-            work()
+            work(*args)
         self._go_on()
 
-    def put_off(self, work: Callable[[], object]) -> None:
+    def put_off(self, work: Callable[..., object], *args: Any) -> None:
         """Begin work in a later turn, after what waits already."""
-        self._waiting.append(work)
+        self._waiting.append((work, args))
         self._go_on()
 
     def resolve(self, future: asyncio.Future[T], result: T) -> None:
         """Let who waits for a future go on with its result, now or in a later turn."""
-        self.begin(partial(_resolve, future, result))
+        self.begin(_resolve, future, result)
+
+    def end_with(self, work: Callable[[], object]) -> None:
+        """Do something once all that this turn has begun has gone as far as it can."""
+        self._ending.append(work)
+        self._go_on()
 
     def _go_on(self) -> None:
         if not self._turning:
             self._turning = True
-            asyncio.get_running_loop().call_soon(self._turn)
+            self._loop.call_soon(self._turn)
 
     def _turn(self) -> None:
-        """Begin what may be begun in the turn that follows the last."""
-        self._learn()
-        self._begun = 0
-        waiting = self._waiting
-        for _ in range(min(self._limit, len(waiting))):
-            self._begun += 1
-            waiting.popleft()()
-        self._turning = bool(self._begun)
-        if self._turning:
-            asyncio.get_running_loop().call_soon(self._turn)
+        """End a turn, and begin what may be begun in the next."""
+        waiting, ending = self._waiting, self._ending
+        try:
+            while ending:
+                ending.popleft()()
+            self._learn()
+            self._begun = 0
+            for _ in range(min(self._limit, len(waiting))):
+                self._begun += 1
+                work, args = waiting.popleft()
+                work(*args)
+        finally:
+            self._turning = bool(self._begun or waiting or ending)
+            if self._turning:
+                self._loop.call_soon(self._turn)
 
     def _learn(self) -> None:
         now, since = self._clock(), self._since

@@ -132,7 +132,7 @@ class Connection(asyncio.Protocol):
         done: asyncio.Future[EngineAnswer] = self._loop.create_future()
         self._done = done
         self.heard = self._loop.time()
-        watch = _Watch(self, deadline, silence_s)
+        watch = _Watch(self, self._loop, deadline, silence_s)
         try:
             written = await self._write(head, body, done)
             if written and progress is not None and not self._closed:
@@ -205,11 +205,17 @@ class _Watch:
 
     __slots__ = ("_connection", "_deadline", "_loop", "_silence_s", "_timer")
 
-    def __init__(self, connection: Connection, deadline: float, silence_s: float) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        loop: asyncio.AbstractEventLoop,
+        deadline: float,
+        silence_s: float,
+    ) -> None:
         self._connection = connection
         self._deadline = deadline
         self._silence_s = silence_s
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self._timer = self._wait()
 
     def stop(self) -> None:

@@ -29,6 +29,7 @@ class OpenStreams:
             create_exchange: called for each stream.
         """
         self._create_exchange = create_exchange
+        self._loop = asyncio.get_running_loop()
         self.count = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -55,7 +56,7 @@ class OpenStreams:
         Raises:
             StreamCut: the stream is to be reset, and the client's answer with it.
         """
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         if task is None:
             raise RuntimeError("a stream is carried by a task")
         exchange = self._create_exchange(write, task.cancel)

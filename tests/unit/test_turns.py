@@ -95,3 +95,41 @@ async def test_the_loop_rests_when_all_is_done() -> None:
         await asyncio.sleep(0)
     ready = asyncio.get_running_loop()._ready  # type: ignore[attr-defined]
     assert len(ready) == 0
+
+
+async def test_a_turn_ends_when_those_that_it_woke_have_gone_on() -> None:
+    turns, loop, done = Turns(), asyncio.get_running_loop(), list[str]()
+    futures = [loop.create_future() for _ in range(3)]
+
+    async def wait(future: asyncio.Future[str]) -> None:
+        done.append(await future)
+        if len(done) == 1:
+            turns.end_with(lambda: done.append("end"))
+
+    tasks = [loop.create_task(wait(future)) for future in futures]
+    await asyncio.sleep(0)
+    for future in futures:
+        turns.resolve(future, "woken")
+    await asyncio.sleep(0)
+    assert done == ["woken"] * 3 + ["end"]
+    await asyncio.gather(*tasks)
+
+
+async def test_what_fails_does_not_keep_others_from_their_turn() -> None:
+    turns, done, failures = Turns(), list[int](), list[object]()
+    asyncio.get_running_loop().set_exception_handler(
+        lambda _, context: failures.append(context["exception"])
+    )
+
+    def work(number: int) -> None:
+        done.append(number)
+        if number % 3 == 0:
+            raise ValueError(number)
+
+    for number in range(9):
+        turns.put_off(work, number)
+        turns.end_with(lambda number=number: work(number + 9))  # type: ignore[misc]
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert sorted(done) == list(range(18))
+    assert len(failures) == 6

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from functools import partial
 from struct import Struct
 from types import MappingProxyType
 from typing import ClassVar, Final, TypeAlias, cast
@@ -36,7 +35,9 @@ class Connection(asyncio.Protocol):
         streams: the calls that are open, and what is known of others.
         window: what may be sent on all streams together.
         peer: the settings of the peer.
+        outbox: sends frames.
         turns: spreads what is ready at once.
+        loop: the event loop.
         lost: set once the connection is gone.
     """
 
@@ -59,21 +60,21 @@ class Connection(asyncio.Protocol):
         self._limits = limits
         self._opened = opened
         self.turns = turns
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self.streams = StreamTable(limits.streams)
         self.window = SharedWindow(frames.DEFAULT_WINDOW)
-        self._outbox = Outbox(self.window, limits.unread_bytes)
+        self.outbox = Outbox(self.window, limits.unread_bytes, turns)
         self.lost = asyncio.Event()
         self._receive_window = ReceiveWindow(limits.connection_window)
-        self._inbox = Inbox(limits.frame_bytes, self._receive, self._fail, turns, self._loop.time)
+        self._inbox = Inbox(limits.frame_bytes, self._receive, self._fail, turns, self.loop.time)
         self._blocks = HeaderBlocks(limits.header_list_bytes)
         self.peer = PeerSettings(self._blocks.max_table_bytes)
         self._accepting = True
         self._closing = False
         self._order = FrameOrder()
-        self._keepalive = Keepalive(limits.keepalive_s, self._ask, self._outbox.abort)
-        self._floods = Floods(limits, self._loop.time)
+        self._keepalive = Keepalive(limits.keepalive_s, self._ask, self.outbox.abort)
+        self._floods = Floods(limits, self.loop.time)
 
     # What the event loop calls.
 
@@ -81,9 +82,9 @@ class Connection(asyncio.Protocol):
         """Send our settings, which opens the connection on our side."""
         transport = cast("asyncio.Transport", transport)
         self._inbox.open(transport)
-        self._outbox.open(transport)
+        self.outbox.open(transport)
         self._opened.add(self)
-        self.send(self._limits.announce())
+        self.outbox.send(self._limits.announce())
 
     def data_received(self, data: bytes) -> None:
         """Act on what the peer has sent."""
@@ -113,10 +114,6 @@ class Connection(asyncio.Protocol):
 
     # What streams call.
 
-    def send(self, *parts: bytes | memoryview) -> None:
-        """Send frames, in parts."""
-        self._outbox.send(parts)
-
     def encode_headers(self, stream: int, block: bytes, flags: int) -> bytes:
         """Write the frames of a header block; they must be sent next."""
         block = self.peer.take_table_update() + block
@@ -135,8 +132,8 @@ class Connection(asyncio.Protocol):
 
         In two steps (RFC 9113, section 6.8): streams that are on their way are still served.
         """
-        self.send(frames.encode_goaway(frames.MAX_STREAM_ID, ErrorCode.NO_ERROR, "draining"))
-        self.send(frames.encode_frame(frames.PING, 0, 0, _DRAINING))
+        self.outbox.send(frames.encode_goaway(frames.MAX_STREAM_ID, ErrorCode.NO_ERROR, "draining"))
+        self.outbox.send(frames.encode_frame(frames.PING, 0, 0, _DRAINING))
         self._wait("drain", self._limits.closing_s, self._stop_accepting)
 
     def close(self, code: ErrorCode, reason: str) -> None:
@@ -148,10 +145,10 @@ class Connection(asyncio.Protocol):
         if self._closing:
             return
         self._closing = True
-        self.send(frames.encode_goaway(self.streams.last, code, reason))
+        self.outbox.send(frames.encode_goaway(self.streams.last, code, reason))
         self._abandon_all()
-        self._outbox.finish()
-        self._wait("abort", self._limits.closing_s, self._outbox.abort)
+        self.outbox.finish()
+        self._wait("abort", self._limits.closing_s, self.outbox.abort)
 
     def _abandon_all(self) -> None:
         for stream in list(self.streams.open.values()):
@@ -164,15 +161,15 @@ class Connection(asyncio.Protocol):
             self._timers.pop("drain").cancel()
             if self.streams.open:
                 goaway = frames.encode_goaway(self.streams.last, ErrorCode.NO_ERROR, "draining")
-                self.send(goaway)
+                self.outbox.send(goaway)
             else:
                 self.close(ErrorCode.NO_ERROR, "drained")
 
     def _ask(self) -> None:
-        self.send(frames.encode_frame(frames.PING, 0, 0, _PROBING))
+        self.outbox.send(frames.encode_frame(frames.PING, 0, 0, _PROBING))
 
     def _wait(self, purpose: str, seconds: float, call: Callable[[], None]) -> None:
-        self._timers[purpose] = self._loop.call_later(seconds, call)
+        self._timers[purpose] = self.loop.call_later(seconds, call)
 
     # Frames.
 
@@ -198,7 +195,7 @@ class Connection(asyncio.Protocol):
             raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, message) from exceeded
         increment = self._receive_window.give_back()
         if increment:
-            self.send(frames.encode_window_update(0, increment))
+            self.outbox.send(frames.encode_window_update(0, increment))
         data = frames.strip_padding(frame) if frame.flags & frames.PADDED else frame.payload
         ended = bool(frame.flags & frames.END_STREAM)
         if not data and not ended:
@@ -210,7 +207,7 @@ class Connection(asyncio.Protocol):
             frame.stream, ended=ended
         ):
             self._floods.count_control()
-            self.send(frames.encode_reset(frame.stream, ErrorCode.STREAM_CLOSED))
+            self.outbox.send(frames.encode_reset(frame.stream, ErrorCode.STREAM_CLOSED))
 
     def _receive_part(self, stream: Stream, data: bytes, size: int, *, ended: bool) -> None:
         if stream.ended:
@@ -250,7 +247,7 @@ class Connection(asyncio.Protocol):
             self._reject(block, ErrorCode.PROTOCOL_ERROR)
             return
         self.streams.open[block.stream] = stream
-        self.turns.begin(partial(self._begin, stream))
+        self.turns.begin(self._begin, stream)
 
     def _begin(self, stream: Stream) -> None:
         if self.streams.open.get(stream.id) is stream:
@@ -260,7 +257,7 @@ class Connection(asyncio.Protocol):
         self._floods.count_control()
         if not block.ended:
             self.streams.expect_rest(block.stream)
-        self.send(frames.encode_reset(block.stream, code))
+        self.outbox.send(frames.encode_reset(block.stream, code))
 
     def _on_trailers(self, block: HeaderBlock) -> None:
         self._blocks.read_trailers(block)
@@ -335,7 +332,7 @@ class Connection(asyncio.Protocol):
         if frame.stream and stream is None:
             if not increment:
                 self._floods.count_control()
-                self.send(frames.encode_reset(frame.stream, ErrorCode.PROTOCOL_ERROR))
+                self.outbox.send(frames.encode_reset(frame.stream, ErrorCode.PROTOCOL_ERROR))
             return
         window: SendWindow = self.window if stream is None else stream.window
         fault = window.take(increment)
@@ -380,10 +377,10 @@ class Connection(asyncio.Protocol):
     def _reset(self, stream: Stream, code: ErrorCode) -> None:
         if not stream.answered:
             self._floods.count_reset()  # Who makes us reset it has given it up as well.
-        self.send(frames.encode_reset(stream.id, code))
+        self.outbox.send(frames.encode_reset(stream.id, code))
         stream.abandon()
         self.forget(stream)
 
     def _answer(self, frame: bytes) -> None:
         self._floods.count_answer(read=self.window.writing)
-        self.send(frame)
+        self.outbox.send(frame)

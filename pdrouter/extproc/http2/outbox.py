@@ -1,10 +1,10 @@
 """What a connection sends: gathered in each turn of the event loop, and bounded."""
 
 import asyncio
-from collections.abc import Sequence
 from contextlib import suppress
 
 from pdrouter.extproc.http2.windows import SharedWindow
+from pdrouter.turns import Turns
 
 _WRITE_BUFFER_BYTES = 2**20
 _GATHERED_BYTES = 2**16
@@ -17,14 +17,16 @@ class Outbox:
         window: says whether the peer reads.
     """
 
-    def __init__(self, window: SharedWindow, unread_bytes: int) -> None:
+    def __init__(self, window: SharedWindow, unread_bytes: int, turns: Turns) -> None:
         """Begin before there is a transport.
 
         Args:
             window: says whether the peer reads.
             unread_bytes: how much may wait for a peer that does not.
+            turns: says when a turn ends.
         """
         self.window = window
+        self._turns = turns
         self._unread_bytes = unread_bytes
         self._transport: asyncio.Transport | None = None
         self._gathered: list[bytes | memoryview] = []
@@ -35,13 +37,13 @@ class Outbox:
         transport.set_write_buffer_limits(_WRITE_BUFFER_BYTES)
         self._transport = transport
 
-    def send(self, parts: Sequence[bytes | memoryview]) -> None:
+    def send(self, *parts: bytes | memoryview) -> None:
         """Send frames, in parts, together with all others of this turn of the event loop."""
         if self._transport is None:
             return
         if not self._gathered:
             # Each write wakes the peer: many small ones cost both sides more than the frames do.
-            asyncio.get_running_loop().call_soon(self._write)
+            self._turns.end_with(self._write)
         self._gathered += parts
         self._gathered_bytes += sum(map(len, parts))
         if self._gathered_bytes >= _GATHERED_BYTES:

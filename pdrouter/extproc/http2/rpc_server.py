@@ -40,6 +40,7 @@ class RpcServer:
         self._server: asyncio.Server | None = None
         self.connections: set[Connection] = set()
         self.turns = Turns()
+        self._loop = asyncio.get_running_loop()
 
     async def listen(
         self,
@@ -57,7 +58,7 @@ class RpcServer:
         Raises:
             OSError: the address cannot be bound.
         """
-        self._server = await asyncio.get_running_loop().create_server(
+        self._server = await self._loop.create_server(
             lambda: Connection(self.begin, self._limits, self.connections, self.turns),
             host,
             port,
@@ -95,7 +96,7 @@ class RpcServer:
             work = self._refuse(stream)
         else:
             work = self._answer(handler, stream)
-        task = asyncio.get_running_loop().create_task(work)
+        task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

@@ -24,6 +24,7 @@ from pdrouter.extproc.http2.grpc_messages import (
     encode_trailers,
     measure_message,
 )
+from pdrouter.extproc.http2.outbox import Outbox
 from pdrouter.extproc.http2.peer_settings import PeerSettings
 from pdrouter.extproc.http2.requests import RequestHead, RequestMalformed
 from pdrouter.extproc.http2.windows import ReceiveWindow, SendWindow, SharedWindow
@@ -42,16 +43,17 @@ class Wire(Protocol):
 
     Attributes:
         window: what may be sent on all streams together.
+        outbox: sends frames.
         peer: the settings of the peer.
         turns: spreads what is ready at once.
+        loop: the event loop.
     """
 
     window: SharedWindow
+    outbox: Outbox
     peer: PeerSettings
     turns: Turns
-
-    def send(self, *parts: bytes | memoryview) -> None:
-        """Send frames, in parts."""
+    loop: asyncio.AbstractEventLoop
 
     def encode_headers(self, stream: int, block: bytes, flags: int) -> bytes:
         """Write the frames of a header block; they must be sent next."""
@@ -132,7 +134,7 @@ class Stream:
                 return END
             if self.ended or self._is_readable():
                 continue  # It has come while room was made.
-            self._reader = asyncio.get_running_loop().create_future()
+            self._reader = self._wire.loop.create_future()
             try:
                 await self._reader
             finally:
@@ -151,12 +153,14 @@ class Stream:
         """Send a message, once the peer takes it."""
         wire, size = self._wire, measure_message(message)
         if not self.answered:
-            wire.send(wire.encode_headers(self.id, RESPONSE_BLOCK, 0))
+            wire.outbox.send(wire.encode_headers(self.id, RESPONSE_BLOCK, 0))
             self.answered = True
         if size <= min(self.window.left, _WHOLE_BYTES) and wire.window.may_send(size):
             self.window.left -= size
             wire.window.left -= size
-            wire.send(*encode_data_frames(self.id, encode_message(message), wire.peer.frame_bytes))
+            wire.outbox.send(
+                *encode_data_frames(self.id, encode_message(message), wire.peer.frame_bytes)
+            )
             return
         try:
             await self._write_parts(b"".join(encode_message(message)))
@@ -170,13 +174,13 @@ class Stream:
 
     async def refuse_media_type(self) -> None:
         """Tell a client that does not speak gRPC so, as PROTOCOL-HTTP2.md demands."""
-        self._wire.send(self._wire.encode_headers(self.id, UNSUPPORTED_MEDIA_TYPE_BLOCK, 0))
+        self._wire.outbox.send(self._wire.encode_headers(self.id, UNSUPPORTED_MEDIA_TYPE_BLOCK, 0))
         try:
             await self._write_parts(UNSUPPORTED_MEDIA_TYPE_TEXT)
         finally:
             self._wire.window.pass_turn()
             if not self._closed:
-                self._wire.send(encode_frame(DATA, END_STREAM, self.id))
+                self._wire.outbox.send(encode_frame(DATA, END_STREAM, self.id))
                 self._close()
 
     async def wait_for_end(self) -> None:
@@ -185,7 +189,7 @@ class Stream:
         if not self.ended:
             self._messages.clear()
             self._open(self._receive_window.give_back())
-            self._reader = asyncio.get_running_loop().create_future()
+            self._reader = self._wire.loop.create_future()
             await self._reader
 
     def receive(self, data: bytes, size: int, ended: bool) -> None:
@@ -279,7 +283,7 @@ class Stream:
 
     def _open(self, increment: int) -> None:
         if increment and not self._closed:
-            self._wire.send(encode_window_update(self.id, increment))
+            self._wire.outbox.send(encode_window_update(self.id, increment))
 
     async def _write_parts(self, data: bytes) -> None:
         wire, rest = self._wire, memoryview(data)
@@ -289,7 +293,7 @@ class Stream:
             if allowed > 0:
                 self.window.left -= allowed
                 wire.window.left -= allowed
-                wire.send(encode_frame_header(DATA, 0, self.id, allowed), rest[:allowed])
+                wire.outbox.send(encode_frame_header(DATA, 0, self.id, allowed), rest[:allowed])
                 rest = rest[allowed:]
             elif self.window.left <= 0:
                 wire.window.pass_turn()
@@ -298,7 +302,7 @@ class Stream:
                 await wire.window.wait_for_turn()
 
     async def _wait_for_window(self) -> None:
-        self._writer = asyncio.get_running_loop().create_future()
+        self._writer = self._wire.loop.create_future()
         try:
             await self._writer
         finally:
@@ -307,7 +311,7 @@ class Stream:
     def _finish(self, block: bytes) -> None:
         if self._closed:
             return
-        self._wire.send(self._wire.encode_headers(self.id, block, END_STREAM))
+        self._wire.outbox.send(self._wire.encode_headers(self.id, block, END_STREAM))
         self._close()
 
     def _close(self) -> None:
@@ -315,5 +319,5 @@ class Stream:
         self._closed = True
         if not self.ended:
             # What the client may still send is of no use any more (RFC 9113, section 8.1).
-            self._wire.send(encode_reset(self.id, ErrorCode.NO_ERROR))
+            self._wire.outbox.send(encode_reset(self.id, ErrorCode.NO_ERROR))
         self._wire.forget(self)
