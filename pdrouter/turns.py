@@ -32,14 +32,14 @@ class Turns:
         self._clock = clock
         # asyncio would ask the kernel for the process's number each time that it is asked for it.
         self._loop = asyncio.get_running_loop()
-        self._waiting: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._waiting: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
         self._ending: deque[Callable[[], object]] = deque()
         self._limit = _FIRST_LIMIT
         self._begun = 0
         self._since: float | None = None
         self._turning = False
 
-    def begin(self, work: Callable[..., object], *args: Any) -> None:
+    def begin(self, work: Callable[..., object], *args: object) -> None:
         """Begin work now, or in a later turn if this one has enough."""
         if self._waiting or self._begun >= self._limit:
             self._waiting.append((work, args))
@@ -48,7 +48,7 @@ class Turns:
             work(*args)
         self._go_on()
 
-    def put_off(self, work: Callable[..., object], *args: Any) -> None:
+    def put_off(self, work: Callable[..., object], *args: object) -> None:
         """Begin work in a later turn, after what waits already."""
         self._waiting.append((work, args))
         self._go_on()
@@ -62,9 +62,25 @@ class Turns:
         self._ending.append(work)
         self._go_on()
 
+    def gather(self, begin: Callable[..., object], *args: object) -> None:
+        """Call what may begin much: the turn ends when all of that has gone on."""
+        if self._turning:
+            begin(*args)
+            return
+        self._turning = True
+        try:
+            begin(*args)
+        finally:
+            self._go_on_if_due()
+
     def _go_on(self) -> None:
         if not self._turning:
             self._turning = True
+            self._loop.call_soon(self._turn)
+
+    def _go_on_if_due(self) -> None:
+        self._turning = bool(self._begun or self._waiting or self._ending)
+        if self._turning:
             self._loop.call_soon(self._turn)
 
     def _turn(self) -> None:
@@ -80,9 +96,7 @@ class Turns:
                 work, args = waiting.popleft()
                 work(*args)
         finally:
-            self._turning = bool(self._begun or waiting or ending)
-            if self._turning:
-                self._loop.call_soon(self._turn)
+            self._go_on_if_due()
 
     def _learn(self) -> None:
         now, since = self._clock(), self._since

@@ -21,7 +21,7 @@ class Burst:
 
     async def run(self, count: int) -> None:
         for number in range(count):
-            self.turns.begin(lambda number=number: self.work(number))  # type: ignore[misc]
+            self.turns.begin(self.work, number)
         while len(self.done) < count:
             before = len(self.done)
             await asyncio.sleep(0)
@@ -61,7 +61,7 @@ async def test_what_is_put_off_waits_for_a_later_turn_and_for_what_came_before()
 async def test_what_comes_alone_does_not_wait() -> None:
     burst = Burst(BUDGET_S)
     for number in range(10):
-        burst.turns.begin(lambda number=number: burst.work(number))  # type: ignore[misc]
+        burst.turns.begin(burst.work, number)
         assert burst.done[-1] == number
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -108,8 +108,12 @@ async def test_a_turn_ends_when_those_that_it_woke_have_gone_on() -> None:
 
     tasks = [loop.create_task(wait(future)) for future in futures]
     await asyncio.sleep(0)
-    for future in futures:
-        turns.resolve(future, "woken")
+
+    def wake() -> None:
+        for future in futures:
+            turns.resolve(future, "woken")
+
+    turns.gather(wake)
     await asyncio.sleep(0)
     assert done == ["woken"] * 3 + ["end"]
     await asyncio.gather(*tasks)

@@ -89,7 +89,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Act on what the peer has sent."""
         self._keepalive.note_heard()
-        self._inbox.feed(data)
+        self.turns.gather(self._inbox.feed, data)
 
     def pause_writing(self) -> None:
         """Stop writing: the peer does not read."""
