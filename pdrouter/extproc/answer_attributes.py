@@ -1,4 +1,4 @@
-"""What the head of an answer says, and what Envoy says of it beside its headers."""
+"""What Envoy says of an answer beside its headers."""
 
 from typing import Any
 
@@ -14,9 +14,3 @@ def read_attributes(event: ResponseHeaders) -> dict[str, Any]:
         if isinstance(served, str) and served:
             attributes["upstream.address"] = served
     return attributes
-
-
-def read_status(event: ResponseHeaders) -> int:
-    """Return the status of an answer; 500 if it has none."""
-    status = event.headers.get(":status", "")
-    return int(status) if status.isdecimal() else 500

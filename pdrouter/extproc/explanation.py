@@ -32,7 +32,9 @@ def explain(record: RequestRecord, *, expose_pods: bool, in_detail: bool) -> Hea
         expose_pods: whether the client is told names and addresses of pods.
         in_detail: whether it is told candidates and scores.
     """
-    headers = [*pair_ids(record.request_id, record.client_request_id), *tell_limits(record)]
+    headers = [*pair_ids(record.request_id, record.client_request_id)]
+    if record.standings:
+        headers += tell_limits(record)
     if record.profile:
         headers.append((CHOSEN_PROFILE, record.profile))
     decision = record.decision

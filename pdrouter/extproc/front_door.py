@@ -7,7 +7,7 @@ from pdrouter.extproc.messages import RequestHeaders
 from pdrouter.extproc.modes import check_modes
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.header_values import is_encoded, list_members
-from pdrouter.openai.paths import ENDPOINTS, find_right_path, split_path
+from pdrouter.openai.paths import ENDPOINTS, find_right_path
 from pdrouter.openai.stored_responses import parse_stored_path
 from pdrouter.openai.unserved_paths import explain_unserved
 from pdrouter.serving.dispatched import RequestHead
@@ -25,44 +25,47 @@ def require_method(method: str, *allowed: str) -> None:
         raise _refuse_method(method, ", ".join(allowed))
 
 
-def admit(event: RequestHeaders, changes: HeaderChanges = UNCHANGED) -> RequestHead | str:
+def admit(
+    event: RequestHeaders, path: str, query: str, changes: HeaderChanges = UNCHANGED
+) -> RequestHead | str:
     """Return what the headers of a request for an engine say; of one about a kept answer, its id.
 
     Args:
         event: the client's headers.
+        path: its path, without the query string.
+        query: the query string, with its question mark.
         changes: how they are changed for all engines.
 
     Raises:
         RequestRejected: it cannot be served.
     """
     headers = event.headers
-    path, query = split_path(headers.get(":path", ""))
-    method = headers.get(":method", "")
+    method, endpoint = headers.get(":method", ""), ENDPOINTS.get(path)
+    if endpoint is not None and method == "POST":
+        _check_framing(event)
+        if event.end_of_stream or _read_length(headers) == 0:
+            raise no_body()
+        return RequestHead(endpoint, query, changes.apply(headers))
     if method == "CONNECT":  # It has no path.
         raise _refuse_method("CONNECT", "GET, HEAD, POST")
-    endpoint = ENDPOINTS.get(path)
-    if endpoint is None:
-        stored = parse_stored_path(path, method)
-        if stored is None:
-            raise _unknown_path(path)
-        require_method(method, *stored.methods)
-        _check_framing(event)
-        return stored.response_id
-    require_method(method, "POST")
+    if endpoint is not None:
+        raise _refuse_method(method, "POST")
+    stored = parse_stored_path(path, method)
+    if stored is None:
+        raise _unknown_path(path)
+    require_method(method, *stored.methods)
     _check_framing(event)
-    if event.end_of_stream or _read_length(headers) == 0:
-        raise no_body()
-    return RequestHead(endpoint, query, changes.apply(headers))
+    return stored.response_id
 
 
 def _check_framing(event: RequestHeaders) -> None:
     """Refuse what cannot be passed on, or not looked into."""
     headers = event.headers
-    if _asks_for_upgrade(headers):
+    if "upgrade" in headers and _asks_for_upgrade(headers):
         message = f"the connection cannot be upgraded to {headers['upgrade'][:40]!r} here"
         raise RequestRejected(400, "upgrade_not_supported", message, "upgrade")
     check_modes(event.protocol_config)
-    if is_encoded(headers.get("content-encoding", "")):
+    if "content-encoding" in headers and is_encoded(headers["content-encoding"]):
         message = "compressed request bodies are not accepted"
         raise RequestRejected(415, "unsupported_encoding", message, "content-encoding")
 
@@ -97,4 +100,4 @@ def _read_length(headers: Mapping[str, str]) -> int | None:
 
 def _asks_for_upgrade(headers: Mapping[str, str]) -> bool:
     """Return whether Envoy takes a request for an upgrade: its body then ends with the tunnel."""
-    return "upgrade" in headers and "upgrade" in list_members(headers.get("connection", "").lower())
+    return "upgrade" in list_members(headers.get("connection", "").lower())

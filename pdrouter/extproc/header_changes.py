@@ -20,7 +20,7 @@ class HeaderChanges:
 
     def apply(self, headers: Mapping[str, str]) -> Mapping[str, str]:
         """Return the headers as engines get them."""
-        if not self.added and not any(name in headers for name in self.removed):
+        if not self.added and headers.keys().isdisjoint(self.removed):
             return headers
         kept = {name: value for name, value in headers.items() if name not in self.removed}
         return kept | dict(self.added)

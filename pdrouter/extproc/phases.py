@@ -9,7 +9,7 @@ from msgspec import structs
 from pdrouter.engines.split import Leg
 from pdrouter.engines.vllm.priority import STATUSES
 from pdrouter.extproc import own_answers
-from pdrouter.extproc.answer_attributes import read_attributes, read_status
+from pdrouter.extproc.answer_attributes import read_attributes
 from pdrouter.extproc.explanation import explain
 from pdrouter.extproc.forwarding import forward, join_trace, strip
 from pdrouter.extproc.front_door import admit, no_body
@@ -36,7 +36,7 @@ from pdrouter.extproc.stored_requests import forward_stored
 from pdrouter.load.failures import CONNECT
 from pdrouter.openai.header_values import is_asked
 from pdrouter.openai.headers import DECISION_DETAIL
-from pdrouter.openai.paths import split_path
+from pdrouter.openai.paths import ENDPOINTS, split_path
 from pdrouter.serving.answers import (
     SEEN_FIRST_TOKEN,
     SEEN_POD,
@@ -45,6 +45,7 @@ from pdrouter.serving.answers import (
     begin_watch,
 )
 from pdrouter.serving.call import Call
+from pdrouter.serving.companion import Companion
 from pdrouter.serving.dispatched import Completed, Dispatched, RequestHead
 from pdrouter.serving.identities import NOBODY
 from pdrouter.serving.last_leg import ATTEMPTS, Judgement, is_unseen, judge_answer
@@ -59,6 +60,7 @@ log = logging.getLogger(__name__)
 
 _TRAILERS_SKIPPED = "a request without a body went to a pod: set request_trailer_mode to SEND"
 _LEAST_ERROR, _LEAST_FAILURE = 400, 500
+_UNKNOWN_STATUS = 500
 
 
 class Phases:
@@ -78,6 +80,7 @@ class Phases:
     __slots__ = (
         "_call",
         "_chosen",
+        "_generates_text",
         "_head",
         "_lessons",
         "_outcomes",
@@ -95,6 +98,7 @@ class Phases:
         self._record = call.record
         self._outcomes = shared.dispatcher.legs.lessons.outcomes
         self._head: RequestHead | None = None
+        self._generates_text = False
         self._chosen: OpenDecision | None = None
         self._sent: SentLeg | None = None
         self._watch: AnswerWatch | None = None
@@ -124,24 +128,30 @@ class Phases:
             record.trace = self._shared.begin_trace(headers, self.read_gateway_trace())
             if record.trace is not None and record.trace.own.sampled:
                 record.steps = TracedSteps()
-        record.path, _ = split_path(headers.get(":path", ""))
+        record.path, query = split_path(headers.get(":path", ""))
         record.method = headers.get(":method", "")
         record.client_request_id = read_client_id(headers)
-        public = record.path in own_answers.PUBLIC_PATHS
-        identity = NOBODY if public else await self._shared.identities.identify(headers)
-        self._call.user, record.user = identity.user, identity.name
-        own = own_answers.answer(record.path, record.method, self._shared.cache, identity.user)
-        if own is not None:
-            record.outcome = Outcome.ANSWERED
-            return answer(own.status, own.body, record)
-        changes = self._shared.policy.change_headers(identity)
-        admitted = admit(event, changes)
-        self._shared.policy.header_limits.check_request(event)
+        identity = NOBODY
+        if self._shared.identities is not None and record.path not in own_answers.PUBLIC_PATHS:
+            identity = await self._shared.identities.identify(headers)
+        if identity.user is not None:
+            self._call.user, record.user = identity.user, identity.user.name
+        if record.path not in ENDPOINTS:
+            cache = self._shared.cache
+            own = own_answers.answer(record.path, record.method, cache, identity.user)
+            if own is not None:
+                record.outcome = Outcome.ANSWERED
+                return answer(own.status, own.body, record)
+        policy = self._shared.policy
+        changes = policy.change_headers(identity)
+        admitted = admit(event, record.path, query, changes)
+        policy.header_limits.check_request(event)
         reply = strip(self.response_mode, headers, changes)
         if isinstance(admitted, str):
-            call, way, rules = self._call, self._shared.dispatcher, self._shared.policy
-            return await forward_stored(reply, admitted, headers, call, way, policy=rules)
+            call, way = self._call, self._shared.dispatcher
+            return await forward_stored(reply, admitted, headers, call, way, policy=policy)
         self._head = admitted
+        self._generates_text = admitted.endpoint.legs == 2
         return reply
 
     def expect_body(self, size: int) -> None:
@@ -173,17 +183,21 @@ class Phases:
         """Judge the head of the answer, and explain the decision to the client."""
         record, status = self._record, self._note_response(event)
         attributes = read_attributes(event)
-        sent = self._follow(attributes)
+        sent = self._sent
+        if sent is not None and sent.second is not None:
+            sent = self._follow(sent, attributes)
         self._compare_pod(attributes)
         if sent is None:
             judgement = judge_answer(status, event.headers, attributes)
         else:
             judgement = self._outcomes.note_answer(sent, status, event.headers, attributes)
-        if not await self._wait_for_companion(judgement, status):
+        companion = self._call.companion
+        if companion is not None and not await self._join(companion, judgement, status):
             return None
         if judgement.from_engine:
             record.outcome = Outcome.OK if status < 400 else Outcome.ENGINE_ERROR
-            self._doubt_priority(status)
+            if status in STATUSES:
+                self._doubt_priority()
             if self._lessons is not None:
                 self._lessons.note_status(status)
         else:
@@ -198,9 +212,9 @@ class Phases:
         mode = None if event.end_of_stream else self._choose_mode(event)
         return self._explain_in(event, mode)
 
-    def _doubt_priority(self, status: int) -> None:
-        """Ask an engine again whether it takes priorities that has refused what had one."""
-        if Leg.DECODE not in self._record.ranked_legs or status not in STATUSES:
+    def _doubt_priority(self) -> None:
+        """Ask an engine again whether it takes priorities that may have refused one."""
+        if Leg.DECODE not in self._record.ranked_legs:
             return
         sent, chosen, head = self._sent, self._chosen, self._head
         if sent is not None and chosen is not None and head is not None:
@@ -236,17 +250,16 @@ class Phases:
         names = self._shared.dispatcher.policy.names_second
         return forward(dispatched, self._sent, record.asked_strategy, metadata, names_second=names)
 
-    def _follow(self, attributes: Mapping[str, Any]) -> SentLeg | None:
+    def _follow(self, sent: SentLeg, attributes: Mapping[str, Any]) -> SentLeg:
         """Return the leg as Envoy has carried it out: on the second pod, if it came to that."""
-        sent, chosen = self._sent, self._chosen
-        if sent is None or chosen is None or sent.second is None:
+        chosen, second = self._chosen, sent.second
+        if chosen is None or second is None or not self._outcomes.note_second(sent, attributes):
             return sent
-        if self._outcomes.note_second(sent, attributes):
-            chosen.move_last(sent.second)
-            self._sent = structs.replace(sent, pod=sent.second, second=sent.pod)
+        chosen.move_last(second)
+        self._sent = structs.replace(sent, pod=second, second=sent.pod)
         return self._sent
 
-    async def _wait_for_companion(self, judgement: Judgement, status: int) -> bool:
+    async def _join(self, companion: Companion, judgement: Judgement, status: int) -> bool:
         """Hold a good answer back until the leg that runs beside it is good, too.
 
         Until the client has seen anything, a leg that fails ends in a clean error.
@@ -254,9 +267,6 @@ class Phases:
         Returns:
             Whether the request goes on.
         """
-        companion = self._call.companion
-        if companion is None:
-            return True
         if not judgement.from_engine or status >= _LEAST_ERROR:
             companion.excused = True
             self._call.stop()
@@ -320,9 +330,9 @@ class Phases:
 
     def explain(self) -> Headers:
         """Return the headers that tell the client what was done for it, however far that is."""
-        policy = self._shared.policy
-        asked = self._head is not None and is_asked(self._head.headers, DECISION_DETAIL)
-        in_detail = policy.explain_decisions and asked
+        policy, head, in_detail = self._shared.policy, self._head, False
+        if policy.explain_decisions and head is not None:
+            in_detail = is_asked(head.headers, DECISION_DETAIL)
         return explain(self._record, expose_pods=policy.expose_pods, in_detail=in_detail)
 
     def _explain_in(self, event: ResponseHeaders, mode: ModeOverride | None = None) -> PhaseReply:
@@ -343,10 +353,6 @@ class Phases:
             return skip_answer(self.response_mode)
         return ask_for_answer(self.response_mode)
 
-    @property
-    def _generates_text(self) -> bool:
-        return self._head is not None and self._head.endpoint.legs == 2
-
     def _compare_pod(self, attributes: Mapping[str, Any]) -> None:
         """Note a pod that was not chosen: Envoy falls back if it does not know the chosen one."""
         decision = self._record.decision
@@ -355,7 +361,8 @@ class Phases:
             self._record.served_by = str(served_by)
 
     def _note_response(self, event: ResponseHeaders) -> int:
-        self._record.status = status = read_status(event)
+        text = event.headers.get(":status", "")
+        self._record.status = status = int(text) if text.isdecimal() else _UNKNOWN_STATUS
         self._record.headers_s = self._record.elapsed_s
         return status
 

@@ -22,7 +22,7 @@ class Shared:
         observer: is told what happens.
         answers: get what is seen of answers.
         policy: what the operator decided.
-        identities: know who asks.
+        identities: know who asks; None where that makes no difference.
         bodies: bounds the bodies that wait.
         begin_trace: begins traces of requests; None where there are none.
     """
@@ -32,6 +32,6 @@ class Shared:
     observer: Observer
     answers: AnswerReports
     policy: ExchangePolicy
-    identities: Identities
+    identities: Identities | None
     bodies: HeldBodies
     begin_trace: BeginTrace | None = None

@@ -32,11 +32,6 @@ class Identity(msgspec.Struct, frozen=True):
     user: User | None = None
     by_key: bool = False
 
-    @property
-    def name(self) -> str:
-        """The name of the user; empty for nobody in particular."""
-        return "" if self.user is None else self.user.name
-
 
 NOBODY = Identity()
 

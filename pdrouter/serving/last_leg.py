@@ -74,6 +74,9 @@ class Judgement(msgspec.Struct, frozen=True):
     retry_after_s: float | None = None
 
 
+_GOOD = Judgement(Verdict.ANSWERED, True)
+
+
 def is_unseen(attributes: Mapping[str, Any]) -> bool:
     """Return whether it is certain that no engine has got any of a request.
 
@@ -124,7 +127,7 @@ def judge_answer(
 
 def _judge_engine(status: int, headers: Mapping[str, str]) -> Judgement:
     if status < 400:
-        return Judgement(Verdict.ANSWERED, True)
+        return _GOOD
     retry_after, cause = read_retry_after(headers), f"status-{status}"
     if status in BUSY or (status >= 500 and status != _NOT_IMPLEMENTED):
         return Judgement(Verdict.FAILED, True, cause, retry_after)

@@ -65,8 +65,8 @@ def create_local_counters(settings: Settings, sharing: Sharing) -> Counters:
 
 def create_identities(
     settings: Settings, keys: KeysFile, directory: Directory | None, failures: Counter[str]
-) -> Identities:
-    """Return what finds out who asks.
+) -> Identities | None:
+    """Return what finds out who asks; None where that makes no difference.
 
     Args:
         settings: what the operator decided.
@@ -74,10 +74,13 @@ def create_identities(
         directory: users by the names of a trusted header; None where they are not kept elsewhere.
         failures: counts users who could not be found.
     """
+    trusts_header = settings.user_source is not UserSource.KEYS
+    if not (keys.given or settings.bearer_token is not None or trusts_header):
+        return None
     return Identities(
         keys,
         settings.bearer_token,
-        trusts_header=settings.user_source is not UserSource.KEYS,
+        trusts_header=trusts_header,
         directory=directory,
         admits_unknown=settings.limits_on_failure is OnFailure.OPEN,
         failures=failures,
