@@ -54,7 +54,7 @@ from pdrouter.serving.open_decision import OpenDecision
 from pdrouter.serving.pod_outcomes import SentLeg
 from pdrouter.serving.record import Outcome
 from pdrouter.serving.refusals import refuse_reused
-from pdrouter.serving.steps import TracedSteps
+from pdrouter.serving.steps import Step
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ class Phases:
         if self._shared.begin_trace is not None:
             record.trace = self._shared.begin_trace(headers, self.read_gateway_trace())
             if record.trace is not None and record.trace.own.sampled:
-                record.steps = TracedSteps()
+                record.steps.intervals = []
         record.path, query = split_path(headers.get(":path", ""))
         record.method = headers.get(":method", "")
         record.client_request_id = read_client_id(headers)
@@ -276,7 +276,7 @@ class Phases:
                 # It has not asked for blocks, and cannot free them: their name was not known yet.
                 self._give_up_blocks()
             return True
-        with self._record.steps.time("companion", waits=True):
+        with Step(self._record.steps, "companion", waits=True):
             await companion.wait_good()
         companion.joined = companion.good
         return not self._call.failed

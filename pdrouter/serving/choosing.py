@@ -46,6 +46,7 @@ from pdrouter.serving.reservations import limit_output, reserve_tokens
 from pdrouter.serving.response_holders import ResponseHolders
 from pdrouter.serving.selectors import read_selector
 from pdrouter.serving.session_facts import add_session
+from pdrouter.serving.steps import Step
 from pdrouter.serving.targets import read_class, read_target
 from pdrouter.serving.turns import Turn
 from pdrouter.serving.unsplittable import REASON as NOT_PREFILLABLE
@@ -151,7 +152,7 @@ class PodChooser:
         if pods.unsupported:
             raise unsupported_model(pods.model, pods.unsupported)
         items = tuple(dict.fromkeys(item.digest for item in media)) if media else ()
-        with record.steps.time("describe"):
+        with Step(record.steps, "describe"):
             facts = self._describe(
                 request,
                 pods,
@@ -369,7 +370,7 @@ class PodChooser:
         self, strategy: Strategy, facts: RoutingFacts, pods: ModelPods, record: RequestRecord
     ) -> Decision:
         try:
-            with record.steps.time("route"):
+            with Step(record.steps, "route"):
                 decision = self.router.decide(strategy, facts, pods)
         except NoReadyPod as missing:
             raise refuse_missing(missing, pods, facts.whole) from missing

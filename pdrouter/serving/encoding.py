@@ -46,6 +46,7 @@ from pdrouter.serving.open_decision import OpenDecision
 from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.refusals import refuse_encoded
 from pdrouter.serving.statuses import Speaks
+from pdrouter.serving.steps import Step
 from pdrouter.settings.choices import RemoteHostRewrite
 
 _LARGE_BODY_BYTES = 64 * 1024
@@ -96,7 +97,7 @@ class EncodeLegs:
             RequestRejected: there are too many, or their names cannot be read.
         """
         look = partial(self._look, request, encodes=bool(pods.takers))
-        with record.steps.time("media", waits=True):
+        with Step(record.steps, "media", waits=True):
             if len(request.body.data) < _LARGE_BODY_BYTES:
                 edits, items = look()
             else:
@@ -203,7 +204,7 @@ class EncodedRequests(LegRequests):
         encoded: dict[str, Encoded] = {}
         pairs = enumerate(zip(unique.values(), choices, strict=True))
         try:
-            with self._record.steps.time(Leg.ENCODE, waits=True):
+            with Step(self._record.steps, Leg.ENCODE, waits=True):
                 async with asyncio.TaskGroup() as group:
                     for index, (item, choice) in pairs:
                         group.create_task(self._run(index, item, choice, slots, encoded))

@@ -24,6 +24,7 @@ from pdrouter.routing.saturation import (
 from pdrouter.serving.charges import Charge, Charges
 from pdrouter.serving.model_queue import Applicant, ModelQueue, Waiting, Way
 from pdrouter.serving.refusals import DEADLINE_MISSED, refuse_for_now
+from pdrouter.serving.steps import Step
 from pdrouter.serving.turns import Turn
 from pdrouter.serving.worker_turns import WorkerTurns
 
@@ -203,7 +204,7 @@ class FairQueues:
         limit_s, reason = self._find_limit(applicant)
         steps = applicant.record.steps
         try:
-            with steps.time(STEP, waits=True):
+            with Step(steps, STEP, waits=True):
                 async with asyncio.timeout(limit_s):
                     turn = await granted
         except TimeoutError:

@@ -11,6 +11,7 @@ from pdrouter.engine_http.failures import FailureKind
 from pdrouter.serving.answers import AnswerReport
 from pdrouter.serving.record import Outcome, RequestRecord
 from pdrouter.serving.refusals import refuse_limits_unknown, refuse_over_limit
+from pdrouter.serving.steps import Step
 from pdrouter.users.counters import Counters, CountersUnavailable, Demand, Measure, Taken, Verdict
 from pdrouter.users.keys_file import KeysFile
 from pdrouter.users.permissions import find_full_name
@@ -120,7 +121,7 @@ class Gate:
             demands.append(limit_rate(unique, pods.model, per_second))
         if not demands:
             return None
-        with record.steps.time("limits", waits=True):
+        with Step(record.steps, "limits", waits=True):
             verdict = await self._take(demands, record.request_id)
         if verdict is None:
             return None

@@ -21,6 +21,7 @@ from pdrouter.serving.engine_client import EngineClient, address_rank
 from pdrouter.serving.leg_outcome import Attempt
 from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.statuses import Speaks, judge
+from pdrouter.serving.steps import Step
 from pdrouter.serving.trace import RequestTrace
 
 _UNTIMED = nullcontext()
@@ -140,7 +141,7 @@ class LegPosts:
             headers["x-request-id"] = request_id
             remaining = max(0.001, self.deadline - posted)
             try:
-                with self.record.steps.time(leg, waits=True) if timed else _UNTIMED:
+                with Step(self.record.steps, leg, waits=True) if timed else _UNTIMED:
                     answer = await self._client.post(
                         pod.address,
                         self._path,

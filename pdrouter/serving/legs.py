@@ -40,6 +40,7 @@ from pdrouter.serving.priorities import Priorities
 from pdrouter.serving.record import RequestRecord, Retry
 from pdrouter.serving.refusals import refuse_handle
 from pdrouter.serving.statuses import Speaks, judge
+from pdrouter.serving.steps import Step
 
 FREE_REFUSALS = 4
 """Pods that may say that it is them, before the tries that they cost count as retries.
@@ -173,7 +174,7 @@ class SideLegs:
             with (
                 # Or an engine that says nothing would look idle to all who come meanwhile.
                 self.router.state.hold(choice.leg, choice.pod.uid, choice.tokens),
-                call.record.steps.time("introduction", waits=True),
+                Step(call.record.steps, "introduction", waits=True),
             ):
                 peer = await self.introductions.meet(choice.pod, tried.split, posts.deadline)
         except PostFailed as error:
@@ -195,7 +196,7 @@ class SideLegs:
         pod, leg = tried.choice.pod, tried.choice.leg
         companion = call.companion = Companion(pod, peer, trusts_head=tried.split.trusts_head)
         call.start(self._accompany(companion, tried, posts, chosen))
-        with call.record.steps.time(leg, waits=True):
+        with Step(call.record.steps, leg, waits=True):
             await companion.progress.sent.wait()
         ended = companion.tried
         if ended is None or ended.done is not None:

@@ -38,6 +38,7 @@ from pdrouter.serving.priorities import Priorities
 from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.refusals import describe_failure, refuse_handle, refuse_too_large
 from pdrouter.serving.release import Releases
+from pdrouter.serving.steps import Step
 from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.serving.unsplittable import REASON as NOT_PREFILLABLE
 from pdrouter.settings.choices import Aggregation, FailurePolicy
@@ -96,7 +97,7 @@ class Dispatcher:
         request, pods = self._parse(head, data, call)
         counted = None
         if self.tokenizers.can_count(request):
-            with record.steps.time("tokens", waits=True):
+            with Step(record.steps, "tokens", waits=True):
                 counted = await self.tokenizers.count(request)
             pods = self.chooser.models.find(request.model)  # Some may have come and gone.
         media: Sequence[MediaItem] = ()
@@ -109,7 +110,7 @@ class Dispatcher:
             pods = self.chooser.models.find(request.model)
         routed = await self.chooser.choose(request, pods, head.headers, record, tokens, media=media)
         if routed is None:
-            with record.steps.time("route-check", waits=True):
+            with Step(record.steps, "route-check", waits=True):
                 await check_route(self.routes, pods, self.chooser.cache)
             headers, body = find_own_path(request, pods.pods), whole_body(request)
             return Dispatched(body, record.request_id, None, pods.model, headers=headers)
@@ -132,7 +133,7 @@ class Dispatcher:
         """Return what is asked for, and the pods of its model."""
         record = call.record
         record.body_bytes = len(data)
-        with record.steps.time("parse"):
+        with Step(record.steps, "parse"):
             request = parse_request(
                 head.endpoint,
                 head.query,
@@ -271,7 +272,7 @@ class Dispatcher:
         if not answers or chosen.decision.whole:
             call.give_up_handle()
             return self._dispatch_whole(request, chosen, head, record)
-        with record.steps.time("hand-over"):
+        with Step(record.steps, "hand-over"):
             request = self._rank_last(requests.last, chosen, head, record)
             edits = requests.client.edits
             body, headers = self._hand_over(request, edits, chosen, answers, call)
@@ -288,7 +289,7 @@ class Dispatcher:
     ) -> Dispatched:
         """Return the last leg, for which the side leg beside it waits."""
         decision, holder = chosen.decision, companion.pod
-        with call.record.steps.time("hand-over"):
+        with Step(call.record.steps, "hand-over"):
             request = self._rank_last(request, chosen, head, call.record)
             placement = Placement(decision.pods, companion.request_id, companion.peer)
             split = self.splits.find(holder.engine, holder.kv_connector)

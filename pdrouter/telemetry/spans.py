@@ -86,7 +86,7 @@ def describe_spans(record: RequestRecord, trace: RequestTrace) -> Iterator[SpanD
     clock = _Clock()
     end = record.began + record.total_s
     yield _describe_request(record, trace, clock)
-    for name, began, ended in record.steps.intervals:
+    for name, began, ended in record.steps.intervals or ():
         if name not in _LEGS:  # Of which each try has a span.
             yield SpanData(
                 name,

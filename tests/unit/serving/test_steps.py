@@ -13,7 +13,7 @@ from pdrouter.engine_http.failures import FailureKind, PostFailed
 from pdrouter.engines.vllm.nixl import NixlPull
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest
-from pdrouter.serving.steps import StepTimes
+from pdrouter.serving.steps import Step, StepTimes
 
 
 @dataclass(slots=True)
@@ -37,12 +37,12 @@ def test_a_step_is_timed_however_it_is_left_and_what_is_done_again_is_added_up(
     clock: Clock,
 ) -> None:
     steps = StepTimes()
-    with steps.time("parse"):
+    with Step(steps, "parse"):
         clock.now += 0.25
-    with suppress(ValueError), steps.time("parse"):
+    with suppress(ValueError), Step(steps, "parse"):
         clock.now += 0.5
         raise ValueError
-    with steps.time("prefill", waits=True):
+    with Step(steps, "prefill", waits=True):
         clock.now += 2.0
     assert steps.describe() == {"parse": 750.0, "prefill": 2000.0}
     assert steps.waited_s == 2.0

@@ -23,7 +23,7 @@ from pdrouter.cluster.pods import Role
 from pdrouter.engine_http.failures import FailureKind
 from pdrouter.engines.split import Leg
 from pdrouter.serving.record import Outcome, RequestRecord
-from pdrouter.serving.steps import TracedSteps
+from pdrouter.serving.steps import Step, StepTimes
 from pdrouter.serving.trace import RequestTrace, TraceParent
 from pdrouter.settings import SettingInvalid, Settings
 from pdrouter.telemetry import tracing
@@ -69,7 +69,7 @@ def finished(**changes: Any) -> tuple[RequestRecord, RequestTrace]:
             "first_token_s": 1.5,
             "total_s": 2.0,
             "trace": trace,
-            "steps": TracedSteps(),
+            "steps": StepTimes(intervals=[]),
             **changes,
         }
     )
@@ -178,9 +178,9 @@ def test_a_trace_that_begins_here_has_nothing_of_the_clients_state() -> None:
 
 def test_a_request_over_two_pods_is_described_with_its_legs_and_steps() -> None:
     record, trace = finished(first_token_s=None, cached_tokens=0)
-    with record.steps.time("parse"), trace.time_leg(Leg.PREFILL, P) as leg:
+    with Step(record.steps, "parse"), trace.time_leg(Leg.PREFILL, P) as leg:
         leg.attempt = make_attempt(P)
-    with record.steps.time(Leg.PREFILL, waits=True):
+    with Step(record.steps, Leg.PREFILL, waits=True):
         pass
     trace.send_last(D)
     assert trace.last is not None
