@@ -11,7 +11,6 @@ from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import ModelPods
 from pdrouter.engines.split import Leg
 from pdrouter.load.samples import EngineSample, find_free_tokens
-from pdrouter.load.whole_serving import ENOUGH_ANSWERS
 from pdrouter.routing.aibrix.bucketing import apply_buckets_whole
 from pdrouter.routing.decision import Choice, Decision, NoReadyPod, RoutingFacts, Ways
 from pdrouter.routing.filters import keep_selected
@@ -115,9 +114,8 @@ def choose_way(
         return decision
     handover_s = state.whole.find_handover(pods.model)
     if handover_s is None:
-        known = state.whole.count_answers(pods.model)
-        obstacle = f"the hand-over is not known: {known} of {ENOUGH_ANSWERS} answers are measured"
-        return structs.replace(decision, ways=Ways(prefill.seconds, None, None, obstacle))
+        answers = state.whole.count_answers(pods.model)
+        return structs.replace(decision, ways=Ways(prefill.seconds, None, None, answers=answers))
     look = _Look(facts, state, rules)
     choice, obstacle = look.choose(_list_able(pods, facts, state, rules))
     if choice is None or choice.seconds is None:

@@ -10,6 +10,7 @@ from msgspec import structs
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ModelPods
 from pdrouter.engines.split import Leg
+from pdrouter.load.whole_serving import ENOUGH_ANSWERS
 from pdrouter.openai.prompt_prefix import NO_PREFIX, PromptPrefix
 from pdrouter.openai.sessions import Session
 from pdrouter.routing.deadlines import Deadline
@@ -114,6 +115,7 @@ class Ways(msgspec.Struct, frozen=True):
         obstacle: why none may, for people.
         pod: the name of that decode pod.
         compute_s: seconds of `whole_s` for which it computes the prompt.
+        answers: of how many answers the hand-over has been measured, while these are too few.
     """
 
     prefill_s: float
@@ -122,6 +124,7 @@ class Ways(msgspec.Struct, frozen=True):
     obstacle: str = ""
     pod: str = ""
     compute_s: float = 0.0
+    answers: int = 0
 
     @property
     def two_legs_s(self) -> float:
@@ -130,11 +133,15 @@ class Ways(msgspec.Struct, frozen=True):
 
     def describe(self) -> dict[str, float | str | None]:
         """Return it for people."""
+        obstacle = self.obstacle
+        if self.handover_s is None:
+            told = f"{self.answers} of {ENOUGH_ANSWERS} answers are measured"
+            obstacle = f"the hand-over is not known: {told}"
         described: dict[str, float | str | None] = {
             "two_legs_s": None if self.handover_s is None else round(self.two_legs_s, 6),
             "whole_s": None if self.whole_s is None else round(self.whole_s, 6),
         }
-        return described | ({"obstacle": self.obstacle} if self.obstacle else {"pod": self.pod})
+        return described | ({"obstacle": obstacle} if obstacle else {"pod": self.pod})
 
 
 class DecisionKind(StrEnum):
@@ -187,7 +194,9 @@ class Decision(msgspec.Struct, frozen=True):
     @property
     def pods(self) -> Mapping[Leg, Pod]:
         """The pods by leg."""
-        return {choice.leg: choice.pod for choice in self.legs}
+        pods = {choice.leg: choice.pod for choice in self.side}
+        pods[self.last.leg] = self.last.pod
+        return pods
 
     @property
     def prefill(self) -> Choice | None:

@@ -72,21 +72,42 @@ class PrefillDecode:
 
     def decide(self, facts: RoutingFacts, pods: ModelPods, state: RoutingState) -> Decision:
         """Choose a pair, or one pod for a request that is served whole."""
-        policies = self._find_policies(facts.prefill_policy, facts.decode_policy)
-        decision = self._decide(policies, RankingRequest(facts, state, pods.prefill_uids), pods)
-        if policies.complaints:
-            decision = structs.replace(decision, notes=(*policies.complaints, *decision.notes))
-        return decision
+        policies = self._usual
+        if facts.prefill_policy or facts.decode_policy:  # Few models ask for their own.
+            policies = self._choose_policies(facts.prefill_policy, facts.decode_policy)
+        request = RankingRequest(facts, state, pods.prefill_uids)
+        if facts.selector is not None:
+            pods = keep_selected(pods, facts.selector)
+        whole = facts.whole or (None if pods.disaggregated else "not-disaggregated")
+        if whole is not None:
+            if self._bucketing:
+                pods = apply_buckets_whole(pods, facts)
+            return _decide_whole(policies, whole, pods, request)
+        if self._bucketing:
+            bucketed = apply_buckets(pods, facts, state)
+            if isinstance(bucketed, Decision):
+                notes = (*policies.complaints, *bucketed.notes)
+                return structs.replace(bucketed, notes=notes)
+            pods = bucketed
+        if not pods.prefill:
+            raise NoReadyPod(pods.model, Role.PREFILL if pods.decode else Role.DECODE)
+        if facts.items:
+            pods = keep_encoded(pods)
+        pods, left_out = keep_sound(pods, state.failures)
+        told = [*policies.complaints, *left_out]
+        prefills, decodes = _rank(policies, pods, request, told)
+        pair = pick_pair(prefills, decodes, pods, state.random, self._locality)
+        if pair.note:
+            told.append(pair.note)
+        prefill = _choose_prefill(policies.prefill, prefills, pair.prefill, request)
+        decode = _choose_decode(policies.decode, decodes, pair.decode, request)
+        return Decision((prefill,), decode, notes=tuple(told))
 
     def list_algorithms(self, prefill_policy: str, decode_policy: str) -> frozenset[str]:
         """Return the names of the policies that rank the pods of its legs."""
-        return self._find_policies(prefill_policy, decode_policy).algorithms
-
-    def _find_policies(self, prefill_policy: str, decode_policy: str) -> _Policies:
-        # Few models ask for their own.
         if not (prefill_policy or decode_policy):
-            return self._usual
-        return self._choose_policies(prefill_policy, decode_policy)
+            return self._usual.algorithms
+        return self._choose_policies(prefill_policy, decode_policy).algorithms
 
     def _choose_policies(self, prefill_policy: str, decode_policy: str) -> _Policies:
         prefill, no_prefill = self._prefill.find(prefill_policy)
@@ -94,47 +115,18 @@ class PrefillDecode:
         algorithms = list_names(prefill.name) | list_names(decode.name)
         return _Policies(prefill, decode, algorithms, tuple(filter(None, (no_prefill, no_decode))))
 
-    def _decide(self, policies: _Policies, request: RankingRequest, pods: ModelPods) -> Decision:
-        facts, state = request.facts, request.state
-        if facts.selector is not None:
-            pods = keep_selected(pods, facts.selector)
-        whole = facts.whole
-        if whole is None and not pods.disaggregated:
-            whole = "not-disaggregated"
-        if whole is not None:
-            if self._bucketing:
-                pods = apply_buckets_whole(pods, facts)
-            return _decide_whole(policies.decode, whole, pods, request)
-        if self._bucketing:
-            bucketed = apply_buckets(pods, facts, state)
-            if isinstance(bucketed, Decision):
-                return bucketed
-            pods = bucketed
-        if not pods.prefill:
-            raise NoReadyPod(pods.model, Role.PREFILL if pods.decode else Role.DECODE)
-        if facts.items:
-            pods = keep_encoded(pods)
-        pods, left_out = keep_sound(pods, state.failures)
-        notes = [*left_out]
-        prefills, decodes = _rank(policies, pods, request, notes)
-        pair = pick_pair(prefills, decodes, pods, state.random, self._locality)
-        if pair.note:
-            notes.append(pair.note)
-        prefill = _choose_prefill(policies.prefill, prefills, pair.prefill, request)
-        decode = _choose_decode(policies.decode, decodes, pair.decode, request)
-        return Decision((prefill,), decode, notes=tuple(notes))
-
 
 def _decide_whole(
-    policy: DecodePolicy, reason: str, pods: ModelPods, request: RankingRequest
+    policies: _Policies, reason: str, pods: ModelPods, request: RankingRequest
 ) -> Decision:
     if not pods.whole:
         raise NoReadyPod(pods.model, Role.DECODE)
     pods, notes = keep_sound(pods, request.state.failures)
-    ranking = policy.rank(pods.whole, request)
+    ranking = policies.decode.rank(pods.whole, request)
     index = pick_lowest(ranking.scores, request.state.random)
-    choice = _choose_decode(policy, ranking, index, request)
-    return Decision((), choice, reason, (*notes, ranking.note) if ranking.note else notes)
+    choice = _choose_decode(policies.decode, ranking, index, request)
+    told = (*policies.complaints, *notes)
+    return Decision((), choice, reason, (*told, ranking.note) if ranking.note else told)
 
 
 def _rank(

@@ -24,7 +24,8 @@ class ResolvedProfile:
     automatic: bool = False
 
 
-_UNCONFIGURED = ResolvedProfile()
+UNCONFIGURED = ResolvedProfile()
+"""Of a model without a configuration."""
 
 
 def resolve_profile(
@@ -39,7 +40,7 @@ def resolve_profile(
         max_tokens: limit of the answer's length; None if the request sets none.
     """
     if config is None:
-        return _UNCONFIGURED
+        return UNCONFIGURED
     name = requested.strip()
     automatic = name.lower() == AUTO
     if automatic:

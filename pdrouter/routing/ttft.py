@@ -87,12 +87,11 @@ class TimeToFirstToken:
 
     def _measure(self, uids: Sequence[str], request: RankingRequest, weight: float) -> list[float]:
         """Return the work that the prompt is on each pod, weighted: all compute alike."""
-        matches, shapes = request.matches, request.state.ledger.rates.default
+        shapes = request.state.ledger.rates.default
         # Most of many pods have cached the same part of the prompt.
-        work = {
-            blocks: weight * _measure(blocks, shapes, request) for blocks in {0, *matches.values()}
-        }
-        return [work[matches.get(uid, 0)] for uid in uids]
+        cached = list(map(request.matches.get, uids))
+        work = {blocks: weight * _measure(blocks or 0, shapes, request) for blocks in set(cached)}
+        return [work[blocks] for blocks in cached]
 
     def _measure_by_shapes(
         self, uids: Sequence[str], request: RankingRequest, weight: float

@@ -31,7 +31,12 @@ from pdrouter.routing.admission import DeadlineMissed, QueueTooLong
 from pdrouter.routing.deadlines import Deadline, assume_deadline, number_deadline
 from pdrouter.routing.decision import Decision, NoReadyPod, RoutingFacts, Strategy
 from pdrouter.routing.label_selector import LabelSelector
-from pdrouter.routing.profiles import ResolvedProfile, resolve_profile, resolve_strategy_name
+from pdrouter.routing.profiles import (
+    UNCONFIGURED,
+    ResolvedProfile,
+    resolve_profile,
+    resolve_strategy_name,
+)
 from pdrouter.routing.router import Router
 from pdrouter.routing.scoring import PROMPT_READERS
 from pdrouter.serving.charges import Charges
@@ -143,7 +148,9 @@ class PodChooser:
         """
         self.router.state.catch_up()
         selector = read_selector(headers) if EXTERNAL_FILTER in headers else None
-        resolved = self._resolve(request, pods, headers, tokens)
+        resolved = UNCONFIGURED
+        if pods.config is not None:
+            resolved = self._resolve(request, pods, headers, tokens)
         if resolved.automatic:
             record.profile = resolved.name
         strategy = self._find_strategy(resolved, _read_strategy(headers), record)
@@ -201,7 +208,24 @@ class PodChooser:
         turn: Turn | None = None,
     ) -> Routed:
         """Choose the pods for a request now."""
-        decision = self._decide(strategy, facts, pods, record)
+        try:
+            with Step(record.steps, "route"):
+                decision = self.router.decide(strategy, facts, pods)
+        except NoReadyPod as missing:
+            raise refuse_missing(missing, pods, facts.whole) from missing
+        except QueueTooLong as queue:
+            message = f"{queue}, and may be {queue.limit_s:g} s"
+            seconds = ceil(queue.wait_s - queue.limit_s)
+            raise refuse_for_now(429, "overloaded", message, seconds) from queue
+        except DeadlineMissed as missed:
+            seconds = max(1, ceil(missed.late_s))
+            raise refuse_for_now(429, DEADLINE_MISSED, str(missed), seconds) from missed
+        if record.queued_s:
+            note = f"it has waited {record.queued_s:.2f} s for its turn"
+            decision = structs.replace(decision, notes=(*decision.notes, note))
+        record.decision = decision
+        record.aggregated = decision.reason
+        self.observer.request_routed(record)
         if facts.user:
             self.charges.charge(record.request_id, facts)
         at = self.router.state.failures.clock()
@@ -365,29 +389,6 @@ class PodChooser:
         if kind is None or not self.kinds.is_whole(pods.model, kind):
             return None
         return NOT_PREFILLABLE
-
-    def _decide(
-        self, strategy: Strategy, facts: RoutingFacts, pods: ModelPods, record: RequestRecord
-    ) -> Decision:
-        try:
-            with Step(record.steps, "route"):
-                decision = self.router.decide(strategy, facts, pods)
-        except NoReadyPod as missing:
-            raise refuse_missing(missing, pods, facts.whole) from missing
-        except QueueTooLong as queue:
-            message = f"{queue}, and may be {queue.limit_s:g} s"
-            seconds = ceil(queue.wait_s - queue.limit_s)
-            raise refuse_for_now(429, "overloaded", message, seconds) from queue
-        except DeadlineMissed as missed:
-            seconds = max(1, ceil(missed.late_s))
-            raise refuse_for_now(429, DEADLINE_MISSED, str(missed), seconds) from missed
-        if record.queued_s:
-            note = f"it has waited {record.queued_s:.2f} s for its turn"
-            decision = structs.replace(decision, notes=(*decision.notes, note))
-        record.decision = decision
-        record.aggregated = decision.reason
-        self.observer.request_routed(record)
-        return decision
 
 
 def _read_strategy(headers: Mapping[str, str]) -> str:

@@ -20,7 +20,7 @@ from pdrouter.serving.companion import Companion
 from pdrouter.serving.engine_client import EngineClient, address_rank
 from pdrouter.serving.leg_outcome import Attempt
 from pdrouter.serving.record import RequestRecord
-from pdrouter.serving.statuses import Speaks, judge
+from pdrouter.serving.statuses import DONE, Speaks, judge
 from pdrouter.serving.steps import Step
 from pdrouter.serving.trace import RequestTrace
 
@@ -192,12 +192,11 @@ def _describe(
 ) -> Attempt:
     """Return an attempt that an engine has answered."""
     status = answer.status
-    speaks = judge(status)
-    if speaks is Speaks.DONE:
+    if status in DONE:
         return Attempt(leg, pod, request_id, status, None, "", seconds, stale)
     said = read_error_message(answer.body)
     message = f"the {leg} engine answered {status}{f': {said}' if said else ''}"
-    failure = FailureKind.STATUS if speaks is Speaks.FAILURE else None
+    failure = FailureKind.STATUS if judge(status) is Speaks.FAILURE else None
     retry_after = read_retry_after(answer.headers)
     return Attempt(leg, pod, request_id, status, failure, message, seconds, stale, retry_after)
 

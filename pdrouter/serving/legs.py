@@ -39,7 +39,7 @@ from pdrouter.serving.open_decision import OpenDecision
 from pdrouter.serving.priorities import Priorities
 from pdrouter.serving.record import RequestRecord, Retry
 from pdrouter.serving.refusals import refuse_handle
-from pdrouter.serving.statuses import Speaks, judge
+from pdrouter.serving.statuses import DONE, Speaks
 from pdrouter.serving.steps import Step
 
 FREE_REFUSALS = 4
@@ -157,12 +157,13 @@ class SideLegs:
         split = self.splits.find(pod.engine, pod.kv_connector)
         source = self._find_source(pod, chosen, before) if split.takes_source else None
         call.record.kv_source = source
-        tried = LegTry(choice, split, request, chosen.decision.pods, source)
+        tried = LegTry(choice, split, request, chosen.pods, source)
         if split.needs_peer:
             return self._introduce(tried, posts, chosen, call)
         if split.order is Order.TOGETHER:
             return self._begin(tried, NOTHING, posts, chosen, call)
-        self._rank(tried, posts, once=False)
+        if posts.record.priority is not None:
+            self._rank(tried, posts, once=False)
         return self._try(tried, posts, chosen)
 
     async def _introduce(
@@ -284,7 +285,7 @@ class SideLegs:
                     sent = self._send_ranked(tried, posts, companion)
                 tried.attempt, answer = await sent
                 tried.answer = answer
-                if answer is not None and judge(answer.status) is Speaks.DONE:
+                if answer is not None and answer.status in DONE:
                     done = tried.done = tried.read(answer, self.leases)
                     scope.complete(None if done.usage is None else done.usage.count_computed())
         except asyncio.CancelledError:

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from msgspec import structs
 
 from pdrouter.cluster.pods import Pod
-from pdrouter.load.ledger import Scope
 from pdrouter.routing.algorithms.preble import note_prompt
-from pdrouter.routing.decision import Choice
 from pdrouter.routing.scoring import PROMPT_READERS, WINDOW_READERS
 from pdrouter.routing.state import RoutingState
 from pdrouter.serving.choosing import Routed
@@ -22,10 +20,11 @@ class OpenDecision:
 
     Attributes:
         routed: the pods, and what they were chosen by.
-        decision: the pods, as they stand now.
+        decision: the choices, as they stand now.
+        pods: their pods, by leg.
     """
 
-    __slots__ = ("_expected", "_record", "_scope", "_state", "decision", "routed")
+    __slots__ = ("_expected", "_record", "_scope", "_state", "decision", "pods", "routed")
 
     def __init__(self, routed: Routed, state: RoutingState, record: RequestRecord) -> None:
         """Count the request on its last pod.
@@ -37,9 +36,11 @@ class OpenDecision:
         """
         self.routed = routed
         self.decision = routed.decision
+        self.pods = routed.decision.pods
         self._state = state
         self._record = record
-        self._scope = self._hold(routed.decision.last)
+        last = routed.decision.last
+        self._scope = state.hold(last.leg, last.pod.uid, last.tokens)
         self._expected = self._expect(routed)
 
     def change(self, routed: Routed) -> None:
@@ -47,10 +48,11 @@ class OpenDecision:
         before, last = self.decision.last, routed.decision.last
         self.routed = routed
         self.decision = self._record.decision = routed.decision
+        self.pods = routed.decision.pods
         if last.pod.uid != before.pod.uid:
             self._scope.release()
             self._forget_prompt(before.pod)
-            self._scope = self._hold(last)
+            self._scope = self._state.hold(last.leg, last.pod.uid, last.tokens)
             self._expected = self._expect(routed)
 
     def move_last(self, pod: Pod) -> None:
@@ -82,6 +84,3 @@ class OpenDecision:
             note_prompt(facts, decision, state)
         last = decision.last.pod.uid
         return state.decoded.expect(facts.prefix.hashes, last, facts.prompt_tokens)
-
-    def _hold(self, last: Choice) -> Scope:
-        return self._state.hold(last.leg, last.pod.uid, last.tokens)

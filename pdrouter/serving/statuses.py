@@ -13,6 +13,10 @@ BUSY = frozenset({425, _REQUEST_TIMEOUT, _TOO_MANY_REQUESTS})
 """Of these, those of a pod that could serve the request at another time."""
 
 
+DONE = range(200, 300)
+"""Statuses of an engine that has carried a leg out."""
+
+
 class Speaks(StrEnum):
     """What a status speaks of."""
 
@@ -27,7 +31,7 @@ class Speaks(StrEnum):
 
 
 def judge(status: int) -> Speaks:
-    if 200 <= status < 300:
+    if status in DONE:
         return Speaks.DONE
     if status in _OF_POD:
         return Speaks.POD

@@ -115,15 +115,16 @@ class Dispatcher:
             headers, body = find_own_path(request, pods.pods), whole_body(request)
             return Dispatched(body, record.request_id, None, pods.model, headers=headers)
         chosen = call.chosen = OpenDecision(routed, self.chooser.router.state, record)
-        if routed.decision.whole and not routed.decision.encode:
+        whole, encode = routed.decision.whole, routed.decision.encode
+        if whole and not encode:
             return self._dispatch_whole(request, chosen, head, record)
         self.legs.budget.count_request(request.model)
         # Envoy waits for the reply no longer, whatever the request has waited for.
         left_s = self.legs.total_s - record.queued_s
         requests = LegRequests(request, time.monotonic() + left_s)
-        if routed.decision.encode:
+        if encode:
             requests = await self._encode(requests, media, chosen, head, call)
-        if routed.decision.whole:
+        if whole:
             return self._dispatch_encoded(requests, chosen, head, call)
         return await self._dispatch_split(requests, chosen, head, call)
 
@@ -288,17 +289,17 @@ class Dispatcher:
         call: Call,
     ) -> Dispatched:
         """Return the last leg, for which the side leg beside it waits."""
-        decision, holder = chosen.decision, companion.pod
+        holder = companion.pod
         with Step(call.record.steps, "hand-over"):
             request = self._rank_last(request, chosen, head, call.record)
-            placement = Placement(decision.pods, companion.request_id, companion.peer)
+            placement = Placement(chosen.pods, companion.request_id, companion.peer)
             split = self.splits.find(holder.engine, holder.kv_connector)
             body = split.last_body(request, placement, ())
             headers = split.last_headers(placement, ())
         if len(body) > self.policy.max_forwarded_bytes:
             self.hold_companion(chosen, head, call)
             raise refuse_too_large()
-        pod, model = decision.last.pod, chosen.routed.pods.model
+        pod, model = chosen.decision.last.pod, chosen.routed.pods.model
         return Dispatched(body, companion.request_id, pod, model, chosen, headers)
 
     def _complete(
@@ -378,7 +379,7 @@ class Dispatcher:
         try:
             last = put_handle(
                 request,
-                chosen.decision.pods,
+                chosen.pods,
                 answers,
                 splits=self.splits,
                 max_bytes=self.policy.max_forwarded_bytes,

@@ -87,7 +87,7 @@ class Cluster:
         decision = self.decide(**facts)
         assert not decision.whole
         assert decision.ways is not None
-        return decision.ways.obstacle
+        return str(decision.ways.describe()["obstacle"])
 
 
 def test_behind_a_queue_a_decode_pod_is_faster_and_both_predictions_are_told() -> None:
