@@ -156,7 +156,7 @@ class AdminServer(HttpPort):
             "obstacle": pod.obstacle,
             **self._ledger.describe(pod.uid),
             "failures": self._failures.describe(pod.uid),
-            "speed_factor": round(self._ledger.rates.factors.get(pod.uid, 1.0), 3),
+            "speed_factor": round(self._ledger.rates.speeds.factors.get(pod.uid, 1.0), 3),
             "takes_priority": self._priorities.find(pod),
             "prefill_buckets": self._ledger.rates.find_shapes(pod.uid).buckets,
             "padded_tokens": None if sample is None else sample.padded_tokens,

@@ -110,8 +110,8 @@ def name_pod(pod: Pod, second: Pod | None, strategy: str | None) -> list[tuple[s
         (DESTINATION_ENDPOINT, names),
         (ROUTING_STRATEGY, strategy or ""),
     ]
-    if pod.number is not None:
-        headers.append((RANK, str(pod.number)))
+    if pod.rank is not None:
+        headers.append((RANK, str(pod.rank.number)))
     return headers
 
 

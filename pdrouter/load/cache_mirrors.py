@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import cast
+from typing import Any
 
 BYTES_PER_BLOCK = 90
 """Memory of one block of one pod: a number and its place in a dictionary, measured."""
@@ -60,10 +60,10 @@ class CacheMirrors:
         if mirror is None or not hashes or hashes[0] not in mirror.turns:
             return ()
         # Prompts have many blocks: the loop over them is one of C's.
-        recalled = list(map(mirror.turns.get, hashes))
+        recalled: list[Any] = list(map(mirror.turns.get, hashes))
         if None in recalled:
             del recalled[recalled.index(None) :]
-        return cast("list[int]", recalled)
+        return recalled
 
     def note(
         self, hashes: Sequence[int], uid: str, recalled: Sequence[int], found: int
@@ -122,7 +122,8 @@ class CacheMirrors:
             if len(gone) == _MOST_FORGOTTEN:
                 break
             gone.append(block)
-        self._drop(mirror, gone)
+        if gone:
+            self._drop(mirror, gone)
         return gone
 
     def _make_room(self) -> None:

@@ -205,7 +205,7 @@ class Ledger:
             others_weight: how much of what others have sent there is waited for.
         """
         now = self._clock()
-        queues, factors, unit_s = self._queues, self.rates.factors, self.rates.unit_s
+        queues, factors, unit_s = self._queues, self.rates.speeds.factors, self.rates.unit_s
         others = self._others
         if others:
             weight = others_weight * self._mean_work
@@ -234,7 +234,7 @@ class Ledger:
             due: when its request is due: of the legs of this router that wait there, those that are
                 due by then come before it.
         """
-        scale = self.rates.unit_s * self.rates.factors.get(uid, 1.0)
+        scale = self.rates.unit_s * self.rates.speeds.factors.get(uid, 1.0)
         work = added + self._others.get(uid, 0.0) * self._mean_work
         queue = self._queues.get(uid)
         if queue is None:
@@ -370,6 +370,6 @@ class Ledger:
         own = queue.first + queue.rest - queue.work[scope] + actual
         everything = own + self._others.get(uid, 0.0) * self._mean_work
         if own > 0:
-            predicted = everything * unit_s * rates.factors.get(uid, 1.0)
+            predicted = everything * unit_s * rates.speeds.factors.get(uid, 1.0)
             seconds = min(seconds, _GREATEST_SURPRISE * predicted)
             rates.observe(uid, computed, seconds * own / everything, cached)

@@ -67,15 +67,16 @@ class PrefillRates:
         unit_s: seconds that a usual pod needs for one unit of work.
         shapes: what pods are compiled for, by UID, as their engines say; empty where it is set.
         default: what all others are compiled for.
+        speeds: how many times longer than usual pods take.
     """
 
     __slots__ = (
         "_linear",
         "_moments",
         "_quadratic",
-        "_speeds",
         "default",
         "shapes",
+        "speeds",
         "unit_s",
     )
 
@@ -92,7 +93,7 @@ class PrefillRates:
         self._linear = 1.0 / tokens_per_s
         self._quadratic = 0.0
         self.unit_s = _UNIT_TOKENS * self._linear
-        self._speeds = PodSpeeds()
+        self.speeds = PodSpeeds()
         # Sums for a fit of both coefficients by least squares, begun with the guess: of the squares
         # and products of tokens, looks and seconds.
         n = _PRIOR_TOKENS
@@ -101,23 +102,15 @@ class PrefillRates:
         looks2 = w * (n**4 + _PRIOR_LOOKS**2)
         self._moments = w * n**2, w * n**3, looks2, w * n * seconds, w * n**2 * seconds
 
-    @property
-    def factors(self) -> Mapping[str, float]:
-        """How many times longer than usual pods take, by UID; 1 where absent.
-
-        What is learnt makes a new mapping: those who keep one keep what was known.
-        """
-        return self._speeds.factors
-
     def predict(self, uid: str, tokens: int, cached: int = 0) -> float:
         """Return the seconds that a pod needs for so many prompt tokens behind cached ones."""
         work = self.measure(tokens, self.find_shapes(uid), cached)
-        return work * self.unit_s * self._speeds.factors.get(uid, 1.0)
+        return work * self.unit_s * self.speeds.factors.get(uid, 1.0)
 
     def freeze(self) -> PrefillCurve:
         """Return what is known now; it does not change any more."""
         return PrefillCurve(
-            self._linear, self._quadratic, self._speeds.factors, self.shapes, self.default
+            self._linear, self._quadratic, self.speeds.factors, self.shapes, self.default
         )
 
     def measure(self, tokens: int, shapes: StaticShapes, cached: int = 0) -> float:
@@ -153,7 +146,7 @@ class PrefillRates:
 
     def note_kind(self, uid: str, kind: PodKind) -> None:
         """Take which pods a pod's speed is compared with."""
-        self._speeds.note_kind(uid, kind)
+        self.speeds.note_kind(uid, kind)
 
     def observe(self, uid: str, tokens: int, seconds: float, cached: int = 0) -> None:
         """Learn from a leg: so many tokens took a pod so long, others' work not counted.
@@ -164,13 +157,13 @@ class PrefillRates:
         if tokens <= 0 or seconds < 0:
             return
         size, looks = self.shapes.get(uid, self.default).weigh(tokens, cached)
-        self._speeds.observe(uid, seconds, self._linear * size + self._quadratic * looks)
-        self._fit(float(size), float(looks), seconds / self._speeds.factors.get(uid, 1.0))
+        self.speeds.observe(uid, seconds, self._linear * size + self._quadratic * looks)
+        self._fit(float(size), float(looks), seconds / self.speeds.factors.get(uid, 1.0))
 
     def forget(self, uid: str) -> None:
         """Forget a pod that is gone."""
         self.note_buckets(uid, ())
-        self._speeds.forget(uid)
+        self.speeds.forget(uid)
 
     def _fit(self, size: float, looks: float, seconds: float) -> None:
         """Fit the curve to what was seen: so many tokens, and looks of them, took so long."""

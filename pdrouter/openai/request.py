@@ -95,6 +95,7 @@ class InferenceRequest(msgspec.Struct, frozen=True):
         ranked: whether the router says what the request's priority is, and not the client.
         priority: what it is, the lowest first; None for none.
         edits: what all its bodies have in place of members of the client's.
+        prompt: the prompt as it stands in the body, not copied; nothing where there is none.
     """
 
     endpoint: Endpoint
@@ -112,12 +113,7 @@ class InferenceRequest(msgspec.Struct, frozen=True):
     ranked: bool = False
     priority: int | None = None
     edits: Mapping[str, bytes | Pieces] = _NO_EDITS
-
-    @property
-    def prompt(self) -> memoryview:
-        """The prompt as it stands in the body, not copied; nothing where there is none."""
-        name = self.prompt_name
-        return (self.body.view(name) if name else None) or _NO_PROMPT
+    prompt: memoryview = _NO_PROMPT
 
     @property
     def whole(self) -> str | None:
@@ -215,6 +211,7 @@ def parse_request(
         bool(stream),
         _find_limit(endpoint, options),
         misfits,
+        prompt=(body.view(prompt_name) if prompt_name else None) or _NO_PROMPT,
     )
 
 

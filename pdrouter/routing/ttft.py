@@ -53,7 +53,7 @@ class TimeToFirstToken:
 
     def count_tokens(self, uid: str, request: RankingRequest) -> int:
         """Return how many tokens a pod computes for the request."""
-        return request.count_uncached(uid)
+        return count_computed(request.facts, request.matches.get(uid, 0))
 
     def explain(self, pods: Sequence[Pod], request: RankingRequest) -> ScoreParts | None:
         """Return what the scores that the pods have got are made of."""
@@ -63,7 +63,10 @@ class TimeToFirstToken:
     def score(self, pods: Sequence[Pod], request: RankingRequest) -> Sequence[float]:
         """Return the predicted seconds for each pod, those of computing weighted."""
         ledger, uids = request.state.ledger, [pod.uid for pod in pods]
-        weight = self._weigh_computing(uids, request)
+        # How many times a second of computing counts as much as one of waiting.
+        weight, idle = self._greatest_weight, 1.0 - ledger.measure_use(uids)
+        if idle * weight > 1.0:
+            weight = 1.0 / idle
         if ledger.rates.shapes:
             added = self._measure_by_shapes(uids, request, weight)
         else:
@@ -78,12 +81,6 @@ class TimeToFirstToken:
         parts = PrefillParts.of(request, weight, homes, away)
         request.ranked[self.name] = Ranking(pods, scores, parts=parts)
         return scores
-
-    def _weigh_computing(self, uids: Sequence[str], request: RankingRequest) -> float:
-        """Return how many times a second of computing counts as much as one of waiting."""
-        idle = 1.0 - request.state.ledger.measure_use(uids)
-        greatest = self._greatest_weight
-        return 1.0 / idle if idle * greatest > 1.0 else greatest
 
     def _measure(self, uids: Sequence[str], request: RankingRequest, weight: float) -> list[float]:
         """Return the work that the prompt is on each pod, weighted: all compute alike."""

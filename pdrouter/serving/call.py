@@ -123,7 +123,8 @@ class Call:
             tasks, self._tasks = self._tasks, set()
             for task in tasks:
                 self._drains.take(task)
-        self.stop()
+        if self._tasks:
+            self.stop()
         # Whoever is told refers to this call: without the circle, both go at once.
         self._on_failure = _tell_nobody
         if self.body is not None:

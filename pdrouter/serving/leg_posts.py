@@ -3,7 +3,7 @@
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import nullcontext
-from itertools import count
+from itertools import chain, count
 from typing import TypeAlias
 
 from msgspec import structs
@@ -136,7 +136,7 @@ class LegPosts:
             headers = dict(common)
             if more:
                 headers.update(more)
-            if pod.number is not None:
+            if pod.rank is not None:
                 headers.update(address_rank(pod))
             headers["x-request-id"] = request_id
             remaining = max(0.001, self.deadline - posted)
@@ -168,7 +168,11 @@ class LegPosts:
                 )
                 return structs.replace(attempt, hurried=True) if hurried else attempt, None
             seconds = time.monotonic() - start
-            return _describe(leg, pod, request_id, answer, seconds=seconds, stale=stale), answer
+            if answer.status in DONE:
+                attempt = Attempt(leg, pod, request_id, answer.status, None, "", seconds, stale)
+            else:
+                attempt = _describe(leg, pod, request_id, answer, seconds=seconds, stale=stale)
+            return attempt, answer
 
     def describe_failure(self, pod: Pod, failed: PostFailed, began: float) -> Attempt:
         """Return an attempt that has failed before its leg was sent.
@@ -190,10 +194,8 @@ class LegPosts:
 def _describe(
     leg: Leg, pod: Pod, request_id: str, answer: EngineAnswer, *, seconds: float, stale: int
 ) -> Attempt:
-    """Return an attempt that an engine has answered."""
+    """Return an attempt to which an engine has answered that it has not carried the leg out."""
     status = answer.status
-    if status in DONE:
-        return Attempt(leg, pod, request_id, status, None, "", seconds, stale)
     said = read_error_message(answer.body)
     message = f"the {leg} engine answered {status}{f': {said}' if said else ''}"
     failure = FailureKind.STATUS if judge(status) is Speaks.FAILURE else None
@@ -202,6 +204,4 @@ def _describe(
 
 
 def _number_ids(request_id: str) -> Iterator[str]:
-    yield request_id
-    for number in count(2):
-        yield f"{request_id}-{number}"
+    return chain((request_id,), map((request_id + "-%d").__mod__, count(2)))

@@ -147,7 +147,8 @@ class Dispatcher:
             request = request.trust_locator(locator)
         request = self.priorities.take_over(request, head.headers)
         record.stream = request.stream
-        check_model(call.user, request.model, self.chooser.cache)
+        if call.user is not None:
+            check_model(call.user, request.model, self.chooser.cache)
         pods = self.chooser.models.find(request.model)
         record.model = request.model
         if pods.model != request.model:

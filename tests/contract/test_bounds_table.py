@@ -1370,7 +1370,7 @@ async def exceed_the_pods(_: pytest.MonkeyPatch) -> None:
         samples.put(uid, EngineSample(0.0))
         knowledge.forget(uid)
     assert not ledger.snapshot()
-    assert not ledger.rates.factors
+    assert not ledger.rates.speeds.factors
     assert not ledger.drains._histories
     assert not prefixes._bits
     assert not failures._records

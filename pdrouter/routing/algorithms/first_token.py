@@ -19,7 +19,7 @@ def predict_first_tokens(pods: Sequence[Pod], request: RankingRequest, leg: Leg)
     if leg is Leg.PREFILL:
         return ledger.predict_prefills(uids, work)
     rates, samples = ledger.rates, request.state.samples
-    unit_s, factors = rates.unit_s, rates.factors
+    unit_s, factors = rates.unit_s, rates.speeds.factors
     prompt_s = rates.measure(max(1, request.facts.prompt_tokens), rates.default) * unit_s
     predicted = []
     for uid, own, recent in zip(uids, work, count_recent(pods, request, leg), strict=True):

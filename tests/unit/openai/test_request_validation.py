@@ -87,6 +87,7 @@ def test_the_least_body_of_each_path_gets_two_legs(path: str) -> None:
         endpoint=ENDPOINTS[path],
         query="",
         body=request.body,
+        prompt=request.prompt,
         sampling=None,
         model=MODEL,
         stream=False,
