@@ -1,4 +1,4 @@
-"""When all objects are searched for garbage: while few requests are open."""
+"""When objects are searched for garbage: while few requests are open."""
 
 import asyncio
 import gc
@@ -11,27 +11,23 @@ FEW_REQUESTS = 100
 GROWN_BYTES = 256 * 2**20
 """By how much the process may grow before it is searched however many requests are open."""
 _LOOK_S = 1.0
-_NEVER = 2**30
-_YOUNG = 2_000
-"""How many more objects there are when the new ones are searched, in less than a millisecond."""
 
 
-def postpone_full_collections() -> None:
-    """Keep Python from searching all objects for garbage by itself.
+def stop_automatic_collections() -> None:
+    """Keep Python from searching for garbage by itself.
 
-    It does so whenever there are a quarter more of them than before: with thousands of requests
-    open, that is in the middle of a burst, and takes 0.3 s. New objects it still searches, once
-    there are so many more that it is not merely the requests that are open, and once each: to
-    search those of three such searches again takes 8 to 16 ms in a burst, and finds nothing.
+    It does so when objects have become more by so many: with thousands of requests open, all that
+    are new are those of requests, in a burst a hundred thousand at once, and it takes 50 ms to find
+    that they are in use.
     """
-    gc.set_threshold(_YOUNG, _NEVER, _NEVER)
+    gc.disable()
 
 
 class FullCollections:
     """Searches all objects for garbage now and then.
 
     Requests leave none: objects that refer to each other in a circle, which nothing else frees.
-    What does, such as exceptions in libraries and changes of pods, is little, and can wait; should
+    Nor do scrapes and changes of pods. What does, such as exceptions in libraries, can wait; should
     it not be little, the process grows.
     """
 
