@@ -1,12 +1,15 @@
 """What a connection receives: frames, of which each turn of the event loop takes so many."""
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-from pdrouter.extproc.http2.frames import ConnectionFault, Frame, FrameReader
+from pdrouter.extproc.http2.frames import ConnectionFault, ErrorCode, Frame, FrameReader
 from pdrouter.turns import Turns
+
+log = logging.getLogger(__name__)
 
 PIECE_FRAMES = 32
 """How many frames are taken in a turn: about a millisecond's, where a dozen requests begin."""
@@ -107,5 +110,10 @@ class Inbox:
         except ConnectionFault as fault:
             self._frames = None
             self._fail(fault)
+        except Exception:
+            # It is not known what the frame has done, nor what it should have.
+            log.exception("a frame cannot be acted upon")
+            self._frames = None
+            self._fail(ConnectionFault(ErrorCode.INTERNAL_ERROR, "internal error"))
         if self._room:
             self._frames = None

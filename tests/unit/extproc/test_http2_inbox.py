@@ -42,6 +42,7 @@ class Peer:
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.breaks = -1
         self.taken: list[int] = []
         self.faults: list[ErrorCode] = []
         self.transport = Reading()
@@ -56,6 +57,8 @@ class Peer:
         self.inbox.feed(PREFACE)
 
     def receive(self, frame: Frame) -> None:
+        if frame.stream == self.breaks:
+            raise KeyError(frame.stream)
         if frame.flags:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a flag")
         self.taken.append(frame.stream)
@@ -135,6 +138,20 @@ async def test_nothing_is_taken_behind_a_fault(bad: int) -> None:
     assert peer.taken == list(range(bad))
     assert peer.faults == [ErrorCode.PROTOCOL_ERROR]
     assert peer.transport.is_reading()  # The peer may close it, and is seen to.
+
+
+@pytest.mark.parametrize("broken", [3, 2 * PIECE_FRAMES + 5], ids=["at once", "in its turn"])
+async def test_a_frame_that_breaks_what_acts_on_it_ends_the_connection(
+    broken: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    peer = Peer()
+    peer.breaks = broken
+    peer.send(0, 4 * PIECE_FRAMES)
+    await peer.take_turns(20)
+    assert peer.taken == list(range(broken))
+    assert peer.faults == [ErrorCode.INTERNAL_ERROR]
+    (line,) = caplog.records
+    assert (line.levelname, line.exc_info is not None) == ("ERROR", True)
 
 
 async def test_nothing_is_taken_once_the_connection_is_gone() -> None:
