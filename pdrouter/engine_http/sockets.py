@@ -1,9 +1,12 @@
 """Connections without TLS, of which each turn of the event loop attends to so many."""
 
 import asyncio
+import logging
 import select
 import socket
 from typing import TypeAlias
+
+log = logging.getLogger(__name__)
 
 AT_ONCE = 64
 """How many connections a turn attends to: about half a millisecond's."""
@@ -44,15 +47,12 @@ class Sockets:
             connected.setblocking(False)
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await self._loop.sock_connect(connected, (host, port))
+            self._register(connected)
         except BaseException:
             connected.close()
             raise
-        if self._ready.closed:
-            connected.close()
-            raise ConnectionAbortedError("the client is closed")
         transport = SocketTransport(self, connected, protocol, self._loop)
         self._open[connected.fileno()] = transport
-        self._ready.register(connected, select.EPOLLIN)
         protocol.connection_made(transport)
 
     def wait_to_write(self, connected: socket.socket, *, waits: bool) -> None:
@@ -73,11 +73,21 @@ class Sockets:
         self._loop.remove_reader(self._ready.fileno())
         self._ready.close()
 
+    def _register(self, connected: socket.socket) -> None:
+        if self._ready.closed:
+            raise ConnectionAbortedError("the client is closed")
+        self._ready.register(connected, select.EPOLLIN)
+
     def _attend(self) -> None:
         for descriptor, events in self._ready.poll(0, AT_ONCE):
             transport = self._open.get(descriptor)
-            if transport is not None:  # Or the one before has closed it.
+            if transport is None:
+                continue  # The one before has closed it.
+            try:
                 transport.attend(events)
+            except Exception as error:
+                log.exception("a connection cannot be attended to")
+                transport.lose(error)
 
 
 class SocketTransport(asyncio.Transport):
@@ -96,6 +106,7 @@ class SocketTransport(asyncio.Transport):
         self._protocol = protocol
         self._loop = loop
         self._unsent = bytearray()
+        self._refused: OSError | None = None
         self._closing = False
 
     def write(self, data: _Data) -> None:
@@ -113,7 +124,7 @@ class SocketTransport(asyncio.Transport):
 
     def abort(self) -> None:
         """Close at once."""
-        self._lose(None)
+        self.lose(None)
 
     def is_closing(self) -> bool:
         """Return whether it is closed, or about to be."""
@@ -121,10 +132,17 @@ class SocketTransport(asyncio.Transport):
 
     def attend(self, events: int) -> None:
         """Do what the connection is ready for."""
-        if events & _WRITABLE:
-            self._flush()
-        if events & ~_WRITABLE and not self._closing:
+        if events & ~_WRITABLE:
             self._receive()
+        if events & _WRITABLE and not self._closing:
+            self._flush()
+
+    def lose(self, error: Exception | None) -> None:
+        """Close at once, and tell the protocol why."""
+        if not self._closing:
+            self._closing = True
+            self._sockets.forget(self._socket)
+            self._loop.call_soon(self._end, error)
 
     def _receive(self) -> None:
         try:
@@ -132,12 +150,12 @@ class SocketTransport(asyncio.Transport):
         except BlockingIOError:
             return
         except OSError as error:
-            self._lose(error)
+            self.lose(error)
             return
         if data:
             self._protocol.data_received(data)
         else:
-            self._lose(None)
+            self.lose(self._refused)
 
     def _flush(self) -> None:
         del self._unsent[: self._send(self._unsent)]
@@ -151,16 +169,14 @@ class SocketTransport(asyncio.Transport):
             return self._socket.send(data)
         except BlockingIOError:
             return 0
+        except ConnectionError as error:
+            # What the peer has sent before, such as that the body is too large, is read to its end.
+            self._refused = error
+            return 0
         except OSError as error:
-            self._lose(error)
+            self.lose(error)
             return 0
 
-    def _lose(self, error: OSError | None) -> None:
-        if not self._closing:
-            self._closing = True
-            self._sockets.forget(self._socket)
-            self._loop.call_soon(self._end, error)
-
-    def _end(self, error: OSError | None) -> None:
+    def _end(self, error: Exception | None) -> None:
         self._socket.close()
         self._protocol.connection_lost(error)

@@ -1,6 +1,7 @@
 """Connections to engines in plain text, against the kernel's sockets on loopback."""
 
 import asyncio
+import errno
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable
@@ -175,6 +176,79 @@ async def test_a_write_to_a_peer_that_is_gone_ends_the_connection() -> None:
         await wait_until(lambda: bool(client.lost))
         assert len(client.lost) == 1
         assert isinstance(client.lost[0], ConnectionError)
+
+
+async def test_what_a_peer_has_said_is_read_when_it_takes_no_more() -> None:
+    """An engine, or a proxy before it, that finds a body too large says so and leaves."""
+    answer = b"HTTP/1.1 413 Content Too Large" + bytes(20_000)
+    async with listen() as engine:
+        client, accepted = await engine.connect()
+        client.write(bytes(2**24))
+        accepted.sendall(answer)
+        # What it has not read makes the kernel reset the connection.
+        accepted.close()
+        client.write(b"more")
+        await wait_until(lambda: bool(client.lost))
+        assert b"".join(client.reads) == answer
+        assert [type(error) for error in client.lost] in (
+            [ConnectionResetError],
+            [BrokenPipeError],
+        )
+
+
+async def test_a_write_that_fails_does_not_hide_what_was_said_before() -> None:
+    async with listen() as engine:
+        client, accepted = await engine.connect()
+        accepted.sendall(b"answer")
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
+        accepted.close()
+        client.write(b"x")
+        await wait_until(lambda: bool(client.lost))
+        assert client.reads == [b"answer"]
+        assert len(client.lost) == 1
+        assert isinstance(client.lost[0], ConnectionError)
+
+
+async def test_what_fails_with_one_connection_ends_it_and_no_other(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    error = KeyError("a bug")
+
+    class Broken(Client):
+        def data_received(self, data: bytes) -> None:
+            raise error
+
+    async with listen() as engine:
+        broken = Broken()
+        await engine.sockets.connect(*engine.address, broken)
+        accepted = engine.stack.enter_context(engine.listener.accept()[0])
+        other, its_end = await engine.connect()
+        accepted.send(b"x")
+        its_end.send(b"y")
+        await wait_until(lambda: bool(broken.lost and other.reads))
+        assert broken.lost == [error]
+        assert other.lost == []
+        assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+async def test_a_connection_that_cannot_be_attended_to_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Full:
+        closed = False
+
+        def register(self, connected: socket.socket, events: int) -> None:
+            raise OSError(errno.ENOSPC, "too many are watched")
+
+    async with listen() as engine:
+        epoll = engine.sockets._ready
+        monkeypatch.setattr(engine.sockets, "_ready", Full())
+        with pytest.raises(OSError, match="too many are watched"):
+            await engine.sockets.connect(*engine.address, Client())
+        accepted = engine.stack.enter_context(engine.listener.accept()[0])
+        accepted.settimeout(10.0)
+        assert await asyncio.to_thread(accepted.recv, 1) == b""
+        monkeypatch.setattr(engine.sockets, "_ready", epoll)
 
 
 async def test_nothing_is_read_from_a_connection_that_another_has_closed() -> None:
