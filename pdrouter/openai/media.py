@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import msgspec
+from msgspec import structs
 
 from pdrouter.openai.body import Body
 from pdrouter.openai.json_walk import OBJECT, list_items, read_mark
@@ -46,7 +47,6 @@ _ESCAPED_LETTER = re.compile(rb"\\u00[5-7]")
 """Without one of these there is neither such a type nor such a key."""
 _ABSENT = msgspec.Raw(b"")
 _NULL = msgspec.Raw(b"null")
-_NO_KEYS = (_ABSENT,) * 9
 _HOLDERS = b"[{"
 _HOLDER_MARKS = (b"[", b"{")
 _LONGEST_TYPE = 200
@@ -54,17 +54,9 @@ _DEPTH = 3
 """Messages, their parts, and the parts of a tool's result."""
 
 
-class _Part(msgspec.Struct):
-    """A message, an item or a part of one, as far as it may be or hold media.
+class MediaKeys(msgspec.Struct):
+    """The members under which a part holds a medium: engines tell it by them."""
 
-    Engines need no `type`: they also tell a part by its key. One that has been sent before may be
-    given by its `uuid` alone, with null under the key.
-    """
-
-    type: msgspec.Raw = _ABSENT
-    uuid: msgspec.Raw = _ABSENT
-    content: msgspec.Raw = _ABSENT
-    output: msgspec.Raw = _ABSENT
     image_url: msgspec.Raw = _ABSENT
     image_pil: msgspec.Raw = _ABSENT
     image_embeds: msgspec.Raw = _ABSENT
@@ -75,21 +67,28 @@ class _Part(msgspec.Struct):
     video_embeds: msgspec.Raw = _ABSENT
     file: msgspec.Raw = _ABSENT
 
+
+_KEYS = len(MediaKeys.__struct_fields__)
+_NO_KEYS = (_ABSENT,) * _KEYS
+
+
+class _Part(MediaKeys):
+    """A message, an item or a part of one, as far as it may be or hold media.
+
+    Engines need no `type`: they also tell a part by its key. One that has been sent before may be
+    given by its `uuid` alone, with null under the key.
+    """
+
+    type: msgspec.Raw = _ABSENT
+    uuid: msgspec.Raw = _ABSENT
+    content: msgspec.Raw = _ABSENT
+    output: msgspec.Raw = _ABSENT
+
     def is_media(self) -> bool:
         """Return whether the part is no text."""
         if self.type is not _ABSENT and _read_text(self.type) in _MEDIA_TYPES:
             return True
-        keys = (
-            self.image_url,
-            self.image_pil,
-            self.image_embeds,
-            self.input_audio,
-            self.audio_url,
-            self.audio_embeds,
-            self.video_url,
-            self.video_embeds,
-            self.file,
-        )
+        keys = structs.astuple(self)[:_KEYS]
         if keys == _NO_KEYS:
             return False
         # Clients that write every member of a type they know have text with an empty `image_url`.

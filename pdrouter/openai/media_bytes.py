@@ -8,7 +8,7 @@ from msgspec import structs
 
 from pdrouter.openai.body import Body
 from pdrouter.openai.json_walk import OBJECT, JsonInvalid, list_items, read_mark
-from pdrouter.openai.media import MAX_PARTS
+from pdrouter.openai.media import MAX_PARTS, MediaKeys
 
 _LIST = ord("[")
 _DEPTH = 4
@@ -21,18 +21,9 @@ _BASE64 = msgspec.Raw(b'"base64"')
 _ABSENT = msgspec.Raw(b"")
 
 
-class _Held(msgspec.Struct):
+class _Held(MediaKeys):
     """Members of a part that hold a medium: no engine reads them as text."""
 
-    image_url: msgspec.Raw = _ABSENT
-    image_pil: msgspec.Raw = _ABSENT
-    image_embeds: msgspec.Raw = _ABSENT
-    input_audio: msgspec.Raw = _ABSENT
-    audio_url: msgspec.Raw = _ABSENT
-    audio_embeds: msgspec.Raw = _ABSENT
-    video_url: msgspec.Raw = _ABSENT
-    video_embeds: msgspec.Raw = _ABSENT
-    file: msgspec.Raw = _ABSENT
     file_data: msgspec.Raw = _ABSENT
     prompt_embeds: msgspec.Raw = _ABSENT
 

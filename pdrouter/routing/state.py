@@ -58,15 +58,7 @@ class RoutingState:
     def hold(
         self, leg: Leg, uid: str, tokens: int = 0, due: float | None = None, cached: int = 0
     ) -> Scope:
-        """Count a leg on its pod; if that is out, nobody else tries it meanwhile.
-
-        Args:
-            leg: the leg.
-            uid: the pod.
-            tokens: what it costs there.
-            due: when its request is due; None for no such time.
-            cached: of a prefill leg, tokens of the prompt that are cached there.
-        """
+        """Count a leg as `Ledger.start` does; if its pod is out, nobody else tries it then."""
         scope = self.ledger.start(leg, uid, tokens, due, cached)
         scope.trial = self.failures.start_trial(uid, leg)
         return scope

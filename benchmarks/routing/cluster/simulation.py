@@ -54,28 +54,9 @@ class Simulation:
         check_memory(hardware, workload)
         self._workload = workload
         self._events = events = EventQueue()
-        self._prefill = {
-            f"prefill-{index}": PrefillEngine(
-                events,
-                hardware.prefill,
-                hardware.prefill_kv_tokens,
-                slowness,
-                by_priority=options.deadlines is not None,
-            )
-            for index, slowness in enumerate(shape.prefill)
-        }
-        self._decode = {
-            f"decode-{index}": DecodeEngine(
-                events,
-                hardware.decode,
-                hardware.local_prefill,
-                hardware.link,
-                kv_tokens=hardware.decode_kv_tokens,
-                slowness=slowness,
-                by_priority=options.deadlines is not None,
-            )
-            for index, slowness in enumerate(shape.decode)
-        }
+        by_priority = options.deadlines is not None
+        self._prefill = _create_prefill(events, hardware, shape, by_priority=by_priority)
+        self._decode = _create_decode(events, hardware, shape, by_priority=by_priority)
         pods = ModelPods.group(MODEL, make_pods(shape))
         self._workers = shape.workers
         self._replicas = [
@@ -235,3 +216,35 @@ def make_pods(shape: Shape) -> list[Pod]:
         )
         for number, (role, index) in enumerate(roles)
     ]
+
+
+def _create_prefill(
+    events: EventQueue, hardware: Hardware, shape: Shape, *, by_priority: bool
+) -> dict[str, PrefillEngine]:
+    return {
+        f"prefill-{index}": PrefillEngine(
+            events,
+            hardware.prefill,
+            hardware.prefill_kv_tokens,
+            slowness,
+            by_priority=by_priority,
+        )
+        for index, slowness in enumerate(shape.prefill)
+    }
+
+
+def _create_decode(
+    events: EventQueue, hardware: Hardware, shape: Shape, *, by_priority: bool
+) -> dict[str, DecodeEngine]:
+    return {
+        f"decode-{index}": DecodeEngine(
+            events,
+            hardware.decode,
+            hardware.local_prefill,
+            hardware.link,
+            kv_tokens=hardware.decode_kv_tokens,
+            slowness=slowness,
+            by_priority=by_priority,
+        )
+        for index, slowness in enumerate(shape.decode)
+    }
