@@ -352,6 +352,14 @@ async def test_answers_do_not_pile_up_for_a_client_that_reads_nothing() -> None:
     assert service.pipe.closed
 
 
+async def test_who_speaks_no_grpc_and_has_left_is_told_nothing() -> None:
+    service = Service.create()
+    service.feed(START + begin(1, ("content-type", "text/html"), flags=0))
+    await service.read_frames()
+    service.feed(encode_frame(frames.RST_STREAM, 0, 1, bytes(4)))
+    assert await service.read_frames() == []
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=60))
 @example(b"\x40")

@@ -4,12 +4,15 @@ from pdrouter.extproc.http2 import frames
 from pdrouter.extproc.http2.frames import ConnectionFault, ErrorCode, Setting
 from pdrouter.extproc.http2.grpc_messages import SHRINK_TABLE
 
+_LARGEST_FRAME_BYTES = 2**18
+"""A frame is written whole, whether or not the peer reads: of larger ones too much would wait."""
+
 
 class PeerSettings:
     """The settings of a peer, as far as they matter here.
 
     Attributes:
-        frame_bytes: size of the largest frame that it takes.
+        frame_bytes: size of the largest frame that it gets: it may take larger ones.
         stream_window: bytes that may be under way to it on a new stream.
     """
 
@@ -48,7 +51,7 @@ class PeerSettings:
             elif name == Setting.MAX_FRAME_SIZE:
                 if not frames.DEFAULT_FRAME_BYTES <= number <= frames.MAX_FRAME_BYTES:
                     raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "an impossible frame size")
-                self.frame_bytes = number
+                self.frame_bytes = min(number, _LARGEST_FRAME_BYTES)
             elif name == Setting.HEADER_TABLE_SIZE:
                 # Our blocks do without the table. A smaller one must be acknowledged all the same.
                 if number < self._max_table_bytes and not self._table_shrunk:

@@ -174,6 +174,8 @@ class Stream:
 
     async def refuse_media_type(self) -> None:
         """Tell a client that does not speak gRPC so, as PROTOCOL-HTTP2.md demands."""
+        if self._closed:
+            return
         self._wire.outbox.send(self._wire.encode_headers(self.id, UNSUPPORTED_MEDIA_TYPE_BLOCK, 0))
         try:
             await self._write_parts(UNSUPPORTED_MEDIA_TYPE_TEXT)
