@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
+from itertools import count
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -12,6 +13,8 @@ from pdrouter.openai.json_walk import JsonInvalid, list_spans
 from pdrouter.openai.media import decode_part
 from pdrouter.openai.pieces import Pieces
 
+MOST_PARTS = 20_000
+"""Messages and parts that are looked at one by one where media may be encoded by others."""
 _KINDS: Mapping[str, str] = MappingProxyType(
     {"image_url": "image", "input_audio": "audio", "audio_url": "audio", "video_url": "video"}
 )
@@ -47,7 +50,9 @@ class _NoItem(Exception):
 
 
 def find_items(body: Body, name: str, options: tuple[str, ...]) -> tuple[MediaItem, ...]:
-    """Return all parts of a conversation that are no text; none if one of them is unknown.
+    """Return all parts of a conversation that are no text.
+
+    None if one of them is unknown, or there are more parts than are looked at.
 
     Args:
         body: the request.
@@ -56,12 +61,12 @@ def find_items(body: Body, name: str, options: tuple[str, ...]) -> tuple[MediaIt
     """
     read_with = _frame(*(body.raw(each) or b"" for each in options))
     start, end = body.span(name)
-    view = memoryview(body.data)[:end]
+    view, looked = memoryview(body.data)[:end], count(1)
     try:
         return tuple(
             item
-            for span in list_spans(view, start)
-            for item in _find_in_message(body.data, *span, read_with)
+            for span in _list_parts(view, start, looked)
+            for item in _find_in_message(body.data, *span, read_with, looked)
         )
     except (_NoItem, BodyInvalid, JsonInvalid, RecursionError, msgspec.MsgspecError):
         # What stands so deep that it can be read at times only is in no medium that is sent.
@@ -93,7 +98,21 @@ def replace_parts(body: Body, name: str, replace: Mapping[tuple[int, int], Piece
     return Pieces(tuple(pieces))
 
 
-def _find_in_message(data: bytes, start: int, end: int, read_with: bytes) -> Iterator[MediaItem]:
+def _list_parts(view: memoryview, start: int, looked: Iterator[int]) -> Iterator[tuple[int, int]]:
+    """Yield where the messages, or the parts of one, stand.
+
+    Raises:
+        _NoItem: there are more than are looked at.
+    """
+    for span in list_spans(view, start):
+        if next(looked) > MOST_PARTS:
+            raise _NoItem
+        yield span
+
+
+def _find_in_message(
+    data: bytes, start: int, end: int, read_with: bytes, looked: Iterator[int]
+) -> Iterator[MediaItem]:
     message = data[start:end]
     if decode_part(message).is_media():
         raise _NoItem
@@ -103,7 +122,7 @@ def _find_in_message(data: bytes, start: int, end: int, read_with: bytes) -> Ite
             raise _NoItem
         return
     view = memoryview(data)[: start + last]
-    for where, until in list_spans(view, start + content):
+    for where, until in _list_parts(view, start + content, looked):
         item = _read_part(data[where:until], where, until, read_with)
         if item is not None:
             yield item

@@ -14,11 +14,9 @@ import msgspec
 from pdrouter.openai.body import Body, BodyInvalid, encode
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.json_walk import JsonInvalid, list_spans
-from pdrouter.openai.media_items import replace_parts
+from pdrouter.openai.media_items import MOST_PARTS, replace_parts
 from pdrouter.openai.pieces import Pieces
 
-MOST_PARTS = 20_000
-"""Messages and parts that are looked at where one may have a name."""
 _CONVERSATIONS = ("messages", "input")
 _NAME = "uuid"
 _PREFIX = "client:"

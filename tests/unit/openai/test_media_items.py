@@ -11,7 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pdrouter.openai.body import Body
-from pdrouter.openai.media_items import MediaItem, find_items, name_item, replace_parts
+from pdrouter.openai.media_items import (
+    MOST_PARTS,
+    MediaItem,
+    find_items,
+    name_item,
+    replace_parts,
+)
 from pdrouter.openai.pieces import Pieces
 
 PNG = "data:image/png;base64,iVBORw0KGgo="
@@ -118,6 +124,16 @@ def test_parts_that_are_no_objects_are_an_engine_s_to_refuse() -> None:
     assert len(find(["text", 7, None, IMAGE])) == 1
     body = Body(make_body("/v1/chat/completions", messages=["hi", 7]))
     assert find_items(body, "messages", OPTIONS) == ()
+
+
+@pytest.mark.parametrize("filler", ["a", {}, [], TEXT])
+def test_no_more_parts_are_looked_at_than_conversations_have(filler: object) -> None:
+    """Each takes time, which a client that leaves does not give back."""
+    few, many = (
+        find([IMAGE, *[filler] * size], *[[TEXT]] * size) for size in (1000, MOST_PARTS // 2)
+    )
+    assert len(few) == 1
+    assert many == ()
 
 
 def test_what_is_named_twice_is_not_taken_out() -> None:
