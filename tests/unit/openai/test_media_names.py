@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from pdrouter.openai.body import Body
 from pdrouter.openai.errors import RequestRejected
-from pdrouter.openai.media_names import MOST_PARTS, rename_media
+from pdrouter.openai.media_items import MOST_PARTS
+from pdrouter.openai.media_names import rename_media
 
 IMAGE = {"type": "image_url", "image_url": {"url": "https://media.example/1.png"}}
 
