@@ -69,9 +69,10 @@ def strip_transfer_members(
     """
     replace: dict[str, bytes | Pieces] = {}
     for holder in _NESTED_HOLDERS:
-        stripped = _strip(holder, request.body.raw(holder))
-        if stripped is not None:
-            replace[holder] = stripped
+        if holder in request.body.names:
+            stripped = _strip(holder, request.body.raw(holder))
+            if stripped is not None:
+                replace[holder] = stripped
     if request.sampling is not None:
         stripped = _strip(_SAMPLING_EXTRA, request.sampling.raw(_SAMPLING_EXTRA), kept)
         if stripped is not None:
@@ -120,7 +121,8 @@ def limit_to_prefill(
 def _limits(names: tuple[str, ...], holder: Body) -> dict[str, bytes]:
     # The first name is set always, the others where the client used them: old engines know only
     # the first. vLLM emits the KV parameters once, so several choices are of no use.
-    limits = {name: b"1" for name in names if name == names[0] or name in holder}
-    if "n" in holder:
-        limits["n"] = b"1"
+    limits = dict.fromkeys(names[:1], b"1")
+    for name in (*names[1:], "n"):
+        if name in holder.names:
+            limits[name] = b"1"
     return limits

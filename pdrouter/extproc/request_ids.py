@@ -5,20 +5,18 @@ from random import getrandbits
 
 from pdrouter.openai.headers import CLIENT_REQUEST_ID, REQUEST_ID
 
-# What RFC 9562 fixes in an id that is otherwise random.
-_FIXED_BITS = 0xF << 76 | 0x3 << 62
-_VERSION_4 = 0x4 << 76 | 0x2 << 62
 # OpenAI's limit for X-Client-Request-Id.
 _LONGEST_CLIENT_ID = 512
 
 
 def create_request_id() -> str:
     """Return a new id, in the form of a UUID."""
+    # The 4 and the 8 are what RFC 9562 wants of an id that is otherwise random.
     # Unique, but no secret: asking the kernel for randomness would give up Python's lock, and to
     # get that back takes the longer the busier the process is. A process that is forked off gets
     # a seed of its own.
-    digits = f"{getrandbits(128) & ~_FIXED_BITS | _VERSION_4:032x}"
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+    digits = getrandbits(128).to_bytes(16).hex()
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-8{digits[17:20]}-{digits[20:]}"
 
 
 def read_client_id(headers: Mapping[str, str]) -> str:

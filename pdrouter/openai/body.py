@@ -152,14 +152,14 @@ class Body:
                 run_start = begin if run_start is None else run_start
                 continue
             pieces.append(data[begin if run_start is None else run_start : value_start])
-            pieces += _list_pieces(value)
+            pieces += value.parts if isinstance(value, Pieces) else (value,)
             run_start = None
         if run_start is not None:
             pieces.append(data[run_start:previous_end])
         for name, value in pending.items():
             key = _write_key(name)
             pieces.append(key if kept_any else key[1:])
-            pieces += _list_pieces(value)
+            pieces += value.parts if isinstance(value, Pieces) else (value,)
             kept_any = True
         pieces.append(data[previous_end:])
         return Pieces(tuple(pieces))
@@ -220,10 +220,6 @@ def check_object(data: bytes) -> None:
 def _write_key(name: str) -> bytes:
     # Few names are added, the same to each body.
     return b",%s:" % encode(name)
-
-
-def _list_pieces(value: bytes | Pieces) -> Collection[bytes | memoryview]:
-    return value.parts if isinstance(value, Pieces) else (value,)
 
 
 def _locate_members(data: bytes) -> tuple[int, list[Span]]:

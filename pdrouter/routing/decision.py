@@ -201,7 +201,10 @@ class Decision(msgspec.Struct, frozen=True):
     @property
     def prefill(self) -> Choice | None:
         """The prefill leg, for the policies that weigh it; None where there is none."""
-        return self.find(Leg.PREFILL)
+        for choice in self.side:
+            if choice.leg is Leg.PREFILL:
+                return choice
+        return None
 
     @property
     def taker(self) -> Pod:

@@ -226,10 +226,11 @@ class PodChooser:
         record.decision = decision
         record.aggregated = decision.reason
         self.observer.request_routed(record)
-        if facts.user:
-            self.charges.charge(record.request_id, facts)
+        charges = self.charges if facts.user else None
+        if charges is not None:
+            charges.charge(record.request_id, facts)
         at = self.router.state.failures.clock()
-        return Routed(pods, strategy, facts, decision, at, turn, self.charges)
+        return Routed(pods, strategy, facts, decision, at, turn, charges)
 
     def replace_last(
         self, model: str, routed: Routed, holder: Pod | None, record: RequestRecord

@@ -45,11 +45,14 @@ class LastLegLessons:
         self._clock = clock
         self._sent = clock()
         self._waits = False
-        note_sent(chosen.decision, state)
+        if chosen.decision.reason:
+            note_sent(chosen.decision, state)
 
     def note_status(self, status: int) -> None:
         """Take the status with which the engine has answered."""
-        learn_status(self._chosen.decision, self._record.aggregated, self._state, status)
+        reason = self._record.aggregated
+        if reason:
+            learn_status(self._chosen.decision, reason, self._state, status)
 
     def wait_for_first_token(self) -> bool:
         """Return whether the body of the answer is to be seen, since it would teach something."""

@@ -32,7 +32,7 @@ def may_ask(request: InferenceRequest, limit: int) -> bool:
     size = len(request.body.data)
     return (
         request.endpoint.path == _PATH
-        and ASK not in request.body
+        and ASK not in request.body.names
         and size + _BYTES_PER_TOKEN * size <= limit
     )
 
