@@ -186,7 +186,10 @@ class Phases:
         sent = self._sent
         if sent is not None and sent.second is not None:
             sent = self._follow(sent, attributes)
-        self._compare_pod(attributes)
+        decision, served_by = record.decision, attributes.get("upstream.address")
+        if decision is not None and served_by not in (None, "", decision.last.pod.address):
+            # One that was not chosen: Envoy falls back if it does not know the chosen one.
+            record.served_by = str(served_by)
         if sent is None:
             judgement = judge_answer(status, event.headers, attributes)
         else:
@@ -352,13 +355,6 @@ class Phases:
         if not (waits or (self._watch is not None and self._watch.counts)):
             return skip_answer(self.response_mode)
         return ask_for_answer(self.response_mode)
-
-    def _compare_pod(self, attributes: Mapping[str, Any]) -> None:
-        """Note a pod that was not chosen: Envoy falls back if it does not know the chosen one."""
-        decision = self._record.decision
-        served_by = attributes.get("upstream.address")
-        if decision is not None and served_by not in (None, "", decision.last.pod.address):
-            self._record.served_by = str(served_by)
 
     def _note_response(self, event: ResponseHeaders) -> int:
         text = event.headers.get(":status", "")

@@ -1,12 +1,11 @@
 """The `pd` strategy: one pod for prefill, one for decode, from the same roleset."""
 
 import math
-from collections.abc import Sequence
 
 import msgspec
 from msgspec import structs
 
-from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.pods import Role
 from pdrouter.cluster.view import ModelPods
 from pdrouter.engines.split import Leg
 from pdrouter.routing.aibrix.bucketing import apply_buckets, apply_buckets_whole
@@ -144,20 +143,13 @@ def _rank(
     if len(decodes.pods) < len(pods.partners):
         partners = {pod.pairing for pod in decodes.pods}
         prefills = [pod for pod in prefills if pod.pairing in partners]
-    scored = _score(policies.prefill, prefills, request)
-    if len(scored.pods) < len(prefills):
-        dropped = len(prefills) - len(scored.pods)
+    scores = policies.prefill.score(prefills, request)
+    if math.inf in scores:
+        left = [index for index, score in enumerate(scores) if score < math.inf]
+        dropped = len(prefills) - len(left)
         notes.append(f"{policies.prefill.name}: {dropped} prefill pods are left out")
-    return scored, decodes
-
-
-def _score(policy: PrefillPolicy, pods: Sequence[Pod], request: RankingRequest) -> Ranking:
-    """Return the prefill pods that the policy leaves in, and their scores."""
-    scores = policy.score(pods, request)
-    if math.inf not in scores:
-        return Ranking(pods, scores)
-    left = [index for index, score in enumerate(scores) if score < math.inf]
-    return Ranking([pods[index] for index in left], [scores[index] for index in left])
+        prefills, scores = [prefills[i] for i in left], [scores[i] for i in left]
+    return Ranking(prefills, scores), decodes
 
 
 def _choose_prefill(
@@ -167,7 +159,8 @@ def _choose_prefill(
     pod, ledger = pods[index], request.state.ledger
     tokens = policy.count_tokens(pod.uid, request)
     cached = max(0, request.facts.prompt_tokens - tokens)
-    work = ledger.rates.measure(tokens, ledger.rates.find_shapes(pod.uid), cached)
+    rates = ledger.rates
+    work = rates.measure(tokens, rates.shapes.get(pod.uid, rates.default), cached)
     (seconds,) = ledger.predict_prefills((pod.uid,), (work,))
     parts = policy.explain(pods, request)
     return Choice(

@@ -87,8 +87,10 @@ class TimeToFirstToken:
         shapes = request.state.ledger.rates.default
         # Most of many pods have cached the same part of the prompt.
         cached = list(map(request.matches.get, uids))
-        work = {blocks: weight * _measure(blocks or 0, shapes, request) for blocks in set(cached)}
-        return [work[blocks] for blocks in cached]
+        work: dict[int | None, float] = {}
+        for blocks in set(cached):
+            work[blocks] = weight * _measure(blocks or 0, shapes, request)
+        return [*map(work.__getitem__, cached)]
 
     def _measure_by_shapes(
         self, uids: Sequence[str], request: RankingRequest, weight: float

@@ -109,14 +109,11 @@ class EncodeLegs:
         return (request.with_edits(edits) if edits else request), items
 
     def concerns(self, request: InferenceRequest, pods: ModelPods) -> bool:
-        """Return whether a request may have media that others could encode for its pods."""
-        view = self.others.cache.view
-        if not view.encoding:
-            return False
+        """Return whether a request may have media that others, if there are any, could encode."""
         looked = request.endpoint.legs == 2 and not self.rules.each_leg_may
         if looked and _HAVE_MEDIA.isdisjoint(request.misfits):
             return False
-        return view.may_share_encodings(pods)
+        return self.others.cache.view.may_share_encodings(pods)
 
     def _look(
         self, request: InferenceRequest, *, encodes: bool

@@ -101,7 +101,7 @@ class Dispatcher:
                 counted = await self.tokenizers.count(request)
             pods = self.chooser.models.find(request.model)  # Some may have come and gone.
         media: Sequence[MediaItem] = ()
-        if self.encoders.concerns(request, pods):
+        if self.chooser.cache.view.encoding and self.encoders.concerns(request, pods):
             request, media = await self.encoders.take_media(request, pods, record)
             pods = self.chooser.models.find(request.model)
         tokens = counted or self.chooser.count_prompt_tokens(request, media)
