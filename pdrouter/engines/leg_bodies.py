@@ -121,8 +121,8 @@ def limit_to_prefill(
 def _limits(names: tuple[str, ...], holder: Body) -> dict[str, bytes]:
     # The first name is set always, the others where the client used them: old engines know only
     # the first. vLLM emits the KV parameters once, so several choices are of no use.
-    limits = dict.fromkeys(names[:1], b"1")
-    for name in (*names[1:], "n"):
-        if name in holder.names:
+    limits: dict[str, bytes] = {}
+    for name in (*names, "n"):
+        if name in names[:1] or name in holder.names:
             limits[name] = b"1"
     return limits

@@ -5,6 +5,8 @@ from enum import Enum, StrEnum, auto
 from types import MappingProxyType
 from typing import NamedTuple, Protocol, TypeAlias
 
+import msgspec
+
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest
 from pdrouter.openai.usage import AnswerMembers
@@ -80,7 +82,7 @@ class EnginePod(Protocol):
         """Its number among the ranks of its engine, whether or not they share an address."""
 
 
-class Placement(NamedTuple):
+class Placement(msgspec.Struct, frozen=True):
     """Where the legs of one attempt run.
 
     Attributes:

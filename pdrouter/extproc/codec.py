@@ -30,7 +30,6 @@ from pdrouter.extproc.messages import (
     ResponseBody,
     ResponseHeaders,
     ResponseTrailers,
-    StreamedBody,
 )
 from pdrouter.openai.pieces import Pieces
 
@@ -243,12 +242,11 @@ def _begin_option(name: str, size: int, action: bytes) -> bytes:
 
 def _write_body(mutation: BodyMutation) -> tuple[bytes, tuple[bytes | memoryview, ...]]:
     """Returns the tag of a field of a `BodyMutation`, and the field's content."""
-    match mutation:
-        case ReplaceBody(body):
-            return _BODY, body.parts if isinstance(body, Pieces) else (body,)
-        case StreamedBody(body, end_of_stream):
-            streamed = pb.StreamedBodyResponse(body=body, end_of_stream=end_of_stream)
-            return _STREAMED_BODY, (streamed.SerializeToString(),)
+    body = mutation.body
+    if isinstance(mutation, ReplaceBody):
+        return _BODY, body.parts if isinstance(body, Pieces) else (body,)
+    streamed = pb.StreamedBodyResponse(body=mutation.body, end_of_stream=mutation.end_of_stream)
+    return _STREAMED_BODY, (streamed.SerializeToString(),)
 
 
 def _write_rest(reply: PhaseReply) -> bytes:
@@ -290,7 +288,7 @@ def _write_varint(value: int) -> bytes:
     if value < 0x80:
         return _VARINTS[value]
     if value < 0x4000:
-        return bytes((value & 0x7F | 0x80, value >> 7))
+        return (value >> 7 << 8 | value & 0x7F | 0x80).to_bytes(2, "little")
     return bytes((value & 0x7F | 0x80,)) + _write_varint(value >> 7)
 
 

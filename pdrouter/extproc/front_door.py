@@ -12,8 +12,6 @@ from pdrouter.openai.stored_responses import parse_stored_path
 from pdrouter.openai.unserved_paths import explain_unserved
 from pdrouter.serving.dispatched import RequestHead
 
-_LENGTH_DIGITS = 20
-
 
 def require_method(method: str, *allowed: str) -> None:
     """Check the method of a request.
@@ -43,7 +41,8 @@ def admit(
     method, endpoint = headers.get(":method", ""), ENDPOINTS.get(path)
     if endpoint is not None and method == "POST":
         _check_framing(event)
-        if event.end_of_stream or _read_length(headers) == 0:
+        length = headers.get("content-length", "")
+        if event.end_of_stream or (length and not length.strip("0")):
             raise no_body()
         return RequestHead(endpoint, query, changes.apply(headers))
     if method == "CONNECT":  # It has no path.
@@ -89,13 +88,6 @@ def _unknown_path(path: str) -> RequestRejected:
 def _refuse_method(method: str, allowed: str) -> RequestRejected:
     message = f"method {method[:20]} is not allowed here, only {allowed}"
     return RequestRejected(405, "method_not_allowed", message, headers=(("allow", allowed),))
-
-
-def _read_length(headers: Mapping[str, str]) -> int | None:
-    text = headers.get("content-length", "")
-    return (
-        int(text) if text.isascii() and text.isdecimal() and len(text) <= _LENGTH_DIGITS else None
-    )
 
 
 def _asks_for_upgrade(headers: Mapping[str, str]) -> bool:

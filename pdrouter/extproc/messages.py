@@ -170,11 +170,14 @@ Event: TypeAlias = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ReplaceBody:
+class ReplaceBody(msgspec.Struct, frozen=True):
     """This body instead of the whole message that is answered."""
 
-    body: bytes | Pieces = field(repr=False)
+    body: bytes | Pieces
+
+    def __repr__(self) -> str:
+        # Without what the client has said.
+        return f"{type(self).__name__}({len(self.body)} bytes)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,8 +191,7 @@ class StreamedBody:
 BodyMutation: TypeAlias = ReplaceBody | StreamedBody
 
 
-@dataclass(frozen=True, slots=True)
-class ModeOverride:
+class ModeOverride(msgspec.Struct, frozen=True):
     """What Envoy sends in the rest of this request: all of it, in place of what is configured.
 
     Envoy obeys in reply to headers only, and only if its filter has `allow_mode_override`.

@@ -80,7 +80,9 @@ class CacheMirrors:
             Blocks that are gone with those that it was known to have and has not had. Some of what
             is gone may be among those of the next time.
         """
-        mirror = self._mirrors.setdefault(uid, _Mirror())
+        mirror = self._mirrors.get(uid)
+        if mirror is None:
+            mirror = self._mirrors[uid] = _Mirror()
         if found < len(recalled):
             mirror.horizon = max(mirror.horizon, recalled[found])
         mirror.turn += 1

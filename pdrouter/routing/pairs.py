@@ -6,6 +6,8 @@ from itertools import product
 from random import Random
 from typing import NamedTuple
 
+import msgspec
+
 from pdrouter.cluster.places import measure_distance
 from pdrouter.cluster.pods import PairingKey
 from pdrouter.cluster.view import ModelPods
@@ -20,7 +22,7 @@ _MOST_COMPARED = 512
 """Pairs of places that are compared for a request: of more, some are drawn."""
 
 
-class PickedPair(NamedTuple):
+class PickedPair(msgspec.Struct, frozen=True):
     """A pair of pods.
 
     Attributes:
@@ -64,8 +66,9 @@ def pick_pair(
         if key in best_decodes
     ]
     sums = [
-        prefills.scores[prefill] / highest_prefill + decodes.scores[decode] / highest_decode
-        for prefill, decode, _ in pairs
+        prefills.scores[pair.prefill] / highest_prefill
+        + decodes.scores[pair.decode] / highest_decode
+        for pair in pairs
     ]
     return pairs[pick_lowest(sums, random)]
 

@@ -1,7 +1,9 @@
 """What prefill engines say of their caches, and what the index of prefixes learns from it."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
+
+import msgspec
 
 from pdrouter.load.cached_prefixes import CachedPrefixes
 from pdrouter.load.proofs import Proofs
@@ -10,7 +12,7 @@ from pdrouter.serving.leg_outcome import LegAnswer
 from pdrouter.serving.record import RequestRecord
 
 
-class CacheGuess(NamedTuple):
+class CacheGuess(msgspec.Struct, frozen=True):
     """What was thought of a pod's cache when a prompt was sent there.
 
     Attributes:
@@ -72,7 +74,7 @@ class CacheReports:
             path: the path of the request.
             record: learns what was wrong.
         """
-        prefix, recalled, new = guess
+        prefix, new = guess.prefix, guess.new
         uid, usage = answer.pod.uid, answer.usage
         if usage is None or not prefix.hashes:
             return
@@ -82,7 +84,7 @@ class CacheReports:
         elif not self._proofs.has_told(uid, path):
             return
         least, most = prefix.count_cached(cached or 0, tokens)
-        record.prefixes_gone = self._prefixes.confirm(prefix.hashes, uid, recalled, most)
+        record.prefixes_gone = self._prefixes.confirm(prefix.hashes, uid, guess.recalled, most)
         if new:
             record.prefixes_found = len(set(prefix.hashes[:least]).intersection(new))
         if record.prefixes_gone or record.prefixes_found:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import nullcontext
-from itertools import chain, count
+from itertools import count
 from typing import TypeAlias
 
 from msgspec import structs
@@ -204,4 +204,6 @@ def _describe(
 
 
 def _number_ids(request_id: str) -> Iterator[str]:
-    return chain((request_id,), map((request_id + "-%d").__mod__, count(2)))
+    yield request_id
+    for number in count(2):
+        yield f"{request_id}-{number}"

@@ -6,6 +6,7 @@ import json
 
 import pytest
 from factories import PLACEMENT, make_pod, make_request
+from msgspec import structs
 
 from pdrouter.engines.registry import SplitRules, Splits
 from pdrouter.engines.split import HandoffInvalid, Leg, Order
@@ -17,7 +18,7 @@ CHAT = "/v1/chat/completions"
 NUMBER = number_request(PLACEMENT.request_id, 7)
 SPLIT = GenerationFirst(b"k", 7)
 POD = make_pod()
-KNOWN = PLACEMENT._replace(peer={"ctx_info_endpoint": b'"10.0.0.1:9"'})
+KNOWN = structs.replace(PLACEMENT, peer={"ctx_info_endpoint": b'"10.0.0.1:9"'})
 
 
 def test_both_legs_have_the_id_and_the_clients_bytes() -> None:
@@ -59,7 +60,7 @@ def test_the_generation_engine_is_told_all_that_the_context_engine_says_of_itsel
         b' "draft_tokens": null, "disagg_request_id": 7, "request_type": "context_only"}}'
     )
     facts = SPLIT.read_peer(POD, said)
-    placement = PLACEMENT._replace(peer=facts)
+    placement = structs.replace(PLACEMENT, peer=facts)
     body = json.loads(bytes(SPLIT.last_body(make_request(CHAT), placement, ())))
     assert body["disaggregated_params"] == {
         "request_type": "generation_only",

@@ -7,6 +7,7 @@ import pytest
 from factories import PLACEMENT, make_answers, make_kv_params, make_pod, make_request
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from pdrouter.engines.registry import SplitRules, Splits
 from pdrouter.engines.split import Leg
@@ -127,5 +128,5 @@ def test_a_leg_beside_another_is_not_asked_for_what_nobody_reads() -> None:
     split = Splits(rules=SplitRules(token_ids_limit=LIMIT)).find("vllm", "nixl-push")
     request = make_request(CHAT, CLIENT)
     for peer, asked in ((None, True), ({"remote_engine_id": b'"e"'}, False)):
-        body = bytes(split.side_body(Leg.PREFILL, request, PLACEMENT._replace(peer=peer)))
+        body = bytes(split.side_body(Leg.PREFILL, request, structs.replace(PLACEMENT, peer=peer)))
         assert ("return_token_ids" in json.loads(body)) is asked

@@ -14,6 +14,7 @@ from factories import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from pdrouter.cluster.pods import Pod, Rank, Role
 from pdrouter.cluster.ranks import Ranks
@@ -255,7 +256,7 @@ def test_decode_waits_for_the_engine_that_has_answered() -> None:
 @pytest.mark.parametrize("params", [make_push_params(), make_kv_params()])
 def test_one_leg_after_the_other_is_the_wire_of_either_mode(params: dict[str, Any]) -> None:
     request, answers = make_request(CHAT, CLIENT), make_answers(answer_with(params), POD)
-    placement = place(PUSH)._replace(peer=None)
+    placement = structs.replace(place(PUSH), peer=None)
     assert bytes(PUSH.last_body(request, placement, answers)) == bytes(
         NixlPull().last_body(request, placement, answers)
     )
@@ -298,7 +299,7 @@ def test_both_legs_go_by_the_same_rank_and_all_ranks_get_their_share() -> None:
     peer = {str(number): b'"engine-%d"' % number for number in range(4)}
     request, counts = make_request(CHAT), dict.fromkeys(peer, 0)
     for number in range(400):
-        placement = place(MOONCAKE, request_id=f"id-{number}")._replace(peer=peer)
+        placement = structs.replace(place(MOONCAKE, request_id=f"id-{number}"), peer=peer)
         (rank,) = MOONCAKE.side_headers(placement).values()
         params = json.loads(bytes(MOONCAKE.last_body(request, placement, ())))
         assert params["kv_transfer_params"]["remote_engine_id"] == f"engine-{rank}"
@@ -311,7 +312,7 @@ def test_a_pod_that_is_one_rank_of_several_has_that_ranks_id() -> None:
     said = b'{"0": {"engine_id": "a"}, "1": {"engine_id": "b"}}'
     first = replace(POD, rank=Rank(1, 2))
     peer = MOONCAKE.read_peer(first, said)
-    placement = place(MOONCAKE, first)._replace(peer=peer)
+    placement = structs.replace(place(MOONCAKE, first), peer=peer)
     assert MOONCAKE.side_headers(placement) == {"x-data-parallel-rank": "1"}
     params = json.loads(bytes(MOONCAKE.last_body(make_request(CHAT), placement, ())))
     assert params["kv_transfer_params"]["remote_engine_id"] == "b"
@@ -322,7 +323,7 @@ def test_a_pod_that_is_one_rank_of_several_has_that_ranks_id() -> None:
 @pytest.mark.parametrize("peer", [None, {}])
 def test_no_leg_is_written_for_an_engine_that_nobody_knows(peer: Any) -> None:
     with pytest.raises(HandoffInvalid):
-        MOONCAKE.last_body(make_request(CHAT), place(MOONCAKE)._replace(peer=peer), ())
+        MOONCAKE.last_body(make_request(CHAT), structs.replace(place(MOONCAKE), peer=peer), ())
 
 
 # --- P2P: sources and ports ---
