@@ -55,13 +55,14 @@ class HeldLines:
         self._timer = asyncio.get_running_loop().call_later(seconds, self._write_due)
 
     def _write_due(self) -> None:
-        self._timer = None
         now = time.monotonic()
         for request_id, (due, record) in list(islice(self._held.items(), _AT_ONCE)):
             if due > now:
                 break
             del self._held[request_id]
             self._write(record)
+        # Only now: what is written may have others counted, of which some are held.
+        self._timer = None
         if self._held:
             due, _ = next(iter(self._held.values()))
             self._set_timer(max(0.0, due - now))

@@ -1,5 +1,6 @@
 """Counts requests, many at once."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -9,6 +10,8 @@ from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.refusals import DEADLINE_MISSED
 from pdrouter.telemetry.aibrix_metrics import AibrixMetrics
 from pdrouter.telemetry.metrics import Metrics
+
+log = logging.getLogger(__name__)
 
 _AGGREGATED, _DISAGGREGATED = DecisionKind.AGGREGATED, DecisionKind.DISAGGREGATED
 
@@ -50,11 +53,17 @@ class RequestCounts:
         for model, records in by_model.items():
             self._count_ends(model, records)
             self._count_times(model, records)
+            for record in records:
+                self._count_details(record)
 
-    def count_details(self, record: RequestRecord) -> None:
-        """Count what is found out of each request that has ended by itself."""
-        self._aibrix.request_finished(record)
-        self._count_rare(record)
+    def _count_details(self, record: RequestRecord) -> None:
+        """Count what is looked at request by request."""
+        try:
+            self._aibrix.request_finished(record)
+            self._count_rare(record)
+        except Exception:
+            # It may cost neither the others, nor the request whose end has begun this.
+            log.exception("a request cannot be counted", extra=record.log_fields)
 
     def _count_ends(self, model: str, ended: Sequence[RequestRecord]) -> None:
         self._metrics.requests.ended.count_all(

@@ -43,7 +43,12 @@ class RequestLines:
         if record.local_reply == _PREFLIGHT:
             level = logging.DEBUG
         if log.isEnabledFor(level):
-            fields = describe_request(record)
+            try:
+                fields = describe_request(record)
+            except Exception:
+                # It may cost neither the others, nor the request whose end has begun this.
+                log.exception("a request cannot be described", extra=record.log_fields)
+                return
             if log.isEnabledFor(logging.DEBUG):
                 fields["steps_ms"] = record.steps.describe()
             ended = time.time() - record.elapsed_s + record.total_s

@@ -147,13 +147,8 @@ class RequestTelemetry:
         self._counts.count_routed(routed)
         self._counts.count_ended(ended)
         for record in ended:
-            try:
-                self._counts.count_details(record)
-                if not (self._expects_answer(record) and self._held.hold(record)):
-                    self._lines.tell_request(record)
-            except Exception:
-                # It may cost neither the others, nor the request whose end has begun this.
-                log.exception("a request cannot be told of", extra=record.log_fields)
+            if not (self._expects_answer(record) and self._held.hold(record)):
+                self._lines.tell_request(record)
         self._lines.write()
 
     def request_started(self, record: RequestRecord) -> None:

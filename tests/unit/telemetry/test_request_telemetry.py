@@ -32,6 +32,7 @@ from pdrouter.serving.record import Outcome, RequestRecord, Retry, describe_deci
 from pdrouter.serving.release import ReleaseOutcome
 from pdrouter.settings.choices import FIRST_TOKEN
 from pdrouter.telemetry.descriptions import describe_request
+from pdrouter.telemetry.held_lines import HeldLines
 from pdrouter.telemetry.logs import (
     MAX_WAITING_LINES,
     JsonFormatter,
@@ -494,6 +495,36 @@ async def test_no_more_lines_wait_than_there_is_room_for(
     assert len(read_lines(caplog)) == 3
 
 
+async def test_one_timer_lets_go_of_lines_however_many_are_held_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each further one would have set another, for as long as there is one to hold."""
+    monkeypatch.setattr("pdrouter.telemetry.held_lines.HOLD_S", 0.0)
+    written, timers = list[RequestRecord](), list[float]()
+
+    def write(record: RequestRecord) -> None:
+        written.append(record)
+        if len(written) < 200:
+            assert held.hold(make_record(request_id=f"later-{len(written)}"))
+
+    held = HeldLines(write)
+    set_timer = held._set_timer
+
+    def count_timer(seconds: float) -> None:
+        timers.append(seconds)
+        set_timer(seconds)
+
+    monkeypatch.setattr(held, "_set_timer", count_timer)
+    for number in range(5):
+        held.hold(make_record(request_id=f"r-{number}"))
+    async with asyncio.timeout(60):
+        while len(written) < 204:
+            before = len(timers)
+            await asyncio.sleep(0)
+            assert len(timers) - before <= 1
+    held.close()
+
+
 @pytest.mark.parametrize("here", [True, False], ids=["same-router", "another"])
 def test_what_is_told_after_a_requests_line_has_a_line_of_its_own(
     caplog: pytest.LogCaptureFixture, *, here: bool
@@ -658,20 +689,29 @@ def test_a_line_has_the_time_at_which_its_request_has_ended(
     assert times == pytest.approx([now - 3.0, now - 1.5], abs=0.5)
 
 
+@pytest.mark.parametrize("fails", ["counting", "describing"])
 def test_a_request_that_cannot_be_told_of_costs_no_other(
-    caplog: pytest.LogCaptureFixture,
+    fails: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def fail(record: RequestRecord) -> dict[str, Any]:
+        if record.request_id == "bad":
+            raise ValueError("a bug")
+        return {"request_id": record.request_id}
+
     caplog.set_level(logging.INFO, "pdrouter.request")
     telemetry = create_telemetry()
+    if fails == "counting":
+        monkeypatch.setattr(telemetry.metrics.users, "count_request", fail)
+    else:
+        monkeypatch.setattr("pdrouter.telemetry.request_lines.describe_request", fail)
     for name in ("before", "bad", "after"):
-        record = make_record(request_id=name, outcome=Outcome.OK, model="m")
-        if name == "bad":
-            record.path = None  # type: ignore[assignment]
+        record = make_record(request_id=name, outcome=Outcome.OK, model="m", user="u")
         telemetry.request_finished(record)
     telemetry.flush()
     failed, told = caplog.records
     assert (failed.levelno, vars(failed)["fields"]) == (logging.ERROR, {"request_id": "bad"})
-    assert [fields["request_id"] for fields in vars(told)["lines"]] == ["before", "after"]
+    expected = ["before", "bad", "after"] if fails == "counting" else ["before", "after"]
+    assert [fields["request_id"] for fields in vars(told)["lines"]] == expected
     assert value(telemetry, "pdrouter_request_seconds_count", model="m") == 3
 
 
