@@ -398,8 +398,11 @@ def test_without_the_package_the_start_names_it(
 
 def test_without_the_variables_nothing_of_it_is_loaded() -> None:
     script = (
-        "import sys; from pdrouter.app import Application; from pdrouter.settings import Settings;"
-        "Application(Settings.load({'PDROUTER_ENDPOINTS': 'none'}, {}));"
+        "import asyncio, sys\n"
+        "from pdrouter.app import Application\n"
+        "from pdrouter.settings import Settings\n"
+        "async def build(): Application(Settings.load({'PDROUTER_ENDPOINTS': 'none'}, {}))\n"
+        "asyncio.run(build())\n"
         "sys.exit(any(name.startswith('opentelemetry') for name in sys.modules))"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
