@@ -16,7 +16,7 @@ MANY_PARTS = "many-parts"
 """Why a request is served whole with more parts than are looked at."""
 MAX_PARTS = 2000
 """Messages and parts that are looked at, each of which costs time on the event loop."""
-_SPARSE_BYTES = 4096
+_SPARSE_BYTES = 16 * 1024
 """With so much text to each object, to look at all objects costs less than to search the texts."""
 _MEDIA_TYPES = frozenset(
     {
@@ -40,11 +40,12 @@ _MEDIA_TYPES = frozenset(
         "document",
     }
 )
-_SIGN = re.compile(
-    rb'"(?:image|input_|audio|video|file"|document"|computer_screenshot"|container_upload")'
-)
-_ESCAPED_LETTER = re.compile(rb"\\u00[5-7]")
-"""Without one of these there is neither such a type nor such a key."""
+_WORDS = rb'image|input_|audio|video|file"|document"|computer_screenshot"|container_upload"'
+_ESCAPED = rb"\\u00[5-7]|[acdfiv][_a-z]*+\\u00[5-7]"
+_SIGN = re.compile(rb'"(?:%b)' % _WORDS)
+_SIGN_WITH_ESCAPES = re.compile(rb'"(?:%b|%b)' % (_WORDS, _ESCAPED))
+"""Without one of these there is neither such a type nor such a key: the one if the text has no
+backslash, the other, with which letters of the words may be escaped, in any case."""
 _ABSENT = msgspec.Raw(b"")
 _NULL = msgspec.Raw(b"null")
 _HOLDERS = b"[{"
@@ -140,11 +141,9 @@ def _is_sparse(data: bytes, start: int, end: int) -> bool:
 
 
 def _has_sign(data: bytes, start: int, end: int) -> bool:
-    if _SIGN.search(data, start, end) is not None:
-        return True
     # A single byte is found at once, or is not there.
-    escape = data.find(b"\\", start, end)
-    return escape >= 0 and _ESCAPED_LETTER.search(data, escape, end) is not None
+    escapes = data.find(b"\\", start, end) >= 0
+    return (_SIGN_WITH_ESCAPES if escapes else _SIGN).search(data, start, end) is not None
 
 
 class _TooMany(Exception):

@@ -636,7 +636,7 @@ def test_prompts_with_images_sound_or_files_are_split_only_if_that_is_wanted(
 )
 @pytest.mark.parametrize(
     "beside",
-    [[{"content": "x" * 40_000}], [{}] * (MAX_PARTS - 50)],
+    [[{"content": "x" * 200_000}], [{}] * (MAX_PARTS - 50)],
     ids=["much-text", "many-objects"],
 )
 def test_media_are_found_among_much_else(
