@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from random import random
 from typing import Annotated, Protocol
 
@@ -128,8 +127,7 @@ class RoutedRequest(msgspec.Struct, frozen=True, omit_defaults=True):
 _REQUESTS = msgspec.json.Decoder(RoutedRequest)
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerReport:
+class AnswerReport(msgspec.Struct, frozen=True):
     """What was seen of one answer.
 
     Attributes:

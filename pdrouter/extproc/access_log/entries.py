@@ -170,11 +170,15 @@ def read_entry(text: str, *, counts: bool = True) -> AnswerReport | None:
         first,
         stream,
         counted=usage is not None,
-        flags=tuple(_FLAGS[flag] for flag in entry.flags.split(",") if flag in _FLAGS),
+        flags=() if entry.flags == _NOTHING else _read_flags(entry.flags),
         misrouted=bool(request.endpoint and served_by)
         and entry.pod == _NOTHING
         and served_by not in (request.endpoint, request.second),
     )
+
+
+def _read_flags(text: str) -> tuple[str, ...]:
+    return tuple(_FLAGS[flag] for flag in text.split(",") if flag in _FLAGS)
 
 
 def _read_usage(text: str | None) -> Usage | None:
