@@ -92,7 +92,8 @@ class CacheMirrors:
             turns.pop(block, None)
             turns[block] = turn
         self._count += len(turns) - before
-        gone = self._drop_gone(mirror)
+        # A dictionary looks through the places of all that has been taken from its front.
+        gone = [] if mirror.cleared == mirror.horizon else self._drop_gone(mirror)
         if self._count > self._most:
             self._make_room()
         return gone
@@ -114,9 +115,6 @@ class CacheMirrors:
 
     def _drop_gone(self, mirror: _Mirror) -> list[int]:
         gone: list[int] = []
-        # A dictionary looks through the places of all that has been taken from its front.
-        if mirror.cleared == mirror.horizon:
-            return gone
         for block, turn in mirror.turns.items():
             if turn >= mirror.horizon:
                 mirror.cleared = mirror.horizon

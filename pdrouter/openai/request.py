@@ -88,6 +88,7 @@ class InferenceRequest(msgspec.Struct, frozen=True):
         max_output_tokens: limit of the answer's length; None if the client sets none.
         misfits: why the request does not fit two legs; nothing where it does. A wire may say that
             some of these reasons are none on it.
+        listed_tokens: how many ids of tokens the prompt is a list of; None if it is something else.
         form: the client's body, if it is a multipart form.
         engine_model: name of the model to the engines, where it is another one.
         ec_locator: where a trusted router in front has had the media encoded, as it stands in the
@@ -107,6 +108,7 @@ class InferenceRequest(msgspec.Struct, frozen=True):
     stream: bool
     max_output_tokens: int | None
     misfits: tuple[str, ...]
+    listed_tokens: int | None = None
     form: Form | None = None
     engine_model: str | None = None
     ec_locator: bytes | None = None
@@ -192,7 +194,7 @@ def parse_request(
     if sampling is not None:
         _check_duplicates(sampling, transfer_members)
     model = _read_model(body)
-    prompt_name = _find_prompt(endpoint, body)
+    prompt_name, listed_tokens = _find_prompt(endpoint, body)
     options = body if endpoint.sampling is None else sampling or _NO_MEMBERS
     stream = as_boolean(read_scalar(body, "stream", default=False))
     if endpoint.legs == 2:
@@ -211,16 +213,9 @@ def parse_request(
         bool(stream),
         _find_limit(endpoint, options),
         misfits,
+        listed_tokens,
         prompt=(body.view(prompt_name) if prompt_name else None) or _NO_PROMPT,
     )
-
-
-def count_token_ids(prompt: memoryview) -> int | None:
-    """Return the length of a prompt that is a list of token ids; None if it is something else."""
-    first = _FIRST_ITEM.match(prompt)
-    if first is None or not first[1].isdigit():
-        return None
-    return bytes(prompt).count(b",") + 1
 
 
 def _read_form(endpoint: Endpoint, query: str, data: bytes, content_type: str) -> InferenceRequest:
@@ -294,10 +289,13 @@ def _find_limit(endpoint: Endpoint, options: Body) -> int | None:
     return least
 
 
-def _find_prompt(endpoint: Endpoint, body: Body) -> str:
-    """Return the name of the prompt's member; nothing where none is needed."""
+def _find_prompt(endpoint: Endpoint, body: Body) -> tuple[str, int | None]:
+    """Return the name of the prompt's member, and how many ids of tokens it lists, if it does.
+
+    The name is empty where none is needed.
+    """
     if not endpoint.prompts:
-        return ""
+        return "", None
     for name in endpoint.prompts:
         start, end = body.span(name)
         if start < end and not body.data.startswith(b"null", start):
@@ -308,11 +306,13 @@ def _find_prompt(endpoint: Endpoint, body: Body) -> str:
     if first is not None:
         if first[1] == b"]":
             raise _invalid(name, f"{name!r} must not be empty")
+        if first[1].isdigit():
+            return name, body.data.count(b",", start, end) + 1
     elif name in _LISTS:
         raise _invalid(name, f"{name!r} must be a list")
     elif not body.data.startswith(b'"', start):
         raise _invalid(name, f"{name!r} must be a string or a list")
-    return name
+    return name, None
 
 
 def _find_media(body: Body, prompt_name: str) -> str | None:

@@ -26,7 +26,7 @@ from pdrouter.openai.kind import describe_kind
 from pdrouter.openai.media_items import MediaItem
 from pdrouter.openai.models import unsupported_model
 from pdrouter.openai.prompt_prefix import NO_PREFIX, hash_prompt
-from pdrouter.openai.request import InferenceRequest, count_token_ids
+from pdrouter.openai.request import InferenceRequest
 from pdrouter.routing.admission import DeadlineMissed, QueueTooLong
 from pdrouter.routing.deadlines import Deadline, assume_deadline, number_deadline
 from pdrouter.routing.decision import Decision, NoReadyPod, RoutingFacts, Strategy
@@ -311,12 +311,10 @@ class PodChooser:
 
     def count_prompt_tokens(self, request: InferenceRequest, media: Sequence[MediaItem]) -> int:
         """Return the length of a prompt in tokens, as estimated."""
-        prompt = request.prompt or memoryview(request.body.data)
-        tokens = count_token_ids(prompt)
-        if tokens is not None:
-            return tokens
+        if request.listed_tokens is not None:
+            return request.listed_tokens
         self.router.state.catch_up()
-        size = len(prompt)
+        size = len(request.prompt or request.body.data)
         if media:
             size -= sum(item.end - item.start for item in media)
         return self.ratios.estimate(request.model, size, len(media))

@@ -9,7 +9,7 @@ from pdrouter.engine_http.failures import FailureKind
 from pdrouter.engines.split import Leg
 from pdrouter.load.prompt_length import TokenRatios
 from pdrouter.openai.kind import describe_kind
-from pdrouter.openai.request import InferenceRequest, count_token_ids
+from pdrouter.openai.request import InferenceRequest
 from pdrouter.serving.cache_reports import CacheReports
 from pdrouter.serving.leg_outcome import Attempt, LegAnswer
 from pdrouter.serving.pod_outcomes import PodOutcomes
@@ -74,9 +74,8 @@ class LegLessons:
         if usage is not None:
             record.prompt_tokens, record.cached_tokens = usage.prompt_tokens, usage.cached_tokens
             # What stands for media says nothing of texts.
-            prompt = request.prompt
-            if not request.edits and count_token_ids(prompt) is None:
-                self.ratios.observe(request.model, len(prompt), usage.prompt_tokens)
+            if not request.edits and request.listed_tokens is None:
+                self.ratios.observe(request.model, len(request.prompt), usage.prompt_tokens)
 
     def note_failure(
         self,

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from pdrouter.openai.prompt_text import extract_text
-from pdrouter.openai.request import InferenceRequest, count_token_ids
+from pdrouter.openai.request import InferenceRequest
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -98,8 +98,7 @@ class PromptTokenizers:
     def _find(self, request: InferenceRequest) -> "Tokenizer | None":
         """Return what counts a prompt; one that is a list of token ids needs no tokenizer."""
         tokenizer = self._tokenizers.get(request.model) or self._tokenizers.get(ANY_MODEL)
-        known = tokenizer is None or count_token_ids(request.prompt) is not None
-        return None if known else tokenizer
+        return tokenizer if request.listed_tokens is None else None
 
     def _start(self, count: Callable[[], int | None]) -> Future[int | None]:
         """Begin to count in a thread. Its slot is free once the thread is, whoever waits."""

@@ -21,7 +21,6 @@ from pdrouter.engine_http.progress import PostProgress
 from pdrouter.extproc.exchange import Exchange
 from pdrouter.extproc.messages import PhaseReply, Reply
 from pdrouter.openai.prompt_prefix import hash_prompt
-from pdrouter.openai.request import count_token_ids
 from pdrouter.routing.deadlines import DeadlineRules
 from pdrouter.routing.decision import Decision, RoutingFacts, Strategy
 from pdrouter.serving.held_bodies import HeldBodies
@@ -54,7 +53,7 @@ class DirectReplica(RouterReplica):
             self._pods.model, facts.prefix.hashes, facts.prompt_tokens, facts.output_tokens
         )
         request = make_request(PATH, body)
-        tokens = count_token_ids(request.prompt)
+        tokens = request.listed_tokens
         assert tokens == facts.prompt_tokens
         return super().route(
             RoutingFacts(

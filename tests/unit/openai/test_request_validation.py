@@ -15,7 +15,7 @@ from pdrouter.engines.leg_bodies import TRANSFER_MEMBERS
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.media import MAX_PARTS
 from pdrouter.openai.paths import ENDPOINTS, Forms, split_path
-from pdrouter.openai.request import InferenceRequest, count_token_ids, parse_request
+from pdrouter.openai.request import InferenceRequest, parse_request
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -94,6 +94,7 @@ def test_the_least_body_of_each_path_gets_two_legs(path: str) -> None:
         prompt_name=ENDPOINTS[path].prompts[0],
         max_output_tokens=7 if path == MESSAGES else None,
         misfits=(),
+        listed_tokens=3 if path == GENERATE else None,
     )
     assert request.body.data == data
 
@@ -145,7 +146,8 @@ def test_the_limit_of_the_answer_is_known(
     [(b"[1,2, 3]", 3), (b"[ 1 ]", 1), (b'"1,2"', None), (b'["1"]', None), (b"[[1,2]]", None)],
 )
 def test_token_ids_are_counted(prompt: bytes, tokens: int | None) -> None:
-    assert count_token_ids(memoryview(prompt)) == tokens
+    body = b'{"model":"m","prompt":%b,"max_tokens":5}' % prompt
+    assert make_request(COMPLETIONS, body).listed_tokens == tokens
 
 
 def test_a_renamed_model_is_all_that_changes_in_the_body() -> None:
