@@ -4,7 +4,7 @@ import json
 
 from benchmarks.transports.installation import MODEL
 from pdrouter.extproc import ext_proc_pb2 as pb
-from pdrouter.extproc.http2.grpc_messages import encode_message
+from pdrouter.extproc.http2.grpc_messages import encode_prefix
 
 _REQUEST_HEADERS = {
     ":method": "POST",
@@ -46,6 +46,5 @@ def encode_stream(body: bytes, chunks: int) -> bytes:
         answer,
         *[chunk] * chunks,
     ]
-    return b"".join(
-        part for message in messages for part in encode_message(message.SerializeToString())
-    )
+    written = [message.SerializeToString() for message in messages]
+    return b"".join(part for message in written for part in (encode_prefix(message), message))

@@ -64,7 +64,9 @@ def setting(name: int, value: int) -> bytes:
 async def read_goaway(service: Service) -> ErrorCode | None:
     """Return the code with which the server has ended the connection; None if it has not."""
     written = await service.read_frames()
-    codes = [ErrorCode(int.from_bytes(frame[3][4:8])) for frame in written if frame[0] == GOAWAY]
+    codes = [
+        ErrorCode(int.from_bytes(frame.payload[4:8])) for frame in written if frame.kind == GOAWAY
+    ]
     assert len(codes) <= 1
     assert service.pipe.closed == bool(codes)
     return codes[0] if codes else None
@@ -72,8 +74,8 @@ async def read_goaway(service: Service) -> ErrorCode | None:
 
 async def read_reset(service: Service) -> tuple[int, ErrorCode]:
     """Return the stream that the server has reset, and the code."""
-    (reset,) = (frame for frame in await service.read_frames() if frame[0] == RST_STREAM)
-    return reset[2], ErrorCode(int.from_bytes(reset[3]))
+    (reset,) = (frame for frame in await service.read_frames() if frame.kind == RST_STREAM)
+    return reset.stream, ErrorCode(int.from_bytes(reset.payload))
 
 
 CONNECTION_FAULTS = {
@@ -220,7 +222,7 @@ async def test_a_fault_of_a_stream_ends_only_that_stream(sent: bytes, code: Erro
     service.feed(START + sent)
     assert await read_reset(service) == (1, code)
     service.feed(begin(3, flags=END_STREAM))
-    assert any(frame[2] == 3 for frame in await service.read_frames())
+    assert any(frame.stream == 3 for frame in await service.read_frames())
 
 
 async def test_what_was_sent_before_a_stream_was_known_to_be_over_is_passed_over() -> None:
@@ -231,7 +233,7 @@ async def test_what_was_sent_before_a_stream_was_known_to_be_over_is_passed_over
     service.feed(START + begin())
     assert await read_reset(service) == (1, ErrorCode.NO_ERROR)
     service.feed(encode_frame(DATA, 0, 1, b"x") + begin(1, flags=END_STREAM))
-    assert not [frame for frame in await service.read_frames() if frame[0] == RST_STREAM]
+    assert not [frame for frame in await service.read_frames() if frame.kind == RST_STREAM]
     # It has ended there as well: nothing may follow.
     service.feed(encode_frame(DATA, 0, 1, b"x"))
     assert await read_reset(service) == (1, ErrorCode.STREAM_CLOSED)
@@ -346,7 +348,7 @@ async def test_answers_do_not_pile_up_for_a_client_that_reads_nothing() -> None:
     service.feed(encode_frame(PING, 0, 0, bytes(8)) * 5)
     assert not service.pipe.closed
     service.connection.resume_writing()
-    assert [frame[0] for frame in await service.read_frames()] == [PING] * 5 + [DATA]
+    assert [frame.kind for frame in await service.read_frames()] == [PING] * 5 + [DATA]
     service.connection.pause_writing()
     service.feed(encode_frame(PING, 0, 0, bytes(8)) * 6)
     assert service.pipe.closed
@@ -401,7 +403,7 @@ async def test_a_silent_client_is_probed_and_then_given_up() -> None:
     service = Service.create(Limits(keepalive_s=0.01))
     service.feed(START)
     await wait_until(lambda: service.pipe.closed)
-    assert [frame[0] for frame in await service.read_frames()].count(PING) == 1
+    assert [frame.kind for frame in await service.read_frames()].count(PING) == 1
 
 
 async def test_a_client_that_answers_probes_is_kept() -> None:

@@ -72,7 +72,7 @@ def test_a_message_may_be_split_over_data_frames_at_any_point(
         for start, end in pairwise(places):
             service.feed(encode_frame(DATA, 0, 1, data[start:end]))
         service.feed(encode_frame(DATA, END_STREAM, 1))
-        echoed = [frame[3] for frame in await service.read_frames() if frame[0] == DATA]
+        echoed = [frame.payload for frame in await service.read_frames() if frame.kind == DATA]
         assert b"".join(echoed) == data
 
     run(check())
@@ -103,7 +103,9 @@ def test_header_blocks_may_be_split_at_any_point_and_refer_to_earlier_ones(
             for index, part in enumerate(parts[1:], 2):
                 last = END_HEADERS if index == len(parts) else 0
                 service.feed(encode_frame(CONTINUATION, last, stream, part))
-        ended = [frame[2] for frame in await service.read_frames() if frame[0] == HEADERS_FRAME]
+        ended = [
+            frame.stream for frame in await service.read_frames() if frame.kind == HEADERS_FRAME
+        ]
         assert ended == [2 * number + 1 for number in range(len(calls))]
 
     run(check())
@@ -118,7 +120,9 @@ async def test_the_same_block_means_something_else_after_a_change_of_the_table()
     for number, block in zip((1, 3, 5, 7, 9), (first, rest, rest, other, rest), strict=True):
         service.feed(encode_frame(HEADERS_FRAME, END_HEADERS, number, block))
     await wait_until(lambda: set(service.connection.streams.open) == {3, 5})
-    answers = {frame[2]: frame[3] for frame in await service.read_frames() if frame[0] == 1}
+    answers = {
+        frame.stream: frame.payload for frame in await service.read_frames() if frame.kind == 1
+    }
     assert answers.keys() == {1, 7, 9}
     assert HeaderTuple("grpc-status", "12") in list(Decoder().decode(answers[9]))
 
@@ -367,18 +371,18 @@ async def test_what_is_in_flight_ends_before_the_connection_does() -> None:
     await service.read_frames()
     service.server.drain()
     announced, ping = await service.read_frames()
-    assert (announced[0], int.from_bytes(announced[3][:4])) == (GOAWAY, 2**31 - 1)
+    assert (announced.kind, int.from_bytes(announced.payload[:4])) == (GOAWAY, 2**31 - 1)
     # The second call was on its way when the client heard of the end, the third ignores it.
-    service.feed(opening[1] + encode_frame(PING, ACK, 0, ping[3]) + opening[2])
+    service.feed(opening[1] + encode_frame(PING, ACK, 0, ping.payload) + opening[2])
     (final,) = await service.read_frames()
     assert set(service.connection.streams.open) == {1, 3}
-    assert (final[0], int.from_bytes(final[3][:4])) == (GOAWAY, 3)
+    assert (final.kind, int.from_bytes(final.payload[:4])) == (GOAWAY, 3)
     service.feed(encode_frame(DATA, END_STREAM, 5, frame_message(b"ignored")))
     for number in (3, 1):
         assert not service.pipe.closed
         service.feed(encode_frame(DATA, END_STREAM, number, frame_message(b"served")))
-        answer = [frame for frame in await service.read_frames() if frame[2] == number]
-        assert [frame[0] for frame in answer] == [HEADERS_FRAME, DATA, HEADERS_FRAME]
+        answer = [frame for frame in await service.read_frames() if frame.stream == number]
+        assert [frame.kind for frame in answer] == [HEADERS_FRAME, DATA, HEADERS_FRAME]
     assert service.pipe.closed
 
 

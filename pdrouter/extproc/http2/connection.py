@@ -2,12 +2,10 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from struct import Struct
 from types import MappingProxyType
 from typing import ClassVar, Final, TypeAlias, cast
 
 from pdrouter.extproc.http2 import frames
-from pdrouter.extproc.http2.frame_order import FrameOrder
 from pdrouter.extproc.http2.frames import ConnectionFault, ErrorCode, Frame
 from pdrouter.extproc.http2.header_blocks import HeaderBlock, HeaderBlocks
 from pdrouter.extproc.http2.inbox import Inbox
@@ -21,7 +19,6 @@ from pdrouter.extproc.http2.stream_table import StreamTable
 from pdrouter.extproc.http2.windows import ReceiveWindow, SendWindow, SharedWindow, WindowExceeded
 from pdrouter.turns import Turns
 
-_PING = Struct("8s")
 _DRAINING: Final = b"draining"
 _PROBING: Final = b"probing "
 
@@ -72,7 +69,7 @@ class Connection(asyncio.Protocol):
         self.peer = PeerSettings(self._blocks.max_table_bytes)
         self._accepting = True
         self._closing = False
-        self._order = FrameOrder()
+        self._steps = self._FIRST_STEPS
         self._keepalive = Keepalive(limits.keepalive_s, self._ask, self.outbox.abort)
         self._floods = Floods(limits, self.loop.time)
 
@@ -113,11 +110,6 @@ class Connection(asyncio.Protocol):
         self.lost.set()
 
     # What streams call.
-
-    def encode_headers(self, stream: int, block: bytes, flags: int) -> bytes:
-        """Write the frames of a header block; they must be sent next."""
-        block = self.peer.take_table_update() + block
-        return frames.encode_headers(stream, block, flags, self.peer.frame_bytes)
 
     def forget(self, stream: Stream) -> None:
         """Take a stream that is over off the list."""
@@ -177,27 +169,21 @@ class Connection(asyncio.Protocol):
         self.close(fault.code, fault.reason)
 
     def _receive(self, frame: Frame) -> None:
-        if self._closing:
-            return
-        self._order.check(frame)
-        step = self._STEPS.get(frame.kind)
-        if step is None:
-            self._floods.count_control()
-        else:
-            step(self, frame)
+        if not self._closing:
+            self._steps.get(frame.kind, Connection._on_other)(self, frame)
 
     def _on_data(self, frame: Frame) -> None:
-        size = len(frame.payload)
+        data, size, ended = frame.payload, len(frame.payload), bool(frame.flags & frames.END_STREAM)
         try:
             self._receive_window.receive(size)
         except WindowExceeded as exceeded:
             message = "more than the connection's window"
             raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, message) from exceeded
-        increment = self._receive_window.give_back()
+        increment = self._receive_window.open_for()
         if increment:
             self.outbox.send(frames.encode_window_update(0, increment))
-        data = frames.strip_padding(frame) if frame.flags & frames.PADDED else frame.payload
-        ended = bool(frame.flags & frames.END_STREAM)
+        if frame.flags & frames.PADDED:
+            data = frames.strip_padding(frame)
         if not data and not ended:
             self._floods.count_control()
         stream = self._find(frame)
@@ -220,10 +206,19 @@ class Connection(asyncio.Protocol):
         except RequestMalformed:
             self._reset(stream, ErrorCode.PROTOCOL_ERROR)
 
-    def _on_header_fragment(self, frame: Frame) -> None:
-        block = self._blocks.add(frame)
+    def _on_headers(self, frame: Frame) -> None:
+        if not frame.stream & 1:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a client's streams have odd numbers")
+        self._take_block(self._blocks.begin(frame))
+
+    def _on_continuation(self, frame: Frame) -> None:
+        self._take_block(self._blocks.go_on(frame))
+
+    def _take_block(self, block: HeaderBlock | None) -> None:
         if block is None:
+            self._steps = self._STEPS_INSIDE_BLOCK
             return
+        self._steps = self._STEPS
         if block.stream > self.streams.last:
             self._on_request(block)
         else:
@@ -285,7 +280,14 @@ class Connection(asyncio.Protocol):
         stream.abandon()
         self.forget(stream)
 
+    def _on_first(self, frame: Frame) -> None:
+        if frame.flags & frames.ACK:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "settings must come first")
+        self._steps = self._STEPS
+        self._on_settings(frame)
+
     def _on_settings(self, frame: Frame) -> None:
+        frames.check_whole(frame)
         if frame.flags & frames.ACK:
             if frame.payload:
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "an answer with settings")
@@ -306,7 +308,8 @@ class Connection(asyncio.Protocol):
             raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, message) from exceeded
 
     def _on_ping(self, frame: Frame) -> None:
-        if len(frame.payload) != _PING.size:
+        frames.check_whole(frame)
+        if len(frame.payload) != len(_DRAINING):
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a ping is not of eight bytes")
         if not frame.flags & frames.ACK:
             self._answer(frames.encode_frame(frames.PING, frames.ACK, 0, frame.payload))
@@ -316,13 +319,11 @@ class Connection(asyncio.Protocol):
             self._floods.count_control()
 
     def _on_goaway(self, frame: Frame) -> None:
-        del frame  # Its streams are still served; then it closes the connection itself.
+        frames.check_whole(frame)  # Its streams are still served; then it closes itself.
         self._floods.count_control()
 
     def _on_priority(self, frame: Frame) -> None:
-        if len(frame.payload) != 5:
-            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a priority is not of five bytes")
-        frames.check_dependency(frame.stream, frame.payload)
+        frames.check_priority(frame)
         self._floods.count_control()
 
     def _on_window_update(self, frame: Frame) -> None:
@@ -349,10 +350,20 @@ class Connection(asyncio.Protocol):
         del frame
         raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a client cannot push")
 
+    def _on_other(self, frame: Frame) -> None:
+        """Pass over a frame of a type that is unknown (RFC 9113, section 5.5), if one may come."""
+        if self._steps is self._FIRST_STEPS:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "settings must come first")
+        if self._steps is self._STEPS_INSIDE_BLOCK:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame inside a header block")
+        if frame.kind == frames.CONTINUATION:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a continuation of nothing")
+        self._floods.count_control()
+
     _STEPS: ClassVar[Mapping[int, _Step]] = MappingProxyType(
         {
             frames.DATA: _on_data,
-            frames.HEADERS: _on_header_fragment,
+            frames.HEADERS: _on_headers,
             frames.PRIORITY: _on_priority,
             frames.RST_STREAM: _on_reset,
             frames.SETTINGS: _on_settings,
@@ -360,10 +371,13 @@ class Connection(asyncio.Protocol):
             frames.PING: _on_ping,
             frames.GOAWAY: _on_goaway,
             frames.WINDOW_UPDATE: _on_window_update,
-            frames.CONTINUATION: _on_header_fragment,
         }
     )
-    """What is done with a frame, by its type; others are passed over (RFC 9113, section 5.5)."""
+    """What is done with a frame, by its type."""
+    _FIRST_STEPS: ClassVar[Mapping[int, _Step]] = MappingProxyType({frames.SETTINGS: _on_first})
+    _STEPS_INSIDE_BLOCK: ClassVar[Mapping[int, _Step]] = MappingProxyType(
+        {frames.CONTINUATION: _on_continuation}
+    )
 
     def _find(self, frame: Frame) -> Stream | None:
         """Return the stream of a frame; None if it is over."""

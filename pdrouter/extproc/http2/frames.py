@@ -3,7 +3,9 @@
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DEFAULT_WINDOW: Final = 65_535
@@ -32,6 +34,7 @@ WITH_PRIORITY: Final = 0x20
 
 _PRIORITY_BYTES = 5
 _HEADER = Struct(">BHBBL")
+_HEADER_BYTES: Final = 9
 _SETTING = Struct(">HL")
 _NUMBER = Struct(">L")
 _GOAWAY = Struct(">LL")
@@ -72,7 +75,7 @@ class ConnectionFault(Exception):
         self.reason = reason
 
 
-class Frame(NamedTuple):
+class Frame(msgspec.Struct, frozen=True, gc=False):
     """One frame.
 
     Attributes:
@@ -110,39 +113,39 @@ class FrameReader:
         Raises:
             ConnectionFault: this is no HTTP/2, or a frame is too large.
         """
-        start, begun = 0, self._begun
+        whole = ((data, 0),) if not self._begun and not self._expects_preface else self._join(data)
+        for piece, first in whole:
+            start, end, self._lacking = first, len(piece), None
+            while end - start >= _HEADER_BYTES:
+                high, low, kind, flags, stream = _HEADER.unpack_from(piece, start)
+                size = high << 16 | low
+                if size > self._max_payload:
+                    raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {size} bytes")
+                begin = start + _HEADER_BYTES
+                stop = begin + size
+                if stop > end:
+                    self._lacking = stop - end
+                    break
+                yield Frame(kind, flags, stream & MAX_STREAM_ID, piece[begin:stop])
+                start = stop
+            self._begun = piece[start:]
+
+    def _join(self, data: bytes) -> Sequence[tuple[bytes, int]]:
+        """Join what had begun before; return pieces, and where to go on in each."""
+        begun = self._begun
         if self._expects_preface:
             data = begun + data
             if not data.startswith(PREFACE[: len(data)]):
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "no HTTP/2 preface")
             if len(data) < len(PREFACE):
                 self._begun = data
-                return
+                return ()
             self._expects_preface = False
-            start = len(PREFACE)
-        elif begun:
-            # What follows the frame that was begun stays where it is: of a large body, most does.
-            start = len(data) if self._lacking is None else min(self._lacking, len(data))
-            yield from self._cut(begun + data[:start], 0)
-            if start == len(data):
-                return
-        yield from self._cut(data, start)
-
-    def _cut(self, data: bytes, start: int) -> Iterator[Frame]:
-        """Give the frames from there on, and keep what is left."""
-        end, self._lacking = len(data), None
-        while end - start >= _HEADER.size:
-            high, low, kind, flags, stream = _HEADER.unpack_from(data, start)
-            size = high << 16 | low
-            if size > self._max_payload:
-                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {size} bytes")
-            stop = start + _HEADER.size + size
-            if stop > end:
-                self._lacking = stop - end
-                break
-            yield Frame(kind, flags, stream & MAX_STREAM_ID, data[start + _HEADER.size : stop])
-            start = stop
-        self._begun = data[start:]
+            return ((data, len(PREFACE)),)
+        # What follows the frame that was begun stays where it is: of a large body, most does.
+        lacking = len(data) if self._lacking is None else min(self._lacking, len(data))
+        first = begun + data[:lacking]
+        return ((first, 0),) if lacking == len(data) else ((first, 0), (data, lacking))
 
 
 def encode_frame_header(kind: int, flags: int, stream: int, size: int) -> bytes:
@@ -156,19 +159,19 @@ def encode_frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> by
 
 
 def encode_data_frames(
-    stream: int, data: tuple[bytes, bytes], max_payload: int
+    stream: int, first: bytes, rest: bytes, max_payload: int
 ) -> Sequence[bytes | memoryview]:
     """Write DATA frames.
 
     Args:
         stream: the stream.
-        data: what they carry: its beginning, which fits a frame, and the rest.
+        first: the beginning of what they carry, which fits a frame.
+        rest: what follows.
         max_payload: size of the largest payload.
 
     Returns:
         The frames in parts: what they carry is not copied.
     """
-    first, rest = data
     size = len(first) + len(rest)
     if size <= max_payload:
         return encode_frame_header(DATA, 0, stream, size), first, rest
@@ -183,8 +186,10 @@ def encode_data_frames(
 
 def encode_headers(stream: int, block: bytes, flags: int, max_payload: int) -> bytes:
     """Write a header block: a HEADERS frame, and CONTINUATION frames if it is a large one."""
+    if len(block) <= max_payload:
+        return encode_frame(HEADERS, flags | END_HEADERS, stream, block)
     first, rest = block[:max_payload], block[max_payload:]
-    frames = [encode_frame(HEADERS, flags if rest else flags | END_HEADERS, stream, first)]
+    frames = [encode_frame(HEADERS, flags, stream, first)]
     while rest:
         part, rest = rest[:max_payload], rest[max_payload:]
         frames.append(encode_frame(CONTINUATION, 0 if rest else END_HEADERS, stream, part))
@@ -233,6 +238,29 @@ def read_number(payload: bytes) -> int:
         raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a number is not of four bytes")
     (number,) = _NUMBER.unpack(payload)
     return int(number)
+
+
+def check_whole(frame: Frame) -> None:
+    """Check that a frame is about the whole connection.
+
+    Raises:
+        ConnectionFault: it is about a stream.
+    """
+    if frame.stream:
+        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame on the wrong stream")
+
+
+def check_priority(frame: Frame) -> None:
+    """Check a PRIORITY frame, which means nothing here.
+
+    Raises:
+        ConnectionFault: it is broken, or about no stream.
+    """
+    if not frame.stream:
+        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a priority of no stream")
+    if len(frame.payload) != _PRIORITY_BYTES:
+        raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a priority is not of five bytes")
+    check_dependency(frame.stream, frame.payload)
 
 
 def check_dependency(stream: int, priority: bytes) -> None:

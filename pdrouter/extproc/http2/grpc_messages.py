@@ -2,11 +2,13 @@
 
 from enum import IntEnum
 from struct import Struct
+from typing import Final, NoReturn
 from urllib.parse import quote
 
 from hpack import Encoder, NeverIndexedHeaderTuple
 
 _PREFIX = Struct(">BL")
+_PREFIX_BYTES: Final = 5
 _SMALL_BYTES = 1024
 _JOINED_BYTES = 64 * 1024
 
@@ -39,45 +41,49 @@ class RpcFailed(Exception):
 
 
 class MessageReader:
-    """Puts messages together from the pieces of a stream, when they are asked for."""
+    """Puts messages together from the pieces of a stream, when they are asked for.
 
-    __slots__ = ("_max_bytes", "_offset", "_pieces", "_size")
+    Attributes:
+        missing: bytes that the next message lacks, as far as is known; no more than 0 if it is
+            whole, or not acceptable.
+    """
+
+    __slots__ = ("_max_bytes", "_offset", "_pieces", "_size", "_whole", "missing")
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._pieces: list[bytes | bytearray] = []
         self._offset = 0
         self._size = 0
+        self._whole = 0
+        self.missing = _PREFIX_BYTES
 
     @property
     def empty(self) -> bool:
         """Whether there is no byte left."""
         return not self._size
 
-    @property
-    def missing(self) -> int:
-        """Bytes that the next message lacks, as far as is known."""
-        if self._size < _PREFIX.size:
-            return _PREFIX.size - self._size
-        return self._read_size() + _PREFIX.size - self._size
-
     def feed(self, piece: bytes) -> None:
         """Keep what has come. Small pieces are put together: each would take more than it holds."""
         if not piece:
             return
         self._size += len(piece)
-        last = self._pieces[-1] if self._pieces else None
-        if len(piece) >= _SMALL_BYTES:
-            self._pieces.append(piece)
-        elif isinstance(last, bytearray) and len(last) < _JOINED_BYTES:
-            last += piece
+        pieces = self._pieces
+        if not pieces or len(piece) >= _SMALL_BYTES:
+            pieces.append(piece)
         else:
-            self._pieces.append(bytearray(piece) if self._pieces else piece)
+            last = pieces[-1]
+            if isinstance(last, bytearray) and len(last) < _JOINED_BYTES:
+                last += piece
+            else:
+                pieces.append(bytearray(piece))
+        self._measure()
 
     def clear(self) -> None:
         """Throw away what is kept."""
         self._pieces.clear()
-        self._offset = self._size = 0
+        self._offset = self._size = self._whole = 0
+        self.missing = _PREFIX_BYTES
 
     def take(self) -> bytes | None:
         """Return the next message; None if it is not complete.
@@ -85,23 +91,41 @@ class MessageReader:
         Raises:
             RpcFailed: it is larger than allowed, or compressed.
         """
-        if self._size < _PREFIX.size:
+        if self.missing > 0:
             return None
-        size = self._read_size()
-        whole = _PREFIX.size + size
-        if self._size < whole:
-            return None
-        self._size -= whole
-        start = self._offset + _PREFIX.size
-        if len(self._pieces[0]) >= start + size:
-            message = bytes(self._pieces[0][start : start + size])
-            self._offset = start + size
+        whole, first, start = self._whole, self._pieces[0], self._offset + _PREFIX_BYTES
+        if not whole:
+            self._refuse()
+        stop = self._offset + whole
+        if len(first) >= stop:
+            message = bytes(first[start:stop])
+            self._offset = stop
         else:
-            message = self._put_together(start, size)
+            message = self._put_together(start, whole - _PREFIX_BYTES)
         if self._offset == len(self._pieces[0]):
             del self._pieces[0]
             self._offset = 0
+        self._size -= whole
+        self._whole = 0
+        self._measure()
         return message
+
+    def _measure(self) -> None:
+        """Find out what the next message lacks."""
+        if not self._whole and self._size >= _PREFIX_BYTES:
+            compressed, size = self._read_prefix()
+            if compressed or size > self._max_bytes:
+                self.missing = 0
+                return
+            self._whole = _PREFIX_BYTES + size
+        self.missing = (self._whole or _PREFIX_BYTES) - self._size
+
+    def _refuse(self) -> NoReturn:
+        compressed, size = self._read_prefix()
+        if compressed:
+            raise RpcFailed(Status.UNIMPLEMENTED, "compressed messages are not accepted")
+        limit = f"{size} bytes, and may have {self._max_bytes}"
+        raise RpcFailed(Status.RESOURCE_EXHAUSTED, f"a message has {limit}")
 
     def _put_together(self, start: int, size: int) -> bytes:
         """Return a message of several pieces, all but the last of which it uses up."""
@@ -118,16 +142,11 @@ class MessageReader:
         self._pieces, self._offset = pieces[last:], size
         return message
 
-    def _read_size(self) -> int:
-        if len(self._pieces[0]) - self._offset < _PREFIX.size:
+    def _read_prefix(self) -> tuple[int, int]:
+        if len(self._pieces[0]) - self._offset < _PREFIX_BYTES:
             self._join()
         compressed, size = _PREFIX.unpack_from(self._pieces[0], self._offset)
-        if compressed:
-            raise RpcFailed(Status.UNIMPLEMENTED, "compressed messages are not accepted")
-        if size > self._max_bytes:
-            limit = f"{size} bytes, and may have {self._max_bytes}"
-            raise RpcFailed(Status.RESOURCE_EXHAUSTED, f"a message has {limit}")
-        return int(size)
+        return compressed, size
 
     def _join(self) -> None:
         self._pieces[0] = self._pieces[0][self._offset :]
@@ -135,14 +154,9 @@ class MessageReader:
         self._offset = 0
 
 
-def measure_message(message: bytes) -> int:
-    """Return the size of a message with what precedes it."""
-    return _PREFIX.size + len(message)
-
-
-def encode_message(message: bytes) -> tuple[bytes, bytes]:
-    """Return a message and what precedes it."""
-    return _PREFIX.pack(0, len(message)), message
+def encode_prefix(message: bytes) -> bytes:
+    """Return what precedes a message."""
+    return _PREFIX.pack(0, len(message))
 
 
 def _encode_block(*headers: tuple[str, str]) -> bytes:

@@ -1,13 +1,15 @@
 """Header blocks of one connection: put together from frames, decoded (RFC 7541), and checked."""
 
-from typing import NamedTuple, cast
+from typing import cast
 
+import msgspec
 from hpack import Decoder, HPACKError, OversizedHeaderListError
 
 from pdrouter.extproc.http2.frames import (
-    CONTINUATION,
     END_HEADERS,
     END_STREAM,
+    PADDED,
+    WITH_PRIORITY,
     ConnectionFault,
     ErrorCode,
     Frame,
@@ -22,7 +24,7 @@ _SIZE_UPDATE = 0x20
 """How a dynamic table size update begins (RFC 7541, section 6.3)."""
 
 
-class HeaderBlock(NamedTuple):
+class HeaderBlock(msgspec.Struct, frozen=True, gc=False):
     """A block that has come whole.
 
     Attributes:
@@ -39,7 +41,7 @@ class HeaderBlock(NamedTuple):
 class HeaderBlocks:
     """Reads header blocks. Each must be decoded, in order: it may change the table."""
 
-    __slots__ = ("_cost", "_decoder", "_ended", "_fragments", "_heads", "_max_bytes")
+    __slots__ = ("_begun", "_cost", "_decoder", "_fragments", "_heads", "_max_bytes")
 
     def __init__(self, max_bytes: int) -> None:
         """Begin with an empty table.
@@ -50,36 +52,53 @@ class HeaderBlocks:
         self._max_bytes = max_bytes
         self._decoder = Decoder(max_bytes)
         self._heads: dict[bytes, RequestHead] = {}
+        self._begun: HeaderBlock | None = None
         self._fragments: list[bytes] = []
         self._cost = 0
-        self._ended = False
 
     @property
     def max_table_bytes(self) -> int:
         """Size that the peer's table may have."""
         return int(self._decoder.max_allowed_table_size)
 
-    def add(self, frame: Frame) -> HeaderBlock | None:
-        """Take a HEADERS or a CONTINUATION frame; return the block if that is its end.
+    def begin(self, frame: Frame) -> HeaderBlock | None:
+        """Take a HEADERS frame; return the block if that is all of it.
 
         Raises:
-            ConnectionFault: the block has no end.
+            ConnectionFault: it is too large, or its padding is.
         """
-        if frame.kind == CONTINUATION:
-            fragment = frame.payload
-        else:
-            self._ended, self._cost = bool(frame.flags & END_STREAM), 0
+        fragment = frame.payload
+        if frame.flags & (PADDED | WITH_PRIORITY):
             fragment = strip_padding(frame)
+        self._cost = 0
+        self._count(fragment)
+        block = HeaderBlock(frame.stream, bool(frame.flags & END_STREAM), fragment)
+        if frame.flags & END_HEADERS:
+            return block
+        self._begun, self._fragments = block, [fragment]
+        return None
+
+    def go_on(self, frame: Frame) -> HeaderBlock | None:
+        """Take a CONTINUATION frame; return the block if that is its end.
+
+        Raises:
+            ConnectionFault: it continues another stream's block, or the block has no end.
+        """
+        begun = self._begun
+        if begun is None or frame.stream != begun.stream:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame inside a header block")
+        self._count(frame.payload)
+        self._fragments.append(frame.payload)
+        if not frame.flags & END_HEADERS:
+            return None
+        self._begun = None
+        return HeaderBlock(begun.stream, begun.ended, b"".join(self._fragments))
+
+    def _count(self, fragment: bytes) -> None:
         # Empty fragments cost as well: there is no limit on their number otherwise.
         self._cost += len(fragment) + _FRAGMENT_COST
         if self._cost > self._max_bytes:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "a header block without an end")
-        self._fragments.append(fragment)
-        if not frame.flags & END_HEADERS:
-            return None
-        block = HeaderBlock(frame.stream, self._ended, b"".join(self._fragments))
-        self._fragments.clear()
-        return block
 
     def read_head(self, block: HeaderBlock) -> RequestHead:
         """Return the head of a request.

@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
-from itertools import islice
 
 from pdrouter.extproc.http2.frames import ConnectionFault, ErrorCode, Frame, FrameReader
 from pdrouter.turns import Turns
@@ -63,38 +62,33 @@ class Inbox:
 
     def feed(self, data: bytes) -> None:
         """Act on the frames that are complete now, in this turn or in later ones."""
-        self._held.append(data)
-        self._held_bytes += len(data)
         if self._frames is None:
-            self._frames = self._cut()
+            self._frames = self._reader.feed(data)
             now = self._clock()
             if now != self._turn:
                 self._turn, self._room = now, PIECE_FRAMES
             self._take()
-            if self._frames is not None:
-                self._turns.put_off(self._go_on)
-        elif self._held_bytes > HELD_BYTES and self._transport is not None:
+            return
+        self._held.append(data)
+        self._held_bytes += len(data)
+        if self._held_bytes > HELD_BYTES and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
 
     def close(self) -> None:
         """Act on no more frames."""
         self._transport = None
+        self._stop()
+
+    def _stop(self) -> None:
         self._frames = None
         self._held.clear()
-
-    def _cut(self) -> Iterator[Frame]:
-        while self._held:
-            data = self._held.popleft()
-            self._held_bytes -= len(data)
-            yield from self._reader.feed(data)
+        self._held_bytes = 0
 
     def _go_on(self) -> None:
         """Take frames in their turn."""
         self._room = PIECE_FRAMES
         self._take()
-        if self._frames is not None:
-            self._turns.put_off(self._go_on)
         transport = self._transport
         if self._paused and transport is not None and self._held_bytes <= HELD_BYTES:
             self._paused = False
@@ -102,18 +96,28 @@ class Inbox:
                 transport.resume_reading()
 
     def _take(self) -> None:
-        """Act on as many frames as there is room for."""
+        """Act on as many frames as there is room for, and put off the others."""
         try:
-            for frame in islice(self._frames or (), self._room):
-                self._receive(frame)
-                self._room -= 1
+            while self._frames is not None:
+                for frame in self._frames:
+                    self._receive(frame)
+                    self._room -= 1
+                    if not self._room:
+                        self._turns.put_off(self._go_on)
+                        return
+                self._frames = self._feed_held()
         except ConnectionFault as fault:
-            self._frames = None
+            self._stop()
             self._fail(fault)
         except Exception:
             # It is not known what the frame has done, nor what it should have.
             log.exception("a frame cannot be acted upon")
-            self._frames = None
+            self._stop()
             self._fail(ConnectionFault(ErrorCode.INTERNAL_ERROR, "internal error"))
-        if self._room:
-            self._frames = None
+
+    def _feed_held(self) -> Iterator[Frame] | None:
+        if not self._held:
+            return None
+        data = self._held.popleft()
+        self._held_bytes -= len(data)
+        return self._reader.feed(data)

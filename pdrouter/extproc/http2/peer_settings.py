@@ -61,7 +61,8 @@ class PeerSettings:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "push is neither on nor off")
         return self.stream_window - before
 
-    def take_table_update(self) -> bytes:
-        """Return what the next header block must begin with; empty for nothing."""
-        update, self._table_update = self._table_update, b""
-        return update
+    def encode_headers(self, stream: int, block: bytes, flags: int) -> bytes:
+        """Write the frames of a header block; they must be sent next."""
+        if self._table_update:
+            block, self._table_update = self._table_update + block, b""
+        return frames.encode_headers(stream, block, flags, self.frame_bytes)

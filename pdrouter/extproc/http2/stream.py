@@ -20,9 +20,8 @@ from pdrouter.extproc.http2.grpc_messages import (
     MessageReader,
     RpcFailed,
     Status,
-    encode_message,
+    encode_prefix,
     encode_trailers,
-    measure_message,
 )
 from pdrouter.extproc.http2.outbox import Outbox
 from pdrouter.extproc.http2.peer_settings import PeerSettings
@@ -54,9 +53,6 @@ class Wire(Protocol):
     peer: PeerSettings
     turns: Turns
     loop: asyncio.AbstractEventLoop
-
-    def encode_headers(self, stream: int, block: bytes, flags: int) -> bytes:
-        """Write the frames of a header block; they must be sent next."""
 
     def forget(self, stream: "Stream") -> None:
         """Take a stream that is over off the list."""
@@ -126,20 +122,33 @@ class Stream:
         Raises:
             RpcFailed: the message is not acceptable.
         """
+        messages, window = self._messages, self._receive_window
         while not self._closed:
-            message = self._take()
-            if message is not None or self.ended:
+            message = messages.take()
+            if message is not None:
                 return message
-            if not await self._make_room():
+            if self.ended:
+                if not messages.empty:
+                    raise RpcFailed(Status.INTERNAL, "the stream ended inside a message")
                 return END
-            if self.ended or self._is_readable():
-                continue  # It has come while room was made.
+            missing = messages.missing
+            if missing > max(window.size, window.left) and self._admit is not None:
+                # A message that is larger than a window needs leave.
+                if not await self._admit(missing):
+                    return END
+                if self._is_over():
+                    continue
+            # Also where less than half of the window is used, or the message would never be whole.
+            self._open(window.open_for(missing))
             self._reader = self._wire.loop.create_future()
             try:
                 await self._reader
             finally:
                 self._reader = None
         return END
+
+    def _is_over(self) -> bool:
+        return self.ended or self._closed
 
     def ask_before_large(self, admit: Admit) -> None:
         """Ask from now on before the window is opened for a message that is larger than it.
@@ -151,32 +160,38 @@ class Stream:
 
     async def write(self, message: bytes) -> None:
         """Send a message, once the peer takes it."""
-        wire, size = self._wire, measure_message(message)
+        wire, prefix = self._wire, encode_prefix(message)
+        size = len(prefix) + len(message)
         if not self.answered:
-            wire.outbox.send(wire.encode_headers(self.id, RESPONSE_BLOCK, 0))
+            wire.outbox.send(wire.peer.encode_headers(self.id, RESPONSE_BLOCK, 0))
             self.answered = True
         if size <= min(self.window.left, _WHOLE_BYTES) and wire.window.may_send(size):
             self.window.left -= size
             wire.window.left -= size
-            wire.outbox.send(
-                *encode_data_frames(self.id, encode_message(message), wire.peer.frame_bytes)
-            )
+            frame_bytes = wire.peer.frame_bytes
+            wire.outbox.send(*encode_data_frames(self.id, prefix, message, frame_bytes))
             return
         try:
-            await self._write_parts(b"".join(encode_message(message)))
+            await self._write_parts(prefix + message)
         finally:
             wire.window.pass_turn()
 
     def end(self, status: Status, message: str = "") -> None:
         """Tell the peer how the call ended; nothing happens if the stream is over."""
+        if self._closed:
+            return
         block = encode_trailers(status, message)
-        self._finish(block if self.answered else RESPONSE_BLOCK + block)
+        block = block if self.answered else RESPONSE_BLOCK + block
+        self._wire.outbox.send(self._wire.peer.encode_headers(self.id, block, END_STREAM))
+        self._close()
 
     async def refuse_media_type(self) -> None:
         """Tell a client that does not speak gRPC so, as PROTOCOL-HTTP2.md demands."""
         if self._closed:
             return
-        self._wire.outbox.send(self._wire.encode_headers(self.id, UNSUPPORTED_MEDIA_TYPE_BLOCK, 0))
+        self._wire.outbox.send(
+            self._wire.peer.encode_headers(self.id, UNSUPPORTED_MEDIA_TYPE_BLOCK, 0)
+        )
         try:
             await self._write_parts(UNSUPPORTED_MEDIA_TYPE_TEXT)
         finally:
@@ -190,7 +205,7 @@ class Stream:
         self._discards = True
         if not self.ended:
             self._messages.clear()
-            self._open(self._receive_window.give_back())
+            self._open(self._receive_window.open_for())
             self._reader = self._wire.loop.create_future()
             await self._reader
 
@@ -207,22 +222,23 @@ class Stream:
             RequestMalformed: it is not as long as the peer has said.
         """
         self._receive_window.receive(size)
-        self._body_bytes += len(data)
-        self.ended = self.ended or ended
+        if ended:
+            self.ended = True
         length = self.head.content_length
-        if length is not None and (
-            self._body_bytes > length or (ended and self._body_bytes < length)
-        ):
-            raise RequestMalformed("the body is not of its content-length")
+        if length is not None:
+            self._body_bytes += len(data)
+            if self._body_bytes > length or (ended and self._body_bytes < length):
+                raise RequestMalformed("the body is not of its content-length")
         if not self._discards:
             self._messages.feed(data)
-        reader = self._reader
-        if reader is None or reader.done():
+        reader, missing = self._reader, self._messages.missing
+        if reader is None:
             return
-        if self.ended or self._is_readable():
+        lacks_room = missing > self._receive_window.left and not self._discards
+        if ended or missing <= 0 or lacks_room:
             self._wake_reader(reader)
         else:
-            self._open(self._receive_window.give_back())
+            self._open(self._receive_window.open_for())
 
     def abandon(self) -> None:
         """Stop what answers the call: the peer has reset it, or is gone."""
@@ -254,35 +270,6 @@ class Stream:
         if self._writer is not None and self.window.left > 0 and not self._writer.done():
             self._writer.set_result(None)
 
-    def _take(self) -> bytes | None:
-        message = self._messages.take()
-        if message is None and self.ended and not self._messages.empty:
-            raise RpcFailed(Status.INTERNAL, "the stream ended inside a message")
-        return message
-
-    def _is_readable(self) -> bool:
-        """Return whether who waits for a message has something to do."""
-        try:
-            missing = self._messages.missing
-        except RpcFailed:
-            return True
-        return missing <= 0 or (not self._discards and missing > self._receive_window.left)
-
-    async def _make_room(self) -> bool:
-        """Let the peer send what the next message lacks: only while what answers waits for it.
-
-        Returns:
-            Whether it may: a message that is larger than a window needs leave.
-        """
-        missing, window = self._messages.missing, self._receive_window
-        if missing <= max(window.size, window.left):
-            self._open(window.give_back())
-        elif self._admit is not None and not await self._admit(missing):
-            return False
-        # Also where less than half of the window is used, or the message would never be whole.
-        self._open(window.open_for(missing))
-        return True
-
     def _open(self, increment: int) -> None:
         if increment and not self._closed:
             self._wire.outbox.send(encode_window_update(self.id, increment))
@@ -309,12 +296,6 @@ class Stream:
             await self._writer
         finally:
             self._writer = None
-
-    def _finish(self, block: bytes) -> None:
-        if self._closed:
-            return
-        self._wire.outbox.send(self._wire.encode_headers(self.id, block, END_STREAM))
-        self._close()
 
     def _close(self) -> None:
         """Forget a stream on which all is sent."""

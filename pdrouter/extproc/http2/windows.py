@@ -105,16 +105,14 @@ class ReceiveWindow:
         if self.left < 0:
             raise WindowExceeded
 
-    def give_back(self) -> int:
-        """Return by how much to open the window again; 0 if it is still at least half open."""
-        used = self.size - self.left
-        if used * 2 < self.size:
-            return 0
-        self.left = self.size
-        return used
+    def open_for(self, size: int = 0) -> int:
+        """Open the window again if half of it is used, and for so many bytes in any case.
 
-    def open_for(self, size: int) -> int:
-        """Open the window for so many bytes at least; return by how much it opens."""
-        increment = max(0, size - self.left)
-        self.left += increment
-        return increment
+        Returns:
+            By how much it opens.
+        """
+        before = self.left
+        if before * 2 <= self.size:
+            self.left = self.size
+        self.left = max(self.left, size)
+        return self.left - before

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pdrouter.extproc.http2.frames import DATA, PREFACE, FrameReader, encode_data_frames
-from pdrouter.extproc.http2.grpc_messages import MessageReader, encode_message
+from pdrouter.extproc.http2.grpc_messages import MessageReader, encode_prefix
 
 MESSAGES = st.lists(
     st.one_of(st.binary(max_size=40), st.integers(900, 40_000).map(bytes)), max_size=6
@@ -27,7 +27,7 @@ def test_messages_come_through_frames_however_they_are_cut(
 ) -> None:
     parts: list[bytes | memoryview] = [PREFACE]
     for message in messages:
-        parts += encode_data_frames(1, encode_message(message), max_payload)
+        parts += encode_data_frames(1, encode_prefix(message), message, max_payload)
     frames, reader, received = FrameReader(max_payload), MessageReader(2**20), []
     for piece in cut(b"".join(parts), sizes):
         for frame in frames.feed(piece):
@@ -43,7 +43,9 @@ def test_messages_come_through_frames_however_they_are_cut(
 @given(MESSAGES, CUTS)
 def test_messages_may_be_taken_when_all_have_come(messages: list[bytes], sizes: list[int]) -> None:
     reader = MessageReader(2**20)
-    for piece in cut(b"".join(part for each in messages for part in encode_message(each)), sizes):
+    for piece in cut(
+        b"".join(part for each in messages for part in (encode_prefix(each), each)), sizes
+    ):
         reader.feed(piece)
     assert [reader.take() for _ in messages] == messages
     assert reader.take() is None
