@@ -18,6 +18,7 @@ from expectations import (
     expect_settled,
     expect_whole,
     find_sent,
+    read_metrics,
 )
 
 from pdrouter.tools.local_stack import LocalStack, StackOptions
@@ -195,6 +196,15 @@ async def test_a_page_is_told_that_it_may_ask(stack: LocalStack, origin: str) ->
             assert "x-request-id" not in answer.headers
             assert "access-control-allow-credentials" not in answer.headers
     assert count_received(stack) == before
+
+    async def counted() -> None:
+        metrics = await read_metrics(stack)
+        preflights = metrics.total("pdrouter_requests_total", outcome="local-reply", status="200")
+        assert preflights >= 3
+        assert metrics.total("gateway_request_model_success_total", model="") >= preflights
+        assert metrics.total("gateway_request_model_fail_total", status_code="200") == 0
+
+    await eventually(counted)
 
 
 @pytest.mark.parametrize(
