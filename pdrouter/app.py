@@ -39,6 +39,7 @@ from pdrouter.settings.choices import Transport
 from pdrouter.telemetry.event_loop import EventLoopWatch
 from pdrouter.telemetry.journal import JournalMetrics
 from pdrouter.telemetry.requests import RequestTelemetry
+from pdrouter.turns import Turns
 from pdrouter.wiring.exchanges import Exchanges, Surroundings, create_router
 from pdrouter.wiring.knowledge import create_knowledge
 from pdrouter.wiring.rules import find_engine_tls, find_tls, limit_client
@@ -126,7 +127,9 @@ class Application:
         self.telemetry = self._create_telemetry(log_entries)
         if self._journal is not None:
             self.telemetry.metrics.add(JournalMetrics(self._journal.events))
-        self._client = EngineClient(limit_client(settings), self._engine_tls)
+        # One for both: a turn that wakes by an engine's answer ends with what Envoy is told.
+        self._turns = Turns()
+        self._client = EngineClient(limit_client(settings), self._engine_tls, self._turns)
         self._exchanges = self._create_exchanges()
         self.telemetry.metrics.users.failures = self._exchanges.gate.failures
         if self._exchanges.turns is not None:
@@ -205,6 +208,7 @@ class Application:
             settings.max_message_bytes,
             settings.grpc_keepalive_s,
             find_tls(settings),
+            self._turns,
         )
         return SERVERS[settings.transport](exchanges.open, options, services)
 

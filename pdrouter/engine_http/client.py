@@ -36,7 +36,11 @@ class HttpClient:
     """Sends requests. A request waits in the engine, where load is seen, not for a connection."""
 
     def __init__(
-        self, limits: ClientLimits, keepalive_s: float, tls: EngineTls | None = None
+        self,
+        limits: ClientLimits,
+        keepalive_s: float,
+        tls: EngineTls | None = None,
+        turns: Turns | None = None,
     ) -> None:
         """Begin without connections.
 
@@ -44,6 +48,7 @@ class HttpClient:
             limits: limits of each request.
             keepalive_s: how long an idle connection is kept.
             tls: how connections are encrypted; None if they are not.
+            turns: spreads what is ready at once; None for turns of its own.
         """
         self._limits = limits
         self._keepalive_s = keepalive_s
@@ -52,8 +57,8 @@ class HttpClient:
         self._idle: dict[str, list[Connection]] = {}
         self._busy: set[Connection] = set()
         self._closed = False
-        self._turns = Turns()
-        self._sockets = Sockets(self._loop)
+        self._turns = turns or Turns()
+        self._sockets = Sockets(self._loop, self._turns)
         self._sweeping = self._loop.call_later(keepalive_s, self._sweep)
 
     async def request(

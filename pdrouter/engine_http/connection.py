@@ -28,10 +28,14 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_closed",
+        "_deadline",
         "_done",
+        "_due",
         "_loop",
         "_reader",
         "_resumed",
+        "_silence_s",
+        "_timer",
         "_transport",
         "_turns",
         "heard",
@@ -47,6 +51,8 @@ class Connection(asyncio.Protocol):
         self._done: asyncio.Future[EngineAnswer] | None = None
         self._resumed: asyncio.Future[None] | None = None
         self._closed = False
+        self._deadline = self._silence_s = self._due = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self.heard = 0.0
         self.used = False
         self.idle_since = 0.0
@@ -80,7 +86,8 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """Fail the request that is under way, unless the end of the connection ends its answer."""
         self._closed = True
-        self._transport = None  # It refers to this connection.
+        self._transport = None  # It refers to this connection, and so does its timer.
+        self._stop_timer()
         if self._resumed is not None and not self._resumed.done():
             self._resumed.set_result(None)
         reader, done = self._reader, self._done
@@ -132,7 +139,8 @@ class Connection(asyncio.Protocol):
         done: asyncio.Future[EngineAnswer] = self._loop.create_future()
         self._done = done
         self.heard = self._loop.time()
-        watch = _Watch(self, self._loop, deadline, silence_s)
+        self._deadline, self._silence_s = deadline, silence_s
+        self._watch()
         try:
             written = await self._write(head, body, done)
             if written and progress is not None and not self._closed:
@@ -143,7 +151,6 @@ class Connection(asyncio.Protocol):
                 self._reader = None
             return answer
         finally:
-            watch.stop()
             self.idle_since = self._loop.time()
             if self._reader is not None:
                 if not done.cancel() and not done.cancelled():
@@ -167,6 +174,32 @@ class Connection(asyncio.Protocol):
         if self._done is not None and not self._done.done():
             self._done.set_exception(failed)
         self.close()
+
+    def _watch(self) -> None:
+        """See to it that a request ends which takes too long, as a whole or in silence.
+
+        The timer of an earlier one serves again: it looks what is due when it goes off.
+        """
+        due = min(self._deadline, self.heard + self._silence_s)
+        if self._timer is not None and self._due <= due:
+            return
+        self._stop_timer()
+        self._timer, self._due = self._loop.call_at(due, self._look), due
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._reader is None:
+            return
+        now = self._loop.time()
+        if now >= self._deadline or now >= self.heard + self._silence_s:
+            self.fail(PostFailed(FailureKind.TIMEOUT, "no answer in time"))
+        else:
+            self._watch()
 
     async def _write(
         self, head: bytes, body: Sequence[bytes | memoryview], done: asyncio.Future[EngineAnswer]
@@ -198,37 +231,3 @@ def _describe_end(error: Exception | None) -> str:
         if isinstance(error, SSLError)
         else str(error)
     )
-
-
-class _Watch:
-    """Ends a request that takes too long, as a whole or in silence, with one timer."""
-
-    __slots__ = ("_connection", "_deadline", "_loop", "_silence_s", "_timer")
-
-    def __init__(
-        self,
-        connection: Connection,
-        loop: asyncio.AbstractEventLoop,
-        deadline: float,
-        silence_s: float,
-    ) -> None:
-        self._connection = connection
-        self._deadline = deadline
-        self._silence_s = silence_s
-        self._loop = loop
-        self._timer = self._wait()
-
-    def stop(self) -> None:
-        """Let the request be."""
-        self._timer.cancel()
-
-    def _wait(self) -> asyncio.TimerHandle:
-        at = min(self._deadline, self._connection.heard + self._silence_s)
-        return self._loop.call_at(at, self._check)
-
-    def _check(self) -> None:
-        now = self._loop.time()
-        if now >= self._deadline or now >= self._connection.heard + self._silence_s:
-            self._connection.fail(PostFailed(FailureKind.TIMEOUT, "no answer in time"))
-        else:
-            self._timer = self._wait()

@@ -6,6 +6,8 @@ import select
 import socket
 from typing import TypeAlias
 
+from pdrouter.turns import Turns
+
 log = logging.getLogger(__name__)
 
 AT_ONCE = 64
@@ -24,16 +26,17 @@ class Sockets:
     kernel until the next.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, turns: Turns) -> None:
         """Begin without connections.
 
         Args:
             loop: the event loop.
+            turns: spreads what answers wake.
         """
         self._loop = loop
         self._ready = select.epoll()
         self._open: dict[int, SocketTransport] = {}
-        loop.add_reader(self._ready.fileno(), self._attend)
+        loop.add_reader(self._ready.fileno(), turns.gather, self._attend)
 
     async def connect(self, host: str, port: int, protocol: asyncio.Protocol) -> None:
         """Open a connection for a protocol.

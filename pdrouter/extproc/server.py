@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from pdrouter.extproc.tls import TlsFiles
 from pdrouter.extproc.wire import CreateExchange, OpenStreams
+from pdrouter.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class ServerOptions:
         max_message_bytes: size of the largest message.
         keepalive_s: seconds after which an idle connection is probed.
         tls: certificates; None for plain text.
+        turns: spreads what is ready at once; None for turns of its own.
     """
 
     host: str
@@ -41,6 +43,7 @@ class ServerOptions:
     max_message_bytes: int
     keepalive_s: float
     tls: TlsFiles | None
+    turns: Turns | None = None
 
 
 class Server(ABC):

@@ -12,6 +12,7 @@ from pdrouter.engine_http.progress import PostProgress
 from pdrouter.engine_http.tls import EngineTls
 from pdrouter.openai.headers import RANK
 from pdrouter.openai.pieces import Pieces
+from pdrouter.turns import Turns
 
 _KEEPALIVE_S = 75.0
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
@@ -29,14 +30,16 @@ class EngineClient:
     Attributes:
         limits: limits of each request.
         tls: how engines are spoken to; None for plain text.
+        turns: spreads what is ready at once; None for turns of its own.
     """
 
     limits: ClientLimits
     tls: EngineTls | None = None
+    turns: Turns | None = None
     _http: HttpClient | None = field(default=None, init=False)
 
     async def __aenter__(self) -> "EngineClient":
-        self._http = HttpClient(self.limits, _KEEPALIVE_S, self.tls)
+        self._http = HttpClient(self.limits, _KEEPALIVE_S, self.tls, self.turns)
         return self
 
     async def __aexit__(

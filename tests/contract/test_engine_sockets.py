@@ -12,6 +12,7 @@ import pytest
 from waiting import wait_until
 
 from pdrouter.engine_http.sockets import AT_ONCE, Sockets
+from pdrouter.turns import Turns
 
 RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 
@@ -87,7 +88,7 @@ class Engine:
 @asynccontextmanager
 async def listen(host: str = "127.0.0.1") -> AsyncIterator[Engine]:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sockets = Sockets(asyncio.get_running_loop())
+    sockets = Sockets(asyncio.get_running_loop(), Turns())
     with ExitStack() as stack:
         listener = stack.enter_context(socket.create_server((host, 0), family=family))
         stack.callback(sockets.close)

@@ -27,19 +27,22 @@ class RpcServer:
         turns: spreads what is ready at once, on all of them.
     """
 
-    def __init__(self, handlers: Mapping[str, Handler], limits: Limits) -> None:
+    def __init__(
+        self, handlers: Mapping[str, Handler], limits: Limits, turns: Turns | None = None
+    ) -> None:
         """Set up the server.
 
         Args:
             handlers: what answers a call, by its path.
             limits: what a peer may do on one connection.
+            turns: spreads what is ready at once; None for turns of its own.
         """
         self._handlers = handlers
         self._limits = limits
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self.connections: set[Connection] = set()
-        self.turns = Turns()
+        self.turns = turns or Turns()
         self._loop = asyncio.get_running_loop()
 
     async def listen(

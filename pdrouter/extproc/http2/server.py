@@ -32,6 +32,7 @@ class Http2Server(Server):
                 **{path: _serve(receive) for path, receive in services.items()},
             },
             Limits(message_bytes=options.max_message_bytes, keepalive_s=options.keepalive_s),
+            options.turns,
         )
 
     async def start(self) -> None:
