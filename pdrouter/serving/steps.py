@@ -22,8 +22,9 @@ class StepTimes(msgspec.Struct):
     intervals: list[tuple[str, float, float]] | None = None
 
     def describe(self) -> dict[str, float]:
-        """Return the milliseconds of each step."""
-        return {name: round(seconds * 1000, 3) for name, seconds in self.seconds.items()}
+        """Return the milliseconds of each step; a thread may ask while there are more and more."""
+        steps = self.seconds.copy().items()
+        return {name: round(seconds * 1000, 3) for name, seconds in steps}
 
     def add(self, name: str, seconds: float) -> None:
         """Add to a step what went on beside the others, and has kept none of them waiting."""

@@ -33,6 +33,18 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
+def test_steps_may_be_described_while_another_begins() -> None:
+    """A thread writes the debug pages, of requests that are open too."""
+
+    class Growing(dict[str, float]):
+        def items(self) -> Any:
+            for pair in super().items():
+                self[f"after {pair[0]}"] = 1.0
+                yield pair
+
+    assert StepTimes(Growing(parse=0.25)).describe() == {"parse": 250.0}
+
+
 def test_a_step_is_timed_however_it_is_left_and_what_is_done_again_is_added_up(
     clock: Clock,
 ) -> None:
