@@ -267,8 +267,10 @@ class Exchange:
         self.call.close()
         self.ended = True
         self.record.total_s = self.record.elapsed_s
-        self._phases.close()
-        self._shared.observer.request_finished(self.record)
+        try:
+            self._phases.close()
+        finally:  # Who counts open requests hears of the end in any case.
+            self._shared.observer.request_finished(self.record)
 
     def _fail(self, error: Exception) -> Reply | None:
         """Return the answer to a request that has failed; None if it is too late for one."""

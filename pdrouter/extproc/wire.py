@@ -78,8 +78,8 @@ class OpenStreams:
             task.uncancel()
             raise StreamCut from None
         finally:
-            exchange.close()
             try:
+                exchange.close()
                 await exchange.call.wait_closed()
             finally:
                 self.count -= 1

@@ -48,6 +48,7 @@ from pdrouter.extproc.messages import (
     ResponseHeaders,
     ResponseTrailers,
 )
+from pdrouter.extproc.phases import Phases
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.serving.call import Call
 from pdrouter.serving.dispatched import Dispatched, RequestHead
@@ -821,6 +822,20 @@ async def test_a_task_that_fails_after_the_headers_cuts_the_answer() -> None:
     record = bench.close()
     assert (record.status, record.outcome) == (200, Outcome.FAILED)
     assert record.message == "the leg broke"
+
+
+async def test_a_request_has_ended_whatever_fails_with_what_was_seen_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(phases: Phases) -> None:
+        raise ValueError(phases)
+
+    bench = Bench()
+    await bench.tell(request_headers(), request_body())
+    monkeypatch.setattr(Phases, "close", fail)
+    with pytest.raises(ValueError, match="Phases"):
+        bench.exchange.close()
+    assert bench.notes.finished == [bench.exchange.record]
 
 
 async def test_tasks_end_with_the_stream() -> None:

@@ -20,6 +20,7 @@ class Echo:
     """An exchange that answers all but `silence`, until it is told `bye`."""
 
     cut = False
+    breaks = False
 
     def __init__(self, send: Send, interrupt: Callable[[], object]) -> None:
         self.send = send
@@ -44,6 +45,8 @@ class Echo:
 
     def close(self) -> None:
         self.closed += 1
+        if self.breaks:
+            raise ValueError("a bug")
 
 
 async def work() -> None:
@@ -92,6 +95,14 @@ async def test_an_exchange_that_has_ended_gets_no_more() -> None:
 async def test_a_failure_closes_the_exchange() -> None:
     with pytest.raises(ValueError, match="fail"):
         await carry(b"fail")
+
+
+async def test_an_exchange_that_cannot_be_closed_is_not_open_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Echo, "breaks", True)
+    with pytest.raises(ValueError, match="a bug"):
+        await carry(b"a")
 
 
 async def test_a_task_that_fails_too_late_for_an_answer_cuts_the_stream() -> None:
