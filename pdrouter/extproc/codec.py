@@ -217,7 +217,7 @@ def _write_mutation(reply: PhaseReply) -> bytes:
     changes = []
     for name, value in reply.set_headers:
         raw = value.encode("utf-8", "replace")
-        changes.append(_begin_option(name, len(raw), _OVERWRITE) + raw)
+        changes.append(_begin_option(name, len(raw)) + raw)
     for name in reply.remove_headers:
         removed = name.encode()
         changes.append(_REMOVE_HEADERS + _write_varint(len(removed)) + removed)
@@ -229,14 +229,16 @@ def _write_mutation(reply: PhaseReply) -> bytes:
 
 # The same headers are set again and again, with values of few lengths.
 @lru_cache(maxsize=1024)
-def _begin_option(name: str, size: int, action: bytes) -> bytes:
+def _begin_option(name: str, size: int, action: bytes | None = None) -> bytes:
     """Writes a header to set, as a field of a `HeaderMutation`, up to its value of so many bytes.
+
+    Without an action, it replaces others of its name.
 
     What is fixed comes first, whatever the numbers of the fields: their order does not matter.
     """
     key = name.encode()
     header = _KEY + _write_varint(len(key)) + key + _RAW_VALUE + _write_varint(size)
-    option = action + _HEADER + _write_varint(len(header) + size) + header
+    option = (action or _OVERWRITE) + _HEADER + _write_varint(len(header) + size) + header
     return _SET_HEADERS + _write_varint(len(option) + size) + option
 
 

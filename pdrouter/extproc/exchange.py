@@ -16,7 +16,6 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from enum import StrEnum, auto
-from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 from pdrouter.extproc.codec import MessageInvalid, decode, encode
@@ -84,39 +83,37 @@ def _refuse(create_error: Callable[[], RequestRejected]) -> _Step:
     return _Step(answer, State.START)
 
 
-STEPS: Mapping[tuple[State, type[Event]], _Step] = MappingProxyType(
-    {
-        (State.START, RequestHeaders): _Step(Phases.on_request_headers, State.HEAD),
-        # Where the filter skips the request's headers.
-        (State.START, RequestBody): _refuse(headers_skipped),
-        (State.START, RequestTrailers): _refuse(headers_skipped),
-        # A filter before this one answers.
-        (State.START, ResponseHeaders): _Step(Phases.on_earlier_answer, State.RESPONDING),
-        (State.START, ResponseBody): _Step(Phases.on_rest_of_earlier_answer, State.RESPONDING),
-        (State.START, ResponseTrailers): _Step(Phases.on_rest_of_earlier_answer, State.RESPONDING),
-        (State.HEAD, RequestBody): _Step(Phases.on_request_body, State.FORWARDED),
-        (State.HEAD, RequestTrailers): _refuse(no_body),
-        # Envoy answers by itself, for example because the body is too large.
-        (State.HEAD, ResponseHeaders): _Step(Phases.on_local_reply, State.RESPONDING),
-        (State.HEAD, ResponseBody): _Step(Phases.on_rest_of_earlier_answer, State.RESPONDING),
-        (State.HEAD, ResponseTrailers): _Step(Phases.on_rest_of_earlier_answer, State.RESPONDING),
-        (State.SENT, RequestBody): _Step(Phases.pass_on, State.FORWARDED),
-        (State.SENT, RequestTrailers): _Step(Phases.pass_on, State.FORWARDED),
-        (State.SENT, ResponseHeaders): _Step(Phases.on_response_headers, State.RESPONDING),
-        (State.SENT, ResponseBody): _Step(Phases.pass_on, State.FORWARDED),
-        (State.SENT, ResponseTrailers): _Step(Phases.pass_on, State.FORWARDED),
-        (State.FORWARDED, RequestTrailers): _Step(Phases.pass_on, State.FORWARDED),
-        (State.FORWARDED, ResponseHeaders): _Step(Phases.on_response_headers, State.RESPONDING),
-        # Where the filter skips the response's headers.
-        (State.FORWARDED, ResponseBody): _Step(Phases.pass_on, State.FORWARDED),
-        (State.FORWARDED, ResponseTrailers): _Step(Phases.pass_on, State.FORWARDED),
-        # The rest of a request that was answered before its end.
-        (State.RESPONDING, RequestBody): _Step(Phases.pass_on, State.RESPONDING),
-        (State.RESPONDING, RequestTrailers): _Step(Phases.pass_on, State.RESPONDING),
-        (State.RESPONDING, ResponseBody): _Step(Phases.on_response_body, State.RESPONDING),
-        (State.RESPONDING, ResponseTrailers): _Step(Phases.pass_on, State.RESPONDING),
-    }
-)
+STEPS: Mapping[tuple[State, type[Event]], _Step] = {
+    (State.START, RequestHeaders): _Step(Phases.on_request_headers, State.HEAD),
+    # Where the filter skips the request's headers.
+    (State.START, RequestBody): _refuse(headers_skipped),
+    (State.START, RequestTrailers): _refuse(headers_skipped),
+    # A filter before this one answers.
+    (State.START, ResponseHeaders): _Step(Phases.on_earlier_answer, State.RESPONDING),
+    (State.START, ResponseBody): _Step(Phases.on_rest_of_earlier_answer, State.RESPONDING),
+    (State.START, ResponseTrailers): _Step(Phases.on_rest_of_earlier_answer, State.RESPONDING),
+    (State.HEAD, RequestBody): _Step(Phases.on_request_body, State.FORWARDED),
+    (State.HEAD, RequestTrailers): _refuse(no_body),
+    # Envoy answers by itself, for example because the body is too large.
+    (State.HEAD, ResponseHeaders): _Step(Phases.on_local_reply, State.RESPONDING),
+    (State.HEAD, ResponseBody): _Step(Phases.on_rest_of_earlier_answer, State.RESPONDING),
+    (State.HEAD, ResponseTrailers): _Step(Phases.on_rest_of_earlier_answer, State.RESPONDING),
+    (State.SENT, RequestBody): _Step(Phases.pass_on, State.FORWARDED),
+    (State.SENT, RequestTrailers): _Step(Phases.pass_on, State.FORWARDED),
+    (State.SENT, ResponseHeaders): _Step(Phases.on_response_headers, State.RESPONDING),
+    (State.SENT, ResponseBody): _Step(Phases.pass_on, State.FORWARDED),
+    (State.SENT, ResponseTrailers): _Step(Phases.pass_on, State.FORWARDED),
+    (State.FORWARDED, RequestTrailers): _Step(Phases.pass_on, State.FORWARDED),
+    (State.FORWARDED, ResponseHeaders): _Step(Phases.on_response_headers, State.RESPONDING),
+    # Where the filter skips the response's headers.
+    (State.FORWARDED, ResponseBody): _Step(Phases.pass_on, State.FORWARDED),
+    (State.FORWARDED, ResponseTrailers): _Step(Phases.pass_on, State.FORWARDED),
+    # The rest of a request that was answered before its end.
+    (State.RESPONDING, RequestBody): _Step(Phases.pass_on, State.RESPONDING),
+    (State.RESPONDING, RequestTrailers): _Step(Phases.pass_on, State.RESPONDING),
+    (State.RESPONDING, ResponseBody): _Step(Phases.on_response_body, State.RESPONDING),
+    (State.RESPONDING, ResponseTrailers): _Step(Phases.pass_on, State.RESPONDING),
+}
 """Which event may come in which state, what answers it, and the state then."""
 
 
@@ -229,7 +226,7 @@ class Exchange:
         if isinstance(reply, ImmediateReply):
             return self._end(reply)
         # What needs no body is on its way with its headers.
-        sent = self._state is State.START and record.forwarded
+        sent = record.forwarded and self._state is State.START
         self._state = State.SENT if sent else step.next
         return reply
 

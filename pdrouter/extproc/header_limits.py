@@ -61,7 +61,7 @@ class HeaderLimits:
     def keep_fitting(self, added: Headers, event: ResponseHeaders) -> Headers:
         """Return those headers that a response has room for, of the first as many as possible."""
         count, size = self.count - event.count, self.size - event.size
-        if count >= len(added) and size >= sum(map(len, chain.from_iterable(added))):
+        if count >= len(added) and size >= len("".join(chain.from_iterable(added))):
             return added
         kept = []
         for name, value in added:

@@ -50,8 +50,7 @@ class BodyMode(IntEnum):
     GRPC = 5
 
 
-@dataclass(frozen=True, slots=True)
-class ProtocolConfig:
+class ProtocolConfig(msgspec.Struct, frozen=True):
     """How Envoy's filter is configured; only the first message of a stream tells."""
 
     request_body_mode: BodyMode

@@ -1,5 +1,7 @@
 """The filter's processing modes: which of them can work, and what is changed for one request."""
 
+from functools import lru_cache
+
 from pdrouter.extproc.codec import keep
 from pdrouter.extproc.messages import (
     BodyMode,
@@ -20,6 +22,8 @@ _WITHOUT_BODY = ModeOverride(request_body=BodyMode.BUFFERED, response_body=BodyM
 _WITH_BODY = ModeOverride(request_body=BodyMode.BUFFERED, response_body=BodyMode.STREAMED)
 
 
+# All requests that come through one filter have the same.
+@lru_cache(maxsize=64)
 def check_modes(config: ProtocolConfig | None) -> None:
     """Refuse body modes under which the filter would wait for replies of another kind.
 
