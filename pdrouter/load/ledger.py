@@ -2,13 +2,15 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from types import TracebackType
+
+import msgspec
+from msgspec import structs
 
 from pdrouter.engines.split import Leg
 from pdrouter.load.busy_shares import BusyShares
 from pdrouter.load.drain_rates import DrainRates
-from pdrouter.load.failure_records import NO_TRIAL
+from pdrouter.load.failure_records import NO_TRIAL, Trial
 from pdrouter.load.prefill_queue import PrefillQueue
 from pdrouter.load.prefill_rates import PrefillRates
 
@@ -16,8 +18,7 @@ Clock = Callable[[], float]
 """Gives the time in seconds; only differences count."""
 
 
-@dataclass(slots=True)
-class LegLoad:
+class LegLoad(msgspec.Struct):
     """Legs of one kind that are in flight on one pod.
 
     Attributes:
@@ -48,10 +49,11 @@ _STILL_KNOWN_S = 60.0
 """Time for which what a completed leg has taught of a pod's speed is enough to refuse requests."""
 
 
-class Scope:
+class Scope(msgspec.Struct, eq=False):
     """One leg that a ledger counts until it is released, exactly once.
 
     Attributes:
+        ledger: counts it; None once it is released.
         leg: the leg.
         uid: the pod that it is on.
         tokens: what it costs there.
@@ -61,19 +63,14 @@ class Scope:
         trial: keeps other requests from a pod that has failed, for as long.
     """
 
-    __slots__ = ("_ledger", "cached", "completed", "due", "leg", "tokens", "trial", "uid")
-
-    def __init__(
-        self, ledger: "Ledger", leg: Leg, uid: str, tokens: int, *, due: float | None, cached: int
-    ) -> None:
-        self._ledger: Ledger | None = ledger
-        self.leg = leg
-        self.uid = uid
-        self.tokens = tokens
-        self.due = due
-        self.cached = cached
-        self.completed: int | None = None
-        self.trial = NO_TRIAL
+    ledger: "Ledger | None"
+    leg: Leg
+    uid: str
+    tokens: int
+    due: float | None
+    cached: int
+    completed: int | None = None
+    trial: Trial = NO_TRIAL
 
     def complete(self, tokens: int | None = None) -> None:
         """Note that the leg was carried out; call it before the release.
@@ -90,7 +87,7 @@ class Scope:
 
     def release(self) -> None:
         """Stop counting the leg. Further calls change nothing."""
-        ledger, self._ledger = self._ledger, None
+        ledger, self.ledger = self.ledger, None
         if ledger is not None:
             try:
                 ledger.end(self)
@@ -170,7 +167,7 @@ class Ledger:
         found: dict[str, dict[Leg, LegLoad]] = {}
         for leg, loads in self._loads.items():
             for uid, load in loads.copy().items():
-                found.setdefault(uid, {})[leg] = replace(load)
+                found.setdefault(uid, {})[leg] = structs.replace(load)
         return found
 
     def describe(self, uid: str) -> dict[str, int]:
@@ -297,7 +294,7 @@ class Ledger:
         now = self._clock()
         self.drains.watch(uid, now)
         self._busy.begin(uid, now)
-        scope = Scope(self, leg, uid, tokens, due=due, cached=cached)
+        scope = Scope(self, leg, uid, tokens, due, cached)
         if leg is Leg.PREFILL:
             self._join_queue(scope, now)
         loads = self._loads[leg]
