@@ -12,6 +12,7 @@ the stream. Three rules hold for all of them:
   takes an unasked `ImmediateReply` until it has the reply to the response's headers.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -239,14 +240,14 @@ class Exchange:
             return None
         return self._give_up(f"{event.phase} arrived in state {self._state.name}")
 
-    async def _say(self, reply: Reply) -> None:
-        turn = self.call.turn
-        if turn is None:
-            await self._send(encode(reply))
-            return
-        # A task that fails may speak at the same time.
+    def _say(self, reply: Reply) -> Awaitable[object]:
+        data, turn = encode(reply), self.call.turn
+        return self._send(data) if turn is None else self._send_in_turn(data, turn)
+
+    async def _send_in_turn(self, data: bytes, turn: asyncio.Lock) -> None:
+        """Send a reply where a task that fails may speak at the same time."""
         async with turn:
-            await self._send(encode(reply))
+            await self._send(data)
 
     async def _end_unasked(self, error: Exception) -> None:
         """End the request since a task of its call has failed."""

@@ -15,6 +15,7 @@ from exchanges import (
     request_headers,
     response_headers,
 )
+from msgspec import structs
 from rosters import keys_of
 
 from pdrouter.cluster.pods import TERMINATING, Pod, Rank, Role
@@ -234,7 +235,7 @@ async def test_what_cannot_be_done_with_an_answer(path: str, method: str, allowe
 async def test_the_rules_of_the_door_hold_here_too() -> None:
     (reply,) = await Bench(PODS, bearer_token="secret").tell(stored())
     assert error_of(reply) == (401, "invalid_api_key")
-    streamed = replace(BUFFERED, request_body_mode=BodyMode.STREAMED)
+    streamed = structs.replace(BUFFERED, request_body_mode=BodyMode.STREAMED)
     (reply,) = await Bench(PODS).tell(stored(config=streamed))
     assert error_of(reply) == (500, "ext_proc_misconfigured")
     (reply,) = await Bench(PODS).tell(stored(extra={"upgrade": "x", "connection": "upgrade"}))
