@@ -46,12 +46,14 @@ class Turns:
         else:
             self._begun += 1
             work(*args)
-        self._go_on()
+        if not self._turning:
+            self._go_on()
 
     def put_off(self, work: Callable[..., object], *args: object) -> None:
         """Begin work in a later turn, after what waits already."""
         self._waiting.append((work, args))
-        self._go_on()
+        if not self._turning:
+            self._go_on()
 
     def resolve(self, future: asyncio.Future[T], result: T) -> None:
         """Let who waits for a future go on with its result, now or in a later turn."""
@@ -60,7 +62,8 @@ class Turns:
     def end_with(self, work: Callable[[], object]) -> None:
         """Do something once all that this turn has begun has gone as far as it can."""
         self._ending.append(work)
-        self._go_on()
+        if not self._turning:
+            self._go_on()
 
     def gather(self, begin: Callable[..., object], *args: object) -> None:
         """Call what may begin much: the turn ends when all of that has gone on."""
@@ -71,14 +74,9 @@ class Turns:
         try:
             begin(*args)
         finally:
-            self._go_on_if_due()
+            self._go_on()
 
     def _go_on(self) -> None:
-        if not self._turning:
-            self._turning = True
-            self._loop.call_soon(self._turn)
-
-    def _go_on_if_due(self) -> None:
         self._turning = bool(self._begun or self._waiting or self._ending)
         if self._turning:
             self._loop.call_soon(self._turn)
@@ -96,7 +94,7 @@ class Turns:
                 work, args = waiting.popleft()
                 work(*args)
         finally:
-            self._go_on_if_due()
+            self._go_on()
 
     def _learn(self) -> None:
         now, since = self._clock(), self._since

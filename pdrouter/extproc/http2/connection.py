@@ -40,7 +40,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(
         self,
-        start: Callable[[Stream], asyncio.Task[None]],
+        start: Callable[[Stream], None],
         limits: Limits,
         opened: "set[Connection]",
         turns: Turns,
@@ -85,7 +85,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Act on what the peer has sent."""
-        self._keepalive.note_heard()
+        self._keepalive.heard = True
         self.turns.gather(self._inbox.feed, data)
 
     def pause_writing(self) -> None:
@@ -246,7 +246,7 @@ class Connection(asyncio.Protocol):
 
     def _begin(self, stream: Stream) -> None:
         if self.streams.open.get(stream.id) is stream:
-            stream.task = self._start(stream)
+            self._start(stream)
 
     def _reject(self, block: HeaderBlock, code: ErrorCode) -> None:
         self._floods.count_control()

@@ -106,8 +106,9 @@ class MessageReader:
             del self._pieces[0]
             self._offset = 0
         self._size -= whole
-        self._whole = 0
-        self._measure()
+        self._whole, self.missing = 0, _PREFIX_BYTES
+        if self._size:
+            self._measure()
         return message
 
     def _measure(self) -> None:

@@ -5,9 +5,13 @@ from collections.abc import Callable
 
 
 class Keepalive:
-    """Asks a silent peer, and gives it up if it stays silent."""
+    """Asks a silent peer, and gives it up if it stays silent.
 
-    __slots__ = ("_ask", "_asked", "_give_up", "_heard", "_seconds", "_timer")
+    Attributes:
+        heard: set when the peer has sent something.
+    """
+
+    __slots__ = ("_ask", "_asked", "_give_up", "_seconds", "_timer", "heard")
 
     def __init__(
         self, seconds: float, ask: Callable[[], None], give_up: Callable[[], None]
@@ -22,13 +26,9 @@ class Keepalive:
         self._seconds = seconds
         self._ask = ask
         self._give_up = give_up
-        self._heard = False
+        self.heard = False
         self._asked = False
         self._timer = self._wait()
-
-    def note_heard(self) -> None:
-        """Note that the peer has sent something."""
-        self._heard = True
 
     def stop(self) -> None:
         """Ask nothing any more."""
@@ -38,11 +38,11 @@ class Keepalive:
         return asyncio.get_running_loop().call_later(self._seconds, self._check)
 
     def _check(self) -> None:
-        if self._asked and not self._heard:
+        if self._asked and not self.heard:
             self._give_up()
             return
-        self._asked = not self._heard
+        self._asked = not self.heard
         if self._asked:
             self._ask()
-        self._heard = False
+        self.heard = False
         self._timer = self._wait()

@@ -91,18 +91,13 @@ class RpcServer:
         for connection in closing:
             await connection.lost.wait()  # Bounded by the moment that a peer has to close it.
 
-    def begin(self, stream: Stream) -> asyncio.Task[None]:
+    def begin(self, stream: Stream) -> None:
         """Begin to answer a call."""
         head = stream.head
         handler = self._handlers.get(head.path)
         if handler is None or head.encoding != "identity" or not head.grpc:
-            work = self._refuse(stream)
-        else:
-            work = self._answer(handler, stream)
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+            handler = self._refuse
+        self._tasks.add(self._loop.create_task(self._answer(handler, stream)))
 
     async def _refuse(self, stream: Stream) -> None:
         """Say why a call is not answered, once it is known to be well-formed."""
@@ -119,8 +114,11 @@ class RpcServer:
         stream.end(Status.UNIMPLEMENTED, f"{what[:200]} is not known here")
 
     async def _answer(self, handler: Handler, stream: Stream) -> None:
+        # From now on who abandons the stream cancels this: before, it would never come to its end.
+        task = stream.task = asyncio.current_task(self._loop)
         try:
-            await handler(stream)
+            if not stream.closed:
+                await handler(stream)
         except RpcFailed as failed:
             stream.end(failed.status, failed.message)
         except asyncio.CancelledError:
@@ -134,3 +132,5 @@ class RpcServer:
             stream.end(Status.OK)
         finally:
             stream.release()
+            if task is not None:
+                self._tasks.discard(task)

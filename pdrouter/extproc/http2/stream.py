@@ -67,13 +67,13 @@ class Stream:
         task: what answers it.
         ended: whether the peer has sent all.
         answered: whether anything was sent to the peer.
+        closed: whether nothing more is sent.
         window: what may be sent.
     """
 
     __slots__ = (
         "_admit",
         "_body_bytes",
-        "_closed",
         "_discards",
         "_messages",
         "_reader",
@@ -81,6 +81,7 @@ class Stream:
         "_wire",
         "_writer",
         "answered",
+        "closed",
         "ended",
         "head",
         "id",
@@ -112,7 +113,7 @@ class Stream:
         self._messages = MessageReader(max_bytes)
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
-        self._closed = False
+        self.closed = False
         self._body_bytes = 0
         self._discards = False
 
@@ -123,23 +124,22 @@ class Stream:
             RpcFailed: the message is not acceptable.
         """
         messages, window = self._messages, self._receive_window
-        while not self._closed:
-            message = messages.take()
-            if message is not None:
-                return message
+        while not self.closed:
+            missing = messages.missing
+            if missing <= 0:
+                return messages.take()
             if self.ended:
                 if not messages.empty:
                     raise RpcFailed(Status.INTERNAL, "the stream ended inside a message")
                 return END
-            missing = messages.missing
-            if missing > max(window.size, window.left) and self._admit is not None:
+            if self._admit is not None and missing > window.left and missing > window.size:
                 # A message that is larger than a window needs leave.
                 if not await self._admit(missing):
                     return END
                 if self._is_over():
                     continue
             # Also where less than half of the window is used, or the message would never be whole.
-            self._open(window.open_for(missing))
+            self._open(missing)
             self._reader = self._wire.loop.create_future()
             try:
                 await self._reader
@@ -148,7 +148,7 @@ class Stream:
         return END
 
     def _is_over(self) -> bool:
-        return self.ended or self._closed
+        return self.ended or self.closed
 
     def ask_before_large(self, admit: Admit) -> None:
         """Ask from now on before the window is opened for a message that is larger than it.
@@ -165,7 +165,7 @@ class Stream:
         if not self.answered:
             wire.outbox.send(wire.peer.encode_headers(self.id, RESPONSE_BLOCK, 0))
             self.answered = True
-        if size <= min(self.window.left, _WHOLE_BYTES) and wire.window.may_send(size):
+        if size <= self.window.left and size <= _WHOLE_BYTES and wire.window.may_send(size):
             self.window.left -= size
             wire.window.left -= size
             frame_bytes = wire.peer.frame_bytes
@@ -178,7 +178,7 @@ class Stream:
 
     def end(self, status: Status, message: str = "") -> None:
         """Tell the peer how the call ended; nothing happens if the stream is over."""
-        if self._closed:
+        if self.closed:
             return
         block = encode_trailers(status, message)
         block = block if self.answered else RESPONSE_BLOCK + block
@@ -187,7 +187,7 @@ class Stream:
 
     async def refuse_media_type(self) -> None:
         """Tell a client that does not speak gRPC so, as PROTOCOL-HTTP2.md demands."""
-        if self._closed:
+        if self.closed:
             return
         self._wire.outbox.send(
             self._wire.peer.encode_headers(self.id, UNSUPPORTED_MEDIA_TYPE_BLOCK, 0)
@@ -196,7 +196,7 @@ class Stream:
             await self._write_parts(UNSUPPORTED_MEDIA_TYPE_TEXT)
         finally:
             self._wire.window.pass_turn()
-            if not self._closed:
+            if not self.closed:
                 self._wire.outbox.send(encode_frame(DATA, END_STREAM, self.id))
                 self._close()
 
@@ -205,7 +205,7 @@ class Stream:
         self._discards = True
         if not self.ended:
             self._messages.clear()
-            self._open(self._receive_window.open_for())
+            self._open()
             self._reader = self._wire.loop.create_future()
             await self._reader
 
@@ -238,11 +238,11 @@ class Stream:
         if ended or missing <= 0 or lacks_room:
             self._wake_reader(reader)
         else:
-            self._open(self._receive_window.open_for())
+            self._open()
 
     def abandon(self) -> None:
         """Stop what answers the call: the peer has reset it, or is gone."""
-        self._closed = True
+        self.closed = True
         reader = self._reader
         if reader is not None and not reader.done():
             # Envoy resets each stream whose request has ended: for one that waits for nothing but
@@ -270,8 +270,9 @@ class Stream:
         if self._writer is not None and self.window.left > 0 and not self._writer.done():
             self._writer.set_result(None)
 
-    def _open(self, increment: int) -> None:
-        if increment and not self._closed:
+    def _open(self, missing: int = 0) -> None:
+        increment = self._receive_window.open_for(missing)
+        if increment and not self.closed:
             self._wire.outbox.send(encode_window_update(self.id, increment))
 
     async def _write_parts(self, data: bytes) -> None:
@@ -299,7 +300,7 @@ class Stream:
 
     def _close(self) -> None:
         """Forget a stream on which all is sent."""
-        self._closed = True
+        self.closed = True
         if not self.ended:
             # What the client may still send is of no use any more (RFC 9113, section 8.1).
             self._wire.outbox.send(encode_reset(self.id, ErrorCode.NO_ERROR))
