@@ -142,9 +142,8 @@ class RequestTelemetry:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        routed, self._routed = self._routed, []
+        self._count_routed()
         ended, self._ended = self._ended, []
-        self._counts.count_routed(routed)
         self._counts.count_ended(ended)
         for record in ended:
             if not (self._expects_answer(record) and self._held.hold(record)):
@@ -162,7 +161,7 @@ class RequestTelemetry:
         self._routed.append(Routed(record, record.decision, record.routing_s))
         self._lines.tell_choice(record)
         if len(self._routed) >= MOST_WAITING:
-            self.flush()
+            self._count_routed()  # No more, in the midst of a request: it is time of its own.
 
     def leg_attempted(self, record: RequestRecord, attempt: Attempt) -> None:
         """Count a try of a side leg."""
@@ -231,6 +230,10 @@ class RequestTelemetry:
         if trace is not None and trace.own.sampled and self._trace is not None:
             self._trace(record, trace)
         self._flush_soon(len(self._ended))
+
+    def _count_routed(self) -> None:
+        routed, self._routed = self._routed, []
+        self._counts.count_routed(routed)
 
     def _note_late_answer(self, report: AnswerReport, pod: Pod | None) -> None:
         """Note what is told of the answer to a request that has ended, here or elsewhere."""

@@ -652,6 +652,20 @@ def test_no_more_requests_wait_to_be_counted_than_are_counted_at_once(
     assert f'status=""}} {MOST_WAITING}.0' in page
 
 
+def test_a_request_that_is_routed_does_not_describe_those_that_have_ended(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It would take that for time of its own."""
+    caplog.set_level(logging.INFO, "pdrouter.request")
+    telemetry = create_telemetry()
+    telemetry.request_finished(make_record(outcome=Outcome.OK))
+    for _ in range(MOST_WAITING):
+        telemetry.request_routed(make_record(steps=make_steps(route=0.001)))
+    assert not caplog.records
+    page = telemetry.metrics.render().decode()
+    assert f"pdrouter_routing_seconds_count {MOST_WAITING}.0" in page
+
+
 def test_lines_of_several_levels_are_written_in_their_order(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
