@@ -195,7 +195,11 @@ class Exchanges:
             forwarded=rules.keep((*FORWARDED_TO_SIDE_LEGS, *policy.forward_headers)),
             routes=around.routes,
         )
-        self.shared = Shared(
+        self.shared = self._create_shared(settings)
+
+    def _create_shared(self, settings: Settings) -> Shared:
+        around = self._around
+        return Shared(
             self.dispatcher,
             around.cache,
             around.observer,
