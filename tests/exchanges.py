@@ -160,9 +160,8 @@ def sglang(pod: Pod, **changes: Any) -> Pod:
 
 def bare(event: Event) -> Event:
     """An event without the message that it comes from, and what was measured of that."""
-    event = structs.replace(event, context=ProcessingRequest())
     if isinstance(event, RequestHeaders | ResponseHeaders):
-        event = structs.replace(event, count=0, size=0)
+        return structs.replace(event, context=ProcessingRequest(), count=0, size=0)
     return event
 
 

@@ -81,13 +81,11 @@ def decode(data: bytes) -> Event:
             )
         case "request_body" | "response_body":
             body: pb.HttpBody = getattr(message, kind)
-            content, end_of_stream = body.body, body.end_of_stream
             return _BODY_EVENTS[kind](
-                content,
-                end_of_stream,
+                body.body,
+                body.end_of_stream,
                 protocol_config=config,
                 observability_mode=observed,
-                context=_copy_without(kind, message),
             )
         case "request_trailers" | "response_trailers":
             trailers: pb.HttpTrailers = getattr(message, kind)
@@ -95,7 +93,6 @@ def decode(data: bytes) -> Event:
                 _read_header_map(trailers.trailers),
                 protocol_config=config,
                 observability_mode=observed,
-                context=message,
             )
         case _:
             raise MessageInvalid("a ProcessingRequest of no known kind")
@@ -171,20 +168,6 @@ def _read_protocol_config(message: pb.ProcessingRequest) -> ProtocolConfig | Non
 @lru_cache(maxsize=64)
 def _create_protocol_config(request_body: int, response_body: int, send: bool) -> ProtocolConfig:
     return ProtocolConfig(BodyMode(request_body), BodyMode(response_body), send)
-
-
-_NOTHING = pb.ProcessingRequest()
-
-
-def _copy_without(kind: str, message: pb.ProcessingRequest) -> pb.ProcessingRequest:
-    # A parsed message owns a second copy of its body. A copy of the rest in memory of its own keeps
-    # that from staying for as long as the event does.
-    message.ClearField(kind)
-    if not message.ByteSize():
-        return _NOTHING
-    rest = pb.ProcessingRequest()
-    rest.CopyFrom(message)
-    return rest
 
 
 def _write_reply(reply: PhaseReply) -> bytes:

@@ -64,11 +64,28 @@ class _Event(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         protocol_config: The filter's configuration, on the first message of a stream.
         observability_mode: True if Envoy ignores replies to this message.
-        context: The message that attributes and metadata are read from, when asked for.
     """
 
     protocol_config: ProtocolConfig | None = None
     observability_mode: bool = False
+
+
+class _HeadersEvent(_Event, frozen=True):
+    """The headers of one direction.
+
+    Attributes:
+        headers: By name in lower case, pseudo headers such as `:path` among them.
+        end_of_stream: True if neither a body nor trailers follow.
+        count: How many there are; a name that occurs twice is two.
+        size: Bytes that they take, at least that of all names and values; for a small message,
+            that of all of it.
+        context: The message that attributes and metadata are read from, when asked for.
+    """
+
+    headers: Mapping[str, str]
+    end_of_stream: bool = False
+    count: int = 0
+    size: int = 0
     context: pb.ProcessingRequest = msgspec.field(default_factory=pb.ProcessingRequest)
 
     def attributes(self, filter_name: str = EXT_PROC_FILTER) -> dict[str, Any]:
@@ -83,23 +100,6 @@ class _Event(msgspec.Struct, frozen=True, kw_only=True):
         """Returns the request's dynamic metadata by namespace, as far as Envoy forwards it."""
         namespaces = self.context.metadata_context.filter_metadata
         return {name: _read_struct(namespaces[name]) for name in namespaces}
-
-
-class _HeadersEvent(_Event, frozen=True):
-    """The headers of one direction.
-
-    Attributes:
-        headers: By name in lower case, pseudo headers such as `:path` among them.
-        end_of_stream: True if neither a body nor trailers follow.
-        count: How many there are; a name that occurs twice is two.
-        size: Bytes that they take, at least that of all names and values; for a small message,
-            that of all of it.
-    """
-
-    headers: Mapping[str, str]
-    end_of_stream: bool = False
-    count: int = 0
-    size: int = 0
 
 
 class _BodyEvent(_Event, frozen=True):
