@@ -16,6 +16,10 @@ MANY_PARTS = "many-parts"
 """Why a request is served whole with more parts than are looked at."""
 MAX_PARTS = 2000
 """Messages and parts that are looked at, each of which costs time on the event loop."""
+_MOST_AT_ONCE = 8 * MAX_PARTS
+_DENSE_BYTES = 128
+"""Objects that are taken together: no more than so many, each of which has so much text on average
+that they take no more memory than that. Braces in texts look like objects."""
 _SPARSE_BYTES = 16 * 1024
 """With so much text to each object, to look at all objects costs less than to search the texts."""
 _MEDIA_TYPES = frozenset(
@@ -123,7 +127,8 @@ def find_media(body: Body, name: str) -> str | None:
     sparse = _is_sparse(data, start, end)
     if not sparse and not _has_sign(data, start, end):
         return None
-    few = sparse or data.count(b"{", start, end) <= MAX_PARTS
+    most = max(MAX_PARTS, min((end - start) // _DENSE_BYTES, _MOST_AT_ONCE))
+    few = sparse or data.count(b"{", start, end) <= most
     try:
         found = _Search(at_once=few).has_media(memoryview(data)[start:end], _DEPTH)
     except _TooMany:
@@ -155,8 +160,8 @@ class _Search:
     """Looks at messages, items and parts, but not at more of them than conversations have.
 
     Attributes:
-        at_once: whether there are no more objects, so that those of a list may be taken together.
-        left: how many more are looked at one by one.
+        at_once: whether there are few enough objects that those of a list may be taken together.
+        left: how many more are looked at.
     """
 
     at_once: bool
@@ -181,10 +186,15 @@ class _Search:
             return (decode_part(parts),)
         if self.at_once:
             try:
-                return _decode_parts(parts)
+                return self._count(_decode_parts(parts))
             except msgspec.ValidationError:  # There are other values among them.
                 return self._walk(parts)
         return self._walk(parts)
+
+    def _count(self, parts: Iterable[_Part]) -> Iterator[_Part]:
+        for part in parts:
+            self._spend()
+            yield part
 
     def _walk(self, parts: memoryview) -> Iterator[_Part]:
         for item in list_items(parts):

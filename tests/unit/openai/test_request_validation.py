@@ -669,6 +669,16 @@ def test_more_parts_than_are_looked_at_are_not_split_where_one_may_be_an_image()
     assert make_request(CHAT, messages=[*messages, {"content": '"image"'}]).whole == "many-parts"
 
 
+@pytest.mark.parametrize(
+    ("count", "whole"), [(MAX_PARTS, None), (MAX_PARTS + 1, "many-parts")], ids=["most", "more"]
+)
+def test_braces_in_texts_are_no_parts(count: int, whole: str | None) -> None:
+    messages = [{"role": "user", "content": '{"image": {}}, {}' + "x" * 400}] * count
+    assert make_request(CHAT, messages=messages).whole == whole
+    messages[7] = {"role": "user", "image_url": "x"}
+    assert make_request(CHAT, messages=messages).whole == "multimodal"
+
+
 def test_a_reason_that_no_setting_changes_comes_before_multimodal() -> None:
     assert make_request(CHAT, n=2, **_chat_part({"type": "image_url"})).whole == "n"
 
