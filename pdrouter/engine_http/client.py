@@ -95,7 +95,8 @@ class HttpClient:
             PostFailed: there is no complete answer within the limits.
             ValueError: a header cannot be sent.
         """
-        head = _write_head(method, address, path, headers, body)
+        size = sum(map(len, body)) if body else 0
+        head = _write_head(method, address, path, headers, None if body is None else size)
         now = self._loop.time()
         deadline = now + total_s
         connection = self._take(address, now, SURELY_OPEN_S if fresh else self._keepalive_s)
@@ -107,6 +108,7 @@ class HttpClient:
                 return await connection.send(
                     head,
                     body or (),
+                    size,
                     limit=self._limits.answer_bytes,
                     deadline=deadline,
                     silence_s=self._limits.response_s,
@@ -193,13 +195,14 @@ def _write_head(
     address: str,
     path: str,
     headers: Mapping[str, str],
-    body: Sequence[bytes | memoryview] | None,
+    body_bytes: int | None,
 ) -> bytes:
     lines = [f"{method} {path} HTTP/1.1", f"host: {address}", "user-agent: pdrouter"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
-    if body is not None:
-        lines.append(f"content-length: {sum(map(len, body))}")
-    head = "\n".join(lines)
-    if head.count("\n") != len(lines) - 1 or "\0" in head or "\r" in head:
+    if body_bytes is not None:
+        lines.append(f"content-length: {body_bytes}")
+    text = "".join(lines)
+    if "\n" in text or "\r" in text or "\0" in text:
         raise ValueError("a header holds the end of a line")
-    return head.replace("\n", "\r\n").encode("utf-8", "surrogateescape") + b"\r\n\r\n"
+    lines.append("\r\n")
+    return "\r\n".join(lines).encode("utf-8", "surrogateescape")

@@ -116,6 +116,7 @@ class Connection(asyncio.Protocol):
         self,
         head: bytes,
         body: Sequence[bytes | memoryview],
+        size: int,
         *,
         limit: int,
         deadline: float,
@@ -127,6 +128,7 @@ class Connection(asyncio.Protocol):
         Args:
             head: request line and headers.
             body: the body, in parts.
+            size: how many bytes it has.
             limit: bytes of the largest answer.
             deadline: when the answer must be complete, by the loop's clock.
             silence_s: seconds without a byte of it.
@@ -142,7 +144,7 @@ class Connection(asyncio.Protocol):
         self._deadline, self._silence_s = deadline, silence_s
         self._watch()
         try:
-            written = await self._write(head, body, done)
+            written = await self._write(head, body, size, done)
             if written and progress is not None and not self._closed:
                 progress.sent.set()
             answer = await done
@@ -202,13 +204,17 @@ class Connection(asyncio.Protocol):
             self._watch()
 
     async def _write(
-        self, head: bytes, body: Sequence[bytes | memoryview], done: asyncio.Future[EngineAnswer]
+        self,
+        head: bytes,
+        body: Sequence[bytes | memoryview],
+        size: int,
+        done: asyncio.Future[EngineAnswer],
     ) -> bool:
         """Write a request; return false if its answer was there before its end."""
         transport = self._transport
         if transport is None:
             raise RuntimeError("the connection is not open")
-        if sum(map(len, body)) <= _COPIED_BYTES:
+        if size <= _COPIED_BYTES:
             transport.write(b"".join((head, *body)))
             return True
         transport.write(head)
