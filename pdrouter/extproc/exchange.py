@@ -218,6 +218,9 @@ class Exchange:
         try:
             reply = await step.answer(phases, event)
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
+            if self.ended:  # By a task, which has said so: a second answer would be one too many.
+                log.warning("request failed again", exc_info=error, extra=record.log_fields)
+                return None
             return self._fail(error)
         finally:
             spent = time.perf_counter() - entered

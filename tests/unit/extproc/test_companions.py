@@ -24,6 +24,7 @@ from pdrouter.engine_http.answers import EngineAnswer
 from pdrouter.engine_http.failures import FailureKind
 from pdrouter.engines.split import Leg
 from pdrouter.extproc.ext_proc_pb2 import HttpBody, ProcessingRequest
+from pdrouter.extproc.limits import MESSAGE_OVERHEAD_BYTES
 from pdrouter.extproc.messages import (
     Event,
     ImmediateReply,
@@ -32,6 +33,7 @@ from pdrouter.extproc.messages import (
     ResponseHeaders,
 )
 from pdrouter.serving.leg_outcome import Attempt
+from pdrouter.serving.legs import SideLegs
 from pdrouter.serving.record import Outcome, RequestRecord, Retry
 from pdrouter.serving.statuses import Speaks
 
@@ -353,6 +355,24 @@ async def test_a_request_for_too_many_rooms_ends_with_the_error_alone() -> None:
     record = await pair.end()
     assert (record.status, record.code) == (400, "invalid_value")
     assert pair.bench.prefill.posts == []
+
+
+async def test_a_body_that_fails_once_its_leg_has_is_answered_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What carries the leg breaks, and then the last leg's body is too large as well."""
+    pair = Pair(max_message_bytes=MESSAGE_OVERHEAD_BYTES)
+    bench = pair.bench
+
+    async def break_down(*_: object, **__: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(SideLegs, "_try", break_down)
+    await bench.tell(request_headers())
+    await bench.exchange.receive(encode_body())
+    assert [b"internal_error" in data for data in bench.sent] == [True]
+    record = await pair.end()
+    assert (record.status, record.code) == (500, "internal_error")
 
 
 @pytest.mark.parametrize("by", ["deadline", "client"])
