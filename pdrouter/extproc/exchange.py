@@ -217,7 +217,7 @@ class Exchange:
         entered, waited = time.perf_counter(), record.steps.waited_s
         try:
             reply = await step.answer(phases, event)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
+        except Exception as error:
             if self.ended:  # By a task, which has said so: a second answer would be one too many.
                 log.warning("request failed again", exc_info=error, extra=record.log_fields)
                 return None
