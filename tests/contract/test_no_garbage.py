@@ -11,8 +11,11 @@ from contextlib import contextmanager, suppress
 
 import pytest
 from exchanges import Bench
-from http2_peer import Client, Service
+from http2_peer import Client as Peer
+from http2_peer import Service
 from loopback import Talk, answer_always, hang, listen, reset
+from redis.exceptions import ResponseError
+from shared_counters import share
 from waiting import wait_until
 
 from benchmarks.transports.installation import MODEL
@@ -26,6 +29,9 @@ from pdrouter.extproc.wire import OpenStreams
 from pdrouter.openai.pieces import Pieces
 from pdrouter.serving.engine_client import EngineClient
 from pdrouter.serving.record import Outcome
+from pdrouter.users.counters import CountersUnavailable, Demand, Measure, Quota
+from pdrouter.users.redis.clients import Client
+from pdrouter.users.redis.link import RedisLink
 
 REQUESTS = 20
 PODS = [
@@ -89,7 +95,7 @@ async def test_a_stream_of_envoys_leaves_none(
             read_trace=lambda: stream.head.traceparent,
         )
 
-    client = Client(Service.create(handler=process))
+    client = Peer(Service.create(handler=process))
     with find_garbage() as garbage:
         for _ in range(REQUESTS):
             number = client.open()
@@ -122,3 +128,25 @@ async def test_requests_to_an_engine_leave_none(talk: Talk, total_s: float) -> N
             await asyncio.sleep(0)
     # The server of this test has failures of its own.
     assert [name for name in garbage if name.startswith("pdrouter.")] == []
+
+
+@pytest.mark.parametrize("trouble", [None, ResponseError("-OOM"), TimeoutError()], ids=repr)
+async def test_limits_that_cannot_be_counted_leave_none(
+    monkeypatch: pytest.MonkeyPatch, trouble: Exception | None
+) -> None:
+    """While Redis is away each request would: with its body, which the frames of a failure know."""
+
+    def fail(_: RedisLink) -> Client:
+        assert trouble is not None
+        raise type(trouble)(*trouble.args)
+
+    if trouble is not None:
+        monkeypatch.setattr(RedisLink, "_take_client", fail)
+    demand = Demand(Quota("user/ann/requests", Measure.REQUESTS, 100, 60.0))
+    async with share("redis://127.0.0.1:1") as shared:
+        with find_garbage() as garbage:
+            for number in range(REQUESTS):
+                with suppress(CountersUnavailable):
+                    await shared.counters.take([demand], str(number))
+                await asyncio.sleep(0)
+    assert garbage == []

@@ -54,6 +54,9 @@ class RedisCounters:
             self._unwanted.add(asking)
             asking.add_done_callback(self._undo)
             raise
+        finally:
+            # What has failed it knows this frame, and would know itself by it.
+            del asking
 
     async def _take(self, demands: Sequence[Demand], holder: str) -> Verdict:
         keys = [self._name_key(demand.quota) for demand in demands]

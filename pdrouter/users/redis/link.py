@@ -210,12 +210,7 @@ class RedisLink:
             self.stats.failures[away.reason] += 1
             raise
         except _TROUBLES as error:
-            failed = _explain(error)
-            self.stats.failures[failed.reason] += 1
-            if not _concerns_key(error):
-                # New connections need another password, which may be in its file by now.
-                self._note_failed(client, failed, final=isinstance(error, AuthenticationError))
-            raise failed from error
+            raise self._note_trouble(client, error) from error
         finally:
             if client is not None and client is not self._client:
                 # It was given up meanwhile, and may have connected again for this call.
@@ -229,6 +224,14 @@ class RedisLink:
         if self._client is None:
             raise RedisUnavailable(Reason.AWAY, f"{self._url.describe()} is away")
         return self._client
+
+    def _note_trouble(self, client: Client | None, error: Exception) -> RedisUnavailable:
+        failed = _explain(error)
+        self.stats.failures[failed.reason] += 1
+        if not _concerns_key(error):
+            # New connections need another password, which may be in its file by now.
+            self._note_failed(client, failed, final=isinstance(error, AuthenticationError))
+        return failed
 
     def _note_failed(
         self, client: Client | None, unavailable: RedisUnavailable, *, final: bool
