@@ -47,9 +47,9 @@ PREFILL = Pod.create(
 )
 DECODE = Pod.create(uid="d", name="decode-0", ip="10.0.0.2", port=8000, model="m", role=Role.DECODE)
 PARAMS = (
-    b'{"do_remote_prefill": true, "remote_block_ids": [[1, 2]], "remote_engine_id": "e",'
-    b' "remote_request_id": "r", "remote_host": "10.0.0.1", "remote_port": 5600,'
-    b' "cookie": 12345678901234567890}'
+    b'{"do_remote_prefill":true,"remote_block_ids":[[1, 2]],"remote_engine_id":"e",'
+    b'"remote_request_id":"r","remote_host":"10.0.0.1","remote_port":5600,'
+    b'"cookie":12345678901234567890}'
 )
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 9}
 BUFFERED = ProtocolConfig(BodyMode.BUFFERED, BodyMode.NONE, False)

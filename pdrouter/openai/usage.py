@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 _MOST_TOKENS = 10**9
+_MOST_COLONS = 4_000
 _TOKEN_ID = re.compile(rb"\[[ \t\r\n]*[0-9]")
 
 
@@ -74,15 +75,14 @@ _NULL = msgspec.Raw(b"null")
 
 
 class AnswerInvalid(ValueError):
-    """An answer is no JSON object."""
+    """An answer is no JSON object, or has something else than a handle in the place of one."""
 
 
-class AnswerMembers(msgspec.Struct, frozen=True):
-    """What an engine's answer says beside the text, as it stands there."""
+class AnswerTokens(msgspec.Struct, frozen=True):
+    """What an engine's answer says of tokens, as it stands there."""
 
     usage: msgspec.Raw = _NULL
     prompt_token_ids: msgspec.Raw = _NULL
-    kv_transfer_params: msgspec.Raw = _NULL
 
     def count(self) -> Usage | None:
         """Return the tokens; None if the answer does not say them.
@@ -97,18 +97,38 @@ class AnswerMembers(msgspec.Struct, frozen=True):
         return usage
 
 
+class AnswerMembers(AnswerTokens, frozen=True):
+    """What an engine's answer says beside the text; of a handle, each member as it stands there."""
+
+    kv_transfer_params: dict[str, msgspec.Raw] | None = None
+
+
+class _UnreadHandle(AnswerTokens, frozen=True):
+    kv_transfer_params: msgspec.Raw = _NULL
+
+
 _decode_answer = msgspec.json.Decoder(AnswerMembers).decode
+_decode_dense = msgspec.json.Decoder(_UnreadHandle).decode
+_decode_handle = msgspec.json.Decoder(dict[str, msgspec.Raw] | None).decode
+_decode_tokens = msgspec.json.Decoder(AnswerTokens).decode
 _decode_members = msgspec.json.Decoder(UsageMembers).decode
 
 
 def read_answer(answer: bytes) -> AnswerMembers:
-    """Read an answer that is not streamed.
+    """Read the answer to a side leg.
 
     Raises:
-        AnswerInvalid: it is no JSON object.
+        AnswerInvalid: it is no JSON object, or its handle is none.
     """
     try:
-        return _decode_answer(answer)
+        if answer.count(b":") <= _MOST_COLONS:
+            return _decode_answer(answer)
+        # Each member that is built has one: a handle has few, whatever stands around it.
+        dense = _decode_dense(answer)
+        handle = bytes(dense.kv_transfer_params)
+        if handle.count(b":") > _MOST_COLONS:
+            raise AnswerInvalid("its handle has too many members")
+        return AnswerMembers(dense.usage, dense.prompt_token_ids, _decode_handle(handle))
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise AnswerInvalid(str(error)) from None
 
@@ -116,8 +136,8 @@ def read_answer(answer: bytes) -> AnswerMembers:
 def read_usage(answer: bytes) -> Usage | None:
     """Return the `usage` of an answer that is not streamed; None if there is none."""
     try:
-        return read_answer(answer).count()
-    except AnswerInvalid:
+        return _decode_tokens(answer).count()
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return None
 
 

@@ -8,9 +8,10 @@ other. Source: vLLM 0.33 `docs/features/nixl_connector_usage.md`, `nixl/pull_sch
 
 import ipaddress
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeAlias
 
 import msgspec
 
@@ -44,7 +45,6 @@ _BLOCK_ID = re.compile(rb"[^\[\]{}\",\s]")
 # Within a string, the closing quote of the name would have a backslash before it.
 _EXPIRY_NAME = b'"remote_blocks_expiry_time"'
 _EXPIRY = re.compile(_EXPIRY_NAME + rb"[ \t\n\r]*:[ \t\n\r]*([0-9]{1,15}(?:\.[0-9]{1,9})?)")
-_ABSENT = msgspec.Raw(b"")
 _NULL = msgspec.Raw(b"null")
 _TRUE = msgspec.Raw(b"true")
 _ZERO = msgspec.Raw(b"0")
@@ -69,28 +69,9 @@ _REFUSED_REQUEST = Body(
 )
 
 
-class Params(msgspec.Struct):
-    """What a decode engine must find in a handle; all else is between the engines."""
+Handle: TypeAlias = dict[str, msgspec.Raw]
+"""The members of a handle, as they stand there: most are between the engines."""
 
-    do_remote_prefill: msgspec.Raw = _ABSENT
-    remote_block_ids: msgspec.Raw = _ABSENT
-    remote_engine_id: msgspec.Raw = _ABSENT
-    remote_port: msgspec.Raw = _ABSENT
-    remote_request_id: msgspec.Raw = _ABSENT
-    remote_host: msgspec.Raw = _NULL
-    tp_size: msgspec.Raw = _ABSENT
-    remote_num_tokens: msgspec.Raw = _ABSENT
-    transfer_mode: msgspec.Raw = _ABSENT
-    transfer_id: msgspec.Raw = _ABSENT
-    prompt_token_ids: msgspec.Raw = _ABSENT
-
-    @property
-    def push(self) -> bool:
-        """Whether the prefill engine writes the blocks to where decode wants them."""
-        return self.transfer_mode == _PUSH
-
-
-_decode_params = msgspec.json.Decoder(Params).decode
 _decode_host = msgspec.json.Decoder(str).decode
 
 
@@ -132,7 +113,7 @@ class NixlPull(Split):
     def last_body(
         self, request: InferenceRequest, placement: Placement, answers: Sequence[SideAnswer]
     ) -> Pieces:
-        """Return the client's body with the handle, verbatim but for an unusable `remote_host`.
+        """Return the client's body with the handle, as it is but for an unusable `remote_host`.
 
         In push mode it has the transfer's id, and no list of blocks: where there is one, the decode
         engine would fetch them.
@@ -140,10 +121,11 @@ class NixlPull(Split):
         replace = strip_transfer_members(request)
         answer = answers[-1]
         members = _read(answer)
-        handle, params = self._take_handle(members, answer.pod, placement.request_id)
+        params = self._take_handle(members, answer.pod, placement.request_id)
+        handle = _write(params)
         replace[KV_PARAMS] = handle
         body = request.edit(replace, TRANSFER_MEMBERS)
-        if not self.token_ids_limit or params.prompt_token_ids is not _ABSENT:
+        if not self.token_ids_limit or "prompt_token_ids" in params:
             return body
         told = add_ids(handle, members.prompt_token_ids)
         if told is None or len(body) + len(told) - len(handle) > self.token_ids_limit:
@@ -169,53 +151,48 @@ class NixlPull(Split):
         nevertheless, its one token of prompt could not get into the cache of anybody's prefixes.
         """
         try:
-            handle, params = self.take_handle(answer)
+            params = self.take_handle(answer)
+            handle = _write(params)
         except HandoffInvalid:
             return None  # A half-filled one could break the engine.
-        if params.remote_request_id is _ABSENT:
+        if "remote_request_id" not in params:
             return None  # An engine before 0.13, of which no other understands the handle.
         return Release(_RELEASE_PATH, _REFUSED_REQUEST.edit({KV_PARAMS: handle}))
 
-    def take_handle(
-        self, answer: SideAnswer, transfer_id: str = ""
-    ) -> tuple[bytes | Pieces, Params]:
-        """Return the handle as it is to be handed over, and what it says.
-
-        Args:
-            answer: the answer to a prefill leg.
-            transfer_id: what to call the transfer in push mode, if the engine does not.
+    def take_handle(self, answer: SideAnswer) -> Handle:
+        """Return the handle as it is to be handed over.
 
         Raises:
             HandoffInvalid: it must not be handed over.
         """
-        return self._take_handle(_read(answer), answer.pod, transfer_id)
+        return self._take_handle(_read(answer), answer.pod)
 
-    def _take_handle(
-        self, members: AnswerMembers, pod: EnginePod, transfer_id: str
-    ) -> tuple[bytes | Pieces, Params]:
-        raw = bytes(members.kv_transfer_params)
-        try:
-            check_utf_8(raw)
-            params = _decode_params(raw)
-        except (BodyInvalid, msgspec.MsgspecError, RecursionError) as error:
-            # The answer was read where fewer calls were under way, which may have fewer levels.
-            raise HandoffInvalid("invalid-params", f"{KV_PARAMS}: {error}") from None
-        push = params.push
+    def _take_handle(self, members: AnswerMembers, pod: EnginePod, transfer_id: str = "") -> Handle:
+        """Return the handle of an answer.
+
+        Args:
+            members: the answer to a prefill leg.
+            pod: whose it is.
+            transfer_id: what to call the transfer in push mode, if the engine does not.
+        """
+        handle = members.kv_transfer_params
+        if handle is None:
+            raise HandoffInvalid("null-params", f"the prefill answer has no {KV_PARAMS}")
+        push = is_push(handle)
         if push:
-            _check_push(params)
+            _check_push(handle)
         else:
-            _check_params(params)
-        host = _read_host(params)
-        replace: dict[str, bytes | Pieces] = {}
+            _check_pull(handle)
+        host = _read_host(handle)
         if self._must_rewrite(host):
-            replace["remote_host"] = encode(pod.ip)
+            handle = {**handle, "remote_host": msgspec.Raw(encode(pod.ip))}
         elif not host:
             raise HandoffInvalid("incomplete-params", "remote_host is empty")
         if push:
-            if params.transfer_id is _ABSENT and transfer_id:
-                replace["transfer_id"] = encode(transfer_id)
-            return _edit(raw, replace, {"remote_block_ids"}), params
-        return _edit(raw, replace) if replace else raw, params
+            handle = {name: raw for name, raw in handle.items() if name != "remote_block_ids"}
+            if transfer_id:
+                handle.setdefault("transfer_id", msgspec.Raw(encode(transfer_id)))
+        return handle
 
     def _must_rewrite(self, host: str) -> bool:
         if self.remote_host_rewrite is RemoteHostRewrite.AUTO:
@@ -247,19 +224,21 @@ def _read(answer: SideAnswer) -> AnswerMembers:
     """Return what an answer has that is handed over, as it stands there.
 
     Raises:
-        HandoffInvalid: there is none.
+        HandoffInvalid: it cannot be read.
     """
     try:
-        members = answer.members or read_answer(answer.body)
+        return answer.members or read_answer(answer.body)
     except AnswerInvalid as error:
-        message = f"the prefill answer is no JSON object: {error}"
+        message = f"the prefill answer cannot be read: {error}"
         raise HandoffInvalid("invalid-answer", message) from None
-    if members.kv_transfer_params == _NULL:
-        raise HandoffInvalid("null-params", f"the prefill answer has no {KV_PARAMS}")
-    return members
 
 
-def _check_params(params: Params) -> None:
+def is_push(handle: Handle) -> bool:
+    """Return whether the prefill engine writes the blocks to where decode wants them."""
+    return handle.get("transfer_mode") == _PUSH
+
+
+def _check_pull(handle: Handle) -> None:
     """Check what a decode engine needs before it commits itself to a transfer.
 
     vLLM's decode scheduler parks a request whose parameters are incomplete and never wakes it, and
@@ -268,62 +247,61 @@ def _check_params(params: Params) -> None:
     Raises:
         HandoffInvalid: a member is missing, null or empty.
     """
-    if params.do_remote_prefill != _TRUE:
+    if handle.get("do_remote_prefill") != _TRUE:
         raise HandoffInvalid("incomplete-params", "do_remote_prefill is not true")
-    if not _has_blocks(params.remote_block_ids):
+    if not _has_blocks(handle.get("remote_block_ids", _NULL)):
         raise HandoffInvalid("empty-blocks", "remote_block_ids names no block")
-    _check_present(params, _NEEDED)
+    _check_present(handle, _NEEDED)
     # Engines before vLLM 0.13 do not know the id; an engine that knows it never leaves it empty.
-    if params.remote_request_id in _EMPTY:
+    if handle.get("remote_request_id") in _EMPTY:
         raise HandoffInvalid("incomplete-params", "remote_request_id is empty")
 
 
-def _check_push(params: Params) -> None:
+def _check_push(handle: Handle) -> None:
     """Check what a decode engine needs to say where it wants the blocks.
 
     Raises:
         HandoffInvalid: a member is missing, or there is nothing to be written: the engine would
             wait for it.
     """
-    if params.do_remote_prefill != _TRUE:
+    if handle.get("do_remote_prefill") != _TRUE:
         raise HandoffInvalid("incomplete-params", "do_remote_prefill is not true")
-    listed = params.remote_block_ids not in (_ABSENT, _NULL)
-    if params.remote_num_tokens == _ZERO or (listed and not _has_blocks(params.remote_block_ids)):
+    listed = handle.get("remote_block_ids", _NULL)
+    if handle.get("remote_num_tokens") == _ZERO or (listed != _NULL and not _has_blocks(listed)):
         raise HandoffInvalid("empty-blocks", "the prefill engine holds no block")
-    _check_present(params, _NEEDED_FOR_PUSH)
+    _check_present(handle, _NEEDED_FOR_PUSH)
 
 
-def _check_present(params: Params, names: Iterable[str]) -> None:
+def _check_present(handle: Handle, names: Iterable[str]) -> None:
     for name in names:
-        value = getattr(params, name)
-        if value is _ABSENT or value in _EMPTY:
+        if handle.get(name, _NULL) in _EMPTY:
             raise HandoffInvalid("incomplete-params", f"{name} is missing or empty")
 
 
-def _read_host(params: Params) -> str:
+def _read_host(handle: Handle) -> str:
     """Return `remote_host`; it may be empty, since it can be rewritten.
 
     Raises:
         HandoffInvalid: it is missing, null or not a string.
     """
     try:
-        return _decode_host(params.remote_host)
-    except msgspec.MsgspecError:
+        return _decode_host(handle.get("remote_host", _NULL))
+    except (msgspec.MsgspecError, UnicodeError):
         raise HandoffInvalid("incomplete-params", "remote_host is not a string") from None
 
 
-def _edit(
-    raw: bytes, replace: Mapping[str, bytes | Pieces], remove: Collection[str] = ()
-) -> Pieces:
-    """Return a handle with some members replaced, added or removed.
+def _write(handle: Handle) -> bytes:
+    """Return a handle as JSON.
 
     Raises:
-        HandoffInvalid: it has more members than any handle.
+        HandoffInvalid: a text in it is none.
     """
+    written = encode(handle)
     try:
-        return Body(raw).edit(replace, remove)
+        check_utf_8(written)
     except BodyInvalid as error:
         raise HandoffInvalid("invalid-params", f"{KV_PARAMS}: {error}") from None
+    return written
 
 
 def _has_blocks(raw: msgspec.Raw) -> bool:

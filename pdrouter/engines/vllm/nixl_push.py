@@ -9,8 +9,6 @@ Source: vLLM `docs/design/nixl_kv_push_connector.md`, `push_scheduler.py` and `p
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import msgspec
-
 from pdrouter.engines.leg_bodies import KV_PARAMS, TRANSFER_MEMBERS, strip_transfer_members
 from pdrouter.engines.split import (
     PEER_CHANGED,
@@ -24,30 +22,26 @@ from pdrouter.engines.split import (
     SideAnswer,
     Split,
 )
-from pdrouter.engines.vllm.nixl import NixlPull
+from pdrouter.engines.vllm.nixl import NixlPull, is_push
 from pdrouter.openai.body import Body, encode
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest
 
-_ABSENT = msgspec.Raw(b"")
 _DECODE_PARAMS = Body(b'{"do_remote_prefill":true,"do_remote_decode":false}')
 
 
-class _Peer(msgspec.Struct):
-    """What a handle says of the engine, and not of one request's blocks."""
-
-    remote_engine_id: msgspec.Raw = _ABSENT
-    remote_host: msgspec.Raw = _ABSENT
-    remote_port: msgspec.Raw = _ABSENT
-    tp_size: msgspec.Raw = _ABSENT
-    pp_size: msgspec.Raw = _ABSENT
-    dcp_size: msgspec.Raw = _ABSENT
-    pcp_size: msgspec.Raw = _ABSENT
-    remote_registration_generation: msgspec.Raw = _ABSENT
-    transfer_mode: msgspec.Raw = _ABSENT
-
-
-_decode_peer = msgspec.json.Decoder(_Peer).decode
+_PEER = (
+    "remote_engine_id",
+    "remote_host",
+    "remote_port",
+    "tp_size",
+    "pp_size",
+    "dcp_size",
+    "pcp_size",
+    "remote_registration_generation",
+    "transfer_mode",
+)
+"""What a handle says of the engine, and not of one request's blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +116,7 @@ class NixlPush(Split):
         return self.serial.release(answer)
 
     def _read_peer(self, answer: SideAnswer) -> PeerFacts | None:
-        handle, params = self.serial.take_handle(answer)
-        if not params.push:
+        handle = self.serial.take_handle(answer)
+        if not is_push(handle):
             return None
-        peer = _decode_peer(bytes(handle))
-        return {name: bytes(raw) for name, raw in _list_members(peer) if raw}
-
-
-def _list_members(peer: _Peer) -> Sequence[tuple[str, msgspec.Raw]]:
-    return [(name, getattr(peer, name)) for name in peer.__struct_fields__]
+        return {name: bytes(handle[name]) for name in _PEER if name in handle}

@@ -37,7 +37,7 @@ def may_ask(request: InferenceRequest, limit: int) -> bool:
     )
 
 
-def add_ids(handle: bytes | Pieces, ids: msgspec.Raw) -> Pieces | None:
+def add_ids(handle: bytes, ids: msgspec.Raw) -> Pieces | None:
     """Return a handle with them as its last member; None if they are no list of whole numbers.
 
     Args:
@@ -46,6 +46,5 @@ def add_ids(handle: bytes | Pieces, ids: msgspec.Raw) -> Pieces | None:
     """
     if _FIRST.match(ids) is None or bytes(ids).translate(None, _OF_A_LIST) != b"[]":
         return None
-    *parts, last = handle.parts if isinstance(handle, Pieces) else (memoryview(handle),)
     # An object's last byte is its brace, and a handle has members before it.
-    return Pieces((*parts, last[:-1], b",%s:" % _NAME, memoryview(ids), b"}"))
+    return Pieces((memoryview(handle)[:-1], b",%s:" % _NAME, memoryview(ids), b"}"))

@@ -237,10 +237,10 @@ def test_the_decode_leg_is_the_clients_body_with_the_handle_verbatim(
 ) -> None:
     data = make_body(path, stream=stream, min_tokens=2, user="u")
     handle = (
-        b'{ "do_remote_prefill":true,"remote_block_ids" : [[1,2],[9223372036854775807]] ,'
+        b'{"do_remote_prefill":true,"remote_block_ids":[[1,2], [9223372036854775807]],'
         b'"remote_engine_id":"\\u00e9","remote_request_id":"r","remote_host":"10.0.0.9",'
         b'"remote_port":5600,"big":18446744073709551615,"bigger":123456789012345678901234567890,'
-        b'"ratio":1.50,"new_in_some_release":{"a":[null]} }'
+        b'"ratio":1.50,"new_in_some_release":{ "a":[null]}}'
     )
     answer = b'{"id":"x", "kv_transfer_params" : ' + handle + b' ,"usage":{}}'
     body = bytes(
@@ -311,6 +311,10 @@ def test_a_half_filled_handle_never_reaches_a_decode_engine(
         assert refuse(answer, connector).reason == reason
 
 
+def _answer_in_latin_1(**changes: Any) -> bytes:
+    return answer_with(make_kv_params(**changes)).replace(rb"\u00ff", b"\xff")
+
+
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
@@ -318,14 +322,15 @@ def test_a_half_filled_handle_never_reaches_a_decode_engine(
         (b"[]", "invalid-answer"),
         (b"<html>", "invalid-answer"),
         (b'{"kv_transfer_params":', "invalid-answer"),
-        (b'{"kv_transfer_params":{"a":"\xff"}}', "invalid-params"),
-        (b'{"kv_transfer_params":{"\xff":"a"}}', "invalid-params"),
+        (_answer_in_latin_1(remote_host="\xff"), "incomplete-params"),
+        (_answer_in_latin_1(remote_engine_id="\xff"), "invalid-params"),
+        (b'{"kv_transfer_params":{"\xff":"a"}}', "invalid-answer"),
         (b"{}", "null-params"),
         (b'{"choices":[{"kv_transfer_params":{}}]}', "null-params"),
         (b'{"kv_transfer_params":null}', "null-params"),
-        (b'{"kv_transfer_params":[]}', "invalid-params"),
-        (b'{"kv_transfer_params":"x"}', "invalid-params"),
-        (b'{"kv_transfer_params":true}', "invalid-params"),
+        (b'{"kv_transfer_params":[]}', "invalid-answer"),
+        (b'{"kv_transfer_params":"x"}', "invalid-answer"),
+        (b'{"kv_transfer_params":true}', "invalid-answer"),
         (b'{"kv_transfer_params":{}}', "incomplete-params"),
     ],
 )
@@ -335,7 +340,7 @@ def test_an_answer_without_a_handle_is_refused(answer: bytes, reason: str) -> No
     assert str(refused)
 
 
-def test_a_handle_that_is_nested_too_deeply_is_refused_wherever_it_is_read() -> None:
+def test_a_handle_that_could_be_read_can_be_handed_over_wherever_that_is() -> None:
     """How deep is too deep depends on the calls under way: an answer may have passed before."""
 
     def read_deeper(answer: LegAnswer, calls: int) -> None:
@@ -344,7 +349,6 @@ def test_a_handle_that_is_nested_too_deeply_is_refused_wherever_it_is_read() -> 
         else:
             NixlPull().take_handle(answer)
 
-    reasons = set()
     for depth in range(1, sys.getrecursionlimit()):
         nested = b'"kv_transfer_params": {"a":' + b"[" * depth + b"]" * depth + b","
         body = answer_with(make_kv_params()).replace(b'"kv_transfer_params": {', nested)
@@ -353,11 +357,8 @@ def test_a_handle_that_is_nested_too_deeply_is_refused_wherever_it_is_read() -> 
         except AnswerInvalid:
             break
         (answer,) = make_answers(body, POD)
-        try:
-            read_deeper(structs.replace(answer, members=members), 10)
-        except HandoffInvalid as invalid:
-            reasons.add(invalid.reason)
-    assert reasons == {"invalid-params"}
+        read_deeper(structs.replace(answer, members=members), 10)
+    assert 1 < depth < sys.getrecursionlimit() - 1
 
 
 @settings(max_examples=100, deadline=None)
@@ -451,8 +452,8 @@ def test_an_empty_remote_host_that_must_not_be_rewritten_is_a_half_filled_handle
 
 def test_a_rewritten_handle_keeps_the_bytes_of_everything_else() -> None:
     handle = (
-        b'{"do_remote_prefill":true, "remote_block_ids":[18446744073709551615], "remote_host" : '
-        b'"0.0.0.0" , "remote_port":5601,"remote_engine_id":"e","ratio":1.50}'
+        b'{"do_remote_prefill":true,"remote_block_ids":[18446744073709551615, 1],"remote_host":'
+        b'"0.0.0.0","remote_port":5601,"remote_engine_id":"e","ratio":1.50}'
     )
     body = bytes(
         NixlPull().last_body(
@@ -462,17 +463,29 @@ def test_a_rewritten_handle_keeps_the_bytes_of_everything_else() -> None:
     assert handle.replace(b"0.0.0.0", b"10.1.2.3") in body
 
 
-def test_a_handle_of_very_many_members_is_handed_over_only_as_it_is() -> None:
+@pytest.mark.parametrize("host", ["10.9.9.9", "localhost"])
+def test_a_handle_of_very_many_members_is_handed_over(host: str) -> None:
     many = {f"member-{number}": number for number in range(1_001)}
-    params = make_kv_params(**many)
+    params = make_kv_params(remote_host=host, **many)
     body = bytes(
         NixlPull().last_body(make_request(CHAT), PLACEMENT, make_answers(answer_with(params), POD))
     )
-    assert json.loads(body)["kv_transfer_params"] == params
+    rewritten = host if host == "10.9.9.9" else POD.ip
+    assert json.loads(body)["kv_transfer_params"] == {**params, "remote_host": rewritten}
     assert release(NixlPull(), params) is not None
-    rewritten = {**params, "remote_host": "localhost"}
-    assert refuse(answer_with(rewritten), NixlPull()).reason == "invalid-params"
-    assert release(NixlPull(), rewritten) is None
+
+
+def test_a_handle_within_very_many_other_members_is_handed_over() -> None:
+    params = make_kv_params()
+    logprobs = b'"choices": [%s]' % b",".join([b'{"1":{"logprob":-1}}'] * 5_000)
+    answer = answer_with(params).replace(b'"choices": []', logprobs)
+    body = bytes(NixlPull().last_body(make_request(CHAT), PLACEMENT, make_answers(answer, POD)))
+    assert json.loads(body)["kv_transfer_params"] == params
+
+
+def test_a_handle_of_more_members_than_any_is_refused() -> None:
+    params = make_kv_params(**{f"member-{number}": number for number in range(4_001)})
+    assert refuse(answer_with(params), NixlPull()).reason == "invalid-answer"
 
 
 # --- The older Neuron wire ---

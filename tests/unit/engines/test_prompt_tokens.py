@@ -68,8 +68,8 @@ def test_nobody_is_asked_for_ids_that_are_of_no_use(path: str, client: bytes) ->
 @given(st.lists(st.integers(0, 2**40), min_size=1), st.sampled_from([",", ", ", " ,\n"]))
 def test_the_ids_are_handed_over_byte_by_byte(ids: list[int], comma: str) -> None:
     written = f"[{comma.join(map(str, ids))}]".encode()
-    handle = b'{ "do_remote_prefill" : true,"remote_block_ids":[[7]],"remote_engine_id":"e",'
-    handle += b'"remote_port":5557,"remote_host":"10.9.9.9", "cookie":9007199254740993 }'
+    handle = b'{"do_remote_prefill":true,"remote_block_ids":[[7]],"remote_engine_id":"e",'
+    handle += b'"remote_port":5557,"remote_host":"10.9.9.9","cookie":9007199254740993}'
     before = hand_over(answer_with(b"null", handle))
     assert handle in before
     after = hand_over(answer_with(written, handle))
