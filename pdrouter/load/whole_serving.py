@@ -212,6 +212,7 @@ class WholeServing:
         anew = not self._is_known(known)
         if anew:
             known.observed = known.predicted = 0.0
+            known.looks.pause_s = _LOOK_S
         else:
             known.looks.note(seconds, known.factor * predicted)
         longest = _GREATEST_SURPRISE * known.factor * predicted + _PRIOR_S

@@ -89,6 +89,19 @@ def test_what_stays_as_it_is_is_looked_at_less_and_less_often(
         assert wants(), "it is another now"
 
 
+def test_a_pod_that_is_measured_anew_is_looked_at_as_often_as_at_first(
+    whole: WholeServing, clock: Clock
+) -> None:
+    whole.begin("a", 0.1)
+    for _ in range(8):
+        whole.observe("a", 0.1, 0.1)
+    clock.now += 100_000.0
+    assert whole.wants_whole("a")
+    whole.observe("a", 0.1, 0.1)
+    clock.now += 2.0
+    assert whole.wants_whole("a"), "one answer is all that is known of it"
+
+
 def test_what_is_sent_is_waited_for_and_fades_from_the_share(
     whole: WholeServing, clock: Clock
 ) -> None:
