@@ -74,22 +74,28 @@ class Introductions:
         while (asked := self._asked.get(pod.uid)) is not None:
             outcome = await asyncio.shield(asked)
             if isinstance(outcome, PostFailed):
-                raise outcome
+                del asked
+                try:
+                    raise outcome
+                finally:
+                    del outcome  # It knows this frame, and would know itself by it.
             if outcome is not None:
                 return outcome
         asked = self._asked[pod.uid] = asyncio.get_running_loop().create_future()
         began, asking = self.knowledge.clock(), time.monotonic()
-        told: _Outcome = None  # Whoever asked has left, or had less time: the next one asks.
         try:
             told = await self._ask(pod, split, inquiry, deadline)
+            asked.set_result(told)
         except PostFailed as failed:
             hasty = deadline - asking < inquiry.timeout_s
             if not (hasty and failed.kind is FailureKind.TIMEOUT):
-                told = failed
+                asked.set_result(failed)
             raise
         finally:
             del self._asked[pod.uid]
-            asked.set_result(told)
+            if not asked.done():  # Whoever asked has left, or had less time: the next one asks.
+                asked.set_result(None)
+            del asked  # It knows of a failure, and that this frame.
         self.knowledge.learn(pod, told, began)
         return told
 

@@ -6,17 +6,19 @@ the event loop for seconds if each request had left its own.
 
 import asyncio
 import gc
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import pytest
 from exchanges import Bench
+from factories import make_pod
 from http2_peer import Client as Peer
 from http2_peer import Service
 from loopback import Talk, answer_always, hang, listen, reset
 from redis.exceptions import ResponseError
 from shared_counters import share
-from waiting import wait_until
+from waiting import WAIT_S, wait_until
 
 from benchmarks.transports.installation import MODEL
 from benchmarks.transports.messages import encode_stream, make_chat
@@ -24,10 +26,12 @@ from pdrouter.cluster.pods import Pod, Role
 from pdrouter.engine_http.answers import EngineAnswer
 from pdrouter.engine_http.client import ClientLimits
 from pdrouter.engine_http.failures import FailureKind, PostFailed
+from pdrouter.engines.vllm.mooncake import Mooncake
 from pdrouter.extproc.http2.stream import END, Stream
 from pdrouter.extproc.wire import OpenStreams
 from pdrouter.openai.pieces import Pieces
 from pdrouter.serving.engine_client import EngineClient
+from pdrouter.serving.introductions import Introductions
 from pdrouter.serving.record import Outcome
 from pdrouter.users.counters import CountersUnavailable, Demand, Measure, Quota
 from pdrouter.users.redis.clients import Client
@@ -149,4 +153,24 @@ async def test_limits_that_cannot_be_counted_leave_none(
                 with suppress(CountersUnavailable):
                     await shared.counters.take([demand], str(number))
                 await asyncio.sleep(0)
+    assert garbage == []
+
+
+async def test_engines_that_say_nothing_of_themselves_leave_none() -> None:
+    async def ask(introductions: Introductions, pod: Pod) -> None:
+        with suppress(PostFailed):
+            await introductions.meet(pod, Mooncake(), time.monotonic() + WAIT_S)
+
+    class Absent:
+        async def get(self, *_: object, **__: object) -> EngineAnswer:
+            await asyncio.sleep(0)
+            return EngineAnswer(404, {}, b"")
+
+    introductions = Introductions(Absent())  # type: ignore[arg-type]
+    pod = make_pod("p", bootstrap_port=1)
+    with find_garbage() as garbage:
+        for _ in range(REQUESTS):
+            async with asyncio.TaskGroup() as asking:
+                for _ in range(3):
+                    asking.create_task(ask(introductions, pod))
     assert garbage == []
