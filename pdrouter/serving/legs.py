@@ -241,7 +241,10 @@ class SideLegs:
                 ended = self._give_up((attempt,), refusals, request, pods, record)
                 if isinstance(ended, LegFailed):
                     ended.committed = True
-                raise ended
+                try:
+                    raise ended
+                finally:
+                    del ended  # It knows this frame, and would know itself by it.
         finally:
             companion.end()
 

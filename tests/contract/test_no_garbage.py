@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import pytest
-from exchanges import Bench
+from exchanges import Bench, sglang
 from factories import make_pod
 from http2_peer import Client as Peer
 from http2_peer import Service
@@ -26,6 +26,7 @@ from pdrouter.cluster.pods import Pod, Role
 from pdrouter.engine_http.answers import EngineAnswer
 from pdrouter.engine_http.client import ClientLimits
 from pdrouter.engine_http.failures import FailureKind, PostFailed
+from pdrouter.engine_http.progress import PostProgress
 from pdrouter.engines.vllm.mooncake import Mooncake
 from pdrouter.extproc.http2.stream import END, Stream
 from pdrouter.extproc.wire import OpenStreams
@@ -59,6 +60,18 @@ class Away:
         raise PostFailed(FailureKind.CONNECT, "nobody listens")
 
 
+class Breaking:
+    """Engines that break once they have got a request."""
+
+    async def post(
+        self, *_: object, progress: PostProgress | None = None, **__: object
+    ) -> EngineAnswer:
+        assert progress is not None
+        progress.sent.set()
+        await asyncio.sleep(0.01)
+        raise PostFailed(FailureKind.TRANSPORT, "the connection broke")
+
+
 @contextmanager
 def find_garbage() -> Iterator[list[str]]:
     """Give, in the end, what only a search of all objects has found: our objects, and failures."""
@@ -77,6 +90,19 @@ def find_garbage() -> Iterator[list[str]]:
         gc.enable()
 
 
+def connect(bench: Bench) -> Peer:
+    """Return a client of the exchanges."""
+    streams = OpenStreams(bench.exchanges.open)
+
+    async def process(stream: Stream) -> None:
+        await streams.carry(
+            *(stream.read, stream.write, END, stream.ask_before_large),
+            read_trace=lambda: stream.head.traceparent,
+        )
+
+    return Peer(Service.create(handler=process))
+
+
 @pytest.mark.parametrize(
     ("body", "engines", "leaves", "outcome"),
     [
@@ -91,15 +117,7 @@ async def test_a_stream_of_envoys_leaves_none(
     body: bytes, engines: Silent | Away | None, leaves: bool, outcome: Outcome
 ) -> None:
     bench = Bench(PODS, client=engines)
-    streams = OpenStreams(bench.exchanges.open)
-
-    async def process(stream: Stream) -> None:
-        await streams.carry(
-            *(stream.read, stream.write, END, stream.ask_before_large),
-            read_trace=lambda: stream.head.traceparent,
-        )
-
-    client = Peer(Service.create(handler=process))
+    client = connect(bench)
     with find_garbage() as garbage:
         for _ in range(REQUESTS):
             number = client.open()
@@ -173,4 +191,18 @@ async def test_engines_that_say_nothing_of_themselves_leave_none() -> None:
             async with asyncio.TaskGroup() as asking:
                 for _ in range(3):
                     asking.create_task(ask(introductions, pod))
+    assert garbage == []
+
+
+async def test_legs_that_fail_beside_the_last_one_leave_none() -> None:
+    pods = [sglang(pod, bootstrap_port=1) for pod in PODS]
+    bench = Bench(pods, client=Breaking())
+    client = connect(bench)
+    with find_garbage() as garbage:
+        for _ in range(REQUESTS):
+            number = client.open()
+            await client.send(number, encode_stream(make_chat(1000), 0))
+            await asyncio.sleep(0.02)
+            await client.exchange()
+    assert [record.outcome for record in bench.notes.finished] == [Outcome.FAILED] * REQUESTS
     assert garbage == []
