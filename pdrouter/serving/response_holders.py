@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 from pdrouter.cluster.pods import TERMINATING, Pod
 from pdrouter.cluster.view import ClusterView, ModelPods, PodCache
 from pdrouter.engines.split import Leg
-from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.stored_responses import (
     read_tag,
     tag_holder,
@@ -54,7 +53,9 @@ class ResponseHolders:
         if not self._cache.synced:
             raise refuse_for_now(503, "no_ready_pod", "the pods are not known yet")
         pod = _keep_selected(self._find_tagged(read_tag(response_id, owner)), selector)
-        return _require_ready(pod, unknown_response(response_id))
+        if pod is None or _is_gone(pod):
+            raise unknown_response(response_id)
+        return _require_ready(pod)
 
     def dispatch(
         self,
@@ -107,12 +108,11 @@ class ResponseHolders:
         if tag is None:
             return None
         pod = _keep_selected(self._find_tagged(tag), selector)
-        unknown = unknown_previous(response_id)
-        if pod is None or not _is_among(pods.pods, pod):
-            raise unknown
-        pod = _require_ready(pod, unknown)
+        if pod is None or _is_gone(pod) or not _is_among(pods.pods, pod):
+            raise unknown_previous(response_id)
+        pod = _require_ready(pod)
         if not _is_among(pods.whole, pod):
-            raise unknown
+            raise unknown_previous(response_id)
         return pod
 
     def _find_tagged(self, tag: str | None) -> Pod | None:
@@ -134,10 +134,12 @@ def _is_among(pods: Iterable[Pod], wanted: Pod) -> bool:
     return any(pod.uid == wanted.uid for pod in pods)
 
 
-def _require_ready(pod: Pod | None, unknown: RequestRejected) -> Pod:
-    """Return the pod if it may be asked; one that will never be any more is as good as gone."""
-    if pod is None or pod.refused or pod.unsupported or pod.obstacle == TERMINATING:
-        raise unknown
+def _is_gone(pod: Pod) -> bool:
+    """Return whether a pod will never be asked any more."""
+    return pod.refused or bool(pod.unsupported) or pod.obstacle == TERMINATING
+
+
+def _require_ready(pod: Pod) -> Pod:
     if not pod.ready:
         message = "the pod that keeps the response is not ready"
         raise refuse_for_now(503, "no_ready_pod", message)

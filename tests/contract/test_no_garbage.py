@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import pytest
-from exchanges import Bench, sglang
+from exchanges import Bench, Notes, sglang
 from factories import make_pod
 from http2_peer import Client as Peer
 from http2_peer import Service
@@ -23,6 +23,7 @@ from waiting import WAIT_S, wait_until
 from benchmarks.transports.installation import MODEL
 from benchmarks.transports.messages import encode_stream, make_chat
 from pdrouter.cluster.pods import Pod, Role
+from pdrouter.cluster.view import PodCache
 from pdrouter.engine_http.answers import EngineAnswer
 from pdrouter.engine_http.client import ClientLimits
 from pdrouter.engine_http.failures import FailureKind, PostFailed
@@ -30,10 +31,13 @@ from pdrouter.engine_http.progress import PostProgress
 from pdrouter.engines.vllm.mooncake import Mooncake
 from pdrouter.extproc.http2.stream import END, Stream
 from pdrouter.extproc.wire import OpenStreams
+from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.pieces import Pieces
+from pdrouter.openai.stored_responses import create_response_id
 from pdrouter.serving.engine_client import EngineClient
 from pdrouter.serving.introductions import Introductions
 from pdrouter.serving.record import Outcome
+from pdrouter.serving.response_holders import ResponseHolders
 from pdrouter.users.counters import CountersUnavailable, Demand, Measure, Quota
 from pdrouter.users.redis.clients import Client
 from pdrouter.users.redis.link import RedisLink
@@ -205,4 +209,16 @@ async def test_legs_that_fail_beside_the_last_one_leave_none() -> None:
             await asyncio.sleep(0.02)
             await client.exchange()
     assert [record.outcome for record in bench.notes.finished] == [Outcome.FAILED] * REQUESTS
+    assert garbage == []
+
+
+async def test_a_response_that_nobody_has_leaves_none() -> None:
+    cache = PodCache()
+    cache.replace(PODS)
+    holders = ResponseHolders(cache, Notes())
+    unknown = create_response_id("gone", "")
+    with find_garbage() as garbage:
+        for _ in range(REQUESTS):
+            with suppress(RequestRejected):
+                holders.find_previous(unknown, "", cache.view.models[MODEL])
     assert garbage == []
