@@ -8,6 +8,8 @@ import msgspec
 
 _MOST_TOKENS = 10**9
 _MOST_COLONS = 4_000
+_SMALL = _MOST_COLONS * len(b'"":0,')
+"""Bytes in which there are no more members."""
 _TOKEN_ID = re.compile(rb"\[[ \t\r\n]*[0-9]")
 
 
@@ -121,7 +123,7 @@ def read_answer(answer: bytes) -> AnswerMembers:
         AnswerInvalid: it is no JSON object, or its handle is none.
     """
     try:
-        if answer.count(b":") <= _MOST_COLONS:
+        if len(answer) <= _SMALL or answer.count(b":") <= _MOST_COLONS:
             return _decode_answer(answer)
         # Each member that is built has one: a handle has few, whatever stands around it.
         dense = _decode_dense(answer)
