@@ -2,11 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from secrets import token_hex
+from typing import Any
 
 from msgspec import structs
 
@@ -199,16 +200,14 @@ class EncodedRequests(LegRequests):
             return
         slots = asyncio.Semaphore(self._rules.at_once)
         encoded: dict[str, Encoded] = {}
-        pairs = enumerate(zip(unique.values(), choices, strict=True))
+        pairs = zip(unique.values(), choices, strict=True)
         try:
             with Step(self._record.steps, Leg.ENCODE, waits=True):
-                async with asyncio.TaskGroup() as group:
-                    for index, (item, choice) in pairs:
-                        group.create_task(self._run(index, item, choice, slots, encoded))
+                await _run_all(
+                    self._run(index, item, choice, slots, encoded)
+                    for index, (item, choice) in enumerate(pairs)
+                )
             self.prompt, self.last = join(self.client, self._items, encoded)
-        except ExceptionGroup as failed:
-            # The first has ended the others.
-            raise failed.exceptions[0] from None
         except HandoffInvalid as invalid:
             raise self._refuse(invalid) from invalid
 
@@ -326,6 +325,23 @@ class EncodedRequests(LegRequests):
     def _refuse(self, invalid: HandoffInvalid) -> RequestRejected:
         self._record.handoff = invalid.reason
         return refuse_encoded(invalid)
+
+
+async def _run_all(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run works at once; the first that fails ends the others, and raises what it raises."""
+    first: Exception | None = None
+    try:
+        async with asyncio.TaskGroup() as group:
+            for work in works:
+                group.create_task(work)
+    except ExceptionGroup as failed:
+        first = failed.exceptions[0]
+        failed.__traceback__ = None  # The group's last frame knows it, and would know itself by it.
+    if first is not None:
+        try:
+            raise first
+        finally:
+            del first  # Likewise.
 
 
 def _name_posts(request_id: str, index: int) -> Iterator[str]:

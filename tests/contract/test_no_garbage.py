@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import pytest
-from exchanges import Bench, Notes, sglang
+from encode_stage import Stage, picture
+from exchanges import Bench, Notes, error_of, sglang
 from factories import make_pod
 from http2_peer import Client as Peer
 from http2_peer import Service
@@ -221,4 +222,17 @@ async def test_a_response_that_nobody_has_leaves_none() -> None:
         for _ in range(REQUESTS):
             with suppress(RequestRejected):
                 holders.find_previous(unknown, "", cache.view.models[MODEL])
+    assert garbage == []
+
+
+async def test_media_that_cannot_be_encoded_leave_none() -> None:
+    stage = Stage()
+    stage.encode = lambda *_: FailureKind.TRANSPORT
+    with find_garbage() as garbage:
+        for _ in range(REQUESTS):
+            reply = await stage.ask(picture(1), picture(2))
+            assert error_of(reply) == (502, "encode_failed")
+            await stage.end()
+            stage.reopen()
+    stage.bench.close()
     assert garbage == []
