@@ -85,8 +85,7 @@ class HttpClient:
             body: request body in parts; None for none.
             total_s: seconds for everything.
             progress: learns how far it comes; None if nobody needs to know.
-            once: whether it must not be sent again, on a new connection, where the engine had most
-                likely closed the one that was taken.
+            once: whether it must not be sent again, should the engine have closed the connection.
             fresh: whether it needs a connection that was used a moment ago, or a new one, since
                 nobody will send it again.
             plain: whether what listens there speaks no TLS, though engines do.
