@@ -11,6 +11,8 @@ from typing import Self
 
 import aiohttp
 
+_CODE = Path(__file__).parents[2]
+"""The directory in which this router is."""
 _ANSWER_S = 5.0
 """Bound of a question to a worker."""
 
@@ -63,8 +65,10 @@ class WorkerProcess:
         Raises:
             OSError: the process cannot be started.
         """
+        # Not what else has this name in the directory in which the router was called.
+        options = () if Path.cwd() == _CODE else ("-P",)
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "pdrouter", "worker", "--number", str(number)),
+            *(sys.executable, *options, "-m", "pdrouter", "worker", "--number", str(number)),
             *("--admin-socket", str(admin_socket), "--journals", str(journals)),
             env=environment,
             pass_fds=(journals,),

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import httpx
+import pytest
 from expectations import chat, eventually
 from failures import CHAT
 from loopback import find_free_ports
@@ -374,6 +375,25 @@ async def test_a_worker_that_cannot_bind_ends_all(tmp_path: Path) -> None:
             errors = router.errors
     assert f"pdrouter: worker 1: cannot listen on 127.0.0.1:{first + 1}" in errors
     assert errors.splitlines()[-1] == "pdrouter: worker 1 ended with exit code 1 before it served"
+
+
+async def test_workers_are_of_the_router_that_starts_them_wherever_that_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoints = tmp_path / "endpoints.yaml"
+    endpoints.write_text("models: []")
+    another = tmp_path / "pdrouter"
+    another.mkdir()
+    (another / "__init__.py").write_text("raise SystemExit('another router')")
+    monkeypatch.chdir(tmp_path)
+    environment = {
+        "PDROUTER_ENDPOINTS": str(endpoints),
+        "PDROUTER_WORKERS": str(PAIR),
+        "PDROUTER_GRPC_BIND": f"127.0.0.1:{find_free_ports(PAIR)}",
+    }
+    # As the command does, which is no module of the directory that it is called in.
+    async with RouterProcess.serving(environment, python_options=["-P"]) as router:
+        assert set(await find_pids(router)) == set(range(PAIR))
 
 
 async def test_an_http_port_in_use_ends_all(tmp_path: Path) -> None:
