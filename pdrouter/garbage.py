@@ -13,18 +13,12 @@ GROWN_BYTES = 256 * 2**20
 _LOOK_S = 1.0
 
 
-def stop_automatic_collections() -> None:
-    """Keep Python from searching for garbage by itself.
+class FullCollections:
+    """Searches all objects for garbage now and then, in place of Python's own searches.
 
-    It does so when objects have become more by so many: with thousands of requests open, all that
+    These come when objects have become more by so many: with thousands of requests open, all that
     are new are those of requests, in a burst a hundred thousand at once, and it takes 50 ms to find
     that they are in use.
-    """
-    gc.disable()
-
-
-class FullCollections:
-    """Searches all objects for garbage now and then.
 
     Requests leave none: objects that refer to each other in a circle, which nothing else frees.
     Nor do scrapes and changes of pods. What does, such as exceptions in libraries, can wait; should
@@ -54,10 +48,14 @@ class FullCollections:
         self._size = measure()
 
     async def run(self) -> None:
-        """Search, again and again, until cancelled."""
-        while True:
-            await asyncio.sleep(_LOOK_S)
-            self.look()
+        """Search, again and again, until cancelled; nothing else does meanwhile."""
+        gc.disable()
+        try:
+            while True:
+                await asyncio.sleep(_LOOK_S)
+                self.look()
+        finally:
+            gc.enable()
 
     def look(self) -> None:
         """Search if it is time: few requests are open, or it cannot be put off any longer."""

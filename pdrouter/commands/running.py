@@ -13,7 +13,6 @@ from pathlib import Path
 from pdrouter.app import Application
 from pdrouter.cluster.pods import format_address
 from pdrouter.commands.starting import describe_models, describe_serving, greet
-from pdrouter.garbage import stop_automatic_collections
 from pdrouter.journal.memory import Layout, SharedMemory
 from pdrouter.process_limits import keep_freed_memory, raise_file_limit
 from pdrouter.settings import Settings
@@ -119,7 +118,6 @@ def settle_process() -> None:
     # What was loaded so far stays: looking through it again and again for garbage would hold
     # the event loop for 30 ms and more (`python -m benchmarks.kubernetes`).
     gc.freeze()
-    stop_automatic_collections()
     # A thread writes the metrics page: it must not hold the event loop for the usual 5 ms.
     sys.setswitchinterval(0.001)
 

@@ -9,7 +9,7 @@ from pdrouter.engine_http.answers import EngineAnswer
 from pdrouter.engine_http.failures import FailureKind
 from pdrouter.engines.split import NOTHING, Leg, PeerFacts
 from pdrouter.openai.usage import AnswerMembers, Usage
-from pdrouter.serving.statuses import BUSY, DONE, Speaks, judge, rank
+from pdrouter.serving.statuses import BUSY, Speaks, judge, rank
 
 
 class Attempt(msgspec.Struct, frozen=True):
@@ -45,7 +45,7 @@ class Attempt(msgspec.Struct, frozen=True):
         """What it says: that the leg is done, or of what it speaks otherwise."""
         if self.failure is not None or self.status is None:
             return Speaks.FAILURE
-        return Speaks.DONE if self.status in DONE else judge(self.status)
+        return judge(self.status)
 
     @property
     def burdens(self) -> bool:

@@ -4,17 +4,27 @@ import asyncio
 import signal
 import sys
 from asyncio.subprocess import Process
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import aiohttp
 
-_CODE = Path(__file__).parents[2]
-"""The directory in which this router is."""
 _ANSWER_S = 5.0
 """Bound of a question to a worker."""
+
+
+def list_options() -> Sequence[str]:
+    """Return options with which Python finds the modules of this router, and no other's.
+
+    It looks in the current directory first, where it is told to run a module.
+    """
+    try:
+        from_here = Path.cwd().samefile(Path(__file__).parents[2])
+    except FileNotFoundError:  # The directory is gone.
+        from_here = False
+    return () if from_here else ("-P",)
 
 
 class NoAnswer(Exception):
@@ -65,10 +75,9 @@ class WorkerProcess:
         Raises:
             OSError: the process cannot be started.
         """
-        # Not what else has this name in the directory in which the router was called.
-        options = () if Path.cwd() == _CODE else ("-P",)
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, *options, "-m", "pdrouter", "worker", "--number", str(number)),
+            *(sys.executable, *list_options(), "-m", "pdrouter", "worker"),
+            *("--number", str(number)),
             *("--admin-socket", str(admin_socket), "--journals", str(journals)),
             env=environment,
             pass_fds=(journals,),

@@ -65,9 +65,9 @@ class Engine:
         host, port = self.listener.getsockname()[:2]
         return host, port
 
-    async def connect(self) -> tuple[Client, socket.socket]:
+    async def connect(self, kind: type[Client] = Client) -> tuple[Client, socket.socket]:
         """Return both ends of a new connection."""
-        client = Client()
+        client = kind()
         await self.sockets.connect(*self.address, client)
         accepted = self.stack.enter_context(self.listener.accept()[0])
         self.clients.append(client)
@@ -220,9 +220,7 @@ async def test_what_fails_with_one_connection_ends_it_and_no_other(
             raise error
 
     async with listen() as engine:
-        broken = Broken()
-        await engine.sockets.connect(*engine.address, broken)
-        accepted = engine.stack.enter_context(engine.listener.accept()[0])
+        broken, accepted = await engine.connect(Broken)
         other, its_end = await engine.connect()
         accepted.send(b"x")
         its_end.send(b"y")
@@ -260,9 +258,7 @@ async def test_nothing_is_read_from_a_connection_that_another_has_closed() -> No
                 each.abort()
 
     async with listen() as engine:
-        first = Closing()
-        await engine.sockets.connect(*engine.address, first)
-        accepted = engine.stack.enter_context(engine.listener.accept()[0])
+        first, accepted = await engine.connect(Closing)
         other, its_end = await engine.connect()
         accepted.send(b"x")
         its_end.send(b"y")

@@ -1,7 +1,5 @@
+import asyncio
 import gc
-from collections.abc import Iterator
-
-import pytest
 
 from pdrouter.garbage import (
     FEW_REQUESTS,
@@ -9,25 +7,17 @@ from pdrouter.garbage import (
     INTERVAL_S,
     PATIENCE_S,
     FullCollections,
-    stop_automatic_collections,
 )
 
 
-@pytest.fixture(autouse=True)
-def _collections_again() -> Iterator[None]:
-    yield
-    gc.enable()
-
-
-def test_python_searches_nothing_by_itself() -> None:
-    def count() -> int:
-        return sum(each["collections"] for each in gc.get_stats())
-
-    stop_automatic_collections()
-    before = count()
-    burst = [[index] for index in range(300_000)]
-    assert count() == before
-    del burst
+async def test_python_searches_nothing_by_itself_meanwhile() -> None:
+    searches = FullCollections(lambda: 0, lambda: 0, lambda: None)
+    running = asyncio.create_task(searches.run())
+    await asyncio.sleep(0)
+    assert not gc.isenabled()
+    running.cancel()
+    await asyncio.wait((running,))
+    assert gc.isenabled(), "or a process without these searches would never be searched"
 
 
 def test_all_objects_are_searched_when_few_requests_are_open() -> None:
