@@ -197,8 +197,19 @@ def _start(stack: ExitStack, server: RedisServer) -> RedisServer:
 
 
 def wait_for(server: RedisServer, *command: str, text: str) -> None:
-    """Ask until a text is in the answer."""
+    """Ask until a text is in the answer.
+
+    A server that becomes a master, a replica or a part of a cluster closes connections, a
+    question's among them: what it did not answer is asked again.
+    """
     until = time.monotonic() + WAIT_S
-    while text not in (answer := server.ask(*command)):
+    while True:
+        try:
+            answer = server.ask(*command)
+        except subprocess.CalledProcessError as error:
+            answer = f"{error}: {error.stderr}"
+        else:
+            if text in answer:
+                return
         assert time.monotonic() < until, answer
         time.sleep(0.02)
