@@ -57,7 +57,7 @@ def _run_workers(settings: Settings, options: argparse.Namespace) -> int:
         return greet(describe_serving(addresses, http, f"with {settings.workers} workers"))
 
     try:
-        with log_to_stdout(settings.log_level):
+        with log_to_stdout(settings.log_level, shared=True):
             report_names(os.environ)
             report_strategy(settings)
             uvloop.run(supervise(settings, {**os.environ, **given}, on_serving))

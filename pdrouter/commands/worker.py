@@ -60,7 +60,7 @@ def run_router(settings: Settings, place: WorkerPlace | None = None) -> int:
     """
     constants = {} if place is None else {"worker": place.number}
     try:
-        with log_to_stdout(settings.log_level, **constants):
+        with log_to_stdout(settings.log_level, shared=place is not None, **constants):
             if place is None:
                 report_names(os.environ)
                 report_strategy(settings)

@@ -134,19 +134,23 @@ def count_dropped_lines() -> int:
 
 
 @contextmanager
-def log_to_stdout(level: str, **constants: object) -> Iterator[None]:
+def log_to_stdout(level: str, *, shared: bool = False, **constants: object) -> Iterator[None]:
     """Send log records of this level and above to standard output while the context lasts.
-
-    Each line also says what the other arguments are.
 
     A reader that stalls holds up the writing thread, never the event loop; what the thread cannot
     keep up with is dropped and counted.
+
+    Args:
+        level: the lowest level that is written.
+        shared: other processes write to the same standard output.
+        constants: further members that every line has.
     """
     # What no line shows need not be looked up for each.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     lines: _Lines = SimpleQueue()
     ended = Event()
-    writer = Thread(target=_write_lines, args=(lines, sys.stdout, ended), name="log", daemon=True)
+    given = (lines, sys.stdout, ended, shared)
+    writer = Thread(target=_write_lines, args=given, name="log", daemon=True)
     handler = _QueueOfLines(lines, JsonFormatter(**constants))
     root = logging.getLogger()
     former_level = root.level
@@ -163,7 +167,7 @@ def log_to_stdout(level: str, **constants: object) -> Iterator[None]:
         writer.join()
 
 
-def _write_lines(lines: _Lines, stream: TextIO, ended: Event) -> None:
+def _write_lines(lines: _Lines, stream: TextIO, ended: Event, shared: bool) -> None:
     """Write lines until the end is found among them."""
     running = True
     while running:
@@ -174,8 +178,11 @@ def _write_lines(lines: _Lines, stream: TextIO, ended: Event) -> None:
         while not lines.empty():
             batch.append(lines.get())
         running = None not in batch
+        found = filter(None, batch)
+        # Each write lets go of Python's lock, and has to wait for it again.
+        texts = join_lines(found) if shared else ("".join(found),)
         try:
-            for text in join_lines(filter(None, batch)):
+            for text in texts:
                 stream.write(text)
                 stream.flush()
         except OSError as error:

@@ -813,16 +813,18 @@ def test_lines_are_written_to_standard_output_before_the_context_ends(
 
 
 class StalledOutput(io.StringIO):
-    """Takes no line before it is released."""
+    """Takes no line before it is released; knows what was written at once."""
 
     def __init__(self) -> None:
         super().__init__()
         self.asked = threading.Event()
         self.released = threading.Event()
+        self.texts: list[str] = []
 
     def write(self, text: str) -> int:
         self.asked.set()
         assert self.released.wait(60)
+        self.texts.append(text)
         return super().write(text)
 
 
@@ -868,6 +870,30 @@ def test_logging_goes_on_once_the_lines_are_read_again(
         logger.warning("last")
     events = [json.loads(line)["event"] for line in output.getvalue().splitlines()]
     assert events == ["first", "waits", "last"]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_lines_that_wait_are_written_at_once_unless_others_write_there_too(
+    shared: bool, logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = StalledOutput()
+    monkeypatch.setattr("sys.stdout", output)
+    with log_to_stdout("warning", shared=shared):
+        try:
+            logger.warning("first")
+            assert output.asked.wait(60)
+            for number in range(1000):
+                logger.warning("line %d", number)
+        finally:
+            output.released.set()
+    others = list(filter(None, output.texts[1:]))
+    assert [json.loads(line)["event"] for line in "".join(others).splitlines()] == [
+        f"line {number}" for number in range(1000)
+    ]
+    if shared:
+        assert all(0 < len(text) <= PIPE_BUF for text in others)
+    else:
+        assert len(others) == 1
 
 
 def test_logging_is_as_before_after_the_context() -> None:
