@@ -16,7 +16,7 @@ import msgspec
 MAX_WAITING_LINES = 10_000
 """Lines that wait to be written; further ones are dropped, so that memory does not run out."""
 
-_GATHER_S = 0.02
+_GATHER_S = 0.1
 """Time in which further lines may join a line that waits, to be written with it."""
 
 Fields: TypeAlias = Mapping[str, Any]
