@@ -272,8 +272,8 @@ def test_a_pod_without_the_annotation_has_no_configuration(annotations: dict[str
 @pytest.mark.parametrize(
     "text",
     [
-        '{"profiles": ' + "[" * 5000,
-        '{"profiles": {"default": {"routingConfig": ' + "[" * 5000 + "]" * 5000 + "}}}",
+        '{"profiles": ' + "[" * 100_000,
+        '{"profiles": {"default": {"routingConfig": ' + "[" * 100_000 + "]" * 100_000 + "}}}",
         '{"profiles": {"a\r\\nx-evil: y": {}}}',
         '{"profiles": {"": {}}}',
         '{"profiles": {"default": {"requestsPerSecond": ' + "9" * 400 + "}}}",

@@ -158,7 +158,7 @@ async def test_handles_that_are_there_twice_are_refused() -> None:
     [
         (b'"https://media.example/\xff.png"', True),
         (b'"https://media.example/\\ud83d.png"', True),
-        (b'{"url": "u", "x": %s}' % (b"[" * 1200 + b"]" * 1200), True),
+        (b'{"url": "u", "x": %s}' % (b"[" * 100_000 + b"]" * 100_000), True),
         (b'{"url": "u", "x": %s}' % (b"[" * 700 + b"]" * 700), False),
         (b'{"url": "u", "x": %s}' % (b"[" * 850 + b"]" * 850), None),
     ],

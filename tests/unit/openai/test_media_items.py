@@ -159,7 +159,8 @@ def test_what_is_too_deep_to_be_read_again_is_not_taken_out(where: str) -> None:
 
     limit, used = sys.getrecursionlimit(), len(inspect.stack())
     found = {len(call(levels)) for levels in range(limit - used - 330, limit - used - 100, 5)}
-    assert 0 in found
+    # From Python 3.12 on, calls leave the room as it is in which C reads what is nested.
+    assert (0 in found) == (sys.version_info < (3, 12))
 
 
 @pytest.mark.parametrize("name", [{"uuid": "mine"}, {"uuid": None}, {}])
