@@ -10,7 +10,7 @@ from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import PodCache
 from pdrouter.engine_http.answers import EngineAnswer
 from pdrouter.engine_http.progress import PostProgress
-from pdrouter.extproc.ext_proc_pb2 import HeaderMap, ProcessingMode, ProcessingRequest
+from pdrouter.extproc.ext_proc_pb2 import HeaderMap, HeaderValue, ProcessingMode, ProcessingRequest
 from pdrouter.extproc.messages import EXT_PROC_FILTER
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.prefix_index import PrefixIndex
@@ -185,8 +185,8 @@ def _write_messages(body: bytes, decode_address: str) -> list[bytes]:
 
 def _fill(header_map: HeaderMap, headers: Mapping[str, str]) -> None:
     for name, value in headers.items():
-        header = header_map.headers.add()
-        header.key, header.raw_value = name, value.encode()
+        header = HeaderValue(key=name, raw_value=value.encode())
+        header_map.headers.append(header.SerializeToString())
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:

@@ -34,11 +34,15 @@ def encode_stream(body: bytes, chunks: int) -> bytes:
     """
     head = pb.ProcessingRequest()
     for name, value in _REQUEST_HEADERS.items():
-        head.request_headers.headers.headers.add(key=name, raw_value=value.encode())
+        head.request_headers.headers.headers.append(
+            pb.HeaderValue(key=name, raw_value=value.encode()).SerializeToString()
+        )
     head.protocol_config.request_body_mode = pb.ProcessingMode.BUFFERED
     answer = pb.ProcessingRequest()
     for name, value in _RESPONSE_HEADERS.items():
-        answer.response_headers.headers.headers.add(key=name, raw_value=value.encode())
+        answer.response_headers.headers.headers.append(
+            pb.HeaderValue(key=name, raw_value=value.encode()).SerializeToString()
+        )
     chunk = pb.ProcessingRequest(response_body=pb.HttpBody(body=_CHUNK))
     messages = [
         head,

@@ -13,6 +13,7 @@ from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.wrappers_pb2 import BoolValue
 
 from pdrouter.extproc import ext_proc_pb2 as pb
+from pdrouter.extproc.header_map import read_header_map
 from pdrouter.extproc.messages import (
     BodyMode,
     BodyMutation,
@@ -52,50 +53,46 @@ class MessageInvalid(Exception):
 def decode(data: bytes) -> Event:
     """Reads one message of Envoy's.
 
-    A header value that is not UTF-8 comes with replacement characters. A header that occurs more
-    than once comes joined, as RFC 9110 section 5.3 and, for cookies, RFC 9113 section 8.2.3 say.
-
     Raises:
         MessageInvalid: The bytes are no such message, or it has a kind or a body mode that is not
             known here.
     """
     try:
         message = pb.ProcessingRequest.FromString(data)
+        kind, observed = message.WhichOneof("request"), message.observability_mode
+        config = _read_protocol_config(message) if message.HasField("protocol_config") else None
+        match kind:
+            case "request_headers" | "response_headers":
+                headers: pb.HttpHeaders = getattr(message, kind)
+                header_map = headers.headers
+                return _HEADERS_EVENTS[kind](
+                    read_header_map(header_map),
+                    headers.end_of_stream,
+                    len(header_map.headers),
+                    # To measure them, protobuf writes them anew.
+                    len(data) if len(data) <= _FEW_BYTES else header_map.ByteSize(),
+                    protocol_config=config,
+                    observability_mode=observed,
+                    context=message,
+                )
+            case "request_body" | "response_body":
+                body: pb.HttpBody = getattr(message, kind)
+                return _BODY_EVENTS[kind](
+                    body.body,
+                    body.end_of_stream,
+                    protocol_config=config,
+                    observability_mode=observed,
+                )
+            case "request_trailers" | "response_trailers":
+                trailers: pb.HttpTrailers = getattr(message, kind)
+                return _TRAILERS_EVENTS[kind](
+                    read_header_map(trailers.trailers),
+                    protocol_config=config,
+                    observability_mode=observed,
+                )
     except DecodeError as error:
         raise MessageInvalid(f"not a ProcessingRequest: {error}") from error
-    kind = message.WhichOneof("request")
-    config, observed = _read_protocol_config(message), message.observability_mode
-    match kind:
-        case "request_headers" | "response_headers":
-            headers: pb.HttpHeaders = getattr(message, kind)
-            header_map = headers.headers
-            return _HEADERS_EVENTS[kind](
-                _read_header_map(header_map),
-                headers.end_of_stream,
-                len(header_map.headers),
-                # To measure them, protobuf writes them anew.
-                len(data) if len(data) <= _FEW_BYTES else header_map.ByteSize(),
-                protocol_config=config,
-                observability_mode=observed,
-                context=message,
-            )
-        case "request_body" | "response_body":
-            body: pb.HttpBody = getattr(message, kind)
-            return _BODY_EVENTS[kind](
-                body.body,
-                body.end_of_stream,
-                protocol_config=config,
-                observability_mode=observed,
-            )
-        case "request_trailers" | "response_trailers":
-            trailers: pb.HttpTrailers = getattr(message, kind)
-            return _TRAILERS_EVENTS[kind](
-                _read_header_map(trailers.trailers),
-                protocol_config=config,
-                observability_mode=observed,
-            )
-        case _:
-            raise MessageInvalid("a ProcessingRequest of no known kind")
+    raise MessageInvalid("a ProcessingRequest of no known kind")
 
 
 def encode(reply: Reply) -> bytes:
@@ -137,22 +134,7 @@ _TRAILERS_EVENTS: dict[str, type[RequestTrailers] | type[ResponseTrailers]] = {
 }
 
 
-def _read_header_map(header_map: pb.HeaderMap) -> dict[str, str]:
-    headers: dict[str, str] = {}
-    for header in header_map.headers:
-        name = header.key.lower()
-        raw = header.raw_value
-        value = raw.decode("utf-8", "replace") if raw else header.value
-        if name in headers:
-            separator = "; " if name == "cookie" else ", "
-            value = f"{headers[name]}{separator}{value}"
-        headers[name] = value
-    return headers
-
-
-def _read_protocol_config(message: pb.ProcessingRequest) -> ProtocolConfig | None:
-    if not message.HasField("protocol_config"):
-        return None
+def _read_protocol_config(message: pb.ProcessingRequest) -> ProtocolConfig:
     config = message.protocol_config
     try:
         return _create_protocol_config(

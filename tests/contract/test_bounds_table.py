@@ -54,8 +54,9 @@ from pdrouter.engines.registry import Splits
 from pdrouter.engines.split import Leg
 from pdrouter.engines.vllm import nixl
 from pdrouter.engines.vllm.mooncake import Mooncake
-from pdrouter.extproc import codec, grpcio_server
+from pdrouter.extproc import codec, grpcio_server, header_map
 from pdrouter.extproc.access_log import entries
+from pdrouter.extproc.ext_proc_pb2 import HeaderMap, HeaderValue
 from pdrouter.extproc.limits import HANDLE_HEADROOM_BYTES
 from pdrouter.extproc.server import ServerOptions
 from pdrouter.journal import journal, memory
@@ -1206,6 +1207,20 @@ async def exceed_the_caches(_: pytest.MonkeyPatch) -> None:
     nixl._is_unusable.cache_clear()
     assert not nixl.is_unusable_host("x" * MIB)
     assert nixl._is_unusable.cache_info().currsize == 0
+
+
+@walk(
+    "Headers of requests and answers that were read before",
+    f"{header_map._MOST} of {header_map._LARGEST} bytes",
+)
+async def exceed_the_known_headers(_: pytest.MonkeyPatch) -> None:
+    for name in name_many(2 * header_map._MOST):
+        for value in (b"", b"x" * header_map._LARGEST):
+            field = HeaderValue(key=name, raw_value=value).SerializeToString()
+            headers = header_map.read_header_map(HeaderMap(headers=[field]))
+            assert headers == {name: value.decode()}
+        assert len(header_map._KNOWN) <= header_map._MOST
+    assert max(map(len, header_map._KNOWN)) <= header_map._LARGEST
 
 
 @walk(

@@ -128,7 +128,9 @@ def request_headers(*, end_of_stream: bool = False, **headers: str) -> bytes:
     message = pb.ProcessingRequest()
     message.request_headers.end_of_stream = end_of_stream
     for name, value in (HEADERS | headers).items():
-        message.request_headers.headers.headers.add(key=name, raw_value=value.encode())
+        message.request_headers.headers.headers.append(
+            pb.HeaderValue(key=name, raw_value=value.encode()).SerializeToString()
+        )
     message.protocol_config.request_body_mode = pb.ProcessingMode.BUFFERED
     return message.SerializeToString()
 
@@ -141,7 +143,9 @@ def request_body(content: bytes | None = None) -> bytes:
 
 def response_headers() -> bytes:
     message = pb.ProcessingRequest()
-    message.response_headers.headers.headers.add(key=":status", raw_value=b"200")
+    message.response_headers.headers.headers.append(
+        pb.HeaderValue(key=":status", raw_value=b"200").SerializeToString()
+    )
     return message.SerializeToString()
 
 

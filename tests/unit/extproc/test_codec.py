@@ -25,16 +25,24 @@ from pdrouter.extproc.messages import (
 
 
 def request_headers(*headers: pb.HeaderValue) -> bytes:
+    return request_headers_of(*(each.SerializeToString() for each in headers))
+
+
+def request_headers_of(*fields: bytes) -> bytes:
     message = pb.ProcessingRequest()
-    message.request_headers.headers.headers.extend(headers)
+    message.request_headers.headers.headers.extend(fields)
     return message.SerializeToString()
 
 
 def full_message() -> pb.ProcessingRequest:
     """A message with something in every field that the schema has."""
     message = pb.ProcessingRequest(observability_mode=True)
-    message.request_headers.headers.headers.add(key=":path", raw_value=b"/v1/completions")
-    message.request_headers.headers.headers.add(key="a", value="b")
+    message.request_headers.headers.headers.append(
+        pb.HeaderValue(key=":path", raw_value=b"/v1/completions").SerializeToString()
+    )
+    message.request_headers.headers.headers.append(
+        pb.HeaderValue(key="a", value="b").SerializeToString()
+    )
     message.request_headers.end_of_stream = True
     message.attributes["envoy.filters.http.ext_proc"].update({"a": [1, True, None, {"b": "c"}]})
     message.metadata_context.filter_metadata["d"].update({"e": "f"})
@@ -105,8 +113,18 @@ def test_headers_are_read_as_http_means_them(
         # Field 99 with an empty message: a kind that a later Envoy may have.
         (b"\x9a\x06\x00", "no known kind"),
         (request_headers() + b"\x5a\x02\x08\x63", "99 is not a valid BodyMode"),
+        (request_headers_of(b"\x0a\x01\xff"), "not a ProcessingRequest"),
+        (request_headers_of(b"\x0a\x02a"), "not a ProcessingRequest"),
     ],
-    ids=["garbage", "empty", "no kind", "unknown kind", "unknown body mode"],
+    ids=[
+        "garbage",
+        "empty",
+        "no kind",
+        "unknown kind",
+        "unknown body mode",
+        "a header's name is not UTF-8",
+        "half a header",
+    ],
 )
 def test_what_cannot_be_understood_is_refused(data: bytes, reason: str) -> None:
     with pytest.raises(MessageInvalid, match=reason) as refusal:

@@ -192,7 +192,9 @@ async def test_no_value_of_a_header_that_is_read_is_an_internal_error(
     message = pb.ProcessingRequest()
     fields = [(":path", b"/v1/chat/completions"), (":method", b"POST"), *[(name, value)] * times]
     for key, raw in fields:
-        message.request_headers.headers.headers.add(key=key, raw_value=raw)
+        message.request_headers.headers.headers.append(
+            pb.HeaderValue(key=key, raw_value=raw).SerializeToString()
+        )
     bench = Bench(bearer_token="key", explain_decisions=True)
     for event in (decode(message.SerializeToString()), request_body(), response_headers()):
         if bench.exchange.ended:

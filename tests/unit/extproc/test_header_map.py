@@ -1,0 +1,18 @@
+"""How the headers of a message are read."""
+
+from pdrouter.extproc import ext_proc_pb2 as pb
+from pdrouter.extproc.header_map import read_header_map
+
+
+def read(*headers: tuple[str, str]) -> dict[str, str]:
+    fields = [pb.HeaderValue(key=name, raw_value=value.encode()) for name, value in headers]
+    return read_header_map(pb.HeaderMap(headers=[field.SerializeToString() for field in fields]))
+
+
+def test_headers_are_the_same_when_they_come_again() -> None:
+    headers = (("accept", "*/*"), ("x-request-id", "1"), ("accept", "text/html"))
+
+    first, again = read(*headers), read(*headers)
+
+    assert first == again == {"accept": "*/*, text/html", "x-request-id": "1"}
+    assert first is not again
