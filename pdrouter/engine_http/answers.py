@@ -38,12 +38,11 @@ class EngineAnswer(msgspec.Struct, frozen=True):
 
 
 class AnswerReader:
-    """Reads the answer to one request.
+    """Reads the answers on one connection, one after the other.
 
     Attributes:
-        begun: whether a byte of it has come.
-        answer: the answer, once it is complete.
-        reusable: whether another request may follow on its connection.
+        answer: the answer that is expected, once it is complete.
+        reusable: whether another request may follow that one.
     """
 
     __slots__ = (
@@ -59,44 +58,45 @@ class AnswerReader:
         "_status",
         "_until_end",
         "answer",
-        "begun",
         "reusable",
     )
 
-    def __init__(self, limit: int, progress: PostProgress | None) -> None:
+    def __init__(self, limit: int) -> None:
         """Begin before anything has come.
 
         Args:
             limit: bytes of the largest body that is read.
-            progress: learns of the answer's head.
         """
         self._limit = limit
-        self._progress = progress
         self._parser = httptools.HttpResponseParser(self)
         self._headers: dict[str, str] = {}
         self._body: list[bytes] = []
         self._status = 0
-        self._bytes = 0
-        self._chunks = 0
-        self._fed_bytes = 0
-        self._interim = 0
         self._until_end = False
-        self.begun = False
-        self.answer: EngineAnswer | None = None
         self.reusable = False
+        self.expect(None)
+
+    def expect(self, progress: PostProgress | None) -> None:
+        """Begin with the next answer.
+
+        Args:
+            progress: learns of its head.
+        """
+        self._progress = progress
+        self._bytes = self._chunks = self._fed_bytes = self._interim = 0
+        self.answer: EngineAnswer | None = None
 
     @property
-    def complete(self) -> bool:
-        """Whether the answer is there."""
-        return self.answer is not None
+    def begun(self) -> bool:
+        """Whether a byte of the answer has come."""
+        return self._fed_bytes > 0
 
-    def feed(self, data: bytes) -> None:
-        """Take what has come.
+    def feed(self, data: bytes) -> EngineAnswer | None:
+        """Take what has come; return the answer, if it is complete now.
 
         Raises:
             PostFailed: it is no answer, or not one that is read.
         """
-        self.begun = True
         self._fed_bytes += len(data)
         try:
             self._parser.feed_data(data)
@@ -105,17 +105,19 @@ class AnswerReader:
             if self.answer is None or not isinstance(failed, PostFailed):
                 raise failed from None
             self.reusable = False  # Nobody has asked for what comes behind it.
-            return
-        # The parser itself keeps a header or a trailer of any length.
-        framing = self._fed_bytes - self._bytes
-        if self.answer is None and framing > _MAX_HEAD_BYTES + _CHUNK_FRAMING_BYTES * self._chunks:
-            raise PostFailed(FailureKind.TRANSPORT, "the answer's head or trailers have no end")
+        if self.answer is None:
+            # The parser itself keeps a header or a trailer of any length.
+            framing = self._fed_bytes - self._bytes
+            if framing > _MAX_HEAD_BYTES + _CHUNK_FRAMING_BYTES * self._chunks:
+                message = "the answer's head or trailers have no end"
+                raise PostFailed(FailureKind.TRANSPORT, message)
+        return self.answer
 
-    def end(self) -> bool:
-        """Return whether the answer is complete now that its connection is closed."""
+    def end(self) -> EngineAnswer | None:
+        """Return the answer, if it is complete now that its connection is closed."""
         if self.answer is None and self._until_end:
             self._complete(reusable=False)
-        return self.answer is not None
+        return self.answer
 
     def release(self) -> None:
         """Let go of the parser, which refers to this: nothing more is read."""
@@ -126,6 +128,8 @@ class AnswerReader:
     def on_message_begin(self) -> None:
         if self.answer is not None:
             raise PostFailed(FailureKind.TRANSPORT, "another answer follows")
+        self._headers = {}
+        self._status = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._status:
@@ -141,7 +145,8 @@ class AnswerReader:
             return
         self._status = status
         headers = self._headers
-        if headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
+        encoding = headers.get("content-encoding")
+        if encoding and encoding.strip().lower() not in ("", "identity"):
             message = "the answer is compressed, though not asked to"
             raise PostFailed(FailureKind.TRANSPORT, message)
         self._until_end = not (
@@ -169,9 +174,7 @@ class AnswerReader:
             raise PostFailed(FailureKind.TRANSPORT, message)
 
     def on_message_complete(self) -> None:
-        if not self._status:
-            self._headers.clear()  # That was an interim answer.
-        else:
+        if self._status:  # Else that was an interim answer.
             self._complete(reusable=self._parser.should_keep_alive())
 
     def _pass_over(self, status: int) -> None:
@@ -186,7 +189,8 @@ class AnswerReader:
         return progress.drains and self._status < _LEAST_ERROR
 
     def _complete(self, *, reusable: bool) -> None:
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        pieces, self._body = self._body, []
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         if self._progress is not None and self._drains(self._progress):
             body = body[:_DRAINED_BYTES]
         self.answer = EngineAnswer(self._status, self._headers, body)

@@ -1,6 +1,7 @@
 """A client with pooled connections to any number of engines."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -54,8 +55,8 @@ class HttpClient:
         self._keepalive_s = keepalive_s
         self._tls = tls
         self._loop = asyncio.get_running_loop()
-        self._idle: dict[str, list[Connection]] = {}
-        self._busy: set[Connection] = set()
+        self._open: set[Connection] = set()
+        self._idle: defaultdict[str, list[Connection]] = defaultdict(list)
         self._closed = False
         self._turns = turns or Turns()
         self._sockets = Sockets(self._loop, self._turns)
@@ -102,31 +103,21 @@ class HttpClient:
         while True:
             if connection is None:
                 connection = await self._connect(address, deadline, plain=plain)
-            self._busy.add(connection)
             try:
-                return await connection.send(
-                    head,
-                    body or (),
-                    size,
-                    limit=self._limits.answer_bytes,
-                    deadline=deadline,
-                    silence_s=self._limits.response_s,
-                    progress=progress,
-                )
+                return await connection.send(head, body or (), size, deadline, progress)
             except PostFailed as failed:
                 if once or not failed.stale:
                     raise
             finally:
-                self._busy.discard(connection)
                 if connection.reusable:
-                    self._idle.setdefault(address, []).append(connection)
+                    self._idle[address].append(connection)
             connection = None
 
     def close(self) -> None:
         """Close all connections; requests that are under way fail."""
         self._closed = True
         self._sweeping.cancel()
-        for connection in (*self._busy, *(each for idle in self._idle.values() for each in idle)):
+        for connection in list(self._open):
             connection.close()
         self._idle.clear()
         self._sockets.close()
@@ -142,16 +133,23 @@ class HttpClient:
         idle = self._idle.get(address)
         while idle:
             connection = idle[-1]
-            if connection.reusable and connection.idle_since > now - self._keepalive_s:
-                return idle.pop() if connection.idle_since > now - idle_s else None
+            if connection.reusable and connection.heard > now - self._keepalive_s:
+                return idle.pop() if connection.heard > now - idle_s else None
             idle.pop().close()
         return None
 
     async def _connect(self, address: str, deadline: float, *, plain: bool) -> Connection:
         host, _, port = address.rpartition(":")
         host = host.strip("[]")
-        connection = Connection(self._loop, self._turns)
-        limit = self._loop.time() + self._limits.connect_s
+        limits = self._limits
+        connection = Connection(
+            self._loop,
+            self._turns,
+            self._open,
+            answer_bytes=limits.answer_bytes,
+            silence_s=limits.response_s,
+        )
+        limit = self._loop.time() + limits.connect_s
         try:
             async with asyncio.timeout_at(min(limit, deadline)):
                 if plain or self._tls is None:
@@ -178,7 +176,7 @@ class HttpClient:
         for address, idle in list(self._idle.items()):
             kept = []
             for connection in idle:
-                if connection.reusable and connection.idle_since > oldest:
+                if connection.reusable and connection.heard > oldest:
                     kept.append(connection)
                 else:
                     connection.close()
@@ -197,7 +195,7 @@ def _write_head(
     body_bytes: int | None,
 ) -> bytes:
     lines = [f"{method} {path} HTTP/1.1", f"host: {address}", "user-agent: pdrouter"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
+    lines += map(": ".join, headers.items())
     if body_bytes is not None:
         lines.append(f"content-length: {body_bytes}")
     text = "".join(lines)

@@ -23,10 +23,11 @@ class Connection(asyncio.Protocol):
     Attributes:
         used: whether a request was answered on it.
         heard: when a byte came last, or a request was begun, by the loop's clock.
-        idle_since: when its last answer was complete, by the loop's clock.
     """
 
     __slots__ = (
+        "_among",
+        "_answer_bytes",
         "_closed",
         "_deadline",
         "_done",
@@ -39,66 +40,91 @@ class Connection(asyncio.Protocol):
         "_transport",
         "_turns",
         "heard",
-        "idle_since",
         "used",
     )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, turns: Turns) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        turns: Turns,
+        among: "set[Connection]",
+        *,
+        answer_bytes: int,
+        silence_s: float,
+    ) -> None:
+        """Begin before it is open.
+
+        Args:
+            loop: the event loop.
+            turns: spreads what answers wake.
+            among: those that are open: it is one of them as long as it is.
+            answer_bytes: size of the largest answer that is read.
+            silence_s: seconds without a byte of one.
+        """
         self._loop = loop
         self._turns = turns
+        self._among = among
+        self._answer_bytes = answer_bytes
+        self._silence_s = silence_s
         self._transport: asyncio.Transport | None = None
         self._reader: AnswerReader | None = None
         self._done: asyncio.Future[EngineAnswer] | None = None
         self._resumed: asyncio.Future[None] | None = None
         self._closed = False
-        self._deadline = self._silence_s = self._due = 0.0
+        self._deadline = self._due = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self.heard = 0.0
         self.used = False
-        self.idle_since = 0.0
 
     @property
     def reusable(self) -> bool:
         """Whether it may take a request."""
-        return not self._closed and self._reader is None
+        return self._done is None and not self._closed
 
     # What the event loop calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
         self._transport = cast("asyncio.Transport", transport)
+        self._reader = AnswerReader(self._answer_bytes)
+        self._among.add(self)
 
     def data_received(self, data: bytes) -> None:
         """Read what has come of the answer."""
         reader, done = self._reader, self._done
-        if reader is None or reader.complete or done is None or done.done():
+        if reader is None or done is None or reader.answer is not None or done.done():
             self.close()  # Nobody has asked for anything.
             return
         self.heard = self._loop.time()
         try:
-            reader.feed(data)
+            answer = reader.feed(data)
         except PostFailed as failed:
             self.fail(failed)
             return
-        if reader.answer is not None:
-            self._turns.resolve(done, reader.answer)
+        if answer is not None:
+            self._turns.resolve(done, answer)
 
     def connection_lost(self, error: Exception | None) -> None:
         """Fail the request that is under way, unless the end of the connection ends its answer."""
         self._closed = True
         self._transport = None  # It refers to this connection, and so does its timer.
         self._stop_timer()
+        self._among.discard(self)
         if self._resumed is not None and not self._resumed.done():
             self._resumed.set_result(None)
         reader, done = self._reader, self._done
-        if reader is None or reader.complete or done is None or done.done():
+        self._reader = None
+        if reader is None:
             return
-        if error is None and reader.end() and reader.answer is not None:
-            self._turns.resolve(done, reader.answer)
-            return
-        what = _describe_end(error)
-        stale = self.used and not reader.begun
-        done.set_exception(PostFailed(FailureKind.TRANSPORT, what, stale=stale))
+        if done is not None and reader.answer is None and not done.done():
+            answer = reader.end() if error is None else None
+            if answer is not None:
+                self._turns.resolve(done, answer)
+            else:
+                stale = self.used and not reader.begun
+                what = _describe_end(error)
+                done.set_exception(PostFailed(FailureKind.TRANSPORT, what, stale=stale))
+        reader.release()
 
     def pause_writing(self) -> None:
         """Wait with what is left of a body: the engine does not read."""
@@ -117,10 +143,7 @@ class Connection(asyncio.Protocol):
         head: bytes,
         body: Sequence[bytes | memoryview],
         size: int,
-        *,
-        limit: int,
         deadline: float,
-        silence_s: float,
         progress: PostProgress | None,
     ) -> EngineAnswer:
         """Send a request and read its answer. Cancelling closes the connection.
@@ -129,36 +152,40 @@ class Connection(asyncio.Protocol):
             head: request line and headers.
             body: the body, in parts.
             size: how many bytes it has.
-            limit: bytes of the largest answer.
             deadline: when the answer must be complete, by the loop's clock.
-            silence_s: seconds without a byte of it.
             progress: learns how far it comes; None if nobody needs to know.
 
         Raises:
             PostFailed: there is no complete answer.
         """
-        reader = self._reader = AnswerReader(limit, progress)
+        reader, transport = self._reader, self._transport
+        if reader is None or transport is None:
+            raise RuntimeError("the connection is not open")
+        reader.expect(progress)
         done: asyncio.Future[EngineAnswer] = self._loop.create_future()
         self._done = done
         self.heard = self._loop.time()
-        self._deadline, self._silence_s = deadline, silence_s
+        self._deadline = deadline
         self._watch()
+        written = True
         try:
-            written = await self._write(head, body, size, done)
-            if written and progress is not None and not self._closed:
+            if size <= _COPIED_BYTES:
+                transport.write(b"".join((head, *body)))
+            else:
+                written = await self._write(transport, head, body, done)
+            if progress is not None and written and not self._closed:
                 progress.sent.set()
             answer = await done
             if written and reader.reusable:
                 self.used = True
-                self._reader = None
+                self._done = None
             return answer
         finally:
-            self.idle_since = self._loop.time()
-            if self._reader is not None:
+            if self._done is not None:
                 if not done.cancel() and not done.cancelled():
                     done.exception()  # Who has left does not ask for it.
                 self.close()
-            reader.release()
+            reader.answer = None
             # What has failed it knows this frame, and would know itself by it.
             self._done = None
             del done
@@ -171,7 +198,7 @@ class Connection(asyncio.Protocol):
 
     def fail(self, failed: PostFailed) -> None:
         """Fail the request that is under way, unless its answer is there."""
-        if self._reader is not None and self._reader.complete:
+        if self._reader is not None and self._reader.answer is not None:
             return
         if self._done is not None and not self._done.done():
             self._done.set_exception(failed)
@@ -195,7 +222,7 @@ class Connection(asyncio.Protocol):
 
     def _look(self) -> None:
         self._timer = None
-        if self._reader is None:
+        if self._done is None:
             return
         now = self._loop.time()
         if now >= self._deadline or now >= self.heard + self._silence_s:
@@ -205,18 +232,12 @@ class Connection(asyncio.Protocol):
 
     async def _write(
         self,
+        transport: asyncio.Transport,
         head: bytes,
         body: Sequence[bytes | memoryview],
-        size: int,
         done: asyncio.Future[EngineAnswer],
     ) -> bool:
-        """Write a request; return false if its answer was there before its end."""
-        transport = self._transport
-        if transport is None:
-            raise RuntimeError("the connection is not open")
-        if size <= _COPIED_BYTES:
-            transport.write(b"".join((head, *body)))
-            return True
+        """Write a large request; return false if its answer was there before its end."""
         transport.write(head)
         for part in body:
             view = memoryview(part)

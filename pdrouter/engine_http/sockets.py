@@ -14,6 +14,8 @@ AT_ONCE = 64
 """How many connections a turn attends to: about half a millisecond's."""
 _READ_BYTES = 64 * 1024
 _WRITABLE = select.EPOLLOUT
+_READABLE = ~_WRITABLE
+"""What else there is to attend to: the end of a connection shows when it is read."""
 
 _Data: TypeAlias = bytes | bytearray | memoryview
 
@@ -135,7 +137,7 @@ class SocketTransport(asyncio.Transport):
 
     def attend(self, events: int) -> None:
         """Do what the connection is ready for."""
-        if events & ~_WRITABLE:
+        if events & _READABLE:
             self._receive()
         if events & _WRITABLE and not self._closing:
             self._flush()

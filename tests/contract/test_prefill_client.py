@@ -647,6 +647,27 @@ async def test_trailers_change_no_header() -> None:
     assert (got.body, got.headers) == (b"{}", {"transfer-encoding": "chunked", "x-a": "head"})
 
 
+async def test_answers_on_one_connection_have_nothing_of_each_other() -> None:
+    size = LIMITS.answer_bytes
+    answers = [
+        CHUNKED + b"1\r\na\r\n0\r\nx-a: trailer\r\n\r\n",
+        b"HTTP/1.1 103 Early Hints\r\nx-b: interim\r\n\r\n" + OK,
+        CHUNKED + cut(b"b" * size, 16).removesuffix(b"\r\n") + b"x-c: %s\r\n\r\n" % (b"c" * 60_000),
+        b"HTTP/1.1 204 No Content\r\nx-d: d\r\n\r\n",
+        b"HTTP/1.1 201 Created\r\ncontent-length: %d\r\n\r\n" % size + b"e" * size,
+    ]
+    async with listen(answering(*answers)) as server, create_client(LIMITS) as client:
+        got = [await post(client, server.address) for _ in answers]
+    assert server.connections == 1
+    assert [(each.status, len(each.body), each.headers) for each in got] == [
+        (200, 1, {"transfer-encoding": "chunked"}),
+        (200, 2, {"content-length": "2"}),
+        (200, size, {"transfer-encoding": "chunked"}),
+        (204, 0, {"x-d": "d"}),
+        (201, size, {"content-length": str(size)}),
+    ]
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -688,7 +709,7 @@ async def test_what_has_no_end_is_no_answer(answer: bytes) -> None:
 def test_whatever_comes_is_an_answer_or_a_failure(parts: list[bytes], cuts: list[int]) -> None:
     data = b"".join(parts)
     places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
-    reader = AnswerReader(100, None)
+    reader = AnswerReader(100)
     try:
         for start, end in pairwise(places):
             reader.feed(data[start:end])
