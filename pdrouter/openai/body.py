@@ -19,6 +19,7 @@ from pdrouter.openai.json_walk import (
     skip_space,
 )
 from pdrouter.openai.pieces import Pieces
+from pdrouter.openai.text_messages import CONVERSATIONS, MOST_BYTES, find_end_of_texts
 
 T = TypeVar("T")
 
@@ -56,12 +57,13 @@ class Body:
     Attributes:
         data: its bytes.
         names: names of the members, each once, in order of first occurrence.
+        texts: where conversations start that are nothing but text, as far as anybody looked.
 
     Nothing is parsed and written again: `edit` splices bytes, so that order, white space, escapes
     and the spelling of numbers of any size stay as they were in every member that is not edited.
     """
 
-    __slots__ = ("_members", "_opening", "_spans", "data", "names")
+    __slots__ = ("_members", "_opening", "_spans", "data", "names", "texts")
 
     def __init__(self, data: bytes) -> None:
         """Index `data`. It takes one pass at C speed, and a step for each member.
@@ -71,9 +73,11 @@ class Body:
                 members or longer names than any request needs.
         """
         self.data = data
-        check_utf_8(data)
+        # Other letters take several bytes each in the texts that are made on the way.
+        short = check_utf_8(data) and len(data) <= MOST_BYTES
+        self.texts: set[int] | None = set() if short else None
         try:
-            self._opening, self._spans = _locate_members(data)
+            self._opening, self._spans = _locate_members(data, self.texts)
         except JsonInvalid as error:
             raise BodyInvalid(_INVALID % error) from None
         # Of members of one name, the last counts.
@@ -133,29 +137,29 @@ class Body:
             return Pieces((self.data,), unchanged=True)
         pending = dict(replace)
         data = memoryview(self.data)
-        pieces: list[bytes | memoryview] = [data[: self._opening]]
+        pieces: list[bytes | memoryview] = []
         kept_any = False
-        previous_end = self._opening
-        # Neighbours that stay as they are make one piece.
-        run_start: int | None = None
+        # Neighbours that stay as they are make one piece, which begins here.
+        run_start, previous_end = 0, self._opening
         for name, start, value_start, end in self._spans:
-            separator_start, previous_end = previous_end, end
-            value = pending.pop(name, None)
-            if value is None and (name in remove or name in replace):
-                if run_start is not None:
-                    pieces.append(data[run_start:separator_start])
-                    run_start = None
+            if name in pending:
+                value = pending.pop(name)
+            elif name in remove or name in replace:
+                pieces.append(data[run_start:previous_end])
+                run_start = previous_end = end
                 continue
-            begin = separator_start if kept_any else start
-            kept_any = True
-            if value is None:
-                run_start = begin if run_start is None else run_start
-                continue
-            pieces.append(data[begin if run_start is None else run_start : value_start])
-            pieces += value.parts if isinstance(value, Pieces) else (value,)
-            run_start = None
-        if run_start is not None:
-            pieces.append(data[run_start:previous_end])
+            else:
+                value = None
+            if not kept_any:
+                kept_any = True
+                if pieces:  # What stood before it is gone, and so must be what parts them.
+                    run_start = start
+            if value is not None:
+                pieces.append(data[run_start:value_start])
+                pieces += value.parts if isinstance(value, Pieces) else (value,)
+                run_start = end
+            previous_end = end
+        pieces.append(data[run_start:previous_end])
         for name, value in pending.items():
             key = _write_key(name)
             pieces.append(key if kept_any else key[1:])
@@ -180,16 +184,19 @@ def encode(value: Any) -> bytes:  # noqa: ANN401 - any JSON value
     return msgspec.json.encode(value)
 
 
-def check_utf_8(data: bytes) -> None:
+def check_utf_8(data: bytes) -> bool:
     """Check what msgspec does not: it does not look into the strings that it skips.
 
     This goes piece by piece: as one text, a body may take four times its size.
+
+    Returns:
+        Whether all of it is ASCII.
 
     Raises:
         BodyInvalid: the bytes are not valid UTF-8.
     """
     if data.isascii():
-        return
+        return True
     view = memoryview(data)
     position = 0
     while position < len(view):
@@ -199,6 +206,7 @@ def check_utf_8(data: bytes) -> None:
         except UnicodeDecodeError as error:
             message = f"the body is not valid UTF-8 (byte {position + error.start})"
             raise BodyInvalid(message) from None
+    return False
 
 
 def check_object(data: bytes) -> None:
@@ -222,8 +230,13 @@ def _write_key(name: str) -> bytes:
     return b",%s:" % encode(name)
 
 
-def _locate_members(data: bytes) -> tuple[int, list[Span]]:
-    """Return where the inside of a JSON object starts, and where its members stand."""
+def _locate_members(data: bytes, texts: set[int] | None) -> tuple[int, list[Span]]:
+    """Return where the inside of a JSON object starts, and where its members stand.
+
+    Args:
+        data: the object.
+        texts: gets where conversations of nothing but text start; None if nobody looks.
+    """
     opening = _OPENING.match(data)
     if opening is None:
         check_json(memoryview(data))
@@ -237,9 +250,10 @@ def _locate_members(data: bytes) -> tuple[int, list[Span]]:
             raise BodyInvalid(f"the body has more than {MAX_MEMBERS} members")
         last = _MEMBER.match(data, position)
         if last is None or last["mark"] is None:
-            span, last = _read_member(view, position, last)
+            span, last = _read_member(view, position, last, texts)
         else:
-            span = str(last[1], "utf-8"), position, *last.span(2)
+            start, end = last.span(2)
+            span = last[1].decode(), position, start, end
         spans.append(span)
         position = last.end()
     if last.end() != len(data):
@@ -248,14 +262,19 @@ def _locate_members(data: bytes) -> tuple[int, list[Span]]:
 
 
 def _read_member(
-    view: memoryview, position: int, key: re.Match[bytes] | None
+    view: memoryview, position: int, key: re.Match[bytes] | None, texts: set[int] | None
 ) -> tuple[Span, re.Match[bytes]]:
     """Return a member whose key or value is long or not plain, and what stands behind it."""
     if key is None:
         name, start = _read_escaped_key(view, position)
     else:
-        name, start = str(key[1], "utf-8"), key.end()
-    end, after = find_end(view, start)
+        name, start = key[1].decode(), key.end()
+    found = None
+    if texts is not None and name in CONVERSATIONS:
+        found = find_end_of_texts(view, start)
+        if found is not None:
+            texts.add(start)
+    end, after = found or find_end(view, start)
     mark = _MEMBER_END.match(view, after)
     if mark is None:
         raise invalid_character(after)

@@ -1,7 +1,7 @@
 """Where JSON values stand in bytes, found at C speed: nothing is taken apart on the way."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 from msgspec import DecodeError
@@ -24,16 +24,23 @@ class JsonInvalid(ValueError):
     """The bytes are not valid JSON, or not to be read; the message says why."""
 
 
-def find_end(view: memoryview, start: int) -> tuple[int, int]:
+def find_end(
+    view: memoryview, start: int, decode: Callable[[memoryview], object] = _decode_raw
+) -> tuple[int, int]:
     """Return where the value that starts here ends, and where what follows it stands.
 
     msgspec walks the value and complains of what stands behind it: so it tells where that is.
 
+    Args:
+        view: the bytes.
+        start: where the value starts.
+        decode: walks it; another than the usual one may expect a value of some type.
+
     Raises:
-        JsonInvalid: there is no valid value, or nothing behind it.
+        JsonInvalid: there is no valid value, or not such a one, or nothing behind it.
     """
     try:
-        _decode_raw(view[start:])
+        decode(view[start:])
     except (DecodeError, UnicodeError) as error:
         text = str(error)
         if not text.startswith(_TRAILING):
@@ -43,7 +50,7 @@ def find_end(view: memoryview, start: int) -> tuple[int, int]:
     else:
         raise JsonInvalid("input data was truncated")
     end = after = start + int(text[len(_TRAILING) : -1]) - 1
-    if read_mark(view, after - 1) in _WHITE_SPACE:
+    if view[after - 1] in _WHITE_SPACE:
         end = start + len(bytes(view[start:after]).rstrip(_WHITE_SPACE))
     return end, after
 

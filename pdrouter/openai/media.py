@@ -124,7 +124,7 @@ def find_media(body: Body, name: str) -> str | None:
     that nobody has looked at all of them.
     """
     data, (start, end) = body.data, body.span(name)
-    if data.startswith(b'"', start):
+    if data.startswith(b'"', start) or start in (body.texts or ()):
         return None  # A text has no parts.
     sparse = _is_sparse(data, start, end)
     if not sparse and not _has_sign(data, start, end):

@@ -1,7 +1,7 @@
 """Which requests cannot be split into two legs, and why."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from itertools import islice
 
 import msgspec
@@ -42,9 +42,14 @@ class _StreamOptions(msgspec.Struct):
 
 
 def list_misfits(
-    endpoint: Endpoint, body: Body, options: Body, *, stream: bool | None
-) -> Iterator[str]:
-    """Yield the reasons why a request cannot be split into two legs; none if it can.
+    endpoint: Endpoint,
+    body: Body,
+    options: Body,
+    limits: Sequence[object],
+    *,
+    stream: bool | None,
+) -> list[str]:
+    """Return the reasons why a request cannot be split into two legs; none if it can.
 
     The rules and their reasons stand in vLLM: the answer of the prefill leg carries one set of
     blocks (several prompts, `n`, `best_of`, beam search); the decode engine computes the whole
@@ -57,19 +62,27 @@ def list_misfits(
         endpoint: what is asked for.
         body: the request.
         options: the object that has limits and sampling options.
+        limits: the values of the endpoint's limits that it has, in their order.
         stream: whether the answer is to be streamed; None if engines refuse what the body says.
     """
+    reasons = []
     rare = not (_RARE.isdisjoint(body.names) and _RARE.isdisjoint(options.names))
     if endpoint.batches and _has_several_prompts(endpoint, body):
-        yield "several-prompts"
+        reasons.append("several-prompts")
     if rare:
-        yield from (reason for reason, applies in _check_rare_options(body, options) if applies)
+        reasons += [reason for reason, applies in _check_rare_options(body, options) if applies]
     if endpoint.stateful and _is_stateful(body):
-        yield "stateful-responses"
+        reasons.append("stateful-responses")
     if (endpoint.stateful or rare) and _is_truncated(endpoint, body, options):
-        yield "truncated-prompt"
-    if _has_invalid_limit(endpoint, options, rare=rare) or _has_invalid_stream(body, stream):
-        yield "invalid-value"
+        reasons.append("truncated-prompt")
+    if (
+        (endpoint.limit_required and not limits)
+        or not all(map(_is_positive, limits))
+        or (rare and _has_invalid_numbers(options, limits))
+        or _has_invalid_stream(body, stream)
+    ):
+        reasons.append("invalid-value")
+    return reasons
 
 
 def _check_rare_options(body: Body, options: Body) -> tuple[tuple[str, bool], ...]:
@@ -113,28 +126,19 @@ def _is_truncated(endpoint: Endpoint, body: Body, options: Body) -> bool:
     )
 
 
-def _has_invalid_limit(endpoint: Endpoint, options: Body, *, rare: bool) -> bool:
-    last: object = None
-    for name in endpoint.limits:
-        limit = read_scalar(options, name) if name in options.names else None
-        if limit is None and not endpoint.limit_required:
-            continue
-        if not _is_positive(limit):
-            return True
-        # Of two limits, engines heed the one that is named last.
-        last = limit
-    if rare and not _is_positive(read_scalar(options, "n", 1)):
-        return True
-    return "min_tokens" in options.names and _has_invalid_minimum(options, as_integer(last))
-
-
 def _is_positive(value: object) -> bool:
     number = as_integer(value)
     return number is not None and number > 0
 
 
-def _has_invalid_minimum(options: Body, limit: int | None) -> bool:
+def _has_invalid_numbers(options: Body, limits: Sequence[object]) -> bool:
+    if not _is_positive(read_scalar(options, "n", 1)):
+        return True
+    if "min_tokens" not in options.names:
+        return False
     minimum = as_integer(read_scalar(options, "min_tokens", 0))
+    # Of two limits, engines heed the one that is named last.
+    limit = as_integer(limits[-1]) if limits else None
     return minimum is None or minimum < 0 or (limit is not None and minimum > limit)
 
 

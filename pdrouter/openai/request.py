@@ -1,7 +1,7 @@
 """A validated inference request."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 
 import msgspec
@@ -15,6 +15,7 @@ from pdrouter.openai.media import MULTIMODAL, find_media
 from pdrouter.openai.misfits import list_misfits
 from pdrouter.openai.paths import Endpoint, Forms
 from pdrouter.openai.pieces import Pieces
+from pdrouter.openai.text_messages import CONVERSATIONS
 
 _CONTROL_MEMBERS = frozenset(
     {
@@ -56,7 +57,6 @@ SINGLE_POD_PATH = "single-pod-path"
 """Why a request is served whole whose path knows no legs."""
 
 _LISTS = frozenset({"messages", "token_ids"})
-_CONVERSATIONS = frozenset({"messages", "input"})
 _ABSENT = (None, b"null")
 _FIRST_ITEM = re.compile(rb"\[[ \t\n\r]*(.)", re.DOTALL)
 _NO_PROMPT = memoryview(b"")
@@ -67,7 +67,7 @@ RESPONSE_ID = "request_id"
 _PRIORITY = "priority"
 _NO_EDITS: Mapping[str, bytes | Pieces] = MappingProxyType({})
 _FORM_FIELDS = frozenset({"model", "stream"})
-_SINGLE_POD = (SINGLE_POD_PATH,)
+_SINGLE_POD: tuple[str, ...] = (SINGLE_POD_PATH,)
 _MAX_LIMIT = 10**9
 """Numbers of any size are allowed, and one of so many digits is no limit."""
 
@@ -194,15 +194,19 @@ def parse_request(
     if sampling is not None:
         _check_duplicates(sampling, transfer_members)
     model = _read_model(body)
-    prompt_name, listed_tokens = _find_prompt(endpoint, body)
+    prompt_name, prompt, listed_tokens = _find_prompt(endpoint, body)
     options = body if endpoint.sampling is None else sampling or _NO_MEMBERS
     stream = as_boolean(read_scalar(body, "stream", default=False))
+    limits = [
+        limit
+        for name in endpoint.limits
+        if name in options.names and (limit := read_scalar(options, name)) is not None
+    ]
+    misfits = _SINGLE_POD
     if endpoint.legs == 2:
-        misfits = tuple(list_misfits(endpoint, body, options, stream=stream))
+        misfits = tuple(list_misfits(endpoint, body, options, limits, stream=stream))
         if not split_multimodal and (media := _find_media(body, prompt_name)):
             misfits = (*misfits, media)
-    else:
-        misfits = _SINGLE_POD
     return InferenceRequest(
         endpoint,
         query,
@@ -211,10 +215,10 @@ def parse_request(
         sampling,
         model,
         bool(stream),
-        _find_limit(endpoint, options),
+        _find_least(limits) if limits else None,
         misfits,
         listed_tokens,
-        prompt=(body.view(prompt_name) if prompt_name else None) or _NO_PROMPT,
+        prompt=prompt,
     )
 
 
@@ -277,46 +281,41 @@ def _read_model(body: Body) -> str:
     return model
 
 
-def _find_limit(endpoint: Endpoint, options: Body) -> int | None:
+def _find_least(limits: Iterable[object]) -> int | None:
     """Return the least limit; what is no limit, an engine is to refuse."""
-    least: int | None = None
-    for name in endpoint.limits:
-        if name not in options.names:
-            continue
-        number = as_integer(read_scalar(options, name))
-        if number is not None and number >= 0:
-            least = min(number, _MAX_LIMIT if least is None else least)
-    return least
+    numbers = [number for limit in limits if (number := as_integer(limit)) is not None]
+    return min((min(number, _MAX_LIMIT) for number in numbers if number >= 0), default=None)
 
 
-def _find_prompt(endpoint: Endpoint, body: Body) -> tuple[str, int | None]:
-    """Return the name of the prompt's member, and how many ids of tokens it lists, if it does.
+def _find_prompt(endpoint: Endpoint, body: Body) -> tuple[str, memoryview, int | None]:
+    """Return name and value of the prompt's member; how many ids of tokens it lists, if it does.
 
-    The name is empty where none is needed.
+    There is no name, and no value, where none is needed.
     """
     if not endpoint.prompts:
-        return "", None
+        return "", _NO_PROMPT, None
     for name in endpoint.prompts:
         start, end = body.span(name)
         if start < end and not body.data.startswith(b"null", start):
             break
     else:
         raise _invalid(endpoint.prompts[0], f"{endpoint.prompts[0]!r} is required")
+    listed = None
     first = _FIRST_ITEM.match(body.data, start, end)
     if first is not None:
         if first[1] == b"]":
             raise _invalid(name, f"{name!r} must not be empty")
         if first[1].isdigit():
-            return name, body.data.count(b",", start, end) + 1
+            listed = body.data.count(b",", start, end) + 1
     elif name in _LISTS:
         raise _invalid(name, f"{name!r} must be a list")
     elif not body.data.startswith(b'"', start):
         raise _invalid(name, f"{name!r} must be a string or a list")
-    return name, None
+    return name, memoryview(body.data)[start:end], listed
 
 
 def _find_media(body: Body, prompt_name: str) -> str | None:
     if prompt_name == "token_ids":
         # What the placeholders among the tokens stand for.
         return MULTIMODAL if body.raw("features") not in _ABSENT else None
-    return find_media(body, prompt_name) if prompt_name in _CONVERSATIONS else None
+    return find_media(body, prompt_name) if prompt_name in CONVERSATIONS else None

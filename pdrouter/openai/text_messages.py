@@ -1,0 +1,54 @@
+"""Conversations that are nothing but text: that is seen while their end is looked for."""
+
+from typing import Literal
+
+import msgspec
+
+from pdrouter.openai.json_walk import JsonInvalid, find_end
+
+CONVERSATIONS = frozenset({"messages", "input"})
+"""Members that may be lists of messages."""
+MOST_BYTES = 128 * 1024
+"""Longer bodies are not looked at this way: what is made of each message on the way takes memory
+and time, for messages without text more than anything else."""
+
+
+class _NoMedia(msgspec.Struct, gc=False, kw_only=True):
+    """Has nothing under which engines look for a medium, nor for what may hold one."""
+
+    image_url: None = None
+    image_pil: None = None
+    image_embeds: None = None
+    input_audio: None = None
+    audio_url: None = None
+    audio_embeds: None = None
+    video_url: None = None
+    video_embeds: None = None
+    file: None = None
+    uuid: None = None
+    output: None = None
+
+
+class _Text(_NoMedia, gc=False):
+    type: Literal["text", "input_text", "output_text"]
+    content: None = None
+
+
+class _Message(_NoMedia, gc=False):
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    type: Literal["message"] | None = None
+    content: str | list[_Text] | None = None
+
+
+_decode_messages = msgspec.json.Decoder(list[_Message]).decode
+
+
+def find_end_of_texts(view: memoryview, start: int) -> tuple[int, int] | None:
+    """Return what `find_end` does, of a list of messages of text.
+
+    None if it is something else, valid or not, or if not all is known that stands in it.
+    """
+    try:
+        return find_end(view, start, _decode_messages)
+    except JsonInvalid:
+        return None
