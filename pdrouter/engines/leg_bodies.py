@@ -16,7 +16,7 @@ engine, make it connect to any address, or read the KV blocks of another request
 _NOT_PREFILLED = TRANSFER_MEMBERS | {"stream_options"}
 _MIN_TOKENS = frozenset({"min_tokens"})
 _NOT_PREFILLED_AT_TOP = _NOT_PREFILLED | _MIN_TOKENS
-_NESTED_HOLDERS = ("vllm_xargs",)
+_NESTED_HOLDER = "vllm_xargs"
 _SAMPLING_EXTRA = "extra_args"
 _LOCATOR = "ec_locator"
 
@@ -68,11 +68,10 @@ def strip_transfer_members(
         RequestRejected: such an object has more members than any request needs.
     """
     replace: dict[str, bytes | Pieces] = {}
-    for holder in _NESTED_HOLDERS:
-        if holder in request.body.names:
-            stripped = _strip(holder, request.body.raw(holder))
-            if stripped is not None:
-                replace[holder] = stripped
+    if _NESTED_HOLDER in request.body.names:
+        stripped = _strip(_NESTED_HOLDER, request.body.raw(_NESTED_HOLDER))
+        if stripped is not None:
+            replace[_NESTED_HOLDER] = stripped
     if request.sampling is not None:
         stripped = _strip(_SAMPLING_EXTRA, request.sampling.raw(_SAMPLING_EXTRA), kept)
         if stripped is not None:
@@ -121,8 +120,8 @@ def limit_to_prefill(
 def _limits(names: tuple[str, ...], holder: Body) -> dict[str, bytes]:
     # The first name is set always, the others where the client used them: old engines know only
     # the first. vLLM emits the KV parameters once, so several choices are of no use.
-    limits: dict[str, bytes] = {}
-    for name in (*names, "n"):
-        if name in names[:1] or name in holder.names:
+    limits = dict.fromkeys(names[:1], b"1")
+    for name in (*names[1:], "n"):
+        if name in holder.names:
             limits[name] = b"1"
     return limits

@@ -172,9 +172,16 @@ class Splits:
             nixl_means: what `nixl` stands for, one of `NIXL_MEANINGS`.
             rules: what the operator decided.
         """
-        self._splits = {key: create(rules) for key, create in _SPLITS.items()}
-        self._meanings = {"nixl": nixl_means}
-        self._default = default
+        made = {key: create(rules) for key, create in _SPLITS.items()}
+        meanings: dict[str | None, str] = {name: name for _, name in _SPLITS}
+        meanings["nixl"] = nixl_means
+        meanings[None] = meanings.get(default, default)
+        self._splits: dict[tuple[str, str | None], Split] = {
+            (engine, name): made[engine, meaning]
+            for name, meaning in meanings.items()
+            for engine in WIRES
+            if (engine, meaning) in made
+        }
 
     def find(self, engine: str, connector: str | None) -> Split:
         """Return how an engine with that connector, or with the default for None, splits requests.
@@ -182,6 +189,5 @@ class Splits:
         Raises:
             KeyError: it does not, or not in a way that is known.
         """
-        name = self._default if connector is None else connector
-        split = self._splits.get((engine, self._meanings.get(name, name)))
+        split = self._splits.get((engine, connector))
         return self._splits[engine, ONLY_WIRE] if split is None else split

@@ -5,6 +5,8 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+import msgspec
+
 from pdrouter.serving.companion import Companion
 from pdrouter.serving.drains import Drains
 from pdrouter.serving.gate import Admission
@@ -17,13 +19,15 @@ from pdrouter.users.user import User
 log = logging.getLogger(__name__)
 
 
-class Call:
+class Call(msgspec.Struct, eq=False):
     """The record of a request, what is counted for it, and the tasks that work for it.
 
     All of it ends with the stream, however that ends.
 
     Attributes:
         record: what is known of the request so far.
+        on_failure: told of what a task raises: it ends the request.
+        drains: owns what may end after the request.
         body: counts the request's body; None before that has come.
         chosen: counts the request on its last pod; None before there is one.
         user: who asks; None for nobody in particular.
@@ -32,50 +36,23 @@ class Call:
         failed: whether a task has failed, by which the request ends.
         turn: is held by whoever says something, once tasks may; None as long as there are none.
         handle: the KV handle of a side leg, for as long as it may be that no engine has it.
+        tasks: those that work for it.
+        needs_body: whether the request's body is to be held even if they do not.
     """
 
-    __slots__ = (
-        "_drains",
-        "_needs_body",
-        "_on_failure",
-        "_tasks",
-        "admission",
-        "body",
-        "chosen",
-        "companion",
-        "failed",
-        "handle",
-        "record",
-        "turn",
-        "user",
-    )
-
-    def __init__(
-        self,
-        record: RequestRecord,
-        on_failure: Callable[[Exception], Awaitable[None]],
-        drains: Drains,
-    ) -> None:
-        """Begin with nothing but the record.
-
-        Args:
-            record: the record.
-            on_failure: told of what a task raises: it ends the request.
-            drains: owns what may end after the request.
-        """
-        self.record = record
-        self.body: HeldBody | None = None
-        self.chosen: OpenDecision | None = None
-        self.user: User | None = None
-        self.admission: Admission | None = None
-        self.companion: Companion | None = None
-        self.failed = False
-        self.turn: asyncio.Lock | None = None
-        self.handle: HeldHandle | None = None
-        self._on_failure = on_failure
-        self._drains = drains
-        self._needs_body = True
-        self._tasks: set[asyncio.Task[None]] = set()
+    record: RequestRecord
+    on_failure: Callable[[Exception], Awaitable[None]]
+    drains: Drains
+    body: HeldBody | None = None
+    chosen: OpenDecision | None = None
+    user: User | None = None
+    admission: Admission | None = None
+    companion: Companion | None = None
+    failed: bool = False
+    turn: asyncio.Lock | None = None
+    handle: HeldHandle | None = None
+    tasks: set[asyncio.Task[None]] = set()
+    needs_body: bool = True
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
         """Let work run beside the stream: it may outlast the reply to the request's body.
@@ -84,12 +61,12 @@ class Call:
         """
         self.turn = self.turn or asyncio.Lock()
         task = asyncio.create_task(self._run(work))
-        self._tasks.add(task)
+        self.tasks.add(task)
         task.add_done_callback(self._note_end)
 
     def _note_end(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not self._needs_body:
+        self.tasks.discard(task)
+        if not self.needs_body:
             self.release_body()
 
     async def _run(self, work: Coroutine[Any, Any, None]) -> None:
@@ -97,7 +74,7 @@ class Call:
             await work
         except Exception as error:  # noqa: BLE001 - whatever it is, the request must learn of it
             self.failed = True
-            await self._on_failure(error)
+            await self.on_failure(error)
 
     def give_up_handle(self, *, unreachable: bool = False) -> None:
         """Have the blocks freed that no engine has been told of.
@@ -111,7 +88,7 @@ class Call:
 
     def stop(self) -> None:
         """Cancel the tasks: the request has an answer to which they have nothing to add."""
-        for task in self._tasks:
+        for task in self.tasks:
             task.cancel()
 
     def close(self) -> None:
@@ -120,13 +97,13 @@ class Call:
         An answer that is to be read to its end goes on without the request.
         """
         if self.companion is not None and self.companion.joined:
-            tasks, self._tasks = self._tasks, set()
+            tasks, self.tasks = self.tasks, set()
             for task in tasks:
-                self._drains.take(task)
-        if self._tasks:
+                self.drains.take(task)
+        if self.tasks:
             self.stop()
         # Whoever is told refers to this call: without the circle, both go at once.
-        self._on_failure = _tell_nobody
+        self.on_failure = _tell_nobody
         if self.body is not None:
             self.body.release()
         if self.chosen is not None:
@@ -146,19 +123,19 @@ class Call:
         if self.body is not None:
             self.body.release()
         self.body = bodies.hold(size)
-        self._needs_body = True
+        self.needs_body = True
 
     def release_body(self) -> None:
         """Hold the request's body for as long as tasks do. Further calls change nothing."""
-        self._needs_body = False
-        if self.body is not None and not self._tasks:
+        self.needs_body = False
+        if self.body is not None and not self.tasks:
             self.body.release()
             self.body = None
 
     async def wait_closed(self) -> None:
         """Return once the tasks have ended, after `close`."""
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        if self.tasks:
+            await asyncio.wait(self.tasks)
 
 
 async def _tell_nobody(error: Exception) -> None:

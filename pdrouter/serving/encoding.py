@@ -254,9 +254,10 @@ class EncodedRequests(LegRequests):
             client,
             self._headers,
             record,
-            deadline=self.deadline,
-            ids=ids,
+            ids,
+            self.deadline,
             total_s=legs.total_s,
+            alone=False,
         )
         attempts: list[Attempt] = []
         refusals: list[EngineAnswer] = []

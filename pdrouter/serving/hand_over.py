@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from pdrouter.cluster.pods import Pod
-from pdrouter.engines.registry import Splits
-from pdrouter.engines.split import HandoffInvalid, Leg, Placement
+from pdrouter.engines.split import HandoffInvalid, Leg, Placement, Split
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest
 from pdrouter.serving.leg_outcome import LegAnswer
@@ -14,8 +13,7 @@ def put_handle(
     request: InferenceRequest,
     pods: Mapping[Leg, Pod],
     answers: Sequence[LegAnswer],
-    *,
-    splits: Splits,
+    split: Split,
     max_bytes: int,
 ) -> tuple[Pieces, Mapping[str, str]]:
     """Return the last leg's body and headers, with the handle of the side leg before it.
@@ -24,14 +22,13 @@ def put_handle(
         request: the request.
         pods: its pods.
         answers: the answers of its side legs.
-        splits: how engines split requests.
+        split: the wire.
         max_bytes: size of the largest body that Envoy takes back.
 
     Raises:
         HandoffInvalid: the handle cannot be used.
     """
     answer = answers[-1]
-    split = splits.find(answer.pod.engine, answer.pod.kv_connector)
     if answer.late:
         raise HandoffInvalid("late", "its blocks may be freed before they are fetched")
     placement = Placement(pods, answer.request_id, answer.peer)

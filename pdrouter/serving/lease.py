@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 
-from pdrouter.serving.leg_outcome import LegAnswer
-
 _USABLE = 0.9
 """The share of the time in which a handle is sent; in the rest it would come too late, since Envoy
 connects and the engine admits the request before its blocks are asked for."""
@@ -47,30 +45,22 @@ class Leases:
             self._stood_until = self._clock()
             self._stood_from = self._stood_until - seconds
 
-    def find_arrival(self, seconds: float) -> float:
-        """Return when an answer has come at the earliest that is read now.
+    def is_late(self, seconds: float, date: str, expiry: float | None) -> bool:
+        """Return whether a handle would come too late that stands in an answer that is read now.
 
         Args:
-            seconds: how long ago it was asked for.
+            seconds: how long ago it was asked for: an answer has not waited for longer.
+            date: when it was written, by the clock of its pod, as its header says.
+            expiry: when its blocks are freed, in seconds since 1970 by that clock; None if it does
+                not say so.
         """
-        now = self._clock()
-        if now - self._stood_until >= _AFTERMATH_S:
-            return now
-        return max(now - seconds, self._stood_from)
-
-    def is_late(self, answer: LegAnswer, expiry: float | None) -> bool:
-        """Return whether a handle would come too late.
-
-        Args:
-            answer: the answer that it stands in.
-            expiry: when its blocks are freed, in seconds since 1970 by the engine's clock; None if
-                it does not say so.
-        """
-        if answer.at is None:
-            return False
-        said = None if expiry is None else _count_from(answer.date, expiry)
-        lease_s = self._lease_s if said is None else said
-        return self._clock() - answer.at > _USABLE * lease_s
+        now, waited_s, lease_s = self._clock(), 0.0, self._lease_s
+        if now - self._stood_until < _AFTERMATH_S:
+            waited_s = min(seconds, now - self._stood_from)
+        if expiry is not None:
+            said = _count_from(date, expiry)
+            lease_s = lease_s if said is None else said
+        return waited_s >= _USABLE * lease_s
 
 
 def _count_from(date: str, expiry: float) -> float | None:

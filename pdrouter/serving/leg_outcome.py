@@ -65,8 +65,6 @@ class LegAnswer(msgspec.Struct, frozen=True):
         request_id: `x-request-id` of its request.
         body: body of its answer.
         usage: what that says of the prompt's tokens; None if nothing.
-        at: when it came, on the monotonic clock; None if that is not known.
-        date: when it was written, by the clock of its pod, as its header says.
         peer: what was known of the engine when the leg was sent.
         late: whether its handle would come too late.
         members: what was read of its body; None if nothing was, or it is no JSON object.
@@ -77,8 +75,6 @@ class LegAnswer(msgspec.Struct, frozen=True):
     request_id: str
     body: bytes
     usage: Usage | None
-    at: float | None = None
-    date: str = ""
     peer: PeerFacts | None = NOTHING
     late: bool = False
     members: AnswerMembers | None = None

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from itertools import count
 from typing import TypeAlias
 
+import msgspec
 from msgspec import structs
 
 from pdrouter.cluster.pods import Pod
@@ -32,65 +33,31 @@ _MOMENT_S = 0.05
 """By how much a wait may end before its deadline that ends with it."""
 
 
-class LegPosts:
+class LegPosts(msgspec.Struct, eq=False):
     """The POSTs of one leg, within one deadline.
 
-    The first carries the request's id; every further one a new id that begins with it, because
-    engines refuse or mix up an id that they have seen. Where a request
-    has several legs of one kind, their ids are given.
-
     Attributes:
+        client: sends them.
+        leg: the leg.
+        request: the client's request.
         headers: those of the client that all have.
-        record: gets what is waited.
-        deadline: when there is no time for another, on the monotonic clock.
+        record: the request's record, which gets what is waited.
+        ids: gives each an id of its own.
+        deadline: when all must be over, on the monotonic clock.
+        total_s: seconds for all side legs: a pod that is given less than half of them, and does not
+            answer, need not be slow.
+        alone: whether no others of the same leg go out beside them: those are timed together.
     """
 
-    __slots__ = (
-        "_alone",
-        "_client",
-        "_fair_s",
-        "_ids",
-        "_leg",
-        "_path",
-        "deadline",
-        "headers",
-        "record",
-    )
-
-    def __init__(
-        self,
-        client: EngineClient,
-        leg: Leg,
-        request: InferenceRequest,
-        headers: Mapping[str, str],
-        record: RequestRecord,
-        *,
-        deadline: float,
-        ids: Iterator[str] | None = None,
-        total_s: float = 0.0,
-    ) -> None:
-        """Begin with none.
-
-        Args:
-            client: sends them.
-            leg: the leg.
-            request: the client's request.
-            headers: headers for the engine.
-            record: the request's record.
-            deadline: when all must be over, on the monotonic clock.
-            ids: ids of POSTs that go out beside others of the same leg, and are timed with these.
-            total_s: seconds for all side legs: a pod that is given less than half of them, and does
-                not answer, need not be slow.
-        """
-        self._client = client
-        self._leg = leg
-        self._path = request.endpoint.path + request.query
-        self.headers = headers
-        self._ids = ids or _number_ids(record.request_id)
-        self._alone = ids is None
-        self._fair_s = total_s / 2
-        self.record = record
-        self.deadline = deadline
+    client: EngineClient
+    leg: Leg
+    request: InferenceRequest
+    headers: Mapping[str, str]
+    record: RequestRecord
+    ids: Iterator[str]
+    deadline: float
+    total_s: float
+    alone: bool = True
 
     def send(
         self, pod: Pod, write: WriteRequest, companion: Companion | None = None
@@ -111,7 +78,7 @@ class LegPosts:
     async def _send_traced(
         self, pod: Pod, write: WriteRequest, companion: Companion | None, trace: RequestTrace
     ) -> tuple[Attempt, EngineAnswer | None]:
-        with trace.time_leg(self._leg, pod) as span:
+        with trace.time_leg(self.leg, pod) as span:
             headers = trace.replace_headers(self.headers, span)
             attempt, answer = await self._send(pod, write, companion, headers)
             span.attempt = attempt
@@ -125,13 +92,13 @@ class LegPosts:
         common: Mapping[str, str],
     ) -> tuple[Attempt, EngineAnswer | None]:
         start = posted = time.monotonic()
-        leg, stale = self._leg, 0
+        leg, stale, request = self.leg, 0, self.request
         # Nothing is timed where the router does other things meanwhile.
-        timed = companion is None and self._alone
+        timed = companion is None and self.alone
         if companion is not None:
-            companion.request_id = next(self._ids)
+            companion.request_id = next(self.ids)
         while True:
-            request_id = next(self._ids) if companion is None else companion.request_id
+            request_id = next(self.ids) if companion is None else companion.request_id
             more, body = write(request_id)
             headers = dict(common)
             if more:
@@ -142,9 +109,9 @@ class LegPosts:
             remaining = max(0.001, self.deadline - posted)
             try:
                 with Step(self.record.steps, leg, waits=True) if timed else _UNTIMED:
-                    answer = await self._client.post(
+                    answer = await self.client.post(
                         pod.address,
-                        self._path,
+                        request.endpoint.path + request.query,
                         headers,
                         body,
                         remaining,
@@ -162,7 +129,7 @@ class LegPosts:
                 # Otherwise, its own time for a first byte is over.
                 at_deadline = now - posted > remaining - _MOMENT_S
                 hurried = error.kind is FailureKind.TIMEOUT and at_deadline
-                hurried = hurried and remaining < self._fair_s
+                hurried = hurried and remaining < self.total_s / 2
                 attempt = Attempt(
                     leg, pod, request_id, None, error.kind, str(error), seconds, stale
                 )
@@ -185,7 +152,7 @@ class LegPosts:
         seconds = time.monotonic() - began
         request_id = self.record.request_id
         message = str(failed)
-        attempt = Attempt(self._leg, pod, request_id, None, failed.kind, message, seconds, 0)
+        attempt = Attempt(self.leg, pod, request_id, None, failed.kind, message, seconds, 0)
         if self.record.trace is not None:
             self.record.trace.note_try(attempt)
         return attempt
@@ -203,7 +170,11 @@ def _describe(
     return Attempt(leg, pod, request_id, status, failure, message, seconds, stale, retry_after)
 
 
-def _number_ids(request_id: str) -> Iterator[str]:
+def number_ids(request_id: str) -> Iterator[str]:
+    """Yield the id of a request, and then new ones that begin with it.
+
+    Engines refuse or mix up an id that they have seen.
+    """
     yield request_id
     for number in count(2):
         yield f"{request_id}-{number}"

@@ -85,10 +85,9 @@ class LegTry:
             attempt.request_id,
             answer.body,
             None if members is None else members.count(),
-            leases.find_arrival(attempt.seconds),
-            answer.headers.get("date", ""),
             self.peer,
             members=members,
         )
-        late = leases.is_late(done, self.split.find_expiry(done))
+        expiry = self.split.find_expiry(done)
+        late = leases.is_late(attempt.seconds, answer.headers.get("date", ""), expiry)
         return structs.replace(done, late=True) if late else done

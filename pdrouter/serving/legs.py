@@ -31,7 +31,7 @@ from pdrouter.serving.leg_outcome import (
     choose_refusal,
     list_failed,
 )
-from pdrouter.serving.leg_posts import LegPosts
+from pdrouter.serving.leg_posts import LegPosts, number_ids
 from pdrouter.serving.leg_requests import LegRequests
 from pdrouter.serving.leg_try import LegTry
 from pdrouter.serving.lessons import LegLessons
@@ -106,9 +106,9 @@ class SideLegs:
             LegFailed: all attempts failed.
         """
         routed, record, request = chosen.routed, call.record, requests.client
-        until = requests.deadline
+        ids, until = number_ids(record.request_id), requests.deadline
         posts = LegPosts(
-            self.client, leg, request, headers, record, deadline=until, total_s=self.total_s
+            self.client, leg, request, headers, record, ids, until, total_s=self.total_s
         )
         attempts: list[Attempt] = []
         refusals: list[EngineAnswer] = []

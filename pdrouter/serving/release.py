@@ -102,7 +102,7 @@ class ReleaseRules:
     headers: tuple[str, ...]
 
 
-class HeldHandle:
+class HeldHandle(msgspec.Struct, eq=False):
     """The handle of one request, until it is certain who has it.
 
     Attributes:
@@ -110,28 +110,19 @@ class HeldHandle:
         last: the pod that was chosen for the last leg.
         model: name by which the view has the model or adapter.
         headers: the client's headers.
+        start: begins its release; None once that is done.
         written: the request for its release, where the answer is too large to be kept: its body is
             empty then.
         unreachable: whether the pod of the last leg could not be connected.
     """
 
-    __slots__ = ("_start", "answer", "headers", "last", "model", "unreachable", "written")
-
-    def __init__(
-        self,
-        answer: LegAnswer,
-        last: Pod,
-        model: str,
-        headers: Mapping[str, str],
-        start: "Callable[[HeldHandle], None]",
-    ) -> None:
-        self.answer = answer
-        self.last = last
-        self.model = model
-        self.headers = headers
-        self.written: Release | None = None
-        self.unreachable = False
-        self._start: Callable[[HeldHandle], None] | None = start
+    answer: LegAnswer
+    last: Pod
+    model: str
+    headers: Mapping[str, str]
+    start: "Callable[[HeldHandle], None] | None"
+    written: Release | None = None
+    unreachable: bool = False
 
     def release(self, *, unreachable: bool = False) -> None:
         """Have the blocks freed, in the background. Further calls change nothing.
@@ -140,7 +131,7 @@ class HeldHandle:
             unreachable: whether the pod of the last leg could not be connected.
         """
         self.unreachable = unreachable
-        start, self._start = self._start, None
+        start, self.start = self.start, None
         if start is not None:
             start(self)
 
@@ -222,9 +213,7 @@ class Releases:
         if written is None or len(written.body) > _LARGEST:
             return None
         answer = msgspec.structs.replace(answer, body=b"", members=None)
-        held = HeldHandle(answer, last, model, headers, self._start)
-        held.written = written
-        return held
+        return HeldHandle(answer, last, model, headers, self._start, written)
 
     def _start(self, handle: HeldHandle) -> None:
         """Begin a release, unless too many are under way. Raises nothing and waits for nobody."""

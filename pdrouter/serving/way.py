@@ -10,7 +10,7 @@ from pdrouter.cluster.source import RouteCheck
 from pdrouter.cluster.view import ModelPods
 from pdrouter.engines.leg_bodies import TRANSFER_MEMBERS, find_locator, whole_body
 from pdrouter.engines.registry import Splits
-from pdrouter.engines.split import HandoffInvalid, Leg, Placement
+from pdrouter.engines.split import HandoffInvalid, Leg, Placement, Split
 from pdrouter.openai.media_items import MediaItem
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest, parse_request
@@ -226,11 +226,9 @@ class Dispatcher:
         """
         companion = call.companion
         done = None if companion is None or companion.tried is None else companion.tried.done
-        if done is not None:
-            split = self.splits.find(done.pod.engine, done.pod.kv_connector)
-            if split.release(done) is not None:
-                last = chosen.decision.last.pod
-                call.handle = self.releases.hold(done, last, call.record.model, head.headers)
+        if done is not None and self._find_split(done.pod).release(done) is not None:
+            last = chosen.decision.last.pod
+            call.handle = self.releases.hold(done, last, call.record.model, head.headers)
 
     def find_second(self, model: str, chosen: OpenDecision) -> Pod | None:
         """Return the pod that takes a request if Envoy cannot connect to the chosen one."""
@@ -268,16 +266,20 @@ class Dispatcher:
         except LegFailed as failed:
             record.aggregated = self._choose_whole(failed, chosen)
             answers = []
-        if answers and (completed := self._complete(request, chosen, answers)) is not None:
-            return completed
+        split = None
+        if answers:
+            split = self._find_split(answers[-1].pod)
+            final = split.find_final_answer(answers)
+            if final is not None:
+                return self._complete(final, request, answers[-1], chosen.routed.pods.model)
         self._settle_last(request, chosen, answers, head, call)
-        if not answers or chosen.decision.whole:
+        if split is None or chosen.decision.whole:
             call.give_up_handle()
             return self._dispatch_whole(request, chosen, head, record)
         with Step(record.steps, "hand-over"):
             request = self._rank_last(requests.last, chosen, head, record)
             edits = requests.client.edits
-            body, headers = self._hand_over(request, edits, chosen, answers, call)
+            body, headers = self._hand_over(request, edits, chosen, answers, split=split, call=call)
         pod, model = chosen.decision.last.pod, chosen.routed.pods.model
         return Dispatched(body, answers[-1].request_id, pod, model, chosen, headers)
 
@@ -294,7 +296,7 @@ class Dispatcher:
         with Step(call.record.steps, "hand-over"):
             request = self._rank_last(request, chosen, head, call.record)
             placement = Placement(chosen.pods, companion.request_id, companion.peer)
-            split = self.splits.find(holder.engine, holder.kv_connector)
+            split = self._find_split(holder)
             body = split.last_body(request, placement, ())
             headers = split.last_headers(placement, ())
         if len(body) > self.policy.max_forwarded_bytes:
@@ -303,16 +305,14 @@ class Dispatcher:
         pod, model = chosen.decision.last.pod, chosen.routed.pods.model
         return Dispatched(body, companion.request_id, pod, model, chosen, headers)
 
+    def _find_split(self, pod: Pod) -> Split:
+        return self.splits.find(pod.engine, pod.kv_connector)
+
     def _complete(
-        self, request: InferenceRequest, chosen: OpenDecision, answers: Sequence[LegAnswer]
-    ) -> Completed | None:
-        """Return the answer to a request that needs no last leg; None if it does."""
-        answer = answers[-1]
-        split = self.splits.find(answer.pod.engine, answer.pod.kv_connector)
-        final = split.find_final_answer(answers)
-        if final is None:
-            return None
-        self.legs.lessons.outcomes.note_usable(answer, chosen.routed.pods.model)
+        self, final: bytes, request: InferenceRequest, answer: LegAnswer, model: str
+    ) -> Completed:
+        """Return the answer to a request that needs no last leg."""
+        self.legs.lessons.outcomes.note_usable(answer, model)
         if not request.stream:
             return Completed(final, "application/json")
         stream = write_stream(final, with_usage=wants_usage(request.body))
@@ -334,7 +334,7 @@ class Dispatcher:
     def _forward(self, head: RequestHead) -> Mapping[str, str]:
         """Return the client's headers that engines of side legs get."""
         headers = head.headers
-        return {name: headers[name] for name in self.forwarded if name in headers}
+        return {name: headers[name] for name in filter(headers.__contains__, self.forwarded)}
 
     def _rank_last(
         self,
@@ -372,19 +372,15 @@ class Dispatcher:
         edits: Mapping[str, bytes | Pieces],
         chosen: OpenDecision,
         answers: Sequence[LegAnswer],
+        *,
+        split: Split,
         call: Call,
     ) -> tuple[Pieces, Mapping[str, str]]:
         """Return the last leg's body and headers; if that fails, a whole one's, with the edits."""
         record, model = call.record, chosen.routed.pods.model
         outcomes, answer = self.legs.lessons.outcomes, answers[-1]
         try:
-            last = put_handle(
-                request,
-                chosen.pods,
-                answers,
-                splits=self.splits,
-                max_bytes=self.policy.max_forwarded_bytes,
-            )
+            last = put_handle(request, chosen.pods, answers, split, self.policy.max_forwarded_bytes)
         except HandoffInvalid as invalid:
             if invalid.reason in _STILL_GOOD:
                 call.give_up_handle()

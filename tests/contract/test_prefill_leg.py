@@ -45,7 +45,7 @@ from pdrouter.serving.engine_client import EngineClient
 from pdrouter.serving.introductions import Introductions
 from pdrouter.serving.lease import Leases
 from pdrouter.serving.leg_outcome import Attempt, LegAnswer, LegFailed, LegRefused
-from pdrouter.serving.leg_posts import LegPosts
+from pdrouter.serving.leg_posts import LegPosts, number_ids
 from pdrouter.serving.leg_requests import LegRequests
 from pdrouter.serving.legs import SideLegs
 from pdrouter.serving.lessons import LegLessons
@@ -525,9 +525,9 @@ async def test_an_id_that_both_legs_have_is_not_sent_again_to_an_engine_that_may
         transfer_members=frozenset(),
         split_multimodal=False,
     )
-    posts = LegPosts(
-        client, Leg.PREFILL, request, {}, stage.record, deadline=time.monotonic() + WAIT_S
-    )
+    record, until = stage.record, time.monotonic() + WAIT_S
+    numbered = number_ids(record.request_id)
+    posts = LegPosts(client, Leg.PREFILL, request, {}, record, numbered, until, total_s=WAIT_S)
     for _ in range(2):
         companion = Companion(pod, NOTHING, trusts_head=False)
         attempt, answer = await posts.send(pod, lambda _: ({}, Pieces((BODY,))), companion)

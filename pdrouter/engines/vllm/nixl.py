@@ -101,7 +101,7 @@ class NixlPull(Split):
         # Which mode the engine is in shows in its answer; in push mode, the legs meet by this id.
         transfer_id = encode(placement.request_id)
         # Beside a last leg that is sent at once, nobody reads them.
-        if not placement.peer and may_ask(request, self.token_ids_limit):
+        if self.token_ids_limit and not placement.peer and may_ask(request, self.token_ids_limit):
             replace[ASK] = b"true"
         replace[KV_PARAMS] = b'%s,"transfer_id":%s%s}' % (
             _PREFILL_PARAMS[:-1],

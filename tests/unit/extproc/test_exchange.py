@@ -848,6 +848,7 @@ async def test_tasks_end_with_the_stream() -> None:
 
 async def test_a_handle_that_would_come_too_late_is_not_sent() -> None:
     bench = Bench(kv_lease_s=1e-9)
+    bench.exchanges.leases.note_lag(1.0)
     _, reply = await bench.tell(request_headers(), request_body())
     assert isinstance(reply, PhaseReply)
     assert reply.body is None  # The client's own, for the decode pod to serve whole.
@@ -859,6 +860,7 @@ async def test_a_handle_that_would_come_too_late_is_not_sent() -> None:
 
 async def test_a_late_handle_can_be_an_error_that_says_to_come_again() -> None:
     bench = Bench(kv_lease_s=1e-9, on_handoff_failure=FailurePolicy.FAIL)
+    bench.exchanges.leases.note_lag(1.0)
     _, reply = await bench.tell(request_headers(), request_body())
     assert error_of(reply) == (503, "handoff_late")
     assert isinstance(reply, ImmediateReply)
