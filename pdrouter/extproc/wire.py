@@ -32,7 +32,6 @@ class OpenStreams:
         self._loop = asyncio.get_running_loop()
         self.count = 0
         self._idle = asyncio.Event()
-        self._idle.set()
 
     async def carry(
         self,
@@ -65,7 +64,6 @@ class OpenStreams:
         if ask_before_large is not None:
             ask_before_large(exchange.admit)
         self.count += 1
-        self._idle.clear()
         try:
             while not exchange.ended and (message := await read()) is not end:
                 receiving = exchange.receive(message)
@@ -88,4 +86,6 @@ class OpenStreams:
 
     async def wait_until_idle(self) -> None:
         """Return once no stream is open."""
-        await self._idle.wait()
+        if self.count:
+            self._idle.clear()
+            await self._idle.wait()

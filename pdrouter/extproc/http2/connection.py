@@ -175,11 +175,10 @@ class Connection(asyncio.Protocol):
     def _on_data(self, frame: Frame) -> None:
         data, size, ended = frame.payload, len(frame.payload), bool(frame.flags & frames.END_STREAM)
         try:
-            self._receive_window.receive(size)
+            increment = self._receive_window.renew(size)
         except WindowExceeded as exceeded:
             message = "more than the connection's window"
             raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, message) from exceeded
-        increment = self._receive_window.open_for()
         if increment:
             self.outbox.send(frames.encode_window_update(0, increment))
         if frame.flags & frames.PADDED:

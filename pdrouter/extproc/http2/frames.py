@@ -33,7 +33,8 @@ PADDED: Final = 0x8
 WITH_PRIORITY: Final = 0x20
 
 _PRIORITY_BYTES = 5
-_HEADER = Struct(">BHBBL")
+_HEADER = Struct(">LBL")
+"""Of a frame: its size and its type in one number, its flags, its stream."""
 _HEADER_BYTES: Final = 9
 _SETTING = Struct(">HL")
 _NUMBER = Struct(">L")
@@ -117,8 +118,8 @@ class FrameReader:
         for piece, first in whole:
             start, end, self._lacking = first, len(piece), None
             while end - start >= _HEADER_BYTES:
-                high, low, kind, flags, stream = _HEADER.unpack_from(piece, start)
-                size = high << 16 | low
+                size_and_kind, flags, stream = _HEADER.unpack_from(piece, start)
+                size = size_and_kind >> 8
                 if size > self._max_payload:
                     raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {size} bytes")
                 begin = start + _HEADER_BYTES
@@ -126,6 +127,7 @@ class FrameReader:
                 if stop > end:
                     self._lacking = stop - end
                     break
+                kind = size_and_kind & 0xFF
                 yield Frame(kind, flags, stream & MAX_STREAM_ID, piece[begin:stop])
                 start = stop
             self._begun = piece[start:]
@@ -150,7 +152,7 @@ class FrameReader:
 
 def encode_frame_header(kind: int, flags: int, stream: int, size: int) -> bytes:
     """Write what precedes a payload of so many bytes."""
-    return _HEADER.pack(size >> 16, size & 0xFFFF, kind, flags, stream)
+    return _HEADER.pack(size << 8 | kind, flags, stream)
 
 
 def encode_frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
@@ -174,7 +176,7 @@ def encode_data_frames(
     """
     size = len(first) + len(rest)
     if size <= max_payload:
-        return encode_frame_header(DATA, 0, stream, size), first, rest
+        return _HEADER.pack(size << 8 | DATA, 0, stream) + first, rest
     view, end = memoryview(rest), max_payload - len(first)
     head = encode_frame_header(DATA, 0, stream, max_payload)
     parts: list[bytes | memoryview] = [head, first, view[:end]]

@@ -48,12 +48,11 @@ class MessageReader:
             whole, or not acceptable.
     """
 
-    __slots__ = ("_max_bytes", "_offset", "_pieces", "_size", "_whole", "missing")
+    __slots__ = ("_max_bytes", "_pieces", "_size", "_whole", "missing")
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._pieces: list[bytes | bytearray] = []
-        self._offset = 0
         self._size = 0
         self._whole = 0
         self.missing = _PREFIX_BYTES
@@ -67,9 +66,8 @@ class MessageReader:
         """Keep what has come. Small pieces are put together: each would take more than it holds."""
         if not piece:
             return
-        self._size += len(piece)
-        pieces = self._pieces
-        if not pieces or len(piece) >= _SMALL_BYTES:
+        pieces, size = self._pieces, len(piece)
+        if not pieces or size >= _SMALL_BYTES:
             pieces.append(piece)
         else:
             last = pieces[-1]
@@ -77,12 +75,15 @@ class MessageReader:
                 last += piece
             else:
                 pieces.append(bytearray(piece))
-        self._measure()
+        self._size += size
+        self.missing -= size
+        if self.missing <= 0 and not self._whole:
+            self._measure()
 
     def clear(self) -> None:
         """Throw away what is kept."""
         self._pieces.clear()
-        self._offset = self._size = self._whole = 0
+        self._size = self._whole = 0
         self.missing = _PREFIX_BYTES
 
     def take(self) -> bytes | None:
@@ -93,66 +94,57 @@ class MessageReader:
         """
         if self.missing > 0:
             return None
-        whole, first, start = self._whole, self._pieces[0], self._offset + _PREFIX_BYTES
+        whole, pieces = self._whole, self._pieces
         if not whole:
             self._refuse()
-        stop = self._offset + whole
-        if len(first) >= stop:
-            message = bytes(first[start:stop])
-            self._offset = stop
+        first = pieces[0]
+        if len(first) < whole:
+            message = self._put_together(whole)
         else:
-            message = self._put_together(start, whole - _PREFIX_BYTES)
-        if self._offset == len(self._pieces[0]):
-            del self._pieces[0]
-            self._offset = 0
+            message = bytes(first[_PREFIX_BYTES:whole])
+            if len(first) > whole:
+                pieces[0] = first[whole:]
+            else:
+                del pieces[0]
         self._size -= whole
-        self._whole, self.missing = 0, _PREFIX_BYTES
-        if self._size:
+        self._whole = 0
+        self.missing = _PREFIX_BYTES - self._size
+        if self.missing <= 0:
             self._measure()
         return message
 
     def _measure(self) -> None:
-        """Find out what the next message lacks."""
-        if not self._whole and self._size >= _PREFIX_BYTES:
-            compressed, size = self._read_prefix()
-            if compressed or size > self._max_bytes:
-                self.missing = 0
-                return
-            self._whole = _PREFIX_BYTES + size
-        self.missing = (self._whole or _PREFIX_BYTES) - self._size
+        """Find out what the next message lacks, of which the prefix has come."""
+        if len(self._pieces[0]) < _PREFIX_BYTES:
+            self._pieces = [b"".join(self._pieces)]
+        compressed, size = _PREFIX.unpack_from(self._pieces[0])
+        if compressed or size > self._max_bytes:
+            self.missing = 0
+            return
+        self._whole = _PREFIX_BYTES + size
+        self.missing = self._whole - self._size
 
     def _refuse(self) -> NoReturn:
-        compressed, size = self._read_prefix()
+        compressed, size = _PREFIX.unpack_from(self._pieces[0])
         if compressed:
             raise RpcFailed(Status.UNIMPLEMENTED, "compressed messages are not accepted")
         limit = f"{size} bytes, and may have {self._max_bytes}"
         raise RpcFailed(Status.RESOURCE_EXHAUSTED, f"a message has {limit}")
 
-    def _put_together(self, start: int, size: int) -> bytes:
-        """Return a message of several pieces, all but the last of which it uses up."""
+    def _put_together(self, size: int) -> bytes:
+        """Return a message of several pieces, which with its prefix has so many bytes."""
         pieces = self._pieces
-        parts = [memoryview(pieces[0])[start:]]
-        size -= len(parts[0])
+        parts = [memoryview(pieces[0])[_PREFIX_BYTES:]]
+        size -= len(pieces[0])
         last = 1
         while len(pieces[last]) < size:
             parts.append(memoryview(pieces[last]))
             size -= len(pieces[last])
             last += 1
         parts.append(memoryview(pieces[last])[:size])
-        message = b"".join(parts)
-        self._pieces, self._offset = pieces[last:], size
+        message, rest = b"".join(parts), pieces[last][size:]
+        self._pieces = [rest, *pieces[last + 1 :]] if rest else pieces[last + 1 :]
         return message
-
-    def _read_prefix(self) -> tuple[int, int]:
-        if len(self._pieces[0]) - self._offset < _PREFIX_BYTES:
-            self._join()
-        compressed, size = _PREFIX.unpack_from(self._pieces[0], self._offset)
-        return compressed, size
-
-    def _join(self) -> None:
-        self._pieces[0] = self._pieces[0][self._offset :]
-        self._pieces = [b"".join(self._pieces)]
-        self._offset = 0
 
 
 def encode_prefix(message: bytes) -> bytes:

@@ -132,14 +132,16 @@ class Stream:
                 if not messages.empty:
                     raise RpcFailed(Status.INTERNAL, "the stream ended inside a message")
                 return END
-            if self._admit is not None and missing > window.left and missing > window.size:
+            if missing > window.left and missing > window.size and self._admit is not None:
                 # A message that is larger than a window needs leave.
                 if not await self._admit(missing):
                     return END
                 if self._is_over():
                     continue
             # Also where less than half of the window is used, or the message would never be whole.
-            self._open(missing)
+            increment = window.open_for(missing)
+            if increment:
+                self._wire.outbox.send(encode_window_update(self.id, increment))
             self._reader = self._wire.loop.create_future()
             try:
                 await self._reader
@@ -165,11 +167,10 @@ class Stream:
         if not self.answered:
             wire.outbox.send(wire.peer.encode_headers(self.id, RESPONSE_BLOCK, 0))
             self.answered = True
-        if size <= self.window.left and size <= _WHOLE_BYTES and wire.window.may_send(size):
+        if size <= self.window.left and size <= _WHOLE_BYTES and wire.window.take_now(size):
             self.window.left -= size
-            wire.window.left -= size
-            frame_bytes = wire.peer.frame_bytes
-            wire.outbox.send(*encode_data_frames(self.id, prefix, message, frame_bytes))
+            frames = encode_data_frames(self.id, prefix, message, wire.peer.frame_bytes)
+            wire.outbox.send(*frames)
             return
         try:
             await self._write_parts(prefix + message)
@@ -231,11 +232,11 @@ class Stream:
                 raise RequestMalformed("the body is not of its content-length")
         if not self._discards:
             self._messages.feed(data)
-        reader, missing = self._reader, self._messages.missing
+        reader = self._reader
         if reader is None:
             return
-        lacks_room = missing > self._receive_window.left and not self._discards
-        if ended or missing <= 0 or lacks_room:
+        missing = self._messages.missing
+        if ended or missing <= 0 or (missing > self._receive_window.left and not self._discards):
             self._wake_reader(reader)
         else:
             self._open()
@@ -270,8 +271,8 @@ class Stream:
         if self._writer is not None and self.window.left > 0 and not self._writer.done():
             self._writer.set_result(None)
 
-    def _open(self, missing: int = 0) -> None:
-        increment = self._receive_window.open_for(missing)
+    def _open(self) -> None:
+        increment = self._receive_window.open_for()
         if increment and not self.closed:
             self._wire.outbox.send(encode_window_update(self.id, increment))
 

@@ -57,9 +57,12 @@ class SharedWindow(SendWindow):
         self.writing = True
         self._turns: deque[asyncio.Future[None]] = deque()
 
-    def may_send(self, size: int) -> bool:
-        """Return whether so many bytes may be sent now, before all that waits."""
-        return self.writing and size <= self.left and not self._turns
+    def take_now(self, size: int) -> bool:
+        """Take room for so many bytes if there is some, and nobody waits for it."""
+        if size > self.left or not self.writing or self._turns:
+            return False
+        self.left -= size
+        return True
 
     async def wait_for_turn(self) -> None:
         """Wait until there is room, and those that came earlier had their turn."""
@@ -105,6 +108,22 @@ class ReceiveWindow:
         if self.left < 0:
             raise WindowExceeded
 
+    def renew(self, size: int) -> int:
+        """Count bytes that wait for nobody, and open the window if half of it is used.
+
+        Returns:
+            By how much it opens.
+
+        Raises:
+            WindowExceeded: the peer may not have sent them.
+        """
+        left = self.left - size
+        if left < 0:
+            raise WindowExceeded
+        opens = left * 2 <= self.size
+        self.left = self.size if opens else left
+        return self.size - left if opens else 0
+
     def open_for(self, size: int = 0) -> int:
         """Open the window again if half of it is used, and for so many bytes in any case.
 
@@ -113,6 +132,9 @@ class ReceiveWindow:
         """
         before = self.left
         if before * 2 <= self.size:
-            self.left = self.size
-        self.left = max(self.left, size)
+            self.left = max(self.size, size)
+        elif before < size:
+            self.left = size
+        else:
+            return 0
         return self.left - before
