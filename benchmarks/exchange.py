@@ -6,6 +6,8 @@ from collections.abc import Coroutine, Mapping
 from random import Random
 from typing import Any
 
+from google.protobuf.struct_pb2 import Struct
+
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import PodCache
 from pdrouter.engine_http.answers import EngineAnswer
@@ -177,9 +179,9 @@ def _write_messages(body: bytes, decode_address: str) -> list[bytes]:
     content.request_body.body = body
     content.request_body.end_of_stream = True
     _fill(response.response_headers.headers, _RESPONSE_HEADERS)
-    response.attributes[EXT_PROC_FILTER].update(
-        {"upstream.address": decode_address, "response.code_details": "via_upstream"}
-    )
+    attributes = Struct()
+    attributes.update({"upstream.address": decode_address, "response.code_details": "via_upstream"})
+    response.attributes[EXT_PROC_FILTER] = attributes.SerializeToString()
     return [message.SerializeToString() for message in (head, content, response)]
 
 

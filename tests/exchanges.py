@@ -159,9 +159,9 @@ def sglang(pod: Pod, **changes: Any) -> Pod:
 
 
 def bare(event: Event) -> Event:
-    """An event without the message that it comes from, and what was measured of that."""
+    """An event without the message that it comes from, its attributes, and what was measured."""
     if isinstance(event, RequestHeaders | ResponseHeaders):
-        return structs.replace(event, context=ProcessingRequest(), count=0, size=0)
+        return structs.replace(event, context=ProcessingRequest(), attributes={}, count=0, size=0)
     return event
 
 
@@ -276,12 +276,10 @@ def response_headers(status: str = "200") -> ResponseHeaders:
 
 
 def local_reply(details: str, attempts: float | None, status: str = "503") -> ResponseHeaders:
-    context = ProcessingRequest()
     attributes: dict[str, Any] = {"response.code_details": details}
     if attempts is not None:
         attributes["upstream.request_attempt_count"] = attempts
-    context.attributes["envoy.filters.http.ext_proc"].update(attributes)
-    return ResponseHeaders({":status": status}, context=context)
+    return ResponseHeaders({":status": status}, attributes=attributes)
 
 
 def error_of(reply: Reply | None) -> tuple[int, str]:

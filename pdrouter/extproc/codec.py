@@ -14,7 +14,9 @@ from google.protobuf.wrappers_pb2 import BoolValue
 
 from pdrouter.extproc import ext_proc_pb2 as pb
 from pdrouter.extproc.header_map import read_header_map
+from pdrouter.extproc.known_parts import KnownParts
 from pdrouter.extproc.messages import (
+    EXT_PROC_FILTER,
     BodyMode,
     BodyMutation,
     Event,
@@ -31,6 +33,7 @@ from pdrouter.extproc.messages import (
     ResponseBody,
     ResponseHeaders,
     ResponseTrailers,
+    read_struct,
 )
 from pdrouter.openai.pieces import Pieces
 
@@ -71,6 +74,7 @@ def decode(data: bytes) -> Event:
                     len(header_map.headers),
                     # To measure them, protobuf writes them anew.
                     len(data) if len(data) <= _FEW_BYTES else header_map.ByteSize(),
+                    _ATTRIBUTES[message.attributes.get(EXT_PROC_FILTER, b"")],
                     protocol_config=config,
                     observability_mode=observed,
                     context=message,
@@ -120,6 +124,7 @@ def keep(reply: PhaseReply) -> PhaseReply:
     return reply
 
 
+_ATTRIBUTES = KnownParts(lambda part: read_struct(Struct.FromString(part)))
 _HEADERS_EVENTS: dict[str, type[RequestHeaders] | type[ResponseHeaders]] = {
     "request_headers": RequestHeaders,
     "response_headers": ResponseHeaders,
@@ -159,7 +164,7 @@ def _write_reply(reply: PhaseReply) -> bytes:
     once, when all is joined. And to fill in headers field by field takes three times as long as to
     write them.
     """
-    common = _write_mutation(reply)
+    common = _write_mutation(reply) if reply.set_headers or reply.remove_headers else b""
     if reply.clear_route_cache:
         common += _CLEAR_ROUTE_CACHE
     body: tuple[bytes | memoryview, ...] = ()
@@ -173,23 +178,30 @@ def _write_reply(reply: PhaseReply) -> bytes:
         if reply.phase in _TRAILERS:
             raise ValueError(f"{reply.phase} are not changed here")
         common = _RESPONSE + _write_varint(len(common) + size) + common
-    head = _write_rest(reply) + _PHASES[reply.phase] + _write_varint(len(common) + size)
+    head = _PHASES[reply.phase] + _write_varint(len(common) + size)
+    if reply.mode_override is not None:
+        head = _write_mode_override(reply.mode_override) + head
+    if reply.dynamic_metadata:
+        metadata = _write_metadata(reply.dynamic_metadata)
+        head = _DYNAMIC_METADATA + _write_varint(len(metadata)) + metadata + head
     return b"".join((head, common, *body))
 
 
 def _write_mutation(reply: PhaseReply) -> bytes:
     """Writes how a reply changes headers, as a field of a `CommonResponse`."""
-    changes = []
-    for name, value in reply.set_headers:
-        raw = value.encode("utf-8", "replace")
-        changes.append(_begin_option(name, len(raw)) + raw)
-    for name in reply.remove_headers:
-        removed = name.encode()
-        changes.append(_REMOVE_HEADERS + _write_varint(len(removed)) + removed)
-    if not changes:
-        return b""
+    changes = [
+        _begin_option(name, len(raw := value.encode("utf-8", "replace"))) + raw
+        for name, value in reply.set_headers
+    ]
+    if reply.remove_headers:
+        changes += map(_write_removal, reply.remove_headers)
     mutation = b"".join(changes)
     return _HEADER_MUTATION + _write_varint(len(mutation)) + mutation
+
+
+def _write_removal(name: str) -> bytes:
+    removed = name.encode()
+    return _REMOVE_HEADERS + _write_varint(len(removed)) + removed
 
 
 # The same headers are set again and again, with values of few lengths.
@@ -214,17 +226,6 @@ def _write_body(mutation: BodyMutation) -> tuple[bytes, tuple[bytes | memoryview
         return _BODY, body.parts if isinstance(body, Pieces) else (body,)
     streamed = pb.StreamedBodyResponse(body=mutation.body, end_of_stream=mutation.end_of_stream)
     return _STREAMED_BODY, (streamed.SerializeToString(),)
-
-
-def _write_rest(reply: PhaseReply) -> bytes:
-    """Writes what a `ProcessingResponse` has beside the phase's own part."""
-    rest = b""
-    if reply.mode_override is not None:
-        rest += _write_mode_override(reply.mode_override)
-    if reply.dynamic_metadata:
-        metadata = _write_metadata(reply.dynamic_metadata)
-        rest += _DYNAMIC_METADATA + _write_varint(len(metadata)) + metadata
-    return rest
 
 
 def _write_metadata(metadata: Mapping[str, Mapping[str, str]]) -> bytes:

@@ -1,34 +1,13 @@
 """Reads the headers of a message of Envoy's.
 
 Nearly all headers of a request are, to the byte, those of the request before: what the client's
-library and Envoy say of themselves. So a header is told by its bytes, and read where these are new.
+library and Envoy say of themselves.
 """
 
 from collections.abc import Iterable
-from typing import Final
 
 from pdrouter.extproc import ext_proc_pb2 as pb
-
-_MOST: Final = 512
-_LARGEST: Final = 256
-"""Bytes of the largest header that is kept; together they are 128 KiB at the most."""
-
-
-class _KnownHeaders(dict[bytes, tuple[str, str]]):
-    """Names, in lower case, and values of headers, by their bytes."""
-
-    def __missing__(self, field: bytes) -> tuple[str, str]:
-        header = pb.HeaderValue.FromString(field)
-        raw = header.raw_value
-        read = header.key.lower(), raw.decode("utf-8", "replace") if raw else header.value
-        if len(field) <= _LARGEST:
-            if len(self) >= _MOST:
-                self.clear()
-            self[field] = read
-        return read
-
-
-_KNOWN = _KnownHeaders()
+from pdrouter.extproc.known_parts import KnownParts
 
 
 def read_header_map(header_map: pb.HeaderMap) -> dict[str, str]:
@@ -40,9 +19,18 @@ def read_header_map(header_map: pb.HeaderMap) -> dict[str, str]:
     Raises:
         google.protobuf.message.DecodeError: a header's bytes are none.
     """
-    fields = header_map.headers
+    fields = header_map.headers[:]
     headers = dict(map(_KNOWN.__getitem__, fields))
     return headers if len(headers) == len(fields) else _join(fields)
+
+
+def _read_header(field: bytes) -> tuple[str, str]:
+    header = pb.HeaderValue.FromString(field)
+    raw = header.raw_value
+    return header.key.lower(), raw.decode("utf-8", "replace") if raw else header.value
+
+
+_KNOWN = KnownParts(_read_header)
 
 
 def _join(fields: Iterable[bytes]) -> dict[str, str]:

@@ -79,27 +79,22 @@ class _HeadersEvent(_Event, frozen=True):
         count: How many there are; a name that occurs twice is two.
         size: Bytes that they take, at least that of all names and values; for a small message,
             that of all of it.
-        context: The message that attributes and metadata are read from, when asked for.
+        attributes: Envoy's attributes, such as `upstream.address`, as its filter sends them: once
+            per direction, with the first message.
+        context: The message that metadata are read from, when asked for.
     """
 
     headers: Mapping[str, str]
     end_of_stream: bool = False
     count: int = 0
     size: int = 0
+    attributes: Mapping[str, Any] = {}
     context: pb.ProcessingRequest = msgspec.field(default_factory=pb.ProcessingRequest)
-
-    def attributes(self, filter_name: str = EXT_PROC_FILTER) -> dict[str, Any]:
-        """Returns Envoy's attributes, such as `upstream.address`, as a filter sends them.
-
-        Envoy sends them once per direction, with the first message.
-        """
-        by_filter = self.context.attributes
-        return _read_struct(by_filter[filter_name]) if filter_name in by_filter else {}
 
     def metadata(self) -> dict[str, dict[str, Any]]:
         """Returns the request's dynamic metadata by namespace, as far as Envoy forwards it."""
         namespaces = self.context.metadata_context.filter_metadata
-        return {name: _read_struct(namespaces[name]) for name in namespaces}
+        return {name: read_struct(namespaces[name]) for name in namespaces}
 
 
 class _BodyEvent(_Event, frozen=True):
@@ -243,7 +238,8 @@ class ImmediateReply:
 Reply: TypeAlias = PhaseReply | ImmediateReply
 
 
-def _read_struct(struct: Struct) -> dict[str, Any]:
+def read_struct(struct: Struct) -> dict[str, Any]:
+    """Returns a struct's values by their names."""
     fields, read = struct.fields, {}  # Their `items` are read three times as slowly.
     for name in fields:
         value = fields[name]
@@ -258,7 +254,7 @@ def _read_value(value: Value) -> Any:  # noqa: ANN401 (any JSON value)
         case "string_value":
             return value.string_value
         case "struct_value":
-            return _read_struct(value.struct_value)
+            return read_struct(value.struct_value)
         case "list_value":
             return [_read_value(item) for item in value.list_value.values]
         case "number_value":

@@ -292,7 +292,7 @@ class Phases:
 
     async def on_local_reply(self, event: ResponseHeaders) -> Reply | None:
         """Explain an answer that Envoy gives by itself while the request's body is to come."""
-        attributes = event.attributes()
+        attributes = event.attributes
         if attributes.get("upstream.address"):
             log.warning(_TRAILERS_SKIPPED, extra=self._record.log_fields)
             raise no_body()
@@ -302,7 +302,7 @@ class Phases:
 
     async def on_earlier_answer(self, event: ResponseHeaders) -> Reply | None:
         """Let an answer of a filter before this one (CORS, authentication) pass untouched."""
-        attributes = event.attributes()
+        attributes = event.attributes
         if attributes.get("upstream.address"):
             raise headers_skipped()
         self._note_response(event)

@@ -54,9 +54,8 @@ from pdrouter.engines.registry import Splits
 from pdrouter.engines.split import Leg
 from pdrouter.engines.vllm import nixl
 from pdrouter.engines.vllm.mooncake import Mooncake
-from pdrouter.extproc import codec, grpcio_server, header_map
+from pdrouter.extproc import codec, grpcio_server, header_map, known_parts
 from pdrouter.extproc.access_log import entries
-from pdrouter.extproc.ext_proc_pb2 import HeaderMap, HeaderValue
 from pdrouter.extproc.limits import HANDLE_HEADROOM_BYTES
 from pdrouter.extproc.server import ServerOptions
 from pdrouter.journal import journal, memory
@@ -1210,17 +1209,19 @@ async def exceed_the_caches(_: pytest.MonkeyPatch) -> None:
 
 
 @walk(
-    "Headers of requests and answers that were read before",
-    f"{header_map._MOST} of {header_map._LARGEST} bytes",
+    "Headers that were read before; attributes of answers",
+    f"{known_parts.MOST} of {known_parts.LARGEST} bytes each",
 )
-async def exceed_the_known_headers(_: pytest.MonkeyPatch) -> None:
-    for name in name_many(2 * header_map._MOST):
-        for value in (b"", b"x" * header_map._LARGEST):
-            field = HeaderValue(key=name, raw_value=value).SerializeToString()
-            headers = header_map.read_header_map(HeaderMap(headers=[field]))
-            assert headers == {name: value.decode()}
-        assert len(header_map._KNOWN) <= header_map._MOST
-    assert max(map(len, header_map._KNOWN)) <= header_map._LARGEST
+async def exceed_the_known_parts(_: pytest.MonkeyPatch) -> None:
+    known = known_parts.KnownParts(bytes.decode)
+    for name in name_many(2 * known_parts.MOST):
+        for part in (name.encode(), name.encode() + b"x" * known_parts.LARGEST):
+            assert known[part] == part.decode()
+        assert len(known) <= known_parts.MOST
+    assert max(map(len, known)) <= known_parts.LARGEST
+    assert all(
+        type(kept) is known_parts.KnownParts for kept in (header_map._KNOWN, codec._ATTRIBUTES)
+    )
 
 
 @walk(

@@ -43,7 +43,10 @@ TYPE_NAMES = {
     FieldDescriptor.TYPE_UINT32: "uint32",
 }
 
-KEPT_AS_BYTES = {"pdrouter.extproc.wire.HeaderMap.headers"}
+KEPT_AS_BYTES = {
+    "pdrouter.extproc.wire.HeaderMap.headers",
+    "pdrouter.extproc.wire.ProcessingRequest.attributes",
+}
 """Messages to Envoy, and bytes to us: on the wire these are the same."""
 
 
@@ -98,6 +101,10 @@ def test_a_field_has_envoys_number_type_and_label(field: FieldDescriptor) -> Non
         assert entry.GetOptions().map_entry
         key, value = theirs.map_meta
         assert type_name_in_ours(entry.fields_by_name["key"]) == key.proto_type
+        if field.full_name in KEPT_AS_BYTES:
+            assert type_name_in_ours(entry.fields_by_name["value"]) == "bytes"
+            assert value.proto_type == "message"
+            return
         assert type_name_in_ours(entry.fields_by_name["value"]) == type_name_in_envoys(
             owner, f"{field.name}.value", value
         )

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pdrouter.extproc.codec import decode, encode
 from pdrouter.extproc.messages import (
+    EXT_PROC_FILTER,
     BodyMode,
     BodyMutation,
     HeaderMode,
@@ -130,7 +131,9 @@ def test_trailers_are_read(phase: Phase, trailers: core.HeaderMap) -> None:
 
 @pytest.mark.parametrize("phase", Phase)
 @given(
-    attributes=namespaces,
+    attributes=st.dictionaries(
+        st.just(EXT_PROC_FILTER) | st.text(max_size=8), json_objects, max_size=2
+    ),
     metadata=namespaces,
     observability_mode=st.booleans(),
     config=st.none() | st.builds(ProtocolConfig, body_modes, body_modes, st.booleans()),
@@ -162,7 +165,7 @@ def test_what_comes_along_with_a_message_is_read(
 
     assert event.phase is phase
     if isinstance(event, RequestHeaders | ResponseHeaders):
-        assert {name: event.attributes(name) for name in attributes} == attributes
+        assert event.attributes == attributes.get(EXT_PROC_FILTER, {})
         assert event.metadata() == metadata
     assert event.observability_mode is observability_mode
     assert event.protocol_config == config

@@ -4,12 +4,14 @@ from collections.abc import Callable
 
 import pytest
 from exchanges import bare
+from google.protobuf.struct_pb2 import Struct
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pdrouter.extproc import ext_proc_pb2 as pb
 from pdrouter.extproc.codec import MessageInvalid, decode, encode, keep
 from pdrouter.extproc.messages import (
+    EXT_PROC_FILTER,
     BodyMode,
     BodyMutation,
     ImmediateReply,
@@ -44,7 +46,10 @@ def full_message() -> pb.ProcessingRequest:
         pb.HeaderValue(key="a", value="b").SerializeToString()
     )
     message.request_headers.end_of_stream = True
-    message.attributes["envoy.filters.http.ext_proc"].update({"a": [1, True, None, {"b": "c"}]})
+    attributes = Struct()
+    attributes.update({"a": [1, True, None, {"b": "c"}]})
+    message.attributes["envoy.filters.http.ext_proc"] = attributes.SerializeToString()
+    message.attributes["another.filter"] = b"\xff"
     message.metadata_context.filter_metadata["d"].update({"e": "f"})
     message.protocol_config.request_body_mode = pb.ProcessingMode.BUFFERED
     message.protocol_config.send_body_without_waiting_for_header_response = True
@@ -138,7 +143,9 @@ def test_a_message_nested_too_deep_is_refused() -> None:
     for _ in range(2000):
         # A google.protobuf.Value that holds a list of one value.
         value = _field(6, _field(1, value))
-    attributes = _field(1, b"a") + _field(2, _field(1, _field(1, b"b") + _field(2, value)))
+    attributes = _field(1, EXT_PROC_FILTER.encode()) + _field(
+        2, _field(1, _field(1, b"b") + _field(2, value))
+    )
 
     with pytest.raises(MessageInvalid):
         decode(request_headers() + _field(9, attributes))
@@ -162,15 +169,14 @@ def test_everything_that_comes_with_a_message_is_there() -> None:
         protocol_config=ProtocolConfig(BodyMode.BUFFERED, BodyMode.NONE, True),
     )
     assert isinstance(event, RequestHeaders)
-    assert event.attributes() == {"a": [1, True, None, {"b": "c"}]}
-    assert event.attributes("another.filter") == {}
+    assert event.attributes == {"a": [1, True, None, {"b": "c"}]}
     assert event.metadata() == {"d": {"e": "f"}}
 
 
 def test_an_event_made_by_hand_has_nothing_beside_its_content() -> None:
     event = RequestHeaders({})
 
-    assert event.attributes() == {}
+    assert event.attributes == {}
     assert event.metadata() == {}
     assert event.protocol_config is None
     assert event.observability_mode is False
@@ -241,5 +247,5 @@ def test_any_bytes_are_an_event_or_are_refused(data: bytes) -> None:
         return
     assert event.phase in Phase
     if isinstance(event, RequestHeaders | ResponseHeaders):
-        assert isinstance(event.attributes(), dict)
+        assert isinstance(event.attributes, dict)
         assert isinstance(event.metadata(), dict)

@@ -117,10 +117,8 @@ def encode_body() -> bytes:
 
 def gateway_reply() -> ResponseHeaders:
     """What Envoy answers itself where it cannot connect to the decode pod."""
-    context = ProcessingRequest()
     details = "upstream_reset_before_response_started{remote_connection_failure}"
-    context.attributes["envoy.filters.http.ext_proc"].update({"response.code_details": details})
-    return ResponseHeaders({":status": "503"}, context=context)
+    return ResponseHeaders({":status": "503"}, attributes={"response.code_details": details})
 
 
 async def test_the_answer_waits_for_the_head_of_the_prefill_leg() -> None:

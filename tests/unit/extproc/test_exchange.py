@@ -32,7 +32,6 @@ from pdrouter.engine_http.answers import EngineAnswer
 from pdrouter.engine_http.failures import FailureKind
 from pdrouter.engines.split import Leg
 from pdrouter.extproc.codec import encode
-from pdrouter.extproc.ext_proc_pb2 import ProcessingRequest
 from pdrouter.extproc.limits import MESSAGE_OVERHEAD_BYTES
 from pdrouter.extproc.messages import (
     BodyMode,
@@ -518,11 +517,8 @@ async def test_a_pod_that_was_not_chosen_is_noted(
     attributes: dict[str, Any], served_by: str
 ) -> None:
     bench = Bench()
-    context = ProcessingRequest()
-    context.attributes["envoy.filters.http.ext_proc"].update(attributes)
-    await bench.tell(
-        request_headers(), request_body(), ResponseHeaders({":status": "200"}, context=context)
-    )
+    answer = ResponseHeaders({":status": "200"}, attributes=attributes)
+    await bench.tell(request_headers(), request_body(), answer)
     assert bench.close().served_by == served_by
 
 
@@ -574,11 +570,8 @@ async def test_an_answer_of_envoy_is_none_of_an_engine(
     strategy: str | None, status: str, details: str | None, outcome: Outcome
 ) -> None:
     bench = Bench(routing_algorithm=strategy)
-    context = ProcessingRequest()
-    if details is not None:
-        attributes = {"response.code_details": details}
-        context.attributes["envoy.filters.http.ext_proc"].update(attributes)
-    answer = ResponseHeaders({":status": status}, context=context)
+    attributes = {} if details is None else {"response.code_details": details}
+    answer = ResponseHeaders({":status": status}, attributes=attributes)
     await bench.tell(request_headers(), request_body(), answer)
     record = bench.close()
     assert (record.outcome, record.status) == (outcome, int(status))

@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdrouter.extproc.exchange import STEPS, State
-from pdrouter.extproc.ext_proc_pb2 import ProcessingRequest
 from pdrouter.extproc.messages import (
     BodyMode,
     Event,
@@ -193,9 +192,7 @@ async def test_an_earlier_answer_is_sent_back_where_the_filter_waits_for_it(mode
 
 
 def answered_by_a_pod(status: str = "200") -> ResponseHeaders:
-    context = ProcessingRequest()
-    context.attributes["envoy.filters.http.ext_proc"].update({"upstream.address": "10.0.0.2:8000"})
-    return ResponseHeaders({":status": status}, context=context)
+    return ResponseHeaders({":status": status}, attributes={"upstream.address": "10.0.0.2:8000"})
 
 
 @pytest.mark.parametrize(("before", "code"), [(START, MISCONFIGURED), (HEAD, NO_BODY)])

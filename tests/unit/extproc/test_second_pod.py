@@ -36,9 +36,7 @@ def answered(
     }
     if attempts is not None:
         attributes["upstream.request_attempt_count"] = float(attempts)
-    context = ProcessingRequest()
-    context.attributes["envoy.filters.http.ext_proc"].update(attributes)
-    return ResponseHeaders({":status": status}, context=context)
+    return ResponseHeaders({":status": status}, attributes=attributes)
 
 
 async def send(*pods: Pod, whole: bool = False, **settings: Any) -> tuple[Bench, dict[str, str]]:
