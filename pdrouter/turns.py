@@ -77,9 +77,11 @@ class Turns:
             self._go_on()
 
     def _go_on(self) -> None:
-        self._turning = bool(self._begun or self._waiting or self._ending)
-        if self._turning:
+        if self._begun or self._waiting or self._ending:
+            self._turning = True
             self._loop.call_soon(self._turn)
+        else:
+            self._turning = False
 
     def _turn(self) -> None:
         """End a turn, and begin what may be begun in the next."""
@@ -87,10 +89,10 @@ class Turns:
         try:
             while ending:
                 ending.popleft()()
-            self._learn()
-            self._begun = 0
-            for _ in range(min(self._limit, len(waiting))):
-                self._begun += 1
+            if waiting or self._since is not None:
+                self._learn()
+            self._begun = min(self._limit, len(waiting))
+            for _ in range(self._begun):
                 work, args = waiting.popleft()
                 work(*args)
         finally:

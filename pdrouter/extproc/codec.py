@@ -4,6 +4,7 @@ This runs for every message of every request. Headers are read and written one b
 own objects: building them from keywords or dictionaries costs 1.2 to 3 times as much.
 """
 
+import struct
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, cast
@@ -64,36 +65,35 @@ def decode(data: bytes) -> Event:
         message = pb.ProcessingRequest.FromString(data)
         kind, observed = message.WhichOneof("request"), message.observability_mode
         config = _read_protocol_config(message) if message.HasField("protocol_config") else None
-        match kind:
-            case "request_headers" | "response_headers":
-                headers: pb.HttpHeaders = getattr(message, kind)
-                header_map = headers.headers
-                return _HEADERS_EVENTS[kind](
-                    read_header_map(header_map),
-                    headers.end_of_stream,
-                    len(header_map.headers),
-                    # To measure them, protobuf writes them anew.
-                    len(data) if len(data) <= _FEW_BYTES else header_map.ByteSize(),
-                    _ATTRIBUTES[message.attributes.get(EXT_PROC_FILTER, b"")],
-                    protocol_config=config,
-                    observability_mode=observed,
-                    context=message,
-                )
-            case "request_body" | "response_body":
-                body: pb.HttpBody = getattr(message, kind)
-                return _BODY_EVENTS[kind](
-                    body.body,
-                    body.end_of_stream,
-                    protocol_config=config,
-                    observability_mode=observed,
-                )
-            case "request_trailers" | "response_trailers":
-                trailers: pb.HttpTrailers = getattr(message, kind)
-                return _TRAILERS_EVENTS[kind](
-                    read_header_map(trailers.trailers),
-                    protocol_config=config,
-                    observability_mode=observed,
-                )
+        if kind in _HEADERS_EVENTS:
+            headers: pb.HttpHeaders = getattr(message, kind)
+            header_map = headers.headers
+            return _HEADERS_EVENTS[kind](
+                read_header_map(header_map),
+                headers.end_of_stream,
+                len(header_map.headers),
+                # To measure them, protobuf writes them anew.
+                len(data) if len(data) <= _FEW_BYTES else header_map.ByteSize(),
+                _ATTRIBUTES[message.attributes.get(EXT_PROC_FILTER, b"")],
+                protocol_config=config,
+                observability_mode=observed,
+                context=message,
+            )
+        if kind in _BODY_EVENTS:
+            body: pb.HttpBody = getattr(message, kind)
+            return _BODY_EVENTS[kind](
+                body.body,
+                body.end_of_stream,
+                protocol_config=config,
+                observability_mode=observed,
+            )
+        if kind in _TRAILERS_EVENTS:
+            trailers: pb.HttpTrailers = getattr(message, kind)
+            return _TRAILERS_EVENTS[kind](
+                read_header_map(trailers.trailers),
+                protocol_config=config,
+                observability_mode=observed,
+            )
     except DecodeError as error:
         raise MessageInvalid(f"not a ProcessingRequest: {error}") from error
     raise MessageInvalid("a ProcessingRequest of no known kind")
@@ -256,10 +256,11 @@ def _write_varint(value: int) -> bytes:
     if value < 0x80:
         return _VARINTS[value]
     if value < 0x4000:
-        return (value >> 7 << 8 | value & 0x7F | 0x80).to_bytes(2, "little")
+        return _TWO_BYTES.pack(value & 0x7F | 0x80, value >> 7)
     return bytes((value & 0x7F | 0x80,)) + _write_varint(value >> 7)
 
 
+_TWO_BYTES = struct.Struct("BB")
 _VARINTS = tuple(bytes([value]) for value in range(0x80))
 
 

@@ -26,9 +26,10 @@ def read_client_id(headers: Mapping[str, str]) -> str:
     header counts first.
     """
     for name in (CLIENT_REQUEST_ID, REQUEST_ID):
-        value = headers.get(name, "").strip()
-        if 0 < len(value) <= _LONGEST_CLIENT_ID and value.isascii() and value.isprintable():
-            return value
+        if name in headers:
+            value = headers[name].strip()
+            if 0 < len(value) <= _LONGEST_CLIENT_ID and value.isascii() and value.isprintable():
+                return value
     return ""
 
 
