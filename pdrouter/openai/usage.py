@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+from msgspec import structs
 
 _MOST_TOKENS = 10**9
 _MOST_COLONS = 4_000
@@ -51,8 +52,7 @@ class UsageMembers(msgspec.Struct):
 
     def update(self, later: "UsageMembers") -> None:
         """Take over what a later object says: Anthropic's streams say it in two parts."""
-        for name in self.__struct_fields__:
-            value = getattr(later, name)
+        for name, value in structs.asdict(later).items():
             if value is not None:
                 setattr(self, name, value)
 

@@ -4,7 +4,7 @@ An entry is one line of text, its columns parted by tabs. The same line can be h
 can send its access log over OpenTelemetry: no filter is needed for it.
 """
 
-import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -57,10 +57,15 @@ FORMAT = "\t".join(_COLUMNS)
 FORMAT_WITH_USAGE = f"{FORMAT}\t%DYNAMIC_METADATA({USAGE_NAMESPACE})%"
 """The same where its filters note what an answer says of its tokens."""
 
+_STREAM_USAGE = tuple(map(".".join, STREAM_USAGE_PATHS))
+_PLAIN_USAGE = {".".join(path): path[1:] for path in PLAIN_USAGE_PATHS}
+"""Paths within the usage, by the names under which their values are noted."""
 _NOTHING = "-"
 _LONGEST_S = 7 * 86400.0
 _LONGEST_USAGE = 4096
 _LONGEST_ENTRY = 64 * 1024
+_is_status = re.compile(r"[0-9]{1,3}").fullmatch
+_is_time = re.compile(r"[0-9]{1,18}").fullmatch
 # Envoy can be told to log the start of a request and its progress as well.
 _ENDS = ("DownstreamEnd", "NotSet", _NOTHING)
 _FLAGS = {
@@ -156,7 +161,7 @@ def read_entry(text: str, *, counts: bool = True) -> AnswerReport | None:
         request = RoutedRequest.read(entry.request)
     except ValueError as error:  # msgspec's own errors are ValueErrors.
         raise EntryInvalid(f"not a request that a router has routed: {error}") from error
-    status = int(entry.status) if _is_number(entry.status, 3) else 0
+    status = int(entry.status) if _is_status(entry.status) else 0
     # An error has no tokens, however it was asked for.
     streamed = request.stream and 200 <= status < 400
     first, stream = _read_times(entry) if streamed else (None, None)
@@ -191,30 +196,31 @@ def _read_usage(text: str | None) -> Usage | None:
     if not isinstance(noted, dict):
         return None
     members = UsageMembers()
-    for path in STREAM_USAGE_PATHS:
-        value = noted.get(".".join(path))
+    for name in _STREAM_USAGE:
+        value = noted.pop(name, None)
         if isinstance(value, str) and len(value) <= _LONGEST_USAGE:
             part = read_usage_members(value)
             if part is not None:
                 members.update(part)
-    plain = convert_usage_members(_nest(noted))
-    if plain is not None:
-        members.update(plain)
+    if noted:
+        plain = convert_usage_members(_nest(noted))
+        if plain is not None:
+            members.update(plain)
     return members.count()
 
 
 def _nest(noted: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parts of a plain answer's usage as the object that they were."""
     usage: dict[str, Any] = {}
-    for path in PLAIN_USAGE_PATHS:
-        value = noted.get(".".join(path))
+    for name, path in _PLAIN_USAGE.items():
+        value = noted.get(name)
         if value is None:
             continue
-        if isinstance(value, float) and math.isfinite(value) and value.is_integer():
+        if isinstance(value, float) and value.is_integer():
             value = int(value)
         holder = usage
-        for name in path[1:-1]:
-            holder = holder.setdefault(name, {})
+        for part in path[:-1]:
+            holder = holder.setdefault(part, {})
         holder[path[-1]] = value
     return usage
 
@@ -230,9 +236,5 @@ def _read_times(entry: _Entry) -> tuple[float | None, float | None]:
 
 
 def _read_time(text: str) -> float | None:
-    seconds = int(text) / 1_000_000 if _is_number(text, 18) else -1.0
+    seconds = int(text) / 1_000_000 if _is_time(text) else -1.0
     return seconds if 0 <= seconds <= _LONGEST_S else None
-
-
-def _is_number(text: str, longest: int) -> bool:
-    return text.isascii() and text.isdecimal() and len(text) <= longest
