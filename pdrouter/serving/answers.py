@@ -318,6 +318,7 @@ def begin_watch(
             does not report them, the router looks.
     """
     share = 1.0 if record.reserved is not None and not observation.counts else observation.share
-    counts = bool(share) and (share == 1 or random() < share)
-    content_type, encoding = headers.get("content-type", ""), headers.get("content-encoding", "")
-    return AnswerWatch(choose_scan(content_type, encoding) if counts else None, record.began)
+    scan = None
+    if share and (share == 1 or random() < share):
+        scan = choose_scan(headers.get("content-type", ""), headers.get("content-encoding", ""))
+    return AnswerWatch(scan, record.began)
