@@ -107,21 +107,24 @@ def limit_to_prefill(
     replace["stream"] = b"false"
     endpoint = request.endpoint
     if endpoint.sampling is None:
-        replace.update(_limits(endpoint.limits, request.body))
+        _limit(replace, endpoint.limits, request.body)
         return replace, _NOT_PREFILLED_AT_TOP
     stripped = replace.get(endpoint.sampling)
     sampling = request.sampling or Body(b"{}")
     if stripped is not None:
         sampling = Body(bytes(stripped))
-    replace[endpoint.sampling] = sampling.edit(_limits(endpoint.limits, sampling), _MIN_TOKENS)
+    limits: dict[str, bytes | Pieces] = {}
+    _limit(limits, endpoint.limits, sampling)
+    replace[endpoint.sampling] = sampling.edit(limits, _MIN_TOKENS)
     return replace, _NOT_PREFILLED
 
 
-def _limits(names: tuple[str, ...], holder: Body) -> dict[str, bytes]:
+def _limit(replace: dict[str, bytes | Pieces], names: tuple[str, ...], holder: Body) -> None:
     # The first name is set always, the others where the client used them: old engines know only
     # the first. vLLM emits the KV parameters once, so several choices are of no use.
-    limits = dict.fromkeys(names[:1], b"1")
-    for name in (*names[1:], "n"):
-        if name in holder.names:
-            limits[name] = b"1"
-    return limits
+    used = holder.names
+    for name in names:
+        if name in used or name is names[0]:
+            replace[name] = b"1"
+    if "n" in used:
+        replace["n"] = b"1"

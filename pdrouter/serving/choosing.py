@@ -336,7 +336,7 @@ class PodChooser:
         if items and not any(map(pods.find_encoders, pods.prefill or pods.whole)):
             items = ()
         whole = find_misfit(request, pods, self.splits, encoded=bool(items))
-        if whole is None and not self.kinds.empty:
+        if whole is None and self.kinds.evidence:
             whole = self._find_unsplittable(request, pods)
         split = whole is None and pods.disaggregated
         profile = resolved.profile

@@ -9,21 +9,21 @@ from pdrouter.openai.request import InferenceRequest
 from pdrouter.serving.leg_outcome import LegAnswer
 
 
-def put_handle(
+def hand_over(
     request: InferenceRequest,
+    split: Split,
     pods: Mapping[Leg, Pod],
     answers: Sequence[LegAnswer],
-    split: Split,
-    max_bytes: int,
+    most_bytes: int,
 ) -> tuple[Pieces, Mapping[str, str]]:
     """Return the last leg's body and headers, with the handle of the side leg before it.
 
     Args:
         request: the request.
+        split: the wire.
         pods: its pods.
         answers: the answers of its side legs.
-        split: the wire.
-        max_bytes: size of the largest body that Envoy takes back.
+        most_bytes: size of the largest body that Envoy takes back.
 
     Raises:
         HandoffInvalid: the handle cannot be used.
@@ -33,7 +33,7 @@ def put_handle(
         raise HandoffInvalid("late", "its blocks may be freed before they are fetched")
     placement = Placement(pods, answer.request_id, answer.peer)
     body = split.last_body(request, placement, answers)
-    if len(body) > max_bytes:
+    if len(body) > most_bytes:
         # Envoy would refuse it, as if the client's body were too large.
         raise HandoffInvalid("too-large", "with the handle, the body is too large")
     return body, split.last_headers(placement, answers)

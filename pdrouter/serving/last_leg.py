@@ -37,6 +37,7 @@ _TIMEOUTS = (
 # Engines' web frameworks send the first two, Envoy adds the third. When ext_proc sees an answer of
 # Envoy's own, it has none of them yet.
 _ENGINE_HEADERS = ("date", "server", "x-envoy-upstream-service-time")
+_FIRST_ERROR = 400
 _NOT_IMPLEMENTED = 501
 _UNAVAILABLE = 503
 _GATEWAY_TIMEOUT = 504
@@ -108,12 +109,14 @@ def judge_answer(
             whether an engine has answered.
     """
     details = attributes.get("response.code_details")
-    if not isinstance(details, str) or not details:
-        if any(name in headers for name in _ENGINE_HEADERS):
-            return _judge_engine(status, headers)
-        return _judge_unexplained(status)
     if details == _FROM_ENGINE:
-        return _judge_engine(status, headers)
+        return _GOOD if status < _FIRST_ERROR else _judge_refusal(status, headers)
+    if not isinstance(details, str) or not details:
+        if status < _FIRST_ERROR:
+            return _GOOD  # Good ones are an engine's.
+        if any(name in headers for name in _ENGINE_HEADERS):
+            return _judge_refusal(status, headers)
+        return _judge_unexplained(status)
     if details in _TIMEOUTS:
         return Judgement(Verdict.TIMED_OUT, False, "timeout")
     if details.startswith(_NO_ANSWER):
@@ -125,9 +128,8 @@ def judge_answer(
     return Judgement(Verdict.NOTHING, False)
 
 
-def _judge_engine(status: int, headers: Mapping[str, str]) -> Judgement:
-    if status < 400:
-        return _GOOD
+def _judge_refusal(status: int, headers: Mapping[str, str]) -> Judgement:
+    """Judge an error that an engine has answered with."""
     retry_after, cause = read_retry_after(headers), f"status-{status}"
     if status in BUSY or (status >= 500 and status != _NOT_IMPLEMENTED):
         return Judgement(Verdict.FAILED, True, cause, retry_after)
@@ -137,9 +139,7 @@ def _judge_engine(status: int, headers: Mapping[str, str]) -> Judgement:
 
 
 def _judge_unexplained(status: int) -> Judgement:
-    """Judge an answer that does not say whose it is. Good ones are an engine's."""
-    if status < 400:
-        return Judgement(Verdict.ANSWERED, True)
+    """Judge an error that does not say whose it is."""
     if status == _GATEWAY_TIMEOUT:
         return Judgement(Verdict.TIMED_OUT, False, "timeout")
     if status == _UNAVAILABLE:

@@ -1,7 +1,6 @@
 """What the last leg of a request teaches: how long its pod took, and what it has cached by now."""
 
 import time
-from collections.abc import Callable
 
 from pdrouter.routing.state import RoutingState
 from pdrouter.routing.whole_lessons import (
@@ -22,14 +21,13 @@ class LastLegLessons:
     answer before they have computed anything.
     """
 
-    __slots__ = ("_chosen", "_clock", "_record", "_sent", "_state", "_waits")
+    __slots__ = ("_chosen", "_record", "_sent", "_state", "_waits")
 
     def __init__(
         self,
         chosen: OpenDecision,
         state: RoutingState,
         record: RequestRecord,
-        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Begin: the request is sent now.
 
@@ -37,13 +35,11 @@ class LastLegLessons:
             chosen: its pods, as they stand at any time.
             state: learns.
             record: what is known of the request.
-            clock: gives the time in seconds.
         """
         self._chosen = chosen
         self._state = state
         self._record = record
-        self._clock = clock
-        self._sent = clock()
+        self._sent = time.perf_counter()
         self._waits = False
         if chosen.decision.reason:
             note_sent(chosen.decision, state)
@@ -56,18 +52,18 @@ class LastLegLessons:
 
     def wait_for_first_token(self) -> bool:
         """Return whether the body of the answer is to be seen, since it would teach something."""
-        record = self._record
-        chosen = self._chosen
-        self._waits = record.stream and wants_first_token(
-            chosen.decision, record.aggregated, chosen.routed.pods.model, self._state
-        )
+        record, chosen = self._record, self._chosen
+        if record.stream:
+            self._waits = wants_first_token(
+                chosen.decision, record.aggregated, chosen.routed.pods.model, self._state
+            )
         return self._waits
 
     def see(self, piece: bytes) -> None:
         """Look at the next piece of the body."""
         if self._waits and piece:
             self._waits = False
-            seconds, chosen = self._clock() - self._sent, self._chosen
+            seconds, chosen = time.perf_counter() - self._sent, self._chosen
             reason, model = self._record.aggregated, chosen.routed.pods.model
             learn_first_token(chosen.decision, reason, model, self._state, seconds)
 

@@ -273,13 +273,14 @@ class SideLegs:
     ) -> LegTry:
         """Try a leg on one pod, count it there meanwhile, and learn from it."""
         state, routed, record, choice = self.router.state, chosen.routed, posts.record, tried.choice
-        pod, leg, facts = choice.pod, choice.leg, routed.facts
+        pod, leg, facts, caches = choice.pod, choice.leg, routed.facts, self.lessons.caches
         began, asked = state.failures.clock(), self.introductions.knowledge.clock()
         record.predicted_prefill_s = choice.seconds
         # Engines compute in turn, so that a request behind its twin finds what that has computed:
         # the prompt counts as cached as soon as it is sent.
-        guess = self.lessons.caches.guess(facts.prefix, pod.uid, choice.tokens)
+        guess = caches.guess(facts.prefix, pod.uid, choice.tokens)
         cached = max(0, facts.prompt_tokens - choice.tokens)
+        done = None
         try:
             with state.hold(leg, pod.uid, choice.tokens, facts.due, cached) as scope:
                 if tried.request.priority is None:
@@ -298,17 +299,17 @@ class SideLegs:
         except RequestRejected:
             state.prefixes.discard(guess.new, pod.uid)
             raise
-        if tried.done is None:
+        request = tried.request
+        if done is None:
             state.prefixes.discard(guess.new, pod.uid)
             if tried.attempt.speaks is Speaks.FAILURE:
                 self.introductions.doubt(pod)
         else:
-            if tried.split.needs_peer:
-                self.introductions.take(tried.done, tried.split, asked)
-            if not tried.request.edits:  # The bytes of encoded media are not in the prompt.
-                path = tried.request.endpoint.path
-                self.lessons.caches.take(guess, tried.done, path, record)
-        self.lessons.note_attempt(tried.attempt, tried.request, routed.pods.model, record)
+            if tried.peer is not NOTHING:
+                self.introductions.take(done, tried.split, asked)
+            if not request.edits:  # The bytes of encoded media are not in the prompt.
+                caches.take(guess, done, request.endpoint.path, record)
+        self.lessons.note_attempt(tried.attempt, request, routed.pods.model, record)
         return tried
 
     async def _send_ranked(

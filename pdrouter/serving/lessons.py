@@ -66,7 +66,7 @@ class LegLessons:
         """Learn from a leg that an engine has carried out, with the last of these attempts."""
         for refuted in attempts[:-1]:
             self.outcomes.note_refuted(refuted, model)
-        if not self.kinds.empty:
+        if self.kinds.evidence:
             kind = describe_kind(request)
             if kind is not None:
                 self.kinds.note_served(model, kind)

@@ -49,8 +49,9 @@ class SentLeg(msgspec.Struct, frozen=True):
         Args:
             attempts: its own count of tries, if it tells that.
         """
-        named = 1 if self.second is None else 2
-        return self.split and isinstance(attempts, float | int) and attempts > named
+        if not self.split or not isinstance(attempts, float | int):
+            return False
+        return attempts > (1 if self.second is None else 2)
 
 
 class PodOutcomes:
@@ -155,7 +156,8 @@ class PodOutcomes:
         """Take the head of the answer to a leg that Envoy has carried out."""
         judgement = judge_answer(status, headers, attributes)
         pod, began = sent.pod, sent.began
-        if attributes.get("upstream.address") not in (None, "", pod.address):
+        reached = attributes.get("upstream.address")
+        if reached and reached != pod.address:
             return judgement  # Envoy has sent it elsewhere.
         match judgement.verdict:
             case Verdict.ANSWERED:

@@ -36,6 +36,10 @@ class UnsplittableKinds:
 
     A kind is, once two pods have failed it, or all that the model has, and none has served it: a
     broken pod fails all kinds, and others serve them.
+
+    Attributes:
+        evidence: what is known of those that have failed; where it is empty, there is nothing to
+            look up.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -45,12 +49,7 @@ class UnsplittableKinds:
             clock: gives the time in seconds.
         """
         self._clock = clock
-        self._kinds: OrderedDict[tuple[str, RequestKind], _Evidence] = OrderedDict()
-
-    @property
-    def empty(self) -> bool:
-        """Whether no kind has failed: there is nothing to look up."""
-        return not self._kinds
+        self.evidence: OrderedDict[tuple[str, RequestKind], _Evidence] = OrderedDict()
 
     def is_whole(self, model: str, kind: RequestKind) -> bool:
         """Return whether requests of a kind are to be served whole now."""
@@ -81,10 +80,10 @@ class UnsplittableKinds:
         """
         evidence = self._find(model, kind)
         if evidence is None:
-            if len(self._kinds) >= _MOST_KINDS:
-                self._kinds.popitem(last=False)
+            if len(self.evidence) >= _MOST_KINDS:
+                self.evidence.popitem(last=False)
             evidence = _Evidence(self._clock() + _REMEMBERED_S)
-            self._kinds[model, kind] = evidence
+            self.evidence[model, kind] = evidence
         if evidence.served:
             return False
         evidence.failed.update(tried)
@@ -98,8 +97,8 @@ class UnsplittableKinds:
         return evidence.failed if evidence is not None and evidence.whole else ()
 
     def _find(self, model: str, kind: RequestKind) -> _Evidence | None:
-        evidence = self._kinds.get((model, kind))
+        evidence = self.evidence.get((model, kind))
         if evidence is not None and self._clock() >= evidence.until:
-            del self._kinds[model, kind]
+            del self.evidence[model, kind]
             return None
         return evidence

@@ -10,9 +10,8 @@ from pdrouter.cluster.source import RouteCheck
 from pdrouter.cluster.view import ModelPods
 from pdrouter.engines.leg_bodies import TRANSFER_MEMBERS, find_locator, whole_body
 from pdrouter.engines.registry import Splits
-from pdrouter.engines.split import HandoffInvalid, Leg, Placement, Split
+from pdrouter.engines.split import HandoffInvalid, Leg, Placement
 from pdrouter.openai.media_items import MediaItem
-from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.request import InferenceRequest, parse_request
 from pdrouter.openai.stored_responses import name_response
 from pdrouter.openai.streams import wants_usage, write_stream
@@ -24,7 +23,7 @@ from pdrouter.serving.dispatched import Completed, Dispatched, RequestHead
 from pdrouter.serving.drains import Drains
 from pdrouter.serving.encoding import EncodeLegs
 from pdrouter.serving.gate import Gate
-from pdrouter.serving.hand_over import put_handle
+from pdrouter.serving.hand_over import hand_over
 from pdrouter.serving.last_leg_lessons import LastLegLessons
 from pdrouter.serving.leg_outcome import LegAnswer, LegFailed
 from pdrouter.serving.leg_requests import LegRequests
@@ -226,9 +225,11 @@ class Dispatcher:
         """
         companion = call.companion
         done = None if companion is None or companion.tried is None else companion.tried.done
-        if done is not None and self._find_split(done.pod).release(done) is not None:
-            last = chosen.decision.last.pod
-            call.handle = self.releases.hold(done, last, call.record.model, head.headers)
+        if done is not None:
+            split = self.splits.find(done.pod.engine, done.pod.kv_connector)
+            if split.release(done) is not None:
+                last = chosen.decision.last.pod
+                call.handle = self.releases.hold(done, last, call.record.model, head.headers)
 
     def find_second(self, model: str, chosen: OpenDecision) -> Pod | None:
         """Return the pod that takes a request if Envoy cannot connect to the chosen one."""
@@ -266,22 +267,26 @@ class Dispatcher:
         except LegFailed as failed:
             record.aggregated = self._choose_whole(failed, chosen)
             answers = []
-        split = None
         if answers:
-            split = self._find_split(answers[-1].pod)
+            answer, model = answers[-1], chosen.routed.pods.model
+            split = self.splits.find(answer.pod.engine, answer.pod.kv_connector)
             final = split.find_final_answer(answers)
             if final is not None:
-                return self._complete(final, request, answers[-1], chosen.routed.pods.model)
+                return self._complete(final, request, answer, model)
         self._settle_last(request, chosen, answers, head, call)
-        if split is None or chosen.decision.whole:
+        if not answers or chosen.decision.whole:
             call.give_up_handle()
             return self._dispatch_whole(request, chosen, head, record)
         with Step(record.steps, "hand-over"):
-            request = self._rank_last(requests.last, chosen, head, record)
-            edits = requests.client.edits
-            body, headers = self._hand_over(request, edits, chosen, answers, split=split, call=call)
-        pod, model = chosen.decision.last.pod, chosen.routed.pods.model
-        return Dispatched(body, answers[-1].request_id, pod, model, chosen, headers)
+            last = self._rank_last(requests.last, chosen, head, record)
+            most_bytes = self.policy.max_forwarded_bytes
+            try:
+                body, headers = hand_over(last, split, chosen.pods, answers, most_bytes)
+                self.legs.lessons.outcomes.note_usable(answer, model)
+            except HandoffInvalid as invalid:
+                self._note_invalid(invalid, answer, model, call)
+                body, headers = whole_body(last.with_edits(request.edits)), _NO_HEADERS
+        return Dispatched(body, answer.request_id, chosen.decision.last.pod, model, chosen, headers)
 
     def _join(
         self,
@@ -296,7 +301,7 @@ class Dispatcher:
         with Step(call.record.steps, "hand-over"):
             request = self._rank_last(request, chosen, head, call.record)
             placement = Placement(chosen.pods, companion.request_id, companion.peer)
-            split = self._find_split(holder)
+            split = self.splits.find(holder.engine, holder.kv_connector)
             body = split.last_body(request, placement, ())
             headers = split.last_headers(placement, ())
         if len(body) > self.policy.max_forwarded_bytes:
@@ -304,9 +309,6 @@ class Dispatcher:
             raise refuse_too_large()
         pod, model = chosen.decision.last.pod, chosen.routed.pods.model
         return Dispatched(body, companion.request_id, pod, model, chosen, headers)
-
-    def _find_split(self, pod: Pod) -> Split:
-        return self.splits.find(pod.engine, pod.kv_connector)
 
     def _complete(
         self, final: bytes, request: InferenceRequest, answer: LegAnswer, model: str
@@ -366,30 +368,20 @@ class Dispatcher:
             body, record.request_id, pod, model, chosen, find_own_path(request, (pod,))
         )
 
-    def _hand_over(
-        self,
-        request: InferenceRequest,
-        edits: Mapping[str, bytes | Pieces],
-        chosen: OpenDecision,
-        answers: Sequence[LegAnswer],
-        *,
-        split: Split,
-        call: Call,
-    ) -> tuple[Pieces, Mapping[str, str]]:
-        """Return the last leg's body and headers; if that fails, a whole one's, with the edits."""
-        record, model = call.record, chosen.routed.pods.model
-        outcomes, answer = self.legs.lessons.outcomes, answers[-1]
-        try:
-            last = put_handle(request, chosen.pods, answers, split, self.policy.max_forwarded_bytes)
-        except HandoffInvalid as invalid:
-            if invalid.reason in _STILL_GOOD:
-                call.give_up_handle()
-            call.handle = None
-            record.handoff = invalid.reason
-            outcomes.note_unusable(answer, model, invalid.reason)
-            if self.policy.on_handoff_failure is FailurePolicy.FAIL:
-                raise refuse_handle(invalid) from invalid
-            record.aggregated = f"handoff-{invalid.reason}"
-            return whole_body(request.with_edits(edits)), _NO_HEADERS
-        outcomes.note_usable(answer, model)
-        return last
+    def _note_invalid(
+        self, invalid: HandoffInvalid, answer: LegAnswer, model: str, call: Call
+    ) -> None:
+        """Take a handle that cannot be handed over; the request is served whole instead.
+
+        Raises:
+            RequestRejected: it is not.
+        """
+        record = call.record
+        if invalid.reason in _STILL_GOOD:
+            call.give_up_handle()
+        call.handle = None
+        record.handoff = invalid.reason
+        self.legs.lessons.outcomes.note_unusable(answer, model, invalid.reason)
+        if self.policy.on_handoff_failure is FailurePolicy.FAIL:
+            raise refuse_handle(invalid) from invalid
+        record.aggregated = f"handoff-{invalid.reason}"

@@ -1164,7 +1164,7 @@ async def exceed_the_kinds(_: pytest.MonkeyPatch) -> None:
     kinds = UnsplittableKinds(lambda: 0.0)
     for name in name_many(500):
         kinds.note_failed("m", RequestKind("/v1/completions", (name,)), ["p", "q"], ["p", "q"])
-    assert len(kinds._kinds) == unsplittable._MOST_KINDS
+    assert len(kinds.evidence) == unsplittable._MOST_KINDS
 
 
 @walk("HTTPRoutes that were looked up", f"{routes._MOST_MODELS:,}")

@@ -62,7 +62,7 @@ _PREFILL_PARAMS = encode(
         "remote_host": None,
         "remote_port": None,
     }
-)
+).removesuffix(b"}")
 _RELEASE_PATH = "/v1/completions"
 _REFUSED_REQUEST = Body(
     b'{"model":"pdrouter-release","prompt":[0],"max_tokens":1,"min_tokens":2,"stream":false}'
@@ -104,7 +104,7 @@ class NixlPull(Split):
         if self.token_ids_limit and not placement.peer and may_ask(request, self.token_ids_limit):
             replace[ASK] = b"true"
         replace[KV_PARAMS] = b'%s,"transfer_id":%s%s}' % (
-            _PREFILL_PARAMS[:-1],
+            _PREFILL_PARAMS,
             transfer_id,
             write_source(placement),
         )
@@ -120,7 +120,7 @@ class NixlPull(Split):
         """
         replace = strip_transfer_members(request)
         answer = answers[-1]
-        members = _read(answer)
+        members = answer.members or _read(answer)
         params = self._take_handle(members, answer.pod, placement.request_id)
         handle = _write(params)
         replace[KV_PARAMS] = handle
@@ -165,7 +165,7 @@ class NixlPull(Split):
         Raises:
             HandoffInvalid: it must not be handed over.
         """
-        return self._take_handle(_read(answer), answer.pod)
+        return self._take_handle(answer.members or _read(answer), answer.pod)
 
     def _take_handle(self, members: AnswerMembers, pod: EnginePod, transfer_id: str = "") -> Handle:
         """Return the handle of an answer.
@@ -221,13 +221,13 @@ def _is_unusable(host: str) -> bool:
 
 
 def _read(answer: SideAnswer) -> AnswerMembers:
-    """Return what an answer has that is handed over, as it stands there.
+    """Read what an answer has that is handed over.
 
     Raises:
         HandoffInvalid: it cannot be read.
     """
     try:
-        return answer.members or read_answer(answer.body)
+        return read_answer(answer.body)
     except AnswerInvalid as error:
         message = f"the prefill answer cannot be read: {error}"
         raise HandoffInvalid("invalid-answer", message) from None

@@ -468,7 +468,7 @@ async def test_a_kind_that_prefill_engines_fail_is_not_refused_for_that() -> Non
     pair.answer(EngineAnswer(500, {}, b"{}"))
     await pair.bench.exchange.call.wait_closed()
     assert (await pair.end()).code == "prefill_failed"
-    assert not pair.bench.exchanges.dispatcher.chooser.kinds.empty
+    assert pair.bench.exchanges.dispatcher.chooser.kinds.evidence
     pair.bench.exchange = pair.bench.open()
     _, reply = await pair.bench.tell(request_headers(), body)
     # It has gone to the engine again.

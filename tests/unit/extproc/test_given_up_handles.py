@@ -151,7 +151,7 @@ async def test_what_fails_after_the_prefill_leg_releases_the_blocks(
     def break_down(*_: object) -> Any:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("pdrouter.serving.way.Dispatcher._hand_over", break_down)
+    monkeypatch.setattr("pdrouter.serving.way.hand_over", break_down)
     _, reply = await bench.tell(request_headers(), request_body())
     assert error_of(reply) == (500, "internal_error")
     assert await count_releases(bench) == 1

@@ -26,7 +26,7 @@ class Bench:
 
 def test_a_kind_that_two_pods_have_failed_is_whole_for_a_while() -> None:
     bench = Bench()
-    assert bench.kinds.empty
+    assert not bench.kinds.evidence
     assert bench.fail("a", "b")
     assert bench.is_whole()
     assert set(bench.kinds.list_failed("m", KIND)) == {"a", "b"}
@@ -35,7 +35,7 @@ def test_a_kind_that_two_pods_have_failed_is_whole_for_a_while() -> None:
     assert bench.is_whole()
     bench.now = 60
     assert not bench.is_whole()
-    assert bench.kinds.empty
+    assert not bench.kinds.evidence
 
 
 def test_one_pod_is_not_enough_unless_there_is_no_other() -> None:
@@ -67,7 +67,7 @@ def test_few_kinds_are_remembered() -> None:
     bench = Bench()
     for number in range(1000):
         bench.kinds.note_failed("m", RequestKind(f"/{number}", ("tools",)), ("a", "b"), POOL)
-    assert len(bench.kinds._kinds) == 256
+    assert len(bench.kinds.evidence) == 256
 
 
 @pytest.mark.parametrize(
