@@ -6,7 +6,7 @@ from pdrouter.cluster.pods import Pod
 from pdrouter.engine_http.failures import FailureKind
 from pdrouter.engine_http.progress import PostProgress
 from pdrouter.engines.split import PeerFacts
-from pdrouter.serving.leg_try import LegTry
+from pdrouter.serving.leg_try import TryResult
 from pdrouter.serving.statuses import Speaks, judge
 
 
@@ -49,7 +49,7 @@ class Companion:
         self.peer = peer
         self.progress = PostProgress(drains=trusts_head)
         self.request_id = ""
-        self.tried: LegTry | None = None
+        self.tried: TryResult | None = None
         self.committed = False
         self._trusts_head = trusts_head
         self.excused = False

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import msgspec
 from msgspec import structs
 
 from pdrouter.cluster.pods import Pod
@@ -15,7 +16,21 @@ from pdrouter.serving.lease import Leases
 from pdrouter.serving.leg_outcome import Attempt, LegAnswer
 
 
-class LegTry:
+class TryResult(msgspec.Struct, frozen=True):
+    """What came of a try of a leg.
+
+    Attributes:
+        attempt: how it has ended.
+        answer: the engine's answer, of any status; None where there is none.
+        done: what the leg was for; None if it was not carried out.
+    """
+
+    attempt: Attempt
+    answer: EngineAnswer | None = None
+    done: LegAnswer | None = None
+
+
+class LegTry(msgspec.Struct, eq=False):
     """One try of a leg on one pod.
 
     Attributes:
@@ -23,43 +38,16 @@ class LegTry:
         split: the wire.
         request: the client's request, as this engine gets it.
         pods: the pods by leg.
-        peer: what is known of the leg's engine.
         source: the pod that has more of the prompt cached; None for none.
-        attempt: how it has ended.
-        answer: the engine's answer, of any status; None where there is none.
-        done: what the leg was for; None if it was not carried out.
+        peer: what is known of the leg's engine.
     """
 
-    __slots__ = (
-        "answer",
-        "attempt",
-        "choice",
-        "done",
-        "peer",
-        "pods",
-        "request",
-        "source",
-        "split",
-    )
-
-    attempt: Attempt
-
-    def __init__(
-        self,
-        choice: Choice,
-        split: Split,
-        request: InferenceRequest,
-        pods: Mapping[Leg, Pod],
-        source: Pod | None,
-    ) -> None:
-        self.choice = choice
-        self.split = split
-        self.request = request
-        self.pods = pods
-        self.peer: PeerFacts | None = NOTHING
-        self.source = source
-        self.answer: EngineAnswer | None = None
-        self.done: LegAnswer | None = None
+    choice: Choice
+    split: Split
+    request: InferenceRequest
+    pods: Mapping[Leg, Pod]
+    source: Pod | None
+    peer: PeerFacts | None = NOTHING
 
     def place(self, request_id: str) -> Placement:
         """Return where the legs run, under this id."""
@@ -72,9 +60,8 @@ class LegTry:
         body = split.side_body(self.choice.leg, self.request, placement)
         return split.side_headers(placement), body
 
-    def read(self, answer: EngineAnswer, leases: Leases) -> LegAnswer:
+    def read(self, attempt: Attempt, answer: EngineAnswer, leases: Leases) -> LegAnswer:
         """Return what the leg was for, which this engine has carried out."""
-        attempt = self.attempt
         try:
             members = read_answer(answer.body)
         except AnswerInvalid:

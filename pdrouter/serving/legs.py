@@ -33,7 +33,7 @@ from pdrouter.serving.leg_outcome import (
 )
 from pdrouter.serving.leg_posts import LegPosts, number_ids
 from pdrouter.serving.leg_requests import LegRequests
-from pdrouter.serving.leg_try import LegTry
+from pdrouter.serving.leg_try import LegTry, TryResult
 from pdrouter.serving.lessons import LegLessons
 from pdrouter.serving.open_decision import OpenDecision
 from pdrouter.serving.priorities import Priorities
@@ -115,27 +115,27 @@ class SideLegs:
         choice = chosen.decision.find(leg)
         while choice is not None:
             prompt = requests.prompt
-            tried = await self._carry_out(choice, posts, prompt, chosen, call, before=attempts)
-            if isinstance(tried, Companion):
-                return tried
-            done = tried.done
-            attempts.append(tried.attempt)
+            ended = await self._carry_out(choice, posts, prompt, chosen, call, before=attempts)
+            if isinstance(ended, Companion):
+                return ended
+            done = ended.done
+            attempts.append(ended.attempt)
             if done is not None:
                 if not (done.late and self._may_repeat(attempts, posts)):
                     self.lessons.note_answer(done, attempts, prompt, routed.pods.model, record)
                     return done
                 # The router stood still, not the pod: that has the prompt cached by now.
                 self.lessons.note_retry(Retry.SAME_ROLESET, record)
-                await requests.renew(tried.attempt, choice.pod)
+                await requests.renew(ended.attempt, choice.pod)
                 continue
-            speaks = tried.attempt.speaks
-            if tried.answer is not None and speaks is not Speaks.FAILURE:
-                refusals.append(tried.answer)
+            speaks = ended.attempt.speaks
+            if ended.answer is not None and speaks is not Speaks.FAILURE:
+                refusals.append(ended.answer)
             if speaks is Speaks.REQUEST or time.monotonic() >= posts.deadline:
                 break
             choice = self._choose_other(attempts, refusals, request, chosen, record)
             if choice is not None:
-                await requests.renew(tried.attempt, choice.pod)
+                await requests.renew(ended.attempt, choice.pod)
         raise self._give_up(attempts, refusals, request, chosen.routed.pods, record)
 
     def note_last_failed(self, companion: Companion) -> None:
@@ -151,7 +151,7 @@ class SideLegs:
         call: Call,
         *,
         before: Sequence[Attempt],
-    ) -> Awaitable[LegTry | Companion]:
+    ) -> Awaitable[TryResult | Companion]:
         """Try a leg on one pod, to its end or until it runs beside the last leg."""
         pod = choice.pod
         split = self.splits.find(pod.engine, pod.kv_connector)
@@ -168,7 +168,7 @@ class SideLegs:
 
     async def _introduce(
         self, tried: LegTry, posts: LegPosts, chosen: OpenDecision, call: Call
-    ) -> LegTry | Companion:
+    ) -> TryResult | Companion:
         """Try a leg whose wire must know the engine."""
         choice, began = tried.choice, time.monotonic()
         try:
@@ -179,10 +179,10 @@ class SideLegs:
             ):
                 peer = await self.introductions.meet(choice.pod, tried.split, posts.deadline)
         except PostFailed as error:
-            attempt = tried.attempt = posts.describe_failure(choice.pod, error, began)
+            attempt = posts.describe_failure(choice.pod, error, began)
             model = chosen.routed.pods.model
             self.lessons.note_attempt(attempt, tried.request, model, call.record)
-            return tried
+            return TryResult(attempt)
         tried.peer = peer
         if peer is not None and tried.split.order is Order.TOGETHER:
             return await self._begin(tried, peer, posts, chosen, call)
@@ -191,7 +191,7 @@ class SideLegs:
 
     async def _begin(
         self, tried: LegTry, peer: PeerFacts, posts: LegPosts, chosen: OpenDecision, call: Call
-    ) -> LegTry | Companion:
+    ) -> TryResult | Companion:
         """Try a leg until it runs beside the last one."""
         self._rank(tried, posts, once=True)
         pod, leg = tried.choice.pod, tried.choice.leg
@@ -228,8 +228,8 @@ class SideLegs:
         """Carry out a try of a leg beside the last one; fail if that is on its way in vain."""
         pods, record, request = chosen.routed.pods, posts.record, tried.request
         try:
-            companion.tried = await self._try(tried, posts, chosen, companion=companion)
-            attempt, answer, done = tried.attempt, tried.answer, tried.done
+            ended = companion.tried = await self._try(tried, posts, chosen, companion=companion)
+            attempt, answer, done = ended.attempt, ended.answer, ended.done
             if companion.committed:
                 # The step was over when the request was written; the leg has taken until now.
                 record.steps.add(attempt.leg, attempt.seconds)
@@ -238,13 +238,13 @@ class SideLegs:
                 self.lessons.note_answer(done, (attempt,), request, pods.model, record)
             elif companion.committed:
                 refusals = () if attempt.speaks is Speaks.FAILURE or answer is None else (answer,)
-                ended = self._give_up((attempt,), refusals, request, pods, record)
-                if isinstance(ended, LegFailed):
-                    ended.committed = True
+                error = self._give_up((attempt,), refusals, request, pods, record)
+                if isinstance(error, LegFailed):
+                    error.committed = True
                 try:
-                    raise ended
+                    raise error
                 finally:
-                    del ended  # It knows this frame, and would know itself by it.
+                    del error  # It knows this frame, and would know itself by it.
         finally:
             companion.end()
 
@@ -270,7 +270,7 @@ class SideLegs:
         chosen: OpenDecision,
         *,
         companion: Companion | None = None,
-    ) -> LegTry:
+    ) -> TryResult:
         """Try a leg on one pod, count it there meanwhile, and learn from it."""
         state, routed, record, choice = self.router.state, chosen.routed, posts.record, tried.choice
         pod, leg, facts, caches = choice.pod, choice.leg, routed.facts, self.lessons.caches
@@ -287,10 +287,9 @@ class SideLegs:
                     sent = posts.send(pod, tried.write, companion)
                 else:
                     sent = self._send_ranked(tried, posts, companion)
-                tried.attempt, answer = await sent
-                tried.answer = answer
+                attempt, answer = await sent
                 if answer is not None and answer.status in DONE:
-                    done = tried.done = tried.read(answer, self.leases)
+                    done = tried.read(attempt, answer, self.leases)
                     scope.complete(None if done.usage is None else done.usage.count_computed())
         except asyncio.CancelledError:
             if companion is None or not (companion.excused or companion.good):
@@ -302,15 +301,15 @@ class SideLegs:
         request = tried.request
         if done is None:
             state.prefixes.discard(guess.new, pod.uid)
-            if tried.attempt.speaks is Speaks.FAILURE:
+            if attempt.speaks is Speaks.FAILURE:
                 self.introductions.doubt(pod)
         else:
             if tried.peer is not NOTHING:
                 self.introductions.take(done, tried.split, asked)
             if not request.edits:  # The bytes of encoded media are not in the prompt.
                 caches.take(guess, done, request.endpoint.path, record)
-        self.lessons.note_attempt(tried.attempt, request, routed.pods.model, record)
-        return tried
+        self.lessons.note_attempt(attempt, request, routed.pods.model, record)
+        return TryResult(attempt, answer, done)
 
     async def _send_ranked(
         self, tried: LegTry, posts: LegPosts, companion: Companion | None
