@@ -101,8 +101,12 @@ async def test_more_parts_than_are_searched_go_to_one_pod(
     messages = [{"role": "user", "content": "hi"}] * 2_000
     request = chat() | {"messages": messages}
     expect_disaggregated(stack, await client.post(CHAT, json=request))
-    # Words such as this one may be an image's, as far as a search of bytes can tell.
-    request = chat() | {"messages": [*messages, {"role": "user", "content": 'an "image"'}]}
+    text = 'an "image"'
+    request = chat() | {"messages": [*messages, {"role": "user", "content": text}]}
+    expect_disaggregated(stack, await client.post(CHAT, json=request))
+    # Where there is more than texts, such a word may be an image's, as far as a search can tell.
+    parts = [{"type": "refusal", "refusal": text}]
+    request = chat() | {"messages": [*messages, {"role": "user", "content": parts}]}
     expect_whole(stack, await client.post(CHAT, json=request), "many-parts")
 
 
