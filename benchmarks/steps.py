@@ -191,7 +191,7 @@ def make_busy_state(
     prefixes = PrefixIndex(1 << 26, 1200, time.monotonic)
     for number, (pod, cached) in enumerate(zip(pods.prefill, cached_blocks, strict=False)):
         prefixes.add(hashes[:cached], pod.uid)
-        ledger.rates.observe(pod.uid, 4_000, 0.4 + number / 1_000)
+        ledger.rates.observe(pod.uid, (4_000, 4_000**2), 0.4 + number / 1_000)
         for _ in range(2):
             ledger.start(Leg.PREFILL, pod.uid, 4_000)
     for pod in pods.partners:

@@ -1,4 +1,4 @@
-"""Which share of their time, of late, pods have had something to do."""
+"""Which share of its time, of late, a pod has had something to do."""
 
 from dataclasses import dataclass
 from math import exp
@@ -8,70 +8,49 @@ _HORIZON_S = 10.0
 
 
 @dataclass(slots=True)
-class _Known:
-    """What is known of one pod.
+class BusyShare:
+    """Follows when a pod has requests, and when it has none.
 
     Attributes:
         requests: how many of this router's requests it has.
         others: whether it has others' requests, as last seen.
-        share: the share, as it was when it was looked at last.
+        since: since when it has any; None if it has none.
+        share: the share, as it was when it last had none any more.
         at: when that was.
     """
 
     requests: int = 0
     others: bool = False
+    since: float | None = None
     share: float = 0.0
     at: float = 0.0
 
+    def begin(self, now: float) -> None:
+        """Note that the pod gets a request."""
+        if self.since is None:
+            self.since = now
+        self.requests += 1
 
-class BusyShares:
-    """Follows, by UID, when pods have requests, and when they have none."""
+    def end(self, now: float) -> None:
+        """Note that it has done one."""
+        self.requests -= 1
+        if not (self.requests or self.others):
+            self._rest(now)
 
-    __slots__ = ("_pods",)
+    def note_others(self, now: float, *, busy: bool) -> None:
+        """Note whether it has requests that this router has not sent."""
+        self.others = busy
+        if busy and self.since is None:
+            self.since = now
+        elif not (busy or self.requests) and self.since is not None:
+            self._rest(now)
 
-    def __init__(self) -> None:
-        self._pods: dict[str, _Known] = {}
+    def measure(self, now: float) -> float:
+        """Return the share of its time, of late, in which the pod has had requests."""
+        share = self.share * exp((self.at - now) / _HORIZON_S)
+        if self.since is None:
+            return share
+        return share + (1.0 - exp((self.since - now) / _HORIZON_S))
 
-    def begin(self, uid: str, now: float) -> None:
-        """Note that a pod gets a request."""
-        known = self._pods.get(uid)
-        if known is None:
-            known = self._pods[uid] = _Known(at=now)
-        elif not known.requests:
-            known.share, known.at = _find_share(known, now), now
-        known.requests += 1
-
-    def end(self, uid: str, now: float) -> None:
-        """Note that a pod has done one."""
-        known = self._pods.get(uid)
-        if known is None:
-            return  # Forgotten meanwhile.
-        if known.requests == 1:
-            known.share, known.at = _find_share(known, now), now
-        if known.requests:
-            known.requests -= 1
-
-    def note_others(self, uid: str, now: float, *, busy: bool) -> None:
-        """Note whether a pod has requests that this router has not sent."""
-        known = self._pods.get(uid)
-        if known is None:
-            if not busy:
-                return
-            known = self._pods[uid] = _Known(at=now)
-        if known.others is not busy:
-            known.share, known.at = _find_share(known, now), now
-            known.others = busy
-
-    def measure(self, uid: str, now: float) -> float:
-        """Return the share of a pod's time, of late, in which it has had requests."""
-        known = self._pods.get(uid)
-        return 0.0 if known is None else _find_share(known, now)
-
-    def forget(self, uid: str) -> None:
-        """Forget a pod that is gone."""
-        self._pods.pop(uid, None)
-
-
-def _find_share(known: _Known, now: float) -> float:
-    kept = exp((known.at - now) / _HORIZON_S)
-    return known.share * kept + (1.0 - kept if known.requests or known.others else 0.0)
+    def _rest(self, now: float) -> None:
+        self.share, self.at, self.since = self.measure(now), now, None

@@ -13,7 +13,7 @@ class CachedPrefixes(Protocol):
     def match(self, hashes: Sequence[int]) -> Mapping[str, int]:
         """Return how many blocks, from the first on, each pod has; pods without any are absent."""
 
-    def add(self, hashes: Iterable[int], uid: str, tokens: int = 0) -> list[int]:
+    def add(self, hashes: Sequence[int], uid: str, tokens: int = 0) -> list[int]:
         """Note that a pod has these blocks, or will have them when it comes to a later request.
 
         Args:

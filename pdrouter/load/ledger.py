@@ -2,14 +2,16 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import inf
 from types import TracebackType
 
 import msgspec
 from msgspec import structs
 
 from pdrouter.engines.split import Leg
-from pdrouter.load.busy_shares import BusyShares
-from pdrouter.load.drain_rates import DrainRates
+from pdrouter.load.busy_shares import BusyShare
+from pdrouter.load.drain_rates import DrainRate
 from pdrouter.load.failure_records import NO_TRIAL, Trial
 from pdrouter.load.prefill_queue import PrefillQueue
 from pdrouter.load.prefill_rates import PrefillRates
@@ -49,6 +51,21 @@ _STILL_KNOWN_S = 60.0
 """Time for which what a completed leg has taught of a pod's speed is enough to refuse requests."""
 
 
+@dataclass(slots=True)
+class _Pace:
+    """How a pod gets on with what it has to do.
+
+    Attributes:
+        busy: which share of its time it has something.
+        drain: how much it completes; counts nothing while this router has sent it nothing.
+        learnt: when a prefill leg has last shown how fast it is.
+    """
+
+    busy: BusyShare = field(default_factory=BusyShare)
+    drain: DrainRate = field(default_factory=DrainRate)
+    learnt: float = -inf
+
+
 class Scope(msgspec.Struct, eq=False):
     """One leg that a ledger counts until it is released, exactly once.
 
@@ -59,6 +76,8 @@ class Scope(msgspec.Struct, eq=False):
         tokens: what it costs there.
         due: when its request is due, on the clock of the ledger; None for no such time.
         cached: for prefill, tokens of the prompt before these, which the pod has cached.
+        load: where it counts.
+        pace: how its pod gets on, as far as that is remembered since.
         completed: tokens that it has computed; None if it was not carried out, or not seen to be.
         trial: keeps other requests from a pod that has failed, for as long.
     """
@@ -69,6 +88,8 @@ class Scope(msgspec.Struct, eq=False):
     tokens: int
     due: float | None
     cached: int
+    load: LegLoad
+    pace: _Pace
     completed: int | None = None
     trial: Trial = NO_TRIAL
 
@@ -119,15 +140,13 @@ class Ledger:
     """
 
     __slots__ = (
-        "_busy",
         "_clock",
-        "_learnt",
         "_loads",
         "_mean_work",
         "_others",
+        "_paces",
         "_queues",
         "computed",
-        "drains",
         "loads",
         "on_end",
         "rates",
@@ -141,8 +160,6 @@ class Ledger:
             clock: gives the time.
         """
         self.rates = rates or PrefillRates()
-        self.drains = DrainRates()
-        self._busy = BusyShares()
         self._clock = clock
         self._loads: dict[Leg, dict[str, LegLoad]] = {leg: {} for leg in Leg}
         self.loads: Mapping[Leg, Mapping[str, LegLoad]] = self._loads
@@ -150,7 +167,7 @@ class Ledger:
         self._queues: dict[str, PrefillQueue] = {}
         self._others: dict[str, float] = {}
         self._mean_work = 0.0
-        self._learnt: dict[str, float] = {}
+        self._paces: dict[str, _Pace] = {}
         self.computed: dict[str, float] = {}
         """Seconds of a usual pod's time that the completed prefill legs of each pod were."""
 
@@ -181,15 +198,13 @@ class Ledger:
     def forget(self, uid: str) -> None:
         """Forget how fast a pod was that is gone; what is in flight there still counts."""
         self.rates.forget(uid)
-        self.drains.forget(uid)
-        self._busy.forget(uid)
         self._others.pop(uid, None)
-        self._learnt.pop(uid, None)
+        self._paces.pop(uid, None)
         self.computed.pop(uid, None)
 
     def predict_prefill_wait(self, uid: str) -> float:
         """Return the seconds until a pod has done the prefill legs that it has, as predicted."""
-        return self.predict_prefills((uid,), (0.0,))[0]
+        return self.predict_prefill(uid, 0.0)
 
     def predict_prefills(
         self, uids: Sequence[str], added: Iterable[float], others_weight: float = 1.0
@@ -222,14 +237,14 @@ class Ledger:
                 predicted.append(left + (queue.rest + work) * scale)
         return predicted
 
-    def predict_due(self, uid: str, added: float, due: float) -> float:
-        """Return the seconds until a pod that takes first what is due first has done one more leg.
+    def predict_prefill(self, uid: str, added: float, due: float | None = None) -> float:
+        """Return the seconds until a pod has done the prefill legs that it has, and one more.
 
         Args:
             uid: the pod.
             added: the work of the leg, in the units of `PrefillRates`.
-            due: when its request is due: of the legs of this router that wait there, those that are
-                due by then come before it.
+            due: when its request is due, if the pod takes first what is due first: of the legs of
+                this router that wait there, only those that are due by then come before it.
         """
         scale = self.rates.unit_s * self.rates.speeds.factors.get(uid, 1.0)
         work = added + self._others.get(uid, 0.0) * self._mean_work
@@ -237,12 +252,13 @@ class Ledger:
         if queue is None:
             return work * scale
         left = abs(queue.first * scale - (self._clock() - queue.since))
-        return left + (queue.count_due(due) + work) * scale
+        before = queue.rest if due is None else queue.count_due(due)
+        return left + (before + work) * scale
 
     def knows(self, uid: str) -> bool:
         """Return whether a pod has completed a prefill leg of late, which showed how fast it is."""
-        learnt = self._learnt.get(uid)
-        return learnt is not None and self._clock() - learnt <= _STILL_KNOWN_S
+        pace = self._paces.get(uid)
+        return pace is not None and self._clock() - pace.learnt <= _STILL_KNOWN_S
 
     def count_prefill_backlog(self, uid: str) -> float:
         """Return the seconds of a usual pod's time that the prefill legs on a pod are."""
@@ -261,7 +277,11 @@ class Ledger:
 
         A prefill pod takes as long for them as for as many of this router's.
         """
-        self._busy.note_others(uid, self._clock(), busy=requests > 0)
+        pace = self._paces.get(uid)
+        if pace is None and requests:
+            pace = self._paces[uid] = _Pace()
+        if pace is not None:
+            pace.busy.note_others(self._clock(), busy=requests > 0)
         if requests:
             self._others[uid] = requests
         else:
@@ -272,12 +292,13 @@ class Ledger:
 
         A prefill leg counts when it was carried out, other work when it is released.
         """
-        return self.drains.rate(uid, self._clock())
+        pace = self._paces.get(uid)
+        return None if pace is None else pace.drain.measure(self._clock())
 
     def measure_busy(self, uids: Sequence[str]) -> list[float]:
         """Return the share of its time, of late, in which each of these pods has had requests."""
-        now = self._clock()
-        return [self._busy.measure(uid, now) for uid in uids]
+        now, paces = self._clock(), self._paces
+        return [paces[uid].busy.measure(now) if uid in paces else 0.0 for uid in uids]
 
     def start(
         self, leg: Leg, uid: str, tokens: int = 0, due: float | None = None, cached: int = 0
@@ -292,35 +313,38 @@ class Ledger:
             cached: of a prefill leg, tokens of the prompt before those, which are cached there.
         """
         now = self._clock()
-        self.drains.watch(uid, now)
-        self._busy.begin(uid, now)
-        scope = Scope(self, leg, uid, tokens, due, cached)
-        if leg is Leg.PREFILL:
-            self._join_queue(scope, now)
+        pace = self._paces.get(uid)
+        if pace is None:
+            pace = self._paces[uid] = _Pace()
+        pace.busy.begin(now)
+        if pace.drain.since == inf:
+            pace.drain.since = now
         loads = self._loads[leg]
         load = loads.get(uid)
         if load is None:
             load = loads[uid] = LegLoad()
         load.requests += 1
         load.tokens += tokens
+        scope = Scope(self, leg, uid, tokens, due, cached, load, pace)
+        if leg is Leg.PREFILL:
+            self._join_queue(scope, now)
         return scope
 
     def end(self, scope: Scope) -> None:
         """Take back what a scope has counted, and learn from it; only scopes call this."""
-        uid, now = scope.uid, self._clock()
+        pace, now = scope.pace, self._clock()
         try:
             if scope.leg is Leg.PREFILL:
                 self._leave_queue(scope, now)
             else:
-                self.drains.note(uid, now)
+                pace.drain.note(now)
         finally:
-            self._busy.end(uid, now)
-            loads = self._loads[scope.leg]
-            load = loads[uid]
+            pace.busy.end(now)
+            load = scope.load
             load.requests -= 1
             load.tokens -= scope.tokens
             if not load.requests:
-                del loads[uid]
+                del self._loads[scope.leg][scope.uid]
             if self.on_end is not None:
                 self.on_end()
 
@@ -337,9 +361,11 @@ class Ledger:
     def _leave_queue(self, scope: Scope, now: float) -> None:
         uid, completed = scope.uid, scope.completed
         queue = self._queues[uid]
-        if completed is not None and self.drains.note(uid, now):
+        # A pod that has been forgotten meanwhile is not known again.
+        if completed is not None and self._paces.get(uid) is scope.pace:
             self._learn(scope, queue, completed, now - queue.since)
-            self._learnt[uid] = now
+            scope.pace.drain.note(now)
+            scope.pace.learnt = now
         if len(queue.work) == 1:
             del self._queues[uid]
             return
@@ -360,13 +386,14 @@ class Ledger:
             computed: tokens that it has computed.
             seconds: how long that took, with others' work.
         """
-        uid, cached, rates = scope.uid, scope.cached, self.rates
+        uid, rates = scope.uid, self.rates
         unit_s = rates.unit_s
-        actual = rates.measure(computed, rates.shapes.get(uid, rates.default), cached)
+        weight = rates.shapes.get(uid, rates.default).weigh(computed, scope.cached)
+        actual = rates.convert(weight)
         self.computed[uid] = self.computed.get(uid, 0.0) + actual * unit_s
         own = queue.first + queue.rest - queue.work[scope] + actual
         everything = own + self._others.get(uid, 0.0) * self._mean_work
-        if own > 0:
+        if computed > 0 and own > 0:
             predicted = everything * unit_s * rates.speeds.factors.get(uid, 1.0)
             seconds = min(seconds, _GREATEST_SURPRISE * predicted)
-            rates.observe(uid, computed, seconds * own / everything, cached)
+            rates.observe(uid, weight, seconds * own / everything)

@@ -74,6 +74,8 @@ class PrefillRates:
         "_linear",
         "_moments",
         "_quadratic",
+        "_unit_linear",
+        "_unit_quadratic",
         "default",
         "shapes",
         "speeds",
@@ -90,9 +92,7 @@ class PrefillRates:
         """
         self.default = StaticShapes(tuple(buckets)) if buckets else ANY_SHAPE
         self.shapes: Mapping[str, StaticShapes] = {}
-        self._linear = 1.0 / tokens_per_s
-        self._quadratic = 0.0
-        self.unit_s = _UNIT_TOKENS * self._linear
+        self._set_curve(1.0 / tokens_per_s, 0.0)
         self.speeds = PodSpeeds()
         # Sums for a fit of both coefficients by least squares, begun with the guess: of the squares
         # and products of tokens, looks and seconds.
@@ -122,7 +122,12 @@ class PrefillRates:
             cached: what is cached of it, before that.
         """
         size, looks = shapes.weigh(tokens, cached)
-        return self._linear / self.unit_s * size + self._quadratic / self.unit_s * looks
+        return self._unit_linear * size + self._unit_quadratic * looks
+
+    def convert(self, weight: tuple[int, int]) -> float:
+        """Return the work that so many tokens, and looks of them, are, in units."""
+        size, looks = weight
+        return self._unit_linear * size + self._unit_quadratic * looks
 
     def find_shapes(self, uid: str) -> StaticShapes:
         """Return what a pod is compiled for."""
@@ -148,15 +153,17 @@ class PrefillRates:
         """Take which pods a pod's speed is compared with."""
         self.speeds.note_kind(uid, kind)
 
-    def observe(self, uid: str, tokens: int, seconds: float, cached: int = 0) -> None:
-        """Learn from a leg: so many tokens took a pod so long, others' work not counted.
+    def observe(self, uid: str, weight: tuple[int, int], seconds: float) -> None:
+        """Learn from a leg: so many tokens, and looks of them, took a pod so long.
+
+        Others' work is not counted.
 
         A pod that works on several legs at once completes some of them together: all of the time
         is then with the first of them, and the others took none. Sums make it right.
         """
-        if tokens <= 0 or seconds < 0:
+        size, looks = weight
+        if size <= 0 or seconds < 0:
             return
-        size, looks = self.shapes.get(uid, self.default).weigh(tokens, cached)
         self.speeds.observe(uid, seconds, self._linear * size + self._quadratic * looks)
         self._fit(float(size), float(looks), seconds / self.speeds.factors.get(uid, 1.0))
 
@@ -180,5 +187,9 @@ class PrefillRates:
         if quadratic < 0 or linear <= 0:
             # No such curve: prompts of about one length say nothing about its bend.
             quadratic, linear = 0.0, ns / n2
-        self._linear, self._quadratic = max(linear, _LEAST_LINEAR), quadratic
-        self.unit_s = _UNIT_TOKENS * (self._linear + _UNIT_TOKENS * self._quadratic)
+        self._set_curve(max(linear, _LEAST_LINEAR), quadratic)
+
+    def _set_curve(self, linear: float, quadratic: float) -> None:
+        self._linear, self._quadratic = linear, quadratic
+        self.unit_s = unit_s = _UNIT_TOKENS * (linear + _UNIT_TOKENS * quadratic)
+        self._unit_linear, self._unit_quadratic = linear / unit_s, quadratic / unit_s

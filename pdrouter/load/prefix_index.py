@@ -74,7 +74,7 @@ class PrefixIndex:
         length = 0
         for known in map(self._young.get, hashes):
             # Neighbouring blocks usually have the same pods.
-            if known is None or known != previous:
+            if known != previous:
                 previous = self._old.get(hashes[length], 0) if known is None else known
                 remaining = holders & previous
                 if remaining != holders:
@@ -94,7 +94,7 @@ class PrefixIndex:
                     matches[uid] = blocks
         return matches
 
-    def add(self, hashes: Iterable[int], uid: str, tokens: int = 0) -> list[int]:
+    def add(self, hashes: Sequence[int], uid: str, tokens: int = 0) -> list[int]:
         """Note that a pod has these blocks, or will have them when it comes to a later request.
 
         Args:
@@ -115,21 +115,7 @@ class PrefixIndex:
         bit = self._bits.get(uid)
         if bit is None:
             bit = self._add_pod(uid)
-        young, old = self._young, self._old
-        new: list[int] = []
-        for block in hashes:
-            known = young.get(block)
-            if known is None:
-                if len(young) >= self._generation_size:
-                    self._turn()
-                    young, old = self._young, self._old
-                known = old.pop(block, 0) & self._alive
-            elif known & bit:
-                continue
-            if not known & bit:
-                new.append(block)
-            young[block] = known | bit
-        return new
+        return self._put(hashes, bit)
 
     def recall(self, hashes: Sequence[int], uid: str) -> Sequence[int]:
         """Return what a pod is known to have of a prompt that is about to be sent there."""
@@ -172,6 +158,25 @@ class PrefixIndex:
             self._groups.clear()
             self._alive &= ~bit
             self._retired.append((self._turns + 2, bit))
+
+    def _put(self, hashes: Sequence[int], bit: int) -> list[int]:
+        """Add a pod to these blocks; return those that it was not known to have."""
+        size = self._generation_size
+        if len(self._young) + len(hashes) > size:
+            self._turn()
+            if len(hashes) > size:
+                return self._put(hashes[:size], bit) + self._put(hashes[size:], bit)
+        young, old, alive = self._young, self._old, self._alive
+        new: list[int] = []
+        for block in hashes:
+            known = young.get(block)
+            if known is not None and known & bit:
+                continue
+            holders = old.pop(block, 0) & alive if known is None else known
+            if not holders & bit:
+                new.append(block)
+            young[block] = holders | bit
+        return new
 
     def _has(self, block: int, uid: str) -> bool:
         known = self._young.get(block)

@@ -182,6 +182,5 @@ def _predict_known(pod: Pod, request: RankingRequest, deadline: Deadline) -> flo
     computed = request.count_uncached(uid)
     cached = request.facts.prompt_tokens - computed
     work = rates.measure(computed, rates.find_shapes(uid), cached)
-    if request.state.priorities.find(pod):
-        return ledger.predict_due(uid, work, deadline.due)
-    return ledger.predict_prefills((uid,), (work,))[0]
+    due = deadline.due if request.state.priorities.find(pod) else None
+    return ledger.predict_prefill(uid, work, due)

@@ -161,7 +161,7 @@ def _choose_prefill(
     cached = max(0, request.facts.prompt_tokens - tokens)
     rates = ledger.rates
     work = rates.measure(tokens, rates.shapes.get(pod.uid, rates.default), cached)
-    (seconds,) = ledger.predict_prefills((pod.uid,), (work,))
+    seconds = ledger.predict_prefill(pod.uid, work)
     parts = policy.explain(pods, request)
     return Choice(
         Leg.PREFILL, pod, policy.name, scores[index], pods, scores, tokens, seconds, parts

@@ -1387,7 +1387,7 @@ async def exceed_the_pods(_: pytest.MonkeyPatch) -> None:
         knowledge.forget(uid)
     assert not ledger.snapshot()
     assert not ledger.rates.speeds.factors
-    assert not ledger.drains._histories
+    assert not ledger._paces
     assert not prefixes._bits
     assert not failures._records
     assert not samples

@@ -540,8 +540,8 @@ async def test_a_change_that_cannot_be_told_is_left_out_and_no_other(
 
 READS = {
     "Ledger": "load count_requests snapshot describe predict_prefill_wait predict_prefills"
-    " predict_due knows measure_use measure_busy drain_rate count_prefill_backlog",
-    "PrefillRates": "predict freeze measure find_shapes",
+    " predict_prefill knows measure_use measure_busy drain_rate count_prefill_backlog",
+    "PrefillRates": "predict freeze measure convert find_shapes",
     "PrefixIndex": "match recall",
     "FailureMemory": "calm is_well_but_for was_ejected_since look list_ejected is_left_out"
     " describe",

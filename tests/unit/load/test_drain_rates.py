@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pdrouter.engines.split import Leg
-from pdrouter.load.drain_rates import DrainRates
+from pdrouter.load.drain_rates import DrainRate
 from pdrouter.load.ledger import Ledger
 
 
@@ -20,56 +20,58 @@ class Time:
 @pytest.mark.parametrize("start", [0.0, 3.7, 1_000_003.2])
 @pytest.mark.parametrize(("after", "known"), [(0, False), (9.99, False), (10.01, True)])
 def test_a_rate_needs_ten_seconds_of_history(start: float, after: float, known: bool) -> None:
-    rates = DrainRates()
-    rates.watch("a", start)
-    rates.note("a", start)
-    assert (rates.rate("a", start + after) is not None) is known
+    drain = DrainRate()
+    drain.since = start
+    drain.note(start)
+    assert (drain.measure(start + after) is not None) is known
 
 
 @pytest.mark.parametrize(
     ("per_second", "seconds"), [(1, 10), (2, 30), (4, 59), (4, 61), (1, 300), (8, 1000)]
 )
 def test_an_even_rate_is_found(per_second: int, seconds: int) -> None:
-    rates = DrainRates()
-    rates.watch("a", 0.0)
+    drain = DrainRate()
+    drain.since = 0.0
     for number in range(per_second * seconds):
-        rates.note("a", number / per_second)
-    assert rates.rate("a", seconds) == pytest.approx(per_second, rel=0.03)
+        drain.note(number / per_second)
+    assert drain.measure(seconds) == pytest.approx(per_second, rel=0.03)
 
 
 def test_what_is_older_than_a_minute_is_forgotten() -> None:
-    rates = DrainRates()
-    rates.watch("a", 0.0)
+    drain = DrainRate()
+    drain.since = 0.0
     for _ in range(100):
-        rates.note("a", 1.0)
-    assert rates.rate("a", 55.0) == pytest.approx(100 / 55)
-    assert rates.rate("a", 60.0) == 0.0
-    assert rates.rate("a", 3600.0) == 0.0
+        drain.note(1.0)
+    assert drain.measure(55.0) == pytest.approx(100 / 55)
+    assert drain.measure(60.0) == 0.0
+    assert drain.measure(3600.0) == 0.0
 
 
 def test_a_pod_that_is_gone_leaves_nothing_behind_even_if_requests_end_later() -> None:
-    rates = DrainRates()
-    rates.watch("a", 0.0)
-    rates.forget("a")
-    rates.forget("never there")
-    rates.note("a", 1.0)
-    assert rates.rate("a", 100.0) is None
-    assert rates._histories == {}
+    time = Time()
+    ledger = Ledger(clock=time)
+    with ledger.start(Leg.PREFILL, "a", 5) as scope:
+        ledger.forget("a")
+        scope.complete()
+    ledger.forget("never there")
+    time.now = 100.0
+    assert ledger.drain_rate("a") is None
+    assert not ledger.knows("a")
 
 
 @given(st.lists(st.floats(0, 30), max_size=60), st.floats(10, 80))
 def test_the_rate_is_what_the_last_minute_or_so_had(gaps: list[float], last: float) -> None:
-    rates = DrainRates()
-    rates.watch("a", 0.0)
+    drain = DrainRate()
+    drain.since = 0.0
     moments = []
     now = 0.0
     for gap in gaps:
         now += gap
-        rates.note("a", now)
+        drain.note(now)
         moments.append(now)
-        rates.rate("a", now)  # Reading in between changes nothing.
+        drain.measure(now)  # Reading in between changes nothing.
     now += last
-    rate = rates.rate("a", now)
+    rate = drain.measure(now)
     assert rate is not None
     lower = sum(moment > now - 55 for moment in moments)
     upper = sum(moment >= now - 60 for moment in moments)

@@ -115,15 +115,15 @@ def test_a_leg_on_a_pod_that_is_gone_teaches_nothing() -> None:
 def test_a_pod_that_takes_first_what_is_due_first_does_only_that_before() -> None:
     now = 0.0
     ledger = Ledger(PrefillRates(1000), lambda: now)
-    assert ledger.predict_due("p", 0.5, due=9.0) == pytest.approx(1.0)
+    assert ledger.predict_prefill("p", 0.5, due=9.0) == pytest.approx(1.0)
     for tokens, due in ((1000, 99.0), (2000, 3.0), (4000, 50.0), (8000, None)):
         ledger.start(Leg.PREFILL, "p", tokens, due)
     # The first is under way, whenever it is due; what has no such time is not passed.
-    assert ledger.predict_due("p", 0.0, due=2.0) == pytest.approx(9.0)
-    assert ledger.predict_due("p", 0.0, due=3.0) == pytest.approx(11.0)
-    assert ledger.predict_due("p", 0.0, due=99.0) == pytest.approx(15.0)
+    assert ledger.predict_prefill("p", 0.0, due=2.0) == pytest.approx(9.0)
+    assert ledger.predict_prefill("p", 0.0, due=3.0) == pytest.approx(11.0)
+    assert ledger.predict_prefill("p", 0.0, due=99.0) == pytest.approx(15.0)
     now = 0.4
-    assert ledger.predict_due("p", 0.0, due=2.0) == pytest.approx(8.6)
+    assert ledger.predict_prefill("p", 0.0, due=2.0) == pytest.approx(8.6)
     assert ledger.predict_prefill_wait("p") == pytest.approx(14.6)
 
 

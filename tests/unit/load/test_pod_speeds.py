@@ -205,7 +205,7 @@ def test_a_long_cached_prefix_does_not_make_a_pod_look_slow() -> None:
         # One has the conversations that have become long.
         cached = random.randint(20_000, 60_000) if uid == "a" else 0
         tokens = random.randint(500, 8000)
-        rates.observe(uid, tokens, compute(tokens, cached), cached)
+        rates.observe(uid, rates.default.weigh(tokens, cached), compute(tokens, cached))
     assert not rates.speeds.factors
     for cached in (0, 50_000):
         expected = pytest.approx(compute(2000, cached), rel=0.1)

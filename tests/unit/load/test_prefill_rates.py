@@ -19,7 +19,7 @@ def learn(rates: PrefillRates, curve: Callable[[int], float], *, factors: dict[s
         uid = random.choice(sorted(factors))
         tokens = int(random.lognormvariate(8.5, 1))
         noise = random.uniform(0.9, 1.1)
-        rates.observe(uid, tokens, curve(tokens) * factors[uid] * noise)
+        rates.observe(uid, rates.default.weigh(tokens, 0), curve(tokens) * factors[uid] * noise)
 
 
 def test_before_anything_is_known_the_guess_holds() -> None:
@@ -41,11 +41,11 @@ def test_curve_and_pods_are_learnt(quadratic: float) -> None:
 
 def test_what_is_frozen_stays_as_it_was() -> None:
     rates = PrefillRates(1000.0, (128, 256))
-    rates.observe("a", 200, 0.5)
+    rates.observe("a", rates.default.weigh(200, 0), 0.5)
     before = rates.predict("a", 100)
     frozen = rates.freeze()
     assert frozen.predict("a", 100) == pytest.approx(before)
-    rates.observe("a", 200, 5.0)
+    rates.observe("a", rates.default.weigh(200, 0), 5.0)
     rates.forget("a")
     assert frozen.predict("a", 100) == pytest.approx(before)
     assert rates.predict("a", 100) != pytest.approx(before)
@@ -62,7 +62,7 @@ def test_a_pod_that_is_gone_is_forgotten() -> None:
 @pytest.mark.parametrize(("tokens", "seconds"), [(0, 1.0), (-1, 1.0), (10, -1.0)])
 def test_what_cannot_be_is_not_learnt(tokens: int, seconds: float) -> None:
     rates = PrefillRates()
-    rates.observe("a", tokens, seconds)
+    rates.observe("a", rates.default.weigh(tokens, 0), seconds)
     assert rates.predict("a", 8000) == pytest.approx(1.0)
 
 
@@ -71,7 +71,7 @@ def test_legs_that_end_together_share_their_time() -> None:
     for _ in range(300):
         # Four at once, in two seconds.
         for seconds in (2.0, 0.0, 0.0, 0.0):
-            rates.observe("a", 1000, seconds)
+            rates.observe("a", rates.default.weigh(1000, 0), seconds)
     assert rates.predict("a", 4000) == pytest.approx(2, rel=0.25)
 
 
@@ -87,7 +87,7 @@ def test_whatever_is_learnt_more_tokens_take_longer(
 ) -> None:
     rates = PrefillRates()
     for uid, tokens, seconds in observations:
-        rates.observe(uid, tokens, seconds)
+        rates.observe(uid, rates.default.weigh(tokens, 0), seconds)
         for pod in "abc":
             predictions = [rates.predict(pod, count) for count in (1, 100, 10_000, 1_000_000)]
             assert predictions == sorted(predictions)
@@ -285,7 +285,7 @@ def test_a_prompt_above_the_largest_bucket_takes_as_many_passes_as_it_fills() ->
     rates.note_buckets("a", (1000, 4000))
     for _ in range(600):
         for tokens, seconds in ((900, 0.2), (3500, 2.0), (4001, 4.0), (12_000, 6.0)):
-            rates.observe("a", tokens, seconds)
+            rates.observe("a", rates.find_shapes("a").weigh(tokens, 0), seconds)
     for tokens, seconds in ((1, 0.2), (1001, 2.0), (8000, 4.0), (8001, 6.0), (100_000, 50.0)):
         assert rates.predict("a", tokens) == pytest.approx(seconds, rel=0.02)
         assert rates.freeze().predict("a", tokens) == pytest.approx(seconds, rel=0.02)
@@ -333,8 +333,9 @@ def test_a_pod_that_says_nothing_is_predicted_as_if_nobody_did(
     rates, others = PrefillRates(), PrefillRates()
     others.note_buckets("elsewhere", buckets)
     for uid, tokens, seconds in observations:
-        rates.observe(uid, tokens, seconds)
-        others.observe(uid, tokens, seconds)
+        weight = rates.default.weigh(tokens, 0)
+        rates.observe(uid, weight, seconds)
+        others.observe(uid, weight, seconds)
     for uid in "abc":
         for tokens in (1, 100, 10_000, 1_000_000):
             assert rates.predict(uid, tokens) == others.predict(uid, tokens)
@@ -349,8 +350,8 @@ def test_engines_of_static_shapes_are_learnt_and_predicted_by_their_buckets() ->
     rates = PrefillRates(1000, (512, 4096))
     assert rates.predict("a", 1) == pytest.approx(0.512)
     for _ in range(500):
-        rates.observe("a", 30, 0.1)
-        rates.observe("a", 700, 0.8)
+        rates.observe("a", rates.find_shapes("a").weigh(30, 0), 0.1)
+        rates.observe("a", rates.find_shapes("a").weigh(700, 0), 0.8)
     assert rates.predict("a", 512) == pytest.approx(0.1, rel=0.05)
     assert rates.predict("a", 513) == pytest.approx(0.8, rel=0.05)
     ledger = Ledger(rates, lambda: 0.0)
@@ -365,7 +366,7 @@ def test_curve_and_pods_do_not_drift_apart() -> None:
     for _ in range(20_000):
         tokens = int(random.lognormvariate(7, 0.5)) + 1
         seconds = 2 * tokens / 10_000 if random.random() < 0.5 else 0.0
-        rates.observe(random.choice("abcdefgh"), tokens, seconds)
+        rates.observe(random.choice("abcdefgh"), rates.default.weigh(tokens, 0), seconds)
     for uid in "abcdefgh":
         assert rates.predict(uid, 1000) == pytest.approx(0.1, rel=0.8)
     # Half of the legs take no time: that is how far factors of equal pods are from each other.

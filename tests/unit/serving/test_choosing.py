@@ -271,8 +271,8 @@ async def test_a_prefill_that_was_done_is_not_done_again_to_be_faster() -> None:
     able = replace(DECODE, computes_prompts=True)
     bench = Bench((PREFILL, able), aggregation=Aggregation.WHEN_FASTER, handover_s=0.0)
     for _ in range(40):  # Prefill pods are fast, so that two legs are chosen at first.
-        bench.state.ledger.rates.observe("p", 1000, 0.1)
-        bench.state.ledger.rates.observe("d", 1000, 2.0)
+        bench.state.ledger.rates.observe("p", (1000, 1000**2), 0.1)
+        bench.state.ledger.rates.observe("d", (1000, 1000**2), 2.0)
     prefilled = answer_after(bench, PREFILL, OTHER)
     scopes = ExitStack()
 

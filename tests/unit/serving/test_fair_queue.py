@@ -45,8 +45,8 @@ WHOLE = (replace(DECODE, role=Role.BOTH),)
 class KnownRates(PrefillRates):
     """Rates that are what they are."""
 
-    def observe(self, uid: str, tokens: int, seconds: float, cached: int = 0) -> None:
-        del uid, tokens, seconds, cached
+    def observe(self, uid: str, weight: tuple[int, int], seconds: float) -> None:
+        del uid, weight, seconds
 
 
 class Crowd:

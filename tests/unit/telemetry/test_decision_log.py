@@ -140,7 +140,7 @@ def test_scores_are_shown_with_what_they_were_made_of() -> None:
     strategy = create_strategies()["pd"]
     decision = strategy.decide(facts, make_model_pods(P, other, D), state)
     # What is learnt later changes nothing of what is shown.
-    rates.observe(P.uid, 1000, 60.0)
+    rates.observe(P.uid, (1000, 1000**2), 60.0)
     detail = describe_in_detail(decision)
     cached, cold = detail["prefill"]["parts"]["p0"], detail["prefill"]["parts"]["p1"]
     assert cached == {
