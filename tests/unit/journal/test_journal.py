@@ -560,7 +560,7 @@ READS = {
     "VirtualTokens": "read",
     "OutputLengths": "expect",
     "TokenRatios": "estimate",
-    "UnsplittableKinds": "empty is_whole list_failed",
+    "UnsplittableKinds": "is_whole list_failed",
     "RetryBudget": "",
     "WindowCounts": "count find_wait find_reset",
 }
