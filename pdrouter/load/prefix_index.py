@@ -161,11 +161,20 @@ class PrefixIndex:
 
     def _put(self, hashes: Sequence[int], bit: int) -> list[int]:
         """Add a pod to these blocks; return those that it was not known to have."""
-        size = self._generation_size
-        if len(self._young) + len(hashes) > size:
+        new: list[int] = []
+        while len(hashes) > (room := self._generation_size - len(self._young)):
+            # Those that are in the young generation need no room there.
+            coming = list(dict.fromkeys(block for block in hashes if block not in self._young))
+            if len(coming) <= room:
+                break
+            cut = hashes.index(coming[room])
+            new += self._fill(hashes[:cut], bit)
             self._turn()
-            if len(hashes) > size:
-                return self._put(hashes[:size], bit) + self._put(hashes[size:], bit)
+            hashes = hashes[cut:]
+        return new + self._fill(hashes, bit)
+
+    def _fill(self, hashes: Sequence[int], bit: int) -> list[int]:
+        """Add a pod to blocks for which there is room."""
         young, old, alive = self._young, self._old, self._alive
         new: list[int] = []
         for block in hashes:

@@ -3,7 +3,8 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdrouter.load.prefix_index import PrefixIndex
+from pdrouter.load.cache_mirrors import BYTES_PER_BLOCK
+from pdrouter.load.prefix_index import _BYTES_PER_ENTRY, PrefixIndex
 
 
 class Clock:
@@ -122,6 +123,34 @@ def test_memory_is_bounded() -> None:
         index.add([block], "a")
         assert len(index) <= 100
     assert index.match([9_999]) == {"a": 1}
+
+
+def make_index_of(blocks: int) -> PrefixIndex:
+    """Return an index of which one generation holds so many blocks."""
+    return make_index(max_bytes=blocks * (2 * _BYTES_PER_ENTRY + BYTES_PER_BLOCK))
+
+
+def test_a_prompt_that_comes_again_makes_nobody_forget_another() -> None:
+    index, long, other = make_index_of(1000), range(600), range(10_000, 10_300)
+    index.add(other, "b")
+    for _ in range(4):
+        index.add(long, "a")
+    assert index.match(other) == {"b": 300}
+    assert index.match(long) == {"a": 600}
+
+
+def test_a_prompt_that_begins_like_one_before_needs_room_for_its_end_only() -> None:
+    index, other = make_index_of(1000), range(10_000, 10_300)
+    index.add(other, "b")
+    for turn in range(600, 700, 10):
+        assert len(index.add(range(turn), "a")) == (600 if turn == 600 else 10)
+    assert index.match(other) == {"b": 300}
+
+
+def test_a_prompt_may_be_of_many_times_the_blocks_that_are_kept() -> None:
+    index, blocks = make_index_of(1), range(5000)
+    assert index.add(blocks, "a") == list(blocks)
+    assert len(index) == 2
 
 
 def test_many_pods_cost_no_more_entries() -> None:
