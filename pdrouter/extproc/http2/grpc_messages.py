@@ -115,9 +115,11 @@ class MessageReader:
 
     def _measure(self) -> None:
         """Find out what the next message lacks, of which the prefix has come."""
-        if len(self._pieces[0]) < _PREFIX_BYTES:
-            self._pieces = [b"".join(self._pieces)]
-        compressed, size = _PREFIX.unpack_from(self._pieces[0])
+        pieces = self._pieces
+        # No more are joined than the prefix needs: what a message leaves of a piece is copied.
+        while len(pieces[0]) < _PREFIX_BYTES:
+            pieces[:2] = [b"".join(pieces[:2])]
+        compressed, size = _PREFIX.unpack_from(pieces[0])
         if compressed or size > self._max_bytes:
             self.missing = 0
             return

@@ -1,5 +1,7 @@
 """Frames and messages are the same however their bytes are cut."""
 
+import tracemalloc
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -50,3 +52,17 @@ def test_messages_may_be_taken_when_all_have_come(messages: list[bytes], sizes: 
     assert [reader.take() for _ in messages] == messages
     assert reader.take() is None
     assert reader.empty
+
+
+def test_a_prefix_in_two_pieces_joins_no_more_than_these() -> None:
+    reader = MessageReader(1000)
+    for _ in range(64):
+        reader.feed(bytes(16 * 1024))  # Of 5 bytes each message: the pieces end inside a prefix.
+    tracemalloc.start()
+    try:
+        for _ in range(4000):
+            assert reader.take() == b""
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 128 * 1024
