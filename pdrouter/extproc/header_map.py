@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from pdrouter.extproc import ext_proc_pb2 as pb
 from pdrouter.extproc.known_parts import KnownParts
+from pdrouter.openai.header_values import KEY_HEADERS
 
 
 def read_header_map(header_map: pb.HeaderMap) -> dict[str, str]:
@@ -30,7 +31,14 @@ def _read_header(field: bytes) -> tuple[str, str]:
     return header.key.lower(), raw.decode("utf-8", "replace") if raw else header.value
 
 
-_KNOWN = KnownParts(_read_header)
+def _is_no_secret(header: tuple[str, str]) -> bool:
+    name, _ = header
+    return name not in _SECRETS
+
+
+_SECRETS = frozenset({*KEY_HEADERS, "proxy-authorization", "cookie", "set-cookie"})
+"""Headers that are not kept when their request has ended."""
+_KNOWN = KnownParts(_read_header, _is_no_secret)
 
 
 def _join(fields: Iterable[bytes]) -> dict[str, str]:

@@ -13,20 +13,24 @@ T = TypeVar("T")
 class KnownParts(dict[bytes, T]):
     """What parts of a kind say, by their bytes. To ask for one that is not known reads it."""
 
-    __slots__ = ("_read",)
+    __slots__ = ("_may_keep", "_read")
 
-    def __init__(self, read: Callable[[bytes], T]) -> None:
+    def __init__(
+        self, read: Callable[[bytes], T], may_keep: Callable[[T], bool] = lambda _: True
+    ) -> None:
         """Begin without any.
 
         Args:
             read: reads a part. All who ask for it get the same object.
+            may_keep: tells of what was read whether it may be kept.
         """
         super().__init__()
         self._read = read
+        self._may_keep = may_keep
 
     def __missing__(self, part: bytes) -> T:
         read = self._read(part)
-        if len(part) <= LARGEST:
+        if len(part) <= LARGEST and self._may_keep(read):
             if len(self) >= MOST:
                 self.clear()
             self[part] = read
