@@ -19,7 +19,9 @@ class PrefixIndex:
 
     A block is known by a hash of itself and of all before it, so that one look-up per block finds
     the pods that share a prefix, however many pods there are: each entry is a set of pods, kept as
-    the bits of one number.
+    the bits of one number. All blocks before one that a pod gets are written down as well: so a
+    prompt is written from its end to the first block that is there, and how much of it was known
+    does not matter.
 
     Entries live in two generations, each in one of them. A new or used one goes to the young
     generation; when that is full, or half the time to live is over, or the pods have computed most
@@ -59,6 +61,8 @@ class PrefixIndex:
         self._names: dict[int, str] = {}
         self._groups: dict[int, Sequence[str]] = {}
         self._alive = 0
+        # Of these pods, blocks are missing among the young before some that are there.
+        self._torn = 0
         # Bits of pods that are gone, by the number of turns after which no entry has them.
         self._retired: list[tuple[int, int]] = []
         self._turns = 0
@@ -144,6 +148,7 @@ class PrefixIndex:
     def discard(self, hashes: Iterable[int], uid: str) -> None:
         """Note that a pod does not have these blocks: it did not carry out what was expected."""
         bit = self._bits.get(uid, 0)
+        self._torn |= bit
         for generation in (self._young, self._old):
             for block in hashes:
                 if block in generation:
@@ -161,30 +166,24 @@ class PrefixIndex:
 
     def _put(self, hashes: Sequence[int], bit: int) -> list[int]:
         """Add a pod to these blocks; return those that it was not known to have."""
-        new: list[int] = []
-        while len(hashes) > (room := self._generation_size - len(self._young)):
-            # Those that are in the young generation need no room there.
-            coming = list(dict.fromkeys(block for block in hashes if block not in self._young))
-            if len(coming) <= room:
-                break
-            cut = hashes.index(coming[room])
-            new += self._fill(hashes[:cut], bit)
+        hashes = hashes[: self._generation_size]
+        room = self._generation_size - len(self._young)
+        if len(hashes) > room and sum(block not in self._young for block in hashes) > room:
             self._turn()
-            hashes = hashes[cut:]
-        return new + self._fill(hashes, bit)
-
-    def _fill(self, hashes: Sequence[int], bit: int) -> list[int]:
-        """Add a pod to blocks for which there is room."""
-        young, old, alive = self._young, self._old, self._alive
+        young, old, alive, whole = self._young, self._old, self._alive, not self._torn & bit
         new: list[int] = []
-        for block in hashes:
+        for block in reversed(hashes):
             known = young.get(block)
-            if known is not None and known & bit:
+            if known is None:
+                known = old.pop(block, 0) & alive
+            elif known & bit:
+                if whole:
+                    break
                 continue
-            holders = old.pop(block, 0) & alive if known is None else known
-            if not holders & bit:
+            if not known & bit:
                 new.append(block)
-            young[block] = holders | bit
+            young[block] = known | bit
+        new.reverse()
         return new
 
     def _has(self, block: int, uid: str) -> bool:
@@ -226,5 +225,5 @@ class PrefixIndex:
     def _turn(self) -> None:
         self._old, self._young = self._young, {}
         self._turned = self._clock()
-        self._computed = 0
+        self._computed = self._torn = 0
         self._turns += 1

@@ -1,5 +1,9 @@
 """Which pods have which prefixes: found for all pods at once, bounded, and gone with the pod."""
 
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import accumulate, takewhile
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -147,10 +151,21 @@ def test_a_prompt_that_begins_like_one_before_needs_room_for_its_end_only() -> N
     assert index.match(other) == {"b": 300}
 
 
-def test_a_prompt_may_be_of_many_times_the_blocks_that_are_kept() -> None:
-    index, blocks = make_index_of(1), range(5000)
-    assert index.add(blocks, "a") == list(blocks)
-    assert len(index) == 2
+def test_of_a_prompt_that_is_too_long_its_beginning_is_kept() -> None:
+    index, blocks = make_index_of(10), range(5000)
+    assert index.add(blocks, "a") == list(range(10))
+    assert index.match(blocks) == {"a": 10}
+    assert len(index) == 10
+
+
+def test_what_was_taken_back_before_the_end_of_another_prompt_is_written_again() -> None:
+    index = make_index()
+    new = index.add([1, 2, 3], "a")
+    index.add([1, 2, 3, 4], "a")
+    index.discard(new, "a")
+    assert index.match([1, 2, 3, 4]) == {}
+    assert index.add([1, 2, 3, 4], "a") == [1, 2, 3]
+    assert index.match([1, 2, 3, 4]) == {"a": 4}
 
 
 def test_many_pods_cost_no_more_entries() -> None:
@@ -161,11 +176,61 @@ def test_many_pods_cost_no_more_entries() -> None:
     assert index.match([1, 2, 3]) == {f"pod-{number}": 3 for number in range(300)}
 
 
+PROMPTS = st.lists(st.integers(0, 2), max_size=5)
+
+
+def hash_blocks(prompt: Sequence[int]) -> list[int]:
+    """Return a number for each block and all before it."""
+    return list(accumulate(prompt, lambda state, block: state * 10 + block + 1, initial=0))[1:]
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["add", "take back", "turn"]), st.sampled_from("abc"), PROMPTS),
+        max_size=40,
+    )
+)
+@settings(max_examples=300, deadline=None)
+def test_each_pod_has_what_it_got_and_was_not_taken_back(
+    actions: list[tuple[str, str, list[int]]],
+) -> None:
+    clock = Clock()
+    index = make_index(ttl_s=10, clock=clock)
+    # What each pod has got since the last turn, and in the time before.
+    young, old = defaultdict[str, set[int]](set), defaultdict[str, set[int]](set)
+    taken: list[tuple[list[int], str]] = []
+    for action, uid, prompt in actions:
+        blocks = hash_blocks(prompt)
+        if action == "add":
+            new = index.add(blocks, uid)
+            assert new == [block for block in blocks if block not in young[uid] | old[uid]]
+            taken.append((new, uid))
+            # An entry moves on with all of its pods.
+            for pod in "abc":
+                young[pod] |= old[pod].intersection(blocks)
+                old[pod].difference_update(blocks)
+            young[uid].update(blocks)
+        elif action == "take back" and taken:
+            failed, owner = taken.pop()
+            index.discard(failed, owner)
+            young[owner].difference_update(failed)
+            old[owner].difference_update(failed)
+        elif action == "turn":
+            clock.now += 5
+            young, old = defaultdict(set), young
+        expected = {
+            pod: count
+            for pod in "abc"
+            if (count := len([*takewhile((young[pod] | old[pod]).__contains__, blocks)]))
+        }
+        assert index.match(blocks) == expected
+
+
 ACTIONS = st.lists(
     st.tuples(
         st.sampled_from(["add", "forget", "match", "later"]),
         st.sampled_from("abc"),
-        st.lists(st.integers(0, 5), max_size=4),
+        PROMPTS,
     ),
     max_size=40,
 )
@@ -179,7 +244,8 @@ def test_whatever_happens_no_pod_is_found_that_is_gone_or_never_had_the_block(
     clock = Clock()
     index = PrefixIndex(120 * 4, 10, clock)
     had: dict[str, set[int]] = {}
-    for action, uid, blocks in actions:
+    for action, uid, prompt in actions:
+        blocks = hash_blocks(prompt)
         if action == "add":
             index.add(blocks, uid)
             had.setdefault(uid, set()).update(blocks)
