@@ -58,7 +58,10 @@ async def _abuse(sent: bytes, cut: int, *, stalled: bool) -> None:
         open_streams = connection.streams.open
         assert len(open_streams) <= STRICT.streams
         for stream in open_streams.values():
-            assert stream._messages._size <= STRICT.stream_window
+            messages = stream._messages
+            kept = sum(map(len, messages._pieces))
+            assert kept - messages._start <= STRICT.stream_window
+            assert messages._start <= 2 * frames.DEFAULT_FRAME_BYTES
     written = await service.read_frames()
     goodbyes = [frame for frame in written if frame.kind == frames.GOAWAY]
     assert len(goodbyes) <= 1

@@ -1,8 +1,7 @@
 """One connection: frames in, calls begun, frames out, and limits on what the peer may do."""
 
 import asyncio
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Final, TypeAlias, cast
 
 from pdrouter.extproc.http2 import frames
@@ -23,6 +22,21 @@ _DRAINING: Final = b"draining"
 _PROBING: Final = b"probing "
 
 _Step: TypeAlias = Callable[["Connection", Frame], None]
+"""What is done with a frame."""
+
+
+def _refuse(reason: str) -> _Step:
+    """Return what ends the connection of a peer that sends such a frame."""
+
+    def refuse(connection: "Connection", frame: Frame) -> None:
+        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, reason)
+
+    return refuse
+
+
+def _tabulate(steps: Mapping[int, _Step], other: _Step) -> Sequence[_Step]:
+    """Return a step for each type of frames that there can be."""
+    return tuple(steps.get(kind, other) for kind in range(256))
 
 
 class Connection(asyncio.Protocol):
@@ -170,40 +184,33 @@ class Connection(asyncio.Protocol):
 
     def _receive(self, frame: Frame) -> None:
         if not self._closing:
-            self._steps.get(frame.kind, Connection._on_other)(self, frame)
+            self._steps[frame.kind](self, frame)
 
     def _on_data(self, frame: Frame) -> None:
-        data, size, ended = frame.payload, len(frame.payload), bool(frame.flags & frames.END_STREAM)
-        try:
-            increment = self._receive_window.renew(size)
-        except WindowExceeded as exceeded:
-            message = "more than the connection's window"
-            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, message) from exceeded
-        if increment:
-            self.outbox.send(frames.encode_window_update(0, increment))
-        if frame.flags & frames.PADDED:
+        data, flags, window = frame.payload, frame.flags, self._receive_window
+        size, ended = len(data), flags & frames.END_STREAM != 0
+        window.left -= size
+        if window.left <= window.low:
+            self._open_window()
+        if flags & frames.PADDED:
             data = frames.strip_padding(frame)
         if not data and not ended:
             self._floods.count_control()
-        stream = self._find(frame)
+        stream = self.streams.open.get(frame.stream)
         if stream is not None:
-            self._receive_part(stream, data, size, ended=ended)
-        elif frame.stream <= self.streams.last and not self.streams.take_rest(
-            frame.stream, ended=ended
-        ):
+            fault = stream.receive(data, size, ended)
+            if fault is not None:
+                self._reset(stream, fault)
+        elif self._was_opened(frame) and not self.streams.take_rest(frame.stream, ended=ended):
             self._floods.count_control()
             self.outbox.send(frames.encode_reset(frame.stream, ErrorCode.STREAM_CLOSED))
 
-    def _receive_part(self, stream: Stream, data: bytes, size: int, *, ended: bool) -> None:
-        if stream.ended:
-            self._reset(stream, ErrorCode.STREAM_CLOSED)
-            return
-        try:
-            stream.receive(data, size, ended)
-        except WindowExceeded:
-            self._reset(stream, ErrorCode.FLOW_CONTROL_ERROR)
-        except RequestMalformed:
-            self._reset(stream, ErrorCode.PROTOCOL_ERROR)
+    def _open_window(self) -> None:
+        """Let the peer send more: what has come waits for nobody."""
+        if self._receive_window.left < 0:
+            message = "more than the connection's window"
+            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, message)
+        self.outbox.send(frames.encode_window_update(0, self._receive_window.open_for()))
 
     def _on_headers(self, frame: Frame) -> None:
         if not frame.stream & 1:
@@ -234,11 +241,13 @@ class Connection(asyncio.Protocol):
                 return
             windows = self._limits.stream_window, self.peer.stream_window
             stream = Stream(block.stream, head, self, windows, self._limits.message_bytes)
-            if block.ended:
-                stream.receive(b"", 0, ended=True)
         except RequestMalformed:
             self.streams.last = block.stream
             self._reject(block, ErrorCode.PROTOCOL_ERROR)
+            return
+        fault = stream.receive(b"", 0, ended=True) if block.ended else None
+        if fault is not None:
+            self._reject(block, fault)
             return
         self.streams.open[block.stream] = stream
         self.turns.begin(self._begin, stream)
@@ -260,10 +269,10 @@ class Connection(asyncio.Protocol):
             if not self.streams.take_rest(block.stream, ended=block.ended):
                 raise ConnectionFault(ErrorCode.STREAM_CLOSED, "headers on a stream that is over")
             self._floods.count_control()
-        elif block.ended:
-            self._receive_part(stream, b"", 0, ended=True)
-        else:
-            self._reset(stream, ErrorCode.PROTOCOL_ERROR)
+            return
+        fault = stream.receive(b"", 0, ended=True) if block.ended else ErrorCode.PROTOCOL_ERROR
+        if fault is not None:
+            self._reset(stream, fault)
 
     def _on_reset(self, frame: Frame) -> None:
         frames.read_number(frame.payload)
@@ -345,47 +354,52 @@ class Connection(asyncio.Protocol):
         else:
             stream.wake()
 
-    def _on_push_promise(self, frame: Frame) -> None:
+    def _on_unknown(self, frame: Frame) -> None:
+        """Pass over a frame of a type that is unknown (RFC 9113, section 5.5)."""
         del frame
-        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a client cannot push")
-
-    def _on_other(self, frame: Frame) -> None:
-        """Pass over a frame of a type that is unknown (RFC 9113, section 5.5), if one may come."""
-        if self._steps is self._FIRST_STEPS:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "settings must come first")
-        if self._steps is self._STEPS_INSIDE_BLOCK:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame inside a header block")
-        if frame.kind == frames.CONTINUATION:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a continuation of nothing")
         self._floods.count_control()
 
-    _STEPS: ClassVar[Mapping[int, _Step]] = MappingProxyType(
+    _STEPS: ClassVar[Sequence[_Step]] = _tabulate(
         {
             frames.DATA: _on_data,
             frames.HEADERS: _on_headers,
             frames.PRIORITY: _on_priority,
             frames.RST_STREAM: _on_reset,
             frames.SETTINGS: _on_settings,
-            frames.PUSH_PROMISE: _on_push_promise,
+            frames.PUSH_PROMISE: _refuse("a client cannot push"),
             frames.PING: _on_ping,
             frames.GOAWAY: _on_goaway,
             frames.WINDOW_UPDATE: _on_window_update,
-        }
+            frames.CONTINUATION: _refuse("a continuation of nothing"),
+        },
+        _on_unknown,
     )
     """What is done with a frame, by its type."""
-    _FIRST_STEPS: ClassVar[Mapping[int, _Step]] = MappingProxyType({frames.SETTINGS: _on_first})
-    _STEPS_INSIDE_BLOCK: ClassVar[Mapping[int, _Step]] = MappingProxyType(
-        {frames.CONTINUATION: _on_continuation}
+    _FIRST_STEPS: ClassVar[Sequence[_Step]] = _tabulate(
+        {frames.SETTINGS: _on_first}, _refuse("settings must come first")
+    )
+    _STEPS_INSIDE_BLOCK: ClassVar[Sequence[_Step]] = _tabulate(
+        {frames.CONTINUATION: _on_continuation}, _refuse("a frame inside a header block")
     )
 
     def _find(self, frame: Frame) -> Stream | None:
         """Return the stream of a frame; None if it is over."""
         stream = self.streams.open.get(frame.stream)
-        if stream is None and (frame.stream > self.streams.last or not frame.stream & 1):
-            if frame.stream & 1 and not self._accepting:
-                return None  # It was opened after we had said that there must be no more.
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame on a stream never opened")
+        if stream is None:
+            self._was_opened(frame)
         return stream
+
+    def _was_opened(self, frame: Frame) -> bool:
+        """Return whether there was the stream of a frame, or if not, the peer may think so.
+
+        Raises:
+            ConnectionFault: there was none.
+        """
+        if frame.stream <= self.streams.last and frame.stream & 1:
+            return True
+        if frame.stream & 1 and not self._accepting:
+            return False  # It was opened after we had said that there must be no more.
+        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame on a stream never opened")
 
     def _reset(self, stream: Stream, code: ErrorCode) -> None:
         if not stream.answered:

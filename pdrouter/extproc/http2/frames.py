@@ -32,9 +32,10 @@ END_HEADERS: Final = 0x4
 PADDED: Final = 0x8
 WITH_PRIORITY: Final = 0x20
 
-_PRIORITY_BYTES = 5
-_HEADER = Struct(">LBL")
+FRAME_HEADER: Final = Struct(">LBL")
 """Of a frame: its size and its type in one number, its flags, its stream."""
+
+_PRIORITY_BYTES = 5
 _HEADER_BYTES: Final = 9
 _SETTING = Struct(">HL")
 _NUMBER = Struct(">L")
@@ -115,22 +116,23 @@ class FrameReader:
             ConnectionFault: this is no HTTP/2, or a frame is too large.
         """
         whole = ((data, 0),) if not self._begun and not self._expects_preface else self._join(data)
+        unpack, max_payload = FRAME_HEADER.unpack_from, self._max_payload
         for piece, first in whole:
-            start, end, self._lacking = first, len(piece), None
-            while end - start >= _HEADER_BYTES:
-                size_and_kind, flags, stream = _HEADER.unpack_from(piece, start)
+            end, begin = len(piece), first + _HEADER_BYTES
+            self._lacking = None
+            while begin <= end:
+                size_and_kind, flags, stream = unpack(piece, begin - _HEADER_BYTES)
                 size = size_and_kind >> 8
-                if size > self._max_payload:
+                if size > max_payload:
                     raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {size} bytes")
-                begin = start + _HEADER_BYTES
                 stop = begin + size
                 if stop > end:
                     self._lacking = stop - end
                     break
-                kind = size_and_kind & 0xFF
-                yield Frame(kind, flags, stream & MAX_STREAM_ID, piece[begin:stop])
-                start = stop
-            self._begun = piece[start:]
+                payload = piece[begin:stop]
+                yield Frame(size_and_kind & 0xFF, flags, stream & MAX_STREAM_ID, payload)
+                begin = stop + _HEADER_BYTES
+            self._begun = piece[begin - _HEADER_BYTES :]
 
     def _join(self, data: bytes) -> Sequence[tuple[bytes, int]]:
         """Join what had begun before; return pieces, and where to go on in each."""
@@ -152,38 +154,12 @@ class FrameReader:
 
 def encode_frame_header(kind: int, flags: int, stream: int, size: int) -> bytes:
     """Write what precedes a payload of so many bytes."""
-    return _HEADER.pack(size << 8 | kind, flags, stream)
+    return FRAME_HEADER.pack(size << 8 | kind, flags, stream)
 
 
 def encode_frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     """Write a frame."""
-    return encode_frame_header(kind, flags, stream, len(payload)) + payload
-
-
-def encode_data_frames(
-    stream: int, first: bytes, rest: bytes, max_payload: int
-) -> Sequence[bytes | memoryview]:
-    """Write DATA frames.
-
-    Args:
-        stream: the stream.
-        first: the beginning of what they carry, which fits a frame.
-        rest: what follows.
-        max_payload: size of the largest payload.
-
-    Returns:
-        The frames in parts: what they carry is not copied.
-    """
-    size = len(first) + len(rest)
-    if size <= max_payload:
-        return _HEADER.pack(size << 8 | DATA, 0, stream) + first, rest
-    view, end = memoryview(rest), max_payload - len(first)
-    head = encode_frame_header(DATA, 0, stream, max_payload)
-    parts: list[bytes | memoryview] = [head, first, view[:end]]
-    for start in range(end, len(rest), max_payload):
-        part = view[start : start + max_payload]
-        parts += encode_frame_header(DATA, 0, stream, len(part)), part
-    return parts
+    return FRAME_HEADER.pack(len(payload) << 8 | kind, flags, stream) + payload
 
 
 def encode_headers(stream: int, block: bytes, flags: int, max_payload: int) -> bytes:

@@ -1,6 +1,7 @@
 """What a connection sends: gathered in each turn of the event loop, and bounded."""
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 
 from pdrouter.extproc.http2.windows import SharedWindow
@@ -11,7 +12,9 @@ _GATHERED_BYTES = 2**16
 
 
 class Outbox:
-    """Writes frames to a connection.
+    """Writes frames to a connection, those of a turn at its end.
+
+    Each write wakes the peer: many small ones cost both sides more than the frames do.
 
     Attributes:
         window: says whether the peer reads.
@@ -37,12 +40,18 @@ class Outbox:
         transport.set_write_buffer_limits(_WRITE_BUFFER_BYTES)
         self._transport = transport
 
-    def send(self, *parts: bytes | memoryview) -> None:
-        """Send frames, in parts, together with all others of this turn of the event loop."""
-        if self._transport is None:
-            return
+    def send(self, frames: bytes) -> None:
+        """Send frames, together with all others of this turn of the event loop."""
         if not self._gathered:
-            # Each write wakes the peer: many small ones cost both sides more than the frames do.
+            self._turns.end_with(self._write)
+        self._gathered.append(frames)
+        self._gathered_bytes += len(frames)
+        if self._gathered_bytes >= _GATHERED_BYTES:
+            self._write()
+
+    def send_parts(self, parts: Sequence[bytes | memoryview]) -> None:
+        """Send frames in parts, which are not joined before they are written."""
+        if not self._gathered:
             self._turns.end_with(self._write)
         self._gathered += parts
         self._gathered_bytes += sum(map(len, parts))

@@ -7,31 +7,37 @@ from pdrouter.extproc.http2.frames import (
     DATA,
     END_STREAM,
     ErrorCode,
-    encode_data_frames,
     encode_frame,
     encode_frame_header,
     encode_reset,
     encode_window_update,
 )
 from pdrouter.extproc.http2.grpc_messages import (
+    PREFIX_BYTES,
     RESPONSE_BLOCK,
     UNSUPPORTED_MEDIA_TYPE_BLOCK,
     UNSUPPORTED_MEDIA_TYPE_TEXT,
     MessageReader,
     RpcFailed,
     Status,
+    encode_message,
+    encode_message_parts,
     encode_prefix,
     encode_trailers,
 )
 from pdrouter.extproc.http2.outbox import Outbox
 from pdrouter.extproc.http2.peer_settings import PeerSettings
-from pdrouter.extproc.http2.requests import RequestHead, RequestMalformed
+from pdrouter.extproc.http2.requests import RequestHead
 from pdrouter.extproc.http2.windows import ReceiveWindow, SendWindow, SharedWindow
 from pdrouter.extproc.limits import Admit
 from pdrouter.turns import Turns
 
 _WHOLE_BYTES = 2**20
 """Size of the largest message that is written at once, if the peer's windows let it."""
+
+_COPIED_BYTES = 2**11
+"""Size of the largest message that is copied into its frame: parts cost more. It fits any peer's
+frames."""
 
 END = None
 """What `Stream.read` gives after the last message."""
@@ -139,9 +145,8 @@ class Stream:
                 if self._is_over():
                     continue
             # Also where less than half of the window is used, or the message would never be whole.
-            increment = window.open_for(missing)
-            if increment:
-                self._wire.outbox.send(encode_window_update(self.id, increment))
+            if window.left <= window.low or window.left < missing:
+                self._open(missing)
             self._reader = self._wire.loop.create_future()
             try:
                 await self._reader
@@ -162,18 +167,20 @@ class Stream:
 
     async def write(self, message: bytes) -> None:
         """Send a message, once the peer takes it."""
-        wire, prefix = self._wire, encode_prefix(message)
-        size = len(prefix) + len(message)
+        wire, window, size = self._wire, self.window, PREFIX_BYTES + len(message)
         if not self.answered:
             wire.outbox.send(wire.peer.encode_headers(self.id, RESPONSE_BLOCK, 0))
             self.answered = True
-        if size <= self.window.left and size <= _WHOLE_BYTES and wire.window.take_now(size):
-            self.window.left -= size
-            frames = encode_data_frames(self.id, prefix, message, wire.peer.frame_bytes)
-            wire.outbox.send(*frames)
+        if size <= window.left and size <= _WHOLE_BYTES and wire.window.take_now(size):
+            window.left -= size
+            if size <= _COPIED_BYTES:
+                wire.outbox.send(encode_message(self.id, message))
+            else:
+                parts = encode_message_parts(self.id, message, wire.peer.frame_bytes)
+                wire.outbox.send_parts(parts)
             return
         try:
-            await self._write_parts(prefix + message)
+            await self._write_parts(encode_prefix(message) + message)
         finally:
             wire.window.pass_turn()
 
@@ -210,36 +217,35 @@ class Stream:
             self._reader = self._wire.loop.create_future()
             await self._reader
 
-    def receive(self, data: bytes, size: int, ended: bool) -> None:
-        """Take a part of the messages.
+    def receive(self, data: bytes, size: int, ended: bool) -> ErrorCode | None:
+        """Take a part of the messages; return what is wrong with it, if anything is.
 
         Args:
             data: the part.
             size: by how much it counts: padding does.
             ended: whether it is the last one.
-
-        Raises:
-            WindowExceeded: the peer may not have sent it.
-            RequestMalformed: it is not as long as the peer has said.
         """
-        self._receive_window.receive(size)
-        if ended:
-            self.ended = True
+        if self.ended:
+            return ErrorCode.STREAM_CLOSED
+        window, messages = self._receive_window, self._messages
+        window.left -= size
+        if window.left < 0:
+            return ErrorCode.FLOW_CONTROL_ERROR
+        self.ended = ended
         length = self.head.content_length
         if length is not None:
             self._body_bytes += len(data)
             if self._body_bytes > length or (ended and self._body_bytes < length):
-                raise RequestMalformed("the body is not of its content-length")
+                return ErrorCode.PROTOCOL_ERROR
         if not self._discards:
-            self._messages.feed(data)
-        reader = self._reader
-        if reader is None:
-            return
-        missing = self._messages.missing
-        if ended or missing <= 0 or (missing > self._receive_window.left and not self._discards):
-            self._wake_reader(reader)
-        else:
-            self._open()
+            messages.feed(data)
+        reader, missing = self._reader, messages.missing
+        if reader is not None:
+            if ended or missing <= 0 or (missing > window.left and not self._discards):
+                self._wake_reader(reader)
+            elif window.left <= window.low:
+                self._open()
+        return None
 
     def abandon(self) -> None:
         """Stop what answers the call: the peer has reset it, or is gone."""
@@ -271,8 +277,8 @@ class Stream:
         if self._writer is not None and self.window.left > 0 and not self._writer.done():
             self._writer.set_result(None)
 
-    def _open(self) -> None:
-        increment = self._receive_window.open_for()
+    def _open(self, size: int = 0) -> None:
+        increment = self._receive_window.open_for(size)
         if increment and not self.closed:
             self._wire.outbox.send(encode_window_update(self.id, increment))
 
@@ -284,7 +290,8 @@ class Stream:
             if allowed > 0:
                 self.window.left -= allowed
                 wire.window.left -= allowed
-                wire.outbox.send(encode_frame_header(DATA, 0, self.id, allowed), rest[:allowed])
+                header = encode_frame_header(DATA, 0, self.id, allowed)
+                wire.outbox.send_parts((header, rest[:allowed]))
                 rest = rest[allowed:]
             elif self.window.left <= 0:
                 wire.window.pass_turn()

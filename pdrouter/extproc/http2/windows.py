@@ -87,42 +87,20 @@ class SharedWindow(SendWindow):
 class ReceiveWindow:
     """How much the peer may send. What has been used is given back in large steps.
 
+    Who receives takes from what is left, and opens the window when it is low.
+
     Attributes:
         size: bytes, when it is wide open.
-        left: bytes that may still come.
+        left: bytes that may still come; below 0 if the peer has sent more than it may.
+        low: half of the size.
     """
 
-    __slots__ = ("left", "size")
+    __slots__ = ("left", "low", "size")
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.left = size
-
-    def receive(self, size: int) -> None:
-        """Count bytes that have come.
-
-        Raises:
-            WindowExceeded: the peer may not have sent them.
-        """
-        self.left -= size
-        if self.left < 0:
-            raise WindowExceeded
-
-    def renew(self, size: int) -> int:
-        """Count bytes that wait for nobody, and open the window if half of it is used.
-
-        Returns:
-            By how much it opens.
-
-        Raises:
-            WindowExceeded: the peer may not have sent them.
-        """
-        left = self.left - size
-        if left < 0:
-            raise WindowExceeded
-        opens = left * 2 <= self.size
-        self.left = self.size if opens else left
-        return self.size - left if opens else 0
+        self.low = size // 2
 
     def open_for(self, size: int = 0) -> int:
         """Open the window again if half of it is used, and for so many bytes in any case.
@@ -131,10 +109,8 @@ class ReceiveWindow:
             By how much it opens.
         """
         before = self.left
-        if before * 2 <= self.size:
+        if before <= self.low:
             self.left = max(self.size, size)
         elif before < size:
             self.left = size
-        else:
-            return 0
         return self.left - before

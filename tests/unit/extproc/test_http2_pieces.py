@@ -5,8 +5,13 @@ import tracemalloc
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdrouter.extproc.http2.frames import DATA, PREFACE, FrameReader, encode_data_frames
-from pdrouter.extproc.http2.grpc_messages import MessageReader, encode_prefix
+from pdrouter.extproc.http2.frames import DATA, PREFACE, FrameReader
+from pdrouter.extproc.http2.grpc_messages import (
+    MessageReader,
+    encode_message,
+    encode_message_parts,
+    encode_prefix,
+)
 
 MESSAGES = st.lists(
     st.one_of(st.binary(max_size=40), st.integers(900, 40_000).map(bytes)), max_size=6
@@ -29,7 +34,7 @@ def test_messages_come_through_frames_however_they_are_cut(
 ) -> None:
     parts: list[bytes | memoryview] = [PREFACE]
     for message in messages:
-        parts += encode_data_frames(1, encode_prefix(message), message, max_payload)
+        parts += encode_message_parts(1, message, max_payload)
     frames, reader, received = FrameReader(max_payload), MessageReader(2**20), []
     for piece in cut(b"".join(parts), sizes):
         for frame in frames.feed(piece):
@@ -40,6 +45,11 @@ def test_messages_come_through_frames_however_they_are_cut(
                 received.append(taken)
     assert received == messages
     assert reader.empty
+
+
+@given(st.binary(max_size=40))
+def test_a_message_is_the_same_copied_and_in_parts(message: bytes) -> None:
+    assert encode_message(3, message) == b"".join(encode_message_parts(3, message, 45))
 
 
 @given(MESSAGES, CUTS)
