@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 
 from pdrouter.bounded import make_room
@@ -32,6 +32,19 @@ class _Handle:
     at: float
 
 
+@dataclass(slots=True)
+class _Served:
+    """Who has served a model on a path of late.
+
+    Attributes:
+        pods: when it was, by UID; of the last few.
+        known_until: until when these are enough: that others do it, too, is no news.
+    """
+
+    pods: dict[str, float] = field(default_factory=dict)
+    known_until: float = -inf
+
+
 class Proofs:
     """Remembers who has served what of late, and what engines tell. One for the whole process."""
 
@@ -42,7 +55,7 @@ class Proofs:
             clock: gives the time in seconds.
         """
         self._clock = clock
-        self._served: dict[tuple[Leg, str, str, str], dict[str, float]] = {}
+        self._served: dict[tuple[Leg, str, str, str], _Served] = {}
         self._handles: dict[tuple[str, str], _Handle] = {}
         self._told: dict[tuple[str, str], None] = {}
 
@@ -52,20 +65,23 @@ class Proofs:
         served = self._served.get(key)
         if served is None:
             make_room(self._served, key, MOST_NAMES)
-            served = self._served[key] = {}
-        if now - served.get(uid, -inf) < _NEWS_S:
+            served = self._served[key] = _Served()
+        pods = served.pods
+        if now < served.known_until or now - pods.get(uid, -inf) < _NEWS_S:
             return False
-        if sum(now - at < _NEWS_S for at in served.values()) >= _ENOUGH:
-            return False
-        served.pop(uid, None)
-        make_room(served, uid, _ENOUGH)
-        served[uid] = now
+        pods.pop(uid, None)
+        make_room(pods, uid, _ENOUGH)
+        pods[uid] = now
+        if len(pods) == _ENOUGH:
+            served.known_until = min(pods.values()) + _NEWS_S
         return True
 
     def has_another_served(self, leg: Leg, namespace: str, model: str, path: str, uid: str) -> bool:
         """Return whether another pod has served a model on a path of late."""
-        served, now = self._served.get((leg, namespace, model, path), {}), self._clock()
-        return any(other != uid and now - at < _RECENT_S for other, at in served.items())
+        served, now = self._served.get((leg, namespace, model, path)), self._clock()
+        return served is not None and any(
+            other != uid and now - at < _RECENT_S for other, at in served.pods.items()
+        )
 
     def note_handle(self, namespace: str, model: str, uid: str, tokens: int) -> bool:
         """Note that a pod has given a handle for so long a prompt; return whether that is news."""

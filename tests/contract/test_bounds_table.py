@@ -1019,7 +1019,7 @@ async def exceed_the_outcomes(_: pytest.MonkeyPatch) -> None:
     assert len(known._served) == len(known._handles) == proofs.MOST_NAMES
     for uid in name_many(100):
         known.note_served(Leg.PREFILL, "default", "name-4999", "/v1/completions", uid)
-    assert all(len(pods) <= proofs._ENOUGH for pods in known._served.values())
+    assert all(len(served.pods) <= proofs._ENOUGH for served in known._served.values())
 
 
 @walk(
