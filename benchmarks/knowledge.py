@@ -31,7 +31,7 @@ from pdrouter.engines.split import Leg
 from pdrouter.journal.journal import Journal
 from pdrouter.journal.language import Change, LegLetGo
 from pdrouter.journal.memory import Layout, SharedMemory, create_memory
-from pdrouter.load.ledger import Scope
+from pdrouter.load.legs_in_flight import Scope
 from pdrouter.routing.state import RoutingState
 from pdrouter.settings import Settings
 from pdrouter.wiring.knowledge import create_knowledge

@@ -15,7 +15,8 @@ from pdrouter.journal.language import (
     TrialLetGo,
 )
 from pdrouter.load.failures import EjectionRules, FailureMemory, Part, Trial
-from pdrouter.load.ledger import Clock, Ledger, Scope
+from pdrouter.load.ledger import Clock, Ledger
+from pdrouter.load.legs_in_flight import Scope
 from pdrouter.load.prefill_rates import PrefillRates
 from pdrouter.users.places import Places
 

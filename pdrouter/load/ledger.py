@@ -2,17 +2,10 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from math import inf
-from types import TracebackType
-
-import msgspec
-from msgspec import structs
+from dataclasses import replace
 
 from pdrouter.engines.split import Leg
-from pdrouter.load.busy_shares import BusyShare
-from pdrouter.load.drain_rates import DrainRate
-from pdrouter.load.failure_records import NO_TRIAL, Trial
+from pdrouter.load.legs_in_flight import LegLoad, PodPace, Scope
 from pdrouter.load.prefill_queue import PrefillQueue
 from pdrouter.load.prefill_rates import PrefillRates
 
@@ -20,21 +13,9 @@ Clock = Callable[[], float]
 """Gives the time in seconds; only differences count."""
 
 
-class LegLoad(msgspec.Struct):
-    """Legs of one kind that are in flight on one pod.
-
-    Attributes:
-        requests: how many there are; whole requests count as what Envoy sends.
-        tokens: for prefill, prompt tokens that they have to compute; for decode, tokens that they
-            need KV memory for at their end. Both as estimated.
-    """
-
-    requests: int = 0
-    tokens: int = 0
-
-
 _IDLE = LegLoad()
-
+_PREFILL = Leg.PREFILL
+"""Looked up once: in Python 3.11, to find a member of an enumeration takes longer than a call."""
 
 _GREATEST_SURPRISE = 4.0
 """How many times longer than predicted all legs on a pod may take, for what is learnt from it.
@@ -43,89 +24,11 @@ A pause of the engine or the network must not make its pod look a hundred times 
 request would go there to show that it was over. A pod that is that slow is learnt in a few legs.
 """
 
-
 _NEW_LEG = 0.02
 """Weight of a leg in the mean of all."""
 
 _STILL_KNOWN_S = 60.0
 """Time for which what a completed leg has taught of a pod's speed is enough to refuse requests."""
-
-
-@dataclass(slots=True)
-class _Pace:
-    """How a pod gets on with what it has to do.
-
-    Attributes:
-        busy: which share of its time it has something.
-        drain: how much it completes; counts nothing while this router has sent it nothing.
-        learnt: when a prefill leg has last shown how fast it is.
-    """
-
-    busy: BusyShare = field(default_factory=BusyShare)
-    drain: DrainRate = field(default_factory=DrainRate)
-    learnt: float = -inf
-
-
-class Scope(msgspec.Struct, eq=False):
-    """One leg that a ledger counts until it is released, exactly once.
-
-    Attributes:
-        ledger: counts it; None once it is released.
-        leg: the leg.
-        uid: the pod that it is on.
-        tokens: what it costs there.
-        due: when its request is due, on the clock of the ledger; None for no such time.
-        cached: for prefill, tokens of the prompt before these, which the pod has cached.
-        load: where it counts.
-        pace: how its pod gets on, as far as that is remembered since.
-        completed: tokens that it has computed; None if it was not carried out, or not seen to be.
-        trial: keeps other requests from a pod that has failed, for as long.
-    """
-
-    ledger: "Ledger | None"
-    leg: Leg
-    uid: str
-    tokens: int
-    due: float | None
-    cached: int
-    load: LegLoad
-    pace: _Pace
-    completed: int | None = None
-    trial: Trial = NO_TRIAL
-
-    def complete(self, tokens: int | None = None) -> None:
-        """Note that the leg was carried out; call it before the release.
-
-        The time that a prefill leg took teaches how fast its pod is.
-
-        Args:
-            tokens: prompt tokens that were computed, if the engine has said so: the others were
-                cached.
-        """
-        if tokens is not None:
-            self.cached = max(0, self.cached + self.tokens - tokens)
-        self.completed = self.tokens if tokens is None else tokens
-
-    def release(self) -> None:
-        """Stop counting the leg. Further calls change nothing."""
-        ledger, self.ledger = self.ledger, None
-        if ledger is not None:
-            try:
-                ledger.end(self)
-            finally:
-                if self.trial is not NO_TRIAL:
-                    self.trial.release()
-
-    def __enter__(self) -> "Scope":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.release()
 
 
 class Ledger:
@@ -167,7 +70,7 @@ class Ledger:
         self._queues: dict[str, PrefillQueue] = {}
         self._others: dict[str, float] = {}
         self._mean_work = 0.0
-        self._paces: dict[str, _Pace] = {}
+        self._paces: dict[str, PodPace] = {}
         self.computed: dict[str, float] = {}
         """Seconds of a usual pod's time that the completed prefill legs of each pod were."""
 
@@ -184,7 +87,7 @@ class Ledger:
         found: dict[str, dict[Leg, LegLoad]] = {}
         for leg, loads in self._loads.items():
             for uid, load in loads.copy().items():
-                found.setdefault(uid, {})[leg] = structs.replace(load)
+                found.setdefault(uid, {})[leg] = replace(load)
         return found
 
     def describe(self, uid: str) -> dict[str, int]:
@@ -218,15 +121,11 @@ class Ledger:
         """
         now = self._clock()
         queues, factors, unit_s = self._queues, self.rates.speeds.factors, self.rates.unit_s
-        others = self._others
-        if others:
-            weight = others_weight * self._mean_work
-            added = [
-                work + weight * others.get(uid, 0.0) for uid, work in zip(uids, added, strict=True)
-            ]
+        others, each_other = self._others, others_weight * self._mean_work
         predicted = []
-        for uid, work in zip(uids, added, strict=True):
+        for uid, own in zip(uids, added, strict=True):
             scale = unit_s * factors.get(uid, 1.0)
+            work = own + each_other * others[uid] if uid in others else own
             queue = queues.get(uid)
             if queue is None:
                 predicted.append(work * scale)
@@ -270,7 +169,7 @@ class Ledger:
         queues, others = self._queues, self._others
         if not (queues or others):
             return 0.0
-        return sum(uid in queues or uid in others for uid in uids) / len(uids)
+        return len([uid for uid in uids if uid in queues or uid in others]) / len(uids)
 
     def note_others(self, uid: str, requests: float) -> None:
         """Take how many requests a pod has that this router has not sent, as last seen.
@@ -279,7 +178,7 @@ class Ledger:
         """
         pace = self._paces.get(uid)
         if pace is None and requests:
-            pace = self._paces[uid] = _Pace()
+            pace = self._paces[uid] = PodPace()
         if pace is not None:
             pace.busy.note_others(self._clock(), busy=requests > 0)
         if requests:
@@ -315,10 +214,10 @@ class Ledger:
         now = self._clock()
         pace = self._paces.get(uid)
         if pace is None:
-            pace = self._paces[uid] = _Pace()
-        pace.busy.begin(now)
-        if pace.drain.since == inf:
-            pace.drain.since = now
+            pace = self._paces[uid] = PodPace()
+        if not pace.requests:
+            pace.begin(now)
+        pace.requests += 1
         loads = self._loads[leg]
         load = loads.get(uid)
         if load is None:
@@ -326,7 +225,7 @@ class Ledger:
         load.requests += 1
         load.tokens += tokens
         scope = Scope(self, leg, uid, tokens, due, cached, load, pace)
-        if leg is Leg.PREFILL:
+        if leg is _PREFILL:
             self._join_queue(scope, now)
         return scope
 
@@ -334,12 +233,14 @@ class Ledger:
         """Take back what a scope has counted, and learn from it; only scopes call this."""
         pace, now = scope.pace, self._clock()
         try:
-            if scope.leg is Leg.PREFILL:
+            if scope.leg is _PREFILL:
                 self._leave_queue(scope, now)
             else:
                 pace.drain.note(now)
         finally:
-            pace.busy.end(now)
+            pace.requests -= 1
+            if not pace.requests:
+                pace.busy.end(now)
             load = scope.load
             load.requests -= 1
             load.tokens -= scope.tokens
@@ -351,7 +252,7 @@ class Ledger:
     def _join_queue(self, scope: Scope, now: float) -> None:
         uid, rates = scope.uid, self.rates
         queue = self._queues.get(uid)
-        work = rates.measure(scope.tokens, rates.shapes.get(uid, rates.default), scope.cached)
+        work = rates.measure(scope.tokens, rates.find_shapes(uid), scope.cached)
         if queue is None:
             self._queues[uid] = PrefillQueue(now, scope, work)
         else:
@@ -366,12 +267,10 @@ class Ledger:
             self._learn(scope, queue, completed, now - queue.since)
             scope.pace.drain.note(now)
             scope.pace.learnt = now
-        if len(queue.work) == 1:
+        was_first = queue.remove(scope)
+        if not queue.work:
             del self._queues[uid]
-            return
-        was_first = next(iter(queue.work)) is scope
-        queue.remove(scope)
-        if was_first or completed is not None:
+        elif was_first or completed is not None:
             queue.since = now
 
     def _learn(self, scope: Scope, queue: PrefillQueue, computed: int, seconds: float) -> None:
@@ -388,7 +287,7 @@ class Ledger:
         """
         uid, rates = scope.uid, self.rates
         unit_s = rates.unit_s
-        weight = rates.shapes.get(uid, rates.default).weigh(computed, scope.cached)
+        weight = rates.find_shapes(uid).weigh(computed, scope.cached)
         actual = rates.convert(weight)
         self.computed[uid] = self.computed.get(uid, 0.0) + actual * unit_s
         own = queue.first + queue.rest - queue.work[scope] + actual

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from pdrouter.cluster.pods import RANK_MARK, Pod, Role
 from pdrouter.engines.split import Leg
-from pdrouter.load.ledger import Ledger, LegLoad
+from pdrouter.load.ledger import Ledger
+from pdrouter.load.legs_in_flight import LegLoad
 from pdrouter.load.samples import EngineSample
 
 _CATCH_UP_S = 60.0

@@ -44,8 +44,14 @@ class PrefillQueue:
         self.work[leg] = work
         self.rest += work
 
-    def remove(self, leg: QueuedLeg) -> None:
-        work = self.work.pop(leg)
-        first = next(iter(self.work.values()), 0.0)
-        self.rest += self.first - work - first
-        self.first = first
+    def remove(self, leg: QueuedLeg) -> bool:
+        """Take a leg out; return whether it was the first."""
+        work = self.work
+        was_first = next(iter(work)) is leg
+        own = work.pop(leg)
+        if was_first:
+            self.first = next(iter(work.values()), 0.0)
+            self.rest -= self.first
+        else:
+            self.rest -= own
+        return was_first

@@ -7,7 +7,7 @@ import msgspec
 
 from pdrouter.cluster.pods import PairingKey, Pod
 from pdrouter.engines.split import Leg
-from pdrouter.load.ledger import LegLoad
+from pdrouter.load.legs_in_flight import LegLoad
 from pdrouter.load.samples import EngineSample
 from pdrouter.routing.policy import Ranking, RankingRequest
 from pdrouter.routing.score_parts import DecodeParts

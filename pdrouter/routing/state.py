@@ -8,7 +8,8 @@ from pdrouter.engines.split import Leg
 from pdrouter.load.cached_prefixes import CachedPrefixes
 from pdrouter.load.decoded_prompts import DecodedPrompts
 from pdrouter.load.failures import FailureMemory
-from pdrouter.load.ledger import Ledger, Scope
+from pdrouter.load.ledger import Ledger
+from pdrouter.load.legs_in_flight import Scope
 from pdrouter.load.priorities import PriorityKnowledge
 from pdrouter.load.recent_prompts import RecentPrompts
 from pdrouter.load.samples import EngineSample

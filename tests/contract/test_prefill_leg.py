@@ -26,7 +26,8 @@ from pdrouter.engines.split import (
     SideAnswer,
     Split,
 )
-from pdrouter.load.ledger import Ledger, LegLoad
+from pdrouter.load.ledger import Ledger
+from pdrouter.load.legs_in_flight import LegLoad
 from pdrouter.load.prompt_length import TokenRatios
 from pdrouter.load.retry_budget import RetryBudget, RetryRules
 from pdrouter.openai.paths import ENDPOINTS

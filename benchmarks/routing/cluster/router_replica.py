@@ -10,7 +10,8 @@ from msgspec import structs
 from pdrouter.cluster.router_group import RouterGroup
 from pdrouter.cluster.view import ModelPods
 from pdrouter.load.decoded_prompts import DecodedPrompts
-from pdrouter.load.ledger import Ledger, Scope
+from pdrouter.load.ledger import Ledger
+from pdrouter.load.legs_in_flight import Scope
 from pdrouter.load.prefill_rates import PrefillRates
 from pdrouter.load.prefix_index import PrefixIndex
 from pdrouter.load.samples import EngineSample, Samples, count_free_tokens, count_kv_capacity

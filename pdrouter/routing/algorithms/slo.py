@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.engines.split import Leg
-from pdrouter.load.ledger import LegLoad
+from pdrouter.load.legs_in_flight import LegLoad
 from pdrouter.routing.algorithms.first_token import predict_first_tokens
 from pdrouter.routing.algorithms.requests import count_requests
 from pdrouter.routing.kv_capacity import FULL, find_usage

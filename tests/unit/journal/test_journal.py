@@ -19,7 +19,8 @@ from pdrouter.journal.language import Call, Language
 from pdrouter.journal.leading import work_while_leading
 from pdrouter.journal.memory import Layout, SharedMemory, create_memory
 from pdrouter.load.failures import FailureMemory, Part
-from pdrouter.load.ledger import Ledger, Scope
+from pdrouter.load.ledger import Ledger
+from pdrouter.load.legs_in_flight import Scope
 from pdrouter.load.samples import EngineSample, RequestMeans
 from pdrouter.load.usage_news import UsageNews
 from pdrouter.load.whole_serving import WholeServing

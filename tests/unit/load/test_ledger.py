@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from pdrouter.engines.split import Leg
-from pdrouter.load.ledger import Ledger, LegLoad, Scope
+from pdrouter.load.ledger import Ledger
+from pdrouter.load.legs_in_flight import LegLoad, Scope
 from pdrouter.load.prefill_rates import PrefillRates
 
 

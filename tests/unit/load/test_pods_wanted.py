@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.engines.split import Leg
-from pdrouter.load.ledger import Ledger, LegLoad, Scope
+from pdrouter.load.ledger import Ledger
+from pdrouter.load.legs_in_flight import LegLoad, Scope
 from pdrouter.load.pods_wanted import (
     Group,
     PodsWanted,

@@ -13,7 +13,8 @@ from pdrouter.cluster.places import are_placed, measure_distance
 from pdrouter.cluster.pods import Pod, Role
 from pdrouter.cluster.view import ModelPods
 from pdrouter.engines.split import Leg
-from pdrouter.load.ledger import Ledger, Scope
+from pdrouter.load.ledger import Ledger
+from pdrouter.load.legs_in_flight import Scope
 from pdrouter.load.prefill_rates import PrefillRates
 from pdrouter.routing.decision import Decision, NoReadyPod, RoutingFacts
 from pdrouter.routing.other_pair import choose_other_pair

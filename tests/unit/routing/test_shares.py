@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdrouter.cluster.pods import Role
-from pdrouter.load.ledger import Ledger, Scope
+from pdrouter.load.ledger import Ledger
+from pdrouter.load.legs_in_flight import Scope
 from pdrouter.load.prefill_rates import PrefillRates
 from pdrouter.routing.decision import RoutingFacts
 from pdrouter.routing.strategies import create_strategies

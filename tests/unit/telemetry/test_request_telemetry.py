@@ -24,7 +24,8 @@ from pdrouter.cluster.reflector_stats import ReflectorStats
 from pdrouter.cluster.view import PodCache
 from pdrouter.engine_http.failures import FailureKind
 from pdrouter.engines.split import Leg
-from pdrouter.load.ledger import Ledger, Scope
+from pdrouter.load.ledger import Ledger
+from pdrouter.load.legs_in_flight import Scope
 from pdrouter.openai.usage import Usage
 from pdrouter.routing.session_affinity import SessionOutcome
 from pdrouter.serving.answers import AnswerReport, RoutedRequest
