@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import nullcontext
 from itertools import count
 from typing import TypeAlias
 
@@ -22,10 +21,8 @@ from pdrouter.serving.engine_client import EngineClient, address_rank
 from pdrouter.serving.leg_outcome import Attempt
 from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.statuses import DONE, Speaks, judge
-from pdrouter.serving.steps import Step
 from pdrouter.serving.trace import RequestTrace
 
-_UNTIMED = nullcontext()
 WriteRequest: TypeAlias = Callable[[str], tuple[Mapping[str, str], Pieces]]
 """Gives headers, beside those that all have, and the body of a request with an id."""
 
@@ -97,6 +94,7 @@ class LegPosts(msgspec.Struct, eq=False):
         timed = companion is None and self.alone
         if companion is not None:
             companion.request_id = next(self.ids)
+        path = request.endpoint.path + request.query
         while True:
             request_id = next(self.ids) if companion is None else companion.request_id
             more, body = write(request_id)
@@ -107,18 +105,18 @@ class LegPosts(msgspec.Struct, eq=False):
                 headers.update(address_rank(pod))
             headers["x-request-id"] = request_id
             remaining = max(0.001, self.deadline - posted)
+            began = time.perf_counter()
             try:
-                with Step(self.record.steps, leg, waits=True) if timed else _UNTIMED:
-                    answer = await self.client.post(
-                        pod.address,
-                        request.endpoint.path + request.query,
-                        headers,
-                        body,
-                        remaining,
-                        progress=None if companion is None else companion.progress,
-                        once=True,
-                        fresh=companion is not None,
-                    )
+                answer = await self.client.post(
+                    pod.address,
+                    path,
+                    headers,
+                    body,
+                    remaining,
+                    progress=None if companion is None else companion.progress,
+                    once=True,
+                    fresh=companion is not None,
+                )
             except PostFailed as error:
                 # Both legs have a companion's id: an engine may have seen it on that connection.
                 now = time.monotonic()
@@ -134,6 +132,9 @@ class LegPosts(msgspec.Struct, eq=False):
                     leg, pod, request_id, None, error.kind, str(error), seconds, stale
                 )
                 return structs.replace(attempt, hurried=True) if hurried else attempt, None
+            finally:
+                if timed:
+                    self.record.steps.end(leg, began, waits=True)
             seconds = time.monotonic() - start
             if answer.status in DONE:
                 attempt = Attempt(leg, pod, request_id, answer.status, None, "", seconds, stale)

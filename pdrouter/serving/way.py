@@ -42,6 +42,7 @@ from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.serving.unsplittable import REASON as NOT_PREFILLABLE
 from pdrouter.settings.choices import Aggregation, FailurePolicy
 
+_WHEN_FASTER = Aggregation.WHEN_FASTER
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _STILL_GOOD = frozenset({"too-large", "late"})
 """Why a handle is not handed over whose blocks an engine holds all the same."""
@@ -133,7 +134,8 @@ class Dispatcher:
         """Return what is asked for, and the pods of its model."""
         record = call.record
         record.body_bytes = len(data)
-        with Step(record.steps, "parse"):
+        began = time.perf_counter()
+        try:
             request = parse_request(
                 head.endpoint,
                 head.query,
@@ -142,6 +144,8 @@ class Dispatcher:
                 split_multimodal=self.policy.split_multimodal,
                 content_type=head.headers.get("content-type", ""),
             )
+        finally:
+            record.steps.end("parse", began)
         if self.policy.trust_ec_locator and (locator := find_locator(request)) is not None:
             request = request.trust_locator(locator)
         request = self.priorities.take_over(request, head.headers)
@@ -243,7 +247,7 @@ class Dispatcher:
     def learn_from(self, chosen: OpenDecision, record: RequestRecord) -> LastLegLessons | None:
         """Return what learns from a request that is sent to its last pod now; None for nobody."""
         router = self.chooser.router
-        if router.rules.aggregation is not Aggregation.WHEN_FASTER:
+        if router.rules.aggregation is not _WHEN_FASTER:
             return None
         return LastLegLessons(chosen, router.state, record)
 
@@ -277,15 +281,18 @@ class Dispatcher:
         if not answers or chosen.decision.whole:
             call.give_up_handle()
             return self._dispatch_whole(request, chosen, head, record)
-        with Step(record.steps, "hand-over"):
+        began = time.perf_counter()
+        try:
             last = self._rank_last(requests.last, chosen, head, record)
-            most_bytes = self.policy.max_forwarded_bytes
-            try:
-                body, headers = hand_over(last, split, chosen.pods, answers, most_bytes)
-                self.legs.lessons.outcomes.note_usable(answer, model)
-            except HandoffInvalid as invalid:
-                self._note_invalid(invalid, answer, model, call)
-                body, headers = whole_body(last.with_edits(request.edits)), _NO_HEADERS
+            body, headers = hand_over(
+                last, split, chosen.pods, answers, self.policy.max_forwarded_bytes
+            )
+            self.legs.lessons.outcomes.note_usable(answer, model)
+        except HandoffInvalid as invalid:
+            self._note_invalid(invalid, answer, model, call)
+            body, headers = whole_body(last.with_edits(request.edits)), _NO_HEADERS
+        finally:
+            record.steps.end("hand-over", began)
         return Dispatched(body, answer.request_id, chosen.decision.last.pod, model, chosen, headers)
 
     def _join(

@@ -60,6 +60,17 @@ def test_a_step_is_timed_however_it_is_left_and_what_is_done_again_is_added_up(
     assert steps.waited_s == 2.0
 
 
+def test_a_step_may_be_ended_by_who_knows_when_it_began(clock: Clock) -> None:
+    steps = StepTimes(intervals=[])
+    clock.now += 0.25
+    steps.end("parse", 100.0)
+    clock.now += 2.0
+    steps.end("prefill", 100.25, waits=True)
+    assert steps.describe() == {"parse": 250.0, "prefill": 2000.0}
+    assert steps.waited_s == 2.0
+    assert steps.intervals == [("parse", 100.0, 100.25), ("prefill", 100.25, 102.25)]
+
+
 @dataclass(slots=True)
 class SlowTokenizers:
     """Stands for `PromptTokenizers`: a thread that is busy."""
