@@ -61,6 +61,9 @@ class State(StrEnum):
     """The response's headers have been answered."""
 
 
+# Until Python 3.12, to look up a member of an enumeration costs as much as two calls.
+_START = State.START
+
 _Answer: TypeAlias = Callable[[Phases, Any], Awaitable[Reply | None]]
 
 
@@ -84,36 +87,46 @@ def _refuse(create_error: Callable[[], RequestRejected]) -> _Step:
     return _Step(answer, State.START)
 
 
-STEPS: Mapping[tuple[State, type[Event]], _Step] = {
-    (State.START, RequestHeaders): _Step(Phases.on_request_headers, State.HEAD),
-    # Where the filter skips the request's headers.
-    (State.START, RequestBody): _refuse(headers_skipped),
-    (State.START, RequestTrailers): _refuse(headers_skipped),
-    # A filter before this one answers.
-    (State.START, ResponseHeaders): _Step(Phases.on_earlier_answer, State.RESPONDING),
-    (State.START, ResponseBody): _Step(Phases.on_rest_of_earlier_answer, State.RESPONDING),
-    (State.START, ResponseTrailers): _Step(Phases.on_rest_of_earlier_answer, State.RESPONDING),
-    (State.HEAD, RequestBody): _Step(Phases.on_request_body, State.FORWARDED),
-    (State.HEAD, RequestTrailers): _refuse(no_body),
-    # Envoy answers by itself, for example because the body is too large.
-    (State.HEAD, ResponseHeaders): _Step(Phases.on_local_reply, State.RESPONDING),
-    (State.HEAD, ResponseBody): _Step(Phases.on_rest_of_earlier_answer, State.RESPONDING),
-    (State.HEAD, ResponseTrailers): _Step(Phases.on_rest_of_earlier_answer, State.RESPONDING),
-    (State.SENT, RequestBody): _Step(Phases.pass_on, State.FORWARDED),
-    (State.SENT, RequestTrailers): _Step(Phases.pass_on, State.FORWARDED),
-    (State.SENT, ResponseHeaders): _Step(Phases.on_response_headers, State.RESPONDING),
-    (State.SENT, ResponseBody): _Step(Phases.pass_on, State.FORWARDED),
-    (State.SENT, ResponseTrailers): _Step(Phases.pass_on, State.FORWARDED),
-    (State.FORWARDED, RequestTrailers): _Step(Phases.pass_on, State.FORWARDED),
-    (State.FORWARDED, ResponseHeaders): _Step(Phases.on_response_headers, State.RESPONDING),
-    # Where the filter skips the response's headers.
-    (State.FORWARDED, ResponseBody): _Step(Phases.pass_on, State.FORWARDED),
-    (State.FORWARDED, ResponseTrailers): _Step(Phases.pass_on, State.FORWARDED),
-    # The rest of a request that was answered before its end.
-    (State.RESPONDING, RequestBody): _Step(Phases.pass_on, State.RESPONDING),
-    (State.RESPONDING, RequestTrailers): _Step(Phases.pass_on, State.RESPONDING),
-    (State.RESPONDING, ResponseBody): _Step(Phases.on_response_body, State.RESPONDING),
-    (State.RESPONDING, ResponseTrailers): _Step(Phases.pass_on, State.RESPONDING),
+STEPS: Mapping[State, Mapping[type[Event], _Step]] = {
+    State.START: {
+        RequestHeaders: _Step(Phases.on_request_headers, State.HEAD),
+        # Where the filter skips the request's headers.
+        RequestBody: _refuse(headers_skipped),
+        RequestTrailers: _refuse(headers_skipped),
+        # A filter before this one answers.
+        ResponseHeaders: _Step(Phases.on_earlier_answer, State.RESPONDING),
+        ResponseBody: _Step(Phases.on_rest_of_earlier_answer, State.RESPONDING),
+        ResponseTrailers: _Step(Phases.on_rest_of_earlier_answer, State.RESPONDING),
+    },
+    State.HEAD: {
+        RequestBody: _Step(Phases.on_request_body, State.FORWARDED),
+        RequestTrailers: _refuse(no_body),
+        # Envoy answers by itself, for example because the body is too large.
+        ResponseHeaders: _Step(Phases.on_local_reply, State.RESPONDING),
+        ResponseBody: _Step(Phases.on_rest_of_earlier_answer, State.RESPONDING),
+        ResponseTrailers: _Step(Phases.on_rest_of_earlier_answer, State.RESPONDING),
+    },
+    State.SENT: {
+        RequestBody: _Step(Phases.pass_on, State.FORWARDED),
+        RequestTrailers: _Step(Phases.pass_on, State.FORWARDED),
+        ResponseHeaders: _Step(Phases.on_response_headers, State.RESPONDING),
+        ResponseBody: _Step(Phases.pass_on, State.FORWARDED),
+        ResponseTrailers: _Step(Phases.pass_on, State.FORWARDED),
+    },
+    State.FORWARDED: {
+        RequestTrailers: _Step(Phases.pass_on, State.FORWARDED),
+        ResponseHeaders: _Step(Phases.on_response_headers, State.RESPONDING),
+        # Where the filter skips the response's headers.
+        ResponseBody: _Step(Phases.pass_on, State.FORWARDED),
+        ResponseTrailers: _Step(Phases.pass_on, State.FORWARDED),
+    },
+    State.RESPONDING: {
+        # The rest of a request that was answered before its end.
+        RequestBody: _Step(Phases.pass_on, State.RESPONDING),
+        RequestTrailers: _Step(Phases.pass_on, State.RESPONDING),
+        ResponseBody: _Step(Phases.on_response_body, State.RESPONDING),
+        ResponseTrailers: _Step(Phases.pass_on, State.RESPONDING),
+    },
 }
 """Which event may come in which state, what answers it, and the state then."""
 
@@ -157,7 +170,7 @@ class Exchange:
         self._shared = shared
         self._send = send
         self._interrupt = interrupt
-        self._state = State.START
+        self._state = _START
         self.cut = False
         self.ended = False
         self.record = RequestRecord(create_request_id())
@@ -208,7 +221,7 @@ class Exchange:
 
     async def handle(self, event: Event) -> Reply | None:
         """Return the reply to an event; None for none. Raises nothing but cancellation."""
-        step = None if self.ended else STEPS.get((self._state, type(event)))
+        step = None if self.ended else STEPS[self._state].get(type(event))
         if step is None or event.observability_mode:
             return self._stop(event)
         record, phases = self.record, self._phases
@@ -230,7 +243,7 @@ class Exchange:
         if isinstance(reply, ImmediateReply):
             return self._end(reply)
         # What needs no body is on its way with its headers.
-        sent = record.forwarded and self._state is State.START
+        sent = record.forwarded and self._state is _START
         self._state = State.SENT if sent else step.next
         return reply
 

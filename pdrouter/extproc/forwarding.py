@@ -24,6 +24,7 @@ from pdrouter.serving.dispatched import Dispatched
 from pdrouter.serving.pod_outcomes import SentLeg
 from pdrouter.serving.trace import TRACEPARENT, TRACESTATE, RequestTrace
 
+_REQUEST_BODY = Phase.REQUEST_BODY
 _STRIPS = {
     mode: keep(
         PhaseReply(
@@ -90,7 +91,7 @@ def forward(
         headers.append(("content-length", str(len(dispatched.body))))
         body = ReplaceBody(dispatched.body)
     return PhaseReply(
-        Phase.REQUEST_BODY,
+        _REQUEST_BODY,
         set_headers=tuple(headers),
         body=body,
         clear_route_cache=True,

@@ -16,6 +16,8 @@ from pdrouter.extproc.messages import (
 )
 from pdrouter.openai.errors import RequestRejected
 
+_STREAMED = BodyMode.STREAMED
+_UNSEEN = (None, BodyMode.NONE)
 _ECHOING = (BodyMode.FULL_DUPLEX_STREAMED, BodyMode.GRPC)
 _UNCHANGED = {phase: keep(PhaseReply(phase)) for phase in Phase}
 _WITHOUT_BODY = ModeOverride(request_body=BodyMode.BUFFERED, response_body=BodyMode.NONE)
@@ -68,7 +70,7 @@ def ask_for_rest(response_body: BodyMode | None) -> ModeOverride:
 
 def ask_for_answer(response_body: BodyMode | None) -> ModeOverride | None:
     """Return what makes Envoy send a response's body in this mode; None if nothing is needed."""
-    return None if response_body is BodyMode.STREAMED else _WITH_BODY
+    return None if response_body is _STREAMED else _WITH_BODY
 
 
 def skip_answer(response_body: BodyMode | None) -> ModeOverride | None:
@@ -76,7 +78,7 @@ def skip_answer(response_body: BodyMode | None) -> ModeOverride | None:
 
     A response body that passes through the router costs a message per token.
     """
-    return None if response_body in (None, BodyMode.NONE) else _WITHOUT_BODY
+    return None if response_body in _UNSEEN else _WITHOUT_BODY
 
 
 def pass_on(event: Event, response_body: BodyMode | None) -> PhaseReply:

@@ -59,6 +59,7 @@ from pdrouter.serving.steps import Step
 log = logging.getLogger(__name__)
 
 _TRAILERS_SKIPPED = "a request without a body went to a pod: set request_trailer_mode to SEND"
+_OK, _RESPONSE_HEADERS = Outcome.OK, Phase.RESPONSE_HEADERS
 _LEAST_ERROR, _LEAST_FAILURE = 400, 500
 _UNKNOWN_STATUS = 500
 
@@ -198,7 +199,7 @@ class Phases:
         if companion is not None and not await self._join(companion, judgement, status):
             return None
         if judgement.from_engine:
-            record.outcome = Outcome.OK if status < 400 else Outcome.ENGINE_ERROR
+            record.outcome = _OK if status < 400 else Outcome.ENGINE_ERROR
             if status in STATUSES:
                 self._doubt_priority()
             if self._lessons is not None:
@@ -343,13 +344,13 @@ class Phases:
         # The log tells of misrouting, too: also of requests without an answer.
         seen = SEEN_POD if self._record.served_by else None
         return PhaseReply(
-            Phase.RESPONSE_HEADERS, set_headers=headers, mode_override=mode, dynamic_metadata=seen
+            _RESPONSE_HEADERS, set_headers=headers, mode_override=mode, dynamic_metadata=seen
         )
 
     def _choose_mode(self, event: ResponseHeaders) -> ModeOverride | None:
         """Return whether Envoy is to send the response's body; None for as it is configured."""
         record, policy, waits = self._record, self._shared.policy, False
-        if record.outcome is Outcome.OK and self._generates_text:
+        if record.outcome is _OK and self._generates_text:
             self._watch = begin_watch(policy.observation, event.headers, record)
             waits = self._lessons is not None and self._lessons.wait_for_first_token()
         if not (waits or (self._watch is not None and self._watch.counts)):

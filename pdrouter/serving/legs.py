@@ -42,6 +42,7 @@ from pdrouter.serving.refusals import refuse_handle
 from pdrouter.serving.statuses import DONE, Speaks
 from pdrouter.serving.steps import Step
 
+_TOGETHER = Order.TOGETHER
 FREE_REFUSALS = 4
 """Pods that may say that it is them, before the tries that they cost count as retries.
 
@@ -160,7 +161,7 @@ class SideLegs:
         tried = LegTry(choice, split, request, chosen.pods, source)
         if split.needs_peer:
             return self._introduce(tried, posts, chosen, call)
-        if split.order is Order.TOGETHER:
+        if split.order is _TOGETHER:
             return self._begin(tried, NOTHING, posts, chosen, call)
         if posts.record.priority is not None:
             self._rank(tried, posts, once=False)

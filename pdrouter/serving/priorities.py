@@ -25,6 +25,7 @@ from pdrouter.serving.record import RequestRecord
 from pdrouter.serving.statuses import Speaks, judge
 from pdrouter.settings.choices import Priority
 
+_OFF = Priority.OFF
 _ANSWER_S = 10.0
 _AGAIN_S = 10.0
 """Seconds after which an engine is asked again that has not said what it does."""
@@ -102,7 +103,7 @@ class Priorities:
 
     def take_over(self, request: InferenceRequest, headers: Mapping[str, str]) -> InferenceRequest:
         """Return the request without its client's own priority, where the router's counts."""
-        if self.rules.mode is Priority.OFF:
+        if self.rules.mode is _OFF:
             return request
         if self.rules.trusts_clients and (MEMBER in request.body or VLLM_PRIORITY in headers):
             return request

@@ -52,6 +52,7 @@ class Outcome(StrEnum):
 # Looked up once: records are read again and again.
 _ENCODE = Leg.ENCODE
 _STANDING = (None, Outcome.OK)
+_DISAGGREGATED = DecisionKind.DISAGGREGATED
 
 
 class RequestRecord(msgspec.Struct):
@@ -226,7 +227,7 @@ def describe_decision(record: RequestRecord) -> str:
         return ""
     if record.aggregated:
         return f"{DecisionKind.AGGREGATED};reason={record.aggregated}"
-    return DecisionKind.DISAGGREGATED
+    return _DISAGGREGATED
 
 
 class Observer(Protocol):

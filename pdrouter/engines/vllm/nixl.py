@@ -40,6 +40,7 @@ from pdrouter.openai.request import InferenceRequest
 from pdrouter.openai.usage import AnswerInvalid, AnswerMembers, read_answer
 from pdrouter.settings.choices import RemoteHostRewrite
 
+_AUTO = RemoteHostRewrite.AUTO
 _LONGEST_HOST = 253
 _BLOCK_ID = re.compile(rb"[^\[\]{}\",\s]")
 # Within a string, the closing quote of the name would have a backslash before it.
@@ -195,7 +196,7 @@ class NixlPull(Split):
         return handle
 
     def _must_rewrite(self, host: str) -> bool:
-        if self.remote_host_rewrite is RemoteHostRewrite.AUTO:
+        if self.remote_host_rewrite is _AUTO:
             return is_unusable_host(host)
         return self.remote_host_rewrite is RemoteHostRewrite.ALWAYS
 
