@@ -42,22 +42,27 @@ class KVCapacity:
             if roomy:
                 notes.append(f"{len(pods) - len(roomy)} decode pods have no room")
                 pods, look = roomy, _look_at(roomy, request)
+        usages, scores = look.usages, look.scores
         if look.shared:
             drawn = _draw_two_each(pods, request.state.random)
             if len(drawn) < len(pods):
                 notes.append(f"others send requests too, {len(drawn)} decode pods are drawn")
-                pods, look = drawn, _look_at(drawn, request)
+                pods = [pods[index] for index in drawn]
+                usages = [usages[index] for index in drawn]
+                scores = [scores[index] for index in drawn]
         note = f"kv_capacity: {'; '.join(notes)}" if notes else ""
-        return Ranking(pods, look.scores, note, DecodeParts(look.usages))
+        return Ranking(pods, scores, note, DecodeParts(usages))
 
 
-def _draw_two_each(pods: Sequence[Pod], random: Random) -> Sequence[Pod]:
-    """Return two pods of each roleset, at random; fewer where there are fewer."""
-    rolesets: dict[PairingKey, list[Pod]] = {}
-    for pod in pods:
-        rolesets.setdefault(pod.pairing, []).append(pod)
+def _draw_two_each(pods: Sequence[Pod], random: Random) -> Sequence[int]:
+    """Return the indexes of two pods of each roleset, at random; fewer where there are fewer."""
+    rolesets: dict[PairingKey, list[int]] = {}
+    for index, pod in enumerate(pods):
+        rolesets.setdefault(pod.pairing, []).append(index)
     return [
-        pod for members in rolesets.values() for pod in random.sample(members, min(2, len(members)))
+        index
+        for members in rolesets.values()
+        for index in random.sample(members, min(2, len(members)))
     ]
 
 
