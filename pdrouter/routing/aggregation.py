@@ -82,8 +82,11 @@ def computes_prompts(pod: Pod, sample: EngineSample | None) -> bool:
     compiled for it, which it tells once it has run; before, it looks like any other vLLM but for
     the devices of its container.
     """
-    if not pod.serves_whole:
-        return False
+    return pod.serves_whole and _is_able(pod, sample)
+
+
+def _is_able(pod: Pod, sample: EngineSample | None) -> bool:
+    """Return what `computes_prompts` does of a pod that may serve requests whole."""
     if pod.computes_prompts is not None:
         return pod.computes_prompts
     if sample is None:
@@ -144,40 +147,43 @@ def _list_able(
 class _Look:
     """One look at the decode pods, for one request."""
 
-    __slots__ = ("_blocks", "_facts", "_left_out", "_rules", "_state")
+    __slots__ = ("_blocks", "_facts", "_rules", "_state")
 
     def __init__(self, facts: RoutingFacts, state: RoutingState, rules: WholeRules) -> None:
         self._facts = facts
         self._state = state
         self._rules = rules
-        self._blocks = state.decoded.match(facts.prefix.hashes)
-        self._left_out: dict[str, int] = {}
+        self._blocks: Mapping[str, int] | None = None
 
     def choose(self, able: Sequence[Pod]) -> tuple[Choice | None, str]:
         """Return the pod that would have the first token soonest; without one, why."""
         pods = self._draw(able)
-        crowd = self._measure_crowd(pods)
-        usual_gap = self._find_usual_gap(pods)
+        samples = [self._state.samples.get(pod.uid) for pod in pods]
+        obstacles = [*map(self._find_obstacle, pods, samples)]
+        if all(obstacles):
+            return None, _describe_obstacles(obstacles)
+        crowd, gaps = _measure_crowd(samples), [*map(_find_gap, samples)]
+        usual_gap = _find_usual(gaps)
         candidates: list[Pod] = []
         scores: list[float] = []
         computed: dict[str, int] = {}
         seconds: dict[str, float] = {}
-        for pod in pods:
+        for index, (pod, sample) in enumerate(zip(pods, samples, strict=True)):
+            if obstacles[index]:
+                continue
             uid = pod.uid
-            obstacle = self._find_obstacle(pod)
-            if not obstacle:
-                tokens = self._count_computed(uid)
-                compute_s = self._predict(uid, tokens)
-                if self._delays_others(uid, compute_s, crowd, usual_gap):
-                    obstacle = "time between tokens"
-            if obstacle:
-                self._left_out[obstacle] = self._left_out.get(obstacle, 0) + 1
+            tokens = self._count_computed(uid, sample)
+            compute_s = self._predict(uid, tokens)
+            first_s = self._state.whole.predict_wait(uid) + compute_s
+            gap = gaps[index] or usual_gap
+            if self._is_busy(uid, sample) if gap is None else self._slows(uid, first_s, gap, crowd):
+                obstacles[index] = "time between tokens"
                 continue
             computed[uid], seconds[uid] = tokens, compute_s
             candidates.append(pod)
-            scores.append(self._state.whole.predict_wait(uid) + compute_s + (usual_gap or 0.0))
+            scores.append(first_s + (usual_gap or 0.0))
         if not candidates:
-            return None, self._describe_left_out()
+            return None, _describe_obstacles(obstacles)
         parts = WholeParts(self._facts.prompt_tokens, computed, seconds)
         return self._make_choice(candidates, scores, parts), ""
 
@@ -188,21 +194,26 @@ class _Look:
         """
         if len(able) <= _MOST_CACHING + _MOST_OTHERS:
             return able
-        blocks = self._blocks
+        blocks, samples = self._match(), self._state.samples
         known = [pod for pod in able if pod.uid in blocks] if blocks else []
         known.sort(key=lambda pod: blocks[pod.uid], reverse=True)
-        free = (pod for pod in known if not self._find_obstacle(pod))
+        free = (pod for pod in known if not self._find_obstacle(pod, samples.get(pod.uid)))
         caching = list(islice(free, _MOST_CACHING))
         drawn = {pod.uid for pod in caching}
         others = self._state.random.sample(able, _MOST_OTHERS)
         return [*caching, *(pod for pod in others if pod.uid not in drawn)]
 
-    def _find_obstacle(self, pod: Pod) -> str:
+    def _match(self) -> Mapping[str, int]:
+        """Return how many blocks of the prompt each pod has had, by UID; 0 where absent."""
+        if self._blocks is None:
+            self._blocks = self._state.decoded.match(self._facts.prefix.hashes)
+        return self._blocks
+
+    def _find_obstacle(self, pod: Pod, sample: EngineSample | None) -> str:
         """Return why a pod must not get the request whole, in a few words; nothing if it may."""
-        state, uid = self._state, pod.uid
-        sample = state.samples.get(uid)
-        if not computes_prompts(pod, sample):
+        if not _is_able(pod, sample):
             return "not known to compute prompts"
+        state, uid = self._state, pod.uid
         if not state.whole.may_serve(uid):
             return "has refused" if state.whole.is_refused(uid) else "speed not known"
         if sample is None:
@@ -214,15 +225,14 @@ class _Look:
             return "no room"
         return ""
 
-    def _count_computed(self, uid: str) -> int:
+    def _count_computed(self, uid: str, sample: EngineSample | None) -> int:
         """Return how many tokens of the prompt a pod would compute, as far as that is known."""
-        facts, blocks = self._facts, self._blocks.get(uid, 0)
+        facts, blocks = self._facts, self._match().get(uid, 0)
         if not blocks:
             return max(1, facts.prompt_tokens)
         prefix, last = facts.prefix, blocks - 1
         known = facts.prompt_tokens * prefix.ends[last] // prefix.size
-        left = facts.prompt_tokens - known
-        free = find_free_tokens(self._state.samples.get(uid))
+        left, free = facts.prompt_tokens - known, find_free_tokens(sample)
         cached = self._state.decoded.count_cached(uid, prefix.hashes[last], known, left, free)
         return max(1, facts.prompt_tokens - cached)
 
@@ -231,51 +241,29 @@ class _Look:
         seconds = state.ledger.rates.predict(uid, tokens, cached)
         return seconds * state.whole.find_factor(uid)
 
-    def _measure_crowd(self, pods: Sequence[Pod]) -> float:
-        """Return how many times as many requests as this router's the pods have.
-
-        Other routers do as this one does, each with its own.
-        """
-        samples = [sample for pod in pods if (sample := self._state.samples.get(pod.uid))]
-        own = sum(sample.own_requests for sample in samples)
-        return 1.0 + sum(sample.others for sample in samples) / max(1, own)
-
-    def _find_usual_gap(self, pods: Sequence[Pod]) -> float | None:
-        gaps = sorted(gap for pod in pods if (gap := self._find_gap(pod.uid)) is not None)
-        return gaps[len(gaps) // 2] if gaps else None
-
-    def _find_gap(self, uid: str) -> float | None:
-        """Return the mean time between two tokens on a pod; None if nothing tells it."""
-        sample = self._state.samples.get(uid)
-        if sample is None:
-            return None
-        if sample.gap_s is not None:
-            return sample.gap_s
-        rate = sample.generated_tokens_per_s
-        return sample.running / rate if sample.running and rate else None
-
-    def _delays_others(
-        self, uid: str, compute_s: float, crowd: float, usual_gap: float | None
-    ) -> bool:
+    def _slows(self, uid: str, first_s: float, gap: float, crowd: float) -> bool:
         """Return whether to compute the prompt would slow down what a pod decodes too much.
 
         A request that decodes meanwhile has so many seconds more for all of its tokens.
+
+        Args:
+            uid: the pod.
+            first_s: seconds until it has computed this prompt, and those before it.
+            gap: mean time between two tokens there.
+            crowd: how many times as many requests as this router's the pods have.
         """
-        gap = self._find_gap(uid) or usual_gap
-        if gap is None:
-            return not self._is_idle(uid)
-        whole, rules = self._state.whole, self._rules
+        rules = self._rules
         tokens = self._facts.usual_output_tokens or self._facts.output_tokens or 1
-        slowed = gap + (whole.predict_wait(uid) + compute_s) / tokens
+        slowed = gap + first_s / tokens
         if rules.gap_s is not None:
             return slowed > rules.gap_s
-        undisturbed = gap / (1.0 + crowd * whole.measure_share(uid))
+        undisturbed = gap / (1.0 + crowd * self._state.whole.measure_share(uid))
         return slowed > rules.slowdown * undisturbed
 
-    def _is_idle(self, uid: str) -> bool:
-        sample = self._state.samples.get(uid)
+    def _is_busy(self, uid: str, sample: EngineSample | None) -> bool:
+        """Return whether a pod decodes anything, as far as that is known."""
         ours = self._state.ledger.load(Leg.DECODE, uid).requests
-        return not ours and (sample is None or not sample.others)
+        return ours > 0 or (sample is not None and sample.others > 0)
 
     def _make_choice(
         self, candidates: Sequence[Pod], scores: Sequence[float], parts: WholeParts
@@ -299,6 +287,36 @@ class _Look:
             parts,
         )
 
-    def _describe_left_out(self) -> str:
-        told = (f"{reason} ({count})" for reason, count in self._left_out.items())
-        return "; ".join(told) or "there is no pod for whole requests"
+
+def _measure_crowd(samples: Sequence[EngineSample | None]) -> float:
+    """Return how many times as many requests as this router's some pods have.
+
+    Other routers do as this one does, each with its own.
+    """
+    own, others = 0, 0.0
+    for sample in samples:
+        if sample is not None:
+            own += sample.own_requests
+            others += sample.others
+    return 1.0 + others / max(1, own)
+
+
+def _find_gap(sample: EngineSample | None) -> float | None:
+    """Return the mean time between two tokens on a pod; None if nothing tells it."""
+    if sample is None:
+        return None
+    if sample.gap_s is not None:
+        return sample.gap_s
+    rate = sample.generated_tokens_per_s
+    return sample.running / rate if sample.running and rate else None
+
+
+def _find_usual(gaps: Sequence[float | None]) -> float | None:
+    """Return the median of what is known; None where nothing is."""
+    known = sorted(gap for gap in gaps if gap is not None)
+    return known[len(known) // 2] if known else None
+
+
+def _describe_obstacles(obstacles: Sequence[str]) -> str:
+    told = [f"{each} ({obstacles.count(each)})" for each in dict.fromkeys(obstacles)]
+    return "; ".join(told) or "there is no pod for whole requests"
