@@ -1,10 +1,11 @@
 """One connection: frames in, calls begun, frames out, and limits on what the peer may do."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, Final, TypeAlias, cast
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Final, cast
 
 from pdrouter.extproc.http2 import frames
+from pdrouter.extproc.http2.frame_steps import Step, refuse, tabulate
 from pdrouter.extproc.http2.frames import ConnectionFault, ErrorCode, Frame
 from pdrouter.extproc.http2.header_blocks import HeaderBlock, HeaderBlocks
 from pdrouter.extproc.http2.inbox import Inbox
@@ -20,23 +21,6 @@ from pdrouter.turns import Turns
 
 _DRAINING: Final = b"draining"
 _PROBING: Final = b"probing "
-
-_Step: TypeAlias = Callable[["Connection", Frame], None]
-"""What is done with a frame."""
-
-
-def _refuse(reason: str) -> _Step:
-    """Return what ends the connection of a peer that sends such a frame."""
-
-    def refuse(connection: "Connection", frame: Frame) -> None:
-        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, reason)
-
-    return refuse
-
-
-def _tabulate(steps: Mapping[int, _Step], other: _Step) -> Sequence[_Step]:
-    """Return a step for each type of frames that there can be."""
-    return tuple(steps.get(kind, other) for kind in range(256))
 
 
 class Connection(asyncio.Protocol):
@@ -359,27 +343,27 @@ class Connection(asyncio.Protocol):
         del frame
         self._floods.count_control()
 
-    _STEPS: ClassVar[Sequence[_Step]] = _tabulate(
+    _STEPS: ClassVar[Sequence[Step["Connection"]]] = tabulate(
         {
             frames.DATA: _on_data,
             frames.HEADERS: _on_headers,
             frames.PRIORITY: _on_priority,
             frames.RST_STREAM: _on_reset,
             frames.SETTINGS: _on_settings,
-            frames.PUSH_PROMISE: _refuse("a client cannot push"),
+            frames.PUSH_PROMISE: refuse("a client cannot push"),
             frames.PING: _on_ping,
             frames.GOAWAY: _on_goaway,
             frames.WINDOW_UPDATE: _on_window_update,
-            frames.CONTINUATION: _refuse("a continuation of nothing"),
+            frames.CONTINUATION: refuse("a continuation of nothing"),
         },
         _on_unknown,
     )
     """What is done with a frame, by its type."""
-    _FIRST_STEPS: ClassVar[Sequence[_Step]] = _tabulate(
-        {frames.SETTINGS: _on_first}, _refuse("settings must come first")
+    _FIRST_STEPS: ClassVar[Sequence[Step["Connection"]]] = tabulate(
+        {frames.SETTINGS: _on_first}, refuse("settings must come first")
     )
-    _STEPS_INSIDE_BLOCK: ClassVar[Sequence[_Step]] = _tabulate(
-        {frames.CONTINUATION: _on_continuation}, _refuse("a frame inside a header block")
+    _STEPS_INSIDE_BLOCK: ClassVar[Sequence[Step["Connection"]]] = tabulate(
+        {frames.CONTINUATION: _on_continuation}, refuse("a frame inside a header block")
     )
 
     def _find(self, frame: Frame) -> Stream | None:

@@ -118,10 +118,9 @@ class FrameReader:
         whole = ((data, 0),) if not self._begun and not self._expects_preface else self._join(data)
         unpack, max_payload = FRAME_HEADER.unpack_from, self._max_payload
         for piece, first in whole:
-            end, begin = len(piece), first + _HEADER_BYTES
-            self._lacking = None
-            while begin <= end:
-                size_and_kind, flags, stream = unpack(piece, begin - _HEADER_BYTES)
+            start, end, self._lacking = first, len(piece), None
+            while (begin := start + _HEADER_BYTES) <= end:
+                size_and_kind, flags, stream = unpack(piece, start)
                 size = size_and_kind >> 8
                 if size > max_payload:
                     raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {size} bytes")
@@ -131,8 +130,8 @@ class FrameReader:
                     break
                 payload = piece[begin:stop]
                 yield Frame(size_and_kind & 0xFF, flags, stream & MAX_STREAM_ID, payload)
-                begin = stop + _HEADER_BYTES
-            self._begun = piece[begin - _HEADER_BYTES :]
+                start = stop
+            self._begun = piece[start:]
 
     def _join(self, data: bytes) -> Sequence[tuple[bytes, int]]:
         """Join what had begun before; return pieces, and where to go on in each."""

@@ -97,15 +97,17 @@ class Inbox:
 
     def _take(self) -> None:
         """Act on as many frames as there is room for, and put off the others."""
+        receive, room = self._receive, self._room
         try:
             while self._frames is not None:
                 for frame in self._frames:
-                    self._receive(frame)
-                    self._room -= 1
-                    if not self._room:
+                    receive(frame)
+                    room -= 1
+                    if not room:
                         self._turns.put_off(self._go_on)
                         return
                 self._frames = self._feed_held()
+            self._room = room
         except ConnectionFault as fault:
             self._stop()
             self._fail(fault)
