@@ -4,7 +4,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import ceil
 
 import msgspec
 from msgspec import structs
@@ -46,12 +45,11 @@ from pdrouter.serving.model_queue import Applicant
 from pdrouter.serving.models import Models
 from pdrouter.serving.policy import DispatchPolicy
 from pdrouter.serving.record import Observer, RequestRecord
-from pdrouter.serving.refusals import DEADLINE_MISSED, refuse_for_now, refuse_missing
+from pdrouter.serving.refusals import refuse_late, refuse_missing, refuse_queue
 from pdrouter.serving.reservations import limit_output, reserve_tokens
 from pdrouter.serving.response_holders import ResponseHolders
 from pdrouter.serving.selectors import read_selector
 from pdrouter.serving.session_facts import add_session
-from pdrouter.serving.steps import Step
 from pdrouter.serving.targets import read_class, read_target
 from pdrouter.serving.turns import Turn
 from pdrouter.serving.unsplittable import REASON as NOT_PREFILLABLE
@@ -159,7 +157,8 @@ class PodChooser:
         if pods.unsupported:
             raise unsupported_model(pods.model, pods.unsupported)
         items = tuple(dict.fromkeys(item.digest for item in media)) if media else ()
-        with Step(record.steps, "describe"):
+        began = time.perf_counter()
+        try:
             facts = self._describe(
                 request,
                 pods,
@@ -175,6 +174,8 @@ class PodChooser:
             deadline = self._find_deadline(request, tokens, headers, resolved, record)
             if deadline is not None:
                 facts = structs.replace(facts, deadline=deadline)
+        finally:
+            record.steps.end("describe", began)
         if self.turns is None:
             return self._route(strategy, facts, pods, record)
         line = read_class(headers, self.policy.deadlines.classes)
@@ -208,18 +209,17 @@ class PodChooser:
         turn: Turn | None = None,
     ) -> Routed:
         """Choose the pods for a request now."""
+        began = time.perf_counter()
         try:
-            with Step(record.steps, "route"):
-                decision = self.router.decide(strategy, facts, pods)
+            decision = self.router.decide(strategy, facts, pods)
         except NoReadyPod as missing:
             raise refuse_missing(missing, pods, facts.whole) from missing
         except QueueTooLong as queue:
-            message = f"{queue}, and may be {queue.limit_s:g} s"
-            seconds = ceil(queue.wait_s - queue.limit_s)
-            raise refuse_for_now(429, "overloaded", message, seconds) from queue
+            raise refuse_queue(queue) from queue
         except DeadlineMissed as missed:
-            seconds = max(1, ceil(missed.late_s))
-            raise refuse_for_now(429, DEADLINE_MISSED, str(missed), seconds) from missed
+            raise refuse_late(missed) from missed
+        finally:
+            record.steps.end("route", began)
         if record.queued_s:
             note = f"it has waited {record.queued_s:.2f} s for its turn"
             decision = structs.replace(decision, notes=(*decision.notes, note))

@@ -8,6 +8,7 @@ from pdrouter.cluster.view import ModelPods
 from pdrouter.engine_http.failures import FailureKind
 from pdrouter.engines.split import PEER_CHANGED, HandoffInvalid, Leg
 from pdrouter.openai.errors import RequestRejected
+from pdrouter.routing.admission import DeadlineMissed, QueueTooLong
 from pdrouter.routing.decision import NoReadyPod
 from pdrouter.serving.leg_outcome import Attempt, LegFailed
 from pdrouter.users.counters import Measure, Quota, Verdict
@@ -164,6 +165,17 @@ def _describe_attempt(attempt: Attempt, expose_pods: bool) -> str:
     if attempt.status is not None and attempt.failure in (None, FailureKind.STATUS):
         return f"{name}: {attempt.message}"
     return f"{name} {_CAUSES.get(attempt.failure, 'failed')}"
+
+
+def refuse_queue(queue: QueueTooLong) -> RequestRejected:
+    """Return the error for a request whose pods would be busy with others for too long."""
+    message = f"{queue}, and may be {queue.limit_s:g} s"
+    return refuse_for_now(429, "overloaded", message, ceil(queue.wait_s - queue.limit_s))
+
+
+def refuse_late(missed: DeadlineMissed) -> RequestRejected:
+    """Return the error for a request whose first token would come too late."""
+    return refuse_for_now(429, DEADLINE_MISSED, str(missed), max(1, ceil(missed.late_s)))
 
 
 def refuse_missing(
