@@ -13,6 +13,8 @@ from pdrouter.routing.whole_lessons import (
 from pdrouter.serving.open_decision import OpenDecision
 from pdrouter.serving.record import Outcome, RequestRecord
 
+_OK = Outcome.OK
+
 
 class LastLegLessons:
     """Learns from one request, from the moment at which it is sent to its last pod.
@@ -70,6 +72,6 @@ class LastLegLessons:
     def close(self) -> None:
         """Learn from how the request has ended."""
         record, chosen = self._record, self._chosen
-        if record.outcome is Outcome.OK:
+        if record.outcome is _OK:
             facts, model = chosen.routed.facts, chosen.routed.pods.model
             learn_prompt(chosen.decision, facts, self._state, record.output_tokens, model)

@@ -18,6 +18,7 @@ from pdrouter.serving.unsplittable import UnsplittableKinds
 
 log = logging.getLogger(__name__)
 
+_PREFILL, _ENCODE = Leg.PREFILL, Leg.ENCODE
 _OF_THE_POD = (502, 503, 504)
 
 
@@ -44,9 +45,14 @@ class LegLessons:
     ) -> None:
         """Learn from one attempt that has ended."""
         record.attempts.append(attempt)
-        if attempt.failure is None and attempt.leg is Leg.PREFILL:
-            record.prefill_pod = attempt.pod
-        subject = describe_kind(request) if attempt.failure is FailureKind.STATUS else None
+        leg, failure, subject = attempt.leg, attempt.failure, None
+        if leg is _ENCODE:
+            record.encode_attempts += 1
+        if failure is None:
+            if leg is _PREFILL:
+                record.prefill_pod = attempt.pod
+        elif failure is FailureKind.STATUS:
+            subject = describe_kind(request)
         self.outcomes.note_attempt(attempt, model, request.endpoint.path, subject)
         self.observer.leg_attempted(record, attempt)
 

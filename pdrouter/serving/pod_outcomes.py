@@ -17,6 +17,7 @@ from pdrouter.serving.statuses import BUSY, Speaks
 
 log = logging.getLogger(__name__)
 
+_DECODE = Leg.DECODE
 _FIRST_ERROR, _NOT_FOUND = 400, 404
 _WITH_IDS = frozenset({"/v1/responses"})
 _OF_THE_KEY = frozenset({401, 403, 407})
@@ -163,8 +164,8 @@ class PodOutcomes:
             case Verdict.ANSWERED:
                 if status < _FIRST_ERROR:
                     path = sent.path
-                    self._proofs.note_served(Leg.DECODE, pod.namespace, sent.model, path, pod.uid)
-                self._succeed(pod, Leg.DECODE, began, sent.model)
+                    self._proofs.note_served(_DECODE, pod.namespace, sent.model, path, pod.uid)
+                self._succeed(pod, _DECODE, began, sent.model)
             case Verdict.FAILED:
                 self._fail(pod, Leg.DECODE, judgement.cause, began, path=sent.path)
             case Verdict.TIMED_OUT:

@@ -97,6 +97,7 @@ class RequestRecord(msgspec.Struct):
         priority: the number that says so to engines; None if none is told.
         ranked_legs: legs whose engines have been told, one for each try.
         attempts: tries of the side legs.
+        encode_attempts: how many of them were to encode an item.
         retries: where further ones went, or that there may be none.
         steps: time by step.
         overhead_s: time in the router's own code, without waiting for anybody else.
@@ -149,6 +150,7 @@ class RequestRecord(msgspec.Struct):
     priority: int | None = None
     ranked_legs: tuple[Leg, ...] = ()
     attempts: list[Attempt] = []
+    encode_attempts: int = 0
     retries: tuple[Retry, ...] = ()
     steps: StepTimes = msgspec.field(default_factory=StepTimes)
     overhead_s: float = 0.0
@@ -201,14 +203,9 @@ class RequestRecord(msgspec.Struct):
         return self.steps.seconds.get("queue", 0.0)
 
     @property
-    def prefill_attempts(self) -> list[Attempt]:
-        """Tries of the leg that computes the prompt."""
-        return [attempt for attempt in self.attempts if attempt.leg is not _ENCODE]
-
-    @property
-    def encode_attempts(self) -> int:
-        """How many tries there were to encode an item."""
-        return sum(attempt.leg is _ENCODE for attempt in self.attempts)
+    def prefill_attempts(self) -> int:
+        """How many tries there were of the leg that computes the prompt."""
+        return len(self.attempts) - self.encode_attempts
 
     @property
     def encode_s(self) -> float | None:

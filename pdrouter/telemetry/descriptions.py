@@ -30,7 +30,7 @@ def describe_request(record: RequestRecord) -> dict[str, Any]:
         "decision": describe_decision(record) if decision else "",
         "prefill_pod": prefill_pod.name if prefill_pod else None,
         "decode_pod": decision.last.pod.name if decision else None,
-        "prefill_attempts": len(record.prefill_attempts),
+        "prefill_attempts": record.prefill_attempts,
         "prompt_tokens": record.prompt_tokens,
         "cached_tokens": record.cached_tokens,
         "output_tokens": record.output_tokens,

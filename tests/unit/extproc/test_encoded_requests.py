@@ -52,7 +52,7 @@ async def test_media_are_encoded_before_prefill_and_decode_gets_what_stands_for_
     assert record.decision is not None
     assert [choice.leg for choice in record.decision.encode] == [Leg.ENCODE] * 2
     assert record.prefill_pod is PREFILL
-    assert (record.encode_attempts, len(record.prefill_attempts)) == (2, 1)
+    assert (record.encode_attempts, record.prefill_attempts) == (2, 1)
     assert record.steps.seconds.keys() >= {"media", "encode", "prefill"}
 
 
