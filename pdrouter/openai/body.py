@@ -30,7 +30,7 @@ MAX_NAME_BYTES = 256
 _TEXT = rb'[^"\\\x00-\x1f]{0,%d}+' % MAX_NAME_BYTES
 _PLAIN = rb'"%b"|true|false|null|(?:0|[1-9][0-9]{0,20}+)(?:\.[0-9]{1,20}+)?' % _TEXT
 _PLAIN_OBJECT = rb'\{%b"%b"%b:%b(?:%b)%b\}' % (_SPACE, _TEXT, _SPACE, _SPACE, _PLAIN, _SPACE)
-_MARK = rb"(?P<mark>[,}])" + _SPACE
+_MARK = rb"([,}])" + _SPACE
 _OPENING = re.compile(rb"%b\{%b" % (_SPACE, _SPACE))
 _MEMBER = re.compile(
     rb'"(%b)"%b:%b' % (_TEXT, _SPACE, _SPACE)
@@ -39,6 +39,7 @@ _MEMBER = re.compile(
     + rb"(?:(%b|%b)%b%b)?" % (_PLAIN, _PLAIN_OBJECT, _SPACE, _MARK)
 )
 _MEMBER_END = re.compile(_MARK)
+_CLOSING = re.compile(rb"\}" + _SPACE)
 _PIECE_BYTES = 64 * 1024
 _INVALID = "the body is not valid JSON: %s"
 _NO_OBJECT = "the body must be a JSON object"
@@ -63,7 +64,7 @@ class Body:
     and the spelling of numbers of any size stay as they were in every member that is not edited.
     """
 
-    __slots__ = ("_members", "_opening", "_spans", "data", "names", "texts")
+    __slots__ = ("_end", "_members", "_opening", "_spans", "_view", "data", "names", "texts")
 
     def __init__(self, data: bytes) -> None:
         """Index `data`. It takes one pass at C speed, and a step for each member.
@@ -73,13 +74,15 @@ class Body:
                 members or longer names than any request needs.
         """
         self.data = data
+        self._view = memoryview(data)
         # Other letters take several bytes each in the texts that are made on the way.
         short = check_utf_8(data) and len(data) <= MOST_BYTES
         self.texts: set[int] | None = set() if short else None
         try:
-            self._opening, self._spans = _locate_members(data, self.texts)
+            self._opening, self._spans = _locate_members(data, self._view, self.texts)
         except JsonInvalid as error:
             raise BodyInvalid(_INVALID % error) from None
+        self._end = self._spans[-1][3] if self._spans else self._opening
         # Of members of one name, the last counts.
         self._members = {span[0]: span for span in self._spans}
         self.names: Set[str] = self._members.keys()
@@ -102,7 +105,7 @@ class Body:
     def view(self, name: str) -> memoryview | None:
         """Return the value of a member as `raw` does, without a copy of it."""
         span = self._members.get(name)
-        return None if span is None else memoryview(self.data)[span[2] : span[3]]
+        return None if span is None else self._view[span[2] : span[3]]
 
     def span(self, name: str) -> tuple[int, int]:
         """Return where the value of a member starts and ends; nowhere if it is absent."""
@@ -133,15 +136,16 @@ class Body:
             remove: names of members to drop; absent ones are no matter.
         """
         replace = replace or {}
-        if not replace and self.names.isdisjoint(remove):
+        touched = not (self.names.isdisjoint(replace) and self.names.isdisjoint(remove))
+        if not replace and not touched:
             return Pieces((self.data,), unchanged=True)
         pending = dict(replace)
-        data = memoryview(self.data)
+        data = self._view
         pieces: list[bytes | memoryview] = []
-        kept_any = False
         # Neighbours that stay as they are make one piece, which begins here.
-        run_start, previous_end = 0, self._opening
-        for name, start, value_start, end in self._spans:
+        run_start, previous_end = 0, self._opening if touched else self._end
+        kept_any = previous_end > self._opening
+        for name, start, value_start, end in self._spans if touched else ():
             if name in pending:
                 value = pending.pop(name)
             elif name in remove or name in replace:
@@ -230,34 +234,40 @@ def _write_key(name: str) -> bytes:
     return b",%s:" % encode(name)
 
 
-def _locate_members(data: bytes, texts: set[int] | None) -> tuple[int, list[Span]]:
+def _locate_members(
+    data: bytes, view: memoryview, texts: set[int] | None
+) -> tuple[int, list[Span]]:
     """Return where the inside of a JSON object starts, and where its members stand.
 
     Args:
         data: the object.
+        view: the same bytes.
         texts: gets where conversations of nothing but text start; None if nobody looks.
     """
     opening = _OPENING.match(data)
     if opening is None:
-        check_json(memoryview(data))
+        check_json(view)
         raise BodyInvalid(_NO_OBJECT)
-    inside = position = opening.end()
-    view = memoryview(data)
+    inside = opening.end()
     spans: list[Span] = []
-    last = _MEMBER_END.match(data, inside)
-    while last is None or last["mark"] == b",":
+    closing = _CLOSING.match(data, inside)
+    more = closing is None
+    position = inside if closing is None else closing.end()
+    while more:
         if len(spans) == MAX_MEMBERS:
             raise BodyInvalid(f"the body has more than {MAX_MEMBERS} members")
         last = _MEMBER.match(data, position)
-        if last is None or last["mark"] is None:
+        if last is None or (mark := last[3]) is None:
             span, last = _read_member(view, position, last, texts)
+            mark = last[1]
         else:
             start, end = last.span(2)
             span = last[1].decode(), position, start, end
         spans.append(span)
         position = last.end()
-    if last.end() != len(data):
-        raise invalid_character(last.end())
+        more = mark == b","
+    if position != len(data):
+        raise invalid_character(position)
     return inside, spans
 
 

@@ -11,6 +11,7 @@ from pdrouter.openai.body import Body, BodyInvalid, encode
 from pdrouter.openai.coercion import as_boolean, as_integer, read_scalar
 from pdrouter.openai.errors import RequestRejected
 from pdrouter.openai.form import Form, FormInvalid, is_form, parse_form
+from pdrouter.openai.json_walk import QUOTE
 from pdrouter.openai.media import MULTIMODAL, find_media
 from pdrouter.openai.misfits import list_misfits
 from pdrouter.openai.paths import Endpoint, Forms
@@ -58,6 +59,8 @@ SINGLE_POD_PATH = "single-pod-path"
 
 _LISTS = frozenset({"messages", "token_ids"})
 _ABSENT = (None, b"null")
+_NULL = ord("n")
+"""No other value begins with it."""
 _FIRST_ITEM = re.compile(rb"\[[ \t\n\r]*(.)", re.DOTALL)
 _NO_PROMPT = memoryview(b"")
 _NO_MEMBERS = Body(b"{}")
@@ -295,23 +298,23 @@ def _find_prompt(endpoint: Endpoint, body: Body) -> tuple[str, memoryview, int |
     if not endpoint.prompts:
         return "", _NO_PROMPT, None
     for name in endpoint.prompts:
-        start, end = body.span(name)
-        if start < end and not body.data.startswith(b"null", start):
+        prompt = body.view(name)
+        if prompt is not None and prompt[0] != _NULL:
             break
     else:
         raise _invalid(endpoint.prompts[0], f"{endpoint.prompts[0]!r} is required")
     listed = None
-    first = _FIRST_ITEM.match(body.data, start, end)
+    first = _FIRST_ITEM.match(prompt)
     if first is not None:
         if first[1] == b"]":
             raise _invalid(name, f"{name!r} must not be empty")
         if first[1].isdigit():
-            listed = body.data.count(b",", start, end) + 1
+            listed = body.data.count(b",", *body.span(name)) + 1
     elif name in _LISTS:
         raise _invalid(name, f"{name!r} must be a list")
-    elif not body.data.startswith(b'"', start):
+    elif prompt[0] != QUOTE:
         raise _invalid(name, f"{name!r} must be a string or a list")
-    return name, memoryview(body.data)[start:end], listed
+    return name, prompt, listed
 
 
 def _find_media(body: Body, prompt_name: str) -> str | None:

@@ -133,6 +133,36 @@ def test_any_edits_equal_the_reference_and_keep_the_bytes_of_every_other_member(
     assert [(name, data[start:end].decode()) for name, _, start, end in spans] == members
 
 
+def _edit_plainly(body: Body, replace: dict[str, bytes], remove: set[str]) -> bytes:
+    """What an edit means byte by byte: each member that stays keeps what parts it from the one
+    before, unless it is the first now."""
+    data, pending, inside = body.data, dict(replace), b""
+    opening = end = re.match(rb"\s*\{\s*", data).end()  # type: ignore[union-attr]
+    for name, start, value_start, value_end in body._spans:
+        parting, key, value = data[end:start], data[start:value_start], data[value_start:value_end]
+        end = value_end
+        if name in replace:
+            if name not in pending:
+                continue
+            value = pending.pop(name)
+        elif name in remove:
+            continue
+        inside += (parting if inside else b"") + key + value
+    for name, value in pending.items():
+        inside += (b"," if inside else b"") + encode(name) + b":" + value
+    return data[:opening] + inside + data[end:]
+
+
+@settings(max_examples=300, deadline=None)
+@given(_objects(), _EDITS)
+def test_an_edited_body_equals_the_plain_reference_byte_by_byte(
+    drawn: tuple[list[tuple[str, str]], str], edit: tuple[dict[str, str], set[str]]
+) -> None:
+    body = Body(drawn[1].encode())
+    replace, remove = {name: value.encode() for name, value in edit[0].items()}, edit[1]
+    assert bytes(body.edit(replace, remove)) == _edit_plainly(body, replace, remove)
+
+
 @settings(max_examples=150, deadline=None)
 @given(_objects(), _EDITS)
 def test_members_that_are_kept_keep_the_spelling_of_their_keys_and_their_spacing(
