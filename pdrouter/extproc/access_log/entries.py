@@ -6,7 +6,7 @@ can send its access log over OpenTelemetry: no filter is needed for it.
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 from google.protobuf.message import DecodeError
@@ -96,22 +96,6 @@ class EntryInvalid(Exception):
     """An entry, or a message of entries, that makes no sense."""
 
 
-class _Entry(NamedTuple):
-    """The columns of an entry, as they have come."""
-
-    mark: str
-    kind: str
-    status: str
-    flags: str
-    served_by: str
-    first_us: str
-    last_us: str
-    pod: str
-    first_token: str
-    request: str
-    usage: str | None = None
-
-
 def read_message(data: bytes) -> Iterator[str]:
     """Return the entries of one message of the log.
 
@@ -152,32 +136,37 @@ def read_entry(text: str, *, counts: bool = True) -> AnswerReport | None:
     if not text.startswith(_MARK):
         return None
     columns = text.split("\t")
-    if not len(_COLUMNS) <= len(columns) <= len(_Entry._fields) or len(text) > _LONGEST_ENTRY:
+    with_usage = len(columns) > len(_COLUMNS)
+    if len(columns) != len(_COLUMNS) + with_usage or len(text) > _LONGEST_ENTRY:
         raise EntryInvalid(f"an entry of {len(columns)} columns")
-    entry = _Entry(*columns)
-    if entry.kind not in _ENDS or entry.request == _NOTHING:
+    usage = columns.pop() if with_usage else None
+    _, kind, code, flags, served_by, first_us, last_us, pod, first_token, routed = columns
+    if kind not in _ENDS or routed == _NOTHING:
         return None
     try:
-        request = RoutedRequest.read(entry.request)
+        request = RoutedRequest.read(routed)
     except ValueError as error:  # msgspec's own errors are ValueErrors.
         raise EntryInvalid(f"not a request that a router has routed: {error}") from error
-    status = int(entry.status) if _is_status(entry.status) else 0
+    status = int(code) if _is_status(code) else 0
+    first = stream = None
     # An error has no tokens, however it was asked for.
-    streamed = request.stream and 200 <= status < 400
-    first, stream = _read_times(entry) if streamed else (None, None)
-    usage = entry.usage if counts else None
-    served_by = "" if entry.served_by == _NOTHING else entry.served_by[:_LONGEST_USAGE]
+    if request.stream and 200 <= status < 400:
+        first, stream = _read_times(first_us, last_us)
+    if not counts:
+        usage = None
+    served_by = "" if served_by == _NOTHING else served_by[:_LONGEST_USAGE]
     return AnswerReport(
         request,
         served_by,
         status,
         request.correct(_read_usage(usage)),
-        first,
+        # It is not told again where the router has seen it itself.
+        first if first_token == _NOTHING else None,
         stream,
         counted=usage is not None,
-        flags=() if entry.flags == _NOTHING else _read_flags(entry.flags),
+        flags=() if flags == _NOTHING else _read_flags(flags),
         misrouted=bool(request.endpoint and served_by)
-        and entry.pod == _NOTHING
+        and pod == _NOTHING
         and served_by not in (request.endpoint, request.second),
     )
 
@@ -225,14 +214,11 @@ def _nest(noted: Mapping[str, Any]) -> dict[str, Any]:
     return usage
 
 
-def _read_times(entry: _Entry) -> tuple[float | None, float | None]:
-    """Return the time to the first of the body, and from there to its last.
-
-    The first is not told again where the router has seen it itself.
-    """
-    first, last = _read_time(entry.first_us), _read_time(entry.last_us)
+def _read_times(first_us: str, last_us: str) -> tuple[float | None, float | None]:
+    """Return the time to the first of the body, and from there to its last."""
+    first, last = _read_time(first_us), _read_time(last_us)
     stream = None if first is None or last is None or last < first else last - first
-    return first if entry.first_token == _NOTHING else None, stream
+    return first, stream
 
 
 def _read_time(text: str) -> float | None:
