@@ -76,3 +76,17 @@ def test_a_prefix_in_two_pieces_joins_no_more_than_these() -> None:
     finally:
         tracemalloc.stop()
     assert peak < 128 * 1024
+
+
+def test_what_follows_a_message_in_its_piece_is_not_copied() -> None:
+    reader = MessageReader(1000)
+    reader.feed((encode_prefix(b"xy") + b"xy") * 2000)
+    tracemalloc.start()
+    try:
+        for _ in range(2000):
+            assert reader.take() == b"xy"
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert reader.empty
+    assert peak < 4096
