@@ -227,7 +227,8 @@ class Exchange:
         record, phases = self.record, self._phases
         if event.protocol_config is not None:
             phases.response_mode = event.protocol_config.response_body_mode
-        entered, waited = time.perf_counter(), record.steps.waited_s
+        steps = record.steps
+        entered = time.perf_counter() - steps.waited_s
         try:
             reply = await step.answer(phases, event)
         except Exception as error:
@@ -236,8 +237,7 @@ class Exchange:
                 return None
             return self._fail(error)
         finally:
-            spent = time.perf_counter() - entered
-            record.overhead_s += spent - (record.steps.waited_s - waited)
+            record.overhead_s += time.perf_counter() - steps.waited_s - entered
         if self.ended:  # By a task that has failed meanwhile.
             return None
         if isinstance(reply, ImmediateReply):

@@ -172,7 +172,7 @@ class Phases:
             raise no_body()
         self._call.hold_body(self._shared.bodies, len(event.body))
         dispatched = await self._shared.dispatcher.dispatch(self._head, event.body, self._call)
-        if isinstance(dispatched, Completed):
+        if not isinstance(dispatched, Dispatched):
             return self._complete(dispatched)
         reply = self._forward(dispatched)
         if self._record.trace is not None:

@@ -160,14 +160,14 @@ class Body:
                     run_start = start
             if value is not None:
                 pieces.append(data[run_start:value_start])
-                pieces += value.parts if isinstance(value, Pieces) else (value,)
+                pieces += (value,) if isinstance(value, bytes) else value.parts
                 run_start = end
             previous_end = end
         pieces.append(data[run_start:previous_end])
         for name, value in pending.items():
             key = _write_key(name)
             pieces.append(key if kept_any else key[1:])
-            pieces += value.parts if isinstance(value, Pieces) else (value,)
+            pieces += (value,) if isinstance(value, bytes) else value.parts
             kept_any = True
         pieces.append(data[previous_end:])
         return Pieces(tuple(pieces))

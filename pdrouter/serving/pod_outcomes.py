@@ -18,6 +18,7 @@ from pdrouter.serving.statuses import BUSY, Speaks
 log = logging.getLogger(__name__)
 
 _DECODE = Leg.DECODE
+_NUMBERS = (float, int)
 _FIRST_ERROR, _NOT_FOUND = 400, 404
 _WITH_IDS = frozenset({"/v1/responses"})
 _OF_THE_KEY = frozenset({401, 403, 407})
@@ -50,7 +51,7 @@ class SentLeg(msgspec.Struct, frozen=True):
         Args:
             attempts: its own count of tries, if it tells that.
         """
-        if not self.split or not isinstance(attempts, float | int):
+        if not self.split or not isinstance(attempts, _NUMBERS):
             return False
         return attempts > (1 if self.second is None else 2)
 
