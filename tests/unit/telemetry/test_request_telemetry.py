@@ -7,13 +7,13 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from select import PIPE_BUF
 from typing import Any
 
 import pytest
 from factories import make_attempt, make_decision, make_pod, make_record, make_steps
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 from prometheus_client.parser import text_string_to_metric_families
@@ -780,6 +780,17 @@ def test_a_line_is_one_json_object(logger: logging.Logger) -> None:
     assert (line["level"], line["logger"]) == ("info", "pdrouter.test")
     assert line["time"].endswith("+00:00")
     assert line["failed_attempts"][0]["failure"] == "connect"
+
+
+@settings(deadline=None)
+@given(st.floats(0, 4e9))
+@example(0.9999996)
+@example(1_699_999_999.9999999)
+@example(1_700_000_000.0009996)
+def test_a_line_has_its_time_as_the_standard_library_writes_it(at: float) -> None:
+    record = logging.makeLogRecord({"name": "pdrouter.test", "lines": [{}], "times": [at]})
+    expected = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
+    assert json.loads(JsonFormatter().format(record))["time"] == expected
 
 
 @pytest.mark.parametrize("odd", ["\udcff", 2**70, object()], ids=["text", "number", "object"])
