@@ -69,6 +69,7 @@ RESPONSE_ID = "request_id"
 
 _PRIORITY = "priority"
 _NO_EDITS: Mapping[str, bytes | Pieces] = MappingProxyType({})
+_NEVER, _ALWAYS = Forms.NEVER, Forms.ALWAYS
 _FORM_FIELDS = frozenset({"model", "stream"})
 _SINGLE_POD: tuple[str, ...] = (SINGLE_POD_PATH,)
 _MAX_LIMIT = 10**9
@@ -183,9 +184,9 @@ def parse_request(
     Raises:
         RequestRejected: with status 400, and the member at fault.
     """
-    if endpoint.forms is not Forms.NEVER and is_form(content_type):
+    if endpoint.forms is not _NEVER and is_form(content_type):
         return _read_form(endpoint, query, data, content_type)
-    if endpoint.forms is Forms.ALWAYS:
+    if endpoint.forms is _ALWAYS:
         message = f"{endpoint.path} takes multipart/form-data, not {content_type[:100]!r}"
         raise RequestRejected(400, "invalid_content_type", message, "content-type")
     try:

@@ -47,37 +47,25 @@ class RequestCounts:
 
     def count_ended(self, ended: Iterable[RequestRecord]) -> None:
         """Count requests that have ended."""
+        counts = self._metrics.requests.ended.counts
         by_model: defaultdict[str, list[RequestRecord]] = defaultdict(list)
         for record in ended:
             by_model[record.model].append(record)
         for model, records in by_model.items():
-            self._count_ends(model, records)
             self._count_times(model, records)
             for record in records:
-                self._count_details(record)
+                decision = record.standing_decision
+                counts[_describe_end(record, decision)] += 1
+                self._count_details(record, decision)
 
-    def _count_details(self, record: RequestRecord) -> None:
+    def _count_details(self, record: RequestRecord, decision: Decision | None) -> None:
         """Count what is looked at request by request."""
         try:
             self._aibrix.request_finished(record)
-            self._count_rare(record)
+            self._count_rare(record, decision)
         except Exception:
             # It may cost neither the others, nor the request whose end has begun this.
             log.exception("a request cannot be counted", extra=record.log_fields)
-
-    def _count_ends(self, model: str, ended: Sequence[RequestRecord]) -> None:
-        self._metrics.requests.ended.count_all(
-            [
-                (
-                    model,
-                    record.outcome or "",
-                    "" if record.status is None else str(record.status),
-                    _name_decision(record),
-                    record.aggregated,
-                )
-                for record in ended
-            ]
-        )
 
     def _count_times(self, model: str, ended: Sequence[RequestRecord]) -> None:
         metrics = self._metrics
@@ -89,7 +77,7 @@ class RequestCounts:
         prefills = [record.prefill_s for record in ended if record.prefill_attempts]
         metrics.prefill.seconds.observe_all(prefills, model)
 
-    def _count_rare(self, record: RequestRecord) -> None:
+    def _count_rare(self, record: RequestRecord, decision: Decision | None) -> None:
         """Count what most requests have not met."""
         metrics, requests, model = self._metrics, self._metrics.requests, record.model
         if record.user or record.refused_by is not None:
@@ -104,12 +92,14 @@ class RequestCounts:
             requests.moved.labels(model).inc()
         if record.served_by:
             requests.misrouted.labels(model).inc()
-        decision = record.standing_decision
         if decision is not None and decision.session is not None:
             requests.sessions.count(model, decision.session)
 
 
-def _name_decision(record: RequestRecord) -> str:
-    if record.standing_decision is None:
-        return ""
-    return _AGGREGATED if record.aggregated else _DISAGGREGATED
+def _describe_end(record: RequestRecord, decision: Decision | None) -> tuple[str, ...]:
+    """Return the labels under which the end of a request counts."""
+    kind = ""
+    if decision is not None:
+        kind = _AGGREGATED if record.aggregated else _DISAGGREGATED
+    status = "" if record.status is None else str(record.status)
+    return record.model, record.outcome or "", status, kind, record.aggregated

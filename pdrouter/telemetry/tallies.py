@@ -6,11 +6,11 @@ without its last values.
 """
 
 from bisect import bisect_left
-from collections import Counter as Counts
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
@@ -18,6 +18,15 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 _NO_LABELS: Mapping[str, str] = MappingProxyType({})
+
+
+Counts: TypeAlias = defaultdict[tuple[str, ...], int]
+"""How often something was, by the values of labels. To add to a `Counter` takes twice as long."""
+
+
+def create_counts() -> Counts:
+    """Return counts of nothing."""
+    return defaultdict(int)
 
 
 class _Family(NamedTuple):
@@ -55,7 +64,7 @@ class Tally(Collector):
             registry: where it is shown; None if somebody else shows it.
         """
         self._family = _Family(name, text, (*labels, *constants), tuple(constants.values()))
-        self.counts: Counts[tuple[str, ...]] = Counts()
+        self.counts = create_counts()
         if registry is not None:
             registry.register(self)
 
@@ -71,10 +80,6 @@ class Tally(Collector):
     def count(self, *labels: str, number: int = 1) -> None:
         """Count so many more for these values of the labels."""
         self.counts[labels] += number
-
-    def count_all(self, counted: Iterable[tuple[str, ...]]) -> None:
-        """Count one more for each of these values of the labels."""
-        self.counts.update(counted)
 
     def collect(self) -> Iterable[Metric]:
         """Yield the counts as they stand now."""
@@ -123,7 +128,7 @@ class Derived(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Yield the counts as they stand now."""
-        counts: Counts[tuple[str, ...]] = Counts()
+        counts = create_counts()
         for counted, number in self._counted.counts.copy().items():
             labels = self._relabel(*counted)
             if labels is not None:

@@ -1,6 +1,5 @@
 """Metrics of the answers whose tokens are counted, whoever counts them."""
 
-from collections import Counter as Counts
 from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry
@@ -10,7 +9,7 @@ from prometheus_client.registry import Collector
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import PodCache
 from pdrouter.serving.answers import AnswerReport
-from pdrouter.telemetry.tallies import HistogramTally, Tally
+from pdrouter.telemetry.tallies import HistogramTally, Tally, create_counts
 
 _FIRST_TOKEN_SECONDS = (
     *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75),
@@ -100,7 +99,7 @@ class _PodTokens(Collector):
 
     def __init__(self, cache: PodCache) -> None:
         self._cache = cache
-        self._counts: tuple[Counts[tuple[str, str, str]], ...] = tuple(Counts() for _ in _KINDS)
+        self._counts = tuple(create_counts() for _ in _KINDS)
 
     def add(self, model: str, pod: Pod | None, tokens: Iterable[int | None]) -> None:
         """Add tokens, in the order of the kinds."""
