@@ -22,6 +22,9 @@ REASON = "faster"
 """Reason of a decision: a decode pod alone was predicted to have the first token sooner."""
 POLICY = "when-faster"
 
+# Looked up once, as in `ledger.py`.
+_DECODE = Leg.DECODE
+
 _GAIN = 0.9
 """What serving a request whole must take of the time over two pods, at most."""
 _MOST_CACHING, _MOST_OTHERS = 4, 8
@@ -221,7 +224,7 @@ class _Look:
         if sample.waiting:
             return "no free slot"
         need = self._facts.prompt_tokens + self._facts.output_tokens
-        if find_usage(sample, state.ledger.load(Leg.DECODE, uid), need) > FULL:
+        if find_usage(sample, state.ledger.load(_DECODE, uid), need) > FULL:
             return "no room"
         return ""
 
@@ -262,7 +265,7 @@ class _Look:
 
     def _is_busy(self, uid: str, sample: EngineSample | None) -> bool:
         """Return whether a pod decodes anything, as far as that is known."""
-        ours = self._state.ledger.load(Leg.DECODE, uid).requests
+        ours = self._state.ledger.load(_DECODE, uid).requests
         return ours > 0 or (sample is not None and sample.others > 0)
 
     def _make_choice(
@@ -270,13 +273,13 @@ class _Look:
     ) -> Choice:
         state = self._state
         ranks = [
-            (score, state.ledger.load(Leg.DECODE, pod.uid).requests, state.random.random())
+            (score, state.ledger.load(_DECODE, pod.uid).requests, state.random.random())
             for pod, score in zip(candidates, scores, strict=True)
         ]
         best = ranks.index(min(ranks))
         pod, facts = candidates[best], self._facts
         return Choice(
-            Leg.DECODE,
+            _DECODE,
             pod,
             POLICY,
             scores[best],

@@ -18,6 +18,9 @@ from pdrouter.routing.label_selector import LabelSelector
 from pdrouter.routing.session_affinity import SessionOutcome
 from pdrouter.routing.state import RoutingState
 
+# Looked up once, as in `ledger.py`.
+_PREFILL = Leg.PREFILL
+
 
 class RoutingFacts(msgspec.Struct, frozen=True):
     """What a strategy needs to know of a request.
@@ -202,7 +205,7 @@ class Decision(msgspec.Struct, frozen=True):
     def prefill(self) -> Choice | None:
         """The prefill leg, for the policies that weigh it; None where there is none."""
         for choice in self.side:
-            if choice.leg is Leg.PREFILL:
+            if choice.leg is _PREFILL:
                 return choice
         return None
 

@@ -16,6 +16,8 @@ FULL = 0.95
 """Share of KV memory above which engines begin to preempt."""
 
 _IDLE = LegLoad()
+# Looked up once, as in `ledger.py`.
+_DECODE = Leg.DECODE
 
 
 class KVCapacity:
@@ -68,7 +70,7 @@ def _draw_two_each(pods: Sequence[Pod], random: Random) -> Sequence[int]:
 
 def count_requests(uid: str, request: RankingRequest) -> float:
     """Return the requests in flight on a pod: ours, and those of others as last seen."""
-    load = request.state.ledger.loads[Leg.DECODE].get(uid)
+    load = request.state.ledger.loads[_DECODE].get(uid)
     ours = 0 if load is None else load.requests
     sample = request.state.samples.get(uid)
     return ours if sample is None else ours + sample.others
@@ -100,7 +102,7 @@ class _Look(msgspec.Struct, frozen=True):
 
 def _look_at(pods: Sequence[Pod], request: RankingRequest) -> _Look:
     # One loop for everything: it is gone through for every decode pod.
-    samples, loads = request.state.samples, request.state.ledger.loads[Leg.DECODE]
+    samples, loads = request.state.samples, request.state.ledger.loads[_DECODE]
     need = request.facts.prompt_tokens + request.facts.output_tokens
     usages: list[float] = []
     scores: list[float] = []

@@ -19,6 +19,9 @@ from pdrouter.routing.scoring import list_names
 from pdrouter.routing.soundness import keep_sound
 from pdrouter.routing.state import RoutingState
 
+# Looked up once, as in `ledger.py`.
+_PREFILL, _DECODE = Leg.PREFILL, Leg.DECODE
+
 
 class _Policies(msgspec.Struct, frozen=True):
     """What a request is decided by.
@@ -163,9 +166,7 @@ def _choose_prefill(
     work = rates.measure(tokens, rates.shapes.get(pod.uid, rates.default), cached)
     seconds = ledger.predict_prefill(pod.uid, work)
     parts = policy.explain(pods, request)
-    return Choice(
-        Leg.PREFILL, pod, policy.name, scores[index], pods, scores, tokens, seconds, parts
-    )
+    return Choice(_PREFILL, pod, policy.name, scores[index], pods, scores, tokens, seconds, parts)
 
 
 def _choose_decode(
@@ -174,7 +175,7 @@ def _choose_decode(
     pods, scores = ranking.pods, ranking.scores
     tokens = request.facts.prompt_tokens + request.facts.output_tokens
     return Choice(
-        Leg.DECODE,
+        _DECODE,
         pods[index],
         policy.name,
         scores[index],

@@ -33,6 +33,8 @@ from pdrouter.routing.strategy_book import StrategyBook
 from pdrouter.settings.choices import Aggregation, SessionAffinity
 
 _FAILED_IN_A_ROLESET = 2
+# Looked up once, as in `ledger.py`.
+_AFFINITY_OFF, _WHEN_FASTER = SessionAffinity.OFF, Aggregation.WHEN_FASTER
 
 _Decide: TypeAlias = Callable[[Strategy, RoutingFacts, ModelPods], Decision]
 
@@ -101,7 +103,7 @@ class Router:
     ) -> Decision:
         """Decide among the pods to which the request's session keeps it, or among all."""
         affinity = self.rules.affinity
-        wanted = affinity.mode is not SessionAffinity.OFF or strategy.name == POLICY
+        wanted = affinity.mode is not _AFFINITY_OFF or strategy.name == POLICY
         placed = None
         if facts.session is not None or facts.holder:
             placed = place_request(facts, pods, self.state, affinity, wanted=wanted)
@@ -122,7 +124,7 @@ class Router:
     def _decide(self, strategy: Strategy, facts: RoutingFacts, pods: ModelPods) -> Decision:
         decision = self._fall_back(strategy, facts, pods)
         rules, state = self.rules, self.state
-        if rules.aggregation is Aggregation.WHEN_FASTER:
+        if rules.aggregation is _WHEN_FASTER:
             decision = choose_way(decision, facts, pods, state, rules.whole)
         limit_s = rules.max_wait_s
         if limit_s is not None:
