@@ -231,7 +231,7 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
-    monotonic = __call__
+    monotonic = perf_counter = __call__
 
 
 @asynccontextmanager
