@@ -83,7 +83,7 @@ class FailureMemory:
         """
         now = self.clock()
         self._silences.note_answer(uid, leg, now)
-        if self._reaches.refute(uid):
+        if self._reaches.pods and self._reaches.refute(uid):
             self._note_reached(uid)
         if not self._records:
             return False

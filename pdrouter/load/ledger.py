@@ -166,10 +166,10 @@ class Ledger:
 
     def measure_use(self, uids: Sequence[str]) -> float:
         """Return the share of some pods that have prefill legs, this router's or others'."""
-        queues, others = self._queues, self._others
-        if not (queues or others):
-            return 0.0
-        return len([uid for uid in uids if uid in queues or uid in others]) / len(uids)
+        used = self._queues.keys() & uids
+        if self._others:
+            used |= self._others.keys() & uids
+        return len(used) / len(uids)
 
     def note_others(self, uid: str, requests: float) -> None:
         """Take how many requests a pod has that this router has not sent, as last seen.

@@ -1,6 +1,6 @@
 """Which pods are slower or faster than others of their kind: told from chance by evidence."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from operator import attrgetter
@@ -177,36 +177,36 @@ class PodSpeeds:
             self._factors = factors
 
     def _are_alike(self, known: Mapping[str, _Record]) -> bool:
-        """Return whether these pods are of one model, and so alike that none can stand out."""
-        ratios = [record.ratio for record in known.values()]
-        if max(ratios, default=1.0) > min(ratios, default=1.0) * _BAND:
+        """Return whether these pods are of one kind, and so alike that none can stand out."""
+        ratios = sorted(map(_get_ratio, known.values()))
+        if ratios and ratios[-1] > ratios[0] * _BAND:
             return False
-        find_kind = self._kinds.get
-        return len({find_kind(uid, _UNKNOWN).model for uid in known}) <= 1
+        return len({*map(self._kinds.get, known)}) <= 1
 
     def _find_factors(self, known: Mapping[str, _Record]) -> Mapping[str, float]:
-        kinds: dict[PodKind, dict[str, _Record]] = {}
-        for uid, record in known.items():
-            kinds.setdefault(self._kinds.get(uid, _UNKNOWN), {})[uid] = record
         models: dict[str, list[_Record]] = {}
-        for kind, records in kinds.items():
-            models.setdefault(kind.model, []).extend(records.values())
+        kinds: dict[PodKind, list[_Record]] = {}
+        for uid, record in known.items():
+            kind = self._kinds.get(uid, _UNKNOWN)
+            models.setdefault(kind.model, []).append(record)
+            kinds.setdefault(kind, []).append(record)
         usual = {model: _find_median(records).ratio for model, records in models.items()}
         fastest = min(usual.values(), default=1.0)
         of_kind = {
-            kind: usual.get(kind.model, fastest) / fastest for kind in {*self._kinds.values()}
+            kind: _find_median(records).stand_out(usual[kind.model])
+            for kind, records in kinds.items()
         }
         factors = {}
-        for kind, records in kinds.items():
-            expected = usual[kind.model]
-            hardware = _find_median(records.values()).stand_out(expected)
-            of_kind[kind] = expected / fastest * hardware
-            for uid, record in records.items():
-                factors[uid] = of_kind[kind] * record.stand_out(expected * hardware)
-        factors |= {uid: of_kind[kind] for uid, kind in self._kinds.items() if uid not in known}
-        return {uid: factor for uid, factor in factors.items() if factor != 1.0}
+        for uid in self._kinds.keys() | known.keys():
+            kind = self._kinds.get(uid, _UNKNOWN)
+            expected, hardware = usual.get(kind.model, fastest), of_kind.get(kind, 1.0)
+            own = known[uid].stand_out(expected * hardware) if uid in known else 1.0
+            factor = expected / fastest * hardware * own
+            if factor != 1.0:
+                factors[uid] = factor
+        return factors
 
 
-def _find_median(records: Collection[_Record]) -> _Record:
+def _find_median(records: Sequence[_Record]) -> _Record:
     """Return the record in the middle; of two, the faster: the other may be the odd one."""
     return sorted(records, key=_get_ratio)[(len(records) - 1) // 2]

@@ -21,27 +21,31 @@ class _Reach:
 
 
 class Reaches:
-    """Remembers the pods that scrapes could not connect to."""
+    """Remembers the pods that scrapes could not connect to.
+
+    Attributes:
+        pods: those of which that was so the last time, by UID. Do not change it.
+    """
 
     def __init__(self) -> None:
-        self._pods: dict[str, _Reach] = {}
+        self.pods: dict[str, _Reach] = {}
 
     def is_lost(self, uid: str) -> bool:
         """Return whether a pod seems to be out of reach."""
-        reach = self._pods.get(uid)
+        reach = self.pods.get(uid)
         return reach is not None and reach.failures >= _LEAST_SCRAPES and not reach.refuted
 
     def note_failure(self, uid: str) -> bool:
         """Note a scrape that could not connect; return whether that is why the pod is lost now."""
-        if uid not in self._pods and len(self._pods) >= _MOST:
+        if uid not in self.pods and len(self.pods) >= _MOST:
             return False
-        reach = self._pods.setdefault(uid, _Reach())
+        reach = self.pods.setdefault(uid, _Reach())
         reach.failures += 1
         return reach.failures == _LEAST_SCRAPES and not reach.refuted
 
     def refute(self, uid: str) -> bool:
         """Note that a pod serves, whatever scrapes say; return whether that is news."""
-        reach = self._pods.get(uid)
+        reach = self.pods.get(uid)
         if reach is None or reach.refuted:
             return False
         reach.refuted = True
@@ -49,4 +53,4 @@ class Reaches:
 
     def forget(self, uid: str) -> bool:
         """Forget a pod that is gone, or was connected to; return whether there was anything."""
-        return self._pods.pop(uid, None) is not None
+        return self.pods.pop(uid, None) is not None

@@ -939,7 +939,7 @@ async def exceed_the_failures(_: pytest.MonkeyPatch) -> None:
     for uid in name_many(5000):
         memory.note_failure(uid, Leg.PREFILL, "connect", 0.0)
         memory.note_scrape(uid, connected=False)
-    for kept in (memory._records, memory._out, memory._reaches._pods):
+    for kept in (memory._records, memory._out, memory._reaches.pods):
         assert len(kept) == failure_memory._MOST_PARTS
 
 

@@ -633,7 +633,7 @@ def test_the_memory_is_bounded() -> None:
     memory = bench.memory
     assert len(memory._records) <= 4096
     assert len(memory._out) <= 4096
-    assert len(memory._reaches._pods) <= 4096
+    assert len(memory._reaches.pods) <= 4096
     assert len(memory._silences._answered) <= 4096
     assert len(memory._silences._silences) <= 4096
 
