@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 BUDGET_S = 0.0015
 """Seconds of work that are begun in one turn; what is begun is done to its next wait."""
-_FIRST_LIMIT = 8
+_FIRST_LIMIT = 4
 _HIGHEST_LIMIT = 16
 
 T = TypeVar("T")
@@ -20,14 +20,15 @@ class Turns:
     An event loop runs all that is ready before it looks at sockets and timers again. Thousands of
     answers that come in the same moment would hold it for seconds: whatever else is due, a probe or
     a reply that is ready, would wait for the last of them. How much work a turn takes is learnt
-    while some is left over: then nothing waits between two turns.
+    from those that take too long, or leave some over.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, clock: Callable[[], float] = time.thread_time) -> None:
         """Begin without work.
 
         Args:
-            clock: gives the time in seconds.
+            clock: gives the seconds that this thread has computed. While it waits for a core, or
+                for Python's lock, nothing is learnt of the work.
         """
         self._clock = clock
         # asyncio would ask the kernel for the process's number each time that it is asked for it.
@@ -45,6 +46,8 @@ class Turns:
             self._waiting.append((work, args))
         else:
             self._begun += 1
+            if self._begun == 2:  # What comes alone cannot be spread.
+                self._since = self._clock()
             work(*args)
         if not self._turning:
             self._go_on()
@@ -58,6 +61,12 @@ class Turns:
     def resolve(self, future: asyncio.Future[T], result: T) -> None:
         """Let who waits for a future go on with its result, now or in a later turn."""
         self.begin(_resolve, future, result)
+
+    async def take(self) -> None:
+        """Go on at once, or in a later turn if this one has enough."""
+        turn: asyncio.Future[None] = self._loop.create_future()
+        self.resolve(turn, None)
+        await turn
 
     def end_with(self, work: Callable[[], object]) -> None:
         """Do something once all that this turn has begun has gone as far as it can."""
@@ -103,9 +112,10 @@ class Turns:
         self._since = now if self._waiting else None
         if since is None or not self._begun:
             return
-        seconds = max((now - since) / self._begun, 1e-9)
-        fitting = int(BUDGET_S / seconds)
-        self._limit = max(1, min(fitting, 2 * self._limit, _HIGHEST_LIMIT))
+        seconds = max(now - since, 1e-9)
+        if self._waiting or seconds > BUDGET_S:
+            fitting = int(self._begun * BUDGET_S / seconds)
+            self._limit = max(1, min(fitting, 2 * self._limit, _HIGHEST_LIMIT))
 
 
 def _resolve(future: asyncio.Future[Any], result: object) -> None:

@@ -22,6 +22,7 @@ class Burst:
     async def run(self, count: int) -> None:
         for number in range(count):
             self.turns.begin(self.work, number)
+        self.by_turn.append(len(self.done))
         while len(self.done) < count:
             before = len(self.done)
             await asyncio.sleep(0)
@@ -73,6 +74,36 @@ async def test_what_is_found_dear_may_be_cheap_later() -> None:
     burst.seconds, burst.done, burst.by_turn = BUDGET_S / 100, [], []
     await burst.run(500)
     assert max(burst.by_turn) == 16
+
+
+async def test_what_takes_too_long_is_spread_also_where_nothing_was_left_over() -> None:
+    burst = Burst(BUDGET_S / 100)
+    for seconds, count in ((BUDGET_S / 100, 500), (BUDGET_S / 3, 10), (BUDGET_S / 3, 10)):
+        burst.seconds, burst.done, burst.by_turn = seconds, [], []
+        await burst.run(count)
+        await asyncio.sleep(0)
+    assert max(burst.by_turn) <= 4
+    assert burst.done == list(range(10))
+
+
+async def test_who_takes_a_turn_goes_on_at_once_where_this_one_has_room() -> None:
+    turns, done = Turns(), list[int]()
+
+    async def go_on(number: int) -> None:
+        await turns.take()
+        done.append(number)
+
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(100):
+            tasks.create_task(go_on(number))
+        by_turn = []
+        while len(done) < 100:
+            before = len(done)
+            await asyncio.sleep(0)
+            by_turn.append(len(done) - before)
+    assert done == list(range(100))
+    assert 0 < by_turn[0] <= 16
+    assert max(by_turn) <= 16
 
 
 async def test_who_does_not_wait_any_more_is_passed_over() -> None:
