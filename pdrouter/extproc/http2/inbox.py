@@ -12,6 +12,9 @@ log = logging.getLogger(__name__)
 
 PIECE_FRAMES = 32
 """How many frames are taken in a turn: about a millisecond's, where a dozen requests begin."""
+PIECE_BYTES = 2**19
+"""How much is read before the next turn, and what the last read brings beyond it: in a burst, a
+megabyte takes 3 ms."""
 HELD_BYTES = 32 * 2**20
 """How much of what was read may wait for its turn. What the windows allow is less, with the headers
 of all streams: it is never reached by Envoy, which ends a connection whose peer does not read, with
@@ -21,9 +24,10 @@ of all streams: it is never reached by Envoy, which ends a connection whose peer
 class Inbox:
     """Reads frames from a connection.
 
-    The loop reads a connection up to 32 times in a turn, and a read may bring a hundred frames.
-    Those which a turn does not take wait for theirs, in the order of all that waits. Until they are
-    taken, the windows of HTTP/2 do not open for more.
+    The loop reads a connection up to 32 times in a turn, and a read may bring a quarter of a
+    megabyte, in a hundred frames. What is beyond a turn's bytes stays with the kernel for a turn;
+    frames which a turn does not take wait for theirs, in the order of all that waits. Until they
+    are taken, the windows of HTTP/2 do not open for more.
     """
 
     def __init__(
@@ -49,7 +53,8 @@ class Inbox:
         self._turns = turns
         self._clock = clock
         self._turn = clock()
-        self._room = PIECE_FRAMES
+        self._frames_left = PIECE_FRAMES
+        self._bytes_left = PIECE_BYTES
         self._transport: asyncio.ReadTransport | None = None
         self._frames: Iterator[Frame] | None = None
         self._held: deque[bytes] = deque()
@@ -62,18 +67,18 @@ class Inbox:
 
     def feed(self, data: bytes) -> None:
         """Act on the frames that are complete now, in this turn or in later ones."""
+        self._bytes_left -= len(data)
         if self._frames is None:
             self._frames = self._reader.feed(data)
             now = self._clock()
             if now != self._turn:
-                self._turn, self._room = now, PIECE_FRAMES
+                self._turn, self._frames_left = now, PIECE_FRAMES
             self._take()
-            return
-        self._held.append(data)
-        self._held_bytes += len(data)
-        if self._held_bytes > HELD_BYTES and self._transport is not None:
-            self._paused = True
-            self._transport.pause_reading()
+        else:
+            self._held.append(data)
+            self._held_bytes += len(data)
+        if self._bytes_left <= 0 or self._held_bytes > HELD_BYTES:
+            self._pause()
 
     def close(self) -> None:
         """Act on no more frames."""
@@ -85,19 +90,30 @@ class Inbox:
         self._held.clear()
         self._held_bytes = 0
 
-    def _go_on(self) -> None:
-        """Take frames in their turn."""
-        self._room = PIECE_FRAMES
-        self._take()
+    def _pause(self) -> None:
+        """Read no more before the next turn, nor as long as too much waits."""
+        if self._transport is not None and not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
+            self._turns.end_with(self._resume)
+
+    def _resume(self) -> None:
+        self._bytes_left = PIECE_BYTES
         transport = self._transport
         if self._paused and transport is not None and self._held_bytes <= HELD_BYTES:
             self._paused = False
             if not transport.is_closing():
                 transport.resume_reading()
 
+    def _go_on(self) -> None:
+        """Take frames in their turn."""
+        self._frames_left = PIECE_FRAMES
+        self._take()
+        self._resume()
+
     def _take(self) -> None:
         """Act on as many frames as there is room for, and put off the others."""
-        receive, room = self._receive, self._room
+        receive, room = self._receive, self._frames_left
         try:
             while self._frames is not None:
                 for frame in self._frames:
@@ -107,7 +123,7 @@ class Inbox:
                         self._turns.put_off(self._go_on)
                         return
                 self._frames = self._feed_held()
-            self._room = room
+            self._frames_left = room
         except ConnectionFault as fault:
             self._stop()
             self._fail(fault)

@@ -13,7 +13,7 @@ from pdrouter.extproc.http2.frames import (
     Frame,
     encode_frame,
 )
-from pdrouter.extproc.http2.inbox import PIECE_FRAMES, Inbox
+from pdrouter.extproc.http2.inbox import PIECE_BYTES, PIECE_FRAMES, Inbox
 from pdrouter.turns import Turns
 
 
@@ -40,14 +40,14 @@ class Reading(asyncio.ReadTransport):
 class Peer:
     """Sends numbered frames to an inbox."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_payload: int = 100) -> None:
         self.now = 0.0
         self.breaks = -1
         self.taken: list[int] = []
         self.faults: list[ErrorCode] = []
         self.transport = Reading()
         self.inbox = Inbox(
-            100,
+            max_payload,
             self.receive,
             lambda fault: self.faults.append(fault.code),
             Turns(lambda: self.now),
@@ -119,6 +119,20 @@ async def test_a_peer_is_not_read_while_too_much_of_it_waits(
     await peer.take_turns(20)
     assert peer.transport.is_reading()
     assert peer.taken == list(range(4 * (PIECE_FRAMES + 1)))
+
+
+async def test_what_is_beyond_a_turns_bytes_is_read_in_the_next() -> None:
+    peer = Peer(max_payload=2**18)
+    frame = encode_frame(DATA, 0, 7, bytes(2**18))
+    for turn in range(1, 4):
+        reads = 0
+        while peer.transport.is_reading():
+            peer.inbox.feed(frame)
+            reads += 1
+        assert PIECE_BYTES <= reads * len(frame) < PIECE_BYTES + len(frame)
+        await peer.take_turns(1)
+        assert peer.transport.is_reading()
+        assert peer.taken == [7] * reads * turn
 
 
 async def test_what_a_transport_has_read_meanwhile_comes_later() -> None:
