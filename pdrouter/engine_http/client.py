@@ -179,7 +179,7 @@ class HttpClient:
                 if connection.reusable and connection.heard > oldest:
                     kept.append(connection)
                 else:
-                    connection.close()
+                    self._turns.put_off(connection.close)
             if kept:
                 self._idle[address] = kept
             else:

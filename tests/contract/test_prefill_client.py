@@ -32,7 +32,7 @@ from loopback import (
 from waiting import LONGER_S, WAIT_S, wait_until
 
 from pdrouter.engine_http.answers import MAX_INTERIM_ANSWERS, AnswerReader, EngineAnswer
-from pdrouter.engine_http.client import SURELY_OPEN_S, ClientLimits
+from pdrouter.engine_http.client import SURELY_OPEN_S, ClientLimits, HttpClient
 from pdrouter.engine_http.failures import FailureKind, PostFailed
 from pdrouter.engine_http.progress import PostProgress
 from pdrouter.engine_http.tls import EngineTls, EngineTlsRules
@@ -510,6 +510,25 @@ async def test_what_is_sent_once_in_any_case_takes_no_connection_that_may_be_clo
             await post(client, server.address, fresh=fresh)
     # The one that was idle for too long is kept for the others.
     assert server.connections == (1 if open_s else 2)
+
+
+async def test_connections_that_were_idle_for_long_are_closed_in_turns() -> None:
+    async with listen(answer_always) as server:
+        with closing(HttpClient(LIMITS, LONGER_S, spoken.client)) as client:
+            await asyncio.gather(*(_get(client, server.address) for _ in range(80)))
+            assert server.connections == 80
+            client._keepalive_s = 0.0
+            client._sweep()
+            by_turn = []
+            while before := len(client._open):
+                await asyncio.sleep(0)
+                by_turn.append(before - len(client._open))
+    assert sum(by_turn) == 80
+    assert max(by_turn) <= 16
+
+
+async def _get(client: HttpClient, address: str) -> None:
+    await client.request("GET", address, "/", {}, body=None, total_s=LONGER_S)
 
 
 async def test_a_used_connection_that_is_reset_is_stale() -> None:
