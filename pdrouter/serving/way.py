@@ -41,7 +41,10 @@ from pdrouter.serving.steps import Step
 from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.serving.unsplittable import REASON as NOT_PREFILLABLE
 from pdrouter.settings.choices import Aggregation, FailurePolicy
+from pdrouter.turns import Turns
 
+MANY_PODS = 100
+"""Among more than these, a choice takes so long that few fit one turn of the event loop."""
 _WHEN_FASTER = Aggregation.WHEN_FASTER
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _STILL_GOOD = frozenset({"too-large", "late"})
@@ -64,6 +67,7 @@ class Dispatcher:
         policy: what the operator decided.
         gate: lets requests in, as far as limits have room.
         forwarded: names of the client's headers that engines of side legs get.
+        turns: spreads choices among many pods over turns of the event loop.
         routes: checks the models' own routes, for requests without a strategy; None to pass them
             unchecked.
     """
@@ -79,6 +83,7 @@ class Dispatcher:
     policy: DispatchPolicy
     gate: Gate
     forwarded: tuple[str, ...]
+    turns: Turns
     routes: RouteCheck | None = None
 
     async def dispatch(self, head: RequestHead, data: bytes, call: Call) -> Dispatched | Completed:
@@ -107,6 +112,9 @@ class Dispatcher:
         tokens = counted or self.chooser.count_prompt_tokens(request, media)
         if self.gate.guards(call.user, pods):
             await self._admit(request, pods, head, call, tokens)
+            pods = self.chooser.models.find(request.model)
+        if len(pods.pods) > MANY_PODS:
+            await self.turns.take()
             pods = self.chooser.models.find(request.model)
         routed = await self.chooser.choose(request, pods, head.headers, record, tokens, media=media)
         if routed is None:
