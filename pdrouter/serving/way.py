@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.source import RouteCheck
-from pdrouter.cluster.view import ModelPods
+from pdrouter.cluster.view import MANY_PODS, ModelPods
 from pdrouter.engines.leg_bodies import TRANSFER_MEMBERS, find_locator, whole_body
 from pdrouter.engines.registry import Splits
 from pdrouter.engines.split import HandoffInvalid, Leg, Placement
@@ -43,8 +43,6 @@ from pdrouter.serving.unsplittable import REASON as NOT_PREFILLABLE
 from pdrouter.settings.choices import Aggregation, FailurePolicy
 from pdrouter.turns import Turns
 
-MANY_PODS = 100
-"""Among more than these, a choice takes so long that few fit one turn of the event loop."""
 _WHEN_FASTER = Aggregation.WHEN_FASTER
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _STILL_GOOD = frozenset({"too-large", "late"})
@@ -379,9 +377,8 @@ class Dispatcher:
         pod, model = chosen.decision.last.pod, chosen.routed.pods.model
         request = name_response(request, pod.uid, record.user)
         body = whole_body(self._rank_last(request, chosen, head, record))
-        return Dispatched(
-            body, record.request_id, pod, model, chosen, find_own_path(request, (pod,))
-        )
+        headers = find_own_path(request, (pod,))
+        return Dispatched(body, record.request_id, pod, model, chosen, headers)
 
     def _note_invalid(
         self, invalid: HandoffInvalid, answer: LegAnswer, model: str, call: Call
