@@ -11,9 +11,6 @@ from pdrouter.cluster.pods import Claim, Inactive, PairingKey, Pod, Role
 from pdrouter.cluster.revisions import count_versions, find_unmatched, report_unmatched
 from pdrouter.settings.choices import ENCODE_ENGINES
 
-MANY_PODS = 100
-"""Among more than these, a choice takes so long that few fit one turn of the event loop."""
-
 # As in `revisions.py`, looked up once: there are many pods.
 _ENCODE, _PREFILL, _DECODE = Role.ENCODE, Role.PREFILL, Role.DECODE
 _WHOLE = (Role.DECODE, Role.BOTH)

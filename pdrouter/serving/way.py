@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.source import RouteCheck
-from pdrouter.cluster.view import MANY_PODS, ModelPods
+from pdrouter.cluster.view import ModelPods
 from pdrouter.engines.leg_bodies import TRANSFER_MEMBERS, find_locator, whole_body
 from pdrouter.engines.registry import Splits
 from pdrouter.engines.split import HandoffInvalid, Leg, Placement
@@ -41,7 +41,6 @@ from pdrouter.serving.steps import Step
 from pdrouter.serving.tokenizers import PromptTokenizers
 from pdrouter.serving.unsplittable import REASON as NOT_PREFILLABLE
 from pdrouter.settings.choices import Aggregation, FailurePolicy
-from pdrouter.turns import Turns
 
 _WHEN_FASTER = Aggregation.WHEN_FASTER
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
@@ -65,7 +64,6 @@ class Dispatcher:
         policy: what the operator decided.
         gate: lets requests in, as far as limits have room.
         forwarded: names of the client's headers that engines of side legs get.
-        turns: spreads choices among many pods over turns of the event loop.
         routes: checks the models' own routes, for requests without a strategy; None to pass them
             unchecked.
     """
@@ -81,7 +79,6 @@ class Dispatcher:
     policy: DispatchPolicy
     gate: Gate
     forwarded: tuple[str, ...]
-    turns: Turns
     routes: RouteCheck | None = None
 
     async def dispatch(self, head: RequestHead, data: bytes, call: Call) -> Dispatched | Completed:
@@ -110,9 +107,6 @@ class Dispatcher:
         tokens = counted or self.chooser.count_prompt_tokens(request, media)
         if self.gate.guards(call.user, pods):
             await self._admit(request, pods, head, call, tokens)
-            pods = self.chooser.models.find(request.model)
-        if len(pods.pods) > MANY_PODS:
-            await self.turns.take()
             pods = self.chooser.models.find(request.model)
         routed = await self.chooser.choose(request, pods, head.headers, record, tokens, media=media)
         if routed is None:
@@ -377,8 +371,9 @@ class Dispatcher:
         pod, model = chosen.decision.last.pod, chosen.routed.pods.model
         request = name_response(request, pod.uid, record.user)
         body = whole_body(self._rank_last(request, chosen, head, record))
-        headers = find_own_path(request, (pod,))
-        return Dispatched(body, record.request_id, pod, model, chosen, headers)
+        return Dispatched(
+            body, record.request_id, pod, model, chosen, find_own_path(request, (pod,))
+        )
 
     def _note_invalid(
         self, invalid: HandoffInvalid, answer: LegAnswer, model: str, call: Call

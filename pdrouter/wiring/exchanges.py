@@ -56,7 +56,6 @@ from pdrouter.serving.way import Dispatcher
 from pdrouter.serving.worker_turns import WorkerTurns
 from pdrouter.settings import Settings
 from pdrouter.settings.choices import Fairness, OnFailure
-from pdrouter.turns import Turns
 from pdrouter.users.counters import Counters
 from pdrouter.users.directory import Directory
 from pdrouter.users.keys_file import KeysFile
@@ -194,7 +193,6 @@ class Exchanges:
             policy=policy,
             gate=self.gate,
             forwarded=rules.keep((*FORWARDED_TO_SIDE_LEGS, *policy.forward_headers)),
-            turns=Turns(),  # Of their own: they cost something else than what comes on sockets.
             routes=around.routes,
         )
         self.shared = self._create_shared(settings)

@@ -21,7 +21,6 @@ from exchanges import (
     request_headers,
     response_headers,
 )
-from factories import make_pod
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,7 +32,6 @@ from pdrouter.engine_http.answers import EngineAnswer
 from pdrouter.engine_http.failures import FailureKind
 from pdrouter.engines.split import Leg
 from pdrouter.extproc.codec import encode
-from pdrouter.extproc.exchange import Exchange
 from pdrouter.extproc.limits import MESSAGE_OVERHEAD_BYTES
 from pdrouter.extproc.messages import (
     BodyMode,
@@ -107,43 +105,6 @@ async def test_a_disaggregated_request_goes_its_whole_way() -> None:
         "x-extra": "1",
         "x-request-id": request_id,
     }
-
-
-async def test_choices_among_many_pods_are_spread_over_turns_of_the_event_loop() -> None:
-    pods = make_pairs("old", 60)
-    bench = Bench(pods)
-    exchanges = [bench.open() for _ in range(40)]
-
-    async def go(exchange: Exchange) -> None:
-        await exchange.handle(request_headers())
-        await exchange.handle(request_body())
-
-    by_turn = []
-    async with asyncio.TaskGroup() as tasks:
-        for exchange in exchanges:
-            tasks.create_task(go(exchange))
-        for _ in range(100):
-            before = len(bench.prefill.posts)
-            await asyncio.sleep(0)
-            by_turn.append(len(bench.prefill.posts) - before)
-            if len(by_turn) == 1:  # Who waits for a turn chooses among those that there are then.
-                bench.cache.replace(make_pairs("new", 60))
-    assert sum(by_turn) == 40
-    assert max(by_turn) <= 16
-    decisions = [exchange.record.standing_decision for exchange in exchanges]
-    chosen = [decision.last.pod.name for decision in decisions if decision is not None]
-    assert [name[:3] for name in chosen] == ["old"] * by_turn[0] + ["new"] * (40 - by_turn[0])
-    for exchange in exchanges:
-        exchange.close()
-    bench.close()
-
-
-def make_pairs(name: str, count: int) -> tuple[Pod, ...]:
-    return tuple(
-        make_pod(f"{name}-{role}-{number}", role, model="m")
-        for number in range(count)
-        for role in (Role.PREFILL, Role.DECODE)
-    )
 
 
 async def test_pods_are_not_told_when_the_operator_says_so() -> None:
