@@ -200,10 +200,7 @@ class Application:
         services: dict[str, ReceiveStream] = {}
         if settings.observe_tokens.access_log:
             access_log = AccessLogService(
-                exchanges.answers.receive,
-                log_entries,
-                self._turns,
-                counts=settings.observe_tokens.counts,
+                exchanges.answers.receive, log_entries, counts=settings.observe_tokens.counts
             )
             services[EXPORT_PATH] = access_log.receive_call
         options = ServerOptions(

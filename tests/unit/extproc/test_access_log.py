@@ -1,6 +1,5 @@
 """What Envoy's access log says is read exactly, and nothing that it says can do harm."""
 
-import asyncio
 import json
 from collections import Counter
 from typing import Any
@@ -28,7 +27,6 @@ from pdrouter.openai.usage import Usage
 from pdrouter.serving.answers import AnswerReport, AnswerReports
 from pdrouter.serving.pod_outcomes import PodOutcomes
 from pdrouter.telemetry.requests import RequestTelemetry
-from pdrouter.turns import Turns
 
 ROUTED: dict[str, Any] = {
     "request_id": "r",
@@ -254,7 +252,7 @@ class Receiver:
         answers = AnswerReports(
             cache, self.lengths, self.telemetry, outcomes.note_cut, settle=self.settled.append
         )
-        self.service = AccessLogService(answers.receive, self.results, Turns())
+        self.service = AccessLogService(answers.receive, self.results)
 
     def page(self) -> str:
         self.telemetry.flush()
@@ -290,18 +288,6 @@ class TestService:
         await receiver.service.receive_message(spell(make_entry(ROUTED)))
 
         assert receiver.results == {"invalid": 1, "counted": 1}
-
-    async def test_what_many_calls_bring_at_once_is_taken_in_turns(self) -> None:
-        receiver, by_turn = Receiver(), list[int]()
-        message = spell(*(make_entry(ROUTED) for _ in range(40)))
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(20):
-                tasks.create_task(receiver.service.receive_message(message))
-            while (before := receiver.results["counted"]) < 800:
-                await asyncio.sleep(0)
-                by_turn.append(receiver.results["counted"] - before)
-        # The first pieces come with their messages, which the server begins in turns.
-        assert max(by_turn[1:]) <= 64
 
     async def test_entries_are_counted_for_their_model_and_pod(self) -> None:
         receiver = Receiver()
