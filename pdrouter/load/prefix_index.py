@@ -61,8 +61,8 @@ class PrefixIndex:
         self._names: dict[int, str] = {}
         self._groups: dict[int, Sequence[str]] = {}
         self._alive = 0
-        # Of these pods, blocks are missing among the young before some that are there.
-        self._torn = 0
+        # Of these pods, blocks are missing before some that are in a generation, young or old.
+        self._torn = self._torn_old = 0
         # Bits of pods that are gone, by the number of turns after which no entry has them.
         self._retired: list[tuple[int, int]] = []
         self._turns = 0
@@ -148,11 +148,12 @@ class PrefixIndex:
     def discard(self, hashes: Iterable[int], uid: str) -> None:
         """Note that a pod does not have these blocks: it did not carry out what was expected."""
         bit = self._bits.get(uid, 0)
-        self._torn |= bit
         for generation in (self._young, self._old):
             for block in hashes:
-                if block in generation:
-                    generation[block] &= ~bit
+                if generation.get(block, 0) & bit:
+                    generation[block] ^= bit
+                    self._torn |= bit
+                    self._torn_old |= bit
 
     def forget(self, uid: str) -> None:
         """Forget a pod that is gone; its bit is used again once no entry can have it."""
@@ -176,6 +177,8 @@ class PrefixIndex:
             known = young.get(block)
             if known is None:
                 known = old.pop(block, 0) & alive
+                # Others' bits come along, and those of theirs that are missing do not.
+                self._torn |= known & self._torn_old & ~bit
             elif known & bit:
                 if whole:
                     break
@@ -225,5 +228,6 @@ class PrefixIndex:
     def _turn(self) -> None:
         self._old, self._young = self._young, {}
         self._turned = self._clock()
-        self._computed = self._torn = 0
+        self._computed = 0
+        self._torn_old, self._torn = self._torn, 0
         self._turns += 1

@@ -176,6 +176,18 @@ def test_many_pods_cost_no_more_entries() -> None:
     assert index.match([1, 2, 3]) == {f"pod-{number}": 3 for number in range(300)}
 
 
+def test_what_was_taken_back_is_missed_also_when_another_pod_brings_the_rest_back() -> None:
+    clock = Clock()
+    index = make_index(ttl_s=10, clock=clock)
+    new = index.add([1, 2], "b")
+    index.add([1, 2, 3], "b")
+    index.discard(new, "b")
+    clock.now += 5
+    index.add([1, 2, 3], "a")
+    assert index.add([1, 2, 3], "b") == [1, 2]
+    assert index.match([1, 2, 3]) == {"a": 3, "b": 3}
+
+
 PROMPTS = st.lists(st.integers(0, 2), max_size=5)
 
 
@@ -211,7 +223,7 @@ def test_each_pod_has_what_it_got_and_was_not_taken_back(
                 old[pod].difference_update(blocks)
             young[uid].update(blocks)
         elif action == "take back" and taken:
-            failed, owner = taken.pop()
+            failed, owner = taken.pop(len(prompt) % len(taken))
             index.discard(failed, owner)
             young[owner].difference_update(failed)
             old[owner].difference_update(failed)
