@@ -59,7 +59,7 @@ async def _abuse(sent: bytes, cut: int, *, stalled: bool) -> None:
         assert len(open_streams) <= STRICT.streams
         for stream in open_streams.values():
             messages = stream._messages
-            kept = sum(map(len, messages._pieces))
+            kept = sum(map(len, messages._pieces)) + len(messages._lone or b"")
             assert kept - messages._start <= STRICT.stream_window
             assert messages._start <= 2 * frames.DEFAULT_FRAME_BYTES
     written = await service.read_frames()

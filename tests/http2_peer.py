@@ -52,6 +52,7 @@ class Pipe(asyncio.Transport):
         written: what it has written.
         writes: how often it has written.
         closed: whether it has closed the connection.
+        paused: whether it reads no more for now.
     """
 
     def __init__(self) -> None:
@@ -59,11 +60,20 @@ class Pipe(asyncio.Transport):
         self.written = bytearray()
         self.writes = 0
         self.closed = False
+        self.paused = False
 
     def write(self, data: Any) -> None:
         assert not self.closed
         self.written += data
         self.writes += 1
+
+    def pause_reading(self) -> None:
+        assert not self.paused
+        self.paused = True
+
+    def resume_reading(self) -> None:
+        assert self.paused
+        self.paused = False
 
     def get_write_buffer_size(self) -> int:
         return len(self.written)

@@ -6,12 +6,13 @@ from struct import pack
 
 import pytest
 from hpack import Encoder
-from http2_peer import HEADERS, START, Client, Service, frame_message, settle
+from http2_peer import HEADERS, START, Client, Pipe, Service, frame_message, settle
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from waiting import wait_until
 
 from pdrouter.extproc.http2 import frames
+from pdrouter.extproc.http2.connection import Connection
 from pdrouter.extproc.http2.frames import (
     ACK,
     CONTINUATION,
@@ -29,6 +30,7 @@ from pdrouter.extproc.http2.frames import (
     WINDOW_UPDATE,
     WITH_PRIORITY,
     ErrorCode,
+    FrameReader,
     encode_frame,
 )
 from pdrouter.extproc.http2.grpc_messages import MessageReader
@@ -404,6 +406,21 @@ async def test_a_silent_client_is_probed_and_then_given_up() -> None:
     service.feed(START)
     await wait_until(lambda: service.pipe.closed)
     assert [frame.kind for frame in await service.read_frames()].count(PING) == 1
+
+
+async def test_a_client_is_probed_only_once_there_is_a_connection() -> None:
+    service = Service.create()
+    connection = Connection(
+        service.server.begin, Limits(), service.server.connections, service.server.turns
+    )
+    connection._ask()  # The handshake of TLS takes long.
+    await settle()
+    pipe = Pipe()
+    connection.connection_made(pipe)
+    await settle()
+    frames = list(FrameReader(2**24).feed(PREFACE + pipe.take()))
+    assert [frame.kind for frame in frames] == [SETTINGS, WINDOW_UPDATE]
+    connection.connection_lost(None)
 
 
 async def test_a_client_that_answers_probes_is_kept() -> None:

@@ -13,8 +13,8 @@ log = logging.getLogger(__name__)
 PIECE_FRAMES = 32
 """How many frames are taken in a turn: about a millisecond's, where a dozen requests begin."""
 PIECE_BYTES = 2**19
-"""How much is read before the next turn, and what the last read brings beyond it: in a burst, a
-megabyte takes 3 ms."""
+"""After how much a connection is read again in the next turn only: a turn reads no more, and what
+the last read brings beyond it. In a burst, a megabyte takes 3 ms."""
 HELD_BYTES = 32 * 2**20
 """How much of what was read may wait for its turn. What the windows allow is less, with the headers
 of all streams: it is never reached by Envoy, which ends a connection whose peer does not read, with

@@ -41,7 +41,9 @@ class Outbox:
         self._transport = transport
 
     def send(self, frames: bytes) -> None:
-        """Send frames, together with all others of this turn of the event loop."""
+        """Send frames, together with all others of this turn; none before the handshake of TLS."""
+        if self._transport is None:
+            return
         if not self._gathered:
             self._turns.end_with(self._write)
         self._gathered.append(frames)
