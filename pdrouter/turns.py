@@ -20,7 +20,7 @@ class Turns:
     An event loop runs all that is ready before it looks at sockets and timers again. Thousands of
     answers that come in the same moment would hold it for seconds: whatever else is due, a probe or
     a reply that is ready, would wait for the last of them. How much work a turn takes is learnt
-    from those that take too long, or leave some over.
+    from those that are full, take too long or leave some over.
     """
 
     def __init__(self, clock: Callable[[], float] = time.thread_time) -> None:
@@ -61,12 +61,6 @@ class Turns:
     def resolve(self, future: asyncio.Future[T], result: T) -> None:
         """Let who waits for a future go on with its result, now or in a later turn."""
         self.begin(_resolve, future, result)
-
-    async def take(self) -> None:
-        """Go on at once, or in a later turn if this one has enough."""
-        turn: asyncio.Future[None] = self._loop.create_future()
-        self.resolve(turn, None)
-        await turn
 
     def end_with(self, work: Callable[[], object]) -> None:
         """Do something once all that this turn has begun has gone as far as it can."""
@@ -113,7 +107,7 @@ class Turns:
         if since is None or not self._begun:
             return
         seconds = max(now - since, 1e-9)
-        if self._waiting or seconds > BUDGET_S:
+        if self._waiting or self._begun >= self._limit or seconds > BUDGET_S:
             fitting = int(self._begun * BUDGET_S / seconds)
             self._limit = max(1, min(fitting, 2 * self._limit, _HIGHEST_LIMIT))
 

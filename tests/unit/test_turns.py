@@ -86,24 +86,15 @@ async def test_what_takes_too_long_is_spread_also_where_nothing_was_left_over() 
     assert burst.done == list(range(10))
 
 
-async def test_who_takes_a_turn_goes_on_at_once_where_this_one_has_room() -> None:
-    turns, done = Turns(), list[int]()
-
-    async def go_on(number: int) -> None:
-        await turns.take()
-        done.append(number)
-
-    async with asyncio.TaskGroup() as tasks:
-        for number in range(100):
-            tasks.create_task(go_on(number))
-        by_turn = []
-        while len(done) < 100:
-            before = len(done)
-            await asyncio.sleep(0)
-            by_turn.append(len(done) - before)
-    assert done == list(range(100))
-    assert 0 < by_turn[0] <= 16
-    assert max(by_turn) <= 16
+async def test_a_turn_that_was_too_long_is_forgotten_when_full_turns_are_short() -> None:
+    burst = Burst(20 * BUDGET_S)
+    await burst.run(3)
+    burst.seconds = BUDGET_S / 100
+    for _ in range(5):
+        burst.done, burst.by_turn = [], []
+        await burst.run(2)
+        await asyncio.sleep(0)
+    assert burst.by_turn[0] == 2
 
 
 async def test_who_does_not_wait_any_more_is_passed_over() -> None:
