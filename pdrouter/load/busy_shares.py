@@ -12,29 +12,29 @@ class BusyShare:
     """Follows when a pod has requests, and when it has none.
 
     Attributes:
-        requests: how many of this router's requests it has.
+        own: whether it has requests of this router's.
         others: whether it has others' requests, as last seen.
         since: since when it has any; None if it has none.
         share: the share, as it was when it last had none any more.
         at: when that was.
     """
 
-    requests: int = 0
+    own: bool = False
     others: bool = False
     since: float | None = None
     share: float = 0.0
     at: float = 0.0
 
     def begin(self, now: float) -> None:
-        """Note that the pod gets a request."""
+        """Note that the pod has requests of this router's from now on."""
         if self.since is None:
             self.since = now
-        self.requests += 1
+        self.own = True
 
     def end(self, now: float) -> None:
-        """Note that it has done one."""
-        self.requests -= 1
-        if not (self.requests or self.others):
+        """Note that it has none of them any more."""
+        self.own = False
+        if not self.others:
             self._rest(now)
 
     def note_others(self, now: float, *, busy: bool) -> None:
@@ -42,7 +42,7 @@ class BusyShare:
         self.others = busy
         if busy and self.since is None:
             self.since = now
-        elif not (busy or self.requests) and self.since is not None:
+        elif not (busy or self.own) and self.since is not None:
             self._rest(now)
 
     def measure(self, now: float) -> float:

@@ -11,12 +11,10 @@ from pdrouter.load.busy_shares import BusyShare
 from pdrouter.load.ledger import Ledger
 
 
-def test_a_pod_is_busy_from_its_first_request_to_the_end_of_its_last() -> None:
+def test_a_pod_is_busy_as_long_as_it_has_requests() -> None:
     share = BusyShare()
     assert share.measure(0.0) == 0.0
     share.begin(0.0)
-    share.begin(2.0)
-    share.end(3.0)
     assert share.measure(5.0) == pytest.approx(1 - exp(-0.5))
     share.end(5.0)
     busy = 1 - exp(-0.5)
@@ -35,6 +33,20 @@ def test_others_requests_make_a_pod_busy_too() -> None:
     assert share.measure(10.0) == pytest.approx(1 - exp(-1))
 
 
+def test_a_pod_is_busy_from_its_first_leg_to_the_end_of_its_last() -> None:
+    now = 0.0
+    ledger = Ledger(clock=lambda: now)
+    first = ledger.start(Leg.DECODE, "a")
+    now = 2.0
+    second = ledger.start(Leg.PREFILL, "a")
+    now = 3.0
+    first.release()
+    now = 5.0
+    second.release()
+    now = 15.0
+    assert ledger.measure_busy(["a"]) == pytest.approx([(1 - exp(-0.5)) * exp(-1)])
+
+
 def test_the_ledger_knows_and_forgets_pods() -> None:
     now = 0.0
     ledger = Ledger(clock=lambda: now)
@@ -49,13 +61,11 @@ def test_the_ledger_knows_and_forgets_pods() -> None:
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 30)), max_size=40))
 def test_it_is_a_share(events: list[tuple[bool, float]]) -> None:
-    share, now, running = BusyShare(), 0.0, 0
+    share, now = BusyShare(), 0.0
     for begins, seconds in events:
         now += seconds
         if begins:
             share.begin(now)
-            running += 1
-        elif running:
+        else:
             share.end(now)
-            running -= 1
         assert 0.0 <= share.measure(now) <= 1.0
