@@ -4,6 +4,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,14 @@ async def look_at_room(shared: Shared) -> list[int]:
     ]
 
 
+async def look_at_room_once_it_answers(shared: Shared) -> list[int]:
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            with suppress(CountersUnavailable):
+                return await look_at_room(shared)
+            await asyncio.sleep(0.01)
+
+
 async def fail_until_away(shared: Shared) -> None:
     """Each of the calls fails, and after some none is tried any more."""
     async with asyncio.timeout(WAIT_S):
@@ -69,12 +78,13 @@ async def fail_until_away(shared: Shared) -> None:
             calls = (shared.counters.take(ALL, f"failing-{number}") for number in range(FAILURES))
             outcomes = await asyncio.gather(*calls, return_exceptions=True)
             assert {type(each) for each in outcomes} == {CountersUnavailable}
-    before = shared.link.stats.failures.copy()
+    before = shared.link.stats.failures[Reason.AWAY]
     with pytest.raises(CountersUnavailable, match="away"):
         await shared.counters.take(ALL, "failing")
     with pytest.raises(DirectoryUnavailable, match="away"):
         await RedisDirectory(shared.link).find("ann")
-    assert shared.link.stats.failures - before == {Reason.AWAY: 2}
+    # Meanwhile the link looks for the server, and may count that too.
+    assert shared.link.stats.failures[Reason.AWAY] - before == 2
 
 
 async def wait_until_up(shared: Shared) -> None:
@@ -315,11 +325,10 @@ async def test_sentinels_tell_who_has_taken_the_place_of_a_server_that_has_died(
             await take(shared)
             wait_for(replica, "exists", "{test}:tokens60:user/ann/tokens", text="1")
             server.kill()
-            await fail_until_away(shared)
+            # There is no telling how many calls fail: the next one may reach the replica already.
             wait_for(replica, "role", text="master")
-            await wait_until_up(shared)
             # The replica had what was taken.
-            assert (await look_at_room(shared))[:2] == [99, 900]
+            assert (await look_at_room_once_it_answers(shared))[:2] == [99, 900]
 
 
 async def test_a_cluster_counts_on_one_node_and_has_users_on_all() -> None:
