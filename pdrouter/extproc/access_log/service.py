@@ -39,6 +39,7 @@ class AccessLogService:
         self._receive = receive
         self._results = results
         self._counts = counts
+        self._taking = asyncio.Lock()
 
     async def receive_call(self, read: Read, end: object) -> bytes:
         """Take the entries of one call, which is a message; return the answer."""
@@ -47,7 +48,14 @@ class AccessLogService:
         return b""  # An ExportLogsServiceResponse without members says that all were taken.
 
     async def receive_message(self, data: bytes) -> None:
-        """Take one message of the log, and let others run between its entries."""
+        """Take one message of the log, and let others run between its entries.
+
+        In a burst, an Envoy sends many at once: they are taken one after the other.
+        """
+        async with self._taking:
+            await self._take_message(data)
+
+    async def _take_message(self, data: bytes) -> None:
         try:
             entries = read_message(data)
         except EntryInvalid as invalid:

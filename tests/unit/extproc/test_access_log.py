@@ -1,5 +1,6 @@
 """What Envoy's access log says is read exactly, and nothing that it says can do harm."""
 
+import asyncio
 import json
 from collections import Counter
 from typing import Any
@@ -288,6 +289,22 @@ class TestService:
         await receiver.service.receive_message(spell(make_entry(ROUTED)))
 
         assert receiver.results == {"invalid": 1, "counted": 1}
+
+    async def test_messages_that_come_at_once_take_no_more_of_a_turn_than_one(self) -> None:
+        receiver = Receiver()
+        message = spell(*(make_entry(ROUTED) for _ in range(40)))
+        by_turn, before = [], 0
+        calls = [asyncio.create_task(receiver.service.receive_message(message)) for _ in range(5)]
+        calls[1].cancel()  # Its stream has been reset.
+        while not all(call.done() for call in calls):
+            await asyncio.sleep(0)
+            counted = receiver.results["counted"]
+            by_turn.append(counted - before)
+            before = counted
+        await asyncio.gather(*calls, return_exceptions=True)
+
+        assert receiver.results == {"counted": 4 * 40}
+        assert max(by_turn) == 16
 
     async def test_entries_are_counted_for_their_model_and_pod(self) -> None:
         receiver = Receiver()
