@@ -33,9 +33,10 @@ class Sockets:
 
         Args:
             loop: the event loop.
-            turns: spreads what answers wake.
+            turns: spreads what answers and new connections wake.
         """
         self._loop = loop
+        self._turns = turns
         self._ready = select.epoll()
         self._open: dict[int, SocketTransport] = {}
         loop.add_reader(self._ready.fileno(), turns.gather, self._attend)
@@ -52,6 +53,10 @@ class Sockets:
             connected.setblocking(False)
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await self._loop.sock_connect(connected, (host, port))
+            # The loop tells of all that are established in one turn.
+            turn: asyncio.Future[None] = self._loop.create_future()
+            self._turns.resolve(turn, None)
+            await turn
             self._register(connected)
         except BaseException:
             connected.close()

@@ -55,6 +55,7 @@ class Engine:
     """Accepts what the sockets connect to, and reads nothing by itself."""
 
     sockets: Sockets
+    turns: Turns
     listener: socket.socket
     stack: ExitStack
     clients: list[Client] = field(default_factory=list)
@@ -88,11 +89,12 @@ class Engine:
 @asynccontextmanager
 async def listen(host: str = "127.0.0.1") -> AsyncIterator[Engine]:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sockets = Sockets(asyncio.get_running_loop(), Turns())
+    turns = Turns()
+    sockets = Sockets(asyncio.get_running_loop(), turns)
     with ExitStack() as stack:
         listener = stack.enter_context(socket.create_server((host, 0), family=family))
         stack.callback(sockets.close)
-        yield Engine(sockets, listener, stack)
+        yield Engine(sockets, turns, listener, stack)
 
 
 async def test_answers_that_come_at_once_are_read_in_turns() -> None:
@@ -105,6 +107,21 @@ async def test_answers_that_come_at_once_are_read_in_turns() -> None:
         assert [client.reads for client, _ in ends] == [
             [str(number).encode()] for number in range(len(ends))
         ]
+
+
+async def test_connections_that_are_established_at_once_are_taken_in_turns() -> None:
+    async with listen() as engine:
+        for _ in range(AT_ONCE):  # Others have the turn.
+            engine.turns.put_off(lambda: None)
+        connecting = [asyncio.create_task(engine.connect()) for _ in range(2 * AT_ONCE)]
+        made = []
+        while not all(task.done() for task in connecting):
+            before = len(engine.sockets._open)
+            await asyncio.sleep(0)
+            made.append(len(engine.sockets._open) - before)
+        await asyncio.gather(*connecting)
+    assert sum(made) == 2 * AT_ONCE
+    assert max(made) <= 16
 
 
 async def test_a_turn_reads_those_first_that_have_waited_longest() -> None:
