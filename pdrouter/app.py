@@ -283,7 +283,8 @@ class Application:
             # Last, because a task group wraps what is raised inside it.
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
             loop = self.telemetry.metrics.event_loop
-            stack.enter_context(EventLoopWatch(self._note_lag, loop.stall_seconds.observe))
+            observe = self._note_lag, loop.stall_seconds.observe
+            stack.enter_context(EventLoopWatch(*observe, self._turns.take_times))
             works = [self._source.watch(), self._lead(self._engines.run), self.keys.watch()]
             works += self._tidy_memory()
             if self._shared is not None:

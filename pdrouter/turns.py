@@ -39,6 +39,19 @@ class Turns:
         self._begun = 0
         self._since: float | None = None
         self._turning = False
+        self._turned_at: float | None = None
+        self._longest_s = 0.0
+        self._together_s = 0.0
+
+    def take_times(self) -> tuple[float, float]:
+        """Return the seconds of the longest turn, and of all together, since the last call.
+
+        They are those that this thread has computed from a turn's beginning to the next one's. Of a
+        turn that nothing follows they are not known, nor of what comes before the first.
+        """
+        longest, together = self._longest_s, self._together_s
+        self._longest_s = self._together_s = 0.0
+        return longest, together
 
     def begin(self, work: Callable[..., object], *args: object) -> None:
         """Begin work now, or in a later turn if this one has enough."""
@@ -85,10 +98,12 @@ class Turns:
             self._loop.call_soon(self._turn)
         else:
             self._turning = False
+            self._turned_at = None
 
     def _turn(self) -> None:
         """End a turn, and begin what may be begun in the next."""
         waiting, ending = self._waiting, self._ending
+        self._note_time()
         try:
             while ending:
                 ending.popleft()()
@@ -100,6 +115,14 @@ class Turns:
                 work(*args)
         finally:
             self._go_on()
+
+    def _note_time(self) -> None:
+        now = self._clock()
+        if self._turned_at is not None:
+            seconds = now - self._turned_at
+            self._longest_s = max(self._longest_s, seconds)
+            self._together_s += seconds
+        self._turned_at = now
 
     def _learn(self) -> None:
         now, since = self._clock(), self._since

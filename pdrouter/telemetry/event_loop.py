@@ -14,11 +14,18 @@ _BUSY_SHARE = 0.1
 """Of a core, above which there is work."""
 
 
+def _know_no_turns() -> tuple[float, float]:
+    return 0.0, 0.0
+
+
 class EventLoopWatch:
     """Sets a timer again and again, and notes how late it fires. Use as a context manager."""
 
     def __init__(
-        self, observe_lag: Callable[[float], None], observe_stall: Callable[[float], None]
+        self,
+        observe_lag: Callable[[float], None],
+        observe_stall: Callable[[float], None],
+        take_times: Callable[[], tuple[float, float]] = _know_no_turns,
     ) -> None:
         """Set up the watch; it begins with the context.
 
@@ -26,9 +33,12 @@ class EventLoopWatch:
             observe_lag: gets the seconds by which a timer was late, whatever the cause.
             observe_stall: gets what of them the process was computing itself; the rest of the time
                 the machine gave it no CPU.
+            take_times: gives the seconds that the longest turn of the loop has computed since the
+                last look, and all turns together that are known; see `Turns.take_times`.
         """
         self._observe_lag = observe_lag
         self._observe_stall = observe_stall
+        self._take_times = take_times
         self._timer: asyncio.TimerHandle | None = None
         self._tick_s = TICK_S
         self._due = 0.0
@@ -57,7 +67,10 @@ class EventLoopWatch:
         lag = max(0.0, time.monotonic() - self._due)
         self._observe_lag(lag)
         spent = time.process_time() - self._cpu
-        self._observe_stall(min(lag, spent))
+        longest, together = self._take_times()
+        # A timer is late by one turn, not by all that was computed since it was set: by one that is
+        # known, with all that is not in any.
+        self._observe_stall(min(lag, spent, longest + max(0.0, spent - together)))
         busy = spent > _BUSY_SHARE * (self._tick_s + lag)
         self._tick_s = TICK_S if busy else min(2 * self._tick_s, IDLE_TICK_S)
         self._set_timer()

@@ -159,3 +159,28 @@ async def test_what_fails_does_not_keep_others_from_their_turn() -> None:
         await asyncio.sleep(0)
     assert sorted(done) == list(range(18))
     assert len(failures) == 6
+
+
+async def test_turns_that_follow_each_other_are_timed_from_beginning_to_beginning() -> None:
+    burst = Burst(BUDGET_S / 4)
+    turns = burst.turns
+
+    async def compute_beside(seconds: float) -> None:
+        burst.now += seconds
+
+    turns.put_off(burst.work, 0)
+    turns.put_off(turns.put_off, burst.work, 1)
+    beside = asyncio.create_task(compute_beside(7.0))
+    for _ in range(4):
+        await asyncio.sleep(0)
+    await beside
+    longest, together = turns.take_times()
+    assert longest == pytest.approx(7.0 + BUDGET_S / 4)
+    assert together == pytest.approx(7.0 + BUDGET_S / 2)
+    assert turns.take_times() == (0.0, 0.0)
+    # What is computed while nothing is begun is in no turn.
+    burst.now += 100.0
+    turns.put_off(burst.work, 2)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert turns.take_times()[0] < 1.0

@@ -59,6 +59,31 @@ async def test_a_wait_without_computing_is_a_lag_but_no_stall(
     assert max(seen.stalls) == 0
 
 
+@pytest.mark.parametrize(
+    ("spent", "longest", "together", "stall"),
+    [
+        (0.03, 0.004, 0.03, 0.004),  # All of it in turns that are known.
+        (0.03, 0.004, 0.02, 0.014),  # The rest may have come before or behind the longest one.
+        (0.03, 0.0, 0.0, 0.03),  # Nothing was.
+        (0.03, 0.04, 0.05, 0.03),  # A turn that had begun before is counted when it ends.
+    ],
+)
+async def test_of_a_lag_no_more_is_a_stall_than_one_turn_can_have_taken(
+    spent: float, longest: float, together: float, stall: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lags, stalls, cpu = list[float](), list[float](), [0.0]
+    monkeypatch.setattr("pdrouter.telemetry.event_loop.time.process_time", lambda: cpu[0])
+    with EventLoopWatch(lags.append, stalls.append, lambda: (longest, together)):
+        cpu[0] = spent
+        time.sleep(10 * TICK_S)  # noqa: ASYNC251 - the loop waits for a core
+        await asyncio.sleep(0)
+        async with asyncio.timeout(PATIENCE_S):
+            while not stalls:
+                await asyncio.sleep(0.001)
+    assert lags[0] >= 5 * TICK_S
+    assert stalls[0] == pytest.approx(stall)
+
+
 async def test_nothing_is_looked_at_after_the_context() -> None:
     seen = Observations()
     with seen.watch():
