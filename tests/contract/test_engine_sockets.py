@@ -9,7 +9,7 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
-from waiting import wait_until
+from waiting import WAIT_S, wait_until
 
 from pdrouter.engine_http.sockets import AT_ONCE, Sockets
 from pdrouter.turns import Turns
@@ -116,9 +116,9 @@ async def test_connections_that_are_established_at_once_are_taken_in_turns() -> 
         connecting = [asyncio.create_task(engine.connect()) for _ in range(2 * AT_ONCE)]
         made = []
         while not all(task.done() for task in connecting):
-            before = len(engine.sockets._open)
+            before = len(engine.clients)
             await asyncio.sleep(0)
-            made.append(len(engine.sockets._open) - before)
+            made.append(len(engine.clients) - before)
         await asyncio.gather(*connecting)
     assert sum(made) == 2 * AT_ONCE
     assert max(made) <= 16
@@ -282,6 +282,44 @@ async def test_nothing_is_read_from_a_connection_that_another_has_closed() -> No
         await wait_until(lambda: bool(first.reads and other.lost))
         assert other.reads == []
         assert other.lost == [None]
+
+
+async def test_closing_ends_what_is_being_established() -> None:
+    async with listen() as engine:
+        for turns in (0, 1, 2):
+            sockets = Sockets(asyncio.get_running_loop(), Turns())
+            connecting = asyncio.create_task(sockets.connect(*engine.address, Client()))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            sockets.close()
+            with pytest.raises(ConnectionAbortedError, match="the client is closed"):
+                await connecting
+
+
+async def test_what_is_given_up_while_it_is_established_is_closed() -> None:
+    async with listen() as engine:
+        connecting = asyncio.create_task(engine.sockets.connect(*engine.address, Client()))
+        await asyncio.sleep(0)
+        connecting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await connecting
+        accepted = engine.stack.enter_context(engine.listener.accept()[0])
+        accepted.settimeout(WAIT_S)
+        assert accepted.recv(1) == b""
+        assert not engine.sockets._open
+        # Its descriptor's number is the next one's.
+        client, accepted = await engine.connect()
+        accepted.send(b"x")
+        await wait_until(lambda: client.reads == [b"x"])
+
+
+async def test_a_port_where_nobody_listens_refuses() -> None:
+    async with listen() as engine:
+        address = engine.address
+        engine.listener.close()
+        with pytest.raises(ConnectionRefusedError):
+            await engine.sockets.connect(*address, Client())
+        assert not engine.sockets._open
 
 
 async def test_closing_ends_all_and_lets_nobody_connect() -> None:
