@@ -87,9 +87,12 @@ class CacheMirrors:
             mirror.horizon = max(mirror.horizon, recalled[found])
         mirror.turn += 1
         turns, turn, before = mirror.turns, mirror.turn, len(mirror.turns)
-        # The end of a prompt is forgotten before its beginning.
+        # It goes to the end of what is known, up to the first block that is not there: then none
+        # of the next is. Of a prompt, the end is forgotten before the beginning.
+        for block in hashes:
+            if turns.pop(block, None) is None:
+                break
         for block in reversed(hashes):
-            turns.pop(block, None)
             turns[block] = turn
         self._count += len(turns) - before
         # A dictionary looks through the places of all that has been taken from its front.
@@ -97,15 +100,6 @@ class CacheMirrors:
         if self._count > self._most:
             self._make_room()
         return gone
-
-    def discard(self, hashes: Sequence[int], uid: str) -> None:
-        """Take it that a pod does not have these blocks."""
-        mirror = self._mirrors.get(uid)
-        if mirror is not None:
-            before = len(mirror.turns)
-            for block in hashes:
-                mirror.turns.pop(block, None)
-            self._count += len(mirror.turns) - before
 
     def forget(self, uid: str) -> None:
         """Forget a pod that is gone."""

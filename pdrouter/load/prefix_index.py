@@ -172,22 +172,42 @@ class PrefixIndex:
         if len(hashes) > room and sum(block not in self._young for block in hashes) > room:
             self._turn()
         young, old, alive, whole = self._young, self._old, self._alive, not self._torn & bit
+        known = len(hashes)
+        if known and hashes[-1] not in young:
+            known = self._count_known(hashes)
         new: list[int] = []
-        for block in reversed(hashes):
-            known = young.get(block)
-            if known is None:
-                known = old.pop(block, 0) & alive
+        for block in reversed(hashes[:known]):
+            holders = young.get(block)
+            if holders is None:
+                holders = old.pop(block, 0) & alive
                 # Others' bits come along, and those of theirs that are missing do not.
-                self._torn |= known & self._torn_old & ~bit
-            elif known & bit:
+                self._torn |= holders & self._torn_old & ~bit
+            elif holders & bit:
                 if whole:
                     break
                 continue
-            if not known & bit:
+            if not holders & bit:
                 new.append(block)
-            young[block] = known | bit
+            young[block] = holders | bit
         new.reverse()
+        if known < len(hashes):
+            fresh = hashes[known:]  # No other pod has them.
+            new += fresh
+            for block in fresh:
+                young[block] = bit
         return new
+
+    def _count_known(self, hashes: Sequence[int]) -> int:
+        """Return how many of these blocks are in a generation: all before one that is there."""
+        young, old = self._young, self._old
+        least, most = 0, len(hashes)
+        while least < most:
+            middle = (least + most) // 2
+            if hashes[middle] in young or hashes[middle] in old:
+                least = middle + 1
+            else:
+                most = middle
+        return least
 
     def _has(self, block: int, uid: str) -> bool:
         known = self._young.get(block)

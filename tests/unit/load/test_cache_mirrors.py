@@ -157,10 +157,6 @@ def test_memory_is_bounded_and_goes_with_the_pod() -> None:
     # Both have room, for what they have used last.
     assert mirrors.recall([999], "a")
     assert mirrors.recall([999], "b")
-    count = len(mirrors)
-    mirrors.discard([999, 1999], "b")
-    mirrors.discard([999], "unknown")
-    assert len(mirrors) == count - 2
     mirrors.forget("a")
     mirrors.forget("b")
     mirrors.forget("b")
