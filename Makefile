@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench bench-compare bench-steps bench-routing bench-kubernetes bench-scraping bench-knowledge bench-transports h2spec fuzz chaos protos docs constraints clean
+.PHONY: demo test lint bench bench-compare bench-steps bench-routing bench-kubernetes bench-scraping bench-knowledge bench-posts bench-transports h2spec fuzz chaos protos docs constraints clean
 
 demo: $(VENV)/demo.installed ## Run engines, router and Envoy here; KEEP=1 leaves them running
 	$(BIN)/pdrouter demo $(if $(KEEP),--keep)
@@ -64,6 +64,9 @@ bench-scraping: $(VENV)/dev.installed ## What reading the metrics of many engine
 
 bench-knowledge: $(VENV)/dev.installed ## What it costs that several workers know the same
 	$(BIN)/python -m benchmarks.knowledge
+
+bench-posts: $(VENV)/dev.installed ## What a POST to an engine costs, beside aiohttp
+	$(BIN)/python -m benchmarks.posts
 
 bench-transports: $(VENV)/dev.installed ## The exchange over other transports than grpcio; 5 minutes
 	$(BIN)/python -m benchmarks.transports
