@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
-from math import modf
 from queue import SimpleQueue
 from select import PIPE_BUF
 from threading import Event, Thread
@@ -67,9 +66,11 @@ class JsonFormatter(logging.Formatter):
 
 def _format_time(at: float) -> str:
     """Return a time as ISO 8601 has it, in milliseconds; what is beyond them is cut off."""
-    fraction, whole = modf(at)
-    second, microseconds = divmod(int(whole) * 1_000_000 + round(fraction * 1e6), 1_000_000)
-    return f"{_format_second(second)}.{microseconds // 1000:03d}+00:00"
+    second = int(at)
+    microseconds = round((at - second) * 1e6)
+    if microseconds == 1_000_000:
+        second, microseconds = second + 1, 0
+    return f"{_format_second(second)}.{str(microseconds // 1000).zfill(3)}+00:00"
 
 
 # Most lines are of the second of the one before: to format all of it takes as long as the line.
