@@ -163,7 +163,7 @@ class AnswerReport(msgspec.Struct, frozen=True):
 
         What goes wrong before that shows in the head of the answer.
         """
-        if not 0 < self.status < 400:
+        if not self.flags or not 0 < self.status < 400:
             return ""
         return next((flag for flag in self.flags if flag in _CUTS), "")
 

@@ -90,8 +90,9 @@ class TokenMetrics:
             )
         if report.first_token_s is not None:
             self._first_token.observe(report.first_token_s, model)
-        if report.inter_token_s is not None:
-            self._inter_token.observe(report.inter_token_s, model)
+        inter_token_s = report.inter_token_s
+        if inter_token_s is not None:
+            self._inter_token.observe(inter_token_s, model)
 
 
 class _PodTokens(Collector):
