@@ -311,7 +311,14 @@ async def test_a_router_that_dies_costs_no_request() -> None:
         client = await running.enter_async_context(
             httpx.AsyncClient(base_url=f"http://{envoy.listener}", timeout=30)
         )
-        before = [await client.post(CHAT_PATH, json=CHAT) for _ in range(8)]
+        before = []
+
+        async def expect_used() -> None:
+            """Envoy draws lots: it has a connection to the victim once that has served one."""
+            before.append(await client.post(CHAT_PATH, json=CHAT))
+            assert victim.events("request")
+
+        await eventually(expect_used)
         victim.process.kill()
         await victim.process.wait()
 
@@ -323,9 +330,7 @@ async def test_a_router_that_dies_costs_no_request() -> None:
         await eventually(expect_closed)
         after = [await client.post(CHAT_PATH, json=CHAT) for _ in range(40)]
 
-        assert victim.events("request"), "only one router was used"
-
-    assert [answer.status_code for answer in (*before, *after)] == [200] * 48
+    assert {answer.status_code for answer in (*before, *after)} == {200}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
