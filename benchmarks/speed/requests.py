@@ -1,7 +1,6 @@
 """Scenario `requests`: engines that answer at once, at rising concurrency and body size."""
 
 import asyncio
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +82,6 @@ async def measure_load(variant: Variant, load: Load) -> dict[str, float]:
     """Send requests to a variant; return what they cost."""
     looks = await read_looks(variant)
     messages = await variant.count_messages()
-    begun = time.monotonic()
     server, envoy = read_cpu_s(variant.pids), read_cpu_s((variant.envoy.pid,))
     report = await send_load(load)
     await asyncio.sleep(_SETTLE_S)  # The last streams end after the last answers.
@@ -98,7 +96,7 @@ async def measure_load(variant: Variant, load: Load) -> dict[str, float]:
     if variant.pids:
         used = read_cpu_s(variant.pids) - server
         figures["server_cpu_us"] = used / count * 1e6
-        figures["server_cores"] = used / (time.monotonic() - begun)
+        figures["server_cores"] = used / report.seconds
     sent = await variant.count_messages()
     figures["messages"] = (sent.messages - messages.messages) / count
     return figures | (await read_looks(variant)).since(looks)
