@@ -295,15 +295,17 @@ class TestService:
         message = spell(*(make_entry(ROUTED) for _ in range(40)))
         by_turn, before = [], 0
         calls = [asyncio.create_task(receiver.service.receive_message(message)) for _ in range(5)]
-        calls[1].cancel()  # Its stream has been reset.
         while not all(call.done() for call in calls):
             await asyncio.sleep(0)
             counted = receiver.results["counted"]
             by_turn.append(counted - before)
             before = counted
+            # The streams of the one that is taken and of one that waits are reset.
+            calls[0].cancel()
+            calls[2].cancel()
         await asyncio.gather(*calls, return_exceptions=True)
 
-        assert receiver.results == {"counted": 4 * 40}
+        assert receiver.results == {"counted": 16 + 3 * 40}
         assert max(by_turn) == 16
 
     async def test_entries_are_counted_for_their_model_and_pod(self) -> None:
