@@ -3,9 +3,9 @@
 import asyncio
 import subprocess
 import sys
-import tarfile
 from io import BytesIO
 from pathlib import Path
+from zipfile import ZipFile
 
 _ROOT = Path(__file__).parents[2]
 _PATIENCE_S = 300.0
@@ -26,7 +26,7 @@ async def install_commit(commit: str, directory: Path) -> Path:
         CommitUnusable: there is no such commit, or its packages cannot be had.
     """
     source, environment = directory / "source", directory / "environment"
-    archive = await _run("git", "-C", str(_ROOT), "archive", commit)
+    archive = await _run("git", "-C", str(_ROOT), "archive", "--format=zip", commit)
     await asyncio.to_thread(_unpack, archive, source)
     await _run(sys.executable, "-m", "venv", str(environment))
     python = environment / "bin" / "python"
@@ -38,8 +38,8 @@ async def install_commit(commit: str, directory: Path) -> Path:
 
 
 def _unpack(archive: bytes, directory: Path) -> None:
-    with tarfile.open(fileobj=BytesIO(archive)) as files:
-        files.extractall(directory, filter="data")
+    with ZipFile(BytesIO(archive)) as files:
+        files.extractall(directory)
 
 
 async def _run(*command: str) -> bytes:
