@@ -19,7 +19,12 @@ from pdrouter.openai.json_walk import (
     skip_space,
 )
 from pdrouter.openai.pieces import Pieces
-from pdrouter.openai.text_messages import CONVERSATIONS, MOST_BYTES, find_end_of_texts
+from pdrouter.openai.text_messages import (
+    CONVERSATIONS,
+    MOST_BYTES,
+    find_end_of_texts,
+    is_sparse,
+)
 
 T = TypeVar("T")
 
@@ -76,8 +81,8 @@ class Body:
         self.data = data
         self._view = memoryview(data)
         # Other letters take several bytes each in the texts that are made on the way.
-        short = check_utf_8(data) and len(data) <= MOST_BYTES
-        self.texts: set[int] | None = set() if short else None
+        read = check_utf_8(data) and len(data) <= MOST_BYTES and not is_sparse(data, 0, len(data))
+        self.texts: set[int] | None = set() if read else None
         try:
             self._opening, self._spans = _locate_members(data, self._view, self.texts)
         except JsonInvalid as error:

@@ -9,6 +9,7 @@ from msgspec import structs
 
 from pdrouter.openai.body import Body
 from pdrouter.openai.json_walk import OBJECT, list_items, read_mark
+from pdrouter.openai.text_messages import is_sparse
 
 MULTIMODAL = "multimodal"
 """Why a request with images, sound, videos or files is served whole, unless it may be split."""
@@ -20,8 +21,6 @@ _MOST_AT_ONCE = 8 * MAX_PARTS
 _DENSE_BYTES = 128
 """Objects that are taken together: no more than so many, each of which has so much text on average
 that they take no more memory than that. Braces in texts look like objects."""
-_SPARSE_BYTES = 16 * 1024
-"""With so much text to each object, to look at all objects costs less than to search the texts."""
 _MEDIA_TYPES = frozenset(
     {
         "image",
@@ -126,7 +125,7 @@ def find_media(body: Body, name: str) -> str | None:
     data, (start, end) = body.data, body.span(name)
     if data.startswith(b'"', start) or start in (body.texts or ()):
         return None  # A text has no parts.
-    sparse = _is_sparse(data, start, end)
+    sparse = is_sparse(data, start, end)
     if not sparse and not _has_sign(data, start, end):
         return None
     most = max(MAX_PARTS, min((end - start) // _DENSE_BYTES, _MOST_AT_ONCE))
@@ -136,15 +135,6 @@ def find_media(body: Body, name: str) -> str | None:
     except _TooMany:
         return MANY_PARTS
     return MULTIMODAL if found else None
-
-
-def _is_sparse(data: bytes, start: int, end: int) -> bool:
-    few = min((end - start) // _SPARSE_BYTES, MAX_PARTS)
-    for _ in range(few + 1):
-        start = data.find(b"{", start, end) + 1
-        if not start:
-            return True
-    return False
 
 
 def _has_sign(data: bytes, start: int, end: int) -> bool:

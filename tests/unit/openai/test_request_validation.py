@@ -673,7 +673,9 @@ def test_more_parts_than_are_looked_at_are_not_split_where_one_may_be_an_image()
     ("count", "whole"), [(MAX_PARTS, None), (MAX_PARTS + 1, "many-parts")], ids=["most", "more"]
 )
 def test_braces_in_texts_are_no_parts(count: int, whole: str | None) -> None:
-    messages = [{"role": "user", "content": '{"image": {}}, {}' + "x" * 400}] * count
+    # Of an unknown type, it is not told at once as nothing but text.
+    text = '{"image": {}}, {}' + "x" * 400
+    messages = [{"role": "user", "type": "note", "content": text}] * count
     assert make_request(CHAT, messages=messages).whole == whole
     messages[7] = {"role": "user", "image_url": "x"}
     assert make_request(CHAT, messages=messages).whole == "multimodal"

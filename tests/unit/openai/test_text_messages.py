@@ -57,11 +57,21 @@ def test_messages_of_text_are_told(message: dict[str, Any]) -> None:
         {"role": "user", "content": "x", "image_url": None, "uuid": "u"},
         {"type": "image", "role": "user", "content": "x"},
         {"role": "user", "content": "é"},
-        {"role": "user", "content": "x" * MOST_BYTES},
     ],
 )
 def test_nothing_else_is_told(message: Any) -> None:
     assert not is_told(write(messages=[USER, message]))
+
+
+def test_conversations_are_told_up_to_a_length() -> None:
+    message = {"role": "user", "content": "x" * 400}
+    count = MOST_BYTES // len(json.dumps(message))
+    assert is_told(write(messages=[message] * (count * 9 // 10)))
+    assert not is_told(write(messages=[message] * (count + 1)))
+
+
+def test_long_texts_are_not_read() -> None:
+    assert not is_told(write(messages=[{"role": "user", "content": "x" * 40_000}] * 2))
 
 
 @pytest.mark.parametrize("space", ["", " ", "\n\t"])
