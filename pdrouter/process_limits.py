@@ -20,6 +20,10 @@ _MOVED_BYTES = 32 * 1024 * 1024
 _CALM_BYTES = 1024 * 1024
 _OWN_BYTES = 192 * 1024 * 1024
 _TRIM_INTERVAL_S = 1.0
+_OBJECT_BYTES = 400
+_OBJECTS = 10_000
+_OBJECTS_TO_KEEP_ONE = 1000
+_kept_objects: list[bytes] = []
 
 
 def raise_file_limit() -> None:
@@ -36,15 +40,20 @@ def raise_file_limit() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Keep up to 64 MB that bodies had, for the next ones, where glibc manages memory.
+    """Keep up to 64 MB that bodies had, and 4 MB that small objects had, for the next ones.
 
     A body of 1 MB is copied several times on its way. By default each copy is given back to the
-    system and comes anew, page by page, which costs more than to copy it.
+    system and comes anew, page by page, which costs more than to copy it: by glibc, where that
+    manages memory, and by Python, for the texts of a conversation while its end is looked for.
+    Python gives back each MB of small objects (an arena) in which none is left.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_IN_HEAP)
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+    if not _kept_objects:
+        objects = [bytes(_OBJECT_BYTES) for _ in range(_OBJECTS)]
+        _kept_objects.extend(objects[::_OBJECTS_TO_KEEP_ONE])
 
 
 def find_memory_limit(

@@ -20,9 +20,10 @@ COUNT_FAULTS = """
 import resource
 from pdrouter.process_limits import keep_freed_memory
 {tune}
+size = {size}
 def copy_bodies():
     for _ in range(20):
-        copies = [b"x" * 1_000_000 for _ in range(8)]
+        copies = [b"x" * size for _ in range({count})]
         del copies
 copy_bodies()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -31,15 +32,21 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def count_page_faults(tune: str) -> int:
-    script = COUNT_FAULTS.format(tune=tune)
+def count_page_faults(tune: str, size: int, count: int) -> int:
+    script = COUNT_FAULTS.format(tune=tune, size=size, count=count)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
     return int(done.stdout)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc has these thresholds")
 def test_memory_of_large_bodies_is_used_again() -> None:
-    assert count_page_faults("keep_freed_memory()") < count_page_faults("") / 10
+    tuned, untuned = (count_page_faults(tune, 1_000_000, 8) for tune in ("keep_freed_memory()", ""))
+    assert tuned < untuned / 10
+
+
+def test_memory_of_many_texts_is_used_again() -> None:
+    tuned, untuned = (count_page_faults(tune, 400, 7000) for tune in ("keep_freed_memory()", ""))
+    assert tuned < untuned / 10
 
 
 def test_without_glibc_memory_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
