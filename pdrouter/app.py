@@ -17,7 +17,7 @@ from pdrouter.extproc.grpcio_server import GrpcioServer
 from pdrouter.extproc.http2.server import Http2Server
 from pdrouter.extproc.limits import HANDLE_HEADROOM_BYTES
 from pdrouter.extproc.server import CreateServer, ReceiveStream, Server, ServerOptions
-from pdrouter.garbage import FullCollections
+from pdrouter.garbage import GarbageSearches
 from pdrouter.journal.journal import Journal
 from pdrouter.journal.leading import Work, work_while_leading
 from pdrouter.journal.memory import SharedMemory
@@ -328,7 +328,7 @@ class Application:
         def measure() -> int:
             return read_resident_bytes() - self.bodies.bytes
 
-        garbage = FullCollections(lambda: len(self.telemetry.open), measure)
+        garbage = GarbageSearches(lambda: len(self.telemetry.open), measure)
         return [FreedMemory(lambda: self.bodies.bytes).run(), garbage.run()]
 
     def _lead(self, work: Work) -> Coroutine[Any, Any, None]:
