@@ -133,14 +133,16 @@ class PageReader:
         self.dialect = dialect
         self._rank = rank
         self._lines: Sequence[Line] = ()
-        self._reading = dialect.read_lines((), rank)
+        self._reading: EngineReading | None = None
 
     def read(self, page: bytes) -> EngineReading:
         """Return what a page says; most of an idle engine's say what the last one did."""
         lines = self.dialect.families.scan(page)
-        if lines != self._lines:
-            self._lines, self._reading = lines, self.dialect.read_lines(lines, self._rank)
-        return self._reading
+        reading = self._reading
+        if reading is None or lines != self._lines:
+            reading = self._reading = self.dialect.read_lines(lines, self._rank)
+            self._lines = lines
+        return reading
 
 
 def _keep_rank(series: Sequence[Series], label: str, rank: str) -> Sequence[Series]:
