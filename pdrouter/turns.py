@@ -132,7 +132,9 @@ class Turns:
         seconds = max(now - since, 1e-9)
         if self._waiting or self._begun >= self._limit or seconds > BUDGET_S:
             fitting = int(self._begun * BUDGET_S / seconds)
-            self._limit = max(1, min(fitting, 2 * self._limit, _HIGHEST_LIMIT))
+            # By one more at a time: cheap work and dear work come in turns, as the headers and the
+            # bodies of requests do.
+            self._limit = max(1, min(fitting, self._limit + 1, _HIGHEST_LIMIT))
 
 
 def _resolve(future: asyncio.Future[Any], result: object) -> None:

@@ -76,6 +76,15 @@ async def test_what_is_found_dear_may_be_cheap_later() -> None:
     assert max(burst.by_turn) == 16
 
 
+async def test_cheap_work_lets_only_little_more_of_what_was_dear_into_a_turn() -> None:
+    burst = Burst(BUDGET_S)
+    await burst.run(20)
+    for seconds, count in ((BUDGET_S / 100, 15), (BUDGET_S, 20)):
+        burst.seconds, burst.done, burst.by_turn = seconds, [], []
+        await burst.run(count)
+    assert max(burst.by_turn) <= 6
+
+
 async def test_what_takes_too_long_is_spread_also_where_nothing_was_left_over() -> None:
     burst = Burst(BUDGET_S / 100)
     for seconds, count in ((BUDGET_S / 100, 500), (BUDGET_S / 3, 10), (BUDGET_S / 3, 10)):
