@@ -103,12 +103,13 @@ class Turns:
     def _turn(self) -> None:
         """End a turn, and begin what may be begun in the next."""
         waiting, ending = self._waiting, self._ending
-        self._note_time()
         try:
             while ending:
                 ending.popleft()()
+            now = self._clock()
+            self._note_time(now)
             if waiting or self._since is not None:
-                self._learn()
+                self._learn(now)
             self._begun = min(self._limit, len(waiting))
             for _ in range(self._begun):
                 work, args = waiting.popleft()
@@ -116,16 +117,15 @@ class Turns:
         finally:
             self._go_on()
 
-    def _note_time(self) -> None:
-        now = self._clock()
+    def _note_time(self, now: float) -> None:
         if self._turned_at is not None:
             seconds = now - self._turned_at
             self._longest_s = max(self._longest_s, seconds)
             self._together_s += seconds
         self._turned_at = now
 
-    def _learn(self) -> None:
-        now, since = self._clock(), self._since
+    def _learn(self, now: float) -> None:
+        since = self._since
         self._since = now if self._waiting else None
         if since is None or not self._begun:
             return
