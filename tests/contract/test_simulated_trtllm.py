@@ -196,5 +196,6 @@ async def test_the_load_has_the_names_that_the_router_reads() -> None:
         dialect = find_dialect("trtllm")
         reading = dialect.read(await pair.get(pair.generation, dialect.path))
         assert (reading.running, reading.waiting, reading.kv_usage) == (0, 0, 0)
+        assert not list(pair.generation.requests), "to be scraped is no request"
         info = json.loads(await pair.get(pair.context, "/server_info"))
         assert info["disaggregated_params"]["ctx_info_endpoint"] == [pair.context.address]

@@ -64,8 +64,9 @@ async def test_a_useful_host_may_stay_as_it_is() -> None:
 
 
 async def test_without_the_rewrite_a_decode_engine_looks_for_the_blocks_on_its_own_node() -> None:
-    # Nobody fetches these blocks: they wait for the end of their lease.
-    prefill = [replace(config, kv_lease_s=0.1) for config in announce("localhost")]
+    # Nobody fetches these blocks: they wait for the end of their lease. An address of the node, as
+    # "localhost" is, but one at which no other test's engine may have the same port.
+    prefill = [replace(config, kv_lease_s=0.1) for config in announce("127.1.2.3")]
     options = StackOptions(
         prefill=prefill, decode=DECODE, environment={"PDROUTER_REWRITE_REMOTE_HOST": "never"}
     )

@@ -17,7 +17,7 @@ from pdrouter.tools.simulation.received_requests import RequestLog
 from pdrouter.tools.simulation.refusal import ContractViolated, Refused
 
 _CONTROL_PATHS = "/simulation/"
-_OBSERVED_PATHS = frozenset({"/health", "/metrics"})
+_OBSERVED_PATHS = frozenset({"/health", "/metrics", "/prometheus/metrics"})
 
 
 @dataclass(frozen=True, slots=True)
