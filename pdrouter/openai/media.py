@@ -125,7 +125,7 @@ def find_media(body: Body, name: str) -> str | None:
     data, (start, end) = body.data, body.span(name)
     if data.startswith(b'"', start) or start in (body.texts or ()):
         return None  # A text has no parts.
-    sparse = is_sparse(data, start, end)
+    sparse = is_sparse(data, start, end, MAX_PARTS)
     if not sparse and not _has_sign(data, start, end):
         return None
     most = max(MAX_PARTS, min((end - start) // _DENSE_BYTES, _MOST_AT_ONCE))

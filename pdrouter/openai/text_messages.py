@@ -1,5 +1,6 @@
 """Conversations that are nothing but text: that is seen while their end is looked for."""
 
+import sys
 from typing import Literal
 
 import msgspec
@@ -45,9 +46,16 @@ class _Message(_NoMedia, gc=False):
 _decode_messages = msgspec.json.Decoder(list[_Message]).decode
 
 
-def is_sparse(data: bytes, start: int, end: int) -> bool:
-    """Return whether there are so few objects that all are looked at, and their texts skipped."""
-    for _ in range((end - start) // _SPARSE_BYTES + 1):
+def is_sparse(data: bytes, start: int, end: int, most: int = sys.maxsize) -> bool:
+    """Return whether there are so few objects that all are looked at, and their texts skipped.
+
+    Args:
+        data: the bytes.
+        start: where they are looked at.
+        end: where that ends.
+        most: objects that are looked at, however long the texts are.
+    """
+    for _ in range(min((end - start) // _SPARSE_BYTES, most) + 1):
         start = data.find(b"{", start, end) + 1
         if not start:
             return True

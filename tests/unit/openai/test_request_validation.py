@@ -681,6 +681,11 @@ def test_braces_in_texts_are_no_parts(count: int, whole: str | None) -> None:
     assert make_request(CHAT, messages=messages).whole == "multimodal"
 
 
+def test_many_long_texts_are_no_parts() -> None:
+    messages = [{"role": "user", "content": "x" * 17_000}] * (MAX_PARTS + 1)
+    assert make_request(CHAT, messages=messages).whole is None
+
+
 def test_a_reason_that_no_setting_changes_comes_before_multimodal() -> None:
     assert make_request(CHAT, n=2, **_chat_part({"type": "image_url"})).whole == "n"
 
