@@ -14,8 +14,8 @@ from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.wrappers_pb2 import BoolValue
 
 from pdrouter.extproc import ext_proc_pb2 as pb
-from pdrouter.extproc.header_map import read_header_map
-from pdrouter.extproc.known_parts import KnownParts
+from pdrouter.extproc.header_map import read_headers
+from pdrouter.extproc.known_parts import LARGEST, KnownParts
 from pdrouter.extproc.messages import (
     EXT_PROC_FILTER,
     BodyMode,
@@ -35,6 +35,15 @@ from pdrouter.extproc.messages import (
     ResponseHeaders,
     ResponseTrailers,
     read_struct,
+)
+from pdrouter.openai.headers import (
+    DECISION,
+    DESTINATION_ENDPOINT,
+    MAX_RETRIES,
+    MODEL,
+    RANK,
+    ROUTING_STRATEGY,
+    TARGET_POD,
 )
 from pdrouter.openai.pieces import Pieces
 
@@ -68,10 +77,11 @@ def decode(data: bytes) -> Event:
         if kind in _HEADERS_EVENTS:
             headers: pb.HttpHeaders = getattr(message, kind)
             header_map = headers.headers
+            fields = header_map.headers[:]
             return _HEADERS_EVENTS[kind](
-                read_header_map(header_map),
+                read_headers(fields),
                 headers.end_of_stream,
-                len(header_map.headers),
+                len(fields),
                 # To measure them, protobuf writes them anew.
                 len(data) if len(data) <= _FEW_BYTES else header_map.ByteSize(),
                 _ATTRIBUTES[message.attributes.get(EXT_PROC_FILTER, b"")],
@@ -90,7 +100,7 @@ def decode(data: bytes) -> Event:
         if kind in _TRAILERS_EVENTS:
             trailers: pb.HttpTrailers = getattr(message, kind)
             return _TRAILERS_EVENTS[kind](
-                read_header_map(trailers.trailers),
+                read_headers(trailers.trailers.headers[:]),
                 protocol_config=config,
                 observability_mode=observed,
             )
@@ -189,14 +199,48 @@ def _write_reply(reply: PhaseReply) -> bytes:
 
 def _write_mutation(reply: PhaseReply) -> bytes:
     """Writes how a reply changes headers, as a field of a `CommonResponse`."""
-    changes = [
-        _begin_option(name, len(raw := value.encode("utf-8", "replace"))) + raw
-        for name, value in reply.set_headers
-    ]
+    changes = [*map(_WRITTEN.__getitem__, reply.set_headers)]
     if reply.remove_headers:
         changes += map(_write_removal, reply.remove_headers)
     mutation = b"".join(changes)
     return _HEADER_MUTATION + _write_varint(len(mutation)) + mutation
+
+
+class _WrittenHeaders(dict[tuple[str, str], bytes]):
+    """Headers to set, as fields of a `HeaderMutation`. To ask for one that is not there writes it.
+
+    Most come again and again, since pods and strategies are few. Only these are kept, by their
+    names: the others are of one request, or of one client.
+    """
+
+    def __missing__(self, header: tuple[str, str]) -> bytes:
+        name, value = header
+        raw = value.encode("utf-8", "replace")
+        written = _begin_option(name, len(raw)) + raw
+        if name in _OF_PODS and len(written) <= LARGEST:
+            if len(self) >= MOST_WRITTEN:
+                self.clear()
+            self[header] = written
+        return written
+
+
+_WRITTEN = _WrittenHeaders()
+MOST_WRITTEN = 4096
+"""Headers that are kept as they are written: 3 MB of memory at the most."""
+_OF_PODS = frozenset(
+    {
+        DECISION,
+        DESTINATION_ENDPOINT,
+        MAX_RETRIES,
+        MODEL,
+        RANK,
+        ROUTING_STRATEGY,
+        TARGET_POD,
+        "target-pod-ip",
+        "prefill-target-pod",
+        "prefill-target-pod-ip",
+    }
+)
 
 
 def _write_removal(name: str) -> bytes:

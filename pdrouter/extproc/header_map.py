@@ -4,15 +4,15 @@ Nearly all headers of a request are, to the byte, those of the request before: w
 library and Envoy say of themselves.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pdrouter.extproc import ext_proc_pb2 as pb
 from pdrouter.extproc.known_parts import KnownParts
 from pdrouter.openai.header_values import KEY_HEADERS
 
 
-def read_header_map(header_map: pb.HeaderMap) -> dict[str, str]:
-    """Return headers by their names in lower case.
+def read_headers(fields: Sequence[bytes]) -> dict[str, str]:
+    """Return the headers of a `HeaderMap` by their names in lower case.
 
     A value that is not UTF-8 comes with replacement characters. A header that occurs more than once
     comes joined, as RFC 9110 section 5.3 and, for cookies, RFC 9113 section 8.2.3 say.
@@ -20,7 +20,6 @@ def read_header_map(header_map: pb.HeaderMap) -> dict[str, str]:
     Raises:
         google.protobuf.message.DecodeError: a header's bytes are none.
     """
-    fields = header_map.headers[:]
     headers = dict(map(_KNOWN.__getitem__, fields))
     return headers if len(headers) == len(fields) else _join(fields)
 

@@ -57,6 +57,7 @@ from pdrouter.engines.vllm.mooncake import Mooncake
 from pdrouter.extproc import codec, grpcio_server, header_map, known_parts
 from pdrouter.extproc.access_log import entries
 from pdrouter.extproc.limits import HANDLE_HEADROOM_BYTES
+from pdrouter.extproc.messages import Phase, PhaseReply
 from pdrouter.extproc.server import ServerOptions
 from pdrouter.journal import journal, memory
 from pdrouter.load import failures as failure_memory
@@ -88,6 +89,7 @@ from pdrouter.load.turn_claims import TurnClaims
 from pdrouter.load.virtual_tokens import VirtualTokens
 from pdrouter.openai import usage_scan
 from pdrouter.openai.errors import RequestRejected
+from pdrouter.openai.headers import REQUEST_ID, TARGET_POD
 from pdrouter.openai.kind import RequestKind
 from pdrouter.openai.pieces import Pieces
 from pdrouter.openai.prompt_prefix import PromptPrefix
@@ -1222,6 +1224,21 @@ async def exceed_the_known_parts(_: pytest.MonkeyPatch) -> None:
     assert all(
         type(kept) is known_parts.KnownParts for kept in (header_map._KNOWN, codec._ATTRIBUTES)
     )
+
+
+@walk(
+    "Headers about pods, as they are written",
+    f"{codec.MOST_WRITTEN:,} of {known_parts.LARGEST} bytes each",
+)
+async def exceed_the_written_headers(_: pytest.MonkeyPatch) -> None:
+    codec._WRITTEN.clear()
+    for value in name_many(2 * codec.MOST_WRITTEN):
+        codec.encode(PhaseReply(Phase.RESPONSE_HEADERS, ((TARGET_POD, value),)))
+        assert 0 < len(codec._WRITTEN) <= codec.MOST_WRITTEN
+    codec._WRITTEN.clear()
+    large, of_one_request = (TARGET_POD, "x" * known_parts.LARGEST), (REQUEST_ID, "1")
+    codec.encode(PhaseReply(Phase.RESPONSE_HEADERS, (large, of_one_request)))
+    assert not codec._WRITTEN
 
 
 @walk(

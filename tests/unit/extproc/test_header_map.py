@@ -4,12 +4,12 @@ import pytest
 
 from pdrouter.extproc import ext_proc_pb2 as pb
 from pdrouter.extproc import header_map
-from pdrouter.extproc.header_map import read_header_map
+from pdrouter.extproc.header_map import read_headers
 
 
 def read(*headers: tuple[str, str]) -> dict[str, str]:
     fields = [pb.HeaderValue(key=name, raw_value=value.encode()) for name, value in headers]
-    return read_header_map(pb.HeaderMap(headers=[field.SerializeToString() for field in fields]))
+    return read_headers([field.SerializeToString() for field in fields])
 
 
 def test_headers_are_the_same_when_they_come_again() -> None:
