@@ -12,7 +12,13 @@ from pdrouter.cluster.pods import Pod
 from pdrouter.cluster.view import PodCache
 from pdrouter.engine_http.answers import EngineAnswer
 from pdrouter.engine_http.progress import PostProgress
-from pdrouter.extproc.ext_proc_pb2 import HeaderMap, HeaderValue, ProcessingMode, ProcessingRequest
+from pdrouter.extproc.ext_proc_pb2 import (
+    HeaderMap,
+    HeaderValue,
+    ProcessingMode,
+    ProcessingRequest,
+    ProtocolConfiguration,
+)
 from pdrouter.extproc.messages import EXT_PROC_FILTER
 from pdrouter.load.ledger import Ledger
 from pdrouter.load.prefix_index import PrefixIndex
@@ -175,7 +181,8 @@ class _LastRecord:
 def _write_messages(body: bytes, decode_address: str) -> list[bytes]:
     head, content, response = ProcessingRequest(), ProcessingRequest(), ProcessingRequest()
     _fill(head.request_headers.headers, {**_REQUEST_HEADERS, "content-length": str(len(body))})
-    head.protocol_config.request_body_mode = ProcessingMode.BUFFERED
+    config = ProtocolConfiguration(request_body_mode=ProcessingMode.BUFFERED)
+    head.protocol_config = config.SerializeToString()
     content.request_body.body = body
     content.request_body.end_of_stream = True
     _fill(response.response_headers.headers, _RESPONSE_HEADERS)

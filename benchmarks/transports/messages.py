@@ -37,7 +37,8 @@ def encode_stream(body: bytes, chunks: int) -> bytes:
         head.request_headers.headers.headers.append(
             pb.HeaderValue(key=name, raw_value=value.encode()).SerializeToString()
         )
-    head.protocol_config.request_body_mode = pb.ProcessingMode.BUFFERED
+    config = pb.ProtocolConfiguration(request_body_mode=pb.ProcessingMode.BUFFERED)
+    head.protocol_config = config.SerializeToString()
     answer = pb.ProcessingRequest()
     for name, value in _RESPONSE_HEADERS.items():
         answer.response_headers.headers.headers.append(

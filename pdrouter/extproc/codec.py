@@ -73,7 +73,9 @@ def decode(data: bytes) -> Event:
     try:
         message = pb.ProcessingRequest.FromString(data)
         kind, observed = message.WhichOneof("request"), message.observability_mode
-        config = _read_protocol_config(message) if message.HasField("protocol_config") else None
+        config = None
+        if message.HasField("protocol_config"):  # It is empty if all in it has the number zero.
+            config = _PROTOCOL_CONFIGS[message.protocol_config]
         if kind in _HEADERS_EVENTS:
             headers: pb.HttpHeaders = getattr(message, kind)
             header_map = headers.headers
@@ -149,22 +151,19 @@ _TRAILERS_EVENTS: dict[str, type[RequestTrailers] | type[ResponseTrailers]] = {
 }
 
 
-def _read_protocol_config(message: pb.ProcessingRequest) -> ProtocolConfig:
-    config = message.protocol_config
+def _read_protocol_config(part: bytes) -> ProtocolConfig:
+    config = pb.ProtocolConfiguration.FromString(part)
     try:
-        return _create_protocol_config(
-            config.request_body_mode,
-            config.response_body_mode,
+        return ProtocolConfig(
+            BodyMode(config.request_body_mode),
+            BodyMode(config.response_body_mode),
             config.send_body_without_waiting_for_header_response,
         )
     except ValueError as error:
         raise MessageInvalid(f"protocol_config: {error}") from error
 
 
-# All requests that come through one filter have the same.
-@lru_cache(maxsize=64)
-def _create_protocol_config(request_body: int, response_body: int, send: bool) -> ProtocolConfig:
-    return ProtocolConfig(BodyMode(request_body), BodyMode(response_body), send)
+_PROTOCOL_CONFIGS = KnownParts(_read_protocol_config)
 
 
 def _write_reply(reply: PhaseReply) -> bytes:

@@ -1211,7 +1211,7 @@ async def exceed_the_caches(_: pytest.MonkeyPatch) -> None:
 
 
 @walk(
-    "Headers that were read before; attributes of answers",
+    "Headers that were read before; attributes of answers; what Envoy's filter is configured to do",
     f"{known_parts.MOST} of {known_parts.LARGEST} bytes each",
 )
 async def exceed_the_known_parts(_: pytest.MonkeyPatch) -> None:
@@ -1222,7 +1222,8 @@ async def exceed_the_known_parts(_: pytest.MonkeyPatch) -> None:
         assert len(known) <= known_parts.MOST
     assert max(map(len, known)) <= known_parts.LARGEST
     assert all(
-        type(kept) is known_parts.KnownParts for kept in (header_map._KNOWN, codec._ATTRIBUTES)
+        type(kept) is known_parts.KnownParts
+        for kept in (header_map._KNOWN, codec._ATTRIBUTES, codec._PROTOCOL_CONFIGS)
     )
 
 

@@ -131,7 +131,8 @@ def request_headers(*, end_of_stream: bool = False, **headers: str) -> bytes:
         message.request_headers.headers.headers.append(
             pb.HeaderValue(key=name, raw_value=value.encode()).SerializeToString()
         )
-    message.protocol_config.request_body_mode = pb.ProcessingMode.BUFFERED
+    config = pb.ProtocolConfiguration(request_body_mode=pb.ProcessingMode.BUFFERED)
+    message.protocol_config = config.SerializeToString()
     return message.SerializeToString()
 
 

@@ -51,8 +51,11 @@ def full_message() -> pb.ProcessingRequest:
     message.attributes["envoy.filters.http.ext_proc"] = attributes.SerializeToString()
     message.attributes["another.filter"] = b"\xff"
     message.metadata_context.filter_metadata["d"].update({"e": "f"})
-    message.protocol_config.request_body_mode = pb.ProcessingMode.BUFFERED
-    message.protocol_config.send_body_without_waiting_for_header_response = True
+    config = pb.ProtocolConfiguration(
+        request_body_mode=pb.ProcessingMode.BUFFERED,
+        send_body_without_waiting_for_header_response=True,
+    )
+    message.protocol_config = config.SerializeToString()
     return message
 
 
