@@ -142,9 +142,11 @@ class Journal:
     def begin(self) -> float:
         """Begin a change of this worker: after those that others have made before; say when.
 
-        Until `at` is None again, what else is changed is part of it.
+        Others' changes are heard once in a turn of the loop: what this worker changes is told at
+        the turn's end, too. Until `at` is None again, what else is changed is part of it.
         """
-        self.catch_up()
+        if not self._scheduled:
+            self.catch_up()
         at = self.at = self._clock()
         return at
 
@@ -168,8 +170,9 @@ class Journal:
 
     def flush(self) -> None:
         """Write what was noted."""
-        pending, self._pending = self._pending, []
+        pending = self._pending
         if pending:
+            self._pending = []
             self.events["noted"] += len(pending)
             self._write(pending)
 
@@ -238,7 +241,7 @@ class Journal:
         """Take over what others have changed until now."""
         behind = None
         for other in self._others:
-            if other.ring.head != other.position:
+            if other.ring.find_head() != other.position:
                 if behind is not None:
                     for _ in self._replay(self._others):
                         pass
@@ -263,7 +266,7 @@ class Journal:
 
     def _replay(self, others: Iterable[_Other]) -> Iterator[None]:
         """Make the changes of these workers one by one, in the order in which they were made."""
-        behind = [other for other in others if other.ring.head != other.position]
+        behind = [other for other in others if other.ring.find_head() != other.position]
         for *_, worker, change in heapq.merge(*map(self._list_changes, behind), key=_find_order):
             self._make(worker, (change,))
             yield
@@ -283,7 +286,7 @@ class Journal:
             if other.strange != ring.dialect:
                 other.strange = ring.dialect
                 log.error("worker %d speaks another language: start the router again", worker)
-            other.position = ring.head
+            other.position = ring.find_head()
             return ()
         other.holds = True
         try:
@@ -361,7 +364,7 @@ class Journal:
 
     def _drop_ended(self) -> None:
         for other in self._others:
-            if other.holds and not other.ring.is_alive and other.ring.head == other.position:
+            if other.holds and not other.ring.is_alive and other.ring.find_head() == other.position:
                 self._drop(other)
 
     def _drop(self, other: _Other) -> None:

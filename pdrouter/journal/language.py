@@ -140,23 +140,18 @@ _WORDS: tuple[type[Change], ...] = (
 )
 
 
-def _always(result: object) -> bool:
-    del result
-    return True
-
-
 @dataclass(frozen=True, slots=True)
 class Call:
     """A method that changes a memory.
 
     Attributes:
         name: its name.
-        matters: whether a call has changed anything, by what it has returned.
+        matters: whether a call has changed anything, by what it has returned; None if each has.
         types: of parameters whose annotation does not say how they are carried.
     """
 
     name: str
-    matters: Callable[[Any], bool] = _always
+    matters: Callable[[Any], bool] | None = None
     types: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -7,10 +7,12 @@ has copied was overwritten meanwhile. Nobody waits for anybody, and nothing is c
 
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from struct import Struct
-from zlib import crc32
+
+from xxhash import xxh32_intdigest as checksum
 
 _HEADER_BYTES = 4096
 _RING_BYTES = 8 * 1024 * 1024
@@ -18,9 +20,12 @@ _RING_BYTES = 8 * 1024 * 1024
 _PARTS = 64
 """In each part of a ring it is known where a batch begins."""
 _FRAME = Struct("<II")
+_FRAME_BYTES = _FRAME.size
 _ALIGNED = 8
 _PADDING = 0xFFFFFFFF
 """In place of a length: what follows up to the ring's end is nothing."""
+_LOW_BITS = 0xFFFFFFFF
+"""What is kept of a position: with it, nothing is taken for what stood there before."""
 
 _LIFE, _ENDED, _DIALECT, _SEEN, _RESERVED, _HEAD, _BEGINNINGS = range(7)
 """Places in a journal's header, each of eight bytes: which life of its worker writes it, the last
@@ -97,15 +102,23 @@ class SharedMemory:
 
 
 class Ring:
-    """One journal, as its writer and its readers have it."""
+    """One journal, as its writer and its readers have it.
 
-    __slots__ = ("_header", "_part_bytes", "_ring", "_size")
+    Attributes:
+        find_head: returns how far it goes, in bytes since it was begun.
+    """
+
+    __slots__ = ("_end", "_header", "_part_bytes", "_reserved", "_ring", "_size", "find_head")
 
     def __init__(self, memory: memoryview) -> None:
         self._header = memory[:_HEADER_BYTES].cast("Q")
         self._ring = memory[_HEADER_BYTES:]
         self._size = len(self._ring)
         self._part_bytes = self._size // _PARTS
+        self.find_head: Callable[[], int] = partial(self._header.__getitem__, _HEAD)
+        # What its writer knows without looking there.
+        self._end = self._header[_HEAD]
+        self._reserved = self._header[_RESERVED]
 
     @property
     def life(self) -> int:
@@ -127,11 +140,6 @@ class Ring:
         """When its worker has said last that it runs, on the clock of the machine."""
         return self._header[_SEEN] / 1e9
 
-    @property
-    def head(self) -> int:
-        """How far it goes, in bytes since it was begun."""
-        return self._header[_HEAD]
-
     def note_seen(self, now: float) -> None:
         """Say that the worker runs."""
         self._header[_SEEN] = round(now * 1e9)
@@ -142,7 +150,7 @@ class Ring:
 
     def find_oldest(self) -> int:
         """Return where the oldest batch begins that is not about to be overwritten."""
-        header, head = self._header, self.head
+        header, head = self._header, self.find_head()
         oldest = max(0, header[_RESERVED] - self._size + self._part_bytes)
         beginnings = (header[_BEGINNINGS + part] - 1 for part in range(_PARTS))
         return min((start for start in beginnings if oldest <= start < head), default=head)
@@ -150,7 +158,7 @@ class Ring:
     def begin_life(self, dialect: int) -> int:
         """Become its writer, in place of one that has ended; return which life that is."""
         header = self._header
-        header[_RESERVED] = header[_HEAD]
+        header[_RESERVED] = self._reserved = self._end = header[_HEAD]
         if header[_DIALECT] != dialect:
             # What was written so far, nobody who comes later could read.
             for part in range(_PARTS):
@@ -162,26 +170,38 @@ class Ring:
     @property
     def largest(self) -> int:
         """Bytes that a batch may have."""
-        return self._part_bytes - _FRAME.size - _ALIGNED
+        return self._part_bytes - _FRAME_BYTES - _ALIGNED
 
     def append(self, batch: bytes) -> None:
         """Write a batch, of at most `largest` bytes; only its writer may."""
-        header, ring, size = self._header, self._ring, self._size
-        start = header[_HEAD]
-        needed = -(-(_FRAME.size + len(batch)) // _ALIGNED) * _ALIGNED
-        offset = start % size
-        if offset + needed > size:
-            header[_RESERVED] = start + size - offset + needed
-            _FRAME.pack_into(ring, offset, _PADDING, 0)
-            start, offset = start + size - offset, 0
-        else:
-            header[_RESERVED] = start + needed
-        ring[offset + _FRAME.size : offset + _FRAME.size + len(batch)] = batch
-        _FRAME.pack_into(ring, offset, len(batch), crc32(batch))
-        place = _BEGINNINGS + offset // self._part_bytes
-        if header[place] <= start - offset % self._part_bytes:
-            header[place] = start + 1
-        header[_HEAD] = start + needed
+        length = len(batch)
+        needed = _FRAME_BYTES + length + -length % _ALIGNED
+        if self._end + needed > self._reserved:
+            self._reserve(needed)
+        start = self._end
+        offset = start % self._size
+        frame = _FRAME.pack(length, checksum(batch, start))
+        self._ring[offset : offset + _FRAME_BYTES + length] = frame + batch
+        self._header[_HEAD] = self._end = start + needed
+
+    def _reserve(self, needed: int) -> None:
+        """Say how far is about to be written: to a part's end, or to the batch's if that is behind.
+
+        A batch of so many bytes that does not fit before the ring's end stands at its beginning.
+        """
+        header, part_bytes = self._header, self._part_bytes
+        start = self._end
+        left = self._size - start % self._size
+        following = start + left if needed > left else start
+        into_part = following % part_bytes
+        self._reserved = max(following + needed, following - into_part + part_bytes)
+        header[_RESERVED] = self._reserved
+        if following > start:
+            _FRAME.pack_into(self._ring, start % self._size, _PADDING, start & _LOW_BITS)
+        self._end = following
+        place = _BEGINNINGS + following % self._size // part_bytes
+        if header[place] <= following - into_part:
+            header[place] = following + 1
 
     def read(self, position: int) -> tuple[Sequence[bytes], int]:
         """Return the batches from a position on, and the position behind them.
@@ -193,19 +213,20 @@ class Ring:
             JournalLost: there is no such batch any more.
         """
         header, ring, size = self._header, self._ring, self._size
+        head = header[_HEAD]
         batches: list[bytes] = []
-        while position < header[_HEAD]:
+        while position < head:
             offset = position % size
-            length, checksum = _FRAME.unpack_from(ring, offset)
-            start = offset + _FRAME.size
+            length, expected = _FRAME.unpack_from(ring, offset)
+            start = offset + _FRAME_BYTES
             batch = ring[start : start + length].tobytes() if length != _PADDING else b""
             if header[_RESERVED] - position > size:
                 raise JournalLost
-            if length == _PADDING:
+            if checksum(batch, position) == expected:
+                batches.append(batch)
+                position += _FRAME_BYTES + length + -length % _ALIGNED
+            elif (length, expected) == (_PADDING, position & _LOW_BITS):
                 position += size - offset
-                continue
-            if crc32(batch) != checksum:
+            else:
                 break
-            position += -(-(_FRAME.size + length) // _ALIGNED) * _ALIGNED
-            batches.append(batch)
         return batches, position

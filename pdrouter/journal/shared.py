@@ -1,8 +1,9 @@
 """Memories whose changes are noted in a journal, and made by all workers."""
 
 from collections.abc import Callable
-from operator import attrgetter
 from typing import Any, TypeVar, cast
+
+from msgspec.structs import astuple
 
 from pdrouter.cluster.pods import Pod
 from pdrouter.journal.holder import Holder
@@ -65,7 +66,7 @@ def _note_calls(method: Callable[..., Any], verb: Verb, journal: Journal) -> Cal
             result = method(self, *given, **named)
         finally:
             journal.at = None
-        if matters(result):
+        if matters is None or matters(result):
             if pods:
                 named = {**dict(zip(names, given, strict=False)), **named}
                 given = ()
@@ -81,22 +82,19 @@ def _repeat_calls(
 ) -> Callable[[int, Any], object]:
     """Return what calls a memory's method as another worker has called it."""
     method = getattr(base, verb.call.name)
-    positional, keywords, pods = verb.positional, verb.keywords, verb.pods
-    # Of one name alone, it would return no tuple.
-    read = attrgetter("at", "at", *positional)
-
-    if not (keywords or pods):
+    if not (verb.keywords or verb.pods):
 
         def repeat_simply(worker: int, change: Change) -> None:
             del worker
-            _, _, *given = read(change)
-            method(memory, *given)
+            method(memory, *astuple(change)[1:])
 
         return repeat_simply
 
+    positional, keywords, pods = verb.positional, verb.keywords, verb.pods
+
     def repeat(worker: int, change: Change) -> None:
         del worker
-        _, _, *given = read(change)
+        given = [*astuple(change)[1 : 1 + len(positional)]]
         for name in pods:
             found = journal.find_pod(getattr(change, name))
             if found is None:

@@ -122,10 +122,31 @@ def test_a_batch_that_is_not_yet_there_is_not_read(ring: Ring) -> None:
     assert ring.read(behind)[0] == [b"torn"]
 
 
+@pytest.mark.parametrize(
+    "size", [pytest.param(248, id="a-batch"), pytest.param(504, id="nothing-up-to-the-end")]
+)
+def test_what_stood_there_in_an_earlier_round_is_not_read(size: int, ring: Ring) -> None:
+    """There, too, it may be seen for a while; and it is whole."""
+    for _ in range(63):
+        ring.append(b"x" * 248)  # With its frame, one of 64 equal parts of the ring.
+    place = ring.find_head()
+    ring.append(b"x" * size)
+    before = ring._ring[place:].tobytes()
+    while ring.find_head() % SMALL.ring_bytes != place:
+        ring.append(b"y" * 248)
+    position = ring.find_head()
+    ring.append(b"z" * 248)
+    now = ring._ring[place:].tobytes()
+    ring._ring[place:] = before
+    assert ring.read(position) == ([], position)
+    ring._ring[place:] = now
+    assert ring.read(position)[0] == [b"z" * 248]
+
+
 def test_a_writer_that_has_died_while_it_wrote_leaves_nothing_behind(ring: Ring) -> None:
     ring.begin_life(1)
     ring.append(b"before")
-    ring._header[4] = ring.head + 64  # It had said where it would write, and no more.
+    ring._header[4] = ring.find_head() + 64  # It had said where it would write, and no more.
     assert ring.read(0)[0] == [b"before"]
     assert ring.begin_life(1) == 2
     ring.append(b"after")
