@@ -107,9 +107,18 @@ class Turns:
             while ending:
                 ending.popleft()()
             now = self._clock()
-            self._note_time(now)
-            if waiting or self._since is not None:
-                self._learn(now)
+            if self._turned_at is not None:
+                seconds = now - self._turned_at
+                self._together_s += seconds
+                if seconds > self._longest_s:
+                    self._longest_s = seconds
+            self._turned_at = now
+            since = self._since
+            if since is not None:
+                seconds = now - since
+                if waiting or self._begun >= self._limit or seconds > BUDGET_S:
+                    self._learn(seconds)
+            self._since = now if waiting else None
             self._begun = min(self._limit, len(waiting))
             for _ in range(self._begun):
                 work, args = waiting.popleft()
@@ -117,21 +126,10 @@ class Turns:
         finally:
             self._go_on()
 
-    def _note_time(self, now: float) -> None:
-        if self._turned_at is not None:
-            seconds = now - self._turned_at
-            self._longest_s = max(self._longest_s, seconds)
-            self._together_s += seconds
-        self._turned_at = now
-
-    def _learn(self, now: float) -> None:
-        since = self._since
-        self._since = now if self._waiting else None
-        if since is None or not self._begun:
-            return
-        seconds = max(now - since, 1e-9)
-        if self._waiting or self._begun >= self._limit or seconds > BUDGET_S:
-            fitting = int(self._begun * BUDGET_S / seconds)
+    def _learn(self, seconds: float) -> None:
+        """Learn how much fits a turn from what this one has begun, and how long that took."""
+        if self._begun:
+            fitting = int(self._begun * BUDGET_S / max(seconds, 1e-9))
             # By one more at a time: cheap work and dear work come in turns, as the headers and the
             # bodies of requests do.
             self._limit = max(1, min(fitting, self._limit + 1, _HIGHEST_LIMIT))
