@@ -362,6 +362,19 @@ async def test_a_lost_connection_ends_its_calls() -> None:
     assert not service.server.connections
 
 
+async def test_nothing_is_written_to_a_connection_that_is_lost() -> None:
+    """Not even what was gathered before: uvloop's transports raise an error then."""
+    errors: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, error: errors.append(error))
+    service = Service.create()
+    service.feed(START + encode_frame(PING, 0, 0, b"12345678"))
+    service.lose()
+    service.pipe.closed = True
+    service.connection.outbox.send_parts((b"one", b"more"))
+    await settle()
+    assert not errors
+
+
 async def test_what_is_in_flight_ends_before_the_connection_does() -> None:
     """By hand: the client's library takes the first GOAWAY for the end."""
     block = Encoder().encode(HEADERS)

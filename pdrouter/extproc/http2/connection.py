@@ -105,6 +105,7 @@ class Connection(asyncio.Protocol):
         for timer in self._timers.values():
             timer.cancel()
         self._abandon_all()
+        self.outbox.close()
         self.lost.set()
 
     # What streams call.

@@ -40,6 +40,11 @@ class Outbox:
         transport.set_write_buffer_limits(_WRITE_BUFFER_BYTES)
         self._transport = transport
 
+    def close(self) -> None:
+        """Send nothing any more: the connection is lost."""
+        self._transport = None
+        self._gathered, self._gathered_bytes = [], 0
+
     def send(self, frames: bytes) -> None:
         """Send frames, together with all others of this turn; none before the handshake of TLS."""
         if self._transport is None:
@@ -53,6 +58,8 @@ class Outbox:
 
     def send_parts(self, parts: Sequence[bytes | memoryview]) -> None:
         """Send frames in parts, which are not joined before they are written."""
+        if self._transport is None:
+            return
         if not self._gathered:
             self._turns.end_with(self._write)
         self._gathered += parts
