@@ -110,8 +110,7 @@ class Turns:
             if self._turned_at is not None:
                 seconds = now - self._turned_at
                 self._together_s += seconds
-                if seconds > self._longest_s:
-                    self._longest_s = seconds
+                self._longest_s = max(self._longest_s, seconds)
             self._turned_at = now
             since = self._since
             if since is not None:
