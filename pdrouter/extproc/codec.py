@@ -225,7 +225,7 @@ class _WrittenHeaders(dict[tuple[str, str], bytes]):
 
 _WRITTEN = _WrittenHeaders()
 MOST_WRITTEN = 4096
-"""Headers that are kept as they are written: 3 MB of memory at the most."""
+"""Headers that are kept as they are written: 5 MB of memory at the most."""
 _OF_PODS = frozenset(
     {
         DECISION,

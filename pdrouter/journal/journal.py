@@ -36,6 +36,7 @@ class _Other:
     Attributes:
         worker: its number.
         ring: its journal.
+        find_head: returns how far that goes.
         position: up to where that was read.
         holds: whether anything may be held for it.
         strange: the language of its journal, where it was said that nobody here reads it.
@@ -43,6 +44,7 @@ class _Other:
 
     worker: int
     ring: Ring
+    find_head: Callable[[], int]
     position: int = 0
     holds: bool = False
     strange: int | None = None
@@ -92,7 +94,7 @@ class Journal:
         self._schedule = schedule or _call_soon
         self._ring = memory.ring(worker)
         self._others = [
-            _Other(number, memory.ring(number))
+            _Other(number, ring := memory.ring(number), ring.find_head)
             for number in range(memory.layout.workers)
             if number != worker
         ]
@@ -142,11 +144,9 @@ class Journal:
     def begin(self) -> float:
         """Begin a change of this worker: after those that others have made before; say when.
 
-        Others' changes are heard once in a turn of the loop: what this worker changes is told at
-        the turn's end, too. Until `at` is None again, what else is changed is part of it.
+        Until `at` is None again, what else is changed is part of it.
         """
-        if not self._scheduled:
-            self.catch_up()
+        self.catch_up()
         at = self.at = self._clock()
         return at
 
@@ -161,8 +161,8 @@ class Journal:
         if at_once:
             self.flush()
         elif not self._scheduled:
-            self._scheduled = True
             self._schedule(self._flush_late)
+            self._scheduled = True
 
     def _flush_late(self) -> None:
         self._scheduled = False
@@ -202,7 +202,7 @@ class Journal:
 
         What it has written in an earlier life is among that. Call it once the pods are known.
         """
-        own = _Other(self._worker, self._ring)
+        own = _Other(self._worker, self._ring, self._ring.find_head)
         everybody = [own, *self._others]
         for other in everybody:
             other.position = other.ring.find_oldest()
@@ -239,17 +239,20 @@ class Journal:
 
     def catch_up(self) -> None:
         """Take over what others have changed until now."""
-        behind = None
         for other in self._others:
-            if other.ring.find_head() != other.position:
-                if behind is not None:
-                    for _ in self._replay(self._others):
-                        pass
-                    return
-                behind = other
-        if behind is not None:
-            for batch in self._read(behind):
-                self._make(behind.worker, self._decode(behind, batch)[1])
+            if other.find_head() != other.position:
+                self._hear()
+                return
+
+    def _hear(self) -> None:
+        behind = [other for other in self._others if other.find_head() != other.position]
+        if len(behind) > 1:
+            for _ in self._replay(behind):
+                pass
+            return
+        for other in behind:
+            for batch in self._read(other):
+                self._make(other.worker, self._decode(other, batch)[1])
 
     def leads(self, away_s: float) -> bool:
         """Return whether this is the first of the workers that run.
@@ -266,7 +269,7 @@ class Journal:
 
     def _replay(self, others: Iterable[_Other]) -> Iterator[None]:
         """Make the changes of these workers one by one, in the order in which they were made."""
-        behind = [other for other in others if other.ring.find_head() != other.position]
+        behind = [other for other in others if other.find_head() != other.position]
         for *_, worker, change in heapq.merge(*map(self._list_changes, behind), key=_find_order):
             self._make(worker, (change,))
             yield
@@ -364,7 +367,7 @@ class Journal:
 
     def _drop_ended(self) -> None:
         for other in self._others:
-            if other.holds and not other.ring.is_alive and other.ring.find_head() == other.position:
+            if other.holds and not other.ring.is_alive and other.find_head() == other.position:
                 self._drop(other)
 
     def _drop(self, other: _Other) -> None:

@@ -116,9 +116,8 @@ class Ring:
         self._size = len(self._ring)
         self._part_bytes = self._size // _PARTS
         self.find_head: Callable[[], int] = partial(self._header.__getitem__, _HEAD)
-        # What its writer knows without looking there.
-        self._end = self._header[_HEAD]
-        self._reserved = self._header[_RESERVED]
+        # What its writer knows without looking there. What one that has died has reserved is free.
+        self._end = self._reserved = self._header[_HEAD]
 
     @property
     def life(self) -> int:
@@ -222,11 +221,11 @@ class Ring:
             batch = ring[start : start + length].tobytes() if length != _PADDING else b""
             if header[_RESERVED] - position > size:
                 raise JournalLost
-            if checksum(batch, position) == expected:
+            if length == _PADDING and expected == position & _LOW_BITS:
+                position += size - offset
+            elif length == len(batch) and checksum(batch, position) == expected:
                 batches.append(batch)
                 position += _FRAME_BYTES + length + -length % _ALIGNED
-            elif (length, expected) == (_PADDING, position & _LOW_BITS):
-                position += size - offset
             else:
                 break
         return batches, position

@@ -171,6 +171,21 @@ async def test_what_one_worker_knows_all_know(workers: Workers) -> None:
     assert workers.journals[1].events["failed"] == 0
 
 
+async def test_what_is_told_already_comes_before_what_is_changed_later_in_a_turn(
+    workers: Workers,
+) -> None:
+    """All make all changes in one order, or they would differ for as long as a prompt is known."""
+    one, other = await workers.start(0), await workers.start(1)
+    one.prefixes.add((1,), UID)
+    workers.turn()
+    one.prefixes.add((2,), UID)  # A turn of this worker begins, of which it tells at the end.
+    other.prefixes.discard((1,), UID)
+    workers.journals[1].flush()
+    one.prefixes.add((1,), UID)
+    workers.turn()
+    assert one.prefixes.match((1,)) == other.prefixes.match((1,)) == {UID: 1}
+
+
 async def test_who_comes_later_learns_what_was_known_before(workers: Workers) -> None:
     await workers.start(0)
     tell(workers.knowledge[0])

@@ -79,6 +79,9 @@ def test_a_reader_sees_every_batch_or_is_told_that_it_does_not(
             batch = number.to_bytes(2, "big") + b"x" * size
             ring.append(batch)
             written.append(batch)
+            assert ring._header[4] >= ring.find_head(), (
+                "readers were not told of what it overwrites"
+            )
             if number % every == 0:
                 try:
                     batches, position = ring.read(position)
@@ -140,6 +143,20 @@ def test_what_stood_there_in_an_earlier_round_is_not_read(size: int, ring: Ring)
     ring._ring[place:] = before
     assert ring.read(position) == ([], position)
     ring._ring[place:] = now
+    assert ring.read(position)[0] == [b"z" * 248]
+
+
+def test_a_batch_of_which_only_the_checksum_is_there_is_not_read(ring: Ring) -> None:
+    """With a length that stood there before, it would seem to end elsewhere."""
+    for _ in range(63):
+        ring.append(b"x" * 248)
+    position = ring.find_head()
+    ring.append(b"z" * 248)
+    frame = ring._ring[position : position + 8].tobytes()
+    for length in (504, 2**32 - 1):
+        ring._ring[position : position + 4] = length.to_bytes(4, "little")
+        assert ring.read(position) == ([], position)
+    ring._ring[position : position + 8] = frame
     assert ring.read(position)[0] == [b"z" * 248]
 
 
