@@ -9,7 +9,6 @@ from prometheus_client import (
     Counter,
     Gauge,
     disable_created_metrics,
-    generate_latest,
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -27,6 +26,7 @@ from pdrouter.telemetry.leg_metrics import SECONDS, PrefillMetrics, SideLegMetri
 from pdrouter.telemetry.live_gauges import LiveGauges
 from pdrouter.telemetry.logs import count_dropped_lines
 from pdrouter.telemetry.model_series import SeriesRegistry
+from pdrouter.telemetry.page import render_page
 from pdrouter.telemetry.redis_metrics import RedisMetrics
 from pdrouter.telemetry.reloads import declare_reloads
 from pdrouter.telemetry.tallies import Derived, HistogramTally, Tally
@@ -220,9 +220,9 @@ class Metrics:
         self._registry.register(collector)
 
     def render(self) -> bytes:
-        """Return the metrics page in Prometheus' text format."""
+        """Return the metrics page in Prometheus' text format; in a thread, as it takes its time."""
         self._registry.forget_models({model for model, *_ in list(self.requests.ended.counts)})
-        return generate_latest(self._registry)
+        return render_page(self._registry.collect())
 
 
 class _WatchMetrics(Collector):

@@ -10,13 +10,8 @@ from aiohttp import web
 
 from pdrouter import __version__
 from pdrouter.admin.http_port import HttpPort, answer_json, answer_metrics
-from pdrouter.workers.metrics_page import (
-    Page,
-    add_up,
-    describe_workers,
-    parse_page,
-    render_page,
-)
+from pdrouter.telemetry.page import render_page
+from pdrouter.workers.metrics_page import Page, add_up, describe_workers, parse_page
 from pdrouter.workers.process import Answer, NoAnswer, WorkerProcess
 
 _Answers = Sequence[tuple[WorkerProcess, Answer]]

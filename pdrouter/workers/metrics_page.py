@@ -3,10 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 
-from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.registry import Collector
 
 Page = Mapping[str, Metric]
 """Metric families by name."""
@@ -86,13 +84,6 @@ def describe_workers(restarts: Mapping[int, int], serving: int) -> tuple[Metric,
     return restarted, GaugeMetricFamily("pdrouter_workers_serving", "Workers that serve.", serving)
 
 
-def render_page(families: Iterable[Metric]) -> bytes:
-    """Return a page in Prometheus' text format."""
-    registry = CollectorRegistry()
-    registry.register(_Given(families))
-    return generate_latest(registry)
-
-
 class _Sum:
     """Adds up the families of one name."""
 
@@ -136,12 +127,3 @@ def _find_pods(pages: Iterable[Page]) -> frozenset[tuple[str, str]]:
         if _KNOWN_PODS in page
         for sample in page[_KNOWN_PODS].samples
     )
-
-
-class _Given(Collector):
-    def __init__(self, families: Iterable[Metric]) -> None:
-        self._families = tuple(families)
-
-    def collect(self) -> Iterable[Metric]:
-        """Return the families."""
-        return self._families

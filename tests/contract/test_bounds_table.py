@@ -131,6 +131,7 @@ from pdrouter.settings.redis_url import RedisUrl
 from pdrouter.telemetry import held_lines, logs, model_series, requests, tracing
 from pdrouter.telemetry.decisions import DecisionLog
 from pdrouter.telemetry.journal import JournalMetrics
+from pdrouter.telemetry.page import render_page
 from pdrouter.telemetry.requests import RequestTelemetry
 from pdrouter.tools.envoy_config import Address, EnvoyConfig, build_bootstrap, to_yaml
 from pdrouter.users import cached_directory, window_counts
@@ -141,7 +142,7 @@ from pdrouter.wiring.knowledge import create_knowledge
 from pdrouter.wiring.rules import choose_encode_rules, choose_fairness_rules
 from pdrouter.wiring.sharing import LANGUAGE, Sharing
 from pdrouter.workers import process, supervisor
-from pdrouter.workers.metrics_page import describe_workers, render_page
+from pdrouter.workers.metrics_page import describe_workers
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 HEAD = "| What | Bound | Then | Setting | Metric |\n|---|---|---|---|---|\n"

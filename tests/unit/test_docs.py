@@ -25,8 +25,9 @@ from pdrouter.openai.headers import FORWARDED_TO_SIDE_LEGS
 from pdrouter.openai.paths import ENDPOINTS, Forms
 from pdrouter.settings.choices import CONNECTOR_NAMES
 from pdrouter.telemetry.journal import JournalMetrics
+from pdrouter.telemetry.page import render_page
 from pdrouter.telemetry.requests import RequestTelemetry
-from pdrouter.workers.metrics_page import describe_workers, render_page
+from pdrouter.workers.metrics_page import describe_workers
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -10,9 +10,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pdrouter.cluster.view import PodCache
 from pdrouter.load.ledger import Ledger
+from pdrouter.telemetry.page import render_page
 from pdrouter.telemetry.requests import RequestTelemetry
 from pdrouter.workers import metrics_page
-from pdrouter.workers.metrics_page import Page, add_up, parse_page, render_page
+from pdrouter.workers.metrics_page import Page, add_up, parse_page
 
 
 def page(kind: str, name: str, *samples: str) -> Page:
