@@ -161,8 +161,8 @@ class Journal:
         if at_once:
             self.flush()
         elif not self._scheduled:
-            self._schedule(self._flush_late)
             self._scheduled = True
+            self._schedule(self._flush_late)
 
     def _flush_late(self) -> None:
         self._scheduled = False
