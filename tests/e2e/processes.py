@@ -160,7 +160,7 @@ class RouterProcess:
     def expect_no_accident(self) -> None:
         """Check that no exception got where it must not: into gRPC, into asyncio, into the log."""
         accidents = [line for line in self.lines if "exception" in line or line["level"] == "error"]
-        assert not accidents
+        assert not accidents, accidents
         assert "Traceback" not in self.errors
 
     @property
