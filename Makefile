@@ -18,6 +18,7 @@ COVERED = tests/unit tests/contract
 
 # What carries requests differs here; all end-to-end tests run over the default.
 CARRYING = tests/e2e/test_streams.py tests/e2e/test_tls.py tests/e2e/test_process.py tests/e2e/test_tokens.py
+GRPCIO = -p benchmarks.transports.pytest_plugin --transport grpcio $(CARRYING)
 
 # Envoys, routers and engines of several tests share the cores: what fails there must pass by itself.
 AGAIN = $(BIN)/pytest $(COVERED:%=--ignore=%) --last-failed --last-failed-no-failures=none --exitfirst
@@ -26,7 +27,7 @@ test: lint ## All checks
 	env $(CLUSTER) $(BIN)/pytest $(PROCESSES) $(COVERED) --cov --cov-report=
 	$(BIN)/coverage report --fail-under=95 --include='pdrouter/openai/*,pdrouter/engines/*,pdrouter/routing/*,pdrouter/serving/*,pdrouter/extproc/*'
 	env $(CLUSTER) $(BIN)/pytest $(PROCESSES) $(COVERED:%=--ignore=%) || { test $$? = 1 && env $(CLUSTER) $(AGAIN); }
-	$(BIN)/pytest $(PROCESSES) -p benchmarks.transports.pytest_plugin --transport grpcio $(CARRYING)
+	$(BIN)/pytest $(PROCESSES) $(GRPCIO) || { test $$? = 1 && $(AGAIN) $(GRPCIO); }
 
 h2spec: $(VENV)/dev.installed ## The HTTP/2 server before an independent judge; needs Go
 	GOBIN=$(CURDIR)/$(BIN) go install github.com/summerwind/h2spec/cmd/h2spec@latest
