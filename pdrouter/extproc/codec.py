@@ -36,15 +36,7 @@ from pdrouter.extproc.messages import (
     ResponseTrailers,
     read_struct,
 )
-from pdrouter.openai.headers import (
-    DECISION,
-    DESTINATION_ENDPOINT,
-    MAX_RETRIES,
-    MODEL,
-    RANK,
-    ROUTING_STRATEGY,
-    TARGET_POD,
-)
+from pdrouter.openai.headers import REPEATED_HEADERS
 from pdrouter.openai.pieces import Pieces
 
 _FEW_BYTES = 4096
@@ -208,15 +200,14 @@ def _write_mutation(reply: PhaseReply) -> bytes:
 class _WrittenHeaders(dict[tuple[str, str], bytes]):
     """Headers to set, as fields of a `HeaderMutation`. To ask for one that is not there writes it.
 
-    Most come again and again, since pods and strategies are few. Only these are kept, by their
-    names: the others are of one request, or of one client.
+    Only those that come again and again are kept.
     """
 
     def __missing__(self, header: tuple[str, str]) -> bytes:
         name, value = header
         raw = value.encode("utf-8", "replace")
         written = _begin_option(name, len(raw)) + raw
-        if name in _OF_PODS and len(written) <= LARGEST:
+        if name in REPEATED_HEADERS and len(written) <= LARGEST:
             if len(self) >= MOST_WRITTEN:
                 self.clear()
             self[header] = written
@@ -226,20 +217,6 @@ class _WrittenHeaders(dict[tuple[str, str], bytes]):
 _WRITTEN = _WrittenHeaders()
 MOST_WRITTEN = 4096
 """Headers that are kept as they are written: 5 MB of memory at the most."""
-_OF_PODS = frozenset(
-    {
-        DECISION,
-        DESTINATION_ENDPOINT,
-        MAX_RETRIES,
-        MODEL,
-        RANK,
-        ROUTING_STRATEGY,
-        TARGET_POD,
-        "target-pod-ip",
-        "prefill-target-pod",
-        "prefill-target-pod-ip",
-    }
-)
 
 
 def _write_removal(name: str) -> bytes:

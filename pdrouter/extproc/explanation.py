@@ -10,9 +10,12 @@ from pdrouter.openai.headers import (
     CHOSEN_PROFILE,
     DECISION,
     DECISION_DETAIL,
+    PREFILL_POD,
+    PREFILL_POD_IP,
     ROUTING_STRATEGY,
     SESSION_ID,
     TARGET_POD,
+    TARGET_POD_IP,
 )
 from pdrouter.openai.rate_limit_headers import LimitState, describe_limits
 from pdrouter.openai.sessions import write_session_id
@@ -51,13 +54,13 @@ def explain(record: RequestRecord, *, expose_pods: bool, in_detail: bool) -> Hea
         ]
         if record.forwarded:
             pod = decision.last.pod
-            headers += [(TARGET_POD, pod.name), ("target-pod-ip", pod.address)]
+            headers += [(TARGET_POD, pod.name), (TARGET_POD_IP, pod.address)]
             if decision.session is not None:
                 headers.append((SESSION_ID, write_session_id(pod.address)))
         if record.prefill_pod is not None:
             headers += [
-                ("prefill-target-pod", record.prefill_pod.name),
-                ("prefill-target-pod-ip", record.prefill_pod.ip),
+                (PREFILL_POD, record.prefill_pod.name),
+                (PREFILL_POD_IP, record.prefill_pod.ip),
             ]
     return tuple(headers)
 

@@ -27,6 +27,9 @@ MODEL = "model"
 MAX_RETRIES = "x-envoy-max-retries"
 DECISION = "x-pd-decision"
 DECISION_DETAIL = "x-pd-decision-detail"
+TARGET_POD_IP = "target-pod-ip"
+PREFILL_POD = "prefill-target-pod"
+PREFILL_POD_IP = "prefill-target-pod-ip"
 
 CONTROL_HEADERS = tuple(header.name for header in (*POD_HEADERS, *RETRY_HEADERS))
 """Headers that steer a request behind the router: a client's never survive. Envoy can remove them
@@ -87,3 +90,20 @@ FORWARDED_TO_SIDE_LEGS = (
     "anthropic-beta",
 )
 """What an engine may need of a client's headers on the prefill leg."""
+
+REPEATED_HEADERS = frozenset(
+    {
+        DECISION,
+        DESTINATION_ENDPOINT,
+        MAX_RETRIES,
+        MODEL,
+        PREFILL_POD,
+        PREFILL_POD_IP,
+        RANK,
+        ROUTING_STRATEGY,
+        TARGET_POD,
+        TARGET_POD_IP,
+    }
+)
+"""Headers that the router sets, with values that come again and again, since pods, models and
+strategies are few. Those of all others are of one request, or of one client."""
