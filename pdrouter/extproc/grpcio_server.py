@@ -18,6 +18,7 @@ from pdrouter.pem_files import CertificatesInvalid
 
 log = logging.getLogger(__name__)
 
+_grpcios_log = logging.getLogger("grpc._cython.cygrpc")
 _MAX_PENDING_STREAMS = 1_000_000
 _MARGIN_S = 3600
 
@@ -32,6 +33,7 @@ class GrpcioServer(Server):
         services: Mapping[str, ReceiveStream],
     ) -> None:
         super().__init__(create_exchange, options)
+        _grpcios_log.addFilter(_is_no_cancellation)
         self._health = HealthServicer()
         self._server: Any = grpc.aio.server(options=_list_channel_options(options))
         self._server.add_generic_rpc_handlers(
@@ -85,6 +87,15 @@ class GrpcioServer(Server):
             )
         except StreamCut:
             await context.abort(grpc.StatusCode.ABORTED, "a leg of the request has failed")
+
+
+def _is_no_cancellation(record: logging.LogRecord) -> bool:
+    """Return whether a record of grpcio's is about something else than a stream that was cancelled.
+
+    Where that comes before the stream's task has begun, or while it ends, grpcio says that an
+    exception was not handled; it is nobody's fault.
+    """
+    return record.exc_info is None or not isinstance(record.exc_info[1], asyncio.CancelledError)
 
 
 def _read_trace(context: Any) -> str:  # noqa: ANN401 - grpc has no types
