@@ -1246,6 +1246,17 @@ def test_nothing_in_a_manifest_makes_the_doctor_fail(
     examine(documents)
 
 
+@pytest.mark.parametrize("filters", [True, [None], "all", {1: {}}, None])
+def test_filters_that_are_no_object_do_not_make_the_doctor_fail(filters: object) -> None:
+    documents = original_dst()
+    places = [place for document in documents for place in list_places(document)]
+    found = [parent for parent, key in places if key == "typed_per_filter_config"]
+    assert found
+    for parent in found:
+        parent["typed_per_filter_config"] = filters
+    examine(documents)
+
+
 def test_revisions_that_are_not_looked_at_may_differ() -> None:
     label = put("Deployment/decode", f"{LABELS} pdrouter/revision", "two")
     off = setting("PDROUTER_MATCH_REVISIONS", "false")

@@ -94,9 +94,10 @@ def _judge_cluster(
 def _judge_filters(snapshot: Snapshot, policy: PatchPolicy) -> Iterator[Defect]:
     """Judge the names of ext_proc filters: those that routes turn on, and those in paths."""
     named = [
-        (f"{route.field}.typed_per_filter_config", key)
+        (f"{route.field}.typed_per_filter_config", str(key))
         for route in find_routes(policy)
-        for key in dig(route.content, "typed_per_filter_config") or {}
+        if isinstance(filters := dig(route.content, "typed_per_filter_config"), dict)
+        for key in filters
     ]
     for index, patch in enumerate(policy.spec.json_patches):
         path = f"{patch.operation.json_path} {patch.operation.path}".replace("~1", "/")
